@@ -1,0 +1,56 @@
+"""One tree of errors: each says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ThalwegError(Exception):
+    """Whatever thalweg refuses or cannot do; catch this to catch all of it."""
+
+
+class TaskError(ThalwegError):
+    """The task does not fit together: its file, model, loss, step or metrics."""
+
+
+class DataError(TaskError):
+    """The data cannot be trained on: empty, of unequal lengths, not finite, or labels out of range."""
+
+
+class PlanError(ThalwegError):
+    """A knob of the plan has a value that cannot be, or a name that does not exist."""
+
+
+class RuleError(PlanError):
+    """An unknown update rule, or a constant of one outside its range."""
+
+
+class ScheduleError(PlanError):
+    """An unknown schedule shape, or an option that does not fit it."""
+
+
+class RunError(ThalwegError):
+    """A run's folder cannot be written, read, continued or told apart from another run."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is truncated, altered, of another model, or cannot be written."""
+
+
+class DivergedError(ThalwegError):
+    """The descent left every basin and the cures at hand did not bring it back."""
+
+
+class NonFiniteError(DivergedError):
+    """Loss or gradient stayed NaN or infinite; no weight has taken a step on it."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Give `" Did you mean 'x'?"` for a mistyped word, or nothing where no choice is near.
+
+    >>> nearest("adamww", ["adam", "adamw", "momentum"])
+    " Did you mean 'adamw'?"
+    """
+    found = difflib.get_close_matches(word, list(choices), n=1)
+    return f" Did you mean '{found[0]}'?" if found else ""
