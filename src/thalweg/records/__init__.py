@@ -1,0 +1,1 @@
+"""The nouns: task, plan, run, history, checkpoint, diagnosis, each with its file."""

@@ -1,0 +1,75 @@
+"""The diagnosis: what went wrong, why we say so, and what cures it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["note", "warning", "critical"]
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A remedy as a value: whoever runs the descent applies it, and it is logged.
+
+    Arguments:
+        action: what to do in one sentence, for a person.
+        rollback: go back to the last good snapshot first.
+        rate_factor: multiplies the learning rate from here on, in (0, 1].
+        clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
+    """
+
+    action: str
+    rollback: bool = False
+    rate_factor: float = 1.0
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One finding.
+
+    Arguments:
+        symptom: what is seen, in the field's words ("diverging").
+        cause: what brings it about, in a sentence.
+        severity: "note", "warning" or "critical".
+        step: where it was noticed; None before training. `since`: the first abnormal step.
+        evidence: name -> figures, usually `{"value": …, "threshold": …}`.
+        ruled_out, not_measured, consequences: names of other causes, of tests that had no input, and of what follows.
+        examples: indices into the training data.
+        cure: the remedy. `verified`: True or False where it was tried, None where not.
+        probability: in [0, 1] where several causes fit, else None.
+    """
+
+    symptom: str
+    cause: str
+    severity: Severity = "warning"
+    step: int | None = None
+    since: int | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    ruled_out: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    consequences: tuple[str, ...] = ()
+    examples: tuple[int, ...] = ()
+    cure: Cure | None = None
+    verified: bool | None = None
+    probability: float | None = None
+
+    def __str__(self) -> str:
+        place = f"step {self.step}: " if self.step is not None else ""
+        remedy = f" {self.cure.action}" if self.cure else ""
+        return f"{place}{self.symptom}: {self.cause}{remedy}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(entries: Mapping[str, Any]) -> Diagnosis:
+        """Read what `to_dict` gave."""
+        plain = dict(entries)
+        cure = plain.pop("cure", None)
+        tuples = ("ruled_out", "not_measured", "consequences", "examples")
+        plain |= {name: tuple(plain[name]) for name in tuples if name in plain}
+        return Diagnosis(**plain, cure=Cure(**cure) if cure else None)

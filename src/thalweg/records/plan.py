@@ -1,0 +1,300 @@
+"""The plan: how to descend. Every knob, and the evidence on which it was chosen."""
+
+from __future__ import annotations
+
+import math
+import operator
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomlkit
+
+from thalweg import rules
+from thalweg import schedule as shapes
+from thalweg.errors import PlanError, ThalwegError, nearest
+from thalweg.schedule import Schedule
+
+EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
+Precision = Literal["float32", "bfloat16", "float16"]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why a knob has its value.
+
+    `source` is one of "given", "default", "derived" (a stated rule), "measured" or "searched"; `reason` is a sentence with
+    the rule's name and where it comes from; `figures` are what was seen, plain numbers, texts and lists of them.
+    """
+
+    source: EvidenceSource
+    reason: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(EvidenceSource):
+            raise PlanError(f"Evidence '{self.source}' is none of {list(get_args(EvidenceSource))}.")
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}" if self.reason else self.source
+
+
+@dataclass(frozen=True)
+class Group:
+    """Settings of the parameters whose names match a pattern: factors on the plan's own rate and decay."""
+
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to descend. What is not given is a stated default.
+
+    Arguments:
+        rule: the update rule's name, such as "adamw".
+        learning_rate: the peak rate; the schedule multiplies it.
+        batch_size: examples a step (the effective batch); None means the whole data set in one batch, 1 single examples.
+        weight_decay: pull of weights towards zero, in the rule's own form.
+        schedule: a `Schedule`; its open lengths are of this run.
+        constants: the rule's other constants, such as {"beta2": 0.99}.
+        steps: update steps of the whole run; None until a budget is known.
+        steps_per_epoch: as counted when the plan was made.
+        accumulate: micro-batches a step; each holds about batch_size / accumulate examples.
+        clip_norm, clip_value: clip the gradient's global norm, and each of its entries; None: off.
+        ema: decay of an average of the weights, such as 0.999; None: off.
+        precision: "float32" (the model's own dtype), or "bfloat16" or "float16" autocast.
+        seed: of initialisation, order, dropout and augmentation.
+        decay_vectors: also decay biases and normalisation parameters (all of fewer than two dimensions).
+        groups: pattern of parameter names (shell style, such as "head.*") -> `Group`.
+        shuffle, replacement, drop_last: how batches are drawn.
+        workers: processes that load data; 0: none.
+        validate_every: steps between validations; None: derived from the epoch when the run starts.
+        patience: validations without improvement after which the run stops; None: never.
+        keep: "best" gives the weights that validated best, "last" the final ones.
+        watch: notice and cure a loss that is not finite or diverges.
+        snapshot_every: steps between the snapshots that a cure goes back to; 0: none.
+        checkpoint_seconds: about how far apart checkpoints are written (they change no figure).
+        digest_every: steps between digests of the weights in the history; 0: none.
+        threads: CPU threads the run was planned for; None: as they are.
+        evidence: knob -> `Evidence`.
+
+    Raises PlanError (RuleError, ScheduleError) that names the knob, its value and what it may be.
+    """
+
+    rule: str = "adamw"
+    learning_rate: float = 1e-3
+    batch_size: int | None = 64
+    weight_decay: float = 0.0
+    schedule: Schedule = field(default_factory=shapes.constant)
+    constants: Mapping[str, float | bool] = field(default_factory=dict[str, "float | bool"])
+    steps: int | None = None
+    steps_per_epoch: int | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    ema: float | None = None
+    precision: Precision = "float32"
+    seed: int = 0
+    decay_vectors: bool = False
+    groups: Mapping[str, Group] = field(default_factory=dict[str, Group])
+    shuffle: bool = True
+    replacement: bool = False
+    drop_last: bool = False
+    workers: int = 0
+    validate_every: int | None = None
+    patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+    watch: bool = True
+    snapshot_every: int = 50
+    checkpoint_seconds: float = 60.0
+    digest_every: int = 50
+    threads: int | None = None
+    evidence: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence])
+
+    def __post_init__(self) -> None:
+        _settle_types(self)
+        rule = rules.get(self.rule)
+        rule.check_constants(self.constants)
+        _positive(self, "learning_rate")
+        for name in ("weight_decay", "checkpoint_seconds"):
+            _at_least(self, name, 0)
+        for name in ("clip_norm", "clip_value"):
+            _positive(self, name)
+        for name in ("batch_size", "steps", "steps_per_epoch", "accumulate", "validate_every", "patience", "threads"):
+            _at_least(self, name, 1)
+        for name in ("workers", "snapshot_every", "digest_every", "seed"):
+            _at_least(self, name, 0)
+        if self.batch_size is not None and self.accumulate > self.batch_size:
+            raise PlanError(
+                f"`accumulate` is {self.accumulate}, more than the batch of {self.batch_size} examples it is to cut."
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise PlanError(f"`ema` is {self.ema}, but a decay lies between 0 and 1, such as 0.999.")
+        _one_of(self, "precision", get_args(Precision))
+        _one_of(self, "keep", ("best", "last"))
+
+    def replace(self, **changes: Any) -> Plan:
+        """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
+
+        >>> Plan().replace(learning_rate=0.01).evidence["learning_rate"].source
+        'given'
+        """
+        known = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise PlanError(f"A plan has no '{name}'.{nearest(name, known)} It has {', '.join(known)}.")
+        if "evidence" not in changes:
+            changes["evidence"] = {**self.evidence, **{name: Evidence("given") for name in changes}}
+        return replace(self, **changes)
+
+    def why(self, knob: str) -> Evidence:
+        """Give a knob's evidence: "default" where nothing else is known."""
+        return self.evidence.get(knob, Evidence("default"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values without None, for TOML or JSON."""
+        entries: dict[str, Any] = {"format": FORMAT}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None:
+                entries[f.name] = value
+        # `batch_size` unset would read back as the default: the whole data set needs a word of its own.
+        entries["batch_size"] = "all" if self.batch_size is None else self.batch_size
+        entries["schedule"] = self.schedule.to_dict()
+        entries["constants"] = dict(self.constants)
+        entries["groups"] = {pattern: vars(group) for pattern, group in self.groups.items()}
+        entries["evidence"] = {
+            knob: {"source": e.source, "reason": e.reason, "figures": dict(e.figures)}
+            for knob, e in self.evidence.items()
+        }
+        return entries
+
+    @staticmethod
+    def from_dict(entries: Mapping[str, Any]) -> Plan:
+        """Read what `to_dict` gave. Raises PlanError on an unknown key, with the nearest name."""
+        values = dict(entries)
+        version = values.pop("format", FORMAT)
+        if not isinstance(version, int) or version > FORMAT:
+            raise PlanError(
+                f"The plan has format {version}; this thalweg reads up to {FORMAT}. Install a newer thalweg."
+            )
+        known = [f.name for f in fields(Plan)]
+        for name in values:
+            if name not in known:
+                raise PlanError(
+                    f"Unknown key '{name}' in the plan.{nearest(name, known)} Known keys: {', '.join(known)}."
+                )
+        if values.get("batch_size") == "all":
+            values["batch_size"] = None
+        for name in ("schedule", "constants", "groups", "evidence"):
+            if name in values and not isinstance(values[name], Mapping):
+                if name == "schedule" and isinstance(values[name], str):
+                    values[name] = {"shape": values[name]}
+                    continue
+                raise PlanError(f"'{name}' in the plan is {values[name]!r}, but it is a table.")
+        if "schedule" in values:
+            values["schedule"] = Schedule.from_dict(values["schedule"])
+        values["groups"] = {p: _record(Group, g, f"groups.{p}") for p, g in values.get("groups", {}).items()}
+        values["evidence"] = {k: _record(Evidence, e, f"evidence.{k}") for k, e in values.get("evidence", {}).items()}
+        return Plan(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as TOML; `Plan.load` gives it back without loss."""
+        document = tomlkit.document()
+        document.add(
+            tomlkit.comment("A thalweg plan: every knob of a descent, and under [evidence] how it was chosen.")
+        )
+        for key, value in self.to_dict().items():
+            document.add(key, tomlkit.item(value))
+        Path(path).write_text(tomlkit.dumps(document), "utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan from TOML. Raises PlanError with the file's name and what to mend."""
+        try:
+            entries = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise PlanError(f"{path}: the plan cannot be read ({error.strerror}).") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path}: this is not TOML: {error}.") from error
+        try:
+            return Plan.from_dict(entries)
+        except ThalwegError as error:
+            raise type(error)(f"{path}: {error}") from error
+
+
+def _record(kind: type[Any], entries: Any, where: str) -> Any:
+    try:
+        return kind(**entries)
+    except TypeError as error:
+        raise PlanError(f"'{where}' in the plan is {entries!r}, which does not fit: {error}.") from error
+
+
+_INTEGERS = [
+    "batch_size",
+    "steps",
+    "steps_per_epoch",
+    "accumulate",
+    "seed",
+    "workers",
+    "validate_every",
+    "patience",
+    "snapshot_every",
+    "digest_every",
+    "threads",
+]
+_FLOATS = ["learning_rate", "weight_decay", "clip_norm", "clip_value", "ema", "checkpoint_seconds"]
+_FLAGS = ["decay_vectors", "shuffle", "replacement", "drop_last", "watch"]
+
+
+def _settle_types(plan: Plan) -> None:
+    """Turn NumPy's and torch's scalars into Python's, so that a plan is plain values whoever made it."""
+    for name in _INTEGERS:
+        _set(plan, name, operator.index, "a whole number")
+    for name in _FLOATS:
+        _set(plan, name, float, "a number")
+    for name in _FLAGS:
+        if not isinstance(getattr(plan, name), bool):
+            raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is true or false.")
+    if isinstance(plan.schedule, str):
+        object.__setattr__(plan, "schedule", Schedule.from_dict({"shape": plan.schedule}))
+    if not isinstance(plan.schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PlanError(
+            f"`schedule` is {plan.schedule!r}. Give a shape's name or thalweg.schedule.linear(...) and the like."
+        )
+
+
+def _set(plan: Plan, name: str, convert: Any, kind: str) -> None:
+    value = getattr(plan, name)
+    if value is None:
+        return
+    if isinstance(value, bool | str):
+        raise PlanError(f"`{name}` is {value!r}, but it is {kind}.")
+    if convert is operator.index and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    try:
+        object.__setattr__(plan, name, convert(value))
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"`{name}` is {value!r}, but it is {kind}.") from error
+
+
+def _positive(plan: Plan, name: str) -> None:
+    value = getattr(plan, name)
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise PlanError(f"`{name}` is {value}, but it must be above zero and finite.")
+
+
+def _at_least(plan: Plan, name: str, least: float) -> None:
+    value = getattr(plan, name)
+    if value is not None and not (math.isfinite(value) and value >= least):
+        raise PlanError(f"`{name}` is {value}, but it must be at least {least} and finite.")
+
+
+def _one_of(plan: Plan, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(plan, name)
+    if value not in choices:
+        raise PlanError(f"`{name}` is {value!r}, which is none of {list(choices)}.{nearest(str(value), choices)}")

@@ -1,0 +1,287 @@
+"""The task: what to descend. A model, a loss, data, and how to tell good from bad."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import tomllib
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import tomlkit
+from torch import Tensor, nn
+
+from thalweg.errors import TaskError, nearest
+
+StepResult = Tensor | tuple[Tensor, float | int | Tensor]
+
+
+@runtime_checkable
+class StreamingMetric(Protocol):
+    """A metric that sees the validation set batch by batch: `reset`, `update`, then `compute`."""
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take in one batch."""
+
+    def compute(self) -> Any:
+        """Give the figure over all that was seen since `reset`."""
+
+
+Metric = Callable[[Any, Any], Any] | StreamingMetric
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task came from, so that another process can make it again.
+
+    `module` is a dotted name of an importable module, `file` the path of a Python file; one of the two is set. `name` is the
+    task, or the function that returns it; `arguments` are passed to that function.
+    """
+
+    name: str = "task"
+    file: str | None = None
+    module: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def load(self) -> Task:
+        """Make the task again.
+
+        Raises TaskError where the file is missing, does not run, holds no such task, or refuses the arguments.
+        """
+        found = find_task(self)
+        task = _call(found, self) if not isinstance(found, Task) else found
+        if isinstance(found, Task) and self.arguments:
+            raise TaskError(
+                f"{self.where}: '{self.name}' is a ready task and takes no arguments, but {sorted(self.arguments)} were"
+                f" given. Make it a function that returns the task, with these as its parameters."
+            )
+        named = task if task.name != "task" else replace(task, name=self.stem)
+        return replace(named, source=self)
+
+    @property
+    def where(self) -> str:
+        """The file or module, for a message."""
+        return self.file or self.module or "?"
+
+    @property
+    def stem(self) -> str:
+        """A short name: the file's, or the task's where it is not just `task`."""
+        if self.name != "task":
+            return self.name
+        return Path(self.file).stem if self.file else (self.module or "task").rsplit(".", 1)[-1]
+
+    def save(self, path: Path) -> None:
+        """Write `task.toml`."""
+        known = {"name": self.name, "file": self.file, "module": self.module, "arguments": dict(self.arguments)}
+        path.write_text(tomlkit.dumps({key: value for key, value in known.items() if value is not None}), "utf-8")
+
+    @staticmethod
+    def read(path: Path) -> Source:
+        """Read `task.toml`. Raises TaskError where it is damaged."""
+        try:
+            entries = tomllib.loads(path.read_text("utf-8"))
+            return Source(**entries)
+        except (tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
+            raise TaskError(f"{path}: cannot be read as a task's source ({error}). Pass the task itself.") from error
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to descend.
+
+    Arguments:
+        model: a factory without arguments that returns an `nn.Module`, or a module, which is copied for every run and never
+            changed (fine-tuning: a seed then varies order and dropout only).
+        loss: `loss(output, target)` -> mean over the batch, a scalar; a function or a module. Not needed with `step`.
+        data: training data: `(x, y)` tensors or arrays (or data frames, nested tuples, dicts), a `Dataset`, an
+            `IterableDataset`, or a `DataLoader`, whose batch size is then given. One tensor alone is its own target.
+        validation: the same kinds; without it the training loss decides.
+        metrics: name -> `f(outputs, targets)` over the whole validation set, or an object with `reset`/`update`/`compute`.
+        name: a short name, used for the run's folder.
+        step: `step(model, batch)` -> the loss or `(loss, weight)`, where a step is not `loss(model(x), y)`. Averages and
+            accumulation use the weight (tokens, say).
+        evaluate: `evaluate(model, batch)` -> the loss or `(loss, weight)` for validation, or `(outputs, targets)` as a
+            pair of tensors is not meant: metrics need `loss`. Default: `step`.
+        per_example_loss: `per_example_loss(model, batch)` -> one loss an example, used when examples are to be named.
+        select: the criterion of best: "loss" or the name of a metric.
+        mode: "min" or "max" of that criterion.
+        collate_fn: puts single examples together into a batch, for ragged data.
+        weights: one sampling weight an example, for drawing with replacement.
+
+    Raises TaskError where the parts cannot be a task.
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    loss: Callable[..., Tensor] | None = None
+    data: Any = None
+    validation: Any = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict[str, Metric])
+    name: str = "task"
+    step: Callable[[nn.Module, Any], StepResult] | None = None
+    evaluate: Callable[[nn.Module, Any], StepResult] | None = None
+    per_example_loss: Callable[[nn.Module, Any], Tensor] | None = None
+    select: str = "loss"
+    mode: Literal["min", "max"] = "min"
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    weights: Any = None
+    source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, type) or not callable(self.model):
+            _check_model_type(self.model)
+        if self.loss is None and self.step is None:
+            raise TaskError("The task has neither `loss` nor `step`. Give loss(output, target) or step(model, batch).")
+        for part in ("loss", "step", "evaluate", "per_example_loss", "collate_fn"):
+            value = getattr(self, part)
+            if value is not None and not callable(value):
+                raise TaskError(f"`{part}` is a {type(value).__name__}, which cannot be called. Give a function.")
+        if isinstance(self.loss, type):
+            raise TaskError(f"`loss` is the class {self.loss.__name__}. Give an instance: loss={self.loss.__name__}().")
+        if self.data is None:
+            raise TaskError("The task has no `data`. Give (x, y), a Dataset, an IterableDataset or a DataLoader.")
+        _check_metrics(self)
+
+
+def _check_model_type(model: Any) -> None:
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        if _needs_arguments(model):
+            raise TaskError(
+                f"`model` is the class {model.__name__}, whose constructor needs arguments."
+                f" Give a factory: model=lambda: {model.__name__}(...)."
+            )
+        return
+    raise TaskError(f"`model` is a {type(model).__name__}. Give an nn.Module, or a function that returns one.")
+
+
+def _needs_arguments(call: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _check_metrics(task: Task) -> None:
+    if not isinstance(task.metrics, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TaskError("`metrics` must be a mapping from name to f(outputs, targets), such as {'accuracy': accuracy}.")
+    for name, metric in task.metrics.items():
+        if not callable(metric) and not isinstance(metric, StreamingMetric):
+            raise TaskError(f"Metric '{name}' is neither a function nor an object with reset, update and compute.")
+        if name == "loss" or "/" in name:
+            raise TaskError(
+                f"A metric cannot be called '{name}': 'loss' is taken and '/' separates columns. Rename it."
+            )
+    choices = ["loss", *task.metrics]
+    if task.select not in choices:
+        raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{nearest(task.select, choices)}")
+    if task.mode not in ("min", "max"):
+        raise TaskError(f"`mode` is '{task.mode}'. Give 'min' where less of '{task.select}' is better, else 'max'.")
+    if task.select != "loss" and task.validation is None:
+        raise TaskError(f"`select` is '{task.select}', which is measured on validation data. Give `validation`.")
+    if task.metrics and task.loss is None:
+        raise TaskError(
+            "Metrics are computed from model outputs and targets, which needs `loss`. Give it beside `step`."
+        )
+
+
+def parse_source(address: str, arguments: Mapping[str, Any] | None = None) -> Source:
+    """Read `path/to/task.py[:name]` into a source.
+
+    Raises TaskError where there is no such file.
+    """
+    path, _, name = address.partition(":") if not _is_drive(address) else (address, "", "")
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise TaskError(f"{path} is a folder. Give the Python file that holds the task, such as {file / 'task.py'}.")
+    if not file.is_file():
+        raise TaskError(f"There is no file {path}. Give the path of a Python file with a task, or an example's name.")
+    return Source(name=name or "task", file=str(file.resolve()), arguments=dict(arguments or {}))
+
+
+def _is_drive(address: str) -> bool:
+    return len(address) > 1 and address[1] == ":" and address[0].isalpha() and address.count(":") == 1
+
+
+def find_task(source: Source) -> Task | Callable[..., Task]:
+    """Run the source's file and give what it holds under the name, before it is called.
+
+    Raises TaskError where the file does not run or has no task.
+    """
+    module = importlib.import_module(source.module) if source.module else _run_file(Path(source.file or ""))
+    found = getattr(module, source.name, None)
+    if isinstance(found, Task) or (callable(found) and not isinstance(found, type)):
+        return cast("Task | Callable[..., Task]", found)
+    tasks = [name for name, value in vars(module).items() if isinstance(value, Task)]
+    if found is None and source.name == "task" and len(tasks) == 1:
+        return cast(Task, getattr(module, tasks[0]))
+    hint = f" It has the tasks {tasks}: name one as {source.where}:{tasks[0]}." if tasks else ""
+    raise TaskError(
+        f"{source.where} has no task called '{source.name}'.{nearest(source.name, tasks)}{hint}"
+        f" Write `task = thalweg.Task(...)`, or a function `{source.name}()` that returns one."
+    )
+
+
+def _run_file(path: Path) -> types.ModuleType:
+    if not path.is_file():
+        raise TaskError(f"The task's file {path} is no longer there. Put it back, or pass the task itself.")
+    name = f"thalweg_task_{path.stem}_{abs(hash(str(path))):x}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path} is no Python file. A task file ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, pickling and loader workers look the module up by its name
+    sys.path.insert(0, str(path.parent))  # a task file may import what lies beside it, as a script may
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise TaskError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
+    except Exception as error:
+        raise TaskError(f"{path} does not run: {_place(error, path)}{type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _place(error: BaseException, path: Path) -> str:
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"line {line}: " if line else ""
+
+
+def _call(function: Callable[..., Task], source: Source) -> Task:
+    parameters = inspect.signature(function).parameters
+    for name in source.arguments:
+        if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            raise TaskError(
+                f"{source.where}: {source.name}() has no argument '{name}'.{nearest(name, parameters)}"
+                f" It takes {sorted(parameters) or 'none'}."
+            )
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in source.arguments]
+    missing = [
+        n
+        for n in missing
+        if parameters[n].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    ]
+    if missing:
+        raise TaskError(f"{source.where}: {source.name}() also needs {missing}. Give each as --{missing[0]} VALUE.")
+    try:
+        task = function(**source.arguments)
+    except TaskError:
+        raise
+    except Exception as error:
+        place = _place(error, Path(source.file)) if source.file else ""
+        raise TaskError(f"{source.where}: {source.name}() failed: {place}{type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TaskError(f"{source.where}: {source.name}() returned a {type(task).__name__}, not a thalweg.Task.")
+    return task

@@ -1,0 +1,216 @@
+"""Batches in their order, from any position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from thalweg.errors import DataError
+from thalweg.sampling.order import mix, order
+from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSource, leaves, seed_all
+
+
+class Draw(NamedTuple):
+    """The examples of one step: its micro-batches, how many examples each holds, and their indices where they have any."""
+
+    parts: list[Any]
+    sizes: list[int]
+    indices: Tensor | None
+
+
+class Batches:
+    """Draws one step's examples after another; `position` says where it is, and setting it takes it anywhere.
+
+    Arguments:
+        source: from `open_source`.
+        batch_size: examples a step; None: all of them.
+        accumulate: micro-batches a step.
+        seed: the order is a function of it and the epoch.
+        shuffle, replacement, weights, drop_last, rank, world: see `order`.
+        workers: loader processes for indexed data and streams.
+
+    Raises DataError where a batch is larger than the data.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int | None,
+        *,
+        seed: int,
+        accumulate: int = 1,
+        shuffle: bool = True,
+        replacement: bool = False,
+        weights: Tensor | None = None,
+        drop_last: bool = False,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.source, self.seed, self.accumulate, self.workers = source, seed, accumulate, workers
+        self.shuffle, self.replacement, self.weights, self.drop_last = shuffle, replacement, weights, drop_last
+        self.rank, self.world = rank, world
+        self.batch_size = self._settle_batch_size(batch_size)
+        self.steps_per_epoch = self._count_steps()
+        self.epoch, self.within = 0, 0  # `within`: steps already drawn from this epoch
+        self._order: tuple[int, Tensor] | None = None
+        self._feed: Iterator[Any] | None = None
+
+    def draw(self) -> Draw:
+        """Give the next step's examples."""
+        if isinstance(self.source, TensorSource):
+            drawn = self._slice(self.source)
+        elif isinstance(self.source, ItemSource):
+            drawn = self._load(self.source)
+        else:
+            return self._stream(self.source)
+        self.within += 1
+        if self.within == self.steps_per_epoch:
+            self.epoch, self.within = self.epoch + 1, 0
+        return drawn
+
+    def indices(self, epoch: int, within: int) -> Tensor:
+        """Give the indices of one step."""
+        if self._order is None or self._order[0] != epoch:
+            options = {"shuffle": self.shuffle and not self.whole, "replacement": self.replacement}
+            shares = {"weights": self.weights, "rank": self.rank, "world": self.world}
+            self._order = (epoch, order(self._length(), self.seed, epoch, **options, **cast(Any, shares)))
+        start = within * self.batch_size
+        return self._order[1][start : start + self.batch_size]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every step sees the whole data set: plain (batch) gradient descent."""
+        plain = not (self.replacement or self.weights is not None or isinstance(self.source, StreamSource))
+        return plain and self.batch_size == self._length()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the position as plain values."""
+        state: dict[str, Any] = {"epoch": self.epoch, "within": self.within}
+        if isinstance(self.source, StreamSource) and self.source.stateful and self._feed is not None:
+            state["loader"] = self.source.batches.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+        self.close()
+        self.epoch, self.within = state["epoch"], state["within"]
+        if isinstance(self.source, StreamSource):
+            if "loader" in state:
+                self.source.batches.load_state_dict(state["loader"])
+                self._feed = self._open_stream(self.source)
+            else:
+                self._fast_forward(self.source)
+
+    def split(self, accumulate: int) -> None:
+        """Cut steps into another number of micro-batches from here on; the examples of a step stay the same."""
+        state = self.state_dict()
+        self.accumulate = accumulate
+        self.load_state_dict(state)
+
+    def close(self) -> None:
+        """End loader workers."""
+        self._feed = None
+
+    def _length(self) -> int:
+        return len(cast("TensorSource | ItemSource", self.source))
+
+    def _settle_batch_size(self, batch_size: int | None) -> int:
+        if isinstance(self.source, StreamSource):
+            own = self.source.batch_size
+            return (own or batch_size or 1) if own is None else own * self.accumulate
+        count = self._length()
+        if batch_size is not None and batch_size > count and not self.replacement:
+            raise DataError(
+                f"The batch size is {batch_size}, but the data have {count} examples. Give at most {count}, or None for all."
+            )
+        return count if batch_size is None else batch_size
+
+    def _count_steps(self) -> int | None:
+        if isinstance(self.source, StreamSource):
+            count = self.source.count()
+            if count is None:
+                return None
+            if self.source.batch_size is None and isinstance(self.source.batches, IterableDataset):
+                count = math.ceil(count / self.micro)  # such a data set counts examples, not batches
+            return max(1, math.ceil(count / self.accumulate))
+        share = math.ceil(self._length() / self.world)
+        return max(1, share // self.batch_size if self.drop_last else math.ceil(share / self.batch_size))
+
+    @property
+    def micro(self) -> int:
+        """Examples a micro-batch."""
+        return math.ceil(self.batch_size / self.accumulate)
+
+    def _slice(self, source: TensorSource) -> Draw:
+        if self.whole and self.accumulate == 1:
+            return Draw([source.nest], [source.length], None)
+        indices = self.indices(self.epoch, self.within)
+        if self.accumulate == 1:
+            return Draw([source.take(indices)], [len(indices)], indices)
+        lots = indices.split(self.micro)
+        return Draw([source.take(lot) for lot in lots], [len(lot) for lot in lots], indices)
+
+    def _load(self, source: ItemSource) -> Draw:
+        indices = self.indices(self.epoch, self.within)
+        sizes = [len(lot) for lot in indices.split(self.micro)]
+        if self._feed is None:
+            self._feed = source.feed(self._lots(self.epoch, self.within), self.seed, self.workers)
+        return Draw([next(self._feed) for _ in sizes], sizes, indices)
+
+    def _lots(self, epoch: int, within: int) -> Iterator[list[tuple[int, int]]]:
+        # Runs ahead of the training by the loader's prefetching, so it must not touch the position or the cached order.
+        ahead = Batches.__new__(Batches)
+        ahead.__dict__.update(self.__dict__)
+        while True:
+            for lot in ahead.indices(epoch, within).split(self.micro):
+                yield [(epoch, index) for index in lot.tolist()]
+            within += 1
+            if within == self.steps_per_epoch:
+                epoch, within = epoch + 1, 0
+
+    def _stream(self, source: StreamSource) -> Draw:
+        if self._feed is None:
+            self._feed = self._open_stream(source)
+        parts = list(self._take(self._feed))
+        if not parts and self.within == 0:
+            raise DataError(
+                f"The data stream gave no batch in epoch {self.epoch + 1}. It must start anew each time it is gone through:"
+                f" give an object whose __iter__ makes a fresh iterator, or an endless one."
+            )
+        self.within += 1
+        if not parts or self.within == self.steps_per_epoch:
+            self.epoch, self.within, self._feed = self.epoch + 1, 0, None
+        return Draw(parts, [_rows(part) for part in parts], None) if parts else self._stream(source)
+
+    def _take(self, feed: Iterator[Any]) -> Iterator[Any]:
+        for part in range(self.accumulate):
+            seed_all(mix(self.seed, self.epoch, self.within, part))  # fast-forwarding draws the same random numbers
+            try:
+                yield next(feed)
+            except StopIteration:
+                return
+
+    def _open_stream(self, source: StreamSource) -> Iterator[Any]:
+        seed_all(mix(self.seed, self.epoch))
+        if isinstance(source.batches, IterableDataset):
+            own = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            loader = DataLoader(source.batches, batch_size=self.micro, num_workers=self.workers, generator=own)
+            return iter(loader)
+        return source.open(self.epoch)
+
+    def _fast_forward(self, source: StreamSource) -> None:
+        aim, self.within = self.within, 0
+        while self.within < aim:
+            self._stream(source)
+
+
+def _rows(batch: Any) -> int:
+    """Count the examples of a batch by its first tensor's first dimension."""
+    found = leaves(batch)
+    return len(found[0]) if found and found[0].ndim else 1

@@ -1,0 +1,289 @@
+"""Where examples come from: tensors in memory, a data set by index, or a stream."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+
+from thalweg.errors import DataError
+from thalweg.sampling.order import mix
+
+Collate = Callable[[list[Any]], Any]
+Resume = Literal["exact", "state_dict", "fast-forward"]
+
+
+class TensorSource:
+    """Examples in memory: a nest of tensors that share their first dimension. Batches are slices."""
+
+    resume: Resume = "exact"
+
+    def __init__(self, nest: Any) -> None:
+        self.nest = nest
+        lengths = {len(leaf) for leaf in leaves(nest)}
+        if len(lengths) != 1:
+            shapes = [tuple(leaf.shape) for leaf in leaves(nest)]
+            raise DataError(
+                f"The parts of the data have different lengths: shapes {shapes}. The first dimension counts examples and"
+                f" must be the same in all."
+            )
+        self.length = lengths.pop()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def take(self, indices: Tensor | slice) -> Any:
+        """Give the examples at `indices` as one batch."""
+        if isinstance(indices, slice):
+            return tree_map(lambda leaf: leaf[indices], self.nest)
+        return tree_map(lambda leaf: leaf.index_select(0, indices.to(leaf.device)), self.nest)
+
+
+class ItemSource:
+    """Examples by index from a `Dataset`-like object, put together by `collate_fn`, with loader workers where asked."""
+
+    resume: Resume = "exact"
+
+    def __init__(self, items: Any, collate_fn: Collate | None = None, **loader: Any) -> None:
+        self.items = items
+        self.collate_fn = collate_fn
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def feed(self, lots: Iterator[list[tuple[int, int]]], seed: int, workers: int) -> Iterator[Any]:
+        """Load lots of (epoch, index) pairs, one batch a lot, in their order."""
+        sampler = cast("BatchSampler", _Lots(lots))
+        loader = DataLoader(
+            cast("Dataset[Any]", _SeededItems(self.items, seed)),
+            batch_sampler=sampler,
+            collate_fn=self.collate_fn,
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(
+                mix(seed, 0)
+            ),  # else each loader takes one draw from the global state
+            **self.loader,
+        )
+        return iter(loader)
+
+
+class _Lots:
+    def __init__(self, lots: Iterator[list[tuple[int, int]]]) -> None:
+        self.lots = lots
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.lots
+
+
+class _SeededItems:
+    """Reads each item under random states that are a function of (seed, epoch, index), so that augmentation repeats."""
+
+    def __init__(self, items: Any, seed: int) -> None:
+        self.items = items
+        self.seed = seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, index = place
+        seed_all(mix(self.seed, epoch, index))
+        return self.items[index]
+
+
+class StreamSource:
+    """Batches as they come from a person's loader or an `IterableDataset`; a new pass over it is a new epoch."""
+
+    def __init__(self, batches: Any, *, batch_size: int | None) -> None:
+        self.batches = batches
+        self.batch_size = batch_size  # the loader's own; None: not known
+        self.stateful = all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
+        self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
+
+    def count(self) -> int | None:
+        """Batches in a pass, None where the stream does not know."""
+        try:
+            return len(self.batches)
+        except TypeError:
+            return None
+
+    def open(self, epoch: int) -> Iterator[Any]:
+        """Start a pass."""
+        for holder in (self.batches, getattr(self.batches, "sampler", None), getattr(self.batches, "dataset", None)):
+            if callable(getattr(holder, "set_epoch", None)):
+                cast(Any, holder).set_epoch(epoch)
+        return iter(self.batches)
+
+
+Source = TensorSource | ItemSource | StreamSource
+
+
+def open_source(
+    data: Any, *, float_dtype: torch.dtype = torch.float32, collate_fn: Collate | None = None, name: str = "data"
+) -> Source:
+    """Find out what kind of data these are.
+
+    A `DataLoader` over indexed items in plain or shuffled order is taken apart, because then its order becomes a function of
+    (seed, epoch) and resuming is exact; any other loader is a stream.
+
+    Raises DataError where the data are empty, not numbers, or of unequal lengths.
+    """
+    source = _open(data, float_dtype, collate_fn, name)
+    if not isinstance(source, StreamSource) and len(source) == 0:
+        raise DataError(f"`{name}` is empty: it has no example. Check what you load.")
+    return source
+
+
+def _open(data: Any, float_dtype: torch.dtype, collate_fn: Collate | None, name: str) -> Source:
+    if isinstance(data, DataLoader):
+        return _open_loader(data)
+    if isinstance(data, IterableDataset):
+        return StreamSource(data, batch_size=None)
+    if isinstance(data, torch.utils.data.TensorDataset) and collate_fn is None:
+        return TensorSource(tree_map(lambda leaf: as_tensor(leaf, float_dtype, name), tuple(data.tensors)))
+    if _is_table(data) or isinstance(data, tuple | dict):
+        return _open_arrays(data, float_dtype, collate_fn, name)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return ItemSource(data, collate_fn)
+    if hasattr(data, "__iter__") and not isinstance(data, Iterator):
+        return StreamSource(data, batch_size=None)
+    what = (
+        "an iterator, which can be gone through once only" if isinstance(data, Iterator) else f"a {type(data).__name__}"
+    )
+    raise DataError(
+        f"`{name}` is {what}. Give (x, y) arrays or tensors, a Dataset, an IterableDataset, or a DataLoader."
+    )
+
+
+def _is_table(data: Any) -> bool:
+    return isinstance(data, Tensor | np.ndarray) or hasattr(data, "to_numpy")
+
+
+def _open_arrays(data: Any, float_dtype: torch.dtype, collate_fn: Collate | None, name: str) -> Source:
+    if isinstance(data, tuple) and collate_fn is not None:
+        return ItemSource(Rows(data, name), collate_fn)
+    if isinstance(data, tuple) and any(isinstance(part, list) and _is_ragged(part) for part in data):
+        raise DataError(
+            f"`{name}` has examples of different lengths. Give `collate_fn`, which pads or packs a list of examples."
+        )
+    return TensorSource(tree_map(lambda leaf: as_tensor(leaf, float_dtype, name), data))
+
+
+def _is_ragged(part: list[Any]) -> bool:
+    lengths = {len(row) for row in part if hasattr(row, "__len__") and not (isinstance(row, Tensor) and row.ndim == 0)}
+    return len(lengths) > 1
+
+
+class Rows:
+    """A tuple of equally long sequences, read example by example."""
+
+    def __init__(self, columns: tuple[Any, ...], name: str = "data") -> None:
+        lengths = [len(column) for column in columns]
+        if len(set(lengths)) != 1:
+            raise DataError(f"The parts of `{name}` have different lengths: {lengths}. Each example needs all of them.")
+        self.columns = tuple(column.to_numpy() if hasattr(column, "to_numpy") else column for column in columns)
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return tuple(column[index] for column in self.columns)
+
+
+def _open_loader(loader: DataLoader[Any]) -> Source:
+    plain = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
+    ordered = type(loader.sampler) in (RandomSampler, SequentialSampler)
+    replaced = isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples)
+    if not (plain and ordered) or replaced:
+        return StreamSource(loader, batch_size=loader.batch_size)
+    kept = {key: getattr(loader, key) for key in ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")}
+    if loader.num_workers:
+        kept["prefetch_factor"] = loader.prefetch_factor
+    return ItemSource(loader.dataset, loader.collate_fn, **{k: v for k, v in kept.items() if v})
+
+
+def given_batch(data: Any) -> dict[str, Any]:
+    """Give the knobs that a person's own `DataLoader` has already decided, as entries of a plan.
+
+    >>> given_batch(DataLoader([1, 2, 3], batch_size=2, shuffle=True))
+    {'workers': 0, 'batch_size': 2, 'drop_last': False, 'shuffle': True}
+    """
+    if not isinstance(data, DataLoader):
+        return {}
+    loader = cast("DataLoader[Any]", data)
+    knobs: dict[str, Any] = {"workers": loader.num_workers}
+    if loader.batch_size is not None:
+        knobs |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    elif isinstance(getattr(loader.batch_sampler, "batch_size", None), int):
+        knobs["batch_size"] = cast(Any, loader.batch_sampler).batch_size
+    return knobs | {"shuffle": not isinstance(loader.sampler, SequentialSampler)}
+
+
+def as_tensor(value: Any, float_dtype: torch.dtype, name: str) -> Tensor:
+    """Turn an array, frame, series, list or tensor into a tensor; floats get `float_dtype`. The original is not changed."""
+    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(_as_array(value, name))
+    return tensor.to(float_dtype) if tensor.is_floating_point() else tensor
+
+
+def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
+    try:
+        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"`{name}` holds rows of different lengths. Pad them, or give `collate_fn`.") from error
+    if array.dtype == object:
+        array = _numbers(array, value, name)
+    if array.dtype.kind not in "biufc":
+        seen = array.reshape(-1)[:1].tolist()
+        raise DataError(f"`{name}` holds {array.dtype} values such as {seen}. Give numbers; code labels as 0, 1, 2, …")
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    if array.ndim == 0:
+        raise DataError(f"`{name}` is the single value {array}. The first dimension counts examples.")
+    return array if array.flags.writeable else array.copy()
+
+
+def _numbers(array: np.ndarray[Any, Any], value: Any, name: str) -> np.ndarray[Any, Any]:
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        columns = [str(c) for c in getattr(value, "columns", []) if not _is_numeric(value[c])]
+        where = f" in columns {columns}" if columns else ""
+        raise DataError(f"`{name}` holds values that are no numbers{where} ({error}). Code them as numbers.") from error
+
+
+def _is_numeric(column: Any) -> bool:
+    return np.issubdtype(np.asarray(column).dtype, np.number)
+
+
+def leaves(nest: Any) -> list[Tensor]:
+    """Give the tensors of a nest of tuples, lists and dicts, in order."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, Mapping):
+        return [leaf for part in nest.values() for leaf in leaves(part)]
+    if isinstance(nest, Sequence) and not isinstance(nest, str | bytes):
+        return [leaf for part in nest for leaf in leaves(part)]
+    return []
+
+
+def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
+    """Apply a function to each leaf of a nest of tuples (named ones too) and dicts; a list is a leaf where it holds numbers."""
+    if isinstance(nest, Mapping):
+        return {key: tree_map(function, part) for key, part in nest.items()}
+    if isinstance(nest, tuple):
+        parts = [tree_map(function, part) for part in nest]
+        return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
+    if isinstance(nest, list) and any(isinstance(part, Tensor | Mapping | tuple) for part in nest):
+        return [tree_map(function, part) for part in nest]
+    return function(nest)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the generators that a person's code draws from: torch's, NumPy's global one, and Python's."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
