@@ -1,0 +1,414 @@
+"""Checkpoints that are either whole or not there: folders of safetensors, JSON, and a manifest with every file's sum.
+
+    checkpoints/step-00001234/model.safetensors       tensors of the section "model", keys joined by "/"
+                              optimizer.safetensors   … one file a section that has tensors
+                              loop.json               everything that is not a tensor, and which tensor belongs where
+                              MANIFEST.json           written last: length and sha256 of each file, and its own sum
+
+Written into a hidden folder beside, confirmed by the disk file by file, then renamed: a process killed at any moment
+leaves the checkpoints before it untouched. Nothing that is read is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from thalweg.errors import CheckpointError
+from thalweg.records import plain, tensorfile
+from thalweg.records.plain import Place
+from thalweg.records.tensorfile import FileSum
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+PLAIN = "loop.json"
+UNSET_SUM = "0" * 64
+
+CheckpointState: TypeAlias = Mapping[str, Any]
+"""Sections ("model", "optimizer", "loop", …) of nested tensor, int, float, str, bool, None, list and dict."""
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint held, the step it was taken at, where it lies, and what was passed over to get to it."""
+
+    state: dict[str, Any]
+    step: int
+    path: Path
+    messages: tuple[str, ...]
+
+
+def save(
+    folder: str | os.PathLike[str], state: CheckpointState, *, step: int, keep: int = 2, name: str | None = None
+) -> Path:
+    """Write a checkpoint that is on the disk when this returns, and drop the old ones beyond `keep`.
+
+    folder: the run's `checkpoints/`, made where it is missing; one process at a time writes into it.
+    state: sections by name, each nested dict (str or int keys), list, tensor (any device), int, float, str, bool, None.
+      Tensors that are the same memory are written once and are one tensor again after `load`; all come back on the CPU,
+      without gradient. Tuples and other objects are refused.
+    step: updates done so far; the folder is `step-{step:08d}`, replaced in one move where it exists.
+    keep: how many step folders stay, this one included. Only intact ones count. Steps after this one are dropped too:
+      they belong to a course that was left (a rollback, or a resume from further back).
+    name: a folder of this name instead, such as "best", replaced in one move; never dropped.
+
+    Returns the folder. Raises CheckpointError where a value cannot be kept, or the disk is full or not writable: nothing
+    is left behind and the older checkpoints are as they were.
+    """
+    if step < 0 or keep < 1:
+        raise CheckpointError(f"step is {step} and keep is {keep}: a checkpoint needs step >= 0 and keep >= 1.")
+    if name is not None and not re.fullmatch(r"(?!step-)[a-z][a-z0-9_-]*", name):
+        raise CheckpointError(
+            f"a checkpoint cannot be named {name!r}: use lower-case letters, digits, _ and -, such as 'best'."
+        )
+    folder, parts = Path(folder), _split(state)
+    final = folder / (name or f"step-{step:08d}")
+    temporary = folder / f".tmp-{final.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(folder)
+        _write(temporary, parts, step)
+        _put(temporary, final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(_cannot_write(final, parts, error)) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if name is None:
+        _prune(folder, step, keep)
+    return final
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """Read one checkpoint, or of a folder of checkpoints the newest whose sums all agree.
+
+    Returns (state, step, path, messages): one message for each newer checkpoint that was passed over, with its damage.
+    Raises CheckpointError where there is none, none is intact, or the one asked for is not.
+    """
+    path = _restored(Path(path))
+    if _is_checkpoint(path):
+        state, step = _read(path)
+        return Loaded(state, step, path, ())
+    problems = list[str]()
+    for candidate in _newest_first(path):
+        try:
+            state, step = _read(candidate)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        return Loaded(
+            state, step, candidate, tuple(f"passed over: {text} Going on from {candidate.name}." for text in problems)
+        )
+    raise CheckpointError(_none_left(path, problems))
+
+
+def verify(path: str | os.PathLike[str]) -> list[str]:
+    """Compare every file of one checkpoint with its manifest; returns what is wrong, nothing where it is intact."""
+    path = _restored(Path(path))
+    try:
+        manifest = _manifest(path)
+    except CheckpointError as error:
+        return [str(error)]
+    problems = list[str]()
+    for name, expected in manifest.files.items():
+        try:
+            tensorfile.check(path / name, expected)
+        except CheckpointError as error:
+            problems.append(f"{path.name}: {error}")
+    return problems
+
+
+def newest(folder: str | os.PathLike[str]) -> Path | None:
+    """Find the newest step folder whose sums all agree, or None."""
+    return next((path for path in _newest_first(Path(folder)) if not verify(path)), None)
+
+
+def steps(folder: str | os.PathLike[str]) -> list[int]:
+    """List the steps that have a folder, ascending, intact or not."""
+    return [_step_of(path) for path in reversed(_newest_first(Path(folder)))]
+
+
+# What is written
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A state taken apart: plain values with a mark where each tensor was, and the tensors of each section."""
+
+    plain: dict[str, object] = field(default_factory=dict[str, object])
+    tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict[str, dict[str, torch.Tensor]])
+    aliases: dict[str, str] = field(default_factory=dict[str, str])
+    names: dict[object, str] = field(default_factory=dict[object, str])
+
+    def take(self, value: object, place: Place) -> object:
+        """Keep a tensor under its place's name and leave a mark; the same memory a second time becomes an alias."""
+        if not isinstance(value, torch.Tensor):
+            return plain.refuse(value, place)
+        _refuse_unusual(value, place)
+        identity = _identity(value)
+        if identity in self.names:
+            self.aliases[self._name(place)] = self.names[identity]
+        else:
+            self.names[identity] = self._name(place)
+            section, _, name = self.names[identity].partition("/")
+            self.tensors[section][name] = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        return {"~complex" if value.is_complex() else "~tensor": self.names[identity]}
+
+    def _name(self, place: Place) -> str:
+        """The name of a place: keys joined by "/", with "~1" for a "/" within a key and "~0" for "~"."""
+        keys = [key.replace("~", "~0").replace("/", "~1") for key in place[1:]]
+        # A lone surrogate has no UTF-8, which safetensors asks for.
+        name = "/".join(keys).encode("utf-8", "backslashreplace").decode() or "tensor"
+        section, count = self.tensors.setdefault(place[0], {}), 1
+        unique = name
+        # The keys 1 and "1" side by side, or a name that safetensors keeps for itself.
+        while unique in section or unique == "__metadata__":
+            count += 1
+            unique = f"{name}~{count}"
+        return f"{place[0]}/{unique}"
+
+
+def _split(state: CheckpointState) -> _Parts:
+    parts = _Parts()
+    for section, value in state.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", section):
+            raise CheckpointError(f"a section cannot be named {section!r}: use lower-case letters, digits and _.")
+        try:
+            parts.plain[section] = plain.encode(value, (section,), parts.take)
+        except plain.NotPlainError as error:
+            raise CheckpointError(f"the checkpoint cannot hold this: {error}") from error
+    parts.tensors = {section: tensors for section, tensors in parts.tensors.items() if tensors}
+    return parts
+
+
+def _refuse_unusual(tensor: torch.Tensor, place: Place) -> None:
+    known = tensor.dtype in tensorfile.CODES or tensor.dtype in (torch.complex32, torch.complex64, torch.complex128)
+    if not known or tensor.layout is not torch.strided or tensor.is_meta:
+        kind = "without data (meta)" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
+        raise plain.NotPlainError(f"{plain.where(place)} is a tensor {kind}: give a dense one of a common dtype.")
+
+
+def _identity(tensor: torch.Tensor) -> object:
+    if tensor.numel() == 0:
+        return id(tensor)
+    bits = (tensor.is_conj(), tensor.is_neg())
+    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), bits)
+
+
+def _write(temporary: Path, parts: _Parts, step: int) -> None:
+    temporary.mkdir()
+    files = {
+        f"{section}.safetensors": tensorfile.write_tensors(temporary / f"{section}.safetensors", tensors)
+        for section, tensors in parts.tensors.items()
+    }
+    files[PLAIN] = tensorfile.write(temporary / PLAIN, [json.dumps(parts.plain, allow_nan=False, indent=1).encode()])
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "world_size": 1,
+        "files": {name: entry._asdict() for name, entry in files.items()},
+        "aliases": parts.aliases,
+        "sum": UNSET_SUM,
+    }
+    text = json.dumps(manifest, indent=1).encode()
+    # Its own sum is that of the same text with 64 zeros in the sum's place, which is the last thing in it.
+    text = hashlib.sha256(text).hexdigest().encode().join(text.rsplit(UNSET_SUM.encode(), 1))
+    tensorfile.write(temporary / MANIFEST, [text])
+    _sync_folder(temporary)
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Give the finished folder its name; what had the name goes only after that."""
+    if not final.exists():
+        os.rename(temporary, final)
+    elif not _exchange(temporary, final):
+        # Where the system cannot swap two names, the old one steps aside under a name from which `load` restores it.
+        shutil.rmtree(_aside(final), ignore_errors=True)
+        os.rename(final, _aside(final))
+        os.rename(temporary, final)
+    _sync_folder(final.parent)
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(_aside(final), ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system has no such call."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows has no handle of a folder to sync.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written, and put back what it had moved aside."""
+    for path in folder.glob(".old-*"):
+        _restored(folder / path.name.removeprefix(".old-"), move=True)
+    for path in folder.glob(".tmp-*"):
+        shutil.rmtree(path)
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".old-{final.name}")
+
+
+def _restored(path: Path, *, move: bool = False) -> Path:
+    """The checkpoint that stands for `path`: what was moved aside where the process died before the new one came."""
+    if path.exists() or not _aside(path).exists():
+        return path
+    return _aside(path).rename(path) if move else _aside(path)
+
+
+_intact: set[tuple[str, int]] = set()
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Drop steps after this one, and before it those that `keep` intact ones make unnecessary."""
+    kept = 0
+    for path in _newest_first(folder):
+        if _step_of(path) > step or kept >= keep:
+            with suppress(OSError):
+                shutil.rmtree(path)
+        elif _step_of(path) == step or _known_intact(path):
+            kept += 1
+
+
+def _known_intact(path: Path) -> bool:
+    """Whether the sums agree; read once a process and folder, so that a save does not read its predecessor each time."""
+    try:
+        mark = (str(path.resolve()), path.stat().st_ino)
+    except OSError:
+        return False
+    if mark not in _intact and not verify(path):
+        _intact.add(mark)
+    return mark in _intact
+
+
+def _cannot_write(final: Path, parts: _Parts, error: OSError) -> str:
+    needed = sum(tensor.nbytes for tensors in parts.tensors.values() for tensor in tensors.values()) / 1e6
+    reason = error.strerror or str(error)
+    advice = {
+        errno.ENOSPC: f"Free about {needed:,.0f} MB there or lower the number of checkpoints kept",
+        errno.EDQUOT: f"Your quota lacks about {needed:,.0f} MB there",
+        errno.EACCES: "Give this user permission to write there or choose another folder",
+        errno.EPERM: "Give this user permission to write there or choose another folder",
+        errno.EROFS: "The file system is read-only: choose another folder",
+    }.get(error.errno or 0, "Check the disk")
+    return f"{final.name} cannot be written to {final.parent}: {reason}. {advice}; older checkpoints there are intact."
+
+
+# What is read
+
+
+class _Manifest(NamedTuple):
+    step: int
+    files: dict[str, FileSum]
+
+
+def _manifest(path: Path) -> _Manifest:
+    """Read and check a manifest: its own sum, its format, its files' names."""
+    try:
+        raw = (path / MANIFEST).read_bytes() if (path / MANIFEST).is_file() else None
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}. Check its permissions.") from error
+    if raw is None:
+        raise CheckpointError(f"{path.name} has no {MANIFEST}: it was never finished, or parts of it were removed.")
+    altered = f"{path.name}: {MANIFEST} is altered or truncated: its own sum does not agree."
+    try:
+        content = json.loads(raw)
+        written = str(content["sum"])
+        unset = UNSET_SUM.encode().join(raw.rsplit(written.encode(), 1))
+        if hashlib.sha256(unset).hexdigest() != written:
+            raise CheckpointError(altered)
+        if content["format"] > FORMAT:
+            raise CheckpointError(
+                f"{path.name} is of checkpoint format {content['format']}, this thalweg reads up to {FORMAT}: "
+                "install a newer one."
+            )
+        files = {
+            str(name): FileSum(int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()
+        }
+        manifest = _Manifest(int(content["step"]), files)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(altered) from error
+    if not all(re.fullmatch(r"[a-z][a-z0-9_]*\.safetensors|loop\.json", name) for name in files) or PLAIN not in files:
+        raise CheckpointError(f"{path.name}: {MANIFEST} names files that no checkpoint has.")
+    return manifest
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    manifest = _manifest(path)
+    if path.name.startswith("step-") and _step_of(path) != manifest.step:
+        raise CheckpointError(f"{path.name} holds step {manifest.step}: the folder was renamed. Give it back its name.")
+    try:
+        content = json.loads(tensorfile.read(path / PLAIN, manifest.files[PLAIN]))
+        tensors = dict[str, torch.Tensor]()
+        for name, expected in manifest.files.items():
+            section, _, kind = name.rpartition(".")
+            if kind == "safetensors":
+                found = tensorfile.read_tensors(path / name, expected)
+                tensors.update({f"{section}/{key}": tensor for key, tensor in found.items()})
+        return _join(content, tensors), manifest.step
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name}: {error}") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: {PLAIN} does not fit the tensors beside it.") from error
+
+
+def _join(content: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    complexes = dict[str, torch.Tensor]()
+
+    def as_complex(name: str) -> torch.Tensor:
+        return complexes.setdefault(name, torch.view_as_complex(tensors[name]))
+
+    special = {"~tensor": tensors.__getitem__, "~complex": as_complex}
+    return {section: plain.decode(value, special) for section, value in content.items()}
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return re.fullmatch(r"(\.old-)?(step-\d{8,}|best)", path.name) is not None or (path / MANIFEST).is_file()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    try:
+        found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be listed: {error.strerror}. Give the folder of checkpoints."
+        ) from error
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _none_left(folder: Path, problems: list[str]) -> str:
+    if not problems:
+        return f"there is no checkpoint in {folder}: give a run's folder of checkpoints, or start the run anew."
+    best = folder / "best"
+    rest = f" {best} is intact: load it by its path." if best.exists() and not verify(best) else ""
+    return f"no checkpoint in {folder} is intact: {' '.join(problems)}{rest}"

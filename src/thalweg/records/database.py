@@ -1,0 +1,161 @@
+"""SQLite files opened so that they survive, and so that looking at them leaves no trace.
+
+A writer uses write-ahead mode: readers never wait for it, and a process killed at any moment loses at most its last
+transaction. A reader opens the file for one question at a time and never changes it, also on a disk where it may not write.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from thalweg.errors import RunError
+
+READ_FORMAT_AT = 19
+WRITE_AHEAD = 2
+
+
+@contextmanager
+def explained(path: Path) -> Generator[None, None, None]:
+    """Turn SQLite's errors into a RunError that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise RunError(_explanation(path, error)) from error
+
+
+def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds: float) -> sqlite3.Connection:
+    """Open a file of this kind for writing and make it where it is missing or empty; autocommit, any thread.
+
+    Raises RunError where it is another kind of file, of a newer format, locked, damaged, or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{path.parent} cannot be made: {error.strerror}. Choose a folder that can be written."
+        ) from error
+    with explained(path):
+        connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    try:
+        with explained(path):
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            with transaction(connection):
+                if _is_empty(connection):
+                    for statement in schema.split(";\n"):
+                        connection.execute(statement)
+                check_kind(connection, path, kind=kind, format=format)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
+    """Everything within is written, or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def reading(path: Path, *, kind: str, format: int, busy_seconds: float) -> Generator[sqlite3.Connection, None, None]:
+    """Open a file of this kind for reading as long as the block lasts.
+
+    An empty file, as a process leaves it that was killed in its first milliseconds, is one without tables.
+    Raises RunError where the file is missing, another kind of file, of a newer format, or damaged.
+    """
+    if not path.is_file():
+        raise RunError(f"there is no {kind} at {path}: give the folder of a run.")
+    with tempfile.TemporaryDirectory(prefix="thalweg-") as spare, explained(path):
+        with closing(_open_reader(path, Path(spare), busy_seconds)) as connection:
+            if not _is_empty(connection):
+                check_kind(connection, path, kind=kind, format=format)
+            yield connection
+
+
+def check_kind(connection: sqlite3.Connection, path: Path, *, kind: str, format: int) -> None:
+    """Raise RunError unless the file's `meta` table says this kind and a format that is known here."""
+    try:
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorname != "SQLITE_ERROR":
+            raise
+        meta = dict[str, object]()
+    if meta.get("kind") != kind:
+        raise RunError(f"{path} is a database of another program, not a {kind}: give the folder of a run.")
+    found = meta.get("format")
+    if not isinstance(found, int) or found > format:
+        raise RunError(f"{path} is of format {found}, this thalweg reads up to {format}: install a newer thalweg.")
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+
+
+def _open_reader(path: Path, spare: Path, busy_seconds: float) -> sqlite3.Connection:
+    """Read through the log where there is one; else the file is at rest, and as `immutable` it is left untouched."""
+    if not _log(path).exists() and _is_write_ahead(path):
+        return _connect(path, "immutable=1", busy_seconds)
+    try:
+        return _connect(path, "mode=ro", busy_seconds)
+    except sqlite3.OperationalError:
+        # A log that a killed process left where nothing may be written: it can only be replayed on a copy.
+        if not _log(path).exists():
+            raise
+    copy = spare / path.name
+    shutil.copyfile(path, copy)
+    shutil.copyfile(_log(path), _log(copy))
+    return _connect(copy, "mode=rw", busy_seconds)
+
+
+def _connect(path: Path, options: str, busy_seconds: float) -> sqlite3.Connection:
+    address = f"{path.absolute().as_uri()}?{options}"
+    connection = sqlite3.connect(address, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _is_write_ahead(path: Path) -> bool:
+    # Only asked while there is no log, so no writer of this process holds a lock that closing the file would drop.
+    try:
+        with open(path, "rb") as file:
+            header = file.read(READ_FORMAT_AT + 1)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    return len(header) > READ_FORMAT_AT and header[READ_FORMAT_AT] == WRITE_AHEAD
+
+
+def _explanation(path: Path, error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    reasons = {
+        "SQLITE_FULL": f"the disk that holds {path} is full: free some space and resume the run.",
+        "SQLITE_BUSY": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
+        "SQLITE_LOCKED": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
+        "SQLITE_READONLY": f"{path} cannot be written: give this user permission to write there, or choose another folder.",
+        "SQLITE_CANTOPEN": f"{path} cannot be opened: check that its folder exists and that this user may read and write there.",
+        "SQLITE_NOTADB": f"{path} is not a database: it is another kind of file. Give the folder of a run.",
+        "SQLITE_CORRUPT": f"{path} is damaged. Save what is left with: sqlite3 {path.name} .recover",
+        "SQLITE_IOERR": f"the disk that holds {path} does not read or write ({error}): check its space and its health.",
+    }
+    found = next((text for code, text in reasons.items() if name.startswith(code)), None)
+    return found or f"{path} cannot be used: {error}."

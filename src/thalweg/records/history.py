@@ -1,0 +1,414 @@
+"""The history of a run: figures of every step, arrays at a stride, digests of the weights and events, in one SQLite file.
+
+The trainer appends from its own thread for a few microseconds a step; rows go to the disk together, one transaction a
+flush, in write-ahead mode: others read while it grows, and a process killed at any moment leaves a file that opens again.
+
+After a resume or a rollback the steps behind it are walked anew. Nothing is deleted: a new segment begins, and what an
+earlier one holds from there on is superseded. A row lives while its step is below its segment's `live_until`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, SupportsFloat
+
+import numpy as np
+import numpy.typing as npt
+
+from thalweg.errors import RunError
+from thalweg.records import database, plain
+
+FORMAT = 1
+FILE = "history.sqlite"
+ENDLESS = 2**63 - 1
+MOST_COLUMNS = 1900  # SQLite takes 2,000.
+
+SCHEMA = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+INSERT INTO meta VALUES ('kind', 'thalweg history'), ('format', {FORMAT});
+CREATE TABLE segment (id INTEGER PRIMARY KEY, first_step INTEGER NOT NULL, live_until INTEGER NOT NULL);
+INSERT INTO segment VALUES (1, 0, {ENDLESS});
+CREATE TABLE name (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE figures (segment INTEGER, step INTEGER, nan TEXT, PRIMARY KEY (segment, step)) WITHOUT ROWID;
+CREATE TABLE arrays (segment INTEGER, step INTEGER, name TEXT, shape TEXT NOT NULL, data BLOB NOT NULL,
+  PRIMARY KEY (name, segment, step)) WITHOUT ROWID;
+CREATE TABLE digest (segment INTEGER, step INTEGER, text TEXT NOT NULL, PRIMARY KEY (segment, step)) WITHOUT ROWID;
+CREATE TABLE event (id INTEGER PRIMARY KEY, segment INTEGER NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL,
+  message TEXT NOT NULL, data TEXT NOT NULL);
+"""
+
+Float64s = npt.NDArray[np.float64]
+Steps = npt.NDArray[np.int64]
+
+
+class Event(NamedTuple):
+    """Something that happened at a step; `superseded` where the run later went on from an earlier step."""
+
+    step: int
+    kind: str
+    message: str
+    data: dict[str, Any]
+    segment: int
+    superseded: bool
+
+
+class Segment(NamedTuple):
+    """An unbroken stretch of the run: its rows live for first_step <= step < live_until."""
+
+    id: int
+    first_step: int
+    live_until: int
+
+
+class Series(NamedTuple):
+    """What was recorded under one name: the steps at which it was, and the values (a recorded NaN is among them)."""
+
+    steps: Steps
+    values: Float64s
+
+
+class Table(NamedTuple):
+    """Arrays recorded at a stride: `values[i]` (float32) belongs to `steps[i]`."""
+
+    steps: Steps
+    values: npt.NDArray[np.float32]
+
+
+class History:
+    """The history of one run, for the process that writes it and for any number that read it.
+
+    where: the run's folder, or the path of its `history.sqlite`; a writer makes what is missing.
+    readonly: only read; nothing is created or changed, and each question sees what has been flushed by then.
+    flush_rows, flush_seconds: rows go to the disk when so many wait or so long has passed, whichever is first.
+    busy_seconds: how long to wait for another process's lock.
+
+    Raises RunError where the file is missing (readonly), something else, of a newer format, locked, damaged or unwritable.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, History(folder) as history:
+    ...     history.append(1, {"loss": 2.5})
+    ...     history.append(2, {"loss": 1.5})
+    ...     history.columns()["loss"]
+    array([2.5, 1.5])
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        flush_rows: int = 256,
+        flush_seconds: float = 2.0,
+        busy_seconds: float = 10.0,
+    ) -> None:
+        self.path = _file(Path(where))
+        self._flush_rows, self._flush_seconds, self._busy_seconds = flush_rows, flush_seconds, busy_seconds
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
+        self._rows: dict[int, dict[str, SupportsFloat | None]] = {}
+        self._arrays: list[tuple[int, str, str, bytes]] = []
+        self._digests: dict[int, str] = {}
+        self._events: list[tuple[int, str, str, str]] = []
+        self._next_flush = time.monotonic() + flush_seconds
+        self._connection: sqlite3.Connection | None = None
+        if readonly:
+            with self._reading():
+                return
+        self._connection = database.open_writer(
+            self.path, kind="thalweg history", format=FORMAT, schema=SCHEMA, busy_seconds=busy_seconds
+        )
+        with database.explained(self.path):
+            self._columns = _columns(self._connection)
+            self._segment, self._first_step, _ = _segments(self._connection)[-1]
+            self._last_step = self._latest()
+
+    # Writing
+
+    def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
+        """Record figures of a step; a second call for the same step adds to the first. None is as if not given."""
+        with self._lock:
+            row = self._rows.get(step)
+            if row is None:
+                self._rows[step] = dict(values)
+            else:
+                row.update(_given(values))
+            if len(self._rows) >= self._flush_rows or time.monotonic() >= self._next_flush:
+                self.flush()
+
+    def append_blob(self, step: int, name: str, array: npt.ArrayLike) -> None:
+        """Record an array (kept as float32) under a name, such as one norm a tensor; always of one shape a name."""
+        data = np.ascontiguousarray(array, dtype="<f4")
+        with self._lock:
+            self._arrays.append((step, name, json.dumps(np.shape(array)), data.tobytes()))
+
+    def digest(self, step: int, text: str) -> None:
+        """Record a digest of the weights after so many steps."""
+        with self._lock:
+            self._digests[step] = text
+
+    def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Record that something happened, and flush. `data`: plain values, NaN and infinities included."""
+        try:
+            text = json.dumps(plain.encode(dict(data or {})), allow_nan=False)
+        except plain.NotPlainError as error:
+            raise RunError(f"the data of the event {kind!r} cannot be kept: {error}") from error
+        with self._lock:
+            self._events.append((step, kind, message, text))
+            self.flush()
+
+    def supersede(self, from_step: int) -> None:
+        """Begin a new segment at `from_step`: what was recorded from there on is kept, but lives no longer."""
+        with self._lock:
+            self.flush()
+            connection = self._writer()
+            with database.explained(self.path), database.transaction(connection):
+                connection.execute("UPDATE segment SET live_until = min(live_until, ?)", (from_step,))
+                new = connection.execute(
+                    "INSERT INTO segment (first_step, live_until) VALUES (?, ?)", (from_step, ENDLESS)
+                )
+                segment = new.lastrowid
+            self._segment, self._first_step, self._last_step = segment or 1, from_step, from_step - 1
+
+    def flush(self) -> None:
+        """Write what waits, in one transaction. If that fails, it still waits, and the file is as it was."""
+        with self._lock:
+            self._next_flush = time.monotonic() + self._flush_seconds
+            connection = self._writer()
+            if not (self._rows or self._arrays or self._digests or self._events):
+                return
+            with database.explained(self.path), database.transaction(connection):
+                columns = self._with_new_columns(connection)
+                self._write_rows(connection, columns)
+                self._write_rest(connection)
+            self._columns = columns
+            self._last_step = max([self._last_step, *self._rows])
+            for waiting in (self._rows, self._arrays, self._digests, self._events):
+                waiting.clear()
+
+    def close(self) -> None:
+        """Flush and close; closing twice is harmless, and a forked child closes nothing of its parent's."""
+        with self._lock:
+            if self._connection is None or self._owner != os.getpid():
+                return
+            try:
+                self.flush()
+            finally:
+                self._connection.close()
+                self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Reading
+
+    def columns(self, *, from_step: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """Give the live figures as columns of equal length, by step: "step" (int64) and each name (float64).
+
+        NaN stands where nothing was recorded and where NaN was; `series` tells the two apart.
+        """
+        with self._reading() as connection:
+            names = _columns(connection)
+            fields = ", ".join(["step", *(f"c{number}" for number in names.values())])
+            rows = _live_rows(connection, fields, from_step)
+        values = np.array(rows, dtype=np.float64).reshape(len(rows), len(names) + 1).T
+        named = {name: np.ascontiguousarray(column) for name, column in zip(names, values[1:], strict=True)}
+        return {"step": values[0].astype(np.int64), **named}
+
+    def series(self, name: str) -> Series:
+        """Give what was recorded under one name and lives, by step; RunError where there is no such name."""
+        with self._reading() as connection:
+            names = _columns(connection)
+            if name not in names:
+                raise RunError(f"the history has no {name!r}; it has: {', '.join(names) or 'nothing yet'}.")
+            rows = _live_rows(connection, f"step, c{names[name]}, nan", 0)
+        kept = [(step, value) for step, value, nan in rows if value is not None or (nan and name in json.loads(nan))]
+        return Series(
+            np.array([step for step, _ in kept], np.int64), np.array([value for _, value in kept], np.float64)
+        )
+
+    def table(self, name: str) -> Table:
+        """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
+        query = """SELECT step, shape, data FROM arrays JOIN segment ON segment = id
+                   WHERE name = ? AND step >= first_step AND step < live_until ORDER BY step"""
+        with self._reading() as connection:
+            rows = _all(connection, query, (name,))
+        if not rows:
+            raise RunError(f"the history has no array {name!r}.")
+        values = [np.frombuffer(data, "<f4").reshape(json.loads(shape)) for _, shape, data in rows]
+        return Table(np.array([row[0] for row in rows], np.int64), np.stack(values).astype(np.float32))
+
+    def events(self) -> list[Event]:
+        """List everything that happened, in order, superseded or not."""
+        query = """SELECT step, kind, message, data, segment, step >= live_until
+                   FROM event JOIN segment ON segment = segment.id ORDER BY event.id"""
+        with self._reading() as connection:
+            rows = _all(connection, query)
+        return [
+            Event(step, kind, message, plain.decode(json.loads(data)), segment, bool(superseded))
+            for step, kind, message, data, segment, superseded in rows
+        ]
+
+    def digests(self, segment: int | None = None) -> dict[int, str]:
+        """Give the live digests by step, or all that one segment recorded, superseded or not."""
+        query = "SELECT step, text FROM digest JOIN segment ON segment = id WHERE "
+        which, values = ("id = ?", (segment,)) if segment else ("step >= first_step AND step < live_until", ())
+        with self._reading() as connection:
+            return dict(_all(connection, f"{query}{which} ORDER BY step", values))
+
+    def segments(self) -> list[Segment]:
+        """List the unbroken stretches of the run, in order."""
+        with self._reading() as connection:
+            return _segments(connection)
+
+    def first_difference(self, other: History) -> int | None:
+        """Find the first step, of those of which both have a digest, at which the weights differ; None: at none."""
+        theirs = other.digests()
+        return next((step for step, text in self.digests().items() if theirs.get(step, text) != text), None)
+
+    # Within
+
+    def _writer(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise RunError(f"{self.path} is closed or open for reading only: open it with History(folder) to write.")
+        return self._connection
+
+    @contextmanager
+    def _reading(self) -> Generator[sqlite3.Connection, None, None]:
+        """The writer asks over its own connection, so that it sees all; a reader opens the file for each question."""
+        with self._lock:
+            if self._connection is not None:
+                self.flush()
+                with database.explained(self.path):
+                    yield self._connection
+                return
+        with database.reading(
+            self.path, kind="thalweg history", format=FORMAT, busy_seconds=self._busy_seconds
+        ) as connection:
+            yield connection
+
+    def _latest(self) -> int:
+        query = "SELECT coalesce(max(step), ?) FROM figures WHERE segment = ?"
+        return self._writer().execute(query, (self._first_step - 1, self._segment)).fetchone()[0]
+
+    def _with_new_columns(self, connection: sqlite3.Connection) -> dict[str, int]:
+        """Add a column for each name that is new, and show it in the view `live`, which is for other programs."""
+        new = dict.fromkeys(name for row in self._rows.values() for name in row if name not in self._columns)
+        if not new:
+            return self._columns
+        if "step" in new:
+            raise RunError("a figure cannot be named 'step', which is the name of the column of steps.")
+        columns = self._columns | {name: number for number, name in enumerate(new, len(self._columns) + 1)}
+        if len(columns) > MOST_COLUMNS:
+            raise RunError(
+                f"the history has room for {MOST_COLUMNS} figures a step: record more as one array (append_blob)."
+            )
+        for name in new:
+            connection.execute("INSERT INTO name VALUES (?, ?)", (columns[name], name))
+            connection.execute(f"ALTER TABLE figures ADD COLUMN c{columns[name]}")
+        shown = ", ".join(f"c{number} AS {_quoted(name)}" for name, number in columns.items())
+        connection.execute("DROP VIEW IF EXISTS live")
+        connection.execute(
+            f"""CREATE VIEW live AS SELECT step, {shown}, nan FROM figures JOIN segment ON segment = id
+                WHERE step >= first_step AND step < live_until"""
+        )
+        return columns
+
+    def _write_rows(self, connection: sqlite3.Connection, columns: dict[str, int]) -> None:
+        if not self._rows:
+            return
+        if min(self._rows) < self._first_step:
+            raise RunError(
+                f"step {min(self._rows)} lies before this segment's first, {self._first_step}: call supersede."
+            )
+        marks = ", ".join("?" * (len(columns) + 3))
+        rows = [
+            self._row(
+                step,
+                self._stored(connection, step, columns) | _given(values) if step <= self._last_step else values,
+                columns,
+            )
+            for step, values in self._rows.items()
+        ]
+        connection.executemany(f"INSERT OR REPLACE INTO figures VALUES ({marks})", rows)
+
+    def _row(self, step: int, values: Mapping[str, SupportsFloat | None], columns: dict[str, int]) -> tuple[Any, ...]:
+        row: list[Any] = [self._segment, int(step), None, *[None] * len(columns)]
+        nan = list[str]()
+        for name, value in values.items():
+            if value is None:
+                continue
+            number = float(value)
+            row[columns[name] + 2] = number
+            # SQLite stores NaN as NULL, which is "not recorded": so those names are written beside.
+            if number != number:
+                nan.append(name)
+        if nan:
+            row[2] = json.dumps(nan)
+        return tuple(row)
+
+    def _stored(
+        self, connection: sqlite3.Connection, step: int, columns: dict[str, int]
+    ) -> dict[str, SupportsFloat | None]:
+        query = "SELECT * FROM figures WHERE segment = ? AND step = ?"
+        row = connection.execute(query, (self._segment, int(step))).fetchone()
+        if row is None:
+            return {}
+        stored: dict[str, SupportsFloat | None] = {name: row[number + 2] for name, number in columns.items()}
+        return stored | dict.fromkeys(json.loads(row[2] or "[]"), float("nan"))
+
+    def _write_rest(self, connection: sqlite3.Connection) -> None:
+        arrays = [(self._segment, *entry) for entry in self._arrays]
+        connection.executemany("INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?)", arrays)
+        digests = [(self._segment, step, text) for step, text in self._digests.items()]
+        connection.executemany("INSERT OR REPLACE INTO digest VALUES (?, ?, ?)", digests)
+        events = [(self._segment, *entry) for entry in self._events]
+        connection.executemany("INSERT INTO event (segment, step, kind, message, data) VALUES (?, ?, ?, ?, ?)", events)
+
+
+def _file(where: Path) -> Path:
+    return where if where.suffix == ".sqlite" or where.is_file() else where / FILE
+
+
+def _given(values: Mapping[str, SupportsFloat | None]) -> dict[str, SupportsFloat | None]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _all(connection: sqlite3.Connection, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """All rows of a query; none where the tables were never made."""
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        return []
+    return connection.execute(query, values).fetchall()
+
+
+def _columns(connection: sqlite3.Connection) -> dict[str, int]:
+    return dict(_all(connection, "SELECT name, id FROM name ORDER BY id"))
+
+
+def _segments(connection: sqlite3.Connection) -> list[Segment]:
+    return [Segment(*row) for row in _all(connection, "SELECT id, first_step, live_until FROM segment ORDER BY id")]
+
+
+def _live_rows(connection: sqlite3.Connection, fields: str, from_step: int) -> list[tuple[Any, ...]]:
+    """Rows of each segment while it lives; those stretches follow one another, so the whole is in order of steps."""
+    query = f"SELECT {fields} FROM figures WHERE segment = ? AND step >= ? AND step < ? ORDER BY step"
+    rows = list[tuple[Any, ...]]()
+    for segment, first_step, live_until in _segments(connection):
+        rows += _all(connection, query, (segment, max(first_step, from_step), live_until))
+    return rows
