@@ -1,3 +1,57 @@
-"""thalweg: training neural networks by gradient descent, with the knobs chosen on evidence."""
+"""thalweg: training neural networks by gradient descent, with the knobs chosen on evidence.
+
+import thalweg as tw
+
+task = tw.Task(model=make_model, loss=F.cross_entropy, data=(x, y), validation=(xv, yv))
+run = tw.fit(task, epochs=20, out="runs/digits")
+"""
+
+from thalweg import optim, schedule
+from thalweg.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    NonFiniteError,
+    PlanError,
+    RuleError,
+    RunError,
+    ScheduleError,
+    TaskError,
+    ThalwegError,
+)
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.plan import Evidence, Group, Plan
+from thalweg.records.run import Run
+from thalweg.records.task import Task
+from thalweg.verbs import check, diagnose, fit, report, resume, train, tune
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Cure",
+    "DataError",
+    "Diagnosis",
+    "DivergedError",
+    "Evidence",
+    "Group",
+    "NonFiniteError",
+    "Plan",
+    "PlanError",
+    "RuleError",
+    "Run",
+    "RunError",
+    "ScheduleError",
+    "Task",
+    "TaskError",
+    "ThalwegError",
+    "check",
+    "diagnose",
+    "fit",
+    "optim",
+    "report",
+    "resume",
+    "schedule",
+    "train",
+    "tune",
+]

@@ -6,7 +6,7 @@ import math
 import operator
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -117,8 +117,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         _settle_types(self)
-        rule = rules.get(self.rule)
-        rule.check_constants(self.constants)
+        rules.get(self.rule).complete(self.constants)  # raises where a constant is unknown or out of range
         _positive(self, "learning_rate")
         for name in ("weight_decay", "checkpoint_seconds"):
             _at_least(self, name, 0)
@@ -136,6 +135,9 @@ class Plan:
             raise PlanError(f"`ema` is {self.ema}, but a decay lies between 0 and 1, such as 0.999.")
         _one_of(self, "precision", get_args(Precision))
         _one_of(self, "keep", ("best", "last"))
+        given = {f.name: Evidence("given") for f in fields(self) if getattr(self, f.name) != _default(f)}
+        given.pop("evidence", None)
+        object.__setattr__(self, "evidence", {**given, **self.evidence})
 
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
@@ -227,6 +229,10 @@ class Plan:
             raise type(error)(f"{path}: {error}") from error
 
 
+def _default(knob: Field[Any]) -> Any:
+    return knob.default if knob.default_factory is MISSING else knob.default_factory()
+
+
 def _record(kind: type[Any], entries: Any, where: str) -> Any:
     try:
         return kind(**entries)
@@ -234,19 +240,10 @@ def _record(kind: type[Any], entries: Any, where: str) -> Any:
         raise PlanError(f"'{where}' in the plan is {entries!r}, which does not fit: {error}.") from error
 
 
-_INTEGERS = [
-    "batch_size",
-    "steps",
-    "steps_per_epoch",
-    "accumulate",
-    "seed",
-    "workers",
-    "validate_every",
-    "patience",
-    "snapshot_every",
-    "digest_every",
-    "threads",
-]
+_INTEGERS = (
+    *("batch_size", "accumulate", "steps", "steps_per_epoch", "validate_every", "patience", "snapshot_every"),
+    *("digest_every", "seed", "workers", "threads"),
+)
 _FLOATS = ["learning_rate", "weight_decay", "clip_norm", "clip_value", "ema", "checkpoint_seconds"]
 _FLAGS = ["decay_vectors", "shuffle", "replacement", "drop_last", "watch"]
 
@@ -262,7 +259,7 @@ def _settle_types(plan: Plan) -> None:
             raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is true or false.")
     if isinstance(plan.schedule, str):
         object.__setattr__(plan, "schedule", Schedule.from_dict({"shape": plan.schedule}))
-    if not isinstance(plan.schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(plan.schedule, Schedule):
         raise PlanError(
             f"`schedule` is {plan.schedule!r}. Give a shape's name or thalweg.schedule.linear(...) and the like."
         )

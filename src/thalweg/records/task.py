@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -16,7 +17,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import tomlkit
 from torch import Tensor, nn
 
-from thalweg.errors import TaskError, nearest
+from thalweg.errors import TaskError, ThalwegError, nearest
 
 StepResult = Tensor | tuple[Tensor, float | int | Tensor]
 
@@ -149,6 +150,27 @@ class Task:
             raise TaskError("The task has no `data`. Give (x, y), a Dataset, an IterableDataset or a DataLoader.")
         _check_metrics(self)
 
+    def make_model(self) -> nn.Module:
+        """Make a model to start from: the factory's, or a copy of the person's module.
+
+        Raises TaskError where the factory fails or gives no module.
+        """
+        if isinstance(self.model, nn.Module):
+            return copy.deepcopy(self.model)
+        try:
+            model = self.model()
+        except ThalwegError:
+            raise
+        except Exception as error:
+            raise TaskError(f"The model's factory failed: {type(error).__name__}: {error}") from error
+        if not isinstance(model, nn.Module):
+            raise TaskError(
+                f"The model's factory returned a {type(model).__name__}, not an nn.Module. Return the module."
+            )
+        if sys.getrefcount(model) > 2:  # somebody else holds it too, so it is no fresh one
+            return copy.deepcopy(model)
+        return model
+
 
 def _check_model_type(model: Any) -> None:
     if isinstance(model, type) and issubclass(model, nn.Module):
@@ -170,7 +192,7 @@ def _needs_arguments(call: Callable[..., Any]) -> bool:
 
 
 def _check_metrics(task: Task) -> None:
-    if not isinstance(task.metrics, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(task.metrics, Mapping):
         raise TaskError("`metrics` must be a mapping from name to f(outputs, targets), such as {'accuracy': accuracy}.")
     for name, metric in task.metrics.items():
         if not callable(metric) and not isinstance(metric, StreamingMetric):
@@ -282,6 +304,6 @@ def _call(function: Callable[..., Task], source: Source) -> Task:
     except Exception as error:
         place = _place(error, Path(source.file)) if source.file else ""
         raise TaskError(f"{source.where}: {source.name}() failed: {place}{type(error).__name__}: {error}") from error
-    if not isinstance(task, Task):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(task, Task):
         raise TaskError(f"{source.where}: {source.name}() returned a {type(task).__name__}, not a thalweg.Task.")
     return task

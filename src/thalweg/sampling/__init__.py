@@ -1,7 +1,18 @@
 """Drawing batches: the order is a function of (seed, epoch), the position an integer, so a resumed run sees the same ones."""
 
-from thalweg.sampling.batches import Batches, Draw
+from thalweg.sampling.batches import Batches, Draw, once
 from thalweg.sampling.order import mix, order
 from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSource, open_source
 
-__all__ = ["Batches", "Draw", "ItemSource", "Source", "StreamSource", "TensorSource", "mix", "open_source", "order"]
+__all__ = [
+    "Batches",
+    "Draw",
+    "ItemSource",
+    "Source",
+    "StreamSource",
+    "TensorSource",
+    "mix",
+    "once",
+    "open_source",
+    "order",
+]

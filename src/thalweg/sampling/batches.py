@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from thalweg.errors import DataError
 from thalweg.sampling.order import mix, order
@@ -107,11 +106,15 @@ class Batches:
             else:
                 self._fast_forward(self.source)
 
-    def split(self, accumulate: int) -> None:
-        """Cut steps into another number of micro-batches from here on; the examples of a step stay the same."""
-        state = self.state_dict()
+    @property
+    def can_split(self) -> bool:
+        """Whether steps can be cut into more micro-batches."""
+        return self.micro > 1 and not isinstance(self.source, StreamSource)
+
+    def split(self, accumulate: int, place: tuple[int, int]) -> None:
+        """Cut steps into more micro-batches from a place (epoch, within) on; the examples of a step stay the same."""
         self.accumulate = accumulate
-        self.load_state_dict(state)
+        self.load_state_dict({"epoch": place[0], "within": place[1]})
 
     def close(self) -> None:
         """End loader workers."""
@@ -197,17 +200,28 @@ class Batches:
                 return
 
     def _open_stream(self, source: StreamSource) -> Iterator[Any]:
-        seed_all(mix(self.seed, self.epoch))
-        if isinstance(source.batches, IterableDataset):
-            own = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-            loader = DataLoader(source.batches, batch_size=self.micro, num_workers=self.workers, generator=own)
-            return iter(loader)
-        return source.open(self.epoch)
+        return source.open(self.epoch, mix(self.seed, self.epoch), self.micro, self.workers)
 
     def _fast_forward(self, source: StreamSource) -> None:
         aim, self.within = self.within, 0
         while self.within < aim:
             self._stream(source)
+
+
+def once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:
+    """Go through all examples once, in their own order, as (batch, number of examples)."""
+    if isinstance(source, StreamSource):
+        for batch in source.open(0, 0, micro, 0):
+            yield batch, _rows(batch)
+        return
+    starts = range(0, len(source), micro)
+    sizes = [min(micro, len(source) - start) for start in starts]
+    if isinstance(source, TensorSource):
+        for start, size in zip(starts, sizes, strict=True):
+            yield source.take(slice(start, start + size)), size
+    else:
+        lots = ([(0, index) for index in range(start, start + size)] for start, size in zip(starts, sizes, strict=True))
+        yield from zip(source.feed(lots, 0, 0), sizes, strict=True)
 
 
 def _rows(batch: Any) -> int:

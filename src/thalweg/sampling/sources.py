@@ -110,11 +110,15 @@ class StreamSource:
         except TypeError:
             return None
 
-    def open(self, epoch: int) -> Iterator[Any]:
-        """Start a pass."""
+    def open(self, epoch: int, seed: int, micro: int, workers: int) -> Iterator[Any]:
+        """Start a pass; a bare `IterableDataset` is cut into batches of `micro` examples."""
         for holder in (self.batches, getattr(self.batches, "sampler", None), getattr(self.batches, "dataset", None)):
             if callable(getattr(holder, "set_epoch", None)):
                 cast(Any, holder).set_epoch(epoch)
+        seed_all(seed)
+        if isinstance(self.batches, IterableDataset):
+            own = torch.Generator().manual_seed(seed)
+            return iter(DataLoader(self.batches, batch_size=micro, num_workers=workers, generator=own))
         return iter(self.batches)
 
 

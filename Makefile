@@ -1,0 +1,62 @@
+# Two commands for a new machine: `make demo` and `make test`. The virtual environment is made where it is missing.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
+SOURCES := src tests bench tools
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY) ## make the virtual environment with pinned dependencies
+
+$(READY): constraints.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "Python >= 3.11 is needed: set PYTHON=/path/to/python3"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; $(PYTHON) is older"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY) ## fit handwritten digits, from choosing the plan to the report
+	$(BIN)/thalweg fit digits
+
+test: $(READY) lint ## linters, types, contracts, examples of the docs, tests
+	$(BIN)/python -m pytest -n 2 -m "not heavy"
+
+test-all: $(READY) lint ## all of that and the long proofs
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY) ## format, lint, types, import contracts
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(READY) ## format the sources
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+tables: $(READY) ## write the import tables from the folder listings
+	$(BIN)/python tools/tables.py
+
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@touch $@
+
+bench: $(BENCH_READY) ## measure everything and write the tables of bench/README.md
+	$(BIN)/python bench/run.py loop resume cost memory learning
+
+bench-resume: $(BENCH_READY) ## restart time and bytes of a checkpoint
+	$(BIN)/python bench/run.py resume
+
+bench-check: $(READY) ## fail where bench/README.md differs from the raw figures
+	$(BIN)/python bench/tables.py --check
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: help setup demo test test-all lint format tables bench bench-resume bench-check clean

@@ -1,0 +1,394 @@
+"""The command: parse, call one verb, print.
+
+Exit statuses: see `STATUSES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from thalweg.errors import DivergedError, PlanError, RunError, TaskError, ThalwegError, nearest
+from thalweg.records.task import Source, Task, find_task, parse_source
+
+STATUSES: Mapping[str, int] = {
+    "well": 0,  # done; `check` and `diagnose`: nothing found
+    "failed": 1,  # something nobody foresaw, with a traceback
+    "bad input": 2,  # a ThalwegError: what, where, what to do
+    "diverged": 3,  # the descent could not be saved
+    "warning": 10,  # `check` and `diagnose`: the gravest finding
+    "critical": 11,
+    "interrupted": 130,  # Ctrl-C; what was done is saved
+}
+
+BUDGETS = ("epochs", "steps", "seconds")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and give its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(words)
+    if not hasattr(options, "verb"):
+        parser.print_help()
+        return STATUSES["well"]
+    try:
+        if rest and not hasattr(options, "task"):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options.verb(options, rest)
+    except KeyboardInterrupt as stopped:
+        _complain(str(stopped) or "Interrupted.")
+        return STATUSES["interrupted"]
+    except DivergedError as error:
+        _complain(str(error))
+        return STATUSES["diverged"]
+    except ThalwegError as error:
+        _complain(str(error))
+        return STATUSES["bad input"]
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `head` does
+        return STATUSES["well"]
+
+
+def _complain(text: str) -> None:
+    print(f"thalweg: {text}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    from thalweg import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="thalweg", description="Train a PyTorch model by gradient descent, with the knobs chosen on evidence."
+    )
+    parser.add_argument("--version", action="version", version=f"thalweg {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    fit = _task_verb(verbs, "fit", run_fit, "do everything: check, choose a plan, train, report")
+    tune = _task_verb(verbs, "tune", run_tune, "choose a plan and print it")
+    train = _task_verb(verbs, "train", run_train, "train a plan")
+    check = _task_verb(verbs, "check", run_check, "look a task over before training, in seconds")
+    for parser_ in (fit, tune):
+        _budget(parser_)
+        parser_.add_argument(
+            "--effort",
+            default="standard",
+            help="price in full trainings: 1, quick (2), standard (4), thorough (12), or a number",
+        )
+        parser_.add_argument(
+            "--fix",
+            action="append",
+            default=[],
+            metavar="KNOB=VALUE",
+            help="a knob you have decided; may be given often",
+        )
+    fit.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
+    _budget(train)
+    train.add_argument("--plan", help="a plan.toml; default: stated defaults")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KNOB=VALUE", help="change a knob of the plan; may be given often"
+    )
+    for parser_ in (fit, tune, train):
+        parser_.add_argument(
+            "--out",
+            help="folder of the run (tune: a file.toml); default: runs/NAME"
+            if parser_ is not tune
+            else "file to write the plan to",
+        )
+        parser_.add_argument("--quiet", action="store_true", help="no progress")
+    for parser_ in (fit, tune, train, check):
+        parser_.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
+        parser_.add_argument("--seed", type=int, default=None, help="of everything random; default 0")
+    resume = _verb(verbs, "resume", run_resume, "go on with a run where it stopped")
+    resume.add_argument("folder", help="the run's folder")
+    resume.add_argument("--device", default="auto")
+    resume.add_argument("--quiet", action="store_true", help="no progress")
+    diagnose = _verb(verbs, "diagnose", run_diagnose, "say what went wrong in a run")
+    diagnose.add_argument("folder", help="the run's folder")
+    report = _verb(verbs, "report", run_report, "write a run's report again")
+    report.add_argument("folder", help="the run's folder")
+    report.add_argument("--out", help="the HTML file; default: report.html in the folder")
+    _verb(verbs, "examples", run_examples, "list the built-in examples")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> argparse.ArgumentParser:
+    parser = cast(argparse.ArgumentParser, verbs.add_parser(name, help=told, description=told.capitalize() + "."))
+    parser.set_defaults(verb=run)
+    return parser
+
+
+def _task_verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> argparse.ArgumentParser:
+    parser = _verb(verbs, name, run, told)
+    parser.add_argument("task", help="a built-in example (see `thalweg examples`), or path/to/task.py[:name]")
+    parser.epilog = "Further options, such as --hidden 64, are passed to the task's function."
+    return parser
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--epochs", type=float, help="passes over the data")
+    group.add_argument("--steps", type=int, help="update steps")
+    group.add_argument("--seconds", type=float, help="seconds of training, turned into steps at the start")
+
+
+def open_task(address: str, rest: Sequence[str]) -> Task:
+    """Find a task by an example's name or a file's path, with its arguments from the command line.
+
+    Raises TaskError where there is none, or it refuses the arguments.
+    """
+    from thalweg import examples
+
+    if address in examples.EXAMPLES:
+        source = Source(module=f"thalweg.examples.{address}", name="task")
+    elif address.endswith(".py") or ".py:" in address or os.sep in address:
+        source = parse_source(address)
+    else:
+        raise TaskError(
+            f"'{address}' is neither an example nor a Python file.{nearest(address, examples.EXAMPLES)}"
+            f" Examples: {', '.join(examples.EXAMPLES)}; or give path/to/task.py."
+        )
+    found = find_task(source)
+    parameters = {} if isinstance(found, Task) else dict(inspect.signature(found).parameters)
+    return Source(source.name, source.file, source.module, read_arguments(rest, parameters)).load()
+
+
+def read_arguments(words: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Read `--hidden 64 --flag --name=value` for a task's function; values take the type of its defaults.
+
+    Raises TaskError for a word that is no option.
+    """
+    arguments: dict[str, Any] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            raise TaskError(f"'{word}' is no option. Options for the task look like --name VALUE.")
+        name, equals, text = word[2:].partition("=")
+        name = name.removeprefix("task.").replace("-", "_")
+        if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            takes = f"It takes {', '.join('--' + n for n in parameters)}." if parameters else "It takes no arguments."
+            raise TaskError(f"The task has no option --{name}.{nearest(name, parameters)} {takes}")
+        default = parameters[name].default if name in parameters else None
+        if equals:
+            arguments[name] = _value(text, default)
+        elif left and not left[0].startswith("--"):
+            arguments[name] = _value(left.pop(0), default)
+        else:
+            arguments[name] = True
+    return arguments
+
+
+def _value(text: str, default: Any = None) -> Any:
+    if isinstance(default, str):
+        return text
+    lowered = text.lower()
+    if lowered in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[lowered]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def read_knobs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99` reaches into a table. Raises PlanError for another form."""
+    knobs: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise PlanError(f"'{pair}' is not of the form KNOB=VALUE, such as learning_rate=1e-3.")
+        head, _, key = name.strip().replace("-", "_").partition(".")
+        value: Any = None if head == "batch_size" and text == "all" else _value(text)
+        if key:
+            knobs.setdefault(head, {})[key] = value
+        else:
+            knobs[head] = value
+    return knobs
+
+
+def _budget_of(options: argparse.Namespace, task: Task) -> dict[str, Any]:
+    given = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
+    if given:
+        return given
+    module = task.source.module if task.source else None
+    if module is not None:
+        from thalweg import examples
+
+        return {"epochs": examples.info(module.rsplit(".", 1)[-1]).epochs}
+    raise PlanError("No budget is given. Say how long to train: --epochs 20, --steps 2000 or --seconds 60.")
+
+
+def _out(options: argparse.Namespace, task: Task) -> Path:
+    """Give the run's folder: the one named, else the first free one of runs/NAME, runs/NAME-2, …"""
+    if options.out:
+        return Path(options.out)
+    base = Path("runs") / (task.name or "task")
+    number, folder = 1, base
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def _effort(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def run_fit(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg fit`."""
+    from thalweg import verbs
+    from thalweg.see.live import make_progress
+    from thalweg.see.summary import print_summary
+
+    task = open_task(options.task, rest)
+    budget, effort = _budget_of(options, task), _effort(options.effort)
+    fixed, seed = read_knobs(options.fix), options.seed or 0
+    if options.dry_run:
+        print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
+        return STATUSES["well"]
+    folder = _out(options, task)
+    say, progress = _voice(options), None if options.quiet else make_progress()
+    run = verbs.fit(
+        task,
+        **budget,
+        effort=effort,
+        fixed=fixed,
+        seed=seed,
+        device=options.device,
+        out=folder,
+        progress=progress,
+        say=say,
+    )
+    print_summary(run)
+    return STATUSES["well"]
+
+
+def _voice(options: argparse.Namespace) -> Callable[[str], None]:
+    if options.quiet:
+        return lambda _: None
+    return lambda text: print(text, flush=True)
+
+
+def run_tune(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg tune`."""
+    import tomlkit
+
+    from thalweg import verbs
+
+    task = open_task(options.task, rest)
+    plan = verbs.tune(
+        task,
+        **_budget_of(options, task),
+        effort=_effort(options.effort),
+        fixed=read_knobs(options.fix),
+        seed=options.seed or 0,
+        device=options.device,
+        out=options.out,
+        say=(lambda _: None) if options.quiet else (lambda text: print(f"# {text}", file=sys.stderr)),
+    )
+    print(tomlkit.dumps(plan.to_dict()) if not options.out else f"plan written to {options.out}")
+    return STATUSES["well"]
+
+
+def run_train(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg train`."""
+    from thalweg import verbs
+    from thalweg.records.plan import Plan
+    from thalweg.see.live import make_progress
+    from thalweg.see.summary import print_summary
+
+    task = open_task(options.task, rest)
+    plan = Plan.load(options.plan) if options.plan else Plan()
+    knobs = read_knobs(options.set)
+    for table in ("constants", "groups"):
+        if isinstance(knobs.get(table), dict):
+            knobs[table] = {**getattr(plan, table), **knobs[table]}
+    if knobs:
+        plan = plan.replace(**knobs)
+    given = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
+    if not given and plan.steps is None:
+        given = _budget_of(options, task)
+    run = verbs.train(
+        task,
+        plan,
+        **given,
+        seed=options.seed,
+        device=options.device,
+        out=_out(options, task),
+        progress=None if options.quiet else make_progress(),
+    )
+    verbs.report(run)
+    print_summary(run)
+    return STATUSES["well"]
+
+
+def run_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg check`."""
+    from thalweg import verbs
+
+    found = verbs.check(open_task(options.task, rest), device=options.device, seed=options.seed or 0)
+    return _tell(found, "Nothing suspicious was found.")
+
+
+def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg diagnose`."""
+    from thalweg import verbs
+
+    return _tell(verbs.diagnose(options.folder), "Nothing went wrong.")
+
+
+def _tell(found: Sequence[Any], nothing: str) -> int:
+    for diagnosis in found:
+        print(f"{diagnosis.severity}: {diagnosis}")
+    if not found:
+        print(nothing)
+    gravest = {diagnosis.severity for diagnosis in found}
+    return STATUSES["critical" if "critical" in gravest else "warning" if "warning" in gravest else "well"]
+
+
+def run_resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg resume`."""
+    from thalweg import verbs
+    from thalweg.see.live import make_progress
+    from thalweg.see.summary import print_summary
+
+    run = verbs.resume(options.folder, device=options.device, progress=None if options.quiet else make_progress())
+    verbs.report(run)
+    print_summary(run)
+    return STATUSES["well"]
+
+
+def run_report(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg report`."""
+    from thalweg import verbs
+    from thalweg.records.run import Run
+
+    if not Path(options.folder).exists():
+        raise RunError(f"There is no folder {options.folder}.")
+    print(verbs.report(Run.open(options.folder), options.out))
+    return STATUSES["well"]
+
+
+def run_examples(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`thalweg examples`."""
+    from thalweg import examples
+
+    for name, line in examples.EXAMPLES.items():
+        known = examples.info(name)
+        expected = ", ".join(f"{k} {v}" for k, v in known.expected.items())
+        print(f"{name:10s} {line}\n{'':10s} {known.epochs:g} epochs, about {known.seconds:g} s; expect {expected}")
+    return STATUSES["well"]
+
+
+def script() -> NoReturn:
+    """The entry point of the installed command."""
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The descent: the loop, and the small things it calls at named places."""

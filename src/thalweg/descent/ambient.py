@@ -1,0 +1,57 @@
+"""Being a guest: a run draws from global random states and sets gradient mode and threads; it leaves them as found."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Held while a step draws random numbers: the generators are the process's, and two runs in two threads must not share a draw.
+alone = threading.RLock()
+
+_guard = threading.Lock()
+_guests = 0
+_found: dict[str, Any] = {}
+
+
+@contextmanager
+def ambient(threads: int | None = None) -> Iterator[None]:
+    """Run the body with gradients on and `threads` CPU threads; afterwards random states and threads are as they were."""
+    global _guests
+    with _guard:
+        if _guests == 0:
+            _found.update(_take())
+        _guests += 1
+        before = torch.get_num_threads()
+        if threads is not None and threads != before:
+            torch.set_num_threads(threads)
+    try:
+        with torch.enable_grad(), torch.inference_mode(False):
+            yield
+    finally:
+        with _guard:
+            _guests -= 1
+            if _guests == 0:
+                _give_back(_found)
+            if threads is not None and threads != before:
+                torch.set_num_threads(before)
+
+
+def _take() -> dict[str, Any]:
+    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def _give_back(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])

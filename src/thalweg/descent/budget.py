@@ -1,0 +1,132 @@
+"""The budget: epochs, steps or seconds, turned into a number of steps when the plan is made."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+
+import torch
+
+from thalweg.descent.ambient import ambient
+from thalweg.descent.keeper import Keeper
+from thalweg.descent.loop import feel, set_rate
+from thalweg.descent.problem import Problem
+from thalweg.descent.progress import Silent
+from thalweg.descent.state import Descent, default_validate_every
+from thalweg.errors import PlanError
+from thalweg.records.plan import Evidence, Plan
+from thalweg.sampling import Batches, StreamSource
+from thalweg.sampling.sources import given_batch
+
+TIMED = 12  # steps that are timed to turn seconds into steps
+SHARE = 0.9  # of the seconds, for steps; the rest is validation, checkpoints and start-up
+
+
+def settle(
+    problem: Problem,
+    plan: Plan,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+) -> Plan:
+    """Fill in what depends on the data: batch size where the person's loader has one, steps, validation interval, threads.
+
+    Raises PlanError where no budget is known, several are given, or one is not above zero.
+    """
+    check_budget(epochs, steps, seconds)
+    plan = _settle_batch(problem, plan)
+    per_epoch = steps_per_epoch(problem, plan)
+    plan = _noted(plan, "steps_per_epoch", per_epoch, Evidence("measured", "counted from the data and the batch size"))
+    plan = _settle_steps(problem, plan, per_epoch, epochs, steps, seconds)
+    if plan.validate_every is None and plan.steps is not None:
+        every = default_validate_every(plan.steps, per_epoch)
+        plan = _noted(plan, "validate_every", every, Evidence("derived", "an epoch, within 5 to 50 validations a run"))
+    if plan.threads is None and problem.device.type == "cpu":
+        plan = _noted(plan, "threads", torch.get_num_threads(), Evidence("measured", "as found in this process"))
+    return plan
+
+
+def check_budget(epochs: float | None, steps: float | None, seconds: float | None) -> None:
+    """Refuse several budgets at once, and any that is not above zero. Raises PlanError."""
+    given = {"epochs": epochs, "steps": steps, "seconds": seconds}
+    named = {name: value for name, value in given.items() if value is not None}
+    if len(named) > 1:
+        raise PlanError(f"Give one budget, not several: {', '.join(f'{k}={v}' for k, v in named.items())}.")
+    for name, value in named.items():
+        if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+            raise PlanError(f"`{name}` is {value}, but a budget must be above zero.")
+        if name == "steps" and value != int(value):
+            raise PlanError(f"`steps` is {value}, but it is a whole number.")
+
+
+def steps_per_epoch(problem: Problem, plan: Plan) -> int | None:
+    """Count the steps of an epoch; None for a stream that does not know its length."""
+    return Batches(
+        problem.train,
+        plan.batch_size,
+        seed=plan.seed,
+        accumulate=plan.accumulate,
+        replacement=plan.replacement or problem.task.weights is not None,
+        drop_last=plan.drop_last,
+    ).steps_per_epoch
+
+
+def seconds_per_step(problem: Problem, plan: Plan, count: int = TIMED) -> float:
+    """Time steps of a throw-away descent: the median of `count`, after two."""
+    descent = Descent(problem, plan if plan.steps else plan.replace(steps=1000))
+    keeper, times = Keeper(), list[float]()
+    with ambient(plan.threads):
+        for _ in range(count + 2):
+            start = time.perf_counter()
+            set_rate(descent)
+            feel(descent, keeper, Silent())
+            descent.optimizer.step()
+            times.append(time.perf_counter() - start)
+    descent.batches.close()
+    return statistics.median(times[2:])
+
+
+def _settle_batch(problem: Problem, plan: Plan) -> Plan:
+    knobs = given_batch(problem.task.data)
+    if knobs:
+        evidence = {**plan.evidence, **{knob: Evidence("given", "by the DataLoader") for knob in knobs}}
+        return plan.replace(**knobs, evidence=evidence)
+    count = problem.count
+    if count is not None and plan.batch_size is not None and plan.batch_size > count and not plan.replacement:
+        if plan.why("batch_size").source in ("default", "derived"):
+            return _noted(plan, "batch_size", count, Evidence("derived", f"the data have {count} examples"))
+        raise PlanError(f"`batch_size` is {plan.batch_size}, but the data have {count} examples. Give at most {count}.")
+    return plan
+
+
+def _settle_steps(
+    problem: Problem, plan: Plan, per_epoch: int | None, epochs: float | None, steps: int | None, seconds: float | None
+) -> Plan:
+    if steps is not None:
+        return _noted(plan, "steps", int(steps), Evidence("given"))
+    if epochs is not None:
+        if per_epoch is None:
+            raise PlanError("The data are a stream of unknown length, so epochs say nothing. Give steps= or seconds=.")
+        reason = f"{epochs:g} epochs of {per_epoch} steps"
+        return _noted(plan, "steps", max(1, round(epochs * per_epoch)), Evidence("derived", reason))
+    if seconds is not None:
+        each = seconds_per_step(problem, plan)
+        reason = f"{seconds:g} seconds, less a tenth for validation, at {each * 1e3:.3g} ms a step"
+        figures = {"seconds": float(seconds), "seconds_per_step": each}
+        return _noted(plan, "steps", max(1, int(SHARE * seconds / each)), Evidence("measured", reason, figures))
+    if plan.steps is None:
+        raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")
+    return plan
+
+
+def _noted(plan: Plan, knob: str, value: object, evidence: Evidence) -> Plan:
+    if value is None:
+        return plan
+    return plan.replace(**{knob: value}, evidence={**plan.evidence, knob: evidence})
+
+
+def is_stream(problem: Problem) -> bool:
+    """Tell whether the training data are a stream."""
+    return isinstance(problem.train, StreamSource)

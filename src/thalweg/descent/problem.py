@@ -1,0 +1,188 @@
+"""A task made ready to descend: data opened and looked through, device chosen, one batch rehearsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.descent.ambient import alone, ambient
+from thalweg.errors import DataError, TaskError
+from thalweg.landscape.objective import Objective, check_labels, rehearse
+from thalweg.records.task import Task
+from thalweg.sampling import Source, StreamSource, TensorSource, mix, once, open_source
+from thalweg.sampling.sources import leaves, seed_all, tree_map
+
+REHEARSED = 32  # examples of the rehearsal: batch normalisation needs more than one, speed asks for few
+_INIT = 1  # keeps the stream of random numbers of the initialisation apart from those of the steps
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task ready to descend: `train` and `validation` are opened data, `notes` what a person should know of them."""
+
+    task: Task
+    objective: Objective
+    train: Source
+    validation: Source | None
+    device: torch.device
+    idle: tuple[str, ...] = ()  # parameters that got no gradient from the first batch
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def count(self) -> int | None:
+        """Training examples, None for a stream."""
+        return None if isinstance(self.train, StreamSource) else len(self.train)
+
+
+def pose(task: Task, device: str | torch.device = "auto") -> Problem:
+    """Open a task: everything that can be known to be wrong is refused here, before the first step.
+
+    Raises TaskError or DataError that says what is wrong, where, and what to do.
+    """
+    place = choose_device(device)
+    with ambient(), alone:
+        model = build_model(task, 0, place, materialise=False)
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        train, notes = _open(task.data, task, dtype, place, "data")
+        validation, more = (
+            (None, []) if task.validation is None else _open(task.validation, task, dtype, place, "validation")
+        )
+        batch = to_device(first_batch(train), place)
+        model.train()
+        objective = rehearse(Objective(task), model, batch)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise TaskError(
+                "The model has no trainable parameter: all are frozen, or there is none. Set requires_grad."
+            )
+        idle = _without_gradient(objective, model, batch)
+        _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
+        if validation is not None:
+            model.eval()
+            rehearse(objective, model, to_device(first_batch(validation), place), training=False)
+    return Problem(task, objective, train, validation, place, idle, (*notes, *more))
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Give the device: "auto" is the accelerator where there is one. Raises TaskError for one that is not there."""
+    if str(device) == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise TaskError(
+            f"The device '{device}' cannot be used here ({_first_line(error)}). Use 'auto' or 'cpu'."
+        ) from error
+    return place
+
+
+def build_model(task: Task, seed: int, device: torch.device, *, materialise: bool = True) -> nn.Module:
+    """Make the model a run starts from: the factory's, initialised from the seed, or a copy of the person's module.
+
+    Raises TaskError where the factory fails or gives no module.
+    """
+    seed_all(mix(seed, _INIT))
+    model = task.make_model()
+    model = model.to(device)
+    if not any(module.training for module in model.modules()):
+        model.train()
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy and materialise:
+        source = open_source(task.data, collate_fn=task.collate_fn)
+        seed_all(mix(seed, _INIT))
+        with torch.no_grad():
+            Objective(task).loss(model, to_device(first_batch(source), device))
+    return model
+
+
+def _open(data: Any, task: Task, dtype: torch.dtype, device: torch.device, name: str) -> tuple[Source, list[str]]:
+    source = open_source(data, float_dtype=dtype, collate_fn=task.collate_fn, name=name)
+    if not isinstance(source, TensorSource):
+        return source, []
+    notes = [f"`{name}` is float64 and was cast to the model's {dtype}."] if _is_wider(data, dtype) else []
+    check_finite(source, name)
+    nest = source.nest
+    if isinstance(nest, tuple) and len(nest) > 1 and task.loss is not None:
+        nest = (*nest[:-1], tree_map(_widen, nest[-1]))
+    if device.type != "cpu":
+        nest = to_device(nest, device)
+    return TensorSource(nest), notes
+
+
+def _is_wider(data: Any, dtype: torch.dtype) -> bool:
+    parts = data if isinstance(data, tuple) else (data,)
+    return dtype != torch.float64 and any("float64" in str(getattr(part, "dtype", "")) for part in parts)
+
+
+def _widen(target: Tensor) -> Tensor:
+    # PyTorch's classification losses take class numbers as int64 only.
+    return target.long() if target.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else target
+
+
+def check_finite(source: TensorSource, name: str) -> None:
+    """Refuse NaN and infinity in data. Raises DataError with the first rows and columns."""
+    for number, leaf in enumerate(leaves(source.nest)):
+        if not leaf.is_floating_point() or leaf.numel() == 0 or torch.isfinite(leaf.sum()):
+            continue
+        flat = ~torch.isfinite(leaf.reshape(len(leaf), -1))
+        rows = flat.any(1).nonzero().flatten()
+        if not len(rows):  # finite entries whose sum overflows
+            continue
+        columns = flat.any(0).nonzero().flatten()
+        raise DataError(
+            f"`{name}` (part {number + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
+            f" rows {_some(rows)}, columns {_some(columns)}. Drop or fill them."
+        )
+
+
+def _some(numbers: Tensor) -> str:
+    shown = ", ".join(str(n) for n in numbers[:5].tolist())
+    return f"{shown}, …" if len(numbers) > 5 else shown
+
+
+def first_batch(source: Source) -> Any:
+    """Give some first examples as a batch. Raises DataError where there are none."""
+    batch, _ = next(once(source, REHEARSED), (None, 0))
+    if batch is None:
+        raise DataError("The data stream gave no batch. It must start anew each time it is gone through.")
+    return batch
+
+
+def to_device(nest: Any, device: torch.device) -> Any:
+    """Move a batch's tensors."""
+    if device.type == "cpu":
+        return nest
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, nest)
+
+
+def _without_gradient(objective: Objective, model: nn.Module, batch: Any) -> tuple[str, ...]:
+    loss, _ = objective.loss(model, batch)
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        raise TaskError(f"The gradient failed on the first batch: {_first_line(error)}") from error
+    return tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+
+
+def _check_all_labels(objective: Objective, model: nn.Module, sources: dict[str, Source | None], batch: Any) -> None:
+    if objective.task.step is not None:
+        return
+    with torch.no_grad():
+        output, _ = objective.outputs(model, batch)
+    for source in sources.values():
+        if isinstance(source, TensorSource) and isinstance(source.nest, tuple) and len(source.nest) > 1:
+            target = source.nest[-1]
+            if isinstance(target, Tensor) and not target.is_floating_point():
+                check_labels(objective.task, output, target)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def with_task(problem: Problem, task: Task) -> Problem:
+    """Give the problem for a task that differs in nothing that was looked at."""
+    return replace(problem, task=task, objective=Objective(task, cast(Any, problem.objective.cast_inputs)))

@@ -1,0 +1,211 @@
+"""The descent's living state: everything that the trajectory depends on, in one place that can be saved and restored."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg import optim
+from thalweg.descent.precision import LossScale
+from thalweg.descent.problem import Problem, build_model
+from thalweg.errors import PlanError, nearest
+from thalweg.records.plan import Plan
+from thalweg.records.weights import load_model_state, model_state
+from thalweg.sampling import Batches
+from thalweg.watch.monitor import Monitor
+
+
+class Descent:
+    """A descent under way.
+
+    `step` counts updates done. Fields are grouped by when they change: `problem`, `plan` and `schedule` never; `model`,
+    `optimizer`, `batches`, `shape_state`, `scale` and `monitor` with every step; `cures` and `accumulate` when something
+    went wrong; `best` at validations.
+    """
+
+    def __init__(self, problem: Problem, plan: Plan) -> None:
+        if plan.steps is None:
+            raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
+        self.problem, self.plan, self.total = problem, plan, plan.steps
+        self.model = build_model(problem.task, plan.seed, problem.device)
+        self.optimizer, self.factors = build_optimizer(self.model, plan)
+        weights = None if problem.task.weights is None else torch.as_tensor(problem.task.weights)
+        self.accumulate = plan.accumulate
+        self.batches = Batches(
+            problem.train,
+            plan.batch_size,
+            seed=plan.seed,
+            accumulate=plan.accumulate,
+            shuffle=plan.shuffle,
+            replacement=plan.replacement,
+            weights=weights,
+            drop_last=plan.drop_last,
+            workers=plan.workers,
+        )
+        per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
+        self.schedule = plan.schedule.resolve(self.total, per_epoch)
+        self.shape_state: dict[str, Any] = self.schedule.initial_state()
+        self.scale = LossScale(plan.precision)
+        self.monitor = Monitor()
+        self.step = 0
+        self.cures: dict[str, Any] = {"rate_factor": 1.0, "clip_norm": plan.clip_norm}
+        self.skipped_in_row = 0
+        self.best: Best | None = None
+        self.stale = 0  # validations since the best
+        self.start: dict[str, float] = {}  # validation before the first step
+        self.last: dict[str, float] = {}
+        self.snapshot: dict[str, Any] | None = None
+        self.epoch_steps = per_epoch
+
+    def rate(self) -> float:
+        """Give the learning rate of the next step: peak, times schedule, times what cures took away."""
+        factor = self.schedule.factor(self.step, self.shape_state or None)
+        return self.plan.learning_rate * factor * self.cures["rate_factor"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give everything the trajectory depends on, as sections of tensors and plain values that are still in use."""
+        return {"model": model_state(self.model), "optimizer": self._optimizer_state(), "loop": self._loop_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, keep_attempts: bool = False) -> None:
+        """Go to a state that `state_dict` gave; its tensors are copied."""
+        load_model_state(self.model, state["model"])
+        self._load_optimizer_state(state["optimizer"])
+        loop = state["loop"]
+        self.step, self.shape_state, self.accumulate = loop["step"], dict(loop["schedule"]), loop["accumulate"]
+        self.skipped_in_row, self.stale = loop["skipped_in_row"], loop["stale"]
+        self.start, self.last = dict(loop["start"]), dict(loop["last"])
+        self.cures = dict(loop["cures"])
+        self.optimizer.clip_norm = self.cures["clip_norm"]
+        self.scale.load_state_dict(loop["scale"])
+        self.monitor.load_state_dict(loop["monitor"], keep_attempts=keep_attempts)
+        self.batches.accumulate = self.accumulate
+        self.batches.load_state_dict(loop["batches"])
+
+    def take_snapshot(self) -> None:
+        """Keep a copy of the present state to go back to; one is kept, written over in place."""
+        self.snapshot = clone_into(self.snapshot, self.state_dict())
+
+    def digest(self) -> str:
+        """Give a short digest of every bit of weights and buffers."""
+        sums = hashlib.blake2b(digest_size=16)
+        for name, tensor in model_state(self.model).items():
+            sums.update(name.encode())
+            sums.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+        return sums.hexdigest()
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        # The groups follow from the plan; names instead of numbers make the file readable by others.
+        numbered = self.optimizer.state_dict()["state"]
+        return {name: dict(numbered[i]) for i, name in enumerate(self._names()) if i in numbered}
+
+    def _load_optimizer_state(self, named: Mapping[str, Any]) -> None:
+        full = self.optimizer.state_dict()
+        full["state"] = {i: dict(named[name]) for i, name in enumerate(self._names()) if name in named}
+        self.optimizer.load_state_dict(copy.deepcopy(full))
+
+    def _names(self) -> list[str]:
+        return [name for group in self.optimizer.param_groups for name in group["param_names"]]
+
+    def _loop_state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "batches": self.batches.state_dict(),
+            "schedule": dict(self.shape_state),
+            "accumulate": self.accumulate,
+            "scale": self.scale.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "cures": dict(self.cures),
+            "skipped_in_row": self.skipped_in_row,
+            "stale": self.stale,
+            "start": dict(self.start),
+            "last": dict(self.last),
+        }
+
+
+class Best:
+    """The weights that validated best so far: `figures` are theirs, `averaged` says whether they are the EMA's."""
+
+    def __init__(
+        self, value: float, step: int, figures: dict[str, float], averaged: bool, model: dict[str, Any]
+    ) -> None:
+        self.value, self.step, self.figures, self.averaged, self.model = value, step, figures, averaged, model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the sections of the checkpoint named `best`."""
+        loop = {"value": self.value, "step": self.step, "figures": self.figures, "averaged": self.averaged}
+        return {"model": self.model, "loop": loop}
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> Best:
+        """Read the checkpoint named `best`."""
+        loop = state["loop"]
+        return Best(loop["value"], loop["step"], dict(loop["figures"]), loop["averaged"], dict(state["model"]))
+
+
+def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list[float]]:
+    """Make the optimiser with its parameter groups, and each group's factor on the rate.
+
+    Parameters of fewer than two dimensions (biases, normalisation) are not decayed unless the plan says so.
+
+    Raises PlanError where a pattern of the plan's groups matches no parameter.
+    """
+    gathered: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for pattern in plan.groups:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in trainable):
+            names = [name for name, _ in trainable]
+            raise PlanError(
+                f"The plan's group '{pattern}' matches no trainable parameter.{nearest(pattern, names)} There are {names[:8]}."
+            )
+    for name, parameter in trainable:
+        rate, decay = 1.0, 1.0 if parameter.ndim >= 2 or plan.decay_vectors else 0.0
+        for pattern, group in plan.groups.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                rate, decay = group.learning_rate, decay * group.weight_decay
+        gathered.setdefault((rate, decay), []).append((name, parameter))
+    groups = [
+        {"params": members, "lr": plan.learning_rate * rate, "weight_decay": plan.weight_decay * decay}
+        for (rate, decay), members in gathered.items()
+    ]
+    optimizer = optim.build(
+        plan.rule,
+        groups,
+        lr=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+        constants=plan.constants,
+        clip_norm=plan.clip_norm,
+        clip_value=plan.clip_value,
+        ema=plan.ema,
+        on_nonfinite="skip",
+    )
+    return optimizer, [rate for rate, _ in gathered]
+
+
+def clone_into(kept: Any, fresh: Any) -> Any:
+    """Copy a nest of dicts of tensors and plain values, into the tensors of an earlier copy where they fit."""
+    if isinstance(fresh, Mapping):
+        return {
+            key: clone_into(kept.get(key) if isinstance(kept, dict) else None, value) for key, value in fresh.items()
+        }
+    if isinstance(fresh, Tensor):
+        if isinstance(kept, Tensor) and kept.shape == fresh.shape and kept.dtype == fresh.dtype:
+            return kept.copy_(fresh.detach())
+        return fresh.detach().clone()
+    return copy.deepcopy(fresh)
+
+
+def default_validate_every(total: int, epoch_steps: int | None) -> int:
+    """Give the steps between validations: an epoch, but at least five and at most fifty validations a run.
+
+    >>> default_validate_every(1000, 100), default_validate_every(1000, 2), default_validate_every(1000, None)
+    (100, 20, 50)
+    """
+    every = epoch_steps or math.ceil(total / 20)
+    return max(1, min(max(every, math.ceil(total / 50)), math.ceil(total / 5)))

@@ -1,0 +1,104 @@
+"""Validation: the loss and the metrics over a whole set, in evaluation mode, without a trace on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.descent.precision import autocast
+from thalweg.descent.problem import Problem, to_device
+from thalweg.errors import TaskError
+from thalweg.records.task import StreamingMetric
+from thalweg.sampling import once
+from thalweg.sampling.sources import leaves
+
+LARGEST = 1024  # examples a validation batch, where the data are indexed
+SAMPLE = 4096  # training examples that stand in where there are no validation data
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def validate(problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST) -> dict[str, float]:
+    """Give {"loss": …, metric: …} over the validation set, or over first training examples where there is none."""
+    metrics = problem.task.metrics if problem.validation is not None else {}
+    totals, weights = 0.0, 0.0
+    seen: list[tuple[Any, Any]] = []
+    streaming = {name: metric for name, metric in metrics.items() if isinstance(metric, StreamingMetric)}
+    for metric in streaming.values():
+        metric.reset()
+    with evaluating(model):
+        for batch, size in _batches(problem, micro):
+            with autocast(precision, problem.device):
+                loss, weight, pair = _measure(problem, model, batch, bool(metrics))
+            share = float(size if weight is None else weight)
+            totals, weights = totals + float(loss) * share, weights + share
+            if pair is not None:
+                for metric in streaming.values():
+                    metric.update(*pair)
+                if len(streaming) < len(metrics):
+                    seen.append(pair)
+    figures = {"loss": totals / weights if weights else float("nan")}
+    outputs, targets = _join([o for o, _ in seen]), _join([t for _, t in seen])
+    for name, metric in metrics.items():
+        value = metric.compute() if isinstance(metric, StreamingMetric) else metric(outputs, targets)
+        figures[name] = _number(name, value)
+    return figures
+
+
+def _measure(problem: Problem, model: nn.Module, batch: Any, outputs: bool) -> tuple[Tensor, Any, Any]:
+    objective, task = problem.objective, problem.task
+    if not outputs:
+        return *objective.evaluate(model, batch), None
+    output, target = objective.outputs(model, batch)
+    if task.evaluate is None and task.step is None and task.loss is not None:
+        return task.loss(output, target), None, (output, target)
+    return *objective.evaluate(model, batch), (output, target)
+
+
+def _batches(problem: Problem, micro: int) -> Iterator[tuple[Any, int]]:
+    source = problem.train if problem.validation is None else problem.validation
+    left = SAMPLE if problem.validation is None else None
+    for batch, size in once(source, micro):
+        yield to_device(batch, problem.device), size
+        if left is not None:
+            left -= size
+            if left <= 0:
+                return
+
+
+def _join(parts: list[Any]) -> Any:
+    if not parts:
+        return None
+    if isinstance(parts[0], Tensor):
+        return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
+    if isinstance(parts[0], dict):
+        return {key: _join([part[key] for part in parts]) for key in parts[0]}
+    if isinstance(parts[0], tuple):
+        joined = [_join([part[i] for part in parts]) for i in range(len(parts[0]))]
+        return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
+    return [item for part in parts for item in (part if isinstance(part, list) else [part])]
+
+
+def _number(name: str, value: Any) -> float:
+    found = leaves(value)
+    if len(found) == 1 and found[0].numel() == 1:
+        return float(found[0])
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"Metric '{name}' gave a {type(value).__name__}, but it must give one number.") from error

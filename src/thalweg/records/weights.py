@@ -1,0 +1,35 @@
+"""Weights by name: taken from a model, and put back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.errors import CheckpointError
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """Give all parameters and buffers by name, buffers that are not persistent too; tied ones under each name."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {**named, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy values into a model's parameters and buffers.
+
+    Raises CheckpointError where names or shapes are another model's.
+    """
+    present = model_state(model)
+    missing, extra = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
+    wrong = sorted(n for n in present.keys() & state.keys() if present[n].shape != state[n].shape)
+    if missing or extra or wrong:
+        shapes = [f"{n}: {tuple(state[n].shape)} there, {tuple(present[n].shape)} here" for n in wrong[:3]]
+        raise CheckpointError(
+            f"The checkpoint is of another model: missing {missing[:3]}, not known here {extra[:3]}, other shapes {shapes}."
+            f" Use the task the run was made with."
+        )
+    with torch.no_grad():
+        for name, tensor in present.items():
+            tensor.copy_(state[name])

@@ -1,0 +1,1 @@
+"""Tuning: the four knobs, chosen on evidence."""

@@ -1,0 +1,108 @@
+"""The batch size: a knob of speed. How fast and how large each candidate is, measured; then a stated rule."""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+from thalweg.descent.ambient import ambient
+from thalweg.descent.keeper import Keeper
+from thalweg.descent.loop import feel, out_of_memory, set_rate
+from thalweg.descent.problem import Problem
+from thalweg.descent.progress import Silent
+from thalweg.descent.state import Descent
+from thalweg.records.plan import Evidence, Plan
+
+SMALLEST, LARGEST = 32, 1024
+FEWEST_STEPS = 1000  # a run wants at least so many updates before larger batches are worth their speed
+PATIENCE = 1.5  # seconds that measuring may take, about
+
+
+class Measured(NamedTuple):
+    """One candidate: seconds a step (None where memory ran out), examples a second, peak memory in bytes."""
+
+    batch_size: int
+    seconds: float | None
+    examples_per_second: float
+    peak_bytes: int
+
+
+def candidates(count: int | None) -> list[int]:
+    """Give powers of two from 32 to 1,024, at most a fifth of the data, so that an epoch has several steps.
+
+    >>> candidates(1437), candidates(20), candidates(None)
+    ([32, 64, 128, 256], [20], [32, 64, 128, 256, 512, 1024])
+    """
+    powers = [2**k for k in range(int(math.log2(SMALLEST)), int(math.log2(LARGEST)) + 1)]
+    if count is None:
+        return powers
+    return [p for p in powers if p <= max(SMALLEST, count // 5) and p <= count] or [count]
+
+
+def measure(problem: Problem, plan: Plan) -> list[Measured]:
+    """Time a few steps at each candidate, smallest first, and stop at the first for which memory runs out."""
+    measured: list[Measured] = []
+    started = time.perf_counter()
+    for size in candidates(problem.count):
+        seconds = _seconds(problem, plan.replace(batch_size=size, steps=1000))
+        if seconds is None:
+            measured.append(Measured(size, None, 0.0, peak_bytes()))
+            break
+        measured.append(Measured(size, seconds, size / seconds, peak_bytes()))
+        if time.perf_counter() - started > PATIENCE or seconds > PATIENCE / 4:
+            break
+    return measured
+
+
+def _seconds(problem: Problem, plan: Plan) -> float | None:
+    descent, keeper, times = Descent(problem, plan), Keeper(), list[float]()
+    try:
+        with ambient(plan.threads):
+            for _ in range(7):
+                start = time.perf_counter()
+                set_rate(descent)
+                feel(descent, keeper, Silent())
+                descent.optimizer.step()
+                times.append(time.perf_counter() - start)
+                if sum(times) > PATIENCE / 2:
+                    break
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return None
+    finally:
+        descent.batches.close()
+    fits = descent.accumulate == plan.accumulate
+    return statistics.median(times[2:] or times) if fits else None
+
+
+def choose(measured: list[Measured], epochs: float | None, count: int | None) -> tuple[int, Evidence]:
+    """Give the largest batch that fits, is among the faster half in examples a second, and leaves 1,000 updates.
+
+    Smaller batches give more updates for the same examples, larger ones more examples a second; below about 1,000 updates
+    the updates are what is short.
+    """
+    fitting = [m for m in measured if m.seconds is not None]
+    if epochs is None or count is None:
+        allowed = fitting
+    else:
+        allowed = [m for m in fitting if epochs * count / m.batch_size >= FEWEST_STEPS] or fitting[:1]
+    fastest = max(m.examples_per_second for m in allowed)
+    chosen = next(m for m in allowed if m.examples_per_second >= 0.5 * fastest) if epochs is None else allowed[-1]
+    figures = {
+        "batch_sizes": [m.batch_size for m in measured],
+        "examples_per_second": [round(m.examples_per_second) for m in measured],
+        "peak_megabytes": [round(m.peak_bytes / 2**20) for m in measured],
+    }
+    reason = f"the largest of those measured that leaves {FEWEST_STEPS:,} updates; smaller where none does"
+    return chosen.batch_size, Evidence("measured", reason, figures)
+
+
+def peak_bytes() -> int:
+    """Give the most memory this process has used, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

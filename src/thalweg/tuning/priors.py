@@ -1,0 +1,70 @@
+"""Stated rules for the knobs that are not searched. Each gives a value and its evidence."""
+
+from __future__ import annotations
+
+from thalweg import rules
+from thalweg.records.plan import Evidence
+
+TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
+WARMUP_SHARE = 0.1
+SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
+
+
+def is_adaptive(rule: str) -> bool:
+    """Tell whether a rule divides by a running gradient size, so that its rate does not scale with the loss.
+
+    >>> is_adaptive("adamw"), is_adaptive("momentum")
+    (True, False)
+    """
+    return any(state.key in ("exp_avg_sq", "square_avg") for state in rules.get(rule).state)
+
+
+def rate_range(rule: str) -> tuple[float, float]:
+    """Give the learning rates worth asking about: 1e-5 to 1 for Adam-like rules, 1e-4 to 10 for plain descent."""
+    return (1e-5, 1.0) if is_adaptive(rule) else (1e-4, 10.0)
+
+
+def constants(rule: str, steps: int) -> tuple[dict[str, float | bool], dict[str, Evidence]]:
+    """Give the rule's constants where a run's length says more than the rule's defaults."""
+    known = rules.get(rule).constants
+    if "beta2" not in known or steps >= SHORT:
+        return {}, {}
+    reason = f"beta2 = 0.99 below {SHORT:,} steps, so that the second moment has many lifetimes within the run"
+    return {"beta2": 0.99}, {"constants": Evidence("derived", reason)}
+
+
+def warmup_steps(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[int, str]:
+    """Give the steps of warm-up and the reason.
+
+    2 / (1 - beta2) for Adam-like rules (Ma & Yarats 2019, arXiv:1910.04209: as good as RAdam), at most a tenth of the run.
+    """
+    most = max(1, int(WARMUP_SHARE * steps))
+    known = {**rules.get(rule).constants, **chosen}
+    beta2 = known.get("beta2", known.get("alpha"))
+    if beta2 is None:
+        return most, "a tenth of the run"
+    wanted = round(2 / (1 - float(beta2)))
+    return min(wanted, most), f"2 / (1 - {beta2:g}) = {wanted} steps (arXiv:1910.04209), at most a tenth of the run"
+
+
+def weight_decay(rule: str, learning_rate: float, steps: int) -> tuple[float, Evidence]:
+    """Give the weight decay under which weights forget over 0.3 of the run: 1 / (rate x 0.3 x steps), at most 1.
+
+    Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
+    is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken.
+    """
+    if rules.get(rule).coupled_decay:
+        return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
+    value = min(1.0, 1.0 / (learning_rate * TIMESCALE * steps))
+    reason = (
+        f"1 / (rate x {TIMESCALE:g} x {steps} steps): weights forget over {TIMESCALE:.0%} of the run (arXiv:2405.13698)"
+    )
+    return float(f"{value:.3g}"), Evidence("derived", reason)
+
+
+def shorter_runs_rate(rate: float, short: int, full: int) -> float:
+    """Carry the best rate of a short finished run to a longer one: rates fall as (short / full)^0.3, half of it is trusted.
+
+    Source: arXiv:2409.19913 measures an exponent of 0.3 +- 0.15 on language models; its lower end is used.
+    """
+    return rate * (short / full) ** 0.15

@@ -1,0 +1,186 @@
+"""The verbs: each takes records and gives a record, and reads like its sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from thalweg.descent.budget import settle
+from thalweg.descent.look import look
+from thalweg.descent.problem import Problem, pose
+from thalweg.descent.progress import Progress
+from thalweg.descent.train import train_plan
+from thalweg.errors import PlanError, RunError, TaskError
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.plan import Plan
+from thalweg.records.run import PLAN, STATUS, Run, recorded_task
+from thalweg.records.task import Task
+from thalweg.see.report import write_report
+from thalweg.tuning.estimate import cost, describe_cost
+from thalweg.tuning.tune import tune_plan
+from thalweg.watch.before import ask
+
+
+def fit(
+    task: Task,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    effort: str | float = "standard",
+    seed: int = 0,
+    fixed: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Run:
+    """Do everything: look the task over, choose a plan, train with the watch on, and report.
+
+    Arguments:
+        task: what to descend.
+        epochs, steps, seconds: the budget, one of them; `seconds` includes the search.
+        effort: the price of it all in full trainings: 1 (no search), "quick" 2, "standard" 4, "thorough" 12, or a number.
+        seed: of everything random.
+        fixed: knobs you have decided, such as {"batch_size": 64}.
+        device: "auto", "cpu", "cuda", …
+        out: the run's folder; None keeps the run in memory.
+        progress, say: somebody who looks on.
+
+    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
+    descent cannot be saved.
+    """
+    if out is not None and (Path(out) / STATUS).exists():
+        raise RunError(f"{out} already holds a run. Resume it (thalweg resume {out}), or give a new folder.")
+    problem = _posed(task, device)
+    say(
+        describe_cost(cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed))
+    )
+    plan = tune_plan(
+        problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
+    )
+    run = train_plan(problem, plan, out, progress)
+    if run.folder is not None:
+        report(run)
+    return run
+
+
+def estimate(
+    task: Task,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    effort: str | float = "standard",
+    seed: int = 0,
+    fixed: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> str:
+    """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
+    problem = _posed(task, device)
+    return describe_cost(
+        cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed)
+    )
+
+
+def tune(
+    task: Task,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    effort: str | float = "standard",
+    seed: int = 0,
+    fixed: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """Choose a plan, each knob with its evidence; `out` is a TOML file to write it to, or a folder for plan.toml.
+
+    Arguments and errors as for `fit`.
+    """
+    plan = tune_plan(
+        _posed(task, device),
+        epochs=epochs,
+        steps=steps,
+        seconds=seconds,
+        effort=effort,
+        seed=seed,
+        fixed=fixed,
+        say=say,
+    )
+    if out is not None:
+        path = Path(out) if Path(out).suffix == ".toml" else Path(out) / PLAN
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan.save(path)
+    return plan
+
+
+def train(
+    task: Task,
+    plan: Plan,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a plan; a budget or seed given here is written into the run's plan.
+
+    On an existing `out` the same plan unfinished is resumed and finished is opened. Raises as `fit` does.
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"`plan` is a {type(plan).__name__}. Give a thalweg.Plan, such as Plan.load('plan.toml').")
+    problem = _posed(task, device)
+    if seed is not None:
+        plan = plan.replace(seed=seed)
+    return train_plan(problem, settle(problem, plan, epochs=epochs, steps=steps, seconds=seconds), out, progress)
+
+
+def resume(
+    out: str | os.PathLike[str], task: Task | None = None, *, device: str = "auto", progress: Progress | None = None
+) -> Run:
+    """Go on with a run where it stopped, to the same bits as if it had not.
+
+    The task is made again from the file and arguments that the run recorded; a task that was passed as an object is asked for.
+
+    Raises RunError where the folder holds no run, or says nothing of its task.
+    """
+    folder = Path(out)
+    if not (folder / STATUS).exists():
+        raise RunError(f"{folder} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
+    problem = _posed(task or recorded_task(folder), device)
+    return train_plan(problem, Plan.load(folder / PLAN), folder, progress)
+
+
+def _posed(task: Task, device: str) -> Problem:
+    if not isinstance(task, Task):
+        raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
+    return pose(task, device)
+
+
+def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]:
+    """Look the task over before training, in seconds: what is found, gravest first; an empty list means nothing was.
+
+    Loss at the start against the constant predictor, a gradient for every parameter, outputs that depend on inputs, one batch
+    that can be fitted, the scale of the data, the output layer. What cannot be trained at all is raised as TaskError or
+    DataError.
+    """
+    return ask(look(_posed(task, device), seed))
+
+
+def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
+    """Give what went wrong in a run, finished or still going."""
+    opened = run if isinstance(run, Run) else Run.open(run)
+    return list(opened.diagnoses)
+
+
+def report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
+    """Write the run's report, one self-contained HTML file, and give its path."""
+    return write_report(run, path)

@@ -1,0 +1,1 @@
+"""One question a file: asked of the window of recent steps, answered with a diagnosis or nothing."""
