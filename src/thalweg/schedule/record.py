@@ -1,0 +1,421 @@
+"""The record of a schedule, its function of (step, state), and its face towards PyTorch."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal, SupportsFloat, cast
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from thalweg.errors import ScheduleError, nearest
+from thalweg.schedule.curves import SHAPES, WARMUPS, Curve, Span
+from thalweg.schedule.lengths import Clock, Length, Option, count, length, number, one_of, option, say
+
+WarmupShape = Literal["linear", "cosine", "exponential"]
+State = dict[str, float]
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule:
+    """One schedule. The functions of this package make them, such as `linear(total=2000, warmup=100)`.
+
+    Arguments:
+        shape: "constant", "linear", "cosine", …
+        total: length with the warm-up; None: as long as the run.
+        warmup: length of the rise to where the shape starts.
+        warmup_shape: "linear", "cosine", or "exponential" (from a hundredth).
+        options: the shape's own, such as {"final": 0.1}; what is not given takes its default.
+        parts: of a sequence, the schedules that follow one another.
+        peak: multiplies every factor (see `scaled`).
+
+    Raises ScheduleError for a value that cannot be, or an unknown shape or option, with the nearest name.
+    """
+
+    shape: str
+    total: Length | None = None
+    warmup: Length = 0
+    warmup_shape: WarmupShape = "linear"
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    parts: tuple[Schedule, ...] = ()
+    peak: float = 1.0
+
+    def __post_init__(self) -> None:
+        name = one_of(self.shape, SHAPES, "shape of a schedule")
+        plain: dict[str, Any] = {
+            "shape": name,
+            "total": None if self.total is None else length(self.total, f"`total` of {name}", least=1),
+            "warmup": length(self.warmup, f"`warmup` of {name}"),
+            "warmup_shape": one_of(self.warmup_shape, WARMUPS, "shape of a warm-up"),
+            "options": MappingProxyType(_settle_options(name, self.options)),
+            "parts": tuple(self.parts),
+            "peak": number(self.peak, f"`peak` of {name}", Option(strict=True)),
+        }
+        for key, value in plain.items():
+            object.__setattr__(self, key, value)
+        _check_parts(self)
+        _check_warmup(self)
+
+    def factor(self, step: int, state: Mapping[str, float] | None = None) -> float:
+        """Give what the peak rate is multiplied by at an update; the first update is step 0.
+
+        Raises ScheduleError for a negative step, or where the length is open and the shape cannot do without.
+
+        >>> [Schedule("linear", total=4).factor(step) for step in range(6)]
+        [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+        """
+        value = self._curve(step)
+        return value * self._reduction(step, state) if state else value
+
+    def initial_state(self) -> State:
+        """Give the state before the first step: empty for all but reduce-on-plateau."""
+        if self.shape == "plateau":
+            return {"factor": 1.0, "bad": 0, "rest": 0}
+        return {f"{i}/{k}": v for i, part in enumerate(self.parts) for k, v in part.initial_state().items()}
+
+    def observe(self, state: Mapping[str, float], metric: SupportsFloat, step: int | None = None) -> State:
+        """Give the state after a validation; only reduce-on-plateau looks at it.
+
+        In a sequence, `step` (of the next update) keeps a part from counting before it begins and after it ends.
+        """
+        if self.shape == "plateau":
+            return _observe_plateau(state, float(metric), self.options)
+        after = dict(state)
+        for index, (start, stop, part) in enumerate(self._spans if state else ()):
+            inside = _within(state, index)
+            if inside and (step is None or start <= step < stop):
+                seen = part.observe(inside, metric, None if step is None else step - int(start))
+                after |= {f"{index}/{key}": value for key, value in seen.items()}
+        return after
+
+    def attach(
+        self, optimizer: torch.optim.Optimizer, total_steps: int | None = None, steps_per_epoch: int | None = None
+    ) -> AttachedSchedule:
+        """Let the schedule drive an optimizer's learning rates: call `.step()` after each `optimizer.step()`.
+
+        The rate that each parameter group has now is its peak. `total_steps` and `steps_per_epoch` settle open lengths.
+        """
+        return AttachedSchedule(optimizer, self.resolve(total_steps, steps_per_epoch))
+
+    def resolve(self, total_steps: int | None = None, steps_per_epoch: int | None = None) -> Schedule:
+        """Give the schedule with every length in steps.
+
+        An open total becomes `total_steps`, the run's length; without that it stays open. Resolving twice changes nothing.
+
+        Raises ScheduleError where a share or epochs cannot be turned into steps, or the warm-up is longer than the total.
+
+        >>> Schedule("linear", total="3 epochs", warmup=0.1).resolve(steps_per_epoch=50)
+        schedule.linear(total=150, warmup=15)
+        """
+        run = Clock(_known(total_steps, "total_steps"), _known(steps_per_epoch, "steps_per_epoch"))
+        total = run.whole if self.total is None else run.steps(self.total, f"`total` of {self.shape}", least=1)
+        own = run._replace(whole=total)
+        warmup = own.steps(self.warmup, f"`warmup` of {self.shape}")
+        parts = _resolve_parts(self, total, warmup, own)
+        if self.total is None and parts and parts[-1].total is not None:
+            total = warmup + sum(cast("int", part.total) for part in parts)
+        options = _resolve_options(self, own)
+        return replace(self, total=total, warmup=warmup, parts=parts, options=options)
+
+    @cached_property
+    def _curve(self) -> Curve:
+        plain = self.resolve()
+        warmup, total = cast("int", plain.warmup), cast("int | None", plain.total)
+        last = math.inf if total is None else total
+        span = Span(plain.shape, max(last - warmup, 1), warmup)
+        body = _chain(plain.parts) if plain.parts else SHAPES[plain.shape].curve(span, **plain.options)
+        end = 0.0 if total is None else plain.options.get("final", body(int(span.length)))
+        start, peak, rise = body(0), plain.peak, WARMUPS[plain.warmup_shape]
+
+        def curve(step: int) -> float:
+            if step >= last:
+                return peak * end
+            if step >= warmup:
+                return peak * body(step - warmup)
+            if step < 0:
+                raise ScheduleError(f"A schedule was asked for step {step}, but the first update is step 0.")
+            return peak * start * rise((step + 1) / (warmup + 1))
+
+        return curve
+
+    @cached_property
+    def _spans(self) -> list[tuple[float, float, Schedule]]:
+        """The parts of a sequence, each with its first step and the first step after it."""
+        plain = self.resolve()
+        spans: list[tuple[float, float, Schedule]] = []
+        start: float = cast("int", plain.warmup)
+        for part in plain.parts:
+            spans.append((start, start + (part.total or math.inf), part))  # pyright: ignore[reportOperatorIssue]
+            start = spans[-1][1]
+        return spans
+
+    def _reduction(self, step: int, state: Mapping[str, float]) -> float:
+        """What plateaus have taken off so far."""
+        if self.shape == "plateau":
+            return state["factor"]
+        for index, (_, stop, part) in enumerate(self._spans):
+            if step < stop or index == len(self.parts) - 1:
+                return part._reduction(step, _within(state, index))
+        return 1.0
+
+    def scaled(self, factor: float) -> Schedule:
+        """Give the same schedule at another height: to join the parts of a sequence where they meet.
+
+        >>> Schedule("constant").scaled(0.1).factor(70)
+        0.1
+        """
+        return replace(self, peak=self.peak * number(factor, "The factor of `scaled`", Option(strict=True)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values without None, for TOML or JSON; `from_dict` gives the schedule back exactly.
+
+        >>> Schedule("linear", total=2000, warmup=0.05).to_dict()
+        {'shape': 'linear', 'total': 2000, 'warmup': 0.05, 'warmup_shape': 'linear', 'final': 0.0}
+        """
+        entries: dict[str, Any] = {"shape": self.shape}
+        if self.total is not None:
+            entries["total"] = self.total
+        entries |= {"warmup": self.warmup, "warmup_shape": self.warmup_shape}
+        if self.peak != 1:
+            entries["peak"] = self.peak
+        entries |= {name: list(v) if isinstance(v, tuple) else v for name, v in self.options.items()}
+        if self.parts:
+            entries["parts"] = [part.to_dict() for part in self.parts]
+        return entries
+
+    @staticmethod
+    def from_dict(entries: Mapping[str, Any]) -> Schedule:
+        """Read what `to_dict` gave. Raises ScheduleError on an unknown shape or option, with the nearest name."""
+        if not isinstance(entries, Mapping) or "shape" not in entries:
+            raise ScheduleError(f"A schedule is a table with a `shape` ({', '.join(SHAPES)}), not {entries!r}.")
+        values: dict[str, Any] = {name: entries[name] for name in _KNOBS if name in entries}
+        options = {name: value for name, value in entries.items() if name not in (*_KNOBS, "parts")}
+        parts = entries.get("parts", ())
+        if not isinstance(parts, Sequence) or isinstance(parts, str):
+            raise ScheduleError(f"`parts` of a sequence is {parts!r}, but it must be a list of schedules.")
+        return Schedule(**values, options=options, parts=tuple(map(Schedule.from_dict, parts)))
+
+    def describe(self) -> str:
+        """Say in one plain sentence what the rate does.
+
+        >>> Schedule("linear", total=2000, warmup=100).describe()
+        'linear to zero over 2000 steps, the first 100 in linear warm-up'
+        """
+        if self.parts:
+            words = "first " + ", then ".join(part.describe() for part in self.parts)
+        else:
+            words = f"{SHAPES[self.shape].words(self.options)} over {_say_total(self.total)}"
+        if self.warmup:
+            words += f", the first {say(self.warmup)} in {self.warmup_shape} warm-up"
+        return words if self.peak == 1 else f"{self.peak:g} times: {words}"
+
+    def __repr__(self) -> str:
+        usual: dict[str, Any] = {"total": None, "warmup": 0, "warmup_shape": "linear"}
+        given: dict[str, Any] = {name: getattr(self, name) for name in usual} | dict(self.options)
+        usual |= {name: spec.default for name, spec in SHAPES[self.shape].options.items()}
+        words = [*map(repr, self.parts), *(f"{name}={v!r}" for name, v in given.items() if v != usual[name])]
+        return f"schedule.{self.shape}({', '.join(words)})" + f".scaled({self.peak!r})" * (self.peak != 1)
+
+    def __hash__(self) -> int:
+        return hash(
+            (self.shape, self.total, self.warmup, self.warmup_shape, *self.options.items(), self.parts, self.peak)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Schedule, tuple({**values, "options": dict(self.options)}.values())
+
+
+_KNOBS = ("shape", "total", "warmup", "warmup_shape", "peak")
+
+
+class AttachedSchedule(LRScheduler):
+    """A schedule that drives an optimizer: one of PyTorch's own schedulers for any loop.
+
+    `step()` after each `optimizer.step()` (not where a gradient scaler skipped it); with reduce-on-plateau, `step(metric)`
+    after an update that was followed by a validation. The peaks are the groups' rates when it is made (PyTorch's
+    `initial_lr`); a rate that is a tensor is filled in place. `state_dict` holds plain values and the peaks.
+
+    Differs from PyTorch: a loaded state sets the rates at once; a parameter group added later joins with its own rate as
+    peak; reduce-on-plateau is an `LRScheduler` like the others and may have a warm-up.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule) -> None:
+        schedule.factor(0)  # says what is missing before anything is changed
+        self.schedule = schedule
+        self.state = schedule.initial_state()
+        super().__init__(optimizer)
+
+    def step(self, metric: SupportsFloat | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Go on to the next update's rates; `metric` is the validation's figure, where the schedule looks at one.
+
+        Raises ScheduleError for a metric that nothing looks at.
+        """
+        if metric is not None:
+            if not self.state:
+                raise ScheduleError(
+                    f"step({metric!r}): a {self.schedule.shape} schedule looks at no metric; call step() after each update."
+                )
+            self.state = self.schedule.observe(self.state, metric, self.last_epoch + 1)
+        super().step()
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Give each group's rate at the present step."""
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            rate = group.setdefault("initial_lr", _copy(group["lr"]))
+            self.base_lrs.append(_copy(rate))
+        factor = self.schedule.factor(self.last_epoch, self.state)
+        return [base * factor for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the schedule, the step, its state and the peaks, as plain values (peaks that are tensors stay tensors)."""
+        return {
+            "schedule": self.schedule.to_dict(),
+            "step": self.last_epoch,
+            "state": dict(self.state),
+            "base_lrs": [_copy(base) for base in self.base_lrs],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; sets the rates. Raises ScheduleError for what is none of ours."""
+        if missing := {"schedule", "step", "state", "base_lrs"} - set(state_dict):
+            raise ScheduleError(f"This is no state of a thalweg schedule: it lacks {', '.join(sorted(missing))}.")
+        self.schedule = Schedule.from_dict(state_dict["schedule"])
+        self.state = dict(state_dict["state"])
+        self.base_lrs = [_copy(base) for base in state_dict["base_lrs"]]
+        self.last_epoch = state_dict["step"] - 1
+        self._step_count = state_dict["step"] + 1
+        self._update_lr()
+
+
+def _copy(rate: Any) -> Any:
+    return rate.clone() if isinstance(rate, torch.Tensor) else rate
+
+
+def _known(steps: int | None, name: str) -> int | None:
+    return steps if steps is None else count(steps, f"`{name}`", Option(low=1))
+
+
+def _settle_options(shape: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    known = SHAPES[shape].options
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in known:
+            names = (*known, "total", "warmup", "warmup_shape", "peak")
+            raise ScheduleError(
+                f"A {shape} schedule has no option '{name}'.{nearest(name, names)} It has {', '.join(names)}."
+            )
+    settled: dict[str, Any] = {}
+    for name, spec in known.items():
+        if name in given and spec.unless in given:
+            raise ScheduleError(f"A {shape} schedule takes `{name}` or `{spec.unless}`, not both.")
+        value = given.get(name, None if spec.unless in given else spec.default)
+        if value is not None:
+            settled[name] = option(value, f"`{name}` of {shape}", spec)
+    return settled
+
+
+def _check_warmup(schedule: Schedule) -> None:
+    total, warmup = schedule.total, schedule.warmup
+    if isinstance(total, int) and isinstance(warmup, int) and warmup > total:
+        raise ScheduleError(
+            f"The warm-up of {warmup} steps is longer than the whole {schedule.shape} schedule of {total}: shorten "
+            "`warmup`, or give it as a share such as 0.05."
+        )
+
+
+def _check_parts(schedule: Schedule) -> None:
+    if (schedule.shape == "sequence") != bool(schedule.parts):
+        raise ScheduleError(
+            f"A {schedule.shape} schedule has {len(schedule.parts)} parts: a sequence has one or more, as in "
+            "sequence(constant(total=100), linear()), and nothing else has any."
+        )
+    for part in schedule.parts:
+        if not isinstance(part, Schedule):
+            raise ScheduleError(
+                f"A part of a sequence is {part!r}, but it must be a schedule such as linear(total=100)."
+            )
+    for part in schedule.parts[:-1]:
+        if part.total is None:
+            raise ScheduleError(
+                f"{part!r} is not the last of its sequence, so its length cannot be open: give its `total`."
+            )
+
+
+def _resolve_options(schedule: Schedule, own: Clock) -> dict[str, Any]:
+    known, settled = SHAPES[schedule.shape].options, dict(schedule.options)
+    for name, value in settled.items():
+        where, least = f"`{name}` of {schedule.shape}", int(known[name].low)
+        if known[name].kind == "length":
+            settled[name] = own.steps(value, where, least)
+        elif known[name].kind == "lengths":
+            settled[name] = tuple(own.steps(item, where, least) for item in value)
+    return settled
+
+
+def _resolve_parts(schedule: Schedule, total: int | None, warmup: int, own: Clock) -> tuple[Schedule, ...]:
+    """Settle the parts of a sequence: shares are of its whole, and the last one, if open, takes what is left."""
+    parts: list[Schedule] = []
+    taken = warmup
+    for part in schedule.parts:
+        if part.total is None and total is not None and taken >= total:
+            raise ScheduleError(f"The parts of a sequence fill all {total} steps: nothing is left for {part!r}.")
+        rest = None if total is None else total - taken
+        settled = part.resolve(rest if part.total is None else total, own.epoch)
+        taken += cast("int", settled.total or 0)
+        parts.append(settled)
+    if schedule.total is not None and taken > cast("int", total):
+        raise ScheduleError(f"The parts of a sequence take {taken} steps, but its total is {total}: shorten them.")
+    return tuple(parts)
+
+
+def _chain(parts: Sequence[Schedule]) -> Curve:
+    """One curve after the other; the last one's end stays."""
+    curves = [part._curve for part in parts]
+    starts = [0]
+    for part in parts[:-1]:
+        starts.append(starts[-1] + cast("int", part.total))
+
+    def curve(t: int) -> float:
+        index = bisect_right(starts, t) - 1
+        return curves[index](t - starts[index])
+
+    return curve
+
+
+def _within(state: Mapping[str, float], index: int) -> State:
+    """The state of one part of a sequence."""
+    mark = f"{index}/"
+    return {key[len(mark) :]: value for key, value in state.items() if key.startswith(mark)}
+
+
+def _observe_plateau(state: Mapping[str, float], metric: float, options: Mapping[str, Any]) -> State:
+    factor, bad, rest = state["factor"], int(state["bad"]), int(state["rest"])
+    best = state.get("best")
+    better = math.isfinite(metric) and (best is None or _is_better(metric, best, options))
+    bad = 0 if better or rest > 0 else bad + 1
+    rest = max(rest - 1, 0)
+    if bad > options["patience"]:
+        factor, bad, rest = max(factor * options["factor"], options["minimum"]), 0, options["cooldown"]
+    after: State = {"factor": factor, "bad": bad, "rest": rest}
+    if better:
+        best = metric
+    return after if best is None else {**after, "best": best}
+
+
+def _is_better(metric: float, best: float, options: Mapping[str, Any]) -> bool:
+    margin = options["threshold"] * (abs(best) if options["threshold_mode"] == "rel" else 1)
+    return metric < best - margin if options["mode"] == "min" else metric > best + margin
+
+
+def _say_total(total: Length | None) -> str:
+    if isinstance(total, int):
+        return f"{total} steps"
+    if isinstance(total, float):
+        return f"{say(total)} of the run"
+    return total or "the whole run"
