@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ _found: dict[str, Any] = {}
 
 
 @contextmanager
-def ambient(threads: int | None = None) -> Iterator[None]:
+def ambient(threads: int | None = None) -> Generator[None]:
     """Run the body with gradients on and `threads` CPU threads; afterwards random states and threads are as they were."""
     global _guests
     with _guard:
@@ -43,7 +43,11 @@ def ambient(threads: int | None = None) -> Iterator[None]:
 
 
 def _take() -> dict[str, Any]:
-    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+    }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ class Keeper:
         raise KeyboardInterrupt(message)
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self) -> Generator[None]:
         """Let Ctrl-C end the run between two steps; a second one ends it at once. Only the main thread hears signals."""
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -27,7 +27,7 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
 
     Raises DivergedError where the cures at hand do not help, KeyboardInterrupt where the person stopped it (saved).
     """
-    plan, problem = descent.plan, descent.problem
+    plan = descent.plan
     every = plan.validate_every or default_validate_every(descent.total, descent.epoch_steps)
     end = min(descent.total, until or descent.total)
     progress.begin(plan, descent.step)
@@ -138,7 +138,7 @@ def descend_scale(descent: Descent, factor: float) -> None:
     if factor == 1.0:
         return
     gradients = [p.grad for g in descent.optimizer.param_groups for p in g["params"] if p.grad is not None]
-    torch._foreach_mul_(gradients, factor)
+    torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:

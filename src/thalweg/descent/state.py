@@ -97,7 +97,7 @@ class Descent:
         sums = hashlib.blake2b(digest_size=16)
         for name, tensor in model_state(self.model).items():
             sums.update(name.encode())
-            sums.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+            sums.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return sums.hexdigest()
 
     def _optimizer_state(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +171,7 @@ def _same_plan(folder: Path, plan: Plan) -> None:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Generator[None]:
     """Hold a run's folder for this process; the claim ends with the process, however it ends.
 
     Raises RunError where the folder cannot be made or another process writes to it.

@@ -85,7 +85,7 @@ def check_fixed(fixed: Mapping[str, Any]) -> dict[str, Any]:
 
 def start_plan(problem: Problem, decided: Mapping[str, Any], seed: int) -> Plan:
     """Give a plan with all that is decided, and clipping, before anything is measured."""
-    values = {"seed": seed, "clip_norm": 1.0, **decided}
+    values: dict[str, Any] = {"seed": seed, "clip_norm": 1.0, **decided}
     rule = str(values.get("rule", "adamw"))
     values.setdefault("learning_rate", PRIOR_RATES[priors.is_adaptive(rule)])
     evidence = {name: Evidence("given") for name in decided}
