@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import descend
@@ -176,6 +175,8 @@ def claimed(folder: Path) -> Generator[None]:
 
     Raises RunError where the folder cannot be made or another process writes to it.
     """
+    from filelock import FileLock, Timeout  # costs a tenth of a second, and many a process never writes a run
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, blocking=False)
