@@ -1,0 +1,157 @@
+"""Optimisers: PyTorch's argument names where PyTorch has the same thing; `clip_norm`, `ema` and a guard on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from thalweg.errors import RuleError
+from thalweg.optim.optimizer import Optimizer, StepRecord
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "GradientDescent",
+    "Momentum",
+    "Nesterov",
+    "Optimizer",
+    "RMSprop",
+    "StepRecord",
+    "build",
+]
+
+
+class GradientDescent(Optimizer):
+    """w <- w - lr g. Further keywords: see `Optimizer`."""
+
+    def __init__(self, params: ParamsT, lr: float | Tensor = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
+        super().__init__(params, "gradient_descent", lr=lr, weight_decay=weight_decay, **options)
+
+
+class Momentum(Optimizer):
+    """Heavy ball. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "momentum", lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
+
+
+class Nesterov(Optimizer):
+    """Momentum that looks ahead. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "nesterov", lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
+
+
+class SGD(Optimizer):
+    """`torch.optim.SGD`: gradient descent, momentum or Nesterov by its arguments. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **options: Any,
+    ) -> None:
+        if dampening:
+            raise RuleError("SGD has no dampening here: scale lr by (1 - dampening) instead.")
+        if nesterov and momentum <= 0:
+            raise RuleError("nesterov=True needs momentum above zero.")
+        if momentum:
+            options["momentum"] = momentum
+        rule = "gradient_descent" if not momentum else "nesterov" if nesterov else "momentum"
+        super().__init__(params, rule, lr=lr, weight_decay=weight_decay, **options)
+
+
+class RMSprop(Optimizer):
+    """`torch.optim.RMSprop`. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        **options: Any,
+    ) -> None:
+        constants = {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered}
+        super().__init__(params, "rmsprop", lr=lr, weight_decay=weight_decay, **constants, **options)
+
+
+class Adam(Optimizer):
+    """`torch.optim.Adam`. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "adam", lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
+
+class AdamW(Optimizer):
+    """`torch.optim.AdamW`. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "adamw", lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
+
+def build(
+    rule: str,
+    params: ParamsT,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    constants: Mapping[str, Any] | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    ema: float | None = None,
+    on_nonfinite: Literal["raise", "skip"] = "raise",
+) -> Optimizer:
+    """Make an optimiser from a rule's name and plain values, as a plan holds them."""
+    return Optimizer(
+        params,
+        rule,
+        lr=lr,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        ema=ema,
+        on_nonfinite=on_nonfinite,
+        **(constants or {}),
+    )

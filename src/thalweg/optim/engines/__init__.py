@@ -1,0 +1,1 @@
+"""Engines: each runs any rule's equation over all parameters of a step."""

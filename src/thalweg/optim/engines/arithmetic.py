@@ -1,0 +1,63 @@
+"""The rules' few functions on tensors and arrays, and the precision that weights are calculated in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.rules import maths
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Sixteen bits hold a weight but not a running average (0.999 v + 0.001 g² stands still): calculation and state use 32.
+COMPUTE = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
+def _tensor_maximum(x: Tensor, y: Any) -> Tensor:
+    return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp_min(y)
+
+
+maths.sqrt.register(Tensor, torch.sqrt)
+maths.sign.register(Tensor, torch.sign)
+maths.power.register(Tensor, torch.pow)
+maths.where.register(Tensor, torch.where)
+maths.maximum.register(Tensor, _tensor_maximum)
+
+maths.sqrt.register(np.ndarray, np.sqrt)
+maths.sign.register(np.ndarray, np.sign)
+maths.power.register(np.ndarray, np.power)
+maths.where.register(np.ndarray, np.where)
+maths.maximum.register(np.ndarray, np.maximum)
+
+
+def real(tensor: Tensor) -> Tensor:
+    """See a complex tensor as pairs of reals (a view), as PyTorch's optimisers do; a real one stays as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def exact_norm(tensor: Tensor) -> float:
+    """Euclidean norm in float64 that neither over- nor underflows; not finite only where an element is not.
+
+    >>> exact_norm(torch.tensor([3e30, 4e30])) / 1e30
+    5.0
+    """
+    values = real(tensor.detach()).to("cpu", torch.float64)
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if largest == 0.0 or not np.isfinite(largest):
+        return largest
+    return largest * float(torch.linalg.vector_norm(values / largest))
+
+
+def count_nonfinite(tensor: Tensor) -> int:
+    """Count the elements that are NaN or infinite."""
+    return tensor.numel() - int(torch.isfinite(tensor).sum())

@@ -1,0 +1,73 @@
+"""What an optimiser asks of an engine: a step in two passes, first look, then move.
+
+An engine is anything with the two methods of `Engine`. `tensors.py` runs every rule on every device; a fused engine for one
+kind of device fits the same two calls (addresses of weights and state are found in `Work` and `state`, gradients move every step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from thalweg.rules.rule import Rule
+
+StateOf = MutableMapping[Tensor, dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Work:
+    """One parameter group's share of a step: only parameters that have a gradient.
+
+    `constants` are the equation's, with `weight_decay` among them where the equation decays by itself; `coupled_decay` is what the
+    engine adds to the gradient (`g + coupled_decay * w`). `lr` is a number, or a 0-dim tensor on the parameters' accelerator.
+    """
+
+    group: int
+    rule: Rule
+    constants: Mapping[str, Any]
+    lr: float | Tensor
+    coupled_decay: float
+    maximize: bool
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+
+
+class Norms(NamedTuple):
+    """Euclidean norms of the gradients as they came, and of what `clip_value` leaves of them.
+
+    `each` follows the works' parameters one after another. `total` is finite whenever every element is; `nonfinite` counts the
+    elements that are not. `clipped` equals `total` without `clip_value`.
+    """
+
+    each: Sequence[float]
+    total: float
+    clipped: float
+    nonfinite: int
+
+
+class Moves(NamedTuple):
+    """Per-tensor norms of the weights before the step and of what the step added, in the works' order."""
+
+    weights: Tensor
+    updates: Tensor
+
+
+class Engine(Protocol):
+    """Runs one step over all groups. Neither call keeps a reference to a gradient after it returned from `update`."""
+
+    def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
+        """Read the gradients, change nothing; at most one wait for the device."""
+        ...
+
+    def update(
+        self, state: StateOf, *, scale: float, clip_value: float | None, ema: float | None, record: bool
+    ) -> Moves | None:
+        """Move the weights, state and EMA by the gradients measured last: clamp, times `scale`, maximise, decay, equation, EMA.
+
+        Missing state is made here and put into `state[parameter]` under the rule's keys, with `step` (0-dim float32 on the CPU)
+        where the rule counts or `ema` is on, and `ema`.
+        """
+        ...

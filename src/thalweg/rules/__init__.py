@@ -1,0 +1,63 @@
+"""Update rules: one equation a file, looked up by name.
+
+The table below is written by `tools/tables.py` from the folder's listing, so that types, linters and completion see every name.
+A third party's rule comes by an entry point of the group `thalweg.rules` and is looked for only when a name is unknown here.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from thalweg.errors import RuleError, nearest
+from thalweg.rules.adam import adam
+from thalweg.rules.adamw import adamw
+from thalweg.rules.gradient_descent import gradient_descent
+from thalweg.rules.momentum import momentum
+from thalweg.rules.nesterov import nesterov
+from thalweg.rules.rmsprop import rmsprop
+from thalweg.rules.rule import Range, Rule, State, rule
+
+RULES: dict[str, Rule] = {
+    "adam": adam,
+    "adamw": adamw,
+    "gradient_descent": gradient_descent,
+    "momentum": momentum,
+    "nesterov": nesterov,
+    "rmsprop": rmsprop,
+}
+
+__all__ = ["RULES", "Range", "Rule", "State", "get", "names", "rule"]
+
+
+def names() -> list[str]:
+    """List the rules' names, third parties' included, without importing those."""
+    return sorted({*RULES, *(point.name for point in entry_points(group="thalweg.rules"))})
+
+
+def get(name: str | Rule) -> Rule:
+    """Look a rule up by its name or alias; a `Rule` is given back as it is.
+
+    Raises `RuleError`, with the nearest name, for one that nobody offers.
+
+    >>> get("sgd").name
+    'gradient_descent'
+    """
+    if isinstance(name, Rule):
+        return name
+    known = {**RULES, **{alias: one for one in RULES.values() for alias in one.aliases}}
+    if name in known:
+        return known[name]
+    for point in entry_points(group="thalweg.rules"):
+        if point.name == name:
+            return _loaded(point.name, point.load())
+    raise RuleError(
+        f"There is no update rule {name!r}; there are {', '.join(names())}.{nearest(name, [*known, *names()])}"
+    )
+
+
+def _loaded(name: str, found: object) -> Rule:
+    if isinstance(found, Rule):
+        return found
+    raise RuleError(
+        f"The entry point {name!r} of group thalweg.rules gives {type(found).__name__}, not a Rule; decorate it with @rule."
+    )

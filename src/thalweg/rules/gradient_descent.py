@@ -1,0 +1,20 @@
+"""Gradient descent: a step straight downhill, as long as the slope is steep.
+
+    w <- w - lr g
+
+Source: Cauchy 1847. Weight decay is coupled (added to the gradient), as in PyTorch's `SGD`.
+"""
+
+from __future__ import annotations
+
+from thalweg.rules.rule import rule
+
+
+@rule(
+    source="Cauchy 1847, Comptes rendus 25, 536",
+    aliases=("sgd",),
+    fixed={"momentum": 0, "dampening": 0, "nesterov": False},
+)
+def gradient_descent(w: float, g: float, *, lr: float) -> float:
+    """Gradient descent: a step straight downhill, as long as the slope is steep."""
+    return w - lr * g

@@ -1,0 +1,64 @@
+"""The few functions that an update rule may use besides + - * /.
+
+Each is a `functools.singledispatch` function for plain numbers; an engine registers its own kind of value (a tensor, an
+array, a compiled scalar), so that one equation runs everywhere. The *first* argument decides: put the tensor first.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import singledispatch
+from typing import Any
+
+
+@singledispatch
+def sqrt(x: Any) -> Any:
+    """Square root; NaN below zero, as tensors have it.
+
+    >>> sqrt(9.0)
+    3.0
+    """
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+@singledispatch
+def maximum(x: Any, y: Any) -> Any:
+    """The larger of two; NaN where either is.
+
+    >>> maximum(-1.0, 0.0)
+    0.0
+    """
+    return x if x != x or x >= y else y
+
+
+@singledispatch
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """`x` where the condition holds, else `y`.
+
+    >>> where(2.0 > 1.0, 5.0, 7.0)
+    5.0
+    """
+    return x if condition else y
+
+
+@singledispatch
+def sign(x: Any) -> Any:
+    """-1, 0 or 1; NaN stays NaN.
+
+    >>> sign(-3.5)
+    -1.0
+    """
+    return math.copysign(1.0, x) if x > 0 or x < 0 else x
+
+
+@singledispatch
+def power(x: Any, exponent: float) -> Any:
+    """`x` to a real exponent; NaN where the result is not real.
+
+    >>> power(8.0, 2.0)
+    64.0
+    """
+    try:
+        return math.pow(x, exponent)
+    except ValueError:
+        return math.nan if x != 0 else math.inf

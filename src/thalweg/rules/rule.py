@@ -1,0 +1,294 @@
+"""An update rule is one equation: a pure function of one scalar weight, its gradient and its state.
+
+`@rule` turns such a function into a `Rule`, a frozen value that says all an engine must know: which state the equation
+carries and what PyTorch calls it, the constants with their defaults and ranges, and what is computed once a step.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from thalweg.errors import RuleError, nearest
+
+Scalars = Callable[[int, Mapping[str, Any]], Mapping[str, float]]
+
+_ENGINE_NAMES = ("lr", "weight_decay")
+
+
+class State(NamedTuple):
+    """What the equation carries from step to step for each weight.
+
+    `key` is the name in `state_dict` (PyTorch's, where PyTorch has the same thing), `start` is "zeros", "weights" (a copy
+    of the weight) or a number, and `when` names a constant without whose being set (true, not 0) the state does not exist.
+    """
+
+    name: str
+    key: str
+    start: float | str = "zeros"
+    when: str | None = None
+
+
+class Range(NamedTuple):
+    """An interval of the real line, written as in mathematics.
+
+    >>> Range.parse("[0, 1)").holds(1.0)
+    False
+    >>> str(Range.parse("(0, inf)"))
+    '(0, inf)'
+    """
+
+    low: float
+    high: float
+    low_open: bool
+    high_open: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Range:
+        """Read "[0, 1)", "(0, inf)" and the like."""
+        low, high = text[1:-1].split(",")
+        return cls(float(low), float(high), text[0] == "(", text[-1] == ")")
+
+    def holds(self, value: float) -> bool:
+        """Tell whether the value lies inside; NaN never does."""
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        return f"{'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """An update rule: the equation and what an engine must know to run it.
+
+    - `equation(w, g, *state, lr=…, **constants, **scalars)` gives the new weight and the new state, in the order of `state`.
+    - `constants`: name to default; `ranges`: name to the interval the constant must lie in.
+    - `scalars(step, constants)`: what depends on the step alone (bias corrections), in float64, once a step; the first step is 1.
+    - `coupled_decay`: the engine adds `weight_decay * w` to the gradient; otherwise the equation itself takes `weight_decay`.
+    - `grouped`: PyTorch's name for several constants at once (`betas`).
+    - `fixed`: PyTorch's options that this rule knows one value of; they are written into the parameter groups, and a
+      `state_dict` with another value is refused.
+    - `counts_steps`: whether `state_dict` has a `step`.
+    """
+
+    name: str
+    equation: Callable[..., Any]
+    state: tuple[State, ...]
+    constants: Mapping[str, Any]
+    ranges: Mapping[str, Range]
+    scalars: Scalars | None
+    source: str
+    title: str
+    coupled_decay: bool
+    weight_decay: float
+    aliases: tuple[str, ...] = ()
+    grouped: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    counts_steps: bool = False
+
+    def __call__(self, *values: Any, **constants: Any) -> Any:
+        """Evaluate the equation as it stands, on numbers or anything that calculates."""
+        return self.equation(*values, **constants)
+
+    def __repr__(self) -> str:
+        return f"<rule {self.name}: {self.title}>"
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Rule], tuple[str, str]]:
+        return _find, (self.equation.__module__, self.name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
+        return self
+
+    def carried(self, constants: Mapping[str, Any]) -> tuple[State, ...]:
+        """Name the state that exists under these constants (`centered`, `momentum` of RMSprop switch theirs on)."""
+        return tuple(s for s in self.state if s.when is None or constants[s.when])
+
+    def group_defaults(self) -> dict[str, Any]:
+        """Give the constants' defaults under the names they have in a parameter group (`betas` for `beta1`, `beta2`)."""
+        return self.to_group(self.constants)
+
+    def to_group(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """Rename the equation's constants to a parameter group's.
+
+        >>> from thalweg.rules.adam import adam
+        >>> adam.to_group({"beta1": 0.9, "beta2": 0.99, "eps": 1e-8})
+        {'betas': (0.9, 0.99), 'eps': 1e-08}
+        """
+        group = dict(constants)
+        for name, members in self.grouped.items():
+            values = tuple(group.pop(m, self.constants[m]) for m in members)
+            group = {name: values, **group}
+        return group
+
+    def from_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Pick the equation's constants from a parameter group."""
+        found: dict[str, Any] = {}
+        for name in self.constants:
+            if name in group:
+                found[name] = group[name]
+        for name, members in self.grouped.items():
+            found.update(zip(members, group[name], strict=True))
+        return found
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill the constants given, by their own or PyTorch's grouped names, with defaults, and check each.
+
+        Raises `RuleError` for an unknown name, a value of the wrong kind or outside its range.
+
+        >>> from thalweg.rules.adam import adam
+        >>> adam.complete({"betas": (0.8, 0.99)})
+        {'beta1': 0.8, 'beta2': 0.99, 'eps': 1e-08}
+        """
+        values = dict(self.constants)
+        for name, value in given.items():
+            if name in self.grouped:
+                values.update(self._ungroup(name, value))
+            elif name in values:
+                values[name] = value
+            else:
+                raise RuleError(self._unknown(name))
+        for name, value in values.items():
+            self.check_constant(name, value)
+        return values
+
+    def check_constant(self, name: str, value: Any) -> None:
+        """Raise `RuleError` unless the constant is of the right kind and inside its range."""
+        if isinstance(self.constants[name], bool):
+            if not isinstance(value, bool):
+                raise RuleError(f"{name} of {self.name} is True or False, not {value!r}.")
+            return
+        wanted = self.ranges.get(name, Range(-math.inf, math.inf, True, True))
+        if isinstance(value, bool) or not _is_number(value) or not wanted.holds(float(value)):
+            raise RuleError(f"{name} of {self.name} must be a number in {wanted}, not {value!r}.")
+
+    def _ungroup(self, name: str, value: Any) -> dict[str, Any]:
+        members = self.grouped[name]
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise RuleError(
+                f"{name} of {self.name} holds {len(members)} numbers ({', '.join(members)}), not {value!r}."
+            )
+        values = list(value)
+        if len(values) != len(members):
+            raise RuleError(
+                f"{name} of {self.name} holds {len(members)} numbers ({', '.join(members)}), not {len(values)}."
+            )
+        return dict(zip(members, values, strict=True))
+
+    def _unknown(self, name: str) -> str:
+        known = [*self.constants, *self.grouped]
+        listed = f"its constants are {', '.join(known)}" if known else "it has no constants"
+        return f"{self.name} has no constant {name!r}; {listed}.{nearest(name, known)}"
+
+
+def rule(
+    *,
+    source: str,
+    state: Mapping[str, tuple[Any, ...]] | Iterable[str] = (),
+    ranges: Mapping[str, str] | None = None,
+    scalars: Scalars | None = None,
+    grouped: Mapping[str, tuple[str, ...]] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    aliases: Iterable[str] = (),
+    counts_steps: bool | None = None,
+) -> Callable[[Callable[..., Any]], Rule]:
+    """Make a `Rule` of an equation `f(w, g, *state, *, lr, constants with defaults, scalars without)`.
+
+    - `state`: name in the equation to (name in `state_dict`, start[, constant that switches it on]), or just names.
+    - `ranges`: constant to an interval such as "[0, 1)"; a constant without one may be any finite number.
+    - `source`: where the equation comes from; the title is the first line of its docstring (or of its file's).
+    - Everything else: see `Rule`.
+
+    Raises `RuleError` at import where the signature and the description do not fit together.
+
+    >>> @rule(source="Cauchy 1847")
+    ... def descent(w: float, g: float, *, lr: float) -> float:
+    ...     '''Straight downhill.'''
+    ...     return w - lr * g
+    >>> descent, descent(1.0, 0.5, lr=0.1)
+    (<rule descent: Straight downhill>, 0.95)
+    """
+
+    def decorate(equation: Callable[..., Any]) -> Rule:
+        states = _states(state)
+        constants, free = _constants(equation, states)
+        made = Rule(
+            name=equation.__name__,
+            equation=equation,
+            state=states,
+            constants=MappingProxyType(constants),
+            ranges=MappingProxyType({name: Range.parse(text) for name, text in (ranges or {}).items()}),
+            scalars=scalars,
+            source=source,
+            title=_title(equation),
+            coupled_decay="weight_decay" not in inspect.signature(equation).parameters,
+            weight_decay=_decay(equation),
+            aliases=tuple(aliases),
+            grouped=MappingProxyType(dict(grouped or {})),
+            fixed=MappingProxyType(dict(fixed or {})),
+            counts_steps=scalars is not None if counts_steps is None else counts_steps,
+        )
+        _check_scalars(made, free)
+        return made
+
+    return decorate
+
+
+def _states(state: Mapping[str, tuple[Any, ...]] | Iterable[str]) -> tuple[State, ...]:
+    if isinstance(state, Mapping):
+        return tuple(State(name, *described) for name, described in state.items())
+    return tuple(State(name, name) for name in state)
+
+
+def _constants(equation: Callable[..., Any], states: tuple[State, ...]) -> tuple[dict[str, Any], set[str]]:
+    """Split the equation's keywords into constants (with a default) and what `scalars` must give (without)."""
+    parameters = inspect.signature(equation).parameters.values()
+    positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    if positional != ["w", "g", *(s.name for s in states)]:
+        raise RuleError(
+            f"The equation {equation.__name__} must take (w, g, {', '.join(s.name for s in states)}) "
+            f"before the star, not ({', '.join(positional)})."
+        )
+    keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    own = [p for p in keywords if p.name not in _ENGINE_NAMES]
+    constants = {p.name: p.default for p in own if p.default is not inspect.Parameter.empty}
+    return constants, {p.name for p in own} - set(constants)
+
+
+def _check_scalars(made: Rule, free: set[str]) -> None:
+    given = set(made.scalars(1, made.constants)) if made.scalars else set[str]()
+    if given != free:
+        raise RuleError(
+            f"The equation {made.name} needs {sorted(free)} from `scalars`, which gives {sorted(given)}; "
+            "give a constant a default, or compute it there."
+        )
+    for name, value in made.constants.items():
+        made.check_constant(name, value)
+
+
+def _decay(equation: Callable[..., Any]) -> float:
+    parameter = inspect.signature(equation).parameters.get("weight_decay")
+    return 0.0 if parameter is None or parameter.default is inspect.Parameter.empty else float(parameter.default)
+
+
+def _title(equation: Callable[..., Any]) -> str:
+    text = inspect.getdoc(equation) or inspect.getdoc(inspect.getmodule(equation)) or equation.__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _find(module: str, name: str) -> Rule:
+    """Find a rule again by the module that defines it (rules are pickled by name, like functions)."""
+    return getattr(importlib.import_module(module), name)
