@@ -36,6 +36,7 @@ class Descent:
         self.problem, self.plan, self.total = problem, plan, plan.steps
         self.model = build_model(problem.task, plan.seed, problem.device)
         self.optimizer, self.factors = build_optimizer(self.model, plan)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         weights = None if problem.task.weights is None else torch.as_tensor(problem.task.weights)
         self.accumulate = plan.accumulate
         self.batches = Batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, cast
 
@@ -33,7 +33,7 @@ class StepRecord(NamedTuple):
     clip_scale: float
     skipped: bool
     nonfinite: int
-    gradient_norms: Tensor
+    gradient_norms: Sequence[float]
     weight_norms: Tensor | None = None
     update_norms: Tensor | None = None
 
@@ -115,10 +115,10 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         works = [work for i, group in enumerate(self.param_groups) if (work := self._work(i, group)) is not None]
         if not works:
-            self.last = StepRecord(0.0, 1.0, False, 0, torch.zeros(0))
+            self.last = StepRecord(0.0, 1.0, False, 0, ())
             return loss
         norms = self._engine.measure(works, self.state, clip_value=self.clip_value, ema=self.ema is not None)
-        each = torch.tensor(norms.each, dtype=torch.float64)
+        each = norms.each
         if norms.nonfinite:
             self.last = StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
             self._skip(norms.nonfinite)
@@ -178,8 +178,7 @@ class Optimizer(torch.optim.Optimizer):
                     self.state[p][key] = value.detach().to(p.device, COMPUTE[p.dtype], copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("_engine", "last")}
-        return kept
+        return {k: v for k, v in self.__dict__.items() if k not in ("_engine", "last")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

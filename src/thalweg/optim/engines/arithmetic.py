@@ -30,7 +30,6 @@ def _tensor_maximum(x: Tensor, y: Any) -> Tensor:
 maths.sqrt.register(Tensor, torch.sqrt)
 maths.sign.register(Tensor, torch.sign)
 maths.power.register(Tensor, torch.pow)
-maths.where.register(Tensor, torch.where)
 maths.maximum.register(Tensor, _tensor_maximum)
 
 maths.sqrt.register(np.ndarray, np.sqrt)

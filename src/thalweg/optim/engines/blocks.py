@@ -42,7 +42,8 @@ class Move:
         if rule.scalars is not None:
             constants.update(rule.scalars(self.step, work.constants))
         factor = -self.scale if work.maximize else self.scale
-        clip, decay, lr = self.clip_value, work.coupled_decay, work.lr
+        clip, lr = self.clip_value, work.lr
+        decay = None if isinstance(work.coupled_decay, float) and work.coupled_decay == 0.0 else work.coupled_decay
         places = [not (s.when and not work.constants[s.when]) for s in rule.state]
         everything = all(places)
 
@@ -51,7 +52,7 @@ class Move:
                 g = g.clip(-clip, clip)
             if factor != 1.0:
                 g = g * factor
-            if decay:
+            if decay is not None:
                 g = g + decay * w
             if everything:
                 out = rule.equation(w, g, *held, lr=lr, **constants)
@@ -129,9 +130,14 @@ class Block:
                 entry["step"] = self.step_views[i]
             self.owned[i] = True
 
+    @property
+    def even(self) -> bool:
+        """Whether all parameters have taken the same number of steps."""
+        return self.steps is None or len(self.steps) == 1 or bool((self.steps == self.steps[0]).all())
+
     def count(self) -> list[int]:
-        """Give how many steps each parameter has taken; the tensors in `state` decide, exact past float32's 2^24 until reloaded."""
-        if self.steps is not None and self.steps.tolist() != [float(np.float32(c)) for c in self.counts]:
+        """Give how many steps each parameter has taken: the tensors in `state` decide, beyond float32's 2^24 our own count."""
+        if self.steps is not None and any(c < 1 << 24 for c in self.counts[:1]):
             self.counts = [int(s) for s in self.steps.tolist()]
         return self.counts
 

@@ -1,7 +1,7 @@
 """What an optimiser asks of an engine: a step in two passes, first look, then move.
 
 An engine is anything with the two methods of `Engine`. `tensors.py` runs every rule on every device; a fused engine for one
-kind of device fits the same two calls (addresses of weights and state are found in `Work` and `state`, gradients move every step).
+kind of device fits the same two calls (addresses of weights and state are in `Work` and `state`, gradients move every step).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ StateOf = MutableMapping[Tensor, dict[str, Any]]
 class Work:
     """One parameter group's share of a step: only parameters that have a gradient.
 
-    `constants` are the equation's, with `weight_decay` among them where the equation decays by itself; `coupled_decay` is what the
-    engine adds to the gradient (`g + coupled_decay * w`). `lr` is a number, or a 0-dim tensor on the parameters' accelerator.
+    `constants` are the equation's, with `weight_decay` among them where the equation decays by itself; `coupled_decay` is what
+    the engine adds to the gradient (`g + coupled_decay * w`). `lr` is a number, or a 0-dim tensor on the parameters' accelerator.
     """
 
     group: int
     rule: Rule
     constants: Mapping[str, Any]
     lr: float | Tensor
-    coupled_decay: float
+    coupled_decay: Any
     maximize: bool
     parameters: list[Tensor]
     gradients: list[Tensor]

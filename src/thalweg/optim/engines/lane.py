@@ -1,0 +1,115 @@
+"""A lane: a tensor whose arithmetic writes into borrowed buffers instead of fresh memory.
+
+An equation makes a dozen intermediate tensors. Fresh memory for each costs more than the arithmetic (the pages come from the
+system and go back every step), so results go into buffers of a pool; a buffer returns to it when its lane is no longer
+named. The equation does not notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.rules import maths
+
+
+class Lane:
+    """A tensor on its way through an equation; `pool` holds buffers of its shape, dtype and device."""
+
+    __slots__ = ("borrowed", "pool", "tensor")
+
+    def __init__(self, tensor: Tensor, pool: list[Tensor], borrowed: bool = False) -> None:
+        self.tensor, self.pool, self.borrowed = tensor, pool, borrowed
+
+    def __del__(self) -> None:
+        if self.borrowed:
+            self.pool.append(self.tensor)
+
+    def __neg__(self) -> Lane:
+        return _unary(torch.neg, self)
+
+    def __rsub__(self, other: Any) -> Lane:
+        negative = _unary(torch.neg, self)
+        negative.tensor.add_(other)
+        return negative
+
+    def __rtruediv__(self, other: Any) -> Lane:
+        inverse = _unary(torch.reciprocal, self)
+        inverse.tensor.mul_(other)
+        return inverse
+
+    def __pow__(self, exponent: float) -> Lane:
+        return _binary_on(torch.pow, self, exponent)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return self.tensor < _bare(other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return self.tensor <= _bare(other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return self.tensor > _bare(other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return self.tensor >= _bare(other)
+
+    def clip(self, low: float, high: float) -> Lane:
+        """Clip each entry."""
+        out = self.pool.pop() if self.pool else torch.empty_like(self.tensor)
+        torch.clamp(self.tensor, low, high, out=out)
+        return Lane(out, self.pool, True)
+
+
+def _bare(value: Any) -> Any:
+    return value.tensor if isinstance(value, Lane) else value
+
+
+def _binary(function: Callable[..., Tensor]) -> Callable[[Lane, Any], Lane]:
+    # Written out without a helper's call: this is the innermost Python of a step.
+    def operator(a: Lane, b: Any) -> Lane:
+        pool = a.pool
+        out = pool.pop() if pool else torch.empty_like(a.tensor)
+        function(a.tensor, b.tensor if type(b) is Lane else b, out=out)
+        return Lane(out, pool, True)
+
+    return operator
+
+
+def _binary_on(function: Callable[..., Tensor], a: Lane, b: Any) -> Lane:
+    return _binary(function)(a, b)
+
+
+def _unary(function: Callable[..., Tensor], a: Lane) -> Lane:
+    out = a.pool.pop() if a.pool else torch.empty_like(a.tensor)
+    function(a.tensor, out=out)
+    return Lane(out, a.pool, True)
+
+
+for _name, _function in {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "truediv": torch.div}.items():
+    setattr(Lane, f"__{_name}__", _binary(_function))
+for _name, _function in {"add": torch.add, "mul": torch.mul}.items():
+    setattr(Lane, f"__r{_name}__", _binary(_function))
+
+
+def _maximum(x: Lane, y: Any) -> Lane:
+    if isinstance(y, Lane):
+        return _binary_on(torch.maximum, x, y)
+    out = x.pool.pop() if x.pool else torch.empty_like(x.tensor)
+    torch.clamp(x.tensor, min=y, out=out)
+    return Lane(out, x.pool, True)
+
+
+def _where(condition: Tensor, x: Any, y: Any) -> Any:
+    kept = torch.where(condition, _bare(x), _bare(y))
+    like = next((value for value in (x, y) if isinstance(value, Lane)), None)
+    return kept if like is None else Lane(kept, like.pool, True)
+
+
+maths.where.register(Tensor, _where)
+maths.sqrt.register(Lane, lambda x: _unary(torch.sqrt, x))
+maths.sign.register(Lane, lambda x: _unary(torch.sign, x))
+maths.power.register(Lane, lambda x, exponent: _binary_on(torch.pow, x, exponent))
+maths.maximum.register(Lane, _maximum)
