@@ -1,0 +1,43 @@
+"""Handwritten digits, 8 x 8 pixels: a small perceptron.
+
+Data: Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), 1,797 images, as shipped with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import thalweg as tw
+from thalweg.examples.data import needs, split
+
+SOURCE = "UCI: Optical Recognition of Handwritten Digits, as shipped with scikit-learn"
+LICENCE = "CC BY 4.0"
+EPOCHS = 20.0
+SECONDS = 8.0
+EXPECTED = {"accuracy": (0.96, 1.0)}
+
+
+def accuracy(output: Tensor, target: Tensor) -> float:
+    """Share of images whose highest score is the right digit's."""
+    return float((output.argmax(1) == target).float().mean())
+
+
+def task(hidden: int = 128, held_out: float = 0.2) -> tw.Task:
+    """Make the task: `hidden` units a layer, a share of images held out for validation."""
+    datasets = needs("sklearn.datasets")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    train, validation = split(len(labels), held_out, labels)
+    x = (pixels / 16.0).astype(np.float32)
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+
+    return tw.Task(
+        model=model,
+        loss=F.cross_entropy,
+        data=(x[train], labels[train]),
+        validation=(x[validation], labels[validation]),
+        metrics={"accuracy": accuracy},
+    )
