@@ -14,11 +14,12 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from thalweg.errors import ScheduleError, nearest
+from thalweg.schedule import reduction
 from thalweg.schedule.curves import SHAPES, WARMUPS, Curve, Span
 from thalweg.schedule.lengths import Clock, Length, Option, count, length, number, one_of, option, say
+from thalweg.schedule.reduction import State
 
 WarmupShape = Literal["linear", "cosine", "exponential"]
-State = dict[str, float]
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +76,7 @@ class Schedule:
     def initial_state(self) -> State:
         """Give the state before the first step: empty for all but reduce-on-plateau."""
         if self.shape == "plateau":
-            return {"factor": 1.0, "bad": 0, "rest": 0}
+            return reduction.initial()
         return {f"{i}/{k}": v for i, part in enumerate(self.parts) for k, v in part.initial_state().items()}
 
     def observe(self, state: Mapping[str, float], metric: SupportsFloat, step: int | None = None) -> State:
@@ -84,7 +85,7 @@ class Schedule:
         In a sequence, `step` (of the next update) keeps a part from counting before it begins and after it ends.
         """
         if self.shape == "plateau":
-            return _observe_plateau(state, float(metric), self.options)
+            return reduction.observe(state, float(metric), self.options)
         after = dict(state)
         for index, (start, stop, part) in enumerate(self._spans if state else ()):
             inside = _within(state, index)
@@ -107,7 +108,7 @@ class Schedule:
 
         An open total becomes `total_steps`, the run's length; without that it stays open. Resolving twice changes nothing.
 
-        Raises ScheduleError where a share or epochs cannot be turned into steps, or the warm-up is longer than the total.
+        Raises ScheduleError where a share or epochs cannot be turned into steps, or lengths do not fit into the total.
 
         >>> Schedule("linear", total="3 epochs", warmup=0.1).resolve(steps_per_epoch=50)
         schedule.linear(total=150, warmup=15)
@@ -120,7 +121,12 @@ class Schedule:
         if self.total is None and parts and parts[-1].total is not None:
             total = warmup + sum(cast("int", part.total) for part in parts)
         options = _resolve_options(self, own)
-        return replace(self, total=total, warmup=warmup, parts=parts, options=options)
+        settled = replace(self, total=total, warmup=warmup, parts=parts, options=options)
+        if settled == self:
+            return self
+        if total is not None:
+            _ = settled._curve  # refuses lengths that do not fit into one another
+        return settled
 
     @cached_property
     def _curve(self) -> Curve:
@@ -206,10 +212,13 @@ class Schedule:
         >>> Schedule("linear", total=2000, warmup=100).describe()
         'linear to zero over 2000 steps, the first 100 in linear warm-up'
         """
+        return self._say("the whole run")
+
+    def _say(self, whole: str) -> str:
         if self.parts:
-            words = "first " + ", then ".join(part.describe() for part in self.parts)
+            words = "first " + ", then ".join(part._say("the rest") for part in self.parts)
         else:
-            words = f"{SHAPES[self.shape].words(self.options)} over {_say_total(self.total)}"
+            words = f"{SHAPES[self.shape].words(self.options)} over {_say_total(self.total, whole)}"
         if self.warmup:
             words += f", the first {say(self.warmup)} in {self.warmup_shape} warm-up"
         return words if self.peak == 1 else f"{self.peak:g} times: {words}"
@@ -285,6 +294,11 @@ class AttachedSchedule(LRScheduler):
         """Go on where `state_dict` was taken; sets the rates. Raises ScheduleError for what is none of ours."""
         if missing := {"schedule", "step", "state", "base_lrs"} - set(state_dict):
             raise ScheduleError(f"This is no state of a thalweg schedule: it lacks {', '.join(sorted(missing))}.")
+        saved, present = len(state_dict["base_lrs"]), len(self.optimizer.param_groups)
+        if saved > present:
+            raise ScheduleError(
+                f"The state is of {saved} parameter groups, this optimizer has {present}: add them first."
+            )
         self.schedule = Schedule.from_dict(state_dict["schedule"])
         self.state = dict(state_dict["state"])
         self.base_lrs = [_copy(base) for base in state_dict["base_lrs"]]
@@ -329,6 +343,11 @@ def _check_warmup(schedule: Schedule) -> None:
         )
 
 
+def _is_open(schedule: Schedule) -> bool:
+    """Whether it lasts as long as the run: a sequence without a total lasts as long as its parts."""
+    return schedule.total is None and (not schedule.parts or _is_open(schedule.parts[-1]))
+
+
 def _check_parts(schedule: Schedule) -> None:
     if (schedule.shape == "sequence") != bool(schedule.parts):
         raise ScheduleError(
@@ -341,7 +360,7 @@ def _check_parts(schedule: Schedule) -> None:
                 f"A part of a sequence is {part!r}, but it must be a schedule such as linear(total=100)."
             )
     for part in schedule.parts[:-1]:
-        if part.total is None:
+        if _is_open(part):
             raise ScheduleError(
                 f"{part!r} is not the last of its sequence, so its length cannot be open: give its `total`."
             )
@@ -363,13 +382,13 @@ def _resolve_parts(schedule: Schedule, total: int | None, warmup: int, own: Cloc
     parts: list[Schedule] = []
     taken = warmup
     for part in schedule.parts:
-        if part.total is None and total is not None and taken >= total:
+        if _is_open(part) and total is not None and taken >= total:
             raise ScheduleError(f"The parts of a sequence fill all {total} steps: nothing is left for {part!r}.")
         rest = None if total is None else total - taken
-        settled = part.resolve(rest if part.total is None else total, own.epoch)
+        settled = part.resolve(rest if _is_open(part) else total, own.epoch)
         taken += cast("int", settled.total or 0)
         parts.append(settled)
-    if schedule.total is not None and taken > cast("int", total):
+    if parts and schedule.total is not None and taken > cast("int", total):
         raise ScheduleError(f"The parts of a sequence take {taken} steps, but its total is {total}: shorten them.")
     return tuple(parts)
 
@@ -394,28 +413,9 @@ def _within(state: Mapping[str, float], index: int) -> State:
     return {key[len(mark) :]: value for key, value in state.items() if key.startswith(mark)}
 
 
-def _observe_plateau(state: Mapping[str, float], metric: float, options: Mapping[str, Any]) -> State:
-    factor, bad, rest = state["factor"], int(state["bad"]), int(state["rest"])
-    best = state.get("best")
-    better = math.isfinite(metric) and (best is None or _is_better(metric, best, options))
-    bad = 0 if better or rest > 0 else bad + 1
-    rest = max(rest - 1, 0)
-    if bad > options["patience"]:
-        factor, bad, rest = max(factor * options["factor"], options["minimum"]), 0, options["cooldown"]
-    after: State = {"factor": factor, "bad": bad, "rest": rest}
-    if better:
-        best = metric
-    return after if best is None else {**after, "best": best}
-
-
-def _is_better(metric: float, best: float, options: Mapping[str, Any]) -> bool:
-    margin = options["threshold"] * (abs(best) if options["threshold_mode"] == "rel" else 1)
-    return metric < best - margin if options["mode"] == "min" else metric > best + margin
-
-
-def _say_total(total: Length | None) -> str:
+def _say_total(total: Length | None, whole: str) -> str:
     if isinstance(total, int):
         return f"{total} steps"
     if isinstance(total, float):
         return f"{say(total)} of the run"
-    return total or "the whole run"
+    return total or whole
