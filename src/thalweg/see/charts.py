@@ -20,7 +20,7 @@ SMOOTHING = 30  # columns: the smoothed line averages over a twelfth of the char
 
 
 class Series(NamedTuple):
-    """One line: name, positions, values; `dots` draws points, `smooth` a band with a smoothed line through it."""
+    """One line: name, positions, values; `dots` draws the points too, `smooth` a band with a smoothed line through it."""
 
     name: str
     x: Values
@@ -141,11 +141,11 @@ def _line(series: Series, colour: int, across: Axis, up: Axis) -> str:
     good = np.isfinite(series.y) & np.isfinite(series.x)
     x, y = series.x[good], series.y[good]
     places = _x(across.at(x))
-    if series.dots or len(x) <= 2:
-        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in zip(places, _y(up.at(y)), strict=True))
-        return f'<g class="s{colour}">{dots}</g>'
-    if not series.smooth:
-        return f'<g class="s{colour}">{_path(places, _y(up.at(y)), "line")}</g>'
+    if not series.smooth or len(x) <= 2:
+        heights = _y(up.at(y))
+        there = zip(places, heights, strict=True) if series.dots or len(x) <= 2 else ()
+        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in there)
+        return f'<g class="s{colour}">{_path(places, heights, "line")}{dots}</g>'
     centres, low, mean, high = columns(places, y)
     band = [*zip(centres, _y(up.at(high)), strict=True), *zip(centres[::-1], _y(up.at(low))[::-1], strict=True)]
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in band)

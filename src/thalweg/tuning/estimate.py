@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from thalweg.descent.budget import seconds_per_step, settle
 from thalweg.descent.problem import Problem
-from thalweg.tuning.tune import check_fixed, price, start_plan, with_batch_size
+from thalweg.tuning.tune import check_fixed, price, start_plan, with_batch_size, with_threads
 
 
 class Cost(NamedTuple):
@@ -31,7 +31,8 @@ def cost(
 ) -> Cost:
     """Estimate a fit by timing a few steps. Raises PlanError as `tune` does."""
     paid, decided = price(effort), check_fixed(fixed or {})
-    plan = with_batch_size(problem, start_plan(problem, decided, seed), decided, epochs, lambda _: None)
+    plan = with_threads(problem, start_plan(problem, decided, seed), decided)
+    plan = with_batch_size(problem, plan, decided, epochs, lambda _: None)
     if seconds is not None:
         plan = settle(problem, plan, seconds=seconds / paid)
         return Cost(plan.steps or 0, plan.batch_size, paid, seconds)

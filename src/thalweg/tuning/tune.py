@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from thalweg import schedule as shapes
-from thalweg.descent.budget import check_budget, settle
+from thalweg.descent.budget import check_budget, seconds_per_step, settle
 from thalweg.descent.problem import Problem
 from thalweg.errors import DivergedError, PlanError, nearest
 from thalweg.records.plan import Evidence, Plan
@@ -61,6 +63,7 @@ def tune_plan(
     check_budget(epochs, steps, seconds)
     decided = check_fixed(fixed or {})
     plan = start_plan(problem, decided, seed)
+    plan = with_threads(problem, plan, decided)
     plan = with_batch_size(problem, plan, decided, epochs, say)
     if seconds is not None:
         seconds = seconds / paid  # the search is part of what was asked for
@@ -96,6 +99,18 @@ def start_plan(problem: Problem, decided: Mapping[str, Any], seed: int) -> Plan:
         values["batch_size"] = min(64, count)
         evidence["batch_size"] = Evidence("default")
     return Plan(**values, evidence={**evidence, "seed": Evidence("given" if seed else "default")})
+
+
+def with_threads(problem: Problem, plan: Plan, decided: Mapping[str, Any]) -> Plan:
+    """Take one CPU thread where more are no faster: small operations wait for each other longer than they work."""
+    found = torch.get_num_threads()
+    if "threads" in decided or found == 1 or problem.device.type != "cpu":
+        return plan
+    timed = {n: seconds_per_step(problem, plan.replace(threads=n, steps=1000)) for n in (1, found)}
+    threads = 1 if timed[1] <= 1.05 * timed[found] else found
+    figures = {"threads": list(timed), "seconds_per_step": [float(f"{t:.3g}") for t in timed.values()]}
+    evidence = Evidence("measured", "the fewer where more are not at least 5 % faster", figures)
+    return plan.replace(threads=threads, evidence={**plan.evidence, "threads": evidence})
 
 
 def with_batch_size(problem: Problem, plan: Plan, decided: Mapping[str, Any], epochs: float | None, say: Say) -> Plan:

@@ -11,7 +11,10 @@ HIGH_START = 3.0  # times the constant predictor's loss
 SPREAD = 1e3  # of columns' standard deviations
 OFFSET = 10.0  # mean over standard deviation
 LARGE_TARGET = 100.0  # standard deviation under squared error
-FITTED = 0.5  # of the loss that a few steps on one batch should at least take away
+FITTED = 0.7  # of the constant predictor's loss: a few examples can be learnt by heart well below it
+MOVED = (
+    0.02  # of the start that must at least be taken away where no such loss is known (it may be all noise, or negative)
+)
 REACTION = 1e-4
 
 
@@ -111,16 +114,19 @@ def _output_layer(start: Start) -> Iterator[Diagnosis]:
 
 
 def _fitting(start: Start) -> Iterator[Diagnosis]:
-    if not is_finite(start.fitted_loss) or start.fitted_loss is None or start.loss <= 0:
+    reached = start.fitted_loss
+    if reached is None or not is_finite(reached) or not is_finite(start.loss):
         return
-    if start.fitted_loss > FITTED * start.loss:
+    known = start.constant_loss
+    limit = FITTED * known if known is not None and known > 0 else start.loss - MOVED * abs(start.loss)
+    if reached > limit:
         yield _found(
             "one batch cannot be fitted",
-            f"{start.fitted_steps} steps on a few examples took the loss only from {start.loss:.4g} to {start.fitted_loss:.4g}.",
+            f"{start.fitted_steps} steps on a few examples took the loss only from {start.loss:.4g} to {reached:.4g}.",
             "Check that labels belong to their examples, that the last layer fits the loss, and that nothing is frozen.",
             "warning",
-            start.fitted_loss,
-            FITTED * start.loss,
+            reached,
+            limit,
         )
 
 
