@@ -154,7 +154,7 @@ def test_it_describes_itself_in_one_line(schedule):
     ("schedule", "words"),
     [
         (schedules.linear(2000, 100), "linear to zero over 2000 steps, the first 100 in linear warm-up"),
-        (schedules.cosine(None, 0.05, final=0.1), "cosine to 0.1 of the peak over the whole run, the first 5 % in linear warm-up"),
+        (schedules.cosine("2 epochs", 50, final=0.1), "cosine to 0.1 of the peak over 2 epochs, the first 50 in linear warm-up"),
         (schedules.constant("3 epochs"), "constant over 3 epochs"),
         (schedules.wsd(1000), "constant, then 1-sqrt to zero in the last 20 %, over 1000 steps"),
         (schedules.step(every="2 epochs"), "constant but times 0.1 every 2 epochs, over the whole run"),
