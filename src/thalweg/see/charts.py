@@ -134,7 +134,8 @@ def _grid(across: Axis, up: Axis, x_label: str) -> str:
 
 def _mark(mark: Mark, across: Axis) -> str:
     x = float(_x(across.at(mark.x)))
-    return f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{html.escape(mark.label)}</title></line>'
+    ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+    return f'<line class="mark" {ends}><title>{html.escape(mark.label)}</title></line>'
 
 
 def _line(series: Series, colour: int, across: Axis, up: Axis) -> str:
