@@ -5,6 +5,8 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 SOURCES := src tests bench tools
+# Tests run two at a time; more threads than cores wait for each other longer than they work.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 
@@ -25,10 +27,10 @@ demo: $(READY) ## fit handwritten digits, from choosing the plan to the report
 	$(BIN)/thalweg fit digits
 
 test: $(READY) lint ## linters, types, contracts, examples of the docs, tests
-	$(BIN)/python -m pytest -n 2 -m "not heavy"
+	$(PYTEST) -m "not heavy"
 
 test-all: $(READY) lint ## all of that and the long proofs
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 lint: $(READY) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)
