@@ -1,0 +1,86 @@
+"""The models that are timed, their data, and the clock that reads the same way in every peer.
+
+A model notes the time at every training-mode forward pass; the stretch between two such notes is one whole step of
+whatever loop drives it, with all that the loop does in between. No peer needs a hook, and none can hide anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+BATCH = 64
+STAMPS: list[float] = []
+
+
+class Stamped(nn.Module):
+    """Notes the time of every training-mode forward pass."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            STAMPS.append(time.perf_counter())
+        return self.layers(x)
+
+
+class Case(NamedTuple):
+    """A model to time: its factory, the shape of an example, how many examples there are, and how many steps are taken."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    examples: int
+    steps: int
+
+
+def mlp(*widths: int) -> nn.Module:
+    pairs = list(zip(widths, widths[1:], strict=False))
+    layers = [part for a, b in pairs for part in (nn.Linear(a, b), nn.ReLU())]
+    return Stamped(*layers[:-1])
+
+
+def cnn() -> nn.Module:
+    return Stamped(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 7 * 7, 10),
+    )
+
+
+# Whole epochs, so that peers which count in epochs take the same number of steps.
+CASES = {
+    "mlp": Case(partial(mlp, 64, 100, 32, 10), (64,), 8192, 12 * 128),
+    "cnn": Case(cnn, (1, 28, 28), 4800, 2 * 75),
+    "11m": Case(partial(mlp, 1280, 2048, 2048, 2048, 10), (1280,), 640, 3 * 10),
+}
+NAMES = {
+    "mlp": "MLP 64-100-32-10",
+    "cnn": "CNN, two convolutions, 28 x 28",
+    "11m": "MLP of 11.0 M parameters",
+}
+
+
+def data(case: Case) -> tuple[Tensor, Tensor]:
+    """Make examples of ten classes that a linear map tells apart."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(case.examples, *case.shape, generator=generator)
+    flat = x.flatten(1) - 0.5
+    return x, (flat @ torch.randn(flat.shape[1], 10, generator=generator)).argmax(1)
+
+
+def microseconds(steps: int) -> float:
+    """Give the mean time of a step over the last nine tenths of the run just made."""
+    stamps = STAMPS[-steps:][steps // 10 :]
+    return (stamps[-1] - stamps[0]) / (len(stamps) - 1) * 1e6

@@ -1,0 +1,35 @@
+"""thalweg with everything on: clipping, an average of the weights, a run's folder with its history, watch and progress.
+
+Snapshots to go back to and digests of the weights are at their defaults, each 50 steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import thalweg as tw
+from thalweg.see.live import PlainProgress
+
+
+def train(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int, folder: Path) -> nn.Module:
+    task = tw.Task(model=make, loss=F.cross_entropy, data=(x, y))
+    plan = tw.Plan(
+        rule="adamw",
+        learning_rate=1e-3,
+        batch_size=64,
+        weight_decay=0.01,
+        schedule=tw.schedule.linear(warmup=0.05),
+        clip_norm=1.0,
+        ema=0.999,
+        steps=steps,
+        validate_every=steps,
+        threads=torch.get_num_threads(),
+    )
+    with open(os.devnull, "w") as nowhere:
+        return tw.train(task, plan, out=folder / "run", progress=PlainProgress(nowhere)).model

@@ -1,0 +1,52 @@
+"""Measure and write the tables: `python bench/run.py loop resume cost memory learning`.
+
+--only NAME     only these peers (loop) or examples (learning), to be looked at: printed, not kept
+--rounds N      so many rounds instead of the benchmark's own number
+--threads N     so many threads instead of the benchmark's own numbers (loop)
+--provisional   say in the tables that the machine had other work to do
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from typing import Any
+
+import tables
+from machine import facts
+
+BENCHMARKS = ("loop", "resume", "cost", "memory", "learning")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmarks", nargs="+", choices=BENCHMARKS)
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--threads", type=int, action="append")
+    parser.add_argument("--provisional", action="store_true")
+    options = parser.parse_args()
+    for name in options.benchmarks:
+        started = time.perf_counter()
+        made = facts()
+        measured = importlib.import_module(name).run(options)
+        seconds = round(time.perf_counter() - started)
+        head = {"benchmark": name, "provisional": options.provisional, "seconds": seconds, "machine": made}
+        print(f"{name}: {seconds} s\n\n{tables.render(head | measured)}\n", flush=True)
+        if not options.only:
+            keep(name, head | measured)
+            tables.write()
+
+
+def keep(name: str, measured: dict[str, Any]) -> None:
+    """Write the samples, one a line, so that a later measurement shows as such in the history of the file."""
+    samples = measured.pop("samples")
+    head = json.dumps(measured, indent=1)[:-2]
+    lines = ",\n".join("  " + json.dumps(sample) for sample in samples)
+    (tables.RAW / f"{name}.json").write_text(f'{head},\n "samples": [\n{lines}\n ]\n}}\n', "utf-8")
+
+
+if __name__ == "__main__":
+    main()
