@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -41,8 +42,7 @@ class Case(NamedTuple):
 
 
 def mlp(*widths: int) -> nn.Module:
-    pairs = list(zip(widths, widths[1:], strict=False))
-    layers = [part for a, b in pairs for part in (nn.Linear(a, b), nn.ReLU())]
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
     return Stamped(*layers[:-1])
 
 
@@ -64,11 +64,6 @@ CASES = {
     "mlp": Case(partial(mlp, 64, 100, 32, 10), (64,), 8192, 12 * 128),
     "cnn": Case(cnn, (1, 28, 28), 4800, 2 * 75),
     "11m": Case(partial(mlp, 1280, 2048, 2048, 2048, 10), (1280,), 640, 3 * 10),
-}
-NAMES = {
-    "mlp": "MLP 64-100-32-10",
-    "cnn": "CNN, two convolutions, 28 x 28",
-    "11m": "MLP of 11.0 M parameters",
 }
 
 

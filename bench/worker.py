@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import CASES, data, microseconds
 from torch.nn import functional as F
+
+from models import CASES, data, microseconds
 
 
 def measure(peer: Any, wish: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from models import BATCH
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models import BATCH
 
 
 def train(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int, folder: Path) -> nn.Module:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from models import BATCH
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+
+from models import BATCH
 
 
 class Classifier(pl.LightningModule):

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from models import BATCH
 from skorch import NeuralNetClassifier
 from skorch.callbacks import GradientNormClipping
 from torch import Tensor, nn
+
+from models import BATCH
 
 
 def train(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int, folder: Path) -> nn.Module:

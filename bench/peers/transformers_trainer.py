@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from models import BATCH
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
+
+from models import BATCH
 
 
 class Examples(Dataset):
