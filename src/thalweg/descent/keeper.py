@@ -19,9 +19,11 @@ from thalweg.descent.validation import LARGEST, validate
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.task import Task
 from thalweg.records.weights import model_state
 
 KEPT = 2  # checkpoints besides the best
+BEST = "best"
 
 
 class Keeper:
@@ -36,9 +38,8 @@ class Keeper:
         self.folder = folder
         self.ledger: Ledger = ledger or Memory()
         self.diagnoses: list[Diagnosis] = []
-        self.stopped_early = False
         self.interrupted = False
-        self._best_written: int | None = None
+        self._best_written: tuple[int, float] | None = None
         self._written: int | None = None
         self._due = math.inf
 
@@ -57,41 +58,47 @@ class Keeper:
         )
 
     def validate(self, descent: Descent, progress: Progress) -> None:
-        """Validate raw and averaged weights, keep the better where it is the best so far, and stop where patience ends."""
+        """Validate raw and averaged weights, keep the better where it is the best so far, and say where patience ends."""
         task, step, plan = descent.problem.task, descent.step, descent.plan
-        micro = max(LARGEST, 1) if descent.accumulate == plan.accumulate else descent.batches.micro
-        raw = validate(descent.problem, descent.model, plan.precision, micro)
-        candidates = [(raw, False)]
-        row = {f"validation/{name}": value for name, value in raw.items()}
+        raw = self._measure(descent)
+        self._compare(descent, raw, averaged=False)
+        row, shown = {f"validation/{name}": value for name, value in raw.items()}, raw
         if plan.ema is not None and step > 0:
             with descent.optimizer.averaged():
-                averaged = validate(descent.problem, descent.model, plan.precision, micro)
-                self._keep_if_best(descent, averaged, averaged=True)
-            candidates.append((averaged, True))
+                averaged = self._measure(descent)
+                self._compare(descent, averaged, averaged=True)
             row |= {f"ema/{name}": value for name, value in averaged.items()}
-        self._keep_if_best(descent, raw, averaged=False)
+            shown = min(raw, averaged, key=lambda figures: _order(task, figures))
         self.ledger.append(step, row)
         if step == 0:
             descent.start = raw
-        sign = 1 if task.mode == "min" else -1
-        descent.last = min((figures for figures, _ in candidates), key=lambda f: _order(sign * f[task.select]))
-        progress.validated(step, descent.last)
-        descent.stale = 0 if descent.best is not None and descent.best.step == step else descent.stale + 1
-        if plan.patience is not None and descent.stale >= plan.patience:
-            self.stopped_early = True
+        descent.last = shown
+        if descent.shape_state and step > 0:
+            descent.shape_state = descent.schedule.observe(descent.shape_state, shown[task.select], step)
+        progress.validated(step, shown)
+        descent.stale = 0 if descent.leading is not None and descent.leading["step"] == step else descent.stale + 1
+        if descent.out_of_patience:
             message = f"No better {task.select} in {descent.stale} validations: stopped at step {step}."
             self.tell(step, "early_stop", message, {}, progress)
 
-    def _keep_if_best(self, descent: Descent, figures: dict[str, float], *, averaged: bool) -> None:
-        task, plan = descent.problem.task, descent.plan
-        value = figures[task.select]
-        if plan.keep != "best" or descent.problem.validation is None or not math.isfinite(value):
+    def _measure(self, descent: Descent) -> dict[str, float]:
+        plan = descent.plan
+        micro = LARGEST if descent.accumulate == plan.accumulate else min(LARGEST, descent.batches.micro)
+        return validate(descent.problem, descent.model, plan.precision, micro, plan.seed)
+
+    def _compare(self, descent: Descent, figures: dict[str, float], *, averaged: bool) -> None:
+        value, leading = figures[descent.problem.task.select], descent.leading
+        sign = 1 if descent.problem.task.mode == "min" else -1
+        if not math.isfinite(value) or (leading is not None and sign * value >= sign * leading["value"]):
             return
-        sign = 1 if task.mode == "min" else -1
-        if descent.best is None or sign * value < sign * descent.best.value:
-            kept = descent.best.model if descent.best else None
-            weights = clone_into(kept, model_state(descent.model))
-            descent.best = Best(value, descent.step, figures, averaged, weights)
+        descent.leading = {"value": value, "step": descent.step}
+        if keeps_best(descent):
+            self._keep(descent, figures, averaged)
+
+    def _keep(self, descent: Descent, figures: dict[str, float], averaged: bool) -> None:
+        kept = descent.best.model if descent.best else None
+        weights = clone_into(kept, model_state(descent.model))
+        descent.best = Best(figures[descent.problem.task.select], descent.step, figures, averaged, weights)
 
     def diagnose(self, found: Diagnosis) -> None:
         """Keep a diagnosis."""
@@ -105,82 +112,96 @@ class Keeper:
     def checkpoint_when_due(self, descent: Descent, progress: Progress) -> None:
         """Write a checkpoint where the clock asks for one; with snapshots on, at a snapshot, so that one copy serves both.
 
-        The clock decides only when something is written, never what the descent does. Raises KeyboardInterrupt where the
-        person asked to stop.
+        The clock decides only when something is written, never what the descent does. A checkpoint that is overdue by as
+        long again does not wait for the next snapshot. Raises KeyboardInterrupt where the person asked to stop.
         """
         if self.interrupted:
             self._stop(descent, progress)
         if self.folder is None:
             return
-        now = time.monotonic()
+        now, apart = time.monotonic(), descent.plan.checkpoint_seconds
         if self._due is math.inf:
-            self._due = now + descent.plan.checkpoint_seconds
+            self._due = now + apart
+        if now < self._due:
+            return
         snapped = descent.snapshot is None or descent.snapshot["loop"]["step"] == descent.step
-        if now >= self._due and snapped:
+        if snapped or now >= self._due + max(apart, 1.0):
             self.checkpoint(descent)
-            self._due = time.monotonic() + descent.plan.checkpoint_seconds
+            self._due = time.monotonic() + apart
 
     def checkpoint(self, descent: Descent) -> None:
         """Write the present state, the best weights where they changed, and the snapshot where it is another state."""
         if self.folder is None:
             return
         self.ledger.flush()
-        place = self.folder / "checkpoints"
-        if descent.best is not None and descent.best.step != self._best_written:
-            checkpoint.save(place, descent.best.state_dict(), step=descent.best.step, name="best")
-            self._best_written = descent.best.step
+        self._write_best(descent)
+        if self._written == descent.step:
+            return
         state: dict[str, Any] = descent.state_dict()
-        state["loop"]["best"] = descent.best.step if descent.best else None
         state["loop"]["diagnoses"] = [found.to_dict() for found in self.diagnoses]
         if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
             state["snapshot"] = descent.snapshot
-        checkpoint.save(place, _plain(state), step=descent.step, keep=KEPT)
+        checkpoint.save(self.folder / "checkpoints", _plain(state), step=descent.step, keep=KEPT)
         self._written = descent.step
 
+    def _write_best(self, descent: Descent) -> None:
+        best = descent.best
+        if self.folder is None or best is None or self._best_written == (best.step, best.value):
+            return
+        checkpoint.save(self.folder / "checkpoints", best.state_dict(), step=best.step, name=BEST)
+        self._best_written = best.step, best.value
+
     def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
-        """Take a descent to where a checkpoint was written."""
+        """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
         descent.load_state_dict(loaded.state)
         self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
         if "snapshot" in loaded.state:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])
         elif descent.plan.snapshot_every:
             descent.take_snapshot()
-        self._restore_best(descent, loaded.state["loop"].get("best"))
+        if descent.leading is not None and keeps_best(descent):
+            self._restore_best(descent)
+        self.went_back(descent.step)
         self._written = descent.step
-        self.ledger.supersede(descent.step + 1)
 
-    def _restore_best(self, descent: Descent, wanted: int | None) -> None:
-        # The file may be of a later step than the checkpoint: the resumed run comes to that step again and finds the same.
-        if wanted is None or self.folder is None:
-            return
+    def went_back(self, step: int) -> None:
+        """Take in that all after a step is walked anew."""
+        self.ledger.supersede(step + 1)
+        self._written = None
+
+    def _restore_best(self, descent: Descent) -> None:
+        # The file may be of a later step than the checkpoint: the resumed run comes to that step again and finds the same,
+        # and until then `leading` says what is to be beaten.
+        assert self.folder is not None
+        assert descent.leading is not None
         try:
-            descent.best = Best.from_state(checkpoint.load(self.folder / "checkpoints" / "best").state)
+            descent.best = Best.from_state(checkpoint.load(self.folder / "checkpoints" / BEST).state)
         except CheckpointError as error:
-            message = f"The best weights of step {wanted} are lost ({error}); the best from here on is kept instead."
+            step, descent.leading = descent.leading["step"], None
+            message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
             self.ledger.event(descent.step, "note", message)
             return
-        self._best_written = descent.best.step
+        self._best_written = descent.best.step, descent.best.value
 
     def finish(self, descent: Descent, progress: Progress) -> None:
         """Write the last checkpoint."""
-        if self.interrupted and descent.step < descent.total:
+        over = descent.step == descent.total or descent.out_of_patience
+        if self.interrupted and not over:
             self._stop(descent, progress)
-        if descent.best is None and descent.step == descent.total:
+        if over and descent.best is None:
             self._keep_last(descent)
-        if self._written != descent.step:
-            self.checkpoint(descent)
+        self.checkpoint(descent)
         self.ledger.flush()
 
     def _keep_last(self, descent: Descent) -> None:
-        raw = validate(descent.problem, descent.model, descent.plan.precision)
-        descent.best = Best(raw["loss"], descent.step, raw, False, clone_into(None, model_state(descent.model)))
+        raw = self._measure(descent)
+        self._keep(descent, raw, averaged=False)
         if descent.plan.ema is None:
             return
         with descent.optimizer.averaged():
-            averaged = validate(descent.problem, descent.model, descent.plan.precision)
-            if averaged["loss"] < raw["loss"]:
-                weights = clone_into(None, model_state(descent.model))
-                descent.best = Best(averaged["loss"], descent.step, averaged, True, weights)
+            averaged = self._measure(descent)
+            if _order(descent.problem.task, averaged) < _order(descent.problem.task, raw):
+                self._keep(descent, averaged, averaged=True)
 
     def _stop(self, descent: Descent, progress: Progress) -> None:
         where = "nothing was written, as the run has no folder"
@@ -214,7 +235,13 @@ class Keeper:
             signal.signal(signal.SIGINT, before)
 
 
-def _order(value: float) -> float:
+def keeps_best(descent: Descent) -> bool:
+    """Whether the run gives the weights that validated best, rather than the last ones."""
+    return descent.plan.keep == "best" and descent.problem.validation is not None
+
+
+def _order(task: Task, figures: Mapping[str, float]) -> float:
+    value = figures[task.select] if task.mode == "min" else -figures[task.select]
     return math.inf if math.isnan(value) else value
 
 

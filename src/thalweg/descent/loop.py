@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 import time
 
-import torch
-
-from thalweg.descent.ambient import alone, ambient
+from thalweg.descent.ambient import ambient
+from thalweg.descent.cure import respond
+from thalweg.descent.gradient import feel
 from thalweg.descent.keeper import Keeper
-from thalweg.descent.precision import autocast
-from thalweg.descent.problem import to_device
+from thalweg.descent.memory import out_of_memory as out_of_memory
 from thalweg.descent.progress import Progress
 from thalweg.descent.state import Descent, default_validate_every
-from thalweg.errors import DivergedError, NonFiniteError, TaskError
-from thalweg.records.diagnosis import Diagnosis
-from thalweg.sampling import Draw, mix
-from thalweg.sampling.sources import seed_all
+from thalweg.optim.optimizer import StepRecord
 
-_STEP = 2  # keeps the random numbers of the steps apart from those of the initialisation
-MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
+STOOD_STILL = StepRecord(math.nan, 1.0, True, 0, ())
 
 
 def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | None = None) -> None:
@@ -37,21 +32,20 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
                 keeper.validate(descent, progress)
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()
-            while descent.step < end and not keeper.stopped_early:
+            while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()
                 rate = set_rate(descent)
                 loss, examples = feel(descent, keeper, progress)
-                descent.optimizer.step()
-                felt = descent.optimizer.last
-                assert felt is not None
-                descent.scale.update(felt.skipped)
-                if plan.watch and descent.scale.exhausted:
+                felt = take_step(descent, loss)
+                if descent.scale.overflowed(loss, felt.skipped):
+                    message = f"float16 overflow: the loss scale is now {descent.scale.value:g}."
+                    keeper.tell(descent.step + 1, "note", message, {}, progress)
+                    continue
+                found = None
+                if plan.watch:
                     found = descent.monitor.observe(descent.step + 1, loss, felt.gradient_norm, rate, felt.skipped)
-                    if found is not None:
-                        respond(descent, keeper, progress, found)
-                        continue
-                if felt.skipped:
-                    leave_out(descent, keeper, progress)
+                if found is not None or felt.skipped:
+                    respond(descent, keeper, progress, found)
                     continue
                 descent.skipped_in_row = 0
                 descent.step += 1
@@ -59,9 +53,9 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
                 seconds = time.perf_counter() - started
                 keeper.record(step, loss, rate, felt, examples, seconds)
                 progress.step(step, loss, rate, examples)
-                if step % every == 0 or step == end:
+                if step % every == 0 or step == descent.total:
                     keeper.validate(descent, progress)
-                if plan.digest_every and (step % plan.digest_every == 0 or step == end):
+                if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total):
                     keeper.ledger.digest(step, descent.digest())
                 if plan.snapshot_every and step % plan.snapshot_every == 0 and descent.monitor.healthy:
                     descent.take_snapshot()
@@ -80,130 +74,9 @@ def set_rate(descent: Descent) -> float:
     return rate
 
 
-def feel(descent: Descent, keeper: Keeper, progress: Progress) -> tuple[float, int]:
-    """Leave the gradient of one step's mean loss in the parameters; give that loss and the number of examples.
-
-    Out of memory halves the micro-batch and doubles the accumulation; the step's examples and its mean stay the same.
-    """
-    while True:
-        batches = descent.batches
-        place = batches.epoch, batches.within
-        try:
-            with alone:
-                drawn = batches.draw()
-                # Random numbers are a function of (seed, place), so that resuming and going back need none of their state.
-                seed_all(mix(descent.plan.seed, _STEP, *place))
-                return backward(descent, drawn), sum(drawn.sizes)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or not batches.can_split:
-                raise
-            descent.optimizer.zero_grad(set_to_none=True)
-            descent.accumulate *= 2
-            batches.split(descent.accumulate, place)
-            keeper.tell(
-                descent.step + 1,
-                "out_of_memory",
-                f"Memory ran out: steps of {batches.batch_size} examples now go in {descent.accumulate} parts of"
-                f" {batches.micro}. Effective batch and schedule stay.",
-                {"accumulate": descent.accumulate, "micro_batch": batches.micro},
-                progress,
-            )
-
-
-def backward(descent: Descent, drawn: Draw) -> float:
-    """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples (or own weight)."""
-    for parameter in descent.parameters:  # what zero_grad does, without its profiler's entry
-        parameter.grad = None
-    objective, device, precision = descent.problem.objective, descent.problem.device, descent.plan.precision
-    scale = descent.scale.value
-    if len(drawn.parts) == 1:
-        with autocast(precision, device):
-            loss, _ = objective.loss(descent.model, to_device(drawn.parts[0], device))
-        (loss * scale if scale != 1.0 else loss).backward()
-        descend_scale(descent, 1.0 / scale)
-        return float(loss.detach())
-    total, weights = 0.0, 0.0
-    for part, size in zip(drawn.parts, drawn.sizes, strict=True):
-        with autocast(precision, device):
-            loss, own = objective.loss(descent.model, to_device(part, device))
-        weight = float(size if own is None else own)
-        (loss * (scale * weight)).backward()
-        total, weights = total + float(loss.detach()) * weight, weights + weight
-    if weights <= 0:
-        raise TaskError(f"The weights that `step` returned for this step add up to {weights}; they must be above zero.")
-    descend_scale(descent, 1.0 / (scale * weights))
-    return total / weights
-
-
-def descend_scale(descent: Descent, factor: float) -> None:
-    """Multiply all gradients by a factor."""
-    if factor == 1.0:
-        return
-    gradients = [p.grad for p in descent.parameters if p.grad is not None]
-    torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
-    """Do what the diagnosis proposes: leave a spoilt batch out, or go back, lower the rate and clip.
-
-    Raises DivergedError where the cures at hand are used up.
-    """
-    step = descent.step + 1
-    keeper.diagnose(found)
-    keeper.tell(
-        step, "nonfinite" if found.symptom == "non-finite" else "diverging", str(found), found.to_dict(), progress
-    )
-    repeated = (
-        descent.monitor.attempts > 1
-        and found.symptom == "non-finite"
-        and not math.isfinite(found.evidence["loss"]["value"])
-    )
-    if descent.snapshot is None or (repeated and descent.skipped_in_row < MOST_SKIPS):
-        # The same batch again, at a lower rate and from another state: the batch is at fault, not the descent.
-        if found.symptom != "non-finite":
-            raise DivergedError(f"{found} Snapshots are off, so there is nothing to go back to.")
-        leave_out(descent, keeper, progress)
-        return
-    if descent.monitor.exhausted or found.cure is None:
-        raise DivergedError(
-            f"Step {step}: {found.cause} {descent.monitor.attempts - 1} attempts with lower rates and clipping did not help."
-            f" Look at the data and the loss with `thalweg check`, or start with a far smaller learning rate."
-        )
-    cures = {
-        "rate_factor": descent.cures["rate_factor"] * found.cure.rate_factor,
-        "clip_norm": min(found.cure.clip_norm or math.inf, descent.cures["clip_norm"] or math.inf),
-    }
-    skipped = descent.skipped_in_row
-    descent.load_state_dict(descent.snapshot, keep_attempts=True)
-    descent.skipped_in_row = skipped
-    descent.cures = cures
-    descent.optimizer.clip_norm = cures["clip_norm"]
-    keeper.ledger.supersede(descent.step + 1)
-    message = f"Went back from step {step} to step {descent.step}. {found.cure.action}"
-    keeper.tell(descent.step, "rollback", message, {"from": step, "to": descent.step, **cures}, progress)
-
-
-def leave_out(descent: Descent, keeper: Keeper, progress: Progress) -> None:
-    """Go on with the next batch; the optimiser has left weights and state as they were.
-
-    Raises NonFiniteError after three batches in a row.
-    """
-    step = descent.step + 1
-    if not descent.scale.exhausted:
-        keeper.tell(step, "note", f"float16 overflow: the loss scale is now {descent.scale.value:g}.", {}, progress)
-        return
-    descent.skipped_in_row += 1
-    if descent.skipped_in_row > MOST_SKIPS:
-        raise NonFiniteError(
-            f"Step {step}: {descent.skipped_in_row} batches in a row gave a loss or gradient that is not finite; no weight took"
-            f" any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
-        )
-    keeper.tell(step, "nonfinite", f"step {step}: this batch was left out: its gradient is not finite.", {}, progress)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on whatever device."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error)
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+def take_step(descent: Descent, loss: float) -> StepRecord:
+    """Step downhill; where the loss is not finite nothing moves, whatever its gradient is."""
+    if not math.isfinite(loss):
+        return STOOD_STILL
+    descent.optimizer.step()
+    return descent.optimizer.last or STOOD_STILL

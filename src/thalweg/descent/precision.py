@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -29,20 +30,20 @@ class LossScale:
         self.patience = patience
         self.good = 0
 
-    def update(self, overflowed: bool) -> None:
-        """Take in how the last step went."""
-        if not self.active:
-            return
-        self.good = 0 if overflowed else self.good + 1
-        if overflowed:
-            self.value = max(self.value / 2, 1.0)
-        elif self.good == self.patience:
+    def overflowed(self, loss: float, skipped: bool) -> bool:
+        """Take in how the last step went, and tell whether it was skipped because of the scale."""
+        if not self.active or not math.isfinite(loss):
+            return False
+        if skipped:
+            self.good = 0
+            if self.value > 1.0:
+                self.value /= 2
+                return True
+            return False
+        self.good += 1
+        if self.good == self.patience:
             self.value, self.good = self.value * 2, 0
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether overflow can no longer be the scale's fault."""
-        return not self.active or self.value <= 1.0
+        return False
 
     def state_dict(self) -> dict[str, float | int]:
         """Give plain values."""

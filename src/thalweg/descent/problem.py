@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.descent.ambient import alone, ambient
+from thalweg.descent.memory import out_of_memory, release
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.objective import Objective, check_labels, rehearse
 from thalweg.records.task import Task
@@ -50,9 +51,8 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         validation, more = (
             (None, []) if task.validation is None else _open(task.validation, task, dtype, place, "validation")
         )
-        batch = to_device(first_batch(train), place)
         model.train()
-        objective = rehearse(Objective(task), model, batch)
+        objective, batch, count = _rehearse(task, model, train, place)
         if not any(p.requires_grad for p in model.parameters()):
             raise TaskError(
                 "The model has no trainable parameter: all are frozen, or there is none. Set requires_grad."
@@ -61,7 +61,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
         if validation is not None:
             model.eval()
-            rehearse(objective, model, to_device(first_batch(validation), place), training=False)
+            rehearse(objective, model, to_device(first_batch(validation, count), place), training=False)
     return Problem(task, objective, train, validation, place, idle, (*notes, *more))
 
 
@@ -143,9 +143,25 @@ def _some(numbers: Tensor) -> str:
     return f"{shown}, …" if len(numbers) > 5 else shown
 
 
-def first_batch(source: Source) -> Any:
+def _rehearse(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Objective, Any, int]:
+    """Run a first batch, of fewer examples where memory runs out. Raises TaskError where even two are too many."""
+    count = REHEARSED
+    while True:
+        try:
+            batch = to_device(first_batch(train, count), device)
+            return rehearse(Objective(task), model, batch), batch, count
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if count <= 2 or isinstance(train, StreamSource):
+                raise TaskError(f"Memory runs out with a first small batch ({error}). Give a smaller model.") from error
+        release(device)
+        count //= 2
+
+
+def first_batch(source: Source, count: int = REHEARSED) -> Any:
     """Give some first examples as a batch. Raises DataError where there are none."""
-    batch, _ = next(once(source, REHEARSED), (None, 0))
+    batch, _ = next(once(source, count), (None, 0))
     if batch is None:
         raise DataError("The data stream gave no batch. It must start anew each time it is gone through.")
     return batch

@@ -7,18 +7,21 @@ import fnmatch
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thalweg import optim
+from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, build_model
 from thalweg.errors import PlanError, nearest
 from thalweg.records.plan import Plan
 from thalweg.records.weights import load_model_state, model_state
-from thalweg.sampling import Batches
+from thalweg.sampling import Batches, Draw
+from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
 
 
@@ -26,15 +29,16 @@ class Descent:
     """A descent under way.
 
     `step` counts updates done. Fields are grouped by when they change: `problem`, `plan` and `schedule` never; `model`,
-    `optimizer`, `batches`, `shape_state`, `scale` and `monitor` with every step; `cures` and `accumulate` when something
-    went wrong; `best` at validations.
+    `optimizer`, `batches`, `scale` and `monitor` with every step; `cures`, `left_out` and `accumulate` when something went
+    wrong; `leading` (the figure to beat), `best` (its weights) and `shape_state` at validations.
     """
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
         if plan.steps is None:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
         self.problem, self.plan, self.total = problem, plan, plan.steps
-        self.model = build_model(problem.task, plan.seed, problem.device)
+        with ambient(), alone:
+            self.model = build_model(problem.task, plan.seed, problem.device)
         self.optimizer, self.factors = build_optimizer(self.model, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         weights = None if problem.task.weights is None else torch.as_tensor(problem.task.weights)
@@ -51,13 +55,17 @@ class Descent:
             workers=plan.workers,
         )
         per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
-        self.schedule = plan.schedule.resolve(self.total, per_epoch)
+        self.schedule = facing(plan.schedule, problem.task.mode).resolve(self.total, per_epoch)
         self.shape_state: dict[str, Any] = self.schedule.initial_state()
         self.scale = LossScale(plan.precision)
         self.monitor = Monitor()
         self.step = 0
         self.cures: dict[str, Any] = {"rate_factor": 1.0, "clip_norm": plan.clip_norm}
+        self.left_out: list[tuple[int, int]] = []  # places (epoch, batch) that no step is taken on
         self.skipped_in_row = 0
+        self.place: tuple[int, int] = (0, 0)  # of the last batch drawn
+        self.drawn: Draw | None = None
+        self.leading: dict[str, Any] | None = None  # value and step of the best validation
         self.best: Best | None = None
         self.stale = 0  # validations since the best
         self.start: dict[str, float] = {}  # validation before the first step
@@ -70,22 +78,34 @@ class Descent:
         factor = self.schedule.factor(self.step, self.shape_state or None)
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the plan's patience has ended."""
+        return self.plan.patience is not None and self.stale >= self.plan.patience
+
     def state_dict(self) -> dict[str, Any]:
         """Give everything the trajectory depends on, as sections of tensors and plain values that are still in use."""
         return {"model": model_state(self.model), "optimizer": self._optimizer_state(), "loop": self._loop_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any], *, keep_attempts: bool = False) -> None:
-        """Go to a state that `state_dict` gave; its tensors are copied."""
+    def load_state_dict(self, state: Mapping[str, Any], *, back: bool = False) -> None:
+        """Go to a state that `state_dict` gave; its tensors are copied.
+
+        Going `back` within a run keeps what was learnt on the way: the cures and how often they were tried, the batches that
+        are left out, the micro-batch that fits, and the figure to beat.
+        """
         load_model_state(self.model, state["model"])
         self._load_optimizer_state(state["optimizer"])
         loop = state["loop"]
-        self.step, self.shape_state, self.accumulate = loop["step"], dict(loop["schedule"]), loop["accumulate"]
+        self.step, self.shape_state = loop["step"], dict(loop["schedule"])
         self.skipped_in_row, self.stale = loop["skipped_in_row"], loop["stale"]
         self.start, self.last = dict(loop["start"]), dict(loop["last"])
-        self.cures = dict(loop["cures"])
-        self.optimizer.clip_norm = self.cures["clip_norm"]
         self.scale.load_state_dict(loop["scale"])
-        self.monitor.load_state_dict(loop["monitor"], keep_attempts=keep_attempts)
+        self.monitor.load_state_dict(loop["monitor"], keep_attempts=back)
+        if not back:
+            self.cures, self.accumulate = dict(loop["cures"]), loop["accumulate"]
+            self.left_out = [(epoch, within) for epoch, within in loop["left_out"]]
+            self.leading = loop["leading"] and dict(loop["leading"])
+        self.optimizer.clip_norm = self.cures["clip_norm"]
         self.batches.accumulate = self.accumulate
         self.batches.load_state_dict(loop["batches"])
 
@@ -123,6 +143,8 @@ class Descent:
             "scale": self.scale.state_dict(),
             "monitor": self.monitor.state_dict(),
             "cures": dict(self.cures),
+            "left_out": [list(place) for place in self.left_out],
+            "leading": self.leading and dict(self.leading),
             "skipped_in_row": self.skipped_in_row,
             "stale": self.stale,
             "start": dict(self.start),
@@ -187,6 +209,12 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
         on_nonfinite="skip",
     )
     return optimizer, [rate for rate, _ in gathered]
+
+
+def facing(schedule: Schedule, mode: str) -> Schedule:
+    """Turn every plateau of a schedule towards the task's criterion: it waits for less where less is better, else for more."""
+    options = {**schedule.options, "mode": mode} if "mode" in schedule.options else schedule.options
+    return replace(schedule, options=options, parts=tuple(facing(part, mode) for part in schedule.parts))
 
 
 def clone_into(kept: Any, fresh: Any) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
 from thalweg.descent.progress import Progress, Silent
 from thalweg.descent.state import Descent
-from thalweg.errors import CheckpointError, DivergedError, RunError
+from thalweg.errors import CheckpointError, DivergedError, RunError, ThalwegError
 from thalweg.records import checkpoint
 from thalweg.records.history import FILE, History
 from thalweg.records.plan import Plan
@@ -44,9 +43,9 @@ def train_plan(
         if not (folder / STATUS).exists():
             _found(folder, problem, plan)
         else:
-            _same_plan(folder, plan)
+            plan = _recorded(folder, plan)
             if read_status(folder).get("status") == "finished":
-                return replace(Run.open(folder, problem.task), task=problem.task)
+                return Run.open(folder, problem.task)
         return _walk_in(folder, problem, plan, progress)
 
 
@@ -56,11 +55,10 @@ def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress) -> 
         try:
             loaded = checkpoint.load(folder / CHECKPOINTS)
         except CheckpointError as error:
-            fresh = not checkpoint.steps(folder / CHECKPOINTS)
-            if not fresh:
+            if checkpoint.steps(folder / CHECKPOINTS):
                 keeper.tell(0, "note", f"No checkpoint is intact, so the run starts anew: {error}", {}, progress)
-            if ledger.columns():
-                ledger.supersede(0)
+            if len(ledger.columns()["step"]):
+                keeper.went_back(-1)
         else:
             for message in loaded.messages:
                 keeper.tell(loaded.step, "note", message, {}, progress)
@@ -71,25 +69,24 @@ def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress) -> 
 
 def _walk(descent: Descent, keeper: Keeper, progress: Progress) -> Run:
     started = time.perf_counter()
-    status = "finished"
     try:
         descend(descent, keeper, progress)
-    except KeyboardInterrupt:
-        status = "interrupted"
+    except BaseException as error:
+        with suppress(ThalwegError):  # where the disk is full this fails too, and the first error says so
+            _leave(descent, keeper, progress, error, time.perf_counter() - started)
         raise
-    except DivergedError as error:
+    summary = _summary(descent, keeper, "finished", time.perf_counter() - started)
+    _write(keeper, descent, summary)
+    return _run(descent, keeper, summary)
+
+
+def _leave(descent: Descent, keeper: Keeper, progress: Progress, error: BaseException, seconds: float) -> None:
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    if isinstance(error, DivergedError):
         status = "diverged"
         keeper.tell(descent.step, "diverged", str(error), {}, progress)
-        raise
-    except BaseException:
-        status = "failed"
-        raise
-    finally:
-        summary = _summary(descent, keeper, status, time.perf_counter() - started)
-        if keeper.folder is not None:
-            keeper.ledger.flush()
-            _write(keeper, descent, status, summary)
-    return _run(descent, keeper, summary)
+    keeper.ledger.flush()
+    _write(keeper, descent, _summary(descent, keeper, status, seconds))
 
 
 def _run(descent: Descent, keeper: Keeper, summary: dict[str, Any]) -> Run:
@@ -127,22 +124,25 @@ def _summary(descent: Descent, keeper: Keeper, status: str, seconds: float) -> d
         "start": dict(descent.start),
         "weights": None if best is None else {"step": best.step, "averaged": best.averaged},
         "cures": dict(descent.cures),
-        "stopped_early": keeper.stopped_early,
+        "stopped_early": descent.out_of_patience and descent.step < descent.total,
         "notes": list(descent.problem.notes),
         "idle_parameters": list(descent.problem.idle),
     }
 
 
-def _write(keeper: Keeper, descent: Descent, status: str, summary: dict[str, Any]) -> None:
-    assert keeper.folder is not None
+def _write(keeper: Keeper, descent: Descent, summary: dict[str, Any]) -> None:
+    if keeper.folder is None:
+        return
     figures = dict(descent.best.figures) if descent.best else dict(descent.last)
     found = [diagnosis.to_dict() for diagnosis in keeper.diagnoses]
-    write_status(keeper.folder, {"status": status, "metrics": figures, "summary": summary, "diagnoses": found})
+    status = {"status": summary["status"], "metrics": figures, "summary": summary, "diagnoses": found}
+    write_status(keeper.folder, status)
 
 
 def _found(folder: Path, problem: Problem, plan: Plan) -> None:
-    """Make the run's folder. Raises RunError where something else is in it."""
-    strange = [p.name for p in folder.iterdir() if p.name not in {PLAN, TASK, FILE, CHECKPOINTS, LOCK}]
+    """Make the run's folder; its status is written last. Raises RunError where something else is in it."""
+    ours = {PLAN, TASK, FILE, CHECKPOINTS, LOCK, f".{STATUS}.tmp"}  # what a process killed while founding may leave
+    strange = [p.name for p in folder.iterdir() if p.name not in ours]
     if strange:
         raise RunError(
             f"{folder} holds other things ({', '.join(sorted(strange)[:3])}) and is no run. Give a new folder."
@@ -152,21 +152,38 @@ def _found(folder: Path, problem: Problem, plan: Plan) -> None:
         if problem.task.source is not None:
             problem.task.source.save(folder / TASK)
     except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another folder with out=.") from error
+        raise _unwritable(folder, error) from error
     write_status(folder, {"status": "running", "summary": {"name": problem.task.name, "status": "running"}})
 
 
-def _same_plan(folder: Path, plan: Plan) -> None:
-    there, here = Plan.load(folder / PLAN).to_dict(), plan.to_dict()
-    for entries in (there, here):
-        entries.pop("evidence")
-    differing = [knob for knob in {**there, **here} if there.get(knob) != here.get(knob)]
+def _recorded(folder: Path, plan: Plan) -> Plan:
+    """Give the plan that a run's folder records. Raises RunError where the one at hand is another.
+
+    What both measured is no difference: threads, and the steps that came of the same seconds.
+    """
+    recorded = Plan.load(folder / PLAN)
+    there, here = recorded.to_dict(), plan.to_dict()
+    knobs = {**there, **here}.keys() - {"evidence"} - _measured(recorded, plan)
+    differing = sorted(knob for knob in knobs if there.get(knob) != here.get(knob))
     if differing:
-        knob = differing[0]
+        knob, more = differing[0], len(differing) - 1
         raise RunError(
             f"{folder} already holds a run with another plan: {knob} is {there.get(knob)} there and {here.get(knob)} here"
-            f"{f', and {len(differing) - 1} more differ' if len(differing) > 1 else ''}. Give a new folder, or resume that run."
+            f"{f', and {more} more differ' if more else ''}. Give a new folder, or resume that run."
         )
+    return recorded
+
+
+def _measured(one: Plan, other: Plan) -> set[str]:
+    knobs = {"threads"} if {one.why("threads").source, other.why("threads").source} <= {"measured"} else set[str]()
+    seconds = {plan.why("steps").figures.get("seconds") for plan in (one, other)}
+    if len(seconds) == 1 and None not in seconds:
+        knobs |= {"steps", "validate_every"}
+    return knobs
+
+
+def _unwritable(folder: Path, error: OSError) -> RunError:
+    return RunError(f"{folder} cannot be written: {error.strerror}. Choose another folder with out=.")
 
 
 @contextmanager
@@ -184,7 +201,7 @@ def claimed(folder: Path) -> Generator[None]:
     except Timeout as error:
         raise RunError(f"Another process is writing to {folder}. Wait for it, or give another folder.") from error
     except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another folder with out=.") from error
+        raise _unwritable(folder, error) from error
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.ambient import alone
+from thalweg.descent.memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, to_device
 from thalweg.errors import TaskError
 from thalweg.records.task import StreamingMetric
-from thalweg.sampling import once
-from thalweg.sampling.sources import leaves
+from thalweg.sampling import mix, once
+from thalweg.sampling.sources import leaves, seed_all
 
 LARGEST = 1024  # examples a validation batch, where the data are indexed
+_VALIDATION = 3  # keeps the random numbers of validations apart from those of the steps
 SAMPLE = 4096  # training examples that stand in where there are no validation data
 
 
@@ -33,17 +37,38 @@ def evaluating(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
-def validate(problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST) -> dict[str, float]:
-    """Give {"loss": …, metric: …} over the validation set, or over first training examples where there is none."""
+def validate(
+    problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST, seed: int = 0
+) -> dict[str, float]:
+    """Give {"loss": …, metric: …} over the validation set, or over first training examples where there is none.
+
+    A model that draws random numbers draws the same in every validation. Out of memory halves the batches.
+    """
+    try:
+        return _validate(problem, model, precision, micro, seed)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error) or micro <= 1:
+            raise
+    release(problem.device)
+    return validate(problem, model, precision, micro // 2, seed)
+
+
+def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, seed: int) -> dict[str, float]:
     metrics = problem.task.metrics if problem.validation is not None else {}
     totals, weights = 0.0, 0.0
     seen: list[tuple[Any, Any]] = []
     streaming = {name: metric for name, metric in metrics.items() if isinstance(metric, StreamingMetric)}
     for metric in streaming.values():
         metric.reset()
+    batches = _batches(problem, micro)
     with evaluating(model):
-        for batch, size in _batches(problem, micro):
-            with autocast(precision, problem.device):
+        for number in itertools.count():
+            with alone, autocast(precision, problem.device):
+                seed_all(mix(seed, _VALIDATION, number))
+                drawn = next(batches, None)
+                if drawn is None:
+                    break
+                batch, size = drawn
                 loss, weight, pair = _measure(problem, model, batch, bool(metrics))
             share = float(size if weight is None else weight)
             totals, weights = totals + float(loss) * share, weights + share

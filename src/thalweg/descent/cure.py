@@ -1,0 +1,164 @@
+"""What the loop does when a step went wrong: leave a spoilt batch out, or go back, lower the rate and clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from thalweg.descent.ambient import alone
+from thalweg.descent.gradient import backward
+from thalweg.descent.keeper import Keeper
+from thalweg.descent.progress import Progress
+from thalweg.descent.state import Descent
+from thalweg.errors import DivergedError, NonFiniteError
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.weights import load_model_state
+from thalweg.sampling import Draw
+from thalweg.sampling.sources import leaves
+from thalweg.watch import cures
+
+MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
+
+
+def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis | None) -> None:
+    """Do what helps: leave the batch out where it is at fault, else what the diagnosis proposes.
+
+    `found` is None where nobody watches and the gradient was not finite.
+
+    Raises NonFiniteError after three spoilt batches in a row, DivergedError where the cures at hand are used up.
+    """
+    if found is None or found.symptom == "non-finite":
+        rows = spoilt_rows(descent.drawn)
+        tried = found is not None and not rows and descent.snapshot is not None
+        if not tried or _fails_from_snapshot(descent):
+            leave_out(descent, keeper, progress, found, rows, tried=tried)
+            return
+    assert found is not None
+    _note(descent, keeper, progress, found)
+    go_back(descent, keeper, progress, found)
+
+
+def leave_out(
+    descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis | None, rows: Sequence[int], *, tried: bool
+) -> None:
+    """Go on with the next batch; the optimiser has left weights and state as they were.
+
+    Where the batch was `tried` on the snapshot's weights, and where the forward pass has put NaN into running statistics
+    (batch normalisation), the way on leads back to the snapshot and forward again without this batch.
+
+    Raises NonFiniteError after three batches in a row, or where running statistics are lost.
+    """
+    step, place = descent.step + 1, f"epoch {descent.place[0] + 1}, batch {descent.place[1] + 1}"
+    why = _blame(descent, rows, tried)
+    descent.left_out.append(descent.place)
+    descent.skipped_in_row += 1
+    if found is not None:
+        descent.monitor.attempts -= 1  # the rate was not at fault
+        examples = _examples(descent.drawn, rows)
+        found = replace(found, cause=f"{found.cause} {why}", examples=examples, cure=cures.skip())
+        keeper.diagnose(found)
+    figures = {"epoch": descent.place[0], "batch": descent.place[1], "rows": list(rows)}
+    keeper.tell(step, "nonfinite", f"Step {step}: the batch ({place}) was left out. {why}", figures, progress)
+    if descent.skipped_in_row >= MOST_SKIPS:
+        raise NonFiniteError(
+            f"Step {step}: {descent.skipped_in_row} batches in a row gave a loss or gradient that is not finite; no weight took"
+            f" any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
+        )
+    if not tried and not _statistics_lost(descent):
+        return
+    if descent.snapshot is None:
+        raise NonFiniteError(
+            f"Step {step}: a batch ({place}) put NaN into running statistics of the model, such as batch normalisation's."
+            f" {why} Mend the data, or plan with snapshot_every=50, so that there is a state to go back to."
+        )
+    _restore_snapshot(descent, keeper)
+
+
+def go_back(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
+    """Go back to the snapshot with a lower rate and clipping. Raises DivergedError where that was tried in vain."""
+    step, kind = descent.step + 1, NonFiniteError if found.symptom == "non-finite" else DivergedError
+    if descent.snapshot is None:
+        raise kind(f"{found} Snapshots are off, so there is nothing to go back to.")
+    if descent.monitor.exhausted or found.cure is None:
+        raise kind(
+            f"Step {step}: {found.cause} {descent.monitor.attempts - 1} attempts with lower rates and clipping did not help."
+            f" Look at the data and the loss with `thalweg check`, or start with a far smaller learning rate."
+        )
+    descent.cures = {
+        "rate_factor": descent.cures["rate_factor"] * found.cure.rate_factor,
+        "clip_norm": min(found.cure.clip_norm or math.inf, descent.cures["clip_norm"] or math.inf),
+    }
+    _restore_snapshot(descent, keeper)
+    message = f"Went back from step {step} to step {descent.step}. {found.cure.action}"
+    figures = {"from": step, "to": descent.step, **descent.cures}
+    keeper.tell(descent.step, "rollback", message, figures, progress)
+
+
+def spoilt_rows(drawn: Draw | None) -> list[int]:
+    """Give the examples of a batch, counted within it, that hold NaN or infinity."""
+    rows, start = list[int](), 0
+    for part, size in zip(drawn.parts, drawn.sizes, strict=True) if drawn else ():
+        for leaf in leaves(part):
+            if leaf.is_floating_point() and leaf.ndim and not torch.isfinite(leaf.sum()):
+                bad = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
+                rows += [start + row for row in bad.nonzero().flatten().tolist()]
+        start += size
+    return sorted(set(rows))
+
+
+def _fails_from_snapshot(descent: Descent) -> bool:
+    """Tell whether the batch has no finite loss and gradient at the snapshot's weights either, which did well before.
+
+    The model is left at the snapshot's weights: whatever the answer, the way on starts there.
+    """
+    assert descent.snapshot is not None
+    assert descent.drawn is not None
+    load_model_state(descent.model, descent.snapshot["model"])
+    with alone:
+        loss = backward(descent, descent.drawn)
+    gradients = [p.grad for p in descent.model.parameters() if p.grad is not None]
+    return not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradients)
+
+
+def _restore_snapshot(descent: Descent, keeper: Keeper) -> None:
+    assert descent.snapshot is not None
+    descent.load_state_dict(descent.snapshot, back=True)
+    keeper.went_back(descent.step)
+
+
+def _note(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
+    keeper.diagnose(found)
+    kind = "nonfinite" if found.symptom == "non-finite" else "diverging"
+    keeper.tell(descent.step + 1, kind, str(found), found.to_dict(), progress)
+
+
+def _blame(descent: Descent, rows: Sequence[int], tried: bool) -> str:
+    if not rows:
+        more = " It fails at the last snapshot's weights too, so the batch is at fault, not the rate." if tried else ""
+        return f"Its loss or gradient is not finite.{more}"
+    examples = _examples(descent.drawn, rows)
+    named, where = (examples, "training examples") if examples else (rows, "rows of the batch")
+    shown = ", ".join(str(n) for n in named[:5]) + (", …" if len(named) > 5 else "")
+    return f"Its data hold NaN or infinity: {where} {shown}."
+
+
+def _examples(drawn: Draw | None, rows: Sequence[int]) -> tuple[int, ...]:
+    if drawn is None or drawn.indices is None:
+        return ()
+    return tuple(int(drawn.indices[row]) for row in rows)
+
+
+def _statistics_lost(descent: Descent) -> bool:
+    before = descent.snapshot["model"] if descent.snapshot else {}
+    for name, buffer in descent.model.named_buffers():
+        if not buffer.is_floating_point():
+            continue
+        lost = ~torch.isfinite(buffer) if name in before else torch.isnan(buffer)
+        if name in before:
+            lost &= torch.isfinite(before[name])  # a mask may hold -inf on purpose
+        if bool(lost.any()):
+            return True
+    return False

@@ -1,0 +1,255 @@
+"""What the loop does when a step goes wrong."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import blobs, classes, kinds, network, plan, same_bits, started, walk, weights
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+import thalweg as tw
+from thalweg.descent.cure import spoilt_rows
+from thalweg.sampling import Draw
+
+
+class Items(Dataset[Any]):
+    """Examples by index, some of them spoilt after the data were looked at."""
+
+    def __init__(self, bad: tuple[int, ...] = (), count: int = 96) -> None:
+        self.x, self.y = blobs(count)
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return (self.x[index] * (math.nan if index in self.bad else 1.0), self.y[index])
+
+
+class Endless(IterableDataset[Any]):
+    def __init__(self, bad: tuple[int, ...]) -> None:
+        self.x, self.y = blobs()
+        self.bad = bad
+
+    def __iter__(self) -> Iterator[Any]:
+        for i in range(10**9):
+            yield self.x[i % 96] * (math.nan if i in self.bad else 1.0), self.y[i % 96]
+
+
+def finite(run: tw.Run) -> bool:
+    return bool(torch.isfinite(weights(run.model)).all())
+
+
+@pytest.mark.parametrize("watch", [True, False])
+def test_a_bad_example_in_a_dataset_leaves_its_batch_out_and_is_named(watch: bool) -> None:
+    run = tw.train(classes(data=Items(bad=(70,))), plan(steps=12, watch=watch))
+    told = [event for event in run.events if event.kind == "nonfinite"]
+    assert len(told) == 2  # one an epoch
+    assert "training examples 70" in told[0].message
+    assert finite(run)
+    assert run.summary["cures"]["rate_factor"] == 1.0
+    assert len(run.history["loss"]) == 13
+    assert [d.examples for d in run.diagnoses] == ([(70,)] * 2 if watch else [])
+
+
+def test_a_bad_batch_of_a_stream_is_left_out_and_its_rows_are_named() -> None:
+    run = tw.train(classes(data=Endless(bad=(37, 41))), plan(batch_size=16, steps=8))
+    (told,) = [event for event in run.events if event.kind == "nonfinite"]
+    assert "rows of the batch 5, 9" in told.message
+    assert "batch 3" in told.message
+    assert finite(run)
+
+
+def test_leaving_a_batch_out_is_as_if_it_had_not_been() -> None:
+    """With batch normalisation, whose running statistics the forward pass has already spoilt."""
+    task = classes(model=lambda: network(nn.BatchNorm1d(12)), data=Items(bad=(70,)))
+    run = tw.train(task, plan(steps=14, snapshot_every=5))
+    assert "nonfinite" in kinds(run)
+    bad = [tuple(e.data[k] for k in ("epoch", "batch")) for e in run.events if e.kind == "nonfinite"]
+    descent, keeper = started(classes(model=task.model, data=Items()), run.plan)
+    descent.left_out = bad
+    walk(descent, keeper)
+    assert descent.best is not None
+    state = run.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in descent.best.model.items())
+
+
+def test_without_a_snapshot_spoilt_running_statistics_are_an_error() -> None:
+    task = classes(model=lambda: network(nn.BatchNorm1d(12)), data=Items(bad=(70,)))
+    with pytest.raises(tw.NonFiniteError, match="running statistics"):
+        tw.train(task, plan(snapshot_every=0))
+
+
+class Poison(nn.Module):
+    """Gives NaN, infinity, or a gradient that is not finite, from one training step on (or in one step)."""
+
+    def __init__(self, steps: range, how: str) -> None:
+        super().__init__()
+        self.inner, self.steps, self.how = network(), steps, how
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.inner(x)
+        if not self.training:
+            return out
+        self.calls += 1
+        if int(self.calls) not in self.steps:
+            return out
+        if self.how == "gradient":
+            return out + torch.sqrt(out.sum() * 0.0)  # the value is zero, the slope infinite times zero
+        return out * (math.nan if self.how == "nan" else math.inf)
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "gradient"])
+@pytest.mark.parametrize("rule", ["gradient_descent", "momentum", "adamw"])
+def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_state(how: str, rule: str) -> None:
+    task = classes(model=lambda: Poison(range(6, 99), how))
+    descent, keeper = started(task, plan(rule=rule, ema=0.9, watch=False))
+    walk(descent, keeper, until=5)
+    before = weights(descent.model), descent.state_dict()["optimizer"]
+    kept = {name: {k: v.clone() for k, v in entry.items()} for name, entry in before[1].items()}
+    with pytest.raises(tw.NonFiniteError, match="3 batches in a row"):
+        walk(descent, keeper)
+    assert torch.equal(weights(descent.model), before[0])
+    after = descent.state_dict()["optimizer"]
+    assert all(torch.equal(after[n][k], v) for n, entry in kept.items() for k, v in entry.items())
+
+
+def test_a_loss_that_is_not_finite_moves_nothing_even_where_its_gradient_is() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) + (math.inf if output.requires_grad and bool(seen) else 0.0)
+
+    seen: list[int] = []
+    descent, keeper = started(classes(loss=loss), plan(watch=False))
+    walk(descent, keeper, until=3)
+    before = weights(descent.model)
+    seen.append(1)
+    with pytest.raises(tw.NonFiniteError):
+        walk(descent, keeper)
+    assert torch.equal(weights(descent.model), before)
+
+
+@pytest.mark.parametrize("how", ["nan", "gradient"])
+def test_persistent_nan_ends_in_an_error_that_says_where(how: str) -> None:
+    with pytest.raises(tw.NonFiniteError, match="Step 6"):
+        tw.train(classes(model=lambda: Poison(range(6, 10**6), how)), plan())
+
+
+def test_a_batch_that_fails_at_healthy_weights_too_is_left_out_without_touching_the_rate() -> None:
+    x, y = blobs()
+    y = y.float()
+    y[50] = -1.0  # finite, but its logarithm is not
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output.mean(1) - (target + 0.5).log()).square().mean()
+
+    run = tw.train(tw.Task(model=network, loss=loss, data=Hidden(x, y)), plan(steps=12))
+    told = [event for event in run.events if event.kind == "nonfinite"]
+    assert told
+    assert "the batch is at fault, not the rate" in told[0].message
+    assert run.summary["cures"]["rate_factor"] == 1.0
+    assert "rollback" not in kinds(run)
+    assert finite(run)
+
+
+class Hidden(Dataset[Any]):
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.y[index]
+
+
+def parabola(count: int = 64) -> tw.Task:
+    """A well-posed regression on which a rate above about 1 diverges."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 4, generator=generator)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5], [3.0]]) + 0.1 * torch.randn(count, 1, generator=generator)
+    return tw.Task(model=lambda: nn.Linear(4, 1), loss=F.mse_loss, data=(x, y), validation=(x, y))
+
+
+@pytest.mark.parametrize("rate", [3.0, 300.0, 1e6])
+@pytest.mark.parametrize("rule", ["gradient_descent", "momentum"])
+@pytest.mark.parametrize("seed", range(3))
+def test_divergence_is_noticed_and_cured(rate: float, rule: str, seed: int) -> None:
+    made = plan(rule=rule, learning_rate=rate, steps=300, snapshot_every=20, seed=seed, schedule=tw.schedule.linear())
+    run = tw.train(parabola(), made)
+    assert run.metrics["loss"] < 0.1  # 14 where nothing is learnt, 0.01 at best
+    assert run.summary["cures"]["rate_factor"] < 1.0
+    assert {"diverging", "rollback"} & set(kinds(run))
+    assert run.history["validation/loss"][-1] < 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_the_watch_off_the_same_descent_is_lost(seed: int) -> None:
+    made = plan(
+        rule="gradient_descent", learning_rate=3.0, steps=300, watch=False, seed=seed, schedule=tw.schedule.linear()
+    )
+    try:
+        run = tw.train(parabola(), made)
+    except tw.DivergedError:
+        return
+    assert not run.metrics["loss"] < 100
+
+
+def test_cures_that_do_not_help_end_in_an_error() -> None:
+    x, y = blobs()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output.square().mean() + 1) * (1000.0 ** len(calls)) if calls.append(1) is None else output.mean()
+
+    calls: list[int] = []
+    with pytest.raises(tw.DivergedError, match=r"did not help|not finite"):
+        tw.train(tw.Task(model=network, loss=loss, data=(x, y)), plan(steps=200))
+
+
+def test_divergence_without_snapshots_says_that_there_is_no_way_back() -> None:
+    with pytest.raises(tw.DivergedError, match="Snapshots are off"):
+        tw.train(parabola(), plan(rule="gradient_descent", learning_rate=1e4, steps=50, snapshot_every=0))
+
+
+def test_what_is_walked_anew_after_going_back_replaces_what_was_recorded() -> None:
+    run = tw.train(parabola(), plan(rule="gradient_descent", learning_rate=3.0, steps=60))
+    steps = run.history["step"]
+    assert steps.tolist() == list(range(61))
+    assert math.isfinite(run.history["loss"][1:].max())
+
+
+def test_rows_that_hold_nan_are_found_across_micro_batches() -> None:
+    bad = torch.zeros(3, 2)
+    bad[1, 0] = math.inf
+    drawn = Draw([(torch.zeros(3, 2), torch.zeros(3)), (bad, torch.zeros(3))], [3, 3], None)
+    assert spoilt_rows(drawn) == [4]
+    assert spoilt_rows(Draw([torch.full((2, 2), 3e38)], [2], None)) == []  # the sum overflows, no element does
+
+
+def test_float16_overflow_halves_the_loss_scale_and_goes_on() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return 100 * F.cross_entropy(output.float(), target)
+
+    run = tw.train(classes(loss=loss), plan(precision="float16", steps=20))
+    assert any("loss scale" in event.message for event in run.events)
+    assert run.summary["cures"]["rate_factor"] == 1.0
+    assert run.metrics["loss"] < run.summary["start"]["loss"]
+
+
+def test_divergence_is_noticed_in_float16_too() -> None:
+    schedule = tw.schedule.linear()
+    made = plan(rule="gradient_descent", learning_rate=30.0, steps=100, precision="float16", schedule=schedule)
+    run = tw.train(parabola(), made)
+    assert "rollback" in kinds(run)
+    assert run.metrics["loss"] < 1
+
+
+def test_a_run_that_went_back_ends_with_the_same_bits_again() -> None:
+    made = plan(rule="momentum", learning_rate=3.0, steps=60)
+    one, other = tw.train(parabola(), made), tw.train(parabola(), made)
+    assert "rollback" in kinds(one)
+    assert same_bits(one.model, other.model)

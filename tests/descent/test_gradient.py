@@ -1,0 +1,136 @@
+"""The gradient of a step: the mean over its examples, however they are cut."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from small import blobs, classes, network, plan, started, walk, weights
+from torch import Tensor, nn
+
+import thalweg as tw
+from thalweg.descent.gradient import backward, feel
+from thalweg.descent.progress import Silent
+
+
+def gradient(task: tw.Task, made: tw.Plan) -> Tensor:
+    descent, keeper = started(task, made)
+    feel(descent, keeper, Silent())
+    return torch.cat([p.grad.reshape(-1) for p in descent.model.parameters() if p.grad is not None])
+
+
+def in_float64(**changes: Any) -> tw.Task:
+    x, y = blobs()
+    return classes(model=lambda: network().double(), data=(x.double(), y), **changes)
+
+
+@given(batch=st.integers(2, 96), parts=st.integers(1, 96))
+def test_accumulated_gradient_is_that_of_the_whole_batch_however_it_is_cut(batch: int, parts: int) -> None:
+    parts = min(parts, batch)
+    whole = gradient(in_float64(), plan(batch_size=batch))
+    cut = gradient(in_float64(), plan(batch_size=batch, accumulate=parts))
+    assert torch.allclose(cut, whole, rtol=1e-12, atol=1e-14)
+
+
+def test_short_last_micro_batch_counts_by_its_examples() -> None:
+    descent, keeper = started(in_float64(), plan(batch_size=10, accumulate=3))
+    loss, examples = feel(descent, keeper, Silent())
+    assert descent.drawn is not None
+    assert (descent.drawn.sizes, examples) == ([4, 4, 2], 10)
+    x, y = (torch.cat([part[i] for part in descent.drawn.parts]) for i in (0, 1))
+    assert abs(loss - float(F.cross_entropy(descent.model(x), y).detach())) < 1e-12
+
+
+def test_a_steps_own_weights_make_the_mean_over_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 5, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (12, 5), generator=generator)
+    y[torch.rand(12, 5, generator=generator) < 0.4] = -100
+    y[:, 0] = 1
+
+    def step(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        inputs, targets = batch
+        loss = F.cross_entropy(model(inputs).reshape(-1, 3), targets.reshape(-1), ignore_index=-100)
+        return loss, (targets != -100).sum()
+
+    task = tw.Task(model=lambda: network().double(), step=step, data=(x, y))
+    whole = gradient(task, plan(batch_size=None))
+    cut = gradient(task, plan(batch_size=12, accumulate=5, shuffle=False))
+    by_examples = gradient(
+        tw.Task(model=task.model, step=lambda m, b: step(m, b)[0], data=(x, y)), plan(batch_size=12, accumulate=5)
+    )
+    assert torch.allclose(cut, whole, rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(by_examples, whole, rtol=1e-3)
+
+
+def test_weights_that_add_up_to_nothing_are_refused() -> None:
+    task = classes(loss=None, metrics={}, step=lambda model, batch: (F.cross_entropy(model(batch[0]), batch[1]), 0))
+    with pytest.raises(tw.TaskError, match="add up to 0"):
+        tw.train(task, plan(accumulate=2))
+
+
+class Hungry(nn.Module):
+    """Has memory for so many examples at once."""
+
+    def __init__(self, room: int, error: type[Exception] = RuntimeError) -> None:
+        super().__init__()
+        self.inner, self.room, self.error = network(), room, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > self.room:
+            raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_out_of_memory_halves_the_micro_batch_and_gives_what_accumulation_gives(error: type[Exception]) -> None:
+    fits = tw.train(classes(model=lambda: Hungry(99)), plan(batch_size=32, accumulate=4, steps=12))
+    found = tw.train(classes(model=lambda: Hungry(10, error), data=blobs()), plan(batch_size=32, steps=12))
+    assert torch.equal(weights(found.model), weights(fits.model))
+    told = [event for event in found.events if event.kind == "out_of_memory"]
+    assert [event.data for event in told] == [
+        {"accumulate": 2, "micro_batch": 16},
+        {"accumulate": 4, "micro_batch": 8},
+    ]
+    assert found.history["examples"].tolist()[1:] == fits.history["examples"].tolist()[1:]
+    assert found.plan.batch_size == 32
+
+
+def test_out_of_memory_with_one_example_is_an_error_that_says_so() -> None:
+    task = classes(model=lambda: Hungry(2, RuntimeError), data=blobs(40), validation=None, metrics={})
+    descent, keeper = started(task, plan(batch_size=2))
+    descent.model.room = 0
+    with pytest.raises(tw.TaskError, match="a single example"):
+        walk(descent, keeper)
+
+
+def test_another_error_of_the_model_is_passed_on() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = network(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            if self.calls > 3:
+                raise RuntimeError("my own mistake")
+            return self.inner(x)
+
+    with pytest.raises(RuntimeError, match="my own mistake"):
+        tw.train(classes(model=Broken), plan())
+
+
+def test_dropout_is_a_function_of_seed_and_place() -> None:
+    task = classes(model=lambda: network(nn.Dropout(0.5)))
+    descent, keeper = started(task, plan())
+    feel(descent, keeper, Silent())
+    assert descent.drawn is not None
+    first = copy.deepcopy([p.grad for p in descent.model.parameters()])
+    torch.rand(7)
+    backward(descent, descent.drawn)
+    assert all(torch.equal(a, p.grad) for a, p in zip(first, descent.model.parameters(), strict=True))
+    feel(descent, keeper, Silent())
+    assert not torch.equal(first[0], next(descent.model.parameters()).grad)
