@@ -7,7 +7,6 @@ import math
 import time
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from thalweg import optim
@@ -18,7 +17,7 @@ from thalweg.sampling import mix
 from thalweg.sampling.sources import seed_all
 
 STEPS = 100
-SECONDS = 10.0  # the fitting of one batch stops here; what it reached by then is judged
+SECONDS = 10.0  # the fitting of one batch stops here, and then it is not judged
 
 
 def look(problem: Problem, seed: int = 0) -> Start:
@@ -31,8 +30,8 @@ def look(problem: Problem, seed: int = 0) -> Start:
     return replace(start, fitted_loss=loss, fitted_steps=steps)
 
 
-def _fit(problem: Problem, model: nn.Module, batch: object, seed: int) -> tuple[float, int]:
-    """Train on one batch without dropout, and give the loss reached."""
+def _fit(problem: Problem, model: nn.Module, batch: object, seed: int) -> tuple[float | None, int]:
+    """Train on one batch without dropout, and give the loss reached; None where time ran out first."""
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.AlphaDropout | nn.Dropout2d):
             module.p = 0.0
@@ -49,5 +48,4 @@ def _fit(problem: Problem, model: nn.Module, batch: object, seed: int) -> tuple[
         best = min(best, float(loss.detach()))
         if time.perf_counter() - started > SECONDS:
             break
-    with torch.no_grad():
-        return best, step
+    return (best if step == STEPS else None), step

@@ -47,7 +47,7 @@ def real(tensor: Tensor) -> Tensor:
 def exact_norm(tensor: Tensor) -> float:
     """Euclidean norm in float64 that neither over- nor underflows; not finite only where an element is not.
 
-    >>> exact_norm(torch.tensor([3e30, 4e30])) / 1e30
+    >>> exact_norm(torch.tensor([3e200, 4e200], dtype=torch.float64)) / 1e200
     5.0
     """
     values = real(tensor.detach()).to("cpu", torch.float64)
