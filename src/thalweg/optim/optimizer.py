@@ -193,12 +193,9 @@ class Optimizer(torch.optim.Optimizer):
             raise RuleError(f"{type(self).__name__} has no sparse gradients. Use sparse=False in the embedding.")
         rule, decay = self.rule, float(group["weight_decay"])
         constants = rule.from_group(group)
-        if not rule.coupled_decay:
-            constants["weight_decay"] = decay
-        coupled = decay if rule.coupled_decay else 0.0
         gradients = [p.grad for p in parameters]
         lr = float(group["lr"])
-        return Work(number, rule, constants, lr, coupled, group["maximize"], parameters, gradients)
+        return Work(rule, constants, lr, decay, group["maximize"], parameters, gradients)
 
     def _skip(self, nonfinite: int) -> None:
         self.skips += 1

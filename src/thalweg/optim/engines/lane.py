@@ -37,24 +37,23 @@ class Lane:
         return negative
 
     def __rtruediv__(self, other: Any) -> Lane:
-        inverse = _unary(torch.reciprocal, self)
-        inverse.tensor.mul_(other)
-        return inverse
+        # Not the reciprocal times `other`, which rounds twice.
+        return Lane(torch.div(other, self.tensor), self.pool, True)  # pyright: ignore[reportArgumentType]
 
     def __pow__(self, exponent: float) -> Lane:
         return _binary_on(torch.pow, self, exponent)
 
     def __lt__(self, other: Any) -> Tensor:
-        return self.tensor < _bare(other)
+        return self.tensor < bare(other)
 
     def __le__(self, other: Any) -> Tensor:
-        return self.tensor <= _bare(other)
+        return self.tensor <= bare(other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return self.tensor > _bare(other)
+        return self.tensor > bare(other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return self.tensor >= _bare(other)
+        return self.tensor >= bare(other)
 
     def clip(self, low: float, high: float) -> Lane:
         """Clip each entry."""
@@ -63,7 +62,8 @@ class Lane:
         return Lane(out, self.pool, True)
 
 
-def _bare(value: Any) -> Any:
+def bare(value: Any) -> Any:
+    """Give the tensor of a lane; anything else as it is."""
     return value.tensor if isinstance(value, Lane) else value
 
 
@@ -103,7 +103,7 @@ def _maximum(x: Lane, y: Any) -> Lane:
 
 
 def _where(condition: Tensor, x: Any, y: Any) -> Any:
-    kept = torch.where(condition, _bare(x), _bare(y))
+    kept = torch.where(condition, bare(x), bare(y))
     like = next((value for value in (x, y) if isinstance(value, Lane)), None)
     return kept if like is None else Lane(kept, like.pool, True)
 

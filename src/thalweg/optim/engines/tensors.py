@@ -1,218 +1,191 @@
-"""The tensor engine: runs any rule's equation on torch tensors, on any device; in float64 it is the reference.
+"""The tensor engine: runs any rule's equation on any device; in float64 it is the reference for every other engine.
 
-Small tensors of a group are gathered into one flat block, large ones are worked on in place piece by piece.
+Small tensors are gathered into flat blocks, large ones are worked on in place.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import COMPUTE, count_nonfinite, exact_norm, real
-from thalweg.optim.engines.blocks import EMA, PIECE, Block, Move, averaging, shaped, steps_taken
-from thalweg.optim.engines.lane import Lane
+from thalweg.optim.engines.arithmetic import count_nonfinite, exact_norm, real
+from thalweg.optim.engines.blocks import EMA, steps_taken
+from thalweg.optim.engines.flat import Flat
+from thalweg.optim.engines.large import Large
+from thalweg.optim.engines.move import Move
 from thalweg.optim.engines.work import Moves, Norms, StateOf, Work
 from thalweg.rules.rule import State
 
 SMALL = 1 << 15
-"""Elements below which a tensor is gathered with others."""
+"""Weights below which a tensor is gathered with others."""
+
+_UNDERFLOW = 1e-15
+"""Squares of gradients below this may have vanished in float32."""
+
+Cut = list[tuple[Flat | Large, list[int]]]
+"""Blocks, each with its parameters' places in the work."""
 
 
-def with_decay(work: Work, decay: Any) -> Work:
-    """Give the work with another weight decay, in the form its rule has."""
-    if "weight_decay" in work.constants:
-        return replace(work, constants={**work.constants, "weight_decay": decay})
-    return replace(work, coupled_decay=decay)
+@dataclass(slots=True)
+class Share:
+    """What one block does in this step: `members` are its parameters' places among all of the step's."""
 
-
-class Flat(Block):
-    """Small tensors, laid end to end."""
-
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], counts: bool) -> None:
-        super().__init__(parameters, states, counts)
-        self.sizes = [real(p.detach()).numel() for p in parameters]
-        self.flats = [torch.empty(sum(self.sizes), dtype=self.compute, device=self.device) for _ in states]
-        for key, flat in zip(self.keys, self.flats, strict=True):
-            self.views[key] = [shaped(part, p) for part, p in zip(flat.split(self.sizes), self.parameters, strict=True)]
-        shapes = [real(p.detach()).shape for p in parameters]
-        self.weights, self.gradients = (
-            torch.empty(sum(self.sizes), dtype=self.compute, device=self.device) for _ in range(2)
-        )
-        self.weight_parts = [x.view(shape) for x, shape in zip(self.weights.split(self.sizes), shapes, strict=True)]
-        self.gradient_parts = [x.view(shape) for x, shape in zip(self.gradients.split(self.sizes), shapes, strict=True)]
-        self.pool: list[Tensor] = []
-        self.lanes = [Lane(tensor, self.pool) for tensor in (self.weights, self.gradients, *self.flats)]
-        self._decays: tuple[list[float], Any] | None = None
-
-    def decayed(self, work: Work, decays: list[float]) -> Work:
-        """Give the work with the members' decays: one number where they agree, else one number a weight."""
-        if self._decays is None or self._decays[0] != decays:
-            vector: Any = decays[0]
-            if len(set(decays)) > 1:
-                parts = [torch.full((n,), d, dtype=self.compute) for n, d in zip(self.sizes, decays, strict=True)]
-                vector = Lane(torch.cat(parts).to(self.device), self.pool)
-            self._decays = (decays, vector)
-        return with_decay(work, self._decays[1])
-
-    def update(self, move: Move, gradients: Sequence[Tensor], carried: int) -> None:
-        """Move all weights of the block."""
-        targets = [real(p.detach()) for p in self.parameters]
-        _copy(self.weight_parts, targets)
-        _copy(self.gradient_parts, [real(g) for g in gradients])
-        out = move.equation()(*self.lanes[: 2 + carried])
-        for flat, fresh in zip(self.flats, out[1:], strict=False):
-            flat.copy_(fresh.tensor)
-        self.weights.copy_(out[0].tensor)
-        if move.ema is not None:
-            self.flats[-1].lerp_(self.weights, averaging(move.ema, move.step))
-        _copy(targets, self.weight_parts)
-
-
-class Large(Block):
-    """One tensor, worked on in place."""
-
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], counts: bool) -> None:
-        super().__init__(parameters, states, counts)
-        (p,) = parameters
-        like = real(p.detach())
-        plain = [torch.empty_like(like, dtype=self.compute, memory_format=torch.contiguous_format) for _ in states]
-        self.flats = plain
-        for key, tensor in zip(self.keys, plain, strict=True):
-            self.views[key] = [torch.view_as_complex(tensor) if p.is_complex() else tensor]
-        self.pools: dict[torch.Size, list[Tensor]] = {}
-
-    def decayed(self, work: Work, decays: list[float]) -> Work:
-        """Give the work with this tensor's decay."""
-        return with_decay(work, decays[0])
-
-    def update(self, move: Move, gradients: Sequence[Tensor], carried: int) -> None:
-        """Move the tensor's weights."""
-        target, gradient = real(self.parameters[0].detach()), real(gradients[0])
-        equation = move.equation()
-        if target.is_contiguous() and gradient.is_contiguous():
-            whole = [target.view(-1), gradient.view(-1), *(flat.view(-1) for flat in self.flats)]
-            for pieces in zip(*(tensor.split(PIECE) for tensor in whole), strict=True):
-                self._piece(move, equation, pieces, carried)
-        else:
-            self._piece(move, equation, (target, gradient, *self.flats), carried)
-
-    def _piece(self, move: Move, equation: Any, pieces: Sequence[Tensor], carried: int) -> None:
-        w, g, *held = pieces
-        pool = self.pools.setdefault(w.shape, [])
-        lanes = [Lane(tensor, pool) for tensor in (w.to(self.compute), g.to(self.compute), *held[:carried])]
-        out = equation(*lanes)
-        for tensor, fresh in zip(held, out[1:], strict=False):
-            tensor.copy_(fresh.tensor)
-        if move.ema is not None:
-            held[-1].lerp_(out[0].tensor, averaging(move.ema, move.step))
-        w.copy_(out[0].tensor)
+    block: Flat | Large
+    work: Work
+    members: list[int]
+    decays: list[float]
 
 
 class TensorEngine:
     """Runs a step in two passes: look at the gradients, then move."""
 
     def __init__(self) -> None:
-        self._works: Sequence[Work] = ()
-        self._cuts: dict[tuple[Any, ...], list[tuple[Flat | Large, list[int]]]] = {}
+        self._cuts: dict[tuple[Any, ...], Cut] = {}
+        self._shares: list[Share] = []
 
     def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
-        """Read the gradients, change nothing; one wait for the device."""
-        del state, ema
-        self._works = works
+        """Read the gradients, change neither weights nor `state`; one wait for the device."""
+        self._shares = self._share_out(works, state, ema)
         gradients = [g for work in works for g in work.gradients]
-        each = _norms(gradients)
+        looked = [share.block.look([gradients[i] for i in share.members]) for share in self._shares]
+        cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in self._shares]
+        values = _numbers([*looked, *cut])
+        each = _in_order(values[: len(looked)], self._shares, len(gradients))
         total = math.hypot(*each)
-        nonfinite = 0
-        if not math.isfinite(total):
-            nonfinite = sum(count_nonfinite(g) for g in gradients)
-            each = [exact_norm(g) for g in gradients]
-            total = math.nan if nonfinite else math.hypot(*each)
-        clipped = total
-        if clip_value is not None and not nonfinite:
-            clipped = math.hypot(*_norms([real(g).clamp(-clip_value, clip_value) for g in gradients]))
-        return Norms(each, total, clipped, nonfinite)
+        clipped = math.hypot(*(n for norms in values[len(looked) :] for n in norms)) if cut else total
+        if math.isfinite(total) and total >= _UNDERFLOW and math.isfinite(clipped):
+            return Norms(each, total, clipped, 0)
+        return _exactly(gradients, clip_value)
 
     def update(
         self, state: StateOf, *, scale: float, clip_value: float | None, ema: float | None, record: bool
     ) -> Moves | None:
         """Move weights, state and EMA by the gradients measured last."""
-        works = self._works
-        before = [p.detach().clone() for work in works for p in work.parameters] if record else []
-        for work, decays in _merged(works):
-            carried = len(work.rule.carried(work.constants))
-            for block, members in self._blocks_of(work, state, ema is not None):
-                block.own(state)
-                step = block.count()[0] + 1
-                move = Move(block.decayed(work, [decays[i] for i in members]), step, scale, clip_value, ema)
-                block.update(move, [work.gradients[i] for i in members], carried)
-                block.advance(step)
-        self._works = ()
+        shares, self._shares = self._shares, []
+        moves: list[tuple[Sequence[Any], Sequence[Any]]] = []
+        with np.errstate(all="ignore"):
+            for share in shares:
+                share.block.own(state)
+                moved = share.block.update(Move(share.work, scale, clip_value, ema, record), share.decays)
+                share.block.advance()
+                if moved is not None:
+                    moves.append(moved)
         if not record:
             return None
-        after = [p.detach() for work in works for p in work.parameters]
-        moved = [a.to(COMPUTE[a.dtype]) - b for a, b in zip(map(real, after), map(real, before), strict=True)]
-        return Moves(torch.tensor(_norms(before)), torch.tensor(_norms(moved)))
+        count = sum(len(share.members) for share in shares)
+        return Moves(*(_stacked(norms, shares, count) for norms in zip(*moves, strict=True)))
 
-    def _blocks_of(self, work: Work, state: StateOf, ema: bool) -> list[tuple[Flat | Large, list[int]]]:
-        states = [*work.rule.carried(work.constants), *([EMA] if ema else [])]
-        key = (work.group, work.rule.name, *(s.key for s in states), *map(id, work.parameters))
-        blocks = self._cuts.get(key)
-        if blocks is None or not all(block.fits(state) and block.even for block, _ in blocks):
-            self._cuts = {k: v for k, v in self._cuts.items() if k[0] != work.group}
-            self._cuts[key] = blocks = _cut(work, states, state, ema)
-        return blocks
+    def _share_out(self, works: Sequence[Work], state: StateOf, ema: bool) -> list[Share]:
+        """Give every block its share; blocks stay as long as they fit, and are cut anew where parameters come or go."""
+        shares: list[Share] = []
+        kept: dict[tuple[Any, ...], Cut] = {}
+        for merged in _merged(works):
+            work = merged.work
+            states = (*work.rule.carried(work.constants), *((EMA,) if ema else ()))
+            key = (work.rule, states, *map(id, work.parameters))
+            cut = self._cuts.get(key)
+            if cut is None or not all(block.fits(state) for block, _ in cut):
+                cut = self._cut_anew(work, states, state, ema)
+            kept[key] = cut
+            for block, locals_ in cut:
+                members = [merged.members[i] for i in locals_]
+                shares.append(Share(block, work, members, [merged.decays[i] for i in locals_]))
+        self._cuts = kept
+        return shares
+
+    def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf, ema: bool) -> Cut:
+        """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
+        old = {(block.states, *map(id, block.parameters)): block for cut in self._cuts.values() for block, _ in cut}
+        gathered: dict[tuple[Any, ...], list[int]] = {}
+        for i, parameter in enumerate(work.parameters):
+            small = 0 < parameter.numel() < SMALL
+            taken = steps_taken(state.get(parameter, {}))
+            key = (parameter.device, parameter.dtype, taken) if small else (i,)
+            gathered.setdefault(key, []).append(i)
+        cut: Cut = []
+        for key, members in gathered.items():
+            parameters = [work.parameters[i] for i in members]
+            block = old.get((tuple(states), *map(id, parameters)))
+            if block is None or not block.fits(state):
+                kind = Large if len(key) == 1 else Flat
+                block = kind(parameters, states, work.rule.counts_steps or ema)
+            cut.append((block, members))
+        return cut
 
 
-def _merged(works: Sequence[Work]) -> list[tuple[Work, list[float]]]:
-    """Put groups together that differ in nothing but their weight decay, and give each parameter's decay beside.
+@dataclass(slots=True)
+class Merged:
+    """Works that one evaluation can serve: `members` are the parameters' places among all of the step's."""
 
-    Every evaluation of the equation costs the same few dozen calls, however few the weights, so fewer evaluations are faster.
+    work: Work
+    decays: list[float]
+    members: list[int]
+
+
+def _merged(works: Sequence[Work]) -> list[Merged]:
+    """Put groups together that differ in nothing but their weight decay.
+
+    An evaluation of the equation costs the same few dozen calls, however few the weights, so fewer evaluations are faster.
     """
-    together: dict[tuple[Any, ...], list[Work]] = {}
+    together: dict[tuple[Any, ...], Merged] = {}
+    place = 0
     for work in works:
-        rest = tuple((k, v) for k, v in work.constants.items() if k != "weight_decay")
-        together.setdefault((work.rule.name, work.lr, work.maximize, rest), []).append(work)
-    merged: list[tuple[Work, list[float]]] = []
-    for alike in together.values():
-        decays = [w.constants.get("weight_decay", w.coupled_decay) for w in alike for _ in w.parameters]
-        if len(alike) == 1:
-            merged.append((alike[0], decays))
+        count = len(work.parameters)
+        key = (work.rule, work.lr, work.maximize, *work.constants.values())
+        decays, members = [work.decay] * count, list(range(place, place + count))
+        place += count
+        before = together.get(key)
+        if before is None:
+            together[key] = Merged(work, decays, members)
             continue
-        parameters = [p for w in alike for p in w.parameters]
-        gradients = [g for w in alike for g in w.gradients]
-        merged.append((replace(alike[0], parameters=parameters, gradients=gradients), decays))
-    return merged
+        one = before.work
+        parameters, gradients = one.parameters + work.parameters, one.gradients + work.gradients
+        merged = replace(one, parameters=parameters, gradients=gradients)
+        together[key] = Merged(merged, before.decays + decays, before.members + members)
+    return list(together.values())
 
 
-def _cut(work: Work, states: Sequence[State], state: StateOf, ema: bool) -> list[tuple[Flat | Large, list[int]]]:
-    """Put parameters into blocks: gathered where small and equally far on, else alone."""
-    counts = work.rule.counts_steps or ema
-    gathered: dict[tuple[Any, ...], list[int]] = {}
-    for i, parameter in enumerate(work.parameters):
-        alone = parameter.numel() >= SMALL
-        key = (i,) if alone else ("small", parameter.device, parameter.dtype, steps_taken(state.get(parameter, {})))
-        gathered.setdefault(key, []).append(i)
-    blocks: list[tuple[Flat | Large, list[int]]] = []
-    for key, members in gathered.items():
-        kind = Flat if key[0] == "small" else Large
-        blocks.append((kind([work.parameters[i] for i in members], states, counts), members))
-    return blocks
+def _numbers(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:
+    """Turn 0-dim tensors into numbers, with one wait for each device."""
+    waiting: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for one in norms:
+        for n in one:
+            if isinstance(n, Tensor):
+                waiting.setdefault((n.device, n.dtype), []).append(n)
+    found = {key: iter(torch.stack(tensors).tolist()) for key, tensors in waiting.items()}
+    return [[next(found[n.device, n.dtype]) if isinstance(n, Tensor) else n for n in one] for one in norms]
 
 
-def _copy(to: list[Tensor], of: list[Tensor]) -> None:
-    torch._foreach_copy_(to, of)  # pyright: ignore[reportPrivateImportUsage]
+def _in_order(values: Sequence[Sequence[Any]], shares: Sequence[Share], count: int) -> list[Any]:
+    """Lay the blocks' figures out in the order of the step's parameters."""
+    ordered: list[Any] = [0.0] * count
+    for figures, share in zip(values, shares, strict=True):
+        for place, figure in zip(share.members, figures, strict=True):
+            ordered[place] = figure
+    return ordered
 
 
-def _norms(tensors: Sequence[Tensor]) -> list[float]:
-    """Euclidean norms as numbers, with one wait for each device."""
-    if not tensors:
-        return []
-    lengths = torch._foreach_norm([real(t.detach()) for t in tensors])  # pyright: ignore[reportPrivateImportUsage]
-    if len({t.device for t in lengths}) > 1 or len({t.dtype for t in lengths}) > 1:
-        return [float(n) for n in lengths]
-    return torch.stack(list(lengths)).tolist()
+def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[Share], count: int) -> Tensor:
+    """Make one tensor of the blocks' figures, on the device they are on where that is one, without a wait."""
+    ordered = _in_order(norms, shares, count)
+    devices = {n.device for n in ordered if isinstance(n, Tensor)}
+    device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+    return torch.stack([torch.as_tensor(n, device=device, dtype=torch.float32) for n in ordered])
+
+
+def _exactly(gradients: Sequence[Tensor], clip_value: float | None) -> Norms:
+    """Measure in float64, where the quick way gave no finite norm or one that may have underflown."""
+    nonfinite = sum(count_nonfinite(g) for g in gradients)
+    each = [exact_norm(g) for g in gradients]
+    if nonfinite:
+        return Norms(each, math.nan, math.nan, nonfinite)
+    total = math.hypot(*each)
+    if clip_value is None:
+        return Norms(each, total, total, 0)
+    return Norms(each, total, math.hypot(*(exact_norm(real(g).clamp(-clip_value, clip_value)) for g in gradients)), 0)

@@ -1,7 +1,7 @@
 """What an optimiser asks of an engine: a step in two passes, first look, then move.
 
 An engine is anything with the two methods of `Engine`. `tensors.py` runs every rule on every device; a fused engine for one
-kind of device fits the same two calls (addresses of weights and state are in `Work` and `state`, gradients move every step).
+kind of device fits the same two calls (addresses of weights and state are in `Work` and `state`; gradients move every step).
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ StateOf = MutableMapping[Tensor, dict[str, Any]]
 class Work:
     """One parameter group's share of a step: only parameters that have a gradient.
 
-    `constants` are the equation's, with `weight_decay` among them where the equation decays by itself; `coupled_decay` is what
-    the engine adds to the gradient (`g + coupled_decay * w`). `lr` is a number, or a 0-dim tensor on the parameters' accelerator.
+    `constants` are the equation's. `decay` is the group's weight decay: the equation's own `weight_decay` where it takes one,
+    else the engine adds `decay * w` to the gradient. `lr` is a number, or a 0-dim tensor on the parameters' accelerator.
     """
 
-    group: int
     rule: Rule
     constants: Mapping[str, Any]
     lr: float | Tensor
-    coupled_decay: Any
+    decay: float
     maximize: bool
     parameters: list[Tensor]
     gradients: list[Tensor]
@@ -49,25 +48,28 @@ class Norms(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """Per-tensor norms of the weights before the step and of what the step added, in the works' order."""
+    """Per-tensor norms of the weights before the step and of what the step added, in the works' order (1-D tensors)."""
 
     weights: Tensor
     updates: Tensor
 
 
 class Engine(Protocol):
-    """Runs one step over all groups. Neither call keeps a reference to a gradient after it returned from `update`."""
+    """Runs one step over all groups."""
 
     def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
-        """Read the gradients, change nothing; at most one wait for the device."""
+        """Read the gradients, change neither weights nor `state`; at most one wait for the device.
+
+        `clip_value` is given where the norm of the clipped gradient is wanted too.
+        """
         ...
 
     def update(
         self, state: StateOf, *, scale: float, clip_value: float | None, ema: float | None, record: bool
     ) -> Moves | None:
-        """Move the weights, state and EMA by the gradients measured last: clamp, times `scale`, maximise, decay, equation, EMA.
+        """Move weights, state and EMA by the gradients measured last: clamp, times `scale`, maximise, decay, equation, EMA.
 
-        Missing state is made here and put into `state[parameter]` under the rule's keys, with `step` (0-dim float32 on the CPU)
-        where the rule counts or `ema` is on, and `ema`.
+        Missing state is made here and put into `state[parameter]` under the rule's keys; `step` (0-dim float32 on the CPU) where
+        the rule counts or `ema` is on, and `ema`. Called at most once after each `measure`; gradients are let go afterwards.
         """
         ...

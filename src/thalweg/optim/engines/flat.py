@@ -1,0 +1,114 @@
+"""Small tensors laid end to end, so that one operation serves all of them.
+
+A call of any operation costs more than 10,000 additions. On the CPU the equation runs on NumPy's views of the block, whose calls
+cost half of torch's (42 against 150 us for AdamW on 10 k weights); elsewhere on the tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.optim.engines.arithmetic import real
+from thalweg.optim.engines.blocks import Block
+from thalweg.optim.engines.move import Move, averaged, share_of_newest
+from thalweg.rules.rule import State
+
+PIECE = 1 << 17
+"""Bytes of each array worked on at a time: the equation's dozen intermediate arrays then stay in the second-level cache."""
+
+
+class Flat(Block):
+    """The block of small tensors of one device and dtype."""
+
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], counts: bool) -> None:
+        super().__init__(parameters, states, counts)
+        self.sizes = [real(p.detach()).numel() for p in parameters]
+        self.starts = [0, *accumulate(self.sizes)][:-1]
+        length = sum(self.sizes)
+        self.flats = [torch.empty(length, dtype=self.compute, device=self.device) for _ in range(2 + len(states))]
+        self.weights, self.gradients, *held = (self._shaped(flat) for flat in self.flats)
+        for described, tensors in zip(states, held, strict=True):
+            self.hold(described.key, tensors)
+        self.on_cpu = self.device.type == "cpu"
+        self.arrays: list[Any] = [flat.numpy() for flat in self.flats] if self.on_cpu else self.flats
+        piece = PIECE // self.compute.itemsize if self.on_cpu else length
+        self.places = [slice(i, i + piece) for i in range(0, length, piece)]
+        self.pieces = [tuple(array[place] for array in self.arrays) for place in self.places]
+        self._spare: Any = None
+        self._decays: tuple[Sequence[float], list[Any]] = ((), [])
+
+    def look(self, gradients: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
+        """Lay weights and gradients out, and give each gradient's Euclidean norm."""
+        _copy([*self.weights, *self.gradients], [*self.parameters, *gradients])
+        return self._norms(self.arrays[1], self.gradients)
+
+    def clipped_norms(self, clip_value: float) -> Sequence[float] | Sequence[Tensor]:
+        """Give the norms of the gradients as clipping their entries would leave them."""
+        if self.on_cpu:
+            return self._norms(self.arrays[1].clip(-clip_value, clip_value), ())
+        return _tensor_norms([real(g).clamp(-clip_value, clip_value) for g in self.gradients])
+
+    def update(self, move: Move, decays: Sequence[float]) -> tuple[Sequence[Any], Sequence[Any]] | None:
+        """Move the weights laid out by `look`; gives norms of weights and updates where they are to be recorded."""
+        step = self.taken + 1
+        before = self.flats[0].clone() if move.record else None
+        formula = move.formula(step)
+        share = share_of_newest(move.ema, step) if move.ema is not None else 1.0
+        for decay, piece in zip(self._decayed(decays, move), self.pieces, strict=True):
+            w, g, *held = piece
+            fresh, *rest = formula(decay, w, g, *held[: self.carried])
+            w[...] = fresh
+            for old, new in zip(held, rest, strict=False):
+                old[...] = new
+            if self.averages:
+                held[-1][...] = averaged(held[-1], w, share)
+        _copy(self.parameters, self.weights)
+        return None if before is None else self._moves(before)
+
+    def _decayed(self, decays: Sequence[float], move: Move) -> list[Any]:
+        """Give each piece its weight decay: one number where all agree, else one a weight."""
+        if self._decays[0] != decays:
+            if len(set(decays)) == 1:
+                one = decays[0] if decays[0] or not move.work.rule.coupled_decay else None
+                values: list[Any] = [one] * len(self.pieces)
+            else:
+                parts = [torch.full((n,), d, dtype=self.compute) for n, d in zip(self.sizes, decays, strict=True)]
+                vector = torch.cat(parts)
+                whole: Any = vector.numpy() if self.on_cpu else vector.to(self.device)
+                values = [whole[place] for place in self.places]
+            self._decays = (list(decays), values)
+        return self._decays[1]
+
+    def _moves(self, before: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
+        moved = self.flats[0] - before
+        if self.on_cpu:
+            return self._norms(before.numpy(), ()), self._norms(moved.numpy(), ())
+        return _tensor_norms(before.split(self.sizes)), _tensor_norms(moved.split(self.sizes))
+
+    def _norms(self, array: Any, tensors: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
+        if not self.on_cpu:
+            return _tensor_norms([real(t) for t in tensors])
+        if self._spare is None:
+            self._spare = np.empty_like(array)
+        return np.sqrt(np.add.reduceat(np.multiply(array, array, out=self._spare), self.starts)).tolist()
+
+    def _shaped(self, flat: Tensor) -> list[Tensor]:
+        """See a flat stretch of reals in the shapes (and complexness) of the parameters."""
+        parts = zip(flat.split(self.sizes), self.parameters, strict=True)
+        return [
+            torch.view_as_complex(part.view(*p.shape, 2)) if p.is_complex() else part.view(p.shape) for part, p in parts
+        ]
+
+
+def _copy(to: list[Tensor], of: list[Tensor]) -> None:
+    torch._foreach_copy_(to, of)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _tensor_norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]
