@@ -6,6 +6,8 @@ import math
 import os
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
@@ -14,6 +16,7 @@ from rich.text import Text
 from thalweg.records.plan import Plan
 from thalweg.records.run import REPORT, Run
 from thalweg.see.advice import next_steps
+from thalweg.see.plot import plot, plot_schedule
 from thalweg.see.wording import change, number, seconds
 
 KNOBS = (
@@ -85,6 +88,7 @@ def summary(run: Run) -> Group:
                 knob.replace("_", " "), Text(knob_text(run.plan, knob), style="bold"), Text(str(why), style="dim")
             )
     parts: list[Any] = [Text(headline(run), style="bold"), Text(weights_text(run)), Padding(table, (1, 0, 1, 2))]
+    parts += [Text(picture) for picture in pictures(run)]
     told = [
         e for e in run.events if e.kind in ("rollback", "diverging", "nonfinite", "out_of_memory", "early_stop", "note")
     ]
@@ -97,6 +101,39 @@ def summary(run: Run) -> Group:
     if run.folder is not None and (run.folder / REPORT).exists():
         parts.append(Text(f"Report: {os.path.relpath(run.folder / REPORT)}"))
     return Group(*[part for part in parts if not (isinstance(part, Text) and not part.plain)])
+
+
+def pictures(run: Run, *, unicode: bool | None = None) -> list[str]:
+    """Plot the loss and the learning rate as text; nothing where there are too few steps to see."""
+    steps, drawn = run.history.get("step", np.zeros(0)), list[str]()
+    if len(steps) < 10:
+        return drawn
+    losses = {"training": run.history["loss"]} if "loss" in run.history else {}
+    if np.isfinite(run.history.get("validation/loss", np.zeros(0))).sum() > 2:
+        losses["validation"] = fill_forward(run.history["validation/loss"])
+    if losses:
+        drawn.append(plot(losses, title="loss", ends=(steps[0], steps[-1]), height=10, unicode=unicode))
+    if run.plan.steps:
+        rate = plot_schedule(
+            run.plan.schedule,
+            peak=run.plan.learning_rate,
+            total_steps=run.plan.steps,
+            steps_per_epoch=run.plan.steps_per_epoch,
+            height=5,
+            unicode=unicode,
+        )
+        drawn.append(rate)
+    return drawn
+
+
+def fill_forward(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Carry each value on until the next, so that a sparse series draws as a line.
+
+    >>> fill_forward(np.array([np.nan, 2.0, np.nan, 1.0])).tolist()
+    [nan, 2.0, 2.0, 1.0]
+    """
+    index = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
+    return values[index]
 
 
 def print_summary(run: Run, console: Console | None = None) -> None:
