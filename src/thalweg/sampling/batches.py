@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -33,7 +34,7 @@ class Batches:
         shuffle, replacement, weights, drop_last, rank, world: see `order`.
         workers: loader processes for indexed data and streams.
 
-    Raises DataError where a batch is larger than the data.
+    Raises DataError where a batch is larger than the data, or weights do not fit them.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class Batches:
         self.source, self.seed, self.accumulate, self.workers = source, seed, accumulate, workers
         self.shuffle, self.replacement, self.weights, self.drop_last = shuffle, replacement, weights, drop_last
         self.rank, self.world = rank, world
+        self._check_weights()
         self.batch_size = self._settle_batch_size(batch_size)
         self.steps_per_epoch = self._count_steps()
         self.epoch, self.within = 0, 0  # `within`: steps already drawn from this epoch
         self._order: tuple[int, Tensor] | None = None
-        self._feed: Iterator[Any] | None = None
+        self._feed: Generator[Any] | None = None
 
     def draw(self) -> Draw:
         """Give the next step's examples."""
@@ -118,6 +120,8 @@ class Batches:
 
     def close(self) -> None:
         """End loader workers."""
+        if self._feed is not None:
+            self._feed.close()
         self._feed = None
 
     def _length(self) -> int:
@@ -128,11 +132,32 @@ class Batches:
             own = self.source.batch_size
             return (own or batch_size or 1) if own is None else own * self.accumulate
         count = self._length()
-        if batch_size is not None and batch_size > count and not self.replacement:
+        if batch_size is not None and batch_size > count:
             raise DataError(
                 f"The batch size is {batch_size}, but the data have {count} examples. Give at most {count}, or None for all."
             )
         return count if batch_size is None else batch_size
+
+    def _check_weights(self) -> None:
+        if self.weights is None:
+            return
+        if isinstance(self.source, StreamSource):
+            raise DataError(
+                "`weights` choose examples by index, which a stream has not. Leave them out, or give indexed data."
+            )
+        if self.weights.shape != (self._length(),):
+            raise DataError(
+                f"`weights` has the shape {tuple(self.weights.shape)}, but the data have {self._length()} examples:"
+                f" give one each."
+            )
+        wrong = ~(torch.isfinite(self.weights) & (self.weights >= 0))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise DataError(
+                f"`weights` is {float(self.weights[row])} in row {row}. Weights are finite and not negative."
+            )
+        if not self.weights.any():
+            raise DataError("`weights` are all zero, so no example can be drawn. Give some of them a weight.")
 
     def _count_steps(self) -> int | None:
         if isinstance(self.source, StreamSource):
@@ -199,7 +224,7 @@ class Batches:
             except StopIteration:
                 return
 
-    def _open_stream(self, source: StreamSource) -> Iterator[Any]:
+    def _open_stream(self, source: StreamSource) -> Generator[Any]:
         return source.open(self.epoch, mix(self.seed, self.epoch), self.micro, self.workers)
 
     def _fast_forward(self, source: StreamSource) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,8 @@ def order(
     if weights is not None:
         edges = weights.double().cumsum(0)
         points = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
-        indices = torch.searchsorted(edges, points, right=True).clamp_(max=count - 1)
+        last = int(weights.nonzero()[-1])  # rounding must not reach an example of weight zero behind it
+        indices = torch.searchsorted(edges, points, right=True).clamp_(max=last)
     elif replacement:
         indices = torch.randint(count, (count,), generator=generator)
     elif shuffle:
@@ -63,5 +66,6 @@ def order(
         indices = torch.arange(count)
     if world > 1:
         padding = -count % world
-        indices = torch.cat([indices, indices[:padding]])[rank::world]
+        filling = indices.repeat(math.ceil(padding / count))[:padding] if padding else indices[:0]
+        indices = torch.cat([indices, filling])[rank::world]
     return indices

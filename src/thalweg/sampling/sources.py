@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from thalweg.errors import DataError
+from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.order import mix
+from thalweg.sampling.reading import Collate, SeededItems, Together, retold
+from thalweg.sampling.seeds import seed_all
 
-Collate = Callable[[list[Any]], Any]
 Resume = Literal["exact", "state_dict", "fast-forward"]
 
 
@@ -23,13 +25,15 @@ class TensorSource:
 
     resume: Resume = "exact"
 
-    def __init__(self, nest: Any) -> None:
+    def __init__(self, nest: Any, name: str = "data") -> None:
         self.nest = nest
         lengths = {len(leaf) for leaf in leaves(nest)}
-        if len(lengths) != 1:
+        if not lengths:
+            raise DataError(f"`{name}` is empty: it has no array. Give (x, y).")
+        if len(lengths) > 1:
             shapes = [tuple(leaf.shape) for leaf in leaves(nest)]
             raise DataError(
-                f"The parts of the data have different lengths: shapes {shapes}. The first dimension counts examples and"
+                f"The parts of `{name}` have different lengths: shapes {shapes}. The first dimension counts examples and"
                 f" must be the same in all."
             )
         self.length = lengths.pop()
@@ -49,28 +53,31 @@ class ItemSource:
 
     resume: Resume = "exact"
 
-    def __init__(self, items: Any, collate_fn: Collate | None = None, **loader: Any) -> None:
+    def __init__(self, items: Any, collate_fn: Collate | None = None, *, name: str = "data", **loader: Any) -> None:
         self.items = items
-        self.collate_fn = collate_fn
+        self.name = name
+        self.together = Together(collate_fn, name)
         self.loader = loader
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def feed(self, lots: Iterator[list[tuple[int, int]]], seed: int, workers: int) -> Iterator[Any]:
+    def feed(self, lots: Iterator[list[tuple[int, int]]], seed: int, workers: int) -> Generator[Any]:
         """Load lots of (epoch, index) pairs, one batch a lot, in their order."""
         sampler = cast("BatchSampler", _Lots(lots))
+        needs_workers = ("prefetch_factor", "multiprocessing_context", "timeout")
+        options = {key: value for key, value in self.loader.items() if workers or key not in needs_workers}
         loader = DataLoader(
-            cast("Dataset[Any]", _SeededItems(self.items, seed)),
+            cast("Dataset[Any]", SeededItems(self.items, seed, self.name)),
             batch_sampler=sampler,
-            collate_fn=self.collate_fn,
+            collate_fn=self.together,
             num_workers=workers,
             generator=torch.Generator().manual_seed(
                 mix(seed, 0)
             ),  # else each loader takes one draw from the global state
-            **self.loader,
+            **options,
         )
-        return iter(loader)
+        return retold(iter(loader), self.name)
 
 
 class _Lots:
@@ -81,24 +88,19 @@ class _Lots:
         return self.lots
 
 
-class _SeededItems:
-    """Reads each item under random states that are a function of (seed, epoch, index), so that augmentation repeats."""
-
-    def __init__(self, items: Any, seed: int) -> None:
-        self.items = items
-        self.seed = seed
-
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        epoch, index = place
-        seed_all(mix(self.seed, epoch, index))
-        return self.items[index]
-
-
 class StreamSource:
-    """Batches as they come from a person's loader or an `IterableDataset`; a new pass over it is a new epoch."""
+    """Batches as they come from a person's loader or an `IterableDataset`; a new pass over it is a new epoch.
 
-    def __init__(self, batches: Any, *, batch_size: int | None) -> None:
+    Random states are seeded from (seed, epoch) at each pass, so fast-forwarding repeats it, unless the loader keeps some of its
+    own (a `generator=` in its sampler): then resuming is inexact.
+    """
+
+    def __init__(
+        self, batches: Any, *, batch_size: int | None, collate_fn: Collate | None = None, name: str = "data"
+    ) -> None:
         self.batches = batches
+        self.collate_fn = collate_fn  # for a bare `IterableDataset`, which gives single examples
+        self.name = name
         self.batch_size = batch_size  # the loader's own; None: not known
         self.stateful = all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
@@ -110,7 +112,7 @@ class StreamSource:
         except TypeError:
             return None
 
-    def open(self, epoch: int, seed: int, micro: int, workers: int) -> Iterator[Any]:
+    def open(self, epoch: int, seed: int, micro: int, workers: int) -> Generator[Any]:
         """Start a pass; a bare `IterableDataset` is cut into batches of `micro` examples."""
         for holder in (self.batches, getattr(self.batches, "sampler", None), getattr(self.batches, "dataset", None)):
             if callable(getattr(holder, "set_epoch", None)):
@@ -118,8 +120,18 @@ class StreamSource:
         seed_all(seed)
         if isinstance(self.batches, IterableDataset):
             own = torch.Generator().manual_seed(seed)
-            return iter(DataLoader(self.batches, batch_size=micro, num_workers=workers, generator=own))
-        return iter(self.batches)
+            together = Together(self.collate_fn, self.name)
+            loader = DataLoader(self.batches, batch_size=micro, num_workers=workers, generator=own, collate_fn=together)
+            return retold(iter(loader), self.name)
+        return self._pass(iter(self.batches))
+
+    def _pass(self, batches: Iterator[Any]) -> Generator[Any]:
+        try:
+            yield from retold(batches, self.name)
+        finally:
+            # Workers that persist would carry random states from epoch to epoch, which fast-forwarding cannot repeat.
+            if getattr(self.batches, "_iterator", None) is not None:
+                self.batches._iterator = None
 
 
 Source = TensorSource | ItemSource | StreamSource
@@ -143,17 +155,23 @@ def open_source(
 
 def _open(data: Any, float_dtype: torch.dtype, collate_fn: Collate | None, name: str) -> Source:
     if isinstance(data, DataLoader):
-        return _open_loader(data)
+        return _open_loader(data, name)
     if isinstance(data, IterableDataset):
-        return StreamSource(data, batch_size=None)
+        return StreamSource(data, batch_size=None, collate_fn=collate_fn, name=name)
     if isinstance(data, torch.utils.data.TensorDataset) and collate_fn is None:
-        return TensorSource(tree_map(lambda leaf: as_tensor(leaf, float_dtype, name), tuple(data.tensors)))
+        return TensorSource(tree_map(lambda leaf: as_tensor(leaf, float_dtype, name), tuple(data.tensors)), name)
     if _is_table(data) or isinstance(data, tuple | dict):
         return _open_arrays(data, float_dtype, collate_fn, name)
+    if isinstance(data, str | bytes | Path):
+        raise DataError(f"`{name}` is the text {str(data)!r}. Load what it names, and give the arrays or a Dataset.")
+    if isinstance(data, list) and collate_fn is None and _is_columns(cast("list[Any]", data)):
+        raise DataError(
+            f"`{name}` is a list of arrays, which would be read as a list of examples. Give a tuple: (x, y)."
+        )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return ItemSource(data, collate_fn)
+        return ItemSource(data, collate_fn, name=name)
     if hasattr(data, "__iter__") and not isinstance(data, Iterator):
-        return StreamSource(data, batch_size=None)
+        return StreamSource(data, batch_size=None, name=name)
     what = (
         "an iterator, which can be gone through once only" if isinstance(data, Iterator) else f"a {type(data).__name__}"
     )
@@ -163,17 +181,24 @@ def _open(data: Any, float_dtype: torch.dtype, collate_fn: Collate | None, name:
 
 
 def _is_table(data: Any) -> bool:
-    return isinstance(data, Tensor | np.ndarray) or hasattr(data, "to_numpy")
+    return isinstance(data, Tensor | np.ndarray) or hasattr(data, "to_numpy") or hasattr(data, "toarray")
+
+
+def _is_columns(data: list[Any]) -> bool:
+    if not 2 <= len(data) <= 4 or not all(_is_table(part) and hasattr(part, "shape") for part in data):
+        return False
+    shapes = [tuple(part.shape) for part in data]
+    return len(set(shapes)) > 1 and all(shapes) and len({shape[0] for shape in shapes}) == 1
 
 
 def _open_arrays(data: Any, float_dtype: torch.dtype, collate_fn: Collate | None, name: str) -> Source:
     if isinstance(data, tuple) and collate_fn is not None:
-        return ItemSource(Rows(data, name), collate_fn)
+        return ItemSource(Rows(data, name), collate_fn, name=name)
     if isinstance(data, tuple) and any(isinstance(part, list) and _is_ragged(part) for part in data):
         raise DataError(
             f"`{name}` has examples of different lengths. Give `collate_fn`, which pads or packs a list of examples."
         )
-    return TensorSource(tree_map(lambda leaf: as_tensor(leaf, float_dtype, name), data))
+    return TensorSource(tree_map(lambda leaf: as_tensor(leaf, float_dtype, name), data), name)
 
 
 def _is_ragged(part: list[Any]) -> bool:
@@ -197,16 +222,16 @@ class Rows:
         return tuple(column[index] for column in self.columns)
 
 
-def _open_loader(loader: DataLoader[Any]) -> Source:
+def _open_loader(loader: DataLoader[Any], name: str) -> Source:
     plain = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
     ordered = type(loader.sampler) in (RandomSampler, SequentialSampler)
     replaced = isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples)
     if not (plain and ordered) or replaced:
-        return StreamSource(loader, batch_size=loader.batch_size)
+        return StreamSource(loader, batch_size=loader.batch_size, name=name)
     kept = {key: getattr(loader, key) for key in ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")}
     if loader.num_workers:
         kept["prefetch_factor"] = loader.prefetch_factor
-    return ItemSource(loader.dataset, loader.collate_fn, **{k: v for k, v in kept.items() if v})
+    return ItemSource(loader.dataset, loader.collate_fn, name=name, **{k: v for k, v in kept.items() if v})
 
 
 def given_batch(data: Any) -> dict[str, Any]:
@@ -220,47 +245,18 @@ def given_batch(data: Any) -> dict[str, Any]:
     loader = cast("DataLoader[Any]", data)
     knobs: dict[str, Any] = {"workers": loader.num_workers}
     if loader.batch_size is not None:
-        knobs |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+        knobs |= {"batch_size": _fitting(loader), "drop_last": loader.drop_last}
     elif isinstance(getattr(loader.batch_sampler, "batch_size", None), int):
         knobs["batch_size"] = cast(Any, loader.batch_sampler).batch_size
     return knobs | {"shuffle": not isinstance(loader.sampler, SequentialSampler)}
 
 
-def as_tensor(value: Any, float_dtype: torch.dtype, name: str) -> Tensor:
-    """Turn an array, frame, series, list or tensor into a tensor; floats get `float_dtype`. The original is not changed."""
-    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(_as_array(value, name))
-    return tensor.to(float_dtype) if tensor.is_floating_point() else tensor
-
-
-def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
-    try:
-        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"`{name}` holds rows of different lengths. Pad them, or give `collate_fn`.") from error
-    if array.dtype == object:
-        array = _numbers(array, value, name)
-    if array.dtype.kind not in "biufc":
-        seen = array.reshape(-1)[:1].tolist()
-        raise DataError(f"`{name}` holds {array.dtype} values such as {seen}. Give numbers; code labels as 0, 1, 2, …")
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    if array.ndim == 0:
-        raise DataError(f"`{name}` is the single value {array}. The first dimension counts examples.")
-    return array if array.flags.writeable else array.copy()
-
-
-def _numbers(array: np.ndarray[Any, Any], value: Any, name: str) -> np.ndarray[Any, Any]:
-    try:
-        return array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        columns = [str(c) for c in getattr(value, "columns", []) if not _is_numeric(value[c])]
-        where = f" in columns {columns}" if columns else ""
-        raise DataError(f"`{name}` holds values that are no numbers{where} ({error}). Code them as numbers.") from error
-
-
-def _is_numeric(column: Any) -> bool:
-    return np.issubdtype(np.asarray(column).dtype, np.number)
+def _fitting(loader: DataLoader[Any]) -> int:
+    """Give a loader's batch size; a loader over fewer examples than that gives them all as one batch."""
+    assert loader.batch_size is not None
+    if isinstance(loader.dataset, IterableDataset) or loader.drop_last or not hasattr(loader.dataset, "__len__"):
+        return loader.batch_size
+    return min(loader.batch_size, max(1, len(cast(Any, loader.dataset))))
 
 
 def leaves(nest: Any) -> list[Tensor]:
@@ -284,10 +280,3 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
     if isinstance(nest, list) and any(isinstance(part, Tensor | Mapping | tuple) for part in nest):
         return [tree_map(function, part) for part in nest]
     return function(nest)
-
-
-def seed_all(seed: int) -> None:
-    """Seed the generators that a person's code draws from: torch's, NumPy's global one, and Python's."""
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)

@@ -1,0 +1,296 @@
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
+
+from thalweg.errors import DataError
+from thalweg.sampling import Batches, once, open_source
+
+N = 23
+X = torch.arange(N, dtype=torch.float32)[:, None]
+
+
+class Noisy(Dataset):
+    """Augments with all three generators."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return X[index] + torch.rand(1), random.random(), np.random.rand()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        for index in range(N):
+            yield X[index] + torch.rand(1)
+
+
+class Sized(Stream):
+    def __len__(self):
+        return N
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        index = 0
+        while True:
+            yield X[index % N] + torch.rand(1)
+            index += 1
+
+
+class Remembering:
+    """A loader that keeps its own place, in the manner of torchdata's StatefulDataLoader."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __iter__(self):
+        while self.place < N:
+            self.place += 1
+            yield X[self.place - 1 : self.place]
+        self.place = 0
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+KINDS: dict[str, Any] = {
+    "tensors": lambda: (X, X),
+    "items": Noisy,
+    "loader": lambda: DataLoader(Noisy(), batch_size=5, shuffle=True),
+    "loader with a sampler": lambda: DataLoader(Noisy(), batch_size=5, sampler=WeightedRandomSampler(torch.ones(N), N)),
+    "loader with a batch sampler": lambda: DataLoader(
+        Noisy(), batch_sampler=BatchSampler(SequentialSampler(range(N)), 5, False)
+    ),
+    "stream": Stream,
+    "stream that knows its length": Sized,
+    "endless stream": Endless,
+    "loader over a stream": lambda: DataLoader(Stream(), batch_size=5),
+    "loader that keeps its place": Remembering,
+}
+
+
+def batches(kind: str, **options: Any) -> Batches:
+    return Batches(open_source(KINDS[kind]()), 5, seed=options.pop("seed", 3), **options)
+
+
+def flat(drawn: Any) -> list[float]:
+    values: list[float] = []
+    for part in drawn.parts:
+        leaves = part if isinstance(part, tuple | list) else [part]
+        values += [float(v) for leaf in leaves for v in torch.as_tensor(leaf).double().flatten()]
+    return [*values, *map(float, drawn.sizes)]
+
+
+def walk(made: Batches, count: int) -> list[list[float]]:
+    return [flat(made.draw()) for _ in range(count)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_resuming_at_any_position_gives_the_uninterrupted_sequence(kind, accumulate):
+    steps = 13
+    whole = walk(batches(kind, accumulate=accumulate), steps)
+    made = batches(kind, accumulate=accumulate)
+    for position in range(steps):
+        state = made.state_dict()
+        resumed = batches(kind, accumulate=accumulate)
+        resumed.load_state_dict(state)
+        assert walk(resumed, steps - position) == whole[position:], position
+        made.load_state_dict(state)  # a loader that is shared was moved on
+        made.draw()
+
+
+@pytest.mark.parametrize("kind", ["items", "loader"])
+def test_loader_workers_change_nothing(kind):
+    plain = walk(batches(kind), 12)
+    with_workers = batches(kind, workers=2)
+    assert walk(with_workers, 12) == plain
+    with_workers.close()
+    resumed = batches(kind, workers=2)
+    resumed.load_state_dict({"epoch": 1, "within": 2})
+    assert walk(resumed, 5) == plain[7:]
+    resumed.close()
+
+
+def test_a_stream_with_workers_resumes_to_the_same_sequence():
+    whole = walk(batches("endless stream", workers=2), 8)
+    resumed = batches("endless stream", workers=2)
+    resumed.load_state_dict({"epoch": 0, "within": 4})
+    assert walk(resumed, 4) == whole[4:]
+    resumed.close()
+
+
+def test_workers_that_persist_resume_to_the_same_sequence_and_serve_their_owner_afterwards():
+    def loader():
+        sampler = WeightedRandomSampler(torch.ones(N), N)
+        return DataLoader(Noisy(), batch_size=12, sampler=sampler, num_workers=1, persistent_workers=True)
+
+    own = loader()
+    made = Batches(open_source(own), None, seed=0)
+    whole = walk(made, 6)
+    assert made.epoch == 3
+    resumed = Batches(open_source(loader()), None, seed=0)
+    resumed.load_state_dict({"epoch": 1, "within": 1})
+    assert walk(resumed, 3) == whole[3:]
+    made.close(), resumed.close()
+    assert len(list(own)) == 2
+    own._iterator._shutdown_workers()
+
+
+def test_an_item_is_augmented_as_a_function_of_seed_epoch_and_index():
+    made, other = batches("items", shuffle=False), batches("items")
+    seen: list[dict[int, list[float]]] = []
+    for one in (made, other):
+        found: dict[int, list[float]] = {}
+        for _ in range(5):
+            drawn = one.draw()
+            for row, index in enumerate(drawn.indices.tolist()):
+                found[index] = [float(leaf[row]) for leaf in drawn.parts[0]]
+        seen.append(found)
+    assert seen[0] == seen[1]
+    assert walk(made, 1) != walk(batches("items", shuffle=False), 1)  # the next epoch draws anew
+
+
+@given(st.integers(1, 23), st.integers(1, 4), st.booleans(), st.integers(0, 9), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_shows_every_example_once(size, accumulate, drop_last, seed, shuffle):
+    made = Batches(
+        open_source((X, X)), size, seed=seed, accumulate=min(accumulate, size), drop_last=drop_last, shuffle=shuffle
+    )
+    rows: list[float] = []
+    for _ in range(made.steps_per_epoch or 0):
+        drawn = made.draw()
+        assert sum(drawn.sizes) == sum(len(part[0]) for part in drawn.parts) <= size
+        assert max(drawn.sizes) <= made.micro
+        rows += [float(value) for part in drawn.parts for value in part[0]]
+    assert (made.epoch, made.within) == (1, 0)
+    assert len(set(rows)) == len(rows) == (N // size * size if drop_last else N)
+
+
+@given(st.integers(1, 23), st.integers(0, 40))
+@settings(max_examples=40, deadline=None)
+def test_a_position_is_two_integers(size, steps):
+    made = Batches(open_source((X, X)), size, seed=0)
+    for _ in range(steps):
+        made.draw()
+    assert made.state_dict() == {"epoch": steps // made.steps_per_epoch, "within": steps % made.steps_per_epoch}
+
+
+def test_cutting_a_step_into_more_parts_keeps_its_examples():
+    for kind in ("tensors", "items"):
+        whole, cut = batches(kind), batches(kind)
+        whole.draw(), cut.draw()
+        place = cut.epoch, cut.within
+        cut.draw()
+        cut.split(4, place)
+        one, parts = whole.draw(), cut.draw()
+        assert torch.equal(one.indices, parts.indices)
+        assert len(parts.parts) == 3  # 5 examples in micro-batches of 2
+        assert torch.equal(torch.cat([part[0] for part in parts.parts]), one.parts[0][0])
+
+
+def test_the_whole_data_set_is_one_batch_and_is_not_copied():
+    data = (X, X.clone())
+    made = Batches(open_source(data), None, seed=0)
+    drawn = made.draw()
+    assert made.whole
+    assert made.steps_per_epoch == 1
+    assert drawn.parts[0][0].data_ptr() == data[0].data_ptr()
+
+
+def test_with_replacement_or_weights_the_whole_is_still_drawn():
+    drawn = Batches(open_source((X, X)), None, seed=0, replacement=True).draw()
+    assert len(drawn.indices) == N > len(set(drawn.indices.tolist()))
+    weights = torch.zeros(N)
+    weights[7] = 2.0
+    assert set(Batches(open_source((X, X)), 5, seed=0, weights=weights).draw().indices.tolist()) == {7}
+
+
+def test_an_endless_stream_knows_no_epoch():
+    made = batches("endless stream")
+    assert made.steps_per_epoch is None
+    walk(made, 30)
+    assert (made.epoch, made.within) == (0, 30)
+
+
+def test_a_loader_of_the_person_is_told_the_epoch():
+    class Told(WeightedRandomSampler):
+        epochs: list[int] = []
+
+        def set_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+    made = Batches(open_source(DataLoader(Noisy(), batch_size=12, sampler=Told(torch.ones(N), N))), None, seed=0)
+    walk(made, 6)
+    assert Told.epochs == [0, 1, 2]
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_a_batch_larger_than_the_data_is_refused(replacement):
+    with pytest.raises(
+        DataError, match=r"The batch size is 99, but the data have 23 examples\. Give at most 23, or None"
+    ):
+        Batches(open_source((X, X)), 99, seed=0, replacement=replacement)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (torch.ones(3), r"`weights` has the shape \(3,\), but the data have 23 examples: give one each\."),
+        (
+            torch.ones(N).index_fill(0, torch.tensor(4), -1),
+            r"`weights` is -1\.0 in row 4\. Weights are finite and not neg",
+        ),
+        (torch.ones(N).index_fill(0, torch.tensor(4), torch.nan), r"`weights` is nan in row 4"),
+        (torch.zeros(N), r"`weights` are all zero, so no example can be drawn"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weights, told):
+    with pytest.raises(DataError, match=told):
+        Batches(open_source((X, X)), 5, seed=0, weights=weights)
+
+
+def test_weights_for_a_stream_are_refused():
+    with pytest.raises(DataError, match="which a stream has not"):
+        batches("stream", weights=torch.ones(N))
+
+
+def test_a_stream_that_runs_dry_after_one_pass_is_refused():
+    class Once:
+        def __init__(self):
+            self.rows = iter([X[:2], X[2:4]])
+
+        def __iter__(self):
+            return self.rows
+
+    made = Batches(open_source(Once()), 2, seed=0)
+    walk(made, 2)
+    with pytest.raises(DataError, match=r"The data stream gave no batch in epoch 2\. It must start anew each time"):
+        made.draw()
+
+
+@pytest.mark.parametrize("kind", ["tensors", "items", "stream", "loader over a stream"])
+def test_going_through_once_shows_all_in_their_own_order(kind):
+    rows: list[int] = []
+    for batch, size in once(open_source(KINDS[kind]()), 5):
+        first = batch[0] if isinstance(batch, tuple | list) else batch
+        assert len(first) == size
+        rows += [int(value) for value in first]
+    assert rows == list(range(N))
