@@ -13,8 +13,8 @@ from thalweg.records.task import Source, Task
 EXAMPLES: Mapping[str, str] = {
     "digits": "handwritten digits, 8 x 8 pixels: a small perceptron",
     "mnist": "handwritten digits, 28 x 28 pixels: a small convolutional network",
-    "visits": "doctor visits a year in a table of 20,190 rows: a count regression",
-    "chars": "a character language model on the documentation of Python",
+    "letters": "capital letters from 16 measurements, a table of 20,000 rows: a perceptron",
+    "chars": "a character language model of the documentation of Python: a recurrent network",
 }
 
 

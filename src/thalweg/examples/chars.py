@@ -1,6 +1,7 @@
-"""A character language model: what comes next in the documentation of Python.
+"""Text: which character comes next in the documentation of Python? A small recurrent network.
 
-Data: `pydoc_data.topics`, some 700,000 characters of prose that come with every Python.
+Data: `pydoc_data.topics`, the pages behind Python's own `help()`: 370,000 characters (each Python version has its own).
+Licence: PSF-2.0. To beat: the shares of the characters alone, 4.7 bits a character, and of pairs of them, 3.4.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import thalweg as tw
+from thalweg.errors import TaskError
 
 SOURCE = "the standard library's pydoc_data.topics"
 LICENCE = "PSF-2.0"
 EPOCHS = 4.0
-SECONDS = 120.0
-EXPECTED = {"bits": (1.5, 2.8)}
+SECONDS = 90.0
+EXPECTED = {"bits": (1.8, 2.4)}
 
 
 class Characters(nn.Module):
@@ -35,27 +37,45 @@ class Characters(nn.Module):
         return self.scores(states).transpose(1, 2)
 
 
-def bits(output: Tensor, target: Tensor) -> float:
-    """Bits a character: the loss in base two."""
-    return float(F.cross_entropy(output, target)) / math.log(2)
+def bits(scores: Tensor, following: Tensor) -> float:
+    """Bits a character: the loss in base two. Knowing nothing of 103 characters takes 6.7."""
+    return float(F.cross_entropy(scores, following)) / math.log(2)
 
 
-def task(width: int = 128, length: int = 64, characters: int = 200_000) -> tw.Task:
-    """Make the task: `width` of embedding and memory, pieces of `length`, of the first `characters`."""
-    from pydoc_data import topics
+def paragraphs() -> list[str]:
+    """Give the paragraphs of the text in order, each once: a fifth of them stands on several pages."""
+    from pydoc_data.topics import topics
 
-    text = "\n".join(topics.topics[name] for name in sorted(topics.topics))[:characters]
-    alphabet = sorted(set(text))
-    code = {character: number for number, character in enumerate(alphabet)}
-    codes = torch.tensor([code[character] for character in text])
-    pieces = codes[: (len(codes) - 1) // length * length].view(-1, length)
-    following = codes[1 : pieces.numel() + 1].view(-1, length)
-    cut = int(0.9 * len(pieces))  # the end of the text is held out: neighbours overlap, random pieces would leak
+    return list(dict.fromkeys("\n\n".join(topics[page] for page in sorted(topics)).split("\n\n")))
+
+
+def pieces(text: str, alphabet: str, length: int) -> tuple[Tensor, Tensor]:
+    """Cut a text into rows of `length` characters, and the same rows one character later; a short rest is dropped.
+
+    >>> pieces("abacab", "abc", 2)
+    (tensor([[0, 1],
+            [0, 2]]), tensor([[1, 0],
+            [2, 0]]))
+    """
+    codes = torch.tensor([alphabet.index(character) for character in text])
+    rows = (len(codes) - 1) // length
+    if rows < 1:
+        raise TaskError(f"length is {length}, but the text has only {len(text)} characters. Give a shorter one.")
+    return codes[: rows * length].view(rows, length), codes[1 : rows * length + 1].view(rows, length)
+
+
+def task(width: int = 128, length: int = 64, held_out: float = 0.1) -> tw.Task:
+    """Make the task: `width` of embedding and memory, rows of `length` characters, the last share of the text held out."""
+    if not 0 < held_out < 1:
+        raise TaskError(f"held_out is {held_out}, but it is a share between 0 and 1, such as 0.1.")
+    text = paragraphs()
+    alphabet = "".join(sorted(set("\n\n".join(text))))
+    cut = round((1 - held_out) * len(text))  # the end, not rows at random: the text around a row tells too much of it
 
     return tw.Task(
         model=lambda: Characters(len(alphabet), width),
         loss=F.cross_entropy,
-        data=(pieces[:cut], following[:cut]),
-        validation=(pieces[cut:], following[cut:]),
+        data=pieces("\n\n".join(text[:cut]), alphabet, length),
+        validation=pieces("\n\n".join(text[cut:]), alphabet, length),
         metrics={"bits": bits},
     )

@@ -14,7 +14,7 @@ Indices = npt.NDArray[np.intp]
 
 
 def needs(module: str) -> Any:
-    """Import a package that brings data. Raises TaskError that says how to install it."""
+    """Import a module of a package that brings data. Raises TaskError that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -22,9 +22,12 @@ def needs(module: str) -> Any:
 
 
 def split(count: int, held_out: float, labels: Any = None, seed: int = 0) -> tuple[Indices, Indices]:
-    """Split 0 … count - 1 at random into training and validation; with `labels`, each label in the same proportion.
+    """Split 0 … count - 1 at random into training and validation, both in rising order.
 
-    Raises TaskError where `held_out` is no share.
+    With `labels`, one an example, each label is held out in the same proportion, at least once and never wholly. The same
+    seed gives the same split.
+
+    Raises TaskError where `held_out` is no share between 0 and 1, or a part would be empty.
 
     >>> train, validation = split(10, 0.2)
     >>> len(train), len(validation), len(set(train) & set(validation))
@@ -32,11 +35,12 @@ def split(count: int, held_out: float, labels: Any = None, seed: int = 0) -> tup
     """
     if not 0 < held_out < 1:
         raise TaskError(f"held_out is {held_out}, but it is a share between 0 and 1, such as 0.2.")
-    random = np.random.default_rng(seed)
     strata = np.zeros(count, dtype=int) if labels is None else np.asarray(labels)
-    held: list[Indices] = []
+    random = np.random.default_rng(seed)
+    held = np.zeros(count, dtype=bool)
     for value in np.unique(strata):
         members = random.permutation(np.flatnonzero(strata == value))
-        held.append(members[: max(1, round(held_out * len(members)))])
-    validation = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(count), validation), validation
+        if len(members) < 2:
+            raise TaskError(f"One example cannot be split in two: label {value} has {len(members)} of {count}.")
+        held[members[: min(max(1, round(held_out * len(members))), len(members) - 1)]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)

@@ -1,6 +1,7 @@
 """Handwritten digits, 8 x 8 pixels: a small perceptron.
 
-Data: Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998), 1,797 images, as shipped with scikit-learn.
+Data: Optical Recognition of Handwritten Digits (Alpaydin & Kaynak 1998, UCI Machine Learning Repository), its 1,797 test
+images, as shipped with scikit-learn. Licence: CC BY 4.0. To beat: a linear classifier, 96 % right.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ SECONDS = 8.0
 EXPECTED = {"accuracy": (0.96, 1.0)}
 
 
-def accuracy(output: Tensor, target: Tensor) -> float:
+def accuracy(scores: Tensor, labels: Tensor) -> float:
     """Share of images whose highest score is the right digit's."""
-    return float((output.argmax(1) == target).float().mean())
+    return float((scores.argmax(1) == labels).float().mean())
 
 
 def task(hidden: int = 128, held_out: float = 0.2) -> tw.Task:
-    """Make the task: `hidden` units a layer, a share of images held out for validation."""
-    datasets = needs("sklearn.datasets")
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    train, validation = split(len(labels), held_out, labels)
-    x = (pixels / 16.0).astype(np.float32)
+    """Make the task: `hidden` units in each of two layers, a share of the images held out for validation."""
+    pixels, labels = needs("sklearn.datasets").load_digits(return_X_y=True)
+    x = (pixels / 16).astype(np.float32)  # ink from 0 to 1
+    train, validation = split(len(x), held_out, labels)
 
     def model() -> nn.Module:
-        return nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+        return nn.Sequential(
+            nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 10)
+        )
 
     return tw.Task(
         model=model,
