@@ -16,7 +16,7 @@ from thalweg.descent.progress import Silent
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.errors import PlanError
 from thalweg.records.plan import Evidence, Plan
-from thalweg.sampling import Batches, StreamSource
+from thalweg.sampling import Batches
 from thalweg.sampling.sources import given_batch
 
 TIMED = 12  # steps that are timed to turn seconds into steps
@@ -43,6 +43,7 @@ def settle(
     if plan.validate_every is None and plan.steps is not None:
         every = default_validate_every(plan.steps, per_epoch)
         plan = _noted(plan, "validate_every", every, Evidence("derived", "an epoch, within 5 to 50 validations a run"))
+    plan = _noted(plan, "position", problem.train.resume, Evidence("measured", "by the kind of data"))
     if plan.threads is None and problem.device.type == "cpu":
         plan = _noted(plan, "threads", torch.get_num_threads(), Evidence("measured", "as found in this process"))
     return plan
@@ -125,8 +126,3 @@ def _noted(plan: Plan, knob: str, value: object, evidence: Evidence) -> Plan:
     if value is None:
         return plan
     return plan.replace(**{knob: value}, evidence={**plan.evidence, knob: evidence})
-
-
-def is_stream(problem: Problem) -> bool:
-    """Tell whether the training data are a stream."""
-    return isinstance(problem.train, StreamSource)

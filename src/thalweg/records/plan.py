@@ -72,6 +72,9 @@ class Plan:
         groups: pattern of parameter names (shell style, such as "head.*") -> `Group`.
         shuffle, replacement, drop_last: how batches are drawn.
         workers: processes that load data; 0: none.
+        position: how a resumed run finds its place in the data: "exact" (the order is a function of seed and epoch),
+            "state_dict" (the loader is asked for its own), or "fast-forward" (a stream is gone through again up to there,
+            exact where it gives the same each time); set when the data are seen.
         validate_every: steps between validations; None: derived from the epoch when the run starts.
         patience: validations without improvement after which the run stops; None: never.
         keep: "best" gives the weights that validated best, "last" the final ones.
@@ -105,6 +108,7 @@ class Plan:
     replacement: bool = False
     drop_last: bool = False
     workers: int = 0
+    position: Literal["exact", "state_dict", "fast-forward"] = "exact"
     validate_every: int | None = None
     patience: int | None = None
     keep: Literal["best", "last"] = "best"
@@ -135,6 +139,7 @@ class Plan:
             raise PlanError(f"`ema` is {self.ema}, but a decay lies between 0 and 1, such as 0.999.")
         _one_of(self, "precision", get_args(Precision))
         _one_of(self, "keep", ("best", "last"))
+        _one_of(self, "position", ("exact", "state_dict", "fast-forward"))
         given = {f.name: Evidence("given") for f in fields(self) if getattr(self, f.name) != _default(f)}
         given.pop("evidence", None)
         object.__setattr__(self, "evidence", {**given, **self.evidence})

@@ -9,6 +9,8 @@ import sys
 import time
 from typing import NamedTuple
 
+import torch
+
 from thalweg.descent.ambient import ambient
 from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import feel, set_rate
@@ -51,9 +53,9 @@ def measure(problem: Problem, plan: Plan) -> list[Measured]:
     for size in candidates(problem.count):
         seconds = _seconds(problem, plan.replace(batch_size=size, steps=1000))
         if seconds is None:
-            measured.append(Measured(size, None, 0.0, peak_bytes()))
+            measured.append(Measured(size, None, 0.0, peak_bytes(problem.device)))
             break
-        measured.append(Measured(size, seconds, size / seconds, peak_bytes()))
+        measured.append(Measured(size, seconds, size / seconds, peak_bytes(problem.device)))
         if time.perf_counter() - started > PATIENCE or seconds > PATIENCE / 4:
             break
     return measured
@@ -104,7 +106,9 @@ def choose(measured: list[Measured], epochs: float | None, count: int | None) ->
     return chosen.batch_size, Evidence("measured", reason, figures)
 
 
-def peak_bytes() -> int:
-    """Give the most memory this process has used, in bytes."""
+def peak_bytes(device: torch.device) -> int:
+    """Give the most memory in use so far, in bytes: the accelerator's, on a CPU this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
