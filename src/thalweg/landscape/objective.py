@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.errors import DataError, TaskError, ThalwegError
 from thalweg.records.task import StepResult, Task
+from thalweg.sampling.sources import leaves
 
+LONELY = "Expected more than 1 value per channel"
+LONELY_HINT = " Batch normalisation needs two examples a batch: set drop_last, or another batch_size."
+_DTYPE_WORDS = ("dtype", "scalar type", "Byte", "Input type")
 _TARGET_KEYS = ("target", "targets", "label", "labels", "y")
+
+
+class Casts(NamedTuple):
+    """Dtypes to which a batch's floating inputs, whole-number inputs and target are cast first; None leaves them."""
+
+    floats: torch.dtype | None = None
+    whole: torch.dtype | None = None
+    target: torch.dtype | None = None
 
 
 class Objective:
@@ -20,24 +33,36 @@ class Objective:
 
     Arguments:
         task: whose loss it is.
-        cast_inputs: dtype to which whole-number inputs are cast first, for a model that computes on floats (images kept as
-            bytes, say); None leaves them.
+        cast_inputs: what a batch needs for this model and loss: images kept as bytes, say, become floats for a model that
+            computes on floats.
     """
 
-    def __init__(self, task: Task, cast_inputs: torch.dtype | None = None) -> None:
+    def __init__(self, task: Task, cast_inputs: Casts | None = None) -> None:
         self.task = task
-        self.cast_inputs = cast_inputs
+        self.cast_inputs = cast_inputs or Casts()
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
-        """Give the batch's mean loss, and its weight where the task's own step says one (else None: count examples)."""
+        """Give the batch's mean loss, and its weight where the task's own step says one (else None: count examples).
+
+        Raises DataError for a label the model has no output for, TaskError for one example under batch normalisation.
+        """
         if self.task.step is not None:
             return weighted(self.task.step(model, batch), "step")
-        output, target = self.outputs(model, batch)
-        return cast(Any, self.task.loss)(output, target), None
+        output = target = None
+        try:
+            output, target = self.outputs(model, batch)
+            return cast(Any, self.task.loss)(output, target), None
+        except (IndexError, RuntimeError, ValueError) as error:
+            if LONELY in str(error):
+                raise TaskError(f"{error}.{LONELY_HINT}") from error
+            check_labels(self.task, output, target, of=" of this batch")
+            raise
 
     def outputs(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
         """Give the model's output and the target."""
         arguments, keywords, target = self.split(batch)
+        if self.cast_inputs.target is not None and isinstance(target, Tensor):
+            target = target.to(self.cast_inputs.target)
         return model(*arguments, **keywords), target
 
     def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
@@ -72,9 +97,10 @@ class Objective:
         return (), {key: self._cast(value) for key, value in batch.items() if key != named[0]}, batch[named[0]]
 
     def _cast(self, value: Any) -> Any:
-        if self.cast_inputs is None or not isinstance(value, Tensor) or value.is_floating_point():
+        if not isinstance(value, Tensor) or value.is_complex():
             return value
-        return value.to(self.cast_inputs)
+        dtype = self.cast_inputs.floats if value.is_floating_point() else self.cast_inputs.whole
+        return value if dtype is None else value.to(dtype)
 
 
 def weighted(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | None]:
@@ -95,46 +121,87 @@ def weighted(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | Non
 def rehearse(objective: Objective, model: nn.Module, batch: Any, *, training: bool = True) -> Objective:
     """Run one batch through a model that may be spoilt, and say in plain words what does not fit.
 
-    Gives the objective back, with `cast_inputs` set where the model needs floats and the inputs are whole numbers.
+    Gives the objective back, with `cast_inputs` set where inputs or target need another dtype.
 
     Raises TaskError or DataError that names what does not fit and what to do.
     """
-    try:
-        loss = _try(objective, model, batch, training)
-    except _DtypeMismatchError:
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        objective = Objective(objective.task, cast_inputs=dtype)
-        loss = _try(objective, model, batch, training)
-    _check_loss(loss)
-    return objective
+    if training and not any(p.requires_grad for p in model.parameters()):
+        raise TaskError("The model has no trainable parameter: all are frozen, or there is none. Set requires_grad.")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    given = objective.cast_inputs
+    refused: _DtypeMismatchError | None = None
+    floats = given._replace(floats=dtype)
+    for casts in (given, floats, floats._replace(whole=torch.int64), floats._replace(whole=dtype)):
+        try:
+            loss, objective = _try(Objective(objective.task, casts), model, batch, training)
+        except _DtypeMismatchError as error:
+            refused = refused or error
+        else:
+            _check_loss(loss, training)
+            return objective
+    raise TaskError(str(refused)) from refused
 
 
 class _DtypeMismatchError(Exception):
     pass
 
 
-def _try(objective: Objective, model: nn.Module, batch: Any, training: bool) -> Tensor:
+def _try(objective: Objective, model: nn.Module, batch: Any, training: bool) -> tuple[Any, Objective]:
     where = "first training batch" if training else "first validation batch"
     task = objective.task
-    if task.step is not None:
-        run = objective.loss if training else objective.evaluate
-        return _translate(lambda: run(model, batch)[0], f"`{'step' if training else 'evaluate'}` failed on the {where}")
-    if task.evaluate is not None and not training:
-        return _translate(lambda: objective.evaluate(model, batch)[0], f"`evaluate` failed on the {where}")
+    own = task.step if training else task.evaluate or task.step
+    if own is not None:
+        who = "step" if own is task.step else "evaluate"
+        loss, weight = _translate(lambda: weighted(own(model, batch), who), f"`{who}` failed on the {where}")
+        _check_weight(weight, who)
+        return loss, objective
     parts = objective.split(batch)
     output, target = _translate(
-        lambda: objective.outputs(model, batch), f"The model failed on the {where} ({_describe(parts)})", first=True
+        lambda: objective.outputs(model, batch),
+        f"The model failed on the {where} ({_describe(parts)})",
+        lambda text: _model_hint(text, parts),
+        first=True,
     )
     check_labels(task, output, target)
     told = f"The loss failed on the {where}: the model gives {shape(output)}, the target is {shape(target)}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loss = _translate(lambda: cast(Any, task.loss)(output, target), told)
+        loss, dtype = _translate(lambda: _loss_at(task, output, target), told, lambda _: _loss_hint(output, target))
+    if dtype is not None:
+        objective = Objective(task, objective.cast_inputs._replace(target=dtype))
+        target = target.to(dtype)
     _check_broadcast(task, output, target, loss, [str(w.message) for w in caught])
-    return loss
+    return loss, objective
 
 
-def _translate(run: Any, told: str, *, first: bool = False) -> Any:
+def _loss_at(task: Task, output: Any, target: Any) -> tuple[Any, torch.dtype | None]:
+    """Give the loss and the dtype to which the target had to be cast for it."""
+    error: Exception | None = None
+    for dtype in _target_dtypes(output, target):
+        try:
+            return cast(Any, task.loss)(output, target if dtype is None else target.to(dtype)), dtype
+        except Exception as raised:
+            error = error or raised
+    assert error is not None
+    raise error
+
+
+def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
+    if not isinstance(target, Tensor) or not isinstance(output, Tensor) or target.is_complex():
+        return [None]
+    if target.is_floating_point():
+        unlike = output.is_floating_point() and output.dtype != target.dtype
+        return [output.dtype if unlike and torch.float64 in (output.dtype, target.dtype) else None]
+    # Losses on classes want int64; those that compare output and target, such as binary cross-entropy, the output's floats.
+    choices: list[torch.dtype | None] = [None]
+    if target.dtype != torch.int64:
+        choices.append(torch.int64)
+    if target.shape == output.shape and output.is_floating_point():
+        choices.append(output.dtype)
+    return choices
+
+
+def _translate(run: Any, told: str, hint: Callable[[str], str] = lambda _: "", *, first: bool = False) -> Any:
     try:
         return run()
     except ThalwegError:
@@ -142,16 +209,31 @@ def _translate(run: Any, told: str, *, first: bool = False) -> Any:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if (
-            first
-            and isinstance(error, RuntimeError)
-            and any(w in text for w in ("dtype", "expected scalar type", "Byte"))
-        ):
-            raise _DtypeMismatchError from error
+        text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
             raise
-        raise TaskError(f"{told}: {type(error).__name__}: {text}") from error
+        message = f"{told}: {type(error).__name__}{': ' if text else ''}{text}.{hint(text)}"
+        if first and isinstance(error, RuntimeError) and any(word in text for word in _DTYPE_WORDS):
+            raise _DtypeMismatchError(message) from error
+        raise TaskError(message) from error
+
+
+def _model_hint(text: str, parts: tuple[tuple[Any, ...], dict[str, Any], Any]) -> str:
+    whole = [leaf for leaf in leaves(parts[:2]) if not leaf.is_floating_point() and leaf.numel()]
+    if "index out of range" in text and whole:
+        largest, least = max(int(leaf.max()) for leaf in whole), min(int(leaf.min()) for leaf in whole)
+        return f" Inputs run from {least} to {largest}: an embedding needs {largest + 1} rows, and none below 0."
+    if LONELY in text:
+        return LONELY_HINT
+    return " Compare these shapes with what the model's first layers take."
+
+
+def _loss_hint(output: Any, target: Any) -> str:
+    if not isinstance(target, Tensor):
+        return " Targets must be numbers: code labels as 0, 1, 2, …"
+    if isinstance(output, Tensor) and output.numel() == target.numel() and output.shape != target.shape:
+        return " Give both the same shape: y[:, None], or output.squeeze(1)."
+    return " Make the model's last layer, the targets and the loss fit each other."
 
 
 def _describe(parts: tuple[tuple[Any, ...], dict[str, Any], Any]) -> str:
@@ -180,10 +262,10 @@ def class_count(task: Task, output: Any) -> int | None:
     return output.shape[1] if output.ndim > 1 else output.shape[0]
 
 
-def check_labels(task: Task, output: Any, target: Any, *, start: int = 0) -> None:
+def check_labels(task: Task, output: Any, target: Any, *, of: str = "") -> None:
     """Refuse class labels that the model has no output for.
 
-    Raises DataError that names the first such row; `start` is added to it.
+    Raises DataError that names the first such row; `of` is said behind it.
     """
     classes = class_count(task, output)
     if classes is None or not isinstance(target, Tensor):
@@ -195,33 +277,62 @@ def check_labels(task: Task, output: Any, target: Any, *, start: int = 0) -> Non
                 f" output's shape {tuple(output.shape)}. Give y as integers, without a trailing dimension of 1."
             )
         return
+    if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
+        raise DataError(
+            f"The targets are {shape(target)}, but class numbers have one dimension. Give y without the trailing dimension"
+            f" of 1: y.squeeze(1), or y[:, 0]."
+        )
     ignored = getattr(task.loss, "ignore_index", -100)
     wrong = ((target < 0) | (target >= classes)) & (target != ignored)
     if wrong.any():
         row = int(wrong.reshape(len(target), -1).any(1).nonzero()[0])
         value = int(target[wrong][0])
+        remedy = (
+            f"Give the model {value + 1} outputs or check the labels." if value > 0 else "Number the classes from 0."
+        )
         raise DataError(
-            f"Targets reach {value} in row {start + row}, but the model has {classes} outputs: labels run from 0 to"
-            f" {classes - 1}. Give the model {value + 1} outputs or check the labels."
+            f"The target is {value} in row {row}{of}, but the model has {classes} outputs: labels run from 0 to {classes - 1}."
+            f" {remedy}"
         )
 
 
-def _check_broadcast(task: Task, output: Any, target: Any, loss: Tensor, warned: list[str]) -> None:
+def _check_broadcast(task: Task, output: Any, target: Any, loss: Any, warned: list[str]) -> None:
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.shape == target.shape:
         return
-    told = (
-        f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
-        f" other: it compares every output with every target. Give both the same shape (y[:, None], or output.squeeze(1))."
-    )
-    if any("target size" in text for text in warned):
-        raise DataError(told)
-    if output.numel() == target.numel() and output.is_floating_point() and target.is_floating_point():
-        reshaped = cast(Any, task.loss)(output, target.reshape(output.shape))
-        if isinstance(loss, Tensor) and not torch.allclose(loss, reshaped, equal_nan=True):
-            raise DataError(told)
+    if any("target size" in text for text in warned) or _spreads(task, output, target, loss):
+        raise DataError(
+            f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
+            f" other: it compares every output with every target. Give both the same shape (y[:, None], or output.squeeze(1))."
+        )
 
 
-def _check_loss(loss: Any) -> None:
+def _spreads(task: Task, output: Tensor, target: Tensor, loss: Any) -> bool:
+    """Tell whether the loss is the mean over the examples only when the target is put into the output's shape."""
+    if output.numel() != target.numel() or len(output) < 2 or not output.is_floating_point():
+        return False
+    try:
+        rows = zip(output.detach().split(1), target.split(1), strict=True)
+        mean = torch.stack([cast(Any, task.loss)(o, t).reshape(()) for o, t in rows]).mean()
+        reshaped = cast(Any, task.loss)(output.detach(), target.reshape(output.shape))
+        return not torch.allclose(loss.detach(), mean, rtol=1e-3) and torch.allclose(reshaped, mean, rtol=1e-3)
+    except Exception:
+        return False  # this loss wants the target, or the whole batch, as it is
+
+
+def _check_weight(weight: Any, who: str) -> None:
+    if weight is None:
+        return
+    try:
+        value = float(weight.detach() if isinstance(weight, Tensor) else weight)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"`{who}` returned the weight {weight!r}. It is one number, such as a count of tokens."
+        ) from error
+    if not (math.isfinite(value) and value > 0):
+        raise TaskError(f"`{who}` returned the weight {value:g} for the first batch. It must be above zero and finite.")
+
+
+def _check_loss(loss: Any, training: bool) -> None:
     if not isinstance(loss, Tensor):
         raise TaskError(
             f"The loss is a {type(loss).__name__}, not a tensor. Return the tensor itself, without .item()."
@@ -233,13 +344,15 @@ def _check_loss(loss: Any) -> None:
         )
     if loss.is_complex() or not loss.is_floating_point():
         raise TaskError(f"The loss is {loss.dtype}, but gradients need a real floating-point number.")
+    if not training:
+        return
     if not loss.requires_grad:
         raise TaskError(
             "The loss has no gradient: nothing that can be trained leads to it. Look for .detach(), .item(), .data,"
             " torch.no_grad() or an argmax between the parameters and the loss."
         )
-    if not torch.isfinite(loss):
+    if not torch.isfinite(loss.detach()).all():
         raise TaskError(
-            f"The loss is {float(loss)} at the very start, before any step. Look for log(0), division by zero, or weights"
-            f" that are not finite; `thalweg.check(task)` looks closer."
+            f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero, or"
+            f" weights that are not finite, and for outputs that overflow."
         )
