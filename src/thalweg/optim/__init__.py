@@ -8,8 +8,11 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thalweg.errors import RuleError
+from thalweg.errors import RuleError, nearest
+from thalweg.optim.groups import check_rates
 from thalweg.optim.optimizer import Optimizer, StepRecord
+from thalweg.rules import RULES
+from thalweg.rules.rule import Rule
 
 __all__ = [
     "SGD",
@@ -61,7 +64,15 @@ class Nesterov(Optimizer):
 
 
 class SGD(Optimizer):
-    """`torch.optim.SGD`: gradient descent, momentum or Nesterov by its arguments. Further keywords: see `Optimizer`."""
+    """`torch.optim.SGD`: gradient descent, heavy ball or Nesterov, by each group's `momentum` and `nesterov` at every step.
+
+    `dampening` must be 0: scale `lr` by `1 - dampening` instead. Further keywords: see `Optimizer`.
+
+    >>> import torch
+    >>> SGD([torch.zeros(2)], momentum=1.5)
+    Traceback (most recent call last):
+    thalweg.errors.RuleError: momentum of momentum must be a number in [0, 1), not 1.5.
+    """
 
     def __init__(
         self,
@@ -73,14 +84,31 @@ class SGD(Optimizer):
         nesterov: bool = False,
         **options: Any,
     ) -> None:
-        if dampening:
+        own = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        super().__init__(params, "gradient_descent", lr=lr, weight_decay=weight_decay, **own, **options)
+
+    def _constants(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        known = ("momentum", "dampening", "nesterov")
+        for name in given:
+            if name not in known:
+                raise RuleError(f"SGD has no option {name!r}; it has {', '.join(known)}.{nearest(name, known)}")
+        return dict(given)
+
+    def _fixed(self) -> Mapping[str, Any]:
+        return {}
+
+    def _rule(self, group: Mapping[str, Any]) -> Rule:
+        if not group["momentum"]:
+            return RULES["gradient_descent"]
+        return RULES["nesterov" if group["nesterov"] else "momentum"]
+
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        check_rates(group)
+        RULES["momentum"].check_constant("momentum", group["momentum"])
+        if group["dampening"] != 0:
             raise RuleError("SGD has no dampening here: scale lr by (1 - dampening) instead.")
-        if nesterov and momentum <= 0:
-            raise RuleError("nesterov=True needs momentum above zero.")
-        if momentum:
-            options["momentum"] = momentum
-        rule = "gradient_descent" if not momentum else "nesterov" if nesterov else "momentum"
-        super().__init__(params, rule, lr=lr, weight_decay=weight_decay, **options)
+        if group["nesterov"] and not group["momentum"]:
+            raise RuleError("nesterov=True needs a momentum above 0.")
 
 
 class RMSprop(Optimizer):

@@ -13,20 +13,26 @@ from torch.optim.optimizer import ParamsT
 
 from thalweg import rules
 from thalweg.errors import NonFiniteError, RuleError
+from thalweg.optim import groups
+from thalweg.optim.engines import engine as find_engine
 from thalweg.optim.engines.arithmetic import COMPUTE
-from thalweg.optim.engines.tensors import TensorEngine
 from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import Rule
 
 MOST_SKIPS = 3
+"""This many steps in a row with a gradient that is not finite raise `NonFiniteError`."""
+
+_KEPT = ("defaults", "state", "param_groups", "rule", "clip_norm", "clip_value", "ema", "on_nonfinite", "engine", "measure",
+         "skips", "_averaged")  # fmt: skip
 
 
 class StepRecord(NamedTuple):
     """What a step saw and did.
 
-    `gradient_norm`: of all gradients before clipping, NaN where one is not finite; `clip_scale`: what gradients were multiplied
-    by; `skipped`: no weight moved; `nonfinite`: elements that are NaN or infinite. Per tensor, in the groups' order and for
-    parameters with a gradient: `gradient_norms`, and where `measure` was set `weight_norms` (before) and `update_norms`.
+    - `gradient_norm`: Euclidean norm of all gradients before clipping, NaN where an element is not finite.
+    - `clip_scale`: what the gradients were multiplied by; `skipped`: no weight moved; `nonfinite`: elements NaN or infinite.
+    - `gradient_norms`: of each parameter's gradient as it came, in the groups' order; NaN where there is no gradient.
+    - `weight_norms` (before the step) and `update_norms`: likewise, 1-D tensors, where `optimizer.measure` was set.
     """
 
     gradient_norm: float
@@ -41,21 +47,33 @@ class StepRecord(NamedTuple):
 class Optimizer(torch.optim.Optimizer):
     """Steps by any rule.
 
+    Order in a step: norms and the check that all is finite, clip by value, clip by norm, `maximize`, coupled weight decay where
+    the rule is of that kind, the rule's equation (with decoupled decay inside, if it has one), average of the weights. A
+    gradient that is not finite leaves every bit of weights and state as it was. The parameters' `grad` is only read.
+
     Arguments:
-        params: parameters, named parameters, or groups of either, as for every `torch.optim` class.
+        params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
+            or float16 (calculated, and their state kept, in float32), complex64 or complex128 (as pairs of reals).
         rule: a rule or its name.
-        lr: learning rate, a number or a 0-dim tensor; above zero or zero.
-        weight_decay: in the rule's own form; None: the rule's default.
-        clip_norm: shorten the gradient of all parameters together to this Euclidean norm.
-        clip_value: clip each entry first.
+        lr: learning rate, a number or a 0-dim tensor, at least 0; read from the group at every step.
+        weight_decay: in the rule's own form, at least 0; None: the rule's default.
+        clip_norm: shorten the gradient of all parameters together to this Euclidean norm; may be set between steps.
+        clip_value: first clip each entry to [-clip_value, clip_value].
         ema: decay of an average of the weights, bias-corrected; `averaged()` shows it.
         maximize: climb instead.
-        on_nonfinite: a gradient that is NaN or infinite moves nothing; "raise" raises NonFiniteError at the third such step
-            in a row, "skip" never does.
+        on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
         engine: "auto" or "tensors".
-        constants: the rule's own, by the equation's or PyTorch's names (betas).
+        constants: the rule's own, by the equation's names or PyTorch's (`betas`).
+
+    Attributes: `last` is the last step's `StepRecord` (None before the first); `measure = True` lets the next step give
+    `weight_norms` and `update_norms` too, which costs a copy of the small tensors.
 
     Raises RuleError for a value that cannot be, before anything is touched.
+
+    >>> w = torch.tensor([1.0, -2.0], requires_grad=True)
+    >>> optimizer = Optimizer([w], "gradient_descent", lr=0.1)
+    >>> (w * w).sum().backward(); optimizer.step(); w
+    tensor([ 0.8000, -1.6000], requires_grad=True)
     """
 
     def __init__(
@@ -74,33 +92,34 @@ class Optimizer(torch.optim.Optimizer):
         **constants: Any,
     ) -> None:
         self.rule = rules.get(rule)
-        _check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "above zero")
-        _check("clip_value", clip_value, clip_value is None or clip_value > 0, "above zero")
-        _check("ema", ema, ema is None or 0 < ema < 1, "between 0 and 1")
-        _check("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
-        _check("engine", engine, engine in ("auto", "tensors"), "'auto' or 'tensors'")
+        groups.check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "above zero")
+        groups.check("clip_value", clip_value, clip_value is None or clip_value > 0, "above zero")
+        groups.check("ema", ema, ema is None or 0 < ema < 1, "between 0 and 1")
+        groups.check("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
         self.clip_norm, self.clip_value, self.ema = clip_norm, clip_value, ema
-        self.on_nonfinite = on_nonfinite
+        self.on_nonfinite, self.engine = on_nonfinite, engine
         self.measure = False
         self.skips = 0
         self.last: StepRecord | None = None
-        self._engine = TensorEngine()
-        defaults: dict[str, Any] = {
+        self._averaged = False
+        self._engine = find_engine(engine)
+        defaults = {
             "lr": lr,
             "weight_decay": self.rule.weight_decay if weight_decay is None else weight_decay,
             "maximize": maximize,
-            **self.rule.to_group(self.rule.complete(constants)),
-            **self.rule.fixed,
+            **self._constants(constants),
         }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking it. Raises RuleError where a value cannot be."""
-        merged = {**self.defaults, **param_group}
-        lr, decay = merged["lr"], merged["weight_decay"]
-        _check("lr", lr, math.isfinite(float(lr)) and float(lr) >= 0, "zero or above")
-        _check("weight_decay", decay, math.isfinite(float(decay)) and float(decay) >= 0, "zero or above")
-        self.rule.complete(self.rule.from_group(merged))
+        """Add a group, with its own `lr`, `weight_decay`, `maximize` or constants where it names them.
+
+        Raises RuleError where a value cannot be, a name is misspelt, or a parameter stands twice.
+        """
+        if isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            param_group = groups.normal(param_group, self.rule, self.defaults)
+            self._check_group({**self.defaults, **param_group})
+            groups.check_parameters(param_group["params"])
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -113,99 +132,178 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        works = [work for i, group in enumerate(self.param_groups) if (work := self._work(i, group)) is not None]
-        if not works:
-            self.last = StepRecord(0.0, 1.0, False, 0, ())
-            return loss
-        norms = self._engine.measure(works, self.state, clip_value=self.clip_value, ema=self.ema is not None)
-        each = norms.each
-        if norms.nonfinite:
-            self.last = StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
-            self._skip(norms.nonfinite)
-            return loss
-        self.skips = 0
-        # PyTorch's formula, with its 1e-6, so that results agree.
-        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norms.clipped + 1e-6))
-        moves = self._engine.update(
-            self.state, scale=scale, clip_value=self.clip_value, ema=self.ema, record=self.measure
-        )
-        measured = (moves.weights, moves.updates) if moves else (None, None)
-        self.last = StepRecord(norms.total, scale, False, 0, each, *measured)
-        self.measure = False
+        if self._averaged:
+            raise RuleError(
+                "A step inside `with optimizer.averaged()` would move the average, not the weights: leave it first."
+            )
+        works: list[Work] = []
+        for group in self.param_groups:
+            work = self._work(group)
+            if work is not None:
+                works.append(work)
+        self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
+        if self.last.skipped:
+            self._skip(works, self.last)
         return loss
 
     @contextmanager
     def averaged(self) -> Generator[dict[Tensor, Tensor]]:
         """Within, the parameters hold the average of the weights (EMA); afterwards their own bits again.
 
-        Gives parameter -> average. Raises RuleError where `ema` is off.
+        Gives parameter -> average, for parameters that have taken a step. The average after t steps is
+        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Raises RuleError where `ema` is off.
         """
         if self.ema is None:
             raise RuleError("There is no average of the weights: give the optimiser ema=0.999, say, when it is made.")
+        if self._averaged:
+            raise RuleError("The parameters hold the average already: `averaged()` cannot be entered twice.")
         parameters = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
         own = [p.detach().clone() for p in parameters]
         averages = {p: cast(Tensor, self.state[p]["ema"]) for p in parameters}
-        with torch.no_grad():
-            for p, average in averages.items():
-                p.copy_(average)
+        self._averaged = True
         try:
+            _put(parameters, list(averages.values()))
             yield averages
         finally:
-            with torch.no_grad():
-                for p, mine in zip(parameters, own, strict=True):
-                    p.copy_(mine)
+            _put(parameters, own)
+            self._averaged = False
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state, `torch.optim`'s own included. Raises RuleError for options this rule does not have."""
-        for group in state_dict["param_groups"]:
-            for name, value in self.rule.fixed.items():
-                if group.get(name, value) != value:
-                    raise RuleError(
-                        f"The state was saved with {name}={group[name]}, which {self.rule.name} does not have."
-                    )
-        super().load_state_dict(state_dict)
+    def state_dict(self) -> dict[str, Any]:
+        """Give state and groups in `torch.optim`'s own layout, which PyTorch's class of the same kind loads too."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            for name, value in self._fixed().items():
+                group.setdefault(name, value)
+        return saved
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take over a state, `torch.optim`'s own included.
+
+        Raises RuleError, with nothing changed, for options that this rule does not have or constants that cannot be.
+        """
+        saved = dict(state_dict)
+        saved["param_groups"] = [self._loadable(group) for group in saved["param_groups"]]
+        super().load_state_dict(saved)
         self._keep_precision(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in _KEPT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._engine = find_engine(self.engine)
+        self.last = None
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(" (", f" by {self.rule.name} (", 1)
+
+    def _constants(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the constants given, and complete them under the names that a group has."""
+        return self.rule.to_group(self.rule.complete(given))
+
+    def _fixed(self) -> Mapping[str, Any]:
+        """Give PyTorch's options of which this optimiser has one value only; they stand in saved groups, for PyTorch's sake."""
+        return self.rule.fixed
+
+    def _rule(self, group: Mapping[str, Any]) -> Rule:
+        """Give the rule that a group goes by."""
+        del group
+        return self.rule
+
+    def _check_group(self, group: Mapping[str, Any]) -> None:
+        groups.check_rates(group)
+        self.rule.complete(self.rule.from_group(group))
+
+    def _loadable(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a saved group, and put our own defaults where another library saved none."""
+        for name, value in self._fixed().items():
+            if group.get(name, value) != value:
+                raise RuleError(f"The state was saved with {name}={group[name]}, which {self.rule.name} does not have.")
+        kept = {name: value for name, value in group.items() if name not in self._fixed()}
+        complete = {**self.defaults, **kept}
+        self._check_group(complete)
+        return complete
+
+    def _work(self, group: dict[str, Any]) -> Work | None:
+        parameters: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for p in group["params"]:
+            gradient = p.grad
+            if gradient is not None:
+                if gradient.layout is not torch.strided:
+                    raise RuleError(
+                        f"{type(self).__name__} has no sparse gradients: make the embedding with sparse=False, "
+                        "or give its weights to torch.optim.SparseAdam."
+                    )
+                parameters.append(p)
+                gradients.append(gradient)
+        if not parameters:
+            return None
+        rule = self._rule(group)
+        rate, decay = groups.rate(group["lr"]), group["weight_decay"]
+        return Work(rule, rule.from_group(group), rate, decay, group["maximize"], parameters, gradients)
+
+    def _descend(self, works: Sequence[Work]) -> StepRecord:
+        clips = self.clip_value if self.clip_norm is not None else None
+        norms = self._engine.measure(works, self.state, clip_value=clips, ema=self.ema is not None)
+        each = self._aligned(works, norms.each)
+        if norms.nonfinite:
+            return StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
+        self.skips = 0
+        # PyTorch's formula, with its 1e-6, so that results agree.
+        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norms.clipped + 1e-6))
+        moves = self._engine.update(
+            self.state, scale=scale, clip_value=self.clip_value, ema=self.ema, record=self.measure
+        )
+        if moves is None:
+            return StepRecord(norms.total, scale, False, 0, each)
+        self.measure = False
+        moved = [torch.tensor(self._aligned(works, n.tolist())) if self._lacks(works) else n for n in moves]
+        return StepRecord(norms.total, scale, False, 0, each, *moved)
+
+    def _lacks(self, works: Sequence[Work]) -> bool:
+        return sum(len(w.parameters) for w in works) < sum(len(g["params"]) for g in self.param_groups)
+
+    def _aligned(self, works: Sequence[Work], values: Sequence[float]) -> Sequence[float]:
+        """Put NaN in the places of parameters without a gradient."""
+        if not self._lacks(works):
+            return values
+        found = dict(zip((id(p) for w in works for p in w.parameters), values, strict=True))
+        return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]
+
+    def _skip(self, works: Sequence[Work], seen: StepRecord) -> None:
+        self.skips += 1
+        if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
+            raise NonFiniteError(
+                f"{self.skips} steps in a row had a gradient that is not finite: in the last one {seen.nonfinite} elements, of "
+                f"{self._where(works)}. No weight took any of them. Lower the learning rate, clip, or look for log(0), "
+                "a division by zero or a root of zero in the loss; on_nonfinite='skip' goes on for ever."
+            )
+
+    def _where(self, works: Sequence[Work]) -> str:
+        """Name the parameters whose gradient is not finite."""
+        bad = {id(p) for w in works for p, g in zip(w.parameters, w.gradients, strict=True) if not g.isfinite().all()}
+        found = [
+            group["param_names"][i] if "param_names" in group else f"parameter {i} of group {number}"
+            for number, group in enumerate(self.param_groups)
+            for i, p in enumerate(group["params"])
+            if id(p) in bad
+        ]
+        return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
     def _keep_precision(self, state_dict: Mapping[str, Any]) -> None:
         # torch casts state to the parameter's dtype; a running average in sixteen bits would stand still.
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, parameters, strict=True):
-            if COMPUTE.get(p.dtype, p.dtype) is p.dtype or p.is_complex():
+            if p.is_complex() or COMPUTE[p.dtype] is p.dtype:
                 continue
             for key, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor) and key != "step":
                     self.state[p][key] = value.detach().to(p.device, COMPUTE[p.dtype], copy=True)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_engine", "last")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._engine = TensorEngine()
-        self.last = None
-
-    def _work(self, number: int, group: dict[str, Any]) -> Work | None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        if not parameters:
-            return None
-        if any(p.grad.is_sparse for p in parameters):
-            raise RuleError(f"{type(self).__name__} has no sparse gradients. Use sparse=False in the embedding.")
-        rule, decay = self.rule, float(group["weight_decay"])
-        constants = rule.from_group(group)
-        gradients = [p.grad for p in parameters]
-        lr = float(group["lr"])
-        return Work(rule, constants, lr, decay, group["maximize"], parameters, gradients)
-
-    def _skip(self, nonfinite: int) -> None:
-        self.skips += 1
-        if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
-            raise NonFiniteError(
-                f"{self.skips} steps in a row had a gradient that is not finite ({nonfinite} elements in the last); no weight"
-                f" took any of them. Lower the rate, clip, or look for log(0) and division by zero in the loss."
-            )
-
-
-def _check(name: str, value: object, holds: bool, what: str) -> None:
-    if not holds:
-        raise RuleError(f"`{name}` is {value!r}, but it must be {what}.")
+@torch.no_grad()
+def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -1,0 +1,96 @@
+"""Parameter groups: what may stand in one, checked before anything is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import RuleError
+from thalweg.optim.engines.arithmetic import COMPUTE
+from thalweg.rules.rule import Rule
+
+
+def check(name: str, value: object, holds: bool, what: str) -> None:
+    """Raise RuleError unless the value is what it must be."""
+    if not holds:
+        raise RuleError(f"`{name}` is {value!r}, but it must be {what}.")
+
+
+def check_rates(group: Mapping[str, Any]) -> None:
+    """Raise RuleError unless learning rate and weight decay are finite and at least 0, and `maximize` is a yes or no."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        check("lr", lr, lr.numel() == 1, "a number or a tensor of one element")
+    for name in ("lr", "weight_decay"):
+        value = group[name]
+        check(name, value, _at_least_zero(value), "a finite number, zero or above")
+    check("maximize", group["maximize"], isinstance(group["maximize"], bool), "True or False")
+
+
+def rate(lr: float | Tensor) -> float | Tensor:
+    """Read a group's learning rate: a number, or a 0-dim tensor left on the accelerator where it is, without a wait.
+
+    Raises RuleError where it has become NaN or infinite.
+    """
+    if isinstance(lr, Tensor):
+        if lr.device.type != "cpu":
+            return lr.detach().reshape(())
+        lr = lr.item()
+    if not math.isfinite(lr):
+        raise RuleError(f"The learning rate has become {lr}: look at the schedule that set it. No weight has moved.")
+    return lr
+
+
+def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the group with the rule's constants under PyTorch's names (`beta2` becomes part of `betas`).
+
+    Raises RuleError for a name that is nearly, but not quite, one of ours; other extra names are left to their owner.
+    """
+    known = [*defaults, *rule.constants, *rule.grouped, "params", "param_names"]
+    for name in group:
+        if name not in known and not name.endswith(tuple(known)):
+            near = get_close_matches(name, known, n=1, cutoff=0.8)
+            if near:
+                raise RuleError(f"A parameter group names {name!r}, which is no option here. Did you mean {near[0]!r}?")
+    own = {name: value for name, value in group.items() if name in rule.constants and name not in defaults}
+    rest = {name: value for name, value in group.items() if name not in own}
+    if not isinstance(rest["params"], Tensor | set):
+        rest["params"] = list(rest["params"])
+    for name, members in rule.grouped.items():
+        if any(member in own for member in members):
+            standing = dict(zip(members, rest.get(name, defaults[name]), strict=True))
+            rest[name] = tuple(own.get(member, standing[member]) for member in members)
+    return rest
+
+
+def check_parameters(params: Any) -> None:
+    """Raise RuleError where a parameter stands twice or is of a kind that no rule can move.
+
+    What is no tensor, or in no order, is left to `torch.optim.Optimizer`, which raises TypeError.
+    """
+    seen: set[int] = set()
+    for i, given in enumerate(params if isinstance(params, list) else [params]):
+        name, p = given if isinstance(given, tuple) and len(given) == 2 else (f"parameter {i}", given)
+        if not isinstance(p, Tensor):
+            return
+        if id(p) in seen:
+            raise RuleError(f"{name} stands twice in one group; each parameter is given once.")
+        seen.add(id(p))
+        if p.dtype not in COMPUTE or p.layout is not torch.strided:
+            raise RuleError(f"{name} is {p.dtype}, {p.layout}; what can be trained is dense and one of {_kinds()}.")
+
+
+def _kinds() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
+
+
+def _at_least_zero(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value)) and float(value) >= 0
+    except (TypeError, ValueError, RuntimeError):
+        return False
