@@ -1,183 +1,261 @@
-"""Line charts as inline SVG. However many the points, each pixel column shows its lowest and highest: no spike vanishes."""
+"""Line charts as inline SVG under HTML labels: they stretch to any width, and need no JavaScript but for the read-out.
+
+Coordinates are integers from 0 to 10,000 and relative, which keeps 800 columns within a few kilobytes.
+"""
 
 from __future__ import annotations
 
-import html
+import json
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from thalweg.see.wording import number
+from thalweg.see.axes import LARGEST, Axis, Values, choose
+from thalweg.see.reduction import Columns, reduce, smooth
+from thalweg.see.wording import number, plain, several
 
-Values = npt.NDArray[np.float64]
-WIDTH, HEIGHT = 720, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 34
-COLUMNS = 360
-SMOOTHING = 30  # columns: the smoothed line averages over a twelfth of the chart
+FULL = 10_000  # coordinates of the plot's far corner
+MOST_DOTS = 120  # points of a line that are drawn as dots too
+MOST_MARKS = 60
+MARKS = {  # kind of event -> its sign and what it says in the legend
+    "best": ("★", "kept weights"),
+    "rollback": ("↩", "went back"),
+    "nonfinite": ("✕", "not finite"),
+    "diverging": ("▲", "diverging"),
+    "diverged": ("▲", "given up"),
+    "resume": ("▸", "went on after a stop"),
+    "interrupt": ("‖", "interrupted"),
+    "out_of_memory": ("◆", "memory ran out"),
+    "early_stop": ("■", "stopped early"),
+    "chosen": ("◆", "chosen"),
+}
 
 
 class Series(NamedTuple):
-    """One line: name, positions, values; `dots` draws the points too, `smooth` a band with a smoothed line through it."""
+    """One line.
+
+    `colour` is a class of the style sheet. `smooth`: the values stand faintly behind a smoothed line. `dots`: points only.
+    """
 
     name: str
     x: Values
     y: Values
-    dots: bool = False
+    colour: str = "train"
     smooth: bool = False
+    dots: bool = False
+    dashed: bool = False
 
 
 class Mark(NamedTuple):
-    """A vertical line at a position, with a word for it."""
+    """Something that happened at a place: a sign with a vertical line."""
 
     x: float
-    label: str
+    kind: str
+    text: str
 
 
-class Axis(NamedTuple):
-    """A range, linear or logarithmic."""
+class Stretch(NamedTuple):
+    """A shaded range along x, such as steps that were walked anew."""
 
-    low: float
-    high: float
-    log: bool
-
-    def at(self, value: float | Values) -> Values:
-        """Give the place of a value between 0 and 1."""
-        if self.log:
-            top, bottom = math.log10(self.high), math.log10(self.low)
-            return (np.log10(np.maximum(value, self.low)) - bottom) / (top - bottom)
-        return (np.asarray(value) - self.low) / (self.high - self.low)
-
-    def ticks(self, count: int = 5) -> list[float]:
-        """Give round numbers on the axis."""
-        if self.log:
-            first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            decades = [10.0**k for k in range(first, last + 1)]
-            if len(decades) >= 3:
-                return decades[:: max(1, len(decades) // count)]
-            return [
-                t
-                for k in range(first - 1, last + 1)
-                for t in (10.0**k, 2 * 10.0**k, 5 * 10.0**k)
-                if self.low <= t <= self.high
-            ]
-        span = self.high - self.low
-        unit = 10 ** math.floor(math.log10(span / count))
-        step = next(unit * k for k in (1, 2, 5, 10) if span / (unit * k) <= count)
-        return [k * step for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+    start: float
+    end: float
+    text: str
 
 
-def axis(values: Sequence[Values], *, log: bool | None = None) -> Axis:
-    """Choose a range: logarithmic where all is above zero and spans more than a factor of 30."""
-    seen = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.zeros(0)
-    if not len(seen):
-        return Axis(0.0, 1.0, False)
-    low, high = float(seen.min()), float(seen.max())
-    if log is None:
-        log = low > 0 and high / low > 30
-    if log and low > 0:
-        return Axis(low / 1.15, high * 1.15, True) if high > low else Axis(low / 2, high * 2, True)
-    margin = 0.06 * (high - low) or max(1e-9, 0.05 * abs(high)) or 0.5
-    return Axis(low - margin, high + margin, False)
+class Drawn(NamedTuple):
+    """A series in its columns; `lost` are the places of values that are not finite."""
+
+    series: Series
+    columns: Columns
+    lost: Values
 
 
 def chart(
     title: str,
     series: Sequence[Series],
     *,
+    note: str = "",
     marks: Sequence[Mark] = (),
-    x_label: str = "step",
+    stretches: Sequence[Stretch] = (),
+    x_name: str = "step",
     log_x: bool = False,
     log_y: bool | None = None,
+    zero: bool = False,
 ) -> str:
-    """Draw a chart as an SVG element with its legend; empty text where no value is finite."""
-    kept = [s for s in series if np.isfinite(s.y).any()]
-    if not kept:
+    """Draw a chart as an HTML figure; empty text where no value is finite.
+
+    `note` is a sentence below the title. The y axis is logarithmic where the data ask for it and `log_y` does not decide;
+    `zero` begins a linear one at zero.
+    """
+    drawn = [d for d in (_prepare(s) for s in series) if len(d.columns.x) or len(d.lost)]
+    if not any(len(d.columns.x) for d in drawn):
         return ""
-    across, up = axis([s.x for s in kept], log=log_x), axis([s.y for s in kept], log=log_y)
-    if not log_x:
-        low, high = min(float(s.x.min()) for s in kept), max(float(s.x.max()) for s in kept)
-        across = Axis(low, high if high > low else low + 1, False)
-    parts = [_grid(across, up, x_label), *(_mark(m, across) for m in marks)]
-    parts += [_line(s, k, across, up) for k, s in enumerate(kept)]
-    legend = "".join(f'<span class="key c{k}">{html.escape(s.name)}</span>' for k, s in enumerate(kept))
-    picture = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+    across = _across([np.concatenate([d.columns.x, d.lost]) for d in drawn], log_x)
+    up = choose([v for d in drawn for v in (d.columns.low, d.columns.high)], log=log_y, zero=zero)
+    kept = _spread([m for m in marks if across.low <= m.x <= across.high], across)
+    shapes = "".join(_shapes(d, across, up) for d in drawn)
+    labels = _labels(across, up, x_name, log_y)
+    svg = (
+        f'<svg viewBox="0 0 {FULL} {FULL}" preserveAspectRatio="none" role="img" aria-label="{_spoken(title, drawn)}">'
+        f"{_grid(across, up)}{''.join(_stretch(s, across) for s in stretches)}{shapes}</svg>"
+    )
+    inside = f"{svg}{labels}{''.join(_mark(m, across) for m in kept)}{_lost(drawn, across)}"
+    caption = f"<b>{escape(title)}</b>{_legend(drawn, kept, stretches)}"
+    told = f'<p class="note">{escape(note)}</p>' if note else ""
     return (
-        f'<figure><figcaption>{html.escape(title)} <span class="legend">{legend}</span></figcaption>{picture}</figure>'
+        f'<figure class="chart"><figcaption>{caption}</figcaption>{told}<div class="plot">{inside}</div>'
+        f'<p class="readout" aria-hidden="true"></p>{_data(drawn, across, x_name)}</figure>'
     )
 
 
-def _x(place: Values | float) -> Values:
-    return LEFT + np.clip(place, 0, 1) * (WIDTH - LEFT - RIGHT)
+def _prepare(series: Series) -> Drawn:
+    good = np.isfinite(series.y)
+    y = series.y[good].clip(-LARGEST, LARGEST)
+    return Drawn(series, reduce(series.x[good], y), series.x[~good])
 
 
-def _y(place: Values | float) -> Values:
-    return HEIGHT - BOTTOM - np.clip(place, 0, 1) * (HEIGHT - TOP - BOTTOM)
+def _across(places: list[Values], log: bool) -> Axis:
+    if log:
+        return choose(places, log=True)
+    low, high = min(float(p.min()) for p in places if len(p)), max(float(p.max()) for p in places if len(p))
+    return Axis(low, high) if high > low else Axis(low - 1, high + 1)
 
 
-def _grid(across: Axis, up: Axis, x_label: str) -> str:
-    parts: list[str] = []
-    for tick in up.ticks():
-        y = float(_y(up.at(tick)))
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(float(f"{tick:.6g}"))}</text>')
-    for tick in across.ticks(6):
-        x = float(_x(across.at(tick)))
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(float(f"{tick:.6g}"))}</text>'
-        )
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}</text>')
-    return "".join(parts)
+def _shapes(drawn: Drawn, across: Axis, up: Axis) -> str:
+    series, columns = drawn.series, drawn.columns
+    x = across.at(columns.x)
+    if not len(x):
+        return ""
+    line, parts = up.at(columns.mean), list[str]()
+    few = len(x) <= MOST_DOTS
+    if series.smooth and len(x) > 2:
+        parts.append(_raw(columns, x, up))
+        line = smooth(line)
+    elif columns.high is not columns.low:
+        parts.append(_raw(columns, x, up))
+    if not series.dots and len(x) > 1:
+        kind = "line dashed" if series.dashed else "line"
+        parts.append(f'<path class="{kind}" d="{path(x, line)}"/>')
+    if series.dots or len(x) == 1 or (few and not series.smooth and not series.dashed):
+        parts.append(f'<path class="dots" d="{_dots(x, line)}"/>')
+    return f'<g class="{series.colour}">{"".join(parts)}</g>'
+
+
+def _raw(columns: Columns, x: Values, up: Axis) -> str:
+    """The values as they are: a faint line where each has its column, else the band from lowest to highest."""
+    if columns.low is columns.high:
+        return f'<path class="raw" d="{path(x, up.at(columns.mean))}"/>'
+    around, edge = np.r_[x, x[::-1]], np.r_[up.at(columns.high), up.at(columns.low)[::-1]]
+    return f'<path class="band" d="{path(around, edge)}z"/>'
+
+
+def path(x: Values, y: Values) -> str:
+    """Give an SVG path through places between 0 and 1, y upwards.
+
+    >>> path(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 0.5]))
+    'M0 10000l5000 -10000 5000 5000'
+    """
+    across = np.rint(x * FULL).astype(np.int64)
+    down = np.rint((1 - y) * FULL).astype(np.int64)
+    steps = " ".join(f"{a} {b}" for a, b in zip(np.diff(across).tolist(), np.diff(down).tolist(), strict=True))
+    return f"M{across[0]} {down[0]}" + (f"l{steps}" if steps else "")
+
+
+def _dots(x: Values, y: Values) -> str:
+    # A line of no length with round ends is a dot that stays round however the plot is stretched.
+    return "".join(path(x[i : i + 1], y[i : i + 1]) + "h0" for i in range(len(x)))
+
+
+def _grid(across: Axis, up: Axis) -> str:
+    rows = "".join(f"M0 {round((1 - place) * FULL)}H{FULL}" for place, _ in up.labels())
+    columns = "".join(f"M{round(place * FULL)} 0V{FULL}" for place, _ in across.labels(6))
+    return f'<path class="grid" d="{rows}{columns}"/>'
+
+
+def _labels(across: Axis, up: Axis, x_name: str, log_y: bool | None) -> str:
+    rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in up.labels())
+    columns = "".join(
+        f'<span class="x{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'
+        for i, (p, text) in enumerate(across.labels(6))
+    )
+    scale = '<span class="scale">logarithmic</span>' if up.log and log_y is None else ""
+    return f'{rows}{columns}<span class="x-name">{escape(x_name)}</span>{scale}'
+
+
+def _spread(marks: list[Mark], across: Axis) -> list[Mark]:
+    """Join marks of one kind that would lie on top of each other, and leave out what no eye could tell apart."""
+    places: dict[tuple[str, int], list[Mark]] = {}
+    for mark in marks:
+        places.setdefault((mark.kind, int(100 * float(across.at(mark.x)))), []).append(mark)
+    joined = [
+        m[0] if len(m) == 1 else m[0]._replace(text=f"{m[0].text} (and {len(m) - 1} more)") for m in places.values()
+    ]
+    return joined[:MOST_MARKS]
 
 
 def _mark(mark: Mark, across: Axis) -> str:
-    x = float(_x(across.at(mark.x)))
-    ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
-    return f'<line class="mark" {ends}><title>{html.escape(mark.label)}</title></line>'
+    sign, _ = MARKS[mark.kind]
+    place, told = 100 * float(across.at(mark.x)), escape(plain(mark.text))
+    return f'<span class="mark {mark.kind}" style="left:{place:.2f}%" title="{told}"><b>{sign}</b></span>'
 
 
-def _line(series: Series, colour: int, across: Axis, up: Axis) -> str:
-    good = np.isfinite(series.y) & np.isfinite(series.x)
-    x, y = series.x[good], series.y[good]
-    places = _x(across.at(x))
-    if not series.smooth or len(x) <= 2:
-        heights = _y(up.at(y))
-        there = zip(places, heights, strict=True) if series.dots or len(x) <= 2 else ()
-        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in there)
-        return f'<g class="s{colour}">{_path(places, heights, "line")}{dots}</g>'
-    centres, low, mean, high = columns(places, y)
-    band = [*zip(centres, _y(up.at(high)), strict=True), *zip(centres[::-1], _y(up.at(low))[::-1], strict=True)]
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in band)
-    smoothed = _path(centres, _y(up.at(running_mean(mean, max(1, len(mean) // SMOOTHING)))), "line")
-    return f'<g class="s{colour}"><polygon class="band" points="{points}"/>{smoothed}</g>'
+def _lost(drawn: Sequence[Drawn], across: Axis) -> str:
+    places = sorted({round(200 * float(across.at(x))) / 2 for d in drawn for x in reduce(d.lost, d.lost, 200).x})
+    return "".join(f'<span class="lost" style="left:{p:.1f}%" title="not finite">×</span>' for p in places)
 
 
-def columns(places: Values, y: Values, count: int = COLUMNS) -> tuple[Values, Values, Values, Values]:
-    """Gather points into columns: centre, lowest, mean, highest of each that has any."""
-    width = (WIDTH - LEFT - RIGHT) / count
-    which = np.minimum(((places - LEFT) / width).astype(int), count - 1)
-    starts = np.flatnonzero(np.r_[True, np.diff(which) != 0])
-    sizes = np.diff(np.r_[starts, len(y)])
-    mean = np.add.reduceat(y, starts) / sizes
-    centres = LEFT + (which[starts] + 0.5) * width
-    return centres, np.minimum.reduceat(y, starts), mean, np.maximum.reduceat(y, starts)
+def _stretch(stretch: Stretch, across: Axis) -> str:
+    left, right = (round(float(across.at(x)) * FULL) for x in (stretch.start, stretch.end))
+    told = escape(plain(stretch.text))
+    return (
+        f'<rect class="stretch" x="{left}" width="{max(right - left, 10)}" height="{FULL}"><title>{told}</title></rect>'
+    )
 
 
-def running_mean(values: Values, width: int) -> Values:
-    """Average each value with its neighbours, fewer at the ends.
+def _legend(drawn: Sequence[Drawn], marks: Sequence[Mark], stretches: Sequence[Stretch]) -> str:
+    named = {(d.series.name, d.series.colour, d.series.dashed): None for d in drawn if d.series.name}
+    keys = [
+        f'<span class="key {c}{" dashed" if dashed else ""}">{escape(plain(name))}</span>' for name, c, dashed in named
+    ]
+    keys += [f'<span class="sign {kind}"><b>{MARKS[kind][0]}</b> {MARKS[kind][1]}</span>' for kind in _kinds(marks)]
+    if stretches:
+        keys.append('<span class="sign walked"><b>▒</b> walked anew</span>')
+    if lost := sum(len(d.lost) for d in drawn):
+        keys.append(f'<span class="sign nonfinite"><b>×</b> {several(lost, "value")} not finite</span>')
+    return f'<span class="legend">{"".join(keys)}</span>'
 
-    >>> running_mean(np.array([1.0, 2.0, 6.0]), 3).tolist()
-    [1.5, 3.0, 4.0]
-    """
-    half = width // 2
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
+
+def _kinds(marks: Sequence[Mark]) -> list[str]:
+    return list(dict.fromkeys(mark.kind for mark in marks))
 
 
-def _path(x: Values, y: Values, kind: str) -> str:
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    return f'<polyline class="{kind}" points="{points}"/>'
+def _spoken(title: str, drawn: Sequence[Drawn]) -> str:
+    """Say the chart for those who do not see it."""
+    said = [
+        f"{d.series.name or 'values'} from {number(float(d.columns.mean[0]))} to {number(float(d.columns.mean[-1]))}"
+        for d in drawn
+        if len(d.columns.x)
+    ]
+    return escape(plain(f"{title}: {'; '.join(said)}"))
+
+
+def _data(drawn: Sequence[Drawn], across: Axis, x_name: str) -> str:
+    """Give what the read-out shows, as JSON that cannot end its element."""
+    lines = [
+        {"name": plain(d.series.name), "colour": d.series.colour, "x": _short(d.columns.x), "y": _short(d.columns.mean)}
+        for d in drawn
+        if len(d.columns.x)
+    ]
+    data = {"x": plain(x_name), "low": across.low, "high": across.high, "log": across.log, "lines": lines}
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return f'<script type="application/json">{text.replace("<", chr(92) + "u003c")}</script>'
+
+
+def _short(values: Values) -> list[float | int]:
+    rounded = (
+        float(f"{v:.4g}") if abs(v) < 1e4 else round(v) if abs(v) < 1e9 else float(f"{v:.4g}") for v in values.tolist()
+    )
+    return [int(v) if math.isfinite(v) and float(v).is_integer() and abs(v) < 1e15 else v for v in rounded]

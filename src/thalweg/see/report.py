@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
-from html import escape
+from importlib import resources
 from pathlib import Path
 
 from thalweg.errors import RunError
 from thalweg.records.run import REPORT, Run
-from thalweg.see.advice import next_steps
+from thalweg.see import sections, story
 
 
 def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
@@ -19,17 +21,59 @@ def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
     if path is None and run.folder is None:
         raise RunError("This run has no folder to put its report in. Say where: thalweg.report(run, 'report.html').")
     place = Path(path) if path is not None else Path(run.folder or ".") / REPORT
-    fresh = place.with_name(f".{place.name}.tmp")
+    fresh = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    content = render(run).encode("utf-8", "replace")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(render(run), "utf-8")
+        fresh.write_bytes(content)
         fresh.replace(place)
     except OSError as error:
+        fresh.unlink(missing_ok=True)
         raise RunError(f"{place} cannot be written: {error.strerror}. Free some space or give another path.") from error
     return place
 
 
 def render(run: Run) -> str:
-    """Give the report's HTML."""
-    steps = "".join(f"<li>{escape(line)}" for line in next_steps(run))
-    return f"<!doctype html><meta charset=utf-8><title>{escape(str(run.summary.get('name', 'run')))}</title><ul>{steps}</ul>\n"
+    """Give the report's HTML.
+
+    Nothing is loaded from elsewhere, and the browser is told to run no script but our own, known by its hash: should a
+    stranger's text ever slip through unescaped, it stays text.
+    """
+    style, script = _file("report.css"), _file("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    body = "\n".join(
+        make(run)
+        for make in (
+            sections.heading,
+            sections.tiles,
+            sections.advice,
+            sections.charts,
+            sections.plan,
+            sections.events,
+            sections.diagnoses,
+            sections.use,
+            sections.environment,
+        )
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{sections.safe(story.name(run))}: thalweg report</title>
+<style>
+{style}</style>
+</head>
+<body>
+{body}
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _file(name: str) -> str:
+    return (resources.files("thalweg.see") / name).read_text("utf-8")

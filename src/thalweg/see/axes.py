@@ -1,0 +1,98 @@
+"""Axes: a range chosen by the data, linear or logarithmic, with round numbers on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from thalweg.see.wording import compact
+
+Values = npt.NDArray[np.float64]
+WIDE = 20.0  # ratio of largest to smallest from which a logarithmic axis shows more
+DECADES = 15.0  # shown at most: what lies further down touches the bottom
+LARGEST = 1e300  # keeps margins and spans from overflowing
+
+
+class Axis(NamedTuple):
+    """A range, linear or logarithmic."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def at(self, values: Values | float) -> Values:
+        """Give the place of values: 0 at the low end, 1 at the high end, what lies outside on the nearer end.
+
+        >>> Axis(0.01, 100, log=True).at(np.array([0.0, 0.1, 1.0, 1e9])).tolist()
+        [0.0, 0.25, 0.5, 1.0]
+        """
+        inside = np.clip(np.asarray(values, np.float64), self.low, self.high)
+        if not self.log:
+            return (inside - self.low) / (self.high - self.low)
+        low, high = math.log10(self.low), math.log10(self.high)
+        return (np.log10(inside) - low) / (high - low)
+
+    def back(self, places: Values) -> Values:
+        """Give the values at places: the inverse of `at` within the range."""
+        if not self.log:
+            return self.low + places * (self.high - self.low)
+        low, high = math.log10(self.low), math.log10(self.high)
+        return 10.0 ** (low + places * (high - low))
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Give round numbers within the range, about `count`.
+
+        >>> Axis(0, 900).ticks(), Axis(0.003, 2.5, log=True).ticks(), Axis(0.9, 7, log=True).ticks()
+        ([0.0, 200.0, 400.0, 600.0, 800.0], [0.01, 0.1, 1.0], [1.0, 2.0, 5.0])
+        """
+        if self.log and self.high / self.low >= 3:
+            return _log_ticks(self.low, self.high, count)
+        unit = 10.0 ** math.floor(math.log10((self.high - self.low) / count))
+        step = next((k * unit for k in (1, 2, 5, 10) if (self.high - self.low) / (k * unit) <= count), 10 * unit)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
+
+    def labels(self, count: int = 5) -> list[tuple[float, str]]:
+        """Give each tick's place and its text."""
+        return [(float(self.at(tick)), compact(tick)) for tick in self.ticks(count)]
+
+
+def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    if last - first >= 2:
+        stride = max(1, math.ceil((last - first + 1) / (count + 1)))
+        return [float(f"1e{k}") for k in range(first, last + 1) if k % stride == 0]
+    fine = [float(f"{m}e{k}") for k in range(first - 1, last + 1) for m in (1, 2, 5)]
+    return [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+
+
+def choose(values: Sequence[Values], *, log: bool | None = None, zero: bool = False) -> Axis:
+    """Choose a range for values; those that are not finite have no say.
+
+    It is logarithmic where nothing is below zero and what is above it spans more than a factor of 20, unless `log` says so.
+    `zero`: begin a linear axis at zero.
+
+    >>> choose([np.array([2.0, 0.001])]).log, choose([np.array([2.0, -1.0])]).log, choose([np.array([2.0, 1.0])]).log
+    (True, False, False)
+    """
+    seen = np.concatenate([np.zeros(0), *(v[np.isfinite(v)] for v in values)]).clip(-LARGEST, LARGEST)
+    above = seen[seen > 0]
+    if log is None:
+        log = len(above) > 0 and seen.min() >= 0 and float(above.max() / above.min()) > WIDE
+    if log and len(above):
+        return _log_axis(float(above.min()), float(above.max()))
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    margin = 0.05 * (high - low) if high > low * (1 + 1e-12) else 0.05 * abs(high) or 1.0
+    return Axis(low if zero and low == 0 else low - margin, high + margin)
+
+
+def _log_axis(low: float, high: float) -> Axis:
+    low = max(low, high / 10**DECADES)
+    margin = max((high / low) ** 0.05, 1.1)
+    return Axis(low / margin, high * margin, log=True)

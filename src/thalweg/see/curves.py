@@ -1,0 +1,170 @@
+"""The report's charts: which figures of a run are drawn, and what is marked on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from thalweg.errors import ThalwegError
+from thalweg.records.run import Run
+from thalweg.see import knobs, story
+from thalweg.see.axes import Values
+from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
+from thalweg.see.wording import number, several
+
+MOST_METRICS = 8
+PLANNED = 400  # points of the planned schedule
+
+
+def loss(run: Run) -> str:
+    """Draw training and validation loss."""
+    beside = "validation" if story.validated(run) else "training, in evaluation mode"
+    lines = [
+        Series("training", *story.recorded(run, "loss"), "train", smooth=True),
+        Series(beside, *story.recorded(run, "validation/loss"), "validation"),
+        Series(f"{beside}, averaged weights (EMA)", *story.recorded(run, "ema/loss"), "ema"),
+    ]
+    note = "Each step's loss stands faintly behind its smoothed line. Lower is better."
+    return chart("Loss", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
+
+
+def metrics(run: Run) -> list[str]:
+    """Draw each metric of the validation."""
+    names = [key.removeprefix("validation/") for key in run.history if key.startswith("validation/")]
+    charts: list[str] = []
+    for name in [n for n in names if n != "loss"][:MOST_METRICS]:
+        lines = [
+            Series("validation", *story.recorded(run, f"validation/{name}"), "validation"),
+            Series("averaged weights (EMA)", *story.recorded(run, f"ema/{name}"), "ema"),
+        ]
+        title = story.called(run, name)
+        charts.append(chart(title[:1].upper() + title[1:], _there(lines), marks=_kept(run)))
+    return charts
+
+
+def rate(run: Run) -> str:
+    """Draw the learning rate that was used, and the planned one where it differs."""
+    x, y = story.recorded(run, "learning_rate")
+    planned_x, planned_y = planned(run)
+    lines = [Series("used", x, y, "train")]
+    note = f"The planned schedule: {knobs.value(run.plan, 'schedule')}." if run.plan.steps else ""
+    if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _departs(x, y, planned_x, planned_y)):
+        lines.insert(0, Series("planned", planned_x, planned_y, "limit", dashed=True))
+    return chart("Learning rate", _there(lines), note=note, marks=marks(run), log_y=False, zero=True)
+
+
+def planned(run: Run) -> tuple[Values, Values]:
+    """Give the schedule as planned: steps and rates. A reduction that waits for validations is not foreseen."""
+    plan = run.plan
+    if not plan.steps:
+        return np.zeros(0), np.zeros(0)
+    x = np.unique(np.linspace(1, plan.steps, min(PLANNED, plan.steps)).round())
+    try:
+        schedule = plan.schedule.resolve(plan.steps, plan.steps_per_epoch)
+        return x, np.array([plan.learning_rate * schedule.factor(int(step) - 1) for step in x])
+    except ThalwegError:
+        return np.zeros(0), np.zeros(0)
+
+
+def _departs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool:
+    same = np.isin(planned_x, x) & (planned_x <= x[-1])
+    used = y[np.searchsorted(x, planned_x[same])]
+    return not np.allclose(used, planned_y[same], rtol=1e-3, atol=0, equal_nan=True)
+
+
+def gradient(run: Run) -> str:
+    """Draw the gradient's norm before clipping, and the limit at which it was clipped."""
+    x, y = story.recorded(run, "gradient_norm")
+    lines = [Series("gradient norm", x, y, "train", smooth=True)]
+    if len(x):
+        limit_x, limit_y = clip_line(run, float(x[0]), float(x[-1]))
+        lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
+    scales = story.recorded(run, "clip_scale")[1]
+    seen = scales[np.isfinite(scales)]
+    clipped = int((seen < 1).sum())
+    note = (
+        f"Before clipping. {several(clipped, 'step')} of {len(seen):,} were shortened to the limit."
+        if len(seen)
+        else ""
+    )
+    return chart("Gradient norm", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
+
+
+def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
+    """Give the limit over the steps: the plan's, and what cures made of it."""
+    x, y = [first], [run.plan.clip_norm or math.nan]
+    for event in run.events:
+        cured = event.data.get("clip_norm") if event.kind == "rollback" else None
+        if cured is None or event.superseded:
+            continue
+        place = min(max(float(event.step), first), last)
+        x, y = [*x, place, place], [*y, y[-1], float(cured)]
+    return np.array([*x, last]), np.array([*y, y[-1]])
+
+
+def marks(run: Run) -> list[Mark]:
+    """Give what happened, and where the kept weights are from."""
+    told = [Mark(e.step, e.kind, f"step {e.step:,}: {e.message}") for e in run.events if e.kind in MARKS]
+    return [*_kept(run), *told]
+
+
+def _kept(run: Run) -> list[Mark]:
+    kept = run.summary.get("weights")
+    return [Mark(kept["step"], "best", story.weights(run))] if kept else []
+
+
+def stretches(run: Run) -> list[Stretch]:
+    """Give the steps that were walked anew after going back."""
+    back = [(e.data.get("to", e.step), e.data.get("from")) for e in run.events if e.kind == "rollback"]
+    widest: dict[float, float] = {}
+    for to, start in back:
+        if start is not None:
+            widest[float(to)] = max(widest.get(float(to), 0.0), float(start))
+    return [Stretch(to, end, f"steps {to:,.0f} to {end:,.0f} were walked anew") for to, end in widest.items()]
+
+
+def search(run: Run) -> str:
+    """Draw the search for the learning rate: one line for each length of the short runs, a point for each run."""
+    seen = run.plan.why("learning_rate").figures
+    trials = list(_trials(run))
+    if not trials:
+        return ""
+    lengths = sorted({steps for _, steps, _ in trials})
+    lines: list[Series] = []
+    for k, steps in enumerate(lengths):
+        these = sorted((rate, score) for rate, length, score in trials if length == steps)
+        x, y = (np.array(values, np.float64) for values in zip(*these, strict=True))
+        colour = f"r{min(3, k if len(lengths) < 4 else k * 4 // len(lengths)) + (1 if len(lengths) < 4 else 0)}"
+        rates = np.unique(x[np.isfinite(y)])
+        means = np.array([y[(x == r) & np.isfinite(y)].mean() for r in rates])
+        lines.append(Series(several(steps, "step"), x, y, colour, dots=True))
+        if len(rates) > 1:
+            lines.append(Series(several(steps, "step"), rates, means, colour))
+    chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {number(run.plan.learning_rate)}")
+    failed = sum(not math.isfinite(score) for _, _, score in trials)
+    select = story.called(run, str(run.summary.get("select", "loss")))
+    note = (
+        f"{several(len(trials), 'short training run')}, each with its whole schedule; their {select} at the end."
+        f"{f' {failed} diverged (×).' if failed else ''}"
+    )
+    if "price" in seen:
+        note += f" Search and training cost {number(float(seen['price']))} trainings."
+    return chart("Learning-rate search", lines, note=note, marks=[chosen], x_name="learning rate", log_x=True)
+
+
+def _trials(run: Run) -> Iterator[tuple[float, int, float]]:
+    seen = run.plan.why("learning_rate").figures
+    sign = -1.0 if run.summary.get("mode") == "max" else 1.0
+    for trial in zip(*(seen.get(key, []) for key in ("learning_rates", "steps", "scores")), strict=False):
+        try:
+            rate, steps, score = float(trial[0]), int(trial[1]), float(trial[2])
+        except (TypeError, ValueError):
+            continue  # somebody else's figures
+        if rate > 0:
+            yield rate, steps, sign * score
+
+
+def _there(lines: list[Series]) -> list[Series]:
+    return [line for line in lines if len(line.x)]

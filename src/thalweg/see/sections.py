@@ -1,0 +1,264 @@
+"""The report's sections, each from a run to HTML. Whatever a person or a task named passes through `safe`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.history import Event
+from thalweg.records.run import Run
+from thalweg.see import curves, knobs, story
+from thalweg.see.advice import next_steps
+from thalweg.see.wording import number, plain, seconds, several
+
+MOST_EVENTS, MOST_FOUND, MOST_FIGURES = 200, 40, 60
+STATES = {
+    "finished": "",
+    "stopped early": "",
+    "running": "warn",
+    "interrupted": "warn",
+    "diverged": "bad",
+    "failed": "bad",
+}
+VERIFIED = {True: "It was seen to work.", False: "It was tried and did not help.", None: ""}
+
+
+def safe(text: Any) -> str:
+    """Make a stranger's text harmless in HTML.
+
+    >>> safe("<b>\\x00'")
+    '&lt;b&gt;&#x27;'
+    """
+    return escape(plain(str(text)))
+
+
+def with_code(text: str) -> str:
+    """Turn words between backticks into code, and make the rest harmless.
+
+    >>> with_code("run `a < b`")
+    'run <code>a &lt; b</code>'
+    """
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", safe(text))
+
+
+def heading(run: Run) -> str:
+    """The task's name, how the run stands, and how it ended."""
+    state = story.status(run)
+    chip = f'<span class="state {STATES.get(state, "warn")}">{safe(state)}</span>'
+    kept = story.weights(run)
+    return (
+        f'<header><div class="top"><h1>{safe(story.name(run))}</h1>{chip}</div>'
+        f'<p class="lead">{safe(story.headline(run))}</p>{f"<p class=dim>{safe(kept)}</p>" if kept else ""}</header>'
+    )
+
+
+def tiles(run: Run) -> str:
+    """The final figures, large."""
+    shown = [*story.figures(run), *_effort(run)]
+    inside = "".join(
+        f'<div class="tile"><span>{safe(name)}</span><b>{safe(value)}</b><small>{safe(told)}</small></div>'
+        for name, value, told in shown
+    )
+    return f'<div class="tiles">{inside}</div>' if inside else ""
+
+
+def _effort(run: Run) -> list[tuple[str, str, str]]:
+    steps, took = story.steps(run), run.summary.get("seconds")
+    if not steps:
+        return []
+    return [("steps", f"{steps:,}", story.epochs(run, steps))] + (
+        [("time", seconds(float(took)), f"on {story.device(run)}")] if took is not None else []
+    )
+
+
+def advice(run: Run) -> str:
+    """What to do next."""
+    inside = "".join(f"<li>{with_code(line)}</li>" for line in next_steps(run))
+    return f'<section class="card next"><h2>What to do next</h2><ul>{inside}</ul></section>'
+
+
+def charts(run: Run) -> str:
+    """The curves."""
+    rest = [*curves.metrics(run), curves.rate(run), curves.gradient(run)]
+    first, rest = curves.loss(run), [c for c in rest if c]
+    if not first and not rest:
+        return section("How it went", '<p class="dim">No step has been recorded yet.</p>')
+    large = f'<div class="tall">{first}</div>' if first else ""
+    return section("How it went", f'{large}<div class="pair">{"".join(rest)}</div>')
+
+
+def plan(run: Run) -> str:
+    """Every knob with its value and its evidence; what was measured for it is drawn."""
+    shown, rest = knobs.split(run.plan)
+    legend = "".join(f'<span class="chip {s}">{s}</span> {safe(told)}. ' for s, told in knobs.SOURCES.items())
+    hidden = (
+        f"<details><summary>{several(len(rest), 'more knob')} at stated defaults</summary>{_knobs(run, rest)}</details>"
+        if rest
+        else ""
+    )
+    pictures = "".join(c for c in (curves.search(run), batches(run)) if c)
+    drawn = f'<div class="pair">{pictures}</div>' if pictures else ""
+    return section(
+        "The plan, and why", f'<p class="note">{legend}</p><div class="card">{_knobs(run, shown)}{hidden}</div>{drawn}'
+    )
+
+
+def _knobs(run: Run, names: Iterable[str]) -> str:
+    return f'<table class="knobs"><tbody>{"".join(_knob(run, name) for name in names)}</tbody></table>'
+
+
+def _knob(run: Run, name: str) -> str:
+    why = run.plan.why(name)
+    chip = f'<span class="chip {why.source}">{why.source}</span>'
+    seen = f"<details><summary>figures</summary>{figures(why.figures)}</details>" if why.figures else ""
+    about = f"<small>{safe(knobs.ABOUT[name])}</small>" if name in knobs.ABOUT else ""
+    return (
+        f"<tr><th scope=row>{safe(knobs.label(name))}{about}</th><td>{safe(knobs.value(run.plan, name))}</td>"
+        f"<td>{chip}{safe(why.reason)}{seen}</td></tr>"
+    )
+
+
+def figures(seen: Mapping[str, Any]) -> str:
+    """A table of figures: numbers, texts and lists of them."""
+    rows = "".join(
+        f"<tr><th scope=row>{safe(key.replace('_', ' '))}</th><td>{_value(v)}</td></tr>" for key, v in seen.items()
+    )
+    return f'<table class="figures"><tbody>{rows}</tbody></table>'
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        more = f", and {len(value) - MOST_FIGURES} more" if len(value) > MOST_FIGURES else ""
+        return safe(", ".join(number(v) for v in value[:MOST_FIGURES]) + more)
+    if isinstance(value, Mapping):
+        return safe(", ".join(f"{k} {number(v)}" for k, v in value.items()))
+    return safe(number(value))
+
+
+def batches(run: Run) -> str:
+    """The measured batch sizes, as bars of examples a second."""
+    seen = run.plan.why("batch_size").figures
+    sizes, speeds = seen.get("batch_sizes", []), seen.get("examples_per_second", [])
+    memory = list(seen.get("peak_megabytes", []))
+    memory += [None] * (len(sizes) - len(memory))
+    if not sizes or len(sizes) != len(speeds):
+        return ""
+    top = max([1.0, *(float(s) for s in speeds)])
+    rows = "".join(_bar(run, *measured, top) for measured in zip(sizes, speeds, memory, strict=False))
+    return (
+        '<figure><figcaption><b>Batch size</b></figcaption><p class="note">Examples a second at each size, and the process\'s'
+        f' largest memory until then.</p><table class="bars"><tbody>{rows}</tbody></table></figure>'
+    )
+
+
+def _bar(run: Run, size: Any, speed: Any, memory: Any, top: float) -> str:
+    chosen = ' class="chosen"' if size == run.plan.batch_size else ""
+    told = f"{float(speed):,.0f}/s" if speed else "out of memory"
+    room = f"<td>{safe(number(memory))} MB</td>" if memory is not None else "<td></td>"
+    width = f'<span class="bar" style="width:{100 * float(speed) / top:.1f}%"></span>'
+    return (
+        f"<tr{chosen}><td>{safe(number(size))}{' ◆' if chosen else ''}</td><td>{width}</td><td>{told}</td>{room}</tr>"
+    )
+
+
+def events(run: Run) -> str:
+    """What happened on the way, in order."""
+    told = story.notable(run)
+    if not told:
+        return section("What happened", '<p class="dim">Nothing out of the ordinary: no step had to be corrected.</p>')
+    rows = "".join(_event(run, event) for event in told[:MOST_EVENTS])
+    more = f"<p class=dim>and {len(told) - MOST_EVENTS:,} more, in the history.</p>" if len(told) > MOST_EVENTS else ""
+    return section(
+        "What happened", f'<div class="card"><table class="events"><tbody>{rows}</tbody></table>{more}</div>'
+    )
+
+
+def _event(run: Run, event: Event) -> str:
+    gone = ' class="gone"' if event.superseded else ""
+    later = " <small>The run went on from an earlier step afterwards.</small>" if event.superseded else ""
+    kind = f'<span class="kind {safe(event.kind)}">{safe(event.kind.replace("_", " "))}</span>'
+    return f"<tr{gone}><th scope=row>step {event.step:,}</th><td>{kind}</td><td>{safe(event.message)}{later}</td></tr>"
+
+
+def diagnoses(run: Run) -> str:
+    """What went wrong, on what evidence, and what was done."""
+    if not run.diagnoses:
+        return ""
+    found = "".join(_diagnosis(d) for d in run.diagnoses[:MOST_FOUND])
+    more = len(run.diagnoses) - MOST_FOUND
+    return section("Diagnoses", found + (f"<p class=dim>and {more:,} more of the kind.</p>" if more > 0 else ""))
+
+
+def _diagnosis(found: Diagnosis) -> str:
+    place = f" at step {found.step:,}" if found.step is not None else " before training"
+    since = f", abnormal since step {found.since:,}" if found.since not in (None, found.step) else ""
+    sure = f" ({found.probability:.0%} sure)" if found.probability is not None else ""
+    parts = [f"<h3>{safe(found.symptom)}{place}{since}{sure}</h3><p>{safe(found.cause)}</p>"]
+    if found.cure:
+        parts.append(f"<p><b>Cure:</b> {safe(found.cure.action)} {VERIFIED[found.verified]}</p>")
+    for word, names in (
+        ("Ruled out", found.ruled_out),
+        ("Follows from it", found.consequences),
+        ("Not measured", found.not_measured),
+        ("Training examples", found.examples[:MOST_FIGURES]),
+    ):
+        if names:
+            parts.append(f"<p class=dim>{word}: {safe(', '.join(map(str, names)))}.</p>")
+    if found.evidence:
+        parts.append(f"<details open><summary>evidence</summary>{_evidence(found.evidence)}</details>")
+    return f'<div class="card found {found.severity}">{"".join(parts)}</div>'
+
+
+def _evidence(seen: Mapping[str, Any]) -> str:
+    told: dict[str, Any] = {}
+    for name, entry in seen.items():
+        if isinstance(entry, Mapping) and "value" in entry:
+            limit = f" (threshold {number(entry['threshold'])})" if entry.get("threshold") is not None else ""
+            told[name] = f"{number(entry['value'])}{limit}"
+        else:
+            told[name] = entry
+    return figures(told)
+
+
+def use(run: Run) -> str:
+    """How to use the model and go on."""
+    shown = "".join(f"<h3>{safe(told)}</h3><pre><code>{_code(code)}</code></pre>" for told, code in story.commands(run))
+    return section("Use it", shown)
+
+
+def _code(code: str) -> str:
+    return "\n".join(safe(line) for line in code.split("\n"))
+
+
+def environment(run: Run) -> str:
+    """Where and on what it ran."""
+    from thalweg import __version__
+
+    summary = run.summary
+    took = story.column(run, "seconds")
+    median = float(np.nanmedian(took)) if np.isfinite(took).any() else None
+    known = {
+        "device": story.device(run),
+        "torch": summary.get("torch"),
+        "CPU threads": run.plan.threads,
+        "precision": run.plan.precision,
+        "trainable and fixed parameters": summary.get("parameters"),
+        "training examples": summary.get("examples"),
+        "milliseconds a step (median)": None if median is None else 1000 * median,
+        "folder": None if run.folder is None else Path(run.folder).absolute(),
+        "report written by": f"thalweg {__version__}",
+    }
+    told = figures({key: value for key, value in known.items() if value is not None})
+    notes = "".join(f"<li>{with_code(str(note))}</li>" for note in summary.get("notes", []))
+    return section("Environment", f'<div class="card">{told}{f"<ul>{notes}</ul>" if notes else ""}</div>')
+
+
+def section(title: str, inside: str) -> str:
+    """A section with its title."""
+    return f"<section><h2>{escape(title)}</h2>{inside}</section>"

@@ -1,0 +1,222 @@
+"""What there is to tell of a run, in words: the report and the terminal say the same."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from thalweg.errors import ThalwegError
+from thalweg.records.history import Event
+from thalweg.records.run import PLAN, TASK, Run
+from thalweg.records.task import Source
+from thalweg.see.axes import Values
+from thalweg.see.wording import figure, plain, seconds, several
+
+EXAMPLES = "thalweg.examples."
+QUIET = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
+
+
+def name(run: Run) -> str:
+    """Give the task's name."""
+    return plain(str(run.summary.get("name") or "run"))
+
+
+def status(run: Run) -> str:
+    """Give how the run stands: "finished", "stopped early", "interrupted", "diverged", "failed" or "running"."""
+    state = str(run.summary.get("status", "finished"))
+    return "stopped early" if state == "finished" and run.summary.get("stopped_early") else state
+
+
+def start(run: Run) -> Mapping[str, float]:
+    """Give the figures before the first step."""
+    return run.summary.get("start") or {}
+
+
+def validated(run: Run) -> bool:
+    """Tell whether there were validation data."""
+    return bool(run.summary.get("validated"))
+
+
+def steps(run: Run) -> int:
+    """Give the steps that the run has taken."""
+    known = run.summary.get("steps")
+    return int(known) if known is not None else max([0, *column(run, "step").astype(int).tolist()[-1:]])
+
+
+def epochs(run: Run, step: float) -> str:
+    """Say a step in epochs, where an epoch's length is known."""
+    length = run.plan.steps_per_epoch
+    return f"{step / length:.3g} {'epoch' if step == length else 'epochs'}" if length else ""
+
+
+def column(run: Run, key: str) -> Values:
+    """Give a column of the history as float64, empty where there is none."""
+    values = run.history.get(key)
+    return np.zeros(0) if values is None else np.asarray(values, np.float64)
+
+
+def recorded(run: Run, key: str) -> tuple[Values, Values]:
+    """Give the steps and values of a figure where it was recorded, values that are not finite included."""
+    x, y = column(run, "step"), column(run, key)
+    if not len(y):
+        return y, y
+    there = ~np.isnan(y)
+    if "/" not in key:  # taken every step: where there is a rate, a NaN was measured
+        there |= np.isfinite(column(run, "learning_rate")) if "learning_rate" in run.history else there
+    return x[there], y[there]
+
+
+def called(run: Run, metric: str) -> str:
+    """Name a metric for people."""
+    told = plain(metric.replace("_", " "))
+    return f"{'validation' if validated(run) else 'training'} loss" if metric == "loss" else told
+
+
+def headline(run: Run) -> str:
+    """Say in a sentence how the run ended: the figures against the start, the steps, the time and the device."""
+    named = sorted(run.metrics, key=lambda m: (m == "loss", m != run.summary.get("select")))
+    moved = [_moved(run, metric) for metric in named[:3]]
+    done = several(steps(run), "step")
+    passed = epochs(run, steps(run))
+    took = run.summary.get("seconds")
+    spent = f"{done}{f' ({passed})' if passed else ''}"
+    if took is not None:
+        spent += f" and {seconds(float(took))} on {device(run)}"
+    what = " and ".join([", ".join(moved[:-1]), moved[-1]] if len(moved) > 1 else moved)
+    if not what:
+        return f"{_standing(run)}{spent}; there are no figures yet."
+    return f"{_standing(run)}{what[0].upper()}{what[1:]}, in {spent}."
+
+
+def _standing(run: Run) -> str:
+    of = f" of {run.plan.steps:,}" if run.plan.steps else ""
+    told = {
+        "interrupted": f"Interrupted at step {steps(run):,}{of}. ",
+        "diverged": f"The descent was given up at step {steps(run):,}{of}: it diverged. ",
+        "failed": f"Something else failed at step {steps(run):,}{of}. ",
+        "running": "Not finished when this was written. ",
+        "stopped early": f"Stopped early, at step {steps(run):,}{of}. ",
+    }
+    return told.get(status(run), "")
+
+
+def _moved(run: Run, metric: str) -> str:
+    before, after = start(run).get(metric, math.nan), float(run.metrics[metric])
+    told = called(run, metric)
+    if not math.isfinite(before):
+        return f"{told} is {figure(metric, after)}"
+    if not math.isfinite(after) or figure(metric, before) == figure(metric, after):
+        verb = "stayed at" if math.isfinite(after) else "ended not finite, after"
+        return f"{told} {verb} {figure(metric, before)}"
+    verb = "rose" if after > before else "fell"
+    return f"{told} {verb} from {figure(metric, before)} to {figure(metric, after)}"
+
+
+def device(run: Run) -> str:
+    """Name the device."""
+    told = plain(str(run.summary.get("device", "cpu")))
+    return "the CPU" if told == "cpu" else told
+
+
+def weights(run: Run) -> str:
+    """Say which weights the model has."""
+    kept = run.summary.get("weights")
+    if not kept:
+        return ""
+    kind = "averaged weights (EMA)" if kept["averaged"] else "weights"
+    best = run.plan.keep == "best" and validated(run)
+    select = "validation loss" if run.summary.get("select", "loss") == "loss" else called(run, run.summary["select"])
+    why = (
+        f"those with the {'highest' if run.summary.get('mode') == 'max' else 'lowest'} {select}" if best else "the last"
+    )
+    return f"The model holds the {kind} of step {kept['step']:,}, {why}."
+
+
+def training_loss(run: Run, step: int | None = None) -> float:
+    """Give the training loss around a step, or at the end: the mean over the last fiftieth of the run before it."""
+    x, y = recorded(run, "loss")
+    if step is not None:
+        x, y = x[x <= step], y[x <= step]
+    y = y[np.isfinite(y)]
+    return float(y[-max(1, steps(run) // 50) :].mean()) if len(y) else math.nan
+
+
+def figures(run: Run) -> list[tuple[str, str, str]]:
+    """Give (name, value, comparison) of each final metric, and of the training loss beside the validation loss."""
+    tiles: list[tuple[str, str, str]] = []
+    for metric, value in run.metrics.items():
+        before = start(run).get(metric, math.nan)
+        told = f"{figure(metric, before)} at the start" if math.isfinite(before) else ""
+        tiles.append((called(run, metric), figure(metric, float(value)), told))
+    kept = run.summary.get("weights")
+    beside = training_loss(run, kept["step"] if kept else None)
+    if validated(run) and math.isfinite(beside):
+        tiles.append(
+            ("training loss", figure("loss", beside), f"around step {kept['step']:,}" if kept else "at the end")
+        )
+    return tiles
+
+
+def notable(run: Run) -> list[Event]:
+    """Give the events that need a person's attention."""
+    return [event for event in run.events if event.kind not in QUIET]
+
+
+def commands(run: Run) -> list[tuple[str, str]]:
+    """Give what to type to use, go on with and repeat the run: (what for, code)."""
+    if run.folder is None:
+        return [("Keep the weights (this run was kept in memory)", 'torch.save(run.model.state_dict(), "weights.pt")')]
+    folder, best = str(run.folder), run.folder / "checkpoints" / "best" / "model.safetensors"
+    known = (run.folder / TASK).is_file()
+    task, given = ("", "") if known else (", task=task", "  # task: the Task that was trained")
+    told: list[tuple[str, str]] = []
+    if status(run) not in ("finished", "stopped early"):
+        told.append(("Go on where it stopped", resume(run)))
+    if best.is_file():
+        told.append(
+            ("Use the trained model", f"import thalweg as tw\n\nmodel = tw.Run.open({folder!r}{task}).model{given}")
+        )
+        load = f"from safetensors.torch import load_file\n\nweights = load_file({str(best)!r})"
+        told.append(("Its weights without thalweg", load))
+    words = task_words(run.folder / TASK) if known else ""
+    if words:
+        plan, other = shlex.quote(str(run.folder / PLAN)), shlex.quote(f"{folder}-again")
+        told.append(("Train this plan again from the start", f"thalweg train {words} --plan {plan} --out {other}"))
+    return told
+
+
+def resume(run: Run) -> str:
+    """Give what to type to go on with a run."""
+    if run.folder is None or (run.folder / TASK).is_file():
+        return f"thalweg resume {shlex.quote(str(run.folder))}"
+    return f"run = thalweg.resume({str(run.folder)!r}, task=task)"
+
+
+def task_words(path: Path) -> str:
+    """Give the words by which the command line finds a recorded task, or nothing where it cannot."""
+    try:
+        source = Source.read(path)
+    except ThalwegError:
+        return ""
+    if source.file:
+        address = f"{source.file}:{source.name}"
+    elif source.module and source.module.startswith(EXAMPLES):
+        address = source.module.removeprefix(EXAMPLES)
+    else:
+        return ""
+    options = "".join(f" --{k.replace('_', '-')}={shlex.quote(str(v))}" for k, v in source.arguments.items())
+    return shlex.quote(address) + options
+
+
+def better(run: Run, first: float, second: float) -> bool:
+    """Tell whether the first value of the criterion is better than the second."""
+    return first > second if run.summary.get("mode") == "max" else first < second
+
+
+def wording_of(run: Run, value: float) -> str:
+    """Say a value of the criterion."""
+    return figure(str(run.summary.get("select", "loss")), value)
