@@ -1,0 +1,7 @@
+"""The contracts that a third party's part can be run through, as our own are."""
+
+from __future__ import annotations
+
+from thalweg.testing.rules import check_rule
+
+__all__ = ["check_rule"]
