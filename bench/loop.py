@@ -18,7 +18,7 @@ ROUNDS = 9
 
 def run(options: Any) -> dict[str, Any]:
     peers = [peer for peer in PEERS if not options.only or peer in ("bare", *options.only)]
-    settings = {"batch": 64, "threads": options.threads or [2, 1], "models": ["mlp", "cnn"]}
+    settings = {"peers": peers, "batch": 64, "threads": options.threads or [2, 1], "models": ["mlp", "cnn"]}
     settings["rounds"] = options.rounds or ROUNDS
     workers = {peer: Worker(peer) for peer in peers}
     samples = list[dict[str, Any]]()

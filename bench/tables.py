@@ -39,7 +39,7 @@ def main() -> int:
 
 def measured() -> list[str]:
     """Name the benchmarks that have samples."""
-    return sorted(path.stem for path in RAW.glob("*.json"))
+    return [name for name in TABLES if (RAW / f"{name}.json").exists()]
 
 
 def table(name: str) -> str:
@@ -102,8 +102,7 @@ def loop(found: dict[str, Any]) -> list[str]:
     lines = list[str]()
     for model in found["settings"]["models"]:
         rows = list[list[str]]()
-        there = {s["peer"] for s in found["samples"]}
-        for peer in (peer for peer in PEERS if peer in there):
+        for peer in found["settings"]["peers"]:
             row = [PEERS[peer]]
             for threads in found["settings"]["threads"]:
                 mine, bare = (
@@ -111,7 +110,7 @@ def loop(found: dict[str, Any]) -> list[str]:
                 )
                 times = [s["microseconds"] for s in mine]
                 ratios = [s["microseconds"] / b["microseconds"] for s, b in zip(mine, bare, strict=True)]
-                row += [f"{statistics.median(times):,.0f}", spread(ratios)]
+                row += [f"{statistics.median(times):,.0f}", spread(ratios, 2)]
             rows.append(row)
         heads = [part for t in found["settings"]["threads"] for part in (f"us a step, {of(t, 'thread')}", "times bare")]
         lines += ["", *grid([MODELS[model], *heads], rows)]
@@ -119,6 +118,95 @@ def loop(found: dict[str, Any]) -> list[str]:
         f"Batch {found['settings']['batch']}, median (least to most) of {found['settings']['rounds']} rounds.",
         *lines,
     ]
+
+
+def resume(found: dict[str, Any]) -> list[str]:
+    samples, settings = found["samples"], found["settings"]
+    rows = list[list[str]]()
+    for peer in settings["peers"]:
+        mine = chosen(samples, peer=peer)
+        rows.append(
+            [
+                bold(peer),
+                f"{statistics.median(s['bytes'] for s in mine) / 1e6:,.1f}",
+                spread(1e3 * s["write_seconds"] for s in mine),
+                spread(1e3 * s["restart_seconds"] for s in mine),
+            ]
+        )
+    told = (
+        f"{settings['parameters']:,} parameters under AdamW, {of(settings['threads'], 'thread')}, median (least to most)"
+        f" of {settings['rounds']} rounds."
+    )
+    return [told, "", *grid(["", "MB", "ms to write", "ms to the first step"], rows)]
+
+
+def cost(found: dict[str, Any]) -> list[str]:
+    settings = found["settings"]
+    rows = list[list[str]]()
+    for model in settings["models"]:
+        at = {
+            what: statistics.median(s["value"] for s in chosen(found["samples"], model=model, what=what))
+            for what in ("step", "history", "checkpoint", "digest", "snapshot")
+        }
+        history, checkpoint = at["history"] / at["step"], at["checkpoint"] / 60e6
+        digest, snapshot = (at[what] / settings["every"] / at["step"] for what in ("digest", "snapshot"))
+        rows.append(
+            [
+                MODELS[model],
+                f"{at['step']:,.0f}",
+                f"{at['history']:.1f} us = {history:.2%}",
+                f"{at['checkpoint'] / 1e3:,.1f} ms = {checkpoint:.2%}",
+                f"**{history + checkpoint:.2%}**",
+                f"{at['digest']:,.0f} us = {digest:.2%}",
+                f"{at['snapshot']:,.0f} us = {snapshot:.2%}",
+            ]
+        )
+    heads = ["", "us a step", "history, a step", "checkpoint, a minute", "both", "digest", "snapshot"]
+    told = (
+        f"Shares of the run's time, {of(settings['threads'], 'thread')}, medians of {settings['rounds']} rounds. Digest of the"
+        f" weights and snapshot to go back to: each {settings['every']} steps, as is the default."
+    )
+    return [told, "", *grid(heads, rows)]
+
+
+def memory(found: dict[str, Any]) -> list[str]:
+    settings, rows = found["settings"], list[list[str]]()
+    for variant in settings["variants"]:
+        mine, bare = (chosen(found["samples"], variant=which) for which in (variant, settings["variants"][0]))
+        ratios = [s["mib"] / b["mib"] for s, b in zip(mine, bare, strict=True)]
+        rows.append([bold(variant), spread((s["mib"] for s in mine), 0), spread(ratios, 2)])
+    told = (
+        f"{MODELS['11m']}, AdamW, batch {settings['batch']}, {settings['steps']} steps, a process each: the most that was"
+        f" resident beyond what imports and data had taken; median (least to most) of {settings['rounds']} rounds. One copy of"
+        f" the weights is {settings['weights_mib']:.0f} MiB."
+    )
+    return [told, "", *grid(["", "MiB", "times bare"], rows)]
+
+
+def learning(found: dict[str, Any]) -> list[str]:
+    settings, rows = found["settings"], list[list[str]]()
+    for name in dict.fromkeys(s["example"] for s in found["samples"]):
+        mine, theirs = (chosen(found["samples"], example=name, who=who) for who in ("thalweg", "adamw"))
+        metric = mine[0]["metric"]
+        ratios = [s["best"]["loss"] / t["best"]["loss"] for s, t in zip(mine, theirs, strict=True)]
+        rows.append(
+            [
+                f"{name}, {mine[0]['epochs']:g} epochs",
+                *(spread((s["best"]["loss"] for s in who), 4) for who in (theirs, mine)),
+                f"**{spread(ratios, 3)}**",
+                *(spread((s["best"][metric] for s in who), 4) for who in (theirs, mine)),
+                *(f"{statistics.median(s['last']['loss'] for s in who):.4f}" for who in (theirs, mine)),
+                *(f"{statistics.median(s['seconds'] for s in who):.0f}" for who in (theirs, mine)),
+            ]
+        )
+        rows[-1][4] = f"{metric} {rows[-1][4]}"
+    heads = ["", "AdamW loss", "thalweg loss", "ratio", "AdamW metric", "thalweg metric", "AdamW last loss"]
+    heads += ["thalweg last loss", "AdamW seconds", "thalweg seconds"]
+    told = (
+        f"Validation loss and metric of the best validation, the same rule and the same places for both; median (least to most)"
+        f" of seeds {', '.join(map(str, settings['seeds']))}, ratios within a seed, below 1 where thalweg is better."
+    )
+    return [told, "", *grid(heads, rows)]
 
 
 # Parts of tables
@@ -129,10 +217,16 @@ def chosen(samples: Sequence[Sample], **wanted: Any) -> list[Sample]:
     return [s for s in samples if all(s[key] == value for key, value in wanted.items())]
 
 
-def spread(values: Iterable[float], digits: int = 2) -> str:
+def spread(values: Iterable[float], digits: int | None = None) -> str:
     """Give median (least to most)."""
     kept = sorted(values)
-    return f"{statistics.median(kept):.{digits}f} ({kept[0]:.{digits}f} to {kept[-1]:.{digits}f})"
+    if digits is None:
+        digits = 0 if kept[0] >= 100 else 1 if kept[0] >= 10 else 2
+    return "{:,.{d}f} ({:,.{d}f} to {:,.{d}f})".format(statistics.median(kept), kept[0], kept[-1], d=digits)
+
+
+def bold(peer: str) -> str:
+    return f"**{peer}**" if peer.startswith("thalweg") else peer
 
 
 def of(count: int, word: str) -> str:
@@ -145,7 +239,13 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {"loop": loop}
+TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "loop": loop,
+    "resume": resume,
+    "cost": cost,
+    "memory": memory,
+    "learning": learning,
+}
 
 
 if __name__ == "__main__":

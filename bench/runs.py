@@ -1,0 +1,62 @@
+"""Runs of thalweg that stop half-way, and what is needed to go on with them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import thalweg as tw
+from models import BATCH, Case, data
+
+
+class StopAt:
+    """A progress that presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def begin(self, plan: tw.Plan, step: int) -> None: ...
+
+    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
+        if step == self.last:
+            signal.raise_signal(signal.SIGINT)
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None: ...
+
+    def event(self, step: int, kind: str, message: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def task_of(case: Case) -> tw.Task:
+    return tw.Task(model=case.make, loss=F.cross_entropy, data=data(case))
+
+
+def plan_of(steps: int, **knobs: Any) -> tw.Plan:
+    """Give the plan that all benchmarks train, for one more knob or less."""
+    settings: dict[str, Any] = {
+        "rule": "adamw",
+        "learning_rate": 1e-3,
+        "batch_size": BATCH,
+        "weight_decay": 0.01,
+        "schedule": tw.schedule.linear(warmup=0.05),
+        "clip_norm": 1.0,
+        "ema": 0.999,
+        "steps": steps,
+        "validate_every": steps,
+        "threads": torch.get_num_threads(),
+    }
+    return tw.Plan(**{**settings, **knobs})
+
+
+def interrupted(task: tw.Task, plan: tw.Plan, step: int, folder: Path) -> Path:
+    """Train up to a step, stop there as a person would, and give the checkpoint that was written."""
+    with suppress(KeyboardInterrupt):
+        tw.train(task, plan, out=folder, progress=StopAt(step))
+    return folder / "checkpoints" / f"step-{step:08d}"
