@@ -36,7 +36,9 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if self.source not in get_args(EvidenceSource):
-            raise PlanError(f"Evidence '{self.source}' is none of {list(get_args(EvidenceSource))}.")
+            choices = get_args(EvidenceSource)
+            raise PlanError(f"Evidence '{self.source}' is none of {list(choices)}.{nearest(str(self.source), choices)}")
+        object.__setattr__(self, "figures", {str(name): _plain(f, str(name)) for name, f in self.figures.items()})
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.reason else self.source
@@ -48,6 +50,11 @@ class Group:
 
     learning_rate: float = 1.0
     weight_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay"):
+            _set(self, name, float, "a number")
+            _at_least(self, name, 0)
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         _settle_types(self)
+        _settle_tables(self)
         rules.get(self.rule).complete(self.constants)  # raises where a constant is unknown or out of range
         _positive(self, "learning_rate")
         for name in ("weight_decay", "checkpoint_seconds"):
@@ -197,16 +205,6 @@ class Plan:
                 )
         if values.get("batch_size") == "all":
             values["batch_size"] = None
-        for name in ("schedule", "constants", "groups", "evidence"):
-            if name in values and not isinstance(values[name], Mapping):
-                if name == "schedule" and isinstance(values[name], str):
-                    values[name] = {"shape": values[name]}
-                    continue
-                raise PlanError(f"'{name}' in the plan is {values[name]!r}, but it is a table.")
-        if "schedule" in values:
-            values["schedule"] = Schedule.from_dict(values["schedule"])
-        values["groups"] = {p: _record(Group, g, f"groups.{p}") for p, g in values.get("groups", {}).items()}
-        values["evidence"] = {k: _record(Evidence, e, f"evidence.{k}") for k, e in values.get("evidence", {}).items()}
         return Plan(**values)
 
     def save(self, path: str | Path) -> None:
@@ -239,6 +237,16 @@ def _default(knob: Field[Any]) -> Any:
 
 
 def _record(kind: type[Any], entries: Any, where: str) -> Any:
+    if isinstance(entries, kind):
+        return entries
+    known = [f.name for f in fields(kind)]
+    if not isinstance(entries, Mapping):
+        raise PlanError(f"'{where}' in the plan is {entries!r}, but it is a table of {', '.join(known)}.")
+    for name in entries:
+        if name not in known:
+            raise PlanError(
+                f"'{where}' in the plan has the key '{name}'.{nearest(str(name), known)} Known: {', '.join(known)}."
+            )
     try:
         return kind(**entries)
     except TypeError as error:
@@ -255,22 +263,59 @@ _FLAGS = ["decay_vectors", "shuffle", "replacement", "drop_last", "watch"]
 
 def _settle_types(plan: Plan) -> None:
     """Turn NumPy's and torch's scalars into Python's, so that a plan is plain values whoever made it."""
+    for knob in fields(plan):
+        if getattr(plan, knob.name) is None and knob.name != "batch_size" and _default(knob) is not None:
+            raise PlanError(f"`{knob.name}` is None, but it needs a value. Leave it out for the default.")
     for name in _INTEGERS:
         _set(plan, name, operator.index, "a whole number")
     for name in _FLOATS:
         _set(plan, name, float, "a number")
     for name in _FLAGS:
-        if not isinstance(getattr(plan, name), bool):
-            raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is true or false.")
-    if isinstance(plan.schedule, str):
-        object.__setattr__(plan, "schedule", Schedule.from_dict({"shape": plan.schedule}))
+        flag = _plain(getattr(plan, name), name)
+        if not isinstance(flag, bool):
+            raise PlanError(f"`{name}` is {flag!r}, but it is true or false.")
+        object.__setattr__(plan, name, flag)
+
+
+def _settle_tables(plan: Plan) -> None:
+    """Turn what stands for a schedule, a group or an evidence (a name, a table) into the record, and constants into numbers."""
+    if isinstance(plan.schedule, str | Mapping):
+        entries = {"shape": plan.schedule} if isinstance(plan.schedule, str) else plan.schedule
+        object.__setattr__(plan, "schedule", Schedule.from_dict(entries))
     if not isinstance(plan.schedule, Schedule):
         raise PlanError(
             f"`schedule` is {plan.schedule!r}. Give a shape's name or thalweg.schedule.linear(...) and the like."
         )
+    if not isinstance(plan.rule, str):
+        raise PlanError(f"`rule` is {plan.rule!r}. Give an update rule's name, such as 'adamw'.")
+    for name in ("constants", "groups", "evidence"):
+        if not isinstance(getattr(plan, name), Mapping):
+            raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is a table.")
+    object.__setattr__(plan, "constants", {str(k): _plain(v, str(k)) for k, v in plan.constants.items()})
+    object.__setattr__(plan, "groups", {p: _record(Group, g, f"groups.{p}") for p, g in plan.groups.items()})
+    known = [f.name for f in fields(plan) if f.name != "evidence"]
+    for knob in plan.evidence:
+        if knob not in known:
+            raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{nearest(knob, known)}")
+    evidence = {k: _record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
+    object.__setattr__(plan, "evidence", evidence)
 
 
-def _set(plan: Plan, name: str, convert: Any, kind: str) -> None:
+def _plain(value: Any, name: str) -> Any:
+    """Give plain numbers, texts, lists and tables, as TOML knows them. Raises PlanError for anything else."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part, name) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, name) for part in value]
+    if not isinstance(value, bool | int | float | str) and hasattr(value, "tolist"):
+        return _plain(value.tolist(), name)  # NumPy's and torch's numbers and arrays
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise PlanError(f"`{name}` is a {type(value).__name__}. Give numbers, texts, or lists and tables of them.")
+
+
+def _set(plan: Plan | Group, name: str, convert: Any, kind: str) -> None:
     value = getattr(plan, name)
     if value is None:
         return
@@ -280,7 +325,7 @@ def _set(plan: Plan, name: str, convert: Any, kind: str) -> None:
         value = int(value)
     try:
         object.__setattr__(plan, name, convert(value))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise PlanError(f"`{name}` is {value!r}, but it is {kind}.") from error
 
 
@@ -290,9 +335,9 @@ def _positive(plan: Plan, name: str) -> None:
         raise PlanError(f"`{name}` is {value}, but it must be above zero and finite.")
 
 
-def _at_least(plan: Plan, name: str, least: float) -> None:
+def _at_least(plan: Plan | Group, name: str, least: float) -> None:
     value = getattr(plan, name)
-    if value is not None and not (math.isfinite(value) and value >= least):
+    if value is not None and not (value >= least and (isinstance(value, int) or math.isfinite(value))):
         raise PlanError(f"`{name}` is {value}, but it must be at least {least} and finite.")
 
 

@@ -1,0 +1,296 @@
+import math
+import tomllib
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import thalweg as tw
+from thalweg import schedule
+from thalweg.errors import PlanError, RuleError, ScheduleError, ThalwegError
+from thalweg.records.plan import Evidence, Group, Plan
+
+positive = st.floats(1e-30, 1e30)
+counts = st.integers(1, 2**62)
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+plain = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+schedules = st.sampled_from(
+    [
+        schedule.constant(),
+        schedule.linear(warmup=0.1, total=2000),
+        schedule.cosine(warmup="2 epochs", final=0.1),
+        schedule.wsd(warmup=10, decay=0.2),
+        schedule.step(every=10),
+        schedule.plateau(factor=0.5, patience=3),
+        schedule.sequence(schedule.linear(total=10, warmup=2), schedule.cosine()),
+    ]
+)
+evidences = st.builds(
+    Evidence,
+    source=st.sampled_from(["given", "default", "derived", "measured", "searched"]),
+    reason=words,
+    figures=st.dictionaries(words, plain, max_size=3),
+)
+KNOBS = {
+    "learning_rate": positive,
+    "batch_size": st.none() | st.integers(4, 2**62),
+    "weight_decay": st.floats(0, 1e30),
+    "schedule": schedules,
+    "constants": st.fixed_dictionaries({}, optional={"beta1": st.floats(0, 0.99), "beta2": st.floats(0, 0.99)}),
+    "steps": st.none() | counts,
+    "steps_per_epoch": st.none() | counts,
+    "accumulate": st.integers(1, 4),
+    "clip_norm": st.none() | positive,
+    "clip_value": st.none() | positive,
+    "ema": st.none() | st.floats(0.01, 0.9999),
+    "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
+    "seed": st.integers(0, 2**63 - 1),
+    "decay_vectors": st.booleans(),
+    "groups": st.dictionaries(words, st.builds(Group, st.floats(0, 10), st.floats(0, 10)), max_size=3),
+    "shuffle": st.booleans(),
+    "replacement": st.booleans(),
+    "drop_last": st.booleans(),
+    "workers": st.integers(0, 64),
+    "validate_every": st.none() | counts,
+    "patience": st.none() | counts,
+    "keep": st.sampled_from(["best", "last"]),
+    "watch": st.booleans(),
+    "snapshot_every": st.integers(0, 10**6),
+    "checkpoint_seconds": st.floats(0, 1e9),
+    "digest_every": st.integers(0, 10**6),
+    "threads": st.none() | st.integers(1, 512),
+    "evidence": st.dictionaries(st.sampled_from(["learning_rate", "batch_size", "seed"]), evidences, max_size=3),
+}
+knobs = st.fixed_dictionaries({}, optional=KNOBS)
+
+
+def same(one, other):
+    """Equality that takes NaN for equal to NaN, and 1 for unlike 1.0."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and math.isnan(one):
+        return isinstance(other, float) and math.isnan(other)
+    return type(one) is type(other) and one == other
+
+
+@given(knobs)
+@settings(max_examples=150, deadline=None)
+def test_a_plan_comes_back_from_toml_without_loss(tmp_path_factory, given_):
+    plan = Plan(**given_)
+    path = tmp_path_factory.getbasetemp() / "plan.toml"
+    plan.save(path)
+    back = Plan.load(path)
+    assert same(back.to_dict(), plan.to_dict())
+    assert back.schedule == plan.schedule
+    assert back.groups == plan.groups
+    tomllib.loads(path.read_text("utf-8"))  # and other programs read it
+
+
+def test_every_knob_is_in_the_property_above():
+    assert {f.name for f in fields(Plan)} == {*KNOBS, "rule", "position"}
+
+
+def test_other_rules_and_unicode_come_back(tmp_path):
+    path = tmp_path / "größe 計画.toml"
+    plan = Plan(rule="rmsprop", constants={"alpha": 0.9, "centered": True}, groups={'a."b"*': {"weight_decay": 0}})
+    plan.save(path)
+    assert Plan.load(path) == plan
+
+
+def test_numbers_of_numpy_and_torch_become_pythons():
+    plan = Plan(
+        learning_rate=np.float32(0.5),
+        batch_size=np.int64(8),
+        steps=torch.tensor(30),
+        clip_norm=torch.tensor(1.0),
+        weight_decay=np.float64(0.25),
+        shuffle=np.True_,
+        constants={"beta1": np.float32(0.5)},
+        accumulate=2.0,
+        evidence={"learning_rate": Evidence("searched", figures={"seen": np.array([1.0, np.inf]), "n": np.int8(3)})},
+    )
+    for name in ("learning_rate", "clip_norm", "weight_decay"):
+        assert type(getattr(plan, name)) is float
+    for name in ("batch_size", "steps", "accumulate"):
+        assert type(getattr(plan, name)) is int
+    assert plan.shuffle is True
+    assert plan.constants == {"beta1": 0.5}
+    assert plan.evidence["learning_rate"].figures == {"seen": [1.0, math.inf], "n": 3}
+
+
+def test_what_is_given_says_so_and_the_rest_is_default():
+    plan = Plan(learning_rate=0.5)
+    assert plan.why("learning_rate").source == "given"
+    assert plan.why("batch_size").source == "default"
+    assert set(Plan().evidence) == set()
+
+
+def test_replacing_a_knob_makes_it_given_and_leaves_the_other_evidence():
+    found = Evidence("searched", "best of 3", {"rates": [0.1, 0.2]})
+    plan = Plan(learning_rate=0.1, weight_decay=0.1, evidence={"learning_rate": found, "weight_decay": found})
+    other = plan.replace(weight_decay=0.0)
+    assert other.why("learning_rate") == found
+    assert other.why("weight_decay") == Evidence("given")
+    assert plan.why("weight_decay") == found
+    kept = plan.replace(weight_decay=0.3, evidence=plan.evidence)
+    assert kept.why("weight_decay") == found
+
+
+def test_schedules_and_groups_may_be_given_as_names_and_tables():
+    assert Plan(schedule="cosine").schedule == schedule.cosine()
+    assert Plan(schedule={"shape": "linear", "warmup": 5}).schedule == schedule.linear(warmup=5)
+    assert Plan(groups={"*.bias": {"learning_rate": 2}}).groups["*.bias"] == Group(learning_rate=2.0)
+
+
+REFUSED = {
+    "a rate below zero": ({"learning_rate": -1}, r"`learning_rate` is -1\.0, but it must be above zero and finite\."),
+    "a rate of zero": ({"learning_rate": 0}, r"`learning_rate` is 0\.0, but it must be above zero"),
+    "a rate that is NaN": (
+        {"learning_rate": math.nan},
+        r"`learning_rate` is nan, but it must be above zero and finite",
+    ),
+    "an infinite rate": ({"learning_rate": math.inf}, r"`learning_rate` is inf"),
+    "a rate in words": ({"learning_rate": "0.1"}, r"`learning_rate` is '0\.1', but it is a number\."),
+    "no rate": (
+        {"learning_rate": None},
+        r"`learning_rate` is None, but it needs a value\. Leave it out for the default\.",
+    ),
+    "a batch of nothing": ({"batch_size": 0}, r"`batch_size` is 0, but it must be at least 1"),
+    "a batch below zero": ({"batch_size": -4}, r"`batch_size` is -4, but it must be at least 1"),
+    "half an example": ({"batch_size": 2.5}, r"`batch_size` is 2\.5, but it is a whole number\."),
+    "a flag for a batch": ({"batch_size": True}, r"`batch_size` is True, but it is a whole number\."),
+    "no steps": ({"steps": 0}, r"`steps` is 0, but it must be at least 1"),
+    "steps below zero": ({"steps": -3}, r"`steps` is -3, but it must be at least 1"),
+    "endless steps": ({"steps": math.inf}, r"`steps` is inf, but it is a whole number\."),
+    "decay below zero": ({"weight_decay": -0.1}, r"`weight_decay` is -0\.1, but it must be at least 0 and finite\."),
+    "a clip of zero": ({"clip_norm": 0}, r"`clip_norm` is 0\.0, but it must be above zero"),
+    "an average that never forgets": (
+        {"ema": 1.0},
+        r"`ema` is 1\.0, but a decay lies between 0 and 1, such as 0\.999\.",
+    ),
+    "more parts than examples": (
+        {"batch_size": 2, "accumulate": 3},
+        r"`accumulate` is 3, more than the batch of 2 examples",
+    ),
+    "another precision": (
+        {"precision": "bf16"},
+        r"`precision` is 'bf16', which is none of \['float32', 'bfloat16', 'float16'\]",
+    ),
+    "a seed below zero": ({"seed": -1}, r"`seed` is -1, but it must be at least 0"),
+    "a flag in words": ({"shuffle": "yes"}, r"`shuffle` is 'yes', but it is true or false\."),
+    "a schedule that is a number": (
+        {"schedule": 3},
+        r"`schedule` is 3\. Give a shape's name or thalweg\.schedule\.linear",
+    ),
+    "a rule that is a class": (
+        {"rule": torch.optim.Adam},
+        r"`rule` is .*Give an update rule's name, such as 'adamw'\.",
+    ),
+    "constants in a list": ({"constants": [0.9]}, r"`constants` is \[0\.9\], but it is a table\."),
+    "a group of another shape": (
+        {"groups": {"*": 0}},
+        r"'groups\.\*' in the plan is 0, but it is a table of learning_rate, w",
+    ),
+    "a group's unknown key": (
+        {"groups": {"*": {"lr": 1}}},
+        r"'groups\.\*' in the plan has the key 'lr'\..*Known: learning_rate",
+    ),
+    "a group's rate below zero": ({"groups": {"*": Group}}, r"'groups\.\*' in the plan is <class"),
+    "evidence for nothing": (
+        {"evidence": {"lr": Evidence("given")}},
+        r"There is evidence for 'lr', which is no knob of a plan\.",
+    ),
+    "evidence of another kind": (
+        {"evidence": {"seed": {"source": "guesed"}}},
+        r"Evidence 'guesed' is none of \['given', 'default', 'derived', 'measured', 'searched'\]\.",
+    ),
+    "figures that are no numbers": (
+        {"evidence": {"seed": {"source": "given", "figures": {"x": object()}}}},
+        r"`x` is a object\. Give numbers, texts, or lists and tables of them\.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_knob_that_cannot_be_is_refused_by_name(case):
+    given_, told = REFUSED[case]
+    with pytest.raises(PlanError, match=told):
+        Plan(**given_)
+
+
+def test_a_group_checks_its_factors():
+    with pytest.raises(PlanError, match=r"`weight_decay` is -1\.0, but it must be at least 0"):
+        Group(weight_decay=-1)
+
+
+def test_unknown_names_come_with_the_nearest():
+    with pytest.raises(RuleError, match="Did you mean 'adamw'"):
+        Plan(rule="adamww")
+    with pytest.raises(RuleError, match="beta2"):
+        Plan(constants={"beta_2": 0.9})
+    with pytest.raises(ScheduleError, match=r"'cosin' is no shape of a schedule\. Did you mean 'cosine'\?"):
+        Plan(schedule="cosin")
+    with pytest.raises(PlanError, match=r"A plan has no 'learning_rat'\. Did you mean 'learning_rate'\? It has rule, "):
+        Plan().replace(learning_rat=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "kind"),
+    [
+        (
+            "learning_rat = 1",
+            r"Unknown key 'learning_rat' in the plan\. Did you mean 'learning_rate'\? Known keys: rule,",
+            PlanError,
+        ),
+        ("rule = 'adamx'", r"Did you mean 'adam", RuleError),
+        ("schedule = 'liner'", r"Did you mean 'linear'\?", ScheduleError),
+        ("[schedule]\nshape = 'linear'\nwarmp = 3", r"warmp.*Did you mean 'warmup'\?", ScheduleError),
+        ("schedule = 3", r"`schedule` is 3\.", PlanError),
+        ("learning_rate = ", r"this is not TOML: ", PlanError),
+        ("format = 99", r"The plan has format 99; this thalweg reads up to 1\. Install a newer thalweg\.", PlanError),
+        ("groups = 3", r"`groups` is 3, but it is a table\.", PlanError),
+        (
+            "[evidence]\nseed = 'given'",
+            r"'evidence\.seed' in the plan is 'given', but it is a table of source",
+            PlanError,
+        ),
+        ("[evidence.seed]\nreason = 'x'", r"'evidence\.seed' in the plan is .* which does not fit", PlanError),
+        ("batch_size = 'some'", r"`batch_size` is 'some', but it is a whole number\.", PlanError),
+    ],
+)
+def test_a_file_that_is_no_plan_is_told_with_its_name(tmp_path, text, told, kind):
+    path = tmp_path / "my plan.toml"
+    path.write_text(text)
+    with pytest.raises(kind, match=told) as raised:
+        Plan.load(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_missing_or_not_text_is_told(tmp_path):
+    with pytest.raises(PlanError, match=r"none\.toml: the plan cannot be read \(No such file or directory\)\."):
+        Plan.load(tmp_path / "none.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match=r"bytes\.toml: this is not TOML"):
+        Plan.load(tmp_path / "bytes.toml")
+    assert issubclass(PlanError, ThalwegError)
+
+
+def test_the_whole_data_set_has_a_word_of_its_own(tmp_path):
+    Plan(batch_size=None).save(tmp_path / "plan.toml")
+    assert 'batch_size = "all"' in (tmp_path / "plan.toml").read_text()
+    assert tw.Plan.load(tmp_path / "plan.toml").batch_size is None
+
+
+def test_evidence_reads_as_a_sentence():
+    assert str(Evidence("derived", "a tenth")) == "derived: a tenth"
+    assert str(Evidence("given")) == "given"
