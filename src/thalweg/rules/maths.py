@@ -43,7 +43,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 @singledispatch
 def sign(x: Any) -> Any:
-    """-1, 0 or 1; NaN stays NaN.
+    """-1, 0 or 1. What it makes of NaN is the engine's own (torch says 0): gradients with NaN never get here.
 
     >>> sign(-3.5)
     -1.0

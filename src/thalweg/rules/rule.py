@@ -283,6 +283,8 @@ def _title(equation: Callable[..., Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    if isinstance(value, str | bytes):
+        return False
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError):
