@@ -80,16 +80,24 @@ class Source:
         return Path(self.file).stem if self.file else (self.module or "task").rsplit(".", 1)[-1]
 
     def save(self, path: Path) -> None:
-        """Write `task.toml`."""
-        known = {"name": self.name, "file": self.file, "module": self.module, "arguments": dict(self.arguments)}
-        path.write_text(tomlkit.dumps({key: value for key, value in known.items() if value is not None}), "utf-8")
+        """Write `task.toml`. Raises TaskError where an argument is no plain value."""
+        unset = [name for name, value in self.arguments.items() if value is None]  # TOML has no None
+        given = {name: value for name, value in self.arguments.items() if value is not None}
+        known = {"name": self.name, "file": self.file, "module": self.module, "none": unset or None, "arguments": given}
+        try:
+            text = tomlkit.dumps({key: value for key, value in known.items() if value is not None})
+        except ValueError as error:
+            raise TaskError(f"The task's arguments {given} cannot be recorded: {error}. Give plain values.") from error
+        path.write_text(text, "utf-8")
 
     @staticmethod
     def read(path: Path) -> Source:
         """Read `task.toml`. Raises TaskError where it is damaged."""
         try:
             entries = tomllib.loads(path.read_text("utf-8"))
-            return Source(**entries)
+            unset: dict[str, Any] = dict.fromkeys(entries.pop("none", []))
+            arguments: dict[str, Any] = {**entries.pop("arguments", {}), **unset}
+            return Source(**entries, arguments=arguments)
         except (tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
             raise TaskError(f"{path}: cannot be read as a task's source ({error}). Pass the task itself.") from error
 
@@ -162,7 +170,7 @@ class Task:
         except ThalwegError:
             raise
         except Exception as error:
-            raise TaskError(f"The model's factory failed: {type(error).__name__}: {error}") from error
+            raise TaskError(f"The model's factory failed: {_told(error)}") from error
         if not isinstance(model, nn.Module):
             raise TaskError(
                 f"The model's factory returned a {type(model).__name__}, not an nn.Module. Return the module."
@@ -192,9 +200,13 @@ def _needs_arguments(call: Callable[..., Any]) -> bool:
 
 
 def _check_metrics(task: Task) -> None:
+    if not isinstance(task.name, str) or not task.name.strip():
+        raise TaskError(f"`name` is {task.name!r}. Give a short text; it names the run's folder.")
     if not isinstance(task.metrics, Mapping):
         raise TaskError("`metrics` must be a mapping from name to f(outputs, targets), such as {'accuracy': accuracy}.")
     for name, metric in task.metrics.items():
+        if isinstance(metric, type):
+            raise TaskError(f"Metric '{name}' is the class {metric.__name__}. Give an instance: {metric.__name__}().")
         if not callable(metric) and not isinstance(metric, StreamingMetric):
             raise TaskError(f"Metric '{name}' is neither a function nor an object with reset, update and compute.")
         if name == "loss" or "/" in name:
@@ -208,6 +220,8 @@ def _check_metrics(task: Task) -> None:
         raise TaskError(f"`mode` is '{task.mode}'. Give 'min' where less of '{task.select}' is better, else 'max'.")
     if task.select != "loss" and task.validation is None:
         raise TaskError(f"`select` is '{task.select}', which is measured on validation data. Give `validation`.")
+    if task.metrics and task.validation is None:
+        raise TaskError("`metrics` are measured on validation data. Give `validation`, or leave the metrics out.")
     if task.metrics and task.loss is None:
         raise TaskError(
             "Metrics are computed from model outputs and targets, which needs `loss`. Give it beside `step`."
@@ -237,7 +251,7 @@ def find_task(source: Source) -> Task | Callable[..., Task]:
 
     Raises TaskError where the file does not run or has no task.
     """
-    module = importlib.import_module(source.module) if source.module else _run_file(Path(source.file or ""))
+    module = _import(source.module) if source.module else _run_file(Path(source.file or ""))
     found = getattr(module, source.name, None)
     if isinstance(found, Task) or (callable(found) and not isinstance(found, type)):
         return cast("Task | Callable[..., Task]", found)
@@ -251,6 +265,13 @@ def find_task(source: Source) -> Task | Callable[..., Task]:
     )
 
 
+def _import(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise TaskError(f"The task's module {name} cannot be imported: {error}. Install what it needs.") from error
+
+
 def _run_file(path: Path) -> types.ModuleType:
     if not path.is_file():
         raise TaskError(f"The task's file {path} is no longer there. Put it back, or pass the task itself.")
@@ -260,16 +281,31 @@ def _run_file(path: Path) -> types.ModuleType:
         raise TaskError(f"{path} is no Python file. A task file ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, pickling and loader workers look the module up by its name
-    sys.path.insert(0, str(path.parent))  # a task file may import what lies beside it, as a script may
+    beside = str(path.parent)
+    sys.path.insert(0, beside)  # a task file may import what lies beside it, as a script may
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise TaskError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
+        place = f", line {error.lineno}" if error.lineno else ""
+        raise TaskError(
+            f"{error.filename or path}{place}: {error.msg}: {(error.text or '').strip()}. Mend the file."
+        ) from error
+    except SystemExit as error:
+        raise TaskError(
+            f"{path} ends the process ({_place(error, path)}exit). Take that out of a task file."
+        ) from error
     except Exception as error:
-        raise TaskError(f"{path} does not run: {_place(error, path)}{type(error).__name__}: {error}") from error
+        raise TaskError(f"{path} does not run: {_place(error, path)}{_told(error)}") from error
     finally:
-        sys.path.remove(str(path.parent))
+        sys.path.remove(beside)
+        if beside not in sys.path:
+            sys.path.append(beside)  # for what its functions import later
     return module
+
+
+def _told(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _place(error: BaseException, path: Path) -> str:
@@ -299,11 +335,13 @@ def _call(function: Callable[..., Task], source: Source) -> Task:
         raise TaskError(f"{source.where}: {source.name}() also needs {missing}. Give each as --{missing[0]} VALUE.")
     try:
         task = function(**source.arguments)
-    except TaskError:
+    except ThalwegError:
         raise
     except Exception as error:
         place = _place(error, Path(source.file)) if source.file else ""
-        raise TaskError(f"{source.where}: {source.name}() failed: {place}{type(error).__name__}: {error}") from error
+        raise TaskError(f"{source.where}: {source.name}() failed: {place}{_told(error)}") from error
     if not isinstance(task, Task):
-        raise TaskError(f"{source.where}: {source.name}() returned a {type(task).__name__}, not a thalweg.Task.")
+        raise TaskError(
+            f"{source.where}: {source.name}() returned a {type(task).__name__}, not a thalweg.Task. Return the task."
+        )
     return task

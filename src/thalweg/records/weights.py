@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from thalweg.errors import CheckpointError
 
@@ -22,6 +24,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises CheckpointError where names or shapes are another model's.
     """
     present = model_state(model)
+    for name in present.keys() & state.keys():
+        if isinstance(present[name], UninitializedParameter | UninitializedBuffer):  # a lazy layer that saw no data yet
+            cast("UninitializedParameter", present[name]).materialize(tuple(state[name].shape))
     missing, extra = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
     wrong = sorted(n for n in present.keys() & state.keys() if present[n].shape != state[n].shape)
     if missing or extra or wrong:

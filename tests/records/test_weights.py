@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+from thalweg.errors import CheckpointError
+from thalweg.records.weights import load_model_state, model_state
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.o = nn.Embedding(5, 4), nn.Linear(4, 5)
+        self.o.weight = self.e.weight
+        self.register_buffer("hidden", torch.ones(2), persistent=False)
+
+
+def copied(state):
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def test_all_parameters_and_buffers_are_taken_tied_and_passing_ones_too():
+    assert set(model_state(Tied())) == {"e.weight", "o.weight", "o.bias", "hidden"}
+    assert "1.running_mean" in model_state(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weights_come_back_bit_for_bit(dtype):
+    one, other = nn.Linear(3, 4).to(dtype), nn.Linear(3, 4).to(dtype)
+    load_model_state(other, copied(model_state(one)))
+    assert torch.equal(one.weight, other.weight)
+    assert other.weight.requires_grad
+
+
+def test_tied_weights_stay_tied():
+    one, other = Tied(), Tied()
+    load_model_state(other, copied(model_state(one)))
+    assert other.o.weight is other.e.weight
+    assert torch.equal(other.o.weight, one.e.weight)
+
+
+def test_a_lazy_model_takes_its_shapes_from_the_weights():
+    def lazy():
+        return nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+
+    one, other = lazy(), lazy()
+    one(torch.randn(4, 5))
+    load_model_state(other, copied(model_state(one)))
+    x = torch.randn(6, 5)
+    assert torch.equal(one.eval()(x), other.eval()(x))
+
+
+def test_another_models_weights_are_refused_by_name():
+    state = copied(model_state(nn.Linear(3, 4)))
+    with pytest.raises(
+        CheckpointError, match=r"of another model: missing \['0\.bias', '0\.weight'\], not known here \['bias'"
+    ):
+        load_model_state(nn.Sequential(nn.Linear(3, 4)), state)
+    with pytest.raises(
+        CheckpointError, match=r"weight: \(4, 3\) there, \(4, 5\) here.*Use the task the run was made with\."
+    ):
+        load_model_state(nn.Linear(5, 4), state)
