@@ -15,7 +15,7 @@ import numpy as np
 
 from thalweg.see.axes import LARGEST, Axis, Values, choose
 from thalweg.see.reduction import Columns, reduce, smooth
-from thalweg.see.wording import number, plain, several
+from thalweg.see.wording import number, percent, plain
 
 FULL = 10_000  # coordinates of the plot's far corner
 MOST_DOTS = 120  # points of a line that are drawn as dots too
@@ -37,7 +37,7 @@ MARKS = {  # kind of event -> its sign and what it says in the legend
 class Series(NamedTuple):
     """One line.
 
-    `colour` is a class of the style sheet. `smooth`: the values stand faintly behind a smoothed line. `dots`: points only.
+    `colour` is a class of the style sheet; one without a name is in neither legend nor read-out. `smooth`: the values stand faintly behind a smoothed line. `dots`: points only.
     """
 
     name: str
@@ -84,11 +84,13 @@ def chart(
     log_x: bool = False,
     log_y: bool | None = None,
     zero: bool = False,
+    share: bool = False,
+    lost: str = "not finite",
 ) -> str:
     """Draw a chart as an HTML figure; empty text where no value is finite.
 
     `note` is a sentence below the title. The y axis is logarithmic where the data ask for it and `log_y` does not decide;
-    `zero` begins a linear one at zero.
+    `zero` begins a linear one at zero, `share` labels it in percent. `lost` says what a value that is not finite means.
     """
     drawn = [d for d in (_prepare(s) for s in series) if len(d.columns.x) or len(d.lost)]
     if not any(len(d.columns.x) for d in drawn):
@@ -97,13 +99,13 @@ def chart(
     up = choose([v for d in drawn for v in (d.columns.low, d.columns.high)], log=log_y, zero=zero)
     kept = _spread([m for m in marks if across.low <= m.x <= across.high], across)
     shapes = "".join(_shapes(d, across, up) for d in drawn)
-    labels = _labels(across, up, x_name, log_y)
+    labels = _labels(across, up, x_name, log_y, share)
     svg = (
         f'<svg viewBox="0 0 {FULL} {FULL}" preserveAspectRatio="none" role="img" aria-label="{_spoken(title, drawn)}">'
         f"{_grid(across, up)}{''.join(_stretch(s, across) for s in stretches)}{shapes}</svg>"
     )
-    inside = f"{svg}{labels}{''.join(_mark(m, across) for m in kept)}{_lost(drawn, across)}"
-    caption = f"<b>{escape(title)}</b>{_legend(drawn, kept, stretches)}"
+    inside = f"{svg}{labels}{''.join(_mark(m, across) for m in kept)}{_lost(drawn, across, lost)}"
+    caption = f"<b>{escape(title)}</b>{_legend(drawn, kept, stretches, lost)}"
     told = f'<p class="note">{escape(note)}</p>' if note else ""
     return (
         f'<figure class="chart"><figcaption>{caption}</figcaption>{told}<div class="plot">{inside}</div>'
@@ -175,8 +177,9 @@ def _grid(across: Axis, up: Axis) -> str:
     return f'<path class="grid" d="{rows}{columns}"/>'
 
 
-def _labels(across: Axis, up: Axis, x_name: str, log_y: bool | None) -> str:
-    rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in up.labels())
+def _labels(across: Axis, up: Axis, x_name: str, log_y: bool | None, share: bool) -> str:
+    heights = [(float(up.at(t)), percent(t)) for t in up.ticks()] if share else up.labels()
+    rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in heights)
     columns = "".join(
         f'<span class="x{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'
         for i, (p, text) in enumerate(across.labels(6))
@@ -202,9 +205,9 @@ def _mark(mark: Mark, across: Axis) -> str:
     return f'<span class="mark {mark.kind}" style="left:{place:.2f}%" title="{told}"><b>{sign}</b></span>'
 
 
-def _lost(drawn: Sequence[Drawn], across: Axis) -> str:
+def _lost(drawn: Sequence[Drawn], across: Axis, told: str) -> str:
     places = sorted({round(200 * float(across.at(x))) / 2 for d in drawn for x in reduce(d.lost, d.lost, 200).x})
-    return "".join(f'<span class="lost" style="left:{p:.1f}%" title="not finite">×</span>' for p in places)
+    return "".join(f'<span class="lost" style="left:{p:.1f}%" title="{escape(told)}">×</span>' for p in places)
 
 
 def _stretch(stretch: Stretch, across: Axis) -> str:
@@ -215,7 +218,7 @@ def _stretch(stretch: Stretch, across: Axis) -> str:
     )
 
 
-def _legend(drawn: Sequence[Drawn], marks: Sequence[Mark], stretches: Sequence[Stretch]) -> str:
+def _legend(drawn: Sequence[Drawn], marks: Sequence[Mark], stretches: Sequence[Stretch], told: str) -> str:
     named = {(d.series.name, d.series.colour, d.series.dashed): None for d in drawn if d.series.name}
     keys = [
         f'<span class="key {c}{" dashed" if dashed else ""}">{escape(plain(name))}</span>' for name, c, dashed in named
@@ -224,7 +227,7 @@ def _legend(drawn: Sequence[Drawn], marks: Sequence[Mark], stretches: Sequence[S
     if stretches:
         keys.append('<span class="sign walked"><b>▒</b> walked anew</span>')
     if lost := sum(len(d.lost) for d in drawn):
-        keys.append(f'<span class="sign nonfinite"><b>×</b> {several(lost, "value")} not finite</span>')
+        keys.append(f'<span class="sign nonfinite"><b>×</b> {lost:,} {escape(told)}</span>')
     return f'<span class="legend">{"".join(keys)}</span>'
 
 
@@ -235,9 +238,9 @@ def _kinds(marks: Sequence[Mark]) -> list[str]:
 def _spoken(title: str, drawn: Sequence[Drawn]) -> str:
     """Say the chart for those who do not see it."""
     said = [
-        f"{d.series.name or 'values'} from {number(float(d.columns.mean[0]))} to {number(float(d.columns.mean[-1]))}"
+        f"{d.series.name} from {number(float(d.columns.mean[0]))} to {number(float(d.columns.mean[-1]))}"
         for d in drawn
-        if len(d.columns.x)
+        if len(d.columns.x) and d.series.name
     ]
     return escape(plain(f"{title}: {'; '.join(said)}"))
 
@@ -247,7 +250,7 @@ def _data(drawn: Sequence[Drawn], across: Axis, x_name: str) -> str:
     lines = [
         {"name": plain(d.series.name), "colour": d.series.colour, "x": _short(d.columns.x), "y": _short(d.columns.mean)}
         for d in drawn
-        if len(d.columns.x)
+        if len(d.columns.x) and d.series.name
     ]
     data = {"x": plain(x_name), "low": across.low, "high": across.high, "log": across.log, "lines": lines}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)

@@ -12,7 +12,7 @@ from thalweg.records.run import Run
 from thalweg.see import knobs, story
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
-from thalweg.see.wording import number, several
+from thalweg.see.wording import is_share, number, several
 
 MOST_METRICS = 8
 PLANNED = 400  # points of the planned schedule
@@ -40,7 +40,9 @@ def metrics(run: Run) -> list[str]:
             Series("averaged weights (EMA)", *story.recorded(run, f"ema/{name}"), "ema"),
         ]
         title = story.called(run, name)
-        charts.append(chart(title[:1].upper() + title[1:], _there(lines), marks=_kept(run)))
+        values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
+        share = is_share(name) and bool(((values >= 0) & (values <= 1)).all())
+        charts.append(chart(title[:1].upper() + title[1:], _there(lines), marks=_kept(run), share=share))
     return charts
 
 
@@ -101,7 +103,8 @@ def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
             continue
         place = min(max(float(event.step), first), last)
         x, y = [*x, place, place], [*y, y[-1], float(cured)]
-    return np.array([*x, last]), np.array([*y, y[-1]])
+    places, limits = np.array([*x, last]), np.array([*y, y[-1]])
+    return places[np.isfinite(limits)], limits[np.isfinite(limits)]
 
 
 def marks(run: Run) -> list[Mark]:
@@ -141,17 +144,15 @@ def search(run: Run) -> str:
         means = np.array([y[(x == r) & np.isfinite(y)].mean() for r in rates])
         lines.append(Series(several(steps, "step"), x, y, colour, dots=True))
         if len(rates) > 1:
-            lines.append(Series(several(steps, "step"), rates, means, colour))
+            lines.append(Series("", rates, means, colour))
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {number(run.plan.learning_rate)}")
-    failed = sum(not math.isfinite(score) for _, _, score in trials)
     select = story.called(run, str(run.summary.get("select", "loss")))
-    note = (
-        f"{several(len(trials), 'short training run')}, each with its whole schedule; their {select} at the end."
-        f"{f' {failed} diverged (×).' if failed else ''}"
-    )
+    note = f"{several(len(trials), 'short training run')}, each with its whole schedule; their {select} at the end."
     if "price" in seen:
         note += f" Search and training cost {number(float(seen['price']))} trainings."
-    return chart("Learning-rate search", lines, note=note, marks=[chosen], x_name="learning rate", log_x=True)
+    return chart(
+        "Learning-rate search", lines, note=note, marks=[chosen], x_name="learning rate", log_x=True, lost="diverged"
+    )
 
 
 def _trials(run: Run) -> Iterator[tuple[float, int, float]]:

@@ -96,7 +96,10 @@ def charts(run: Run) -> str:
 def plan(run: Run) -> str:
     """Every knob with its value and its evidence; what was measured for it is drawn."""
     shown, rest = knobs.split(run.plan)
-    legend = "".join(f'<span class="chip {s}">{s}</span> {safe(told)}. ' for s, told in knobs.SOURCES.items())
+    legend = "".join(
+        f'<span><span class="chip {source}">{source}</span>{safe(told)}</span>'
+        for source, told in knobs.SOURCES.items()
+    )
     hidden = (
         f"<details><summary>{several(len(rest), 'more knob')} at stated defaults</summary>{_knobs(run, rest)}</details>"
         if rest
@@ -105,7 +108,8 @@ def plan(run: Run) -> str:
     pictures = "".join(c for c in (curves.search(run), batches(run)) if c)
     drawn = f'<div class="pair">{pictures}</div>' if pictures else ""
     return section(
-        "The plan, and why", f'<p class="note">{legend}</p><div class="card">{_knobs(run, shown)}{hidden}</div>{drawn}'
+        "The plan, and why",
+        f'<p class="note sources">{legend}</p><div class="card">{_knobs(run, shown)}{hidden}</div>{drawn}',
     )
 
 
