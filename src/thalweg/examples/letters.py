@@ -2,7 +2,7 @@
 
 Data: Letter Recognition (David J. Slate 1991, UCI Machine Learning Repository), 20,000 rows, in `letters.csv.gz` beside
 this file: 16 whole numbers from 0 to 15 and the letter. Licence: CC BY 4.0; not changed. To beat: a linear classifier,
-74 % right, and the nearest neighbour, 94 %.
+76 % right, and the nearest neighbour, 94 %.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def task(hidden: int = 128, held_out: float = 0.2) -> tw.Task:
     table = np.unique(table, axis=0)  # 1,332 rows are there twice: validation must not hold what was trained on
     letters = table[:, 16].astype(np.int64)
     train, validation = split(len(table), held_out, letters)
-    x = table[:, :16].astype(np.float32)
+    x = table[:, :16]
     x = (x - x[train].mean(0)) / x[train].std(0)  # of the training part alone: validation stays unseen
+    x = x.astype(np.float32)
 
     def model() -> nn.Module:
         return nn.Sequential(

