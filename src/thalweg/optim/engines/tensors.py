@@ -53,8 +53,9 @@ class TensorEngine:
         """Read the gradients, change neither weights nor `state`; one wait for the device."""
         self._shares = self._share_out(works, state, ema)
         gradients = [g for work in works for g in work.gradients]
-        looked = [share.block.look([gradients[i] for i in share.members]) for share in self._shares]
-        cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in self._shares]
+        with np.errstate(all="ignore"):
+            looked = [share.block.look([gradients[i] for i in share.members]) for share in self._shares]
+            cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in self._shares]
         values = _numbers([*looked, *cut])
         each = _in_order(values[: len(looked)], self._shares, len(gradients))
         total = math.hypot(*each)
