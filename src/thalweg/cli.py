@@ -9,6 +9,7 @@ import argparse
 import ast
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -54,17 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `head` does
         return STATUSES["well"]
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{error.filename}: {error.strerror}. Check the path, its permissions and the space left.")
+        return STATUSES["bad input"]
 
 
 def _complain(text: str) -> None:
-    print(f"thalweg: {text}", file=sys.stderr)
+    print(f"thalweg: {' '.join(text.split())}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and takes no shortened options: they may be the task's own."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message}. See `{self.prog} --help`.")
+        raise SystemExit(STATUSES["bad input"])
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     from thalweg import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="thalweg", description="Train a PyTorch model by gradient descent, with the knobs chosen on evidence."
     )
     parser.add_argument("--version", action="version", version=f"thalweg {__version__}")
@@ -104,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     for parser_ in (fit, tune, train, check):
         parser_.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
         parser_.add_argument("--seed", type=int, default=None, help="of everything random; default 0")
+        parser_.set_defaults(own=[word for word in parser_._option_string_actions if word.startswith("--")])
     resume = _verb(verbs, "resume", run_resume, "go on with a run where it stopped")
     resume.add_argument("folder", help="the run's folder")
     resume.add_argument("--device", default="auto")
@@ -126,7 +144,10 @@ def _verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> argparse
 def _task_verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> argparse.ArgumentParser:
     parser = _verb(verbs, name, run, told)
     parser.add_argument("task", help="a built-in example (see `thalweg examples`), or path/to/task.py[:name]")
-    parser.epilog = "Further options, such as --hidden 64, are passed to the task's function."
+    parser.epilog = (
+        "Further options, such as --hidden 64, are passed to the task's function;"
+        " --task.steps 64 where an option of this command has the same name."
+    )
     return parser
 
 
@@ -137,8 +158,10 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seconds", type=float, help="seconds of training, turned into steps at the start")
 
 
-def open_task(address: str, rest: Sequence[str]) -> Task:
+def open_task(address: str, rest: Sequence[str], own: Sequence[str] = ()) -> Task:
     """Find a task by an example's name or a file's path, with its arguments from the command line.
+
+    `own` are the command's options, of which a mistyped one may be meant.
 
     Raises TaskError where there is none, or it refuses the arguments.
     """
@@ -155,13 +178,15 @@ def open_task(address: str, rest: Sequence[str]) -> Task:
         )
     found = find_task(source)
     parameters = {} if isinstance(found, Task) else dict(inspect.signature(found).parameters)
-    return Source(source.name, source.file, source.module, read_arguments(rest, parameters)).load()
+    return Source(source.name, source.file, source.module, read_arguments(rest, parameters, own)).load()
 
 
-def read_arguments(words: Sequence[str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+def read_arguments(
+    words: Sequence[str], parameters: Mapping[str, inspect.Parameter], own: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read `--hidden 64 --flag --name=value` for a task's function; values take the type of its defaults.
 
-    Raises TaskError for a word that is no option.
+    Raises TaskError for a word that is no option, or a value of another type.
     """
     arguments: dict[str, Any] = {}
     left = list(words)
@@ -173,39 +198,74 @@ def read_arguments(words: Sequence[str], parameters: Mapping[str, inspect.Parame
         name = name.removeprefix("task.").replace("-", "_")
         if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             takes = f"It takes {', '.join('--' + n for n in parameters)}." if parameters else "It takes no arguments."
-            raise TaskError(f"The task has no option --{name}.{nearest(name, parameters)} {takes}")
-        default = parameters[name].default if name in parameters else None
+            near = nearest(f"--{name.replace('_', '-')}", [*own, *("--" + n for n in parameters)])
+            raise TaskError(f"The task has no option --{name}.{near} {takes}")
         if equals:
-            arguments[name] = _value(text, default)
+            arguments[name] = _argument(name, text, parameters.get(name))
         elif left and not left[0].startswith("--"):
-            arguments[name] = _value(left.pop(0), default)
+            arguments[name] = _argument(name, left.pop(0), parameters.get(name))
         else:
             arguments[name] = True
     return arguments
 
 
-def _value(text: str, default: Any = None) -> Any:
-    if isinstance(default, str):
+def _argument(name: str, text: str, parameter: inspect.Parameter | None) -> Any:
+    """Read one value as the parameter's default, or else its annotation, says it is."""
+    default = None if parameter is None or parameter.default is parameter.empty else parameter.default
+    if isinstance(default, str) or (parameter is not None and parameter.annotation in (str, "str")):
         return text
-    lowered = text.lower()
+    if isinstance(default, Path):
+        return Path(text)
+    value = _value(text)
+    if isinstance(default, bool):
+        value = {"yes": True, "no": False, "1": True, "0": False}.get(text.lower(), value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    for kind, told in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
+        if isinstance(default, kind):
+            if value is None or (isinstance(value, kind) and isinstance(value, bool) is (kind is bool)):
+                return value
+            raise TaskError(f"--{name} is {text!r}, but it is {told}, such as {default}.")
+    return value
+
+
+def _value(text: str) -> Any:
+    lowered = text.strip().lower()
     if lowered in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[lowered]
+    if lowered in ("inf", "+inf", "-inf", "nan"):
+        return float(lowered)
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
 def read_knobs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99` reaches into a table. Raises PlanError for another form."""
+    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99`, `schedule.warmup=100` and `groups.*.bias.learning_rate=2` reach into
+    tables.
+
+    Raises PlanError for another form.
+
+    >>> read_knobs(["learning-rate=1e-3", "batch_size=all", "constants.beta2=0.99"])
+    {'learning_rate': 0.001, 'batch_size': None, 'constants': {'beta2': 0.99}}
+    """
     knobs: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals or not name:
+        head, _, key = name.strip().partition(".")
+        head = head.replace("-", "_")
+        if not equals or not head:
             raise PlanError(f"'{pair}' is not of the form KNOB=VALUE, such as learning_rate=1e-3.")
-        head, _, key = name.strip().replace("-", "_").partition(".")
-        value: Any = None if head == "batch_size" and text == "all" else _value(text)
-        if key:
+        value: Any = None if head == "batch_size" and text.strip() == "all" else _value(text)
+        if key and not isinstance(knobs.get(head, {}), dict):
+            raise PlanError(
+                f"'{pair}' reaches into '{head}', which another pair has set as a whole. Give it in one way."
+            )
+        if key and head == "groups":
+            pattern, _, setting = key.rpartition(".")
+            knobs.setdefault(head, {}).setdefault(pattern, {})[setting] = value
+        elif key:
             knobs.setdefault(head, {})[key] = value
         else:
             knobs[head] = value
@@ -228,7 +288,7 @@ def _out(options: argparse.Namespace, task: Task) -> Path:
     """Give the run's folder: the one named, else the first free one of runs/NAME, runs/NAME-2, …"""
     if options.out:
         return Path(options.out)
-    base = Path("runs") / (task.name or "task")
+    base = Path("runs") / (re.sub(r"[^\w.-]+", "-", task.name).strip("-.") or "task")
     number, folder = 1, base
     while folder.exists():
         number += 1
@@ -249,7 +309,7 @@ def run_fit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
-    task = open_task(options.task, rest)
+    task = open_task(options.task, rest, options.own)
     budget, effort = _budget_of(options, task), _effort(options.effort)
     fixed, seed = read_knobs(options.fix), options.seed or 0
     if options.dry_run:
@@ -284,7 +344,7 @@ def run_tune(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     from thalweg import verbs
 
-    task = open_task(options.task, rest)
+    task = open_task(options.task, rest, options.own)
     plan = verbs.tune(
         task,
         **_budget_of(options, task),
@@ -306,12 +366,13 @@ def run_train(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
-    task = open_task(options.task, rest)
+    task = open_task(options.task, rest, options.own)
     plan = Plan.load(options.plan) if options.plan else Plan()
     knobs = read_knobs(options.set)
-    for table in ("constants", "groups"):
+    there = plan.to_dict()
+    for table in ("constants", "groups", "schedule"):
         if isinstance(knobs.get(table), dict):
-            knobs[table] = {**getattr(plan, table), **knobs[table]}
+            knobs[table] = {**there[table], **knobs[table]}
     if knobs:
         plan = plan.replace(**knobs)
     given = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
@@ -335,7 +396,7 @@ def run_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`thalweg check`."""
     from thalweg import verbs
 
-    found = verbs.check(open_task(options.task, rest), device=options.device, seed=options.seed or 0)
+    found = verbs.check(open_task(options.task, rest, options.own), device=options.device, seed=options.seed or 0)
     return _tell(found, "Nothing suspicious was found.")
 
 
@@ -384,7 +445,7 @@ def run_examples(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     for name, line in examples.EXAMPLES.items():
         known = examples.info(name)
-        expected = ", ".join(f"{k} {v}" for k, v in known.expected.items())
+        expected = ", ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in known.expected.items())
         print(f"{name:10s} {line}\n{'':10s} {known.epochs:g} epochs, about {known.seconds:g} s; expect {expected}")
     return STATUSES["well"]
 

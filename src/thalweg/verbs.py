@@ -52,9 +52,11 @@ def fit(
     Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
     descent cannot be saved.
     """
-    if out is not None and (Path(out) / STATUS).exists():
-        raise RunError(f"{out} already holds a run. Resume it (thalweg resume {out}), or give a new folder.")
+    if out is not None:
+        _check_room(Path(out))
     problem = _posed(task, device)
+    for found in ask(look(problem, seed)):
+        say(f"{found.severity}: {found}")
     say(
         describe_cost(cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed))
     )
@@ -65,6 +67,23 @@ def fit(
     if run.folder is not None:
         report(run)
     return run
+
+
+def _check_room(folder: Path) -> None:
+    """Refuse a folder that cannot take a run, before the search has cost anything."""
+    if (folder / STATUS).exists():
+        raise RunError(f"{folder} already holds a run. Resume it (thalweg resume {folder}), or give a new folder.")
+    _check_writable(folder)
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / ".probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another place with out=.") from error
 
 
 def estimate(
@@ -102,6 +121,9 @@ def tune(
 
     Arguments and errors as for `fit`.
     """
+    path = None if out is None else Path(out) if Path(out).suffix == ".toml" else Path(out) / PLAN
+    if path is not None:
+        _check_writable(path.parent)
     plan = tune_plan(
         _posed(task, device),
         epochs=epochs,
@@ -112,10 +134,11 @@ def tune(
         fixed=fixed,
         say=say,
     )
-    if out is not None:
-        path = Path(out) if Path(out).suffix == ".toml" else Path(out) / PLAN
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plan.save(path)
+    if path is not None:
+        try:
+            plan.save(path)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror}. Choose another place with out=.") from error
     return plan
 
 

@@ -1,0 +1,299 @@
+import inspect
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thalweg import cli
+from thalweg.errors import DivergedError, PlanError, TaskError
+from thalweg.records.plan import Plan
+from thalweg.records.run import Run
+
+FILE = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+import thalweg as tw
+
+def task(hidden=8, rate=0.5, label="mine", wide=False, sizes=(1, 2), anything=None, steps=3):
+    print("asked:", hidden, rate, label, wide, sizes, anything, steps)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 4, generator=generator)
+    y = (x[:, 0] > 0).long()
+    return tw.Task(
+        model=lambda: nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 2)),
+        loss=F.cross_entropy, data=(x[:40], y[:40]), validation=(x[40:], y[40:]),
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def test_nothing_shows_the_help(capsys):
+    assert cli.main([]) == 0
+    assert "verbs" in capsys.readouterr().out
+
+
+def test_every_verb_has_help(capsys):
+    for verb in ("fit", "tune", "train", "check", "resume", "diagnose", "report", "examples"):
+        with pytest.raises(SystemExit) as left:
+            cli.main([verb, "--help"])
+        assert left.value.code == 0
+        assert verb in capsys.readouterr().out
+
+
+def test_fit_chooses_trains_and_reports(capsys):
+    assert cli.main(["fit", "mine.py", "--steps", "40", "--effort", "2", "--out", "größe 1/run"]) == 0
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err
+    assert "\x1b" not in shown.out  # no control characters where no terminal is
+    run = Run.open("größe 1/run")
+    assert run.plan.why("learning_rate").source == "searched"
+    assert Path("größe 1/run/report.html").stat().st_size > 1000
+    assert cli.main(["diagnose", "größe 1/run"]) == 0
+    assert cli.main(["report", "größe 1/run", "--out", "r.html"]) == 0
+    assert Path("r.html").exists()
+
+
+def test_a_dry_run_says_the_price_and_writes_nothing(capsys, folder):
+    assert cli.main(["fit", "mine.py", "--epochs", "4", "--dry-run", "--quiet"]) == 0
+    assert "steps of" in capsys.readouterr().out
+    assert sorted(p.name for p in folder.iterdir()) in (["mine.py"], ["__pycache__", "mine.py"])
+
+
+def test_tune_prints_a_plan_that_train_takes(capsys):
+    assert cli.main(["tune", "mine.py", "--steps", "40", "--effort", "2", "--fix", "batch_size=10"]) == 0
+    shown = capsys.readouterr()
+    Path("plan.toml").write_text(shown.out.split("\n", 1)[1])  # behind what the task itself printed
+    assert Plan.load("plan.toml").batch_size == 10
+    assert "# learning rate" in shown.err
+    assert (
+        cli.main(["train", "mine.py", "--plan", "plan.toml", "--set", "learning_rate=1e-3", "--out", "r", "--quiet"])
+        == 0
+    )
+    run = Run.open("r")
+    assert run.plan.learning_rate == 1e-3
+    assert run.plan.why("learning_rate").source == "given"
+    assert run.plan.steps == 40
+
+
+def test_tune_writes_a_plan(capsys):
+    assert cli.main(["tune", "mine.py", "--steps", "30", "--effort", "1", "--out", "plans/p.toml", "--quiet"]) == 0
+    assert "plan written to plans/p.toml" in capsys.readouterr().out
+    assert Plan.load("plans/p.toml").steps == 30
+
+
+def test_set_reaches_into_tables(capsys):
+    words = ["train", "mine.py", "--steps", "5", "--out", "r", "--quiet"]
+    pairs = ["batch-size=all", "constants.beta2=0.9", "constants.beta1=0.5", "schedule=cosine", "seed=3", "ema=none"]
+    for pair in pairs:
+        words += ["--set", pair]
+    assert cli.main(words) == 0
+    plan = Run.open("r").plan
+    assert plan.batch_size is None
+    assert plan.constants == {"beta1": 0.5, "beta2": 0.9}
+    assert plan.schedule.shape == "cosine"
+    assert plan.seed == 3
+    more = ["--set", "schedule.warmup=2", "--set", "groups.*.bias.learning_rate=2", "--out", "r2"]
+    assert cli.main([*words[:4], "--quiet", *more]) == 0
+    plan = Run.open("r2").plan
+    assert plan.schedule.warmup == 2
+    assert plan.groups["*.bias"].learning_rate == 2.0
+
+
+def test_runs_without_a_name_of_their_own_are_numbered():
+    for _ in range(3):
+        assert cli.main(["train", "mine.py", "--steps", "2", "--quiet"]) == 0
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["mine", "mine-2", "mine-3"]
+
+
+def test_a_task_name_cannot_leave_the_folder_of_runs():
+    Path("odd.py").write_text(FILE.replace("loss=F.", 'name="../größe / x", loss=F.'))
+    assert cli.main(["train", "odd.py", "--steps", "2", "--quiet"]) == 0
+    assert [p.name for p in Path("runs").iterdir()] == ["größe-x"]
+
+
+def test_resume_opens_what_is_finished(capsys):
+    assert cli.main(["train", "mine.py", "--steps", "4", "--out", "r", "--quiet", "--hidden", "5"]) == 0
+    assert cli.main(["resume", "r", "--quiet"]) == 0
+    assert capsys.readouterr().out.count("asked: 5 ") == 2
+    assert Run.open("r").model[0].out_features == 5
+
+
+def test_arguments_reach_the_tasks_function(capsys):
+    words = [
+        "--hidden",
+        "16",
+        "--rate",
+        "2",
+        "--label=3",
+        "--wide",
+        "--sizes",
+        "[4, 5]",
+        "--anything",
+        "-1.5",
+        "--task.steps",
+        "9",
+    ]
+    assert cli.main(["train", "mine.py", "--steps", "2", "--out", "r", "--quiet", *words]) == 0
+    assert "asked: 16 2.0 3 True [4, 5] -1.5 9" in capsys.readouterr().out
+    assert Run.open("r").model[0].out_features == 16
+
+
+def test_options_may_stand_anywhere(capsys):
+    assert cli.main(["train", "--hidden=4", "--steps", "2", "mine.py", "--quiet", "--wide", "no", "--out", "r"]) == 0
+    assert "asked: 4 0.5 mine False" in capsys.readouterr().out
+
+
+def parameters(**defaults):
+    return {
+        name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in defaults.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("3", 1, 3),
+        ("-3", 1, -3),
+        ("3", 1.0, 3.0),
+        ("1e-3", 1.0, 1e-3),
+        ("inf", 1.0, float("inf")),
+        ("3", "x", "3"),
+        ("a b", "x", "a b"),
+        ("none", 1, None),
+        ("yes", False, True),
+        ("0", True, False),
+        ("True", False, True),
+        ("x/y", Path("."), Path("x/y")),
+        ("[1, 2]", None, [1, 2]),
+        ("{'a': 1}", None, {"a": 1}),
+        ("word", None, "word"),
+        ("", None, ""),
+        ("1,2", (), (1, 2)),
+    ],
+)
+def test_values_take_the_type_of_their_default(text, default, value):
+    for words in (["--x", text], [f"--x={text}"]):
+        found = cli.read_arguments(words, parameters(x=default))["x"]
+        assert found == value
+        assert type(found) is type(value)
+
+
+def test_a_text_stays_a_text_where_the_annotation_says_so():
+    def task(data: str): ...
+
+    assert cli.read_arguments(["--data", "007"], inspect.signature(task).parameters) == {"data": "007"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--x", "abc"], r"--x is 'abc', but it is a whole number, such as 1\."),
+        (["--x", "1.5"], r"--x is '1\.5', but it is a whole number"),
+        (["--y", "abc"], r"--y is 'abc', but it is a number, such as 0\.5\."),
+        (["--z", "abc"], r"--z is 'abc', but it is true or false, such as True\."),
+        (["--yy", "1"], r"The task has no option --yy\. Did you mean '--y'\? It takes --x, --y, --z\."),
+        (["stray"], r"'stray' is no option\. Options for the task look like --name VALUE\."),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told(words, told):
+    with pytest.raises(TaskError, match=told):
+        cli.read_arguments(words, parameters(x=1, y=0.5, z=True))
+
+
+def test_a_mistyped_option_of_the_command_is_recognised(capsys):
+    assert cli.main(["fit", "mine.py", "--epoch", "3"]) == 2
+    assert "The task has no option --epoch. Did you mean '--epochs'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pair", ["learning_rate", "=3", " = 3"])
+def test_pairs_of_another_form_are_told(pair):
+    with pytest.raises(PlanError, match=r"is not of the form KNOB=VALUE, such as learning_rate=1e-3\."):
+        cli.read_knobs([pair])
+
+
+def test_a_table_is_set_in_one_way():
+    with pytest.raises(
+        PlanError, match=r"'schedule\.warmup=3' reaches into 'schedule', which another pair has set as a whole"
+    ):
+        cli.read_knobs(["schedule=linear", "schedule.warmup=3"])
+
+
+def test_examples_are_listed(capsys):
+    assert cli.main(["examples"]) == 0
+    assert "digits" in capsys.readouterr().out
+
+
+def test_check_says_what_it_finds_by_its_status(capsys):
+    assert cli.main(["check", "mine.py"]) == 0
+    assert "Nothing suspicious was found." in capsys.readouterr().out
+    Path("dead.py").write_text(FILE.replace("y = (x", "x = x * 0\n    y = (x"))
+    assert cli.main(["check", "dead.py"]) == 11
+    assert "critical: output ignores input" in capsys.readouterr().out
+
+
+def fails_with(error):
+    def verb(options, rest):
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (DivergedError("lost"), 3, "thalweg: lost\n"),
+        (TaskError("of two\nlines"), 2, "thalweg: of two lines\n"),
+        (KeyboardInterrupt("Saved."), 130, "thalweg: Saved.\n"),
+        (KeyboardInterrupt(), 130, "thalweg: Interrupted.\n"),
+        (
+            OSError(28, "No space left on device", "/x/y"),
+            2,
+            "thalweg: /x/y: No space left on device. Check the path, its p",
+        ),
+    ],
+)
+def test_every_end_has_its_status(monkeypatch, capsys, error, status, told):
+    monkeypatch.setattr(cli, "run_examples", fails_with(error))
+    assert cli.main(["examples"]) == status
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    for error in (ZeroDivisionError(), OSError("odd")):
+        monkeypatch.setattr(cli, "run_examples", fails_with(error))
+        with pytest.raises(type(error)):
+            cli.main(["examples"])
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    script = "import sys; from thalweg.cli import main; sys.exit(main(['examples']))"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+    assert (process.returncode, error) == (0, b"")
+
+
+def test_a_terminal_that_knows_ascii_only_is_served(folder):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
+    words = ["-m", "thalweg", "fit", "mine.py", "--steps", "20", "--effort", "1"]
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_output_to_a_pipe_has_no_control_characters(monkeypatch):
+    held = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", held)
+    assert cli.main(["train", "mine.py", "--steps", "12", "--out", "r"]) == 0
+    assert not [c for c in held.getvalue() if ord(c) < 32 and c != "\n"]
