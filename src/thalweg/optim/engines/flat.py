@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import real
+from thalweg.optim.engines.arithmetic import on_arrays, real
 from thalweg.optim.engines.blocks import Block
 from thalweg.optim.engines.move import Move, averaged, share_of_newest
 from thalweg.rules.rule import State
@@ -35,9 +35,9 @@ class Flat(Block):
         self.weights, self.gradients, *held = (self._shaped(flat) for flat in self.flats)
         for described, tensors in zip(states, held, strict=True):
             self.hold(described.key, tensors)
-        self.on_cpu = self.device.type == "cpu"
-        self.arrays: list[Any] = [flat.numpy() for flat in self.flats] if self.on_cpu else self.flats
-        piece = PIECE // self.compute.itemsize if self.on_cpu else length
+        self.on_arrays = on_arrays(self.device)
+        self.arrays: list[Any] = [flat.numpy() for flat in self.flats] if self.on_arrays else self.flats
+        piece = PIECE // self.compute.itemsize if self.on_arrays else length
         self.places = [slice(i, i + piece) for i in range(0, length, piece)]
         self.pieces = [tuple(array[place] for array in self.arrays) for place in self.places]
         self._spare: Any = None
@@ -50,7 +50,7 @@ class Flat(Block):
 
     def clipped_norms(self, clip_value: float) -> Sequence[float] | Sequence[Tensor]:
         """Give the norms of the gradients as clipping their entries would leave them."""
-        if self.on_cpu:
+        if self.on_arrays:
             return self._norms(self.arrays[1].clip(-clip_value, clip_value), ())
         return _tensor_norms([real(g).clamp(-clip_value, clip_value) for g in self.gradients])
 
@@ -80,19 +80,19 @@ class Flat(Block):
             else:
                 parts = [torch.full((n,), d, dtype=self.compute) for n, d in zip(self.sizes, decays, strict=True)]
                 vector = torch.cat(parts)
-                whole: Any = vector.numpy() if self.on_cpu else vector.to(self.device)
+                whole: Any = vector.numpy() if self.on_arrays else vector.to(self.device)
                 values = [whole[place] for place in self.places]
             self._decays = (list(decays), values)
         return self._decays[1]
 
     def _moves(self, before: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
         moved = self.flats[0] - before
-        if self.on_cpu:
+        if self.on_arrays:
             return self._norms(before.numpy(), ()), self._norms(moved.numpy(), ())
         return _tensor_norms(before.split(self.sizes)), _tensor_norms(moved.split(self.sizes))
 
     def _norms(self, array: Any, tensors: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
-        if not self.on_cpu:
+        if not self.on_arrays:
             return _tensor_norms([real(t) for t in tensors])
         if self._spare is None:
             self._spare = np.empty_like(array)

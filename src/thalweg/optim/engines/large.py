@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import real
+from thalweg.optim.engines.arithmetic import on_arrays, real
 from thalweg.optim.engines.blocks import Block
 from thalweg.optim.engines.lane import Lane, bare
 from thalweg.optim.engines.move import Formula, Move, averaged, share_of_newest
@@ -80,7 +80,7 @@ class Large(Block):
 
     def _lent(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         """Let the equation write into buffers that are used again; accelerators keep a pool themselves."""
-        if self.device.type != "cpu":
+        if not on_arrays(self.device):
             return tensors
         pool = self.pools.setdefault(tensors[0].shape, [])
         return [Lane(tensor, pool) for tensor in tensors]
@@ -88,9 +88,7 @@ class Large(Block):
 
 def _pieces(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Cut tensors of one shape alike; whole where they are not on the CPU or lie differently in memory."""
-    if tensors[0].device.type != "cpu":
-        return [tuple(tensors)]
-    if not all(t.is_contiguous() for t in tensors):
+    if not on_arrays(tensors[0].device) or not all(t.is_contiguous() for t in tensors):
         return [tuple(tensors)]
     return list(zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -154,13 +154,20 @@ def _merged(works: Sequence[Work]) -> list[Merged]:
 
 def _numbers(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:
     """Turn 0-dim tensors into numbers, with one wait for each device."""
-    waiting: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    waiting: dict[torch.device, list[Tensor]] = {}
     for one in norms:
         for n in one:
             if isinstance(n, Tensor):
-                waiting.setdefault((n.device, n.dtype), []).append(n)
-    found = {key: iter(torch.stack(tensors).tolist()) for key, tensors in waiting.items()}
-    return [[next(found[n.device, n.dtype]) if isinstance(n, Tensor) else n for n in one] for one in norms]
+                waiting.setdefault(n.device, []).append(n)
+    if not waiting:
+        return cast(list[Sequence[float]], list(norms))
+    found = {device: iter(_stack(tensors).tolist()) for device, tensors in waiting.items()}
+    return [[next(found[n.device]) if isinstance(n, Tensor) else n for n in one] for one in norms]
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    dtypes = {t.dtype for t in tensors}
+    return torch.stack(tensors if len(dtypes) == 1 else [t.to(max(dtypes, key=lambda d: d.itemsize)) for t in tensors])
 
 
 def _in_order(values: Sequence[Sequence[Any]], shares: Sequence[Share], count: int) -> list[Any]:
