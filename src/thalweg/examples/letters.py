@@ -19,8 +19,8 @@ from thalweg.examples.data import split
 SOURCE = "UCI: Letter Recognition (Slate 1991), shipped with thalweg"
 LICENCE = "CC BY 4.0"
 EPOCHS = 15.0
-SECONDS = 30.0
-EXPECTED = {"accuracy": (0.95, 0.98)}
+SECONDS = 40.0
+EXPECTED = {"accuracy": (0.955, 0.98)}
 
 
 def accuracy(scores: Tensor, letters: Tensor) -> float:
