@@ -37,7 +37,8 @@ MARKS = {  # kind of event -> its sign and what it says in the legend
 class Series(NamedTuple):
     """One line.
 
-    `colour` is a class of the style sheet; one without a name is in neither legend nor read-out. `smooth`: the values stand faintly behind a smoothed line. `dots`: points only.
+    `colour` is a class of the style sheet. `smooth`: the values stand faintly behind a smoothed line. `dots`: points only.
+    Without a name it is in neither legend nor read-out.
     """
 
     name: str

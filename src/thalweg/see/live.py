@@ -2,77 +2,102 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from thalweg.records.plan import Plan
-from thalweg.see.wording import number
+from thalweg.see.story import QUIET
+from thalweg.see.wording import figure, number, plain, seconds
 
 REFRESH = 0.1  # seconds between two pictures of the bar
 LINE = 5.0  # seconds between two plain lines
-SILENT = ("checkpoint", "start")
+SOON = 1.0  # seconds after a plain line before a validation gives another
+SMOOTHING = 0.95
+NARROW = 100  # columns below which the bar says less
+Clock = Callable[[], float]
 
 
-class Smooth:
-    """Loss and speed as a person wants them: smoothed, and reset where the run begins."""
+class Pace:
+    """Loss and speed as a person wants them: the loss smoothed, the speed and the time left from where this part began."""
 
-    def __init__(self) -> None:
-        self.loss, self.examples, self.started = float("nan"), 0, time.perf_counter()
+    def __init__(self, clock: Clock, step: int = 0, total: int | None = None) -> None:
+        self.clock, self.started = clock, clock()
+        self.first, self.last, self.total = step, step, total
+        self.loss, self.rate, self.examples = math.nan, math.nan, 0
+        self.figures: Mapping[str, float] = {}
 
-    def add(self, loss: float, examples: int) -> None:
-        """Take in a step."""
-        self.loss = loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * loss
+    def add(self, step: int, loss: float, rate: float, examples: int) -> None:
+        """Take in a step; called every step."""
+        before = self.loss
+        if before != before or loss - loss != 0:  # the first, or one that is not finite: shown as it is, then forgotten
+            self.loss = loss if loss - loss == 0 or before != before else before
+        else:
+            self.loss = SMOOTHING * before + (1 - SMOOTHING) * loss
+        self.last, self.rate = step, rate
         self.examples += examples
 
     def speed(self) -> float:
-        """Examples a second since the beginning."""
-        return self.examples / max(1e-9, time.perf_counter() - self.started)
+        """Examples a second."""
+        return self.examples / max(1e-9, self.clock() - self.started)
+
+    def left(self) -> float | None:
+        """Seconds to the end, at the pace so far; None while nothing says."""
+        done = self.last - self.first
+        if self.total is None or done <= 0:
+            return None
+        return (self.total - self.last) * (self.clock() - self.started) / done
+
+    def figures_text(self) -> str:
+        """Say the last validation."""
+        return " ".join(f"{plain(name)} {figure(name, float(value))}" for name, value in self.figures.items())
 
 
 class RichProgress:
     """A bar with loss, validation, learning rate, examples a second and time left."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.smooth, self.due, self.validation = Smooth(), 0.0, ""
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self.console, self.clock = console, clock
+        self.pace, self.due = Pace(clock), 0.0
         self.bar: Progress | None = None
+        self.task = TaskID(0)
 
     def begin(self, plan: Plan, step: int) -> None:
-        """Show the bar."""
+        """Show the bar. Nothing runs beside the descent: it draws from within its own steps."""
+        self.end()
         columns = (
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=30)),
+            TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
         )
-        self.bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
-        self.bar.start()
+        self.bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, expand=True)
         self.task = self.bar.add_task("", total=plan.steps, completed=step)
-        self.smooth = Smooth()
+        self.pace, self.due = Pace(self.clock, step, plan.steps), 0.0
+        self.bar.start()
 
     def step(self, step: int, loss: float, rate: float, examples: int) -> None:
         """Take in a step; the picture changes ten times a second at most."""
-        self.smooth.add(loss, examples)
-        now = time.perf_counter()
-        if now < self.due or self.bar is None:
-            return
-        self.due = now + REFRESH
-        told = f"loss {self.smooth.loss:.4g}{self.validation}  rate {rate:.2g}  {self.smooth.speed():,.0f} examples/s"
-        self.bar.update(self.task, completed=step, description=told, refresh=True)
+        self.pace.add(step, loss, rate, examples)
+        now = self.clock()
+        if now >= self.due:
+            self.due = now + REFRESH
+            self._draw()
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Remember the validation."""
-        self.validation = "  validation " + " ".join(f"{k} {number(float(v))}" for k, v in figures.items())
+        """Remember the validation for the next picture."""
+        self.pace.figures = dict(figures)
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Say what happened above the bar."""
-        if kind not in SILENT:
-            self.console.print(message, markup=False, highlight=False)
+        if kind not in QUIET:
+            self.console.print(Text(plain(message)))
 
     def end(self) -> None:
         """Take the bar away."""
@@ -80,47 +105,77 @@ class RichProgress:
             self.bar.stop()
             self.bar = None
 
+    def _draw(self) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.pace.last, description=self._told(), refresh=True)
+
+    def _told(self) -> str:
+        # Figures keep their width, else the bar would tremble.
+        pace, left = self.pace, self.pace.left()
+        parts = [f"loss {number(pace.loss):<7}"]
+        if pace.figures:
+            parts.append(f"validation {pace.figures_text()}")
+        if self.console.width >= NARROW:
+            parts += [f"rate {number(pace.rate):<8}", f"{pace.speed():>7,.0f} examples/s"]
+        return "  ".join([*parts, *([f"{seconds(round(left))} left"] if left is not None else [])])
+
 
 class PlainProgress:
-    """A line every few seconds, without control characters."""
+    """A line every few seconds, at validations and at events, without control characters."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
-        self.smooth, self.due, self.total, self.validation = Smooth(), 0.0, 0, ""
+    def __init__(self, stream: IO[str], clock: Clock = time.monotonic) -> None:
+        self.stream, self.clock = stream, clock
+        self.pace, self.due, self.soon = Pace(clock), 0.0, 0.0
+        self.untold = False
 
     def begin(self, plan: Plan, step: int) -> None:
         """Remember the length."""
-        self.total, self.smooth, self.due = plan.steps or 0, Smooth(), time.perf_counter() + LINE
+        self.pace, self.untold = Pace(self.clock, step, plan.steps), False
+        self.due, self.soon = self.clock() + LINE, self.clock() + SOON
 
     def step(self, step: int, loss: float, rate: float, examples: int) -> None:
         """Take in a step."""
-        self.smooth.add(loss, examples)
-        now = time.perf_counter()
-        if now < self.due:
-            return
-        self.due = now + LINE
-        speed = f"{self.smooth.speed():,.0f} examples/s"
-        self._say(
-            f"step {step} of {self.total}: loss {self.smooth.loss:.4g}{self.validation}, rate {rate:.2g}, {speed}"
-        )
+        self.pace.add(step, loss, rate, examples)
+        if self.clock() >= self.due:
+            self._tell()
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Remember the validation."""
-        self.validation = ", validation " + ", ".join(f"{k} {number(float(v))}" for k, v in figures.items())
+        """Say the validation, unless a line has just been said: then with the next one."""
+        self.pace.figures, self.untold = dict(figures), True
+        if self.clock() >= self.soon:
+            self._tell()
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Say what happened."""
-        if kind not in SILENT:
+        if kind not in QUIET:
             self._say(message)
 
     def end(self) -> None:
-        """Nothing is open."""
+        """Say the last validation, where it has not been said."""
+        if self.untold and self.pace.last > self.pace.first:
+            self._tell()
+
+    def _tell(self) -> None:
+        pace, now, left = self.pace, self.clock(), self.pace.left()
+        self.due, self.soon, self.untold = now + LINE, now + SOON, False
+        parts = [f"loss {number(pace.loss)}"] if pace.last > pace.first else []
+        if pace.figures:
+            parts.append(f"validation {pace.figures_text()}")
+        if pace.last > pace.first:
+            parts += [f"rate {number(pace.rate)}", f"{pace.speed():,.0f} examples/s"]
+        if left is not None and left >= 1:
+            parts.append(f"{seconds(round(left))} left")
+        total = f" of {pace.total:,}" if pace.total else ""
+        self._say(f"step {pace.last:,}{total}: {', '.join(parts)}")
 
     def _say(self, line: str) -> None:
-        print(line, file=self.stream, flush=True)
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        print(plain(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
 
 
-def make_progress(console: Any = None) -> RichProgress | PlainProgress:
-    """Choose: a bar for a terminal, lines for anything else."""
-    shown: Console = console or Console()
-    return RichProgress(shown) if shown.is_terminal else PlainProgress(sys.stdout)
+def make_progress(console: Console | None = None) -> RichProgress | PlainProgress:
+    """Choose: a bar for a terminal, lines for anything else; default: the standard output."""
+    shown = console or Console()
+    if shown.is_terminal and not shown.is_dumb_terminal:
+        return RichProgress(shown)
+    return PlainProgress(sys.stdout if console is None else shown.file)

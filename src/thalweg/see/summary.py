@@ -2,131 +2,96 @@
 
 from __future__ import annotations
 
-import math
 import os
+import re
+import textwrap
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from thalweg.records.plan import Plan
 from thalweg.records.run import REPORT, Run
+from thalweg.see import knobs, story
 from thalweg.see.advice import next_steps
-from thalweg.see.plot import plot, plot_schedule
-from thalweg.see.wording import change, number, seconds
+from thalweg.see.axes import Values
+from thalweg.see.plot import plot
+from thalweg.see.wording import number, plain
 
-KNOBS = (
-    *(
-        "learning_rate",
-        "schedule",
-        "batch_size",
-        "weight_decay",
-        "rule",
-        "constants",
-        "steps",
-        "clip_norm",
-        "accumulate",
-    ),
-    *("ema", "precision", "seed"),
-)
-ALWAYS = ("learning_rate", "schedule", "batch_size", "weight_decay", "rule", "steps")
+MOST_EVENTS = 6
+SOURCE_STYLES = {"searched": "green", "measured": "blue", "derived": "magenta", "given": "yellow", "default": "dim"}
+BOOKKEEPING = ("steps_per_epoch", "position", "validate_every", "threads", "seed")  # the report has them
+REASON = 120  # characters of a reason; the report has all of it
+FEWEST = 10  # steps worth a plot
+MARGIN = (0, 0, 0, 2)
 
 
-def knob_text(plan: Plan, knob: str) -> str:
-    """Say a knob's value."""
-    value: Any = getattr(plan, knob)
-    if knob == "schedule":
-        return (
-            plan.schedule.resolve(plan.steps, plan.steps_per_epoch).describe()
-            if plan.steps
-            else plan.schedule.describe()
+def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> RenderableType:
+    """Lay the summary out for a terminal of so many columns.
+
+    `unicode`: draw with braille dots; None: where the standard output can show them.
+    """
+    parts: list[RenderableType] = [Text(f"\n{story.headline(run)}", style="bold")]
+    if kept := story.weights(run):
+        parts.append(Text(kept, style="dim"))
+    pictured = _picture(run, min(width, 100) - 4, unicode)
+    parts += [_title("Loss"), Padding(Text(pictured), MARGIN)] if pictured else []
+    parts += [_title("Plan"), Padding(_plan(run), MARGIN)]
+    if told := _events(run):
+        parts += [_title("What happened"), *told]
+    parts += [_title("What to do next"), *[_bullet(_with_code(line)) for line in next_steps(run)]]
+    if notes := [plain(str(note)) for note in run.summary.get("notes", [])]:
+        parts += [_title("Notes"), *[_bullet(Text(note)) for note in notes]]
+    return Group(*parts, *_places(run))
+
+
+def print_summary(run: Run, console: Console | None = None) -> None:
+    """Print the summary; characters that the output cannot show become question marks."""
+    shown = console or Console(highlight=False)
+    encoding = shown.encoding or "ascii"
+    with shown.capture() as captured:
+        shown.print(
+            summary(run, width=shown.width, unicode=encoding.lower().replace("-", "").startswith("utf")), crop=False
         )
-    if knob == "batch_size":
-        return "the whole data set" if value is None else number(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {number(v)}" for k, v in value.items()) or "the rule's defaults"
-    return number(value)
+    text = "\n".join(line.rstrip() for line in captured.get().split("\n"))
+    shown.file.write(text.encode(encoding, "replace").decode(encoding))
+    shown.file.flush()
 
 
-def headline(run: Run) -> str:
-    """Say in a sentence how the run ended."""
-    summary = run.summary
-    steps, took = summary.get("steps", 0), seconds(float(summary.get("seconds", 0.0)))
-    status = {"finished": "Trained", "interrupted": "Interrupted after", "diverged": "Diverged after"}
-    what = status.get(str(summary.get("status")), "Not finished:")
-    where = "validation" if summary.get("validated") else "training"
-    figures = ", ".join(
-        f"{where if name == 'loss' else ''} {name} {change(name, summary.get('start', {}), run.metrics)}".strip()
-        for name in run.metrics
-        if math.isfinite(float(run.metrics[name])) or name == "loss"
-    )
-    return f"{what} {steps:,} steps in {took} on {summary.get('device', 'cpu')}: {figures or 'no figures yet'}."
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
 
 
-def weights_text(run: Run) -> str:
-    """Say which weights the model has."""
-    weights = run.summary.get("weights")
-    if not weights:
-        return ""
-    kind = "the average of the weights (EMA)" if weights["averaged"] else "the weights themselves"
-    return f"The model has {kind} of step {weights['step']:,}, the best by {run.summary.get('select', 'loss')}."
-
-
-def summary(run: Run) -> Group:
-    """Lay the summary out for a terminal."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(3):
-        table.add_column(overflow="fold")
-    for knob in KNOBS:
+def _plan(run: Run) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for knob in knobs.split(run.plan)[0]:
+        if knob in BOOKKEEPING:
+            continue
         why = run.plan.why(knob)
-        if knob in ALWAYS or why.source not in ("default",):
-            table.add_row(
-                knob.replace("_", " "), Text(knob_text(run.plan, knob), style="bold"), Text(str(why), style="dim")
-            )
-    parts: list[Any] = [Text(headline(run), style="bold"), Text(weights_text(run)), Padding(table, (1, 0, 1, 2))]
-    parts += [Text(picture) for picture in pictures(run)]
-    told = [
-        e for e in run.events if e.kind in ("rollback", "diverging", "nonfinite", "out_of_memory", "early_stop", "note")
-    ]
-    parts += [Text(f"- {e.message}") for e in told[:8]]
-    parts += [Text(f"-> {line}") for line in next_steps(run)]
-    parts += [Text(f"Note: {note}", style="dim") for note in run.summary.get("notes", [])]
-    idle = run.summary.get("idle_parameters", [])
-    if idle:
-        parts.append(Text(f"Warning: no gradient reached {', '.join(idle[:5])}.", style="yellow"))
-    if run.folder is not None and (run.folder / REPORT).exists():
-        parts.append(Text(f"Report: {os.path.relpath(run.folder / REPORT)}"))
-    return Group(*[part for part in parts if not (isinstance(part, Text) and not part.plain)])
+        told = Text.assemble((knobs.value(run.plan, knob), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
+        if why.reason:
+            told.append("\n" + textwrap.shorten(plain(why.reason), REASON, placeholder=" ..."), style="dim")
+        table.add_row(knobs.label(knob), told)
+    return table
 
 
-def pictures(run: Run, *, unicode: bool | None = None) -> list[str]:
-    """Plot the loss and the learning rate as text; nothing where there are too few steps to see."""
-    steps, drawn = run.history.get("step", np.zeros(0)), list[str]()
-    if len(steps) < 10:
-        return drawn
-    losses = {"training": run.history["loss"]} if "loss" in run.history else {}
-    if np.isfinite(run.history.get("validation/loss", np.zeros(0))).sum() > 2:
-        losses["validation"] = fill_forward(run.history["validation/loss"])
-    if losses:
-        drawn.append(plot(losses, title="loss", ends=(steps[0], steps[-1]), height=10, unicode=unicode))
-    if run.plan.steps:
-        rate = plot_schedule(
-            run.plan.schedule,
-            peak=run.plan.learning_rate,
-            total_steps=run.plan.steps,
-            steps_per_epoch=run.plan.steps_per_epoch,
-            height=5,
-            unicode=unicode,
-        )
-        drawn.append(rate)
-    return drawn
+def _picture(run: Run, width: int, unicode: bool | None) -> str:
+    """Plot the losses over the steps; nothing where there are too few to see."""
+    step = story.column(run, "step")
+    if len(step) < FEWEST or not np.isfinite(story.column(run, "loss")).any():
+        return ""
+    losses = {"training": story.column(run, "loss")}
+    validated = story.column(run, "validation/loss")
+    if story.validated(run) and np.isfinite(validated).sum() > 2:
+        losses["validation"] = fill_forward(validated)
+    return plot(losses, width=width, height=9, ends=(step[0], step[-1]), unicode=unicode)
 
 
-def fill_forward(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def fill_forward(values: Values) -> Values:
     """Carry each value on until the next, so that a sparse series draws as a line.
 
     >>> fill_forward(np.array([np.nan, 2.0, np.nan, 1.0])).tolist()
@@ -136,6 +101,33 @@ def fill_forward(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return values[index]
 
 
-def print_summary(run: Run, console: Console | None = None) -> None:
-    """Print the summary."""
-    (console or Console(highlight=False, soft_wrap=False)).print(summary(run))
+def _events(run: Run) -> list[RenderableType]:
+    told = story.notable(run)
+    lines: list[RenderableType] = [_bullet(Text(_at(e.step, plain(e.message)))) for e in told[:MOST_EVENTS]]
+    if len(told) > MOST_EVENTS:
+        lines.append(_bullet(Text(f"and {number(len(told) - MOST_EVENTS)} more, in the report", style="dim")))
+    return lines
+
+
+def _at(step: int, message: str) -> str:
+    return message if message.lower().startswith("step ") else f"step {step:,}: {message}"
+
+
+def _with_code(line: str) -> Text:
+    text = Text()
+    for k, part in enumerate(re.split(r"`([^`]+)`", line)):
+        text.append(part, style="cyan" if k % 2 else "")
+    return text
+
+
+def _bullet(text: Text) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row("-", text)
+    return Padding(grid, MARGIN)
+
+
+def _places(run: Run) -> list[Any]:
+    """Say where the report is; a path is never broken over lines, so that it can be clicked and copied."""
+    if run.folder is None or not (run.folder / REPORT).exists():
+        return []
+    return [Text(f"\nReport: {plain(os.path.relpath(run.folder / REPORT))}", no_wrap=True, overflow="ignore")]

@@ -1,0 +1,179 @@
+"""Progress tells what matters, costs next to nothing, and keeps control characters to terminals."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from thalweg.records.plan import Plan
+from thalweg.see.live import LINE, REFRESH, SOON, PlainProgress, RichProgress, make_progress
+
+
+class Hands:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def terminal(width=120, **options):
+    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, **options)
+
+
+def walk(progress, clock, steps, seconds=0.01, total=1000):
+    progress.begin(Plan(steps=total), 0)
+    for step in range(1, steps + 1):
+        clock.now += seconds
+        progress.step(step, 1.0 / step, 0.01, 32)
+
+
+def test_the_bar_says_loss_validation_rate_speed_and_time_left():
+    clock, console = Hands(), terminal()
+    progress = RichProgress(console, clock)
+    progress.begin(Plan(steps=100), 0)
+    progress.validated(0, {"loss": 2.5, "accuracy": 0.5})
+    for step in range(1, 51):
+        clock.now += 1.0
+        progress.step(step, 0.25, 0.0012, 64)
+    last = console.file.getvalue().split("\r")[-1]
+    for words in ("50%", "loss 0.25", "validation loss 2.5 accuracy 50 %", "rate 0.0012", "64 examples/s", "50 s left"):
+        assert words in last, (words, last)
+    progress.end()
+
+
+def test_a_resumed_bar_begins_where_the_run_stopped_and_times_this_part_alone():
+    clock, console = Hands(), terminal()
+    progress = RichProgress(console, clock)
+    progress.begin(Plan(steps=100), 80)
+    clock.now += 10
+    progress.step(90, 0.5, 0.1, 32)
+    assert "90%" in console.file.getvalue()
+    assert "10 s left" in console.file.getvalue()
+    progress.end()
+
+
+def test_the_picture_changes_ten_times_a_second_at_most(monkeypatch):
+    clock = Hands()
+    progress = RichProgress(terminal(), clock)
+    drawn = []
+    monkeypatch.setattr(progress, "_draw", lambda: drawn.append(clock.now))
+    walk(progress, clock, 1000, seconds=0.001)
+    assert len(drawn) == pytest.approx(1000 * 0.001 / REFRESH, abs=1)
+    progress.end()
+
+
+@pytest.mark.parametrize("make", [lambda: RichProgress(terminal()), lambda: PlainProgress(io.StringIO())])
+def test_a_step_costs_under_two_microseconds(make):
+    progress = make()
+    progress.begin(Plan(steps=10**6), 0)
+    best = min(timed(progress, 5000) for _ in range(10))
+    progress.end()
+    assert best < 2e-6
+
+
+def timed(progress, count):
+    start = time.process_time()
+    for step in range(count):
+        progress.step(step, 1.0, 0.1, 32)
+    return (time.process_time() - start) / count
+
+
+@pytest.mark.parametrize("width", [20, 40, 70, 200])
+def test_the_bar_stays_on_one_line_however_narrow_the_terminal(width):
+    clock, console = Hands(), terminal(width)
+    progress = RichProgress(console, clock)
+    progress.begin(Plan(steps=10), 0)
+    progress.validated(0, {f"metric {k}": 0.5 for k in range(20)})
+    clock.now += 5
+    progress.step(1, 1.0, 0.1, 32)
+    assert "\n" not in console.file.getvalue()
+    progress.end()
+
+
+def test_events_stand_above_the_bar_as_they_are_and_the_small_ones_are_left_out():
+    console = terminal()
+    progress = RichProgress(console, Hands())
+    progress.begin(Plan(steps=10), 0)
+    progress.event(3, "rollback", "went [bold]back[/bold] \x1b[31m")
+    progress.event(3, "checkpoint", "written")
+    progress.end()
+    assert "went [bold]back[/bold] [31m" in console.file.getvalue()
+    assert "written" not in console.file.getvalue()
+
+
+def test_nothing_stays_redirected_or_running_after_the_end(capsys):
+    import sys
+    import threading
+
+    before = sys.stdout, sys.stderr, threading.active_count()
+    progress = RichProgress(terminal(), Hands())
+    progress.begin(Plan(steps=10), 0)
+    assert threading.active_count() == before[2]
+    progress.end()
+    progress.end()
+    assert (sys.stdout, sys.stderr, threading.active_count()) == before
+
+
+def test_plain_lines_come_every_few_seconds_without_control_characters():
+    clock, stream = Hands(), io.StringIO()
+    progress = PlainProgress(stream, clock)
+    walk(progress, clock, 1000, seconds=1 / 32)
+    progress.event(1000, "note", "a\x1b[2Kb\rc\nd")
+    progress.end()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == int(1000 / 32 / LINE) + 1
+    assert all(c.isprintable() for line in lines for c in line)
+    assert lines[0].startswith("step 160 of 1,000: loss ")
+    assert lines[0].endswith("rate 0.01, 1,024 examples/s, 26 s left")
+    assert lines[-1] == "a[2Kb c d"
+
+
+def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_always_said():
+    clock, stream = Hands(), io.StringIO()
+    progress = PlainProgress(stream, clock)
+    progress.begin(Plan(steps=100), 0)
+    for step in range(1, 101):
+        clock.now += 0.025
+        progress.step(step, 0.5, 0.01, 32)
+        progress.validated(step, {"loss": 1 / step})
+    progress.end()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == int(100 * 0.025 / SOON) + 1
+    assert "validation loss 0.01" in lines[-1]
+
+
+def test_a_loss_that_is_not_finite_does_not_blind_the_smoothed_one():
+    clock, stream = Hands(), io.StringIO()
+    progress = PlainProgress(stream, clock)
+    progress.begin(Plan(steps=100), 0)
+    for step, loss in enumerate([float("nan"), 1.0, float("inf"), 1.0, float("nan")], 1):
+        clock.now += LINE
+        progress.step(step, loss, 0.01, 32)
+    told = [line.split("loss ")[1].split(",")[0] for line in stream.getvalue().splitlines()]
+    assert told == ["nan", "1", "1", "1", "1"]
+
+
+def test_a_stream_that_cannot_show_a_character_gets_a_question_mark():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", newline="\n")
+    PlainProgress(stream).event(1, "note", "é done")
+    assert raw.getvalue().decode() == "? done\n"
+
+
+def test_a_descent_without_a_step_ends_in_silence():
+    stream = io.StringIO()
+    progress = PlainProgress(stream, Hands())
+    progress.begin(Plan(steps=5), 5)
+    progress.end()
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_the_bar_and_everything_else_the_lines():
+    assert isinstance(make_progress(terminal()), RichProgress)
+    assert isinstance(make_progress(Console(file=io.StringIO(), force_terminal=False)), PlainProgress)
+    assert isinstance(make_progress(terminal(_environ={"TERM": "dumb"})), PlainProgress)
+    assert isinstance(make_progress(), PlainProgress)  # under pytest the output is no terminal
