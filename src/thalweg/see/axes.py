@@ -14,6 +14,7 @@ from thalweg.see.wording import compact
 Values = npt.NDArray[np.float64]
 WIDE = 20.0  # ratio of largest to smallest from which a logarithmic axis shows more
 DECADES = 15.0  # shown at most: what lies further down touches the bottom
+FINEST = 1e-9  # relative span below which values are one value with rounding errors
 LARGEST = 1e300  # keeps margins and spans from overflowing
 
 
@@ -80,15 +81,16 @@ def choose(values: Sequence[Values], *, log: bool | None = None, zero: bool = Fa
     (True, False, False)
     """
     seen = np.concatenate([np.zeros(0), *(v[np.isfinite(v)] for v in values)]).clip(-LARGEST, LARGEST)
-    above = seen[seen > 0]
+    above = seen[seen > 1 / LARGEST]
     if log is None:
-        log = len(above) > 0 and seen.min() >= 0 and float(above.max() / above.min()) > WIDE
+        log = len(above) > 0 and seen.min() >= 0 and bool(above.max() > WIDE * above.min())
     if log and len(above):
         return _log_axis(float(above.min()), float(above.max()))
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    margin = 0.05 * (high - low) if high > low * (1 + 1e-12) else 0.05 * abs(high) or 1.0
+    most = max(abs(low), abs(high))
+    margin = 0.05 * (high - low) if high - low > FINEST * most else 0.05 * most or 1.0
     return Axis(low if zero and low == 0 else low - margin, high + margin)
 
 

@@ -255,7 +255,9 @@ def _data(drawn: Sequence[Drawn], across: Axis, x_name: str) -> str:
     ]
     data = {"x": plain(x_name), "low": across.low, "high": across.high, "log": across.log, "lines": lines}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return f'<script type="application/json">{text.replace("<", chr(92) + "u003c")}</script>'
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return f'<script type="application/json">{text}</script>'
 
 
 def _short(values: Values) -> list[float | int]:

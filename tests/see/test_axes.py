@@ -1,0 +1,63 @@
+"""Axes hold what is shown, with round numbers inside."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from thalweg.see.axes import Axis, choose
+
+FLOATS = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(st.lists(FLOATS, max_size=30))
+def test_any_values_get_a_finite_range_that_holds_them(values):
+    axis = choose([np.array(values)])
+    assert axis.low < axis.high
+    assert math.isfinite(axis.low)
+    assert math.isfinite(axis.high)
+    places = axis.at(np.array([v for v in values if math.isfinite(v)]))
+    assert ((places >= 0) & (places <= 1)).all()
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.booleans())
+def test_ticks_lie_in_the_range_in_order_and_are_few(low, span, log):
+    assume(span > 1e-6 * abs(low))
+    axis = Axis(abs(low) + 1e-9, abs(low) + span + 1e-9, True) if log else Axis(low, low + span)
+    ticks = axis.ticks()
+    assert ticks == sorted(set(ticks))
+    assert len(ticks) <= 12
+    near = 1e-6 * (abs(low) + span)
+    assert all(axis.low - near <= tick <= axis.high + near for tick in ticks)
+
+
+@pytest.mark.parametrize("decades", range(1, 16))
+def test_a_logarithmic_axis_has_at_least_two_ticks(decades):
+    assert 2 <= len(Axis(0.9, 1.1 * 10.0**decades, True).ticks()) <= 8
+
+
+@pytest.mark.parametrize("axis", [Axis(-3.0, 7.0), Axis(1e-5, 10.0, True)])
+def test_back_undoes_at(axis):
+    places = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(axis.at(axis.back(places)), places, atol=1e-12)
+
+
+def test_zeros_do_not_keep_a_loss_from_a_logarithmic_axis():
+    axis = choose([np.array([0.0, 1e-3, 1.0])])
+    assert axis.log
+    assert axis.at(0.0) == 0
+
+
+def test_a_loss_that_falls_to_nothing_leaves_the_rest_to_be_seen():
+    axis = choose([np.array([1e-200, 1e-3, 1.0])])
+    assert axis.at(1e-3) > 0.5
+
+
+def test_values_below_zero_keep_the_axis_linear():
+    assert not choose([np.array([-1e-3, 1e6])]).log
+
+
+def test_a_linear_axis_from_zero_begins_exactly_there():
+    assert choose([np.array([2.0, 3.0])], log=False, zero=True).low == 0

@@ -1,0 +1,42 @@
+"""Every knob has a name, a value that can be typed in again, and a place."""
+
+from dataclasses import fields
+
+import pytest
+
+from thalweg.records.plan import Group, Plan
+from thalweg.see import knobs
+
+
+def test_every_knob_is_shown_once():
+    plan = Plan(ema=0.99, seed=3)
+    first, rest = knobs.split(plan)
+    assert sorted(first + rest) == sorted(f.name for f in fields(plan) if f.name != "evidence")
+    assert "ema" in first
+    assert "seed" in first
+    assert "patience" in rest
+
+
+def test_what_is_explained_exists():
+    assert set(knobs.ABOUT) <= {f.name for f in fields(Plan)}
+
+
+@pytest.mark.parametrize(
+    ("given", "knob", "told"),
+    [
+        ({"learning_rate": 0.0123456789}, "learning_rate", "0.0123456789"),
+        ({"learning_rate": 1e-5}, "learning_rate", "1e-05"),
+        ({"batch_size": None}, "batch_size", "the whole data set"),
+        ({"steps": 12000}, "steps", "12,000"),
+        ({"seed": 12000}, "seed", "12000"),
+        ({"watch": False}, "watch", "no"),
+        ({"constants": {"beta2": 0.95}}, "constants", "beta2 0.95"),
+        ({}, "constants", "the rule's own"),
+        ({"groups": {"head.*": Group(0.5, 0.0)}}, "groups", "head.*: rate x 0.5, decay x 0"),
+        ({}, "clip_norm", "off"),
+        ({}, "weight_decay", "none"),
+        ({}, "checkpoint_seconds", "60 s"),
+    ],
+)
+def test_a_value_is_said_in_full(given, knob, told):
+    assert knobs.value(Plan(**given), knob) == told
