@@ -106,7 +106,7 @@ class Keeper:
 
     def tell(self, step: int, kind: str, message: str, data: Mapping[str, Any], progress: Progress) -> None:
         """Write an event and say it."""
-        self.ledger.event(step, kind, message, dict(data))
+        self.ledger.event(step, kind, message, plain(data))
         progress.event(step, kind, message)
 
     def checkpoint_when_due(self, descent: Descent, progress: Progress) -> None:
@@ -141,7 +141,7 @@ class Keeper:
         state["loop"]["diagnoses"] = [found.to_dict() for found in self.diagnoses]
         if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
             state["snapshot"] = descent.snapshot
-        checkpoint.save(self.folder / "checkpoints", _plain(state), step=descent.step, keep=KEPT)
+        checkpoint.save(self.folder / "checkpoints", plain(state), step=descent.step, keep=KEPT)
         self._written = descent.step
 
     def _write_best(self, descent: Descent) -> None:
@@ -245,10 +245,10 @@ def _order(task: Task, figures: Mapping[str, float]) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turn tuples into lists, which is all that a checkpoint's JSON knows."""
     if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return value

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from thalweg.descent.keeper import Keeper
+from thalweg.descent.claim import LOCK, claimed, unwritable
+from thalweg.descent.keeper import Keeper, plain
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
 from thalweg.descent.progress import Progress, Silent
@@ -22,8 +22,6 @@ from thalweg.records.history import FILE, History
 from thalweg.records.plan import Plan
 from thalweg.records.run import CHECKPOINTS, PLAN, STATUS, TASK, Figures, Run, read_status, write_status
 from thalweg.records.weights import load_model_state
-
-LOCK = ".lock"
 
 
 def train_plan(
@@ -134,7 +132,7 @@ def _write(keeper: Keeper, descent: Descent, summary: dict[str, Any]) -> None:
     if keeper.folder is None:
         return
     figures = dict(descent.best.figures) if descent.best else dict(descent.last)
-    found = [diagnosis.to_dict() for diagnosis in keeper.diagnoses]
+    found = plain([diagnosis.to_dict() for diagnosis in keeper.diagnoses])
     status = {"status": summary["status"], "metrics": figures, "summary": summary, "diagnoses": found}
     write_status(keeper.folder, status)
 
@@ -152,7 +150,7 @@ def _found(folder: Path, problem: Problem, plan: Plan) -> None:
         if problem.task.source is not None:
             problem.task.source.save(folder / TASK)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     write_status(folder, {"status": "running", "summary": {"name": problem.task.name, "status": "running"}})
 
 
@@ -180,29 +178,3 @@ def _measured(one: Plan, other: Plan) -> set[str]:
     if len(seconds) == 1 and None not in seconds:
         knobs |= {"steps", "validate_every"}
     return knobs
-
-
-def _unwritable(folder: Path, error: OSError) -> RunError:
-    return RunError(f"{folder} cannot be written: {error.strerror}. Choose another folder with out=.")
-
-
-@contextmanager
-def claimed(folder: Path) -> Generator[None]:
-    """Hold a run's folder for this process; the claim ends with the process, however it ends.
-
-    Raises RunError where the folder cannot be made or another process writes to it.
-    """
-    from filelock import FileLock, Timeout  # costs a tenth of a second, and many a process never writes a run
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, blocking=False)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(f"Another process is writing to {folder}. Wait for it, or give another folder.") from error
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
