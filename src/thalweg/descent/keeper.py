@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,15 @@ class Keeper:
     Arguments:
         folder: the run's folder; None keeps everything in memory.
         ledger: where figures go; None: memory.
+        found: what was diagnosed before.
     """
 
-    def __init__(self, folder: Path | None = None, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, ledger: Ledger | None = None, found: Sequence[Diagnosis] = ()
+    ) -> None:
         self.folder = folder
         self.ledger: Ledger = ledger or Memory()
-        self.diagnoses: list[Diagnosis] = []
+        self.diagnoses: list[Diagnosis] = list(found)
         self.interrupted = False
         self._best_written: tuple[int, float] | None = None
         self._written: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from thalweg.descent.progress import Progress, Silent
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, RunError, ThalwegError
 from thalweg.records import checkpoint
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE, History
 from thalweg.records.plan import Plan
 from thalweg.records.run import CHECKPOINTS, PLAN, STATUS, TASK, Figures, Run, read_status, write_status
@@ -25,9 +27,13 @@ from thalweg.records.weights import load_model_state
 
 
 def train_plan(
-    problem: Problem, plan: Plan, out: str | os.PathLike[str] | None = None, progress: Progress | None = None
+    problem: Problem,
+    plan: Plan,
+    out: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    found: Sequence[Diagnosis] = (),
 ) -> Run:
-    """Train a settled plan.
+    """Train a settled plan; `found` is what was diagnosed before, and goes into the run.
 
     On an existing `out`: the same plan unfinished is resumed, finished it is opened, another plan is an error.
 
@@ -35,7 +41,7 @@ def train_plan(
     """
     progress = progress or Silent()
     if out is None:
-        return _walk(Descent(problem, plan), Keeper(), progress)
+        return _walk(Descent(problem, plan), Keeper(found=found), progress)
     folder = Path(out)
     with claimed(folder):
         if not (folder / STATUS).exists():
@@ -44,12 +50,12 @@ def train_plan(
             plan = _recorded(folder, plan)
             if read_status(folder).get("status") == "finished":
                 return Run.open(folder, problem.task)
-        return _walk_in(folder, problem, plan, progress)
+        return _walk_in(folder, problem, plan, progress, found)
 
 
-def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress) -> Run:
+def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, found: Sequence[Diagnosis]) -> Run:
     with History(folder / FILE) as ledger:
-        descent, keeper = Descent(problem, plan), Keeper(folder, ledger)
+        descent, keeper = Descent(problem, plan), Keeper(folder, ledger, found)
         try:
             loaded = checkpoint.load(folder / CHECKPOINTS)
         except CheckpointError as error:
