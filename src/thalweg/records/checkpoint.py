@@ -21,24 +21,28 @@ import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 from thalweg.errors import CheckpointError
-from thalweg.records import plain, tensorfile
-from thalweg.records.plain import Place
+from thalweg.records import sections, tensorfile
+from thalweg.records.sections import Parts
 from thalweg.records.tensorfile import FileSum
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 PLAIN = "loop.json"
 UNSET_SUM = "0" * 64
+STEP_FOLDER = r"(\.old-)?step-\d{8,}"
 
 CheckpointState: TypeAlias = Mapping[str, Any]
 """Sections ("model", "optimizer", "loop", …) of nested tensor, int, float, str, bool, None, list and dict."""
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint of a later version of the format: not damaged, so never passed over."""
 
 
 class Loaded(NamedTuple):
@@ -73,7 +77,7 @@ def save(
         raise CheckpointError(
             f"a checkpoint cannot be named {name!r}: use lower-case letters, digits, _ and -, such as 'best'."
         )
-    folder, parts = Path(folder), _split(state)
+    folder, parts = Path(folder), sections.split(state)
     final = folder / (name or f"step-{step:08d}")
     temporary = folder / f".tmp-{final.name}"
     try:
@@ -82,11 +86,12 @@ def save(
         _write(temporary, parts, step)
         _put(temporary, final)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _undo(temporary, final)
         raise CheckpointError(_cannot_write(final, parts, error)) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _undo(temporary, final)
         raise
+    _intact.add(_mark(final))
     if name is None:
         _prune(folder, step, keep)
     return final
@@ -99,6 +104,8 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     Raises CheckpointError where there is none, none is intact, or the one asked for is not.
     """
     path = _restored(Path(path))
+    if not os.path.exists(path):
+        raise CheckpointError(f"there is no checkpoint at {path}: give a run's folder of checkpoints, or one in it.")
     if _is_checkpoint(path):
         state, step = _read(path)
         return Loaded(state, step, path, ())
@@ -106,6 +113,8 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     for candidate in _newest_first(path):
         try:
             state, step = _read(candidate)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -126,7 +135,7 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     for name, expected in manifest.files.items():
         try:
             tensorfile.check(path / name, expected)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             problems.append(f"{path.name}: {error}")
     return problems
 
@@ -144,71 +153,7 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
 # What is written
 
 
-@dataclass(slots=True)
-class _Parts:
-    """A state taken apart: plain values with a mark where each tensor was, and the tensors of each section."""
-
-    plain: dict[str, object] = field(default_factory=dict[str, object])
-    tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict[str, dict[str, torch.Tensor]])
-    aliases: dict[str, str] = field(default_factory=dict[str, str])
-    names: dict[object, str] = field(default_factory=dict[object, str])
-
-    def take(self, value: object, place: Place) -> object:
-        """Keep a tensor under its place's name and leave a mark; the same memory a second time becomes an alias."""
-        if not isinstance(value, torch.Tensor):
-            return plain.refuse(value, place)
-        _refuse_unusual(value, place)
-        identity = _identity(value)
-        if identity in self.names:
-            self.aliases[self._name(place)] = self.names[identity]
-        else:
-            self.names[identity] = self._name(place)
-            section, _, name = self.names[identity].partition("/")
-            self.tensors[section][name] = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
-        return {"~complex" if value.is_complex() else "~tensor": self.names[identity]}
-
-    def _name(self, place: Place) -> str:
-        """The name of a place: keys joined by "/", with "~1" for a "/" within a key and "~0" for "~"."""
-        keys = [key.replace("~", "~0").replace("/", "~1") for key in place[1:]]
-        # A lone surrogate has no UTF-8, which safetensors asks for.
-        name = "/".join(keys).encode("utf-8", "backslashreplace").decode() or "tensor"
-        section, count = self.tensors.setdefault(place[0], {}), 1
-        unique = name
-        # The keys 1 and "1" side by side, or a name that safetensors keeps for itself.
-        while unique in section or unique == "__metadata__":
-            count += 1
-            unique = f"{name}~{count}"
-        return f"{place[0]}/{unique}"
-
-
-def _split(state: CheckpointState) -> _Parts:
-    parts = _Parts()
-    for section, value in state.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", section):
-            raise CheckpointError(f"a section cannot be named {section!r}: use lower-case letters, digits and _.")
-        try:
-            parts.plain[section] = plain.encode(value, (section,), parts.take)
-        except plain.NotPlainError as error:
-            raise CheckpointError(f"the checkpoint cannot hold this: {error}") from error
-    parts.tensors = {section: tensors for section, tensors in parts.tensors.items() if tensors}
-    return parts
-
-
-def _refuse_unusual(tensor: torch.Tensor, place: Place) -> None:
-    known = tensor.dtype in tensorfile.CODES or tensor.dtype in (torch.complex32, torch.complex64, torch.complex128)
-    if not known or tensor.layout is not torch.strided or tensor.is_meta:
-        kind = "without data (meta)" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-        raise plain.NotPlainError(f"{plain.where(place)} is a tensor {kind}: give a dense one of a common dtype.")
-
-
-def _identity(tensor: torch.Tensor) -> object:
-    if tensor.numel() == 0:
-        return id(tensor)
-    bits = (tensor.is_conj(), tensor.is_neg())
-    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), bits)
-
-
-def _write(temporary: Path, parts: _Parts, step: int) -> None:
+def _write(temporary: Path, parts: Parts, step: int) -> None:
     temporary.mkdir()
     files = {
         f"{section}.safetensors": tensorfile.write_tensors(temporary / f"{section}.safetensors", tensors)
@@ -244,6 +189,12 @@ def _put(temporary: Path, final: Path) -> None:
     shutil.rmtree(_aside(final), ignore_errors=True)
 
 
+def _undo(temporary: Path, final: Path) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):
+        _restored(final, move=True)
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names in one step; False where the system or the file system has no such call."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
@@ -262,9 +213,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written, and put back what it had moved aside."""
+    """Put back what a killed process had moved aside, and remove what it left half-written."""
     for path in folder.glob(".old-*"):
         _restored(folder / path.name.removeprefix(".old-"), move=True)
+        shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path)
 
@@ -275,12 +227,9 @@ def _aside(final: Path) -> Path:
 
 def _restored(path: Path, *, move: bool = False) -> Path:
     """The checkpoint that stands for `path`: what was moved aside where the process died before the new one came."""
-    if path.exists() or not _aside(path).exists():
+    if os.path.exists(path) or not os.path.exists(_aside(path)):
         return path
     return _aside(path).rename(path) if move else _aside(path)
-
-
-_intact: set[tuple[str, int]] = set()
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
@@ -290,22 +239,31 @@ def _prune(folder: Path, step: int, keep: int) -> None:
         if _step_of(path) > step or kept >= keep:
             with suppress(OSError):
                 shutil.rmtree(path)
-        elif _step_of(path) == step or _known_intact(path):
+        elif _known_intact(path):
             kept += 1
 
 
 def _known_intact(path: Path) -> bool:
-    """Whether the sums agree; read once a process and folder, so that a save does not read its predecessor each time."""
-    try:
-        mark = (str(path.resolve()), path.stat().st_ino)
-    except OSError:
-        return False
+    """Whether the sums agree; read once a process and folder, so that a save does not read its predecessors each time."""
+    mark = _mark(path)
     if mark not in _intact and not verify(path):
         _intact.add(mark)
     return mark in _intact
 
 
-def _cannot_write(final: Path, parts: _Parts, error: OSError) -> str:
+def _mark(path: Path) -> tuple[str, int, int]:
+    """What tells a folder from another that later has its name."""
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError:
+        return str(path.absolute()), 0, 0
+    return str(path.absolute()), status.st_ino, status.st_mtime_ns
+
+
+_intact: set[tuple[str, int, int]] = set()
+
+
+def _cannot_write(final: Path, parts: Parts, error: OSError) -> str:
     needed = sum(tensor.nbytes for tensors in parts.tensors.values() for tensor in tensors.values()) / 1e6
     reason = error.strerror or str(error)
     advice = {
@@ -342,7 +300,7 @@ def _manifest(path: Path) -> _Manifest:
         if hashlib.sha256(unset).hexdigest() != written:
             raise CheckpointError(altered)
         if content["format"] > FORMAT:
-            raise CheckpointError(
+            raise NewerFormatError(
                 f"{path.name} is of checkpoint format {content['format']}, this thalweg reads up to {FORMAT}: "
                 "install a newer one."
             )
@@ -359,7 +317,7 @@ def _manifest(path: Path) -> _Manifest:
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
     manifest = _manifest(path)
-    if path.name.startswith("step-") and _step_of(path) != manifest.step:
+    if re.fullmatch(STEP_FOLDER, path.name) and _step_of(path) != manifest.step:
         raise CheckpointError(f"{path.name} holds step {manifest.step}: the folder was renamed. Give it back its name.")
     try:
         content = json.loads(tensorfile.read(path / PLAIN, manifest.files[PLAIN]))
@@ -369,30 +327,22 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
             if kind == "safetensors":
                 found = tensorfile.read_tensors(path / name, expected)
                 tensors.update({f"{section}/{key}": tensor for key, tensor in found.items()})
-        return _join(content, tensors), manifest.step
+        return sections.join(content, tensors), manifest.step
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}. Check the disk.") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path.name}: {PLAIN} does not fit the tensors beside it.") from error
 
 
-def _join(content: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    complexes = dict[str, torch.Tensor]()
-
-    def as_complex(name: str) -> torch.Tensor:
-        return complexes.setdefault(name, torch.view_as_complex(tensors[name]))
-
-    special = {"~tensor": tensors.__getitem__, "~complex": as_complex}
-    return {section: plain.decode(value, special) for section, value in content.items()}
-
-
 def _is_checkpoint(path: Path) -> bool:
-    return re.fullmatch(r"(\.old-)?(step-\d{8,}|best)", path.name) is not None or (path / MANIFEST).is_file()
+    return re.fullmatch(f"{STEP_FOLDER}|best", path.name) is not None or (path / MANIFEST).is_file()
 
 
 def _newest_first(folder: Path) -> list[Path]:
     try:
-        found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)]
+        found = [path for path in folder.iterdir() if re.fullmatch(STEP_FOLDER, path.name) and _stands(path)]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -402,8 +352,13 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(found, key=_step_of, reverse=True)
 
 
+def _stands(path: Path) -> bool:
+    """Whether nothing newer has the name of a folder that was moved aside."""
+    return path.name.startswith("step-") or not path.with_name(path.name.removeprefix(".old-")).exists()
+
+
 def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+    return int(path.name.rpartition("-")[2])
 
 
 def _none_left(folder: Path, problems: list[str]) -> str:

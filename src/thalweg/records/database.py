@@ -9,23 +9,29 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from thalweg.errors import RunError
 
 READ_FORMAT_AT = 19
 WRITE_AHEAD = 2
+ATTEMPTS = 5
+
+Answer = TypeVar("Answer")
 
 
 @contextmanager
 def explained(path: Path) -> Generator[None, None, None]:
-    """Turn SQLite's errors into a RunError that says what to do."""
+    """Turn SQLite's and the system's errors into a RunError that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
         raise RunError(_explanation(path, error)) from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be used: {error.strerror or error}. Check its folder and the disk.") from error
 
 
 def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds: float) -> sqlite3.Connection:
@@ -69,20 +75,26 @@ def transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
         raise
 
 
-@contextmanager
-def reading(path: Path, *, kind: str, format: int, busy_seconds: float) -> Generator[sqlite3.Connection, None, None]:
-    """Open a file of this kind for reading as long as the block lasts.
+def ask(
+    path: Path, question: Callable[[sqlite3.Connection], Answer], *, kind: str, format: int, busy_seconds: float
+) -> Answer:
+    """Open a file of this kind for reading, put one question to it, and close it.
 
     An empty file, as a process leaves it that was killed in its first milliseconds, is one without tables.
     Raises RunError where the file is missing, another kind of file, of a newer format, or damaged.
     """
-    if not path.is_file():
-        raise RunError(f"there is no {kind} at {path}: give the folder of a run.")
-    with tempfile.TemporaryDirectory(prefix="thalweg-") as spare, explained(path):
-        with closing(_open_reader(path, Path(spare), busy_seconds)) as connection:
-            if not _is_empty(connection):
-                check_kind(connection, path, kind=kind, format=format)
-            yield connection
+    for _ in range(ATTEMPTS):
+        before = _state(path, kind)
+        try:
+            answer = _ask_once(path, question, kind, format, busy_seconds)
+        except RunError:
+            if _has_log(before) or before == _state(path, kind):
+                raise
+            continue
+        if _has_log(before) or before == _state(path, kind):
+            return answer
+        # A writer came while the file was taken to be at rest: what was read may be torn.
+    raise RunError(f"{path} changes faster than it can be read: try again.")
 
 
 def check_kind(connection: sqlite3.Connection, path: Path, *, kind: str, format: int) -> None:
@@ -104,17 +116,27 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
 
 
-def _open_reader(path: Path, spare: Path, busy_seconds: float) -> sqlite3.Connection:
+def _ask_once(
+    path: Path, question: Callable[[sqlite3.Connection], Answer], kind: str, format: int, busy_seconds: float
+) -> Answer:
+    with ExitStack() as stack, explained(path):
+        connection = stack.enter_context(closing(_open_reader(path, stack, busy_seconds)))
+        if not _is_empty(connection):
+            check_kind(connection, path, kind=kind, format=format)
+        return question(connection)
+
+
+def _open_reader(path: Path, stack: ExitStack, busy_seconds: float) -> sqlite3.Connection:
     """Read through the log where there is one; else the file is at rest, and as `immutable` it is left untouched."""
     if not _log(path).exists() and _is_write_ahead(path):
         return _connect(path, "immutable=1", busy_seconds)
     try:
         return _connect(path, "mode=ro", busy_seconds)
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
         # A log that a killed process left where nothing may be written: it can only be replayed on a copy.
-        if not _log(path).exists():
+        if error.sqlite_errorname.startswith("SQLITE_BUSY") or not _log(path).exists():
             raise
-    copy = spare / path.name
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thalweg-"))) / path.name
     shutil.copyfile(path, copy)
     shutil.copyfile(_log(path), _log(copy))
     return _connect(copy, "mode=rw", busy_seconds)
@@ -129,6 +151,21 @@ def _connect(path: Path, options: str, busy_seconds: float) -> sqlite3.Connectio
         connection.close()
         raise
     return connection
+
+
+def _state(path: Path, kind: str) -> tuple[int, int, bool]:
+    """Length and time of the file, and whether there is a log: the same before and after means nobody wrote the file."""
+    try:
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns, _log(path).exists()
+    except FileNotFoundError as error:
+        raise RunError(f"there is no {kind} at {path}: give the folder of a run.") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def _has_log(state: tuple[int, int, bool]) -> bool:
+    return state[2]
 
 
 def _log(path: Path) -> Path:
@@ -152,7 +189,7 @@ def _explanation(path: Path, error: sqlite3.Error) -> str:
         "SQLITE_BUSY": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
         "SQLITE_LOCKED": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
         "SQLITE_READONLY": f"{path} cannot be written: give this user permission to write there, or choose another folder.",
-        "SQLITE_CANTOPEN": f"{path} cannot be opened: check that its folder exists and that this user may read and write there.",
+        "SQLITE_CANTOPEN": f"{path} cannot be opened: check that its folder exists and that this user has permission to read and write there.",
         "SQLITE_NOTADB": f"{path} is not a database: it is another kind of file. Give the folder of a run.",
         "SQLITE_CORRUPT": f"{path} is damaged. Save what is left with: sqlite3 {path.name} .recover",
         "SQLITE_IOERR": f"the disk that holds {path} does not read or write ({error}): check its space and its health.",

@@ -14,8 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, SupportsFloat
@@ -23,17 +22,19 @@ from typing import Any, NamedTuple, Self, SupportsFloat
 import numpy as np
 import numpy.typing as npt
 
-from thalweg.errors import RunError
+from thalweg.errors import RunError, nearest
 from thalweg.records import database, plain
+from thalweg.records.database import Answer
 
 FORMAT = 1
+KIND = "thalweg history"
 FILE = "history.sqlite"
 ENDLESS = 2**63 - 1
 MOST_COLUMNS = 1900  # SQLite takes 2,000.
 
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO meta VALUES ('kind', 'thalweg history'), ('format', {FORMAT});
+INSERT INTO meta VALUES ('kind', '{KIND}'), ('format', {FORMAT});
 CREATE TABLE segment (id INTEGER PRIMARY KEY, first_step INTEGER NOT NULL, live_until INTEGER NOT NULL);
 INSERT INTO segment VALUES (1, 0, {ENDLESS});
 CREATE TABLE name (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -113,46 +114,57 @@ class History:
         self._flush_rows, self._flush_seconds, self._busy_seconds = flush_rows, flush_seconds, busy_seconds
         self._lock = threading.RLock()
         self._owner = os.getpid()
-        self._rows: dict[int, dict[str, SupportsFloat | None]] = {}
+        self._rows: dict[int, dict[str, float]] = {}
         self._arrays: list[tuple[int, str, str, bytes]] = []
         self._digests: dict[int, str] = {}
         self._events: list[tuple[int, str, str, str]] = []
         self._next_flush = time.monotonic() + flush_seconds
         self._connection: sqlite3.Connection | None = None
         if readonly:
-            with self._reading():
-                return
+            self._ask(_columns)
+            return
         self._connection = database.open_writer(
-            self.path, kind="thalweg history", format=FORMAT, schema=SCHEMA, busy_seconds=busy_seconds
+            self.path, kind=KIND, format=FORMAT, schema=SCHEMA, busy_seconds=busy_seconds
         )
         with database.explained(self.path):
             self._columns = _columns(self._connection)
             self._segment, self._first_step, _ = _segments(self._connection)[-1]
             self._last_step = self._latest()
+            self._shapes: dict[str, str] = dict(_all(self._connection, "SELECT DISTINCT name, shape FROM arrays"))
 
     # Writing
 
     def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
         """Record figures of a step; a second call for the same step adds to the first. None is as if not given."""
+        try:
+            given = {name: float(value) for name, value in values.items() if value is not None}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RunError(f"a figure of step {step} is not a number: {error}. Give numbers or None.") from error
         with self._lock:
+            if self._connection is None or step < self._first_step or "step" in given:
+                self._refuse(step)
             row = self._rows.get(step)
             if row is None:
-                self._rows[step] = dict(values)
+                self._rows[step] = given
             else:
-                row.update(_given(values))
+                row.update(given)
             if len(self._rows) >= self._flush_rows or time.monotonic() >= self._next_flush:
                 self.flush()
 
     def append_blob(self, step: int, name: str, array: npt.ArrayLike) -> None:
         """Record an array (kept as float32) under a name, such as one norm a tensor; always of one shape a name."""
-        data = np.ascontiguousarray(array, dtype="<f4")
+        data, shape = np.ascontiguousarray(array, dtype="<f4"), json.dumps(np.shape(array))
         with self._lock:
-            self._arrays.append((step, name, json.dumps(np.shape(array)), data.tobytes()))
+            if self._shapes.setdefault(name, shape) != shape:
+                raise RunError(
+                    f"{name!r} was of shape {self._shapes[name]} and is now {shape}: use another name for it."
+                )
+            self._arrays.append((int(step), name, shape, data.tobytes()))
 
     def digest(self, step: int, text: str) -> None:
         """Record a digest of the weights after so many steps."""
         with self._lock:
-            self._digests[step] = text
+            self._digests[int(step)] = text
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, and flush. `data`: plain values, NaN and infinities included."""
@@ -161,7 +173,7 @@ class History:
         except plain.NotPlainError as error:
             raise RunError(f"the data of the event {kind!r} cannot be kept: {error}") from error
         with self._lock:
-            self._events.append((step, kind, message, text))
+            self._events.append((int(step), kind, message, text))
             self.flush()
 
     def supersede(self, from_step: int) -> None:
@@ -219,32 +231,37 @@ class History:
 
         NaN stands where nothing was recorded and where NaN was; `series` tells the two apart.
         """
-        with self._reading() as connection:
+
+        def question(connection: sqlite3.Connection) -> tuple[list[str], list[tuple[Any, ...]]]:
             names = _columns(connection)
             fields = ", ".join(["step", *(f"c{number}" for number in names.values())])
-            rows = _live_rows(connection, fields, from_step)
+            return list(names), _live_rows(connection, fields, from_step)
+
+        names, rows = self._ask(question)
         values = np.array(rows, dtype=np.float64).reshape(len(rows), len(names) + 1).T
         named = {name: np.ascontiguousarray(column) for name, column in zip(names, values[1:], strict=True)}
         return {"step": values[0].astype(np.int64), **named}
 
     def series(self, name: str) -> Series:
         """Give what was recorded under one name and lives, by step; RunError where there is no such name."""
-        with self._reading() as connection:
+
+        def question(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
             names = _columns(connection)
             if name not in names:
-                raise RunError(f"the history has no {name!r}; it has: {', '.join(names) or 'nothing yet'}.")
-            rows = _live_rows(connection, f"step, c{names[name]}, nan", 0)
+                known = f"it has: {', '.join(names) or 'nothing yet'}."
+                raise RunError(f"the history has no {name!r};{nearest(name, names)} {known}")
+            return _live_rows(connection, f"step, c{names[name]}, nan", 0)
+
+        rows = self._ask(question)
         kept = [(step, value) for step, value, nan in rows if value is not None or (nan and name in json.loads(nan))]
-        return Series(
-            np.array([step for step, _ in kept], np.int64), np.array([value for _, value in kept], np.float64)
-        )
+        steps, values = [step for step, _ in kept], [value for _, value in kept]
+        return Series(np.array(steps, np.int64), np.array(values, np.float64))
 
     def table(self, name: str) -> Table:
         """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
         query = """SELECT step, shape, data FROM arrays JOIN segment ON segment = id
                    WHERE name = ? AND step >= first_step AND step < live_until ORDER BY step"""
-        with self._reading() as connection:
-            rows = _all(connection, query, (name,))
+        rows = self._ask(lambda connection: _all(connection, query, (name,)))
         if not rows:
             raise RunError(f"the history has no array {name!r}.")
         values = [np.frombuffer(data, "<f4").reshape(json.loads(shape)) for _, shape, data in rows]
@@ -254,24 +271,21 @@ class History:
         """List everything that happened, in order, superseded or not."""
         query = """SELECT step, kind, message, data, segment, step >= live_until
                    FROM event JOIN segment ON segment = segment.id ORDER BY event.id"""
-        with self._reading() as connection:
-            rows = _all(connection, query)
         return [
             Event(step, kind, message, plain.decode(json.loads(data)), segment, bool(superseded))
-            for step, kind, message, data, segment, superseded in rows
+            for step, kind, message, data, segment, superseded in self._ask(lambda connection: _all(connection, query))
         ]
 
     def digests(self, segment: int | None = None) -> dict[int, str]:
         """Give the live digests by step, or all that one segment recorded, superseded or not."""
         query = "SELECT step, text FROM digest JOIN segment ON segment = id WHERE "
-        which, values = ("id = ?", (segment,)) if segment else ("step >= first_step AND step < live_until", ())
-        with self._reading() as connection:
-            return dict(_all(connection, f"{query}{which} ORDER BY step", values))
+        live = "step >= first_step AND step < live_until"
+        which, values = (live, ()) if segment is None else ("id = ?", (segment,))
+        return dict(self._ask(lambda connection: _all(connection, f"{query}{which} ORDER BY step", values)))
 
     def segments(self) -> list[Segment]:
         """List the unbroken stretches of the run, in order."""
-        with self._reading() as connection:
-            return _segments(connection)
+        return self._ask(_segments)
 
     def first_difference(self, other: History) -> int | None:
         """Find the first step, of those of which both have a digest, at which the weights differ; None: at none."""
@@ -283,21 +297,26 @@ class History:
     def _writer(self) -> sqlite3.Connection:
         if self._connection is None:
             raise RunError(f"{self.path} is closed or open for reading only: open it with History(folder) to write.")
+        # A connection that was carried through a fork would damage the file.
+        if self._owner != os.getpid():
+            raise RunError(f"{self.path} was opened by the parent of this process, which alone may write it.")
         return self._connection
 
-    @contextmanager
-    def _reading(self) -> Generator[sqlite3.Connection, None, None]:
+    def _ask(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
         """The writer asks over its own connection, so that it sees all; a reader opens the file for each question."""
         with self._lock:
             if self._connection is not None:
                 self.flush()
                 with database.explained(self.path):
-                    yield self._connection
-                return
-        with database.reading(
-            self.path, kind="thalweg history", format=FORMAT, busy_seconds=self._busy_seconds
-        ) as connection:
-            yield connection
+                    return question(self._connection)
+        return database.ask(self.path, question, kind=KIND, format=FORMAT, busy_seconds=self._busy_seconds)
+
+    def _refuse(self, step: int) -> None:
+        self._writer()
+        if step < self._first_step:
+            begins = f"where this segment begins: call supersede({step}) first"
+            raise RunError(f"step {step} lies before {self._first_step}, {begins}.")
+        raise RunError("a figure cannot be named 'step', which is the name of the column of steps.")
 
     def _latest(self) -> int:
         query = "SELECT coalesce(max(step), ?) FROM figures WHERE segment = ?"
@@ -308,8 +327,6 @@ class History:
         new = dict.fromkeys(name for row in self._rows.values() for name in row if name not in self._columns)
         if not new:
             return self._columns
-        if "step" in new:
-            raise RunError("a figure cannot be named 'step', which is the name of the column of steps.")
         columns = self._columns | {name: number for number, name in enumerate(new, len(self._columns) + 1)}
         if len(columns) > MOST_COLUMNS:
             raise RunError(
@@ -327,46 +344,33 @@ class History:
         return columns
 
     def _write_rows(self, connection: sqlite3.Connection, columns: dict[str, int]) -> None:
-        if not self._rows:
-            return
-        if min(self._rows) < self._first_step:
-            raise RunError(
-                f"step {min(self._rows)} lies before this segment's first, {self._first_step}: call supersede."
-            )
         marks = ", ".join("?" * (len(columns) + 3))
         rows = [
             self._row(
-                step,
-                self._stored(connection, step, columns) | _given(values) if step <= self._last_step else values,
-                columns,
+                step, values if step > self._last_step else self._stored(connection, step, columns) | values, columns
             )
             for step, values in self._rows.items()
         ]
         connection.executemany(f"INSERT OR REPLACE INTO figures VALUES ({marks})", rows)
 
-    def _row(self, step: int, values: Mapping[str, SupportsFloat | None], columns: dict[str, int]) -> tuple[Any, ...]:
+    def _row(self, step: int, values: Mapping[str, float], columns: dict[str, int]) -> tuple[Any, ...]:
         row: list[Any] = [self._segment, int(step), None, *[None] * len(columns)]
         nan = list[str]()
         for name, value in values.items():
-            if value is None:
-                continue
-            number = float(value)
-            row[columns[name] + 2] = number
+            row[columns[name] + 2] = value
             # SQLite stores NaN as NULL, which is "not recorded": so those names are written beside.
-            if number != number:
+            if value != value:
                 nan.append(name)
         if nan:
             row[2] = json.dumps(nan)
         return tuple(row)
 
-    def _stored(
-        self, connection: sqlite3.Connection, step: int, columns: dict[str, int]
-    ) -> dict[str, SupportsFloat | None]:
+    def _stored(self, connection: sqlite3.Connection, step: int, columns: dict[str, int]) -> dict[str, float]:
         query = "SELECT * FROM figures WHERE segment = ? AND step = ?"
         row = connection.execute(query, (self._segment, int(step))).fetchone()
         if row is None:
             return {}
-        stored: dict[str, SupportsFloat | None] = {name: row[number + 2] for name, number in columns.items()}
+        stored = {name: row[number + 2] for name, number in columns.items() if row[number + 2] is not None}
         return stored | dict.fromkeys(json.loads(row[2] or "[]"), float("nan"))
 
     def _write_rest(self, connection: sqlite3.Connection) -> None:
@@ -380,10 +384,6 @@ class History:
 
 def _file(where: Path) -> Path:
     return where if where.suffix == ".sqlite" or where.is_file() else where / FILE
-
-
-def _given(values: Mapping[str, SupportsFloat | None]) -> dict[str, SupportsFloat | None]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _quoted(name: str) -> str:

@@ -90,7 +90,7 @@ def read_tensors(path: Path, expected: FileSum) -> dict[str, torch.Tensor]:
     with _opened(path, expected) as file:
         try:
             tensors = dict(_read_each(file, expected.bytes, digest))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{path.name} is altered: its header cannot be read.") from error
     _compare(path, digest.hexdigest(), expected)
     return tensors
