@@ -36,6 +36,13 @@ def test_where_all_is_well_it_says_so_and_nothing_else(make_run):
     assert line.startswith("All is well: the validation loss improved and had levelled off by the end")
 
 
+def test_what_is_left_to_gain_depends_on_the_gap_between_training_and_validation(make_run):
+    run = run_of(make_run, SETTLED)
+    assert "more data or another model" in said(run)
+    run.history["loss"] = np.full(401, 0.01)
+    assert "training loss of 0.01 is far below the validation loss of 0.2" in said(run)
+
+
 def test_a_best_long_before_the_end_is_overfitting_where_the_training_loss_went_on_falling(make_run):
     text = said(run_of(make_run, TURNING))
     assert (

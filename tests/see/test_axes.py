@@ -61,3 +61,10 @@ def test_values_below_zero_keep_the_axis_linear():
 
 def test_a_linear_axis_from_zero_begins_exactly_there():
     assert choose([np.array([2.0, 3.0])], log=False, zero=True).low == 0
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 7, 1000])
+def test_steps_have_whole_numbers_only(last):
+    ticks = Axis(0, last, whole=True).ticks()
+    assert ticks == [float(int(t)) for t in ticks]
+    assert len(ticks) >= 2

@@ -54,3 +54,10 @@ def test_smoothing_takes_noise_away():
 @pytest.mark.parametrize("length", [1, 2, 3, 10])
 def test_few_values_can_be_smoothed(length):
     assert np.isfinite(smooth(np.arange(float(length)))).all()
+
+
+def test_smoothing_is_the_symmetric_weighted_mean_it_says_it_is():
+    values = np.random.default_rng(1).standard_normal(200)
+    keep = np.exp(-1 / (200 / 60))
+    weights = keep ** np.abs(np.subtract.outer(np.arange(200), np.arange(200)))
+    np.testing.assert_allclose(smooth(values), weights @ values / weights.sum(1), rtol=1e-9)

@@ -20,6 +20,7 @@ LATE = 0.8  # of the run: a best before this is early, and what improved after i
 MATTERS = 0.02  # share of the improvement over the start that a later loss of it, or a difference, must reach
 STILL = 0.05  # share by which the last fifth must have improved for a longer budget to be worth it
 OFTEN = 0.5  # share of the steps that were clipped
+GAP = 0.2  # training loss over validation loss below which the model knows its examples by heart
 TIE = 0.01  # relative difference of two scores that no choice should rest on
 
 
@@ -219,10 +220,18 @@ def _well(run: Run) -> str:
     flat = len(y) >= 6 and all(abs(b - a) < STILL * abs(y[0]) for a, b in pairwise(y[x >= LATE * x[-1]].tolist()))
     levelled = " and had levelled off by the end" if flat else ""
     told = story.called(run, str(run.summary.get("select", "loss")))
-    return (
-        f"All is well: the {told} improved{levelled}, and nothing had to be corrected. What is left to gain lies in more data or"
-        f" another model rather than in the knobs."
-    )
+    return f"All is well: the {told} improved{levelled}, and nothing had to be corrected. {_left_to_gain(run)}"
+
+
+def _left_to_gain(run: Run) -> str:
+    kept = run.summary.get("weights") or {}
+    seen, unseen = story.training_loss(run, kept.get("step")), float(run.metrics.get("loss", math.nan))
+    if 0 <= seen < GAP * unseen:
+        return (
+            f"The training loss of {number(seen)} is far below the validation loss of {number(unseen)}: the model knows its"
+            f" training examples by heart, so what is left to gain lies in more data, augmentation or dropout."
+        )
+    return "What is left to gain lies in more data or another model rather than in the knobs."
 
 
 def _criterion(run: Run) -> tuple[Values, Values]:

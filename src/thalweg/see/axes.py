@@ -19,11 +19,12 @@ LARGEST = 1e300  # keeps margins and spans from overflowing
 
 
 class Axis(NamedTuple):
-    """A range, linear or logarithmic."""
+    """A range, linear or logarithmic; `whole` where only whole numbers mean something, such as steps."""
 
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def at(self, values: Values | float) -> Values:
         """Give the place of values: 0 at the low end, 1 at the high end, what lies outside on the nearer end.
@@ -54,6 +55,7 @@ class Axis(NamedTuple):
             return _log_ticks(self.low, self.high, count)
         unit = 10.0 ** math.floor(math.log10((self.high - self.low) / count))
         step = next((k * unit for k in (1, 2, 5, 10) if (self.high - self.low) / (k * unit) <= count), 10 * unit)
+        step = max(step, 1.0) if self.whole else step
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 

@@ -124,7 +124,7 @@ def _across(places: list[Values], log: bool) -> Axis:
     if log:
         return choose(places, log=True)
     low, high = min(float(p.min()) for p in places if len(p)), max(float(p.max()) for p in places if len(p))
-    return Axis(low, high) if high > low else Axis(low - 1, high + 1)
+    return Axis(low, high, whole=True) if high > low else Axis(low - 1, high + 1, whole=True)
 
 
 def _shapes(drawn: Drawn, across: Axis, up: Axis) -> str:

@@ -15,6 +15,7 @@ from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
 from thalweg.see.wording import is_share, number, several
 
 MOST_METRICS = 8
+SPREAD = 4.0  # ratio of scores from which the good ones need a logarithmic axis to be told apart
 PLANNED = 400  # points of the planned schedule
 
 

@@ -42,16 +42,18 @@ def reduce(x: Values, y: Values, count: int = COLUMNS) -> Columns:
 def smooth(values: Values, share: float = 1 / 60) -> Values:
     """Average exponentially in both directions, so that the line does not lag behind what it follows.
 
-    `share`: of the series, how far the average remembers. The weights of values not seen yet are corrected for.
+    Each value counts with keep^distance; at an end, where one side is missing, the other side's weights sum to one alone.
 
-    >>> smooth(np.full(5, 3.0)).tolist()
+    `share`: of the series, how far the average remembers.
+
+    >>> smooth(np.full(5, 3.0)).round(12).tolist()
     [3.0, 3.0, 3.0, 3.0, 3.0]
     """
     keep = math.exp(-1 / max(1.0, share * len(values)))
-    return (_average(values, keep) + _average(values[::-1], keep)[::-1]) / 2
+    weights = (1 - keep ** np.arange(1, len(values) + 1)) / (1 - keep)
+    both = _sums(values, keep) + _sums(values[::-1], keep)[::-1] - values
+    return both / (weights + weights[::-1] - 1)
 
 
-def _average(values: Values, keep: float) -> Values:
-    sums = accumulate(((1 - keep) * v for v in values.tolist()), lambda total, part: keep * total + part)
-    weights = 1 - keep ** np.arange(1, len(values) + 1)
-    return np.fromiter(sums, np.float64, len(values)) / weights
+def _sums(values: Values, keep: float) -> Values:
+    return np.fromiter(accumulate(values.tolist(), lambda total, v: keep * total + v), np.float64, len(values))

@@ -242,8 +242,6 @@ def _code(code: str) -> str:
 
 def environment(run: Run) -> str:
     """Where and on what it ran."""
-    from thalweg import __version__
-
     summary = run.summary
     took = story.column(run, "seconds")
     median = float(np.nanmedian(took)) if np.isfinite(took).any() else None
@@ -256,11 +254,23 @@ def environment(run: Run) -> str:
         "training examples": summary.get("examples"),
         "milliseconds a step (median)": None if median is None else 1000 * median,
         "folder": None if run.folder is None else Path(run.folder).absolute(),
-        "report written by": f"thalweg {__version__}",
+        "report written by": _version(),
     }
     told = figures({key: value for key, value in known.items() if value is not None})
     notes = "".join(f"<li>{with_code(str(note))}</li>" for note in summary.get("notes", []))
     return section("Environment", f'<div class="card">{told}{f"<ul>{notes}</ul>" if notes else ""}</div>')
+
+
+def _version() -> str:
+    from importlib.metadata import (
+        PackageNotFoundError,
+        version,
+    )  # tens of milliseconds that `import thalweg` can do without
+
+    try:
+        return f"thalweg {version('thalweg')}"
+    except PackageNotFoundError:  # run from a source tree
+        return "thalweg"
 
 
 def section(title: str, inside: str) -> str:
