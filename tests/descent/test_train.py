@@ -1,0 +1,345 @@
+"""A run in its folder: founded, resumed, opened, refused; and what a full disk or a damaged file does to it."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import classes, kinds, network, plan, same_bits
+from torch import nn
+
+import thalweg as tw
+from thalweg.descent.claim import claimed
+from thalweg.descent.keeper import Keeper
+from thalweg.records import checkpoint, tensorfile
+from thalweg.records.run import read_status
+
+
+def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int = 20, made: tw.Plan | None = None) -> None:
+    """Walk a run in a folder to a checkpoint and stop it there."""
+    record = Keeper.record
+
+    def recorded(self: Keeper, step: int, *rest: Any) -> None:
+        record(self, step, *rest)
+        if step == at:
+            self.interrupted = True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "record", recorded)
+        with pytest.raises(KeyboardInterrupt):
+            tw.train(classes(), made or plan(), out=folder)
+
+
+def test_a_finished_run_is_opened_not_walked_again(tmp_path: Path) -> None:
+    first = tw.train(classes(), plan(), out=tmp_path / "r")
+    stamp = (tmp_path / "r" / "history.sqlite").stat().st_mtime_ns
+    for again in (tw.train(classes(), plan(), out=tmp_path / "r"), tw.resume(tmp_path / "r", classes())):
+        assert again.metrics == first.metrics
+        assert same_bits(again.model, first.model)
+        assert again.summary["status"] == "finished"
+    assert (tmp_path / "r" / "history.sqlite").stat().st_mtime_ns == stamp
+
+
+def test_a_stopped_run_says_how_to_resume_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tw.train(classes(), plan())
+    stopped(tmp_path / "r", monkeypatch)
+    assert read_status(tmp_path / "r")["status"] == "interrupted"
+    told = tw.Run.open(tmp_path / "r").events[-1]
+    assert told.kind == "interrupt"
+    assert "thalweg resume" in told.message
+    run = tw.train(classes(), plan(), out=tmp_path / "r")
+    assert "resume" in kinds(run)
+    assert same_bits(run.model, whole.model)
+    assert run.history["loss"].tolist()[1:] == whole.history["loss"].tolist()[1:]
+
+
+def test_a_run_stopped_between_snapshots_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: Any) -> None:
+    whole = tw.train(classes(), plan(ema=0.9))
+    stopped(tmp_path / "r", monkeypatch, at=17, made=plan(ema=0.9))
+    assert same_bits(tw.resume(tmp_path / "r", classes()).model, whole.model)
+
+
+def test_another_plan_is_refused_with_the_knob_that_differs(tmp_path: Path) -> None:
+    tw.train(classes(), plan(), out=tmp_path / "r")
+    with pytest.raises(tw.RunError, match=r"learning_rate is 0\.01 there and 0\.5 here"):
+        tw.train(classes(), plan(learning_rate=0.5), out=tmp_path / "r")
+
+
+def test_other_threads_and_the_same_seconds_are_no_other_plan(tmp_path: Path) -> None:
+    made = tw.Plan(batch_size=16, validate_every=50)
+    first = tw.train(classes(), made, seconds=0.05, out=tmp_path / "r")
+    torch.set_num_threads(2)
+    again = tw.train(classes(), made, seconds=0.05, out=tmp_path / "r")
+    assert again.plan.steps == first.plan.steps
+    with pytest.raises(tw.RunError, match="another plan"):
+        tw.train(classes(), made, seconds=0.1, out=tmp_path / "r")
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(tw.RunError, match=r"thesis\.tex"):
+        tw.train(classes(), plan(), out=tmp_path)
+    assert not (tmp_path / "plan.toml").exists()
+
+
+def test_a_run_killed_while_its_folder_was_made_starts(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text("half a pl")
+    (tmp_path / ".run.json.tmp").write_text("{")
+    assert tw.train(classes(), plan(), out=tmp_path).summary["status"] == "finished"
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(tw.RunError, match="cannot be written"):
+            tw.train(classes(), plan(), out=out)
+
+
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(tw.RunError, match=r"cannot be written: Permission denied\. Choose another folder"):
+        tw.train(classes(), plan(), out=tmp_path / "r")
+
+
+def test_a_folder_that_another_thread_or_process_writes_to_is_refused(tmp_path: Path) -> None:
+    with claimed(tmp_path), pytest.raises(tw.RunError, match="Another process is writing"):
+        tw.train(classes(), plan(), out=tmp_path)
+    assert tw.train(classes(), plan(), out=tmp_path).summary["status"] == "finished"
+
+
+def test_a_claim_ends_with_its_process_although_a_child_lives_on(tmp_path: Path) -> None:
+    """As a loader worker does, for some seconds after its parent was killed."""
+    program = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom thalweg.descent.claim import claimed\n"
+        f"with claimed(Path({str(tmp_path)!r})):\n"
+        "    child = os.fork()\n    if child == 0: sys.stdin.read(); os._exit(0)\n"
+        "    print(child, flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert parent.wait() == -signal.SIGKILL
+    os.kill(child, 0)  # it lives
+    with claimed(tmp_path):
+        pass
+    parent.stdin.close()
+    parent.stdout.close()
+
+
+def test_a_full_disk_is_an_error_that_leaves_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tw.train(classes(), plan())
+    write, written = tensorfile.write, list[int]()
+
+    def full(path: Path, parts: Any) -> Any:
+        written.append(1)
+        if len(written) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorfile, "write", full)
+        with pytest.raises(tw.CheckpointError, match=r"No space left on device\. Free about"):
+            tw.train(classes(), plan(checkpoint_seconds=0), out=tmp_path / "r")
+    assert read_status(tmp_path / "r")["status"] == "failed"
+    assert checkpoint.steps(tmp_path / "r" / "checkpoints")
+    assert same_bits(tw.resume(tmp_path / "r", classes()).model, whole.model)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting asks for root")
+def test_a_disk_that_is_really_full_is_an_error_that_says_so(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        wide = classes(model=lambda: nn.Sequential(nn.Linear(4, 20000), nn.Linear(20000, 3)))
+        with pytest.raises(tw.RunError, match=r"No space|full"):
+            tw.train(wide, plan(checkpoint_seconds=0), out=tmp_path / "r")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(tmp_path / "r", monkeypatch)
+    other = classes(model=lambda: nn.Sequential(nn.Linear(4, 7), nn.Linear(7, 3)))
+    with pytest.raises(tw.CheckpointError, match="of another model"):
+        tw.resume(tmp_path / "r", other)
+    whole = tw.train(classes(), plan())
+    assert same_bits(tw.resume(tmp_path / "r", classes()).model, whole.model)
+
+
+def test_lost_best_weights_are_said_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(tmp_path / "r", monkeypatch)
+    shutil.rmtree(tmp_path / "r" / "checkpoints" / "best")
+    run = tw.resume(tmp_path / "r", classes())
+    assert any("best weights" in event.message and event.kind == "note" for event in run.events)
+    assert torch.isfinite(torch.tensor(run.metrics["loss"]))
+    assert same_bits(tw.Run.open(tmp_path / "r", classes()).model, run.model)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    whole = tw.train(classes(), plan())
+    stopped(tmp_path / "r", monkeypatch, made=plan(checkpoint_seconds=0))
+    newest = max((tmp_path / "r" / "checkpoints").glob("step-*")) / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "remove":
+        newest.unlink()
+    else:
+        newest.write_bytes(content if damage == "flip" else content[:-5])
+    run = tw.resume(tmp_path / "r", classes())
+    assert any("passed over" in event.message for event in run.events)
+    assert same_bits(run.model, whole.model)
+
+
+def test_with_no_intact_checkpoint_the_run_starts_anew_and_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    whole = tw.train(classes(), plan())
+    stopped(tmp_path / "r", monkeypatch)
+    for manifest in (tmp_path / "r" / "checkpoints").glob("step-*/MANIFEST.json"):
+        manifest.unlink()
+    run = tw.resume(tmp_path / "r", classes())
+    assert any("starts anew" in event.message for event in run.events)
+    assert same_bits(run.model, whole.model)
+    assert run.history["step"].tolist() == whole.history["step"].tolist()
+
+
+def test_a_task_that_was_passed_as_an_object_is_asked_for(tmp_path: Path) -> None:
+    tw.train(classes(), plan(), out=tmp_path / "r")
+    with pytest.raises(tw.RunError, match="task="):
+        tw.resume(tmp_path / "r")
+
+
+def test_a_run_in_a_folder_has_the_bits_of_one_in_memory(tmp_path: Path) -> None:
+    kept, memory = tw.train(classes(), plan(), out=tmp_path / "r"), tw.train(classes(), plan())
+    assert same_bits(kept.model, memory.model)
+    assert kept.metrics == memory.metrics
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_an_opened_run_gives_the_weights_the_run_gave(tmp_path: Path, keep: str) -> None:
+    made = plan(keep=keep, checkpoint_seconds=0, ema=0.9)
+    run = tw.train(classes(), made, out=tmp_path / "r")
+    assert same_bits(tw.Run.open(tmp_path / "r", classes()).model, run.model)
+
+
+def test_what_went_wrong_is_in_the_folder(tmp_path: Path) -> None:
+    x = torch.randn(64, 4)
+    task = tw.Task(model=lambda: nn.Linear(4, 1), loss=nn.MSELoss(), data=(x, x[:, :1]))
+    made = plan(rule="gradient_descent", learning_rate=100.0)
+    run = tw.train(task, made, out=tmp_path / "r")
+    assert run.diagnoses
+    assert tw.diagnose(tmp_path / "r") == list(run.diagnoses)
+
+
+def test_a_descent_that_cannot_be_saved_says_so_in_its_folder(tmp_path: Path) -> None:
+    x = torch.randn(64, 4)
+    task = tw.Task(model=lambda: nn.Linear(4, 1), loss=nn.MSELoss(), data=(x, x[:, :1]))
+    made = plan(rule="gradient_descent", learning_rate=1e8, snapshot_every=0)
+    with pytest.raises(tw.DivergedError):
+        tw.train(task, made, out=tmp_path / "r")
+    assert read_status(tmp_path / "r")["status"] == "diverged"
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["diagnoses"]
+
+
+TASK = """
+import os, signal, torch, thalweg as tw
+from torch import nn
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls = nn.Linear(4, 1), 0
+    def forward(self, x):
+        self.calls += self.training
+        if self.training and self.calls == 60 and not os.environ.get("PATIENT"):
+            os.kill(os.getpid(), signal.SIGINT)
+            if os.environ.get("TWICE"):
+                os.kill(os.getpid(), signal.SIGINT)
+        return self.inner(x)
+x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+task = tw.Task(model=Model, loss=nn.MSELoss(), data=(x, x[:, :1]), validation=(x, x[:, :1]))
+"""
+
+
+def command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "thalweg", *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_exits_with_130(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(TASK)
+    words = ("train", "task.py", "--steps", "100", "--set", "learning_rate=0.01", "--quiet")
+    found = command(tmp_path, *words, "--out", "r")
+    assert found.returncode == 130, found.stderr
+    assert "thalweg resume r" in found.stderr + found.stdout
+    assert "Traceback" not in found.stderr
+    assert checkpoint.steps(tmp_path / "r" / "checkpoints") == [60]
+    assert command(tmp_path, "resume", "r", "--quiet", PATIENT="1").returncode == 0
+    assert command(tmp_path, *words, "--out", "whole", PATIENT="1").returncode == 0
+    ours, theirs = (checkpoint.load(tmp_path / name / "checkpoints") for name in ("r", "whole"))
+    assert ours.step == theirs.step == 100
+    assert all(torch.equal(ours.state["model"][k], theirs.state["model"][k]) for k in theirs.state["model"])
+
+
+def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(TASK)
+    found = command(tmp_path, "train", "task.py", "--steps", "100", "--quiet", "--out", "r", TWICE="1")
+    assert found.returncode == 130, found.stderr
+    assert "Traceback" not in found.stderr
+    assert read_status(tmp_path / "r")["status"] == "interrupted"
+
+
+def test_models_of_every_making_survive_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out, self.head = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 3)
+            self.out.weight = nn.Parameter(self.into.weight.t().contiguous())
+            self.again = self.into
+            self.into.bias.requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.out(self.again(x).tanh()))
+
+    def lazy() -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Tanh(), nn.Linear(8, 3))
+
+    for number, model in enumerate((Tied, lazy, lambda: network().double())):
+        whole, folder = tw.train(classes(model=model), plan()), tmp_path / str(number)
+        record = Keeper.record
+
+        def recorded(self: Keeper, step: int, *rest: Any, record: Any = record) -> None:
+            record(self, step, *rest)
+            self.interrupted = step == 13
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "record", recorded)
+            with pytest.raises(KeyboardInterrupt):
+                tw.train(classes(model=model), plan(), out=folder)
+        run = tw.resume(folder, classes(model=model))
+        assert same_bits(run.model, whole.model)
+
+
+def test_a_run_in_another_thread_is_a_run(tmp_path: Path) -> None:
+    found = list[tw.Run]()
+    walker = threading.Thread(target=lambda: found.append(tw.train(classes(), plan(), out=tmp_path / "r")))
+    walker.start()
+    walker.join()
+    assert same_bits(found[0].model, tw.train(classes(), plan()).model)
