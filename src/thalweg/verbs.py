@@ -1,26 +1,24 @@
-"""The verbs: each takes records and gives a record, and reads like its sentence."""
+"""The verbs: each takes records and gives a record, and reads like its sentence.
+
+What a verb runs is imported when it is called, so that `import thalweg` costs little beyond `import torch`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from thalweg.descent.budget import settle
-from thalweg.descent.look import look
-from thalweg.descent.problem import Problem, pose
-from thalweg.descent.progress import Progress
-from thalweg.descent.train import train_plan
 from thalweg.errors import PlanError, RunError, TaskError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.records.run import PLAN, STATUS, Run, recorded_task
 from thalweg.records.task import Task
-from thalweg.see.report import write_report
-from thalweg.tuning.estimate import cost, describe_cost
-from thalweg.tuning.tune import tune_plan
-from thalweg.watch.before import ask
+
+if TYPE_CHECKING:
+    from thalweg.descent.problem import Problem
+    from thalweg.descent.progress import Progress
 
 
 def fit(
@@ -52,18 +50,25 @@ def fit(
     Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
     descent cannot be saved.
     """
+    from thalweg.descent.look import look
+    from thalweg.descent.train import train_plan
+    from thalweg.tuning.estimate import cost, describe_cost
+    from thalweg.tuning.tune import tune_plan
+    from thalweg.watch.before import ask
+
     if out is not None:
         _check_room(Path(out))
     problem = _posed(task, device)
-    for found in ask(look(problem, seed)):
-        say(f"{found.severity}: {found}")
+    found = ask(look(problem, seed))
+    for diagnosis in found:
+        say(f"{diagnosis.severity}: {diagnosis}")
     say(
         describe_cost(cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed))
     )
     plan = tune_plan(
         problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
     )
-    run = train_plan(problem, plan, out, progress)
+    run = train_plan(problem, plan, out, progress, found)
     if run.folder is not None:
         report(run)
     return run
@@ -98,6 +103,8 @@ def estimate(
     device: str = "auto",
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
+    from thalweg.tuning.estimate import cost, describe_cost
+
     problem = _posed(task, device)
     return describe_cost(
         cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed)
@@ -121,6 +128,8 @@ def tune(
 
     Arguments and errors as for `fit`.
     """
+    from thalweg.tuning.tune import tune_plan
+
     path = None if out is None else Path(out) if Path(out).suffix == ".toml" else Path(out) / PLAN
     if path is not None:
         _check_writable(path.parent)
@@ -158,6 +167,9 @@ def train(
 
     On an existing `out` the same plan unfinished is resumed and finished is opened. Raises as `fit` does.
     """
+    from thalweg.descent.budget import settle
+    from thalweg.descent.train import train_plan
+
     if not isinstance(plan, Plan):
         raise PlanError(f"`plan` is a {type(plan).__name__}. Give a thalweg.Plan, such as Plan.load('plan.toml').")
     problem = _posed(task, device)
@@ -175,6 +187,8 @@ def resume(
 
     Raises RunError where the folder holds no run, or says nothing of its task.
     """
+    from thalweg.descent.train import train_plan
+
     folder = Path(out)
     if not (folder / STATUS).exists():
         raise RunError(f"{folder} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
@@ -183,6 +197,8 @@ def resume(
 
 
 def _posed(task: Task, device: str) -> Problem:
+    from thalweg.descent.problem import pose
+
     if not isinstance(task, Task):
         raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
     return pose(task, device)
@@ -195,6 +211,9 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     that can be fitted, the scale of the data, the output layer. What cannot be trained at all is raised as TaskError or
     DataError.
     """
+    from thalweg.descent.look import look
+    from thalweg.watch.before import ask
+
     return ask(look(_posed(task, device), seed))
 
 
@@ -206,4 +225,6 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
 
 def report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
     """Write the run's report, one self-contained HTML file, and give its path."""
+    from thalweg.see.report import write_report
+
     return write_report(run, path)
