@@ -1,0 +1,382 @@
+import random
+import threading
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import thalweg as tw
+from thalweg.records.run import PLAN
+
+N = 36
+generator = torch.Generator().manual_seed(0)
+X = torch.randn(N, 6, generator=generator).numpy()
+Y = X[:, :3].argmax(1)
+
+
+def classifier():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3), nn.Linear(2, 3)
+
+    def forward(self, a, b):
+        return self.a(a) + self.b(b)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.o = nn.Embedding(3, 4), nn.Linear(4, 3, bias=False)
+        self.o.weight = self.e.weight
+
+    def forward(self, x):
+        return self.o(self.e(x))
+
+
+class Loss(nn.Module):
+    """As Hugging Face's models do: the loss comes out of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(6, 3)
+
+    def forward(self, inputs=None, labels=None):
+        return type("Output", (), {"loss": F.cross_entropy(self.l(inputs), labels)})
+
+
+class Spectrum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(6, 3, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x.to(torch.complex64) @ self.w).abs()
+
+
+class Items(Dataset):
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return X[index], Y[index]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Items()[index] for index in range(N))
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        index = 0
+        while True:
+            yield Items()[index % N]
+            index += 1
+
+
+def half_frozen():
+    model = classifier()
+    model[0].requires_grad_(False)
+    return model
+
+
+def tensors():
+    return TensorDataset(torch.tensor(X), torch.tensor(Y))
+
+
+def ragged():
+    rows = [torch.randint(0, 5, (n % 4 + 1,), generator=generator) for n in range(N)]
+    return rows, Y.tolist()
+
+
+def pad(rows):
+    return nn.utils.rnn.pad_sequence([x for x, _ in rows], batch_first=True), torch.tensor([y for _, y in rows])
+
+
+def weighted_step(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1]), torch.tensor(float(len(batch[1])))
+
+
+REGRESSION = {"model": lambda: nn.Linear(6, 1), "loss": nn.MSELoss(), "data": (X, X[:, :1])}
+BRINGS = {
+    "float64 arrays": {"data": (X.astype(np.float64), Y)},
+    "a frame and a series": {"data": (pd.DataFrame(X, columns=list("abcdef")), pd.Series(Y, index=range(50, 50 + N)))},
+    "object columns": {"data": (X.astype(object), Y.astype(object))},
+    "big-endian, read-only, reversed": {
+        "data": (X.astype(">f8")[::-1], np.frombuffer(Y.astype("i8").tobytes(), "i8")[::-1])
+    },
+    "int32 labels": {"data": (X, Y.astype(np.int32))},
+    "bytes as labels": {"data": (X, Y.astype(np.uint8))},
+    "flags under binary cross-entropy": {**REGRESSION, "loss": nn.BCEWithLogitsLoss(), "data": (X, Y[:, None] > 0)},
+    "pictures as bytes": {"data": ((X * 50).clip(0, 255).astype(np.uint8), Y)},
+    "soft labels": {"data": (X, np.eye(3)[Y])},
+    "several inputs": {"model": Two, "data": (X, X[:, :2], Y)},
+    "nested inputs": {"model": Two, "data": ((X, X[:, :2]), Y)},
+    "named inputs": {"model": Two, "data": ({"a": X, "b": X[:, :2]}, Y)},
+    "a mapping": {"model": Two, "data": {"a": X, "b": X[:, :2], "label": Y}},
+    "mappings as examples": {
+        "model": Two,
+        "data": [{"a": x, "b": x[:2], "label": y} for x, y in zip(X, Y, strict=True)],
+    },
+    "one tensor": {"model": lambda: nn.Linear(6, 6), "loss": F.mse_loss, "data": torch.tensor(X)},
+    "a tensor data set": {"data": tensors()},
+    "a data set": {"data": Items()},
+    "pairs in a list": {"data": list(zip(X, Y, strict=True))},
+    "lists of lists": {"data": (X.tolist(), Y.tolist())},
+    "a stream": {"data": Stream()},
+    "an endless stream": {"data": Endless()},
+    "ragged rows": {"model": lambda: nn.EmbeddingBag(5, 3), "data": ragged(), "collate_fn": pad},
+    "a loader": {"data": DataLoader(tensors(), batch_size=10, shuffle=True)},
+    "a loader with workers": {"data": DataLoader(Items(), batch_size=10, num_workers=1)},
+    "a loader with a sampler": {"data": DataLoader(tensors(), 10, sampler=WeightedRandomSampler(torch.ones(N), N))},
+    "a loader with a batch sampler": {
+        "data": DataLoader(tensors(), batch_sampler=BatchSampler(RandomSampler(Y), 10, True))
+    },
+    "a loader that drops": {"data": DataLoader(tensors(), batch_size=10, drop_last=True)},
+    "a loader larger than the data": {"data": DataLoader(tensors(), batch_size=64)},
+    "a loader over a stream": {"data": DataLoader(Stream(), batch_size=10)},
+    "a step of one's own": {
+        "model": Loss,
+        "loss": None,
+        "step": lambda m, b: m(**b).loss,
+        "data": {"inputs": X, "labels": Y},
+    },
+    "a weighted step": {"loss": None, "step": weighted_step, "data": (X, Y)},
+    "a module": {"model": classifier(), "data": (X, Y)},
+    "twenty rows": {"data": (X[:20], Y[:20])},
+    "one row": {"data": (X[:1], Y[:1])},
+    "tied weights": {"model": Tied, "data": (Y, Y)},
+    "frozen weights": {"model": half_frozen, "data": (X, Y)},
+    "double precision": {"model": lambda: classifier().double(), "data": (X, Y)},
+    "half precision": {"model": lambda: classifier().half(), "data": (X, Y)},
+    "complex weights": {"model": Spectrum, "data": (X, Y)},
+    "lazy layers": {"model": lambda: nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3)), "data": (X, Y)},
+    "sampling weights": {"data": (X, Y), "weights": pd.Series(np.ones(N))},
+    "batch normalisation": {
+        "model": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+        "data": (X, Y),
+    },
+}
+
+
+def task(**parts):
+    return tw.Task(**{"model": classifier, "loss": F.cross_entropy, **parts})
+
+
+@pytest.mark.parametrize("kind", BRINGS)
+def test_what_people_bring_trains_as_they_bring_it(kind, tmp_path):
+    with warnings.catch_warnings():
+        if kind == "lazy layers":
+            warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
+        run = tw.train(task(**BRINGS[kind]), tw.Plan(learning_rate=1e-2), steps=8, out=tmp_path / "run")
+    assert run.summary["status"] == "finished"
+    assert np.isfinite(run.metrics["loss"])
+    assert run.metrics["loss"] < run.summary["start"]["loss"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["float64 arrays", "a stream", "a loader with a sampler", "twenty rows", "a step of one's own"]
+)
+def test_what_people_bring_is_tuned_too(kind):
+    run = tw.fit(task(**BRINGS[kind]), steps=20, effort=2)
+    assert run.metrics["loss"] < run.summary["start"]["loss"]
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"batch_size": None},
+        {"batch_size": 1},
+        {"batch_size": N},
+        {"batch_size": 7, "drop_last": True},
+        {"batch_size": 7, "replacement": True},
+        {"batch_size": 7, "accumulate": 3},
+        {"batch_size": None, "accumulate": 5},
+        {"ema": 0.5},
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"shuffle": False},
+        {"watch": False, "snapshot_every": 0},
+    ],
+)
+def test_every_way_of_drawing_and_stepping_descends(knobs):
+    made = task(data=(X, Y), validation=(X[:17], Y[:17]))
+    run = tw.train(made, tw.Plan(**{"learning_rate": 1e-2, "batch_size": 8, **knobs}), steps=20)
+    assert run.metrics["loss"] < run.summary["start"]["loss"]
+
+
+class Streaming:
+    def reset(self):
+        self.right = self.seen = 0
+
+    def update(self, outputs, targets):
+        self.right += (outputs.argmax(1) == targets).sum()
+        self.seen += len(targets)
+
+    def compute(self):
+        return self.right / self.seen
+
+
+def test_metrics_of_every_kind_agree():
+    metrics = {
+        "streaming": Streaming(),
+        "tensor": lambda o, t: (o.argmax(1) == t).float().mean(),
+        "number": lambda o, t: float((o.argmax(1) == t).float().mean()),
+        "array": lambda o, t: np.mean(o.numpy().argmax(1) == t.numpy()),
+    }
+    made = task(data=(X, Y), validation=(X[:17], Y[:17]), metrics=metrics, select="tensor", mode="max")
+    run = tw.train(made, tw.Plan(batch_size=8), steps=6)
+    assert len({round(run.metrics[name], 6) for name in metrics}) == 1
+
+
+def test_a_metric_that_gives_nothing_is_named():
+    made = task(data=(X, Y), validation=(X, Y), metrics={"f1": lambda o, t: None})
+    with pytest.raises(tw.TaskError, match=r"Metric 'f1' gave a NoneType, but it must give one number\."):
+        tw.train(made, tw.Plan(batch_size=8), steps=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (
+            lambda: tw.fit(classifier(), steps=3),
+            r"`task` is a Sequential\. Give a thalweg\.Task\(model=…, loss=…, data=…\)\.",
+        ),
+        (lambda: tw.check((X, Y)), r"`task` is a tuple\. Give a thalweg\.Task"),
+        (
+            lambda: tw.train(task(data=(X, Y)), {"learning_rate": 1}, steps=3),
+            r"`plan` is a dict\. Give a thalweg\.Plan, such as",
+        ),
+        (lambda: tw.train(task(data=(X, Y)), tw.Plan()), r"No budget is known\. Give epochs=, steps= or seconds=\."),
+        (lambda: tw.tune(task(data=(X, Y))), r"No budget is known\. Give epochs=, steps= or seconds=\."),
+        (lambda: tw.fit(task(data=(X, Y)), steps=3, epochs=2), r"Give one budget, not several: epochs=2, steps=3\."),
+        (lambda: tw.fit(task(data=(X, Y)), steps=2.5), r"`steps` is 2\.5, but it is a whole number\."),
+        (lambda: tw.fit(task(data=(X, Y)), steps=True), r"`steps` is True"),
+        (
+            lambda: tw.fit(task(data=Stream()), epochs=2),
+            r"stream of unknown length, so epochs say nothing\. Give steps= or",
+        ),
+        (lambda: tw.fit(task(data=(X, Y)), steps=3, effort="thoroug"), r"none of .*Did you mean 'thorough'\?"),
+        (lambda: tw.fit(task(data=(X, Y)), steps=3, fixed={"lr": 1}), r"`fixed` has 'lr', which is no knob of a plan"),
+        (
+            lambda: tw.fit(task(data=(X, Y)), steps=3, fixed={"batch_size": 99}),
+            r"`batch_size` is 99, but the data have 36 exam",
+        ),
+        (lambda: tw.fit(task(data=(X, Y)), steps=3, fixed={"rule": "adm"}), r"Did you mean 'adam'"),
+        (lambda: tw.check(task(data=(X, Y)), device="tpu9"), r"The device 'tpu9' cannot be used here"),
+    ],
+)
+def test_a_verb_says_what_it_cannot_do(call, told):
+    with pytest.raises(tw.ThalwegError, match=told):
+        call()
+
+
+def test_a_verb_leaves_the_process_as_found():
+    def found():
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            str(np.random.get_state()),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            threading.active_count(),
+            list(warnings.filters),
+        )
+
+    module, x = classifier(), X.copy()
+    before, weights = found(), [p.detach().clone() for p in module.parameters()]
+    made = task(model=module, data=(x, Y))
+    with torch.no_grad():
+        run = tw.fit(made, steps=12, effort=2)
+        assert not torch.is_grad_enabled()
+    tw.check(made)
+    assert found() == before
+    assert np.array_equal(x, X)
+    assert all(torch.equal(p, w) and p.grad is None for p, w in zip(module.parameters(), weights, strict=True))
+    assert module.training
+    assert not run.model.training
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_global_state():
+    made = task(data=(X, Y))
+    runs = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        np.random.seed(noise)
+        runs.append(tw.train(made, tw.Plan(batch_size=8), steps=6, seed=5))
+    other = tw.train(made, tw.Plan(batch_size=8), steps=6, seed=6)
+    losses = [run.history["loss"][1:].tolist() for run in (*runs, other)]
+    assert losses[0] == losses[1] != losses[2]
+    assert other.plan.seed == 6
+
+
+def test_the_searched_plan_trained_from_scratch_is_the_run_that_fit_gave(tmp_path):
+    made = task(data=(X, Y))
+    run = tw.fit(made, steps=20, effort=2, out=tmp_path / "fit")
+    again = tw.train(made, tw.Plan.load(tmp_path / "fit" / PLAN))
+    for one, other in zip(run.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_fit_refuses_a_folder_with_a_run_before_it_searches(tmp_path):
+    made = task(data=(X, Y))
+    tw.train(made, tw.Plan(batch_size=8), steps=2, out=tmp_path / "run")
+    said = []
+    with pytest.raises(
+        tw.RunError, match=r"already holds a run\. Resume it \(thalweg resume .*\), or give a new folder\."
+    ):
+        tw.fit(made, steps=2, out=tmp_path / "run", say=said.append)
+    assert said == []
+
+
+def test_fit_says_what_check_finds_and_what_it_will_cost():
+    said = []
+    tw.fit(task(data=(X * 0, Y)), steps=5, effort=1, say=said.append)
+    assert any(line.startswith("critical: output ignores input") for line in said)
+    assert any("steps of" in line for line in said)
+
+
+def test_tune_writes_its_plan_where_it_is_told(tmp_path):
+    made = task(data=(X, Y))
+    plan = tw.tune(made, steps=10, effort=1, out=tmp_path / "a" / "plan.toml")
+    assert tw.Plan.load(tmp_path / "a" / "plan.toml") == plan
+    plan = tw.tune(made, steps=10, effort=1, out=tmp_path / "b")
+    assert tw.Plan.load(tmp_path / "b" / PLAN) == plan
+
+
+def test_a_finished_run_is_opened_and_not_trained_again(tmp_path):
+    made, plan = task(data=(X, Y)), tw.Plan(batch_size=8, steps=5)
+    first = tw.train(made, plan, out=tmp_path / "run")
+    told = []
+
+    class Listens:
+        def __getattr__(self, name):
+            return lambda *a: told.append(name)
+
+    again = tw.train(made, plan, out=tmp_path / "run", progress=Listens())
+    assert "step" not in told
+    assert again.metrics == first.metrics
+
+
+def test_a_budget_of_seconds_is_kept_about(tmp_path):
+    run = tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), seconds=0.5)
+    assert run.plan.why("steps").source == "measured"
+    assert run.plan.steps > 1
+    assert run.summary["steps"] == run.plan.steps
