@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import PlanError, RunError, TaskError
+from thalweg.errors import DivergedError, PlanError, RunError, TaskError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.records.run import PLAN, STATUS, Run, recorded_task
@@ -68,7 +68,12 @@ def fit(
     plan = tune_plan(
         problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
     )
-    run = train_plan(problem, plan, out, progress, found)
+    try:
+        run = train_plan(problem, plan, out, progress, found)
+    except (DivergedError, KeyboardInterrupt):
+        if out is not None:
+            report(Run.open(out, problem.task))  # what happened is most wanted where it ended badly
+        raise
     if run.folder is not None:
         report(run)
     return run

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from thalweg.descent.claim import LOCK, claimed, unwritable
@@ -68,11 +69,16 @@ def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, fou
                 keeper.tell(loaded.step, "note", message, {}, progress)
             keeper.restore(descent, loaded)
             keeper.tell(loaded.step, "resume", f"Went on from step {loaded.step}.", {}, progress)
-        return _walk(descent, keeper, progress)
+        return _walk(descent, keeper, progress, earlier=_seconds_so_far(ledger))
 
 
-def _walk(descent: Descent, keeper: Keeper, progress: Progress) -> Run:
-    started = time.perf_counter()
+def _seconds_so_far(ledger: History) -> float:
+    """Add up the steps' own seconds: of a killed run nothing else is known."""
+    return float(np.nansum(ledger.columns().get("seconds", np.zeros(1))))
+
+
+def _walk(descent: Descent, keeper: Keeper, progress: Progress, earlier: float = 0.0) -> Run:
+    started = time.perf_counter() - earlier
     try:
         descend(descent, keeper, progress)
     except BaseException as error:
