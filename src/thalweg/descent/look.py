@@ -11,7 +11,7 @@ from torch import nn
 
 from thalweg import optim
 from thalweg.descent.ambient import alone, ambient
-from thalweg.descent.problem import Problem, build_model, first_batch, to_device
+from thalweg.descent.problem import Problem, first_batch, start_model, to_device
 from thalweg.landscape.start import Start, measure_start
 from thalweg.sampling import mix
 from thalweg.sampling.sources import seed_all
@@ -23,7 +23,7 @@ SECONDS = 10.0  # the fitting of one batch stops here, and then it is not judged
 def look(problem: Problem, seed: int = 0) -> Start:
     """Measure the task's start: loss, gradients, reaction, scale, and whether one batch can be fitted."""
     with ambient(), alone:
-        model = build_model(problem.task, seed, problem.device)
+        model = start_model(problem, seed)
         batch = to_device(first_batch(problem.train), problem.device)
         start = measure_start(problem.objective, copy.deepcopy(model), batch)
         loss, steps = _fit(problem, model, batch, seed)

@@ -45,7 +45,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
     """
     place = choose_device(device)
     with ambient(), alone:
-        model = build_model(task, 0, place, materialise=False)
+        model = build_model(task, 0, place)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         train, notes = _open(task.data, task, dtype, place, "data")
         validation, more = (
@@ -79,22 +79,26 @@ def choose_device(device: str | torch.device) -> torch.device:
     return place
 
 
-def build_model(task: Task, seed: int, device: torch.device, *, materialise: bool = True) -> nn.Module:
-    """Make the model a run starts from: the factory's, initialised from the seed, or a copy of the person's module.
+def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
+    """Make the task's model: the factory's, initialised from the seed, or a copy of the person's module.
 
     Raises TaskError where the factory fails or gives no module.
     """
     seed_all(mix(seed, _INIT))
-    model = task.make_model()
-    model = model.to(device)
+    model = task.make_model().to(device)
     if not any(module.training for module in model.modules()):
         model.train()
-    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
-    if lazy and materialise:
-        source = open_source(task.data, collate_fn=task.collate_fn)
+    return model
+
+
+def start_model(problem: Problem, seed: int) -> nn.Module:
+    """Make the model a run starts from; lazy layers get their shapes, and their draw, from a first batch."""
+    model = build_model(problem.task, seed, problem.device)
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        batch = to_device(first_batch(problem.train), problem.device)
         seed_all(mix(seed, _INIT))
         with torch.no_grad():
-            Objective(task).loss(model, to_device(first_batch(source), device))
+            problem.objective.loss(model, batch)
     return model
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from thalweg import optim
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.precision import LossScale
-from thalweg.descent.problem import Problem, build_model
+from thalweg.descent.problem import Problem, start_model
 from thalweg.errors import PlanError, nearest
 from thalweg.records.plan import Plan
 from thalweg.records.weights import load_model_state, model_state
@@ -38,7 +38,7 @@ class Descent:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
         self.problem, self.plan, self.total = problem, plan, plan.steps
         with ambient(), alone:
-            self.model = build_model(problem.task, plan.seed, problem.device)
+            self.model = start_model(problem, plan.seed)
         self.optimizer, self.factors = build_optimizer(self.model, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         weights = None if problem.task.weights is None else torch.as_tensor(problem.task.weights)

@@ -1,0 +1,161 @@
+"""A run is a guest: it leaves the process, the module and the arrays as it found them."""
+
+import copy
+import random
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small import accuracy, blobs, classes, network, plan, same_bits, weights
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import thalweg as tw
+from thalweg.descent.ambient import ambient
+
+
+def state_of_the_process() -> list[Any]:
+    numpy_state = np.random.get_state()
+    return [
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        [part.tolist() if isinstance(part, np.ndarray) else part for part in numpy_state],
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        signal.getsignal(signal.SIGINT),
+        list(warnings.filters),
+    ]
+
+
+def noisy() -> tw.Task:
+    return classes(model=lambda: network(nn.BatchNorm1d(12), nn.Dropout(0.3)))
+
+
+ACTS: dict[str, Callable[[], Any]] = {
+    "train": lambda: tw.train(noisy(), plan(ema=0.9)),
+    "train, threads set": lambda: tw.train(noisy(), plan(threads=2)),
+    "train, seconds": lambda: tw.train(noisy(), tw.Plan(), seconds=0.02),
+    "train, loader": lambda: tw.train(classes(data=DataLoader(TensorDataset(*blobs()), 8, shuffle=True)), plan()),
+    "check": lambda: tw.check(noisy()),
+    "tune": lambda: tw.tune(noisy(), steps=20, effort=1),
+}
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_a_verb_leaves_the_process_as_it_found_it(name: str) -> None:
+    torch.optim.SGD([torch.zeros(1)]).zero_grad()  # torch's first optimiser imports SymPy, which adds a warning filter
+    torch.manual_seed(5)
+    before = state_of_the_process()
+    ACTS[name]()
+    assert state_of_the_process() == before
+
+
+def test_a_run_that_fails_leaves_the_process_as_it_found_it() -> None:
+    before = state_of_the_process()
+    with pytest.raises(tw.ThalwegError):
+        tw.train(classes(data=(blobs()[0] * float("nan"), blobs()[1])), plan())
+    x = torch.randn(64, 4)
+    torch.manual_seed(5)
+    before = state_of_the_process()
+    with pytest.raises(tw.DivergedError):
+        tw.train(
+            tw.Task(model=lambda: nn.Linear(4, 1), loss=nn.MSELoss(), data=(x, x[:, :1])),
+            plan(rule="gradient_descent", learning_rate=1e9, snapshot_every=0),
+        )
+    assert state_of_the_process() == before
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_called_without_gradients_a_run_is_the_same(mode: Any) -> None:
+    task, other = noisy(), noisy()
+    alone = tw.train(task, plan())
+    with mode():
+        inside = tw.train(other, plan())
+        assert not torch.is_grad_enabled()
+    assert same_bits(inside.model, alone.model)
+
+
+def test_what_the_person_drew_before_changes_nothing() -> None:
+    alone = tw.train(noisy(), plan())
+    torch.manual_seed(123)
+    torch.rand(1000), np.random.rand(7), random.random()
+    assert same_bits(tw.train(noisy(), plan()).model, alone.model)
+
+
+def test_two_runs_in_two_threads_have_the_bits_they_have_alone() -> None:
+    made = [plan(seed=seed, ema=0.9, steps=60) for seed in (0, 1, 2)]
+    alone = [tw.train(noisy(), one) for one in made]
+    together: dict[int, tw.Run] = {}
+    walkers = [
+        threading.Thread(target=lambda n=n: together.update({n: tw.train(noisy(), made[n])})) for n in range(len(made))
+    ]
+    torch.manual_seed(5)
+    before = state_of_the_process()
+    for walker in walkers:
+        walker.start()
+    for walker in walkers:
+        walker.join()
+    assert state_of_the_process() == before
+    for number, run in enumerate(alone):
+        assert same_bits(together[number].model, run.model)
+        assert together[number].metrics == run.metrics
+
+
+def test_threads_are_given_back_whoever_ends_first() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with ambient(3):
+            entered.set()
+            leave.wait()
+
+    walker = threading.Thread(target=other)
+    before = torch.get_num_threads()
+    with ambient(2):
+        walker.start()
+        entered.wait()
+    leave.set()
+    walker.join()
+    assert torch.get_num_threads() == before
+
+
+def test_a_module_given_as_the_start_is_copied_with_its_modes() -> None:
+    module = network(nn.BatchNorm1d(12), nn.Dropout(0.3))
+    module[1].eval()  # frozen statistics, as in fine-tuning
+    kept, modes = copy.deepcopy(module.state_dict()), [m.training for m in module.modules()]
+    run = tw.train(classes(model=module), plan())
+    assert all(torch.equal(kept[k], v) for k, v in module.state_dict().items())
+    assert [m.training for m in module.modules()] == modes
+    assert all(p.grad is None for p in module.parameters())
+    assert torch.equal(run.model.state_dict()["1.running_mean"], kept["1.running_mean"])
+    assert not torch.equal(weights(run.model), weights(module))
+
+
+def test_a_module_given_as_the_start_varies_order_only_by_seed() -> None:
+    module = network()
+    starts = [tw.train(classes(model=module), plan(seed=seed)).summary["start"] for seed in (0, 1)]
+    assert starts[0] == starts[1]
+
+
+def test_arrays_are_not_changed_and_may_be_read_only() -> None:
+    x, y = (part.numpy().copy() for part in blobs())
+    x, kept = x.astype(np.float64), x.astype(np.float64)
+    x.flags.writeable = y.flags.writeable = False
+    run = tw.train(classes(data=(x, y), metrics={"accuracy": accuracy}), plan())
+    assert np.array_equal(x, kept)
+    assert run.metrics["loss"] < run.summary["start"]["loss"]
+
+
+def test_a_shared_module_that_a_factory_returns_is_not_changed() -> None:
+    shared = network()
+    kept = copy.deepcopy(shared.state_dict())
+    tw.train(classes(model=lambda: shared), plan())
+    assert all(torch.equal(kept[k], v) for k, v in shared.state_dict().items())
