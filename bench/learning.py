@@ -25,7 +25,7 @@ SEEDS = (0, 1, 2)
 
 
 def run(options: Any) -> dict[str, Any]:
-    names = [name for name in examples.EXAMPLES if not options.only or name in options.only]
+    names = options.only or list(examples.EXAMPLES)
     seeds, samples = SEEDS[: options.rounds], list[dict[str, Any]]()
     for name in names:
         epochs = examples.info(name).epochs
