@@ -258,15 +258,17 @@ class Optimizer(torch.optim.Optimizer):
         if moves is None:
             return StepRecord(norms.total, scale, False, 0, each)
         self.measure = False
-        moved = [torch.tensor(self._aligned(works, n.tolist())) if self._lacks(works) else n for n in moves]
-        return StepRecord(norms.total, scale, False, 0, each, *moved)
-
-    def _lacks(self, works: Sequence[Work]) -> bool:
-        return sum(len(w.parameters) for w in works) < sum(len(g["params"]) for g in self.param_groups)
+        weights, updates = (
+            moves if each is norms.each else (torch.tensor(self._aligned(works, n.tolist())) for n in moves)
+        )
+        return StepRecord(norms.total, scale, False, 0, each, weights, updates)
 
     def _aligned(self, works: Sequence[Work], values: Sequence[float]) -> Sequence[float]:
         """Put NaN in the places of parameters without a gradient."""
-        if not self._lacks(works):
+        count = 0
+        for group in self.param_groups:
+            count += len(group["params"])
+        if count == len(values):
             return values
         found = dict(zip((id(p) for w in works for p in w.parameters), values, strict=True))
         return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]

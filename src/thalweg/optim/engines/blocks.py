@@ -40,6 +40,7 @@ class Block:
         # For each parameter what `optimizer.state` must hold: (key, tensor) pairs; and the dict that held them last.
         self.held: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
         self.entries: list[dict[str, Any] | None] = [None for _ in parameters]
+        self.owned = False
         if self.steps is not None:
             for held, step in zip(self.held, torch.from_numpy(self.steps).unbind(), strict=True):
                 held.append(("step", step))
@@ -55,9 +56,9 @@ class Block:
         for parameter, shape, entry, held in zip(self.parameters, self.shapes, self.entries, self.held, strict=True):
             if parameter.dtype is not dtype or parameter.device != device or parameter.shape != shape:
                 return False
-            if entry is None:
+            if not self.owned:
                 continue
-            if state.get(parameter) is not entry:
+            if entry is None or state.get(parameter) is not entry:
                 return False
             for key, tensor in held:
                 if entry.get(key) is not tensor:
@@ -66,9 +67,10 @@ class Block:
 
     def own(self, state: StateOf) -> None:
         """Take over what state there is (after loading, say), start the rest, and put the block's tensors in its place."""
+        if self.owned:
+            return
+        self.owned = True
         for i, (parameter, held) in enumerate(zip(self.parameters, self.held, strict=True)):
-            if self.entries[i] is not None:
-                continue
             entry = state.setdefault(parameter, {})
             for key, tensor in held:
                 if key == "step":
@@ -87,7 +89,7 @@ class Block:
 
     def _counted(self) -> bool:
         """Read the count from the state's own tensors; false where the parameters are not equally far on."""
-        if self.steps is None or self.entries[0] is None:
+        if self.steps is None or not self.owned:
             return True
         counts = self.steps.tolist()
         if counts[0] != float(np.float32(self.taken)) if self.taken >= _EXACT else counts[0] != self.taken:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import on_arrays, real
 from thalweg.optim.engines.blocks import Block
-from thalweg.optim.engines.move import Move, averaged, share_of_newest
+from thalweg.optim.engines.move import Move, average_in_place, share_of_newest
 from thalweg.rules.rule import State
 
-PIECE = 1 << 17
+PIECE = 1 << 16
 """Bytes of each array worked on at a time: the equation's dozen intermediate arrays then stay in the second-level cache."""
 
 
@@ -67,7 +67,7 @@ class Flat(Block):
             for old, new in zip(held, rest, strict=False):
                 old[...] = new
             if self.averages:
-                held[-1][...] = averaged(held[-1], w, share)
+                average_in_place(held[-1], w, share)
         _copy(self.parameters, self.weights)
         return None if before is None else self._moves(before)
 
