@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -99,3 +100,9 @@ def test_an_existing_file_is_never_written_over(tmp_path):
     with pytest.raises(FileExistsError):
         write_tensors(tmp_path / "t", {})
     assert (tmp_path / "t").read_text() == "mine"
+
+
+def test_a_pipe_under_a_files_name_does_not_block_the_reader(tmp_path):
+    os.mkfifo(tmp_path / "t")
+    with pytest.raises(CheckpointError, match="not a plain file"):
+        read_tensors(tmp_path / "t", FileSum(0, hashlib.sha256().hexdigest()))

@@ -189,21 +189,20 @@ class History:
                 segment = new.lastrowid
             self._segment, self._first_step, self._last_step = segment or 1, from_step, from_step - 1
 
-    def flush(self) -> None:
-        """Write what waits, in one transaction. If that fails, it still waits, and the file is as it was."""
+    def flush(self, *, durable: bool = False) -> None:
+        """Write what waits, in one transaction. If that fails, it still waits, and the file is as it was.
+
+        A killed process loses nothing that was flushed; a power cut may, unless the disk confirmed it (`durable`, a few
+        milliseconds): ask for that before a checkpoint, so that the history is never behind it.
+        """
         with self._lock:
             self._next_flush = time.monotonic() + self._flush_seconds
             connection = self._writer()
-            if not (self._rows or self._arrays or self._digests or self._events):
-                return
-            with database.explained(self.path), database.transaction(connection):
-                columns = self._with_new_columns(connection)
-                self._write_rows(connection, columns)
-                self._write_rest(connection)
-            self._columns = columns
-            self._last_step = max([self._last_step, *self._rows])
-            for waiting in (self._rows, self._arrays, self._digests, self._events):
-                waiting.clear()
+            if self._rows or self._arrays or self._digests or self._events:
+                self._write(connection)
+            if durable:
+                with database.explained(self.path):
+                    connection.execute("PRAGMA wal_checkpoint").fetchall()
 
     def close(self) -> None:
         """Flush and close; closing twice is harmless, and a forked child closes nothing of its parent's."""
@@ -321,6 +320,16 @@ class History:
     def _latest(self) -> int:
         query = "SELECT coalesce(max(step), ?) FROM figures WHERE segment = ?"
         return self._writer().execute(query, (self._first_step - 1, self._segment)).fetchone()[0]
+
+    def _write(self, connection: sqlite3.Connection) -> None:
+        with database.explained(self.path), database.transaction(connection):
+            columns = self._with_new_columns(connection)
+            self._write_rows(connection, columns)
+            self._write_rest(connection)
+        self._columns = columns
+        self._last_step = max([self._last_step, *self._rows])
+        for waiting in (self._rows, self._arrays, self._digests, self._events):
+            waiting.clear()
 
     def _with_new_columns(self, connection: sqlite3.Connection) -> dict[str, int]:
         """Add a column for each name that is new, and show it in the view `live`, which is for other programs."""

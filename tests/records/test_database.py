@@ -1,0 +1,127 @@
+import os
+import sqlite3
+
+import pytest
+
+from thalweg.errors import RunError
+from thalweg.records import database
+
+KIND = {"kind": "shelf", "format": 1}
+SCHEMA = """
+CREATE TABLE meta (key TEXT, value);
+INSERT INTO meta VALUES ('kind', 'shelf'), ('format', 1);
+CREATE TABLE book (title TEXT);
+"""
+
+
+def opened(path):
+    return database.open_writer(path, schema=SCHEMA, busy_seconds=1, **KIND)
+
+
+def add(connection, title):
+    with database.transaction(connection):
+        connection.execute("INSERT INTO book VALUES (?)", (title,))
+
+
+def titles(connection):
+    return [row[0] for row in connection.execute("SELECT title FROM book")]
+
+
+def ask(path, question=titles):
+    return database.ask(path, question, busy_seconds=0, **KIND)
+
+
+def test_what_is_written_is_read_while_and_after_it_is_open(tmp_path):
+    writer = opened(tmp_path / "new" / "shelf")
+    add(writer, "Valleys")
+    assert ask(tmp_path / "new" / "shelf") == ["Valleys"]
+    writer.close()
+    assert ask(tmp_path / "new" / "shelf") == ["Valleys"]
+    assert os.listdir(tmp_path / "new") == ["shelf"]
+
+
+def test_a_transaction_that_fails_leaves_nothing(tmp_path):
+    writer = opened(tmp_path / "shelf")
+
+    def half():
+        with database.transaction(writer):
+            writer.execute("INSERT INTO book VALUES ('half')")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
+    add(writer, "whole")
+    assert titles(writer) == ["whole"]
+    writer.close()
+
+
+def test_an_answer_from_a_file_that_changed_underneath_is_asked_for_again(tmp_path):
+    opened(tmp_path / "shelf").close()
+    asked = []
+
+    def question(connection):
+        asked.append(1)
+        if len(asked) == 1:  # taken to be at rest, and now a writer comes and goes
+            writer = opened(tmp_path / "shelf")
+            for title in range(1000):
+                add(writer, f"{title}" * 50)
+            writer.close()
+        return titles(connection)
+
+    assert len(ask(tmp_path / "shelf", question)) == 1000
+    assert len(asked) == 2
+
+
+def test_a_file_that_always_changes_underneath_is_given_up(tmp_path):
+    opened(tmp_path / "shelf").close()
+
+    def question(connection):
+        writer = opened(tmp_path / "shelf")
+        add(writer, "again")
+        writer.close()
+
+    with pytest.raises(RunError, match="changes faster than it can be read"):
+        ask(tmp_path / "shelf", question)
+
+
+def test_a_file_without_a_log_of_writes_is_read_under_its_locks(tmp_path):
+    """As on a disk where write-ahead mode does not work."""
+    opened(tmp_path / "shelf").close()
+    writer = sqlite3.connect(tmp_path / "shelf", isolation_level=None)
+    writer.execute("PRAGMA journal_mode = DELETE")
+    add(writer, "Valleys")
+    assert ask(tmp_path / "shelf") == ["Valleys"]
+    writer.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(RunError, match="locked"):
+        ask(tmp_path / "shelf")
+    writer.execute("ROLLBACK")
+    writer.close()
+
+
+def test_a_path_with_marks_of_an_address_is_a_path(tmp_path):
+    path = tmp_path / "50% #1?mode=memory" / "shelf"
+    writer = opened(path)
+    add(writer, "Valleys")
+    assert ask(path) == ["Valleys"]
+    writer.close()
+    assert ask(path) == ["Valleys"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SQLITE_FULL", "is full: free some space"),
+        ("SQLITE_IOERR_WRITE", "check its space"),
+        ("SQLITE_READONLY_DBMOVED", "permission"),
+        ("SQLITE_CORRUPT_VTAB", "recover"),
+        ("SQLITE_BUSY_SNAPSHOT", "locked"),
+        ("SQLITE_MISUSE", "cannot be used: oops"),
+        (None, "cannot be used: oops"),
+    ],
+)
+def test_each_failure_says_what_to_do(tmp_path, name, said):
+    error = sqlite3.OperationalError("oops")
+    if name:
+        error.sqlite_errorname = name
+    with pytest.raises(RunError, match=said), database.explained(tmp_path / "shelf"):
+        raise error
