@@ -32,6 +32,8 @@ FILE = "history.sqlite"
 ENDLESS = 2**63 - 1
 MOST_COLUMNS = 1900  # SQLite takes 2,000.
 
+LIVE = """CREATE VIEW live AS SELECT {shown} FROM figures JOIN segment ON segment = id
+  WHERE step >= first_step AND step < live_until"""
 SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO meta VALUES ('kind', '{KIND}'), ('format', {FORMAT});
@@ -44,6 +46,7 @@ CREATE TABLE arrays (segment INTEGER, step INTEGER, name TEXT, shape TEXT NOT NU
 CREATE TABLE digest (segment INTEGER, step INTEGER, text TEXT NOT NULL, PRIMARY KEY (segment, step)) WITHOUT ROWID;
 CREATE TABLE event (id INTEGER PRIMARY KEY, segment INTEGER NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL,
   message TEXT NOT NULL, data TEXT NOT NULL);
+{LIVE.format(shown="step, nan")};
 """
 
 Float64s = npt.NDArray[np.float64]
@@ -344,12 +347,9 @@ class History:
         for name in new:
             connection.execute("INSERT INTO name VALUES (?, ?)", (columns[name], name))
             connection.execute(f"ALTER TABLE figures ADD COLUMN c{columns[name]}")
-        shown = ", ".join(f"c{number} AS {_quoted(name)}" for name, number in columns.items())
+        named = [f"c{number} AS {_quoted(name)}" for name, number in columns.items()]
         connection.execute("DROP VIEW IF EXISTS live")
-        connection.execute(
-            f"""CREATE VIEW live AS SELECT step, {shown}, nan FROM figures JOIN segment ON segment = id
-                WHERE step >= first_step AND step < live_until"""
-        )
+        connection.execute(LIVE.format(shown=", ".join(["step", *named, "nan"])))
         return columns
 
     def _write_rows(self, connection: sqlite3.Connection, columns: dict[str, int]) -> None:
