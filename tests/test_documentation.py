@@ -15,7 +15,10 @@ import thalweg
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MODULES = ["thalweg", *sorted(m.name for m in pkgutil.walk_packages(thalweg.__path__, "thalweg.") if "__main__" not in m.name)]
+MODULES = [
+    "thalweg",
+    *sorted(m.name for m in pkgutil.walk_packages(thalweg.__path__, "thalweg.") if "__main__" not in m.name),
+]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -39,11 +42,17 @@ def test_python_in_the_readme_runs(tmp_path, monkeypatch):
         exec(compile(body, f"README.md, block {number}", "exec"), names)
 
 
+def test_tests_in_the_readme_are_those_of_the_integration():
+    assert "make test" in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
 def test_commands_in_the_readme_run(tmp_path):
     for body in blocks("README.md", "python"):
         if first := re.match(r"# (\w+\.py)\n", body):
             (tmp_path / first[1]).write_text(body, "utf-8")
-    commands = [line[2:] for body in blocks("README.md", "console") for line in body.splitlines() if line.startswith("$ ")]
+    commands = [
+        line[2:] for body in blocks("README.md", "console") for line in body.splitlines() if line.startswith("$ ")
+    ]
     assert commands
     for command in commands:
         words = shlex.split(command, comments=True)
