@@ -91,18 +91,21 @@ def choose(measured: list[Measured], epochs: float | None, count: int | None) ->
     and 1,905.
     """
     fitting = [m for m in measured if m.seconds is not None]
-    if epochs is None or count is None:
-        allowed = fitting
+    if not fitting:
+        chosen, reason = measured[0], "memory ran out at the smallest size measured: its steps are cut into parts"
+    elif epochs is None or count is None:
+        fastest = max(m.examples_per_second for m in fitting)
+        chosen = next(m for m in fitting if m.examples_per_second >= 0.5 * fastest)
+        reason = "the smallest of those measured that is at least half as fast, in examples a second, as the fastest"
     else:
-        allowed = [m for m in fitting if epochs * count / m.batch_size >= FEWEST_STEPS] or fitting[:1]
-    fastest = max(m.examples_per_second for m in allowed)
-    chosen = next(m for m in allowed if m.examples_per_second >= 0.5 * fastest) if epochs is None else allowed[-1]
+        leaving = [m for m in fitting if epochs * count / m.batch_size >= FEWEST_STEPS]
+        chosen = (leaving or fitting[:1])[-1]
+        reason = f"the largest of those measured that leaves {FEWEST_STEPS:,} updates; the smallest where none does"
     figures = {
         "batch_sizes": [m.batch_size for m in measured],
         "examples_per_second": [round(m.examples_per_second) for m in measured],
         "peak_megabytes": [round(m.peak_bytes / 2**20) for m in measured],
     }
-    reason = f"the largest of those measured that leaves {FEWEST_STEPS:,} updates; smaller where none does"
     return chosen.batch_size, Evidence("measured", reason, figures)
 
 

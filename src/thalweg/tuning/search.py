@@ -94,7 +94,7 @@ class Search:
         return sorted(rates, key=lambda rate: (scores[rate], rate))
 
     def _widened(self, ranked: list[float], grid: list[float], steps: int, replicates: int) -> list[float]:
-        for _ in range(2):
+        for _ in range(2 if len(grid) > 1 else 0):
             spacing = grid[1] / grid[0]
             if ranked[0] == grid[-1] and self._finite(ranked[0]):
                 grid = [*grid, grid[-1] * spacing]

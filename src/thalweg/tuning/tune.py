@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -35,7 +35,7 @@ def price(effort: str | float) -> float:
         if effort not in EFFORTS:
             raise PlanError(f"`effort` is '{effort}', which is none of {list(EFFORTS)}.{nearest(effort, EFFORTS)}")
         return EFFORTS[effort]
-    if isinstance(effort, bool) or not math.isfinite(effort) or effort < 1:
+    if isinstance(effort, bool) or not isinstance(effort, SupportsFloat) or not math.isfinite(effort) or effort < 1:
         raise PlanError(
             f"`effort` is {effort}, but it is at least 1: one full training. 1 takes stated defaults alone."
         )
@@ -78,6 +78,8 @@ def tune_plan(
 def check_fixed(fixed: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse knobs that do not exist. Raises PlanError with the nearest name."""
     known = [f.name for f in fields(Plan) if f.name != "evidence"]
+    if not isinstance(fixed, Mapping):
+        raise PlanError(f"`fixed` is {fixed!r}, but it is a table of knobs, such as {{'batch_size': 64}}.")
     for name in fixed:
         if name not in known:
             raise PlanError(
@@ -199,8 +201,8 @@ def plan_rungs(full: int, price: float) -> list[tuple[int, int, int]]:
     budget = price * full
     rates = GRID if budget / 3 / GRID >= FEWEST else 6
     first = int(budget / 3 / rates)
-    if first < FEWEST:
-        first = int(budget / rates)
+    if min(first, full) < FEWEST:
+        first = min(int(budget / rates), full)
         return [(rates, first, 1)] if first >= FEWEST // 2 else []
     later = min(full, int(budget / 12))
     return [(rates, min(first, full), 1), (4, later, 1), (2, later, 2)]

@@ -1,0 +1,41 @@
+import pytest
+
+from thalweg import rules
+from thalweg.tuning import priors
+
+
+def test_ranges_fit_the_kind_of_rule():
+    assert priors.rate_range("adamw") == priors.rate_range("rmsprop") == (1e-5, 1.0)
+    assert priors.rate_range("gradient_descent") == priors.rate_range("momentum") == (1e-4, 10.0)
+
+
+def test_weights_forget_over_a_third_of_the_run():
+    value, why = priors.weight_decay("adamw", 0.01, 1000)
+    assert value * 0.01 * 1000 * 0.3 == pytest.approx(1, rel=0.01)
+    assert "2405.13698" in why.reason
+    assert priors.weight_decay("adamw", 1e-6, 10)[0] == 1.0
+    assert priors.weight_decay("momentum", 0.1, 1000)[0] == 1e-4
+
+
+def test_short_runs_have_a_shorter_second_moment():
+    assert priors.constants("adamw", 500)[0] == {"beta2": 0.99}
+    assert priors.constants("adamw", 10_000)[0] == {}
+    assert priors.constants("momentum", 500)[0] == {}
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+@pytest.mark.parametrize("steps", [1, 7, 1000, 10**6])
+def test_warm_up_is_at_most_a_tenth_of_the_run(rule, steps):
+    chosen, _ = priors.constants(rule, steps)
+    warmup, _ = priors.warmup_steps(rule, chosen, steps)
+    assert 1 <= warmup <= max(1, steps // 10)
+
+
+def test_warm_up_lasts_as_long_as_the_second_moment_needs():
+    assert priors.warmup_steps("adamw", {"beta2": 0.99}, 10**5)[0] == 200
+    assert priors.warmup_steps("adamw", {}, 10**5)[0] == 2000
+
+
+def test_longer_runs_get_smaller_rates():
+    assert priors.shorter_runs_rate(0.1, 100, 100) == 0.1
+    assert priors.shorter_runs_rate(0.1, 100, 10_000) == pytest.approx(0.1 * 100**-0.15)

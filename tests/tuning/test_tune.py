@@ -1,0 +1,242 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import thalweg as tw
+from thalweg.descent.problem import pose
+from thalweg.errors import DivergedError, PlanError
+from thalweg.tuning.tune import check_fixed, plan_rungs, price, tune_plan
+
+generator = torch.Generator().manual_seed(0)
+X = torch.randn(120, 5, generator=generator)
+Y = (X[:, :3] + 0.3 * torch.randn(120, 3, generator=generator)).argmax(1)
+
+
+def accuracy(outputs, targets):
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def task(**parts):
+    made = {
+        "model": lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)),
+        "loss": F.cross_entropy,
+        "data": (X[:90], Y[:90]),
+        "validation": (X[90:], Y[90:]),
+        "metrics": {"accuracy": accuracy},
+    }
+    return tw.Task(**{**made, **parts})
+
+
+def tuned(made=None, **options):
+    return tune_plan(pose(made or task()), **{"steps": 60, "effort": 4, **options})
+
+
+def test_every_knob_that_was_chosen_carries_its_evidence():
+    plan = tuned(seed=3)
+    sources = {knob: plan.why(knob).source for knob in plan.evidence}
+    assert sources["learning_rate"] == "searched"
+    assert sources["batch_size"] == "measured"
+    assert sources["weight_decay"] == sources["schedule"] == sources["constants"] == "derived"
+    assert sources["steps"] == sources["seed"] == "given"
+    assert sources["clip_norm"] == "default"
+    chosen = [name for name in plan.to_dict() if getattr(plan, name, None) != getattr(tw.Plan(), name, None)]
+    assert set(chosen) - {"evidence", "format"} <= set(sources)
+    assert all(plan.why(knob).reason for knob, source in sources.items() if source not in ("given",))
+
+
+def test_the_searchs_figures_are_complete_and_its_price_is_what_was_agreed():
+    plan = tuned()
+    figures = plan.why("learning_rate").figures
+    lengths = {len(figures[name]) for name in ("learning_rates", "steps", "seeds", "scores")}
+    assert len(lengths) == 1
+    assert figures["price"] == round(1 + sum(figures["steps"]) / plan.steps, 2)
+    assert 2 < figures["price"] <= 4.4
+    assert min(figures["learning_rates"]) <= 1.1e-5
+    assert max(figures["learning_rates"]) >= 0.9
+    best = figures["best_of_short_runs"]
+    assert best in figures["learning_rates"]
+    assert plan.learning_rate == pytest.approx(best * (max(figures["steps"]) / plan.steps) ** 0.15, rel=0.01)
+
+
+@given(st.integers(1, 10**6), st.floats(0, 20))
+def test_the_rungs_never_cost_more_than_the_price(full, paid):
+    rungs = plan_rungs(full, paid)
+    assert sum(rates * steps * seeds for rates, steps, seeds in rungs) <= paid * full * 1.01
+    assert all(1 <= steps <= full for _, steps, _ in rungs)
+
+
+@pytest.mark.parametrize(
+    ("effort", "trainings"), [("quick", 2), ("standard", 4), ("thorough", 12), (1, 1), (2.5, 2.5), (np.float32(3), 3)]
+)
+def test_an_effort_is_a_number_of_trainings(effort, trainings):
+    assert price(effort) == trainings
+
+
+@pytest.mark.parametrize(
+    ("effort", "told"),
+    [
+        (
+            "thoroug",
+            r"`effort` is 'thoroug', which is none of \['quick', 'standard', 'thorough'\]\. Did you mean 'thorough'\?",
+        ),
+        (0.5, r"`effort` is 0\.5, but it is at least 1: one full training\. 1 takes stated defaults alone\."),
+        (math.nan, r"`effort` is nan"),
+        (math.inf, r"`effort` is inf"),
+        (True, r"`effort` is True"),
+        (None, r"`effort` is None"),
+        ([4], r"`effort` is \[4\]"),
+    ],
+)
+def test_an_effort_that_cannot_be_is_refused(effort, told):
+    with pytest.raises(PlanError, match=told):
+        price(effort)
+
+
+def test_an_effort_of_one_searches_nothing():
+    plan = tuned(effort=1)
+    assert plan.why("learning_rate").source == "default"
+    assert "nothing was searched" in plan.why("learning_rate").reason
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"learning_rate": 0.005},
+        {"batch_size": 7},
+        {"batch_size": None},
+        {"weight_decay": 0.25},
+        {"schedule": tw.schedule.cosine(warmup=3)},
+        {"schedule": "constant"},
+        {"constants": {"beta1": 0.5}},
+        {"rule": "momentum"},
+        {"rule": "gradient_descent", "learning_rate": 0.3},
+        {"clip_norm": None},
+        {"ema": 0.9, "precision": "bfloat16", "accumulate": 2},
+    ],
+)
+def test_what_is_decided_stays(fixed):
+    plan = tuned(fixed=fixed, steps=40, effort=2)
+    wanted = tw.Plan(**fixed)
+    for knob in fixed:
+        assert getattr(plan, knob) == getattr(wanted, knob)
+        assert plan.why(knob).source == "given"
+
+
+def test_a_knob_that_does_not_exist_cannot_be_decided():
+    with pytest.raises(
+        PlanError, match=r"`fixed` has 'learning_rat', which is no knob of a plan\. Did you mean 'learning_rate'\?"
+    ):
+        check_fixed({"learning_rat": 1})
+    with pytest.raises(PlanError, match="'evidence', which is no knob"):
+        check_fixed({"evidence": {}})
+    with pytest.raises(PlanError, match=r"`fixed` is \['batch_size'\], but it is a table of knobs"):
+        check_fixed(["batch_size"])
+
+
+def test_the_same_seed_chooses_the_same_rate():
+    options = {"fixed": {"batch_size": 16}, "effort": 3}
+    rates = [tuned(seed=seed, **options).why("learning_rate").figures["scores"] for seed in (1, 1, 2)]
+    assert rates[0] == rates[1] != rates[2]
+
+
+def test_a_rate_that_diverges_is_never_chosen():
+    # Plain descent on a parabola: above 2 / largest curvature every step overshoots.
+    y = X @ torch.tensor([[1.0], [-2.0], [0.5], [0.0], [3.0]])
+    made = task(model=lambda: nn.Linear(5, 1, bias=False), loss=F.mse_loss, data=(X, y), validation=None, metrics={})
+    edge = 2 / float(torch.linalg.eigvalsh(2 * X.T @ X / len(X)).max())
+    plan = tuned(made, fixed={"rule": "gradient_descent", "clip_norm": None, "batch_size": None})
+    figures = plan.why("learning_rate").figures
+    failed = [
+        rate for rate, score in zip(figures["learning_rates"], figures["scores"], strict=True) if math.isinf(score)
+    ]
+    assert failed
+    assert min(failed) > edge
+    assert 0.05 * edge < plan.learning_rate < 1.2 * edge  # a schedule that decays is below the edge most of the time
+    run = tw.train(made, plan)
+    assert run.diagnoses == ()
+    assert run.metrics["loss"] < 0.01 * run.summary["start"]["loss"]
+
+
+def test_a_task_that_no_rate_trains_is_told():
+    def always(output, target):
+        loss = F.cross_entropy(output, target)
+        return loss + 0 * loss.detach().log() if len(target) > 20 else loss * torch.nan
+
+    with pytest.raises(DivergedError, match=r"No learning rate trained: .* Run `thalweg check` on the task"):
+        tuned(task(loss=always, validation=None, metrics={}), fixed={"batch_size": 16})
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_criterion_that_the_person_selects_is_the_one(mode):
+    # A metric that grows with the weights' size: "max" wants the largest rate, "min" the smallest.
+    def size(outputs, targets):
+        return outputs.abs().mean().clamp(max=1e6)
+
+    plan = tuned(task(metrics={"size": size}, select="size", mode=mode), fixed={"weight_decay": 0.0}, effort=4)
+    figures = plan.why("learning_rate").figures
+    trials = zip(figures["learning_rates"], figures["steps"], figures["scores"], strict=True)
+    longest: dict[float, list[float]] = {}
+    for rate, _, score in (t for t in trials if t[1] == max(figures["steps"])):
+        longest.setdefault(rate, []).append(score)
+    finalists = {rate: sum(scores) for rate, scores in longest.items() if len(scores) == 2}
+    assert len(finalists) == 2
+    assert finalists[figures["best_of_short_runs"]] == min(finalists.values())
+    assert (figures["best_of_short_runs"] > 0.05) if mode == "max" else (figures["best_of_short_runs"] < 0.05)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+def test_tiny_budgets_get_a_plan_too(steps):
+    run = tw.fit(task(), steps=steps)
+    assert run.plan.steps == steps
+    assert np.isfinite(run.metrics["loss"])
+
+
+def test_twenty_rows_get_a_plan_too():
+    plan = tuned(task(data=(X[:20], Y[:20])), epochs=3, steps=None)
+    assert plan.batch_size == 20
+    assert plan.steps == 3
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        index = 0
+        while True:
+            yield X[index % 90], Y[index % 90]
+            index += 1
+
+
+def test_a_stream_is_tuned_by_steps_and_asks_for_them():
+    plan = tuned(task(data=Endless()), steps=30, effort=2)
+    assert plan.steps == 30
+    assert plan.steps_per_epoch is None
+    with pytest.raises(PlanError, match=r"epochs say nothing\. Give steps= or seconds=\."):
+        tuned(task(data=Endless()), steps=None, epochs=2)
+
+
+def test_a_loaders_batch_size_is_given():
+    plan = tuned(
+        task(data=DataLoader(TensorDataset(X, Y), batch_size=12, shuffle=True)), epochs=2, steps=None, effort=1
+    )
+    assert plan.batch_size == 12
+    assert plan.why("batch_size").source == "given"
+    assert plan.steps == 20
+
+
+def test_a_budget_of_seconds_includes_the_search():
+    plan = tuned(steps=None, seconds=1.0, effort=4)
+    assert plan.why("steps").source == "measured"
+    assert plan.why("steps").figures["seconds"] == pytest.approx(0.25)
+
+
+def test_several_budgets_are_refused_before_anything_is_measured():
+    said = []
+    with pytest.raises(PlanError, match="Give one budget, not several"):
+        tuned(epochs=1, say=said.append)
+    assert said == []
