@@ -81,9 +81,9 @@ def fit(
 
 def _check_room(folder: Path) -> None:
     """Refuse a folder that cannot take a run, before the search has cost anything."""
+    _check_writable(folder)
     if (folder / STATUS).exists():
         raise RunError(f"{folder} already holds a run. Resume it (thalweg resume {folder}), or give a new folder.")
-    _check_writable(folder)
 
 
 def _check_writable(folder: Path) -> None:

@@ -136,7 +136,7 @@ class Keeper:
         """Write the present state, the best weights where they changed, and the snapshot where it is another state."""
         if self.folder is None:
             return
-        self.ledger.flush()
+        self.ledger.flush(durable=True)  # else a power cut could leave a checkpoint ahead of its history
         self._write_best(descent)
         if self._written == descent.step:
             return

@@ -34,8 +34,8 @@ class Ledger(Protocol):
         """Give what happened."""
         ...
 
-    def flush(self) -> None:
-        """Write what waits."""
+    def flush(self, *, durable: bool = False) -> None:
+        """Write what waits; `durable`: and see it safely on the disk."""
 
     def close(self) -> None:
         """Close."""
@@ -87,7 +87,7 @@ class Memory:
         """Give what happened, in order."""
         return list(self._events)
 
-    def flush(self) -> None:
+    def flush(self, *, durable: bool = False) -> None:
         """Nothing waits."""
 
     def close(self) -> None:

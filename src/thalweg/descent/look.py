@@ -7,27 +7,102 @@ import math
 import time
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from thalweg import optim
 from thalweg.descent.ambient import alone, ambient
-from thalweg.descent.problem import Problem, first_batch, start_model, to_device
-from thalweg.landscape.start import Start, measure_start
-from thalweg.sampling import mix
+from thalweg.descent.problem import REHEARSED, Problem, first_batch, start_model, to_device
+from thalweg.landscape.start import Start, alike, constant_loss, measure_start
+from thalweg.sampling import Batches, mix
 from thalweg.sampling.sources import seed_all
 
 STEPS = 100
-SECONDS = 10.0  # the fitting of one batch stops here, and then it is not judged
+SECONDS = (
+    10.0  # the fitting of one batch stops here, and then it is not judged; drawing a sample and learning from it too
+)
+EXAMPLES, MOST_BATCHES = 64, 16  # of the sample that shows whether anything carries over from some examples to others
+ENOUGH = 8  # batches: below that a sample says little
+ROUNDS = 25  # passes over the half of the sample that is learnt from
 
 
 def look(problem: Problem, seed: int = 0) -> Start:
-    """Measure the task's start: loss, gradients, reaction, scale, and whether one batch can be fitted."""
+    """Measure the task's start: loss, gradients, reaction, scale, whether one batch can be fitted, and what carries over."""
     with ambient(), alone:
         model = start_model(problem, seed)
-        batch = to_device(first_batch(problem.train), problem.device)
+        sample = _sample(problem, seed)
+        batch = to_device(_some(problem, seed), problem.device)
         start = measure_start(problem.objective, copy.deepcopy(model), batch)
+        learner = copy.deepcopy(model)
         loss, steps = _fit(problem, model, batch, seed)
-    return replace(start, fitted_loss=loss, fitted_steps=steps)
+        held_out = _carry_over(problem, learner, sample, seed)
+        targets = [problem.objective.split(part)[2] for part in sample] if problem.task.step is None else []
+    return replace(start, fitted_loss=loss, fitted_steps=steps, held_out=held_out, target_alike=alike(targets))
+
+
+def _some(problem: Problem, seed: int) -> object:
+    """Give a few examples from all over the data, which may lie sorted; of a stream its first."""
+    if problem.count is None:
+        return first_batch(problem.train)
+    batches = Batches(problem.train, min(REHEARSED, problem.count), seed=seed)
+    try:
+        return batches.draw().parts[0]
+    finally:
+        batches.close()
+
+
+def _sample(problem: Problem, seed: int) -> list[object]:
+    """Draw some batches from all over the data; fewer where reading is slow, none where there are too few examples."""
+    if problem.count is not None and problem.count < ENOUGH * EXAMPLES:
+        return []
+    batches = Batches(problem.train, EXAMPLES, seed=seed, drop_last=True)
+    sample: list[object] = []
+    started = time.perf_counter()
+    while len(sample) < min(MOST_BATCHES, batches.steps_per_epoch or MOST_BATCHES):
+        sample.append(to_device(batches.draw().parts[0], problem.device))
+        if time.perf_counter() - started > SECONDS / 2:
+            break
+    batches.close()
+    return sample if len(sample) >= ENOUGH else []
+
+
+def _carry_over(problem: Problem, model: nn.Module, sample: list[object], seed: int) -> tuple[float, float] | None:
+    """Learn from half of the sample, and give the best loss on the other half with the constant predictor's loss there.
+
+    None where that one is not known, the sample is too small or time ran out: then it is not judged.
+    """
+    half = len(sample) // 2
+    if not half or problem.task.step is not None:
+        return None
+    objective, learnt, others = problem.objective, sample[:half], sample[half:]
+    optimizer = _optimizer(model)
+    best, constant, started = math.inf, math.nan, time.perf_counter()
+    for turn in range(ROUNDS):
+        model.train()
+        for number, batch in enumerate(learnt):
+            seed_all(mix(seed, turn, number))
+            optimizer.zero_grad(set_to_none=True)
+            loss, _ = objective.loss(model, batch)
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            seen = [(*objective.outputs(model, batch), float(objective.loss(model, batch)[0])) for batch in others]
+        known = [constant_loss(objective, output, target) for output, target, _ in seen]
+        if any(found is None for found in known):
+            return None
+        best = min(best, sum(loss for _, _, loss in seen) / len(seen))
+        constant = sum(found[0] for found in known if found) / len(known)
+        if best < 0.5 * constant:
+            break
+        if time.perf_counter() - started > SECONDS:
+            return None
+    return best, constant
+
+
+def _optimizer(model: nn.Module) -> optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return optim.build("adamw", parameters, lr=3e-3, clip_norm=1.0, on_nonfinite="skip")
 
 
 def _fit(problem: Problem, model: nn.Module, batch: object, seed: int) -> tuple[float | None, int]:
@@ -36,8 +111,7 @@ def _fit(problem: Problem, model: nn.Module, batch: object, seed: int) -> tuple[
         if isinstance(module, nn.Dropout | nn.AlphaDropout | nn.Dropout2d):
             module.p = 0.0
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = optim.build("adamw", parameters, lr=3e-3, clip_norm=1.0, on_nonfinite="skip")
+    optimizer = _optimizer(model)
     best, started, step = math.inf, time.perf_counter(), 0
     for step in range(1, STEPS + 1):
         optimizer.zero_grad(set_to_none=True)

@@ -24,15 +24,21 @@ class Start:
     gradients: Mapping[str, float] = field(default_factory=dict[str, float])  # parameter -> RMS of its gradient
     idle: tuple[str, ...] = ()
     reaction: float | None = None  # relative change of outputs when inputs are permuted among examples
-    output_rows_equal: bool | None = None
     fitted_loss: float | None = None  # after some steps on one batch
     fitted_steps: int = 0
     scale: Mapping[str, tuple[float, float]] = field(
         default_factory=dict[str, tuple[float, float]]
     )  # part -> (mean, sd)
     column_spread: float | None = None  # largest over smallest sd of the input's columns
+    column_offset: tuple[int, float] | None = (
+        None  # the column whose mean is most of its sds away from zero, and how many
+    )
     output_sum_to_one: bool = False
     target_sd: float | None = None
+    target_alike: bool | None = None  # whether all targets of a larger sample are one and the same
+    held_out: tuple[float, float] | None = (
+        None  # best loss on examples not learnt from, and the constant predictor's there
+    )
 
 
 def constant_loss(objective: Objective, output: Any, target: Any) -> tuple[float, str] | None:
@@ -76,6 +82,7 @@ def measure_start(objective: Objective, model: nn.Module, batch: Any) -> Start:
         reaction=reaction,
         scale={} if first is None else {"inputs": (float(first.double().mean()), float(first.double().std()))},
         column_spread=_spread(first),
+        column_offset=_offset(first),
         output_sum_to_one=_is_probability(output),
         target_sd=float(target.double().std()) if isinstance(target, Tensor) and target.is_floating_point() else None,
     )
@@ -102,6 +109,23 @@ def _spread(inputs: Tensor | None) -> float | None:
     spreads = inputs.double().std(0)
     spreads = spreads[spreads > 0]
     return float(spreads.max() / spreads.min()) if spreads.numel() > 1 else None
+
+
+def _offset(inputs: Tensor | None) -> tuple[int, float] | None:
+    if inputs is None or inputs.ndim != 2 or len(inputs) < 2:
+        return None
+    spreads = inputs.double().std(0)
+    offsets = torch.where(spreads > 0, inputs.double().mean(0).abs() / spreads, 0.0)
+    column = int(offsets.argmax())
+    return column, float(offsets[column])
+
+
+def alike(targets: list[Any]) -> bool | None:
+    """Tell whether all targets of some batches are one and the same; None where they are no tensors, or there are none."""
+    if not targets or not all(isinstance(target, Tensor) and target.ndim for target in targets):
+        return None
+    first = targets[0][:1]
+    return all(target.shape[1:] == first.shape[1:] and bool((target == first).all()) for target in targets)
 
 
 def _is_probability(output: Any) -> bool:

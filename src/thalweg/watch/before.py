@@ -16,6 +16,7 @@ MOVED = (
     0.02  # of the start that must at least be taken away where no such loss is known (it may be all noise, or negative)
 )
 REACTION = 1e-4
+CARRIED = 0.98  # of the constant predictor's loss, on examples that were not learnt from
 
 
 def ask(start: Start) -> list[Diagnosis]:
@@ -30,6 +31,7 @@ def _ask(start: Start) -> Iterator[Diagnosis]:
     yield from _start_loss(start)
     yield from _output_layer(start)
     yield from _fitting(start)
+    yield from _targets(start)
     yield from _scale(start)
 
 
@@ -74,7 +76,9 @@ def _gradients(start: Start) -> Iterator[Diagnosis]:
 
 
 def _reaction(start: Start) -> Iterator[Diagnosis]:
-    if start.reaction is not None and start.reaction < REACTION:
+    fitted = start.fitted_loss is not None and start.fitted_loss <= _limit(start)
+    # A last layer that starts at zero ignores its input too, and learns to heed it in one step.
+    if start.reaction is not None and start.reaction < REACTION and not fitted:
         yield _found(
             "output ignores input",
             "other inputs give the same outputs, so nothing about the examples can be learnt.",
@@ -113,12 +117,17 @@ def _output_layer(start: Start) -> Iterator[Diagnosis]:
         )
 
 
+def _limit(start: Start) -> float:
+    """Give the loss that a few examples can be brought down to."""
+    known = start.constant_loss
+    return FITTED * known if known is not None and known > 0 else start.loss - MOVED * abs(start.loss)
+
+
 def _fitting(start: Start) -> Iterator[Diagnosis]:
     reached = start.fitted_loss
     if reached is None or not is_finite(reached) or not is_finite(start.loss):
         return
-    known = start.constant_loss
-    limit = FITTED * known if known is not None and known > 0 else start.loss - MOVED * abs(start.loss)
+    limit = _limit(start)
     if reached > limit:
         yield _found(
             "one batch cannot be fitted",
@@ -127,6 +136,30 @@ def _fitting(start: Start) -> Iterator[Diagnosis]:
             "warning",
             reached,
             limit,
+        )
+
+
+def _targets(start: Start) -> Iterator[Diagnosis]:
+    if start.target_alike:
+        yield _found(
+            "targets all alike",
+            "all targets of a sample are one and the same, so there is nothing to tell apart.",
+            "Check which column the targets come from, and whether a filter left one class only.",
+            "warning",
+            1,
+            "two kinds",
+        )
+    elif start.held_out is not None and start.held_out[0] > CARRIED * start.held_out[1]:
+        reached, constant = start.held_out
+        yield _found(
+            "nothing carries over",
+            f"what was learnt from some hundred examples says no more about others ({reached:.4g}) than always saying the same"
+            f" ({constant:.4g}).",
+            "Check that labels belong to their examples and were not shuffled apart; a hard task may only need far more"
+            " examples.",
+            "note",
+            reached,
+            CARRIED * constant,
         )
 
 
@@ -141,7 +174,17 @@ def _scale(start: Start) -> Iterator[Diagnosis]:
             SPREAD,
         )
     mean, spread = start.scale.get("inputs", (0.0, 1.0))
-    if spread > 0 and abs(mean) / spread > OFFSET:
+    if start.column_offset is not None and start.column_offset[1] > OFFSET:
+        column, offset = start.column_offset
+        yield _found(
+            "column far from zero",
+            f"the mean of input column {column} is {offset:.3g} of its standard deviations away from zero.",
+            "Subtract each column's mean and divide by its standard deviation (of the training part).",
+            "warning",
+            offset,
+            OFFSET,
+        )
+    elif spread > 0 and abs(mean) / spread > OFFSET:
         yield _found(
             "inputs far from zero",
             f"inputs have mean {mean:.3g} and standard deviation {spread:.3g}.",
