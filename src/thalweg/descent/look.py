@@ -34,7 +34,7 @@ def look(problem: Problem, seed: int = 0) -> Start:
         batch = to_device(_some(problem, seed), problem.device)
         start = measure_start(problem.objective, copy.deepcopy(model), batch)
         learner = copy.deepcopy(model)
-        loss, steps = _fit(problem, model, batch, seed)
+        loss, steps = _fit(problem, model, batch, seed, start)
         held_out = _carry_over(problem, learner, sample, seed)
         targets = [problem.objective.split(part)[2] for part in sample] if problem.task.step is None else []
     return replace(start, fitted_loss=loss, fitted_steps=steps, held_out=held_out, target_alike=alike(targets))
@@ -93,7 +93,7 @@ def _carry_over(problem: Problem, model: nn.Module, sample: list[object], seed: 
             return None
         best = min(best, sum(loss for _, _, loss in seen) / len(seen))
         constant = sum(found[0] for found in known if found) / len(known)
-        if best < 0.5 * constant:
+        if best < 0.9 * constant:  # it does
             break
         if time.perf_counter() - started > SECONDS:
             return None
@@ -105,13 +105,14 @@ def _optimizer(model: nn.Module) -> optim.Optimizer:
     return optim.build("adamw", parameters, lr=3e-3, clip_norm=1.0, on_nonfinite="skip")
 
 
-def _fit(problem: Problem, model: nn.Module, batch: object, seed: int) -> tuple[float | None, int]:
+def _fit(problem: Problem, model: nn.Module, batch: object, seed: int, start: Start) -> tuple[float | None, int]:
     """Train on one batch without dropout, and give the loss reached; None where time ran out first."""
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.AlphaDropout | nn.Dropout2d):
             module.p = 0.0
     model.train()
     optimizer = _optimizer(model)
+    enough = 0.5 * min(start.loss, start.loss if start.constant_loss is None else start.constant_loss)
     best, started, step = math.inf, time.perf_counter(), 0
     for step in range(1, STEPS + 1):
         optimizer.zero_grad(set_to_none=True)
@@ -120,6 +121,8 @@ def _fit(problem: Problem, model: nn.Module, batch: object, seed: int) -> tuple[
         loss.backward()
         optimizer.step()
         best = min(best, float(loss.detach()))
+        if 0 < best < enough:
+            return best, step
         if time.perf_counter() - started > SECONDS:
             break
     return (best if step == STEPS else None), step
