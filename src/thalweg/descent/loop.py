@@ -9,7 +9,6 @@ from thalweg.descent.ambient import ambient
 from thalweg.descent.cure import respond
 from thalweg.descent.gradient import feel
 from thalweg.descent.keeper import Keeper
-from thalweg.descent.memory import out_of_memory as out_of_memory
 from thalweg.descent.progress import Progress
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.optim.optimizer import StepRecord

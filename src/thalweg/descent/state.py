@@ -111,7 +111,11 @@ class Descent:
 
     def take_snapshot(self) -> None:
         """Keep a copy of the present state to go back to; one is kept, written over in place."""
-        self.snapshot = clone_into(self.snapshot, self.state_dict())
+        fresh, kept = self.state_dict(), self.snapshot or {}
+        tensors = {part: clone_into(kept.get(part), fresh[part]) for part in ("model", "optimizer")}
+        # The loop's values are made anew each time, but for what a person's own loader gives.
+        fresh["loop"]["batches"] = copy.deepcopy(fresh["loop"]["batches"])
+        self.snapshot = {**tensors, "loop": fresh["loop"]}
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
@@ -237,4 +241,4 @@ def default_validate_every(total: int, epoch_steps: int | None) -> int:
     (100, 20, 50)
     """
     every = epoch_steps or math.ceil(total / 20)
-    return max(1, min(max(every, math.ceil(total / 50)), math.ceil(total / 5)))
+    return max(1, min(max(every, math.ceil(total / 50)), total // 5))

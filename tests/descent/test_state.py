@@ -1,0 +1,86 @@
+"""The living state: saved, restored, and gone back to without a bit of difference."""
+
+import pytest
+import torch
+from small import classes, network, plan, started, walk
+from torch import nn
+
+import thalweg as tw
+from thalweg.descent.state import clone_into, default_validate_every, facing
+
+
+def test_a_state_saved_and_restored_walks_the_same_way() -> None:
+    task = classes(model=lambda: network(nn.BatchNorm1d(12), nn.Dropout(0.3)))
+    made = plan(ema=0.9, schedule=tw.schedule.plateau(patience=0), validate_every=4)
+    descent, keeper = started(task, made)
+    walk(descent, keeper, until=13)
+    kept = clone_into(None, descent.state_dict())
+    walk(descent, keeper)
+    other, keeper = started(task, made.replace(seed=0))
+    other.load_state_dict(kept)
+    assert other.step == 13
+    walk(other, keeper)
+    assert other.digest() == descent.digest()
+
+
+def test_a_snapshot_is_not_moved_by_the_steps_after_it() -> None:
+    descent, keeper = started(classes(), plan(snapshot_every=10))
+    walk(descent, keeper, until=10)
+    digest, snapshot = descent.digest(), descent.snapshot
+    assert snapshot is not None
+    walk(descent, keeper, until=19)
+    assert descent.snapshot is snapshot
+    assert descent.digest() != digest
+    descent.load_state_dict(snapshot, back=True)
+    assert (descent.step, descent.digest()) == (10, digest)
+
+
+def test_going_back_keeps_what_was_learnt_and_restoring_does_not() -> None:
+    descent, _ = started(classes(), plan())
+    before = clone_into(None, descent.state_dict())
+    descent.cures = {"rate_factor": 0.25, "clip_norm": 2.0}
+    descent.left_out.append((0, 3))
+    descent.leading = {"value": 1.0, "step": 7}
+    descent.load_state_dict(before, back=True)
+    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.left_out) == (0.25, 2.0, [(0, 3)])
+    descent.load_state_dict(before)
+    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.left_out) == (1.0, None, [])
+    assert descent.leading is None
+
+
+@pytest.mark.parametrize("name", ["0.weight", "2.bias"])
+def test_the_digest_sees_every_bit(name: str) -> None:
+    descent, _ = started(classes(), plan())
+    before = descent.digest()
+    tensor = descent.model.get_parameter(name).detach()
+    tensor.view(torch.int32).reshape(-1)[-1] ^= 1
+    assert descent.digest() != before
+    tensor.view(torch.int32).reshape(-1)[-1] ^= 1
+    assert descent.digest() == before
+
+
+def test_biases_and_normalisation_are_not_decayed_unless_the_plan_says_so() -> None:
+    task = classes(model=lambda: network(nn.BatchNorm1d(12)))
+    for vectors, decayed in ((False, {"0.weight", "3.weight"}), (True, None)):
+        descent, _ = started(task, plan(weight_decay=0.1, decay_vectors=vectors))
+        groups = descent.optimizer.param_groups
+        found = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
+        assert found == (decayed or {name for name, _ in descent.model.named_parameters()})
+
+
+def test_a_group_that_matches_nothing_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(tw.PlanError, match=r"matches no trainable parameter.*2\.weight"):
+        started(classes(), plan(groups={"2.wieght": tw.Group()}))
+
+
+def test_a_plateau_faces_the_tasks_criterion_also_within_a_sequence() -> None:
+    schedule = tw.schedule.sequence(tw.schedule.constant(total=5), tw.schedule.plateau())
+    assert facing(schedule, "max").parts[1].options["mode"] == "max"
+    assert facing(tw.schedule.linear(), "max") == tw.schedule.linear()
+
+
+def test_validations_are_five_to_fifty_a_run() -> None:
+    for total in (1, 7, 100, 5000):
+        for epoch in (None, 1, 30, 10**6):
+            count = total // default_validate_every(total, epoch)
+            assert min(total, 5) <= count <= 50
