@@ -1,4 +1,6 @@
-"""Write the tables of bench/README.md between their markers, from the samples in bench/raw: `python bench/tables.py`.
+"""Write the tables of bench/README.md, and the first page's, between their markers: `python bench/tables.py`.
+
+The figures come from the samples in bench/raw.
 
 With --check nothing is written; the exit status is 1 where a table is not what the samples give. Needs no package.
 """
@@ -14,6 +16,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RAW, README = HERE / "raw", HERE / "README.md"
+FRONT = HERE.parent / "README.md"
+IN_FRONT = ("loop",)  # tables that the project's first page shows too
 Sample = dict[str, Any]
 
 PEERS = {
@@ -29,12 +33,26 @@ MODELS = {"mlp": "MLP 64-100-32-10", "cnn": "small CNN, 28 x 28", "11m": "MLP of
 
 def main() -> int:
     if "--check" in sys.argv[1:]:
-        stale = differing()
-        for name in stale:
-            print(f"bench/README.md: the table '{name}' is not what bench/raw/{name}.json gives; run bench/tables.py")
+        stale = [("bench/README.md", name) for name in differing()] + [
+            ("README.md", name) for name in front(check=True)
+        ]
+        for page, name in stale:
+            print(f"{page}: the table '{name}' is not what bench/raw/{name}.json gives; run bench/tables.py")
         return 1 if stale else 0
     write()
+    front(check=False)
     return 0
+
+
+def front(*, check: bool, page: Path = FRONT) -> list[str]:
+    """Put the first page's tables between their markers, or only name those that differ."""
+    before = text = page.read_text("utf-8")
+    shown = [name for name in IN_FRONT if name in measured()]
+    for name in shown:
+        text = placed(text, name, table(name))
+    if not check:
+        page.write_text(text, "utf-8")
+    return [name for name in shown if between(text, name) != between(before, name)]
 
 
 def measured() -> list[str]:

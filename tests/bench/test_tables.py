@@ -22,10 +22,13 @@ def check(folder):
 @pytest.fixture
 def copied(tmp_path):
     """A bench folder of its own: the script, the README and the samples."""
+    folder = tmp_path / "bench"
+    folder.mkdir()
     for name in ("tables.py", "README.md"):
-        shutil.copy(BENCH / name, tmp_path / name)
-    shutil.copytree(BENCH / "raw", tmp_path / "raw")
-    return tmp_path
+        shutil.copy(BENCH / name, folder / name)
+    shutil.copytree(BENCH / "raw", folder / "raw")
+    shutil.copy(BENCH.parent / "README.md", tmp_path / "README.md")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,11 @@ def test_a_ratio_is_of_two_times_of_one_round(tables):
 def test_markers_that_are_missing_are_named(tables):
     with pytest.raises(SystemExit, match="table: loop"):
         tables.placed("no markers here", "loop", "| a |")
+
+
+def test_a_figure_changed_on_the_first_page_is_noticed(copied):
+    page = copied.parent / "README.md"
+    page.write_text(page.read_text("utf-8").replace("| 1.00 (1.00 to 1.00) |", "| 1.01 (1.00 to 1.00) |", 1), "utf-8")
+    done = check(copied)
+    assert done.returncode == 1
+    assert done.stdout.startswith("README.md: the table 'loop'")
