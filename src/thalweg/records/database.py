@@ -189,7 +189,7 @@ def _explanation(path: Path, error: sqlite3.Error) -> str:
         "SQLITE_BUSY": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
         "SQLITE_LOCKED": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
         "SQLITE_READONLY": f"{path} cannot be written: give this user permission to write there, or choose another folder.",
-        "SQLITE_CANTOPEN": f"{path} cannot be opened: see that its folder exists and this user may read and write there.",
+        "SQLITE_CANTOPEN": f"{path} cannot be opened: see that its folder exists, with permission to read and write there.",
         "SQLITE_NOTADB": f"{path} is not a database: it is another kind of file. Give the folder of a run.",
         "SQLITE_CORRUPT": f"{path} is damaged. Save what is left with: sqlite3 {path.name} .recover",
         "SQLITE_IOERR": f"the disk that holds {path} does not read or write ({error}): check its space and its health.",
