@@ -75,6 +75,8 @@ class Keeper:
         self.ledger.append(step, row)
         if step == 0:
             descent.start = raw
+            if task.evaluate is None:  # else it may be another figure than the training loss
+                descent.monitor.expect(raw["loss"])
         descent.last = shown
         if descent.shape_state and step > 0:
             descent.shape_state = descent.schedule.observe(descent.shape_state, shown[task.select], step)

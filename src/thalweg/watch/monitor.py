@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,11 @@ class Monitor:
         self.window = Window()
         self.attempts = 0
         self.failed_at = -1
+
+    def expect(self, loss: float) -> None:
+        """Take in the loss before the first step, measured on many examples: a better start than one batch's loss."""
+        if math.isfinite(loss):
+            self.window.expected = loss
 
     def observe(self, step: int, loss: float, gradient_norm: float, rate: float, skipped: bool) -> Diagnosis | None:
         """Take in one step."""

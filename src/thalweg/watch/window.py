@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from typing import Any
 
 LENGTH = 128
 SMOOTHING = 0.9
+FIRST = 5  # losses whose mean is the start: one alone may be a lucky batch
+ARMED = 10  # losses before the smoothed one is worth being called the best
+RECENT = 10
+STANDS_OUT = 2.0  # times the way from the median to the largest, beyond the median
 
 
 class Window:
-    """The last steps' figures. Values that are not finite stay out, so that one NaN does not blind it."""
+    """The last steps' figures.
+
+    Values that are not finite stay out, so that one NaN does not blind it, and so does a loss that stands out alone: one bad
+    batch is no trend. Two in a row are let in.
+    """
 
     def __init__(self) -> None:
         self.step = 0
@@ -19,12 +28,17 @@ class Window:
         self.gradient_norm = math.nan
         self.rate = math.nan
         self.skipped = False
-        self.start: float | None = None  # mean loss of the first steps
+        self.expected: float | None = None  # the loss before training, where somebody measured it on many examples
+        self.start: float | None = (
+            None  # that or the first loss, whichever is larger; else the mean of the first losses
+        )
         self.losses: deque[float] = deque(maxlen=LENGTH)
         self.norms: deque[float] = deque(maxlen=LENGTH)
         self.smoothed = math.nan
-        self.best = math.inf
-        self.above: deque[int] = deque(maxlen=10)
+        self.best = math.inf  # the smoothed loss's; the start until that is worth something
+        self.above: deque[int] = deque(maxlen=RECENT)
+        self.seen = 0
+        self.stood_out = False
         self._sum = 0.0
         self._weight = 0.0
 
@@ -32,24 +46,49 @@ class Window:
         """Take in one step."""
         self.step, self.loss, self.gradient_norm, self.rate, self.skipped = step, loss, gradient_norm, rate, skipped
         if math.isfinite(loss):
-            self.losses.append(loss)
-            self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
-            self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
-            self.smoothed = self._sum / self._weight
-            self.best = min(self.best, self.smoothed)
-            if self.start is None:
-                self.start = loss
+            alone = not self.stood_out
+            self.stood_out = self._stands_out(loss)
+            if not (self.stood_out and alone):
+                self._take_in(loss)
         if math.isfinite(gradient_norm) and not skipped:
             self.norms.append(gradient_norm)
+
+    def usual(self) -> tuple[float, float] | None:
+        """Give mean and standard deviation of the losses before the last ten, None where there are too few."""
+        before = list(self.losses)[:-RECENT]
+        return (statistics.fmean(before), statistics.pstdev(before)) if len(before) >= RECENT else None
+
+    def _take_in(self, loss: float) -> None:
+        self.seen += 1
+        self.losses.append(loss)
+        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
+        self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        self.smoothed = self._sum / self._weight
+        if self.expected is not None and self.seen == 1:
+            self.start = self.best = max(self.expected, loss)
+        elif self.expected is None and self.seen <= FIRST:
+            self.start = self.best = statistics.fmean(self.losses)
+        elif self.seen >= ARMED:
+            self.best = min(self.best, self.smoothed)
+
+    def _stands_out(self, loss: float) -> bool:
+        # Only the largest so far can stand out, and to ask that costs nothing.
+        if self.seen < ARMED or loss <= max(self.losses):
+            return False
+        middle = statistics.median(self.losses)
+        return loss - middle > STANDS_OUT * (max(self.losses) - middle)
 
     def state_dict(self) -> dict[str, Any]:
         """Give plain values."""
         return {
+            "expected": self.expected,
             "start": self.start,
             "losses": list(self.losses),
             "norms": list(self.norms),
             "best": self.best,
             "above": list(self.above),
+            "seen": self.seen,
+            "stood_out": self.stood_out,
             "sum": self._sum,
             "weight": self._weight,
         }
@@ -57,7 +96,8 @@ class Window:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`'s values."""
         self.start, self.best, self._sum, self._weight = state["start"], state["best"], state["sum"], state["weight"]
+        self.expected, self.seen, self.stood_out = state["expected"], state["seen"], state["stood_out"]
         self.losses = deque(state["losses"], maxlen=LENGTH)
         self.norms = deque(state["norms"], maxlen=LENGTH)
-        self.above = deque(state["above"], maxlen=10)
+        self.above = deque(state["above"], maxlen=RECENT)
         self.smoothed = self._sum / self._weight if self._weight else math.nan

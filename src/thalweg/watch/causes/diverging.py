@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from thalweg.records.diagnosis import Diagnosis
-from thalweg.watch.window import Window
+from thalweg.watch.window import ARMED, Window
 
 GROWTH = 2.0  # times the best smoothed loss
 SUSTAINED = 8  # of the last ten steps
-FAR = 100.0  # times the start: no need to wait
+NOISE = 5 * 0.23  # standard deviations of single losses: five of their smoothed mean, whose own is 0.23 of theirs
+FAR, RUSHED = 100.0, 3  # so many times the start, so many steps in a row: no need to wait
+EXPLODED = 1e6  # times the loss at the very start, within the first steps: two more such steps, and numbers end
 
 
 def diverging(window: Window) -> Diagnosis | None:
-    """Say so where the smoothed loss is above the start and above twice its best, in eight of the last ten steps.
+    """Say so where loss and smoothed loss are above the start, above twice the best, and out of what is usual, in eight of the
+    last ten steps.
 
     A loss below zero (a likelihood of densities, say) has no such ratio; there the distance to the start counts instead.
     """
@@ -20,8 +25,13 @@ def diverging(window: Window) -> Diagnosis | None:
         return None
     best, smoothed = window.best, window.smoothed
     limit = max(GROWTH * best, start) if best > 0 else start + abs(start - best)
-    window.above.append(int(smoothed > limit))
-    if sum(window.above) < SUSTAINED and not (best > 0 and window.loss > FAR * max(start, best)):
+    above, rushes = False, _explodes(window)
+    if min(smoothed, window.loss) > limit:
+        mean, deviation = window.usual() or (best, 0.0)
+        limit = max(limit, mean + NOISE * deviation)
+        above, rushes = smoothed > limit, rushes or _rushes(window, FAR * max(start, best, mean))
+    window.above.append(int(above))
+    if sum(window.above) < SUSTAINED and not rushes:
         return None
     return Diagnosis(
         symptom="diverging",
@@ -37,3 +47,12 @@ def diverging(window: Window) -> Diagnosis | None:
         },
         not_measured=("critical step", "bad batch"),
     )
+
+
+def _rushes(window: Window, limit: float) -> bool:
+    return limit > 0 and window.seen >= RUSHED and all(loss > limit for loss in islice(reversed(window.losses), RUSHED))
+
+
+def _explodes(window: Window) -> bool:
+    first = window.losses[0] if window.expected is None else window.start
+    return window.seen < ARMED and first is not None and window.loss > EXPLODED * first > 0

@@ -1,0 +1,174 @@
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thalweg.records import plain
+from thalweg.watch.monitor import MOST_ATTEMPTS, Monitor
+
+
+def walk(losses, norms=None, rate=0.1, start=math.nan):
+    monitor = Monitor()
+    monitor.expect(start)
+    for step, loss in enumerate(losses, 1):
+        found = monitor.observe(step, loss, 1.0 if norms is None else norms[step - 1], rate, False)
+        if found is not None:
+            return found
+    return None
+
+
+def noisy(count, level, spread, seed):
+    generator = random.Random(seed)
+    return [level(step) * math.exp(generator.gauss(0, spread)) for step in range(count)]
+
+
+HEALTHY = {
+    "a fall": lambda step: 2.3 * math.exp(-step / 100) + 0.05,
+    "a plateau": lambda step: 2.3,
+    "a slow fall": lambda step: 2.3 - step / 2000,
+    "a rise at first, in warm-up": lambda step: (
+        2.3 * (1 + 0.5 * math.exp(-(((step - 20) / 10) ** 2))) if step < 60 else 1.0
+    ),
+    "a fall to nothing": lambda step: 2.3 * math.exp(-step / 15) + 1e-6,
+}
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("shape", HEALTHY)
+def test_a_healthy_loss_raises_no_alarm(shape, spread):
+    for seed in range(20):
+        assert walk(noisy(800, HEALTHY[shape], spread, seed)) is None
+
+
+SINGLE = {
+    "squares of noise": lambda g: g.gauss(0, 1) ** 2,
+    "spread over decades": lambda g: math.exp(g.gauss(0, 1)),
+    "mostly easy, some hard": lambda g: 0.02 if g.random() < 0.9 else 10 * g.random(),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_losses_of_single_examples_hardly_ever_raise_one(kind):
+    # Five hundred steps each on a plateau, where nothing pulls the loss below its start.
+    runs = [random.Random(seed) for seed in range(40)]
+    assert sum(walk([SINGLE[kind](generator) for _ in range(500)]) is not None for generator in runs) <= 2
+
+
+@pytest.mark.parametrize("growth", [1.5, 2.0, 4.0, 81.0])
+def test_a_loss_that_explodes_from_the_first_step_on_is_found_before_it_overflows(growth):
+    assert walk([2.3 * growth**step for step in range(20)]).step <= 14
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
+def test_a_loss_that_runs_away_is_found_soon(spread):
+    for seed in range(20):
+        losses = noisy(100, lambda step: 2.3 * math.exp(-step / 50), spread, seed)
+        losses += noisy(60, lambda step: 0.3 * math.exp(step / 5), spread, seed + 100)
+        found = walk(losses)
+        assert found.symptom == "diverging"
+        assert 100 < found.since <= found.step < 135
+        assert found.evidence["smoothed_loss"]["value"] > found.evidence["smoothed_loss"]["threshold"]
+
+
+def test_a_loss_a_hundredfold_is_not_waited_for():
+    assert walk([2.0] * 20 + [900.0] * 10).step == 24
+
+
+@pytest.mark.parametrize("far", [100.0, 1e4, 1e12])
+def test_a_jump_at_the_first_step_is_found_where_the_start_was_measured(far):
+    generator = random.Random(0)
+    found = walk([14.0] + [far * generator.uniform(1, 2) for _ in range(50)], start=12.0)
+    assert found.step <= 11
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_lucky_first_example_is_no_start_where_the_start_was_measured(kind):
+    runs = [random.Random(seed) for seed in range(40)]
+    assert [walk([1e-9] + [SINGLE[kind](g) for _ in range(200)], start=1.0) for g in runs] == [None] * 40
+
+
+def test_one_bad_batch_is_no_divergence():
+    assert walk([2.0, 1.5] * 20 + [60.0] + [1.5] * 40) is None
+
+
+def test_a_loss_below_zero_may_go_on_falling_and_is_found_when_it_climbs():
+    assert walk([-float(step) for step in range(100)]) is None
+    assert walk([-float(step) for step in range(50)] + [float(step) * 5 for step in range(60)]).symptom == "diverging"
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_found_at_once(loss):
+    found = walk([2.0, 1.9, loss])
+    assert (found.symptom, found.step, found.severity) == ("non-finite", 3, "critical")
+    assert "the loss is not finite" in found.cause
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_is_found_at_once(norm):
+    found = walk([2.0, 1.9], [1.0, norm])
+    assert (found.symptom, found.step) == ("non-finite", 2)
+    assert "the gradient is not finite" in found.cause
+
+
+def test_a_step_that_the_optimiser_left_out_is_found():
+    assert Monitor().observe(1, 2.0, 1.0, 0.1, True).symptom == "non-finite"
+
+
+def test_a_diagnosis_comes_with_a_cure():
+    found = walk([2.0] * 30 + [math.nan], [1.0 + step / 100 for step in range(31)], rate=0.4)
+    assert found.cure.rollback
+    assert found.cure.rate_factor == 0.5
+    assert found.cure.clip_norm == pytest.approx(1.27)
+    assert "lower the rate from 0.4 by a factor of 0.5" in found.cure.action
+
+
+def test_attempts_at_one_place_grow_bolder_and_end():
+    monitor = Monitor()
+    factors = []
+    while not monitor.exhausted:
+        factors.append(monitor.observe(40, math.nan, 1.0, 0.1, False).cure.rate_factor)
+    assert factors == [0.5**n for n in range(1, MOST_ATTEMPTS + 2)]
+
+
+def test_another_place_starts_anew():
+    monitor = Monitor()
+    for _ in range(3):
+        monitor.observe(40, math.nan, 1.0, 0.1, False)
+    assert monitor.observe(60, math.nan, 1.0, 0.1, False).cure.rate_factor == 0.5
+
+
+def test_only_a_good_state_is_worth_going_back_to():
+    monitor = Monitor()
+    for step in range(1, 30):
+        monitor.observe(step, 1.0, 1.0, 0.1, False)
+    assert monitor.healthy
+    monitor.observe(30, 9.0, 1.0, 0.1, False)
+    monitor.observe(31, 9.0, 1.0, 0.1, False)
+    monitor.observe(32, 9.0, 1.0, 0.1, False)
+    assert not monitor.healthy
+
+
+losses = st.floats(1e-6, 1e6) | st.just(math.nan)
+
+
+@given(st.lists(losses, max_size=60), st.lists(losses, max_size=30))
+def test_going_on_from_saved_values_changes_nothing(before, after):
+    one, other = Monitor(), Monitor()
+    for step, loss in enumerate(before):
+        one.observe(step, loss, 1.0, 0.1, False)
+    other.load_state_dict(plain.decode(plain.encode(one.state_dict())))
+    for step, loss in enumerate(after, len(before)):
+        assert str(one.observe(step, loss, 1.0, 0.1, False)) == str(other.observe(step, loss, 1.0, 0.1, False))
+    assert str(one.state_dict()) == str(other.state_dict())
+
+
+def test_after_going_back_the_count_of_attempts_is_kept():
+    monitor = Monitor()
+    fresh = monitor.state_dict()
+    monitor.observe(5, math.nan, 1.0, 0.1, False)
+    monitor.load_state_dict(fresh, keep_attempts=True)
+    assert (monitor.attempts, monitor.failed_at) == (1, 5)
+    monitor.load_state_dict(fresh)
+    assert (monitor.attempts, monitor.failed_at) == (0, -1)

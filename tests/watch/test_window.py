@@ -1,0 +1,49 @@
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thalweg.watch.window import FIRST, LENGTH, SMOOTHING, Window
+
+finite = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(finite, min_size=1, max_size=50))
+def test_the_smoothed_loss_is_the_debiased_average(losses):
+    window = Window()
+    for loss in losses:
+        window._take_in(loss)
+    shares = [SMOOTHING ** (len(losses) - 1 - k) for k in range(len(losses))]
+    wanted = sum(s * loss for s, loss in zip(shares, losses, strict=True)) / sum(shares)
+    assert math.isclose(window.smoothed, wanted, rel_tol=1e-9, abs_tol=1e-6)
+    assert math.isclose(window.start, sum(losses[:FIRST]) / len(losses[:FIRST]), rel_tol=1e-9, abs_tol=1e-6)
+    assert list(window.losses) == losses
+
+
+def test_what_is_no_number_stays_out():
+    window = Window()
+    for step, (loss, norm, skipped) in enumerate(
+        [(2.0, 1.0, False), (math.nan, math.nan, True), (math.inf, 3.0, True)]
+    ):
+        window.push(step, loss, norm, 0.1, skipped)
+    assert list(window.losses) == [2.0]
+    assert list(window.norms) == [1.0]
+    assert window.smoothed == 2.0
+
+
+def test_one_loss_that_stands_out_stays_out_and_two_are_let_in():
+    window = Window()
+    for step in range(20):
+        window.push(step, 1.0 + step % 2, 1.0, 0.1, False)
+    window.push(20, 50.0, 1.0, 0.1, False)
+    assert max(window.losses) == 2.0
+    window.push(21, 60.0, 1.0, 0.1, False)
+    assert max(window.losses) == 60.0
+
+
+def test_it_forgets():
+    window = Window()
+    for step in range(LENGTH + 10):
+        window.push(step, float(step), 1.0, 0.1, False)
+    assert len(window.losses) == LENGTH
+    assert window.losses[0] == 10.0
