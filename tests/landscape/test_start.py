@@ -77,7 +77,8 @@ def test_a_step_of_ones_own_is_measured_as_far_as_it_can_be():
 
 
 def test_targets_are_alike_only_where_all_are():
-    assert alike([torch.ones(3), torch.ones(4)]) is True
-    assert alike([torch.ones(3), torch.tensor([1.0, 2.0])]) is False
+    assert alike([torch.ones(30), torch.ones(4)]) is True
+    assert alike([torch.ones(30), torch.tensor([1.0, 2.0])]) is False
+    assert alike([torch.ones(19)]) is None
     assert alike([]) is None
     assert alike([["cat"]]) is None

@@ -150,6 +150,12 @@ FAULTY = {
     "units that are all off": (lambda: task(dead), "output ignores input", "critical"),
     "inputs that are all alike": (lambda: task(x=PIXELS * 0 + 1), "output ignores input", "critical"),
     "labels that are all alike": (lambda: task(y=DIGITS * 0), "targets all alike", "warning"),
+    "a few labels that are all alike": (lambda: task(x=PIXELS[:50], y=DIGITS[:50] * 0), "targets all alike", "warning"),
+    "inputs and labels that are all alike": (
+        lambda: task(x=PIXELS[:50] * 0, y=DIGITS[:50] * 0),
+        "output ignores input",
+        "critical",
+    ),
     "labels that were shuffled": (lambda: task(y=shuffled()), "nothing carries over", "note"),
     "columns of unlike scale": (lambda: raw(load_wine), "columns of unlike scale", "warning"),
     "a column of years": (lambda: task(mlp(65), years()), "column far from zero", "warning"),

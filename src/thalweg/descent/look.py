@@ -13,8 +13,8 @@ from torch import nn
 from thalweg import optim
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.problem import REHEARSED, Problem, first_batch, start_model, to_device
-from thalweg.landscape.start import Start, alike, constant_loss, measure_start
-from thalweg.sampling import Batches, mix
+from thalweg.landscape.start import Start, alike, constant_loss, measure_start, reaction
+from thalweg.sampling import Batches, mix, once
 from thalweg.sampling.sources import seed_all
 
 STEPS = 100
@@ -35,9 +35,16 @@ def look(problem: Problem, seed: int = 0) -> Start:
         start = measure_start(problem.objective, copy.deepcopy(model), batch)
         learner = copy.deepcopy(model)
         loss, steps = _fit(problem, model, batch, seed, start)
+        heeds = reaction(
+            problem.objective, model, batch
+        )  # a last layer that starts at zero heeds its input from then on
         held_out = _carry_over(problem, learner, sample, seed)
-        targets = [problem.objective.split(part)[2] for part in sample] if problem.task.step is None else []
-    return replace(start, fitted_loss=loss, fitted_steps=steps, held_out=held_out, target_alike=alike(targets))
+        same = (
+            None if problem.task.step else alike([problem.objective.split(part)[2] for part in sample or _all(problem)])
+        )
+    if start.reaction is not None and heeds is not None:
+        start = replace(start, reaction=max(start.reaction, heeds))
+    return replace(start, fitted_loss=loss, fitted_steps=steps, held_out=held_out, target_alike=same)
 
 
 def _some(problem: Problem, seed: int) -> object:
@@ -64,6 +71,13 @@ def _sample(problem: Problem, seed: int) -> list[object]:
             break
     batches.close()
     return sample if len(sample) >= ENOUGH else []
+
+
+def _all(problem: Problem) -> list[object]:
+    """Give all examples of a small data set as one batch, nothing for a stream."""
+    if problem.count is None or problem.count >= ENOUGH * EXAMPLES:
+        return []
+    return [batch for batch, _ in once(problem.train, problem.count)]
 
 
 def _carry_over(problem: Problem, model: nn.Module, sample: list[object], seed: int) -> tuple[float, float] | None:

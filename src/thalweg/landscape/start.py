@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from thalweg.landscape.objective import Objective, class_count
 from thalweg.sampling.sources import leaves, tree_map
 
+TELLING = 20  # targets: fewer may well be alike by chance
+
 
 @dataclass(frozen=True)
 class Start:
@@ -23,7 +25,7 @@ class Start:
     constant_kind: str = ""
     gradients: Mapping[str, float] = field(default_factory=dict[str, float])  # parameter -> RMS of its gradient
     idle: tuple[str, ...] = ()
-    reaction: float | None = None  # relative change of outputs when inputs are permuted among examples
+    reaction: float | None = None  # see `reaction`; the larger one of before and after fitting one batch
     fitted_loss: float | None = None  # after some steps on one batch
     fitted_steps: int = 0
     scale: Mapping[str, tuple[float, float]] = field(
@@ -69,7 +71,6 @@ def measure_start(objective: Objective, model: nn.Module, batch: Any) -> Start:
     model.eval()
     with torch.no_grad():
         output, target = objective.outputs(model, batch)
-        reaction = _reaction(objective, model, batch, output)
     known = constant_loss(objective, output, target)
     inputs = objective.split(batch)
     first = next((leaf for leaf in leaves((inputs[0], inputs[1])) if leaf.is_floating_point()), None)
@@ -79,7 +80,7 @@ def measure_start(objective: Objective, model: nn.Module, batch: Any) -> Start:
         constant_kind=known[1] if known else "",
         gradients=gradients,
         idle=idle,
-        reaction=reaction,
+        reaction=reaction(objective, model, batch),
         scale={} if first is None else {"inputs": (float(first.double().mean()), float(first.double().std()))},
         column_spread=_spread(first),
         column_offset=_offset(first),
@@ -92,13 +93,17 @@ def _rms(tensor: Tensor) -> float:
     return float(tensor.detach().double().square().mean().sqrt())
 
 
-def _reaction(objective: Objective, model: nn.Module, batch: Any, output: Any) -> float | None:
+def reaction(objective: Objective, model: nn.Module, batch: Any) -> float | None:
+    """Give how far outputs move, relative to their size, when inputs change places among examples; None where unknown."""
     count = len(leaves(batch)[0]) if leaves(batch) else 0
-    if count < 2 or not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim == 0:
+    if count < 2 or objective.task.step is not None:
         return None
-    shifted, _ = objective.outputs(
-        model, tree_map(lambda leaf: leaf.roll(1, 0) if isinstance(leaf, Tensor) else leaf, batch)
-    )
+    rolled = tree_map(lambda leaf: leaf.roll(1, 0) if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
+    model.eval()
+    with torch.no_grad():
+        output, shifted = objective.outputs(model, batch)[0], objective.outputs(model, rolled)[0]
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim == 0:
+        return None
     scale = _rms(output)
     return _rms(shifted - output) / scale if scale > 0 else 0.0
 
@@ -121,8 +126,8 @@ def _offset(inputs: Tensor | None) -> tuple[int, float] | None:
 
 
 def alike(targets: list[Any]) -> bool | None:
-    """Tell whether all targets of some batches are one and the same; None where they are no tensors, or there are none."""
-    if not targets or not all(isinstance(target, Tensor) and target.ndim for target in targets):
+    """Tell whether all targets of some batches are one and the same; None where they are no tensors, or fewer than twenty."""
+    if not all(isinstance(target, Tensor) and target.ndim for target in targets) or sum(map(len, targets)) < TELLING:
         return None
     first = targets[0][:1]
     return all(target.shape[1:] == first.shape[1:] and bool((target == first).all()) for target in targets)

@@ -76,9 +76,7 @@ def _gradients(start: Start) -> Iterator[Diagnosis]:
 
 
 def _reaction(start: Start) -> Iterator[Diagnosis]:
-    fitted = start.fitted_loss is not None and start.fitted_loss <= _limit(start)
-    # A last layer that starts at zero ignores its input too, and learns to heed it in one step.
-    if start.reaction is not None and start.reaction < REACTION and not fitted:
+    if start.reaction is not None and start.reaction < REACTION:
         yield _found(
             "output ignores input",
             "other inputs give the same outputs, so nothing about the examples can be learnt.",
