@@ -209,3 +209,17 @@ def test_train_plan_asks_for_a_budget() -> None:
 
     with pytest.raises(tw.PlanError, match="budget"):
         train_plan(pose(classes()), tw.Plan())
+
+
+@pytest.mark.parametrize("budget", [{"epochs": "3"}, {"steps": [3]}, {"seconds": True}])
+def test_a_budget_that_is_no_number_is_refused(budget: dict[str, object]) -> None:
+    with pytest.raises(tw.PlanError, match="must be above zero"):
+        tw.train(classes(), tw.Plan(), **budget)
+
+
+def test_a_metric_that_fails_is_named() -> None:
+    def broken(outputs: Tensor, targets: Tensor) -> float:
+        return outputs.no_such_thing
+
+    with pytest.raises(tw.TaskError, match=r"Metric 'broken' failed on outputs \(.*AttributeError"):
+        tw.train(classes(metrics={"broken": broken}), tw.Plan(), steps=2)

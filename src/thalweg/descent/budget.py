@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from typing import SupportsFloat
 
 import torch
 
@@ -56,7 +57,7 @@ def check_budget(epochs: float | None, steps: float | None, seconds: float | Non
     if len(named) > 1:
         raise PlanError(f"Give one budget, not several: {', '.join(f'{k}={v}' for k, v in named.items())}.")
     for name, value in named.items():
-        if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not math.isfinite(value) or value <= 0:
             raise PlanError(f"`{name}` is {value}, but a budget must be above zero.")
         if name == "steps" and value != int(value):
             raise PlanError(f"`steps` is {value}, but it is a whole number.")

@@ -15,6 +15,7 @@ from thalweg.descent.memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, to_device
 from thalweg.errors import TaskError
+from thalweg.landscape.objective import shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
 from thalweg.sampling.sources import leaves, seed_all
@@ -80,9 +81,17 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
     figures = {"loss": totals / weights if weights else float("nan")}
     outputs, targets = _join([o for o, _ in seen]), _join([t for _, t in seen])
     for name, metric in metrics.items():
-        value = metric.compute() if isinstance(metric, StreamingMetric) else metric(outputs, targets)
-        figures[name] = _number(name, value)
+        figures[name] = _number(name, _compute(name, metric, outputs, targets))
     return figures
+
+
+def _compute(name: str, metric: Any, outputs: Any, targets: Any) -> Any:
+    try:
+        return metric.compute() if isinstance(metric, StreamingMetric) else metric(outputs, targets)
+    except Exception as error:
+        raise TaskError(
+            f"Metric '{name}' failed on outputs {shape(outputs)} and targets {shape(targets)}: {type(error).__name__}: {error}."
+        ) from error
 
 
 def _measure(problem: Problem, model: nn.Module, batch: Any, outputs: bool) -> tuple[Tensor, Any, Any]:
