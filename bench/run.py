@@ -38,6 +38,7 @@ def main() -> None:
         if not options.only:
             keep(name, head | measured)
             tables.write()
+            tables.front(check=False)
 
 
 def keep(name: str, measured: dict[str, Any]) -> None:
