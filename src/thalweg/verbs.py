@@ -62,12 +62,11 @@ def fit(
     found = ask(look(problem, seed))
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
-    say(
-        describe_cost(cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed))
-    )
-    plan = tune_plan(
+    expected = cost(
         problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
     )
+    say(describe_cost(expected))
+    plan = tune_plan(problem, effort=effort, seed=seed, fixed=fixed, start=expected.start, say=say)
     try:
         run = train_plan(problem, plan, out, progress, found)
     except (DivergedError, KeyboardInterrupt):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -201,8 +201,3 @@ def _check_all_labels(objective: Objective, model: nn.Module, sources: dict[str,
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def with_task(problem: Problem, task: Task) -> Problem:
-    """Give the problem for a task that differs in nothing that was looked at."""
-    return replace(problem, task=task, objective=Objective(task, cast(Any, problem.objective.cast_inputs)))

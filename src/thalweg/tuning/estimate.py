@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from thalweg.descent.budget import seconds_per_step, settle
+from thalweg.descent.budget import seconds_per_step
 from thalweg.descent.problem import Problem
-from thalweg.tuning.tune import check_fixed, price, start_plan, with_batch_size, with_threads
+from thalweg.records.plan import Plan
+from thalweg.tuning.tune import Say, measured_start, price
 
 
 class Cost(NamedTuple):
-    """Steps of one training, the price in trainings, and about how many seconds all of it takes."""
+    """Steps of one training, the price in trainings, about how many seconds all of it takes, and the plan to search from."""
 
     steps: int
     batch_size: int | None
     trainings: float
     seconds: float
+    start: Plan | None = None
 
 
 def cost(
@@ -28,17 +30,16 @@ def cost(
     effort: str | float = "standard",
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
+    say: Say = lambda _: None,
 ) -> Cost:
     """Estimate a fit by timing a few steps. Raises PlanError as `tune` does."""
-    paid, decided = price(effort), check_fixed(fixed or {})
-    plan = with_threads(problem, start_plan(problem, decided, seed), decided)
-    plan = with_batch_size(problem, plan, decided, epochs, lambda _: None)
-    if seconds is not None:
-        plan = settle(problem, plan, seconds=seconds / paid)
-        return Cost(plan.steps or 0, plan.batch_size, paid, seconds)
-    plan = settle(problem, plan, epochs=epochs, steps=steps)
-    total = plan.steps or 0
-    return Cost(total, plan.batch_size, paid, total * paid * seconds_per_step(problem, plan))
+    paid = price(effort)
+    start = measured_start(
+        problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
+    )
+    total = start.steps or 0
+    expected = total * paid * seconds_per_step(problem, start) if seconds is None else seconds
+    return Cost(total, start.batch_size, paid, expected, start)
 
 
 def describe_cost(found: Cost) -> str:

@@ -51,28 +51,48 @@ def tune_plan(
     effort: str | float = "standard",
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
+    start: Plan | None = None,
     say: Say = lambda _: None,
 ) -> Plan:
     """Choose a plan for a problem.
 
-    `fixed` holds knobs that the person has decided; the rest is chosen around them.
+    `fixed` holds knobs that the person has decided; the rest is chosen around them. `start` is what `measured_start` gave for
+    the same arguments, where that is already known.
 
     Raises PlanError where a budget or a fixed knob cannot be, DivergedError where no learning rate trains at all.
     """
     paid = price(effort)
-    check_budget(epochs, steps, seconds)
     decided = check_fixed(fixed or {})
-    plan = start_plan(problem, decided, seed)
-    plan = with_threads(problem, plan, decided)
-    plan = with_batch_size(problem, plan, decided, epochs, say)
-    if seconds is not None:
-        seconds = seconds / paid  # the search is part of what was asked for
-    plan = settle(problem, plan, epochs=epochs, steps=steps, seconds=seconds)
+    plan = start or measured_start(
+        problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
+    )
     assert plan.steps is not None
     plan = with_length(plan, decided, plan.steps)
     if "learning_rate" not in decided:
         plan = with_learning_rate(problem, plan, decided, paid, seed, say)
     return with_weight_decay(plan, decided)
+
+
+def measured_start(
+    problem: Problem,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    effort: str | float = "standard",
+    seed: int = 0,
+    fixed: Mapping[str, Any] | None = None,
+    say: Say = lambda _: None,
+) -> Plan:
+    """Give the plan before anything is searched: threads and batch size measured, the budget in steps. Raises PlanError."""
+    paid = price(effort)
+    check_budget(epochs, steps, seconds)
+    decided = check_fixed(fixed or {})
+    plan = with_threads(problem, start_plan(problem, decided, seed), decided)
+    plan = with_batch_size(problem, plan, decided, epochs, say)
+    if seconds is not None:
+        seconds = seconds / paid  # the search is part of what was asked for
+    return settle(problem, plan, epochs=epochs, steps=steps, seconds=seconds)
 
 
 def check_fixed(fixed: Mapping[str, Any]) -> dict[str, Any]:
