@@ -346,6 +346,66 @@ def test_fit_refuses_a_folder_with_a_run_before_it_searches(tmp_path):
     assert said == []
 
 
+@pytest.mark.parametrize(
+    ("parts", "error", "told"),
+    [
+        ({"weights": np.ones(N - 1)}, tw.DataError, r"`weights` has the shape"),
+        ({"weights": np.zeros(N)}, tw.DataError, r"`weights` are all zero"),
+        ({}, tw.RunError, r"holds other things \(thesis\.tex\)"),
+    ],
+)
+def test_fit_refuses_what_cannot_be_before_it_searches(parts, error, told, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    said = []
+    with pytest.raises(error, match=told):
+        tw.fit(task(data=(X, Y), **parts), steps=2, out=tmp_path / "run" if parts else tmp_path, say=said.append)
+    assert said == []
+
+
+def normal():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("rows", [33, 65])
+def test_a_single_example_that_is_left_over_is_left_out_under_batch_normalisation(rows):
+    x, y = np.tile(X, (3, 1))[:rows], np.tile(Y, 3)[:rows]
+    run = tw.fit(task(model=normal, data=(x, y)), epochs=3, effort=2)
+    assert run.plan.drop_last == (rows % run.plan.batch_size == 1)
+    run = tw.train(task(model=normal, data=(x, y)), tw.Plan(batch_size=16), epochs=2)
+    assert run.plan.drop_last
+    assert run.plan.why("drop_last").source == "derived"
+    assert "batch normalisation" in run.plan.why("drop_last").reason
+
+
+def test_a_single_example_that_was_decided_on_is_refused_before_the_first_step():
+    x, y = np.tile(X, (2, 1))[:33], np.tile(Y, 2)[:33]
+    for parts, plan in (
+        ({"data": DataLoader(TensorDataset(torch.tensor(x), torch.tensor(y)), batch_size=16)}, tw.Plan()),
+        ({"data": (x, y)}, tw.Plan(batch_size=1)),
+        ({"data": (x, y)}, tw.Plan(batch_size=7, accumulate=3, drop_last=True)),
+    ):
+        with pytest.raises(tw.PlanError, match="batch normalisation cannot take"):
+            tw.train(task(model=normal, **parts), plan, epochs=2)
+
+
+def test_a_convolution_takes_a_single_example_that_is_left_over():
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(12, 3)
+    )
+    run = tw.train(
+        task(model=model, data=(np.tile(X, (2, 1))[:33], np.tile(Y, 2)[:33])), tw.Plan(batch_size=16), epochs=2
+    )
+    assert not run.plan.drop_last
+
+
+def test_data_and_models_made_in_inference_mode_train():
+    with torch.inference_mode():
+        x, y, model = torch.tensor(X) + 0, torch.tensor(Y) + 0, classifier()
+        run = tw.train(task(model=model, data=(x, y)), tw.Plan(batch_size=8), steps=5)
+    assert len(run.history["loss"]) == 6
+    assert tw.train(task(data=(x, y)), tw.Plan(batch_size=8), steps=5).summary["status"] == "finished"
+
+
 def test_fit_says_what_check_finds_and_what_it_will_cost():
     said = []
     tw.fit(task(data=(X * 0, Y)), steps=5, effort=1, say=said.append)

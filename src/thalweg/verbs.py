@@ -6,6 +6,7 @@ What a verb runs is imported when it is called, so that `import thalweg` costs l
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from thalweg.errors import DivergedError, PlanError, RunError, TaskError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
-from thalweg.records.run import PLAN, STATUS, Run, recorded_task
+from thalweg.records.run import PLAN, STATUS, Run, as_folder, recorded_task
 from thalweg.records.task import Task
+
+LOOK_SHARE = 0.05  # of `seconds=`, for each part of the look before training
 
 if TYPE_CHECKING:
     from thalweg.descent.problem import Problem
@@ -50,18 +53,26 @@ def fit(
     Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
     descent cannot be saved.
     """
-    from thalweg.descent.look import look
-    from thalweg.descent.train import train_plan
-    from thalweg.tuning.estimate import cost, describe_cost
+    from thalweg.descent.budget import check_budget
+    from thalweg.descent.look import SECONDS, look
+    from thalweg.descent.train import check_room, train_plan
+    from thalweg.see.story import describe_cost
+    from thalweg.tuning.estimate import cost
     from thalweg.tuning.tune import tune_plan
     from thalweg.watch.before import ask
 
+    started = time.perf_counter()
     if out is not None:
-        _check_room(Path(out))
+        out = as_folder(out)
+        _check_writable(out)
+        check_room(out)  # before the search has cost anything
+    check_budget(epochs, steps, seconds)
     problem = _posed(task, device)
-    found = ask(look(problem, seed))
+    found = ask(look(problem, seed, seconds=SECONDS if seconds is None else min(SECONDS, LOOK_SHARE * seconds)))
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
+    if seconds is not None:  # opening the data and looking them over are part of what was asked for
+        seconds = max(seconds - (time.perf_counter() - started), 0.5 * seconds)
     expected = cost(
         problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
     )
@@ -76,13 +87,6 @@ def fit(
     if run.folder is not None:
         report(run)
     return run
-
-
-def _check_room(folder: Path) -> None:
-    """Refuse a folder that cannot take a run, before the search has cost anything."""
-    _check_writable(folder)
-    if (folder / STATUS).exists():
-        raise RunError(f"{folder} already holds a run. Resume it (thalweg resume {folder}), or give a new folder.")
 
 
 def _check_writable(folder: Path) -> None:
@@ -107,7 +111,8 @@ def estimate(
     device: str = "auto",
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
-    from thalweg.tuning.estimate import cost, describe_cost
+    from thalweg.see.story import describe_cost
+    from thalweg.tuning.estimate import cost
 
     problem = _posed(task, device)
     return describe_cost(
@@ -134,7 +139,9 @@ def tune(
     """
     from thalweg.tuning.tune import tune_plan
 
-    path = None if out is None else Path(out) if Path(out).suffix == ".toml" else Path(out) / PLAN
+    path = None if out is None else as_folder(out)
+    if path is not None and path.suffix != ".toml":
+        path = path / PLAN
     if path is not None:
         _check_writable(path.parent)
     plan = tune_plan(
@@ -193,7 +200,7 @@ def resume(
     """
     from thalweg.descent.train import train_plan
 
-    folder = Path(out)
+    folder = as_folder(out)
     if not (folder / STATUS).exists():
         raise RunError(f"{folder} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
     problem = _posed(task or recorded_task(folder), device)

@@ -56,6 +56,57 @@ def test_a_bad_example_in_a_dataset_leaves_its_batch_out_and_is_named(watch: boo
     assert [d.examples for d in run.diagnoses] == ([(70,)] * 2 if watch else [])
 
 
+def test_rows_that_are_spoilt_by_chance_three_times_in_a_row_end_no_run() -> None:
+    """With a third of the batches bad, three in a row come now and then; the data are to blame, not the descent."""
+    run = tw.train(classes(data=Items(bad=(40, 50, 60, 81))), plan(steps=120, batch_size=8))
+    places = [(e.data["epoch"], e.data["batch"]) for e in run.events if e.kind == "nonfinite"]
+    steps = [12 * epoch + batch for epoch, batch in places]
+    assert any({n, n + 1, n + 2} <= set(steps) for n in steps)
+    assert finite(run)
+
+
+def test_data_that_are_mostly_spoilt_end_the_run_with_their_rows() -> None:
+    task = classes(data=Items(bad=tuple(range(33, 96))))
+    with pytest.raises(tw.NonFiniteError, match="10 batches in a row"):
+        tw.train(task, plan(shuffle=False, batch_size=4, steps=300))
+
+
+def test_spoilt_training_examples_stay_out_of_the_figures_that_stand_in_for_validation() -> None:
+    run = tw.train(classes(data=Items(bad=(70,)), validation=None, metrics={}), plan(steps=12))
+    clean = tw.train(classes(data=Items(), validation=None, metrics={}), plan(steps=12))
+    assert run.metrics["loss"] == pytest.approx(clean.metrics["loss"], rel=0.2)
+
+
+def test_spoilt_validation_data_are_refused_with_their_rows() -> None:
+    with pytest.raises(tw.DataError, match=r"`validation` has NaN or infinity in rows 70, 71\. Drop"):
+        tw.train(classes(validation=Items(bad=(70, 71))), plan(steps=12))
+
+
+class Kick(nn.Module):
+    """Turns one step's gradient, not its loss, enormous."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.inner, self.at = network(), at
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.inner(x)
+        if self.training:
+            self.calls += 1
+            if int(self.calls) == self.at:
+                out = out + 1e9 * (out - out.detach())
+        return out
+
+
+@pytest.mark.parametrize("at", [19, 20, 21])
+def test_a_state_that_blew_up_at_the_step_of_a_snapshot_is_not_kept_as_one(at: int) -> None:
+    run = tw.train(classes(model=lambda: Kick(at)), plan(rule="gradient_descent", learning_rate=0.3, steps=60))
+    back = [event for event in run.events if event.kind == "rollback"]
+    assert [event.data["to"] for event in back] == [20 if at == 21 else 10]
+    assert run.history["validation/loss"][-1] < 0.9  # 1.1 at the start
+
+
 def test_a_bad_batch_of_a_stream_is_left_out_and_its_rows_are_named() -> None:
     run = tw.train(classes(data=Endless(bad=(37, 41))), plan(batch_size=16, steps=8))
     (told,) = [event for event in run.events if event.kind == "nonfinite"]

@@ -99,7 +99,7 @@ def test_a_run_stopped_early_stays_stopped(tmp_path: Path, monkeypatch: pytest.M
         raise SystemExit
 
     monkeypatch.setattr(Keeper, "finish", killed)
-    made = plan(validate_every=5, patience=2, checkpoint_seconds=0, snapshot_every=5)
+    made = plan(validate_every=5, patience=2, checkpoint_seconds=0, snapshot_every=0)
     with pytest.raises(SystemExit):
         tw.train(classes(metrics={}), made, out=tmp_path / "r")
     monkeypatch.setattr(Keeper, "finish", finish)
@@ -154,20 +154,20 @@ def test_checkpoints_are_written_when_due_at_snapshots_and_soon_where_overdue(
 ) -> None:
     clock, written = [0.0], list[int]()
     monkeypatch.setattr("thalweg.descent.keeper.time.monotonic", lambda: clock[0])
-    record, save = Keeper.record, Keeper.checkpoint
+    record, save = Keeper.record, Keeper._write
 
     def tick(self: Keeper, *rest: Any) -> None:
         clock[0] += 1
         record(self, *rest)
 
-    def kept(self: Keeper, descent: Any) -> None:
-        written.append(descent.step)
-        save(self, descent)
+    def kept(self: Keeper, descent: Any, state: dict[str, Any]) -> None:
+        written.append(state["loop"]["step"])
+        save(self, descent, state)
 
     monkeypatch.setattr(Keeper, "record", tick)
-    monkeypatch.setattr(Keeper, "checkpoint", kept)
+    monkeypatch.setattr(Keeper, "_write", kept)
     tw.train(classes(), plan(steps=60, snapshot_every=20, checkpoint_seconds=15), out=tmp_path / "a")
-    assert written == [20, 40, 60, 60]
+    assert written == [20, 40, 60]
     written.clear()
     tw.train(classes(), plan(steps=60, snapshot_every=50, checkpoint_seconds=10), out=tmp_path / "b")
     assert written == [21, 41, 60]  # due at 11, overdue at 21

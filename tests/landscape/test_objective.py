@@ -263,6 +263,17 @@ def test_soft_labels_pass():
     rehearse(objective(), classifier(), (X, torch.full((N, 3), 1 / 3)))
 
 
+def root_mean_square(output, target):
+    return ((output - target) ** 2).mean().sqrt()
+
+
+@pytest.mark.parametrize("loss", [root_mean_square, lambda o, t: (o - t).abs().max(), F.l1_loss, F.mse_loss])
+def test_a_loss_that_spreads_one_shape_over_the_other_is_refused(loss):
+    with pytest.raises(DataError, match="spreads one over the other"):
+        rehearse(objective(loss), line(), (X, X[:, 0]))
+    rehearse(objective(loss), line(), (X, X[:, :1]))
+
+
 def test_a_loss_that_spreads_nothing_passes_whatever_the_shapes():
     rehearse(objective(lambda o, t: ((o.squeeze(1) - t) ** 2).mean()), line(), (X, X[:, 0]))
     rehearse(objective(lambda o, t: ((o.squeeze() - t) ** 2).mean()), line(), (X, X[:, 0]))

@@ -275,6 +275,20 @@ def test_a_step_or_a_second_entry_inside_averaged_is_refused():
             walk(optimizer)
         with pytest.raises(RuleError, match="cannot be entered twice"), optimizer.averaged():
             pass
+        for verb in (optimizer.state_dict, lambda: copy.deepcopy(optimizer), lambda: optimizer.load_state_dict({})):
+            with pytest.raises(RuleError, match="leave it first"):
+                verb()
+    walk(optimizer)
+
+
+def test_averaged_needs_room_for_one_tensor_at_a_time():
+    """Weights and average change places: what held the average holds the weights meanwhile."""
+    params = weights((5,), (40_000,))
+    optimizer = optim.SGD(params, lr=0.1, ema=0.9)
+    walk(optimizer, 3)
+    own = [p.detach().clone() for p in params]
+    with optimizer.averaged():
+        assert all(torch.equal(optimizer.state[p]["ema"], w) for p, w in zip(params, own, strict=True))
 
 
 def test_averaged_without_ema_says_what_to_do():

@@ -6,7 +6,8 @@ from torch import nn
 import thalweg as tw
 from thalweg.descent.problem import pose
 from thalweg.errors import PlanError
-from thalweg.tuning.estimate import Cost, cost, describe_cost
+from thalweg.see.story import describe_cost
+from thalweg.tuning.estimate import Cost, cost
 
 X = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
 PROBLEM = pose(tw.Task(model=lambda: nn.Linear(5, 3), loss=F.cross_entropy, data=(X, X[:, :3].argmax(1))))
@@ -25,7 +26,8 @@ def test_a_budget_of_seconds_is_the_cost():
 def test_it_is_said_in_a_sentence():
     told = describe_cost(Cost(1200, None, 4.0, 130.0))
     assert (
-        told == "1,200 steps of all examples; with the search 4 trainings' worth: about 2 min, validation not counted"
+        told
+        == "1,200 steps of all examples; with the search 4 trainings' worth: about 2 min 10 s, validation not counted"
     )
 
 

@@ -17,10 +17,16 @@ from thalweg.descent.progress import Silent
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.errors import PlanError
 from thalweg.records.plan import Evidence, Plan
-from thalweg.sampling import Batches
+from thalweg.sampling import Batches, smallest_part
 from thalweg.sampling.sources import given_batch
 
 TIMED = 12  # steps that are timed to turn seconds into steps
+POSITIONS = {
+    "exact": "by the kind of data: their order is a function of seed and epoch",
+    "state_dict": "by the kind of data: the loader is asked for its own",
+    "fast-forward": "by the kind of data: a stream is gone through again up to there, which is exact unless its own code carries"
+    " random numbers from pass to pass",
+}
 SHARE = 0.9  # of the seconds, for steps; the rest is validation, checkpoints and start-up
 
 
@@ -37,14 +43,14 @@ def settle(
     Raises PlanError where no budget is known, several are given, or one is not above zero.
     """
     check_budget(epochs, steps, seconds)
-    plan = _settle_batch(problem, plan)
+    plan = with_fitting_batches(problem, _settle_batch(problem, plan))
     per_epoch = steps_per_epoch(problem, plan)
     plan = _noted(plan, "steps_per_epoch", per_epoch, Evidence("measured", "counted from the data and the batch size"))
     plan = _settle_steps(problem, plan, per_epoch, epochs, steps, seconds)
     if plan.validate_every is None and plan.steps is not None:
         every = default_validate_every(plan.steps, per_epoch)
         plan = _noted(plan, "validate_every", every, Evidence("derived", "an epoch, within 5 to 50 validations a run"))
-    plan = _noted(plan, "position", problem.train.resume, Evidence("measured", "by the kind of data"))
+    plan = _noted(plan, "position", problem.train.resume, Evidence("measured", POSITIONS[problem.train.resume]))
     if plan.threads is None and problem.device.type == "cpu":
         plan = _noted(plan, "threads", torch.get_num_threads(), Evidence("measured", "as found in this process"))
     return plan
@@ -77,6 +83,7 @@ def steps_per_epoch(problem: Problem, plan: Plan) -> int | None:
 
 def seconds_per_step(problem: Problem, plan: Plan, count: int = TIMED) -> float:
     """Time steps of a throw-away descent: the median of `count`, after two."""
+    plan = with_fitting_batches(problem, plan)
     descent = Descent(problem, plan if plan.steps else plan.replace(steps=1000))
     keeper, times = Keeper(), list[float]()
     with ambient(plan.threads):
@@ -101,6 +108,30 @@ def _settle_batch(problem: Problem, plan: Plan) -> Plan:
             return _noted(plan, "batch_size", count, Evidence("derived", f"the data have {count} examples"))
         raise PlanError(f"`batch_size` is {plan.batch_size}, but the data have {count} examples. Give at most {count}.")
     return plan
+
+
+def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:
+    """Leave out an epoch's last batch where it would hold a single example that batch normalisation cannot take.
+
+    Raises PlanError where it was decided that it stays, or where every step has such a part.
+    """
+    count = problem.count
+    if not problem.needs_two or count is None:
+        return plan
+    size = plan.batch_size or count
+    if smallest_part(size, size, plan.accumulate) == 1:
+        raise PlanError(
+            f"Batches of {size} in {plan.accumulate} parts have a part of one example, which batch normalisation cannot take."
+            f" Give another `batch_size` or `accumulate`."
+        )
+    if plan.drop_last or smallest_part(count, size, plan.accumulate) > 1:
+        return plan
+    reason = "an epoch's last batch has a part of one example, which batch normalisation cannot take"
+    if plan.why("drop_last").source not in ("default", "derived"):
+        raise PlanError(
+            f"With {count} examples in batches of {size} {reason}. Set drop_last=True, or another batch size."
+        )
+    return _noted(plan, "drop_last", True, Evidence("derived", reason))
 
 
 def _settle_steps(

@@ -17,10 +17,11 @@ from thalweg.errors import DivergedError, NonFiniteError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.weights import load_model_state
 from thalweg.sampling import Draw
-from thalweg.sampling.sources import leaves
+from thalweg.sampling.sources import spoilt_rows as rows_of
 from thalweg.watch import cures
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
+MOST_SPOILT = 10  # likewise, where each holds NaN or infinity: with a few such rows three in a row happen by chance
 
 
 def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis | None) -> None:
@@ -28,7 +29,7 @@ def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnos
 
     `found` is None where nobody watches and the gradient was not finite.
 
-    Raises NonFiniteError after three spoilt batches in a row, DivergedError where the cures at hand are used up.
+    Raises NonFiniteError after several spoilt batches in a row, DivergedError where the cures at hand are used up.
     """
     if found is None or found.symptom == "non-finite":
         rows = spoilt_rows(descent.drawn)
@@ -49,7 +50,8 @@ def leave_out(
     Where the batch was `tried` on the snapshot's weights, and where the forward pass has put NaN into running statistics
     (batch normalisation), the way on leads back to the snapshot and forward again without this batch.
 
-    Raises NonFiniteError after three batches in a row, or where running statistics are lost.
+    Raises NonFiniteError after three batches in a row (ten where it is the data that are spoilt), or where running statistics
+    are lost.
     """
     step, place = descent.step + 1, f"epoch {descent.place[0] + 1}, batch {descent.place[1] + 1}"
     why = _blame(descent, rows, tried)
@@ -62,7 +64,7 @@ def leave_out(
         keeper.diagnose(found)
     figures = {"epoch": descent.place[0], "batch": descent.place[1], "rows": list(rows)}
     keeper.tell(step, "nonfinite", f"Step {step}: the batch ({place}) was left out. {why}", figures, progress)
-    if descent.skipped_in_row >= MOST_SKIPS:
+    if descent.skipped_in_row >= (MOST_SPOILT if rows else MOST_SKIPS):
         raise NonFiniteError(
             f"Step {step}: {descent.skipped_in_row} batches in a row gave a loss or gradient that is not finite; no weight took"
             f" any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
@@ -98,15 +100,12 @@ def go_back(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnos
 
 
 def spoilt_rows(drawn: Draw | None) -> list[int]:
-    """Give the examples of a batch, counted within it, that hold NaN or infinity."""
-    rows, start = list[int](), 0
+    """Give the examples of a step, counted within it, that hold NaN or infinity."""
+    found, start = list[int](), 0
     for part, size in zip(drawn.parts, drawn.sizes, strict=True) if drawn else ():
-        for leaf in leaves(part):
-            if leaf.is_floating_point() and leaf.ndim and not torch.isfinite(leaf.sum()):
-                bad = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
-                rows += [start + row for row in bad.nonzero().flatten().tolist()]
+        found += [start + row for row in rows_of(part)]
         start += size
-    return sorted(set(rows))
+    return found
 
 
 def _fails_from_snapshot(descent: Descent) -> bool:

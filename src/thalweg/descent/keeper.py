@@ -115,37 +115,49 @@ class Keeper:
         progress.event(step, kind, message)
 
     def checkpoint_when_due(self, descent: Descent, progress: Progress) -> None:
-        """Write a checkpoint where the clock asks for one; with snapshots on, at a snapshot, so that one copy serves both.
+        """Write a checkpoint where the clock asks for one; with snapshots on, one that is overdue by as long again.
 
-        The clock decides only when something is written, never what the descent does. A checkpoint that is overdue by as
-        long again does not wait for the next snapshot. Raises KeyboardInterrupt where the person asked to stop.
+        The clock decides only when something is written, never what the descent does. Raises KeyboardInterrupt where the
+        person asked to stop.
         """
         if self.interrupted:
             self._stop(descent, progress)
-        if self.folder is None:
-            return
-        now, apart = time.monotonic(), descent.plan.checkpoint_seconds
-        if self._due is math.inf:
-            self._due = now + apart
-        if now < self._due:
-            return
-        snapped = descent.snapshot is None or descent.snapshot["loop"]["step"] == descent.step
-        if snapped or now >= self._due + max(apart, 1.0):
+        apart = descent.plan.checkpoint_seconds
+        if self._overdue(apart, patience=0.0 if descent.snapshot is None else max(apart, 1.0)):
             self.checkpoint(descent)
             self._due = time.monotonic() + apart
 
+    def checkpoint_snapshot(self, descent: Descent) -> None:
+        """Write the snapshot just taken as the checkpoint, where the clock asks for one: so one copy serves both."""
+        apart = descent.plan.checkpoint_seconds
+        if self._overdue(apart):
+            assert descent.snapshot is not None
+            self._write(descent, dict(descent.snapshot))
+            self._due = time.monotonic() + apart
+
+    def _overdue(self, apart: float, patience: float = 0.0) -> bool:
+        if self.folder is None:
+            return False
+        now = time.monotonic()
+        if self._due is math.inf:
+            self._due = now + apart
+        return now >= self._due + patience
+
     def checkpoint(self, descent: Descent) -> None:
         """Write the present state, the best weights where they changed, and the snapshot where it is another state."""
+        state = descent.state_dict()
+        if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
+            state["snapshot"] = descent.snapshot
+        self._write(descent, state)
+
+    def _write(self, descent: Descent, state: dict[str, Any]) -> None:
         if self.folder is None:
             return
         self.ledger.flush(durable=True)  # else a power cut could leave a checkpoint ahead of its history
         self._write_best(descent)
         if self._written == descent.step:
             return
-        state: dict[str, Any] = descent.state_dict()
-        state["loop"]["diagnoses"] = [found.to_dict() for found in self.diagnoses]
-        if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
-            state["snapshot"] = descent.snapshot
+        state["loop"] = {**state["loop"], "diagnoses": [found.to_dict() for found in self.diagnoses]}
         checkpoint.save(self.folder / "checkpoints", plain(state), step=descent.step, keep=KEPT)
         self._written = descent.step
 

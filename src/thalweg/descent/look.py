@@ -18,27 +18,28 @@ from thalweg.sampling import Batches, mix, once
 from thalweg.sampling.sources import seed_all
 
 STEPS = 100
-SECONDS = (
-    10.0  # the fitting of one batch stops here, and then it is not judged; drawing a sample and learning from it too
-)
+SECONDS = 10.0
 EXAMPLES, MOST_BATCHES = 64, 16  # of the sample that shows whether anything carries over from some examples to others
 ENOUGH = 8  # batches: below that a sample says little
 ROUNDS = 25  # passes over the half of the sample that is learnt from
 
 
-def look(problem: Problem, seed: int = 0) -> Start:
-    """Measure the task's start: loss, gradients, reaction, scale, whether one batch can be fitted, and what carries over."""
+def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
+    """Measure the task's start: loss, gradients, reaction, scale, whether one batch can be fitted, and what carries over.
+
+    Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged.
+    """
     with ambient(), alone:
         model = start_model(problem, seed)
-        sample = _sample(problem, seed)
+        sample = _sample(problem, seed, seconds)
         batch = to_device(_some(problem, seed), problem.device)
         start = measure_start(problem.objective, copy.deepcopy(model), batch)
         learner = copy.deepcopy(model)
-        loss, steps = _fit(problem, model, batch, seed, start)
+        loss, steps = _fit(problem, model, batch, seed, start, seconds)
         heeds = reaction(
             problem.objective, model, batch
         )  # a last layer that starts at zero heeds its input from then on
-        held_out = _carry_over(problem, learner, sample, seed)
+        held_out = _carry_over(problem, learner, sample, seed, seconds)
         same = (
             None if problem.task.step else alike([problem.objective.split(part)[2] for part in sample or _all(problem)])
         )
@@ -58,7 +59,7 @@ def _some(problem: Problem, seed: int) -> object:
         batches.close()
 
 
-def _sample(problem: Problem, seed: int) -> list[object]:
+def _sample(problem: Problem, seed: int, seconds: float) -> list[object]:
     """Draw some batches from all over the data; fewer where reading is slow, none where there are too few examples."""
     if problem.count is not None and problem.count < ENOUGH * EXAMPLES:
         return []
@@ -67,7 +68,7 @@ def _sample(problem: Problem, seed: int) -> list[object]:
     started = time.perf_counter()
     while len(sample) < min(MOST_BATCHES, batches.steps_per_epoch or MOST_BATCHES):
         sample.append(to_device(batches.draw().parts[0], problem.device))
-        if time.perf_counter() - started > SECONDS / 2:
+        if time.perf_counter() - started > seconds / 2:
             break
     batches.close()
     return sample if len(sample) >= ENOUGH else []
@@ -80,7 +81,9 @@ def _all(problem: Problem) -> list[object]:
     return [batch for batch, _ in once(problem.train, problem.count)]
 
 
-def _carry_over(problem: Problem, model: nn.Module, sample: list[object], seed: int) -> tuple[float, float] | None:
+def _carry_over(
+    problem: Problem, model: nn.Module, sample: list[object], seed: int, seconds: float
+) -> tuple[float, float] | None:
     """Learn from half of the sample, and give the best loss on the other half with the constant predictor's loss there.
 
     None where that one is not known, the sample is too small or time ran out: then it is not judged.
@@ -109,7 +112,7 @@ def _carry_over(problem: Problem, model: nn.Module, sample: list[object], seed: 
         constant = sum(found[0] for found in known if found) / len(known)
         if best < 0.9 * constant:  # it does
             break
-        if time.perf_counter() - started > SECONDS:
+        if time.perf_counter() - started > seconds:
             return None
     return best, constant
 
@@ -119,7 +122,9 @@ def _optimizer(model: nn.Module) -> optim.Optimizer:
     return optim.build("adamw", parameters, lr=3e-3, clip_norm=1.0, on_nonfinite="skip")
 
 
-def _fit(problem: Problem, model: nn.Module, batch: object, seed: int, start: Start) -> tuple[float | None, int]:
+def _fit(
+    problem: Problem, model: nn.Module, batch: object, seed: int, start: Start, seconds: float
+) -> tuple[float | None, int]:
     """Train on one batch without dropout, and give the loss reached; None where time ran out first."""
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.AlphaDropout | nn.Dropout2d):
@@ -137,6 +142,6 @@ def _fit(problem: Problem, model: nn.Module, batch: object, seed: int, start: St
         best = min(best, float(loss.detach()))
         if 0 < best < enough:
             return best, step
-        if time.perf_counter() - started > SECONDS:
+        if time.perf_counter() - started > seconds:
             break
     return (best if step == STEPS else None), step

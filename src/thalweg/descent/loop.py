@@ -33,8 +33,12 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
                 descent.take_snapshot()
             while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()
+                before = descent.before_gradient() if descent.snapshot_due else None
                 rate = set_rate(descent)
                 loss, examples = feel(descent, keeper, progress)
+                if before is not None and descent.monitor.trusts(loss):
+                    descent.take_snapshot(before)
+                    keeper.checkpoint_snapshot(descent)
                 felt = take_step(descent, loss)
                 if descent.scale.overflowed(loss, felt.skipped):
                     message = f"float16 overflow: the loss scale is now {descent.scale.value:g}."
@@ -56,8 +60,6 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
                     keeper.validate(descent, progress)
                 if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total):
                     keeper.ledger.digest(step, descent.digest())
-                if plan.snapshot_every and step % plan.snapshot_every == 0 and descent.monitor.healthy:
-                    descent.take_snapshot()
                 keeper.checkpoint_when_due(descent, progress)
             keeper.finish(descent, progress)
     finally:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.memory import out_of_memory, release
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import Objective, check_labels, rehearse
+from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse
 from thalweg.records.task import Task
-from thalweg.sampling import Source, StreamSource, TensorSource, mix, once, open_source
+from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
 from thalweg.sampling.sources import leaves, seed_all, tree_map
 
 REHEARSED = 32  # examples of the rehearsal: batch normalisation needs more than one, speed asks for few
@@ -30,6 +31,7 @@ class Problem:
     validation: Source | None
     device: torch.device
     idle: tuple[str, ...] = ()  # parameters that got no gradient from the first batch
+    needs_two: bool = False  # a batch of one example fails in training
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -51,6 +53,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         validation, more = (
             (None, []) if task.validation is None else _open(task.validation, task, dtype, place, "validation")
         )
+        check_weights(None if task.weights is None else torch.as_tensor(task.weights), train)
         model.train()
         objective, batch, count = _rehearse(task, model, train, place)
         if not any(p.requires_grad for p in model.parameters()):
@@ -62,7 +65,9 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         if validation is not None:
             model.eval()
             rehearse(objective, model, to_device(first_batch(validation, count), place), training=False)
-    return Problem(task, objective, train, validation, place, idle, (*notes, *more))
+            model.train()
+        two = _needs_two(objective, model, train, place)
+    return Problem(task, objective, train, validation, place, idle, two, (*notes, *more))
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -71,10 +76,10 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=place).tolist()
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise TaskError(
-            f"The device '{device}' cannot be used here ({_first_line(error)}). Use 'auto' or 'cpu'."
+            f"The device {str(device)!r} cannot be used here ({_first_line(error)}). Use 'auto' or 'cpu'."
         ) from error
     return place
 
@@ -85,7 +90,12 @@ def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
     Raises TaskError where the factory fails or gives no module.
     """
     seed_all(mix(seed, _INIT))
-    model = task.make_model().to(device)
+    model = task.make_model()
+    if any(p.is_meta for p in (*model.parameters(), *model.buffers())):
+        raise TaskError(
+            "The model has weights without values (device 'meta'). Give it values first: model.to_empty(…)."
+        )
+    model = model.to(device)
     if not any(module.training for module in model.modules()):
         model.train()
     return model
@@ -185,6 +195,18 @@ def _without_gradient(objective: Objective, model: nn.Module, batch: Any) -> tup
     except RuntimeError as error:
         raise TaskError(f"The gradient failed on the first batch: {_first_line(error)}") from error
     return tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+
+
+def _needs_two(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:
+    """Try a single example, where there is batch normalisation."""
+    if isinstance(train, StreamSource) or not any(isinstance(m, _BatchNorm) for m in model.modules()):
+        return False
+    try:
+        with torch.no_grad():
+            objective.loss(model, to_device(first_batch(train, 1), device))
+    except Exception as error:
+        return LONELY in str(error)
+    return False
 
 
 def _check_all_labels(objective: Objective, model: nn.Module, sources: dict[str, Source | None], batch: Any) -> None:

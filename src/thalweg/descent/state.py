@@ -109,13 +109,32 @@ class Descent:
         self.batches.accumulate = self.accumulate
         self.batches.load_state_dict(loop["batches"])
 
-    def take_snapshot(self) -> None:
-        """Keep a copy of the present state to go back to; one is kept, written over in place."""
-        fresh, kept = self.state_dict(), self.snapshot or {}
-        tensors = {part: clone_into(kept.get(part), fresh[part]) for part in ("model", "optimizer")}
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether the plan asks for a snapshot of the present step, and none was taken of it."""
+        every = self.plan.snapshot_every
+        taken = self.snapshot is not None and self.snapshot["loop"]["step"] == self.step
+        return bool(every) and self.step % every == 0 and not taken and self.monitor.healthy
+
+    def before_gradient(self) -> dict[str, Any]:
+        """Copy what feeling the slope will change: buffers such as running statistics, and the place in the data."""
+        loop = self._loop_state()
         # The loop's values are made anew each time, but for what a person's own loader gives.
-        fresh["loop"]["batches"] = copy.deepcopy(fresh["loop"]["batches"])
-        self.snapshot = {**tensors, "loop": fresh["loop"]}
+        loop["batches"] = copy.deepcopy(loop["batches"])
+        return {"buffers": {name: b.detach().clone() for name, b in self.model.named_buffers()}, "loop": loop}
+
+    def take_snapshot(self, before: Mapping[str, Any] | None = None) -> None:
+        """Keep a copy of the state to go back to; one is kept, written over in place.
+
+        `before` (from `before_gradient`) makes it the state before the gradient was felt, whose loss is known by now.
+        """
+        before = before or self.before_gradient()
+        kept = self.snapshot or {}
+        fresh = {"model": model_state(self.model), "optimizer": self._optimizer_state()}
+        tensors = {part: clone_into(kept.get(part), fresh[part]) for part in fresh}
+        for name, buffer in before["buffers"].items():
+            tensors["model"][name].copy_(buffer)
+        self.snapshot = {**tensors, "loop": before["loop"]}
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""

@@ -23,7 +23,7 @@ from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE, History
 from thalweg.records.plan import Plan
-from thalweg.records.run import CHECKPOINTS, PLAN, STATUS, TASK, Figures, Run, read_status, write_status
+from thalweg.records.run import CHECKPOINTS, PLAN, STATUS, TASK, Figures, Run, as_folder, read_status, write_status
 from thalweg.records.weights import load_model_state
 
 
@@ -43,15 +43,21 @@ def train_plan(
     progress = progress or Silent()
     if out is None:
         return _walk(Descent(problem, plan), Keeper(found=found), progress)
-    folder = Path(out)
+    folder = as_folder(out)
     with claimed(folder):
         if not (folder / STATUS).exists():
             _found(folder, problem, plan)
         else:
             plan = _recorded(folder, plan)
-            if read_status(folder).get("status") == "finished":
+            if _is_finished(folder):
                 return Run.open(folder, problem.task)
         return _walk_in(folder, problem, plan, progress, found)
+
+
+def _is_finished(folder: Path) -> bool:
+    with suppress(RunError):  # a damaged status is written anew
+        return read_status(folder).get("status") == "finished"
+    return False
 
 
 def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, found: Sequence[Diagnosis]) -> Run:
@@ -66,6 +72,9 @@ def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, fou
                 keeper.went_back(-1)
         else:
             for message in loaded.messages:
+                keeper.tell(loaded.step, "note", message, {}, progress)
+            if not len(ledger.columns()["step"]):
+                message = f"The figures before step {loaded.step} are lost: there was no {FILE}."
                 keeper.tell(loaded.step, "note", message, {}, progress)
             keeper.restore(descent, loaded)
             keeper.tell(loaded.step, "resume", f"Went on from step {loaded.step}.", {}, progress)
@@ -149,14 +158,21 @@ def _write(keeper: Keeper, descent: Descent, summary: dict[str, Any]) -> None:
     write_status(keeper.folder, status)
 
 
-def _found(folder: Path, problem: Problem, plan: Plan) -> None:
-    """Make the run's folder; its status is written last. Raises RunError where something else is in it."""
+def check_room(folder: Path) -> None:
+    """Refuse a folder that no new run can be founded in. Raises RunError."""
+    if (folder / STATUS).exists():
+        raise RunError(f"{folder} already holds a run. Resume it (thalweg resume {folder}), or give a new folder.")
     ours = {PLAN, TASK, FILE, CHECKPOINTS, LOCK, f".{STATUS}.tmp"}  # what a process killed while founding may leave
     strange = [p.name for p in folder.iterdir() if p.name not in ours]
     if strange:
         raise RunError(
             f"{folder} holds other things ({', '.join(sorted(strange)[:3])}) and is no run. Give a new folder."
         )
+
+
+def _found(folder: Path, problem: Problem, plan: Plan) -> None:
+    """Make the run's folder; its status is written last. Raises RunError where something else is in it."""
+    check_room(folder)
     try:
         plan.save(folder / PLAN)
         if problem.task.source is not None:

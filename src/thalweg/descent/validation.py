@@ -14,11 +14,11 @@ from thalweg.descent.ambient import alone
 from thalweg.descent.memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, to_device
-from thalweg.errors import TaskError
+from thalweg.errors import DataError, TaskError
 from thalweg.landscape.objective import shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
-from thalweg.sampling.sources import leaves, seed_all
+from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
 
 LARGEST = 1024  # examples a validation batch, where the data are indexed
 _VALIDATION = 3  # keeps the random numbers of validations apart from those of the steps
@@ -56,7 +56,7 @@ def validate(
 
 def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, seed: int) -> dict[str, float]:
     metrics = problem.task.metrics if problem.validation is not None else {}
-    totals, weights = 0.0, 0.0
+    totals, weights, first = 0.0, 0.0, 0
     seen: list[tuple[Any, Any]] = []
     streaming = {name: metric for name, metric in metrics.items() if isinstance(metric, StreamingMetric)}
     for metric in streaming.values():
@@ -71,6 +71,13 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                     break
                 batch, size = drawn
                 loss, weight, pair = _measure(problem, model, batch, bool(metrics))
+                first, spoilt = first + size, [] if torch.isfinite(loss) else spoilt_rows(batch)
+                if spoilt:
+                    _refuse(problem, [first - size + row for row in spoilt])
+                    size -= len(spoilt)
+                    if not size:
+                        continue
+                    loss, weight, pair = _measure(problem, model, _without(batch, spoilt), bool(metrics))
             share = float(size if weight is None else weight)
             totals, weights = totals + float(loss) * share, weights + share
             if pair is not None:
@@ -83,6 +90,27 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
     for name, metric in metrics.items():
         figures[name] = _number(name, _compute(name, metric, outputs, targets))
     return figures
+
+
+def _refuse(problem: Problem, rows: list[int]) -> None:
+    """Refuse validation data with NaN or infinity. Training examples that stand in only lose such rows, as steps leave them out.
+
+    Raises DataError with the rows.
+    """
+    if problem.validation is not None:
+        shown = ", ".join(str(row) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+        raise DataError(f"`validation` has NaN or infinity in rows {shown}. Drop or fill them.")
+
+
+def _without(batch: Any, rows: list[int]) -> Any:
+    count = max(len(leaf) for leaf in leaves(batch) if leaf.ndim)
+    kept = torch.tensor([row for row in range(count) if row not in set(rows)])
+
+    def take(leaf: Any) -> Any:
+        whole = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == count
+        return leaf.index_select(0, kept.to(leaf.device)) if whole else leaf
+
+    return tree_map(take, batch)
 
 
 def _compute(name: str, metric: Any, outputs: Any, targets: Any) -> Any:
@@ -130,9 +158,7 @@ def _join(parts: list[Any]) -> Any:
 
 def _number(name: str, value: Any) -> float:
     found = leaves(value)
-    if len(found) == 1 and found[0].numel() == 1:
-        return float(found[0])
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
+        return float(found[0]) if len(found) == 1 and found[0].numel() == 1 else float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TaskError(f"Metric '{name}' gave a {type(value).__name__}, but it must give one number.") from error

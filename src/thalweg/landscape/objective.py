@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thalweg.errors import DataError, TaskError, ThalwegError
 from thalweg.records.task import StepResult, Task
-from thalweg.sampling.sources import leaves
+from thalweg.sampling.sources import leaves, spoilt_rows
 
 LONELY = "Expected more than 1 value per channel"
 LONELY_HINT = " Batch normalisation needs two examples a batch: set drop_last, or another batch_size."
@@ -137,7 +137,7 @@ def rehearse(objective: Objective, model: nn.Module, batch: Any, *, training: bo
         except _DtypeMismatchError as error:
             refused = refused or error
         else:
-            _check_loss(loss, training)
+            _check_loss(loss, training, batch)
             return objective
     raise TaskError(str(refused)) from refused
 
@@ -170,7 +170,7 @@ def _try(objective: Objective, model: nn.Module, batch: Any, training: bool) -> 
     if dtype is not None:
         objective = Objective(task, objective.cast_inputs._replace(target=dtype))
         target = target.to(dtype)
-    _check_broadcast(task, output, target, loss, [str(w.message) for w in caught])
+    _check_broadcast(task, output, target, [str(w.message) for w in caught])
     return loss, objective
 
 
@@ -296,25 +296,29 @@ def check_labels(task: Task, output: Any, target: Any, *, of: str = "") -> None:
         )
 
 
-def _check_broadcast(task: Task, output: Any, target: Any, loss: Any, warned: list[str]) -> None:
+def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) -> None:
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.shape == target.shape:
         return
-    if any("target size" in text for text in warned) or _spreads(task, output, target, loss):
+    if any("target size" in text for text in warned) or _spreads(task, output, target):
         raise DataError(
             f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
             f" other: it compares every output with every target. Give both the same shape (y[:, None], or output.squeeze(1))."
         )
 
 
-def _spreads(task: Task, output: Tensor, target: Tensor, loss: Any) -> bool:
-    """Tell whether the loss is the mean over the examples only when the target is put into the output's shape."""
-    if output.numel() != target.numel() or len(output) < 2 or not output.is_floating_point():
+def _spreads(task: Task, output: Tensor, target: Tensor) -> bool:
+    """Tell whether it makes no difference which target belongs to which output, until both have the same shape."""
+    if output.numel() != target.numel() or len(output) < 3 or not output.is_floating_point():
         return False
+    guess = torch.linspace(0.1, 0.9, output.numel()).square().reshape(output.shape).to(output)
+    shaped = target.reshape(output.shape)
+
+    def heeds(targets: Tensor) -> bool:
+        losses = [float(cast(Any, task.loss)(guess, t)) for t in (targets, targets.roll(1, 0))]
+        return not math.isclose(*losses, rel_tol=1e-4)
+
     try:
-        rows = zip(output.detach().split(1), target.split(1), strict=True)
-        mean = torch.stack([cast(Any, task.loss)(o, t).reshape(()) for o, t in rows]).mean()
-        reshaped = cast(Any, task.loss)(output.detach(), target.reshape(output.shape))
-        return not torch.allclose(loss.detach(), mean, rtol=1e-3) and torch.allclose(reshaped, mean, rtol=1e-3)
+        return heeds(shaped) and not heeds(target)
     except Exception:
         return False  # this loss wants the target, or the whole batch, as it is
 
@@ -332,7 +336,7 @@ def _check_weight(weight: Any, who: str) -> None:
         raise TaskError(f"`{who}` returned the weight {value:g} for the first batch. It must be above zero and finite.")
 
 
-def _check_loss(loss: Any, training: bool) -> None:
+def _check_loss(loss: Any, training: bool, batch: Any) -> None:
     if not isinstance(loss, Tensor):
         raise TaskError(
             f"The loss is a {type(loss).__name__}, not a tensor. Return the tensor itself, without .item()."
@@ -352,6 +356,9 @@ def _check_loss(loss: Any, training: bool) -> None:
             " torch.no_grad() or an argmax between the parameters and the loss."
         )
     if not torch.isfinite(loss.detach()).all():
+        rows = spoilt_rows(batch)
+        if rows:
+            raise DataError(f"The first batch has NaN or infinity in rows {rows[:5]}. Drop or fill them.")
         raise TaskError(
             f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero, or"
             f" weights that are not finite, and for outputs that overflow."

@@ -132,10 +132,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._averaged:
-            raise RuleError(
-                "A step inside `with optimizer.averaged()` would move the average, not the weights: leave it first."
-            )
+        self._refuse_averaged("A step", "move the average, not the weights")
         works: list[Work] = []
         for group in self.param_groups:
             work = self._work(group)
@@ -150,26 +147,35 @@ class Optimizer(torch.optim.Optimizer):
     def averaged(self) -> Generator[dict[Tensor, Tensor]]:
         """Within, the parameters hold the average of the weights (EMA); afterwards their own bits again.
 
-        Gives parameter -> average, for parameters that have taken a step. The average after t steps is
-        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Raises RuleError where `ema` is off.
+        Gives parameter -> average, valid within, for parameters that have taken a step. The average after t steps is
+        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Weights and average change places one
+        tensor after another, so that no further copy is needed; state can be neither stepped, saved nor loaded meanwhile.
+
+        Raises RuleError where `ema` is off.
         """
         if self.ema is None:
             raise RuleError("There is no average of the weights: give the optimiser ema=0.999, say, when it is made.")
         if self._averaged:
             raise RuleError("The parameters hold the average already: `averaged()` cannot be entered twice.")
-        parameters = [p for group in self.param_groups for p in group["params"] if "ema" in self.state.get(p, {})]
-        own = [p.detach().clone() for p in parameters]
-        averages = {p: cast(Tensor, self.state[p]["ema"]) for p in parameters}
+        held = {
+            p: cast(Tensor, self.state[p]["ema"])
+            for group in self.param_groups
+            for p in group["params"]
+            if "ema" in self.state.get(p, {})
+        }
         self._averaged = True
         try:
-            _put(parameters, list(averages.values()))
-            yield averages
+            with _exchanged(held) as averages:
+                yield averages
         finally:
-            _put(parameters, own)
             self._averaged = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Give state and groups in `torch.optim`'s own layout, which PyTorch's class of the same kind loads too."""
+        """Give state and groups in `torch.optim`'s own layout, which PyTorch's class of the same kind loads too.
+
+        Raises RuleError inside `averaged()`.
+        """
+        self._refuse_averaged("Saving", "take weights and average for each other")
         saved = super().state_dict()
         for group in saved["param_groups"]:
             for name, value in self._fixed().items():
@@ -181,12 +187,14 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises RuleError, with nothing changed, for options that this rule does not have or constants that cannot be.
         """
+        self._refuse_averaged("Loading", "put the average where the weights belong")
         saved = dict(state_dict)
         saved["param_groups"] = [self._loadable(group) for group in saved["param_groups"]]
         super().load_state_dict(saved)
         self._keep_precision(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._refuse_averaged("A copy", "take weights and average for each other")
         return {name: self.__dict__[name] for name in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -196,6 +204,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return super().__repr__().replace(" (", f" by {self.rule.name} (", 1)
+
+    def _refuse_averaged(self, what: str, harm: str) -> None:
+        if self._averaged:
+            raise RuleError(f"{what} inside `with optimizer.averaged()` would {harm}: leave it first.")
 
     def _constants(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check the constants given, and complete them under the names that a group has."""
@@ -305,7 +317,29 @@ class Optimizer(torch.optim.Optimizer):
                     self.state[p][key] = value.detach().to(p.device, COMPUTE[p.dtype], copy=True)
 
 
-@torch.no_grad()
-def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+@contextmanager
+def _exchanged(held: Mapping[Tensor, Tensor]) -> Generator[dict[Tensor, Tensor]]:
+    """Within, parameters and their averages have changed places, tensor by tensor; where dtypes differ, weights wait aside."""
+    aside = {p: p.detach().clone() for p, average in held.items() if p.dtype is not average.dtype}
+    swapped = [(p, average) for p, average in held.items() if p not in aside]
+    done = 0
+    try:
+        with torch.no_grad():
+            for p in aside:
+                p.copy_(held[p])
+            for p, average in swapped:
+                _swap(p, average)
+                done += 1
+        yield {p: average if p in aside else p.detach() for p, average in held.items()}
+    finally:
+        with torch.no_grad():
+            for p, own in aside.items():
+                p.copy_(own)
+            for p, average in swapped[:done]:
+                _swap(p, average)
+
+
+def _swap(one: Tensor, other: Tensor) -> None:
+    kept = one.detach().clone()
+    one.copy_(other)
+    other.copy_(kept)

@@ -62,8 +62,8 @@ class Diagnosis:
         return f"{place}{self.symptom}: {self.cause}{remedy}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for JSON."""
-        return asdict(self)
+        """Give plain values, for JSON; tuples become lists."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> Diagnosis:

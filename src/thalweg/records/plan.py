@@ -20,6 +20,7 @@ from thalweg.schedule import Schedule
 EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 1
+MOST = {"threads": 1024, "workers": 1024, "seed": 2**63 - 1, "steps": 2**53, "batch_size": 2**53}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Evidence:
         if self.source not in get_args(EvidenceSource):
             choices = get_args(EvidenceSource)
             raise PlanError(f"Evidence '{self.source}' is none of {list(choices)}.{nearest(str(self.source), choices)}")
+        if not isinstance(self.reason, str) or not isinstance(self.figures, Mapping):
+            raise PlanError(
+                f"Evidence has a text `reason` and a table `figures`, not {self.reason!r} and {self.figures!r}."
+            )
         object.__setattr__(self, "figures", {str(name): _plain(f, str(name)) for name, f in self.figures.items()})
 
     def __str__(self) -> str:
@@ -137,6 +142,8 @@ class Plan:
             _positive(self, name)
         for name in ("batch_size", "steps", "steps_per_epoch", "accumulate", "validate_every", "patience", "threads"):
             _at_least(self, name, 1)
+        for name, most in MOST.items():
+            _at_most(self, name, most)
         for name in ("workers", "snapshot_every", "digest_every", "seed"):
             _at_least(self, name, 0)
         if self.batch_size is not None and self.accumulate > self.batch_size:
@@ -193,7 +200,11 @@ class Plan:
         """Read what `to_dict` gave. Raises PlanError on an unknown key, with the nearest name."""
         values = dict(entries)
         version = values.pop("format", FORMAT)
-        if not isinstance(version, int) or version > FORMAT:
+        if not isinstance(version, int):
+            raise PlanError(
+                f"`format` is {version!r} in the plan, but it is a whole number. Leave it out, or put {FORMAT}."
+            )
+        if version > FORMAT:
             raise PlanError(
                 f"The plan has format {version}; this thalweg reads up to {FORMAT}. Install a newer thalweg."
             )
@@ -221,7 +232,7 @@ class Plan:
     def load(path: str | Path) -> Plan:
         """Read a plan from TOML. Raises PlanError with the file's name and what to mend."""
         try:
-            entries = tomllib.loads(Path(path).read_text("utf-8"))
+            entries = tomllib.loads(Path(path).read_text("utf-8-sig"))
         except OSError as error:
             raise PlanError(f"{path}: the plan cannot be read ({error.strerror}).") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -339,6 +350,12 @@ def _at_least(plan: Plan | Group, name: str, least: float) -> None:
     value = getattr(plan, name)
     if value is not None and not (value >= least and (isinstance(value, int) or math.isfinite(value))):
         raise PlanError(f"`{name}` is {value}, but it must be at least {least} and finite.")
+
+
+def _at_most(plan: Plan, name: str, most: int) -> None:
+    value = getattr(plan, name)
+    if value is not None and value > most:
+        raise PlanError(f"`{name}` is {value}, but it is at most {most:,}.")
 
 
 def _one_of(plan: Plan, name: str, choices: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ class Run:
 
         Raises RunError where it is no run's folder, or its files are damaged.
         """
-        place = Path(folder)
+        place = as_folder(folder)
         status = read_status(place)
         with history.History(place / history.FILE, readonly=True) as kept:
             figures, events = Figures(kept.columns()), tuple(kept.events())
@@ -91,9 +91,9 @@ class Run:
             plan=Plan.load(place / PLAN),
             history=figures,
             events=events,
-            diagnoses=tuple(Diagnosis.from_dict(d) for d in status.get("diagnoses", [])),
-            metrics=status.get("metrics", {}),
-            summary=status.get("summary", {}),
+            diagnoses=tuple(Diagnosis.from_dict(d) for d in status["diagnoses"]),
+            metrics=status["metrics"],
+            summary=status["summary"],
             folder=place,
             task=task,
         )
@@ -109,19 +109,33 @@ def recorded_task(folder: Path) -> Task:
     return Source.read(path).load()
 
 
+def as_folder(folder: str | os.PathLike[str]) -> Path:
+    """Turn what somebody gave as a run's folder into a path. Raises RunError where it cannot be one."""
+    if not isinstance(folder, str | os.PathLike) or "\0" in os.fspath(folder):
+        raise RunError(f"{folder!r} cannot be a run's folder. Give a path, such as 'runs/mine'.")
+    return Path(folder).expanduser()
+
+
 def read_status(folder: Path) -> dict[str, Any]:
-    """Read `run.json`. Raises RunError where the folder is no run's."""
+    """Read `run.json`: "status", "summary", "metrics", "diagnoses". Raises RunError where the folder is no run's."""
     path = folder / STATUS
     try:
-        return plain.decode(json.loads(path.read_text("utf-8")))
+        status = plain.decode(json.loads(path.read_text("utf-8")))
+        for entry in (status, status["summary"], status.setdefault("metrics", {})):
+            if not isinstance(entry, dict) or not all(isinstance(key, str) for key in cast("dict[Any, Any]", entry)):
+                raise TypeError(f"{entry!r:.60} is no table")
+        for found in status.setdefault("diagnoses", []):
+            Diagnosis.from_dict(found)
     except FileNotFoundError as error:
         raise RunError(
             f"{folder} is not the folder of a run: it has no {STATUS}. Give the folder that `out` named."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{path} cannot be read: {error}. Restore it from a copy, or resume the run to write it anew."
+            f"{path} cannot be read ({type(error).__name__}: {error}). Restore it from a copy, or resume the run, which writes"
+            f" it anew."
         ) from error
+    return status
 
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:

@@ -205,6 +205,8 @@ def _check_metrics(task: Task) -> None:
     if not isinstance(task.metrics, Mapping):
         raise TaskError("`metrics` must be a mapping from name to f(outputs, targets), such as {'accuracy': accuracy}.")
     for name, metric in task.metrics.items():
+        if not isinstance(name, str):
+            raise TaskError(f"A metric is called {name!r}. Metrics go by names that are texts, such as 'accuracy'.")
         if isinstance(metric, type):
             raise TaskError(f"Metric '{name}' is the class {metric.__name__}. Give an instance: {metric.__name__}().")
         if not callable(metric) and not isinstance(metric, StreamingMetric):

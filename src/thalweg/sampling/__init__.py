@@ -1,6 +1,6 @@
 """Drawing batches: the order is a function of (seed, epoch), the position an integer, so a resumed run sees the same ones."""
 
-from thalweg.sampling.batches import Batches, Draw, once
+from thalweg.sampling.batches import Batches, Draw, check_weights, once, smallest_part
 from thalweg.sampling.order import mix, order
 from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSource, open_source
 
@@ -11,8 +11,10 @@ __all__ = [
     "Source",
     "StreamSource",
     "TensorSource",
+    "check_weights",
     "mix",
     "once",
     "open_source",
     "order",
+    "smallest_part",
 ]

@@ -27,7 +27,7 @@ def _plain(value: Tensor, name: str) -> Tensor:
         raise DataError(f"`{name}` is a sparse tensor. Give .to_dense(), or a Dataset that gives dense examples.")
     if value.ndim == 0:
         raise DataError(f"`{name}` is the single value {value.item()}. The first dimension counts examples.")
-    return value.detach()
+    return value.detach().clone() if value.is_inference() else value.detach()  # no gradient passes through the former
 
 
 def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:

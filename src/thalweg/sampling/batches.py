@@ -55,7 +55,7 @@ class Batches:
         self.source, self.seed, self.accumulate, self.workers = source, seed, accumulate, workers
         self.shuffle, self.replacement, self.weights, self.drop_last = shuffle, replacement, weights, drop_last
         self.rank, self.world = rank, world
-        self._check_weights()
+        check_weights(weights, source)
         self.batch_size = self._settle_batch_size(batch_size)
         self.steps_per_epoch = self._count_steps()
         self.epoch, self.within = 0, 0  # `within`: steps already drawn from this epoch
@@ -138,27 +138,6 @@ class Batches:
             )
         return count if batch_size is None else batch_size
 
-    def _check_weights(self) -> None:
-        if self.weights is None:
-            return
-        if isinstance(self.source, StreamSource):
-            raise DataError(
-                "`weights` choose examples by index, which a stream has not. Leave them out, or give indexed data."
-            )
-        if self.weights.shape != (self._length(),):
-            raise DataError(
-                f"`weights` has the shape {tuple(self.weights.shape)}, but the data have {self._length()} examples:"
-                f" give one each."
-            )
-        wrong = ~(torch.isfinite(self.weights) & (self.weights >= 0))
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise DataError(
-                f"`weights` is {float(self.weights[row])} in row {row}. Weights are finite and not negative."
-            )
-        if not self.weights.any():
-            raise DataError("`weights` are all zero, so no example can be drawn. Give some of them a weight.")
-
     def _count_steps(self) -> int | None:
         if isinstance(self.source, StreamSource):
             count = self.source.count()
@@ -231,6 +210,37 @@ class Batches:
         aim, self.within = self.within, 0
         while self.within < aim:
             self._stream(source)
+
+
+def check_weights(weights: Tensor | None, source: Source) -> None:
+    """Refuse weights that do not fit the data. Raises DataError."""
+    if weights is None:
+        return
+    if isinstance(source, StreamSource):
+        raise DataError(
+            "`weights` choose examples by index, which a stream has not. Leave them out, or give indexed data."
+        )
+    if weights.shape != (len(source),):
+        raise DataError(
+            f"`weights` has the shape {tuple(weights.shape)}, but the data have {len(source)} examples: give one each."
+        )
+    wrong = ~(torch.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise DataError(f"`weights` is {float(weights[row])} in row {row}. Weights are finite and not negative.")
+    if not weights.any():
+        raise DataError("`weights` are all zero, so no example can be drawn. Give some of them a weight.")
+
+
+def smallest_part(count: int, batch_size: int, accumulate: int) -> int:
+    """Give the examples of the smallest micro-batch of an epoch.
+
+    >>> smallest_part(100, 64, 1), smallest_part(65, 32, 1), smallest_part(64, 32, 1), smallest_part(100, 34, 2)
+    (36, 1, 32, 15)
+    """
+    micro = math.ceil(batch_size / accumulate)
+    last = count % batch_size or batch_size
+    return min(last % micro or micro, batch_size % micro or micro)
 
 
 def once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:

@@ -91,8 +91,8 @@ class _Lots:
 class StreamSource:
     """Batches as they come from a person's loader or an `IterableDataset`; a new pass over it is a new epoch.
 
-    Random states are seeded from (seed, epoch) at each pass, so fast-forwarding repeats it, unless the loader keeps some of its
-    own (a `generator=` in its sampler): then resuming is inexact.
+    Random states, those of a `generator=` in the loader, its sampler or data set too, are seeded from (seed, epoch) at each
+    pass, so fast-forwarding repeats it; only what a loader's own code carries from pass to pass is not repeated.
     """
 
     def __init__(
@@ -114,9 +114,12 @@ class StreamSource:
 
     def open(self, epoch: int, seed: int, micro: int, workers: int) -> Generator[Any]:
         """Start a pass; a bare `IterableDataset` is cut into batches of `micro` examples."""
-        for holder in (self.batches, getattr(self.batches, "sampler", None), getattr(self.batches, "dataset", None)):
+        parts = (getattr(self.batches, name, None) for name in ("sampler", "batch_sampler", "dataset"))
+        for number, holder in enumerate((self.batches, *parts)):
             if callable(getattr(holder, "set_epoch", None)):
                 cast(Any, holder).set_epoch(epoch)
+            if isinstance(getattr(holder, "generator", None), torch.Generator):
+                cast(Any, holder).generator.manual_seed(mix(seed, number))
         seed_all(seed)
         if isinstance(self.batches, IterableDataset):
             own = torch.Generator().manual_seed(seed)
@@ -268,6 +271,20 @@ def leaves(nest: Any) -> list[Tensor]:
     if isinstance(nest, Sequence) and not isinstance(nest, str | bytes):
         return [leaf for part in nest for leaf in leaves(part)]
     return []
+
+
+def spoilt_rows(batch: Any) -> list[int]:
+    """Give the rows of a batch that hold NaN or infinity.
+
+    >>> spoilt_rows((torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), torch.tensor([0, 1])))
+    [1]
+    """
+    rows = set[int]()
+    for leaf in leaves(batch):
+        if leaf.is_floating_point() and leaf.ndim and not torch.isfinite(leaf.sum()):
+            bad = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
+            rows.update(bad.nonzero().flatten().tolist())
+    return sorted(rows)
 
 
 def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from thalweg.records.run import PLAN, TASK, Run
 from thalweg.records.task import Source
 from thalweg.see.axes import Values
 from thalweg.see.wording import figure, plain, seconds, several
+
+if TYPE_CHECKING:
+    from thalweg.tuning.estimate import Cost
 
 EXAMPLES = "thalweg.examples."
 QUIET = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
@@ -220,3 +224,11 @@ def better(run: Run, first: float, second: float) -> bool:
 def wording_of(run: Run, value: float) -> str:
     """Say a value of the criterion."""
     return figure(str(run.summary.get("select", "loss")), value)
+
+
+def describe_cost(found: Cost) -> str:
+    """Say in a sentence what a fit will cost."""
+    return (
+        f"{found.steps:,} steps of {found.batch_size or 'all'} examples; with the search {found.trainings:g} trainings' worth:"
+        f" about {seconds(found.seconds)}, validation not counted"
+    )

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from thalweg.descent.ambient import ambient
+from thalweg.descent.budget import with_fitting_batches
 from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import feel, set_rate
 from thalweg.descent.memory import out_of_memory
@@ -62,7 +63,7 @@ def measure(problem: Problem, plan: Plan) -> list[Measured]:
 
 
 def _seconds(problem: Problem, plan: Plan) -> float | None:
-    descent, keeper, times = Descent(problem, plan), Keeper(), list[float]()
+    descent, keeper, times = Descent(problem, with_fitting_batches(problem, plan)), Keeper(), list[float]()
     try:
         with ambient(plan.threads):
             for _ in range(7):

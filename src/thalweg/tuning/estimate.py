@@ -40,24 +40,3 @@ def cost(
     total = start.steps or 0
     expected = total * paid * seconds_per_step(problem, start) if seconds is None else seconds
     return Cost(total, start.batch_size, paid, expected, start)
-
-
-def describe_cost(found: Cost) -> str:
-    """Say it in a sentence."""
-    return (
-        f"{found.steps:,} steps of {found.batch_size or 'all'} examples; with the search {found.trainings:g} trainings' worth:"
-        f" about {human_seconds(found.seconds)}, validation not counted"
-    )
-
-
-def human_seconds(seconds: float) -> str:
-    """Say a length of time.
-
-    >>> human_seconds(4.2), human_seconds(200), human_seconds(9000)
-    ('4 s', '3 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -13,6 +13,7 @@ from thalweg.watch.causes.nonfinite import nonfinite
 from thalweg.watch.window import Window
 
 MOST_ATTEMPTS = 8
+MOST_DEVIATIONS = 5.0  # above the mean loss, of weights worth going back to
 
 
 class Monitor:
@@ -41,6 +42,14 @@ class Monitor:
         self.attempts = self.attempts + 1 if step <= self.failed_at + 10 else 1
         self.failed_at = max(self.failed_at, step)
         return replace(found, cure=cures.calm(window.norms, self.attempts, rate))
+
+    def trusts(self, loss: float) -> bool:
+        """Whether weights that gave this loss are worth going back to: it is finite and within what was seen before."""
+        window = self.window
+        if not math.isfinite(loss) or window.start is None:
+            return math.isfinite(loss)
+        mean, deviation = window.usual() or (window.start, 0.0)
+        return loss <= max(window.start, *window.losses, mean + MOST_DEVIATIONS * deviation)
 
     @property
     def exhausted(self) -> bool:
