@@ -129,9 +129,13 @@ CASES = {
     "a rate in words": knob(
         r"`learning_rate` is 'fast', but it is a number", "--set", "learning_rate=fast", learning_rate="fast"
     ),
-    "no steps": knob(r"`steps` is 0, but a budget must be above zero\.", "--steps", "0", budget={"steps": 0}),
-    "steps below zero": knob(r"`steps` is -5, but a budget must be above", "--steps", "-5", budget={"steps": -5}),
-    "no epochs": knob(r"`epochs` is 0\.0?, but a budget must be above zero", "--epochs", "0", budget={"epochs": 0.0}),
+    "no steps": knob(r"`steps` is 0, but a budget must be a number above zero\.", "--steps", "0", budget={"steps": 0}),
+    "steps below zero": knob(
+        r"`steps` is -5, but a budget must be a number above", "--steps", "-5", budget={"steps": -5}
+    ),
+    "no epochs": knob(
+        r"`epochs` is 0\.0?, but a budget must be a number above zero", "--epochs", "0", budget={"epochs": 0.0}
+    ),
     "seconds below zero": knob(r"`seconds` is -1\.0, but a budget", "--seconds", "-1", budget={"seconds": -1.0}),
     "an unknown rule": knob(r"Did you mean 'adamw'\?", "--set", "rule=adamww", rule="adamww"),
     "an unknown schedule": knob(

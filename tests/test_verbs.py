@@ -1,4 +1,5 @@
 import random
+import signal
 import threading
 import warnings
 
@@ -234,6 +235,222 @@ class Streaming:
         return self.right / self.seen
 
 
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = classifier()
+
+    def forward(self, x):
+        x -= 1.0
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("batch_size", [8, None])
+def test_a_model_that_works_in_place_spoils_nobodys_data(batch_size):
+    x, y = X.copy(), Y.copy()
+    run = tw.train(task(model=InPlace, data=(x, y), validation=(x, y)), tw.Plan(batch_size=batch_size), steps=3)
+    assert (x == X).all()
+    moved = torch.tensor(X)
+    assert run.metrics["loss"] == pytest.approx(F.cross_entropy(run.model(moved), torch.tensor(Y)).item(), rel=1e-5)
+
+
+class Graph(nn.Module):
+    """Keeps a sparse adjacency and a buffer that was expanded."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = classifier()
+        self.register_buffer("adjacency", torch.eye(6).to_sparse())
+        self.register_buffer("scale", torch.ones(1).expand(6))
+
+    def forward(self, x):
+        return self.inner((self.adjacency @ x.T).T * self.scale)
+
+
+def test_sparse_and_expanded_buffers_are_kept(tmp_path):
+    made = task(model=Graph, data=(X, Y), validation=(X, Y))
+    run = tw.train(made, tw.Plan(batch_size=8, digest_every=2, snapshot_every=2), steps=6, out=tmp_path / "r")
+    again = tw.Run.open(tmp_path / "r", made).model
+    assert torch.equal(again(torch.tensor(X)), run.model(torch.tensor(X)))
+
+
+def test_validation_of_another_dtype_is_cast_too():
+    x = (X * 20).clip(0, 255).round()
+    one = task(data=(x, Y), validation=(x.astype(np.uint8), Y))
+    other = task(data=(x, Y), validation=(x, Y))
+    first, second = (tw.train(made, tw.Plan(batch_size=8), steps=3) for made in (one, other))
+    assert first.metrics == second.metrics
+
+
+def test_metrics_get_outputs_that_numpy_knows_in_half_precision():
+    def figure(outputs, targets):
+        return float((outputs.numpy().argmax(1) == targets.numpy()).mean())
+
+    made = task(data=(X, Y), validation=(X, Y), metrics={"accuracy": figure})
+    assert 0 <= tw.train(made, tw.Plan(batch_size=8, precision="bfloat16"), steps=3).metrics["accuracy"] <= 1
+
+
+def test_sampling_weights_in_a_series_count_by_place_not_by_label():
+    weights = pd.Series(np.arange(N) == 7, index=np.arange(N)[::-1] + 5).astype(float)
+    seen = []
+
+    class Sees(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, x):
+            seen.append(x.clone()) if self.training else None
+            return self.inner(x)
+
+    tw.train(task(model=Sees, data=(X, Y), weights=weights), tw.Plan(batch_size=4, shuffle=True), steps=3)
+    assert all(torch.equal(x, torch.tensor(X[7]).expand(4, 6)) for x in seen[-3:])
+
+
+class Late(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = self.first(x)
+        if not hasattr(self, "inner"):
+            self.inner = classifier()
+        return self.inner(x)
+
+
+def quietly(make):
+    """Make what PyTorch warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
+
+
+class Locked(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 3)
+        self.lock = threading.Lock()
+
+
+class Centres(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.centres = nn.Parameter(torch.zeros(3))
+
+    def forward(self, output, target):
+        return F.cross_entropy(output + self.centres, target)
+
+
+class Widths(nn.Module):
+    """Gives outputs as wide as the longest row of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.EmbeddingBag(5, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inner(x.clamp(0, 4).long()) if self.training else torch.zeros(len(x), 3 + len(x) % 7)
+
+
+class Refuses:
+    def reset(self):
+        pass
+
+    def update(self, outputs, targets):
+        raise ZeroDivisionError
+
+    def compute(self):
+        return 0.0
+
+
+class Forever(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield X[0], Y[0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "told"),
+    [
+        ({"model": Late}, tw.TaskError, r"makes parameters in its first forward pass \(inner"),
+        ({"model": Locked()}, tw.TaskError, r"cannot be copied"),
+        (
+            {"model": quietly(lambda: torch.jit.script(classifier()))},
+            tw.TaskError,
+            r"TorchScript module, which cannot be copied",
+        ),
+        (
+            {"data": (quietly(lambda: torch.quantize_per_tensor(torch.tensor(X), 0.1, 0, torch.qint8)), Y)},
+            tw.DataError,
+            r"quantised",
+        ),
+        (
+            {"data": (quietly(lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])), Y)},
+            tw.DataError,
+            r"nested tensor",
+        ),
+        ({"loss": Centres()}, tw.TaskError, r"`loss` has parameters of its own \(centres\)"),
+        ({"model": lambda: nn.Linear(6, 3, device="meta")}, tw.TaskError, r"weights without values"),
+        ({"validation": (X, Y), "metrics": {1: len}}, tw.TaskError, r"A metric is called 1"),
+        (
+            {"validation": (X, Y), "metrics": {"m": Refuses()}},
+            tw.TaskError,
+            r"Metric 'm' failed on outputs .*ZeroDivision",
+        ),
+        ({"validation": (X, Y), "metrics": {"m": lambda o, t: torch.tensor(1j)}}, tw.TaskError, r"Metric 'm' gave"),
+        ({"weights": ["a"] * N}, tw.DataError, r"`weights` holds"),
+        ({"data": (np.ma.masked_less(X, -1.0), Y)}, tw.DataError, r"NaN or infinity in .* rows"),
+        ({"data": (X.astype(np.complex64) * np.nan, Y)}, tw.DataError, r"NaN or infinity in 36 of 36 rows"),
+        ({"data": (X.astype(np.float64) * 1e60, Y)}, tw.DataError, r"scale what is too large for torch.float32"),
+    ],
+)
+def test_what_cannot_be_a_task_is_told(parts, error, told):
+    with pytest.raises(error, match=told):
+        tw.train(task(**{"data": (X, Y), **parts}), tw.Plan(batch_size=8), steps=3)
+
+
+def test_a_validation_stream_that_does_not_end_is_told(monkeypatch):
+    monkeypatch.setattr("thalweg.descent.validation.MOST_BATCHES", 5)
+    with pytest.raises(tw.DataError, match="has given 5 batches and does not end"):
+        tw.train(task(data=(X, Y), validation=Forever()), tw.Plan(batch_size=8), steps=3)
+
+
+def test_a_knob_that_the_loader_has_decided_otherwise_is_refused():
+    loader = DataLoader(tensors(), batch_size=10, shuffle=True)
+    with pytest.raises(tw.PlanError, match="`batch_size` is 8 in the plan, but the DataLoader has decided on 10"):
+        tw.train(task(data=loader), tw.Plan(batch_size=8), steps=3)
+    with pytest.raises(tw.PlanError, match="`shuffle` is False"):
+        tw.fit(task(data=loader), steps=3, fixed={"shuffle": False})
+    assert tw.train(task(data=loader), tw.Plan(), steps=3).plan.batch_size == 10
+
+
+def test_extra_state_is_said_to_be_outside_of_checkpoints():
+    class Keeps(nn.Linear):
+        def get_extra_state(self):
+            return {"n": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    run = tw.train(task(model=lambda: Keeps(6, 3), data=(X, Y)), tw.Plan(batch_size=8), steps=2)
+    assert any("extra state" in note for note in run.summary["notes"])
+
+
+@pytest.mark.parametrize("seed", ["a", None, 1.5, -1, True])
+def test_a_seed_that_is_none_is_refused(seed):
+    for verb in (tw.check, lambda t, **o: tw.fit(t, steps=2, **o), lambda t, **o: tw.tune(t, steps=2, **o)):
+        with pytest.raises(tw.PlanError, match="`seed` is"):
+            verb(task(data=(X, Y)), seed=seed)
+
+
+def test_a_seed_may_be_numpys():
+    run = tw.fit(task(data=(X, Y)), steps=3, effort=1, seed=np.int64(4))
+    assert run.plan.seed == 4
+    assert type(run.plan.seed) is int
+
+
 def test_metrics_of_every_kind_agree():
     metrics = {
         "streaming": Streaming(),
@@ -440,3 +657,83 @@ def test_a_budget_of_seconds_is_kept_about(tmp_path):
     assert run.plan.why("steps").source == "measured"
     assert run.plan.steps > 1
     assert run.summary["steps"] == run.plan.steps
+
+
+class Centre(nn.Module):
+    """A loss that remembers: the mean of the outputs so far, which it subtracts."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, output, target):
+        self.centre.mul_(0.9).add_(output.detach().mean(0), alpha=0.1)
+        return F.cross_entropy(self.drop(output) - self.centre, target)
+
+
+def test_a_loss_that_remembers_is_each_runs_own_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    loss = Centre()
+    made = task(loss=loss, data=(X, Y), validation=(X, Y))
+    plan = tw.Plan(batch_size=8, learning_rate=1e-2, steps=30, snapshot_every=5, digest_every=1)
+    first, second = (tw.train(made, plan) for _ in range(2))
+    tw.check(made)
+    assert not loss.centre.any()
+    assert loss.training
+    assert first.history["loss"].tolist()[1:] == second.history["loss"].tolist()[1:]
+    often = tw.train(made, plan.replace(validate_every=1))
+    assert often.history["loss"].tolist()[1:] == first.history["loss"].tolist()[1:]
+
+    class Stops:
+        def __getattr__(self, name):
+            return lambda *a: None
+
+        def step(self, step, *rest):
+            if step == 17:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        tw.train(made, plan, out=tmp_path / "r", progress=Stops())
+    again = tw.resume(tmp_path / "r", made)
+    assert again.history["loss"].tolist()[1:] == first.history["loss"].tolist()[1:]
+
+
+def test_a_model_with_tensors_made_from_its_weights_is_looked_at_too():
+    def model():
+        return nn.Sequential(nn.Linear(6, 8), quietly(lambda: nn.utils.weight_norm(nn.Linear(8, 3))))
+
+    assert tw.check(task(model=model, data=(X, Y))) is not None
+    assert tw.fit(task(model=model, data=(X, Y)), steps=5, effort=2).summary["status"] == "finished"
+
+
+def test_ignored_targets_do_not_count():
+    x = torch.randn(3000, 6, generator=generator)
+    y = torch.where(torch.arange(3000) < 1500, -100, (x.sum(1) > 0).long())
+    made = task(data=(X, Y), validation=(x, y))
+    run = tw.train(made, tw.Plan(batch_size=8, keep="last"), steps=5)
+    assert run.metrics["loss"] == pytest.approx(F.cross_entropy(run.model(x), y).item(), rel=1e-5)
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 1.0]))
+    run = tw.train(task(loss=weighted, data=(X, Y), validation=(x, y)), tw.Plan(batch_size=8, keep="last"), steps=5)
+    assert run.metrics["loss"] == pytest.approx(weighted(run.model(x), y).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 1.0]))])
+def test_parts_of_a_batch_weigh_by_the_targets_that_count(loss):
+    y = np.where(np.arange(N) % 4 < 2, -100, Y)
+    plan = tw.Plan(rule="gradient_descent", batch_size=12, learning_rate=0.1, shuffle=False)
+    whole = tw.train(task(loss=loss, data=(X, y)), plan, steps=9)
+    parts = tw.train(task(loss=loss, data=(X, y)), plan.replace(accumulate=6), steps=9)
+    np.testing.assert_allclose(parts.history["loss"][1:], whole.history["loss"][1:], rtol=1e-5)
+
+
+def test_a_float32_run_is_one_inside_of_somebodys_autocast():
+    outside = tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=5)
+    assert inside.history["loss"].tolist()[1:] == outside.history["loss"].tolist()[1:]
+
+
+def test_single_examples_of_a_loader_count_as_one():
+    loader = DataLoader(tensors(), batch_size=None)
+    run = tw.train(task(data=loader, loss=lambda o, t: F.cross_entropy(o[None], t[None])), tw.Plan(), steps=3)
+    assert run.history["examples"].tolist()[1:] == [1, 1, 1]

@@ -53,7 +53,7 @@ def fit(
     Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
     descent cannot be saved.
     """
-    from thalweg.descent.budget import check_budget
+    from thalweg.descent.budget import check_budget, check_seed
     from thalweg.descent.look import SECONDS, look
     from thalweg.descent.train import check_room, train_plan
     from thalweg.see.story import describe_cost
@@ -67,6 +67,7 @@ def fit(
         _check_writable(out)
         check_room(out)  # before the search has cost anything
     check_budget(epochs, steps, seconds)
+    seed = check_seed(seed)
     problem = _posed(task, device)
     found = ask(look(problem, seed, seconds=SECONDS if seconds is None else min(SECONDS, LOOK_SHARE * seconds)))
     for diagnosis in found:
@@ -222,9 +223,11 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     that can be fitted, the scale of the data, the output layer. What cannot be trained at all is raised as TaskError or
     DataError.
     """
+    from thalweg.descent.budget import check_seed
     from thalweg.descent.look import look
     from thalweg.watch.before import ask
 
+    seed = check_seed(seed)
     return ask(look(_posed(task, device), seed))
 
 

@@ -43,7 +43,7 @@ ACTS: dict[str, Callable[[], Any]] = {
     "train": lambda: tw.train(noisy(), plan(ema=0.9)),
     "train, threads set": lambda: tw.train(noisy(), plan(threads=2)),
     "train, seconds": lambda: tw.train(noisy(), tw.Plan(), seconds=0.02),
-    "train, loader": lambda: tw.train(classes(data=DataLoader(TensorDataset(*blobs()), 8, shuffle=True)), plan()),
+    "train, loader": lambda: tw.train(classes(data=DataLoader(TensorDataset(*blobs()), 16, shuffle=True)), plan()),
     "check": lambda: tw.check(noisy()),
     "tune": lambda: tw.tune(noisy(), steps=20, effort=1),
 }

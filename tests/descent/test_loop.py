@@ -213,7 +213,7 @@ def test_train_plan_asks_for_a_budget() -> None:
 
 @pytest.mark.parametrize("budget", [{"epochs": "3"}, {"steps": [3]}, {"seconds": True}])
 def test_a_budget_that_is_no_number_is_refused(budget: dict[str, object]) -> None:
-    with pytest.raises(tw.PlanError, match="must be above zero"):
+    with pytest.raises(tw.PlanError, match="must be a number above zero"):
         tw.train(classes(), tw.Plan(), **budget)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import classes, kinds, network, plan, same_bits
+from small import blobs, classes, kinds, network, plan, same_bits
 from torch import nn
 
 import thalweg as tw
@@ -81,6 +81,29 @@ def test_other_threads_and_the_same_seconds_are_no_other_plan(tmp_path: Path) ->
     assert again.plan.steps == first.plan.steps
     with pytest.raises(tw.RunError, match="another plan"):
         tw.train(classes(), made, seconds=0.1, out=tmp_path / "r")
+
+
+def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) -> None:
+    stopped(tmp_path / "r", monkeypatch)
+    with pytest.raises(tw.RunError, match="started on 96 training examples, but the data have 97 now"):
+        tw.resume(tmp_path / "r", classes(data=blobs(97)))
+
+
+def test_a_damaged_status_is_written_anew(tmp_path: Path) -> None:
+    first = tw.train(classes(), plan(), out=tmp_path / "r")
+    (tmp_path / "r" / "run.json").write_text("{")
+    again = tw.resume(tmp_path / "r", classes())
+    assert again.summary["status"] == "finished"
+    assert again.metrics == first.metrics
+    assert tw.Run.open(tmp_path / "r").metrics == first.metrics
+
+
+def test_a_history_that_is_gone_is_said(tmp_path: Path, monkeypatch: Any) -> None:
+    stopped(tmp_path / "r", monkeypatch)
+    for file in (tmp_path / "r").glob("history.sqlite*"):
+        file.unlink()
+    run = tw.resume(tmp_path / "r", classes())
+    assert any("figures before step 20 are lost" in event.message for event in run.events)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

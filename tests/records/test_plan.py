@@ -131,7 +131,23 @@ def test_what_is_given_says_so_and_the_rest_is_default():
     plan = Plan(learning_rate=0.5)
     assert plan.why("learning_rate").source == "given"
     assert plan.why("batch_size").source == "default"
-    assert set(Plan().evidence) == set()
+    assert set(Plan().evidence) == {f.name for f in fields(Plan)} - {"evidence"}
+    assert {e.source for e in Plan().evidence.values()} == {"default"}
+
+
+def test_a_default_that_was_changed_by_hand_in_the_file_is_given(tmp_path):
+    path = tmp_path / "plan.toml"
+    Plan().save(path)
+    path.write_text(path.read_text().replace("shuffle = true", "shuffle = false"))
+    assert Plan.load(path).why("shuffle").source == "given"
+
+
+def test_what_was_derived_from_a_knob_that_is_changed_says_so():
+    found = Evidence("derived", "1 / rate", {"learning_rate": 0.1})
+    plan = Plan(learning_rate=0.1, weight_decay=10.0, evidence={"weight_decay": found})
+    assert plan.replace(learning_rate=0.1).why("weight_decay") == found
+    told = plan.replace(learning_rate=0.2).why("weight_decay").reason
+    assert told == "1 / rate; found for learning_rate 0.1, which is another now"
 
 
 def test_replacing_a_knob_makes_it_given_and_leaves_the_other_evidence():

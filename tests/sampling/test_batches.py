@@ -206,13 +206,17 @@ def test_cutting_a_step_into_more_parts_keeps_its_examples():
         assert torch.equal(torch.cat([part[0] for part in parts.parts]), one.parts[0][0])
 
 
-def test_the_whole_data_set_is_one_batch_and_is_not_copied():
+def test_the_whole_data_set_is_one_batch_that_may_be_worked_on_in_place():
     data = (X, X.clone())
     made = Batches(open_source(data), None, seed=0)
     drawn = made.draw()
     assert made.whole
     assert made.steps_per_epoch == 1
-    assert drawn.parts[0][0].data_ptr() == data[0].data_ptr()
+    drawn.parts[0][0].zero_()
+    assert torch.equal(data[0], data[1])
+    for batch, _ in once(made.source, 7):
+        batch[0].zero_()
+    assert torch.equal(data[0], data[1])
 
 
 def test_with_replacement_or_weights_the_whole_is_still_drawn():

@@ -47,8 +47,8 @@ def test_every_knob_that_was_chosen_carries_its_evidence():
     assert sources["steps"] == sources["seed"] == "given"
     assert sources["clip_norm"] == "default"
     chosen = [name for name in plan.to_dict() if getattr(plan, name, None) != getattr(tw.Plan(), name, None)]
-    assert set(chosen) - {"evidence", "format"} <= set(sources)
-    assert all(plan.why(knob).reason for knob, source in sources.items() if source not in ("given",))
+    assert all(sources[name] != "default" or plan.why(name).reason for name in set(chosen) - {"evidence"})
+    assert all(plan.why(knob).reason for knob, source in sources.items() if source not in ("given", "default"))
 
 
 def test_the_searchs_figures_are_complete_and_its_price_is_what_was_agreed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ _found: dict[str, Any] = {}
 
 @contextmanager
 def ambient(threads: int | None = None) -> Generator[None]:
-    """Run the body with gradients on and `threads` CPU threads; afterwards random states and threads are as they were."""
+    """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards all that, and random states, are as found."""
     global _guests
     with _guard:
         if _guests == 0:
@@ -31,7 +31,9 @@ def ambient(threads: int | None = None) -> Generator[None]:
         if threads is not None and threads != before:
             torch.set_num_threads(threads)
     try:
-        with torch.enable_grad(), torch.inference_mode(False):
+        with torch.enable_grad(), torch.inference_mode(False), ExitStack() as stack:
+            for device in _casting():
+                stack.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
         with _guard:
@@ -40,6 +42,13 @@ def ambient(threads: int | None = None) -> Generator[None]:
                 _give_back(_found)
             if threads is not None and threads != before:
                 torch.set_num_threads(before)
+
+
+def _casting() -> list[str]:
+    """Give the kinds of devices on which the caller's autocast is on."""
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    return [kind for kind in kinds if torch.is_autocast_enabled(kind)]
 
 
 def _take() -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 import time
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -64,9 +65,20 @@ def check_budget(epochs: float | None, steps: float | None, seconds: float | Non
         raise PlanError(f"Give one budget, not several: {', '.join(f'{k}={v}' for k, v in named.items())}.")
     for name, value in named.items():
         if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not math.isfinite(value) or value <= 0:
-            raise PlanError(f"`{name}` is {value}, but a budget must be above zero.")
+            raise PlanError(f"`{name}` is {value!r}, but a budget must be a number above zero.")
         if name == "steps" and value != int(value):
             raise PlanError(f"`steps` is {value}, but it is a whole number.")
+
+
+def check_seed(seed: Any) -> int:
+    """Give a seed as Python's whole number. Raises PlanError where it is none, or below zero."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(seed, bool):
+        raise PlanError(f"`seed` is {seed!r}, but it is a whole number, at least 0.")
+    return number
 
 
 def steps_per_epoch(problem: Problem, plan: Plan) -> int | None:
@@ -99,6 +111,12 @@ def seconds_per_step(problem: Problem, plan: Plan, count: int = TIMED) -> float:
 
 def _settle_batch(problem: Problem, plan: Plan) -> Plan:
     knobs = given_batch(problem.task.data)
+    for knob, value in knobs.items():
+        if plan.why(knob).source == "given" and getattr(plan, knob) != value:
+            raise PlanError(
+                f"`{knob}` is {getattr(plan, knob)} in the plan, but the DataLoader has decided on {value}. Leave it out of the"
+                f" plan, or give the data set instead of the loader."
+            )
     if knobs:
         evidence = {**plan.evidence, **{knob: Evidence("given", "by the DataLoader") for knob in knobs}}
         return plan.replace(**knobs, evidence=evidence)

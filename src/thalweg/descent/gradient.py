@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from thalweg.descent.ambient import alone
@@ -63,11 +65,16 @@ def backward(descent: Descent, drawn: Draw) -> float:
         return float(loss.detach())
     total, weights = 0.0, 0.0
     for part, size in zip(drawn.parts, drawn.sizes, strict=True):
+        counted = objective.counted(part, size) if objective.task.step is None else float(size)
+        if not counted:  # all its targets are ignored, so it has no mean
+            continue
         with autocast(precision, device):
             loss, own = objective.loss(descent.model, to_device(part, device))
-        weight = float(size if own is None else own)
+        weight = counted if own is None else float(own)
         (loss * (scale * weight)).backward()
         total, weights = total + float(loss.detach()) * weight, weights + weight
+    if weights <= 0 and objective.task.step is None:
+        return math.nan
     if weights <= 0:
         raise TaskError(f"The weights that `step` returned for this step add up to {weights}; they must be above zero.")
     _multiply(descent, 1.0 / (scale * weights))

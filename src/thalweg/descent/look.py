@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import replace
@@ -30,11 +29,12 @@ def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
     Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged.
     """
     with ambient(), alone:
+        problem = problem.private()
         model = start_model(problem, seed)
         sample = _sample(problem, seed, seconds)
         batch = to_device(_some(problem, seed), problem.device)
-        start = measure_start(problem.objective, copy.deepcopy(model), batch)
-        learner = copy.deepcopy(model)
+        start = measure_start(problem.objective, start_model(problem, seed), batch)
+        learner = start_model(problem, seed)
         loss, steps = _fit(problem, model, batch, seed, start, seconds)
         heeds = reaction(
             problem.objective, model, batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from thalweg.descent.memory import out_of_memory, release
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse
 from thalweg.records.task import Task
+from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
+from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.sources import leaves, seed_all, tree_map
 
 REHEARSED = 32  # examples of the rehearsal: batch normalisation needs more than one, speed asks for few
@@ -27,12 +29,19 @@ class Problem:
 
     task: Task
     objective: Objective
+    judge: Objective  # for validation, whose data may need other casts
     train: Source
     validation: Source | None
     device: torch.device
+    weights: Tensor | None = None  # of each example, for drawing with replacement
     idle: tuple[str, ...] = ()  # parameters that got no gradient from the first batch
     needs_two: bool = False  # a batch of one example fails in training
     notes: tuple[str, ...] = field(default=())
+
+    def private(self) -> Problem:
+        """Give the problem with a loss of its own, so that what one run's loss remembers is no other's."""
+        own = self.objective.private(self.device)
+        return replace(self, objective=own, judge=Objective(own.task, self.judge.cast_inputs))
 
     @property
     def count(self) -> int | None:
@@ -53,27 +62,42 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         validation, more = (
             (None, []) if task.validation is None else _open(task.validation, task, dtype, place, "validation")
         )
-        check_weights(None if task.weights is None else torch.as_tensor(task.weights), train)
+        weights = None if task.weights is None else as_tensor(task.weights, torch.float64, "weights")
+        check_weights(weights, train)
         model.train()
-        objective, batch, count = _rehearse(task, model, train, place)
+        named = [name for name, _ in model.named_parameters()]
+        objective, batch, count = _rehearse(Objective(task).private(place), model, train, place)
+        late = [name for name, _ in model.named_parameters() if name not in named]
+        if late:
+            raise TaskError(
+                f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
+                f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
+            )
         if not any(p.requires_grad for p in model.parameters()):
             raise TaskError(
                 "The model has no trainable parameter: all are frozen, or there is none. Set requires_grad."
             )
         idle = _without_gradient(objective, model, batch)
         _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
+        judge = objective
         if validation is not None:
             model.eval()
-            rehearse(objective, model, to_device(first_batch(validation, count), place), training=False)
+            judge = rehearse(
+                Objective(objective.task), model, to_device(first_batch(validation, count), place), training=False
+            )
             model.train()
+        more += _extra_state(model)
         two = _needs_two(objective, model, train, place)
-    return Problem(task, objective, train, validation, place, idle, two, (*notes, *more))
+    objective, judge = Objective(task, objective.cast_inputs), Objective(task, judge.cast_inputs)
+    return Problem(task, objective, judge, train, validation, place, weights, idle, two, (*notes, *more))
 
 
 def choose_device(device: str | torch.device) -> torch.device:
     """Give the device: "auto" is the accelerator where there is one. Raises TaskError for one that is not there."""
     if str(device) == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if not isinstance(device, str | torch.device):
+        raise TaskError(f"`device` is {device!r}. Give 'auto', 'cpu', 'cuda' or another of PyTorch's.")
     try:
         place = torch.device(device)
         torch.empty(1, device=place).tolist()
@@ -96,6 +120,7 @@ def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
             "The model has weights without values (device 'meta'). Give it values first: model.to_empty(…)."
         )
     model = model.to(device)
+    make_writable(model)
     if not any(module.training for module in model.modules()):
         model.train()
     return model
@@ -139,7 +164,7 @@ def _widen(target: Tensor) -> Tensor:
 def check_finite(source: TensorSource, name: str) -> None:
     """Refuse NaN and infinity in data. Raises DataError with the first rows and columns."""
     for number, leaf in enumerate(leaves(source.nest)):
-        if not leaf.is_floating_point() or leaf.numel() == 0 or torch.isfinite(leaf.sum()):
+        if not (leaf.is_floating_point() or leaf.is_complex()) or leaf.numel() == 0 or torch.isfinite(leaf.sum()):
             continue
         flat = ~torch.isfinite(leaf.reshape(len(leaf), -1))
         rows = flat.any(1).nonzero().flatten()
@@ -148,7 +173,7 @@ def check_finite(source: TensorSource, name: str) -> None:
         columns = flat.any(0).nonzero().flatten()
         raise DataError(
             f"`{name}` (part {number + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
-            f" rows {_some(rows)}, columns {_some(columns)}. Drop or fill them."
+            f" rows {_some(rows)}, columns {_some(columns)}. Drop or fill them (or scale what is too large for {leaf.dtype})."
         )
 
 
@@ -157,13 +182,15 @@ def _some(numbers: Tensor) -> str:
     return f"{shown}, …" if len(numbers) > 5 else shown
 
 
-def _rehearse(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Objective, Any, int]:
+def _rehearse(
+    objective: Objective, model: nn.Module, train: Source, device: torch.device
+) -> tuple[Objective, Any, int]:
     """Run a first batch, of fewer examples where memory runs out. Raises TaskError where even two are too many."""
     count = REHEARSED
     while True:
         try:
             batch = to_device(first_batch(train, count), device)
-            return rehearse(Objective(task), model, batch), batch, count
+            return rehearse(objective, model, batch), batch, count
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -195,6 +222,17 @@ def _without_gradient(objective: Objective, model: nn.Module, batch: Any) -> tup
     except RuntimeError as error:
         raise TaskError(f"The gradient failed on the first batch: {_first_line(error)}") from error
     return tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+
+
+def _extra_state(model: nn.Module) -> list[str]:
+    own = [
+        name or "the model"
+        for name, m in model.named_modules()
+        if type(m).get_extra_state is not nn.Module.get_extra_state
+    ]
+    if not own:
+        return []
+    return [f"{', '.join(own[:3])} keep extra state, which no checkpoint holds: a resumed run may differ there."]
 
 
 def _needs_two(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.errors import PlanError, nearest
 from thalweg.records.plan import Plan
-from thalweg.records.weights import load_model_state, model_state
+from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
@@ -36,12 +36,11 @@ class Descent:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         if plan.steps is None:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
-        self.problem, self.plan, self.total = problem, plan, plan.steps
+        self.problem, self.plan, self.total = problem.private(), plan, plan.steps
         with ambient(), alone:
             self.model = start_model(problem, plan.seed)
         self.optimizer, self.factors = build_optimizer(self.model, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        weights = None if problem.task.weights is None else torch.as_tensor(problem.task.weights)
         self.accumulate = plan.accumulate
         self.batches = Batches(
             problem.train,
@@ -50,7 +49,7 @@ class Descent:
             accumulate=plan.accumulate,
             shuffle=plan.shuffle,
             replacement=plan.replacement,
-            weights=weights,
+            weights=problem.weights,
             drop_last=plan.drop_last,
             workers=plan.workers,
         )
@@ -85,7 +84,7 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Give everything the trajectory depends on, as sections of tensors and plain values that are still in use."""
-        return {"model": model_state(self.model), "optimizer": self._optimizer_state(), "loop": self._loop_state()}
+        return {**self._tensors(), "loop": self._loop_state()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, back: bool = False) -> None:
         """Go to a state that `state_dict` gave; its tensors are copied.
@@ -94,6 +93,8 @@ class Descent:
         are left out, the micro-batch that fits, and the figure to beat.
         """
         load_model_state(self.model, state["model"])
+        for name, buffer in self.problem.objective.memory.items():
+            buffer.copy_(state["loss"][name])
         self._load_optimizer_state(state["optimizer"])
         loop = state["loop"]
         self.step, self.shape_state = loop["step"], dict(loop["schedule"])
@@ -121,7 +122,12 @@ class Descent:
         loop = self._loop_state()
         # The loop's values are made anew each time, but for what a person's own loader gives.
         loop["batches"] = copy.deepcopy(loop["batches"])
-        return {"buffers": {name: b.detach().clone() for name, b in self.model.named_buffers()}, "loop": loop}
+        buffers = {name: b for name, b in self.model.named_buffers() if is_strided(b)}
+        return {
+            "model": clone_into(None, buffers),
+            "loss": clone_into(None, self.problem.objective.memory),
+            "loop": loop,
+        }
 
     def take_snapshot(self, before: Mapping[str, Any] | None = None) -> None:
         """Keep a copy of the state to go back to; one is kept, written over in place.
@@ -130,10 +136,10 @@ class Descent:
         """
         before = before or self.before_gradient()
         kept = self.snapshot or {}
-        fresh = {"model": model_state(self.model), "optimizer": self._optimizer_state()}
-        tensors = {part: clone_into(kept.get(part), fresh[part]) for part in fresh}
-        for name, buffer in before["buffers"].items():
-            tensors["model"][name].copy_(buffer)
+        tensors = {part: clone_into(kept.get(part), fresh) for part, fresh in self._tensors().items()}
+        for part in {"model", "loss"} & tensors.keys():
+            for name, buffer in before[part].items():
+                tensors[part][name].copy_(buffer)
         self.snapshot = {**tensors, "loop": before["loop"]}
 
     def digest(self) -> str:
@@ -143,6 +149,11 @@ class Descent:
             sums.update(name.encode())
             sums.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
         return sums.hexdigest()
+
+    def _tensors(self) -> dict[str, Any]:
+        memory = self.problem.objective.memory
+        own = {"loss": memory} if memory else {}
+        return {"model": model_state(self.model), "optimizer": self._optimizer_state(), **own}
 
     def _optimizer_state(self) -> dict[str, Any]:
         # The groups follow from the plan; names instead of numbers make the file readable by others.

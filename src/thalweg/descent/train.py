@@ -51,6 +51,7 @@ def train_plan(
             plan = _recorded(folder, plan)
             if _is_finished(folder):
                 return Run.open(folder, problem.task)
+            _check_data(folder, problem)
         return _walk_in(folder, problem, plan, progress, found)
 
 
@@ -58,6 +59,18 @@ def _is_finished(folder: Path) -> bool:
     with suppress(RunError):  # a damaged status is written anew
         return read_status(folder).get("status") == "finished"
     return False
+
+
+def _check_data(folder: Path, problem: Problem) -> None:
+    """Refuse to go on with other data. Raises RunError."""
+    there: Any = None
+    with suppress(RunError):
+        there = read_status(folder)["summary"].get("examples")
+    if there is not None and there != problem.count:
+        raise RunError(
+            f"The run in {folder} was started on {there} training examples, but the data have {problem.count} now. Give the"
+            f" same data, or start a new run in another folder."
+        )
 
 
 def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, found: Sequence[Diagnosis]) -> Run:
@@ -179,7 +192,10 @@ def _found(folder: Path, problem: Problem, plan: Plan) -> None:
             problem.task.source.save(folder / TASK)
     except OSError as error:
         raise unwritable(folder, error) from error
-    write_status(folder, {"status": "running", "summary": {"name": problem.task.name, "status": "running"}})
+    write_status(
+        folder,
+        {"status": "running", "summary": {"name": problem.task.name, "status": "running", "examples": problem.count}},
+    )
 
 
 def _recorded(folder: Path, plan: Plan) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -15,27 +16,34 @@ from thalweg.descent.memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, to_device
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import shape
+from thalweg.landscape.objective import Objective, shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
 from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
 
 LARGEST = 1024  # examples a validation batch, where the data are indexed
 _VALIDATION = 3  # keeps the random numbers of validations apart from those of the steps
+MOST_BATCHES = 100_000  # a stream that gives more is endless
 SAMPLE = 4096  # training examples that stand in where there are no validation data
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Generator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
+    """Evaluation mode without gradients, the loss's too where it is a module; afterwards all is as it was."""
+    loss = objective.task.loss
+    parts = [model, loss] if isinstance(loss, nn.Module) else [model]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
+    memory = {name: (buffer, buffer.clone()) for name, buffer in objective.memory.items()}
+    for part in parts:
+        part.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for buffer, before in memory.values():
+            buffer.copy_(before)
 
 
 def validate(
@@ -59,10 +67,10 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
     totals, weights, first = 0.0, 0.0, 0
     seen: list[tuple[Any, Any]] = []
     streaming = {name: metric for name, metric in metrics.items() if isinstance(metric, StreamingMetric)}
-    for metric in streaming.values():
-        metric.reset()
+    for name, metric in streaming.items():
+        _told(name, metric.reset)
     batches = _batches(problem, micro)
-    with evaluating(model):
+    with evaluating(model, problem.judge):
         for number in itertools.count():
             with alone, autocast(precision, problem.device):
                 seed_all(mix(seed, _VALIDATION, number))
@@ -77,16 +85,18 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                     size -= len(spoilt)
                     if not size:
                         continue
-                    loss, weight, pair = _measure(problem, model, _without(batch, spoilt), bool(metrics))
-            share = float(size if weight is None else weight)
-            totals, weights = totals + float(loss) * share, weights + share
+                    batch = _without(batch, spoilt)
+                    loss, weight, pair = _measure(problem, model, batch, bool(metrics))
+            share = problem.judge.counted(batch, size) if weight is None else float(weight)
+            if share:  # a batch without a target that counts has no mean
+                totals, weights = totals + float(loss) * share, weights + share
             if pair is not None:
-                for metric in streaming.values():
-                    metric.update(*pair)
+                for name, metric in streaming.items():
+                    _told(name, metric.update, *pair)
                 if len(streaming) < len(metrics):
                     seen.append(pair)
     figures = {"loss": totals / weights if weights else float("nan")}
-    outputs, targets = _join([o for o, _ in seen]), _join([t for _, t in seen])
+    outputs, targets = _whole("outputs", [o for o, _ in seen]), _whole("targets", [t for _, t in seen])
     for name, metric in metrics.items():
         figures[name] = _number(name, _compute(name, metric, outputs, targets))
     return figures
@@ -114,33 +124,58 @@ def _without(batch: Any, rows: list[int]) -> Any:
 
 
 def _compute(name: str, metric: Any, outputs: Any, targets: Any) -> Any:
+    return _told(name, metric.compute) if isinstance(metric, StreamingMetric) else _told(name, metric, outputs, targets)
+
+
+def _told(name: str, call: Any, *seen: Any) -> Any:
     try:
-        return metric.compute() if isinstance(metric, StreamingMetric) else metric(outputs, targets)
+        return call(*seen)
     except Exception as error:
-        raise TaskError(
-            f"Metric '{name}' failed on outputs {shape(outputs)} and targets {shape(targets)}: {type(error).__name__}: {error}."
-        ) from error
+        on = f" on outputs {shape(seen[0])} and targets {shape(seen[1])}" if seen else ""
+        raise TaskError(f"Metric '{name}' failed{on}: {type(error).__name__}: {error}.") from error
 
 
 def _measure(problem: Problem, model: nn.Module, batch: Any, outputs: bool) -> tuple[Tensor, Any, Any]:
-    objective, task = problem.objective, problem.task
+    objective, task = problem.judge, problem.judge.task
     if not outputs:
         return *objective.evaluate(model, batch), None
     output, target = objective.outputs(model, batch)
+    half = torch.is_autocast_enabled(problem.device.type)
+    pair = (tree_map(_widened, output) if half else output), target
     if task.evaluate is None and task.step is None and task.loss is not None:
-        return task.loss(output, target), None, (output, target)
-    return *objective.evaluate(model, batch), (output, target)
+        return task.loss(output, target), None, pair
+    return *objective.evaluate(model, batch), pair
+
+
+def _widened(value: Any) -> Any:
+    # What a person's metric does with outputs, such as .numpy(), may not know of half precision.
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _batches(problem: Problem, micro: int) -> Iterator[tuple[Any, int]]:
     source = problem.train if problem.validation is None else problem.validation
     left = SAMPLE if problem.validation is None else None
-    for batch, size in once(source, micro):
+    for number, (batch, size) in enumerate(once(source, micro)):
+        if number == MOST_BATCHES:
+            raise DataError(
+                f"`validation` has given {number:,} batches and does not end. Give data that end, or a part of the stream"
+                f" (itertools.islice)."
+            )
         yield to_device(batch, problem.device), size
         if left is not None:
             left -= size
             if left <= 0:
                 return
+
+
+def _whole(what: str, parts: list[Any]) -> Any:
+    try:
+        return _join(parts)
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise TaskError(
+            f"The {what} of the validation batches differ in shape ({error}), so no metric can have them whole. Give metrics"
+            f" with reset, update and compute, which see batch by batch."
+        ) from error
 
 
 def _join(parts: list[Any]) -> Any:
@@ -153,6 +188,9 @@ def _join(parts: list[Any]) -> Any:
     if isinstance(parts[0], tuple):
         joined = [_join([part[i] for part in parts]) for i in range(len(parts[0]))]
         return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
+    if is_dataclass(parts[0]) and not isinstance(parts[0], type):
+        named = [f.name for f in fields(parts[0])]
+        return replace(parts[0], **{name: _join([getattr(part, name) for part in parts]) for name in named})
     return [item for part in parts for item in (part if isinstance(part, list) else [part])]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,6 +19,7 @@ from thalweg.sampling.sources import leaves, spoilt_rows
 LONELY = "Expected more than 1 value per channel"
 LONELY_HINT = " Batch normalisation needs two examples a batch: set drop_last, or another batch_size."
 _DTYPE_WORDS = ("dtype", "scalar type", "Byte", "Input type")
+_CLASS_LOSSES = (nn.functional.cross_entropy, nn.functional.nll_loss)
 _TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 
 
@@ -40,6 +43,43 @@ class Objective:
     def __init__(self, task: Task, cast_inputs: Casts | None = None) -> None:
         self.task = task
         self.cast_inputs = cast_inputs or Casts()
+
+    def private(self, device: torch.device) -> Objective:
+        """Give an objective whose loss, where it is a module, is a copy on the device: it may keep state, as the model does."""
+        loss = self.task.loss
+        if not isinstance(loss, nn.Module):
+            return self
+        # Frozen weights, such as a perceptual loss has, need no copy where they are.
+        shared = {id(p): p for p in loss.parameters() if p.device.type == device.type}
+        try:
+            copied = copy.deepcopy(loss, cast("dict[int, Any]", shared))
+        except Exception:
+            return self
+        return Objective(
+            replace(self.task, loss=copied if device.type == "cpu" else copied.to(device)), self.cast_inputs
+        )
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """The loss's own buffers, which its calls may change."""
+        return dict(self.task.loss.named_buffers()) if isinstance(self.task.loss, nn.Module) else {}
+
+    def counted(self, batch: Any, size: int) -> float:
+        """Give what a batch's mean loss is a mean over: targets that count (and their class weights) where that is known.
+
+        So means of parts make the mean of the whole, whatever is ignored; 0 where nothing counts.
+        """
+        loss = self.task.loss
+        if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and loss not in _CLASS_LOSSES:
+            return float(size)
+        target = self.split(batch)[2]
+        if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
+            return float(size)
+        counts = target != getattr(loss, "ignore_index", -100)
+        weight = getattr(loss, "weight", None)
+        if not isinstance(weight, Tensor):
+            return float(counts.sum())
+        return float(weight[target[counts].long()].sum())
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
         """Give the batch's mean loss, and its weight where the task's own step says one (else None: count examples).
@@ -255,8 +295,7 @@ def shape(value: Any) -> str:
 
 def class_count(task: Task, output: Any) -> int | None:
     """Give the number of classes where the loss is PyTorch's cross-entropy or negative log-likelihood, else None."""
-    functions = (nn.functional.cross_entropy, nn.functional.nll_loss)
-    known = task.loss in functions or isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    known = task.loss in _CLASS_LOSSES or isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss)
     if not known or not isinstance(output, Tensor) or output.ndim < 1:
         return None
     return output.shape[1] if output.ndim > 1 else output.shape[0]

@@ -51,6 +51,10 @@ def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> di
 
     Raises RuleError for a name that is nearly, but not quite, one of ours; other extra names are left to their owner.
     """
+    if "params" not in group:
+        raise RuleError(
+            f"A parameter group has no 'params', only {', '.join(map(repr, group))}. Put its parameters there."
+        )
     known = [*defaults, *rule.constants, *rule.grouped, "params", "param_names"]
     for name in group:
         if name not in known and not name.endswith(tuple(known)):

@@ -20,7 +20,7 @@ from thalweg.schedule import Schedule
 EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 1
-MOST = {"threads": 1024, "workers": 1024, "seed": 2**63 - 1, "steps": 2**53, "batch_size": 2**53}
+MOST = {"threads": 1024, "workers": 1024, "seed": 2**63 - 1, "steps": 2**63 - 1, "batch_size": 2**63 - 1}
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,11 @@ class Plan:
         _one_of(self, "precision", get_args(Precision))
         _one_of(self, "keep", ("best", "last"))
         _one_of(self, "position", ("exact", "state_dict", "fast-forward"))
-        given = {f.name: Evidence("given") for f in fields(self) if getattr(self, f.name) != _default(f)}
-        given.pop("evidence", None)
-        object.__setattr__(self, "evidence", {**given, **self.evidence})
+        default = Evidence("default")
+        stated = {f.name: default if getattr(self, f.name) == _default(f) else Evidence("given") for f in fields(self)}
+        del stated["evidence"]
+        known = {knob: e for knob, e in self.evidence.items() if e != default}  # a value changed by hand is no default
+        object.__setattr__(self, "evidence", {**stated, **known})
 
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
@@ -170,7 +172,8 @@ class Plan:
             if name not in known:
                 raise PlanError(f"A plan has no '{name}'.{nearest(name, known)} It has {', '.join(known)}.")
         if "evidence" not in changes:
-            changes["evidence"] = {**self.evidence, **{name: Evidence("given") for name in changes}}
+            kept = {knob: _outdated(evidence, changes) for knob, evidence in self.evidence.items()}
+            changes["evidence"] = {**kept, **{name: Evidence("given") for name in changes}}
         return replace(self, **changes)
 
     def why(self, knob: str) -> Evidence:
@@ -190,7 +193,9 @@ class Plan:
         entries["constants"] = dict(self.constants)
         entries["groups"] = {pattern: vars(group) for pattern, group in self.groups.items()}
         entries["evidence"] = {
-            knob: {"source": e.source, "reason": e.reason, "figures": dict(e.figures)}
+            knob: {"source": e.source}
+            | ({"reason": e.reason} if e.reason else {})
+            | ({"figures": dict(e.figures)} if e.figures else {})
             for knob, e in self.evidence.items()
         }
         return entries
@@ -241,6 +246,15 @@ class Plan:
             return Plan.from_dict(entries)
         except ThalwegError as error:
             raise type(error)(f"{path}: {error}") from error
+
+
+def _outdated(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
+    """Add to a reason what it was found for, where that is changed now."""
+    changed = [name for name in changes if name in evidence.figures and evidence.figures[name] != changes[name]]
+    if evidence.source != "derived" or not changed:
+        return evidence
+    found = ", ".join(f"{name} {evidence.figures[name]}" for name in changed)
+    return replace(evidence, reason=f"{evidence.reason}; found for {found}, which is another now")
 
 
 def _default(knob: Field[Any]) -> Any:

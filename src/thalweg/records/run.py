@@ -19,7 +19,7 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.plan import Plan
 from thalweg.records.task import Source, Task
-from thalweg.records.weights import load_model_state
+from thalweg.records.weights import load_model_state, make_writable
 
 if TYPE_CHECKING:
     import pandas
@@ -74,6 +74,7 @@ class Run:
         task = self.task or recorded_task(self.folder)
         loaded = checkpoint.load(self.folder / CHECKPOINTS / "best")
         model = task.make_model()
+        make_writable(model)
         load_model_state(model, loaded.state["model"])
         return model.eval()
 

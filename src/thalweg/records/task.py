@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import tomlkit
+import torch
 from torch import Tensor, nn
 
 from thalweg.errors import TaskError, ThalwegError, nearest
@@ -119,7 +120,7 @@ class Task:
             accumulation use the weight (tokens, say).
         evaluate: `evaluate(model, batch)` -> the loss or `(loss, weight)` for validation, or `(outputs, targets)` as a
             pair of tensors is not meant: metrics need `loss`. Default: `step`.
-        per_example_loss: `per_example_loss(model, batch)` -> one loss an example, used when examples are to be named.
+        per_example_loss: `per_example_loss(model, batch)` -> one loss an example; kept for naming examples, not called yet.
         select: the criterion of best: "loss" or the name of a metric.
         mode: "min" or "max" of that criterion.
         collate_fn: puts single examples together into a batch, for ragged data.
@@ -152,6 +153,12 @@ class Task:
             value = getattr(self, part)
             if value is not None and not callable(value):
                 raise TaskError(f"`{part}` is a {type(value).__name__}, which cannot be called. Give a function.")
+        trained = [name for name, p in _parameters(self.loss) if p.requires_grad]
+        if trained:
+            raise TaskError(
+                f"`loss` has parameters of its own ({', '.join(trained[:3])}), which nobody would train: only the model's are."
+                f" Freeze them (requires_grad_(False)), or make them part of the model and give step(model, batch)."
+            )
         if isinstance(self.loss, type):
             raise TaskError(f"`loss` is the class {self.loss.__name__}. Give an instance: loss={self.loss.__name__}().")
         if self.data is None:
@@ -163,8 +170,12 @@ class Task:
 
         Raises TaskError where the factory fails or gives no module.
         """
+        if isinstance(self.model, torch.jit.ScriptModule):
+            raise TaskError(
+                "`model` is a TorchScript module, which cannot be copied. Give the module itself, or a factory."
+            )
         if isinstance(self.model, nn.Module):
-            return copy.deepcopy(self.model)
+            return _copied(self.model)
         try:
             model = self.model()
         except ThalwegError:
@@ -176,8 +187,22 @@ class Task:
                 f"The model's factory returned a {type(model).__name__}, not an nn.Module. Return the module."
             )
         if sys.getrefcount(model) > 2:  # somebody else holds it too, so it is no fresh one
-            return copy.deepcopy(model)
+            return _copied(model)
         return model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise TaskError(
+            f"The model cannot be copied, and training must not change yours: {_told(error)}. Give a factory that makes it:"
+            f" model=make_model."
+        ) from error
+
+
+def _parameters(value: Any) -> list[tuple[str, nn.Parameter]]:
+    return list(value.named_parameters()) if isinstance(value, nn.Module) else []
 
 
 def _check_model_type(model: Any) -> None:

@@ -13,9 +13,40 @@ from thalweg.errors import CheckpointError
 
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """Give all parameters and buffers by name, buffers that are not persistent too; tied ones under each name."""
+    """Give all parameters and buffers by name, buffers that are not persistent too; tied ones under each name.
+
+    Sparse buffers (a graph's adjacency, say) are constants of the model and left out.
+    """
     named = dict(model.named_parameters(remove_duplicate=False))
-    return {**named, **dict(model.named_buffers(remove_duplicate=False))}
+    buffers = model.named_buffers(remove_duplicate=False)
+    return {**named, **{name: buffer for name, buffer in buffers if is_strided(buffer)}}
+
+
+def is_strided(tensor: Tensor) -> bool:
+    """Whether a tensor is dense, or will be once its shape is known."""
+    return isinstance(tensor, UninitializedParameter | UninitializedBuffer) or tensor.layout is torch.strided
+
+
+def make_writable(model: nn.Module) -> None:
+    """Give tensors of their own to buffers and parameters that cannot be written to: expanded, or made in inference mode."""
+    fresh: dict[int, Tensor] = {}
+    for module in model.modules():
+        for kept in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
+            for name, tensor in kept.items():
+                if tensor is None or not _is_closed(tensor):
+                    continue
+                copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+                if isinstance(tensor, nn.Parameter):
+                    copied = nn.Parameter(copied, tensor.requires_grad)
+                kept[name] = fresh.setdefault(id(tensor), copied)  # pyright: ignore[reportArgumentType]
+
+
+def _is_closed(tensor: Tensor) -> bool:
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer) or not is_strided(tensor):
+        return False
+    return tensor.is_inference() or any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:

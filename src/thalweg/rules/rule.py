@@ -133,8 +133,8 @@ class Rule:
         for name in self.constants:
             if name in group:
                 found[name] = group[name]
-        for name, members in self.grouped.items():
-            found.update(zip(members, group[name], strict=True))
+        for name in self.grouped:
+            found.update(self._ungroup(name, group[name]))
         return found
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,20 @@ def as_tensor(value: Any, float_dtype: torch.dtype, name: str) -> Tensor:
     Raises DataError where these are no numbers, rows have different lengths, or it is sparse.
     """
     tensor = _plain(value, name) if isinstance(value, Tensor) else torch.from_numpy(_as_array(value, name))
+    if tensor.is_complex():
+        return tensor.to(float_dtype.to_complex())
     return tensor.to(float_dtype) if tensor.is_floating_point() else tensor
 
 
 def _plain(value: Tensor, name: str) -> Tensor:
     if value.layout is not torch.strided:
         raise DataError(f"`{name}` is a sparse tensor. Give .to_dense(), or a Dataset that gives dense examples.")
+    if value.is_nested:
+        raise DataError(
+            f"`{name}` is a nested tensor. Give a list of examples and `collate_fn`, or .to_padded_tensor(0.0)."
+        )
+    if value.is_quantized:
+        raise DataError(f"`{name}` is a quantised tensor. Give .dequantize().")
     if value.ndim == 0:
         raise DataError(f"`{name}` is the single value {value.item()}. The first dimension counts examples.")
     return value.detach().clone() if value.is_inference() else value.detach()  # no gradient passes through the former
@@ -33,6 +41,8 @@ def _plain(value: Tensor, name: str) -> Tensor:
 def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     if callable(getattr(value, "toarray", None)):
         raise DataError(f"`{name}` is a sparse matrix. Give .toarray(), or a Dataset that gives dense examples.")
+    if np.ma.is_masked(value):
+        value = value.astype(np.float64).filled(np.nan)  # what is masked is missing
     try:
         array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
     except ValueError as error:

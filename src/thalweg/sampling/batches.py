@@ -156,7 +156,7 @@ class Batches:
 
     def _slice(self, source: TensorSource) -> Draw:
         if self.whole and self.accumulate == 1:
-            return Draw([source.nest], [source.length], None)
+            return Draw([source.take(slice(None))], [source.length], None)
         indices = self.indices(self.epoch, self.within)
         if self.accumulate == 1:
             return Draw([source.take(indices)], [len(indices)], indices)
@@ -260,6 +260,6 @@ def once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:
 
 
 def _rows(batch: Any) -> int:
-    """Count the examples of a batch by its first tensor's first dimension."""
+    """Count the examples of a batch by its first tensor's first dimension; one whose target is a single number is one."""
     found = leaves(batch)
-    return len(found[0]) if found and found[0].ndim else 1
+    return len(found[0]) if found and found[0].ndim and found[-1].ndim else 1

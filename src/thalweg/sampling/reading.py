@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ class Together:
                 f"Examples of `{self.name}` cannot be put together into a batch: {described(error)}. Make them equal in"
                 f" shape and type, or give `collate_fn`, which pads or packs a list of examples."
             ) from error
+
+
+def begun(data: Iterable[Any], name: str) -> Iterator[Any]:
+    """Start to read. Raises DataError where that fails, as loader workers may."""
+    try:
+        return iter(data)
+    except ThalwegError:
+        raise
+    except Exception as error:
+        raise DataError(f"Reading `{name}` cannot begin: {described(error)}.") from error
 
 
 def retold(batches: Iterator[Any], name: str) -> Generator[Any]:

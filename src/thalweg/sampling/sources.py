@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from thalweg.errors import DataError
 from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.order import mix
-from thalweg.sampling.reading import Collate, SeededItems, Together, retold
+from thalweg.sampling.reading import Collate, SeededItems, Together, begun, retold
 from thalweg.sampling.seeds import seed_all
 
 Resume = Literal["exact", "state_dict", "fast-forward"]
@@ -42,9 +42,9 @@ class TensorSource:
         return self.length
 
     def take(self, indices: Tensor | slice) -> Any:
-        """Give the examples at `indices` as one batch."""
+        """Give copies of the examples at `indices` as one batch: a model may work in place on what it is given."""
         if isinstance(indices, slice):
-            return tree_map(lambda leaf: leaf[indices], self.nest)
+            return tree_map(lambda leaf: leaf[indices].clone(), self.nest)
         return tree_map(lambda leaf: leaf.index_select(0, indices.to(leaf.device)), self.nest)
 
 
@@ -77,7 +77,7 @@ class ItemSource:
             ),  # else each loader takes one draw from the global state
             **options,
         )
-        return retold(iter(loader), self.name)
+        return retold(begun(loader, self.name), self.name)
 
 
 class _Lots:
@@ -125,8 +125,8 @@ class StreamSource:
             own = torch.Generator().manual_seed(seed)
             together = Together(self.collate_fn, self.name)
             loader = DataLoader(self.batches, batch_size=micro, num_workers=workers, generator=own, collate_fn=together)
-            return retold(iter(loader), self.name)
-        return self._pass(iter(self.batches))
+            return retold(begun(loader, self.name), self.name)
+        return self._pass(begun(self.batches, self.name))
 
     def _pass(self, batches: Iterator[Any]) -> Generator[Any]:
         try:
@@ -281,7 +281,7 @@ def spoilt_rows(batch: Any) -> list[int]:
     """
     rows = set[int]()
     for leaf in leaves(batch):
-        if leaf.is_floating_point() and leaf.ndim and not torch.isfinite(leaf.sum()):
+        if (leaf.is_floating_point() or leaf.is_complex()) and leaf.ndim and not torch.isfinite(leaf.sum()):
             bad = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
             rows.update(bad.nonzero().flatten().tolist())
     return sorted(rows)

@@ -59,7 +59,7 @@ def weight_decay(rule: str, learning_rate: float, steps: int) -> tuple[float, Ev
     reason = (
         f"1 / (rate x {TIMESCALE:g} x {steps} steps): weights forget over {TIMESCALE:.0%} of the run (arXiv:2405.13698)"
     )
-    return float(f"{value:.3g}"), Evidence("derived", reason)
+    return float(f"{value:.3g}"), Evidence("derived", reason, {"learning_rate": learning_rate, "steps": steps})
 
 
 def shorter_runs_rate(rate: float, short: int, full: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any, SupportsFloat
 import torch
 
 from thalweg import schedule as shapes
-from thalweg.descent.budget import check_budget, seconds_per_step, settle
+from thalweg.descent.budget import check_budget, check_seed, seconds_per_step, settle
 from thalweg.descent.problem import Problem
 from thalweg.errors import DivergedError, PlanError, nearest
 from thalweg.records.plan import Evidence, Plan
@@ -61,7 +61,7 @@ def tune_plan(
 
     Raises PlanError where a budget or a fixed knob cannot be, DivergedError where no learning rate trains at all.
     """
-    paid = price(effort)
+    paid, seed = price(effort), check_seed(seed)
     decided = check_fixed(fixed or {})
     plan = start or measured_start(
         problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
@@ -85,7 +85,7 @@ def measured_start(
     say: Say = lambda _: None,
 ) -> Plan:
     """Give the plan before anything is searched: threads and batch size measured, the budget in steps. Raises PlanError."""
-    paid = price(effort)
+    paid, seed = price(effort), check_seed(seed)
     check_budget(epochs, steps, seconds)
     decided = check_fixed(fixed or {})
     plan = with_threads(problem, start_plan(problem, decided, seed), decided)
@@ -100,10 +100,12 @@ def check_fixed(fixed: Mapping[str, Any]) -> dict[str, Any]:
     known = [f.name for f in fields(Plan) if f.name != "evidence"]
     if not isinstance(fixed, Mapping):
         raise PlanError(f"`fixed` is {fixed!r}, but it is a table of knobs, such as {{'batch_size': 64}}.")
+    if "steps" in fixed:
+        raise PlanError("`fixed` has 'steps', which is the budget: give it as steps=….")
     for name in fixed:
         if name not in known:
             raise PlanError(
-                f"`fixed` has '{name}', which is no knob of a plan.{nearest(name, known)} Knobs: {', '.join(known)}."
+                f"`fixed` has '{name}', which is no knob of a plan.{nearest(str(name), known)} Knobs: {', '.join(known)}."
             )
     return dict(fixed)
 
@@ -119,8 +121,8 @@ def start_plan(problem: Problem, decided: Mapping[str, Any], seed: int) -> Plan:
     count = problem.count
     if "batch_size" not in values and count is not None:
         values["batch_size"] = min(64, count)
-        evidence["batch_size"] = Evidence("default")
-    return Plan(**values, evidence={**evidence, "seed": Evidence("given" if seed else "default")})
+        evidence["batch_size"] = Evidence("default", "64, or all where there are fewer")
+    return Plan(**values, evidence={**evidence, "seed": Evidence("given") if seed else Evidence("default")})
 
 
 def with_threads(problem: Problem, plan: Plan, decided: Mapping[str, Any]) -> Plan:
@@ -193,8 +195,8 @@ def with_learning_rate(
     best = search.halve(*priors.rate_range(plan.rule), rungs)
     if all(math.isinf(t.score) for t in search.trials):
         raise DivergedError(
-            "No learning rate trained: every short run ended with a loss that is not finite or runs away."
-            " Run `thalweg check` on the task; the loss or the data are the likelier cause."
+            f"No learning rate trained: every short run ended with a figure ('{problem.task.select}') that is not finite, or ran"
+            f" away. Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
         )
     rate = float(f"{priors.shorter_runs_rate(best, rungs[-1][1], full):.3g}")
     figures = {
