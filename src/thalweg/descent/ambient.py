@@ -21,7 +21,7 @@ _found: dict[str, Any] = {}
 
 @contextmanager
 def ambient(threads: int | None = None) -> Generator[None]:
-    """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards all that, and random states, are as found."""
+    """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards these and random states are as found."""
     global _guests
     with _guard:
         if _guests == 0:
