@@ -630,6 +630,42 @@ def test_fit_says_what_check_finds_and_what_it_will_cost():
     assert any("steps of" in line for line in said)
 
 
+def test_tune_leaves_the_plan_of_a_run_alone(tmp_path):
+    made = task(data=(X, Y))
+    tw.train(made, tw.Plan(batch_size=8), steps=2, out=tmp_path / "run")
+    for out in (tmp_path / "run", tmp_path / "run" / "plan.toml"):
+        with pytest.raises(tw.RunError, match="is the plan of the run in"):
+            tw.tune(made, steps=10, effort=1, out=out)
+
+
+def test_fit_refuses_knobs_before_it_looks(tmp_path):
+    said = []
+    for options in ({"fixed": {"batch_size": -1}}, {"fixed": {"lr": 1}}, {"effort": "fast"}, {"fixed": {"steps": 3}}):
+        with pytest.raises(tw.PlanError):
+            tw.fit(task(data=(X, Y)), steps=2, say=said.append, **options)
+    assert said == []
+    with pytest.raises(tw.PlanError, match=r"It is a constant of the rule: constants\.beta2"):
+        tw.Plan().replace(beta2=0.9)
+
+
+def test_a_search_that_is_interrupted_says_that_nothing_was_trained(monkeypatch):
+    from thalweg.tuning.search import Search
+
+    def stop(self, *rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "halve", stop)
+    with pytest.raises(KeyboardInterrupt, match="while the learning rate was searched: nothing is trained yet"):
+        tw.fit(task(data=(X, Y)), steps=20)
+
+
+def test_a_column_that_is_not_there_is_asked_for_by_its_nearest_name():
+    run = tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=2)
+    with pytest.raises(KeyError, match=r"no column 'los'\. Did you mean 'loss'"):
+        run.history["los"]
+    assert "los" not in run.history
+
+
 def test_tune_writes_its_plan_where_it_is_told(tmp_path):
     made = task(data=(X, Y))
     plan = tw.tune(made, steps=10, effort=1, out=tmp_path / "a" / "plan.toml")

@@ -73,6 +73,10 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*words, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"argument VERB: invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            verbs = re.findall(r"\w+", wrong[2])
+            message = f"there is no verb '{wrong[1]}'.{nearest(wrong[1], verbs)} There are {', '.join(verbs)}"
         _complain(f"{message}. See `{self.prog} --help`.")
         raise SystemExit(STATUSES["bad input"])
 
@@ -80,6 +84,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     from thalweg import __version__
+    from thalweg.records.plan import Plan
 
     parser = _Parser(
         prog="thalweg", description="Train a PyTorch model by gradient descent, with the knobs chosen on evidence."
@@ -120,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         parser_.add_argument("--quiet", action="store_true", help="no progress")
     for parser_ in (fit, tune, train, check):
         parser_.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
-        parser_.add_argument("--seed", type=int, default=None, help="of everything random; default 0")
+        parser_.add_argument("--seed", type=_whole, default=None, help="of everything random; default 0")
         parser_.set_defaults(own=[word for word in parser_._option_string_actions if word.startswith("--")])
     resume = _verb(verbs, "resume", run_resume, "go on with a run where it stopped")
     resume.add_argument("folder", help="the run's folder")
@@ -131,7 +136,18 @@ def build_parser() -> argparse.ArgumentParser:
     report = _verb(verbs, "report", run_report, "write a run's report again")
     report.add_argument("folder", help="the run's folder")
     report.add_argument("--out", help="the HTML file; default: report.html in the folder")
-    _verb(verbs, "examples", run_examples, "list the built-in examples")
+    examples = _verb(verbs, "examples", run_examples, "list the built-in examples")
+    for parser_ in (diagnose, report, examples):
+        parser_.add_argument("--device", default="auto", help="taken as by the other verbs; nothing is computed here")
+    for parser_ in (check, diagnose):
+        parser_.epilog = (
+            f"{parser_.epilog or ''} Exit status: 0 nothing found, 10 a warning, 11 something critical.".strip()
+        )
+    for parser_ in (fit, tune, train):
+        knobs = ", ".join(name for name in Plan.__dataclass_fields__ if name != "evidence")
+        parser_.epilog = (
+            f"{parser_.epilog or ''} Knobs: {knobs}; constants.beta2, schedule.warmup reach into tables.".strip()
+        )
     return parser
 
 
@@ -151,11 +167,25 @@ def _task_verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> arg
     return parser
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from error
+
+
 def _budget(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--epochs", type=float, help="passes over the data")
-    group.add_argument("--steps", type=int, help="update steps")
-    group.add_argument("--seconds", type=float, help="seconds of training, turned into steps at the start")
+    group.add_argument("--epochs", type=_number, help="passes over the data")
+    group.add_argument("--steps", type=_whole, help="update steps")
+    group.add_argument("--seconds", type=_number, help="seconds of training, turned into steps at the start")
 
 
 def open_task(address: str, rest: Sequence[str], own: Sequence[str] = ()) -> Task:
@@ -172,13 +202,16 @@ def open_task(address: str, rest: Sequence[str], own: Sequence[str] = ()) -> Tas
     elif address.endswith(".py") or ".py:" in address or os.sep in address:
         source = parse_source(address)
     else:
+        near = (
+            f" Did you mean {address}.py?" if Path(f"{address}.py").is_file() else nearest(address, examples.EXAMPLES)
+        )
         raise TaskError(
-            f"'{address}' is neither an example nor a Python file.{nearest(address, examples.EXAMPLES)}"
+            f"'{address}' is neither an example nor a Python file.{near}"
             f" Examples: {', '.join(examples.EXAMPLES)}; or give path/to/task.py."
         )
     found = find_task(source)
     parameters = {} if isinstance(found, Task) else dict(inspect.signature(found).parameters)
-    return Source(source.name, source.file, source.module, read_arguments(rest, parameters, own)).load()
+    return Source(source.name, source.file, source.module, read_arguments(rest, parameters, own)).load(found)
 
 
 def read_arguments(
@@ -196,8 +229,14 @@ def read_arguments(
             raise TaskError(f"'{word}' is no option. Options for the task look like --name VALUE.")
         name, equals, text = word[2:].partition("=")
         name = name.removeprefix("task.").replace("-", "_")
+        positive = name.removeprefix("no_")
+        if name not in parameters and positive in parameters and isinstance(parameters[positive].default, bool):
+            arguments[positive] = False
+            continue
         if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            takes = f"It takes {', '.join('--' + n for n in parameters)}." if parameters else "It takes no arguments."
+            takes = (
+                f"It takes {', '.join('--' + n for n in parameters)}." if parameters else "It takes none of its own."
+            )
             near = nearest(f"--{name.replace('_', '-')}", [*own, *("--" + n for n in parameters)])
             raise TaskError(f"The task has no option --{name}.{near} {takes}")
         if equals:
@@ -205,8 +244,16 @@ def read_arguments(
         elif left and not left[0].startswith("--"):
             arguments[name] = _argument(name, left.pop(0), parameters.get(name))
         else:
-            arguments[name] = True
+            arguments[name] = _flag(name, parameters.get(name))
     return arguments
+
+
+def _flag(name: str, parameter: inspect.Parameter | None) -> bool:
+    """Read an option without a value: true, unless its default says that it is something else."""
+    default = None if parameter is None or parameter.default is parameter.empty else parameter.default
+    if default is not None and not isinstance(default, bool):
+        raise TaskError(f"--{name} needs a value, such as --{name} {default}.")
+    return True
 
 
 def _argument(name: str, text: str, parameter: inspect.Parameter | None) -> Any:
@@ -333,8 +380,8 @@ def run_fit(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _voice(options: argparse.Namespace) -> Callable[[str], None]:
-    if options.quiet:
-        return lambda _: None
+    if options.quiet:  # no progress; what was found wrong is no progress
+        return lambda text: _complain(text) if text.startswith(("warning: ", "critical: ")) else None
     return lambda text: print(text, flush=True)
 
 
@@ -403,8 +450,15 @@ def run_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`thalweg diagnose`."""
     from thalweg import verbs
+    from thalweg.records.run import Run
 
-    return _tell(verbs.diagnose(options.folder), "Nothing went wrong.")
+    run = Run.open(options.folder)
+    status = run.summary.get("status", "unknown")
+    if status == "running":
+        print("The run is under way, or was ended from outside.")
+    elif status != "finished":
+        print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
+    return _tell(verbs.diagnose(run), "Nothing went wrong." if status == "finished" else "Nothing went wrong so far.")
 
 
 def _tell(found: Sequence[Any], nothing: str) -> int:
@@ -419,10 +473,14 @@ def _tell(found: Sequence[Any], nothing: str) -> int:
 def run_resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`thalweg resume`."""
     from thalweg import verbs
+    from thalweg.records.run import is_finished
     from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
+    finished = is_finished(Path(options.folder))
     run = verbs.resume(options.folder, device=options.device, progress=None if options.quiet else make_progress())
+    if finished:
+        print(f"The run in {options.folder} had finished: nothing was left to do.")
     verbs.report(run)
     print_summary(run)
     return STATUSES["well"]

@@ -58,7 +58,7 @@ def fit(
     from thalweg.descent.train import check_room, train_plan
     from thalweg.see.story import describe_cost
     from thalweg.tuning.estimate import cost
-    from thalweg.tuning.tune import tune_plan
+    from thalweg.tuning.tune import check_fixed, price, tune_plan
     from thalweg.watch.before import ask
 
     started = time.perf_counter()
@@ -68,6 +68,8 @@ def fit(
         check_room(out)  # before the search has cost anything
     check_budget(epochs, steps, seconds)
     seed = check_seed(seed)
+    price(effort)
+    check_fixed(fixed or {})
     problem = _posed(task, device)
     found = ask(look(problem, seed, seconds=SECONDS if seconds is None else min(SECONDS, LOOK_SHARE * seconds)))
     for diagnosis in found:
@@ -143,6 +145,8 @@ def tune(
     path = None if out is None else as_folder(out)
     if path is not None and path.suffix != ".toml":
         path = path / PLAN
+    if path is not None and path.name == PLAN and (path.parent / STATUS).exists():
+        raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
     if path is not None:
         _check_writable(path.parent)
     plan = tune_plan(

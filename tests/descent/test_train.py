@@ -85,8 +85,13 @@ def test_other_threads_and_the_same_seconds_are_no_other_plan(tmp_path: Path) ->
 
 def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) -> None:
     stopped(tmp_path / "r", monkeypatch)
-    with pytest.raises(tw.RunError, match="started on 96 training examples, but the data have 97 now"):
+    with pytest.raises(tw.RunError, match=r"number of training examples is 96 .* 97 now"):
         tw.resume(tmp_path / "r", classes(data=blobs(97)))
+    with pytest.raises(tw.RunError, match=r"The training data is .* now: the task gives other data"):
+        tw.resume(tmp_path / "r", classes(data=blobs(96, seed=1)))
+    with pytest.raises(tw.RunError, match="The validation data is"):
+        tw.resume(tmp_path / "r", classes(validation=blobs(60, seed=2)))
+    assert tw.resume(tmp_path / "r", classes()).summary["status"] == "finished"
 
 
 def test_a_damaged_status_is_written_anew(tmp_path: Path) -> None:
@@ -228,13 +233,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert same_bits(run.model, whole.model)
 
 
-def test_with_no_intact_checkpoint_the_run_starts_anew_and_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+def test_with_no_intact_checkpoint_the_run_stops_and_starts_anew_only_where_they_are_removed(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     whole = tw.train(classes(), plan())
     stopped(tmp_path / "r", monkeypatch)
+    best = tmp_path / "r" / "checkpoints" / "best" / "MANIFEST.json"
+    before = best.read_bytes()
     for manifest in (tmp_path / "r" / "checkpoints").glob("step-*/MANIFEST.json"):
         manifest.unlink()
+    for _ in range(2):
+        with pytest.raises(tw.CheckpointError, match=r"cannot go on: .*To start it anew, remove .*checkpoints"):
+            tw.resume(tmp_path / "r", classes())
+    assert best.read_bytes() == before
+    shutil.rmtree(tmp_path / "r" / "checkpoints")
     run = tw.resume(tmp_path / "r", classes())
-    assert any("starts anew" in event.message for event in run.events)
+    assert any("starts anew; it had come to step 20" in event.message for event in run.events)
     assert same_bits(run.model, whole.model)
     assert run.history["step"].tolist() == whole.history["step"].tolist()
 

@@ -235,9 +235,12 @@ REFUSED = {
     ),
     "a frozen model": (
         (lambda: classifier().requires_grad_(False), F.cross_entropy, (X, Y)),
-        r"The model has no trainable parameter: all are frozen, or there is none\. Set requires_grad\.",
+        r"The model has no trainable parameter: all are frozen\. Set requires_grad on those",
     ),
-    "a model without parameters": ((nn.Identity, F.cross_entropy, (X, Y)), r"The model has no trainable parameter"),
+    "a model without parameters": (
+        (nn.Identity, F.cross_entropy, (X, Y)),
+        r"The model has no parameter, so there is nothing",
+    ),
 }
 
 

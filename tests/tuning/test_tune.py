@@ -84,7 +84,7 @@ def test_an_effort_is_a_number_of_trainings(effort, trainings):
     [
         (
             "thoroug",
-            r"`effort` is 'thoroug', which is none of \['quick', 'standard', 'thorough'\]\. Did you mean 'thorough'\?",
+            r"`effort` is 'thoroug', which is none of quick, standard, thorough, and no number\. Did you mean 'thorough'\?",
         ),
         (0.5, r"`effort` is 0\.5, but it is at least 1: one full training\. 1 takes stated defaults alone\."),
         (math.nan, r"`effort` is nan"),

@@ -65,7 +65,7 @@ def check_budget(epochs: float | None, steps: float | None, seconds: float | Non
         raise PlanError(f"Give one budget, not several: {', '.join(f'{k}={v}' for k, v in named.items())}.")
     for name, value in named.items():
         if isinstance(value, bool) or not isinstance(value, SupportsFloat) or not math.isfinite(value) or value <= 0:
-            raise PlanError(f"`{name}` is {value!r}, but a budget must be a number above zero.")
+            raise PlanError(f"`{name}` is {value!r}, but a budget must be a number above zero and finite.")
         if name == "steps" and value != int(value):
             raise PlanError(f"`steps` is {value}, but it is a whole number.")
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.memory import out_of_memory, release
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse
+from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse, untrainable
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
@@ -74,9 +74,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
                 f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
             )
         if not any(p.requires_grad for p in model.parameters()):
-            raise TaskError(
-                "The model has no trainable parameter: all are frozen, or there is none. Set requires_grad."
-            )
+            raise TaskError(untrainable(model))
         idle = _without_gradient(objective, model, batch)
         _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
         judge = objective

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from thalweg import optim
@@ -21,6 +19,7 @@ from thalweg.errors import PlanError, nearest
 from thalweg.records.plan import Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
+from thalweg.sampling.sources import summed
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
 
@@ -144,11 +143,7 @@ class Descent:
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
-        sums = hashlib.blake2b(digest_size=16)
-        for name, tensor in model_state(self.model).items():
-            sums.update(name.encode())
-            sums.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-        return sums.hexdigest()
+        return summed(list(model_state(self.model).items()), size=16)
 
     def _tensors(self) -> dict[str, Any]:
         memory = self.problem.objective.memory

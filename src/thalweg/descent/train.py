@@ -23,7 +23,18 @@ from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE, History
 from thalweg.records.plan import Plan
-from thalweg.records.run import CHECKPOINTS, PLAN, STATUS, TASK, Figures, Run, as_folder, read_status, write_status
+from thalweg.records.run import (
+    CHECKPOINTS,
+    PLAN,
+    STATUS,
+    TASK,
+    Figures,
+    Run,
+    as_folder,
+    is_finished,
+    read_status,
+    write_status,
+)
 from thalweg.records.weights import load_model_state
 
 
@@ -49,28 +60,36 @@ def train_plan(
             _found(folder, problem, plan)
         else:
             plan = _recorded(folder, plan)
-            if _is_finished(folder):
+            if is_finished(folder):
                 return Run.open(folder, problem.task)
             _check_data(folder, problem)
         return _walk_in(folder, problem, plan, progress, found)
 
 
-def _is_finished(folder: Path) -> bool:
-    with suppress(RunError):  # a damaged status is written anew
-        return read_status(folder).get("status") == "finished"
-    return False
-
-
 def _check_data(folder: Path, problem: Problem) -> None:
     """Refuse to go on with other data. Raises RunError."""
-    there: Any = None
+    there: dict[str, Any] = {}
     with suppress(RunError):
-        there = read_status(folder)["summary"].get("examples")
-    if there is not None and there != problem.count:
-        raise RunError(
-            f"The run in {folder} was started on {there} training examples, but the data have {problem.count} now. Give the"
-            f" same data, or start a new run in another folder."
-        )
+        there = read_status(folder)["summary"]
+    here = _data_of(problem)
+    for name, told in (
+        ("examples", "number of training examples"),
+        ("data", "training data"),
+        ("held_out", "validation data"),
+    ):
+        if there.get(name) is not None and there[name] != here[name]:
+            raise RunError(
+                f"The {told} is {there[name]} for the run in {folder}, and {here[name]} now: the task gives other data. Where it"
+                f" splits or draws them at random, seed that; or start a new run in another folder."
+            )
+
+
+def _data_of(problem: Problem) -> dict[str, Any]:
+    return {
+        "examples": problem.count,
+        "data": problem.train.digest(),
+        "held_out": problem.validation and problem.validation.digest(),
+    }
 
 
 def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, found: Sequence[Diagnosis]) -> Run:
@@ -80,8 +99,13 @@ def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, fou
             loaded = checkpoint.load(folder / CHECKPOINTS)
         except CheckpointError as error:
             if checkpoint.steps(folder / CHECKPOINTS):
-                keeper.tell(0, "note", f"No checkpoint is intact, so the run starts anew: {error}", {}, progress)
-            if len(ledger.columns()["step"]):
+                raise CheckpointError(
+                    f"The run in {folder} cannot go on: {error} To start it anew, remove {folder / CHECKPOINTS}."
+                ) from error
+            steps = ledger.columns()["step"]
+            if len(steps):
+                message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."
+                keeper.tell(0, "note", message, {}, progress)
                 keeper.went_back(-1)
         else:
             for message in loaded.messages:
@@ -146,7 +170,7 @@ def _summary(descent: Descent, keeper: Keeper, status: str, seconds: float) -> d
         "name": descent.problem.task.name,
         "steps": descent.step,
         "seconds": seconds,
-        "examples": descent.problem.count,
+        **_data_of(descent.problem),
         "parameters": sum(p.numel() for p in descent.model.parameters()),
         "device": str(descent.problem.device),
         "torch": torch.__version__,

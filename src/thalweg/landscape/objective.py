@@ -166,7 +166,7 @@ def rehearse(objective: Objective, model: nn.Module, batch: Any, *, training: bo
     Raises TaskError or DataError that names what does not fit and what to do.
     """
     if training and not any(p.requires_grad for p in model.parameters()):
-        raise TaskError("The model has no trainable parameter: all are frozen, or there is none. Set requires_grad.")
+        raise TaskError(untrainable(model))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     given = objective.cast_inputs
     refused: _DtypeMismatchError | None = None
@@ -180,6 +180,15 @@ def rehearse(objective: Objective, model: nn.Module, batch: Any, *, training: bo
             _check_loss(loss, training, batch)
             return objective
     raise TaskError(str(refused)) from refused
+
+
+def untrainable(model: nn.Module) -> str:
+    """Say why nothing of a model can be trained."""
+    if any(True for _ in model.parameters()):
+        return (
+            "The model has no trainable parameter: all are frozen. Set requires_grad on those that are to be trained."
+        )
+    return "The model has no parameter, so there is nothing to train. Give it layers that have some, made in __init__."
 
 
 class _DtypeMismatchError(Exception):
@@ -330,7 +339,8 @@ def check_labels(task: Task, output: Any, target: Any, *, of: str = "") -> None:
             f"Give the model {value + 1} outputs or check the labels." if value > 0 else "Number the classes from 0."
         )
         raise DataError(
-            f"The target is {value} in row {row}{of}, but the model has {classes} outputs: labels run from 0 to {classes - 1}."
+            f"The target is {value} in row {row}{of}, but the model has {classes} output{'s' * (classes != 1)}: labels run from"
+            f" 0 to {classes - 1}."
             f" {remedy}"
         )
 

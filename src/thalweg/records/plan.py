@@ -170,7 +170,10 @@ class Plan:
         known = [f.name for f in fields(self)]
         for name in changes:
             if name not in known:
-                raise PlanError(f"A plan has no '{name}'.{nearest(name, known)} It has {', '.join(known)}.")
+                near = nearest(name, known)
+                if name in rules.get(self.rule).constants:
+                    near = f" It is a constant of the rule: constants.{name}, or constants={{'{name}': …}}."
+                raise PlanError(f"A plan has no '{name}'.{near} It has {', '.join(known)}.")
         if "evidence" not in changes:
             kept = {knob: _outdated(evidence, changes) for knob, evidence in self.evidence.items()}
             changes["evidence"] = {**kept, **{name: Evidence("given") for name in changes}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from thalweg.errors import RunError
+from thalweg.errors import RunError, nearest
 from thalweg.records import checkpoint, history, plain
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
@@ -28,7 +29,13 @@ PLAN, TASK, STATUS, REPORT, CHECKPOINTS = "plan.toml", "task.toml", "run.json", 
 
 
 class Figures(dict[str, npt.NDArray[np.float64]]):
-    """The history as columns: "step", "loss", "learning_rate", "validation/loss", …; NaN where a step has no such figure."""
+    """The history as columns: "step", "loss", "learning_rate", "validation/loss", …; NaN where a step has no such figure.
+
+    The first row is step 0: what was validated before the first step.
+    """
+
+    def __missing__(self, name: object) -> npt.NDArray[np.float64]:
+        raise KeyError(f"The history has no column {name!r}.{nearest(str(name), self)} It has {', '.join(self)}.")
 
     def to_pandas(self) -> pandas.DataFrame:
         """Give a data frame indexed by step. Raises RunError where pandas is not installed."""
@@ -137,6 +144,13 @@ def read_status(folder: Path) -> dict[str, Any]:
             f" it anew."
         ) from error
     return status
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that came to its end."""
+    with suppress(RunError):  # no run, or a status that is damaged and will be written anew
+        return read_status(folder).get("status") == "finished"
+    return False
 
 
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:

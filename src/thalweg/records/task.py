@@ -53,12 +53,12 @@ class Source:
     module: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def load(self) -> Task:
-        """Make the task again.
+    def load(self, found: Task | Callable[..., Task] | None = None) -> Task:
+        """Make the task again; `found` is what `find_task` gave, where that is known, so that the file runs once.
 
         Raises TaskError where the file is missing, does not run, holds no such task, or refuses the arguments.
         """
-        found = find_task(self)
+        found = find_task(self) if found is None else found
         task = _call(found, self) if not isinstance(found, Task) else found
         if isinstance(found, Task) and self.arguments:
             raise TaskError(
@@ -314,9 +314,8 @@ def _run_file(path: Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         place = f", line {error.lineno}" if error.lineno else ""
-        raise TaskError(
-            f"{error.filename or path}{place}: {error.msg}: {(error.text or '').strip()}. Mend the file."
-        ) from error
+        line = f": {error.text.strip()}" if error.text and error.text.strip() else ""
+        raise TaskError(f"{error.filename or path}{place}: {error.msg}{line}. Mend the file.") from error
     except SystemExit as error:
         raise TaskError(
             f"{path} ends the process ({_place(error, path)}exit). Take that out of a task file."

@@ -61,10 +61,10 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
     wrong = sorted(n for n in present.keys() & state.keys() if present[n].shape != state[n].shape)
     if missing or extra or wrong:
-        shapes = [f"{n}: {tuple(state[n].shape)} there, {tuple(present[n].shape)} here" for n in wrong[:3]]
+        told = [f"{name} is missing there" for name in missing[:3]] + [f"{name} is unknown here" for name in extra[:3]]
+        told += [f"{n} is {tuple(state[n].shape)} there and {tuple(present[n].shape)} here" for n in wrong[:3]]
         raise CheckpointError(
-            f"The checkpoint is of another model: missing {missing[:3]}, not known here {extra[:3]}, other shapes {shapes}."
-            f" Use the task the run was made with."
+            f"The checkpoint is of another model: {'; '.join(told)}. Use the task the run was made with."
         )
     with torch.no_grad():
         for name, tensor in present.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -41,6 +42,13 @@ class TensorSource:
     def __len__(self) -> int:
         return self.length
 
+    def digest(self) -> str:
+        """Give a short sum over shapes and some rows from all over: other data give another."""
+        rows = torch.linspace(0, self.length - 1, min(self.length, 64)).round().long()
+        return summed(
+            [(str(tuple(leaf.shape)), leaf.index_select(0, rows.to(leaf.device))) for leaf in leaves(self.nest)]
+        )
+
     def take(self, indices: Tensor | slice) -> Any:
         """Give copies of the examples at `indices` as one batch: a model may work in place on what it is given."""
         if isinstance(indices, slice):
@@ -61,6 +69,10 @@ class ItemSource:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def digest(self) -> str | None:
+        """Give nothing: reading items may cost much, and may draw random numbers."""
+        return None
 
     def feed(self, lots: Iterator[list[tuple[int, int]]], seed: int, workers: int) -> Generator[Any]:
         """Load lots of (epoch, index) pairs, one batch a lot, in their order."""
@@ -104,6 +116,10 @@ class StreamSource:
         self.batch_size = batch_size  # the loader's own; None: not known
         self.stateful = all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
+
+    def digest(self) -> str | None:
+        """Give nothing: a stream may differ from pass to pass."""
+        return None
 
     def count(self) -> int | None:
         """Batches in a pass, None where the stream does not know."""
@@ -271,6 +287,15 @@ def leaves(nest: Any) -> list[Tensor]:
     if isinstance(nest, Sequence) and not isinstance(nest, str | bytes):
         return [leaf for part in nest for leaf in leaves(part)]
     return []
+
+
+def summed(parts: Sequence[tuple[str, Tensor]], size: int = 8) -> str:
+    """Give a short sum over texts and tensors, bit by bit."""
+    sums = hashlib.blake2b(digest_size=size)
+    for text, tensor in parts:
+        sums.update(text.encode())
+        sums.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return sums.hexdigest()
 
 
 def spoilt_rows(batch: Any) -> list[int]:

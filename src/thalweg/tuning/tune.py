@@ -33,7 +33,9 @@ def price(effort: str | float) -> float:
     """
     if isinstance(effort, str):
         if effort not in EFFORTS:
-            raise PlanError(f"`effort` is '{effort}', which is none of {list(EFFORTS)}.{nearest(effort, EFFORTS)}")
+            raise PlanError(
+                f"`effort` is '{effort}', which is none of {', '.join(EFFORTS)}, and no number.{nearest(effort, EFFORTS)}"
+            )
         return EFFORTS[effort]
     if isinstance(effort, bool) or not isinstance(effort, SupportsFloat) or not math.isfinite(effort) or effort < 1:
         raise PlanError(
@@ -107,6 +109,8 @@ def check_fixed(fixed: Mapping[str, Any]) -> dict[str, Any]:
             raise PlanError(
                 f"`fixed` has '{name}', which is no knob of a plan.{nearest(str(name), known)} Knobs: {', '.join(known)}."
             )
+    whole: dict[str, Any] = {"batch_size": None, **fixed}
+    Plan(**whole)  # raises where a value cannot be
     return dict(fixed)
 
 
@@ -192,7 +196,13 @@ def with_learning_rate(
     search = Search(problem, plan_for, seed, say)
     say(f"learning rate: {rungs[0][0]} candidates over {rungs[0][1]} steps")
     started = time.perf_counter()
-    best = search.halve(*priors.rate_range(plan.rule), rungs)
+    try:
+        best = search.halve(*priors.rate_range(plan.rule), rungs)
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(
+            "Interrupted while the learning rate was searched: nothing is trained yet, so start again. --effort 1 (effort=1)"
+            " leaves the search out."
+        ) from stopped
     if all(math.isinf(t.score) for t in search.trials):
         raise DivergedError(
             f"No learning rate trained: every short run ended with a figure ('{problem.task.select}') that is not finite, or ran"
@@ -207,7 +217,8 @@ def with_learning_rate(
     }
     reason = (
         f"best of {len(search.trials)} short runs, each a complete schedule, up to {rungs[-1][1]} steps;"
-        f" {best:.3g} there, carried to {full} steps by (short / full)^0.15"
+        f" {best:.3g} there, and a little less for {full} steps: times ({rungs[-1][1]} / {full})^0.15"
+        f"{'' if problem.validation is not None else '; judged by the training loss, as there are no validation data'}"
     )
     return plan.replace(
         learning_rate=rate, evidence={**plan.evidence, "learning_rate": Evidence("searched", reason, figures)}
