@@ -63,6 +63,7 @@ class Keeper:
     def validate(self, descent: Descent, progress: Progress) -> None:
         """Validate raw and averaged weights, keep the better where it is the best so far, and say where patience ends."""
         task, step, plan = descent.problem.task, descent.step, descent.plan
+        descent.optimizer.zero_grad(set_to_none=True)  # done with, and a validation may need the room
         raw = self._measure(descent)
         self._compare(descent, raw, averaged=False)
         row, shown = {f"validation/{name}": value for name, value in raw.items()}, raw
@@ -211,14 +212,17 @@ class Keeper:
         self.ledger.flush()
 
     def _keep_last(self, descent: Descent) -> None:
+        descent.optimizer.zero_grad(set_to_none=True)
         raw = self._measure(descent)
-        self._keep(descent, raw, averaged=False)
-        if descent.plan.ema is None:
-            return
-        with descent.optimizer.averaged():
-            averaged = self._measure(descent)
-            if _order(descent.problem.task, averaged) < _order(descent.problem.task, raw):
-                self._keep(descent, averaged, averaged=True)
+        if descent.plan.ema is not None:
+            with descent.optimizer.averaged():
+                averaged = self._measure(descent)
+                if _order(descent.problem.task, averaged) < _order(descent.problem.task, raw):
+                    self._keep(descent, averaged, averaged=True)
+                    return
+        # No step follows, so the weights themselves serve and need no copy.
+        value = raw[descent.problem.task.select]
+        descent.best = Best(value, descent.step, raw, averaged=False, model=model_state(descent.model))
 
     def _stop(self, descent: Descent, progress: Progress) -> None:
         where = "nothing was written, as the run has no folder"

@@ -5,47 +5,75 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thalweg import optim
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.problem import REHEARSED, Problem, first_batch, start_model, to_device
-from thalweg.landscape.start import Start, alike, constant_loss, measure_start, reaction
-from thalweg.sampling import Batches, mix, once
-from thalweg.sampling.sources import seed_all
+from thalweg.landscape.start import (
+    RATES,
+    Fit,
+    Repeats,
+    Start,
+    alike,
+    constant_loss,
+    extent,
+    goal,
+    measure_start,
+    out_of_reach,
+    reaction,
+    repeats,
+    scales,
+)
+from thalweg.sampling import Batches, TensorSource, mix, once
+from thalweg.sampling.sources import leaves, seed_all, tree_map
 
 STEPS = 100
-SECONDS = 10.0
+SECONDS = 8.0
 EXAMPLES, MOST_BATCHES = 64, 16  # of the sample that shows whether anything carries over from some examples to others
 ENOUGH = 8  # batches: below that a sample says little
 ROUNDS = 25  # passes over the half of the sample that is learnt from
+PUSH = 0.1  # rate that takes a bias ten units far in a hundred steps: well beyond where a sigmoid or tanh ends
+NEAR = 0.1  # of a bound, in the mean, are outputs that were pushed against it
+BOUNDS = (0.0, 1.0)  # of size, as ReLU, sigmoid and tanh have them
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
     """Measure the task's start: loss, gradients, reaction, scale, whether one batch can be fitted, and what carries over.
 
-    Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged.
+    Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged; pushing
+    outputs against their bounds is part of fitting.
     """
     with ambient(), alone:
         problem = problem.private()
-        model = start_model(problem, seed)
         sample = _sample(problem, seed, seconds)
         batch = to_device(_some(problem, seed), problem.device)
         start = measure_start(problem.objective, start_model(problem, seed), batch)
-        learner = start_model(problem, seed)
-        loss, steps = _fit(problem, model, batch, seed, start, seconds)
-        heeds = reaction(
-            problem.objective, model, batch
-        )  # a last layer that starts at zero heeds its input from then on
-        held_out = _carry_over(problem, learner, sample, seed, seconds)
-        same = (
-            None if problem.task.step else alike([problem.objective.split(part)[2] for part in sample or _all(problem)])
+        until = time.perf_counter() + seconds
+        start, seen = _with_fit(problem, start, batch, seed, until)
+        start = replace(
+            start,
+            bounds=_bounds(problem, start, batch, seed, seen, until),
+            held_out=_carry_over(problem, start_model(problem, seed), sample, seed, seconds),
+            repeats=_repeats(problem),
         )
-    if start.reaction is not None and heeds is not None:
-        start = replace(start, reaction=max(start.reaction, heeds))
-    return replace(start, fitted_loss=loss, fitted_steps=steps, held_out=held_out, target_alike=same)
+        return start if problem.task.step else _with_data(problem, start, sample or _all(problem), batch)
+
+
+def _with_data(problem: Problem, start: Start, batches: list[Any], batch: Any) -> Start:
+    """Add what many examples tell, or the few of one batch where there are no more."""
+    some = batches or [batch]
+    targets = [problem.objective.split(part)[2] for part in some]
+    return replace(
+        start,
+        scale=scales(problem.objective, some),
+        out_of_reach=out_of_reach(targets, start.bounds),
+        target_alike=alike(targets) if batches else None,
+    )
 
 
 def _some(problem: Problem, seed: int) -> object:
@@ -81,6 +109,13 @@ def _all(problem: Problem) -> list[object]:
     return [batch for batch, _ in once(problem.train, problem.count)]
 
 
+def _repeats(problem: Problem) -> Repeats | None:
+    """Look for training rows in the validation data, where both are in memory."""
+    if not isinstance(problem.train, TensorSource) or not isinstance(problem.validation, TensorSource):
+        return None
+    return repeats(leaves(problem.train.nest), leaves(problem.validation.nest))
+
+
 def _carry_over(
     problem: Problem, model: nn.Module, sample: list[object], seed: int, seconds: float
 ) -> tuple[float, float] | None:
@@ -102,6 +137,8 @@ def _carry_over(
             loss, _ = objective.loss(model, batch)
             loss.backward()
             optimizer.step()
+            if time.perf_counter() - started > seconds:
+                return None
         model.eval()
         with torch.no_grad():
             seen = [(*objective.outputs(model, batch), float(objective.loss(model, batch)[0])) for batch in others]
@@ -112,36 +149,141 @@ def _carry_over(
         constant = sum(found[0] for found in known if found) / len(known)
         if best < 0.9 * constant:  # it does
             break
-        if time.perf_counter() - started > seconds:
-            return None
     return best, constant
 
 
-def _optimizer(model: nn.Module) -> optim.Optimizer:
+def _optimizer(model: nn.Module, rate: float = RATES[0]) -> optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return optim.build("adamw", parameters, lr=3e-3, clip_norm=1.0, on_nonfinite="skip")
+    return optim.build("adamw", parameters, lr=rate, clip_norm=1.0, on_nonfinite="skip")
 
 
-def _fit(
-    problem: Problem, model: nn.Module, batch: object, seed: int, start: Start, seconds: float
-) -> tuple[float | None, int]:
-    """Train on one batch without dropout, and give the loss reached; None where time ran out first."""
+def _without_dropout(problem: Problem, seed: int) -> nn.Module:
+    model = start_model(problem, seed)
     for module in model.modules():
-        if isinstance(module, nn.Dropout | nn.AlphaDropout | nn.Dropout2d):
+        if isinstance(module, _DROPOUTS):
             module.p = 0.0
-    model.train()
-    optimizer = _optimizer(model)
-    enough = 0.5 * min(start.loss, start.loss if start.constant_loss is None else start.constant_loss)
-    best, started, step = math.inf, time.perf_counter(), 0
+    return model.train()
+
+
+def _with_fit(
+    problem: Problem, start: Start, batch: Any, seed: int, until: float
+) -> tuple[Start, tuple[float, float] | None]:
+    """Add how a few examples of the batch were fitted, and give the range of the outputs after that."""
+    few, judged = _few(problem, batch, seed)
+    tries, model = _tries(problem, few, seed, until)
+    heeds = reaction(problem.objective, model, batch)
+    if start.reaction is not None and heeds is not None:
+        # A last layer that starts at zero heeds its input from now on.
+        start = replace(start, reaction=max(start.reaction, heeds))
+    if judged and tries and (tries[-1].done or len(tries) == len(RATES)):
+        start = replace(start, fit=min(tries, key=lambda tried: tried.reached))
+    if problem.task.step is not None:
+        return start, None
+    with torch.no_grad():
+        return start, extent(problem.objective.outputs(model, batch)[0])
+
+
+def _tries(problem: Problem, batch: Any, seed: int, until: float) -> tuple[list[Fit], nn.Module]:
+    """Fit a batch at one rate after the other until one does, or time has run out; give the last model too."""
+    tries: list[Fit] = []
+    while True:
+        model = _without_dropout(problem, seed)
+        tried = _fit(problem, model, batch, seed, RATES[len(tries)], until)
+        tries += [tried] if tried else []
+        if tried is None or tried.done or len(tries) == len(RATES):
+            return tries, model
+
+
+def _few(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
+    """Give as many examples as the model has room for, of unlike targets, and whether it has any: two parameters an output.
+
+    So many can be learnt by heart, by a linear model too: n + 1 of its parameters pass through any n + 1 points.
+    """
+    if problem.task.step is not None:
+        return batch, True
+    model = start_model(problem, seed).eval()
+    with torch.no_grad():
+        output, target = problem.objective.outputs(model, batch)
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not target.ndim or not target.numel():
+        return batch, True
+    room, count = sum(p.numel() for p in model.parameters() if p.requires_grad), len(target)
+    wanted = max(2, room * count // (2 * output.numel()))
+    if wanted >= count:
+        return batch, True
+    if room * count < 2 * target.numel() or any(not leaf.ndim or len(leaf) != count for leaf in leaves(batch)):
+        return batch, False
+    chosen = _unlike(target, wanted)
+    return tree_map(lambda leaf: leaf[chosen] if isinstance(leaf, Tensor) else leaf, batch), True
+
+
+def _unlike(target: Tensor, count: int) -> Tensor:
+    """Choose examples from the first one to the one whose target is farthest from its, evenly.
+
+    >>> _unlike(torch.tensor([3, 3, 9, 3, 5]), 3)
+    tensor([0, 3, 2])
+    """
+    values = target if target.is_complex() else target.double()
+    order = (values - values[:1]).abs().reshape(len(target), -1).sum(1).argsort(stable=True)
+    return order[torch.linspace(0, len(target) - 1, count).round().long().to(order.device)]
+
+
+def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float, until: float) -> Fit | None:
+    """Train on one batch at one rate, and give the loss reached; None where time ran out first."""
+    optimizer = _optimizer(model, rate)
+    known = None
+    if problem.task.step is None:
+        with torch.no_grad():
+            known = constant_loss(problem.objective, *problem.objective.outputs(model, batch))
+    constant = known[0] if known else None
+    size = max((len(leaf) for leaf in leaves(batch) if leaf.ndim), default=1)
+    started = best = aim = math.nan
     for step in range(1, STEPS + 1):
         optimizer.zero_grad(set_to_none=True)
         seed_all(mix(seed, step))
         loss, _ = problem.objective.loss(model, batch)
         loss.backward()
         optimizer.step()
-        best = min(best, float(loss.detach()))
-        if 0 < best < enough:
-            return best, step
-        if time.perf_counter() - started > seconds:
-            break
-    return (best if step == STEPS else None), step
+        value = float(loss.detach())
+        if step == 1:
+            started = best = value
+            aim = goal(value, constant)
+        best = min(best, value)
+        if step > 1 and best < aim:
+            return Fit(started, best, aim, constant, size, step, rate)
+        if time.perf_counter() > until:
+            return None
+    return Fit(started, best, aim, constant, size, STEPS, rate)
+
+
+def _bounds(
+    problem: Problem, start: Start, batch: Any, seed: int, fitted: tuple[float, float] | None, until: float
+) -> tuple[float | None, float | None]:
+    """Give the bounds that outputs do not pass when a copy of the model is pushed down, and up; None where there is none.
+
+    Only outputs that were seen within [-1, 1], or on one side of it, at the start and after the fit are pushed: all others are
+    known to be free.
+    """
+    if start.compares in ("", "log-probabilities") or start.output_range is None or fitted is None:
+        return None, None
+    (least, most), size = zip(start.output_range, fitted, strict=True), max(BOUNDS)
+    low = _pushed(problem, batch, seed, -1.0, until) if min(least) >= -size else None
+    high = _pushed(problem, batch, seed, 1.0, until) if max(most) <= size else None
+    return low, high
+
+
+def _pushed(problem: Problem, batch: Any, seed: int, way: float, until: float) -> float | None:
+    """Train a copy to give the least outputs it can (`way` -1), or the largest (1): the bound where they all end, if any."""
+    model = _without_dropout(problem, seed)
+    optimizer = _optimizer(model, PUSH)
+    farthest, mean = -math.inf, 0.0
+    for step in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        seed_all(mix(seed, step))
+        output = way * problem.objective.outputs(model, batch)[0]
+        farthest, mean = max(farthest, float(output.detach().max())), float(output.detach().mean())
+        if not farthest <= max(BOUNDS) or time.perf_counter() > until or not output.requires_grad:
+            return None
+        (-output.mean()).backward()
+        optimizer.step()
+    ends = [size for size in BOUNDS if farthest <= size + 1e-6 and mean >= size - NEAR]
+    return (way * ends[0] or 0.0) if ends else None  # no -0.0
