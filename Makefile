@@ -45,6 +45,10 @@ format: $(READY) ## format the sources
 tables: $(READY) ## write the import tables from the folder listings
 	$(BIN)/python tools/tables.py
 
+docs: $(READY) ## write the pages' tables from what was measured, and run every example in them
+	$(BIN)/python bench/tables.py
+	$(PYTEST) tests/test_documentation.py tests/records/test_run_format.py
+
 $(BENCH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@touch $@
@@ -61,4 +65,4 @@ bench-check: $(READY) ## fail where bench/README.md differs from the raw figures
 clean: ## remove what the other targets made
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test test-all lint format tables bench bench-resume bench-check clean
+.PHONY: help setup demo test test-all lint format tables docs bench bench-resume bench-check clean
