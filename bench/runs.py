@@ -21,7 +21,7 @@ class StopAt:
     def __init__(self, step: int) -> None:
         self.last = step
 
-    def begin(self, plan: tw.Plan, step: int) -> None: ...
+    def begin(self, plan: tw.Plan, step: int, validation: bool) -> None: ...
 
     def step(self, step: int, loss: float, rate: float, examples: int) -> None:
         if step == self.last:

@@ -12,10 +12,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from thalweg.errors import DivergedError, PlanError, RunError, TaskError, ThalwegError, nearest
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.run import Run
 from thalweg.records.task import Source, Task, find_task, parse_source
 
 STATUSES: Mapping[str, int] = {
@@ -434,9 +437,15 @@ def run_train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         out=_out(options, task),
         progress=None if options.quiet else make_progress(),
     )
+    _tell_finished(run)
     verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
+
+
+def _tell_finished(run: Run) -> None:
+    if run.trained is None:  # opened, not trained
+        print(f"The run in {run.folder} had finished already: nothing was done.")
 
 
 def run_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -450,7 +459,8 @@ def run_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`thalweg diagnose`."""
     from thalweg import verbs
-    from thalweg.records.run import Run
+    from thalweg.see.advice import next_steps
+    from thalweg.see.happenings import treatments
 
     run = Run.open(options.folder)
     status = run.summary.get("status", "unknown")
@@ -458,12 +468,21 @@ def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
         print("The run is under way, or was ended from outside.")
     elif status != "finished":
         print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
-    return _tell(verbs.diagnose(run), "Nothing went wrong." if status == "finished" else "Nothing went wrong so far.")
+    gravest = _tell(verbs.diagnose(run), "No failure was noticed.", treatments(run))
+    for line in next_steps(run):
+        print(f"next: {line}")
+    return gravest
 
 
-def _tell(found: Sequence[Any], nothing: str) -> int:
+def _tell(found: Sequence[Diagnosis], nothing: str, treated: Sequence[tuple[Diagnosis, str]] = ()) -> int:
+    done = {id(diagnosis): told for diagnosis, told in treated}
     for diagnosis in found:
-        print(f"{diagnosis.severity}: {diagnosis}")
+        told = done.get(id(diagnosis))
+        print(
+            f"{diagnosis.severity}: {replace(diagnosis, cure=None)} Done: {told}"
+            if told
+            else f"{diagnosis.severity}: {diagnosis}"
+        )
     if not found:
         print(nothing)
     gravest = {diagnosis.severity for diagnosis in found}
@@ -473,14 +492,11 @@ def _tell(found: Sequence[Any], nothing: str) -> int:
 def run_resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`thalweg resume`."""
     from thalweg import verbs
-    from thalweg.records.run import is_finished
     from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
-    finished = is_finished(Path(options.folder))
     run = verbs.resume(options.folder, device=options.device, progress=None if options.quiet else make_progress())
-    if finished:
-        print(f"The run in {options.folder} had finished: nothing was left to do.")
+    _tell_finished(run)
     verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
@@ -489,7 +505,6 @@ def run_resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def run_report(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`thalweg report`."""
     from thalweg import verbs
-    from thalweg.records.run import Run
 
     if not Path(options.folder).exists():
         raise RunError(f"There is no folder {options.folder}.")
@@ -504,7 +519,9 @@ def run_examples(options: argparse.Namespace, rest: Sequence[str]) -> int:
     for name, line in examples.EXAMPLES.items():
         known = examples.info(name)
         expected = ", ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in known.expected.items())
-        print(f"{name:10s} {line}\n{'':10s} {known.epochs:g} epochs, about {known.seconds:g} s; expect {expected}")
+        print(
+            f"{name:10s} {line}\n{'':10s} {known.epochs:g} epochs, about {known.seconds:g} s; usual result: {expected}"
+        )
     return STATUSES["well"]
 
 

@@ -187,7 +187,7 @@ def test_progress_hears_every_step_and_every_end() -> None:
         def __init__(self) -> None:
             self.heard: list[str] = []
 
-        def begin(self, plan: tw.Plan, step: int) -> None:
+        def begin(self, plan: tw.Plan, step: int, validation: bool) -> None:
             self.heard.append("begin")
 
         def step(self, step: int, loss: float, rate: float, examples: int) -> None:

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 import tomlkit
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import thalweg.schedule as schedules
@@ -133,7 +133,10 @@ def test_resumed_from_any_step_it_goes_on_as_if_uninterrupted(schedule, metrics,
             seen.append(schedule.factor(i * 40, state))
         return seen
 
-    plain = schedule.resolve(500, 5)
+    try:
+        plain = schedule.resolve(500, 5)
+    except ScheduleError:  # milestones that lie inside the warm-up, say
+        assume(False)
     state = plain.initial_state()
     for i, metric in enumerate(metrics[:cut]):
         state = plain.observe(state, metric, i * 40)
@@ -153,10 +156,10 @@ def test_it_describes_itself_in_one_line(schedule):
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        (schedules.linear(2000, 100), "linear to zero over 2000 steps, the first 100 in linear warm-up"),
+        (schedules.linear(2000, 100), "linear to zero over 2,000 steps, the first 100 in linear warm-up"),
         (schedules.cosine("2 epochs", 50, final=0.1), "cosine to 0.1 of the peak over 2 epochs, the first 50 in linear warm-up"),
         (schedules.constant("3 epochs"), "constant over 3 epochs"),
-        (schedules.wsd(1000), "constant, then 1-sqrt to zero in the last 20 %, over 1000 steps"),
+        (schedules.wsd(1000), "constant, then 1-sqrt to zero in the last 20 %, over 1,000 steps"),
         (schedules.step(every="2 epochs"), "constant but times 0.1 every 2 epochs, over the whole run"),
         (schedules.cosine(0.5).scaled(0.1), "0.1 times: cosine to zero over 50 % of the run"),
         (

@@ -142,7 +142,7 @@ def rescued(make_run: Callable[..., Run]) -> Run:
     )
     back = {"from": 120, "to": 100, "rate_factor": 0.5, "clip_norm": 1.0}
     events = (
-        Event(120, "diverging", str(found), {}, 1, True),
+        Event(120, "diverging", str(found), lists(found.to_dict()), 1, True),
         Event(100, "rollback", "Went back from step 120 to step 100.", back, 2, False),
         Event(300, "resume", "Went on from step 300.", {}, 3, False),
         Event(350, "nonfinite", "step 350: this batch was left out.", {}, 3, False),

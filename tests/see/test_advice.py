@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from thalweg import schedule
+from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.plan import Evidence
 from thalweg.see.advice import next_steps
@@ -46,8 +48,8 @@ def test_what_is_left_to_gain_depends_on_the_gap_between_training_and_validation
 def test_a_best_long_before_the_end_is_overfitting_where_the_training_loss_went_on_falling(make_run):
     text = said(run_of(make_run, TURNING))
     assert (
-        "The validation loss was best at step 120 of 400 (0.3) and 0.9 at the end while the training loss went from"
-        in text
+        "The validation loss was best at step 120 of 400 (0.3) and about 0.8 over the last fifth of the run, while the"
+        " training loss went from" in text
     )
     assert "overfitting" in text
     assert "6 epochs were enough" in text
@@ -60,6 +62,12 @@ def test_a_best_long_before_the_end_is_not_overfitting_where_the_training_loss_r
     assert "not overfitting" in said(run)
 
 
+def test_a_best_that_has_worsened_by_half_since_is_overfitting_however_small_it_is(make_run):
+    text = said(run_of(make_run, [0.73, 0.05, 0.041, 0.037, 0.045, 0.05, 0.055, 0.06, 0.05, 0.075, 0.045]))
+    assert "best at step 120 of 400 (0.037) and about 0.05 over the last fifth" in text
+    assert "More data, augmentation, dropout or more weight decay would help, or fewer steps" in text
+
+
 def test_a_small_loss_after_the_best_is_noise(make_run):
     assert "overfitting" not in said(run_of(make_run, [2.0, 0.5, 0.2, 0.201, 0.203, 0.202, 0.21, 0.205]))
 
@@ -70,6 +78,24 @@ def test_still_improving_at_the_end_asks_for_a_longer_budget(make_run):
         "still improving: 0.6 after four fifths of the run, 0.4 at the end. Give it twice the budget (40 epochs)"
         in text
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "metrics"),
+    [
+        ([0.6, 0.1, 0.02, 0.004, 0.001, 0.0006, 0.0004, 0.00025, 0.000175, 0.00015, 0.00013], {}),
+        (FALLING, {"accuracy": 1.0}),
+    ],
+)
+def test_where_nothing_is_left_to_gain_no_longer_budget_is_asked_for(make_run, values, metrics):
+    (line,) = next_steps(run_of(make_run, values, metrics={"loss": values[-1], **metrics}))
+    assert line.endswith("By this measure there is next to nothing left to gain.")
+
+
+def test_only_a_schedule_that_ends_has_to_be_walked_from_the_start(make_run):
+    assert "the schedule is cut to the run's length" in said(run_of(make_run, FALLING))
+    constant = said(run_of(make_run, FALLING, plan={"schedule": schedule.constant()}))
+    assert constant.endswith("Give it twice the budget (40 epochs).")
 
 
 def test_the_better_of_raw_and_averaged_weights_counts(make_run):
@@ -89,7 +115,8 @@ def test_a_criterion_to_be_raised_is_read_the_other_way_round(make_run):
         )
 
     assert "accuracy was still improving: 86 % after four fifths of the run, 95 % at the end" in said(of(rising))
-    assert "The accuracy was best at step 0 of 400 (95 %) and 10 % at the end" in said(of(rising[::-1]))
+    falling = said(of([0.1, *rising[::-1]]))
+    assert "The accuracy was best at step 36 of 400 (95 %) and about 30 % over the last fifth" in falling
 
 
 @pytest.mark.parametrize(
@@ -113,19 +140,84 @@ def test_an_r2_of_nothing_is_no_better_than_the_mean(make_run):
 
 def test_cures_ask_for_another_plan(rescued):
     assert "The rate of 0.003 was too high for this descent: it went back once and ended with 0.0015" in said(rescued)
-    assert "`--fix learning_rate=0.0015`" in said(rescued)
+    assert "`learning_rate=0.0015` (with `--set` for `thalweg train`, with `--fix` for `thalweg fit`)" in said(rescued)
 
 
 def test_clipping_most_steps_says_how_often_and_how_far(make_run):
     norms = np.full(401, 4.0)
     history = course(SETTLED) | {"gradient_norm": norms, "clip_scale": np.full(401, 0.25)}
-    given = {"clip_norm": 1.0, "evidence": {"learning_rate": Evidence("given")}}
-    run = make_run(history=history, plan=given, metrics={"loss": 0.2})
-    assert "shortened in 100 % of the steps (median norm 4, limit 1)" in said(run)
-    assert "Try half the learning rate" in said(run)
-    searched = make_run(history=history, plan={"clip_norm": 1.0}, metrics={"loss": 0.2})
-    assert "The rate was searched with this limit" in said(searched)
-    assert "shortened" not in said(make_run(history=history, plan={"clip_norm": None}, metrics={"loss": 0.2}))
+    given = {"rule": "momentum", "clip_norm": 1.0, "evidence": {"learning_rate": Evidence("given")}}
+
+    def of(**knobs):
+        return said(make_run(history=history, plan={**given, **knobs}, metrics={"loss": 0.2}))
+
+    assert "shortened in 100 % of the steps (median norm 4, `clip_norm` 1)" in of()
+    assert "raise it to `clip_norm=4` and lower the rate in proportion, to about `learning_rate=0.00075`" in of()
+    assert "The rate was searched with this limit" in of(evidence={"learning_rate": Evidence("searched")})
+    assert "shortened" not in of(clip_norm=None)
+
+
+@pytest.mark.parametrize("rule", ["adam", "adamw", "rmsprop"])
+def test_a_rule_that_divides_by_the_gradients_size_gets_no_advice_from_its_clipping(make_run, rule):
+    history = course(SETTLED) | {"gradient_norm": np.full(401, 400.0), "clip_scale": np.full(401, 0.0025)}
+    plan = {"rule": rule, "clip_norm": 1.0, "evidence": {"learning_rate": Evidence("given")}}
+    text = said(make_run(history=history, plan=plan, metrics={"loss": 0.2}))
+    assert "shortened" not in text
+    assert "half the learning rate" not in text
+
+
+def creeping(make_run, fall, **given):
+    """A run whose loss falls in proportion to the rates walked so far, by this share of the start."""
+    plain = make_run()
+    way = np.cumsum(np.nan_to_num(plain.history["learning_rate"]))
+    column = np.where(np.arange(401) % 20 == 0, 30_000 * (1 - fall * way / way[-1]), np.nan)
+    losses = {"loss": float(column[-1])}
+    plan = {"evidence": {"learning_rate": Evidence("given")}}
+    summary = {"start": {"loss": 30_000.0}, **given.pop("summary", {})}
+    return make_run(history={"validation/loss": column}, metrics=losses, summary=summary, plan=plan, **given)
+
+
+def test_a_loss_that_crept_down_steadily_asks_for_a_higher_rate_and_nothing_else(make_run):
+    (line,) = next_steps(creeping(make_run, 0.008))
+    assert line.startswith("Hardly anything was learnt: the validation loss is 29,760 at the end, 30,000 at the start.")
+    assert (
+        "the learning rate of 0.003 is likely far too low. Raise it, for example tenfold: `learning_rate=0.03`" in line
+    )
+    assert "or let `thalweg fit` search for it" in line
+
+
+def test_a_higher_rate_is_not_asked_for_where_the_loss_had_levelled_off_or_run_away(make_run):
+    assert "Raise it" not in said(run_of(make_run, [2.0, 1.98, 1.971, 1.97, 1.97, 1.9699, 1.9698, 1.9697, 1.9696]))
+    assert "Raise it" not in said(creeping(make_run, 0.5))
+    back = (Event(100, "rollback", "", {"from": 120, "to": 100}, 2, False),)
+    assert "Raise it" not in said(creeping(make_run, 0.008, events=back))
+
+
+def test_what_was_found_before_training_comes_first_with_its_cure(make_run):
+    found = Diagnosis("softmax twice", "the outputs are already probabilities.", cure=Cure("Return the logits."))
+    lines = next_steps(run_of(make_run, TURNING, diagnoses=(found,)))
+    assert lines[0] == "Found before training: softmax twice. The outputs are already probabilities. Return the logits."
+    failed = said(run_of(make_run, [2.0, 2.0], metrics={"loss": 2.0}, diagnoses=(found,)))
+    assert "What was found before training is the likely cause" in failed
+    assert "thalweg check" not in failed
+
+
+def test_a_note_from_before_training_comes_last(make_run):
+    note = Diagnosis("zero gradient", "one is zero.", "note", cure=Cure("Look."))
+    lines = next_steps(run_of(make_run, SETTLED, diagnoses=(note,)))
+    assert lines[0].startswith("All is well")
+    assert lines[-1] == "Found before training: zero gradient. One is zero. Look."
+
+
+def test_a_finding_that_the_training_refutes_is_said_to_be_refuted(make_run):
+    found = Diagnosis("one batch cannot be fitted", "too slow.", cure=Cure("Check the labels."))
+    assert "Check the labels" in said(run_of(make_run, [2.0, 1.9, 1.9, 1.9, 1.9], diagnoses=(found,)))
+    lines = next_steps(run_of(make_run, SETTLED, diagnoses=(found,)))
+    assert lines[-1].endswith("But the training did learn, so nothing needs to be mended.")
+
+
+def test_what_is_found_while_training_is_not_said_to_be_from_before(rescued):
+    assert "Found before training" not in said(rescued)
 
 
 def search(rates, scores, steps=None):
@@ -157,6 +249,11 @@ def test_only_the_longest_short_runs_decide_a_tie(make_run):
     assert "alike" not in said(run_of(make_run, SETTLED, plan=plan))
 
 
+def test_a_rate_that_failed_from_one_seed_is_no_tie(make_run):
+    plan = search([1e-4, 1e-3, 1e-2, 1e-2], [0.9, 0.2, 0.2, float("inf")])
+    assert "alike" not in said(run_of(make_run, SETTLED, plan=plan))
+
+
 def test_a_rate_that_nobody_searched_is_said_to_be_a_default(make_run):
     plan = {"evidence": {"learning_rate": Evidence("default", "a rate that serves most")}}
     assert "The learning rate is a stated default" in said(run_of(make_run, SETTLED, plan=plan))
@@ -182,7 +279,7 @@ def test_memory_that_ran_out_says_how_to_start_next_time(make_run):
         Event(3, "out_of_memory", "", {"accumulate": 2}, 1, False),
         Event(4, "out_of_memory", "", {"accumulate": 4}, 1, False),
     )
-    assert "`--fix accumulate=4`" in said(make_run(events=events))
+    assert "`accumulate=4` (with `--set`" in said(make_run(events=events))
 
 
 def test_an_unfinished_run_says_how_to_go_on(make_run, keep, tmp_path):

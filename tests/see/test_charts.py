@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thalweg.see.axes import choose
 from thalweg.see.charts import Mark, Series, Stretch, chart
 
 X = np.arange(10.0)
@@ -70,10 +71,50 @@ def test_a_screen_reader_hears_where_the_lines_begin_and_end():
     )
 
 
-def test_the_axis_says_where_it_is_logarithmic():
-    wide = chart("t", [Series("s", X, 10.0**-X)])
-    assert "logarithmic" in wide
-    assert "logarithmic" not in chart("t", [Series("s", X, X + 10)])
+def test_each_axis_says_what_it_measures_and_where_it_is_logarithmic():
+    wide = chart("Loss", [Series("s", X, 10.0**-X)])
+    assert '<p class="y-name">loss, logarithmic</p>' in wide
+    assert '<span class="x-name">step</span>' in wide
+    narrow = chart("Loss", [Series("s", X + 1, X + 10)], x_name="rate", log_x=True, y_name="score")
+    assert '<p class="y-name">score</p>' in narrow
+    assert '<span class="x-name">rate, logarithmic</span>' in narrow
+
+
+def line_of(text):
+    figure = parsed(text)
+    d = next(p.get("d") for p in figure.iter("path") if p.get("class") == "line")
+    return np.cumsum(np.array(re.findall(r"-?\d+", d), int).reshape(-1, 2), 0)[:, 1]
+
+
+def test_the_smoothed_line_is_the_arithmetic_mean_on_a_logarithmic_axis_too():
+    y = np.tile([1.0, 1e-4], 200)
+    text = chart("t", [Series("s", np.arange(400.0), y, smooth=True)])
+    place = 1 - np.median(line_of(text)) / 10_000
+    up = choose([y])
+    assert up.log
+    assert up.back(np.array([place]))[0] == pytest.approx(y.mean(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1.0, 0.1, 0.0, 0.01], "Values of exactly zero are drawn on the lower edge."),
+        ([1.0, 0.1, 1e-40, 0.0], "Values below 1.78e-16 are drawn on the lower edge."),
+        ([1.0, 0.1, 0.02, 0.01], None),
+    ],
+)
+def test_values_below_a_logarithmic_axis_are_told(values, said):
+    text = chart("t", [Series("s", X[:4], np.array(values))])
+    assert "edge" not in text if said is None else said in text
+
+
+def test_what_stands_aside_gets_room_within_reason_and_is_told_where_it_gets_none():
+    main = Series("s", X, X + 1)
+    near = chart("t", [main, Series("a", X, X + 200, aside=True)])
+    far = chart("t", [main, Series("a", X, np.full(10, 1e30), aside=True)])
+    assert "edge" not in near
+    assert "are drawn on the upper edge" in far
+    assert ">1e+06<" not in far
 
 
 def test_shares_are_labelled_in_percent():

@@ -40,7 +40,14 @@ def test_the_bar_says_loss_validation_rate_speed_and_time_left():
         clock.now += 1.0
         progress.step(step, 0.25, 0.0012, 64)
     last = console.file.getvalue().split("\r")[-1]
-    for words in ("50%", "loss 0.25", "validation loss 2.5 accuracy 50 %", "rate 0.0012", "64 examples/s", "50 s left"):
+    for words in (
+        "50%",
+        "loss 0.25",
+        "validation loss 2.5, accuracy 50 %",
+        "rate 0.0012",
+        "64 examples/s",
+        "50 s left",
+    ):
         assert words in last, (words, last)
     progress.end()
 
@@ -143,7 +150,39 @@ def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_alw
     progress.end()
     lines = stream.getvalue().splitlines()
     assert len(lines) == int(100 * 0.025 / SOON) + 1
-    assert "validation loss 0.01" in lines[-1]
+    assert "evaluated loss 0.01," in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("validation", "figures", "words"),
+    [
+        (True, {"loss": 0.5}, "loss 0.25, validation loss 0.5, rate"),
+        (False, {"loss": 0.5}, "loss 0.25, evaluated training loss 0.5, rate"),
+        (None, {"loss": 0.5}, "loss 0.25, evaluated loss 0.5, rate"),
+        (None, {"loss": 0.5, "accuracy": 0.9}, "loss 0.25, validation loss 0.5, accuracy 90 %, rate"),
+    ],
+)
+def test_a_loss_is_called_a_validation_loss_only_where_there_are_validation_data(validation, figures, words):
+    clock, stream = Hands(), io.StringIO()
+    progress = PlainProgress(stream, clock)
+    progress.begin(Plan(steps=2), 0, validation)
+    clock.now += 1
+    progress.step(1, 0.25, 0.01, 32)
+    progress.validated(1, figures)
+    progress.end()
+    assert words in stream.getvalue()
+    bar = RichProgress(terminal(), clock)
+    bar.begin(Plan(steps=2), 0, validation)
+    bar.validated(0, figures)
+    bar.step(1, 0.25, 0.01, 32)
+    assert words.split(", ")[1] in bar.console.file.getvalue()
+    bar.end()
+
+
+def test_an_event_has_its_counts_of_steps_with_commas():
+    stream = io.StringIO()
+    PlainProgress(stream).event(1, "resume", "Went on from step 2797.")
+    assert stream.getvalue() == "Went on from step 2,797.\n"
 
 
 def test_a_loss_that_is_not_finite_does_not_blind_the_smoothed_one():

@@ -118,6 +118,11 @@ def test_labels_have_as_many_digits_as_tell_them_apart():
     assert [line.split(" |")[0] for line in lines[:2]] == ["1.00002", "1.00001"]
 
 
+def test_labels_are_numbers_as_people_write_them():
+    lines = plot([1433.0, 32_998.4], height=2, unicode=False).split("\n")
+    assert [line.split(" |")[0].strip() for line in lines[:2]] == ["32,998", "1,433"]
+
+
 def test_a_range_that_overflows_is_drawn():
     lines = plane(plot([-1e308, 1e308], height=3, unicode=False))
     assert all("*" in line for line in lines)
@@ -149,7 +154,7 @@ def test_there_are_no_control_characters(values):
 class TestSchedules:
     def test_a_schedule_is_drawn_under_its_sentence(self):
         lines = plot_schedule(schedules.linear(2000, 100), peak=3e-3, unicode=False).split("\n")
-        assert lines[0] == "linear to zero over 2000 steps, the first 100 in linear warm-up"
+        assert lines[0] == "linear to zero over 2,000 steps, the first 100 in linear warm-up"
         assert lines[1].lstrip().startswith("0.003 |")
         assert lines[-1].split() == ["0", "1,999"]
 

@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from thalweg import schedule
 from thalweg.errors import RunError
+from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.history import Event
-from thalweg.records.plan import Plan
+from thalweg.records.plan import Evidence, Plan
 from thalweg.records.run import Figures, Run
 from thalweg.see.report import render, write_report
 
@@ -106,10 +108,63 @@ def test_rollback_is_marked_shaded_told_and_explained(rescued):
     page = Page(text)
     assert "steps 100 to 120 were walked anew" in text
     assert 'class="mark rollback"' in text
-    assert page.says("Went back from step 120 to step 100.")
-    assert page.says("diverging at step 120, abnormal since step 112 (90% sure)")
-    assert page.says("9.1 (threshold 4.2)")
-    assert page.says("Cure: Go back, halve the rate and clip at 1. It was seen to work.")
+    went = "Went back to step 100, with half the planned learning rate (0.0015 instead of 0.003) and gradients clipped at 1."
+    assert page.says(f"step 120 went back {went}")
+    assert page.says("Step 120: diverging, abnormal since step 112 (90% sure)")
+    assert page.says("9.1 (expected: at most 4.2)")
+    assert page.says(f"Done: {went} That helped: the trouble did not come back. It was seen to work.")
+    assert page.says("Not looked into: whether a single bad batch was at fault.")
+    assert "Go back, halve" not in text  # it was done, and is told as done
+
+
+def test_a_finding_before_training_names_its_figure_and_what_to_do(make_run):
+    symptom = "one batch cannot be fitted"
+    evidence = {"loss after 100 steps": {"value": 32_478.0, "threshold": 3991.0}}
+    found = Diagnosis(symptom, "too slow.", evidence=evidence, cure=Cure("Check the labels."))
+    page = Page(render(make_run(diagnoses=(found,))))
+    assert page.says("Before training: one batch cannot be fitted")
+    assert page.says("What to do: Check the labels.")
+    assert page.says("loss after 100 steps 32,478 (expected: at most 3,991)")
+
+
+def test_the_short_runs_of_the_search_stand_in_a_table(make_run):
+    page = Page(render(make_run()))
+    assert page.says("learning rate steps seed score (lower is better) 1e-05 80 0 2.3 0.0001 80 0 2.1")
+    assert page.says("0.003 225 1000 0.22")
+    assert page.says("1.0 80 0 diverged") or page.says("1 80 0 diverged")
+    assert page.says("price of search and training, in full trainings 3.7")
+
+
+def test_a_rate_that_was_tried_from_several_seeds_is_one_point(make_run):
+    data = [json.loads(d) for d in Page(render(make_run())).data if '"225 steps"' in d]
+    (long,) = [line for line in data[0]["lines"] if line["name"] == "225 steps"]
+    assert long["x"] == [0.001, 0.003, 0.01]
+    assert long["y"] == [0.4, 0.21, 0.3]
+
+
+def test_a_batch_size_that_is_not_the_fastest_says_why_it_was_chosen(make_run):
+    words = "32 was chosen although 64 is faster: it gives 2 times as many steps for the same examples, here 400"
+    assert Page(render(make_run())).says(words)
+    assert not Page(render(make_run(plan={"batch_size": 64}))).says("was chosen although")
+
+
+def test_one_measured_batch_size_is_no_chart(make_run):
+    figures = {"batch_sizes": [32], "examples_per_second": [9000], "peak_megabytes": [410]}
+    run = make_run(plan={"evidence": {"batch_size": Evidence("measured", "", figures)}})
+    assert "Batch size" not in charts(render(run))
+
+
+def test_knobs_that_nobody_chose_are_folded_away_with_a_word_on_what_they_are(make_run):
+    run = make_run(plan={"position": "state_dict"})
+    text = render(run)
+    folded = text[text.index("more knobs, which nobody had to choose") :]
+    assert "how a resumed run finds its place in the data again" in folded
+
+
+def test_counts_of_steps_have_commas_wherever_they_come_from(make_run):
+    page = Page(render(make_run(steps=3420, plan={"schedule": schedule.constant()})))
+    assert page.says("constant over 3,420 steps")
+    assert not page.says("over 3420")
 
 
 def test_a_rate_that_cures_lowered_is_drawn_beside_the_planned_one(make_run):
@@ -148,7 +203,8 @@ def test_a_run_of_one_step_has_a_report(make_run):
 
 def test_without_validation_the_loss_is_called_training_loss(make_run):
     page = Page(render(make_run(validation=False)))
-    assert page.says("Training loss fell from 2.45 to 0.15")
+    assert page.says("Evaluated training loss fell from 2.45 to 0.15")
+    assert page.says("training, evaluated")
     assert not page.says("validation loss")
 
 

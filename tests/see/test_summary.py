@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from thalweg.records.history import Event
-from thalweg.records.plan import Plan
+from thalweg.records.plan import Evidence, Plan
 from thalweg.records.run import Figures, Run
 from thalweg.see import story
 from thalweg.see.report import write_report
@@ -30,6 +30,12 @@ def test_says_the_result_the_plan_with_its_evidence_and_what_to_do(make_run):
     assert "What to do next" in text
 
 
+def test_a_reason_is_said_to_its_end(make_run):
+    reason = f"warm-up: 200 steps ({'by a paper of many words, ' * 8}), at most a tenth of the run"
+    plan = {"evidence": {"schedule": Evidence("derived", reason)}}
+    assert reason in " ".join(printed(make_run(plan=plan)).split())
+
+
 def test_without_a_terminal_there_are_no_control_characters(hostile):
     assert all(c.isprintable() or c == "\n" for c in printed(hostile))
 
@@ -49,10 +55,10 @@ def test_a_strangers_brackets_are_not_read_as_style(make_run):
 
 
 def test_events_that_matter_are_told_and_counted(rescued, make_run):
-    assert "Went back from step 120 to step 100." in " ".join(printed(rescued).split())
+    assert "step 120: Went back to step 100, with half the planned" in " ".join(printed(rescued).split())
     many = tuple(Event(s, "nonfinite", f"batch {s} left out", {}, 1, False) for s in range(1, 21))
     text = printed(make_run(events=(Event(1, "checkpoint", "written", {}, 1, False), *many)))
-    assert "step 1: batch 1 left out" in text
+    assert "step 1: Batch 1 left out." in text
     assert "and 14 more" in text
     assert "written" not in text
 

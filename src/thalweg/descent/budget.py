@@ -23,9 +23,9 @@ from thalweg.sampling.sources import given_batch
 
 TIMED = 12  # steps that are timed to turn seconds into steps
 POSITIONS = {
-    "exact": "by the kind of data: their order is a function of seed and epoch",
-    "state_dict": "by the kind of data: the loader is asked for its own",
-    "fast-forward": "by the kind of data: a stream is gone through again up to there, which is exact unless its own code carries"
+    "exact": "the order of the data follows from seed and epoch, so a resumed run knows its place",
+    "state_dict": "the loader keeps its place itself, and is asked for it",
+    "fast-forward": "a stream is gone through again up to there, which is exact unless its own code carries"
     " random numbers from pass to pass",
 }
 SHARE = 0.9  # of the seconds, for steps; the rest is validation, checkpoints and start-up

@@ -94,7 +94,9 @@ def go_back(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnos
         "clip_norm": min(found.cure.clip_norm or math.inf, descent.cures["clip_norm"] or math.inf),
     }
     _restore_snapshot(descent, keeper)
-    message = f"Went back from step {step} to step {descent.step}. {found.cure.action}"
+    rate, clip = descent.plan.learning_rate * descent.cures["rate_factor"], descent.cures["clip_norm"]
+    gentler = f"with a rate of {rate:.3g} and gradients clipped at {clip:.3g}"
+    message = f"Went back from step {step:,} to step {descent.step:,}, {gentler}."
     figures = {"from": step, "to": descent.step, **descent.cures}
     keeper.tell(descent.step, "rollback", message, figures, progress)
 
@@ -131,7 +133,7 @@ def _restore_snapshot(descent: Descent, keeper: Keeper) -> None:
 def _note(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
     keeper.diagnose(found)
     kind = "nonfinite" if found.symptom == "non-finite" else "diverging"
-    keeper.tell(descent.step + 1, kind, str(found), found.to_dict(), progress)
+    keeper.tell(descent.step + 1, kind, f"Step {descent.step + 1:,}: {found.cause}", found.to_dict(), progress)
 
 
 def _blame(descent: Descent, rows: Sequence[int], tried: bool) -> str:

@@ -19,6 +19,7 @@ from thalweg.landscape.start import (
     Repeats,
     Start,
     alike,
+    ample,
     constant_loss,
     extent,
     goal,
@@ -36,6 +37,7 @@ SECONDS = 8.0
 EXAMPLES, MOST_BATCHES = 64, 16  # of the sample that shows whether anything carries over from some examples to others
 ENOUGH = 8  # batches: below that a sample says little
 ROUNDS = 25  # passes over the half of the sample that is learnt from
+CARRIES = 0.9  # of the constant predictor's loss, on other examples: no need to look on
 PUSH = 0.1  # rate that takes a bias ten units far in a hundred steps: well beyond where a sigmoid or tanh ends
 NEAR = 0.1  # of a bound, in the mean, are outputs that were pushed against it
 BOUNDS = (0.0, 1.0)  # of size, as ReLU, sigmoid and tanh have them
@@ -58,7 +60,7 @@ def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
         start = replace(
             start,
             bounds=_bounds(problem, start, batch, seed, seen, until),
-            held_out=_carry_over(problem, start_model(problem, seed), sample, seed, seconds),
+            held_out=_carry_over(problem, sample, seed, seconds),
             repeats=_repeats(problem),
         )
         return start if problem.task.step else _with_data(problem, start, sample or _all(problem), batch)
@@ -116,40 +118,61 @@ def _repeats(problem: Problem) -> Repeats | None:
     return repeats(leaves(problem.train.nest), leaves(problem.validation.nest))
 
 
-def _carry_over(
-    problem: Problem, model: nn.Module, sample: list[object], seed: int, seconds: float
-) -> tuple[float, float] | None:
+def _carry_over(problem: Problem, sample: list[object], seed: int, seconds: float) -> tuple[float, float] | None:
     """Learn from half of the sample, and give the best loss on the other half with the constant predictor's loss there.
 
-    None where that one is not known, the sample is too small or time ran out: then it is not judged.
+    A larger rate is tried where a usual one gets nowhere. None where the constant predictor's loss is not known, the sample is
+    too small or time ran out: then it is not judged.
     """
     half = len(sample) // 2
     if not half or problem.task.step is not None:
         return None
-    objective, learnt, others = problem.objective, sample[:half], sample[half:]
-    optimizer = _optimizer(model)
-    best, constant, started = math.inf, math.nan, time.perf_counter()
-    for turn in range(ROUNDS):
-        model.train()
-        for number, batch in enumerate(learnt):
-            seed_all(mix(seed, turn, number))
-            optimizer.zero_grad(set_to_none=True)
-            loss, _ = objective.loss(model, batch)
-            loss.backward()
-            optimizer.step()
-            if time.perf_counter() - started > seconds:
+    learnt, others, until = sample[:half], sample[half:], time.perf_counter() + seconds
+    best, constant = math.inf, math.nan
+    for rate in RATES[:2]:
+        model = start_model(problem, seed)
+        optimizer = _optimizer(model, rate)
+        for turn in range(ROUNDS):
+            if not _learnt(problem, model, optimizer, learnt, mix(seed, turn), until):
                 return None
-        model.eval()
-        with torch.no_grad():
-            seen = [(*objective.outputs(model, batch), float(objective.loss(model, batch)[0])) for batch in others]
-        known = [constant_loss(objective, output, target) for output, target, _ in seen]
-        if any(found is None for found in known):
-            return None
-        best = min(best, sum(loss for _, _, loss in seen) / len(seen))
-        constant = sum(found[0] for found in known if found) / len(known)
-        if best < 0.9 * constant:  # it does
-            break
+            known = _held_out(problem, model, others)
+            if known is None:
+                return None
+            best, constant = min(best, known[0]), known[1]
+            if best < CARRIES * constant:
+                return best, constant
     return best, constant
+
+
+def _learnt(
+    problem: Problem, model: nn.Module, optimizer: optim.Optimizer, batches: list[object], seed: int, until: float
+) -> bool:
+    """Take a step on each batch; False where time ran out."""
+    model.train()
+    for number, batch in enumerate(batches):
+        seed_all(mix(seed, number))
+        optimizer.zero_grad(set_to_none=True)
+        loss, _ = problem.objective.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        if time.perf_counter() > until:
+            return False
+    return True
+
+
+def _held_out(problem: Problem, model: nn.Module, batches: list[object]) -> tuple[float, float] | None:
+    """Give the mean loss of the batches with the constant predictor's, None where that is not known."""
+    objective = problem.objective
+    model.eval()
+    losses, known = list[float](), list[float]()
+    with torch.no_grad():
+        for batch in batches:
+            constant = constant_loss(objective, *objective.outputs(model, batch))
+            if constant is None:
+                return None
+            known.append(constant[0])
+            losses.append(float(objective.loss(model, batch)[0]))
+    return sum(losses) / len(losses), sum(known) / len(known)
 
 
 def _optimizer(model: nn.Module, rate: float = RATES[0]) -> optim.Optimizer:
@@ -195,9 +218,9 @@ def _tries(problem: Problem, batch: Any, seed: int, until: float) -> tuple[list[
 
 
 def _few(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
-    """Give as many examples as the model has room for, of unlike targets, and whether it has any: two parameters an output.
+    """Give as many examples as the model has room for, of unlike targets, and whether it has any: a parameter an output.
 
-    So many can be learnt by heart, by a linear model too: n + 1 of its parameters pass through any n + 1 points.
+    So many can be learnt by heart, by a linear model too: its n + 1 parameters an output pass through any n + 1 points.
     """
     if problem.task.step is not None:
         return batch, True
@@ -207,7 +230,7 @@ def _few(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not target.ndim or not target.numel():
         return batch, True
     room, count = sum(p.numel() for p in model.parameters() if p.requires_grad), len(target)
-    wanted = max(2, room * count // (2 * output.numel()))
+    wanted = max(2, room * count // output.numel())
     if wanted >= count:
         return batch, True
     if room * count < 2 * target.numel() or any(not leaf.ndim or len(leaf) != count for leaf in leaves(batch)):
@@ -236,7 +259,8 @@ def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float,
             known = constant_loss(problem.objective, *problem.objective.outputs(model, batch))
     constant = known[0] if known else None
     size = max((len(leaf) for leaf in leaves(batch) if leaf.ndim), default=1)
-    started = best = aim = math.nan
+    started = best = math.nan
+    step = 0
     for step in range(1, STEPS + 1):
         optimizer.zero_grad(set_to_none=True)
         seed_all(mix(seed, step))
@@ -244,15 +268,12 @@ def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float,
         loss.backward()
         optimizer.step()
         value = float(loss.detach())
-        if step == 1:
-            started = best = value
-            aim = goal(value, constant)
-        best = min(best, value)
-        if step > 1 and best < aim:
-            return Fit(started, best, aim, constant, size, step, rate)
+        started, best = (value, value) if step == 1 else (started, min(best, value))
+        if 0 < best < ample(started, constant):
+            break
         if time.perf_counter() > until:
             return None
-    return Fit(started, best, aim, constant, size, STEPS, rate)
+    return Fit(started, best, goal(started, constant), ample(started, constant), constant, size, step, rate)
 
 
 def _bounds(
@@ -268,7 +289,7 @@ def _bounds(
     (least, most), size = zip(start.output_range, fitted, strict=True), max(BOUNDS)
     low = _pushed(problem, batch, seed, -1.0, until) if min(least) >= -size else None
     high = _pushed(problem, batch, seed, 1.0, until) if max(most) <= size else None
-    return low, high
+    return (None, None) if low == high else (low, high)  # outputs that nothing moves
 
 
 def _pushed(problem: Problem, batch: Any, seed: int, way: float, until: float) -> float | None:

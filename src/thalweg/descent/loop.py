@@ -24,7 +24,7 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
     plan = descent.plan
     every = plan.validate_every or default_validate_every(descent.total, descent.epoch_steps)
     end = min(descent.total, until or descent.total)
-    progress.begin(plan, descent.step)
+    progress.begin(plan, descent.step, descent.problem.validation is not None)
     try:
         with ambient(plan.threads), keeper.interruptible():
             if descent.step == 0 and not descent.start:
@@ -48,6 +48,7 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
                 if plan.watch:
                     found = descent.monitor.observe(descent.step + 1, loss, felt.gradient_norm, rate, felt.skipped)
                 if found is not None or felt.skipped:
+                    keeper.record(descent.step + 1, loss, rate, felt, examples, time.perf_counter() - started)
                     respond(descent, keeper, progress, found)
                     continue
                 descent.skipped_in_row = 0

@@ -11,8 +11,8 @@ from thalweg.records.plan import Plan
 class Progress(Protocol):
     """Somebody who looks on. `step` is called every step and must be cheap."""
 
-    def begin(self, plan: Plan, step: int) -> None:
-        """A descent starts, or goes on, after `step` steps."""
+    def begin(self, plan: Plan, step: int, validation: bool) -> None:
+        """A descent starts, or goes on, after `step` steps; `validation`: there are validation data."""
 
     def step(self, step: int, loss: float, rate: float, examples: int) -> None:
         """A step was taken on so many examples."""
@@ -30,7 +30,7 @@ class Progress(Protocol):
 class Silent:
     """Nobody looks on."""
 
-    def begin(self, plan: Plan, step: int) -> None:
+    def begin(self, plan: Plan, step: int, validation: bool) -> None:
         """Say nothing."""
 
     def step(self, step: int, loss: float, rate: float, examples: int) -> None:

@@ -79,7 +79,7 @@ def level(figure: float) -> str:
 
 def steps(length: int | float | str) -> str:
     """Say a length with its unit."""
-    return f"{length} steps" if isinstance(length, int) else say(length)
+    return f"{length:,} steps" if isinstance(length, int) else say(length)
 
 
 @shape(lambda o: "constant")

@@ -210,7 +210,7 @@ class Schedule:
         """Say in one plain sentence what the rate does.
 
         >>> Schedule("linear", total=2000, warmup=100).describe()
-        'linear to zero over 2000 steps, the first 100 in linear warm-up'
+        'linear to zero over 2,000 steps, the first 100 in linear warm-up'
         """
         return self._say("the whole run")
 
@@ -415,7 +415,7 @@ def _within(state: Mapping[str, float], index: int) -> State:
 
 def _say_total(total: Length | None, whole: str) -> str:
     if isinstance(total, int):
-        return f"{total} steps"
+        return f"{total:,} steps"
     if isinstance(total, float):
         return f"{say(total)} of the run"
     return total or whole

@@ -8,27 +8,76 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.run import Run
 from thalweg.see import story
 from thalweg.see.axes import Values
-from thalweg.see.wording import number, percent, plain, several
+from thalweg.see.wording import is_share, number, percent, plain, sentence, several
+from thalweg.tuning.priors import is_adaptive
 
 LATE = 0.8  # of the run: a best before this is early, and what improved after it was improving to the end
 MATTERS = 0.02  # share of the improvement over the start that a later loss of it, or a difference, must reach
+WORSENED = 0.2  # share of the best by which it must have worsened since, where that is less than MATTERS
+SLIGHT = 0.005  # share of the improvement over the start that it must be all the same
+NEGLIGIBLE = 1e-3  # share of the improvement over the start below which a further one is not worth a longer run
+HARDLY = 0.1  # share of the loss at the start: a fall by less is hardly anything
+FALLING = 0.75  # share of the validations that must be lower than the one before, for a steady fall
+UNSPENT = 0.3  # share of the fall in the second half of the way: half of it would be a straight line
+SHORT = 100  # steps below which a run may be too short rather than its rate too low
 STILL = 0.05  # share by which the last fifth must have improved for a longer budget to be worth it
 OFTEN = 0.5  # share of the steps that were clipped
 GAP = 0.2  # training loss over validation loss below which the model knows its examples by heart
 TIE = 0.01  # relative difference of two scores that no choice should rest on
+REFUTABLE = ("one batch cannot be fitted", "nothing carries over")  # findings that a training which learns disproves
 
 
 def next_steps(run: Run) -> list[str]:
     """Give a few sentences, most important first; there is always one."""
-    found = [*_unfinished(run), *_learnt(run), *_idle(run), *_cures(run), *_skips(run), *_overfitting(run)]
+    causes, asides = _before_training(run)
+    found = [*_unfinished(run), *causes, *_learnt(run), *_idle(run), *_cures(run), *_skips(run), *_overfitting(run)]
     found += [*_still_improving(run), *_clipping(run), *_search(run), *_unvalidated(run), *_memory(run)]
-    return found or [_well(run)]
+    return (found or [_well(run)]) + asides
+
+
+def _before_training(run: Run) -> tuple[list[str], list[str]]:
+    """Give what was found before training, with its cure: what matters most, and what comes last."""
+    causes, asides = list[str](), list[str]()
+    for found in run.diagnoses:
+        if found.step is not None:
+            continue
+        said = f"Found before training: {plain(found.symptom)}."
+        if found.symptom in REFUTABLE and _learnt_much(run):
+            asides.append(f"{said} But the training did learn, so nothing needs to be mended.")
+            continue
+        cure = f" {plain(found.cure.action)}" if found.cure else ""
+        (asides if found.severity == "note" else causes).append(f"{said} {sentence(plain(found.cause))}{cure}")
+    return causes, asides
+
+
+def _learnt_much(run: Run) -> bool:
+    """Tell whether at least half of the loss at the start is gone."""
+    before, after = story.start(run).get("loss", math.nan), float(run.metrics.get("loss", math.nan))
+    return math.isfinite(before) and after <= before - 0.5 * abs(before)
+
+
+def _cause(run: Run) -> str:
+    """Say where to look for the cause of a failure."""
+    if any(_matters(found) for found in run.diagnoses):
+        return "what was found before training is the likely cause"
+    return "`thalweg check` looks for the cause before training"
+
+
+def _matters(found: Diagnosis) -> bool:
+    return found.step is None and found.severity != "note"
+
+
+def _give(knob: str, value: str) -> str:
+    """Say how to set a knob: the commands have different words for it."""
+    return f"`{knob}={value}` (with `--set` for `thalweg train`, with `--fix` for `thalweg fit`)"
 
 
 def _unfinished(run: Run) -> list[str]:
@@ -54,22 +103,53 @@ def _learnt(run: Run) -> list[str]:
     before, after = story.start(run).get(select, math.nan), float(run.metrics.get(select, math.nan))
     if not math.isfinite(before):
         return []
-    told, check = story.called(run, select), "`thalweg check` looks for the cause before training"
+    told, check = story.called(run, select), _cause(run)
     values = f"{story.wording_of(run, after)} at the end, {story.wording_of(run, before)} at the start"
+    if _timid(run):
+        return [f"Hardly anything was learnt: the {told} is {values}. {_raise(run)}"]
     if not math.isfinite(after):
         return [f"The {told} ended not finite. Look for log(0), division by zero or overflow in the loss; {check}."]
     if abs(after - before) <= MATTERS * abs(before):
-        return [f"Nothing was learnt worth the name: the {told} is {values}. {check[0] + check[1:]}."]
+        return [f"Nothing was learnt worth the name: the {told} is {values}. {sentence(check)}."]
     if story.better(run, before, after):
-        return [f"The model is worse than before the first step: the {told} is {values}. {check}."]
+        return [f"The model is worse than before the first step: the {told} is {values}. {sentence(check)}."]
     if run.metrics.get("r2", 1.0) <= 0:
-        return [f"An r2 of {number(float(run.metrics['r2']))} is no better than always predicting the mean. {check}."]
+        r2 = number(float(run.metrics["r2"]))
+        return [f"An r2 of {r2} is no better than always predicting the mean. {sentence(check)}."]
     return []
+
+
+def _timid(run: Run) -> bool:
+    """Tell whether the loss fell steadily and hardly at all: the steps go the right way and are far too short.
+
+    The way is the sum of the rates, so that a rate that falls to zero does not look like a loss that has levelled off.
+    """
+    x, y = story.recorded(run, "validation/loss")
+    steps, rates = story.recorded(run, "learning_rate")
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    troubled = any(event.kind in ("rollback", "diverging", "nonfinite") for event in run.events)
+    if troubled or story.status(run) != "finished" or len(y) < 5 or not len(rates):
+        return False
+    fell = y[0] - y[-1]
+    way = np.interp(x, steps, np.cumsum(np.nan_to_num(rates)), left=0.0)
+    later = np.interp(way[-1] / 2, way, y) - y[-1]
+    falling = float((np.diff(y) < 0).mean()) >= FALLING
+    return bool(0 < fell <= HARDLY * abs(y[0]) and falling and later >= UNSPENT * fell)
+
+
+def _raise(run: Run) -> str:
+    rate = run.plan.learning_rate
+    short = ", or the run far too short" if story.steps(run) < SHORT else ""
+    choose = "" if run.plan.why("learning_rate").source == "searched" else ", or let `thalweg fit` search for it"
+    return (
+        f"But the loss fell steadily to the end and nothing ran away: the learning rate of {number(rate)} is likely far too"
+        f" low{short}. Raise it, for example tenfold: {_give('learning_rate', f'{10 * rate:.3g}')}{choose}."
+    )
 
 
 def _idle(run: Run) -> list[str]:
     idle = [plain(str(name)) for name in run.summary.get("idle_parameters", [])]
-    if not idle:
+    if not idle or any(found.symptom == "parameter without gradient" for found in run.diagnoses):
         return []
     more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
     return [
@@ -85,7 +165,7 @@ def _cures(run: Run) -> list[str]:
     rate, ended = run.plan.learning_rate, run.plan.learning_rate * factor
     return [
         f"The rate of {number(rate)} was too high for this descent: it went back {_times(back)} and ended with"
-        f" {number(ended)} at the peak. Plan anew around that: `--fix learning_rate={ended:.3g}`."
+        f" {number(ended)} at the peak. Plan anew around that: {_give('learning_rate', f'{ended:.3g}')}."
     ]
 
 
@@ -101,25 +181,28 @@ def _skips(run: Run) -> list[str]:
 
 
 def _overfitting(run: Run) -> list[str]:
-    """The criterion was best early and lost much of it afterwards."""
+    """The criterion was best early and lost much of it afterwards, as the median of the last fifth of the run says."""
     x, y = _criterion(run)
     if not story.validated(run) or len(y) < 4 or story.status(run) == "running":
         return []
     best = int(np.argmin(_cost(run, y)))
-    scale = abs(y[best] - y[0]) or 1.0
-    if x[best] >= LATE * x[-1] or abs(y[-1] - y[best]) < MATTERS * scale:
+    scale = abs(y[best] - y[0])
+    late = float(np.median(y[x >= LATE * x[-1]]))
+    worse = _cost(run, late) - _cost(run, y[best])
+    clearly = max(SLIGHT * scale, min(MATTERS * scale, WORSENED * abs(y[best])))
+    if best == 0 or x[best] >= LATE * x[-1] or worse < clearly:
         return []
     told = story.called(run, str(run.summary.get("select", "loss")))
     seen = (
-        f"The {told} was best at step {int(x[best]):,} of {int(x[-1]):,} ({story.wording_of(run, y[best])}) and"
-        f" {story.wording_of(run, y[-1])} at the end"
+        f"The {told} was best at step {int(x[best]):,} of {int(x[-1]):,} ({story.wording_of(run, y[best])}) and about"
+        f" {story.wording_of(run, late)} over the last fifth of the run"
     )
-    early, late = story.training_loss(run, int(x[best])), story.training_loss(run)
-    if math.isfinite(late) and late > early:
+    early, last = story.training_loss(run, int(x[best])), story.training_loss(run)
+    if math.isfinite(last) and last > early:
         return [
             f"{seen}, and so did the training loss get worse: not overfitting, but steps too long. Try a lower rate."
         ]
-    fell = f" while the training loss went from {number(early)} to {number(late)}" if math.isfinite(late) else ""
+    fell = f", while the training loss went from {number(early)} to {number(last)}" if math.isfinite(last) else ""
     kept = "The best weights were kept. " if run.plan.keep == "best" else 'Keep the best weights (`keep = "best"`). '
     epochs = story.epochs(run, int(x[best]))
     fewer = f"fewer steps ({epochs or several(int(x[best]), 'step')} were enough)"
@@ -136,38 +219,59 @@ def _still_improving(run: Run) -> list[str]:
     earlier = y[x <= LATE * x[-1]]
     before, after = float(earlier[-1]), float(y[-1])
     left = abs(before) if run.summary.get("mode", "min") == "min" else abs(before - y[0])
-    if not left or abs(after - before) < STILL * left or not story.better(run, after, before):
+    gained = abs(after - before)
+    if not left or gained < max(STILL * left, NEGLIGIBLE * abs(after - y[0])) or not story.better(run, after, before):
+        return []
+    if _perfect(run) or _timid(run):
         return []
     told = story.called(run, str(run.summary.get("select", "loss")))
     longer = f"Give it twice the budget ({story.epochs(run, 2 * x[-1]) or several(2 * int(x[-1]), 'step')})"
+    if run.plan.schedule.shape != "constant":
+        longer += ", from the start: the schedule is cut to the run's length"
     return [
         f"The {told} was still improving: {story.wording_of(run, before)} after four fifths of the run,"
-        f" {story.wording_of(run, after)} at the end. {longer}, from the start: the schedule is cut to the run's length."
+        f" {story.wording_of(run, after)} at the end. {longer}."
     ]
 
 
+def _perfect(run: Run) -> bool:
+    """Tell whether next to nothing is left to gain: every share is one, or the loss is gone but for a thousandth."""
+    shares = [float(value) for name, value in run.metrics.items() if is_share(name) and "error" not in name]
+    if shares:
+        return min(shares) >= 1
+    before, after = story.start(run).get("loss", math.nan), float(run.metrics.get("loss", math.nan))
+    return 0 <= after <= NEGLIGIBLE * before
+
+
 def _clipping(run: Run) -> list[str]:
+    """Most steps were clipped. A rule such as Adam divides by the gradient's size, so there it says nothing about the rate."""
     _, scales = story.recorded(run, "clip_scale")
     _, norms = story.recorded(run, "gradient_norm")
     seen, norms = scales[np.isfinite(scales)], norms[np.isfinite(norms)]
     share = float((seen < 1).mean()) if len(seen) else 0.0
-    if share <= OFTEN or run.plan.clip_norm is None or len(seen) < 10:
+    if share <= OFTEN or run.plan.clip_norm is None or len(seen) < 10 or is_adaptive(run.plan.rule):
         return []
+    usual, higher = float(np.median(norms)), f"{float(np.quantile(norms, 0.9)):.3g}"
     said = (
-        f"The gradient was shortened in {percent(share)} of the steps (median norm {number(float(np.median(norms)))}, limit"
-        f" {number(run.plan.clip_norm)})"
+        f"The gradient was shortened in {percent(share)} of the steps (median norm {number(usual)}, `clip_norm`"
+        f" {number(run.plan.clip_norm)}), so most steps were equally long, however steep the slope."
     )
     if run.plan.why("learning_rate").source == "searched":
-        higher = number(float(np.quantile(norms, 0.9)))
-        fits = "The rate was searched with this limit, so the two fit each other"
-        return [f"{said}. {fits}; a limit of {higher} would spare all but outliers."]
-    return [f"{said}: the limit sets the step's length more than the rate does. Try half the learning rate."]
+        return [
+            f"{said} The rate was searched with this limit, so the two fit each other. To shorten outliers only, fix"
+            f" `clip_norm={higher}` and search anew."
+        ]
+    lower = f"{run.plan.learning_rate * min(1.0, run.plan.clip_norm / usual):.3g}"
+    return [
+        f"{said} To shorten outliers only, raise it to `clip_norm={higher}` and lower the rate in proportion, to about"
+        f" `learning_rate={lower}`."
+    ]
 
 
 def _search(run: Run) -> list[str]:
     """Say where the search for the learning rate left something open: nothing asked, the best at the edge, or a tie."""
     why = run.plan.why("learning_rate")
-    if why.source == "default" and story.status(run) == "finished":
+    if why.source == "default" and story.status(run) == "finished" and not _timid(run):
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
     ranked = trials_by_rate(run)
     if why.source != "searched" or len(ranked) < 3:
@@ -189,15 +293,16 @@ def _search(run: Run) -> list[str]:
 
 
 def trials_by_rate(run: Run) -> list[tuple[float, float]]:
-    """Give (rate, mean score) of the search's longest short runs, best first; failed rates are left out."""
+    """Give (rate, mean score) of the search's longest short runs, best first; rates that failed once are left out."""
     figures = run.plan.why("learning_rate").figures
     trials = list(zip(*(figures.get(k, []) for k in ("learning_rates", "steps", "scores")), strict=False))
     longest = max((steps for _, steps, _ in trials), default=0)
     scores: dict[float, list[float]] = {}
     for rate, steps, score in trials:
-        if steps == longest and math.isfinite(float(score)):
+        if steps == longest:
             scores.setdefault(float(rate), []).append(float(score))
-    return sorted(((rate, sum(s) / len(s)) for rate, s in scores.items()), key=lambda pair: (pair[1], pair[0]))
+    means = ((rate, sum(s) / len(s)) for rate, s in scores.items())
+    return sorted((pair for pair in means if math.isfinite(pair[1])), key=lambda pair: (pair[1], pair[0]))
 
 
 def _unvalidated(run: Run) -> list[str]:
@@ -212,7 +317,7 @@ def _unvalidated(run: Run) -> list[str]:
 def _memory(run: Run) -> list[str]:
     cut = [event for event in run.events if event.kind == "out_of_memory"]
     parts = cut[-1].data.get("accumulate") if cut else None
-    return [f"Memory ran out on the way; next time start with `--fix accumulate={parts}`."] if parts else []
+    return [f"Memory ran out on the way; next time start with {_give('accumulate', str(parts))}."] if parts else []
 
 
 def _well(run: Run) -> str:
@@ -224,6 +329,8 @@ def _well(run: Run) -> str:
 
 
 def _left_to_gain(run: Run) -> str:
+    if _perfect(run):
+        return "By this measure there is next to nothing left to gain."
     kept = run.summary.get("weights") or {}
     seen, unseen = story.training_loss(run, kept.get("step")), float(run.metrics.get("loss", math.nan))
     if 0 <= seen < GAP * unseen:
@@ -248,7 +355,7 @@ def _criterion(run: Run) -> tuple[Values, Values]:
     return x[good], y[good]
 
 
-def _cost(run: Run, values: Values) -> Values:
+def _cost(run: Run, values: Any) -> Any:
     return -values if run.summary.get("mode") == "max" else values
 
 

@@ -18,8 +18,9 @@ from thalweg.see.reduction import Columns, reduce, smooth
 from thalweg.see.wording import number, percent, plain
 
 FULL = 10_000  # coordinates of the plot's far corner
-MOST_DOTS = 120  # points of a line that are drawn as dots too
+MOST_DOTS = 40  # points of a line that are drawn as dots too
 MOST_MARKS = 60
+REACH = 100.0  # times the highest value: further up nothing that stands aside is given room
 MARKS = {  # kind of event -> its sign and what it says in the legend
     "best": ("★", "kept weights"),
     "rollback": ("↩", "went back"),
@@ -37,7 +38,8 @@ MARKS = {  # kind of event -> its sign and what it says in the legend
 class Series(NamedTuple):
     """One line.
 
-    `colour` is a class of the style sheet. `smooth`: the values stand faintly behind a smoothed line. `dots`: points only.
+    `colour` is a class of the style sheet. `smooth`: the values stand faintly behind their running mean. `dots`: points only.
+    `aside`: drawn, but the axis makes room only for what is within a hundredfold of the others.
     Without a name it is in neither legend nor read-out.
     """
 
@@ -48,6 +50,7 @@ class Series(NamedTuple):
     smooth: bool = False
     dots: bool = False
     dashed: bool = False
+    aside: bool = False
 
 
 class Mark(NamedTuple):
@@ -82,6 +85,7 @@ def chart(
     marks: Sequence[Mark] = (),
     stretches: Sequence[Stretch] = (),
     x_name: str = "step",
+    y_name: str = "",
     log_x: bool = False,
     log_y: bool | None = None,
     zero: bool = False,
@@ -90,26 +94,30 @@ def chart(
 ) -> str:
     """Draw a chart as an HTML figure; empty text where no value is finite.
 
-    `note` is a sentence below the title. The y axis is logarithmic where the data ask for it and `log_y` does not decide;
-    `zero` begins a linear one at zero, `share` labels it in percent. `lost` says what a value that is not finite means.
+    `note` is a sentence below the title. `y_name` says what the y axis measures; default: the title. That axis is logarithmic
+    where the data ask for it and `log_y` does not decide; `zero` begins a linear one at zero, `share` labels it in percent.
+    `lost` says what a value that is not finite means.
     """
     drawn = [d for d in (_prepare(s) for s in series) if len(d.columns.x) or len(d.lost)]
     if not any(len(d.columns.x) for d in drawn):
         return ""
     across = _across([np.concatenate([d.columns.x, d.lost]) for d in drawn], log_x)
-    up = choose([v for d in drawn for v in (d.columns.low, d.columns.high)], log=log_y, zero=zero)
+    up = choose(_heights(drawn), log=log_y, zero=zero)
     kept = _spread([m for m in marks if across.low <= m.x <= across.high], across)
     shapes = "".join(_shapes(d, across, up) for d in drawn)
-    labels = _labels(across, up, x_name, log_y, share)
+    labels = _labels(across, up, _axis_name(x_name, across), share)
     svg = (
         f'<svg viewBox="0 0 {FULL} {FULL}" preserveAspectRatio="none" role="img" aria-label="{_spoken(title, drawn)}">'
         f"{_grid(across, up)}{''.join(_stretch(s, across) for s in stretches)}{shapes}</svg>"
     )
     inside = f"{svg}{labels}{''.join(_mark(m, across) for m in kept)}{_lost(drawn, across, lost)}"
     caption = f"<b>{escape(title)}</b>{_legend(drawn, kept, stretches, lost)}"
-    told = f'<p class="note">{escape(note)}</p>' if note else ""
+    notes = " ".join(text for text in (note, _cut(drawn, up)) if text)
+    told = f'<p class="note">{escape(notes)}</p>' if notes else ""
+    measured = escape(_axis_name(y_name or f"{title[:1].lower()}{title[1:]}", up))
     return (
-        f'<figure class="chart"><figcaption>{caption}</figcaption>{told}<div class="plot">{inside}</div>'
+        f'<figure class="chart"><figcaption>{caption}</figcaption>{told}<p class="y-name">{measured}</p>'
+        f'<div class="plot">{inside}</div>'
         f'<p class="readout" aria-hidden="true"></p>{_data(drawn, across, x_name)}</figure>'
     )
 
@@ -127,6 +135,31 @@ def _across(places: list[Values], log: bool) -> Axis:
     return Axis(low, high, whole=True) if high > low else Axis(low - 1, high + 1, whole=True)
 
 
+def _heights(drawn: Sequence[Drawn]) -> list[Values]:
+    """The values that the y axis makes room for."""
+    main = [v for d in drawn if not d.series.aside for v in (d.columns.low, d.columns.high)]
+    most = max((float(v.max()) for v in main if len(v)), default=math.inf)
+    room = most + REACH * abs(most)
+    return main + [v.clip(max=room) for d in drawn if d.series.aside for v in (d.columns.low, d.columns.high)]
+
+
+def _axis_name(name: str, axis: Axis) -> str:
+    return f"{name}, logarithmic" if axis.log else name
+
+
+def _cut(drawn: Sequence[Drawn], up: Axis) -> str:
+    """Say where values lie beyond the axis, which shows them on its edge."""
+    shown = [d.columns for d in drawn if len(d.columns.x)]
+    told: list[str] = []
+    if lowest := [c.low.min() for c in shown if c.low.min() < up.low]:
+        zero = min(lowest) == 0 and all((c.low[c.low < up.low] == 0).all() for c in shown)
+        which = "Values of exactly zero" if zero else f"Values below {number(up.low)}"
+        told.append(f"{which} are drawn on the lower edge.")
+    if any(c.high.max() > up.high for c in shown):
+        told.append(f"Values above {number(up.high)} are drawn on the upper edge.")
+    return " ".join(told)
+
+
 def _shapes(drawn: Drawn, across: Axis, up: Axis) -> str:
     series, columns = drawn.series, drawn.columns
     x = across.at(columns.x)
@@ -136,7 +169,7 @@ def _shapes(drawn: Drawn, across: Axis, up: Axis) -> str:
     few = len(x) <= MOST_DOTS
     if series.smooth and len(x) > 2:
         parts.append(_raw(columns, x, up))
-        line = smooth(line)
+        line = up.at(smooth(columns.mean))
     elif columns.high is not columns.low:
         parts.append(_raw(columns, x, up))
     if not series.dots and len(x) > 1:
@@ -178,15 +211,14 @@ def _grid(across: Axis, up: Axis) -> str:
     return f'<path class="grid" d="{rows}{columns}"/>'
 
 
-def _labels(across: Axis, up: Axis, x_name: str, log_y: bool | None, share: bool) -> str:
+def _labels(across: Axis, up: Axis, x_name: str, share: bool) -> str:
     heights = [(float(up.at(t)), percent(t)) for t in up.ticks()] if share else up.labels()
     rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in heights)
     columns = "".join(
         f'<span class="x{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'
         for i, (p, text) in enumerate(across.labels(6))
     )
-    scale = '<span class="scale">logarithmic</span>' if up.log and log_y is None else ""
-    return f'{rows}{columns}<span class="x-name">{escape(x_name)}</span>{scale}'
+    return f'{rows}{columns}<span class="x-name">{escape(x_name)}</span>'
 
 
 def _spread(marks: list[Mark], across: Axis) -> list[Mark]:

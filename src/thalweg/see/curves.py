@@ -9,7 +9,8 @@ import numpy as np
 
 from thalweg.errors import ThalwegError
 from thalweg.records.run import Run
-from thalweg.see import knobs, story
+from thalweg.see import happenings, knobs, story
+from thalweg.see.abandoned import abandoned
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
 from thalweg.see.wording import is_share, number, several
@@ -20,14 +21,17 @@ PLANNED = 400  # points of the planned schedule
 
 
 def loss(run: Run) -> str:
-    """Draw training and validation loss."""
-    beside = "validation" if story.validated(run) else "training, in evaluation mode"
+    """Draw training and validation loss, and the losses for which the run went back."""
+    beside = "validation" if story.validated(run) else "training, evaluated"
     lines = [
         Series("training", *story.recorded(run, "loss"), "train", smooth=True),
         Series(beside, *story.recorded(run, "validation/loss"), "validation"),
         Series(f"{beside}, averaged weights (EMA)", *story.recorded(run, "ema/loss"), "ema"),
+        *_undone(run, "loss"),
     ]
-    note = "Each step's loss stands faintly behind its smoothed line. Lower is better."
+    note = "Each step's loss stands faintly behind its running mean. Lower is better."
+    if not story.validated(run):
+        note += " Evaluated: on a sample of the training examples, with the weights at rest and without dropout."
     return chart("Loss", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
 
 
@@ -55,6 +59,7 @@ def rate(run: Run) -> str:
     note = f"The planned schedule: {knobs.value(run.plan, 'schedule')}." if run.plan.steps else ""
     if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _departs(x, y, planned_x, planned_y)):
         lines.insert(0, Series("planned", planned_x, planned_y, "limit", dashed=True))
+    lines += _undone(run, "learning_rate")
     return chart("Learning rate", _there(lines), note=note, marks=marks(run), log_y=False, zero=True)
 
 
@@ -84,6 +89,7 @@ def gradient(run: Run) -> str:
     if len(x):
         limit_x, limit_y = clip_line(run, float(x[0]), float(x[-1]))
         lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
+    lines += _undone(run, "gradient_norm")
     scales = story.recorded(run, "clip_scale")[1]
     seen = scales[np.isfinite(scales)]
     clipped = int((seen < 1).sum())
@@ -93,6 +99,13 @@ def gradient(run: Run) -> str:
         else ""
     )
     return chart("Gradient norm", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
+
+
+def _undone(run: Run, key: str) -> list[Series]:
+    """Give the steps that the run went back on, a line for each time."""
+    return [
+        Series("abandoned steps", part["step"], part[key], "gone", dashed=True, aside=True) for part in abandoned(run)
+    ]
 
 
 def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
@@ -110,7 +123,11 @@ def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
 
 def marks(run: Run) -> list[Mark]:
     """Give what happened, and where the kept weights are from."""
-    told = [Mark(e.step, e.kind, f"step {e.step:,}: {e.message}") for e in run.events if e.kind in MARKS]
+    told = [
+        Mark(e.step, e.kind, f"{happenings.place(e)}: {said}")
+        for e, said in happenings.happened(run)
+        if e.kind in MARKS
+    ]
     return [*_kept(run), *told]
 
 
@@ -130,7 +147,7 @@ def stretches(run: Run) -> list[Stretch]:
 
 
 def search(run: Run) -> str:
-    """Draw the search for the learning rate: one line for each length of the short runs, a point for each run."""
+    """Draw the search for the learning rate: one line for each length of the short runs, a point for each rate."""
     seen = run.plan.why("learning_rate").figures
     trials = list(_trials(run))
     if not trials:
@@ -141,18 +158,26 @@ def search(run: Run) -> str:
         these = sorted((rate, score) for rate, length, score in trials if length == steps)
         x, y = (np.array(values, np.float64) for values in zip(*these, strict=True))
         colour = f"r{min(3, k if len(lengths) < 4 else k * 4 // len(lengths)) + (1 if len(lengths) < 4 else 0)}"
-        rates = np.unique(x[np.isfinite(y)])
-        means = np.array([y[(x == r) & np.isfinite(y)].mean() for r in rates])
-        lines.append(Series(several(steps, "step"), x, y, colour, dots=True))
-        if len(rates) > 1:
-            lines.append(Series("", rates, means, colour))
+        rates = np.unique(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            means = np.array([y[x == r].mean() for r in rates])
+        lines.append(Series(several(steps, "step"), rates, means, colour))
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {number(run.plan.learning_rate)}")
     select = story.called(run, str(run.summary.get("select", "loss")))
-    note = f"{several(len(trials), 'short training run')}, each with its whole schedule; their {select} at the end."
+    note = f"{several(len(trials), 'short training run')}, each with its whole schedule."
+    if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
+        note += " Where a rate was tried from several seeds, its point is their mean."
     if "price" in seen:
-        note += f" Search and training cost {number(float(seen['price']))} trainings."
+        note += f" Search and training together cost as much as {number(float(seen['price']))} full trainings."
     return chart(
-        "Learning-rate search", lines, note=note, marks=[chosen], x_name="learning rate", log_x=True, lost="diverged"
+        "Learning-rate search",
+        lines,
+        note=note,
+        marks=[chosen],
+        x_name="learning rate",
+        y_name=f"{select} at the end",
+        log_x=True,
+        lost="diverged",
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 from thalweg.records.plan import Plan
-from thalweg.see.wording import plain, seconds
+from thalweg.see.wording import grouped, plain, seconds
 
 FIRST = ("learning_rate", "schedule", "batch_size", "weight_decay", "rule", "steps")
+NOTED = ("steps_per_epoch", "position")  # found with the data, and nobody's choice
 SOURCES = {
     "searched": "tried in short runs of this task",
     "measured": "measured on this machine",
@@ -40,6 +41,13 @@ ABOUT = {
     "snapshot_every": "steps between states a cure can go back to",
     "workers": "processes that load data",
     "threads": "CPU threads",
+    "steps_per_epoch": "steps that go once over the data",
+    "position": "how a resumed run finds its place in the data again",
+    "shuffle": "whether each pass has a new order",
+    "replacement": "whether an example may come twice in a pass",
+    "drop_last": "whether a last, smaller batch is left out",
+    "checkpoint_seconds": "time between two checkpoints on disk",
+    "digest_every": "steps between fingerprints of the weights",
 }
 UNSET = {
     "batch_size": "the whole data set",
@@ -61,13 +69,14 @@ def label(knob: str) -> str:
 
 
 def split(plan: Plan) -> tuple[list[str], list[str]]:
-    """Give the knobs to show first, the four main ones before the others that were chosen, and those at defaults.
+    """Give the knobs to show first, the main ones before the others that were chosen, and those at defaults or kept as notes.
 
     >>> split(Plan(clip_norm=1.0))[0]
     ['learning_rate', 'schedule', 'batch_size', 'weight_decay', 'rule', 'steps', 'clip_norm']
     """
     every = [f.name for f in fields(plan) if f.name != "evidence"]
-    chosen = [name for name in every if name not in FIRST and plan.why(name).source != "default"]
+    told = [name for name in every if name not in (*FIRST, *NOTED)]
+    chosen = [name for name in told if plan.why(name).source != "default"]
     chosen = [*FIRST, *chosen]
     return chosen, [name for name in every if name not in chosen]
 
@@ -82,7 +91,8 @@ def value(plan: Plan, knob: str) -> str:
     if found is None:
         return UNSET.get(knob, "off")
     if knob == "schedule":
-        return plan.schedule.resolve(plan.steps, plan.steps_per_epoch).describe() if plan.steps else found.describe()
+        settled = plan.schedule.resolve(plan.steps, plan.steps_per_epoch) if plan.steps else found
+        return grouped(settled.describe())
     if knob in ("snapshot_every", "digest_every", "workers", "weight_decay") and found == 0:
         return "none"
     if knob == "checkpoint_seconds":

@@ -14,8 +14,8 @@ from rich.table import Column
 from rich.text import Text
 
 from thalweg.records.plan import Plan
-from thalweg.see.story import QUIET
-from thalweg.see.wording import figure, number, plain, seconds
+from thalweg.see.happenings import QUIET
+from thalweg.see.wording import figure, grouped, number, plain, seconds
 
 REFRESH = 0.1  # seconds between two pictures of the bar
 LINE = 5.0  # seconds between two plain lines
@@ -26,13 +26,17 @@ Clock = Callable[[], float]
 
 
 class Pace:
-    """Loss and speed as a person wants them: the loss smoothed, the speed and the time left from where this part began."""
+    """Loss and speed as a person wants them: the loss smoothed, the speed and the time left from where this part began.
 
-    def __init__(self, clock: Clock, step: int = 0, total: int | None = None) -> None:
+    `validation`: whether there are validation data; None where nobody has said.
+    """
+
+    def __init__(self, clock: Clock, step: int = 0, total: int | None = None, validation: bool | None = None) -> None:
         self.clock, self.started = clock, clock()
         self.first, self.last, self.total = step, step, total
         self.loss, self.rate, self.examples = math.nan, math.nan, 0
         self.figures: Mapping[str, float] = {}
+        self.validation = validation
 
     def add(self, step: int, loss: float, rate: float, examples: int) -> None:
         """Take in a step; called every step."""
@@ -56,8 +60,13 @@ class Pace:
         return (self.total - self.last) * (self.clock() - self.started) / done
 
     def figures_text(self) -> str:
-        """Say the last validation."""
-        return " ".join(f"{plain(name)} {figure(name, float(value))}" for name, value in self.figures.items())
+        """Say the last evaluation: on validation data or, without any, of the training loss on a sample."""
+        validation = True if len(self.figures) > 1 else self.validation  # other metrics are of validation data alone
+        loss = {True: "validation loss", False: "evaluated training loss", None: "evaluated loss"}[validation]
+        return ", ".join(
+            f"{loss if name == 'loss' else plain(name)} {figure(name, float(value))}"
+            for name, value in self.figures.items()
+        )
 
 
 class RichProgress:
@@ -69,7 +78,7 @@ class RichProgress:
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
-    def begin(self, plan: Plan, step: int) -> None:
+    def begin(self, plan: Plan, step: int, validation: bool | None = None) -> None:
         """Show the bar. Nothing runs beside the descent: it draws from within its own steps."""
         self.end()
         columns = (
@@ -79,7 +88,7 @@ class RichProgress:
         )
         self.bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, expand=True)
         self.task = self.bar.add_task("", total=plan.steps, completed=step)
-        self.pace, self.due = Pace(self.clock, step, plan.steps), 0.0
+        self.pace, self.due = Pace(self.clock, step, plan.steps, validation), 0.0
         self.bar.start()
 
     def step(self, step: int, loss: float, rate: float, examples: int) -> None:
@@ -97,7 +106,7 @@ class RichProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Say what happened above the bar."""
         if kind not in QUIET:
-            self.console.print(Text(plain(message)))
+            self.console.print(Text(grouped(plain(message))))
 
     def end(self) -> None:
         """Take the bar away."""
@@ -114,7 +123,7 @@ class RichProgress:
         pace, left = self.pace, self.pace.left()
         parts = [f"loss {number(pace.loss):<7}"]
         if pace.figures:
-            parts.append(f"validation {pace.figures_text()}")
+            parts.append(pace.figures_text())
         if self.console.width >= NARROW:
             parts += [f"rate {number(pace.rate):<8}", f"{pace.speed():>7,.0f} examples/s"]
         return "  ".join([*parts, *([f"{seconds(round(left))} left"] if left is not None else [])])
@@ -128,9 +137,9 @@ class PlainProgress:
         self.pace, self.due, self.soon = Pace(clock), 0.0, 0.0
         self.untold = False
 
-    def begin(self, plan: Plan, step: int) -> None:
+    def begin(self, plan: Plan, step: int, validation: bool | None = None) -> None:
         """Remember the length."""
-        self.pace, self.untold = Pace(self.clock, step, plan.steps), False
+        self.pace, self.untold = Pace(self.clock, step, plan.steps, validation), False
         self.due, self.soon = self.clock() + LINE, self.clock() + SOON
 
     def step(self, step: int, loss: float, rate: float, examples: int) -> None:
@@ -148,7 +157,7 @@ class PlainProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Say what happened."""
         if kind not in QUIET:
-            self._say(message)
+            self._say(grouped(message))
 
     def end(self) -> None:
         """Say the last validation, where it has not been said."""
@@ -160,7 +169,7 @@ class PlainProgress:
         self.due, self.soon, self.untold = now + LINE, now + SOON, False
         parts = [f"loss {number(pace.loss)}"] if pace.last > pace.first else []
         if pace.figures:
-            parts.append(f"validation {pace.figures_text()}")
+            parts.append(pace.figures_text())
         if pace.last > pace.first:
             parts += [f"rate {number(pace.rate)}", f"{pace.speed():,.0f} examples/s"]
         if left is not None and left >= 1:

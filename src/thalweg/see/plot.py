@@ -195,13 +195,19 @@ def _labels(frame: _Frame) -> list[str]:
     where = {0: frame.high, frame.rows - 1: frame.low}
     if frame.rows >= 7 and frame.rows % 2:
         where[frame.rows // 2] = frame.high / 2 + frame.low / 2
-    texts = [f"{value:.3g}" for value in where.values()]
+    texts = [_say(value, 3) for value in where.values()]
     for digits in range(4, 18):
         if len(set(texts)) == len(texts):
             break
-        texts = [f"{value:.{digits}g}" for value in where.values()]
+        texts = [_say(value, digits) for value in where.values()]
     named = dict(zip(where, texts, strict=True))
     return [named.get(line, "") for line in range(frame.rows)]
+
+
+def _say(value: float, digits: int) -> str:
+    """Say a value with so many digits, a larger whole part in full."""
+    whole = len(str(int(abs(value)))) if 1000 <= abs(value) < 1e6 else 0
+    return f"{value:,.{max(digits, whole)}g}"
 
 
 def _axis(ends: tuple[float, float], columns: int) -> str:

@@ -24,8 +24,10 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     cursor.style.left = 100 * share + "%";
     plot.append(cursor);
     told.replaceChildren(`${data.x} ${data.log ? short(+x.toPrecision(3)) : Math.round(x).toLocaleString("en")}`);
+    const near = 0.01 * (data.high - data.low);
     for (const line of data.lines) {
       const at = nearest(line.x, x), value = document.createElement("b");
+      if (!data.log && (x < line.x[0] - near || x > line.x[line.x.length - 1] + near)) continue;
       value.className = line.colour;
       value.textContent = short(line.y[at]);
       told.append(` · ${line.name} `, value);

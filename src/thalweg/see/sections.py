@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -13,9 +14,10 @@ import numpy as np
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
-from thalweg.see import curves, knobs, story
+from thalweg.see import curves, happenings, knobs, story
 from thalweg.see.advice import next_steps
-from thalweg.see.wording import number, plain, seconds, several
+from thalweg.see.charts import MARKS
+from thalweg.see.wording import grouped, number, plain, seconds, sentence, several
 
 MOST_EVENTS, MOST_FOUND, MOST_FIGURES = 200, 40, 60
 STATES = {
@@ -25,6 +27,23 @@ STATES = {
     "interrupted": "warn",
     "diverged": "bad",
     "failed": "bad",
+}
+UNMEASURED = {
+    "critical step": "how long a step the loss allows at this place",
+    "bad batch": "whether a single bad batch was at fault",
+    "which module gave it first": "which layer gave it first",
+}
+COLUMNS = {  # names in the figures, where they say too little by themselves
+    "learning_rates": "learning rate",
+    "seeds": "seed",
+    "scores": "score (lower is better)",
+    "batch_sizes": "batch size",
+    "examples_per_second": "examples a second",
+    "peak_megabytes": "memory, MB",
+    "seconds_per_step": "seconds a step",
+    "best_of_short_runs": "best learning rate of the short runs",
+    "price": "price of search and training, in full trainings",
+    "seconds": "seconds that it took",
 }
 VERIFIED = {True: "It was seen to work.", False: "It was tried and did not help.", None: ""}
 
@@ -101,7 +120,8 @@ def plan(run: Run) -> str:
         for source, told in knobs.SOURCES.items()
     )
     hidden = (
-        f"<details><summary>{several(len(rest), 'more knob')} at stated defaults</summary>{_knobs(run, rest)}</details>"
+        f"<details><summary>{several(len(rest), 'more knob')}, which nobody had to choose</summary>"
+        f"{_knobs(run, rest)}</details>"
         if rest
         else ""
     )
@@ -124,16 +144,44 @@ def _knob(run: Run, name: str) -> str:
     about = f"<small>{safe(knobs.ABOUT[name])}</small>" if name in knobs.ABOUT else ""
     return (
         f"<tr><th scope=row>{safe(knobs.label(name))}{about}</th><td>{safe(knobs.value(run.plan, name))}</td>"
-        f"<td>{chip}{safe(why.reason)}{seen}</td></tr>"
+        f"<td>{chip}{safe(grouped(why.reason))}{seen}</td></tr>"
     )
 
 
 def figures(seen: Mapping[str, Any]) -> str:
-    """A table of figures: numbers, texts and lists of them."""
+    """Numbers and texts by name; lists of one length are columns of a table beneath."""
+    lists = {key: list(v) for key, v in seen.items() if isinstance(v, list | tuple)}
+    long = max(map(len, lists.values()), default=0)
+    columns = {key: v for key, v in lists.items() if len(v) == long > 1}
+    columns = columns if len(columns) > 1 else {}
     rows = "".join(
-        f"<tr><th scope=row>{safe(key.replace('_', ' '))}</th><td>{_value(v)}</td></tr>" for key, v in seen.items()
+        f"<tr><th scope=row>{_named(key)}</th><td>{_value(v)}</td></tr>"
+        for key, v in seen.items()
+        if key not in columns
     )
-    return f'<table class="figures"><tbody>{rows}</tbody></table>'
+    single = f'<table class="figures"><tbody>{rows}</tbody></table>' if rows else ""
+    return single + (_columns(columns, long) if columns else "")
+
+
+def _columns(columns: Mapping[str, list[Any]], length: int) -> str:
+    head = "".join(f"<th scope=col>{_named(key)}</th>" for key in columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_entry(key, v[row])}</td>" for key, v in columns.items()) + "</tr>"
+        for row in range(min(length, MOST_FIGURES))
+    )
+    more = f"<p class=dim>and {length - MOST_FIGURES:,} more.</p>" if length > MOST_FIGURES else ""
+    table = f'<table class="figures rows"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="wide">{table}</div>{more}'
+
+
+def _named(key: str) -> str:
+    return safe(COLUMNS.get(key, key.replace("_", " ")))
+
+
+def _entry(key: str, value: Any) -> str:
+    if key == "scores" and value == math.inf:
+        return "diverged"
+    return safe(value) if key == "seeds" else safe(number(value))
 
 
 def _value(value: Any) -> str:
@@ -151,13 +199,24 @@ def batches(run: Run) -> str:
     sizes, speeds = seen.get("batch_sizes", []), seen.get("examples_per_second", [])
     memory = list(seen.get("peak_megabytes", []))
     memory += [None] * (len(sizes) - len(memory))
-    if not sizes or len(sizes) != len(speeds):
+    if len(sizes) < 2 or len(sizes) != len(speeds):
         return ""
     top = max([1.0, *(float(s) for s in speeds)])
     rows = "".join(_bar(run, *measured, top) for measured in zip(sizes, speeds, memory, strict=False))
     return (
         '<figure><figcaption><b>Batch size</b></figcaption><p class="note">Examples a second at each size, and the process\'s'
-        f' largest memory until then.</p><table class="bars"><tbody>{rows}</tbody></table></figure>'
+        f' largest memory until then.{_slower(run, sizes, speeds)}</p><table class="bars"><tbody>{rows}</tbody></table></figure>'
+    )
+
+
+def _slower(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
+    """Say why a size was chosen that is not the fastest."""
+    chosen, fastest = run.plan.batch_size, sizes[int(np.argmax(np.array(speeds, np.float64)))]
+    if chosen not in sizes or fastest <= chosen or not run.plan.steps:
+        return ""
+    return (
+        f" {chosen:,} was chosen although {number(fastest)} is faster: it gives {fastest / chosen:.3g} times as many steps for"
+        f" the same examples, here {run.plan.steps:,}, and a short run lacks steps rather than speed."
     )
 
 
@@ -173,61 +232,76 @@ def _bar(run: Run, size: Any, speed: Any, memory: Any, top: float) -> str:
 
 def events(run: Run) -> str:
     """What happened on the way, in order."""
-    told = story.notable(run)
+    told = happenings.happened(run)
     if not told:
         return section("What happened", '<p class="dim">Nothing out of the ordinary: no step had to be corrected.</p>')
-    rows = "".join(_event(run, event) for event in told[:MOST_EVENTS])
+    rows = "".join(_event(event, said) for event, said in told[:MOST_EVENTS])
     more = f"<p class=dim>and {len(told) - MOST_EVENTS:,} more, in the history.</p>" if len(told) > MOST_EVENTS else ""
     return section(
         "What happened", f'<div class="card"><table class="events"><tbody>{rows}</tbody></table>{more}</div>'
     )
 
 
-def _event(run: Run, event: Event) -> str:
+def _event(event: Event, said: str) -> str:
     gone = ' class="gone"' if event.superseded else ""
-    later = " <small>The run went on from an earlier step afterwards.</small>" if event.superseded else ""
-    kind = f'<span class="kind {safe(event.kind)}">{safe(event.kind.replace("_", " "))}</span>'
-    return f"<tr{gone}><th scope=row>step {event.step:,}</th><td>{kind}</td><td>{safe(event.message)}{later}</td></tr>"
+    told = event.superseded and event.kind not in ("diverging", "nonfinite")  # after these, that goes without saying
+    later = " <small>The run went on from an earlier step afterwards.</small>" if told else ""
+    name = MARKS[event.kind][1] if event.kind in MARKS else event.kind.replace("_", " ")
+    kind = f'<small class="kind {safe(event.kind)}">{safe(name)}</small>'
+    return f"<tr{gone}><th scope=row>{happenings.place(event)}{kind}</th><td>{safe(said)}{later}</td></tr>"
 
 
 def diagnoses(run: Run) -> str:
     """What went wrong, on what evidence, and what was done."""
     if not run.diagnoses:
         return ""
-    found = "".join(_diagnosis(d) for d in run.diagnoses[:MOST_FOUND])
+    found = "".join(_diagnosis(d, done) for d, done in happenings.treatments(run)[:MOST_FOUND])
     more = len(run.diagnoses) - MOST_FOUND
     return section("Diagnoses", found + (f"<p class=dim>and {more:,} more of the kind.</p>" if more > 0 else ""))
 
 
-def _diagnosis(found: Diagnosis) -> str:
-    place = f" at step {found.step:,}" if found.step is not None else " before training"
+def _diagnosis(found: Diagnosis, done: str) -> str:
+    place = f"Step {found.step:,}" if found.step is not None else "Before training"
     since = f", abnormal since step {found.since:,}" if found.since not in (None, found.step) else ""
     sure = f" ({found.probability:.0%} sure)" if found.probability is not None else ""
-    parts = [f"<h3>{safe(found.symptom)}{place}{since}{sure}</h3><p>{safe(found.cause)}</p>"]
-    if found.cure:
-        parts.append(f"<p><b>Cure:</b> {safe(found.cure.action)} {VERIFIED[found.verified]}</p>")
+    parts = [f"<h3>{place}: {safe(found.symptom)}{since}{sure}</h3><p>{safe(sentence(found.cause))}</p>"]
+    if done:
+        parts.append(f"<p><b>Done:</b> {safe(done)} {VERIFIED[found.verified]}</p>")
+    elif found.cure:
+        parts.append(f"<p><b>What to do:</b> {safe(found.cure.action)} {VERIFIED[found.verified]}</p>")
     for word, names in (
         ("Ruled out", found.ruled_out),
         ("Follows from it", found.consequences),
-        ("Not measured", found.not_measured),
         ("Training examples", found.examples[:MOST_FIGURES]),
     ):
         if names:
             parts.append(f"<p class=dim>{word}: {safe(', '.join(map(str, names)))}.</p>")
-    if found.evidence:
-        parts.append(f"<details open><summary>evidence</summary>{_evidence(found.evidence)}</details>")
+    open_ = ", ".join(UNMEASURED.get(name, name) for name in found.not_measured)
+    left = f"<p class=dim>Not looked into: {safe(open_)}.</p>" if open_ else ""
+    if found.evidence or left:
+        parts.append(f"<details><summary>figures</summary>{_evidence(found)}{left}</details>")
     return f'<div class="card found {found.severity}">{"".join(parts)}</div>'
 
 
-def _evidence(seen: Mapping[str, Any]) -> str:
+def _evidence(found: Diagnosis) -> str:
     told: dict[str, Any] = {}
-    for name, entry in seen.items():
+    for name, entry in found.evidence.items():
+        named = "measured" if name == found.symptom else name
         if isinstance(entry, Mapping) and "value" in entry:
-            limit = f" (threshold {number(entry['threshold'])})" if entry.get("threshold") is not None else ""
-            told[name] = f"{number(entry['value'])}{limit}"
+            told[named] = f"{number(entry['value'])}{_expected(entry)}"
         else:
-            told[name] = entry
+            told[named] = entry
     return figures(told)
+
+
+def _expected(entry: Mapping[str, Any]) -> str:
+    """Say what would have been well: the value lies on the wrong side of the threshold."""
+    value, limit = entry["value"], entry.get("threshold")
+    if limit is None:
+        return ""
+    numbers = all(isinstance(part, int | float) for part in (value, limit))
+    side = ("at most " if value > limit else "at least ") if numbers else ""
+    return f" (expected: {side}{number(limit)})"
 
 
 def use(run: Run) -> str:
@@ -257,7 +331,7 @@ def environment(run: Run) -> str:
         "report written by": _version(),
     }
     told = figures({key: value for key, value in known.items() if value is not None})
-    notes = "".join(f"<li>{with_code(str(note))}</li>" for note in summary.get("notes", []))
+    notes = "".join(f"<li>{with_code(grouped(str(note)))}</li>" for note in summary.get("notes", []))
     return section("Environment", f'<div class="card">{told}{f"<ul>{notes}</ul>" if notes else ""}</div>')
 
 

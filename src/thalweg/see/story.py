@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thalweg.errors import ThalwegError
-from thalweg.records.history import Event
 from thalweg.records.run import PLAN, TASK, Run
 from thalweg.records.task import Source
 from thalweg.see.axes import Values
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from thalweg.tuning.estimate import Cost
 
 EXAMPLES = "thalweg.examples."
-QUIET = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
 
 
 def name(run: Run) -> str:
@@ -77,7 +75,7 @@ def recorded(run: Run, key: str) -> tuple[Values, Values]:
 def called(run: Run, metric: str) -> str:
     """Name a metric for people."""
     told = plain(metric.replace("_", " "))
-    return f"{'validation' if validated(run) else 'training'} loss" if metric == "loss" else told
+    return f"{'validation' if validated(run) else 'evaluated training'} loss" if metric == "loss" else told
 
 
 def headline(run: Run) -> str:
@@ -163,11 +161,6 @@ def figures(run: Run) -> list[tuple[str, str, str]]:
             ("training loss", figure("loss", beside), f"around step {kept['step']:,}" if kept else "at the end")
         )
     return tiles
-
-
-def notable(run: Run) -> list[Event]:
-    """Give the events that need a person's attention."""
-    return [event for event in run.events if event.kind not in QUIET]
 
 
 def commands(run: Run) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import textwrap
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from thalweg.records.run import REPORT, Run
-from thalweg.see import knobs, story
+from thalweg.see import happenings, knobs, story
 from thalweg.see.advice import next_steps
 from thalweg.see.axes import Values
 from thalweg.see.plot import plot
-from thalweg.see.wording import number, plain
+from thalweg.see.wording import grouped, number, plain
 
 MOST_EVENTS = 6
 SOURCE_STYLES = {"searched": "green", "measured": "blue", "derived": "magenta", "given": "yellow", "default": "dim"}
-BOOKKEEPING = ("steps_per_epoch", "position", "validate_every", "threads", "seed")  # the report has them
-REASON = 120  # characters of a reason; the report has all of it
+BOOKKEEPING = ("validate_every", "threads", "seed")  # the report has them
 FEWEST = 10  # steps worth a plot
 MARGIN = (0, 0, 0, 2)
 
@@ -43,7 +41,7 @@ def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> Render
         parts += [_title("What happened"), *told]
     parts += [_title("What to do next"), *[_bullet(_with_code(line)) for line in next_steps(run)]]
     if notes := [plain(str(note)) for note in run.summary.get("notes", [])]:
-        parts += [_title("Notes"), *[_bullet(Text(note)) for note in notes]]
+        parts += [_title("Notes"), *[_bullet(Text(grouped(note))) for note in notes]]
     return Group(*parts, *_places(run))
 
 
@@ -74,7 +72,7 @@ def _plan(run: Run) -> Table:
         why = run.plan.why(knob)
         told = Text.assemble((knobs.value(run.plan, knob), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
         if why.reason:
-            told.append("\n" + textwrap.shorten(plain(why.reason), REASON, placeholder=" ..."), style="dim")
+            told.append("\n" + grouped(plain(why.reason)), style="dim")
         table.add_row(knobs.label(knob), told)
     return table
 
@@ -102,15 +100,11 @@ def fill_forward(values: Values) -> Values:
 
 
 def _events(run: Run) -> list[RenderableType]:
-    told = story.notable(run)
-    lines: list[RenderableType] = [_bullet(Text(_at(e.step, plain(e.message)))) for e in told[:MOST_EVENTS]]
+    told = happenings.happened(run)
+    lines: list[RenderableType] = [_bullet(Text(f"{happenings.place(e)}: {said}")) for e, said in told[:MOST_EVENTS]]
     if len(told) > MOST_EVENTS:
         lines.append(_bullet(Text(f"and {number(len(told) - MOST_EVENTS)} more, in the report", style="dim")))
     return lines
-
-
-def _at(step: int, message: str) -> str:
-    return message if message.lower().startswith("step ") else f"step {step:,}: {message}"
 
 
 def _with_code(line: str) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -104,6 +105,37 @@ def plain(text: str) -> str:
     return "".join(
         " " if c in "\n\r\t" else c for c in text if c in "\n\r\t" or unicodedata.category(c) not in ("Cc", "Cs", "Cf")
     )
+
+
+def grouped(text: str) -> str:
+    """Give counts of steps and examples in a ready-made sentence the comma that they have everywhere else.
+
+    >>> grouped("constant over 3420 steps, the first 1000 in warm-up (arXiv:2310.07831)")
+    'constant over 3,420 steps, the first 1,000 in warm-up (arXiv:2310.07831)'
+    """
+    counts = r"(?<=\bstep )\d{4,}\b|(?<=\bfirst )\d{4,}\b|(?<![\w.,:/-])\d{4,}(?= (?:steps?|examples?|updates)\b)"
+    return re.sub(counts, lambda found: f"{int(found[0]):,}", text, flags=re.IGNORECASE)
+
+
+def sentence(text: str) -> str:
+    """Begin with a capital letter.
+
+    >>> sentence("the loss is not finite."), sentence("1 step"), sentence("")
+    ('The loss is not finite.', '1 step', '')
+    """
+    return text[:1].upper() + text[1:]
+
+
+def times_as(factor: float) -> str:
+    """Say a factor below one, of a rate.
+
+    >>> times_as(0.5), times_as(0.125), times_as(0.3)
+    ('half', '1/8 of', '0.3 times')
+    """
+    if factor == 0.5:
+        return "half"
+    whole = round(1 / factor) if 1e-3 < factor < 1 else 0
+    return f"1/{whole} of" if whole and math.isclose(whole * factor, 1) else f"{factor:.3g} times"
 
 
 def several(count: int, word: str) -> str:

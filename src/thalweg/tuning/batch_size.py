@@ -101,7 +101,9 @@ def choose(measured: list[Measured], epochs: float | None, count: int | None) ->
     else:
         leaving = [m for m in fitting if epochs * count / m.batch_size >= FEWEST_STEPS]
         chosen = (leaving or fitting[:1])[-1]
-        reason = f"the largest of those measured that leaves {FEWEST_STEPS:,} updates; the smallest where none does"
+        reason = f"the largest of those measured that leaves {FEWEST_STEPS:,} updates"
+        if not leaving:
+            reason = f"the smallest of those measured: none leaves {FEWEST_STEPS:,} updates in this budget"
     figures = {
         "batch_sizes": [m.batch_size for m in measured],
         "examples_per_second": [round(m.examples_per_second) for m in measured],

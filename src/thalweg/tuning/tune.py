@@ -212,12 +212,13 @@ def with_learning_rate(
     figures = {
         **search.figures(),
         "best_of_short_runs": float(f"{best:.3g}"),
+        "carried_by": "(short / full)^0.15",
         "price": round(1 + search.steps_paid / full, 2),
         "seconds": round(time.perf_counter() - started, 2),
     }
     reason = (
         f"best of {len(search.trials)} short runs, each a complete schedule, up to {rungs[-1][1]} steps;"
-        f" {best:.3g} there, and a little less for {full} steps: times ({rungs[-1][1]} / {full})^0.15"
+        f" {best:.3g} there, {rate:.3g} for {full} steps, as longer runs want lower rates"
         f"{'' if problem.validation is not None else '; judged by the training loss, as there are no validation data'}"
     )
     return plan.replace(
