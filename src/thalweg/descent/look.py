@@ -28,6 +28,7 @@ from thalweg.landscape.start import (
     reaction,
     repeats,
     scales,
+    target_of,
 )
 from thalweg.sampling import Batches, TensorSource, mix, once
 from thalweg.sampling.sources import leaves, seed_all, tree_map
@@ -69,10 +70,10 @@ def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
 def _with_data(problem: Problem, start: Start, batches: list[Any], batch: Any) -> Start:
     """Add what many examples tell, or the few of one batch where there are no more."""
     some = batches or [batch]
-    targets = [problem.objective.split(part)[2] for part in some]
+    targets = [target_of(problem.objective, part, start.compares) for part in some]
     return replace(
         start,
-        scale=scales(problem.objective, some),
+        scale=scales(problem.objective, some, start.compares),
         out_of_reach=out_of_reach(targets, start.bounds),
         target_alike=alike(targets) if batches else None,
     )
