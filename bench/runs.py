@@ -57,6 +57,10 @@ def plan_of(steps: int, **knobs: Any) -> tw.Plan:
 
 def interrupted(task: tw.Task, plan: tw.Plan, step: int, folder: Path) -> Path:
     """Train up to a step, stop there as a person would, and give the checkpoint that was written."""
-    with suppress(KeyboardInterrupt):
-        tw.train(task, plan, out=folder, progress=StopAt(step))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background have it ignored
+    try:
+        with suppress(KeyboardInterrupt):
+            tw.train(task, plan, out=folder, progress=StopAt(step))
+    finally:
+        signal.signal(signal.SIGINT, before)
     return folder / "checkpoints" / f"step-{step:08d}"
