@@ -372,7 +372,7 @@ def test_a_batch_that_cannot_be_fitted_is_told_with_what_it_is_compared_with():
     found = ask(Start(loss=2.3, fit=SLOW))[0]
     assert found.symptom == "one batch cannot be fitted"
     assert "from 2.3 to 2.29" in found.cause
-    assert "always saying the same gives 2.2" in found.cause
+    assert "one fixed answer for all gives 2.2" in found.cause
     assert found.evidence == {"loss after 100 steps": {"value": 2.29, "threshold": 2.1}}
 
 

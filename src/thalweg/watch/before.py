@@ -126,7 +126,7 @@ def _start_loss(start: Start) -> Iterator[Diagnosis]:
         now = "" if inputs is None else f" (now {_number(inputs.mean)} and {_number(inputs.sd)})"
         yield _found(
             "high start",
-            f"the loss starts at {start.loss:.4g}, while always saying the same gives {constant:.4g} ({start.constant_kind}):"
+            f"the loss starts at {start.loss:.4g}, while one fixed answer for all examples gives {constant:.4g}:"
             f" the first steps go into unlearning.",
             f"Scale the inputs to mean 0 and standard deviation 1{now}, or start the last layer with smaller weights.",
             "warning",
@@ -230,7 +230,7 @@ def _fitting(start: Start) -> Iterator[Diagnosis]:
     fit = start.fit
     if fit is None or fit.done or not is_finite(fit.started) or not is_finite(fit.reached):
         return
-    same = f", and always saying the same gives {fit.constant:.4g}" if fit.constant else ""
+    same = f", where one fixed answer for all gives {fit.constant:.4g}" if fit.constant else ""
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     yield _found(
         "one batch cannot be fitted",
@@ -260,8 +260,8 @@ def _targets(start: Start) -> Iterator[Diagnosis]:
         reached, constant = start.held_out
         yield _found(
             "nothing carries over",
-            f"what was learnt from some hundred examples says no more about others ({reached:.4g}) than always saying the same"
-            f" ({constant:.4g}).",
+            f"what was learnt from some hundred examples says no more about others ({reached:.4g}) than one fixed answer for"
+            f" all ({constant:.4g}).",
             "Check that labels belong to their examples and were not shuffled apart; a hard task may only need far more"
             " examples.",
             "note",
