@@ -1,5 +1,7 @@
 """Tests run two at a time on two cores: one thread each, else they wait for each other."""
 
+import signal
+
 import hypothesis
 import pytest
 import torch
@@ -7,6 +9,9 @@ import torch
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("thalweg", deadline=None)  # cores are shared; time proves nothing
 hypothesis.settings.load_profile("thalweg")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

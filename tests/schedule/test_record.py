@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 import tomlkit
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import thalweg.schedule as schedules
@@ -71,7 +71,16 @@ def composed(draw):
     return schedules.sequence(*parts, last, warmup=draw(st.integers(0, 20)))
 
 
-ANY = simple() | composed()
+def fits(schedule):
+    """Whether a schedule fits into 500 steps: milestones inside the warm-up, say, do not."""
+    try:
+        schedule.resolve(500, 5)
+    except ScheduleError:
+        return False
+    return True
+
+
+ANY = (simple() | composed()).filter(fits)
 
 
 def height(schedule):
@@ -133,10 +142,7 @@ def test_resumed_from_any_step_it_goes_on_as_if_uninterrupted(schedule, metrics,
             seen.append(schedule.factor(i * 40, state))
         return seen
 
-    try:
-        plain = schedule.resolve(500, 5)
-    except ScheduleError:  # milestones that lie inside the warm-up, say
-        assume(False)
+    plain = schedule.resolve(500, 5)
     state = plain.initial_state()
     for i, metric in enumerate(metrics[:cut]):
         state = plain.observe(state, metric, i * 40)
