@@ -36,7 +36,7 @@ class Axis(NamedTuple):
         if not self.log:
             return (inside - self.low) / (self.high - self.low)
         low, high = math.log10(self.low), math.log10(self.high)
-        return (np.log10(inside) - low) / (high - low)
+        return np.clip((np.log10(inside) - low) / (high - low), 0.0, 1.0)  # logarithms round
 
     def back(self, places: Values) -> Values:
         """Give the values at places: the inverse of `at` within the range."""
