@@ -66,6 +66,7 @@ KNOBS = {
     "checkpoint_seconds": st.floats(0, 1e9),
     "digest_every": st.integers(0, 10**6),
     "threads": st.none() | st.integers(1, 512),
+    "engine": st.sampled_from(["auto", "cpu", "tensors"]),
     "evidence": st.dictionaries(st.sampled_from(["learning_rate", "batch_size", "seed"]), evidences, max_size=3),
 }
 knobs = st.fixed_dictionaries({}, optional=KNOBS)

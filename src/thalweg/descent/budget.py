@@ -17,6 +17,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.progress import Silent
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.errors import PlanError
+from thalweg.optim.engines import best
 from thalweg.records.plan import Evidence, Plan
 from thalweg.sampling import Batches, smallest_part
 from thalweg.sampling.sources import given_batch
@@ -52,6 +53,10 @@ def settle(
         every = default_validate_every(plan.steps, per_epoch)
         plan = _noted(plan, "validate_every", every, Evidence("derived", "an epoch, within 5 to 50 validations a run"))
     plan = _noted(plan, "position", problem.train.resume, Evidence("measured", POSITIONS[problem.train.resume]))
+    if plan.engine == "auto":
+        plan = _noted(
+            plan, "engine", best(problem.device), Evidence("derived", f"the weights are on: {problem.device.type}")
+        )
     if plan.threads is None and problem.device.type == "cpu":
         plan = _noted(plan, "threads", torch.get_num_threads(), Evidence("measured", "as found in this process"))
     return plan

@@ -236,6 +236,7 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
         clip_value=plan.clip_value,
         ema=plan.ema,
         on_nonfinite="skip",
+        engine=plan.engine,
     )
     return optimizer, [rate for rate, _ in gathered]
 

@@ -170,6 +170,7 @@ def build(
     clip_value: float | None = None,
     ema: float | None = None,
     on_nonfinite: Literal["raise", "skip"] = "raise",
+    engine: str = "auto",
 ) -> Optimizer:
     """Make an optimiser from a rule's name and plain values, as a plan holds them."""
     return Optimizer(
@@ -181,5 +182,6 @@ def build(
         clip_value=clip_value,
         ema=ema,
         on_nonfinite=on_nonfinite,
+        engine=engine,
         **(constants or {}),
     )

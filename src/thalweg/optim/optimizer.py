@@ -62,7 +62,8 @@ class Optimizer(torch.optim.Optimizer):
         ema: decay of an average of the weights, bias-corrected; `averaged()` shows it.
         maximize: climb instead.
         on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
-        engine: "auto" or "tensors".
+        engine: "auto", "cpu" (compiled with Numba; what lies on other devices, has holes in memory or sixteen bits goes by
+            "tensors" all the same) or "tensors".
         constants: the rule's own, by the equation's names or PyTorch's (`betas`).
 
     Attributes: `last` is the last step's `StepRecord` (None before the first); `measure = True` lets the next step give

@@ -95,6 +95,7 @@ class Plan:
         checkpoint_seconds: about how far apart checkpoints are written (they change no figure).
         digest_every: steps between digests of the weights in the history; 0: none.
         threads: CPU threads the run was planned for; None: as they are.
+        engine: what runs the rule's equation: "cpu" (compiled), "tensors", or "auto", which is settled when the run starts.
         evidence: knob -> `Evidence`.
 
     Raises PlanError (RuleError, ScheduleError) that names the knob, its value and what it may be.
@@ -129,6 +130,7 @@ class Plan:
     checkpoint_seconds: float = 60.0
     digest_every: int = 50
     threads: int | None = None
+    engine: Literal["auto", "cpu", "tensors"] = "auto"
     evidence: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence])
 
     def __post_init__(self) -> None:
@@ -154,6 +156,7 @@ class Plan:
             raise PlanError(f"`ema` is {self.ema}, but a decay lies between 0 and 1, such as 0.999.")
         _one_of(self, "precision", get_args(Precision))
         _one_of(self, "keep", ("best", "last"))
+        _one_of(self, "engine", ("auto", "cpu", "tensors"))
         _one_of(self, "position", ("exact", "state_dict", "fast-forward"))
         default = Evidence("default")
         stated = {f.name: default if getattr(self, f.name) == _default(f) else Evidence("given") for f in fields(self)}

@@ -41,6 +41,7 @@ ABOUT = {
     "snapshot_every": "steps between states a cure can go back to",
     "workers": "processes that load data",
     "threads": "CPU threads",
+    "engine": "what runs the rule's equation",
     "steps_per_epoch": "steps that go once over the data",
     "position": "how a resumed run finds its place in the data again",
     "shuffle": "whether each pass has a new order",

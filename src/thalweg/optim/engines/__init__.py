@@ -1,22 +1,45 @@
 """Engines: how a rule's equation is run on the weights at hand.
 
-`tensors.py` runs every rule on every device. The seam for another one (a fused `cpu.py`) is the protocol `work.Engine`: two
-calls a step, first `measure`, then `update`; it becomes an engine by a line in `ENGINES`, and `"auto"` may then choose it.
+`tensors.py` runs every rule on every device, `cpu.py` compiles it into one sweep over the CPU's memory. The seam for another
+one is the protocol `work.Engine`: two calls a step, first `measure`, then `update`; it becomes an engine by a line in `ENGINES`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
+import torch
+
 from thalweg.errors import RuleError, nearest
+from thalweg.optim.engines.cpu import CpuEngine
 from thalweg.optim.engines.tensors import TensorEngine
 from thalweg.optim.engines.work import Engine
 
-ENGINES: dict[str, Callable[[], Engine]] = {"auto": TensorEngine, "tensors": TensorEngine}
+ENGINES: dict[str, Callable[[], Engine]] = {"cpu": CpuEngine, "tensors": TensorEngine}
 
 
 def engine(name: str) -> Engine:
-    """Make an engine by name. Raises RuleError, with the nearest name, for one that does not exist."""
+    """Make an engine by name; "auto" is "cpu" where Numba is at hand, which leaves to "tensors" what it cannot sweep.
+
+    Raises RuleError, with the nearest name, for one that does not exist, or cannot be here.
+    """
+    if name == "auto":
+        name = best(torch.device("cpu"))
     if name not in ENGINES:
-        raise RuleError(f"There is no engine {name!r}; there are {', '.join(ENGINES)}.{nearest(name, ENGINES)}")
+        raise RuleError(f"There is no engine {name!r}; there are auto, {', '.join(ENGINES)}.{nearest(name, ENGINES)}")
+    if name == "cpu" and not is_compiling():
+        raise RuleError(
+            "The engine 'cpu' needs Numba, which is not installed here: pip install numba, or take 'tensors'."
+        )
     return ENGINES[name]()
+
+
+def best(device: torch.device) -> str:
+    """Name the fastest engine for weights on a device."""
+    return "cpu" if device.type == "cpu" and is_compiling() else "tensors"
+
+
+def is_compiling() -> bool:
+    """Whether equations can be compiled here."""
+    return importlib.util.find_spec("numba") is not None

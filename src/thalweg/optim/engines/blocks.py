@@ -76,7 +76,7 @@ class Block:
                 if key == "step":
                     tensor.fill_(steps_taken(entry))
                 else:
-                    _start(tensor, entry.get(key), self._described(key), parameter)
+                    start(tensor, entry.get(key), self.described(key), parameter)
                 entry[key] = tensor
             self.entries[i] = entry
         self._counted()
@@ -96,7 +96,8 @@ class Block:
             self.taken = int(counts[0])
         return counts.count(counts[0]) == len(counts)
 
-    def _described(self, key: str) -> State:
+    def described(self, key: str) -> State:
+        """Give the description of a state."""
         return next(s for s in self.states if s.key == key)
 
 
@@ -106,7 +107,10 @@ def steps_taken(entry: Mapping[str, Any]) -> int:
     return 0 if value is None else int(value)
 
 
-def _start(tensor: Tensor, found: Any, described: State, parameter: Tensor) -> None:
+def start(tensor: Tensor, found: Any, described: State, parameter: Tensor) -> None:
+    """Fill a state's tensor: from what was found, else as the rule's description says."""
+    if found is tensor:
+        return
     if isinstance(found, Tensor):
         tensor.copy_(found)
     elif described.start == "weights":

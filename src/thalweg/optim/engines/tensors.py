@@ -17,6 +17,7 @@ from torch import Tensor
 from thalweg.optim.engines.arithmetic import count_nonfinite, exact_norm, real
 from thalweg.optim.engines.blocks import EMA, steps_taken
 from thalweg.optim.engines.flat import Flat
+from thalweg.optim.engines.fused import Fused
 from thalweg.optim.engines.large import Large
 from thalweg.optim.engines.move import Move
 from thalweg.optim.engines.work import Moves, Norms, StateOf, Work
@@ -28,7 +29,7 @@ SMALL = 1 << 15
 _UNDERFLOW = 1e-15
 """Squares of gradients below this may have vanished in float32."""
 
-Cut = list[tuple[Flat | Large, list[int]]]
+Cut = list[tuple[Flat | Large | Fused, list[int]]]
 """Blocks, each with its parameters' places in the work."""
 
 
@@ -36,7 +37,7 @@ Cut = list[tuple[Flat | Large, list[int]]]
 class Share:
     """What one block does in this step: `members` are its parameters' places among all of the step's."""
 
-    block: Flat | Large
+    block: Flat | Large | Fused
     work: Work
     members: list[int]
     decays: list[float]
@@ -100,22 +101,28 @@ class TensorEngine:
         self._cuts = kept
         return shares
 
+    def _kind(self, parameter: Tensor) -> type[Flat | Large | Fused]:
+        """Give the kind of block for a parameter."""
+        return Flat if 0 < parameter.numel() < SMALL else Large
+
     def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf, ema: bool) -> Cut:
         """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
         old = {(block.states, *map(id, block.parameters)): block for cut in self._cuts.values() for block, _ in cut}
+        lent = {id(t): t for block in old.values() if isinstance(block, Fused) for held in block.held for _, t in held}
         gathered: dict[tuple[Any, ...], list[int]] = {}
         for i, parameter in enumerate(work.parameters):
-            small = 0 < parameter.numel() < SMALL
+            kind = self._kind(parameter)
             taken = steps_taken(state.get(parameter, {}))
-            key = (parameter.device, parameter.dtype, taken) if small else (i,)
+            key = (kind, i) if kind is Large else (kind, parameter.device, parameter.dtype, taken)
             gathered.setdefault(key, []).append(i)
         cut: Cut = []
         for key, members in gathered.items():
             parameters = [work.parameters[i] for i in members]
             block = old.get((tuple(states), *map(id, parameters)))
             if block is None or not block.fits(state):
-                kind = Large if len(key) == 1 else Flat
-                block = kind(parameters, states, work.rule.counts_steps or ema)
+                block = key[0](parameters, states, work.rule.counts_steps or ema)
+                if isinstance(block, Fused):
+                    block.lent = lent
             cut.append((block, members))
         return cut
 

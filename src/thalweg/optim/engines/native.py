@@ -1,0 +1,60 @@
+"""What a kernel's text calls: memory by its address, and the rules' few functions, as Numba knows them."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba.extending import intrinsic
+
+
+@lru_cache(maxsize=2)
+def names(kind: str) -> dict[str, Any]:
+    """Give the names a kernel's text may use, for "float32" or "float64"."""
+    number = types.float32 if kind == "float32" else types.float64
+    return {
+        "carray": carray,
+        "pointer": _pointer(number),
+        "kind": number,
+        "wide": types.float64,
+        "sqrt": math.sqrt,
+        "maximum": _maximum,
+        "where": _where,
+        "sign": _sign,
+        "power": _power,
+    }
+
+
+def _pointer(number: types.Float) -> Any:
+    """Make the function that turns an address into a pointer to numbers of a kind."""
+
+    @intrinsic
+    def pointer(context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(number)(types.intp), generate
+
+    return pointer
+
+
+@njit(inline="always")
+def _maximum(x: Any, y: Any) -> Any:
+    return x if (x != x or x >= y) else y
+
+
+@njit(inline="always")
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    return x if condition else y
+
+
+@njit(inline="always")
+def _sign(x: Any) -> Any:
+    return x if x == 0 else math.copysign(type(x)(1), x)
+
+
+@njit(inline="always")
+def _power(x: Any, exponent: Any) -> Any:
+    return x**exponent

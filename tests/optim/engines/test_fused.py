@@ -1,0 +1,251 @@
+"""The fused engine: the tensor engine's numbers, whatever the rule, the dtype, the layout and the number of threads."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from thalweg import optim
+from thalweg.errors import RuleError
+from thalweg.optim import Optimizer
+from thalweg.optim.engines import crew, engine, kernels
+from thalweg.optim.engines.arithmetic import exact_norm
+from thalweg.optim.engines.cpu import CpuEngine
+from thalweg.optim.engines.fused import Fused
+from thalweg.rules import RULES
+from thalweg.testing.rules import variants
+
+CASES = [pytest.param(RULES[n], c, id=f"{n}-{i}") for n in RULES for i, c in enumerate(variants(RULES[n]))]
+SHAPES = [(40, 30), (30,), (), (50_000,), (250, 200)]
+OPTIONS = [{}, {"ema": 0.9}, {"clip_norm": 3.0}, {"clip_value": 0.5, "clip_norm": 3.0}, {"maximize": True, "ema": 0.99}]
+
+
+def descended(rule, constants, how="cpu", dtype=torch.float64, steps=6, shapes=SHAPES, turn=lambda w: w, **options):
+    generator = torch.Generator().manual_seed(9)
+    weights = [turn(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
+    optimizer = Optimizer(weights, rule, **{"lr": 0.01, "weight_decay": 0.1, "engine": how} | constants | options)
+    for _ in range(steps):
+        for w in weights:
+            w.grad = torch.sin(3 * w) + w
+        optimizer.step()
+    return weights, optimizer
+
+
+def everything(weights, optimizer):
+    return [t for w in weights for t in (w, *(optimizer.state[w][s] for s in sorted(optimizer.state[w])))]
+
+
+def blocks_of(optimizer):
+    return [block for cut in optimizer._engine._cuts.values() for block, _ in cut]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("rule", "constants"), CASES)
+def test_it_takes_the_tensor_engines_steps(rule, constants, dtype, options):
+    ours = descended(rule, constants, "cpu", dtype, **options)
+    theirs = descended(rule, constants, "tensors", dtype, **options)
+    assert {type(b) for b in blocks_of(ours[1])} == {Fused}
+    near = 1e-12 if dtype is torch.float64 else 3e-6
+    for a, b in zip(everything(*ours), everything(*theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=near, atol=near)
+    ours[1].measure = theirs[1].measure = True
+    for one in (ours, theirs):
+        one[1].step()
+    for name in ("gradient_norms", "weight_norms", "update_norms"):
+        a, b = (torch.as_tensor(getattr(one[1].last, name)) for one in (ours, theirs))
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("rule", "constants"), CASES)
+def test_in_float32_it_is_as_near_to_float64_as_the_tensor_engine_is(rule, constants):
+    exact, _ = descended(rule, constants, "tensors", torch.float64, steps=50)
+    fused, _ = descended(rule, constants, "cpu", torch.float32, steps=50)
+    tensors, _ = descended(rule, constants, "tensors", torch.float32, steps=50)
+    ours, theirs = (
+        max(float((a - b).abs().max()) for a, b in zip(exact, one, strict=True)) for one in (fused, tensors)
+    )
+    assert ours <= 2 * theirs + 1e-7
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("rule", ["adamw", "rmsprop"])
+def test_the_number_of_threads_changes_no_bit(rule, threads, monkeypatch):
+    monkeypatch.setattr(crew, "LEAST", 1000)
+    one = everything(*descended(rule, {}, dtype=torch.float32, ema=0.9, clip_norm=1.0))
+    torch.set_num_threads(threads)
+    several = everything(*descended(rule, {}, dtype=torch.float32, ema=0.9, clip_norm=1.0))
+    assert all(torch.equal(a, b) for a, b in zip(one, several, strict=True))
+
+
+def test_two_threads_with_an_optimiser_each_do_not_disturb_each_other(monkeypatch):
+    monkeypatch.setattr(crew, "LEAST", 1000)
+    torch.set_num_threads(2)
+    alone = everything(*descended("adamw", {}, steps=30))
+    found = [None] * 4
+
+    def run(i):
+        found[i] = everything(*descended("adamw", {}, steps=30))
+
+    runners = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    for one in found:
+        assert all(torch.equal(a, b) for a, b in zip(alone, one, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_takes_the_same_step(monkeypatch):
+    """A kernel of OpenMP's would hang or be killed there; torch's own operations with several threads may."""
+    monkeypatch.setattr(crew, "LEAST", 1000)
+    torch.set_num_threads(2)
+    weights, optimizer = descended("adamw", {})
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        optimizer.step()
+        os.write(writing, hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights)).digest())
+        os._exit(0)
+    os.close(writing)
+    found = os.read(reading, 32)
+    os.close(reading)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    optimizer.step()
+    assert found == hashlib.sha256(b"".join(w.numpy().tobytes() for w in weights)).digest()
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [lambda w: w.t().contiguous().t() if w.dim() == 2 else w, lambda w: w.reshape(-1) if w.dim() == 2 else w],
+    ids=["transposed", "flat"],
+)
+def test_memory_without_holes_is_swept_however_it_is_ordered(turn):
+    ours, optimizer = descended("adamw", {}, turn=turn, ema=0.9)
+    theirs, _ = descended("adamw", {}, "tensors", turn=turn, ema=0.9)
+    assert {type(b) for b in blocks_of(optimizer)} == {Fused}
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_with_holes_and_half_precision_are_left_to_the_tensor_engine():
+    weights = [torch.ones(4, 6)[:, ::2], torch.ones(5, dtype=torch.bfloat16), torch.ones(3)]
+    optimizer = Optimizer(weights, "adamw", lr=0.1, engine="cpu")
+    for w in weights:
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    assert [w.double().max().item() for w in weights] == pytest.approx([0.899] * 3, rel=0.01)
+    assert sum(type(b) is Fused for b in blocks_of(optimizer)) == 1
+
+
+def test_gradients_of_another_dtype_layout_or_kind_are_read_right():
+    for turn in (torch.Tensor.double, lambda g: g.t().contiguous().t(), lambda g: torch.full((), 0.3).expand_as(g)):
+        ours, theirs = torch.ones(4, 6), torch.ones(4, 6)
+        for w, how in ((ours, "cpu"), (theirs, "tensors")):
+            optimizer = Optimizer([w], "adamw", lr=0.1, engine=how)
+            gradient = turn(torch.linspace(-1, 1, 24).reshape(4, 6))
+            w.grad = gradient if gradient.dtype is w.dtype else gradient.float()
+            optimizer.step()
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_norms_are_exact_at_any_scale(scale):
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.zeros(s) for s in SHAPES]
+    optimizer = Optimizer(weights, "gradient_descent", lr=0.0, engine="cpu")
+    for w in weights:
+        w.grad = torch.randn(w.shape, generator=generator) * scale
+    optimizer.step()
+    assert list(optimizer.last.gradient_norms) == pytest.approx([exact_norm(w.grad) for w in weights], rel=1e-6)
+
+
+def test_a_missing_gradient_moves_no_state_in_memory():
+    weights = [torch.ones(50_000), torch.ones(3), torch.ones(3)]
+    optimizer = Optimizer(weights, "adamw", lr=0.1, engine="cpu")
+    places = []
+    for missing in (None, None, 2, None):
+        for i, w in enumerate(weights):
+            w.grad = None if i == missing else torch.ones_like(w)
+        optimizer.step()
+        places.append(optimizer.state[weights[0]]["exp_avg"].data_ptr())
+    assert len(set(places)) == 1
+    assert [int(optimizer.state[w]["step"]) for w in weights] == [4, 4, 3]
+
+
+def test_constants_are_rounded_once_not_twice():
+    """In float32 `1 - 0.999` is 5e-5 off, which would show in the second moment after one step."""
+    w = torch.zeros(1000)
+    optimizer = Optimizer([w], "adamw", lr=0.0, engine="cpu")
+    w.grad = torch.ones_like(w)
+    optimizer.step()
+    np.testing.assert_allclose(optimizer.state[w]["exp_avg_sq"].numpy(), np.float32(1 - 0.999), rtol=1e-7)
+
+
+def test_a_second_process_finds_the_compiled_kernels(tmp_path):
+    script = (
+        "import torch, thalweg as tw\n"
+        "w = torch.ones(1000, requires_grad=True)\n"
+        "o = tw.optim.AdamW([w], lr=0.1, clip_norm=1.0, ema=0.9, engine='cpu')\n"
+        "w.grad = torch.ones_like(w)\n"
+        "o.step()\n"
+        "from thalweg.optim.engines import kernels\n"
+        "move = kernels.move(o.rule, o.rule.constants, 'float32', clips=False, averages=True)\n"
+        "print(*(sum(k.stats.cache_hits.values()) for k in (move, kernels.look('float32'))))\n"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+
+    def found_kernels():
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert found_kernels() == ["0", "0"]
+    assert found_kernels() == ["1", "1"]
+    folder = tmp_path / "thalweg" / "kernels"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.glob("adamw_float32_*.py"))
+
+
+@pytest.mark.parametrize("how", ["none", "open to others", "a file"])
+def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "thalweg" / "kernels"
+    if how == "a file":
+        (tmp_path / "cache").write_text("")
+    elif how == "open to others":
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+    else:
+        monkeypatch.setattr(os, "access", lambda *a: False)
+    assert kernels.cache_folder() is None
+    kernels._move.cache_clear()
+    weights, _ = descended("adamw", {}, steps=1)
+    assert all(torch.isfinite(w).all() for w in weights)
+
+
+def test_a_text_planted_in_the_cache_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels._move.cache_clear()
+    descended("adamw", {}, steps=1)
+    (file,) = (tmp_path / "thalweg" / "kernels").glob("adamw_float64_*.py")
+    file.write_text("raise SystemExit('planted')\n")
+    kernels._move.cache_clear()
+    descended("adamw", {}, steps=1)
+    assert "planted" not in file.read_text()
+
+
+def test_engines_are_found_by_name():
+    assert isinstance(engine("auto"), CpuEngine)
+    assert isinstance(engine("cpu"), CpuEngine)
+    with pytest.raises(RuleError, match="Did you mean 'tensors'"):
+        optim.AdamW([torch.zeros(1)], engine="tensor")
