@@ -54,7 +54,8 @@ def backward(descent: Descent, drawn: Draw) -> float:
     """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples (or own weight)."""
     # Random numbers are a function of (seed, place), so that resuming and going back need none of their state.
     seed_all(mix(descent.plan.seed, _STEP, *descent.place))
-    descent.optimizer.zero_grad(set_to_none=True)
+    for p in descent.parameters:
+        p.grad = None
     objective, device, precision = descent.problem.objective, descent.problem.device, descent.plan.precision
     scale = descent.scale.value
     if len(drawn.parts) == 1:

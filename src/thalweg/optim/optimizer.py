@@ -9,7 +9,11 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import (
+    ParamsT,
+    _global_optimizer_post_hooks,  # pyright: ignore[reportPrivateUsage]
+    _global_optimizer_pre_hooks,  # pyright: ignore[reportPrivateUsage]
+)
 
 from thalweg import rules
 from thalweg.errors import NonFiniteError, RuleError
@@ -123,25 +127,38 @@ class Optimizer(torch.optim.Optimizer):
             groups.check_parameters(param_group["params"])
         super().add_param_group(param_group)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step. A closure recomputes the loss, and its value is given back.
 
         Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip".
         """
+        if not self._is_watched():
+            return self._step(closure)
+        return _watched_step(self) if closure is None else _watched_step(self, closure)
+
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # torch need not wrap it: it costs as much as a small step
+
+    def _is_watched(self) -> bool:
+        """Whether hooks are to be called, or a profiler wants to know."""
+        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        watched = own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        return bool(watched) or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._refuse_averaged("A step", "move the average, not the weights")
-        works: list[Work] = []
-        for group in self.param_groups:
-            work = self._work(group)
-            if work is not None:
-                works.append(work)
-        self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
-        if self.last.skipped:
-            self._skip(works, self.last)
+        with torch.no_grad():
+            works: list[Work] = []
+            for group in self.param_groups:
+                work = self._work(group)
+                if work is not None:
+                    works.append(work)
+            self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
+            if self.last.skipped:
+                self._skip(works, self.last)
         return loss
 
     @contextmanager
@@ -316,6 +333,9 @@ class Optimizer(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor) and key != "step":
                     self.state[p][key] = value.detach().to(p.device, COMPUTE[p.dtype], copy=True)
+
+
+_watched_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager

@@ -7,7 +7,9 @@ anything that reads or copies `optimizer.state` sees it, and a tensor put there 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +25,9 @@ _EXACT = 1 << 24
 """Beyond this many steps float32 cannot count one by one, so the block's own count is the truth."""
 
 
+_FACE = attrgetter("dtype", "device", "shape")
+
+
 class Block:
     """Parameters, their state in the order in which the equation takes it (then `ema`), and their step counts."""
 
@@ -34,12 +39,13 @@ class Block:
         self.device = parameters[0].device
         self.dtype = parameters[0].dtype
         self.compute = COMPUTE[self.dtype]
-        self.shapes = [p.shape for p in parameters]
+        self.faces = [*map(_FACE, parameters)]
         self.taken = 0
         self.steps: Array | None = np.zeros(len(parameters), np.float32) if counts else None
         # For each parameter what `optimizer.state` must hold: (key, tensor) pairs; and the dict that held them last.
         self.held: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
         self.entries: list[dict[str, Any] | None] = [None for _ in parameters]
+        self.ids: list[int] = []
         self.owned = False
         if self.steps is not None:
             for held, step in zip(self.held, torch.from_numpy(self.steps).unbind(), strict=True):
@@ -52,17 +58,18 @@ class Block:
 
     def fits(self, state: StateOf) -> bool:
         """Tell whether parameters and state are still those that the block was made for, and equally far on."""
-        device, dtype = self.device, self.dtype
-        for parameter, shape, entry, held in zip(self.parameters, self.shapes, self.entries, self.held, strict=True):
-            if parameter.dtype is not dtype or parameter.device != device or parameter.shape != shape:
-                return False
-            if not self.owned:
-                continue
-            if entry is None or state.get(parameter) is not entry:
-                return False
-            for key, tensor in held:
-                if entry.get(key) is not tensor:
-                    return False
+        if [*map(_FACE, self.parameters)] != self.faces:
+            return False
+        if not self.owned:
+            return self._counted()
+        if not all(map(is_, map(state.get, self.parameters), self.entries)):
+            return False
+        entries = cast("list[dict[str, Any]]", self.entries)
+        if [*map(id, chain.from_iterable(map(dict.values, entries)))] != self.ids:  # of what is there, in its order
+            for entry, held in zip(entries, self.held, strict=True):
+                for key, tensor in held:
+                    if entry.get(key) is not tensor:
+                        return False
         return self._counted()
 
     def own(self, state: StateOf) -> None:
@@ -79,6 +86,7 @@ class Block:
                     start(tensor, entry.get(key), self.described(key), parameter)
                 entry[key] = tensor
             self.entries[i] = entry
+        self.ids = [id(value) for entry in self.entries for value in (entry or {}).values()]
         self._counted()
 
     def advance(self) -> None:

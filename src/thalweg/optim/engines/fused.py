@@ -54,7 +54,7 @@ class Fused(Block):
 
     def fits(self, state: StateOf) -> bool:
         """Tell whether parameters and state are still those that the block was made for, and lie as they did."""
-        return super().fits(state) and all(p.stride() == s for p, s in zip(self.parameters, self.strides, strict=True))
+        return super().fits(state) and [*map(Tensor.stride, self.parameters)] == self.strides
 
     def own(self, state: StateOf) -> None:
         """Take over what state there is: the very tensors of an earlier block of this engine, a copy of anybody else's."""
