@@ -54,7 +54,10 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 bench: $(BENCH_READY) ## measure everything and write the tables of bench/README.md
-	$(BIN)/python bench/run.py loop resume cost memory learning
+	$(BIN)/python bench/run.py loop step resume cost memory learning
+
+bench-step: $(BENCH_READY) ## one step of an optimiser against PyTorch's
+	$(BIN)/python bench/run.py step
 
 bench-resume: $(BENCH_READY) ## restart time and bytes of a checkpoint
 	$(BIN)/python bench/run.py resume
@@ -65,4 +68,4 @@ bench-check: $(READY) ## fail where bench/README.md differs from the raw figures
 clean: ## remove what the other targets made
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test test-all lint format tables docs bench bench-resume bench-check clean
+.PHONY: help setup demo test test-all lint format tables docs bench bench-step bench-resume bench-check clean

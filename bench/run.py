@@ -1,4 +1,4 @@
-"""Measure and write the tables: `python bench/run.py loop resume cost memory learning`.
+"""Measure and write the tables: `python bench/run.py loop step resume cost memory learning`.
 
 --only NAME     only these peers (loop) or examples (learning), to be looked at: printed, not kept
 --rounds N      so many rounds instead of the benchmark's own number
@@ -17,7 +17,7 @@ from typing import Any
 import tables
 from machine import facts
 
-BENCHMARKS = ("loop", "resume", "cost", "memory", "learning")
+BENCHMARKS = ("loop", "step", "resume", "cost", "memory", "learning")
 
 
 def main() -> None:

@@ -158,6 +158,23 @@ def resume(found: dict[str, Any]) -> list[str]:
     return [told, "", *grid(["", "MB", "ms to write", "ms to the first step"], rows)]
 
 
+def step(found: dict[str, Any]) -> list[str]:
+    settings, rows = found["settings"], list[list[str]]()
+    for model in settings["models"]:
+        row = [model, f"{settings['sizes'][model]:,}"]
+        for threads in settings["threads"]:
+            mine, theirs = (chosen(found["samples"], model=model, threads=threads, who=w) for w in ("thalweg", "torch"))
+            ratios = [a["microseconds"] / b["microseconds"] for a, b in zip(mine, theirs, strict=True)]
+            times = [f"{statistics.median(s['microseconds'] for s in who):,.0f}" for who in (theirs, mine)]
+            row += [*times, f"**{spread(ratios, 2)}**"]
+        rows.append(row)
+    heads = ["", "weights"]
+    for threads in settings["threads"]:
+        heads += [f"us by PyTorch, {of(threads, 'thread')}", "us by thalweg", "ratio"]
+    told = f"Median of the steps of a round, then median (least to most) of {settings['rounds']} rounds; ratios within a round."
+    return [told, "", *grid(heads, rows)]
+
+
 def cost(found: dict[str, Any]) -> list[str]:
     settings = found["settings"]
     rows = list[list[str]]()
@@ -259,6 +276,7 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loop": loop,
+    "step": step,
     "resume": resume,
     "cost": cost,
     "memory": memory,
