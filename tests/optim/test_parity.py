@@ -29,6 +29,22 @@ GRID = {
     ],
 }
 GRID["AdamW"] = GRID["Adam"]
+GRID["Adamax"] = [
+    {"betas": b, "weight_decay": w, "eps": e, "maximize": x}
+    for b, w, e, x in itertools.product([(0.9, 0.999), (0.0, 0.5)], [0.0, 0.1], [1e-8, 1e-3], [False, True])
+]
+GRID["RAdam"] = [  # beta2 = 0.5 never comes to divide by its second moment, 0.9 after some steps
+    {"betas": b, "weight_decay": w, "eps": e, "maximize": x}
+    for b, w, e, x in itertools.product([(0.9, 0.999), (0.5, 0.9), (0.9, 0.5)], [0.0, 0.1], [1e-8, 1e-3], [False, True])
+]
+GRID["Adagrad"] = [
+    {"lr_decay": d, "weight_decay": w, "eps": e, "maximize": x}
+    for d, w, e, x in itertools.product([0.0, 0.1], [0.0, 0.1], [1e-10, 1e-3], [False, True])
+]
+GRID["Adadelta"] = [
+    {"rho": r, "weight_decay": w, "eps": e, "maximize": x}
+    for r, w, e, x in itertools.product([0.9, 0.5], [0.0, 0.1], [1e-6, 1e-3], [False, True])
+]
 CASES = [pytest.param(name, options, id=f"{name}-{i}") for name, grid in GRID.items() for i, options in enumerate(grid)]
 
 

@@ -16,12 +16,17 @@ from thalweg.rules.rule import Rule
 
 __all__ = [
     "SGD",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "Adamax",
     "GradientDescent",
+    "Lion",
     "Momentum",
     "Nesterov",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "StepRecord",
     "build",
@@ -157,6 +162,80 @@ class AdamW(Optimizer):
         **options: Any,
     ) -> None:
         super().__init__(params, "adamw", lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
+
+class Adagrad(Optimizer):
+    """`torch.optim.Adagrad`, from an accumulator of 0. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        eps: float = 1e-10,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "adagrad", lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay, **options)
+
+
+class Adadelta(Optimizer):
+    """`torch.optim.Adadelta`. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "adadelta", lr=lr, rho=rho, eps=eps, weight_decay=weight_decay, **options)
+
+
+class Adamax(Optimizer):
+    """`torch.optim.Adamax`. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "adamax", lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
+
+class RAdam(Optimizer):
+    """`torch.optim.RAdam`, with weight decay in the gradient. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "radam", lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
+
+class Lion(Optimizer):
+    """Sign of a momentum, with decoupled weight decay. Further keywords: see `Optimizer`."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, "lion", lr=lr, betas=betas, weight_decay=weight_decay, **options)
 
 
 def build(

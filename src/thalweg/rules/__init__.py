@@ -9,20 +9,30 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from thalweg.errors import RuleError, nearest
+from thalweg.rules.adadelta import adadelta
+from thalweg.rules.adagrad import adagrad
 from thalweg.rules.adam import adam
+from thalweg.rules.adamax import adamax
 from thalweg.rules.adamw import adamw
 from thalweg.rules.gradient_descent import gradient_descent
+from thalweg.rules.lion import lion
 from thalweg.rules.momentum import momentum
 from thalweg.rules.nesterov import nesterov
+from thalweg.rules.radam import radam
 from thalweg.rules.rmsprop import rmsprop
 from thalweg.rules.rule import Range, Rule, State, rule
 
 RULES: dict[str, Rule] = {
+    "adadelta": adadelta,
+    "adagrad": adagrad,
     "adam": adam,
+    "adamax": adamax,
     "adamw": adamw,
     "gradient_descent": gradient_descent,
+    "lion": lion,
     "momentum": momentum,
     "nesterov": nesterov,
+    "radam": radam,
     "rmsprop": rmsprop,
 }
 

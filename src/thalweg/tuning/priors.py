@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from thalweg import rules
 from thalweg.records.plan import Evidence
+from thalweg.rules import Rule
 
 TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
 WARMUP_SHARE = 0.1
@@ -11,12 +12,27 @@ SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
 
 def is_adaptive(rule: str) -> bool:
-    """Tell whether a rule divides by a running gradient size, so that its rate does not scale with the loss.
+    """Tell whether a rule's steps are as long whatever the gradient's scale, so that its rate does not scale with the loss.
 
-    >>> is_adaptive("adamw"), is_adaptive("momentum")
-    (True, False)
+    Asked of the equation itself: gradients a hundred times as large move an adaptive rule's weight no farther.
+
+    >>> is_adaptive("adamw"), is_adaptive("radam"), is_adaptive("lion"), is_adaptive("momentum")
+    (True, True, True, False)
     """
-    return any(state.key in ("exp_avg_sq", "square_avg") for state in rules.get(rule).state)
+    return _reach(rules.get(rule), 100.0) < 10 * _reach(rules.get(rule), 1.0)
+
+
+def _reach(rule: Rule, gradient: float, steps: int = 10) -> float:
+    """Give how far a weight moves in the last of some steps under one and the same gradient."""
+    decay = {} if rule.coupled_decay else {"weight_decay": 0.0}
+    values = [0.0, *(0.0 if isinstance(state.start, str) else state.start for state in rule.state)]
+    before = 0.0
+    for step in range(1, steps + 1):
+        before = values[0]
+        numbers = {**rule.constants, **(rule.scalars(step, rule.constants) if rule.scalars else {})}
+        moved = rule(values[0], gradient, *values[1:], lr=1.0, **decay, **numbers)
+        values = list(moved) if isinstance(moved, tuple) else [moved]
+    return abs(values[0] - before)
 
 
 def rate_range(rule: str) -> tuple[float, float]:

@@ -60,7 +60,7 @@ def test_it_takes_the_tensor_engines_steps(rule, constants, dtype, options):
         one[1].step()
     for name in ("gradient_norms", "weight_norms", "update_norms"):
         a, b = (torch.as_tensor(getattr(one[1].last, name)) for one in (ours, theirs))
-        torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rule", "constants"), CASES)

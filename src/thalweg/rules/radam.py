@@ -1,0 +1,57 @@
+"""RAdam: Adam that takes plain momentum steps until its second moment is worth dividing by, which is a warm-up of its own.
+
+    m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g²
+    rho = rho_inf - 2 t beta2^t / (1 - beta2^t),   rho_inf = 2 / (1 - beta2) - 1
+    r   = sqrt((rho - 4)(rho - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho))         where rho > 5
+    w <- w - lr m̂ r sqrt(1 - beta2^t) / (sqrt(v) + eps)                               where rho > 5
+    w <- w - lr m̂                                                                     else
+
+Source: Liu et al. 2020, arXiv:1908.03265, with PyTorch's threshold of 5 and place of eps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from thalweg.rules.maths import sqrt, where
+from thalweg.rules.rule import rule
+
+
+def rectification(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
+    """Give the corrections of a step: `rectified` is r, 0 where the second moment is not yet worth dividing by."""
+    beta1, beta2 = constants["beta1"], constants["beta2"]
+    correction2 = 1 - beta2**step
+    most = 2 / (1 - beta2) - 1
+    rho = most - 2 * step * beta2**step / correction2
+    r = math.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho)) if rho > 5 else 0.0
+    return {"correction1": 1 - beta1**step, "root2": math.sqrt(correction2), "rectified": r}
+
+
+@rule(
+    state={"m": ("exp_avg", "zeros"), "v": ("exp_avg_sq", "zeros")},
+    ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "eps": "(0, inf)"},
+    scalars=rectification,
+    grouped={"betas": ("beta1", "beta2")},
+    fixed={"decoupled_weight_decay": False},
+    source="Liu et al. 2020, arXiv:1908.03265",
+)
+def radam(
+    w: float,
+    g: float,
+    m: float,
+    v: float,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    correction1: float,
+    root2: float,
+    rectified: float,
+) -> tuple[float, float, float]:
+    """RAdam: Adam that takes plain momentum steps until its second moment is worth dividing by."""
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * (g * g)
+    return w - (lr / correction1) * m * where(rectified > 0, rectified * root2 / (sqrt(v) + eps), 1.0), m, v
