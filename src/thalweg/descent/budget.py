@@ -54,9 +54,8 @@ def settle(
         plan = _noted(plan, "validate_every", every, Evidence("derived", "an epoch, within 5 to 50 validations a run"))
     plan = _noted(plan, "position", problem.train.resume, Evidence("measured", POSITIONS[problem.train.resume]))
     if plan.engine == "auto":
-        plan = _noted(
-            plan, "engine", best(problem.device), Evidence("derived", f"the weights are on: {problem.device.type}")
-        )
+        reason = f"the fastest there is for weights on {problem.device.type}"
+        plan = _noted(plan, "engine", best(problem.device), Evidence("derived", reason))
     if plan.threads is None and problem.device.type == "cpu":
         plan = _noted(plan, "threads", torch.get_num_threads(), Evidence("measured", "as found in this process"))
     return plan
