@@ -216,10 +216,8 @@ def _found(folder: Path, problem: Problem, plan: Plan) -> None:
             problem.task.source.save(folder / TASK)
     except OSError as error:
         raise unwritable(folder, error) from error
-    write_status(
-        folder,
-        {"status": "running", "summary": {"name": problem.task.name, "status": "running", "examples": problem.count}},
-    )
+    summary = {"name": problem.task.name, "status": "running", **_data_of(problem)}
+    write_status(folder, {"status": "running", "summary": summary})
 
 
 def _recorded(folder: Path, plan: Plan) -> Plan:
