@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ThalwegError(Exception):
@@ -54,3 +54,12 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """
     found = difflib.get_close_matches(word, list(choices), n=1)
     return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def few(numbers: Sequence[int]) -> str:
+    """Say the first five numbers, for a message.
+
+    >>> few([3, 7]), few(range(9))
+    ('3, 7', '0, 1, 2, 3, 4, …')
+    """
+    return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")

@@ -362,6 +362,10 @@ def test_memory_running_out_is_not_taken_for_a_misfit():
         rehearse(objective(hungry), classifier(), (X, Y))
 
 
+def test_a_step_of_ones_own_counts_examples_whatever_its_batches_are():
+    assert own_step(lambda m, b: m(b["x"]).sum(), loss=F.cross_entropy).counted({"x": X}, 7) == 7.0
+
+
 def test_classes_are_counted_where_the_loss_is_known():
     assert class_count(objective().task, torch.zeros(N, 5)) == 5
     assert class_count(objective(nn.NLLLoss()).task, torch.zeros(N, 4, 2)) == 4

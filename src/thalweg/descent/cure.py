@@ -13,7 +13,7 @@ from thalweg.descent.gradient import backward
 from thalweg.descent.keeper import Keeper
 from thalweg.descent.progress import Progress
 from thalweg.descent.state import Descent
-from thalweg.errors import DivergedError, NonFiniteError
+from thalweg.errors import DivergedError, NonFiniteError, few
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.weights import load_model_state
 from thalweg.sampling import Draw
@@ -142,8 +142,7 @@ def _blame(descent: Descent, rows: Sequence[int], tried: bool) -> str:
         return f"Its loss or gradient is not finite.{more}"
     examples = _examples(descent.drawn, rows)
     named, where = (examples, "training examples") if examples else (rows, "rows of the batch")
-    shown = ", ".join(str(n) for n in named[:5]) + (", …" if len(named) > 5 else "")
-    return f"Its data hold NaN or infinity: {where} {shown}."
+    return f"Its data hold NaN or infinity: {where} {few(named)}."
 
 
 def _examples(drawn: Draw | None, rows: Sequence[int]) -> tuple[int, ...]:

@@ -63,7 +63,6 @@ class Keeper:
     def validate(self, descent: Descent, progress: Progress) -> None:
         """Validate raw and averaged weights, keep the better where it is the best so far, and say where patience ends."""
         task, step, plan = descent.problem.task, descent.step, descent.plan
-        descent.optimizer.zero_grad(set_to_none=True)  # done with, and a validation may need the room
         raw = self._measure(descent)
         self._compare(descent, raw, averaged=False)
         row, shown = {f"validation/{name}": value for name, value in raw.items()}, raw
@@ -89,6 +88,7 @@ class Keeper:
 
     def _measure(self, descent: Descent) -> dict[str, float]:
         plan = descent.plan
+        descent.optimizer.zero_grad(set_to_none=True)  # done with, and a validation may need the room
         micro = LARGEST if descent.accumulate == plan.accumulate else min(LARGEST, descent.batches.micro)
         return validate(descent.problem, descent.model, plan.precision, micro, plan.seed)
 
@@ -212,7 +212,6 @@ class Keeper:
         self.ledger.flush()
 
     def _keep_last(self, descent: Descent) -> None:
-        descent.optimizer.zero_grad(set_to_none=True)
         raw = self._measure(descent)
         if descent.plan.ema is not None:
             with descent.optimizer.averaged():

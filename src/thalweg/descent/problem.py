@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.memory import out_of_memory, release
-from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse, untrainable
+from thalweg.errors import DataError, TaskError, few
+from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
 from thalweg.sampling.arrays import as_tensor
-from thalweg.sampling.sources import leaves, seed_all, tree_map
+from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
 
 REHEARSED = 32  # examples of the rehearsal: batch normalisation needs more than one, speed asks for few
 _INIT = 1  # keeps the stream of random numbers of the initialisation apart from those of the steps
@@ -73,8 +73,6 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
                 f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
                 f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
             )
-        if not any(p.requires_grad for p in model.parameters()):
-            raise TaskError(untrainable(model))
         idle = _without_gradient(objective, model, batch)
         _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
         judge = objective
@@ -162,22 +160,14 @@ def _widen(target: Tensor) -> Tensor:
 def check_finite(source: TensorSource, name: str) -> None:
     """Refuse NaN and infinity in data. Raises DataError with the first rows and columns."""
     for number, leaf in enumerate(leaves(source.nest)):
-        if not (leaf.is_floating_point() or leaf.is_complex()) or leaf.numel() == 0 or torch.isfinite(leaf.sum()):
+        rows = spoilt_rows(leaf)
+        if not rows:
             continue
-        flat = ~torch.isfinite(leaf.reshape(len(leaf), -1))
-        rows = flat.any(1).nonzero().flatten()
-        if not len(rows):  # finite entries whose sum overflows
-            continue
-        columns = flat.any(0).nonzero().flatten()
+        columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
         raise DataError(
             f"`{name}` (part {number + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
-            f" rows {_some(rows)}, columns {_some(columns)}. Drop or fill them (or scale what is too large for {leaf.dtype})."
+            f" rows {few(rows)}, columns {few(columns)}. Drop or fill them (or scale what is too large for {leaf.dtype})."
         )
-
-
-def _some(numbers: Tensor) -> str:
-    shown = ", ".join(str(n) for n in numbers[:5].tolist())
-    return f"{shown}, …" if len(numbers) > 5 else shown
 
 
 def _rehearse(

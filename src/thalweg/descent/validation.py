@@ -15,7 +15,7 @@ from thalweg.descent.ambient import alone
 from thalweg.descent.memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, to_device
-from thalweg.errors import DataError, TaskError
+from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import Objective, shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
@@ -108,8 +108,7 @@ def _refuse(problem: Problem, rows: list[int]) -> None:
     Raises DataError with the rows.
     """
     if problem.validation is not None:
-        shown = ", ".join(str(row) for row in rows[:5]) + (", …" if len(rows) > 5 else "")
-        raise DataError(f"`validation` has NaN or infinity in rows {shown}. Drop or fill them.")
+        raise DataError(f"`validation` has NaN or infinity in rows {few(rows)}. Drop or fill them.")
 
 
 def _without(batch: Any, rows: list[int]) -> Any:

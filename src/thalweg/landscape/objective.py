@@ -70,7 +70,7 @@ class Objective:
         So means of parts make the mean of the whole, whatever is ignored; 0 where nothing counts.
         """
         loss = self.task.loss
-        if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and loss not in _CLASS_LOSSES:
+        if not _is_class_loss(self.task) or self.task.step is not None:
             return float(size)
         target = self.split(batch)[2]
         if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
@@ -302,10 +302,13 @@ def shape(value: Any) -> str:
     return type(value).__name__
 
 
+def _is_class_loss(task: Task) -> bool:
+    return task.loss in _CLASS_LOSSES or isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss)
+
+
 def class_count(task: Task, output: Any) -> int | None:
     """Give the number of classes where the loss is PyTorch's cross-entropy or negative log-likelihood, else None."""
-    known = task.loss in _CLASS_LOSSES or isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss)
-    if not known or not isinstance(output, Tensor) or output.ndim < 1:
+    if not _is_class_loss(task) or not isinstance(output, Tensor) or output.ndim < 1:
         return None
     return output.shape[1] if output.ndim > 1 else output.shape[0]
 

@@ -42,9 +42,8 @@ class Fused(Block):
         self.firsts = np.searchsorted(self.tensor, np.arange(len(sizes)))
         self.weights, self.spans = sum(sizes), len(spans)
         self.sums = np.zeros((self.spans, 2))
-        self.lent: dict[
-            int, Tensor
-        ] = {}  # by their ids, the state tensors of the blocks that this one takes the place of
+        # By their ids, the state tensors of the blocks that this one takes the place of.
+        self.lent: dict[int, Tensor] = {}
         self.at_states: list[Array] = []
         self.at_gradients = np.zeros(len(sizes), np.int64)
         self.gradients: Sequence[Tensor] = ()
