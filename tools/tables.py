@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 RULES = Path(__file__).resolve().parent.parent / "src" / "thalweg" / "rules"
-NOT_RULES = {"__init__", "maths", "program", "rule"}
+NOT_RULES = {"__init__", "maths", "program", "rule", "walk"}
 
 
 def rule_names(folder: Path) -> list[str]:

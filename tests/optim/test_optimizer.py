@@ -642,7 +642,7 @@ def test_loading_what_does_not_fit_changes_nothing():
     walk(optimizer)
     before, groups = bits(optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
     for spoil_group, message in [
-        ({"amsgrad": True}, "amsgrad=True"),
+        ({"amsgrad": "yes"}, "amsgrad of adam"),
         ({"betas": (2.0, 0.9)}, "beta1 of adam"),
         ({"lr": -1}, "`lr`"),
     ]:

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from thalweg.rules import RULES, rule
-from thalweg.rules.adam import adam
 from thalweg.rules.adamw import adamw
 from thalweg.rules.gradient_descent import gradient_descent
 from thalweg.rules.momentum import momentum
 from thalweg.rules.nesterov import nesterov
 from thalweg.rules.rmsprop import rmsprop
+from thalweg.rules.walk import Walk
 
 
 def test_gradient_descent_goes_lr_times_the_slope():
@@ -33,17 +33,23 @@ def test_nesterov_looks_one_momentum_ahead():
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 @pytest.mark.parametrize("gradient", [1e-3, 7.0, -1e5])
 def test_adams_first_step_is_lr_whatever_the_slope(name, gradient):
-    one = RULES[name]
-    decay = {} if one.coupled_decay else {"weight_decay": 0.0}
-    w, *_ = one(
-        0.0, gradient, 0.0, 0.0, lr=0.01, **{**one.constants, "eps": 1e-300}, **one.scalars(1, one.constants), **decay
-    )
+    w = Walk(RULES[name], 0.0, lr=0.01, constants={"eps": 1e-300}).step(gradient)
     assert w == pytest.approx(-math.copysign(0.01, gradient), rel=1e-9)
 
 
 def test_adamw_shrinks_weights_by_lr_times_decay_without_a_gradient():
-    w, m, v = adamw(2.0, 0.0, 0.0, 0.0, lr=0.1, weight_decay=0.5, **adam.scalars(1, adam.constants))
-    assert (w, m, v) == (2.0 * (1 - 0.05), 0.0, 0.0)
+    walk = Walk(adamw, 2.0, lr=0.1, weight_decay=0.5)
+    walk.step(0.0)
+    assert (walk.w, *walk.state[:2]) == (2.0 * (1 - 0.05), 0.0, 0.0)
+
+
+def test_amsgrad_never_forgets_the_largest_gradient():
+    walk = Walk(adamw, 0.0, lr=0.1, constants={"amsgrad": True})
+    walk.step(10.0)
+    largest = walk.state[2]
+    for _ in range(50):
+        walk.step(1e-3)
+    assert walk.state[1] < walk.state[2] == largest
 
 
 def test_rmsprops_step_tends_to_lr_on_a_constant_slope():

@@ -53,19 +53,19 @@ def test_betas_are_two_numbers(betas):
 def test_constants_go_to_a_group_and_come_back():
     constants = adamw.complete({"betas": [0.8, 0.95], "eps": 1e-6})
     group = adamw.to_group(constants)
-    assert group == {"betas": (0.8, 0.95), "eps": 1e-6}
+    assert group == {"betas": (0.8, 0.95), "eps": 1e-6, "amsgrad": False}
     assert adamw.from_group(group) == constants
 
 
 def test_decay_is_coupled_unless_the_equation_takes_it():
-    assert adam.coupled_decay
-    assert not adamw.coupled_decay
+    assert adam.couples(adam.constants)
+    assert not adamw.couples(adamw.constants)
     assert (adam.weight_decay, adamw.weight_decay) == (0.0, 0.01)
 
 
 def test_state_exists_only_where_its_switch_is_on():
-    plain = [s.key for s in rmsprop.carried(rmsprop.complete({}))]
-    both = [s.key for s in rmsprop.carried(rmsprop.complete({"centered": True, "momentum": 0.5}))]
+    plain = [s.key for s in rmsprop.states(rmsprop.complete({}))]
+    both = [s.key for s in rmsprop.states(rmsprop.complete({"centered": True, "momentum": 0.5}))]
     assert plain == ["square_avg"]
     assert both == ["square_avg", "grad_avg", "momentum_buffer"]
 

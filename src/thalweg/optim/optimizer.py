@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -19,15 +20,15 @@ from thalweg import rules
 from thalweg.errors import NonFiniteError, RuleError
 from thalweg.optim import groups
 from thalweg.optim.engines import engine as find_engine
-from thalweg.optim.engines.arithmetic import COMPUTE
+from thalweg.optim.engines.arithmetic import COMPUTE, real
 from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import Rule
 
 MOST_SKIPS = 3
 """This many steps in a row with a gradient that is not finite raise `NonFiniteError`."""
 
-_KEPT = ("defaults", "state", "param_groups", "rule", "clip_norm", "clip_value", "ema", "on_nonfinite", "engine", "measure",
-         "skips", "_averaged")  # fmt: skip
+_KEPT = ("defaults", "state", "param_groups", "rule", "clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine",
+         "measure", "skips", "_averaged", "_shuffled")  # fmt: skip
 
 
 class StepRecord(NamedTuple):
@@ -37,6 +38,8 @@ class StepRecord(NamedTuple):
     - `clip_scale`: what the gradients were multiplied by; `skipped`: no weight moved; `nonfinite`: elements NaN or infinite.
     - `gradient_norms`: of each parameter's gradient as it came, in the groups' order; NaN where there is no gradient.
     - `weight_norms` (before the step) and `update_norms`: likewise, 1-D tensors, where `optimizer.measure` was set.
+    - `gradient_ratios`: likewise RMS(g / sqrt(v)), NaN where the rule has no second moment v. Far above 1: a gradient that
+      surprises its own history, as it does some steps before a spike (Wortsman et al. 2023, arXiv:2304.13013).
     """
 
     gradient_norm: float
@@ -46,6 +49,7 @@ class StepRecord(NamedTuple):
     gradient_norms: Sequence[float]
     weight_norms: Tensor | None = None
     update_norms: Tensor | None = None
+    gradient_ratios: Tensor | None = None
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -65,6 +69,8 @@ class Optimizer(torch.optim.Optimizer):
         clip_value: first clip each entry to [-clip_value, clip_value].
         ema: decay of an average of the weights, bias-corrected; `averaged()` shows it.
         maximize: climb instead.
+        cautious: move only the weights whose step goes against their present gradient, and those as much farther (Liang et al.
+            2024, arXiv:2411.16085); for every rule.
         on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
         engine: "auto", "cpu" (compiled with Numba; what lies on other devices, has holes in memory or sixteen bits goes by
             "tensors" all the same) or "tensors".
@@ -92,6 +98,7 @@ class Optimizer(torch.optim.Optimizer):
         clip_value: float | None = None,
         ema: float | None = None,
         maximize: bool = False,
+        cautious: bool = False,
         on_nonfinite: Literal["raise", "skip"] = "raise",
         engine: str = "auto",
         **constants: Any,
@@ -101,12 +108,20 @@ class Optimizer(torch.optim.Optimizer):
         groups.check("clip_value", clip_value, clip_value is None or clip_value > 0, "above zero")
         groups.check("ema", ema, ema is None or 0 < ema < 1, "between 0 and 1")
         groups.check("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
+        groups.check("cautious", cautious, isinstance(cautious, bool), "True or False")  # pyright: ignore[reportUnnecessaryIsInstance]
         self.clip_norm, self.clip_value, self.ema = clip_norm, clip_value, ema
+        self.cautious = cautious
+        if self.rule.average is not None and (ema is not None or cautious):
+            what = "ema" if ema is not None else "cautious"
+            raise RuleError(
+                f"{self.rule.name} averages the weights itself, so {what} has no place beside it: leave it out."
+            )
         self.on_nonfinite, self.engine = on_nonfinite, engine
         self.measure = False
         self.skips = 0
         self.last: StepRecord | None = None
         self._averaged = False
+        self._shuffled = False  # whether works follow one another in another order than the groups' parameters
         self._engine = find_engine(engine)
         defaults = {
             "lr": lr,
@@ -153,9 +168,7 @@ class Optimizer(torch.optim.Optimizer):
         with torch.no_grad():
             works: list[Work] = []
             for group in self.param_groups:
-                work = self._work(group)
-                if work is not None:
-                    works.append(work)
+                works += self._works(group)
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
             if self.last.skipped:
                 self._skip(works, self.last)
@@ -166,27 +179,44 @@ class Optimizer(torch.optim.Optimizer):
         """Within, the parameters hold the average of the weights (EMA); afterwards their own bits again.
 
         Gives parameter -> average, valid within, for parameters that have taken a step. The average after t steps is
-        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Weights and average change places one
-        tensor after another, so that no further copy is needed; state can be neither stepped, saved nor loaded meanwhile.
+        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start; of a schedule-free rule it is the rule's
+        own. Weights and average change places one tensor after another, so that no further copy of an EMA is needed; state can
+        be neither stepped, saved nor loaded meanwhile. Statistics of batch norm stay those of the weights that were trained.
 
-        Raises RuleError where `ema` is off.
+        Raises RuleError where `ema` is off and the rule keeps no average.
         """
-        if self.ema is None:
+        if not self.averages:
             raise RuleError("There is no average of the weights: give the optimiser ema=0.999, say, when it is made.")
         if self._averaged:
             raise RuleError("The parameters hold the average already: `averaged()` cannot be entered twice.")
-        held = {
-            p: cast(Tensor, self.state[p]["ema"])
-            for group in self.param_groups
-            for p in group["params"]
-            if "ema" in self.state.get(p, {})
-        }
+        with torch.no_grad():
+            held = {
+                p: self._average(p, group)
+                for group in self.param_groups
+                for p in group["params"]
+                if self.ema is None or "ema" in self.state.get(p, {})
+                if self.state.get(p)
+            }
         self._averaged = True
         try:
             with _exchanged(held) as averages:
                 yield averages
         finally:
             self._averaged = False
+
+    @property
+    def averages(self) -> bool:
+        """Whether there is an average of the weights: an EMA, or the rule's own."""
+        return self.ema is not None or any(self._rule(group).average is not None for group in self.param_groups)
+
+    def _average(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
+        rule, state = self._rule(group), self.state[p]
+        if rule.average is None:
+            return cast(Tensor, state["ema"]) if self.ema is not None else p.detach().clone()
+        constants = rule.from_group(group)
+        kept = {s.name: real(state[s.key]) for s in rule.states(constants)}
+        found: Tensor = rule.average(real(p.detach()), *(kept.get(s.name, 0.0) for s in rule.state), **constants)
+        return torch.view_as_complex(found) if p.is_complex() else found
 
     def state_dict(self) -> dict[str, Any]:
         """Give state and groups in `torch.optim`'s own layout, which PyTorch's class of the same kind loads too.
@@ -254,7 +284,8 @@ class Optimizer(torch.optim.Optimizer):
         self._check_group(complete)
         return complete
 
-    def _work(self, group: dict[str, Any]) -> Work | None:
+    def _works(self, group: dict[str, Any]) -> list[Work]:
+        """Give a group's share of the step; two of them where a matrix rule leaves what is no matrix to another."""
         parameters: list[Tensor] = []
         gradients: list[Tensor] = []
         for p in group["params"]:
@@ -268,10 +299,15 @@ class Optimizer(torch.optim.Optimizer):
                 parameters.append(p)
                 gradients.append(gradient)
         if not parameters:
-            return None
+            return []
         rule = self._rule(group)
-        rate, decay = groups.rate(group["lr"]), group["weight_decay"]
-        return Work(rule, rule.from_group(group), rate, decay, group["maximize"], parameters, gradients)
+        options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
+        work = Work(rule, rule.from_group(group), *options, parameters, gradients, self.cautious)
+        if rule.rest is None:
+            return [work]
+        self._shuffled = True
+        others = replace(work.of_those(lambda p: p.ndim < 2), rule=rule.rest, constants=rule.rest.constants)
+        return [one for one in (work.of_those(lambda p: p.ndim >= 2), others) if one.parameters]
 
     def _descend(self, works: Sequence[Work]) -> StepRecord:
         clips = self.clip_value if self.clip_norm is not None else None
@@ -288,17 +324,15 @@ class Optimizer(torch.optim.Optimizer):
         if moves is None:
             return StepRecord(norms.total, scale, False, 0, each)
         self.measure = False
-        weights, updates = (
-            moves if each is norms.each else (torch.tensor(self._aligned(works, n.tolist())) for n in moves)
-        )
-        return StepRecord(norms.total, scale, False, 0, each, weights, updates)
+        figures = moves if each is norms.each else (torch.tensor(self._aligned(works, n.tolist())) for n in moves)
+        return StepRecord(norms.total, scale, False, 0, each, *figures)
 
     def _aligned(self, works: Sequence[Work], values: Sequence[float]) -> Sequence[float]:
         """Put NaN in the places of parameters without a gradient."""
         count = 0
         for group in self.param_groups:
             count += len(group["params"])
-        if count == len(values):
+        if count == len(values) and not self._shuffled:
             return values
         found = dict(zip((id(p) for w in works for p in w.parameters), values, strict=True))
         return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]
@@ -328,10 +362,15 @@ class Optimizer(torch.optim.Optimizer):
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
         for number, p in zip(numbers, parameters, strict=True):
-            if p.is_complex() or COMPUTE[p.dtype] is p.dtype:
-                continue
             for key, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, Tensor) and key != "step":
+                if key in self.rule.carried:
+                    self.state[p][key] = torch.tensor(float(value), dtype=torch.float64)
+                elif (
+                    isinstance(value, Tensor)
+                    and key != "step"
+                    and not p.is_complex()
+                    and COMPUTE[p.dtype] is not p.dtype
+                ):
                     self.state[p][key] = value.detach().to(p.device, COMPUTE[p.dtype], copy=True)
 
 

@@ -4,6 +4,8 @@
     v <- beta2 v + (1 - beta2) g²
     w <- w - lr m̂ / (sqrt(v̂) + eps)          m̂ = m / (1 - beta1^t),  v̂ = v / (1 - beta2^t)
 
+With `amsgrad` the largest v so far divides (Reddi, Kale & Kumar 2018, arXiv:1904.09237).
+
 Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1. Weight decay is coupled (added to the gradient), as in PyTorch's `Adam`;
 TensorFlow's eps is the paper's "epsilon hat", which is not divided by the correction.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.rules.maths import sqrt
+from thalweg.rules.maths import maximum, sqrt
 from thalweg.rules.rule import rule
 
 
@@ -23,11 +25,15 @@ def corrections(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
 
 
 @rule(
-    state={"m": ("exp_avg", "zeros"), "v": ("exp_avg_sq", "zeros")},
+    state={
+        "m": ("exp_avg", "zeros"),
+        "v": ("exp_avg_sq", "zeros"),
+        "largest": ("max_exp_avg_sq", "zeros", "amsgrad"),
+    },
     ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "eps": "(0, inf)"},
     scalars=corrections,
     grouped={"betas": ("beta1", "beta2")},
-    fixed={"amsgrad": False},
+    second_moment="v / correction2",
     source="Kingma & Ba 2015, arXiv:1412.6980",
 )
 def adam(
@@ -35,15 +41,21 @@ def adam(
     g: float,
     m: float,
     v: float,
+    largest: float,
     *,
-    lr: float,
+    lr: float = 1e-3,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
+    amsgrad: bool = False,
     correction1: float,
     correction2: float,
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, float]:
     """Adam: momentum divided by the usual size of the gradient, both freed of their bias towards zero."""
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * (g * g)
-    return w - (lr / correction1) * m / (sqrt(v / correction2) + eps), m, v
+    divisor = v
+    if amsgrad:
+        largest = maximum(largest, v)
+        divisor = largest
+    return w - (lr / correction1) * m / (sqrt(divisor / correction2) + eps), m, v, largest

@@ -4,6 +4,8 @@
     v <- beta2 v + (1 - beta2) g²
     w <- (1 - lr weight_decay) w - lr m̂ / (sqrt(v̂) + eps)          m̂ = m / (1 - beta1^t),  v̂ = v / (1 - beta2^t)
 
+With `amsgrad` the largest v so far divides (Reddi, Kale & Kumar 2018, arXiv:1904.09237).
+
 Source: Loshchilov & Hutter 2019, arXiv:1711.05101, with the rate inside the decay as in PyTorch (the paper's schedule multiplier
 alone scales it there: decay then does not change with the peak rate).
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.rules.maths import sqrt
+from thalweg.rules.maths import maximum, sqrt
 from thalweg.rules.rule import rule
 
 
@@ -23,11 +25,15 @@ def corrections(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
 
 
 @rule(
-    state={"m": ("exp_avg", "zeros"), "v": ("exp_avg_sq", "zeros")},
+    state={
+        "m": ("exp_avg", "zeros"),
+        "v": ("exp_avg_sq", "zeros"),
+        "largest": ("max_exp_avg_sq", "zeros", "amsgrad"),
+    },
     ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "eps": "(0, inf)"},
     scalars=corrections,
     grouped={"betas": ("beta1", "beta2")},
-    fixed={"amsgrad": False},
+    second_moment="v / correction2",
     source="Loshchilov & Hutter 2019, arXiv:1711.05101",
 )
 def adamw(
@@ -35,16 +41,22 @@ def adamw(
     g: float,
     m: float,
     v: float,
+    largest: float,
     *,
-    lr: float,
+    lr: float = 1e-3,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
+    amsgrad: bool = False,
     weight_decay: float = 0.01,
     correction1: float,
     correction2: float,
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float, float]:
     """AdamW: Adam whose weight decay shrinks the weights themselves instead of bending the gradient."""
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * (g * g)
-    return (1 - lr * weight_decay) * w - (lr / correction1) * m / (sqrt(v / correction2) + eps), m, v
+    divisor = v
+    if amsgrad:
+        largest = maximum(largest, v)
+        divisor = largest
+    return (1 - lr * weight_decay) * w - (lr / correction1) * m / (sqrt(divisor / correction2) + eps), m, v, largest

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -54,37 +54,38 @@ def switches(rule: Rule) -> tuple[str, ...]:
     ('centered', 'momentum')
     """
     found = {state.when: None for state in rule.state if state.when}
-    for node in ast.walk(_function(rule)):
-        if isinstance(node, ast.If):
-            found |= {name.id: None for name in ast.walk(node.test) if isinstance(name, ast.Name)}
+    for equation in (rule.equation, *((rule.sums,) if rule.sums else ())):
+        for node in ast.walk(_function(equation)):
+            if isinstance(node, ast.If):
+                found |= {name.id: None for name in ast.walk(node.test) if isinstance(name, ast.Name)}
     return tuple(found)
 
 
 def read(rule: Rule, constants: Mapping[str, Any]) -> Program:
     """Read a rule's equation. Raises RuleError for what no equation may contain, with the line."""
-    function = _function(rule)
-    names = [state.name for state in rule.carried(constants)]
-    reader = _Reader(rule, constants, {"w", "g", *names})
-    absent = [state.name for state in rule.state if state.name not in names]
-    reader.absent = set(absent)
-    reader.walk(function.body)
-    kept = [
-        value
-        for name, value in zip(["w", *(s.name for s in rule.state)], reader.results, strict=True)
-        if name not in absent
-    ]
-    return Program(tuple(names), tuple(reader.lines), tuple(kept))
+    reader = _read(rule, rule.equation, constants)
+    absent = {state.name for state in rule.state} - {state.name for state in rule.states(constants)}
+    named = zip(["w", *(s.name for s in rule.state)], reader.results, strict=True)
+    kept = [value for name, value in named if name not in absent]
+    return Program(tuple(s.name for s in rule.states(constants)), tuple(reader.lines), tuple(kept))
+
+
+def read_sums(rule: Rule, constants: Mapping[str, Any]) -> Program:
+    """Read what a rule adds up over all weights: `results` are the summands."""
+    assert rule.sums is not None
+    reader = _read(rule, rule.sums, constants)
+    return Program(tuple(s.name for s in rule.states(constants)), tuple(reader.lines), tuple(reader.results))
 
 
 @cache
-def scalars(rule: Rule) -> tuple[str, ...]:
-    """Name the numbers that a step brings: `lr`, the constants, and what `Rule.scalars` gives.
+def scalars(equation: Callable[..., Any]) -> tuple[str, ...]:
+    """Name the numbers that an equation takes once a step: `lr`, constants, and what `Rule.scalars` gives.
 
     >>> from thalweg.rules.momentum import momentum
-    >>> scalars(momentum)
+    >>> scalars(momentum.equation)
     ('lr', 'momentum')
     """
-    return tuple(argument.arg for argument in _function(rule).args.kwonlyargs)
+    return tuple(argument.arg for argument in _function(equation).args.kwonlyargs)
 
 
 def is_each(expression: ast.expr, each: set[str]) -> bool:
@@ -92,8 +93,17 @@ def is_each(expression: ast.expr, each: set[str]) -> bool:
     return any(isinstance(node, ast.Name) and node.id in each for node in ast.walk(expression))
 
 
-def _function(rule: Rule) -> ast.FunctionDef:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(rule.equation))).body[0]
+def _read(rule: Rule, equation: Callable[..., Any], constants: Mapping[str, Any]) -> _Reader:
+    names = [state.name for state in rule.states(constants)]
+    reader = _Reader(rule, constants, {"w", "g", *names})
+    reader.absent = {state.name for state in rule.state} - set(names)
+    reader.walk(_function(equation).body)
+    return reader
+
+
+@cache
+def _function(equation: Callable[..., Any]) -> ast.FunctionDef:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(equation))).body[0]
     assert isinstance(tree, ast.FunctionDef)
     return tree
 

@@ -2,6 +2,7 @@
 
 `@rule` turns such a function into a `Rule`, a frozen value that says all an engine must know: which state the equation
 carries and what PyTorch calls it, the constants with their defaults and ranges, and what is computed once a step.
+`@matrix_rule` does the same for an equation that needs whole tensors (products of matrices, norms).
 """
 
 from __future__ import annotations
@@ -9,29 +10,43 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from thalweg.errors import RuleError, nearest
 
 Scalars = Callable[[int, Mapping[str, Any]], Mapping[str, float]]
+Decide = Callable[[Sequence[float], Mapping[str, Any]], Mapping[str, float]]
 
-_ENGINE_NAMES = ("lr", "weight_decay")
+DECAY = "weight_decay"
+_ENGINE_NAMES = ("lr", DECAY)
 
 
 class State(NamedTuple):
     """What the equation carries from step to step for each weight.
 
     `key` is the name in `state_dict` (PyTorch's, where PyTorch has the same thing), `start` is "zeros", "weights" (a copy
-    of the weight) or a number, and `when` names a constant without whose being set (true, not 0) the state does not exist.
+    of the weight), a number, or the name of the constant that holds it, and `when` names a constant without whose being set
+    (true, not 0) the state does not exist.
+
+    Of matrix rules only: `shape` is "weights", "rows" (one number a row of the last two dimensions) or "columns", and `only`
+    says whether it is kept for "matrices" (two dimensions or more) or "vectors" alone.
     """
 
     name: str
     key: str
     start: float | str = "zeros"
     when: str | None = None
+    shape: str = "weights"
+    only: str | None = None
+
+    def begin(self, constants: Mapping[str, Any]) -> float | str:
+        """Give the start as a number, or "weights"."""
+        if self.start == "zeros":
+            return 0.0
+        return self.start if self.start == "weights" else float(constants.get(str(self.start), self.start))
 
 
 class Range(NamedTuple):
@@ -70,8 +85,17 @@ class Rule:
 
     - `equation(w, g, *state, lr=…, **constants, **scalars)` gives the new weight and the new state, in the order of `state`.
     - `constants`: name to default; `ranges`: name to the interval the constant must lie in.
-    - `scalars(step, constants)`: what depends on the step alone (bias corrections), in float64, once a step; the first step is 1.
-    - `coupled_decay`: the engine adds `weight_decay * w` to the gradient; otherwise the equation itself takes `weight_decay`.
+    - `scalars(step, numbers)`: what depends on the step alone (bias corrections), in float64, once a step; the first step is 1,
+      `numbers` are the constants, `lr` and what is carried. What it gives under a name of `carried` is carried to the next step.
+    - `carried`: numbers that are carried from step to step, each to its start: a number or the name of a constant.
+    - `sums(w, g, *state, lr=…, …)`: an equation like the rule's own, of which each result is added up over all weights of a
+      group, before they move; `decide(sums, numbers)` makes scalars (and carried numbers) of the totals.
+    - `average(w, *state, **constants)`: the weights to judge by, where the rule descends at others (`Optimizer.averaged`).
+    - `second_moment`: the expression, in the equation's names, of the mean square that divides the gradient, if one does.
+    - `rest`: of a matrix rule, the rule for whatever is no matrix.
+    - `takes_decay`: the equation takes `weight_decay` itself (decoupled); otherwise the engine adds `weight_decay * w` to the
+      gradient (coupled), as it does where the constant that `decoupled` names is false.
+    - `takes`: the names of all numbers that the equation takes, weight decay included.
     - `grouped`: PyTorch's name for several constants at once (`betas`).
     - `fixed`: PyTorch's options that this rule knows one value of; they are written into the parameter groups, and a
       `state_dict` with another value is refused.
@@ -86,12 +110,21 @@ class Rule:
     scalars: Scalars | None
     source: str
     title: str
-    coupled_decay: bool
+    takes: tuple[str, ...]
     weight_decay: float
+    decoupled: str | None = None
+    learning_rate: float | None = None
     aliases: tuple[str, ...] = ()
     grouped: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     counts_steps: bool = False
+    carried: Mapping[str, float | str] = field(default_factory=dict[str, float | str])
+    sums: Callable[..., Any] | None = None
+    decide: Decide | None = None
+    average: Callable[..., Any] | None = None
+    second_moment: str | None = None
+    is_matrix: bool = False
+    rest: Rule | None = None
 
     def __call__(self, *values: Any, **constants: Any) -> Any:
         """Evaluate the equation as it stands, on numbers or anything that calculates."""
@@ -106,9 +139,32 @@ class Rule:
     def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
         return self
 
-    def carried(self, constants: Mapping[str, Any]) -> tuple[State, ...]:
+    def states(self, constants: Mapping[str, Any]) -> tuple[State, ...]:
         """Name the state that exists under these constants (`centered`, `momentum` of RMSprop switch theirs on)."""
         return tuple(s for s in self.state if s.when is None or constants[s.when])
+
+    @property
+    def takes_decay(self) -> bool:
+        """Whether the equation shrinks the weights itself."""
+        return DECAY in self.takes
+
+    def couples(self, constants: Mapping[str, Any]) -> bool:
+        """Tell whether weight decay goes through the gradient under these constants."""
+        return not self.takes_decay or (self.decoupled is not None and not constants[self.decoupled])
+
+    def begin(self, constants: Mapping[str, Any]) -> dict[str, float]:
+        """Give the carried numbers as they are before the first step."""
+        return {name: float(constants.get(str(start), start)) for name, start in self.carried.items()}
+
+    def numbers(self, step: int, carried: Mapping[str, float], constants: Mapping[str, Any], lr: Any) -> dict[str, Any]:
+        """Give all numbers that the equation takes at a step, by name, weight decay apart; `sums` are not yet looked at.
+
+        >>> from thalweg.rules.adam import adam
+        >>> round(adam.numbers(1, {}, adam.constants, 0.1)["correction1"], 12)
+        0.1
+        """
+        known = {**constants, **carried, "lr": lr}
+        return {**known, **self.scalars(step, known)} if self.scalars is not None else known
 
     def group_defaults(self) -> dict[str, Any]:
         """Give the constants' defaults under the names they have in a parameter group (`betas` for `beta1`, `beta2`)."""
@@ -144,7 +200,7 @@ class Rule:
 
         >>> from thalweg.rules.adam import adam
         >>> adam.complete({"betas": (0.8, 0.99)})
-        {'beta1': 0.8, 'beta2': 0.99, 'eps': 1e-08}
+        {'beta1': 0.8, 'beta2': 0.99, 'eps': 1e-08, 'amsgrad': False}
         """
         values = dict(self.constants)
         for name, value in given.items():
@@ -197,8 +253,16 @@ def rule(
     fixed: Mapping[str, Any] | None = None,
     aliases: Iterable[str] = (),
     counts_steps: bool | None = None,
+    carried: Mapping[str, float | str] | None = None,
+    sums: Callable[..., Any] | None = None,
+    decide: Decide | None = None,
+    average: Callable[..., Any] | None = None,
+    second_moment: str | None = None,
+    decoupled: str | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of an equation `f(w, g, *state, *, lr, constants with defaults, scalars without)`.
+
+    - A default of `lr` is the rule's learning rate where nobody gives one.
 
     - `state`: name in the equation to (name in `state_dict`, start[, constant that switches it on]), or just names.
     - `ranges`: constant to an interval such as "[0, 1)"; a constant without one may be any finite number.
@@ -218,6 +282,7 @@ def rule(
     def decorate(equation: Callable[..., Any]) -> Rule:
         states = _states(state)
         constants, free = _constants(equation, states)
+        signature = inspect.signature(equation).parameters
         made = Rule(
             name=equation.__name__,
             equation=equation,
@@ -227,15 +292,36 @@ def rule(
             scalars=scalars,
             source=source,
             title=_title(equation),
-            coupled_decay="weight_decay" not in inspect.signature(equation).parameters,
-            weight_decay=_decay(equation),
+            takes=tuple(p.name for p in signature.values() if p.kind is inspect.Parameter.KEYWORD_ONLY),
+            weight_decay=_default(signature, DECAY) or 0.0,
+            decoupled=decoupled,
+            learning_rate=_default(signature, "lr"),
             aliases=tuple(aliases),
             grouped=MappingProxyType(dict(grouped or {})),
             fixed=MappingProxyType(dict(fixed or {})),
             counts_steps=scalars is not None if counts_steps is None else counts_steps,
+            carried=MappingProxyType(dict(carried or {})),
+            sums=sums,
+            decide=decide,
+            average=average,
+            second_moment=second_moment,
         )
         _check_scalars(made, free)
         return made
+
+    return decorate
+
+
+def matrix_rule(*, rest: Rule | None = None, **description: Any) -> Callable[[Callable[..., Any]], Rule]:
+    """Make a `Rule` of an equation that takes whole tensors: `w` and `g` in the parameter's shape, state in its own.
+
+    It may use what tensors and arrays share (`@`, `.mT`, `.reshape`, `.shape`) and `maths`. State that is not kept for a tensor
+    (`State.only`) comes as 0. With `rest` it is asked for matrices (two dimensions or more) alone, and `rest` moves the others,
+    at its defaults. Everything else: see `rule`.
+    """
+
+    def decorate(equation: Callable[..., Any]) -> Rule:
+        return replace(rule(**description)(equation), is_matrix=True, rest=rest)
 
     return decorate
 
@@ -262,8 +348,13 @@ def _constants(equation: Callable[..., Any], states: tuple[State, ...]) -> tuple
 
 
 def _check_scalars(made: Rule, free: set[str]) -> None:
-    given = set(made.scalars(1, made.constants)) if made.scalars else set[str]()
-    if given != free:
+    numbers = {**made.constants, **made.begin(made.constants), "lr": made.learning_rate or 1.0}
+    given = {*made.carried, *(made.scalars(1, numbers) if made.scalars else ())}
+    if (made.sums is None) != (made.decide is None):
+        raise RuleError(f"The equation {made.name} needs `sums` and `decide` together, or neither.")
+    if made.sums is None and not free <= given <= free | set(
+        made.carried
+    ):  # what `decide` gives is known with the sums
         raise RuleError(
             f"The equation {made.name} needs {sorted(free)} from `scalars`, which gives {sorted(given)}; "
             "give a constant a default, or compute it there."
@@ -272,9 +363,9 @@ def _check_scalars(made: Rule, free: set[str]) -> None:
         made.check_constant(name, value)
 
 
-def _decay(equation: Callable[..., Any]) -> float:
-    parameter = inspect.signature(equation).parameters.get("weight_decay")
-    return 0.0 if parameter is None or parameter.default is inspect.Parameter.empty else float(parameter.default)
+def _default(signature: Mapping[str, inspect.Parameter], name: str) -> float | None:
+    parameter = signature.get(name)
+    return None if parameter is None or parameter.default is inspect.Parameter.empty else float(parameter.default)
 
 
 def _title(equation: Callable[..., Any]) -> str:

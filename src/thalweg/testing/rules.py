@@ -193,9 +193,10 @@ def _refused(rule: Rule, constants: Constants) -> None:
 
 
 def _evaluate(rule: Rule, constants: Constants, values: list[Any]) -> tuple[Any, ...]:
-    scalars = rule.scalars(3, constants) if rule.scalars else {}
-    decay = {} if rule.coupled_decay else {"weight_decay": 0.1}
-    out = rule(*values, lr=0.01, **constants, **scalars, **decay)
+    numbers = {**rule.numbers(3, rule.begin(constants), constants, 0.01), "weight_decay": 0.1}
+    if rule.decide is not None:
+        numbers |= rule.decide([0.1] * 9, numbers)
+    out = rule(*values, **{name: numbers[name] for name in rule.takes})
     return out if isinstance(out, tuple) else (out,)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from thalweg import rules
 from thalweg.records.plan import Evidence
 from thalweg.rules import Rule
+from thalweg.rules.walk import Walk
 
 TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
 WARMUP_SHARE = 0.1
@@ -24,15 +25,11 @@ def is_adaptive(rule: str) -> bool:
 
 def _reach(rule: Rule, gradient: float, steps: int = 10) -> float:
     """Give how far a weight moves in the last of some steps under one and the same gradient."""
-    decay = {} if rule.coupled_decay else {"weight_decay": 0.0}
-    values = [0.0, *(0.0 if isinstance(state.start, str) else state.start for state in rule.state)]
-    before = 0.0
-    for step in range(1, steps + 1):
-        before = values[0]
-        numbers = {**rule.constants, **(rule.scalars(step, rule.constants) if rule.scalars else {})}
-        moved = rule(values[0], gradient, *values[1:], lr=1.0, **decay, **numbers)
-        values = list(moved) if isinstance(moved, tuple) else [moved]
-    return abs(values[0] - before)
+    walk, before = Walk(rule, 0.0, lr=1.0), 0.0
+    for _ in range(steps):
+        before = walk.w
+        walk.step(gradient)
+    return abs(walk.w - before)
 
 
 def rate_range(rule: str) -> tuple[float, float]:
@@ -69,7 +66,7 @@ def weight_decay(rule: str, learning_rate: float, steps: int) -> tuple[float, Ev
     Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
     is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken.
     """
-    if rules.get(rule).coupled_decay:
+    if rules.get(rule).couples(rules.get(rule).constants):
         return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
     value = min(1.0, 1.0 / (learning_rate * TIMESCALE * steps))
     reason = (

@@ -198,7 +198,7 @@ def test_a_second_process_finds_the_compiled_kernels(tmp_path):
         "w.grad = torch.ones_like(w)\n"
         "o.step()\n"
         "from thalweg.optim.engines import kernels\n"
-        "move = kernels.move(o.rule, o.rule.constants, 'float32', clips=False, averages=True)\n"
+        "move = kernels.of(o.rule, o.rule.constants, kernels.Form('float32', averages=True))\n"
         "print(*(sum(k.stats.cache_hits.values()) for k in (move, kernels.look('float32'))))\n"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -228,18 +228,18 @@ def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch
     else:
         monkeypatch.setattr(os, "access", lambda *a: False)
     assert kernels.cache_folder() is None
-    kernels._move.cache_clear()
+    kernels._of.cache_clear()
     weights, _ = descended("adamw", {}, steps=1)
     assert all(torch.isfinite(w).all() for w in weights)
 
 
 def test_a_text_planted_in_the_cache_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels._move.cache_clear()
+    kernels._of.cache_clear()
     descended("adamw", {}, steps=1)
     (file,) = (tmp_path / "thalweg" / "kernels").glob("adamw_float64_*.py")
     file.write_text("raise SystemExit('planted')\n")
-    kernels._move.cache_clear()
+    kernels._of.cache_clear()
     descended("adamw", {}, steps=1)
     assert "planted" not in file.read_text()
 

@@ -9,7 +9,8 @@ from thalweg.rules import RULES
 
 def move(rule="gradient_descent", scale=1.0, clip_value=None, maximize=False, **constants):
     one = RULES[rule]
-    return Move(Work(one, one.complete(constants), 0.5, 0.0, maximize, [], []), scale, clip_value, None, False)
+    work = Work(one, one.complete(constants), 0.5, 0.0, maximize, [], [])
+    return Move(work, one.numbers(1, {}, work.constants, work.lr), scale, clip_value)
 
 
 @given(st.floats(0.01, 0.999), st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
@@ -28,10 +29,10 @@ def test_the_first_average_is_the_weights_bit_for_bit(decay):
 
 
 def test_the_order_is_scale_then_sign_then_coupled_decay():
-    (w,) = move(scale=0.5, maximize=True).formula(1)(0.1, 2.0, 4.0)
+    (w,) = move(scale=0.5, maximize=True).formula()(0.1, 2.0, 4.0)
     assert w == 2.0 - 0.5 * (-0.5 * 4.0 + 0.1 * 2.0)
 
 
 def test_state_that_is_switched_off_is_neither_taken_nor_given():
-    assert len(move("rmsprop").formula(1)(None, 1.0, 1.0, 0.0)) == 2
-    assert len(move("rmsprop", centered=True, momentum=0.5).formula(1)(None, 1.0, 1.0, 0.0, 0.0, 0.0)) == 4
+    assert len(move("rmsprop").formula()(None, 1.0, 1.0, 0.0)) == 2
+    assert len(move("rmsprop", centered=True, momentum=0.5).formula()(None, 1.0, 1.0, 0.0, 0.0, 0.0)) == 4

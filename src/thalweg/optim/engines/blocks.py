@@ -6,7 +6,8 @@ anything that reads or copies `optimizer.state` sees it, and a tensor put there 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, cast
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import COMPUTE, Array
-from thalweg.optim.engines.work import StateOf
+from thalweg.optim.engines.work import StateOf, Work
 from thalweg.rules.rule import State
 
 EMA = State("ema", "ema", "weights")
@@ -28,12 +29,17 @@ _EXACT = 1 << 24
 _FACE = attrgetter("dtype", "device", "shape")
 
 
+Figures = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
+"""Of each tensor: norm of the weights, norm of the update, root mean square of the gradient over its second moment."""
+
+
 class Block:
     """Parameters, their state in the order in which the equation takes it (then `ema`), and their step counts."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], counts: bool) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
         self.parameters = list(parameters)
         self.states = tuple(states)
+        self.begin = {s.key: s.begin(work.constants) for s in states}
         self.averages = bool(states) and states[-1] is EMA
         self.carried = len(states) - self.averages
         self.device = parameters[0].device
@@ -41,7 +47,11 @@ class Block:
         self.compute = COMPUTE[self.dtype]
         self.faces = [*map(_FACE, parameters)]
         self.taken = 0
+        counts = work.rule.counts_steps or self.averages
         self.steps: Array | None = np.zeros(len(parameters), np.float32) if counts else None
+        # Numbers that the rule carries from step to step, a column a parameter, all columns alike.
+        self.carried_names = tuple(work.rule.carried)
+        self.numbers = np.tile([*work.rule.begin(work.constants).values()], (len(parameters), 1)).astype(np.float64)
         # For each parameter what `optimizer.state` must hold: (key, tensor) pairs; and the dict that held them last.
         self.held: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
         self.entries: list[dict[str, Any] | None] = [None for _ in parameters]
@@ -50,6 +60,8 @@ class Block:
         if self.steps is not None:
             for held, step in zip(self.held, torch.from_numpy(self.steps).unbind(), strict=True):
                 held.append(("step", step))
+        for i, name in enumerate(self.carried_names):
+            self.hold(name, torch.from_numpy(self.numbers[:, i]).unbind())
 
     def hold(self, key: str, tensors: Sequence[Tensor]) -> None:
         """Name the tensors, one a parameter, that are this block's state under a key."""
@@ -82,31 +94,39 @@ class Block:
             for key, tensor in held:
                 if key == "step":
                     tensor.fill_(steps_taken(entry))
+                elif key in self.carried_names:
+                    tensor.fill_(float(entry.get(key, tensor)))
                 else:
-                    start(tensor, entry.get(key), self.described(key), parameter)
+                    start(tensor, entry.get(key), self.begin[key], parameter)
                 entry[key] = tensor
             self.entries[i] = entry
         self.ids = [id(value) for entry in self.entries for value in (entry or {}).values()]
         self._counted()
 
-    def advance(self) -> None:
-        """Count the step just taken."""
+    def advance(self, numbers: Mapping[str, Any]) -> None:
+        """Count the step just taken, and carry what it carries."""
         self.taken += 1
         if self.steps is not None:
             self.steps.fill(self.taken)
+        if self.carried_names:
+            self.numbers[:] = [float(numbers[name]) for name in self.carried_names]
+
+    def carried_numbers(self) -> dict[str, float]:
+        """Give the numbers carried so far."""
+        return dict(zip(self.carried_names, self.numbers[0].tolist(), strict=True))
 
     def _counted(self) -> bool:
         """Read the count from the state's own tensors; false where the parameters are not equally far on."""
-        if self.steps is None or not self.owned:
+        if not self.owned:
+            return True
+        if self.carried_names and not (self.numbers == self.numbers[0]).all():
+            return False
+        if self.steps is None:
             return True
         counts = self.steps.tolist()
         if counts[0] != float(np.float32(self.taken)) if self.taken >= _EXACT else counts[0] != self.taken:
             self.taken = int(counts[0])
         return counts.count(counts[0]) == len(counts)
-
-    def described(self, key: str) -> State:
-        """Give the description of a state."""
-        return next(s for s in self.states if s.key == key)
 
 
 def steps_taken(entry: Mapping[str, Any]) -> int:
@@ -115,13 +135,18 @@ def steps_taken(entry: Mapping[str, Any]) -> int:
     return 0 if value is None else int(value)
 
 
-def start(tensor: Tensor, found: Any, described: State, parameter: Tensor) -> None:
+def standing(entry: Mapping[str, Any], names: Iterable[str]) -> tuple[float, ...]:
+    """Read how far on a parameter's state is: its step count and the numbers carried."""
+    return steps_taken(entry), *(float(entry[name]) if name in entry else math.nan for name in names)
+
+
+def start(tensor: Tensor, found: Any, begin: float | str, parameter: Tensor) -> None:
     """Fill a state's tensor: from what was found, else as the rule's description says."""
     if found is tensor:
         return
     if isinstance(found, Tensor):
         tensor.copy_(found)
-    elif described.start == "weights":
+    elif isinstance(begin, str):
         tensor.copy_(parameter)
     else:
-        tensor.fill_(0.0 if described.start == "zeros" else float(described.start))
+        tensor.fill_(begin)

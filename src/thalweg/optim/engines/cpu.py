@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from thalweg.optim.engines.flat import Flat
 from thalweg.optim.engines.fused import Fused, is_fusible
-from thalweg.optim.engines.large import Large
-from thalweg.optim.engines.tensors import TensorEngine
+from thalweg.optim.engines.tensors import AnyBlock, TensorEngine
+from thalweg.rules.rule import Rule
 
 
 class CpuEngine(TensorEngine):
     """Sweeps over what lies densely in the CPU's memory; anything else is left to the tensor engine's blocks."""
 
-    def _kind(self, parameter: Tensor) -> type[Flat | Large | Fused]:
-        return Fused if is_fusible(parameter) else super()._kind(parameter)
+    def _kind(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
+        return Fused if is_fusible(parameter) and not rule.is_matrix else super()._kind(parameter, rule)

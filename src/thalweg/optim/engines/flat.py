@@ -6,6 +6,7 @@ cost half of torch's (42 against 150 us for AdamW on 10 k weights); elsewhere on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import on_arrays, real
-from thalweg.optim.engines.blocks import Block
-from thalweg.optim.engines.move import Move, average_in_place, share_of_newest
+from thalweg.optim.engines.blocks import Block, Figures
+from thalweg.optim.engines.move import Move, average_in_place, kept_share, ratio_of
+from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import State
 
 PIECE = 1 << 16
@@ -26,8 +28,8 @@ PIECE = 1 << 16
 class Flat(Block):
     """The block of small tensors of one device and dtype."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], counts: bool) -> None:
-        super().__init__(parameters, states, counts)
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+        super().__init__(parameters, states, work)
         self.sizes = [real(p.detach()).numel() for p in parameters]
         self.starts = [0, *accumulate(self.sizes)][:-1]
         length = sum(self.sizes)
@@ -54,33 +56,72 @@ class Flat(Block):
             return self._norms(self.arrays[1].clip(-clip_value, clip_value), ())
         return _tensor_norms([real(g).clamp(-clip_value, clip_value) for g in self.gradients])
 
-    def update(self, move: Move, decays: Sequence[float]) -> tuple[Sequence[Any], Sequence[Any]] | None:
-        """Move the weights laid out by `look`; gives norms of weights and updates where they are to be recorded."""
-        step = self.taken + 1
+    def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
+        """Give what the rule adds up over all weights."""
+        parts = [
+            [part.sum() for part in move.summands(decay, w, g, *held[: self.carried])]
+            for decay, (w, g, *held) in zip(self._decayed(decays, move), self.pieces, strict=True)
+        ]
+        return [sum(column) for column in zip(*parts, strict=True)]
+
+    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
+        """Move the weights laid out by `look`; gives norms of weights and updates, and ratios, where they are to be recorded."""
         before = self.flats[0].clone() if move.record else None
-        formula = move.formula(step)
-        share = share_of_newest(move.ema, step) if move.ema is not None else 1.0
-        for decay, piece in zip(self._decayed(decays, move), self.pieces, strict=True):
+        formula = move.formula()
+        decayed = self._decayed(decays, move)
+        kept = self._kept(move, decayed) if move.work.cautious else [None for _ in self.pieces]
+        ratios = list[Any]()
+        for decay, share, piece in zip(decayed, kept, self.pieces, strict=True):
             w, g, *held = piece
-            fresh, *rest = formula(decay, w, g, *held[: self.carried])
+            fresh, *rest = formula(decay, w, g, *held[: self.carried], kept=share)
+            if move.record:
+                ratios.append(ratio_of(move, decay, w, g, rest))
             w[...] = fresh
             for old, new in zip(held, rest, strict=False):
                 old[...] = new
             if self.averages:
-                average_in_place(held[-1], w, share)
+                average_in_place(held[-1], w, move.share or 1.0)
         _copy(self.parameters, self.weights)
-        return None if before is None else self._moves(before)
+        return None if before is None else (*self._moves(before), self._roots(ratios))
+
+    def _kept(self, move: Move, decays: Sequence[Any]) -> list[Any]:
+        """Give, weight by weight, what a cautious step multiplies the parts by that it keeps: one number a tensor."""
+        aligned = self._joined(
+            [
+                move.aligned(decay, w, g, *held[: self.carried])
+                for decay, (w, g, *held) in zip(decays, self.pieces, strict=True)
+            ]
+        )
+        counts = [float(part.sum()) for part in self._split(aligned)]
+        kept = self._spread([kept_share(n, size) for n, size in zip(counts, self.sizes, strict=True)])
+        return [kept[place] for place in self.places]
+
+    def _roots(self, ratios: Sequence[Any]) -> Sequence[Any]:
+        """Give each tensor's root of the mean ratio; NaN where the rule has none."""
+        if not ratios or ratios[0] is None:
+            return [math.nan for _ in self.sizes]
+        return [part.mean() ** 0.5 for part in self._split(self._joined(ratios))]
+
+    def _joined(self, parts: Sequence[Any]) -> Any:
+        return np.concatenate(parts) if self.on_arrays else torch.cat([*parts])
+
+    def _split(self, whole: Any) -> Sequence[Any]:
+        return np.split(whole, self.starts[1:]) if self.on_arrays else whole.split(self.sizes)
+
+    def _spread(self, values: Sequence[float]) -> Any:
+        """Lay one number a tensor out weight by weight."""
+        parts = [torch.full((n,), value, dtype=self.compute) for n, value in zip(self.sizes, values, strict=True)]
+        vector = torch.cat(parts)
+        return vector.numpy() if self.on_arrays else vector.to(self.device)
 
     def _decayed(self, decays: Sequence[float], move: Move) -> list[Any]:
         """Give each piece its weight decay: one number where all agree, else one a weight."""
         if self._decays[0] != decays:
             if len(set(decays)) == 1:
-                one = decays[0] if decays[0] or not move.work.rule.coupled_decay else None
+                one = decays[0] if decays[0] or not move.work.couples else None
                 values: list[Any] = [one] * len(self.pieces)
             else:
-                parts = [torch.full((n,), d, dtype=self.compute) for n, d in zip(self.sizes, decays, strict=True)]
-                vector = torch.cat(parts)
-                whole: Any = vector.numpy() if self.on_arrays else vector.to(self.device)
+                whole = self._spread(decays)
                 values = [whole[place] for place in self.places]
             self._decays = (list(decays), values)
         return self._decays[1]

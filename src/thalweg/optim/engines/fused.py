@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from thalweg.optim.engines import kernels
 from thalweg.optim.engines.arithmetic import Array, real
-from thalweg.optim.engines.blocks import Block, start
+from thalweg.optim.engines.blocks import Block, Figures, start
 from thalweg.optim.engines.crew import share
-from thalweg.optim.engines.move import Move, share_of_newest
-from thalweg.optim.engines.work import StateOf
+from thalweg.optim.engines.move import Move, floor, kept_share
+from thalweg.optim.engines.work import StateOf, Work
 from thalweg.rules.rule import State
 
 SPAN = 1 << 14
@@ -32,16 +32,16 @@ def is_fusible(parameter: Tensor) -> bool:
 class Fused(Block):
     """The block of tensors of one dtype that lie without holes in the CPU's memory."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], counts: bool) -> None:
-        super().__init__(parameters, states, counts)
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+        super().__init__(parameters, states, work)
         self.kind = KINDS[self.dtype]
         self.strides = [p.stride() for p in parameters]
-        sizes = [real(p.detach()).numel() for p in parameters]
+        self.sizes = sizes = [real(p.detach()).numel() for p in parameters]
         spans = [(i, low, min(low + SPAN, size)) for i, size in enumerate(sizes) for low in range(0, size, SPAN)]
         self.tensor, self.start, self.stop = (np.ascontiguousarray(part) for part in np.array(spans, np.int64).T)
         self.firsts = np.searchsorted(self.tensor, np.arange(len(sizes)))
         self.weights, self.spans = sum(sizes), len(spans)
-        self.sums = np.zeros((self.spans, 2))
+        self.sums = np.zeros((self.spans, kernels.totals(work.rule)))
         # By their ids, the state tensors of the blocks that this one takes the place of.
         self.lent: dict[int, Tensor] = {}
         self.at_states: list[Array] = []
@@ -67,7 +67,7 @@ class Fused(Block):
                 if isinstance(found, Tensor) and self.lent.get(id(found)) is found and _lies_as(found, p):
                     mine = found
                 else:
-                    start(mine := torch.empty_like(p), found, described, p)
+                    start(mine := torch.empty_like(p), found, self.begin[described.key], p)
                 entry[described.key] = mine
                 kept.append(mine)
             self.hold(described.key, kept)
@@ -84,17 +84,46 @@ class Fused(Block):
         """Give the norms of the gradients as clipping their entries would leave them."""
         return self._norms(1, clip_value)
 
-    def update(self, move: Move, decays: Sequence[float]) -> tuple[Sequence[Any], Sequence[Any]] | None:
+    def totals(self, move: Move, decays: Sequence[float]) -> list[float]:
+        """Give what the rule adds up over all weights."""
+        assert move.work.rule.sums is not None
+        self._sweep(kernels.Form(self.kind, "sums", move.clip_value is not None), move, self._table(move, decays))
+        return self.sums.sum(0).tolist()
+
+    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move weights, state and average by the gradients that `look` was shown."""
-        work = move.work
-        clips, averages = move.clip_value is not None, self.averages
-        kernel = kernels.move(work.rule, work.constants, self.kind, clips=clips, averages=averages)
-        spans = (self.tensor, self.start, self.stop, self.rows, self._table(move, decays))
-        addresses = (_addresses(self.parameters), self.at_gradients, *self.at_states)
-        share(kernel, self.spans, self.weights, *spans, *addresses, self.sums)
+        clips, cautious = move.clip_value is not None, move.work.cautious
+        table = self._table(move, decays)
+        if cautious:
+            self._sweep(kernels.Form(self.kind, "aligned", clips), move, table)
+            aligned = np.add.reduceat(self.sums[:, 0], self.firsts).tolist()
+            table[:, kernels.LEADING.index("kept")] = list(map(kept_share, aligned, self.sizes))
+        self._sweep(kernels.Form(self.kind, "move", clips, self.averages, cautious), move, table)
         self.gradients = ()
         torch.autograd.graph.increment_version(self.parameters)
-        return (self._roots(0), self._roots(1)) if move.record else None
+        if not move.record:
+            return None
+        ratios = [math.nan for _ in self.sizes]
+        if move.work.rule.second_moment is not None:
+            ratios = [root / math.sqrt(size) for root, size in zip(self._roots(2), self.sizes, strict=True)]
+        return self._roots(0), self._roots(1), ratios
+
+    def _sweep(self, form: kernels.Form, move: Move, table: Array) -> None:
+        kernel = kernels.of(move.work.rule, move.work.constants, form)
+        states = self.at_states if form.averages or not self.averages else self.at_states[:-1]
+        addresses = (_addresses(self.parameters), self.at_gradients, *states)
+        share(
+            kernel,
+            self.spans,
+            self.weights,
+            self.tensor,
+            self.start,
+            self.stop,
+            self.rows,
+            table,
+            *addresses,
+            self.sums,
+        )
 
     def _point(self, gradients: Sequence[Tensor]) -> None:
         """Take the gradients' addresses, which change every step; one of another dtype or layout is copied."""
@@ -119,20 +148,22 @@ class Fused(Block):
 
     def _table(self, move: Move, decays: Sequence[float]) -> Array:
         """Give the numbers of this step, a row for each weight decay; `rows` says which is a tensor's."""
+        work = move.work
         if decays != self._decays:
-            self._decays, self._different = list(decays), list(dict.fromkeys(decays))
-            self.rows[:] = [self._different.index(decay) for decay in decays]
-        work, step = move.work, self.taken + 1
-        numbers: dict[str, Any] = {**work.constants, "lr": work.lr}
-        if work.rule.scalars is not None:
-            numbers |= work.rule.scalars(step, work.constants)
+            self._decays = list(decays)
+            # A cautious step has a number of its own for each tensor.
+            self._different = list(decays) if work.cautious else list(dict.fromkeys(decays))
+            self.rows[:] = range(len(decays)) if work.cautious else [self._different.index(d) for d in decays]
         leading = (
             -move.scale if work.maximize else move.scale,
             np.inf if move.clip_value is None else move.clip_value,
-            1.0 if move.ema is None else share_of_newest(move.ema, step),
+            1.0 if move.share is None else move.share,
+            1.0,
         )
-        names = kernels.numbers(work.rule)
-        return np.array([[*leading, *(float(numbers.get(name, decay)) for name in names)] for decay in self._different])
+        numbers = {"floor": floor(move.numbers), **move.numbers}
+        names = kernels.numbers(work.rule)[1:]
+        rest = [float(numbers.get(name, 0.0)) for name in names]
+        return np.array([[*leading, decay, *rest] for decay in self._different])
 
 
 def _lies_as(one: Tensor, other: Tensor) -> bool:

@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from thalweg.rules import program
 from thalweg.rules.rule import Rule
 
-LEADING = ("scale", "clip", "share")
+LEADING = ("scale", "clip", "share", "kept")
 """Numbers that stand before the equation's own in a row of the table: the engine's part of a step."""
 
 DECAY = "weight_decay"
@@ -58,19 +58,10 @@ def kernel(first, last, tensor, start, stop, rows, table, {addresses}, sums):
         row = rows[t]
         low = start[b] * {size}
         count = stop[b] - start[b]
-{arrays}{numbers}{rounded}        weights = kind(0)
-        updates = kind(0)
-        for i in range(count):
+{arrays}{numbers}{rounded}{zeros}        for i in range(count):
             w = p_w[i]
             g = p_g[i]
-{gradient}{read}{lines}            fresh = {fresh}
-{write}            way = fresh - w
-            weights += w * w
-            updates += way * way
-            p_w[i] = fresh
-        sums[b, 0] = weights
-        sums[b, 1] = updates
-"""
+{body}{sums}"""
 
 
 @cache
@@ -79,54 +70,116 @@ def look(kind: str) -> Kernel:
     return _compiled(LOOK.format(size=_SIZES[kind]), f"look_{kind}", kind)
 
 
-def move(rule: Rule, constants: Mapping[str, Any], kind: str, *, clips: bool, averages: bool) -> Kernel:
-    """Give the kernel that takes a rule's step, under the switches that these constants set."""
-    chosen = tuple(bool(constants[name]) for name in program.switches(rule))
-    return _move(rule, chosen, kind, clips, averages)
+class Form(NamedTuple):
+    """What a kernel does: `purpose` is "move", "sums" (what the rule adds up) or "aligned" (what a cautious step keeps)."""
+
+    kind: str
+    purpose: str = "move"
+    clips: bool = False
+    averages: bool = False
+    cautious: bool = False
+
+
+def of(rule: Rule, constants: Mapping[str, Any], form: Form) -> Kernel:
+    """Give a rule's kernel, under the switches that these constants set."""
+    return _of(rule, tuple(bool(constants[name]) for name in _switches(rule)), form)
 
 
 @cache
-def _move(rule: Rule, chosen: tuple[bool, ...], kind: str, clips: bool, averages: bool) -> Kernel:
-    constants = {**rule.constants, **dict(zip(program.switches(rule), chosen, strict=True))}
-    text = source(rule, constants, kind, clips=clips, averages=averages)
-    return _compiled(text, f"{rule.name}_{kind}", kind)
+def _of(rule: Rule, chosen: tuple[bool, ...], form: Form) -> Kernel:
+    constants = {**rule.constants, **dict(zip(_switches(rule), chosen, strict=True))}
+    return _compiled(source(rule, constants, form), f"{rule.name}_{form.kind}", form.kind)
 
 
+@cache
+def _switches(rule: Rule) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*program.switches(rule), *([rule.decoupled] if rule.decoupled else [])]))
+
+
+@cache
 def numbers(rule: Rule) -> tuple[str, ...]:
-    """Name the numbers that follow `LEADING`: what the equation takes, and the decay that the engine itself applies."""
-    own = program.scalars(rule)
-    return own if DECAY in own else (DECAY, *own)
+    """Name the numbers that follow `LEADING`: what the equations take, and the decay that the engine itself applies."""
+    summed = program.scalars(rule.sums) if rule.sums else ()
+    return tuple(dict.fromkeys([DECAY, *rule.takes, *summed, *(["lr"] if rule.takes_decay else []), "floor"]))
 
 
-def source(rule: Rule, constants: Mapping[str, Any], kind: str, *, clips: bool, averages: bool) -> str:
-    """Write the text of the kernel that takes a rule's step."""
-    read = program.read(rule, constants)
-    writer = _Writer(read)
-    lines = writer.lines()
-    fresh, *state = (writer.write(result) for result in read.results)
-    own = {"scale": True, "clip": clips, "share": averages, DECAY: rule.coupled_decay}
+def totals(rule: Rule) -> int:
+    """Give how many sums of a span a kernel makes, at most."""
+    return max(3, len(program.read_sums(rule, rule.constants).results) if rule.sums else 0)
+
+
+def source(rule: Rule, constants: Mapping[str, Any], form: Form) -> str:
+    """Write the text of a rule's kernel."""
+    reading = program.read_sums if form.purpose == "sums" else program.read
+    writer = _Writer(reading(rule, constants))
+    couples = rule.couples(constants)
+    masked = form.cautious or form.purpose == "aligned"
+    used = {"scale": True, "clip": form.clips, "share": form.averages, DECAY: couples, "kept": form.cautious}
+    own = [f"own_{name} = kind({name})" for name, is_used in used.items() if is_used]
+    if rule.takes_decay and masked and not couples:
+        own.append(f"shrink = kind(lr * {DECAY})")
+    if rule.takes_decay and (masked or couples):
+        own.append(f"{DECAY} = 0.0")  # the equation is to leave it to what stands around it
     gradient = [
-        *(["g = min(max(g, -own_clip), own_clip)"] if clips else []),
+        *(["g = min(max(g, -own_clip), own_clip)"] if form.clips else []),
         "g = g * own_scale",
-        *([f"g = g + own_{DECAY} * w"] if rule.coupled_decay else []),
+        *([f"g = g + own_{DECAY} * w"] if couples else []),
     ]
-    write = [f"p_{name}[i] = {value}" for name, value in zip(read.state, state, strict=True)]
-    if averages:
-        write += ["average = p_average[i]", "p_average[i] = average + own_share * (fresh - average)"]
-    arrays = ["w", "g", *read.state, *(["average"] if averages else [])]
+    body, sums = {"move": _moving, "sums": _summing, "aligned": _aligning}[form.purpose](writer, rule, form, couples)
+    state = writer.read.state
+    arrays = ["w", "g", *state, *(["average"] if form.averages else [])]
     given = [f"{name} = table[row, {i}]" for i, name in enumerate((*LEADING, *numbers(rule)))]
     return MOVE.format(
-        size=_SIZES[kind],
+        size=_SIZES[form.kind],
         addresses=", ".join(f"at_{name}" for name in arrays),
         arrays=_indented([f"p_{name} = carray(pointer(at_{name}[t] + low), count)" for name in arrays], 8),
         numbers=_indented(given, 8),
-        rounded=_indented([*(f"own_{name} = kind({name})" for name, used in own.items() if used), *writer.once], 8),
-        gradient=_indented(gradient, 12),
-        read=_indented([f"{name} = p_{name}[i]" for name in read.state], 12),
-        lines=_indented(lines, 12),
-        fresh=fresh,
-        write=_indented(write, 12),
+        rounded=_indented([*own, *writer.once], 8),
+        zeros=_indented([f"{name} = kind(0)" for name in sums], 8),
+        body=_indented([*gradient, *(f"{name} = p_{name}[i]" for name in state), *body], 12),
+        sums=_indented([f"sums[b, {i}] = {name}" for i, name in enumerate(sums)], 8),
     )
+
+
+Written = tuple[list[str], list[str]]
+
+
+def _moving(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
+    lines, read = writer.lines(), writer.read
+    fresh, *state = (writer.write(result) for result in read.results)
+    lines.append(f"fresh = {fresh}")
+    if form.cautious:
+        lines += ["way = fresh - w", "fresh = w + (own_kept * way if way * g < kind(0) else kind(0))"]
+        lines += ["fresh = fresh - shrink * w"] if rule.takes_decay and not couples else []
+    sums = ["weights", "updates"]
+    # All that is new is worked out before any of it takes the old one's name.
+    lines += [f"new_{name} = {value}" for name, value in zip(read.state, state, strict=True)]
+    if rule.second_moment is not None:
+        lines += [f"{name} = new_{name}" for name in read.state]
+        writer.once.append("own_floor = kind(floor)")
+        second = ast.parse(rule.second_moment, mode="eval").body
+        lines += [f"ratios += g * g / max({writer.write(second)}, own_floor)"]
+        sums.append("ratios")
+    lines += [f"p_{name}[i] = new_{name}" for name in read.state]
+    if form.averages:
+        lines += ["average = p_average[i]", "p_average[i] = average + own_share * (fresh - average)"]
+    lines += ["way = fresh - w", "weights += w * w", "updates += way * way", "p_w[i] = fresh"]
+    return lines, sums
+
+
+def _summing(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
+    del rule, form, couples
+    lines = writer.lines()
+    results = [writer.write(result) for result in writer.read.results]
+    sums = [f"total_{i}" for i in range(len(results))]
+    return [*lines, *(f"{name} += {value}" for name, value in zip(sums, results, strict=True))], sums
+
+
+def _aligning(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
+    del rule, form, couples
+    lines = writer.lines()
+    fresh = writer.write(writer.read.results[0])
+    return [*lines, f"aligned += kind(1) if ({fresh} - w) * g < kind(0) else kind(0)"], ["aligned"]
 
 
 _SIZES = {"float32": 4, "float64": 8}

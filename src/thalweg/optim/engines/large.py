@@ -5,6 +5,7 @@ At 11 M weights pieces were 2.2 times as fast as whole tensors, and no copy of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import on_arrays, real
-from thalweg.optim.engines.blocks import Block
+from thalweg.optim.engines.blocks import Block, Figures
 from thalweg.optim.engines.lane import Lane, bare
-from thalweg.optim.engines.move import Formula, Move, averaged, share_of_newest
+from thalweg.optim.engines.move import Move, averaged, kept_share, ratio_of
+from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import State
 
 PIECE = 1 << 17
@@ -24,8 +26,8 @@ PIECE = 1 << 17
 class Large(Block):
     """The block of one tensor."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], counts: bool) -> None:
-        super().__init__(parameters, states, counts)
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+        super().__init__(parameters, states, work)
         (parameter,) = parameters
         like = real(parameter.detach())
         self.flats = [torch.empty_like(like, dtype=self.compute) for _ in states]
@@ -44,39 +46,60 @@ class Large(Block):
         assert self.gradient is not None
         return [_norm(self.gradient.clamp(-clip_value, clip_value))]
 
-    def update(self, move: Move, decays: Sequence[float]) -> tuple[Sequence[Any], Sequence[Any]] | None:
-        """Move the weights; gives norms of weights and update where they are to be recorded."""
+    def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
+        """Give what the rule adds up over all weights."""
+        parts = [
+            [bare(part).sum() for part in move.summands(decays[0], *self._computed(piece)[: 2 + self.carried])]
+            for piece in self._pieces()
+        ]
+        return [sum(column) for column in zip(*parts, strict=True)]
+
+    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
+        """Move the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
+        decay = decays[0] if decays[0] or not move.work.couples else None
+        kept = self._kept(move, decay) if move.work.cautious else None
+        formula, figures = move.formula(), list[tuple[Any, Any, Any]]()
+        for piece in self._pieces():
+            w, _, *held = piece
+            w_in, g_in, *rest_in = self._computed(piece)
+            fresh, *rest = formula(decay, w_in, g_in, *rest_in[: self.carried], kept=kept)
+            if move.record:
+                ratio = ratio_of(move, decay, w_in, g_in, rest)  # a lane: its buffer is used again once it is gone
+                figures.append(
+                    (_norm(bare(w_in)), _norm(bare(fresh - w_in)), _norm(w * 0 if ratio is None else bare(ratio**0.5)))
+                )
+            for old, new in zip(held, rest, strict=False):
+                old.copy_(bare(new))
+            if self.averages:
+                held[-1].copy_(bare(averaged(rest_in[-1], fresh, move.share or 1.0)))
+            w.copy_(bare(fresh))
+        self.gradient = None
+        if not figures:
+            return None
+        weights, updates, ratios = ([_norm(torch.stack(parts))] for parts in zip(*figures, strict=True))
+        size = math.sqrt(self.flats[0].numel()) if self.flats else math.nan
+        return weights, updates, [r / size if move.work.rule.second_moment else r * math.nan for r in ratios]
+
+    def _kept(self, move: Move, decay: Any) -> float:
+        """Give what a cautious step multiplies the parts by that it keeps."""
+        aligned, count = 0.0, 0
+        for piece in self._pieces():
+            seen = move.aligned(decay, *self._computed(piece)[: 2 + self.carried])
+            aligned, count = aligned + float(bare(seen).sum()), count + piece[0].numel()
+        return kept_share(aligned, count)
+
+    def _pieces(self) -> list[tuple[Tensor, ...]]:
+        """Cut weights, gradient and state alike; whole where they are not on the CPU or lie differently in memory."""
         assert self.gradient is not None
         tensors = [real(self.parameters[0].detach()), self.gradient, *self.flats]
-        self.gradient = None
-        step = self.taken + 1
-        share = share_of_newest(move.ema, step) if move.ema is not None else 1.0
-        decay = decays[0] if decays[0] or not move.work.rule.coupled_decay else None
-        formula, norms = move.formula(step), list[tuple[Tensor, Tensor]]()
-        for piece in _pieces(tensors):
-            self._update(piece, formula, decay, share, norms if move.record else None)
-        if not move.record:
-            return None
-        return tuple([_norm(torch.stack(parts))] for parts in zip(*norms, strict=True))  # pyright: ignore[reportReturnType]
+        if not on_arrays(self.device) or not all(t.is_contiguous() for t in tensors):
+            return [tuple(tensors)]
+        return list(zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True))
 
-    def _update(
-        self,
-        piece: Sequence[Tensor],
-        formula: Formula,
-        decay: Any,
-        share: float,
-        norms: list[tuple[Tensor, Tensor]] | None,
-    ) -> None:
+    def _computed(self, piece: Sequence[Tensor]) -> Sequence[Any]:
+        """Give a piece in the dtype of the calculation, with buffers lent to it."""
         w, g, *held = piece
-        w_in, *rest_in = self._lent((w.to(self.compute), g.to(self.compute), *held))
-        fresh, *rest = formula(decay, w_in, *rest_in[: 1 + self.carried])
-        for old, new in zip(held, rest, strict=False):
-            old.copy_(bare(new))
-        if self.averages:
-            held[-1].copy_(bare(averaged(rest_in[-1], fresh, share)))
-        if norms is not None:
-            norms.append((_norm(bare(w_in)), _norm(bare(fresh - w_in))))
-        w.copy_(bare(fresh))
+        return self._lent((w.to(self.compute), g.to(self.compute), *held))
 
     def _lent(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         """Let the equation write into buffers that are used again; accelerators keep a pool themselves."""
@@ -84,13 +107,6 @@ class Large(Block):
             return tensors
         pool = self.pools.setdefault(tensors[0].shape, [])
         return [Lane(tensor, pool) for tensor in tensors]
-
-
-def _pieces(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Cut tensors of one shape alike; whole where they are not on the CPU or lie differently in memory."""
-    if not on_arrays(tensors[0].device) or not all(t.is_contiguous() for t in tensors):
-        return [tuple(tensors)]
-    return list(zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True))
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -2,52 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from thalweg.optim.engines.work import Work
+from thalweg.rules import maths
 
 Formula = Callable[..., Sequence[Any]]
+
+LEAST_KEPT = 1e-3
+"""Cautious steps are made longer by one over the share of weights that still move, but by no more than this allows."""
 
 
 @dataclass(slots=True)
 class Move:
-    """How a block moves this step: `scale` of the gradient (clipping), `clip_value` of its entries, `ema` decay, or None."""
+    """How a block moves this step.
+
+    - `numbers`: what the equation takes, by name, `lr` among them, weight decay not.
+    - `scale` of the gradient (clipping), `clip_value` of its entries, None for neither.
+    - `share` of the newest weights in their average, None without an average; `record`: give norms.
+    """
 
     work: Work
-    scale: float
-    clip_value: float | None
-    ema: float | None
-    record: bool
+    numbers: Mapping[str, Any]
+    scale: float = 1.0
+    clip_value: float | None = None
+    share: float | None = None
+    record: bool = False
+    there: list[bool] = field(init=False)
 
-    def formula(self, step: int) -> Formula:
+    def __post_init__(self) -> None:
+        constants = self.work.constants
+        self.there = [not s.when or bool(constants[s.when]) for s in self.work.rule.state]
+
+    def gradient(self, w: Any, g: Any, decay: Any) -> Any:
+        """Give the gradient that the equation sees: clipped, scaled, turned where the rule climbs, with coupled decay."""
+        if self.clip_value is not None:
+            g = g.clip(-self.clip_value, self.clip_value)
+        factor = -self.scale if self.work.maximize else self.scale
+        if factor != 1.0:
+            g = g * factor
+        return g + decay * w if decay is not None and self.work.couples else g
+
+    def formula(self) -> Formula:
         """Bind the rule to this step: a function of (decay, w, g, state …) that gives the new w and the new state.
 
-        It is plain arithmetic in a fixed order, so numbers, arrays and tensors give the same bits.
+        It is plain arithmetic in a fixed order, so numbers, arrays and tensors give the same bits. `decay` may be None for none
+        where it is coupled. A cautious step's function takes `kept` too, what its still aligned parts are multiplied by.
         """
-        work, rule, clip = self.work, self.work.rule, self.clip_value
-        constants = dict(work.constants)
-        if rule.scalars is not None:
-            constants.update(rule.scalars(step, work.constants))
-        factor = -self.scale if work.maximize else self.scale
-        lr, equation, coupled = work.lr, rule.equation, rule.coupled_decay
-        there = [not s.when or bool(work.constants[s.when]) for s in rule.state]
+        work, rule = self.work, self.work.rule
+        own = rule.takes_decay and not work.couples
 
-        def formula(decay: Any, w: Any, g: Any, *held: Any) -> Sequence[Any]:
-            if clip is not None:
-                g = g.clip(-clip, clip)
-            if factor != 1.0:
-                g = g * factor
-            if not coupled:
-                out = equation(w, g, *_spread(held, there), lr=lr, weight_decay=decay, **constants)
-            else:
-                if decay is not None:
-                    g = g + decay * w
-                out = equation(w, g, *_spread(held, there), lr=lr, **constants)
-            return _gather(out, there)
+        def formula(decay: Any, w: Any, g: Any, *held: Any, kept: Any = None) -> Sequence[Any]:
+            g = self.gradient(w, g, decay)
+            fresh, *rest = self._evaluate(rule.equation, w, g, held, decay if own and kept is None else 0.0)
+            if kept is None:
+                return [fresh, *rest]
+            way = fresh - w
+            fresh = w + kept * maths.where(way * g < 0, way, 0.0)
+            return [fresh - (self.numbers["lr"] * decay) * w if own else fresh, *rest]
 
         return formula
+
+    def aligned(self, decay: Any, w: Any, g: Any, *held: Any) -> Any:
+        """Tell for each weight whether it would move against its present gradient."""
+        g = self.gradient(w, g, decay)
+        fresh, *_ = self._evaluate(self.work.rule.equation, w, g, held, 0.0)
+        return (fresh - w) * g < 0
+
+    def summands(self, decay: Any, w: Any, g: Any, *held: Any) -> Sequence[Any]:
+        """Give, for each weight, what the rule adds up before it moves."""
+        sums = self.work.rule.sums
+        assert sums is not None
+        found = sums(w, self.gradient(w, g, decay), *_spread(held, self.there), **self._named(sums))
+        return found if isinstance(found, tuple) else (found,)
+
+    def second_moment(self, state: Sequence[Any]) -> Any:
+        """Give the mean square that divides the gradient, of new state in the order of the rule's states; None if none does."""
+        rule = self.work.rule
+        if rule.second_moment is None:
+            return None
+        carried = [s.name for s, there in zip(rule.state, self.there, strict=True) if there]
+        names = {**self.numbers, "maximum": maths.maximum, **dict(zip(carried, state, strict=False))}
+        return eval(rule.second_moment, {"__builtins__": {}}, names)
+
+    def _evaluate(self, equation: Formula, w: Any, g: Any, held: Sequence[Any], decay: Any) -> Sequence[Any]:
+        named = dict(self.numbers)
+        if self.work.rule.takes_decay:
+            named["weight_decay"] = decay
+        named = {name: named[name] for name in self.work.rule.takes}
+        return _gather(equation(w, g, *_spread(held, self.there), **named), self.there)
+
+    def _named(self, equation: Formula) -> dict[str, Any]:
+        code = equation.__code__
+        names = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        return {name: self.numbers[name] for name in names}
+
+
+def ratio_of(move: Move, decay: Any, w: Any, g: Any, state: Sequence[Any]) -> Any:
+    """Give g² / v for each weight, by which a gradient that surprises its own second moment is known; None without one."""
+    second = move.second_moment(state)
+    if second is None:
+        return None
+    g = move.gradient(w, g, decay)
+    return g * g / maths.maximum(second, floor(move.numbers))
+
+
+def floor(numbers: Mapping[str, Any]) -> float:
+    """Give the least second moment that counts as one: eps² of the rule, so that a gradient of nothing surprises nobody."""
+    return max(float(numbers.get("eps", 0.0)) ** 2, 1e-30)
+
+
+def kept_share(aligned: float, count: int) -> float:
+    """Give what a cautious step multiplies the parts by that go against their gradient (Liang et al. 2024, arXiv:2411.16085).
+
+    >>> kept_share(50, 100)
+    2.0
+    """
+    return 1.0 / max(aligned / count, LEAST_KEPT)
 
 
 def averaged(average: Any, w: Any, share: float) -> Any:

@@ -6,7 +6,7 @@ Small tensors are gathered into flat blocks, large ones are worked on in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import count_nonfinite, exact_norm, real
-from thalweg.optim.engines.blocks import EMA, steps_taken
+from thalweg.optim.engines.blocks import EMA, Figures, standing
 from thalweg.optim.engines.flat import Flat
 from thalweg.optim.engines.fused import Fused
 from thalweg.optim.engines.large import Large
-from thalweg.optim.engines.move import Move
+from thalweg.optim.engines.move import Move, share_of_newest
+from thalweg.optim.engines.whole import Whole
 from thalweg.optim.engines.work import Moves, Norms, StateOf, Work
-from thalweg.rules.rule import State
+from thalweg.rules.rule import Rule, State
 
 SMALL = 1 << 15
 """Weights below which a tensor is gathered with others."""
@@ -29,7 +30,9 @@ SMALL = 1 << 15
 _UNDERFLOW = 1e-15
 """Squares of gradients below this may have vanished in float32."""
 
-Cut = list[tuple[Flat | Large | Fused, list[int]]]
+AnyBlock = Flat | Large | Fused | Whole
+
+Cut = list[tuple[AnyBlock, list[int]]]
 """Blocks, each with its parameters' places in the work."""
 
 
@@ -37,7 +40,7 @@ Cut = list[tuple[Flat | Large | Fused, list[int]]]
 class Share:
     """What one block does in this step: `members` are its parameters' places among all of the step's."""
 
-    block: Flat | Large | Fused
+    block: AnyBlock
     work: Work
     members: list[int]
     decays: list[float]
@@ -70,12 +73,15 @@ class TensorEngine:
     ) -> Moves | None:
         """Move weights, state and EMA by the gradients measured last."""
         shares, self._shares = self._shares, []
-        moves: list[tuple[Sequence[Any], Sequence[Any]]] = []
+        moves: list[Figures] = []
         with np.errstate(all="ignore"):
             for share in shares:
                 share.block.own(state)
-                moved = share.block.update(Move(share.work, scale, clip_value, ema, record), share.decays)
-                share.block.advance()
+            for share, numbers in zip(shares, _numbers_of(shares, scale, clip_value), strict=True):
+                block = share.block
+                newest = None if ema is None else share_of_newest(ema, block.taken + 1)
+                moved = block.update(Move(share.work, numbers, scale, clip_value, newest, record), share.decays)
+                block.advance(numbers)
                 if moved is not None:
                     moves.append(moved)
         if not record:
@@ -89,11 +95,11 @@ class TensorEngine:
         kept: dict[tuple[Any, ...], Cut] = {}
         for merged in _merged(works):
             work = merged.work
-            states = (*work.rule.carried(work.constants), *((EMA,) if ema else ()))
+            states = (*work.rule.states(work.constants), *((EMA,) if ema else ()))
             key = (work.rule, states, *map(id, work.parameters))
             cut = self._cuts.get(key)
             if cut is None or not all(block.fits(state) for block, _ in cut):
-                cut = self._cut_anew(work, states, state, ema)
+                cut = self._cut_anew(work, states, state)
             kept[key] = cut
             for block, locals_ in cut:
                 members = [merged.members[i] for i in locals_]
@@ -101,26 +107,28 @@ class TensorEngine:
         self._cuts = kept
         return shares
 
-    def _kind(self, parameter: Tensor) -> type[Flat | Large | Fused]:
+    def _kind(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
         """Give the kind of block for a parameter."""
+        if rule.is_matrix:
+            return Whole
         return Flat if 0 < parameter.numel() < SMALL else Large
 
-    def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf, ema: bool) -> Cut:
+    def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf) -> Cut:
         """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
         old = {(block.states, *map(id, block.parameters)): block for cut in self._cuts.values() for block, _ in cut}
         lent = {id(t): t for block in old.values() if isinstance(block, Fused) for held in block.held for _, t in held}
         gathered: dict[tuple[Any, ...], list[int]] = {}
         for i, parameter in enumerate(work.parameters):
-            kind = self._kind(parameter)
-            taken = steps_taken(state.get(parameter, {}))
-            key = (kind, i) if kind is Large else (kind, parameter.device, parameter.dtype, taken)
+            kind = self._kind(parameter, work.rule)
+            far = standing(state.get(parameter, {}), work.rule.carried)
+            key = (kind, i) if kind in (Large, Whole) else (kind, parameter.device, parameter.dtype, far)
             gathered.setdefault(key, []).append(i)
         cut: Cut = []
         for key, members in gathered.items():
             parameters = [work.parameters[i] for i in members]
             block = old.get((tuple(states), *map(id, parameters)))
             if block is None or not block.fits(state):
-                block = key[0](parameters, states, work.rule.counts_steps or ema)
+                block = key[0](parameters, states, work)
                 if isinstance(block, Fused):
                     block.lent = lent
             cut.append((block, members))
@@ -145,7 +153,7 @@ def _merged(works: Sequence[Work]) -> list[Merged]:
     place = 0
     for work in works:
         count = len(work.parameters)
-        key = (work.rule, work.lr, work.maximize, *work.constants.values())
+        key = (work.rule, work.lr, work.maximize, work.cautious, *work.constants.values())
         decays, members = [work.decay] * count, list(range(place, place + count))
         place += count
         before = together.get(key)
@@ -157,6 +165,29 @@ def _merged(works: Sequence[Work]) -> list[Merged]:
         merged = replace(one, parameters=parameters, gradients=gradients)
         together[key] = Merged(merged, before.decays + decays, before.members + members)
     return list(together.values())
+
+
+def _numbers_of(shares: Sequence[Share], scale: float, clip_value: float | None) -> list[Mapping[str, Any]]:
+    """Give the numbers of this step for each share, in float64; of what a rule sums up, over all shares of one work."""
+    found: list[Mapping[str, Any]] = []
+    for share in shares:
+        work, block = share.work, share.block
+        if work.rule.sums is None:
+            found.append(work.rule.numbers(block.taken + 1, block.carried_numbers(), work.constants, work.lr))
+        elif len(found) and shares[len(found) - 1].work is work:
+            found.append(found[-1])
+        else:
+            found.append(_decided([other for other in shares if other.work is work], scale, clip_value))
+    return found
+
+
+def _decided(shares: Sequence[Share], scale: float, clip_value: float | None) -> Mapping[str, Any]:
+    work, lead = shares[0].work, max((share.block for share in shares), key=lambda block: block.taken)
+    numbers = work.rule.numbers(lead.taken + 1, lead.carried_numbers(), work.constants, work.lr)
+    move = Move(work, numbers, scale, clip_value)
+    each = [s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, Whole)]
+    assert work.rule.decide is not None
+    return {**numbers, **work.rule.decide([sum(map(float, column)) for column in zip(*each, strict=True)], numbers)}
 
 
 def _numbers(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:

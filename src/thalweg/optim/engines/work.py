@@ -6,8 +6,8 @@ kind of device fits the same two calls (addresses of weights and state are in `W
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -32,6 +32,17 @@ class Work:
     maximize: bool
     parameters: list[Tensor]
     gradients: list[Tensor]
+    cautious: bool = False
+
+    @property
+    def couples(self) -> bool:
+        """Whether the engine adds the decay to the gradient."""
+        return self.rule.couples(self.constants)
+
+    def of_those(self, chosen: Callable[[Tensor], bool]) -> Work:
+        """Give the same of the chosen parameters alone."""
+        pairs = [pair for pair in zip(self.parameters, self.gradients, strict=True) if chosen(pair[0])]
+        return replace(self, parameters=[p for p, _ in pairs], gradients=[g for _, g in pairs])
 
 
 class Norms(NamedTuple):
@@ -48,10 +59,14 @@ class Norms(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """Per-tensor norms of the weights before the step and of what the step added, in the works' order (1-D tensors)."""
+    """Per-tensor norms of the weights before the step and of what the step added, in the works' order (1-D tensors).
+
+    `ratios` are RMS(g / sqrt(v)), NaN where the rule has no second moment.
+    """
 
     weights: Tensor
     updates: Tensor
+    ratios: Tensor
 
 
 class Engine(Protocol):

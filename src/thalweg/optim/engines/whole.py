@@ -1,0 +1,72 @@
+"""A tensor that a matrix rule moves as a whole, in its own shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from thalweg.optim.engines.blocks import Block, Figures
+from thalweg.optim.engines.move import Move, averaged, kept_share
+from thalweg.optim.engines.work import Work
+from thalweg.rules.rule import State
+
+
+class Whole(Block):
+    """The block of one tensor under a matrix rule; its state may be a number a row or a column."""
+
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+        (parameter,) = parameters
+        kept = [s for s in states if s.only is None or (s.only == "matrices") == (parameter.ndim >= 2)]
+        super().__init__(parameters, states, work)
+        self.present = [s in kept for s in states]
+        self.flats = [_empty(s, parameter, self.compute) for s in kept]
+        for described, tensor in zip(kept, self.flats, strict=True):
+            self.hold(described.key, [tensor])
+        self.gradient: Tensor | None = None
+
+    def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Remember the gradient, and give its Euclidean norm."""
+        self.gradient = gradients[0]
+        return [_norm(gradients[0])]
+
+    def clipped_norms(self, clip_value: float) -> Sequence[Tensor]:
+        """Give the norm of the gradient as clipping its entries would leave it."""
+        assert self.gradient is not None
+        return [_norm(self.gradient.clamp(-clip_value, clip_value))]
+
+    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
+        """Move the weights; gives norms of weights and update where they are to be recorded."""
+        assert self.gradient is not None
+        parameter, flats = self.parameters[0].detach(), iter(self.flats)
+        held = [next(flats) if there else 0.0 for there in self.present]
+        w, g = parameter.to(self.compute), self.gradient.to(self.compute)
+        seen = (decays[0], w, g, *held[: self.carried])
+        kept = kept_share(float(move.aligned(*seen).sum()), w.numel()) if move.work.cautious else None
+        fresh, *rest = move.formula()(*seen, kept=kept)
+        norms = ([_norm(w)], [_norm(fresh - w)], [math.nan]) if move.record else None
+        for old, new in zip(held, rest, strict=False):
+            if isinstance(old, Tensor):
+                old.copy_(new)
+        if isinstance(average := held[-1] if self.averages else None, Tensor):
+            average.copy_(averaged(average, fresh, move.share or 1.0))
+        parameter.copy_(fresh)
+        self.gradient = None
+        return norms
+
+
+def _empty(state: State, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    shape = [*parameter.shape]
+    if state.shape == "rows":
+        shape[-1] = 1
+    elif state.shape == "columns":
+        shape[-2] = 1
+    if shape == [*parameter.shape]:
+        return torch.empty_like(parameter.detach(), dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device=parameter.device)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float32 if tensor.dtype.itemsize < 4 else None)
