@@ -120,7 +120,7 @@ class _Reader:
             match statement:
                 case ast.Expr(value=ast.Constant()):  # the docstring
                     continue
-                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                case ast.Assign(targets=[ast.Name(id=name)], value=value) if not name.endswith("_"):
                     self._check(value)
                     each = is_each(value, self.each)
                     self.lines.append(Line(name, value, each))
@@ -152,7 +152,8 @@ class _Reader:
     def _refuse(self, node: ast.AST) -> None:
         raise RuleError(
             f"The equation {self.rule.name} has `{ast.unparse(node)}` in line {getattr(node, 'lineno', '?')}, which no equation"
-            f" may contain: only assignments of + - * / ** and {', '.join(FUNCTIONS)}, `if` on constants, and one return."
+            f" may contain: only assignments of + - * / ** and {', '.join(FUNCTIONS)} to names that do not end in _, `if` on"
+            " constants, and one return."
         )
 
 

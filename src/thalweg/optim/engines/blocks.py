@@ -26,7 +26,7 @@ _EXACT = 1 << 24
 """Beyond this many steps float32 cannot count one by one, so the block's own count is the truth."""
 
 
-_FACE = attrgetter("dtype", "device", "shape")
+FACE = attrgetter("dtype", "device", "shape")
 
 
 Figures = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
@@ -45,7 +45,7 @@ class Block:
         self.device = parameters[0].device
         self.dtype = parameters[0].dtype
         self.compute = COMPUTE[self.dtype]
-        self.faces = [*map(_FACE, parameters)]
+        self.faces = [*map(FACE, parameters)]
         self.taken = 0
         counts = work.rule.counts_steps or self.averages
         self.steps: Array | None = np.zeros(len(parameters), np.float32) if counts else None
@@ -70,10 +70,12 @@ class Block:
 
     def fits(self, state: StateOf) -> bool:
         """Tell whether parameters and state are still those that the block was made for, and equally far on."""
-        if [*map(_FACE, self.parameters)] != self.faces:
+        if [*map(FACE, self.parameters)] != self.faces:
             return False
-        if not self.owned:
-            return self._counted()
+        return not self.owned or self.has_its_state(state)
+
+    def has_its_state(self, state: StateOf) -> bool:
+        """Tell whether what stands in the optimiser's state is what this block put there, and all are equally far on."""
         if not all(map(is_, map(state.get, self.parameters), self.entries)):
             return False
         entries = cast("list[dict[str, Any]]", self.entries)
@@ -117,8 +119,6 @@ class Block:
 
     def _counted(self) -> bool:
         """Read the count from the state's own tensors; false where the parameters are not equally far on."""
-        if not self.owned:
-            return True
         if self.carried_names and not (self.numbers == self.numbers[0]).all():
             return False
         if self.steps is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,8 @@ from torch import Tensor
 
 from thalweg.optim.engines import kernels
 from thalweg.optim.engines.arithmetic import Array, real
-from thalweg.optim.engines.blocks import Block, Figures, start
-from thalweg.optim.engines.crew import share
+from thalweg.optim.engines.blocks import FACE, Block, Figures, start
+from thalweg.optim.engines.crew import run
 from thalweg.optim.engines.move import Move, floor, kept_share
 from thalweg.optim.engines.work import StateOf, Work
 from thalweg.rules.rule import State
@@ -21,6 +23,9 @@ SPAN = 1 << 14
 """Weights a span: half a dozen arrays of it lie in the second-level cache, and its sums need no more than float32."""
 
 KINDS = {torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64"}
+
+_ADDRESS = Tensor.data_ptr
+_DTYPE = attrgetter("dtype")
 
 
 def is_fusible(parameter: Tensor) -> bool:
@@ -34,26 +39,51 @@ class Fused(Block):
 
     def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
         super().__init__(parameters, states, work)
-        self.kind = KINDS[self.dtype]
+        self.kind, self.rule = KINDS[self.dtype], work.rule
         self.strides = [p.stride() for p in parameters]
-        self.sizes = sizes = [real(p.detach()).numel() for p in parameters]
-        spans = [(i, low, min(low + SPAN, size)) for i, size in enumerate(sizes) for low in range(0, size, SPAN)]
-        self.tensor, self.start, self.stop = (np.ascontiguousarray(part) for part in np.array(spans, np.int64).T)
-        self.firsts = np.searchsorted(self.tensor, np.arange(len(sizes)))
-        self.weights, self.spans = sum(sizes), len(spans)
-        self.sums = np.zeros((self.spans, kernels.totals(work.rule)))
+        self.is_contiguous = all(map(Tensor.is_contiguous, parameters))
+        self.numels = [p.numel() for p in parameters]
+        self.dtypes = [p.dtype for p in parameters]
+        self.sizes = [real(p.detach()).numel() for p in parameters]
+        spans = [(i, low, min(low + SPAN, size)) for i, size in enumerate(self.sizes) for low in range(0, size, SPAN)]
+        self.cut = [np.ascontiguousarray(part) for part in np.array(spans, np.int64).T]
+        self.firsts = np.searchsorted(self.cut[0], np.arange(len(parameters)))
+        self.weights, self.spans = sum(self.sizes), len(spans)
+        self.sums = np.zeros((kernels.totals(work.rule), self.spans))
+        self.rows = np.zeros(len(parameters), np.int64)
+        self.limit = np.full(1, np.inf)
+        self.table = np.zeros((len(parameters), len(kernels.LEADING) + len(kernels.numbers(work.rule))))
+        self.addresses = [p.data_ptr() for p in parameters]
+        self.at_weights = np.array(self.addresses, np.int64)
+        self.at_gradients = np.zeros(len(parameters), np.int64)
+        self.frames: dict[kernels.Form, tuple[kernels.Kernel, Array, int]] = {}
+        self.constants: Mapping[str, Any] = work.constants
+        # The tensors of state, those of one key after those of another, and where they lie.
+        self.kept: list[Tensor] = []
+        self.at_states = np.zeros(0, np.int64)
+        self.lying: list[int] = []
         # By their ids, the state tensors of the blocks that this one takes the place of.
         self.lent: dict[int, Tensor] = {}
-        self.at_states: list[Array] = []
-        self.at_gradients = np.zeros(len(sizes), np.int64)
         self.gradients: Sequence[Tensor] = ()
-        self.rows = np.zeros(len(sizes), np.int64)
         self._decays: Sequence[float] = ()
-        self._different: Sequence[float] = ()
+        self._rows = 0
 
     def fits(self, state: StateOf) -> bool:
         """Tell whether parameters and state are still those that the block was made for, and lie as they did."""
-        return super().fits(state) and [*map(Tensor.stride, self.parameters)] == self.strides
+        if not self._lies_well(self.parameters):
+            return False
+        addresses = [*map(_ADDRESS, self.parameters)]
+        if addresses != self.addresses:
+            if [*map(FACE, self.parameters)] != self.faces:
+                return False
+            self.addresses = addresses
+            self.at_weights[:] = addresses
+        if not self.owned:
+            return True
+        lying = [*map(_ADDRESS, self.kept)]
+        if lying != self.lying:
+            self.at_states[:] = self.lying = lying
+        return self.has_its_state(state)
 
     def own(self, state: StateOf) -> None:
         """Take over what state there is: the very tensors of an earlier block of this engine, a copy of anybody else's."""
@@ -71,14 +101,19 @@ class Fused(Block):
                 entry[described.key] = mine
                 kept.append(mine)
             self.hold(described.key, kept)
-            self.at_states.append(_addresses(kept))
+            self.kept += kept
         self.lent = {}
+        self.lying = [*map(_ADDRESS, self.kept)]
+        self.at_states = np.array(self.lying, np.int64)
         super().own(state)
 
     def look(self, gradients: Sequence[Tensor]) -> Sequence[float]:
         """Take in where the gradients lie, and give each one's Euclidean norm."""
-        self._point(gradients)
-        return self._norms(0, np.inf)
+        if not self._lies_well(gradients) or any(map(Tensor.is_neg, gradients)) or self.dtype.is_complex:
+            gradients = [*map(_like, gradients, self.parameters)]
+        self.gradients = gradients  # nobody may free them before the sweep
+        self.at_gradients[:] = [*map(_ADDRESS, gradients)]
+        return self._norms(0, math.inf)
 
     def clipped_norms(self, clip_value: float) -> Sequence[float]:
         """Give the norms of the gradients as clipping their entries would leave them."""
@@ -86,19 +121,19 @@ class Fused(Block):
 
     def totals(self, move: Move, decays: Sequence[float]) -> list[float]:
         """Give what the rule adds up over all weights."""
-        assert move.work.rule.sums is not None
-        self._sweep(kernels.Form(self.kind, "sums", move.clip_value is not None), move, self._table(move, decays))
-        return self.sums.sum(0).tolist()
+        self._fill(move, decays)
+        self._sweep(kernels.Form(self.kind, "sums", move.clip_value is not None), move.work)
+        return self.sums.sum(1).tolist()
 
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move weights, state and average by the gradients that `look` was shown."""
         clips, cautious = move.clip_value is not None, move.work.cautious
-        table = self._table(move, decays)
+        self._fill(move, decays)
         if cautious:
-            self._sweep(kernels.Form(self.kind, "aligned", clips), move, table)
-            aligned = np.add.reduceat(self.sums[:, 0], self.firsts).tolist()
-            table[:, kernels.LEADING.index("kept")] = list(map(kept_share, aligned, self.sizes))
-        self._sweep(kernels.Form(self.kind, "move", clips, self.averages, cautious), move, table)
+            self._sweep(kernels.Form(self.kind, "aligned", clips), move.work)
+            aligned = np.add.reduceat(self.sums[0], self.firsts).tolist()
+            self.table[:, kernels.LEADING.index("kept_")] = list(map(kept_share, aligned, self.sizes))
+        self._sweep(kernels.Form(self.kind, "move", clips, self.averages, cautious), move.work)
         self.gradients = ()
         torch.autograd.graph.increment_version(self.parameters)
         if not move.record:
@@ -108,70 +143,86 @@ class Fused(Block):
             ratios = [root / math.sqrt(size) for root, size in zip(self._roots(2), self.sizes, strict=True)]
         return self._roots(0), self._roots(1), ratios
 
-    def _sweep(self, form: kernels.Form, move: Move, table: Array) -> None:
-        kernel = kernels.of(move.work.rule, move.work.constants, form)
-        states = self.at_states if form.averages or not self.averages else self.at_states[:-1]
-        addresses = (_addresses(self.parameters), self.at_gradients, *states)
-        share(
-            kernel,
-            self.spans,
-            self.weights,
-            self.tensor,
-            self.start,
-            self.stop,
-            self.rows,
-            table,
-            *addresses,
-            self.sums,
+    def _lies_well(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether tensors lie as the block's parameters did when it was made: as many numbers of one kind, in one order."""
+        return (
+            [*map(Tensor.numel, tensors)] == self.numels
+            and [*map(_DTYPE, tensors)] == self.dtypes
+            and (
+                all(map(Tensor.is_contiguous, tensors))
+                if self.is_contiguous
+                else [*map(Tensor.stride, tensors)] == self.strides
+            )
         )
 
-    def _point(self, gradients: Sequence[Tensor]) -> None:
-        """Take the gradients' addresses, which change every step; one of another dtype or layout is copied."""
-        kept = list(gradients)
-        for i, (g, p, strides) in enumerate(zip(gradients, self.parameters, self.strides, strict=True)):
-            if g.dtype is not p.dtype or g.stride() != strides or g.is_conj() or g.is_neg():
-                kept[i] = torch.empty_like(p).copy_(g)
-        self.gradients = kept  # nobody may free them before the sweep
-        self.at_gradients[:] = [g.data_ptr() for g in kept]
-
     def _norms(self, column: int, limit: float) -> Sequence[float]:
-        spans = (self.tensor, self.start, self.stop)
-        share(kernels.look(self.kind), self.spans, self.weights, *spans, self.at_gradients, limit, self.sums)
+        self.limit[0] = limit
+        form = kernels.Form(self.kind, "look")
+        if form not in self.frames:
+            self.frames[form] = self._frame(kernels.look(self.kind), self.limit, [self.at_gradients])
+        self._run(form)
         return self._roots(column)
 
     def _roots(self, column: int) -> Sequence[float]:
         """Add the spans' sums of squares tensor by tensor, and give the roots."""
-        sums = self.sums[:, column]
+        sums = self.sums[column]
         if self.spans > len(self.firsts):
             sums = np.add.reduceat(sums, self.firsts)
         return np.sqrt(sums).tolist()
 
-    def _table(self, move: Move, decays: Sequence[float]) -> Array:
-        """Give the numbers of this step, a row for each weight decay; `rows` says which is a tensor's."""
+    def _fill(self, move: Move, decays: Sequence[float]) -> None:
+        """Write this step's numbers into the table: a row for each weight decay, or each tensor's where steps are cautious."""
         work = move.work
         if decays != self._decays:
             self._decays = list(decays)
-            # A cautious step has a number of its own for each tensor.
-            self._different = list(decays) if work.cautious else list(dict.fromkeys(decays))
-            self.rows[:] = range(len(decays)) if work.cautious else [self._different.index(d) for d in decays]
+            different = self._decays if work.cautious else list(dict.fromkeys(decays))
+            self.rows[:] = range(len(decays)) if work.cautious else [different.index(decay) for decay in decays]
+            self._rows = len(different)
+            self.table[: self._rows, len(kernels.LEADING)] = different
         leading = (
             -move.scale if work.maximize else move.scale,
-            np.inf if move.clip_value is None else move.clip_value,
+            math.inf if move.clip_value is None else move.clip_value,
             1.0 if move.share is None else move.share,
             1.0,
+            floor(move.numbers),
         )
-        numbers = {"floor": floor(move.numbers), **move.numbers}
-        names = kernels.numbers(work.rule)[1:]
-        rest = [float(numbers.get(name, 0.0)) for name in names]
-        return np.array([[*leading, decay, *rest] for decay in self._different])
+        rest = [float(move.numbers.get(name, 0.0)) for name in kernels.numbers(work.rule)[1:]]
+        self.table[: self._rows, : len(leading)] = leading
+        self.table[: self._rows, len(leading) + 1 :] = rest
+
+    def _sweep(self, form: kernels.Form, work: Work) -> None:
+        if work.constants != self.constants:  # one of them may be a switch
+            self.constants, self.frames = work.constants, {}
+        if form not in self.frames:
+            kernel = kernels.of(work.rule, work.constants, form)
+            states = self.at_states.reshape(len(self.states), len(self.parameters))[: None if form.averages else self.carried]
+            self.frames[form] = self._frame(kernel, self.table, [self.at_gradients, self.at_weights, *states])
+        self._run(form)
+
+    def _frame(
+        self, kernel: kernels.Kernel, table: Array, arrays: Sequence[Array]
+    ) -> tuple[kernels.Kernel, Array, int]:
+        """Lay out what a kernel reads, as `kernels.FIELDS` has it; all of it stays where it is as long as the block lives."""
+        parts = [*self.cut, self.sums, self.rows, table, *arrays]
+        frame = np.array([0, self.spans, *(part.ctypes.data for part in parts)], np.int64)
+        return kernel, frame, frame.ctypes.data
+
+    def _run(self, form: kernels.Form) -> None:
+        kernel, frame, address = self.frames[form]
+        frame[0] = 0
+        run(kernel, address, self.spans, self.weights)
+
+
+def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Give a gradient in its parameter's dtype and layout, copied where it is not so already."""
+    alike = gradient.dtype is parameter.dtype and gradient.stride() == parameter.stride()
+    if alike and not gradient.is_conj() and not gradient.is_neg():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _lies_as(one: Tensor, other: Tensor) -> bool:
     return one.dtype is other.dtype and one.shape == other.shape and one.stride() == other.stride()
-
-
-def _addresses(tensors: Sequence[Tensor]) -> Array:
-    return np.array([t.data_ptr() for t in tensors], np.int64)
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -5,69 +5,67 @@ A kernel is a text of Python, written from the equation's program. Three things 
 - Numbers that are one a step are worked out in float64 and only then rounded (`1 - beta2` in float32 is 5e-5 off), and every
   literal has the weights' own type (a plain `1` would turn the sweep into float64, at half the speed).
 - Memory comes as addresses: gradients move every step, and making arrays of them would cost more than the sweep.
-- Loops hold no lock of Python's, so that threads of Python can share the spans: no OpenMP, which a forked child would not
-  survive, and the same bits for any number of threads.
+- Threads share the spans: each takes the next one until none is left, and a span's sums are its own, so that any number of
+  threads gives the same bits.
 """
 
 from __future__ import annotations
 
 import ast
+import ctypes
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from thalweg.rules import program
-from thalweg.rules.rule import Rule
+from thalweg.rules.rule import DECAY, Rule
 
-LEADING = ("scale", "clip", "share", "kept")
-"""Numbers that stand before the equation's own in a row of the table: the engine's part of a step."""
-
-DECAY = "weight_decay"
+LEADING = ("scale_", "clip_", "share_", "kept_", "floor_")
+"""Numbers that stand before the equation's own in a row of the table: the engine's part of a step. All names of a kernel's own
+end in an underscore, which no name of an equation does."""
 
 FLAGS = {"contract", "arcp", "nsz", "reassoc"}
 """A product may feed a sum, a division become a product, sums run side by side. `nnan` and `ninf`, which would delete every
 check for NaN, are never on."""
 
-Kernel = Callable[..., None]
+FIELDS = ("next", "spans", "tensor", "start", "stop", "sums", "rows", "table")
+"""What a frame holds, each in eight bytes: the span to take next, how many there are, and the addresses of arrays. A span is
+weights `start` to `stop` of a tensor; `rows` says which row of the table of numbers is a tensor's. After these come, for each
+array that is swept (gradients first, then weights), the address of its tensors' addresses."""
 
-LOOK = """
-def kernel(first, last, tensor, start, stop, at_g, limit, sums):
-    for b in range(first, last):
-        count = stop[b] - start[b]
-        p_g = carray(pointer(at_g[tensor[b]] + start[b] * {size}), count)
-        total = 0.0
-        cut = 0.0
-        for i in range(count):
-            g = wide(p_g[i])
-            total += g * g
-            g = min(max(g, -limit), limit)
-            cut += g * g
-        sums[b, 0] = total
-        sums[b, 1] = cut
-"""
-
-MOVE = """
-def kernel(first, last, tensor, start, stop, rows, table, {addresses}, sums):
-    for b in range(first, last):
-        t = tensor[b]
-        row = rows[t]
-        low = start[b] * {size}
-        count = stop[b] - start[b]
-{arrays}{numbers}{rounded}{zeros}        for i in range(count):
-            w = p_w[i]
-            g = p_g[i]
+KERNEL = """
+def kernel(at_frame_):
+    frame_ = integers_(at_frame_)
+    spans_ = frame_[1]
+    tensor_ = integers_(frame_[2])
+    start_ = integers_(frame_[3])
+    stop_ = integers_(frame_[4])
+    sums_ = wides_(frame_[5])
+    rows_ = integers_(frame_[6])
+    table_ = wides_(frame_[7])
+{arrays}    while True:
+        span_ = take_(at_frame_)
+        if span_ >= spans_:
+            break
+        which_ = tensor_[span_]
+        row_ = rows_[which_] * {width}
+        low_ = start_[span_] * {size}
+        count_ = stop_[span_] - start_[span_]
+{pointers}{numbers}{zeros}        for i_ in range(count_):
 {body}{sums}"""
 
 
-@cache
-def look(kind: str) -> Kernel:
-    """Give the kernel that sums the squares of gradients, as they are and cut at a limit."""
-    return _compiled(LOOK.format(size=_SIZES[kind]), f"look_{kind}", kind)
+class Kernel(NamedTuple):
+    """A compiled kernel: `call(address of a frame)` runs it, without any lock of Python's."""
+
+    compiled: Any
+    address: int
+    call: Callable[[int], None]
 
 
 class Form(NamedTuple):
@@ -78,6 +76,14 @@ class Form(NamedTuple):
     clips: bool = False
     averages: bool = False
     cautious: bool = False
+
+
+@cache
+def look(kind: str) -> Kernel:
+    """Give the kernel that sums the squares of gradients, as they are and cut at a limit."""
+    body = ["g = wide_(p_g_[i_])", "all_ += g * g", "g = min(max(g, -limit_), limit_)", "cut_ += g * g"]
+    text = _text(kind, ["g"], 1, ["limit_ = table_[row_]"], {"all_": "0.0", "cut_": "0.0"}, body)
+    return _compiled(text, f"look_{kind}", kind)
 
 
 def of(rule: Rule, constants: Mapping[str, Any], form: Form) -> Kernel:
@@ -98,11 +104,12 @@ def _switches(rule: Rule) -> tuple[str, ...]:
 
 @cache
 def numbers(rule: Rule) -> tuple[str, ...]:
-    """Name the numbers that follow `LEADING`: what the equations take, and the decay that the engine itself applies."""
+    """Name the numbers that follow `LEADING`: weight decay, whoever applies it, and what the equations take."""
     summed = program.scalars(rule.sums) if rule.sums else ()
-    return tuple(dict.fromkeys([DECAY, *rule.takes, *summed, *(["lr"] if rule.takes_decay else []), "floor"]))
+    return tuple(dict.fromkeys([DECAY, "lr", *rule.takes, *summed]))
 
 
+@cache
 def totals(rule: Rule) -> int:
     """Give how many sums of a span a kernel makes, at most."""
     return max(3, len(program.read_sums(rule, rule.constants).results) if rule.sums else 0)
@@ -113,75 +120,91 @@ def source(rule: Rule, constants: Mapping[str, Any], form: Form) -> str:
     reading = program.read_sums if form.purpose == "sums" else program.read
     writer = _Writer(reading(rule, constants))
     couples = rule.couples(constants)
-    masked = form.cautious or form.purpose == "aligned"
-    used = {"scale": True, "clip": form.clips, "share": form.averages, DECAY: couples, "kept": form.cautious}
-    own = [f"own_{name} = kind({name})" for name, is_used in used.items() if is_used]
-    if rule.takes_decay and masked and not couples:
-        own.append(f"shrink = kind(lr * {DECAY})")
-    if rule.takes_decay and (masked or couples):
-        own.append(f"{DECAY} = 0.0")  # the equation is to leave it to what stands around it
-    gradient = [
-        *(["g = min(max(g, -own_clip), own_clip)"] if form.clips else []),
-        "g = g * own_scale",
-        *([f"g = g + own_{DECAY} * w"] if couples else []),
-    ]
     body, sums = {"move": _moving, "sums": _summing, "aligned": _aligning}[form.purpose](writer, rule, form, couples)
     state = writer.read.state
-    arrays = ["w", "g", *state, *(["average"] if form.averages else [])]
-    given = [f"{name} = table[row, {i}]" for i, name in enumerate((*LEADING, *numbers(rule)))]
-    return MOVE.format(
-        size=_SIZES[form.kind],
-        addresses=", ".join(f"at_{name}" for name in arrays),
-        arrays=_indented([f"p_{name} = carray(pointer(at_{name}[t] + low), count)" for name in arrays], 8),
-        numbers=_indented(given, 8),
-        rounded=_indented([*own, *writer.once], 8),
-        zeros=_indented([f"{name} = kind(0)" for name in sums], 8),
-        body=_indented([*gradient, *(f"{name} = p_{name}[i]" for name in state), *body], 12),
-        sums=_indented([f"sums[b, {i}] = {name}" for i, name in enumerate(sums)], 8),
+    names = numbers(rule)
+    given = [f"{name} = kind_(table_[row_ + {i}])" for i, name in enumerate(LEADING)]
+    given += [f"{name} = table_[row_ + {i}]" for i, name in enumerate(names, len(LEADING))]
+    return _text(
+        form.kind,
+        ["g", "w", *state, *(["average_"] if form.averages else [])],
+        len(given),
+        [*given, *_decayed(form, couples), *writer.once],
+        dict.fromkeys(sums, "kind_(0)"),
+        ["w = p_w_[i_]", "g = p_g_[i_]", *_gradient(form, couples), *(f"{s} = p_{s}_[i_]" for s in state), *body],
     )
+
+
+def _text(
+    kind: str, arrays: Sequence[str], width: int, numbers: Sequence[str], sums: Mapping[str, str], body: Sequence[str]
+) -> str:
+    bare = [name.rstrip("_") for name in arrays]
+    return KERNEL.format(
+        size=_SIZES[kind],
+        width=width,
+        arrays=_indented([f"at_{name}_ = integers_(frame_[{i}])" for i, name in enumerate(bare, len(FIELDS))], 4),
+        pointers=_indented([f"p_{name}_ = carray_(numbers_(at_{name}_[which_] + low_), count_)" for name in bare], 8),
+        numbers=_indented(numbers, 8),
+        zeros=_indented([f"{name} = {zero}" for name, zero in sums.items()], 8),
+        body=_indented(body, 12),
+        sums=_indented([f"sums_[{i} * spans_ + span_] = {name}" for i, name in enumerate(sums)], 8),
+    )
+
+
+def _decayed(form: Form, couples: bool) -> list[str]:
+    """Take weight decay from the equation where it goes through the gradient, or past a cautious step's mask."""
+    if couples:
+        return [f"decay_ = kind_({DECAY})", f"{DECAY} = 0.0"]
+    if form.cautious or form.purpose == "aligned":
+        return [f"shrink_ = kind_(lr * {DECAY})", f"{DECAY} = 0.0"]
+    return []
+
+
+def _gradient(form: Form, couples: bool) -> list[str]:
+    """Write what happens to the gradient before the equation sees it."""
+    return [
+        *(["g = min(max(g, -clip_), clip_)"] if form.clips else []),
+        "g = g * scale_",
+        *(["g = g + decay_ * w"] if couples else []),
+    ]
 
 
 Written = tuple[list[str], list[str]]
 
 
 def _moving(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
-    lines, read = writer.lines(), writer.read
+    lines, read, sums = writer.lines(), writer.read, ["weights_", "updates_"]
     fresh, *state = (writer.write(result) for result in read.results)
-    lines.append(f"fresh = {fresh}")
+    lines.append(f"fresh_ = {fresh}")
     if form.cautious:
-        lines += ["way = fresh - w", "fresh = w + (own_kept * way if way * g < kind(0) else kind(0))"]
-        lines += ["fresh = fresh - shrink * w"] if rule.takes_decay and not couples else []
-    sums = ["weights", "updates"]
+        lines += ["way_ = fresh_ - w", "fresh_ = w + (kept_ * way_ if way_ * g < kind_(0) else kind_(0))"]
+        lines += [] if couples else ["fresh_ = fresh_ - shrink_ * w"]
     # All that is new is worked out before any of it takes the old one's name.
-    lines += [f"new_{name} = {value}" for name, value in zip(read.state, state, strict=True)]
+    lines += [f"new_{name}_ = {value}" for name, value in zip(read.state, state, strict=True)]
+    lines += [f"{name} = p_{name}_[i_] = new_{name}_" for name in read.state]
     if rule.second_moment is not None:
-        lines += [f"{name} = new_{name}" for name in read.state]
-        writer.once.append("own_floor = kind(floor)")
-        second = ast.parse(rule.second_moment, mode="eval").body
-        lines += [f"ratios += g * g / max({writer.write(second)}, own_floor)"]
-        sums.append("ratios")
-    lines += [f"p_{name}[i] = new_{name}" for name in read.state]
+        second = writer.write(ast.parse(rule.second_moment, mode="eval").body)
+        lines.append(f"ratios_ += g * g / max({second}, floor_)")
+        sums.append("ratios_")
     if form.averages:
-        lines += ["average = p_average[i]", "p_average[i] = average + own_share * (fresh - average)"]
-    lines += ["way = fresh - w", "weights += w * w", "updates += way * way", "p_w[i] = fresh"]
-    return lines, sums
+        lines += ["average_ = p_average_[i_]", "p_average_[i_] = average_ + share_ * (fresh_ - average_)"]
+    return [*lines, "way_ = fresh_ - w", "weights_ += w * w", "updates_ += way_ * way_", "p_w_[i_] = fresh_"], sums
 
 
 def _summing(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
     del rule, form, couples
     lines = writer.lines()
-    results = [writer.write(result) for result in writer.read.results]
-    sums = [f"total_{i}" for i in range(len(results))]
-    return [*lines, *(f"{name} += {value}" for name, value in zip(sums, results, strict=True))], sums
+    results = {f"total_{i}_": writer.write(result) for i, result in enumerate(writer.read.results)}
+    return [*lines, *(f"{name} += {value}" for name, value in results.items())], [*results]
 
 
 def _aligning(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
     del rule, form, couples
-    lines = writer.lines()
-    fresh = writer.write(writer.read.results[0])
-    return [*lines, f"aligned += kind(1) if ({fresh} - w) * g < kind(0) else kind(0)"], ["aligned"]
+    lines, fresh = writer.lines(), writer.write(writer.read.results[0])
+    return [*lines, f"aligned_ += kind_(1) if ({fresh} - w) * g < kind_(0) else kind_(0)"], ["aligned_"]
 
 
+_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _SIZES = {"float32": 4, "float64": 8}
 _SIGNS: dict[type[ast.AST], str] = {
     ast.Add: "+",
@@ -198,7 +221,7 @@ _SIGNS: dict[type[ast.AST], str] = {
 }
 
 
-def _indented(lines: list[str], depth: int) -> str:
+def _indented(lines: Sequence[str], depth: int) -> str:
     return "".join(f"{' ' * depth}{line}\n" for line in lines)
 
 
@@ -240,14 +263,15 @@ class _Writer:
 
     def _rounded(self, text: str) -> str:
         if text not in self.known:
-            self.known[text] = f"once_{len(self.known)}"
-            self.once.append(f"{self.known[text]} = kind({text})")
+            self.known[text] = f"once_{len(self.known)}_"
+            self.once.append(f"{self.known[text]} = kind_({text})")
         return self.known[text]
 
 
 def _compiled(text: str, name: str, kind: str) -> Kernel:
     """Compile a text, or take what an earlier process compiled of it from the disk."""
     import numba
+    from numba import types
 
     from thalweg.optim.engines import native
 
@@ -257,7 +281,12 @@ def _compiled(text: str, name: str, kind: str) -> Kernel:
     file = _kept(text, name)
     names: dict[str, Any] = {**native.names(kind), "__name__": native.__name__}
     exec(compile(text, str(file or f"<{name}>"), "exec"), names)
-    return numba.njit(nogil=True, fastmath=FLAGS, error_model="numpy", cache=file is not None)(names[name])
+    compiled = numba.cfunc(types.void(types.intp), fastmath=FLAGS, error_model="numpy", cache=file is not None)(
+        names[name]
+    )
+    address = compiled.address
+    assert address is not None
+    return Kernel(compiled, address, _FUNCTION(address))
 
 
 def _kept(text: str, name: str) -> Path | None:

@@ -15,10 +15,13 @@ def names(kind: str) -> dict[str, Any]:
     """Give the names a kernel's text may use, for "float32" or "float64"."""
     number = types.float32 if kind == "float32" else types.float64
     return {
-        "carray": carray,
-        "pointer": _pointer(number),
-        "kind": number,
-        "wide": types.float64,
+        "carray_": carray,
+        "numbers_": _pointer(number),
+        "integers_": _pointer(types.int64),
+        "wides_": _pointer(types.float64),
+        "take_": _take,
+        "kind_": number,
+        "wide_": types.float64,
         "sqrt": math.sqrt,
         "maximum": _maximum,
         "where": _where,
@@ -27,7 +30,7 @@ def names(kind: str) -> dict[str, Any]:
     }
 
 
-def _pointer(number: types.Float) -> Any:
+def _pointer(number: types.Number) -> Any:
     """Make the function that turns an address into a pointer to numbers of a kind."""
 
     @intrinsic
@@ -38,6 +41,17 @@ def _pointer(number: types.Float) -> Any:
         return types.CPointer(number)(types.intp), generate
 
     return pointer
+
+
+@intrinsic
+def _take(context: Any, address: Any) -> Any:
+    """Give the number at an address and raise it by one, so that no two threads get the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        place = builder.inttoptr(values[0], context.get_value_type(types.CPointer(types.int64)))
+        return builder.atomic_rmw("add", place, context.get_constant(types.int64, 1), "monotonic")
+
+    return types.int64(types.intp), generate
 
 
 @njit(inline="always")
