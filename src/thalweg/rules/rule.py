@@ -12,6 +12,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -47,6 +49,10 @@ class State(NamedTuple):
         if self.start == "zeros":
             return 0.0
         return self.start if self.start == "weights" else float(constants.get(str(self.start), self.start))
+
+    def is_kept(self, matrix: bool) -> bool:
+        """Whether it is kept for a tensor that is, or is not, a matrix."""
+        return self.only is None or (self.only == "matrices") == matrix
 
 
 class Range(NamedTuple):
@@ -85,6 +91,7 @@ class Rule:
 
     - `equation(w, g, *state, lr=…, **constants, **scalars)` gives the new weight and the new state, in the order of `state`.
     - `constants`: name to default; `ranges`: name to the interval the constant must lie in.
+    - `choices`: of a constant that is a word, name to the values it may have.
     - `scalars(step, numbers)`: what depends on the step alone (bias corrections), in float64, once a step; the first step is 1,
       `numbers` are the constants, `lr` and what is carried. What it gives under a name of `carried` is carried to the next step.
     - `carried`: numbers that are carried from step to step, each to its start: a number or the name of a constant.
@@ -114,6 +121,7 @@ class Rule:
     weight_decay: float
     decoupled: str | None = None
     learning_rate: float | None = None
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict[str, "tuple[Any, ...]"])
     aliases: tuple[str, ...] = ()
     grouped: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -166,6 +174,11 @@ class Rule:
         known = {**constants, **carried, "lr": lr}
         return {**known, **self.scalars(step, known)} if self.scalars is not None else known
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the constants in a parameter group."""
+        return tuple(self.group_defaults())
+
     def group_defaults(self) -> dict[str, Any]:
         """Give the constants' defaults under the names they have in a parameter group (`betas` for `beta1`, `beta2`)."""
         return self.to_group(self.constants)
@@ -215,14 +228,25 @@ class Rule:
         return values
 
     def check_constant(self, name: str, value: Any) -> None:
-        """Raise `RuleError` unless the constant is of the right kind and inside its range."""
+        """Raise `RuleError` unless the constant is of the right kind and inside its range.
+
+        A default of True or False makes it a switch, a whole number a whole number.
+        """
+        if name in self.choices:
+            if not any(type(value) is type(choice) and value == choice for choice in self.choices[name]):
+                choices = " or ".join(map(repr, self.choices[name]))
+                raise RuleError(f"{name} of {self.name} is {choices}, not {value!r}.{_near(value, self.choices[name])}")
+            return
         if isinstance(self.constants[name], bool):
             if not isinstance(value, bool):
                 raise RuleError(f"{name} of {self.name} is True or False, not {value!r}.")
             return
         wanted = self.ranges.get(name, Range(-math.inf, math.inf, True, True))
-        if isinstance(value, bool) or not _is_number(value) or not wanted.holds(float(value)):
-            raise RuleError(f"{name} of {self.name} must be a number in {wanted}, not {value!r}.")
+        whole = isinstance(self.constants[name], int)
+        fits = isinstance(value, Integral) if whole else _is_number(value)
+        if isinstance(value, bool) or not fits or not wanted.holds(float(value)):
+            kind = "a whole number" if whole else "a number"
+            raise RuleError(f"{name} of {self.name} must be {kind} in {wanted}, not {value!r}.")
 
     def _ungroup(self, name: str, value: Any) -> dict[str, Any]:
         members = self.grouped[name]
@@ -235,7 +259,8 @@ class Rule:
             raise RuleError(
                 f"{name} of {self.name} holds {len(members)} numbers ({', '.join(members)}), not {len(values)}."
             )
-        return dict(zip(members, values, strict=True))
+        # PyTorch's None is "the default" (Adafactor's first eps).
+        return {m: self.constants[m] if v is None else v for m, v in zip(members, values, strict=True)}
 
     def _unknown(self, name: str) -> str:
         known = [*self.constants, *self.grouped]
@@ -248,6 +273,7 @@ def rule(
     source: str,
     state: Mapping[str, tuple[Any, ...]] | Iterable[str] = (),
     ranges: Mapping[str, str] | None = None,
+    choices: Mapping[str, tuple[Any, ...]] | None = None,
     scalars: Scalars | None = None,
     grouped: Mapping[str, tuple[str, ...]] | None = None,
     fixed: Mapping[str, Any] | None = None,
@@ -296,6 +322,7 @@ def rule(
             weight_decay=_default(signature, DECAY) or 0.0,
             decoupled=decoupled,
             learning_rate=_default(signature, "lr"),
+            choices=MappingProxyType(dict(choices or {})),
             aliases=tuple(aliases),
             grouped=MappingProxyType(dict(grouped or {})),
             fixed=MappingProxyType(dict(fixed or {})),
@@ -371,6 +398,10 @@ def _default(signature: Mapping[str, inspect.Parameter], name: str) -> float | N
 def _title(equation: Callable[..., Any]) -> str:
     text = inspect.getdoc(equation) or inspect.getdoc(inspect.getmodule(equation)) or equation.__name__
     return text.splitlines()[0].rstrip(".")
+
+
+def _near(value: Any, choices: Iterable[Any]) -> str:
+    return nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
 
 
 def _is_number(value: Any) -> bool:

@@ -68,15 +68,18 @@ class Block:
         for held, tensor in zip(self.held, tensors, strict=True):
             held.append((key, tensor))
 
-    def fits(self, state: StateOf) -> bool:
-        """Tell whether parameters and state are still those that the block was made for, and equally far on."""
+    def fits(self, state: StateOf, same: bool = False) -> bool:
+        """Tell whether parameters and state are still those that the block was made for, and equally far on.
+
+        `same` says that each parameter's part of `state` is the very dict it was.
+        """
         if [*map(FACE, self.parameters)] != self.faces:
             return False
-        return not self.owned or self.has_its_state(state)
+        return not self.owned or self.has_its_state(state, same)
 
-    def has_its_state(self, state: StateOf) -> bool:
+    def has_its_state(self, state: StateOf, same: bool) -> bool:
         """Tell whether what stands in the optimiser's state is what this block put there, and all are equally far on."""
-        if not all(map(is_, map(state.get, self.parameters), self.entries)):
+        if not same and not all(map(is_, map(state.get, self.parameters), self.entries)):
             return False
         entries = cast("list[dict[str, Any]]", self.entries)
         if [*map(id, chain.from_iterable(map(dict.values, entries)))] != self.ids:  # of what is there, in its order

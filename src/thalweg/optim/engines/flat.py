@@ -45,17 +45,20 @@ class Flat(Block):
         self._spare: Any = None
         self._decays: tuple[Sequence[float], list[Any]] = ((), [])
 
+    @np.errstate(all="ignore")
     def look(self, gradients: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
         """Lay weights and gradients out, and give each gradient's Euclidean norm."""
         _copy([*self.weights, *self.gradients], [*self.parameters, *gradients])
         return self._norms(self.arrays[1], self.gradients)
 
+    @np.errstate(all="ignore")
     def clipped_norms(self, clip_value: float) -> Sequence[float] | Sequence[Tensor]:
         """Give the norms of the gradients as clipping their entries would leave them."""
         if self.on_arrays:
             return self._norms(self.arrays[1].clip(-clip_value, clip_value), ())
         return _tensor_norms([real(g).clamp(-clip_value, clip_value) for g in self.gradients])
 
+    @np.errstate(all="ignore")
     def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
         """Give what the rule adds up over all weights."""
         parts = [
@@ -64,6 +67,7 @@ class Flat(Block):
         ]
         return [sum(column) for column in zip(*parts, strict=True)]
 
+    @np.errstate(all="ignore")
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move the weights laid out by `look`; gives norms of weights and updates, and ratios, where they are to be recorded."""
         before = self.flats[0].clone() if move.record else None

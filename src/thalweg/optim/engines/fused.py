@@ -25,7 +25,7 @@ SPAN = 1 << 14
 KINDS = {torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64"}
 
 _ADDRESS = Tensor.data_ptr
-_DTYPE = attrgetter("dtype")
+_BYTES = attrgetter("nbytes")
 
 
 def is_fusible(parameter: Tensor) -> bool:
@@ -42,8 +42,7 @@ class Fused(Block):
         self.kind, self.rule = KINDS[self.dtype], work.rule
         self.strides = [p.stride() for p in parameters]
         self.is_contiguous = all(map(Tensor.is_contiguous, parameters))
-        self.numels = [p.numel() for p in parameters]
-        self.dtypes = [p.dtype for p in parameters]
+        self.bytes = [p.nbytes for p in parameters]
         self.sizes = [real(p.detach()).numel() for p in parameters]
         spans = [(i, low, min(low + SPAN, size)) for i, size in enumerate(self.sizes) for low in range(0, size, SPAN)]
         self.cut = [np.ascontiguousarray(part) for part in np.array(spans, np.int64).T]
@@ -68,7 +67,7 @@ class Fused(Block):
         self._decays: Sequence[float] = ()
         self._rows = 0
 
-    def fits(self, state: StateOf) -> bool:
+    def fits(self, state: StateOf, same: bool = False) -> bool:
         """Tell whether parameters and state are still those that the block was made for, and lie as they did."""
         if not self._lies_well(self.parameters):
             return False
@@ -83,7 +82,7 @@ class Fused(Block):
         lying = [*map(_ADDRESS, self.kept)]
         if lying != self.lying:
             self.at_states[:] = self.lying = lying
-        return self.has_its_state(state)
+        return self.has_its_state(state, same)
 
     def own(self, state: StateOf) -> None:
         """Take over what state there is: the very tensors of an earlier block of this engine, a copy of anybody else's."""
@@ -146,8 +145,7 @@ class Fused(Block):
     def _lies_well(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether tensors lie as the block's parameters did when it was made: as many numbers of one kind, in one order."""
         return (
-            [*map(Tensor.numel, tensors)] == self.numels
-            and [*map(_DTYPE, tensors)] == self.dtypes
+            [*map(_BYTES, tensors)] == self.bytes  # PyTorch sees to it that the dtypes of weights and gradients agree
             and (
                 all(map(Tensor.is_contiguous, tensors))
                 if self.is_contiguous
@@ -195,7 +193,9 @@ class Fused(Block):
             self.constants, self.frames = work.constants, {}
         if form not in self.frames:
             kernel = kernels.of(work.rule, work.constants, form)
-            states = self.at_states.reshape(len(self.states), len(self.parameters))[: None if form.averages else self.carried]
+            states = self.at_states.reshape(len(self.states), len(self.parameters))[
+                : None if form.averages else self.carried
+            ]
             self.frames[form] = self._frame(kernel, self.table, [self.at_gradients, self.at_weights, *states])
         self._run(form)
 

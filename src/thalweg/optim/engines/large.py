@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,16 +37,19 @@ class Large(Block):
         self.pools: dict[torch.Size, list[Tensor]] = {}
         self.gradient: Tensor | None = None
 
+    @np.errstate(all="ignore")
     def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Remember the gradient, and give its Euclidean norm."""
         self.gradient = real(gradients[0])
         return [_norm(self.gradient)]
 
+    @np.errstate(all="ignore")
     def clipped_norms(self, clip_value: float) -> Sequence[Tensor]:
         """Give the norm of the gradient as clipping its entries would leave it."""
         assert self.gradient is not None
         return [_norm(self.gradient.clamp(-clip_value, clip_value))]
 
+    @np.errstate(all="ignore")
     def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
         """Give what the rule adds up over all weights."""
         parts = [
@@ -54,6 +58,7 @@ class Large(Block):
         ]
         return [sum(column) for column in zip(*parts, strict=True)]
 
+    @np.errstate(all="ignore")
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
         decay = decays[0] if decays[0] or not move.work.couples else None

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,26 +42,26 @@ class Share:
 
     block: AnyBlock
     work: Work
-    members: list[int]
-    decays: list[float]
+    members: Sequence[int]
+    decays: Sequence[float]
 
 
 class TensorEngine:
     """Runs a step in two passes: look at the gradients, then move."""
 
     def __init__(self) -> None:
-        self._cuts: dict[tuple[Any, ...], Cut] = {}
+        self._cuts: list[tuple[Work, tuple[State, ...], Cut]] = []
+        self._entries: list[int] = []
         self._shares: list[Share] = []
 
     def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
         """Read the gradients, change neither weights nor `state`; one wait for the device."""
-        self._shares = self._share_out(works, state, ema)
-        gradients = [g for work in works for g in work.gradients]
-        with np.errstate(all="ignore"):
-            looked = [share.block.look([gradients[i] for i in share.members]) for share in self._shares]
-            cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in self._shares]
+        shares = self._shares = self._share_out(works, state, ema)
+        gradients = works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
+        looked = [share.block.look(_of_all(gradients, share.members)) for share in shares]
+        cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in shares]
         values = _numbers([*looked, *cut])
-        each = _in_order(values[: len(looked)], self._shares, len(gradients))
+        each = _in_order(values[: len(looked)], shares, len(gradients))
         total = math.hypot(*each)
         clipped = math.hypot(*(n for norms in values[len(looked) :] for n in norms)) if cut else total
         if math.isfinite(total) and total >= _UNDERFLOW and math.isfinite(clipped):
@@ -74,16 +74,15 @@ class TensorEngine:
         """Move weights, state and EMA by the gradients measured last."""
         shares, self._shares = self._shares, []
         moves: list[Figures] = []
-        with np.errstate(all="ignore"):
-            for share in shares:
-                share.block.own(state)
-            for share, numbers in zip(shares, _numbers_of(shares, scale, clip_value), strict=True):
-                block = share.block
-                newest = None if ema is None else share_of_newest(ema, block.taken + 1)
-                moved = block.update(Move(share.work, numbers, scale, clip_value, newest, record), share.decays)
-                block.advance(numbers)
-                if moved is not None:
-                    moves.append(moved)
+        for share in shares:
+            share.block.own(state)
+        for share, numbers in zip(shares, _numbers_of(shares, scale, clip_value), strict=True):
+            block = share.block
+            newest = None if ema is None else share_of_newest(ema, block.taken + 1)
+            moved = block.update(Move(share.work, numbers, scale, clip_value, newest, record), share.decays)
+            block.advance(numbers)
+            if moved is not None:
+                moves.append(moved)
         if not record:
             return None
         count = sum(len(share.members) for share in shares)
@@ -92,20 +91,32 @@ class TensorEngine:
     def _share_out(self, works: Sequence[Work], state: StateOf, ema: bool) -> list[Share]:
         """Give every block its share; blocks stay as long as they fit, and are cut anew where parameters come or go."""
         shares: list[Share] = []
-        kept: dict[tuple[Any, ...], Cut] = {}
-        for merged in _merged(works):
+        cuts: list[tuple[Work, tuple[State, ...], Cut]] = []
+        entries = [*map(id, state.values())]
+        same, self._entries = entries == self._entries, entries
+        for i, merged in enumerate(_merged(works)):
             work = merged.work
             states = (*work.rule.states(work.constants), *((EMA,) if ema else ()))
-            key = (work.rule, states, *map(id, work.parameters))
-            cut = self._cuts.get(key)
-            if cut is None or not all(block.fits(state) for block, _ in cut):
+            cut = self._cut_before(i, work, states)
+            if cut is None or not all(block.fits(state, same) for block, _ in cut):
                 cut = self._cut_anew(work, states, state)
-            kept[key] = cut
-            for block, locals_ in cut:
-                members = [merged.members[i] for i in locals_]
-                shares.append(Share(block, work, members, [merged.decays[i] for i in locals_]))
-        self._cuts = kept
+            cuts.append((work, states, cut))
+            for block, places in cut:
+                if len(cut) == 1:
+                    shares.append(Share(block, work, merged.members, merged.decays))
+                else:
+                    members = [merged.members[place] for place in places]
+                    shares.append(Share(block, work, members, [merged.decays[place] for place in places]))
+        self._cuts = cuts
         return shares
+
+    def _cut_before(self, place: int, work: Work, states: tuple[State, ...]) -> Cut | None:
+        """Give the last step's blocks of the same weights under the same rule."""
+        for before, old, cut in (*self._cuts[place : place + 1], *self._cuts):
+            alike = before.rule is work.rule and old == states and len(before.parameters) == len(work.parameters)
+            if alike and all(map(is_, before.parameters, work.parameters)):
+                return cut
+        return None
 
     def _kind(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
         """Give the kind of block for a parameter."""
@@ -115,7 +126,7 @@ class TensorEngine:
 
     def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf) -> Cut:
         """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
-        old = {(block.states, *map(id, block.parameters)): block for cut in self._cuts.values() for block, _ in cut}
+        old = {(block.states, *map(id, block.parameters)): block for _, _, cut in self._cuts for block, _ in cut}
         lent = {id(t): t for block in old.values() if isinstance(block, Fused) for held in block.held for _, t in held}
         gathered: dict[tuple[Any, ...], list[int]] = {}
         for i, parameter in enumerate(work.parameters):
@@ -140,8 +151,8 @@ class Merged:
     """Works that one evaluation can serve: `members` are the parameters' places among all of the step's."""
 
     work: Work
-    decays: list[float]
-    members: list[int]
+    decays: Sequence[float]
+    members: Sequence[int]
 
 
 def _merged(works: Sequence[Work]) -> list[Merged]:
@@ -149,6 +160,9 @@ def _merged(works: Sequence[Work]) -> list[Merged]:
 
     An evaluation of the equation costs the same few dozen calls, however few the weights, so fewer evaluations are faster.
     """
+    if len(works) == 1:
+        count = len(works[0].parameters)
+        return [Merged(works[0], [works[0].decay] * count, range(count))]
     together: dict[tuple[Any, ...], Merged] = {}
     place = 0
     for work in works:
@@ -163,7 +177,7 @@ def _merged(works: Sequence[Work]) -> list[Merged]:
         one = before.work
         parameters, gradients = one.parameters + work.parameters, one.gradients + work.gradients
         merged = replace(one, parameters=parameters, gradients=gradients)
-        together[key] = Merged(merged, before.decays + decays, before.members + members)
+        together[key] = Merged(merged, [*before.decays, *decays], [*before.members, *members])
     return list(together.values())
 
 
@@ -190,12 +204,17 @@ def _decided(shares: Sequence[Share], scale: float, clip_value: float | None) ->
     return {**numbers, **work.rule.decide([sum(map(float, column)) for column in zip(*each, strict=True)], numbers)}
 
 
+def _of_all(values: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]:
+    """Pick the values at some places, in order; all of them as they are."""
+    return values if len(places) == len(values) else [values[place] for place in places]
+
+
 def _numbers(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:
     """Turn 0-dim tensors into numbers, with one wait for each device."""
     waiting: dict[torch.device, list[Tensor]] = {}
     for one in norms:
-        for n in one:
-            if isinstance(n, Tensor):
+        if isinstance(one[0], Tensor):
+            for n in cast(Sequence[Tensor], one):
                 waiting.setdefault(n.device, []).append(n)
     if not waiting:
         return cast(list[Sequence[float]], list(norms))
@@ -210,6 +229,8 @@ def _stack(tensors: list[Tensor]) -> Tensor:
 
 def _in_order(values: Sequence[Sequence[Any]], shares: Sequence[Share], count: int) -> list[Any]:
     """Lay the blocks' figures out in the order of the step's parameters."""
+    if len(shares) == 1:
+        return list(values[0])
     ordered: list[Any] = [0.0] * count
     for figures, share in zip(values, shares, strict=True):
         for place, figure in zip(share.members, figures, strict=True):
