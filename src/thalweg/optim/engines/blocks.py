@@ -55,7 +55,7 @@ class Block:
         # For each parameter what `optimizer.state` must hold: (key, tensor) pairs; and the dict that held them last.
         self.held: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
         self.entries: list[dict[str, Any] | None] = [None for _ in parameters]
-        self.ids: list[int] = []
+        self.standing: list[Any] = []  # what stands in those dicts, one after another
         self.owned = False
         if self.steps is not None:
             for held, step in zip(self.held, torch.from_numpy(self.steps).unbind(), strict=True):
@@ -82,7 +82,8 @@ class Block:
         if not same and not all(map(is_, map(state.get, self.parameters), self.entries)):
             return False
         entries = cast("list[dict[str, Any]]", self.entries)
-        if [*map(id, chain.from_iterable(map(dict.values, entries)))] != self.ids:  # of what is there, in its order
+        there = chain.from_iterable(map(dict.values, entries))
+        if sum(map(len, entries)) != len(self.standing) or not all(map(is_, there, self.standing)):
             for entry, held in zip(entries, self.held, strict=True):
                 for key, tensor in held:
                     if entry.get(key) is not tensor:
@@ -105,7 +106,7 @@ class Block:
                     start(tensor, entry.get(key), self.begin[key], parameter)
                 entry[key] = tensor
             self.entries[i] = entry
-        self.ids = [id(value) for entry in self.entries for value in (entry or {}).values()]
+        self.standing = [value for entry in self.entries for value in (entry or {}).values()]
         self._counted()
 
     def advance(self, numbers: Mapping[str, Any]) -> None:

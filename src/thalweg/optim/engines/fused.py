@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,11 +17,15 @@ from thalweg.optim.engines.arithmetic import Array, real
 from thalweg.optim.engines.blocks import FACE, Block, Figures, start
 from thalweg.optim.engines.crew import run
 from thalweg.optim.engines.move import Move, floor, kept_share
+from thalweg.optim.engines.sound import PLAIN, look_over
 from thalweg.optim.engines.work import StateOf, Work
 from thalweg.rules.rule import State
 
 SPAN = 1 << 14
 """Weights a span: half a dozen arrays of it lie in the second-level cache, and its sums need no more than float32."""
+
+SMALL = 1 << 15
+"""Weights below which tensors keep their state side by side, so that one address tells where all of it lies."""
 
 KINDS = {torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64"}
 
@@ -30,7 +35,7 @@ _BYTES = attrgetter("nbytes")
 
 def is_fusible(parameter: Tensor) -> bool:
     """Whether a parameter's memory can be swept from end to end: on the CPU, of a fitting dtype, without holes."""
-    there = parameter.device.type == "cpu" and parameter.dtype in KINDS
+    there = parameter.device.type == "cpu" and parameter.dtype in KINDS and type(parameter) in PLAIN
     return there and parameter.numel() > 0 and _is_dense(parameter)
 
 
@@ -57,10 +62,12 @@ class Fused(Block):
         self.at_gradients = np.zeros(len(parameters), np.int64)
         self.frames: dict[kernels.Form, tuple[kernels.Kernel, Array, int]] = {}
         self.constants: Mapping[str, Any] = work.constants
-        # The tensors of state, those of one key after those of another, and where they lie.
+        # Where the tensors of state lie, those of one key after those of another; and what lies still while they do.
         self.kept: list[Tensor] = []
         self.at_states = np.zeros(0, np.int64)
+        self.grounds: list[Tensor] = []
         self.lying: list[int] = []
+        self.single = [i for i, size in enumerate(self.sizes) if size == 1 or self.dtype.is_complex]
         # By their ids, the state tensors of the blocks that this one takes the place of.
         self.lent: dict[int, Tensor] = {}
         self.gradients: Sequence[Tensor] = ()
@@ -73,15 +80,14 @@ class Fused(Block):
             return False
         addresses = [*map(_ADDRESS, self.parameters)]
         if addresses != self.addresses:
-            if [*map(FACE, self.parameters)] != self.faces:
+            if 0 in addresses or [*map(FACE, self.parameters)] != self.faces:  # at 0 there is no memory any more
                 return False
             self.addresses = addresses
             self.at_weights[:] = addresses
         if not self.owned:
             return True
-        lying = [*map(_ADDRESS, self.kept)]
-        if lying != self.lying:
-            self.at_states[:] = self.lying = lying
+        if [*map(_ADDRESS, self.grounds)] != self.lying:
+            self._locate()
         return self.has_its_state(state, same)
 
     def own(self, state: StateOf) -> None:
@@ -89,29 +95,49 @@ class Fused(Block):
         if self.owned:
             return
         for described in self.states:
-            kept: list[Tensor] = []
-            for p in self.parameters:
-                entry = state.setdefault(p, {})
-                found = entry.get(described.key)
-                if isinstance(found, Tensor) and self.lent.get(id(found)) is found and _lies_as(found, p):
-                    mine = found
-                else:
-                    start(mine := torch.empty_like(p), found, self.begin[described.key], p)
-                entry[described.key] = mine
-                kept.append(mine)
-            self.hold(described.key, kept)
-            self.kept += kept
+            entries = [state.setdefault(p, {}) for p in self.parameters]
+            kept = [self._is_lent(e.get(described.key), p) for e, p in zip(entries, self.parameters, strict=True)]
+            self.grounds += [tensor for tensor in kept if tensor is not None]
+            small = [p for p, mine in zip(self.parameters, kept, strict=True) if mine is None and p.numel() < SMALL]
+            if small:
+                self.grounds.append(torch.empty(sum(map(Tensor.numel, small)), dtype=self.dtype))
+            places = iter(_laid_out(self.grounds[-1], small) if small else [])
+            for i, (entry, p) in enumerate(zip(entries, self.parameters, strict=True)):
+                mine = kept[i]
+                if mine is None and p.numel() < SMALL:
+                    mine = next(places)
+                elif mine is None:
+                    self.grounds.append(mine := torch.empty_like(p))
+                start(mine, entry.get(described.key), self.begin[described.key], p)
+                kept[i] = entry[described.key] = mine
+            self.hold(described.key, cast("list[Tensor]", kept))
+            self.kept += cast("list[Tensor]", kept)
         self.lent = {}
-        self.lying = [*map(_ADDRESS, self.kept)]
-        self.at_states = np.array(self.lying, np.int64)
+        self.at_states = np.zeros(len(self.kept), np.int64)
+        self._locate()
         super().own(state)
+
+    def _is_lent(self, found: Any, parameter: Tensor) -> Tensor | None:
+        """Give a tensor of state back where an earlier block of this engine worked on it and it fits; else None."""
+        mine = isinstance(found, Tensor) and self.lent.get(id(found)) is found and _lies_as(found, parameter)
+        return found if mine else None
+
+    def _locate(self) -> None:
+        """Take in where the state lies."""
+        self.lying = [*map(_ADDRESS, self.grounds)]
+        self.at_states[:] = [*map(_ADDRESS, self.kept)]
 
     def look(self, gradients: Sequence[Tensor]) -> Sequence[float]:
         """Take in where the gradients lie, and give each one's Euclidean norm."""
-        if not self._lies_well(gradients) or any(map(Tensor.is_neg, gradients)) or self.dtype.is_complex:
+        # Of reals, only a lone number can lie as its parameter does and have its sign in a flag (`imag` of a conjugate).
+        if not self._lies_well(gradients) or any(gradients[i].is_neg() or gradients[i].is_conj() for i in self.single):
+            look_over(self.parameters, gradients)
             gradients = [*map(_like, gradients, self.parameters)]
         self.gradients = gradients  # nobody may free them before the sweep
-        self.at_gradients[:] = [*map(_ADDRESS, gradients)]
+        addresses = [*map(_ADDRESS, gradients)]
+        if 0 in addresses:
+            look_over(self.parameters, gradients)
+        self.at_gradients[:] = addresses
         return self._norms(0, math.inf)
 
     def clipped_norms(self, clip_value: float) -> Sequence[float]:
@@ -219,6 +245,12 @@ def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
     if alike and not gradient.is_conj() and not gradient.is_neg():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
+
+
+def _laid_out(ground: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """See stretches of memory in the shapes and layouts of parameters."""
+    starts = accumulate((p.numel() for p in parameters), initial=0)
+    return [ground.as_strided(p.shape, p.stride(), at) for p, at in zip(parameters, starts, strict=False)]
 
 
 def _lies_as(one: Tensor, other: Tensor) -> bool:
