@@ -1,0 +1,299 @@
+"""How long a step may be: what a rule does in a bowl, found from its equation alone.
+
+Close to a minimum the loss is a bowl, L w² / 2, and its gradient is L w plus noise. There a step maps the weight and its momenta,
+x = (w, momenta), linearly:
+
+    x <- A x + b g,    g = L w + noise,    so    x <- M(L) x + b noise,    M(L) = A + L b (1, 0, 0, …)
+
+The eigenvalues of M(L) say whether the descent converges and how fast; the covariance S that noise of variance s² keeps up in
+the weights solves S = M S Mᵀ + s² b bᵀ.
+
+A rule that divides by the usual size of the gradient (Adam, RMSprop) is linear only as long as that size stands still, as it
+nearly does over the few steps in which a descent diverges. So its *scales* are held at 1, and the lines of the equation that
+would move them are left out: what is called curvature is then the **preconditioned** one, L / (sqrt(v) + eps). Which states are
+scales is seen in a mirror: turn the sign of the weight and of every gradient, and a momentum turns its own, a scale does not.
+(The step then depends on L / (1 + eps); where eps is not tiny, figures are of L with scales of 1.)
+
+Weight decay is left out, corrections that depend on the step are those of late steps, and numbers that are carried from step to
+step stand where 100,000 steps leave them.
+
+Sources: Polyak 1964, doi:10.1016/0041-5553(64)90137-5; Lessard, Recht & Packard 2016, arXiv:1408.3595 (eigenvalues of momentum
+methods); Cohen et al. 2022, arXiv:2207.14484 (preconditioned curvature); Liu, Ziyin & Ueda 2021, arXiv:2012.03636 (noise at
+finite rates).
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thalweg import rules
+from thalweg.errors import RuleError
+from thalweg.rules import maths
+from thalweg.rules.program import FUNCTIONS, read
+from thalweg.rules.rule import DECAY, Rule
+from thalweg.rules.walk import Walk
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Constants = Mapping[str, Any]
+
+_LATE = 10**9  # a step by which bias corrections have become 1
+_SETTLING = 100_000  # steps after which carried numbers are read
+_SMALL = 2.0**-30  # so near the minimum that squares vanish beside 1; a power of two, so that linear rules stay exact
+_ROUNDING = 1e-10  # eigenvalues of a neutral direction may lie so far outside the unit circle
+_SCANNED = np.geomspace(1e-6, 1e12, 400)  # rates times curvatures that are tried before bisection
+
+
+class Edge(NamedTuple):
+    """The largest curvature at which a rule still converges.
+
+    - `curvature`: in units of loss a squared weight; infinite where none makes the rule diverge, None where the question has no
+      answer.
+    - `scales`: the states that were held at 1; where there are any, `curvature` is the preconditioned one.
+    - `reason`: why there is no finite edge, else empty.
+    """
+
+    curvature: float | None
+    scales: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A step near a minimum, x <- carry x + push g, with x = `names` (the weight first, then its momenta).
+
+    `scales` are the states that were held at 1 for it.
+    """
+
+    names: tuple[str, ...]
+    carry: Array
+    push: Array
+    scales: tuple[str, ...]
+
+    def at(self, curvature: float) -> Array:
+        """Give the matrix M(L) by which a step multiplies x in a bowl of this curvature."""
+        matrix = self.carry.copy()
+        matrix[:, 0] += curvature * self.push
+        return matrix
+
+    def radius(self, curvature: float) -> float:
+        """Give the factor by which a step shrinks (or stretches) x in the long run: the largest modulus of an eigenvalue."""
+        matrix = self.at(curvature)
+        return float(np.abs(np.linalg.eigvals(matrix)).max()) if np.isfinite(matrix).all() else math.inf
+
+
+class _NoResponseError(RuleError):
+    """The rule's step near a minimum is no linear map of a weight and its momenta."""
+
+
+def stable_edge(rule: Rule | str, constants: Constants | None = None, *, lr: float) -> Edge:
+    """Find the largest curvature of a bowl in which a rule still converges, by bisection.
+
+    Closed forms that it agrees with: 2 / lr for gradient descent, (2 + 2b) / lr for momentum b, (2 + 2b) / ((1 + 2b) lr) for
+    Nesterov's, (2 + 2 beta1) / ((1 - beta1) lr) for Adam's preconditioned curvature: 38 / lr at its defaults.
+
+    Arguments: a rule or its name; constants that differ from its defaults; `lr`, the learning rate, above 0.
+
+    Raises RuleError for a rule or constant that does not exist, and for a rate that is not above 0.
+
+    >>> round(stable_edge("momentum", {"momentum": 0.5}, lr=0.1).curvature, 9)
+    30.0
+    >>> edge = stable_edge("adamw", lr=0.001)
+    >>> round(edge.curvature), edge.scales
+    (38000, ('v',))
+    >>> stable_edge("lion", lr=0.001).curvature is None
+    True
+    """
+    try:
+        response = linearise(rule, constants, lr=lr)
+    except _NoResponseError as error:
+        return Edge(None, (), str(error))
+    unstable = [_diverges(response, curvature / lr) for curvature in _SCANNED]
+    if not any(unstable):
+        return Edge(math.inf, response.scales, "No curvature makes it diverge.")
+    first = unstable.index(True)
+    if first == 0:
+        return Edge(0.0, response.scales, "It diverges in every bowl, however shallow.")
+    low, high = (float(curvature) / lr for curvature in _SCANNED[first - 1 : first + 1])
+    return Edge(_bisect(lambda curvature: _diverges(response, curvature), low, high), response.scales)
+
+
+def convergence_rate(
+    rule: Rule | str, curvatures: Sequence[float], constants: Constants | None = None, *, lr: float
+) -> float:
+    """Give the factor by which a step brings the weights nearer to the minimum, in the long run.
+
+    In a bowl with several curvatures the slowest direction decides: the largest spectral radius of M(L) over them. At least 1
+    where it does not converge. With k the ratio of largest to smallest curvature, gradient descent reaches (k - 1) / (k + 1),
+    the heavy ball at its best (sqrt(k) - 1) / (sqrt(k) + 1).
+
+    Raises RuleError where `stable_edge` has no answer, with the reason.
+
+    >>> round(convergence_rate("gradient_descent", [1.0, 9.0], lr=0.2), 12)
+    0.8
+    """
+    response = linearise(rule, constants, lr=lr)
+    return max(response.radius(curvature) for curvature in curvatures)
+
+
+def variance(
+    rule: Rule | str, constants: Constants | None = None, *, lr: float, curvature: float, noise: float
+) -> float:
+    """Give the variance of the weight about the minimum that noisy gradients keep up, exactly.
+
+    It is S_ww of S = M S Mᵀ + s² b bᵀ; for momentum b that is lr s² (1 + b) / (L (1 - b) (2 (1 + b) - lr L)).
+
+    Arguments: as `stable_edge`; `curvature` L; `noise` s, the standard deviation of the gradient's noise, independent from step
+    to step. Of rules with scales both are the preconditioned ones, divided by sqrt(v) + eps.
+
+    Gives infinity beyond the stable edge. Raises RuleError where `stable_edge` has no answer, with the reason.
+
+    >>> round(variance("gradient_descent", lr=0.1, curvature=10.0, noise=2.0), 12)
+    0.04
+    """
+    response = linearise(rule, constants, lr=lr)
+    if response.radius(curvature) >= 1:
+        return math.inf
+    step = response.at(curvature)
+    driven = noise**2 * np.outer(response.push, response.push)
+    unknown = np.eye(step.size) - np.kron(step, step)
+    return float(np.linalg.solve(unknown, driven.ravel())[0])
+
+
+def temperature(
+    rule: Rule | str, constants: Constants | None = None, *, lr: float, curvature: float, noise: float
+) -> float:
+    """Give the temperature T of a noisy descent: curvature times `variance`, in units of the loss.
+
+    A particle at temperature T sits in a bowl with variance T / L and leaves a basin whose rim is h higher in a time that grows
+    like exp(h / T) (Kramers 1940, doi:10.1016/S0031-8914(40)90098-2). Far below the stable edge T is the same in every bowl:
+    lr s² / 2 for gradient descent, lr s² / (2 (1 - b)) for momentum b. Arguments and errors: as `variance`.
+
+    >>> round(temperature("momentum", lr=0.01, curvature=1e-6, noise=2.0), 6)
+    0.2
+    """
+    return curvature * variance(rule, constants, lr=lr, curvature=curvature, noise=noise)
+
+
+def linearise(rule: Rule | str, constants: Constants | None = None, *, lr: float) -> Response:
+    """Find A and b of a rule's step near a minimum, from values of its equation.
+
+    Raises RuleError where the step is not linear there, with the reason; otherwise as `stable_edge`.
+
+    >>> response = linearise("momentum", {"momentum": 0.5}, lr=0.25)
+    >>> response.names, response.carry.tolist(), response.push.tolist()
+    (('w', 'velocity'), [[1.0, -0.125], [0.0, 0.5]], [-0.25, 1.0])
+    """
+    found = rules.get(rule)
+    values = found.complete(constants or {})
+    if not 0 < lr < math.inf:
+        raise RuleError(f"lr must be a number above 0 to ask for an edge, not {lr!r}.")
+    _check_is_of_one_weight(found)
+    scales = _scales(found, values, lr)
+    names = ("w", *(state.name for state in found.states(values) if state.name not in scales))
+    step = _step(found, values, lr, names, scales)
+    basis = np.eye(len(names) + 1)  # each of x, then the gradient
+    columns = np.array([step(row) for row in basis]).T
+    _check_is_linear(step, columns)
+    return Response(names, columns[:, :-1], columns[:, -1], scales)
+
+
+def _check_is_of_one_weight(rule: Rule) -> None:
+    if rule.is_matrix:
+        raise _NoResponseError("It moves whole matrices: no weight has a curvature of its own at which it diverges.")
+    if rule.sums is not None:
+        raise _NoResponseError("Its step depends on sums over all weights: one weight alone does not tell.")
+
+
+def _scales(rule: Rule, constants: Constants, lr: float) -> tuple[str, ...]:
+    """Name the states that stay as they are when weight and gradients turn their sign."""
+    sides = (1.0, -1.0)
+    walks = [Walk(rule, 0.4 * side, lr=lr, constants=constants) for side in sides]
+    for g in (0.3, -0.7, 0.5):
+        for walk, side in zip(walks, sides, strict=True):
+            walk.step(g * side)
+    here, there = walks
+    kept = {state.name for state in rule.states(constants)}
+    pairs = [("w", here.w, there.w), *((s.name, *p) for s, *p in zip(rule.state, here.state, there.state, strict=True))]
+    uneven = [name for name, a, b in pairs if not math.isclose(a, -b, rel_tol=1e-9)]
+    for name, a, b in pairs:
+        if name in uneven and (name == "w" or not math.isclose(a, b, rel_tol=1e-9)):
+            raise _NoResponseError(f"Left and right of the minimum are not alike to it: {name} is {a:g} and {b:g}.")
+    return tuple(name for name in uneven if name in kept)
+
+
+def _step(
+    rule: Rule, constants: Constants, lr: float, names: tuple[str, ...], scales: tuple[str, ...]
+) -> Callable[[Array], Array]:
+    """Make the step a function of (x, g), in units of `_SMALL`, with the scales held at 1."""
+    program = read(rule, constants)
+    lines = [(line.name, _code(line.value)) for line in program.lines if line.name not in scales]
+    results = dict(zip(("w", *program.state), (_code(result) for result in program.results), strict=True))
+    numbers: dict[str, Any] = {name: getattr(maths, name) for name in FUNCTIONS}
+    numbers |= {**_settled(rule, constants, lr), **dict.fromkeys(scales, 1.0)}
+
+    def step(point: Array) -> Array:
+        known = {**numbers, **dict(zip((*names, "g"), (point * _SMALL).tolist(), strict=True))}
+        try:
+            for name, code in lines:
+                known[name] = eval(code, known)
+            return np.array([eval(results[name], known) for name in names]) / _SMALL
+        except ZeroDivisionError:
+            return np.full(len(names), math.nan)
+
+    return step
+
+
+def _code(expression: ast.expr) -> Any:
+    return compile(ast.Expression(expression), "<equation>", "eval")
+
+
+def _settled(rule: Rule, constants: Constants, lr: float) -> dict[str, Any]:
+    """Give the numbers of a late step, without weight decay."""
+    carried = rule.begin(constants)
+    numbers = rule.numbers(_LATE, carried, constants, lr)
+    for _ in range(_SETTLING if rule.carried else 0):
+        carried = {name: numbers[name] for name in rule.carried}
+        numbers = rule.numbers(_LATE, carried, constants, lr)
+    return {**numbers, DECAY: 0.0}
+
+
+def _check_is_linear(step: Callable[[Array], Array], columns: Array) -> None:
+    """Compare the step with A x + b g at points that are no multiples of the ones A and b were read from."""
+    count = columns.shape[1]
+    if not np.isfinite(columns).all():
+        raise _NoResponseError("Its step is not a finite number where the gradient is 0.")
+    if _keeps_its_length(step, count):
+        raise _NoResponseError(
+            "Its steps are as long close to the minimum as far from it: it neither converges nor diverges, but ends up"
+            " within about one rate of the minimum, whatever the curvature."
+        )
+    for phase in (0.3, 2.0, 4.1):
+        point = np.cos(phase + 1.7 * np.arange(count))
+        if not np.allclose(step(point), columns @ point, rtol=1e-6, atol=1e-6 * np.abs(columns).max()):
+            raise _NoResponseError(
+                "Its step is not a linear function of weight, momenta and gradient close to the minimum: it has no eigenvalues."
+            )
+
+
+def _keeps_its_length(step: Callable[[Array], Array], count: int) -> bool:
+    gradient = np.eye(count)[-1]
+    far, near = (abs(float(step(gradient * size)[0])) for size in (1.0, 1 / 1024))
+    return near > far / 2 > 0
+
+
+def _diverges(response: Response, curvature: float) -> bool:
+    return response.radius(curvature) > 1 + _ROUNDING
+
+
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """Find where a claim that is false at `low` and true at `high` turns, to twelve digits."""
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return (low + high) / 2
