@@ -22,8 +22,11 @@ class PlanError(ThalwegError):
     """A knob of the plan has a value that cannot be, or a name that does not exist."""
 
 
-class RuleError(PlanError):
-    """An unknown update rule, or a constant of one outside its range."""
+class RuleError(PlanError, ValueError):
+    """An unknown update rule, a constant of one outside its range, or a tensor that no step can be taken on.
+
+    It is a ValueError too, which is what PyTorch's own optimisers raise.
+    """
 
 
 class ScheduleError(PlanError):

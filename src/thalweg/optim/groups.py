@@ -14,6 +14,24 @@ from thalweg.errors import RuleError
 from thalweg.optim.engines.arithmetic import COMPUTE
 from thalweg.rules.rule import Rule
 
+WHOLE = ("clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine")
+"""Options of the whole optimiser: in a group they would have no effect."""
+
+FLAGS = {
+    "foreach": "how a step is calculated is chosen by `engine`",
+    "fused": "how a step is calculated is chosen by `engine`, whose 'cpu' is the fused one",
+    "capturable": "a step waits for the norm of the gradient, which a captured graph cannot",
+    "differentiable": "no gradient flows through a step here",
+}
+"""PyTorch's options that say how to calculate, each with why it cannot be True here."""
+
+
+def refuse_flags(options: Mapping[str, Any]) -> None:
+    """Raise RuleError where one of PyTorch's flags is set; False and None, which are its defaults, change nothing."""
+    for name, why in FLAGS.items():
+        if options.get(name):
+            raise RuleError(f"`{name}` cannot be True here: {why}. Leave it out, or take the class of torch.optim.")
+
 
 def check(name: str, value: object, holds: bool, what: str) -> None:
     """Raise RuleError unless the value is what it must be."""
@@ -38,6 +56,7 @@ def rate(lr: float | Tensor) -> float | Tensor:
     Raises RuleError where it has become NaN or infinite.
     """
     if isinstance(lr, Tensor):
+        check("lr", lr, lr.numel() == 1, "a number or a tensor of one element")
         if lr.device.type != "cpu":
             return lr.detach().reshape(())
         lr = lr.item()
@@ -56,7 +75,12 @@ def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> di
             f"A parameter group has no 'params', only {', '.join(map(repr, group))}. Put its parameters there."
         )
     known = [*defaults, *rule.constants, *rule.grouped, "params", "param_names"]
+    refuse_flags(group)
     for name in group:
+        if name in WHOLE:
+            raise RuleError(
+                f"A parameter group names {name!r}, which belongs to the optimiser: give it beside the groups."
+            )
         if name not in known and not name.endswith(tuple(known)):
             near = get_close_matches(name, known, n=1, cutoff=0.8)
             if near:

@@ -21,7 +21,9 @@ from thalweg.errors import NonFiniteError, RuleError
 from thalweg.optim import groups
 from thalweg.optim.engines import engine as find_engine
 from thalweg.optim.engines.arithmetic import COMPUTE, real
-from thalweg.optim.engines.work import Work
+from thalweg.optim.engines.blocks import EMA
+from thalweg.optim.engines.sound import complaint
+from thalweg.optim.engines.work import Norms, Work
 from thalweg.rules.rule import Rule
 
 MOST_SKIPS = 3
@@ -62,6 +64,9 @@ class Optimizer(torch.optim.Optimizer):
     Arguments:
         params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
             or float16 (calculated, and their state kept, in float32), complex64 or complex128 (as pairs of reals).
+    Under a `torch.amp.GradScaler` the step itself divides by the scale, so clipping and `last` see the gradient as it is
+    without one, and a step that the scaler calls off is recorded in `last` as skipped.
+
         rule: a rule or its name.
         lr: learning rate, a number or a 0-dim tensor, at least 0; read from the group at every step.
         weight_decay: in the rule's own form, at least 0; None: the rule's default.
@@ -74,7 +79,8 @@ class Optimizer(torch.optim.Optimizer):
         on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
         engine: "auto", "cpu" (compiled with Numba; what lies on other devices, has holes in memory or sixteen bits goes by
             "tensors" all the same) or "tensors".
-        constants: the rule's own, by the equation's names or PyTorch's (`betas`).
+        constants: the rule's own, by the equation's names or PyTorch's (`betas`). PyTorch's `foreach`, `fused`, `capturable`
+            and `differentiable` may be None or False, which changes nothing.
 
     Attributes: `last` is the last step's `StepRecord` (None before the first); `measure = True` lets the next step give
     `weight_norms` and `update_norms` too, which costs a copy of the small tensors.
@@ -90,6 +96,10 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
+    _step_supports_amp_scaling = (
+        True  # `GradScaler.step` sets `grad_scale` and `found_inf`, and calls `step` in any case
+    )
+
         rule: str | Rule,
         *,
         lr: float | Tensor,
@@ -106,6 +116,8 @@ class Optimizer(torch.optim.Optimizer):
         self.rule = rules.get(rule)
         groups.check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "above zero")
         groups.check("clip_value", clip_value, clip_value is None or clip_value > 0, "above zero")
+        groups.refuse_flags(constants)
+        constants = {name: value for name, value in constants.items() if name not in groups.FLAGS}
         groups.check("ema", ema, ema is None or 0 < ema < 1, "between 0 and 1")
         groups.check("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
         groups.check("cautious", cautious, isinstance(cautious, bool), "True or False")  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -145,12 +157,16 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step. A closure recomputes the loss, and its value is given back.
 
-        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip".
+        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip"; what a
+        gradient scaler finds counts only once its scale is down to 1, when it is no longer the scale that overflows.
+        RuleError, with nothing moved, where a parameter, its gradient and its state do not fit together (any more).
         """
         if not self._is_watched():
             return self._step(closure)
         return _watched_step(self) if closure is None else _watched_step(self, closure)
 
+        if torch.compiler.is_compiling():
+            return _uncompiled_step(self, closure)
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # torch need not wrap it: it costs as much as a small step
 
     def _is_watched(self) -> bool:
@@ -170,7 +186,7 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 works += self._works(group)
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
-            if self.last.skipped:
+            if self.last.skipped and not self._is_overscaled():
                 self._skip(works, self.last)
         return loss
 
@@ -236,10 +252,22 @@ class Optimizer(torch.optim.Optimizer):
         Raises RuleError, with nothing changed, for options that this rule does not have or constants that cannot be.
         """
         self._refuse_averaged("Loading", "put the average where the weights belong")
-        saved = dict(state_dict)
-        saved["param_groups"] = [self._loadable(group) for group in saved["param_groups"]]
-        super().load_state_dict(saved)
-        self._keep_precision(state_dict)
+        saved: dict[str, Any] = {}
+
+        def take(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            saved.update(given, param_groups=[self._loadable(group) for group in given["param_groups"]])
+            return saved
+
+        # After the person's own hooks, which may have rewritten what is to be loaded, and before those that see it loaded.
+        hooks = (
+            self.register_load_state_dict_pre_hook(take),
+            self.register_load_state_dict_post_hook(lambda _: self._keep_precision(saved), prepend=True),
+        )
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averaged("A copy", "take weights and average for each other")
@@ -310,16 +338,24 @@ class Optimizer(torch.optim.Optimizer):
         return [one for one in (work.of_those(lambda p: p.ndim >= 2), others) if one.parameters]
 
     def _descend(self, works: Sequence[Work]) -> StepRecord:
-        clips = self.clip_value if self.clip_norm is not None else None
-        norms = self._engine.measure(works, self.state, clip_value=clips, ema=self.ema is not None)
+        loss_scale = self._loss_scale() or 1.0
+        clip_value = None if self.clip_value is None else self.clip_value * loss_scale
+        clips = clip_value if self.clip_norm is not None else None
+        try:
+            norms = self._engine.measure(works, self.state, clip_value=clips, ema=self.ema is not None)
+        except (RuntimeError, LookupError, RuleError):
+            self._complain(works)
+            raise
+        if loss_scale != 1.0:
+            norms = _divided(norms, loss_scale)
         each = self._aligned(works, norms.each)
-        if norms.nonfinite:
+        if norms.nonfinite or self._found_inf():
             return StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
         self.skips = 0
         # PyTorch's formula, with its 1e-6, so that results agree.
         scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norms.clipped + 1e-6))
         moves = self._engine.update(
-            self.state, scale=scale, clip_value=self.clip_value, ema=self.ema, record=self.measure
+            self.state, scale=scale / loss_scale, clip_value=clip_value, ema=self.ema, record=self.measure
         )
         if moves is None:
             return StepRecord(norms.total, scale, False, 0, each)
@@ -338,6 +374,30 @@ class Optimizer(torch.optim.Optimizer):
         return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]
 
     def _skip(self, works: Sequence[Work], seen: StepRecord) -> None:
+    def _complain(self, works: Sequence[Work]) -> None:
+        """Raise RuleError, naming the parameter, where one cannot be stepped on as it has become."""
+        for work in works:
+            states = (*work.rule.states(work.constants), EMA)
+            for p, gradient in zip(work.parameters, work.gradients, strict=True):
+                why = complaint(p, gradient, self.state.get(p, {}), states)
+                if why is not None:
+                    raise RuleError(why.format(name=self._names({id(p)})[0]))
+
+    def _loss_scale(self) -> float | None:
+        """Give the scale that the loss was multiplied by, where a gradient scaler leaves it to this step to divide by it."""
+        scale = self.__dict__.get("grad_scale")
+        return None if scale is None else float(scale)
+
+    def _found_inf(self) -> bool:
+        """Whether a gradient scaler calls this step off; it may have seen gradients of other processes too."""
+        found = self.__dict__.get("found_inf")
+        return found is not None and bool(found)
+
+    def _is_overscaled(self) -> bool:
+        """Whether it is for the gradient scaler to cure a step that was skipped, by a smaller scale."""
+        scale = self._loss_scale()
+        return self._found_inf() and (scale is None or scale > 1.0)
+
         self.skips += 1
         if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
             raise NonFiniteError(
@@ -349,13 +409,17 @@ class Optimizer(torch.optim.Optimizer):
     def _where(self, works: Sequence[Work]) -> str:
         """Name the parameters whose gradient is not finite."""
         bad = {id(p) for w in works for p, g in zip(w.parameters, w.gradients, strict=True) if not g.isfinite().all()}
-        found = [
+        found = self._names(bad)
+        return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+
+    def _names(self, ids: set[int]) -> list[str]:
+        """Name the parameters of these ids, in the groups' order."""
+        return [
             group["param_names"][i] if "param_names" in group else f"parameter {i} of group {number}"
             for number, group in enumerate(self.param_groups)
             for i, p in enumerate(group["params"])
-            if id(p) in bad
+            if id(p) in ids
         ]
-        return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
     def _keep_precision(self, state_dict: Mapping[str, Any]) -> None:
         # torch casts state to the parameter's dtype; a running average in sixteen bits would stand still.
@@ -385,9 +449,15 @@ def _exchanged(held: Mapping[Tensor, Tensor]) -> Generator[dict[Tensor, Tensor]]
     done = 0
     try:
         with torch.no_grad():
+_uncompiled_step = torch._disable_dynamo(lambda self, closure: Optimizer.step(self, closure))  # pyright: ignore
             for p in aside:
                 p.copy_(held[p])
             for p, average in swapped:
+def _divided(norms: Norms, scale: float) -> Norms:
+    """Give the norms of gradients that are by so much smaller."""
+    return Norms([n / scale for n in norms.each], norms.total / scale, norms.clipped / scale, norms.nonfinite)
+
+
                 _swap(p, average)
                 done += 1
         yield {p: average if p in aside else p.detach() for p, average in held.items()}

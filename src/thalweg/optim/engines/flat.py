@@ -18,6 +18,7 @@ from torch import Tensor
 from thalweg.optim.engines.arithmetic import on_arrays, real
 from thalweg.optim.engines.blocks import Block, Figures
 from thalweg.optim.engines.move import Move, average_in_place, kept_share, ratio_of
+from thalweg.optim.engines.sound import look_over
 from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import State
 
@@ -48,6 +49,7 @@ class Flat(Block):
     @np.errstate(all="ignore")
     def look(self, gradients: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
         """Lay weights and gradients out, and give each gradient's Euclidean norm."""
+        look_over(self.parameters, gradients)
         _copy([*self.weights, *self.gradients], [*self.parameters, *gradients])
         return self._norms(self.arrays[1], self.gradients)
 

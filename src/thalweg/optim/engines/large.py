@@ -17,6 +17,7 @@ from thalweg.optim.engines.arithmetic import on_arrays, real
 from thalweg.optim.engines.blocks import Block, Figures
 from thalweg.optim.engines.lane import Lane, bare
 from thalweg.optim.engines.move import Move, averaged, kept_share, ratio_of
+from thalweg.optim.engines.sound import look_over
 from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import State
 
@@ -40,6 +41,7 @@ class Large(Block):
     @np.errstate(all="ignore")
     def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Remember the gradient, and give its Euclidean norm."""
+        look_over(self.parameters, gradients)
         self.gradient = real(gradients[0])
         return [_norm(self.gradient)]
 

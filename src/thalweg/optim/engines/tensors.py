@@ -17,9 +17,11 @@ from torch import Tensor
 from thalweg.optim.engines.arithmetic import count_nonfinite, exact_norm, real
 from thalweg.optim.engines.blocks import EMA, Figures, standing
 from thalweg.optim.engines.flat import Flat
+from thalweg.optim.engines.foreign import Foreign
 from thalweg.optim.engines.fused import Fused
 from thalweg.optim.engines.large import Large
 from thalweg.optim.engines.move import Move, share_of_newest
+from thalweg.optim.engines.sound import PLAIN, check
 from thalweg.optim.engines.whole import Whole
 from thalweg.optim.engines.work import Moves, Norms, StateOf, Work
 from thalweg.rules.rule import Rule, State
@@ -30,7 +32,7 @@ SMALL = 1 << 15
 _UNDERFLOW = 1e-15
 """Squares of gradients below this may have vanished in float32."""
 
-AnyBlock = Flat | Large | Fused | Whole
+AnyBlock = Flat | Large | Fused | Whole | Foreign
 
 Cut = list[tuple[AnyBlock, list[int]]]
 """Blocks, each with its parameters' places in the work."""
@@ -96,8 +98,12 @@ class TensorEngine:
         same, self._entries = entries == self._entries, entries
         for i, merged in enumerate(_merged(works)):
             work = merged.work
-            states = (*work.rule.states(work.constants), *((EMA,) if ema else ()))
-            cut = self._cut_before(i, work, states)
+            before, states, cut = self._cuts[i] if i < len(self._cuts) else (None, (), None)
+            if before is None or cut is None or before.constants is not work.constants or (EMA in states) is not ema:
+                states = (*work.rule.states(work.constants), *((EMA,) if ema else ()))
+                cut = self._cut_before(work, states)
+            elif not _are_of_the_same(before, work):
+                cut = self._cut_before(work, states)
             if cut is None or not all(block.fits(state, same) for block, _ in cut):
                 cut = self._cut_anew(work, states, state)
             cuts.append((work, states, cut))
@@ -110,11 +116,10 @@ class TensorEngine:
         self._cuts = cuts
         return shares
 
-    def _cut_before(self, place: int, work: Work, states: tuple[State, ...]) -> Cut | None:
+    def _cut_before(self, work: Work, states: tuple[State, ...]) -> Cut | None:
         """Give the last step's blocks of the same weights under the same rule."""
-        for before, old, cut in (*self._cuts[place : place + 1], *self._cuts):
-            alike = before.rule is work.rule and old == states and len(before.parameters) == len(work.parameters)
-            if alike and all(map(is_, before.parameters, work.parameters)):
+        for before, old, cut in self._cuts:
+            if old == states and _are_of_the_same(before, work):
                 return cut
         return None
 
@@ -122,28 +127,37 @@ class TensorEngine:
         """Give the kind of block for a parameter."""
         if rule.is_matrix:
             return Whole
+        if type(parameter) not in PLAIN:
+            return Foreign
         return Flat if 0 < parameter.numel() < SMALL else Large
 
     def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf) -> Cut:
         """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
-        old = {(block.states, *map(id, block.parameters)): block for _, _, cut in self._cuts for block, _ in cut}
+        old = {(block.rule, block.states, *map(id, block.parameters)): block for _, _, cut in self._cuts for block, _ in cut}
         lent = {id(t): t for block in old.values() if isinstance(block, Fused) for held in block.held for _, t in held}
         gathered: dict[tuple[Any, ...], list[int]] = {}
         for i, parameter in enumerate(work.parameters):
+            check(parameter, work.gradients[i], state.get(parameter, {}), states)
             kind = self._kind(parameter, work.rule)
-            far = standing(state.get(parameter, {}), work.rule.carried)
-            key = (kind, i) if kind in (Large, Whole) else (kind, parameter.device, parameter.dtype, far)
+            far = standing(state.get(parameter, {}), work.rule)
+            key = (kind, parameter.device, parameter.dtype, far) if kind in (Flat, Fused) else (kind, i)
             gathered.setdefault(key, []).append(i)
         cut: Cut = []
         for key, members in gathered.items():
             parameters = [work.parameters[i] for i in members]
-            block = old.get((tuple(states), *map(id, parameters)))
+            block = old.get((work.rule, tuple(states), *map(id, parameters)))
             if block is None or not block.fits(state):
                 block = key[0](parameters, states, work)
                 if isinstance(block, Fused):
                     block.lent = lent
             cut.append((block, members))
         return cut
+
+
+def _are_of_the_same(one: Work, other: Work) -> bool:
+    """Tell whether two works are of the same weights under the same rule."""
+    same = one.rule is other.rule and len(one.parameters) == len(other.parameters)
+    return same and all(map(is_, one.parameters, other.parameters))
 
 
 @dataclass(slots=True)
@@ -187,7 +201,7 @@ def _numbers_of(shares: Sequence[Share], scale: float, clip_value: float | None)
     for share in shares:
         work, block = share.work, share.block
         if work.rule.sums is None:
-            found.append(work.rule.numbers(block.taken + 1, block.carried_numbers(), work.constants, work.lr))
+            found.append(work.rule.numbers(block.coming, block.carried_numbers(), work.constants, work.lr))
         elif len(found) and shares[len(found) - 1].work is work:
             found.append(found[-1])
         else:
@@ -197,7 +211,7 @@ def _numbers_of(shares: Sequence[Share], scale: float, clip_value: float | None)
 
 def _decided(shares: Sequence[Share], scale: float, clip_value: float | None) -> Mapping[str, Any]:
     work, lead = shares[0].work, max((share.block for share in shares), key=lambda block: block.taken)
-    numbers = work.rule.numbers(lead.taken + 1, lead.carried_numbers(), work.constants, work.lr)
+    numbers = work.rule.numbers(lead.coming, lead.carried_numbers(), work.constants, work.lr)
     move = Move(work, numbers, scale, clip_value)
     each = [s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, Whole)]
     assert work.rule.decide is not None

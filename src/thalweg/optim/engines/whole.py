@@ -10,6 +10,7 @@ from torch import Tensor
 
 from thalweg.optim.engines.blocks import Block, Figures
 from thalweg.optim.engines.move import Move, averaged, kept_share
+from thalweg.optim.engines.sound import look_over
 from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import State
 
@@ -29,6 +30,7 @@ class Whole(Block):
 
     def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Remember the gradient, and give its Euclidean norm."""
+        look_over(self.parameters, gradients)
         self.gradient = gradients[0]
         return [_norm(gradients[0])]
 

@@ -1,0 +1,53 @@
+"""A tensor that stands for memory elsewhere: sharded over processes (`DTensor`), wrapped, or of a type nobody here knows.
+
+Its operations are its own, so the equation runs on it as a whole and nothing reads its address; a norm or a sum over a sharded
+tensor is that of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from thalweg.optim.engines.arithmetic import real
+from thalweg.optim.engines.blocks import Figures
+from thalweg.optim.engines.large import Large
+from thalweg.optim.engines.move import Move
+
+
+class Foreign(Large):
+    """The block of one such tensor."""
+
+    def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Remember the gradient, and give its Euclidean norm."""
+        return [*map(_joined, super().look(gradients))]
+
+    def clipped_norms(self, clip_value: float) -> Sequence[Tensor]:
+        """Give the norm of the gradient as clipping its entries would leave it."""
+        return [*map(_joined, super().clipped_norms(clip_value))]
+
+    def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
+        """Give what the rule adds up over all weights."""
+        return [*map(_joined, super().totals(move, decays))]
+
+    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
+        """Move the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
+        figures = super().update(move, decays)
+        if figures is None:
+            return None
+        weights, updates, ratios = ([*map(_joined, figure)] for figure in figures)
+        return weights, updates, ratios
+
+    def _pieces(self) -> list[tuple[Tensor, ...]]:
+        assert self.gradient is not None
+        return [(real(self.parameters[0].detach()), self.gradient, *self.flats)]
+
+    def _lent(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
+        return tensors
+
+
+def _joined(value: Any) -> Any:
+    """Give a number of a sharded tensor as every process is to have it."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
