@@ -20,10 +20,10 @@ def rule_names(folder: Path) -> list[str]:
 
 def with_rules(text: str, names: list[str]) -> str:
     """Give `rules/__init__.py` with its imports and table for these rules."""
-    imports = "".join(f"from thalweg.rules.{name} import {name}\n" for name in names)
+    parts = {**{name: name for name in names}, "rule": "Range, Rule, State, rule"}
+    imports = "".join(f"from thalweg.rules.{name} import {parts[name]}\n" for name in sorted(parts))
     table = "".join(f'    "{name}": {name},\n' for name in names)
-    text = re.sub(r"(?:from thalweg\.rules\.(?!rule\b|maths\b)\w+ import \w+\n)+", "", text)
-    text = text.replace("from thalweg.rules.rule import", imports + "from thalweg.rules.rule import", 1)
+    text = re.sub(r"(?:from thalweg\.rules\.\w+ import [\w, ]+\n)+", lambda _: imports, text, count=1)
     return re.sub(r"(RULES: dict\[str, Rule\] = \{\n).*?\}", rf"\g<1>{table}}}", text, flags=re.DOTALL)
 
 

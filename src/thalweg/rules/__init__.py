@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 from thalweg.errors import RuleError, nearest
 from thalweg.rules.adadelta import adadelta
+from thalweg.rules.adafactor import adafactor
 from thalweg.rules.adagrad import adagrad
 from thalweg.rules.adam import adam
 from thalweg.rules.adamax import adamax
@@ -17,13 +18,18 @@ from thalweg.rules.adamw import adamw
 from thalweg.rules.gradient_descent import gradient_descent
 from thalweg.rules.lion import lion
 from thalweg.rules.momentum import momentum
+from thalweg.rules.muon import muon
 from thalweg.rules.nesterov import nesterov
+from thalweg.rules.prodigy import prodigy
 from thalweg.rules.radam import radam
 from thalweg.rules.rmsprop import rmsprop
 from thalweg.rules.rule import Range, Rule, State, rule
+from thalweg.rules.schedule_free_adamw import schedule_free_adamw
+from thalweg.rules.schedule_free_sgd import schedule_free_sgd
 
 RULES: dict[str, Rule] = {
     "adadelta": adadelta,
+    "adafactor": adafactor,
     "adagrad": adagrad,
     "adam": adam,
     "adamax": adamax,
@@ -31,9 +37,13 @@ RULES: dict[str, Rule] = {
     "gradient_descent": gradient_descent,
     "lion": lion,
     "momentum": momentum,
+    "muon": muon,
     "nesterov": nesterov,
+    "prodigy": prodigy,
     "radam": radam,
     "rmsprop": rmsprop,
+    "schedule_free_adamw": schedule_free_adamw,
+    "schedule_free_sgd": schedule_free_sgd,
 }
 
 __all__ = ["RULES", "Range", "Rule", "State", "get", "names", "rule"]

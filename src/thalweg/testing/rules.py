@@ -118,28 +118,35 @@ def it_climbs_as_it_descends(rule: Rule, constants: Constants) -> None:
 
 
 def it_gives_the_same_bits_gathered_or_alone(rule: Rule, constants: Constants) -> None:
-    """Small tensors in one block and the same numbers in one large tensor move alike, in float64."""
+    """Small tensors in one block and the same numbers in one large tensor move alike, in float64.
+
+    What a rule sums up over all weights may differ in the last bits, so such a rule need only come close.
+    """
     large = 40_000
     torch_random = torch.Generator().manual_seed(5)
     start = torch.randn(large, dtype=torch.float64, generator=torch_random)
     slope = torch.randn(large, dtype=torch.float64, generator=torch_random)
     alone, gathered = [start.clone()], list(start.clone().split(1000))
     for weights, slopes in ((alone, [slope]), (gathered, list(slope.split(1000)))):
-        optimizer = Optimizer(weights, rule, lr=0.01, weight_decay=0.1, ema=0.9, clip_value=1.5, **constants)
+        averaged = _averaged(rule)
+        optimizer = Optimizer(weights, rule, lr=0.01, weight_decay=0.1, clip_value=1.5, **averaged, **constants)
         for _ in range(3):
             for w, s in zip(weights, slopes, strict=True):
                 w.grad = s * w
             optimizer.step()
-    assert torch.equal(alone[0], torch.cat(gathered)), "a block's bits differ from a lone tensor's"
+    if rule.sums is None:
+        assert torch.equal(alone[0], torch.cat(gathered)), "a block's bits differ from a lone tensor's"
+    else:  # sums over blocks are rounded block by block
+        torch.testing.assert_close(alone[0], torch.cat(gathered), rtol=1e-9, atol=1e-12)
 
 
 def it_continues_from_its_state_dict(rule: Rule, constants: Constants) -> None:
     """Saved, loaded into a new optimiser and continued, it gives the bits of the uninterrupted descent."""
-    (straight,) = _descended(rule, constants, steps=9, ema=0.9)
+    (straight,) = _descended(rule, constants, steps=9, **_averaged(rule))
     weights = _starts()
-    first = _optimizer(rule, constants, weights, ema=0.9)
+    first = _optimizer(rule, constants, weights, **_averaged(rule))
     _descend(first, weights, 4)
-    second = _optimizer(rule, constants, weights, ema=0.9)
+    second = _optimizer(rule, constants, weights, **_averaged(rule))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     _descend(second, weights, 5)
     assert torch.equal(straight, weights[0]), "a loaded state does not continue bit for bit"
@@ -209,6 +216,11 @@ def _values(rows: int, columns: int) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def _starts() -> list[Tensor]:
     return [torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)]
+
+
+def _averaged(rule: Rule) -> dict[str, Any]:
+    """Turn an EMA on, unless the rule averages the weights itself."""
+    return {"ema": 0.9} if rule.average is None else {}
 
 
 def _optimizer(rule: Rule, constants: Constants, weights: list[Tensor], **options: Any) -> Optimizer:
