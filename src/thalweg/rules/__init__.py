@@ -30,6 +30,7 @@ from thalweg.rules.schedule_free_sgd import schedule_free_sgd
 RULES: dict[str, Rule] = {
     "adadelta": adadelta,
     "adafactor": adafactor,
+    "adafactor": adafactor,
     "adagrad": adagrad,
     "adam": adam,
     "adamax": adamax,
@@ -37,6 +38,7 @@ RULES: dict[str, Rule] = {
     "gradient_descent": gradient_descent,
     "lion": lion,
     "momentum": momentum,
+    "muon": muon,
     "muon": muon,
     "nesterov": nesterov,
     "prodigy": prodigy,

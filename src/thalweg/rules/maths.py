@@ -62,3 +62,48 @@ def power(x: Any, exponent: float) -> Any:
         return math.pow(x, exponent)
     except ValueError:
         return math.nan if x != 0 else math.inf
+
+
+# What follows is for equations of whole tensors (`matrix_rule`).
+
+
+@singledispatch
+def norm(x: Any) -> Any:
+    """Euclidean norm of all entries.
+
+    >>> norm(-3.0)
+    3.0
+    """
+    return abs(x)
+
+
+@singledispatch
+def lerp(x: Any, y: Any, share: float) -> Any:
+    """Go from `x` a share of the way to `y`: `(1 - share) x + share y`.
+
+    >>> lerp(0.0, 8.0, 0.25)
+    2.0
+    """
+    return x + share * (y - x)
+
+
+@singledispatch
+def gemm(x: Any, y: Any, z: Any, a: float, c: float) -> Any:
+    """Give `a x + c y z`, where y z is a product of matrices, in one sweep where the engine can."""
+    return a * x + c * (y @ z)
+
+
+@singledispatch
+def half(x: Any) -> Any:
+    """Round to bfloat16, eight bits of precision, where there is such a thing; else as it is."""
+    return x
+
+
+@singledispatch
+def add(x: Any, y: Any, c: float) -> Any:
+    """Give `x + c y` in the precision of `x`, rounded once where the engine can.
+
+    >>> add(1.0, 2.0, -0.25)
+    0.5
+    """
+    return x + c * y

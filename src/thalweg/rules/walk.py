@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.rules.rule import DECAY, Rule
+from thalweg.rules.rule import DECAY, Rule, State
 
 
 class Walk:
@@ -13,7 +13,7 @@ class Walk:
 
     `w` is a number or anything that calculates (an array: each of its elements is a weight); `state` are the rule's states in
     their order, those that the constants switch off as 0; `numbers` what it carries from step to step. Weight decay is that of
-    the rule's own form. Slow, and obviously the equation.
+    the rule's own form. A rule of matrices leaves what is none to its `rest`. Slow, and obviously the equation.
 
     >>> from thalweg.rules.momentum import momentum
     >>> walk = Walk(momentum, 1.0, lr=0.1)
@@ -30,12 +30,17 @@ class Walk:
         weight_decay: float = 0.0,
         constants: Mapping[str, Any] | None = None,
     ) -> None:
+        matrix = getattr(w, "ndim", 0) >= 2
+        if rule.rest is not None and not matrix:
+            rule = rule.rest
         self.rule, self.w, self.weight_decay = rule, w, weight_decay
         self.lr = rule.learning_rate if lr is None else lr
         self.constants = rule.complete(constants or {})
         kept = rule.states(self.constants)
-        starts = [state.begin(self.constants) if state in kept else 0.0 for state in rule.state]
-        self.state: list[Any] = [w if start == "weights" else 0.0 * w + start for start in starts]
+        self.state: list[Any] = [
+            _start(state, w, state.begin(self.constants)) if state in kept and state.is_kept(matrix) else 0.0
+            for state in rule.state
+        ]
         self.numbers = rule.begin(self.constants)
         self.taken = 0
 
@@ -55,6 +60,11 @@ class Walk:
         self.w, *self.state = moved if isinstance(moved, tuple) else (moved,)
         self.numbers = {name: numbers[name] for name in rule.carried}
         return self.w
+
+
+def _start(state: State, w: Any, start: float | str) -> Any:
+    shaped = w if state.shape == "weights" else w[..., :1] if state.shape == "rows" else w[..., :1, :]
+    return shaped if start == "weights" else 0.0 * shaped + start
 
 
 def _total(value: Any) -> float:

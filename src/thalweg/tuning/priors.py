@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from thalweg import rules
 from thalweg.records.plan import Evidence
 from thalweg.rules import Rule
@@ -25,11 +27,11 @@ def is_adaptive(rule: str) -> bool:
 
 def _reach(rule: Rule, gradient: float, steps: int = 10) -> float:
     """Give how far a weight moves in the last of some steps under one and the same gradient."""
-    walk, before = Walk(rule, 0.0, lr=1.0), 0.0
+    walk, before = Walk(rule, np.zeros((1, 1)) if rule.is_matrix else 0.0, lr=1.0), 0.0
     for _ in range(steps):
         before = walk.w
-        walk.step(gradient)
-    return abs(walk.w - before)
+        walk.step(gradient + 0.0 * walk.w)
+    return float(np.max(abs(walk.w - before)))
 
 
 def rate_range(rule: str) -> tuple[float, float]:

@@ -27,16 +27,33 @@ def _tensor_maximum(x: Tensor, y: Any) -> Tensor:
     return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp_min(y)
 
 
+def _tensor_add(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
+    return x + c * y.to(x.dtype) if isinstance(c, Tensor) else torch.add(x, y, alpha=c)
+
+
+def _tensor_norm(x: Tensor) -> Tensor:
+    # Squares of finite float32 numbers overflow from 1.8e19 on, in float64 they do not.
+    wide = torch.float64 if x.dtype is torch.float32 and x.device.type != "mps" else None
+    return torch.linalg.vector_norm(x, dtype=wide).to(x.dtype)
+
+
 maths.sqrt.register(Tensor, torch.sqrt)
 maths.sign.register(Tensor, torch.sign)
 maths.power.register(Tensor, torch.pow)
 maths.maximum.register(Tensor, _tensor_maximum)
+
+maths.norm.register(Tensor, _tensor_norm)
+maths.lerp.register(Tensor, torch.lerp)
+maths.gemm.register(Tensor, lambda x, y, z, a, c: torch.addmm(x, y, z, beta=a, alpha=c))
+maths.half.register(Tensor, Tensor.bfloat16)
+maths.add.register(Tensor, _tensor_add)
 
 maths.sqrt.register(np.ndarray, np.sqrt)
 maths.sign.register(np.ndarray, np.sign)
 maths.power.register(np.ndarray, np.power)
 maths.where.register(np.ndarray, np.where)
 maths.maximum.register(np.ndarray, np.maximum)
+maths.norm.register(np.ndarray, lambda x: np.linalg.norm(x.ravel()))
 
 
 def on_arrays(device: torch.device) -> bool:

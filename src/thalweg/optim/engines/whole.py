@@ -20,7 +20,7 @@ class Whole(Block):
 
     def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
         (parameter,) = parameters
-        kept = [s for s in states if s.only is None or (s.only == "matrices") == (parameter.ndim >= 2)]
+        kept = [s for s in states if s.is_kept(parameter.ndim >= 2)]
         super().__init__(parameters, states, work)
         self.present = [s in kept for s in states]
         self.flats = [_empty(s, parameter, self.compute) for s in kept]

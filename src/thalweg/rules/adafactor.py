@@ -1,0 +1,74 @@
+"""Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights.
+
+    share   = t^beta2_decay                                           1 - beta2 at step t: all at first, ever less
+    row    <- (1 - share) row + share mean of g² along each row       matrices
+    column <- (1 - share) column + share mean of g² down each column  matrices
+    v       = row column / mean(row)                                  matrices; of vectors the running mean of g² itself
+    u       = g / max(sqrt(v), eps1)
+    w      <- (1 - lr weight_decay) w - min(lr, 1 / sqrt(t)) max(eps2, RMS(w)) u / max(1, RMS(u) / d)
+
+So `lr` is a share of the weights' own size. A matrix of r rows and c columns keeps r + c numbers; of more than two dimensions the
+last two are factored.
+
+Source: Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4, with PyTorch's place of eps1 (the paper adds it, 1e-30, to g²), its
+`lr` in place of the paper's 0.01, and its decoupled weight decay. PyTorch's eps1 is None, the step of the weights' dtype at 1;
+here it is a number, float32's, whatever the weights are, and a None that PyTorch saved is read as this default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from thalweg.rules.maths import lerp, maximum, norm, sqrt
+from thalweg.rules.rule import matrix_rule
+
+
+def schedule(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Give the share of the newest square, and the longest relative step."""
+    return {"share": float(step) ** numbers["beta2_decay"], "longest": min(numbers["lr"], step**-0.5)}
+
+
+@matrix_rule(
+    state={
+        "row": ("row_var", "zeros", None, "rows", "matrices"),
+        "column": ("col_var", "zeros", None, "columns", "matrices"),
+        "v": ("variance", "zeros", None, "weights", "vectors"),
+    },
+    ranges={"beta2_decay": "(-inf, 0]", "eps1": "(0, inf)", "eps2": "[0, inf)", "d": "[1, inf)"},
+    scalars=schedule,
+    grouped={"eps": ("eps1", "eps2")},
+    source="Shazeer & Stern 2018, arXiv:1804.04235",
+)
+def adafactor(
+    w: Any,
+    g: Any,
+    row: Any,
+    column: Any,
+    v: Any,
+    *,
+    lr: float = 1e-2,
+    beta2_decay: float = -0.8,
+    eps1: float = 2.0**-23,
+    eps2: float = 1e-3,
+    d: float = 1.0,
+    weight_decay: float = 0.0,
+    share: float,
+    longest: float,
+) -> tuple[Any, Any, Any, Any]:
+    """Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights."""
+    if w.ndim < 2:
+        square = v = lerp(v, g * g, share)
+    else:
+        row = lerp(row, (g * g).mean(-1, keepdims=True), share)
+        column = lerp(column, (g * g).mean(-2, keepdims=True), share)
+        square = (row / maximum(row.mean(-2, keepdims=True), eps1)) @ column
+    u = g / sqrt(maximum(square, eps1 * eps1))
+    length = longest * maximum(rms(w), eps2) / maximum(rms(u) / d, 1.0)
+    return (1 - lr * weight_decay) * w - length * u, row, column, v
+
+
+def rms(x: Any) -> Any:
+    """Root mean square of all entries."""
+    return norm(x) / math.sqrt(math.prod(x.shape))
