@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from thalweg.optim.engines.work import Work
@@ -30,11 +30,12 @@ class Move:
     clip_value: float | None = None
     share: float | None = None
     record: bool = False
-    there: list[bool] = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def there(self) -> list[bool]:
+        """Which of the rule's states the constants leave in being."""
         constants = self.work.constants
-        self.there = [not s.when or bool(constants[s.when]) for s in self.work.rule.state]
+        return [not s.when or bool(constants[s.when]) for s in self.work.rule.state]
 
     def gradient(self, w: Any, g: Any, decay: Any) -> Any:
         """Give the gradient that the equation sees: clipped, scaled, turned where the rule climbs, with coupled decay."""
