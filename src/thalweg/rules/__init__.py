@@ -30,7 +30,6 @@ from thalweg.rules.schedule_free_sgd import schedule_free_sgd
 RULES: dict[str, Rule] = {
     "adadelta": adadelta,
     "adafactor": adafactor,
-    "adafactor": adafactor,
     "adagrad": adagrad,
     "adam": adam,
     "adamax": adamax,
@@ -38,7 +37,6 @@ RULES: dict[str, Rule] = {
     "gradient_descent": gradient_descent,
     "lion": lion,
     "momentum": momentum,
-    "muon": muon,
     "muon": muon,
     "nesterov": nesterov,
     "prodigy": prodigy,
