@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import COMPUTE, Array
+from thalweg.optim.engines.arithmetic import COMPUTE, Array, real
 from thalweg.optim.engines.work import StateOf, Work
-from thalweg.rules.rule import State
+from thalweg.rules.rule import Rule, State
 
 EMA = State("ema", "ema", "weights")
 
@@ -46,7 +46,9 @@ class Block:
         self.dtype = parameters[0].dtype
         self.compute = COMPUTE[self.dtype]
         self.faces = [*map(FACE, parameters)]
+        self.rule = work.rule
         self.taken = 0
+        self.begun = False  # whether a step of the rule lies behind, which its state tells
         counts = work.rule.counts_steps or self.averages
         self.steps: Array | None = np.zeros(len(parameters), np.float32) if counts else None
         # Numbers that the rule carries from step to step, a column a parameter, all columns alike.
@@ -95,6 +97,7 @@ class Block:
         if self.owned:
             return
         self.owned = True
+        self.begun = has_begun(state.get(self.parameters[0], {}), self.states)
         for i, (parameter, held) in enumerate(zip(self.parameters, self.held, strict=True)):
             entry = state.setdefault(parameter, {})
             for key, tensor in held:
@@ -112,10 +115,16 @@ class Block:
     def advance(self, numbers: Mapping[str, Any]) -> None:
         """Count the step just taken, and carry what it carries."""
         self.taken += 1
+        self.begun = True
         if self.steps is not None:
             self.steps.fill(self.taken)
         if self.carried_names:
             self.numbers[:] = [float(numbers[name]) for name in self.carried_names]
+
+    @property
+    def coming(self) -> int:
+        """The number of the step to come: 1, 2, 3 …; of a rule that counts none, 1 and then always 2."""
+        return self.taken + 1 if self.rule.counts_steps else 1 + self.begun
 
     def carried_numbers(self) -> dict[str, float]:
         """Give the numbers carried so far."""
@@ -139,9 +148,16 @@ def steps_taken(entry: Mapping[str, Any]) -> int:
     return 0 if value is None else int(value)
 
 
-def standing(entry: Mapping[str, Any], names: Iterable[str]) -> tuple[float, ...]:
-    """Read how far on a parameter's state is: its step count and the numbers carried."""
-    return steps_taken(entry), *(float(entry[name]) if name in entry else math.nan for name in names)
+def has_begun(entry: Mapping[str, Any], states: Iterable[State]) -> bool:
+    """Tell whether a parameter has state of a rule, so that the rule's first step is behind."""
+    return any(entry.get(state.key) is not None for state in states if state is not EMA)
+
+
+def standing(entry: Mapping[str, Any], rule: Rule) -> tuple[float, ...]:
+    """Read how far on a parameter's state is: its step count, or whether it has begun, and the numbers carried."""
+    begun = not rule.counts_steps and rule.scalars is not None and has_begun(entry, rule.state)
+    carried = (float(entry[name]) if name in entry else math.nan for name in rule.carried)
+    return steps_taken(entry), begun, *carried
 
 
 def start(tensor: Tensor, found: Any, begin: float | str, parameter: Tensor) -> None:
@@ -153,4 +169,4 @@ def start(tensor: Tensor, found: Any, begin: float | str, parameter: Tensor) -> 
     elif isinstance(begin, str):
         tensor.copy_(parameter)
     else:
-        tensor.fill_(begin)
+        real(tensor).fill_(begin)

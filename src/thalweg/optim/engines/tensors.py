@@ -133,7 +133,8 @@ class TensorEngine:
 
     def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf) -> Cut:
         """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
-        old = {(block.rule, block.states, *map(id, block.parameters)): block for _, _, cut in self._cuts for block, _ in cut}
+        before = [block for _, _, cut in self._cuts for block, _ in cut]
+        old = {(block.rule, block.states, *map(id, block.parameters)): block for block in before}
         lent = {id(t): t for block in old.values() if isinstance(block, Fused) for held in block.held for _, t in held}
         gathered: dict[tuple[Any, ...], list[int]] = {}
         for i, parameter in enumerate(work.parameters):
