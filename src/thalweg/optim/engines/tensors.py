@@ -53,6 +53,7 @@ class TensorEngine:
 
     def __init__(self) -> None:
         self._cuts: list[tuple[Work, tuple[State, ...], Cut]] = []
+        self._before: Before | None = None
         self._entries: list[int] = []
         self._shares: list[Share] = []
 
@@ -85,35 +86,40 @@ class TensorEngine:
             block.advance(numbers)
             if moved is not None:
                 moves.append(moved)
+        self._let_go()
         if not record:
             return None
         count = sum(len(share.members) for share in shares)
         return Moves(*(_stacked(norms, shares, count) for norms in zip(*moves, strict=True)))
 
+    def _let_go(self) -> None:
+        """Keep no gradient alive from one step to the next."""
+        if self._before is not None:
+            for work in (*self._before.works, *(one.work for one in self._before.merged)):
+                work.gradients = []
+
     def _share_out(self, works: Sequence[Work], state: StateOf, ema: bool) -> list[Share]:
         """Give every block its share; blocks stay as long as they fit, and are cut anew where parameters come or go."""
-        shares: list[Share] = []
-        cuts: list[tuple[Work, tuple[State, ...], Cut]] = []
         entries = [*map(id, state.values())]
         same, self._entries = entries == self._entries, entries
-        for i, merged in enumerate(_merged(works)):
-            work = merged.work
-            before, states, cut = self._cuts[i] if i < len(self._cuts) else (None, (), None)
-            if before is None or cut is None or before.constants is not work.constants or (EMA in states) is not ema:
-                states = (*work.rule.states(work.constants), *((EMA,) if ema else ()))
-                cut = self._cut_before(work, states)
-            elif not _are_of_the_same(before, work):
-                cut = self._cut_before(work, states)
+        before = self._before
+        if before is not None and before.ema is ema and _are_as_before(works, before.works):
+            before.renew(works)
+            if all(share.block.fits(state, same) for share in before.shares):
+                return before.shares
+        shares: list[Share] = []
+        cuts: list[tuple[Work, tuple[State, ...], Cut]] = []
+        merged = _merged(works)
+        for one in merged:
+            states = (*one.work.rule.states(one.work.constants), *((EMA,) if ema else ()))
+            cut = self._cut_before(one.work, states)
             if cut is None or not all(block.fits(state, same) for block, _ in cut):
-                cut = self._cut_anew(work, states, state)
-            cuts.append((work, states, cut))
+                cut = self._cut_anew(one.work, states, state)
+            cuts.append((one.work, states, cut))
             for block, places in cut:
-                if len(cut) == 1:
-                    shares.append(Share(block, work, merged.members, merged.decays))
-                else:
-                    members = [merged.members[place] for place in places]
-                    shares.append(Share(block, work, members, [merged.decays[place] for place in places]))
-        self._cuts = cuts
+                members = one.members if len(cut) == 1 else [one.members[place] for place in places]
+                shares.append(Share(block, one.work, members, [one.decays[place] for place in places]))
+        self._cuts, self._before = cuts, Before(works, ema, merged, shares)
         return shares
 
     def _cut_before(self, work: Work, states: tuple[State, ...]) -> Cut | None:
@@ -166,8 +172,9 @@ class Merged:
     """Works that one evaluation can serve: `members` are the parameters' places among all of the step's."""
 
     work: Work
-    decays: Sequence[float]
-    members: Sequence[int]
+    decays: list[float]
+    members: list[int]
+    sources: list[int]
 
 
 def _merged(works: Sequence[Work]) -> list[Merged]:
@@ -175,25 +182,55 @@ def _merged(works: Sequence[Work]) -> list[Merged]:
 
     An evaluation of the equation costs the same few dozen calls, however few the weights, so fewer evaluations are faster.
     """
-    if len(works) == 1:
-        count = len(works[0].parameters)
-        return [Merged(works[0], [works[0].decay] * count, range(count))]
     together: dict[tuple[Any, ...], Merged] = {}
     place = 0
-    for work in works:
+    for i, work in enumerate(works):
         count = len(work.parameters)
         key = (work.rule, work.lr, work.maximize, work.cautious, *work.constants.values())
-        decays, members = [work.decay] * count, list(range(place, place + count))
+        one = together.setdefault(key, Merged(replace(work, parameters=[], gradients=[]), [], [], []))
+        one.work.parameters += work.parameters
+        one.work.gradients += work.gradients
+        one.decays += [work.decay] * count
+        one.members += range(place, place + count)
+        one.sources.append(i)
         place += count
-        before = together.get(key)
-        if before is None:
-            together[key] = Merged(work, decays, members)
-            continue
-        one = before.work
-        parameters, gradients = one.parameters + work.parameters, one.gradients + work.gradients
-        merged = replace(one, parameters=parameters, gradients=gradients)
-        together[key] = Merged(merged, [*before.decays, *decays], [*before.members, *members])
     return list(together.values())
+
+
+@dataclass(slots=True)
+class Before:
+    """The last step's works, and how they were shared out; good for the next one while nothing but numbers changes."""
+
+    works: Sequence[Work]
+    ema: bool
+    merged: Sequence[Merged]
+    shares: list[Share]
+
+    def renew(self, works: Sequence[Work]) -> None:
+        """Put a step's own gradients and rates in the place of the last one's."""
+        self.works = works
+        for one in self.merged:
+            parts = [works[source] for source in one.sources]
+            one.work.lr = parts[0].lr
+            one.work.gradients = (
+                parts[0].gradients if len(parts) == 1 else [g for part in parts for g in part.gradients]
+            )
+
+
+def _are_as_before(works: Sequence[Work], before: Sequence[Work]) -> bool:
+    """Tell whether works are those of the last step but for gradients and rates, and group alike."""
+    if len(works) != len(before):
+        return False
+    for work, old in zip(works, before, strict=True):
+        alike = work.constants is old.constants and work.decay == old.decay and work.maximize is old.maximize
+        if not alike or work.cautious is not old.cautious or not _are_of_the_same(work, old):
+            return False
+    if len(works) == 1:
+        return True
+    rates, rates_before = ([work.lr for work in some] for some in (works, before))
+    if any(isinstance(rate, Tensor) for rate in (*rates, *rates_before)):
+        return False
+    return [*map(rates.index, rates)] == [*map(rates_before.index, rates_before)]
 
 
 def _numbers_of(shares: Sequence[Share], scale: float, clip_value: float | None) -> list[Mapping[str, Any]]:
