@@ -90,6 +90,7 @@ def grow(sums: Sequence[float], numbers: Mapping[str, Any]) -> dict[str, float]:
     carried={"d": "d0", "d_max": "d0", "d_numerator": 0.0},
     grouped={"betas": ("beta1", "beta2")},
     decoupled="decouple",
+    finds_rate=True,
     source="Mishchenko & Defazio 2023, arXiv:2306.06101",
 )
 def prodigy(

@@ -98,6 +98,7 @@ class Rule:
     - `sums(w, g, *state, lr=…, …)`: an equation like the rule's own, of which each result is added up over all weights of a
       group, before they move; `decide(sums, numbers)` makes scalars (and carried numbers) of the totals.
     - `average(w, *state, **constants)`: the weights to judge by, where the rule descends at others (`Optimizer.averaged`).
+    - `finds_rate`: the rule finds its own learning rate, which `lr` only multiplies: it stays at 1.
     - `second_moment`: the expression, in the equation's names, of the mean square that divides the gradient, if one does.
     - `rest`: of a matrix rule, the rule for whatever is no matrix.
     - `takes_decay`: the equation takes `weight_decay` itself (decoupled); otherwise the engine adds `weight_decay * w` to the
@@ -130,6 +131,7 @@ class Rule:
     sums: Callable[..., Any] | None = None
     decide: Decide | None = None
     average: Callable[..., Any] | None = None
+    finds_rate: bool = False
     second_moment: str | None = None
     is_matrix: bool = False
     rest: Rule | None = None
@@ -283,6 +285,7 @@ def rule(
     sums: Callable[..., Any] | None = None,
     decide: Decide | None = None,
     average: Callable[..., Any] | None = None,
+    finds_rate: bool = False,
     second_moment: str | None = None,
     decoupled: str | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
@@ -331,6 +334,7 @@ def rule(
             sums=sums,
             decide=decide,
             average=average,
+            finds_rate=finds_rate,
             second_moment=second_moment,
         )
         _check_scalars(made, free)
