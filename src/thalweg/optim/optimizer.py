@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -29,6 +31,13 @@ from thalweg.rules.rule import Rule
 MOST_SKIPS = 3
 """This many steps in a row with a gradient that is not finite raise `NonFiniteError`."""
 
+
+def _bare(method: Any) -> Any:
+    """Give a method of torch's optimiser without what keeps it from being compiled: importing the compiler takes a second."""
+    return method if torch.compiler.is_compiling() else getattr(method, "__wrapped__", method)
+
+
+_LAYOUT = attrgetter("layout")
 _KEPT = ("defaults", "state", "param_groups", "rule", "clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine",
          "measure", "skips", "_averaged", "_shuffled")  # fmt: skip
 
@@ -61,12 +70,12 @@ class Optimizer(torch.optim.Optimizer):
     the rule is of that kind, the rule's equation (with decoupled decay inside, if it has one), average of the weights. A
     gradient that is not finite leaves every bit of weights and state as it was. The parameters' `grad` is only read.
 
-    Arguments:
-        params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
-            or float16 (calculated, and their state kept, in float32), complex64 or complex128 (as pairs of reals).
     Under a `torch.amp.GradScaler` the step itself divides by the scale, so clipping and `last` see the gradient as it is
     without one, and a step that the scaler calls off is recorded in `last` as skipped.
 
+    Arguments:
+        params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
+            or float16 (calculated, and their state kept, in float32), complex64 or complex128 (as pairs of reals).
         rule: a rule or its name.
         lr: learning rate, a number or a 0-dim tensor, at least 0; read from the group at every step.
         weight_decay: in the rule's own form, at least 0; None: the rule's default.
@@ -93,13 +102,13 @@ class Optimizer(torch.optim.Optimizer):
     tensor([ 0.8000, -1.6000], requires_grad=True)
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
     _step_supports_amp_scaling = (
         True  # `GradScaler.step` sets `grad_scale` and `found_inf`, and calls `step` in any case
     )
 
+    def __init__(
+        self,
+        params: ParamsT,
         rule: str | Rule,
         *,
         lr: float | Tensor,
@@ -113,11 +122,11 @@ class Optimizer(torch.optim.Optimizer):
         engine: str = "auto",
         **constants: Any,
     ) -> None:
+        groups.refuse_flags(constants)
+        constants = {name: value for name, value in constants.items() if name not in groups.FLAGS}
         self.rule = rules.get(rule)
         groups.check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "above zero")
         groups.check("clip_value", clip_value, clip_value is None or clip_value > 0, "above zero")
-        groups.refuse_flags(constants)
-        constants = {name: value for name, value in constants.items() if name not in groups.FLAGS}
         groups.check("ema", ema, ema is None or 0 < ema < 1, "between 0 and 1")
         groups.check("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
         groups.check("cautious", cautious, isinstance(cautious, bool), "True or False")  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -133,6 +142,7 @@ class Optimizer(torch.optim.Optimizer):
         self.skips = 0
         self.last: StepRecord | None = None
         self._averaged = False
+        self._constants_read: dict[int, tuple[Any, Any, Any]] = {}
         self._shuffled = False  # whether works follow one another in another order than the groups' parameters
         self._engine = find_engine(engine)
         defaults = {
@@ -142,6 +152,13 @@ class Optimizer(torch.optim.Optimizer):
             **self._constants(constants),
         }
         super().__init__(params, defaults)
+        for group in self.param_groups:
+            rule = self._rule(group)
+            self._engine.prepare(
+                Work(rule, rule.from_group(group), 0.0, 0.0, False, group["params"], [], cautious),
+                clips=clip_value is not None,
+                ema=ema is not None,
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, with its own `lr`, `weight_decay`, `maximize` or constants where it names them.
@@ -152,7 +169,11 @@ class Optimizer(torch.optim.Optimizer):
             param_group = groups.normal(param_group, self.rule, self.defaults)
             self._check_group({**self.defaults, **param_group})
             groups.check_parameters(param_group["params"])
-        super().add_param_group(param_group)
+        _bare(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients: None in their place, or zeros in the tensors that they are."""
+        _bare(torch.optim.Optimizer.zero_grad)(self, set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step. A closure recomputes the loss, and its value is given back.
@@ -161,12 +182,12 @@ class Optimizer(torch.optim.Optimizer):
         gradient scaler finds counts only once its scale is down to 1, when it is no longer the scale that overflows.
         RuleError, with nothing moved, where a parameter, its gradient and its state do not fit together (any more).
         """
+        if torch.compiler.is_compiling():
+            return _uncompiled_step(self, closure)
         if not self._is_watched():
             return self._step(closure)
         return _watched_step(self) if closure is None else _watched_step(self, closure)
 
-        if torch.compiler.is_compiling():
-            return _uncompiled_step(self, closure)
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # torch need not wrap it: it costs as much as a small step
 
     def _is_watched(self) -> bool:
@@ -240,7 +261,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises RuleError inside `averaged()`.
         """
         self._refuse_averaged("Saving", "take weights and average for each other")
-        saved = super().state_dict()
+        saved = _bare(torch.optim.Optimizer.state_dict)(self)
         for group in saved["param_groups"]:
             for name, value in self._fixed().items():
                 group.setdefault(name, value)
@@ -264,7 +285,7 @@ class Optimizer(torch.optim.Optimizer):
             self.register_load_state_dict_post_hook(lambda _: self._keep_precision(saved), prepend=True),
         )
         try:
-            super().load_state_dict(dict(state_dict))
+            _bare(torch.optim.Optimizer.load_state_dict)(self, dict(state_dict))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -276,6 +297,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._engine = find_engine(self.engine)
+        self._constants_read = {}
         self.last = None
 
     def __repr__(self) -> str:
@@ -314,28 +336,34 @@ class Optimizer(torch.optim.Optimizer):
 
     def _works(self, group: dict[str, Any]) -> list[Work]:
         """Give a group's share of the step; two of them where a matrix rule leaves what is no matrix to another."""
-        parameters: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for p in group["params"]:
-            gradient = p.grad
-            if gradient is not None:
-                if gradient.layout is not torch.strided:
-                    raise RuleError(
-                        f"{type(self).__name__} has no sparse gradients: make the embedding with sparse=False, "
-                        "or give its weights to torch.optim.SparseAdam."
-                    )
-                parameters.append(p)
-                gradients.append(gradient)
-        if not parameters:
+        parameters: list[Tensor] = [*group["params"]]  # the engine compares it with the next step's
+        gradients = [g for p in parameters if (g := p.grad) is not None]
+        if not gradients:
             return []
+        if len(gradients) < len(parameters):
+            parameters = [p for p in parameters if p.grad is not None]
+        if not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
+            raise RuleError(
+                f"{type(self).__name__} has no sparse gradients: make the embedding with sparse=False, "
+                "or give its weights to torch.optim.SparseAdam."
+            )
         rule = self._rule(group)
         options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
-        work = Work(rule, rule.from_group(group), *options, parameters, gradients, self.cautious)
+        work = Work(rule, self._read(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
             return [work]
         self._shuffled = True
         others = replace(work.of_those(lambda p: p.ndim < 2), rule=rule.rest, constants=rule.rest.constants)
         return [one for one in (work.of_those(lambda p: p.ndim >= 2), others) if one.parameters]
+
+    def _read(self, rule: Rule, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Read a rule's constants from a group; the very mapping of the step before where none has changed."""
+        names, values, constants = self._constants_read.get(id(group), (None, None, None))
+        if names is rule.names and constants is not None and [*map(group.get, rule.names)] == values:
+            return constants
+        constants = rule.from_group(group)
+        self._constants_read[id(group)] = rule.names, [*map(group.get, rule.names)], constants
+        return constants
 
     def _descend(self, works: Sequence[Work]) -> StepRecord:
         loss_scale = self._loss_scale() or 1.0
@@ -363,17 +391,6 @@ class Optimizer(torch.optim.Optimizer):
         figures = moves if each is norms.each else (torch.tensor(self._aligned(works, n.tolist())) for n in moves)
         return StepRecord(norms.total, scale, False, 0, each, *figures)
 
-    def _aligned(self, works: Sequence[Work], values: Sequence[float]) -> Sequence[float]:
-        """Put NaN in the places of parameters without a gradient."""
-        count = 0
-        for group in self.param_groups:
-            count += len(group["params"])
-        if count == len(values) and not self._shuffled:
-            return values
-        found = dict(zip((id(p) for w in works for p in w.parameters), values, strict=True))
-        return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]
-
-    def _skip(self, works: Sequence[Work], seen: StepRecord) -> None:
     def _complain(self, works: Sequence[Work]) -> None:
         """Raise RuleError, naming the parameter, where one cannot be stepped on as it has become."""
         for work in works:
@@ -398,6 +415,17 @@ class Optimizer(torch.optim.Optimizer):
         scale = self._loss_scale()
         return self._found_inf() and (scale is None or scale > 1.0)
 
+    def _aligned(self, works: Sequence[Work], values: Sequence[float]) -> Sequence[float]:
+        """Put NaN in the places of parameters without a gradient."""
+        count = 0
+        for group in self.param_groups:
+            count += len(group["params"])
+        if count == len(values) and not self._shuffled:
+            return values
+        found = dict(zip((id(p) for w in works for p in w.parameters), values, strict=True))
+        return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]
+
+    def _skip(self, works: Sequence[Work], seen: StepRecord) -> None:
         self.skips += 1
         if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
             raise NonFiniteError(
@@ -438,7 +466,13 @@ class Optimizer(torch.optim.Optimizer):
                     self.state[p][key] = value.detach().to(p.device, COMPUTE[p.dtype], copy=True)
 
 
+_uncompiled_step = torch._disable_dynamo(lambda self, closure: Optimizer.step(self, closure))  # pyright: ignore
 _watched_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)  # pyright: ignore[reportPrivateUsage]
+
+
+def _divided(norms: Norms, scale: float) -> Norms:
+    """Give the norms of gradients that are by so much smaller."""
+    return Norms([n / scale for n in norms.each], norms.total / scale, norms.clipped / scale, norms.nonfinite)
 
 
 @contextmanager
@@ -449,15 +483,9 @@ def _exchanged(held: Mapping[Tensor, Tensor]) -> Generator[dict[Tensor, Tensor]]
     done = 0
     try:
         with torch.no_grad():
-_uncompiled_step = torch._disable_dynamo(lambda self, closure: Optimizer.step(self, closure))  # pyright: ignore
             for p in aside:
                 p.copy_(held[p])
             for p, average in swapped:
-def _divided(norms: Norms, scale: float) -> Norms:
-    """Give the norms of gradients that are by so much smaller."""
-    return Norms([n / scale for n in norms.each], norms.total / scale, norms.clipped / scale, norms.nonfinite)
-
-
                 _swap(p, average)
                 done += 1
         yield {p: average if p in aside else p.detach() for p, average in held.items()}

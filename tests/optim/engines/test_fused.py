@@ -14,7 +14,7 @@ import torch
 from thalweg import optim
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import crew, engine, kernels
+from thalweg.optim.engines import crew, engine, kernels, store
 from thalweg.optim.engines.arithmetic import exact_norm
 from thalweg.optim.engines.cpu import CpuEngine
 from thalweg.optim.engines.fused import Fused
@@ -191,32 +191,49 @@ def test_constants_are_rounded_once_not_twice():
     np.testing.assert_allclose(optimizer.state[w]["exp_avg_sq"].numpy(), np.float32(1 - 0.999), rtol=1e-7)
 
 
-def test_a_second_process_finds_the_compiled_kernels(tmp_path):
-    script = (
-        "import torch, thalweg as tw\n"
-        "w = torch.ones(1000, requires_grad=True)\n"
-        "o = tw.optim.AdamW([w], lr=0.1, clip_norm=1.0, ema=0.9, engine='cpu')\n"
-        "w.grad = torch.ones_like(w)\n"
-        "o.step()\n"
-        "from thalweg.optim.engines import kernels\n"
-        "move = kernels.of(o.rule, o.rule.constants, kernels.Form('float32', averages=True))\n"
-        "print(*(k.compiled.cache_hits for k in (move, kernels.look('float32'))))\n"
+SCRIPT = """
+import sys, torch, thalweg as tw
+w = torch.ones(1000, requires_grad=True)
+o = tw.optim.AdamW([w], lr=0.1, clip_norm=1.0, ema=0.9, engine='cpu')
+w.grad = torch.ones_like(w)
+o.step()
+print('numba' in sys.modules, w.sum().item(), 'torch._dynamo' in sys.modules)
+"""
+
+
+def in_a_process(cache):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True, timeout=100
     )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    return done.stdout.split()
 
-    def found_kernels():
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout.split()
 
-    assert found_kernels() == ["0", "0"]
-    assert found_kernels() == ["1", "1"]
+def test_a_second_process_finds_the_compiled_kernels_and_loads_no_compiler(tmp_path):
+    compiled, moved, _ = in_a_process(tmp_path)
+    assert compiled == "True"
+    assert in_a_process(tmp_path) == ["False", moved, "False"]
     folder = tmp_path / "thalweg" / "kernels"
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert list(folder.glob("adamw_float32_*.py"))
+    (file,) = folder.glob("adamw_float32_*.kernel")
+    whole = file.read_bytes()
+    for damaged in (whole[:-100], whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]):
+        file.write_bytes(damaged)
+        assert in_a_process(tmp_path)[:2] == ["True", moved]
+        assert in_a_process(tmp_path)[:2] == ["False", moved]
 
 
+@pytest.fixture
+def no_kernels(monkeypatch):
+    monkeypatch.setattr(kernels, "_made", {})
+    for kept in (kernels._of, kernels.look):
+        kept.cache_clear()
+    yield
+    for kept in (kernels._of, kernels.look):
+        kept.cache_clear()
+
+
+@pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("how", ["none", "open to others", "a file"])
 def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -228,21 +245,25 @@ def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch
         folder.chmod(0o777)
     else:
         monkeypatch.setattr(os, "access", lambda *a: False)
-    assert kernels.cache_folder() is None
-    kernels._of.cache_clear()
+    assert store.cache_folder() is None
     weights, _ = descended("adamw", {}, steps=1)
     assert all(torch.isfinite(w).all() for w in weights)
 
 
-def test_a_text_planted_in_the_cache_is_not_run(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("no_kernels")
+def test_what_calls_a_function_that_may_be_missing_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernels._of.cache_clear()
-    descended("adamw", {}, steps=1)
-    (file,) = (tmp_path / "thalweg" / "kernels").glob("adamw_float64_*.py")
-    file.write_text("raise SystemExit('planted')\n")
-    kernels._of.cache_clear()
-    descended("adamw", {}, steps=1)
-    assert "planted" not in file.read_text()
+    store.keep("some", "symbol", b"code", ["sqrt", "no_such_function_anywhere"])
+    assert store.load("some") is None
+    assert not list(store.cache_folder().iterdir())
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_kernels_are_made_ready_while_the_first_batch_is_on_its_way(monkeypatch):
+    monkeypatch.setattr(kernels, "_prepared", set())
+    optim.Lion([torch.ones(3, requires_grad=True)], lr=0.1, ema=0.9)
+    kernels._helper[0].submit(lambda: None).result()
+    assert {name.rsplit("_", 1)[0] for name in kernels._made} == {"look_float32", "lion_float32"}
 
 
 def test_engines_are_found_by_name():

@@ -43,6 +43,7 @@ maths.power.register(Tensor, torch.pow)
 maths.maximum.register(Tensor, _tensor_maximum)
 
 maths.norm.register(Tensor, _tensor_norm)
+maths.rms.register(Tensor, lambda x: torch.linalg.vector_norm(x) / max(1, x.numel()) ** 0.5)
 maths.lerp.register(Tensor, torch.lerp)
 maths.gemm.register(Tensor, lambda x, y, z, a, c: torch.addmm(x, y, z, beta=a, alpha=c))
 maths.half.register(Tensor, Tensor.bfloat16)
@@ -54,6 +55,7 @@ maths.power.register(np.ndarray, np.power)
 maths.where.register(np.ndarray, np.where)
 maths.maximum.register(np.ndarray, np.maximum)
 maths.norm.register(np.ndarray, lambda x: np.linalg.norm(x.ravel()))
+maths.rms.register(np.ndarray, lambda x: np.sqrt(np.mean(x * x)))
 
 
 def on_arrays(device: torch.device) -> bool:

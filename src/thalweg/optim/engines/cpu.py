@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from thalweg.optim.engines.fused import Fused, is_fusible
+from thalweg.optim.engines import kernels
+from thalweg.optim.engines.fused import KINDS, Fused, is_fusible
 from thalweg.optim.engines.tensors import AnyBlock, TensorEngine
+from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import Rule
 
 
 class CpuEngine(TensorEngine):
     """Sweeps over what lies densely in the CPU's memory; anything else is left to the tensor engine's blocks."""
+
+    def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
+        """Let another thread fetch or compile the kernels, while the first batch is still on its way."""
+        if work.rule.is_matrix:
+            return
+        for kind in {KINDS[p.dtype] for p in work.parameters if is_fusible(p)}:
+            forms = [kernels.Form(kind, "move", clips, ema, work.cautious)]
+            forms += [kernels.Form(kind, "aligned", clips)] if work.cautious else []
+            forms += [kernels.Form(kind, "sums", clips)] if work.rule.sums else []
+            kernels.prepare(work.rule, work.constants, forms)
 
     def _kind(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
         return Fused if is_fusible(parameter) and not rule.is_matrix else super()._kind(parameter, rule)

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import ast
 import ctypes
-import hashlib
 import os
-import stat
+import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 
+from thalweg.optim.engines import store
 from thalweg.rules import program
 from thalweg.rules.rule import DECAY, Rule
 
@@ -61,11 +62,14 @@ def kernel(at_frame_):
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel: `call(address of a frame)` runs it, without any lock of Python's."""
+    """A compiled kernel: `call(address of a frame)` runs it, without any lock of Python's.
 
-    compiled: Any
+    `compiled` is what Numba made, None where it came from the disk.
+    """
+
     address: int
     call: Callable[[int], None]
+    compiled: Any
 
 
 class Form(NamedTuple):
@@ -84,6 +88,24 @@ def look(kind: str) -> Kernel:
     body = ["g = wide_(p_g_[i_])", "all_ += g * g", "g = min(max(g, -limit_), limit_)", "cut_ += g * g"]
     text = _text(kind, ["g"], 1, ["limit_ = table_[row_]"], {"all_": "0.0", "cut_": "0.0"}, body)
     return _compiled(text, f"look_{kind}", kind)
+
+
+def prepare(rule: Rule, constants: Mapping[str, Any], forms: Sequence[Form]) -> None:
+    """Have a rule's kernels made by another thread; whoever needs one meanwhile waits for it."""
+    chosen = tuple(bool(constants[name]) for name in _switches(rule))
+    if all((rule, chosen, form) in _prepared for form in forms):
+        return
+    _prepared.update((rule, chosen, form) for form in forms)
+    if not _helper:
+        _helper.append(ThreadPoolExecutor(1, "thalweg-compiler"))
+    _helper[0].submit(_prepare, rule, constants, forms)
+
+
+def _prepare(rule: Rule, constants: Mapping[str, Any], forms: Sequence[Form]) -> None:
+    with suppress(Exception):  # whoever needs the kernel meets the same and says so
+        look(forms[0].kind)
+        for form in forms:
+            of(rule, constants, form)
 
 
 def of(rule: Rule, constants: Mapping[str, Any], form: Form) -> Kernel:
@@ -204,6 +226,23 @@ def _aligning(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written
     return [*lines, f"aligned_ += kind_(1) if ({fresh} - w) * g < kind_(0) else kind_(0)"], ["aligned_"]
 
 
+_made: dict[str, Kernel] = {}
+_prepared: set[tuple[Rule, tuple[bool, ...], Form]] = set()
+_helper: list[ThreadPoolExecutor] = []
+_compiling = RLock()
+
+if hasattr(os, "register_at_fork"):
+    # A child must not find half of Numba imported by a thread that it does not have.
+    os.register_at_fork(
+        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=lambda: _start_anew()
+    )
+
+
+def _start_anew() -> None:
+    _helper.clear()
+    _compiling.release()
+
+
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _SIZES = {"float32": 4, "float64": 8}
 _SIGNS: dict[type[ast.AST], str] = {
@@ -269,51 +308,29 @@ class _Writer:
 
 
 def _compiled(text: str, name: str, kind: str) -> Kernel:
-    """Compile a text, or take what an earlier process compiled of it from the disk."""
-    import numba
-    from numba import types
+    """Take what an earlier process compiled of a text from the disk, or compile it."""
+    with _compiling:
+        name = f"{name}_{store.key(text)}"
+        if name not in _made:
+            address, kept = store.load(name), None
+            if address is None:
+                address, kept = _compile(text, name, kind)
+            _made[name] = Kernel(address, _FUNCTION(address), kept)
+        return _made[name]
+
+
+def _compile(text: str, name: str, kind: str) -> tuple[int, Any]:
+    from numba import cfunc, types
 
     from thalweg.optim.engines import native
 
-    # Numba finds what it compiled again by module and function name, so each text has a name of its own.
-    name = f"{name}_{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
-    text = text.replace("def kernel(", f"def {name}(", 1)
-    file = _kept(text, name)
     names: dict[str, Any] = {**native.names(kind), "__name__": native.__name__}
-    exec(compile(text, str(file or f"<{name}>"), "exec"), names)
-    compiled = numba.cfunc(types.void(types.intp), fastmath=FLAGS, error_model="numpy", cache=file is not None)(
-        names[name]
+    exec(compile(text, f"<{name}>", "exec"), names)
+    made: Any = cfunc(types.void(types.intp), fastmath=FLAGS, error_model="numpy")(names["kernel"])
+    library = made._library
+    calls = re.findall(
+        r"^declare [^@]*@\"?([^\"(]+)\"?\(|^@\"?([^\" ]+)\"? = external", library.get_llvm_str(), re.MULTILINE
     )
-    address = compiled.address
-    assert address is not None
-    return Kernel(compiled, address, _FUNCTION(address))
-
-
-def _kept(text: str, name: str) -> Path | None:
-    """Put a text where Numba keeps what it compiles beside it; None where nothing can be kept.
-
-    What runs is the text at hand, never what lies there.
-    """
-    folder = cache_folder()
-    if folder is None:
-        return None
-    file = folder / f"{name}.py"
-    with suppress(OSError):
-        if not file.is_file() or file.read_text("utf-8") != text:
-            fresh = file.with_suffix(f".{os.getpid()}.tmp")
-            fresh.write_text(text, "utf-8")
-            fresh.replace(file)
-        return file
-    return None
-
-
-def cache_folder() -> Path | None:
-    """Give the folder of kernels in the user's cache, which nobody else can read or write; None where there can be none."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    with suppress(OSError, RuntimeError):
-        folder = (Path(base) if base else Path.home() / ".cache") / "thalweg" / "kernels"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
-        ours = os.name == "nt" or (status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o077)
-        return folder if ours and os.access(folder, os.W_OK) else None
-    return None
+    names_called = [one or other for one, other in calls if not one.startswith("llvm.")]
+    store.keep(name, made._wrapper_name, library.serialize_using_object_code()[2][0], names_called)
+    return made.address, made

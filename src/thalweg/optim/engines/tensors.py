@@ -57,6 +57,9 @@ class TensorEngine:
         self._entries: list[int] = []
         self._shares: list[Share] = []
 
+    def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
+        """Nothing needs to be made ready."""
+
     def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
         """Read the gradients, change neither weights nor `state`; one wait for the device."""
         shares = self._shares = self._share_out(works, state, ema)

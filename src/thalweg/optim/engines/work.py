@@ -72,6 +72,10 @@ class Moves(NamedTuple):
 class Engine(Protocol):
     """Runs one step over all groups."""
 
+    def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
+        """Get ready for steps of this kind (gradients are not yet there), without keeping anybody waiting."""
+        ...
+
     def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
         """Read the gradients, change neither weights nor `state`; at most one wait for the device.
 
