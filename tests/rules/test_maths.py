@@ -46,3 +46,28 @@ def test_every_function_knows_tensors_and_arrays():
         assert function.dispatch(torch.Tensor) is not function.dispatch(object)
         assert function.dispatch(np.ndarray) is not function.dispatch(object)
     assert arithmetic.COMPUTE[torch.bfloat16] is torch.float32
+
+
+def test_of_whole_tensors_arrays_and_tensors_agree():
+    x, y, z = (np.random.default_rng(i).normal(size=(3, 3)) for i in range(3))
+    for function in (
+        lambda x, y, z: maths.norm(x),
+        lambda x, y, z: maths.rms(x),
+        lambda x, y, z: maths.lerp(x, y, 0.3),
+        lambda x, y, z: maths.gemm(x, y, z, 0.5, 2.0),
+        lambda x, y, z: maths.add(x, y, -0.25),
+    ):
+        tensors = function(*map(torch.from_numpy, (x, y, z)))
+        np.testing.assert_allclose(tensors.numpy(), function(x, y, z), rtol=1e-14)
+    np.testing.assert_allclose(maths.gemm(x, y, z, 0.5, 2.0), 0.5 * x + 2 * y @ z, rtol=1e-14)
+
+
+def test_a_norm_is_finite_where_the_squares_overflow():
+    assert float(maths.norm(torch.full((4,), 1e30))) == pytest.approx(2e30, rel=1e-6)
+
+
+def test_rounding_to_half_keeps_eight_bits_and_a_sum_has_the_first_ones_precision():
+    rounded = maths.half(torch.tensor([1.0, 1 / 3]))
+    assert rounded.tolist() == [1.0, 0.333984375]
+    assert maths.add(torch.zeros(2), rounded, 1.0).dtype is torch.float32
+    assert maths.half(1 / 3) == 1 / 3

@@ -17,11 +17,10 @@ here it is a number, float32's, whatever the weights are, and a None that PyTorc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.rules.maths import lerp, maximum, norm, sqrt
+from thalweg.rules.maths import lerp, maximum, rms, sqrt
 from thalweg.rules.rule import matrix_rule
 
 
@@ -59,16 +58,18 @@ def adafactor(
 ) -> tuple[Any, Any, Any, Any]:
     """Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights."""
     if w.ndim < 2:
-        square = v = lerp(v, g * g, share)
+        v = lerp(v, g * g, share)
+        root = sqrt(v)
     else:
-        row = lerp(row, (g * g).mean(-1, keepdims=True), share)
-        column = lerp(column, (g * g).mean(-2, keepdims=True), share)
-        square = (row / maximum(row.mean(-2, keepdims=True), eps1)) @ column
-    u = g / sqrt(maximum(square, eps1 * eps1))
-    length = longest * maximum(rms(w), eps2) / maximum(rms(u) / d, 1.0)
-    return (1 - lr * weight_decay) * w - length * u, row, column, v
+        along, down = mean_squares(g)
+        row, column = lerp(row, along, share), lerp(column, down, share)
+        root = sqrt(row / maximum(row.mean(-2, keepdims=True), eps1)) * sqrt(column)
+    u = g / maximum(root, eps1)
+    u *= longest * maximum(rms(w), eps2) / maximum(rms(u) / d, 1.0)
+    return (1 - lr * weight_decay) * w - u, row, column, v
 
 
-def rms(x: Any) -> Any:
-    """Root mean square of all entries."""
-    return norm(x) / math.sqrt(math.prod(x.shape))
+def mean_squares(g: Any) -> tuple[Any, Any]:
+    """Give the mean square of each row, and of each column."""
+    square = g * g
+    return square.mean(-1, keepdims=True), square.mean(-2, keepdims=True)

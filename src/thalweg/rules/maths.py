@@ -78,6 +78,16 @@ def norm(x: Any) -> Any:
 
 
 @singledispatch
+def rms(x: Any) -> Any:
+    """Root mean square of all entries.
+
+    >>> rms(-3.0)
+    3.0
+    """
+    return abs(x)
+
+
+@singledispatch
 def lerp(x: Any, y: Any, share: float) -> Any:
     """Go from `x` a share of the way to `y`: `(1 - share) x + share y`.
 

@@ -2,7 +2,7 @@
 
     m <- momentum m + (1 - momentum) g
     u  = momentum m + (1 - momentum) g                 with nesterov; else u = m
-    o  = U V',  where u = U S V'                       nearly: singular values come to lie in about [0.7, 1.2]
+    o  = U V',  where u = U S V'                       nearly: singular values above 0.0015 |u| come into [0.68, 1.21]
     w <- (1 - lr weight_decay) w - lr scale o
 
     scale = 0.2 sqrt(max(rows, columns))               "match_rms_adamw": steps as long as AdamW's usually are
@@ -14,7 +14,8 @@ authors leave embeddings and the output layer to AdamW too: give those a group o
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; "match_rms_adamw": Liu et al. 2025, arXiv:2502.16982, so
 that one learning rate and decay serve the matrices and what AdamW moves. PyTorch's `Muon` is "original" where nothing is said and
-iterates in bfloat16, as this does with `half`; float32 costs no speed on most CPUs.
+iterates in bfloat16, as this does with `half`: on accelerators and CPUs that multiply bfloat16 it takes half the time, on others
+five to thirty times as long as float32. Where |u| falls below eps the step fades.
 """
 
 from __future__ import annotations
