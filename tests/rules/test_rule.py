@@ -98,6 +98,15 @@ def test_what_the_equation_needs_once_a_step_must_come_from_scalars():
             return w - lr * g / correction
 
 
+def test_what_depends_on_the_step_must_be_able_to_tell_which_it_is():
+    with pytest.raises(RuleError, match="lost counts no steps and has no state"):
+
+        @rule(source="here", scalars=lambda step, constants: {"now": 1.0 / step}, counts_steps=False)
+        def lost(w, g, *, lr, now):
+            """Nowhere."""
+            return w - lr * now * g
+
+
 def test_a_default_outside_its_own_range_is_refused_where_the_rule_is_made():
     with pytest.raises(RuleError, match="decay of wrong must be a number"):
 

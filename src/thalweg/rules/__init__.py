@@ -19,6 +19,7 @@ from thalweg.rules.gradient_descent import gradient_descent
 from thalweg.rules.lion import lion
 from thalweg.rules.momentum import momentum
 from thalweg.rules.muon import muon
+from thalweg.rules.nadam import nadam
 from thalweg.rules.nesterov import nesterov
 from thalweg.rules.prodigy import prodigy
 from thalweg.rules.radam import radam
@@ -38,6 +39,7 @@ RULES: dict[str, Rule] = {
     "lion": lion,
     "momentum": momentum,
     "muon": muon,
+    "nadam": nadam,
     "nesterov": nesterov,
     "prodigy": prodigy,
     "radam": radam,

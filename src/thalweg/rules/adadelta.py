@@ -19,9 +19,10 @@ from thalweg.rules.rule import rule
     ranges={"rho": "[0, 1)", "eps": "(0, inf)"},
     source="Zeiler 2012, arXiv:1212.5701",
     counts_steps=True,
+    second_moment="v",
 )
 def adadelta(
-    w: float, g: float, v: float, u: float, *, lr: float, rho: float = 0.9, eps: float = 1e-6
+    w: float, g: float, v: float, u: float, *, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6
 ) -> tuple[float, float, float]:
     """Adadelta: a step is as long as recent steps were, in the units of the weight, whatever the units of the loss."""
     v = rho * v + (1 - rho) * (g * g)

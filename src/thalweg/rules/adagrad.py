@@ -1,6 +1,6 @@
 """Adagrad: each weight's step shrinks with all that its gradient has ever been.
 
-    s <- s + g²
+    s <- s + g²                                            s = initial_accumulator_value before the first step
     w <- w - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
 
 Source: Duchi, Hazan & Singer 2011, JMLR 12. The decay of the rate is PyTorch's; a schedule does it better.
@@ -21,14 +21,21 @@ def slowing(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
 
 
 @rule(
-    state={"s": ("sum", "zeros")},
-    ranges={"lr_decay": "[0, inf)", "eps": "(0, inf)"},
+    state={"s": ("sum", "initial_accumulator_value")},
+    ranges={"lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)", "eps": "(0, inf)"},
     scalars=slowing,
-    fixed={"initial_accumulator_value": 0},
     source="Duchi, Hazan & Singer 2011, JMLR 12",
 )
 def adagrad(
-    w: float, g: float, s: float, *, lr: float, lr_decay: float = 0.0, eps: float = 1e-10, slowed: float
+    w: float,
+    g: float,
+    s: float,
+    *,
+    lr: float = 1e-2,
+    lr_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-10,
+    slowed: float,
 ) -> tuple[float, float]:
     """Adagrad: each weight's step shrinks with all that its gradient has ever been."""
     s = s + g * g

@@ -33,6 +33,7 @@ def corrections(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "eps": "(0, inf)"},
     scalars=corrections,
     grouped={"betas": ("beta1", "beta2")},
+    fixed={"decoupled_weight_decay": False},
     second_moment="v / correction2",
     source="Kingma & Ba 2015, arXiv:1412.6980",
 )

@@ -34,7 +34,7 @@ def adamax(
     m: float,
     u: float,
     *,
-    lr: float,
+    lr: float = 2e-3,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,

@@ -34,6 +34,7 @@ def corrections(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     scalars=corrections,
     grouped={"betas": ("beta1", "beta2")},
     second_moment="v / correction2",
+    optimizer="AdamW",
     source="Loshchilov & Hutter 2019, arXiv:1711.05101",
 )
 def adamw(

@@ -15,6 +15,6 @@ from thalweg.rules.rule import rule
     aliases=("sgd",),
     fixed={"momentum": 0, "dampening": 0, "nesterov": False},
 )
-def gradient_descent(w: float, g: float, *, lr: float) -> float:
+def gradient_descent(w: float, g: float, *, lr: float = 1e-3) -> float:
     """Gradient descent: a step straight downhill, as long as the slope is steep."""
     return w - lr * g

@@ -19,7 +19,14 @@ from thalweg.rules.rule import rule
     source="Chen et al. 2023, arXiv:2302.06675",
 )
 def lion(
-    w: float, g: float, m: float, *, lr: float, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0
+    w: float,
+    g: float,
+    m: float,
+    *,
+    lr: float = 1e-4,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    weight_decay: float = 0.0,
 ) -> tuple[float, float]:
     """Lion: every weight moves by exactly the rate, in the direction of a momentum that weighs the newest gradient more."""
     direction = sign(beta1 * m + (1 - beta1) * g)

@@ -1,23 +1,46 @@
 """Nesterov's momentum: the heavy ball that already looks where it is about to roll.
 
-    velocity <- momentum velocity + g
+    velocity <- momentum velocity + (1 - dampening) g                  at the first step velocity <- g
     w        <- w - lr (g + momentum velocity)
 
 Source: Nesterov 1983, in the form of Sutskever et al. 2013 that takes the gradient at the weights themselves, as PyTorch does.
+Its `SGD` refuses dampening together with `nesterov`; the formula is the one that it has for both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from thalweg.rules.rule import rule
+
+
+def share_of_newest(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
+    """Give what the newest gradient weighs; the first, all."""
+    return {"newest": 1.0 if step == 1 else 1 - constants["dampening"]}
 
 
 @rule(
     state={"velocity": ("momentum_buffer", "zeros")},
-    ranges={"momentum": "[0, 1)"},
+    ranges={"momentum": "[0, 1)", "dampening": "[0, 1]"},
+    scalars=share_of_newest,
+    counts_steps=False,
     source="Nesterov 1983; Sutskever et al. 2013, ICML",
-    fixed={"dampening": 0, "nesterov": True},
+    fixed={"nesterov": True},
 )
-def nesterov(w: float, g: float, velocity: float, *, lr: float, momentum: float = 0.9) -> tuple[float, float]:
+def nesterov(
+    w: float,
+    g: float,
+    velocity: float,
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.9,
+    dampening: float = 0.0,
+    newest: float,
+) -> tuple[float, float]:
     """Nesterov's momentum: the heavy ball that already looks where it is about to roll."""
-    velocity = momentum * velocity + g
+    push = g
+    if dampening:
+        push = newest * g
+    velocity = momentum * velocity + push
     return w - lr * (g + momentum * velocity), velocity

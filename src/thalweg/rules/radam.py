@@ -6,7 +6,8 @@
     w <- w - lr m̂ r sqrt(1 - beta2^t) / (sqrt(v) + eps)                               where rho > 5
     w <- w - lr m̂                                                                     else
 
-Source: Liu et al. 2020, arXiv:1908.03265, with PyTorch's threshold of 5 and place of eps.
+Source: Liu et al. 2020, arXiv:1908.03265, with PyTorch's threshold of 5 and place of eps. Weight decay is coupled (added
+to the gradient); with `decoupled_weight_decay` it shrinks the weights themselves, by 1 - lr weight_decay, as in AdamW.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def rectification(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "eps": "(0, inf)"},
     scalars=rectification,
     grouped={"betas": ("beta1", "beta2")},
-    fixed={"decoupled_weight_decay": False},
+    decoupled="decoupled_weight_decay",
+    second_moment="v / (root2 * root2)",
+    optimizer="RAdam",
     source="Liu et al. 2020, arXiv:1908.03265",
 )
 def radam(
@@ -43,10 +46,12 @@ def radam(
     m: float,
     v: float,
     *,
-    lr: float,
+    lr: float = 1e-3,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
     correction1: float,
     root2: float,
     rectified: float,
@@ -54,4 +59,5 @@ def radam(
     """RAdam: Adam that takes plain momentum steps until its second moment is worth dividing by."""
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * (g * g)
-    return w - (lr / correction1) * m * where(rectified > 0, rectified * root2 / (sqrt(v) + eps), 1.0), m, v
+    step = m * where(rectified > 0, rectified * root2 / (sqrt(v) + eps), 1.0)
+    return (1 - lr * weight_decay) * w - (lr / correction1) * step, m, v

@@ -26,6 +26,8 @@ from thalweg.rules.rule import rule
     ranges={"alpha": "[0, 1)", "eps": "(0, inf)", "momentum": "[0, 1)"},
     source="Hinton 2012, Coursera lecture 6e; Graves 2013, arXiv:1308.0850",
     counts_steps=True,
+    second_moment="v",
+    optimizer="RMSprop",
 )
 def rmsprop(
     w: float,
@@ -34,7 +36,7 @@ def rmsprop(
     mean: float,
     velocity: float,
     *,
-    lr: float,
+    lr: float = 1e-2,
     alpha: float = 0.99,
     eps: float = 1e-8,
     momentum: float = 0.0,

@@ -107,7 +107,9 @@ class Rule:
     - `grouped`: PyTorch's name for several constants at once (`betas`).
     - `fixed`: PyTorch's options that this rule knows one value of; they are written into the parameter groups, and a
       `state_dict` with another value is refused.
-    - `counts_steps`: whether `state_dict` has a `step`.
+    - `counts_steps`: whether `state_dict` has a `step`. `scalars` of a rule that counts none is told 1 at the first step and
+      2 at every later one: where there is state, the first is behind.
+    - `optimizer`: the name of the class in `thalweg.optim`.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Rule:
     grouped: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     counts_steps: bool = False
+    optimizer: str = ""
     carried: Mapping[str, float | str] = field(default_factory=dict[str, float | str])
     sums: Callable[..., Any] | None = None
     decide: Decide | None = None
@@ -288,11 +291,12 @@ def rule(
     finds_rate: bool = False,
     second_moment: str | None = None,
     decoupled: str | None = None,
+    optimizer: str | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of an equation `f(w, g, *state, *, lr, constants with defaults, scalars without)`.
 
     - A default of `lr` is the rule's learning rate where nobody gives one.
-
+    - `optimizer`: the class's name where it is not the equation's in CamelCase (`RMSprop`).
     - `state`: name in the equation to (name in `state_dict`, start[, constant that switches it on]), or just names.
     - `ranges`: constant to an interval such as "[0, 1)"; a constant without one may be any finite number.
     - `source`: where the equation comes from; the title is the first line of its docstring (or of its file's).
@@ -330,6 +334,7 @@ def rule(
             grouped=MappingProxyType(dict(grouped or {})),
             fixed=MappingProxyType(dict(fixed or {})),
             counts_steps=scalars is not None if counts_steps is None else counts_steps,
+            optimizer=optimizer or "".join(map(str.capitalize, equation.__name__.split("_"))),
             carried=MappingProxyType(dict(carried or {})),
             sums=sums,
             decide=decide,
@@ -389,6 +394,11 @@ def _check_scalars(made: Rule, free: set[str]) -> None:
         raise RuleError(
             f"The equation {made.name} needs {sorted(free)} from `scalars`, which gives {sorted(given)}; "
             "give a constant a default, or compute it there."
+        )
+    if made.scalars is not None and not made.counts_steps and not made.state:
+        raise RuleError(
+            f"The equation {made.name} counts no steps and has no state, so nothing could tell `scalars` which step it is: "
+            "leave counts_steps out."
         )
     for name, value in made.constants.items():
         made.check_constant(name, value)

@@ -55,6 +55,7 @@ def average(y: Any, z: Any, v: Any, *, beta1: float, **others: float) -> Any:
     grouped={"betas": ("beta1", "beta2")},
     average=average,
     second_moment="v / correction2",
+    optimizer="ScheduleFreeAdamW",
     source="Defazio et al. 2024, arXiv:2405.15682",
 )
 def schedule_free_adamw(

@@ -43,6 +43,7 @@ def average(y: Any, z: Any, *, momentum: float, **others: float) -> Any:
     scalars=share_of_newest,
     carried={"weight_sum": 0.0, "lr_max": 0.0},
     average=average,
+    optimizer="ScheduleFreeSGD",
     source="Defazio et al. 2024, arXiv:2405.15682",
 )
 def schedule_free_sgd(
