@@ -1,21 +1,73 @@
-"""Write the plain import tables from the folder listings: `python tools/tables.py` (or `--check`).
+"""Write what follows from the folder of rules: `python tools/tables.py` (or `--check`).
 
-A rule is one file in `rules/`, named as its equation; the table in `rules/__init__.py` is what types, linters and completion see.
+A rule is one file in `rules/`, named as its equation. From the listing come the table in `rules/__init__.py`, a class for each
+rule in `optim/classes.py` and the names in `optim/__init__.py`, so that types, linters, completion and pickling see them.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-RULES = Path(__file__).resolve().parent.parent / "src" / "thalweg" / "rules"
-NOT_RULES = {"__init__", "maths", "program", "rule", "walk"}
+if TYPE_CHECKING:
+    from thalweg.rules.rule import Rule
+
+HOUSE = Path(__file__).resolve().parent.parent / "src" / "thalweg"
+RULES = HOUSE / "rules"
+OPTIM = HOUSE / "optim"
+
+HEAD = '''"""An optimiser for each rule, written by `tools/tables.py` from the rules themselves: `make tables`, not by hand."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from thalweg.optim.optimizer import Optimizer
+'''
+
+CLASS = '''
+
+class {name}(Optimizer):
+    """{title}
+
+    Arguments:
+        params: parameters, named parameters, or groups of either.
+{arguments}
+
+{notes}
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+{signature}
+    ) -> None:
+        super().__init__(
+            params,
+            "{rule}",
+{passed}
+        )
+'''
 
 
 def rule_names(folder: Path) -> list[str]:
-    """List the files of a folder that hold an equation."""
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in NOT_RULES)
+    """List the files of a folder that hold an equation of their own name, made a rule by `@rule` or `@matrix_rule`."""
+    return sorted(path.stem for path in folder.glob("*.py") if _is_rule(path))
+
+
+def _is_rule(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return bool(re.search(r"^@(matrix_)?rule\(", text, re.M) and re.search(rf"^def {path.stem}\(", text, re.M))
 
 
 def with_rules(text: str, names: list[str]) -> str:
@@ -27,17 +79,181 @@ def with_rules(text: str, names: list[str]) -> str:
     return re.sub(r"(RULES: dict\[str, Rule\] = \{\n).*?\}", rf"\g<1>{table}}}", text, flags=re.DOTALL)
 
 
+def with_classes(text: str, names: Iterable[str]) -> str:
+    """Give `optim/__init__.py` with its imports and `__all__` for these classes."""
+    imports = "".join(f"    {name},\n" for name in sorted(names, key=str.lower))
+    text = re.sub(
+        r"(from thalweg\.optim\.classes import \(\n).*?\)\n", rf"\g<1>{imports})\n", text, count=1, flags=re.DOTALL
+    )
+    # What no rule's class is stays: a class with its own file, what is imported beside it, and functions.
+    beside = re.findall(r"^from thalweg\.optim\.(?!classes)\w+ import (.*)$", text, re.M)
+    public = {
+        *names,
+        *(name for line in beside for name in line.split(", ")),
+        *re.findall(r"^def ([a-z]\w*)\(", text, re.M),
+    }
+    ordered = sorted(public, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    table = "".join(f'    "{name}",\n' for name in ordered)
+    return re.sub(r"(__all__ = \[\n).*?\]\n", rf"\g<1>{table}]\n", text, count=1, flags=re.DOTALL)
+
+
+def class_file(rules: Iterable[Rule]) -> str:
+    """Write `optim/classes.py` for these rules."""
+    return HEAD + "".join(class_of(rule) for rule in sorted(rules, key=lambda rule: rule.optimizer))
+
+
+def class_of(rule: Rule) -> str:
+    """Write a rule's class: its constants in PyTorch's order where PyTorch has a class of that name, else in the equation's."""
+    options = _options(rule)
+    own = _own(rule)
+    names = _in_torchs_order(["lr", *own], rule.optimizer)
+    lr = "float | Tensor" if rule.learning_rate is None else f"float | Tensor = {_said(rule.learning_rate)}"
+    typed = {"lr": lr, **{name: f"{kind} = {_said(default)}" for name, (kind, default, _) in own.items()}}
+    told = {"lr": _told_rate(rule), **{name: told for name, (_, _, told) in own.items()}}
+    signature = [f"{name}: {typed[name]}" for name in names]
+    signature += ["*", *(f"{name}: {text}" for name, text in options.items()), "**others: Any"]
+    passed = [f"{name}={name}" for name in [*names, *options]]
+    return CLASS.format(
+        name=rule.optimizer,
+        rule=rule.name,
+        title=_wrapped(f"{rule.title}.", 4).lstrip(),
+        arguments="\n".join(_wrapped(f"{name}: {told[name]}", 8, 12) for name in names),
+        notes=_wrapped(_notes(rule), 4),
+        signature=_lines(signature, 8),
+        passed=_lines([*passed, "**others"], 12),
+    )
+
+
+def _own(rule: Rule) -> dict[str, tuple[str, Any, str]]:
+    """Give weight decay and the constants in the equation's order, grouped ones as one: type, default and what is said."""
+    parameters = inspect.signature(rule.equation).parameters
+    group_of = {member: group for group, members in rule.grouped.items() for member in members}
+    found: dict[str, tuple[str, Any, str]] = {}
+    for name in parameters:
+        if name == "weight_decay":
+            found[name] = ("float", rule.weight_decay, f"{_said(rule.weight_decay)}, at least 0; {_told_decay(rule)}.")
+        elif name in group_of:
+            members = rule.grouped[group_of[name]]
+            kind = f"tuple[{', '.join(_kind(parameters[m]) for m in members)}]"
+            told = "; ".join(f"{m} = {_told(rule, m)}" for m in members)
+            found[group_of[name]] = (kind, tuple(rule.constants[m] for m in members), f"{told}.")
+        elif name in rule.constants:
+            found[name] = (_kind(parameters[name]), rule.constants[name], f"{_told(rule, name)}.")
+    return {
+        **found,
+        "weight_decay": found.get("weight_decay", ("float", 0.0, f"0.0, at least 0; {_told_decay(rule)}.")),
+    }
+
+
+def _in_torchs_order(names: list[str], name: str) -> list[str]:
+    import torch
+
+    theirs = getattr(torch.optim, name, None)
+    if theirs is None:
+        return names
+    order = [p.name for p in inspect.signature(theirs).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [*(n for n in order if n in names), *(n for n in names if n not in order)]
+
+
+def _options(rule: Rule) -> dict[str, str]:
+    """Give what every optimiser takes by name, as the signature of `Optimizer` has it."""
+    from thalweg.optim.optimizer import Optimizer
+
+    parameters = inspect.signature(Optimizer.__init__).parameters.values()
+    common = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("lr", "weight_decay")]
+    absent = ("ema", "cautious") if rule.average is not None else ()  # the rule averages itself
+    return {p.name: f"{_kind(p)} = {_said(p.default)}" for p in common if p.name not in absent}
+
+
+def _kind(parameter: inspect.Parameter) -> str:
+    kind = parameter.annotation
+    return (kind if isinstance(kind, str) else inspect.formatannotation(kind)).replace("'", '"')
+
+
+def _told(rule: Rule, name: str) -> str:
+    if name in rule.choices:
+        return f"{_said(rule.constants[name])}; one of {', '.join(map(_said, rule.choices[name]))}"
+    if isinstance(rule.constants[name], bool):
+        return f"{rule.constants[name]}, or {not rule.constants[name]}"
+    where = f", in {rule.ranges[name]}" if name in rule.ranges else ""
+    return f"{_said(rule.constants[name])}{where}"
+
+
+def _told_rate(rule: Rule) -> str:
+    default = "" if rule.learning_rate is None else f"{_said(rule.learning_rate)}, "
+    return f"learning rate, {default}at least 0."
+
+
+def _told_decay(rule: Rule) -> str:
+    if rule.decoupled is not None:
+        return f"decoupled where `{rule.decoupled}` is true, else added to the gradient"
+    return "decoupled from the gradient" if rule.takes_decay else "added to the gradient"
+
+
+def _notes(rule: Rule) -> str:
+    import torch
+
+    order = (
+        f" Arguments come in the order of `torch.optim.{rule.optimizer}`."
+        if hasattr(torch.optim, rule.optimizer)
+        else ""
+    )
+    return f"All others: see `Optimizer`.{order} The equation: `thalweg.rules.{rule.name}`. Source: {rule.source}."
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_said, value))})"
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return re.sub(r"e([+-]?)0+(?=\d)", r"e\1", text)
+
+
+def _wrapped(text: str, depth: int, further: int | None = None) -> str:
+    later = " " * (depth if further is None else further)
+    return textwrap.fill(
+        text, 120, initial_indent=" " * depth, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _lines(parts: Iterable[str], depth: int) -> str:
+    return "\n".join(f"{' ' * depth}{part}," for part in parts)
+
+
+def _house() -> None:
+    """Make the parts of the package importable while its own tables may still be wrong."""
+    if "thalweg" not in sys.modules:
+        for name, folder in (("thalweg", HOUSE), ("thalweg.optim", OPTIM)):
+            package = ModuleType(name)
+            package.__path__ = [str(folder)]
+            sys.modules[name] = package
+
+
 def main(arguments: list[str]) -> int:
     """Write the tables, or with `--check` say whether they are as they would be written."""
-    path = RULES / "__init__.py"
-    text = path.read_text(encoding="utf-8")
-    wanted = with_rules(text, rule_names(RULES))
-    if "--check" in arguments:
-        print("The tables are up to date." if text == wanted else f"{path} differs: run `make tables`.")
-        return int(text != wanted)
-    if text != wanted:
-        path.write_text(wanted, encoding="utf-8")
+    check = "--check" in arguments
+    _house()
+    names = rule_names(RULES)
+    differing = [_written(RULES / "__init__.py", lambda text: with_rules(text, names), check)]
+    rules: Mapping[str, Rule] = {name: getattr(import_module(f"thalweg.rules.{name}"), name) for name in names}
+    differing.append(_written(OPTIM / "classes.py", lambda _: class_file(rules.values()), check))
+    classes = [rule.optimizer for rule in rules.values()]
+    differing.append(_written(OPTIM / "__init__.py", lambda text: with_classes(text, classes), check))
+    if check:
+        wrong = [path for path in differing if path]
+        print(f"{', '.join(wrong)}: run `make tables`." if wrong else "The tables are up to date.")
+        return int(bool(wrong))
     return 0
+
+
+def _written(path: Path, change: Callable[[str], str], check: bool) -> str:
+    """Write a file anew unless it is only to be checked; gives its name where it was not as it should be."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    wanted = change(text)
+    if wanted == text:
+        return ""
+    if not check:
+        path.write_text(wanted, encoding="utf-8")
+    return str(path)
 
 
 if __name__ == "__main__":

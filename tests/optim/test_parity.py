@@ -1,5 +1,6 @@
 """Step by step against `torch.optim`: the same numbers from the same gradients."""
 
+import contextlib
 import copy
 import itertools
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from thalweg import optim
+from thalweg.optim import groups
 
 SMALL = [(7, 5), (5,), (3, 2, 2), ()]  # gathered into one block
 SHAPES = [*SMALL, (33_000,)]  # and one that is worked on alone
@@ -45,6 +47,44 @@ GRID["Adadelta"] = [
     {"rho": r, "weight_decay": w, "eps": e, "maximize": x}
     for r, w, e, x in itertools.product([0.9, 0.5], [0.0, 0.1], [1e-6, 1e-3], [False, True])
 ]
+LONG = {
+    "SGD": [
+        {"momentum": 0.9, "dampening": 0.9, "weight_decay": 0.1},
+        {"momentum": 0.5, "dampening": 0.3, "maximize": True},
+    ],
+    "Adagrad": [
+        {"initial_accumulator_value": 0.1, "weight_decay": 0.1},
+        {"initial_accumulator_value": 2.0, "lr_decay": 0.1},
+    ],
+    "RAdam": [
+        {"decoupled_weight_decay": True, "weight_decay": 0.1, "betas": b}
+        for b in [(0.9, 0.999), (0.5, 0.9), (0.9, 0.5)]
+    ],
+    "NAdam": [
+        {"decoupled_weight_decay": d, "weight_decay": w, "momentum_decay": m, "betas": b, "maximize": d}
+        for d, w, m, b in [
+            (False, 0.0, 4e-3, (0.9, 0.999)),
+            (True, 0.1, 4e-3, (0.9, 0.999)),
+            (False, 0.1, 0.5, (0.5, 0.9)),
+            (True, 0.1, 0.0, (0.0, 0.6)),
+        ]
+    ],
+    "Adam": [
+        {"amsgrad": True, "betas": b, "weight_decay": w, "eps": e, "maximize": x}
+        for b, w, e, x in [
+            ((0.9, 0.999), 0.0, 1e-8, False),
+            ((0.9, 0.9), 0.1, 1e-8, False),  # v falls often, so that the largest is another
+            ((0.5, 0.6), 0.1, 1e-3, True),
+            ((0.0, 0.0), 0.0, 1e-8, False),
+        ]
+    ],
+}
+"""What is held to torch by both engines over 300 steps in which the rate changes twice."""
+
+LONG["AdamW"] = LONG["Adam"]
+LONG_CASES = [pytest.param(n, o, id=f"{n}-{i}") for n, grid in LONG.items() for i, o in enumerate(grid)]
+RATES = [0.01, 0.03, 0.002]
+
 CASES = [pytest.param(name, options, id=f"{name}-{i}") for name, grid in GRID.items() for i, options in enumerate(grid)]
 
 
@@ -60,6 +100,22 @@ def slopes(weights, generator):
 
 def walk(ours, theirs, a, b, steps=100, clip_norm=None, clip_value=None, tolerance=1e-12):
     generator = torch.Generator().manual_seed(2)
+    with all_of_it() if isinstance(theirs, torch.optim.NAdam) else contextlib.nullcontext():
+        _walk(ours, theirs, a, b, generator, steps, clip_norm, clip_value, tolerance)
+
+
+@contextlib.contextmanager
+def all_of_it():
+    """Within, torch keeps NAdam's product of momenta in float64; in float32 it is 1e-7 off."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _walk(ours, theirs, a, b, generator, steps, clip_norm, clip_value, tolerance):
     for step in range(steps):
         for w, v, g in zip(a, b, slopes(b, generator), strict=True):
             w.grad, v.grad = g.clone(), g.clone()
@@ -83,6 +139,88 @@ def test_a_hundred_steps_are_torchs_to_1e_12(name, options):
 def test_a_hundred_steps_of_a_large_tensor_are_torchs_to_1e_12(name, options):
     a, b = starts(), starts()
     walk(getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options), a, b)
+
+
+def descend_together(optimizers, steps, read):
+    """Step all on the landscape under the first one's weights; the rate changes twice. Calls `read` after each step."""
+    generator = torch.Generator().manual_seed(2)
+    lead, *others = ([p for g in o.param_groups for p in g["params"]] for o in optimizers)
+    for step in range(steps):
+        gradients = slopes(lead, generator)
+        for weights in (lead, *others):
+            for w, g in zip(weights, gradients, strict=True):
+                w.grad = g.to(w.dtype)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = RATES[step * len(RATES) // steps]
+            optimizer.step()
+        read(step, lead, *others)
+
+
+@pytest.mark.parametrize(("name", "options"), LONG_CASES)
+def test_both_engines_are_torchs_to_1e_12_through_changes_of_rate(name, options):
+    theirs = getattr(torch.optim, name)(starts(shapes=SMALL), lr=0.01, **options)
+    ours = [getattr(optim, name)(starts(shapes=SMALL), lr=0.01, engine=e, **options) for e in ("cpu", "tensors")]
+
+    def read(step, b, *others):
+        for a in others:
+            for w, v in zip(a, b, strict=True):
+                torch.testing.assert_close(w, v, rtol=1e-12, atol=1e-12, msg=lambda m: f"step {step}: {m}")
+
+    with all_of_it():
+        descend_together([theirs, *ours], 300, read)
+
+
+ULP = 2.0**-23
+
+
+@pytest.mark.parametrize(("name", "options"), LONG_CASES)
+def test_a_step_in_float32_is_the_exact_ones_to_within_five_ulp(name, options):
+    """At each of 100 steps weights and state are the float64 reference's, rounded: what differs is one step's rounding."""
+    reference = getattr(torch.optim, name)(starts(shapes=SMALL), lr=0.01, **options)
+    ours = [
+        getattr(optim, name)(starts(torch.float32, SMALL), lr=0.01, engine=e, **options) for e in ("cpu", "tensors")
+    ]
+    worst = [0.0, 0.0]
+    before = starts(shapes=SMALL)
+
+    def read(step, exact, *others):
+        for i, weights in enumerate(others):
+            for w, v, old in zip(weights, exact, before, strict=True):
+                size = torch.maximum(v.abs(), old.abs()).clamp(min=1e-3)
+                worst[i] = max(worst[i], ((w - v).abs() / size).max().item() / ULP)
+                w.copy_(v)
+                for key, value in ours[i].state[w].items():
+                    value.copy_(reference.state[v][key])
+        for old, v in zip(before, exact, strict=True):
+            old.copy_(v)
+
+    with all_of_it():
+        descend_together([reference, *ours], 100, read)
+    assert 0.3 < max(worst) <= 5.0
+
+
+@pytest.mark.parametrize(("name", "options"), LONG_CASES)
+def test_in_float32_the_way_errs_at_most_twice_as_much_as_torchs(name, options):
+    """All are pushed by the same gradients, so errors are those of rounding alone: root mean square over weights and steps.
+
+    Most lie between 0.8 and 1.1 of torch's; 1.7 for Adam at the usual betas, where torch's `m + (1 - beta1) (g - m)` has shares
+    that add up to one exactly and those of `beta1 m + (1 - beta1) g` are each rounded.
+    """
+    shapes = [(40, 20), (300,)]
+    reference = getattr(torch.optim, name)(starts(shapes=shapes), lr=0.01, **options)
+    theirs = getattr(torch.optim, name)(starts(torch.float32, shapes), lr=0.01, **options)
+    ours = [
+        getattr(optim, name)(starts(torch.float32, shapes), lr=0.01, engine=e, **options) for e in ("cpu", "tensors")
+    ]
+    squares = [0.0, 0.0, 0.0]
+
+    def read(step, exact, *others):
+        for i, weights in enumerate(others):
+            squares[i] += sum(((w - v) ** 2).sum().item() for w, v in zip(weights, exact, strict=True))
+
+    descend_together([reference, theirs, *ours], 200, read)
+    their_error, *errors = ((s / (1100 * 200)) ** 0.5 / ULP for s in squares)
+    assert 0.1 < max(errors) < 2 * their_error
 
 
 @pytest.mark.parametrize("clip", [{"clip_norm": 2.0}, {"clip_value": 0.5}, {"clip_norm": 2.0, "clip_value": 0.5}])
@@ -109,13 +247,6 @@ def test_complex_weights_are_pairs_of_reals_as_in_torch(name):
     assert saved.get("exp_avg", torch.complex128) is torch.complex128
 
 
-def test_the_default_rates_and_constants_are_torchs():
-    for name in ("SGD", "RMSprop", "Adam", "AdamW"):
-        ours = getattr(optim, name)([torch.zeros(1)]).defaults
-        theirs = getattr(torch.optim, name)([torch.zeros(1)]).defaults
-        assert {k: theirs[k] for k in ours if k in theirs} == {k: v for k, v in ours.items() if k in theirs}
-
-
 @pytest.mark.parametrize("name", ["Momentum", "Nesterov", "GradientDescent"])
 def test_the_rules_by_their_own_names_are_torchs_sgd(name):
     options = {"Momentum": {"momentum": 0.9}, "Nesterov": {"momentum": 0.9}, "GradientDescent": {}}[name]
@@ -132,6 +263,14 @@ LAYOUTS = [
     ("RMSprop", {}),
     ("Adam", {}),
     ("AdamW", {}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.5}),
+    ("Adam", {"amsgrad": True}),
+    ("AdamW", {"amsgrad": True}),
+    ("NAdam", {}),
+    ("RAdam", {"decoupled_weight_decay": True, "weight_decay": 0.1}),
+    ("Adagrad", {"initial_accumulator_value": 0.5}),
+    ("Adadelta", {}),
+    ("Adamax", {}),
 ]
 
 
@@ -153,6 +292,12 @@ def test_our_state_is_continued_by_torch(name, options):
     walk(ours, theirs, a, b, steps=20)
 
 
+def looks(entry):
+    """Shape and dtype of each tensor of state; how wide torch counts depends on the default dtype."""
+    wide = {"step": "any", "mu_product": "any"}
+    return {k: (v.shape, wide.get(k, v.dtype)) for k, v in entry.items() if v is not None}
+
+
 @pytest.mark.parametrize(("name", "options"), LAYOUTS)
 def test_the_layout_of_the_state_is_torchs(name, options):
     a, b = starts(), starts()
@@ -160,8 +305,9 @@ def test_the_layout_of_the_state_is_torchs(name, options):
     walk(ours, theirs, a, b, steps=2)
     mine, its = ours.state_dict()["state"], theirs.state_dict()["state"]
     for number, entry in its.items():
-        expected = {k: (v.shape, v.dtype) for k, v in entry.items() if v is not None}
-        assert {k: (v.shape, v.dtype) for k, v in mine.get(number, {}).items()} == expected
+        assert looks(mine.get(number, {})) == looks(entry)
+    missing = {k for k in theirs.param_groups[0] if k not in groups.FLAGS} - {*ours.state_dict()["param_groups"][0]}
+    assert missing <= ({"decoupled_weight_decay"} if name == "AdamW" else set())  # which torch's sets when it loads
 
 
 @pytest.mark.parametrize("rule", ["momentum", "nesterov", "gradient_descent"])
@@ -176,7 +322,7 @@ def test_a_generic_optimisers_state_is_loaded_by_torchs_sgd(rule):
 
 
 def test_groups_differ_in_rate_decay_and_constants():
-    def groups(w):
+    def grouped(w):
         return [
             {"params": w[:2]},
             {"params": w[2:4], "lr": 0.1, "weight_decay": 0.0},
@@ -184,16 +330,16 @@ def test_groups_differ_in_rate_decay_and_constants():
         ]
 
     a, b = starts(), starts()
-    walk(optim.AdamW(groups(a), lr=0.01), torch.optim.AdamW(groups(b), lr=0.01), a, b, steps=30)
+    walk(optim.AdamW(grouped(a), lr=0.01), torch.optim.AdamW(grouped(b), lr=0.01), a, b, steps=30)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
 def test_groups_that_differ_only_in_decay_are_torchs_though_they_move_together(name):
-    def groups(w):
+    def grouped(w):
         return [{"params": w[::2], "weight_decay": 0.3}, {"params": w[1::2], "weight_decay": 0.0}]
 
     a, b = starts(), starts()
-    walk(getattr(optim, name)(groups(a), lr=0.01), getattr(torch.optim, name)(groups(b), lr=0.01), a, b, steps=30)
+    walk(getattr(optim, name)(grouped(a), lr=0.01), getattr(torch.optim, name)(grouped(b), lr=0.01), a, b, steps=30)
 
 
 @pytest.mark.parametrize(
@@ -235,18 +381,64 @@ def test_the_rate_may_be_a_tensor_that_a_schedule_fills():
     assert isinstance(ours.param_groups[0]["lr"], torch.Tensor)
 
 
-def test_parameters_whose_gradient_is_missing_stay_as_in_torch():
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AdamW", {}),
+        ("SGD", {"momentum": 0.9, "dampening": 0.5}),
+        ("NAdam", {"momentum_decay": 0.1}),
+        ("Adagrad", {"initial_accumulator_value": 0.5}),
+    ],
+)
+def test_parameters_whose_gradient_is_missing_stay_as_in_torch(name, options, ema, engine):
     a, b = starts(), starts()
-    ours, theirs = optim.AdamW(a, lr=0.01), torch.optim.AdamW(b, lr=0.01)
+    ours = getattr(optim, name)(a, lr=0.01, ema=ema, engine=engine, **options)
+    theirs = getattr(torch.optim, name)(b, lr=0.01, **options)
     generator = torch.Generator().manual_seed(3)
-    for step in range(40):
-        for i, (w, v, g) in enumerate(zip(a, b, slopes(b, generator), strict=True)):
-            missing = (step + 1) % (i + 2) == 0
-            w.grad, v.grad = (None, None) if missing else (g.clone(), g.clone())
-        ours.step()
-        theirs.step()
-        for w, v in zip(a, b, strict=True):
-            torch.testing.assert_close(w, v, rtol=1e-12, atol=1e-12)
-    counts = [s["step"].item() for s in ours.state.values()]
-    assert counts == [s["step"].item() for s in theirs.state.values()]
-    assert len(set(counts)) > 1
+    with all_of_it():
+        for step in range(40):
+            for i, (w, v, g) in enumerate(zip(a, b, slopes(b, generator), strict=True)):
+                missing = (step + 1) % (i + 2) == 0 or step < i
+                w.grad, v.grad = (None, None) if missing else (g.clone(), g.clone())
+            ours.step()
+            theirs.step()
+            for w, v in zip(a, b, strict=True):
+                torch.testing.assert_close(w, v, rtol=1e-12, atol=1e-12)
+    if "step" in theirs.state[b[0]]:
+        counts = [ours.state[w]["step"].item() for w in a]
+        assert counts == [theirs.state[v]["step"].item() for v in b]
+        assert len(set(counts)) > 1
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_buffer_that_torch_saved_says_that_the_first_step_is_behind(engine, ema):
+    options = {"lr": 0.01, "momentum": 0.9, "dampening": 0.5}
+    a, b = starts(), starts()
+    theirs = torch.optim.SGD(b, **options)
+    walk(torch.optim.SGD(a, **options), theirs, a, b, steps=3)
+    saved = theirs.state_dict()
+    del saved["state"][1], saved["state"][4]  # these two are to begin, in full, beside others that go on
+    theirs.load_state_dict(copy.deepcopy(saved))
+    ours = optim.SGD(a, **options, engine=engine, ema=ema)
+    ours.load_state_dict(copy.deepcopy(saved))
+    walk(ours, theirs, a, b, steps=5)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+def test_momentum_that_a_group_turns_on_later_begins_with_the_whole_gradient_as_in_torch(engine):
+    a, b = starts(), starts()
+    ours, theirs = optim.SGD(a, lr=0.01, ema=0.9, engine=engine), torch.optim.SGD(b, lr=0.01)
+    walk(ours, theirs, a, b, steps=3)
+    for optimizer in (ours, theirs):
+        optimizer.param_groups[0].update(momentum=0.9, dampening=0.5)
+    walk(ours, theirs, a, b, steps=5)
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+def test_a_complex_sum_starts_with_the_value_in_both_parts(engine):
+    a, b = (starts(torch.complex128, [(4, 3), (2,)]) for _ in range(2))
+    options = {"lr": 0.1, "initial_accumulator_value": 0.5}
+    walk(optim.Adagrad(a, **options, engine=engine), torch.optim.Adagrad(b, **options), a, b, steps=5)
