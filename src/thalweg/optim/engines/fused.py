@@ -155,7 +155,7 @@ class Fused(Block):
         """Give what the rule adds up over all weights."""
         self._fill(move, decays)
         self._sweep(kernels.Form(self.kind, "sums", move.clip_value is not None), move.work)
-        return self.sums.sum(1).tolist()
+        return self.sums[: kernels.summands(self.rule)].sum(1).tolist()
 
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move weights, state and average by the gradients that `look` was shown."""

@@ -134,7 +134,13 @@ def numbers(rule: Rule) -> tuple[str, ...]:
 @cache
 def totals(rule: Rule) -> int:
     """Give how many sums of a span a kernel makes, at most."""
-    return max(3, len(program.read_sums(rule, rule.constants).results) if rule.sums else 0)
+    return max(3, summands(rule))
+
+
+@cache
+def summands(rule: Rule) -> int:
+    """Give how many sums over all weights a rule asks for."""
+    return len(program.read_sums(rule, rule.constants).results) if rule.sums else 0
 
 
 def source(rule: Rule, constants: Mapping[str, Any], form: Form) -> str:
