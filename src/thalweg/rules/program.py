@@ -81,9 +81,9 @@ def read_sums(rule: Rule, constants: Mapping[str, Any]) -> Program:
 def scalars(equation: Callable[..., Any]) -> tuple[str, ...]:
     """Name the numbers that an equation takes once a step: `lr`, constants, and what `Rule.scalars` gives.
 
-    >>> from thalweg.rules.momentum import momentum
-    >>> scalars(momentum.equation)
-    ('lr', 'momentum')
+    >>> from thalweg.rules.adagrad import adagrad
+    >>> scalars(adagrad.equation)
+    ('lr', 'lr_decay', 'initial_accumulator_value', 'eps', 'slowed')
     """
     return tuple(argument.arg for argument in _function(equation).args.kwonlyargs)
 
