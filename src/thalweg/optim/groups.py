@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from thalweg import rules
 from thalweg.errors import RuleError
 from thalweg.optim.engines.arithmetic import COMPUTE
 from thalweg.rules.rule import Rule
+
+SHARED = ("lr", "weight_decay", "maximize")
+"""Options of every group, whatever its rule."""
 
 WHOLE = ("clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine")
 """Options of the whole optimiser: in a group they would have no effect."""
@@ -65,6 +70,31 @@ def rate(lr: float | Tensor) -> float | Tensor:
     return lr
 
 
+def named(rule: Any) -> Rule:
+    """Give the rule that a group names. Raises RuleError where there is none of that name."""
+    check("rule", rule, isinstance(rule, str), "the name of an update rule, such as 'adamw', in a parameter group")
+    return _named(rule)
+
+
+_named = cache(rules.get)
+
+
+def defaults_of(rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what stands in a group that names its rule and nothing else: its constants, and the optimiser's other options."""
+    return {**{name: defaults[name] for name in SHARED}, **rule.group_defaults()}
+
+
+def check_own(group: Mapping[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> None:
+    """Raise RuleError where a group that names its rule sets a constant of another one.
+
+    One that stands there as the optimiser's own default sets nothing: `torch.optim` puts it into every group.
+    """
+    others = {name for one in rules.RULES.values() for name in (*one.constants, *one.grouped)} | {*defaults}
+    for name in others - {*SHARED, *rule.constants, *rule.grouped}:
+        if name in group and not (name in defaults and group[name] == defaults[name]):
+            raise RuleError(f"A parameter group goes by the rule {group['rule']!r}. {rule.unknown(name)}")
+
+
 def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Give the group with the rule's constants under PyTorch's names (`beta2` becomes part of `betas`).
 
@@ -74,7 +104,7 @@ def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> di
         raise RuleError(
             f"A parameter group has no 'params', only {', '.join(map(repr, group))}. Put its parameters there."
         )
-    known = [*defaults, *rule.constants, *rule.grouped, "params", "param_names"]
+    known = [*defaults, *rule.constants, *rule.grouped, "params", "param_names", "rule"]
     refuse_flags(group)
     for name in group:
         if name in WHOLE:
@@ -96,8 +126,8 @@ def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> di
     return rest
 
 
-def check_parameters(params: Any) -> None:
-    """Raise RuleError where a parameter stands twice or is of a kind that no rule can move.
+def check_parameters(params: Any, rule: Rule) -> None:
+    """Raise RuleError where a parameter stands twice or is of a kind that the rule cannot move.
 
     What is no tensor, or in no order, is left to `torch.optim.Optimizer`, which raises TypeError.
     """
@@ -111,6 +141,10 @@ def check_parameters(params: Any) -> None:
         seen.add(id(p))
         if p.dtype not in COMPUTE or p.layout is not torch.strided:
             raise RuleError(f"{name} is {p.dtype}, {p.layout}; what can be trained is dense and one of {_kinds()}.")
+        if p.is_complex() and rule.is_matrix and (p.ndim >= 2 or rule.rest is None):
+            raise RuleError(
+                f"{name} is complex, and {rule.name} moves real matrices only: give it another group and rule."
+            )
 
 
 def _kinds() -> str:

@@ -75,7 +75,9 @@ class Optimizer(torch.optim.Optimizer):
 
     Arguments:
         params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
-            or float16 (calculated, and their state kept, in float32), complex64 or complex128 (as pairs of reals).
+            or float16 (calculated, and their state kept, in float32), complex64 or complex128 (as pairs of reals). A group may
+            name a rule of its own, `{"params": …, "rule": "adamw", "betas": (0.9, 0.95)}`: its constants and their defaults are
+            then that rule's; `lr`, `weight_decay` and `maximize` that it does not name are the optimiser's.
         rule: a rule or its name.
         lr: learning rate, a number or a 0-dim tensor, at least 0; read from the group at every step.
         weight_decay: in the rule's own form, at least 0; None: the rule's default.
@@ -132,11 +134,7 @@ class Optimizer(torch.optim.Optimizer):
         groups.check("cautious", cautious, isinstance(cautious, bool), "True or False")  # pyright: ignore[reportUnnecessaryIsInstance]
         self.clip_norm, self.clip_value, self.ema = clip_norm, clip_value, ema
         self.cautious = cautious
-        if self.rule.average is not None and (ema is not None or cautious):
-            what = "ema" if ema is not None else "cautious"
-            raise RuleError(
-                f"{self.rule.name} averages the weights itself, so {what} has no place beside it: leave it out."
-            )
+        self._check_average(self.rule)
         self.on_nonfinite, self.engine = on_nonfinite, engine
         self.measure = False
         self.skips = 0
@@ -153,7 +151,7 @@ class Optimizer(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         for group in self.param_groups:
-            rule = self._rule(group)
+            rule = self._rule_of(group)
             self._engine.prepare(
                 Work(rule, rule.from_group(group), 0.0, 0.0, False, group["params"], [], cautious),
                 clips=clip_value is not None,
@@ -163,12 +161,20 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, with its own `lr`, `weight_decay`, `maximize` or constants where it names them.
 
-        Raises RuleError where a value cannot be, a name is misspelt, or a parameter stands twice.
+        It may name a `rule` of its own; its constants, and their defaults, are then that rule's.
+
+        Raises RuleError where a value cannot be, a name is misspelt or another rule's, or a parameter stands twice.
         """
         if isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-            param_group = groups.normal(param_group, self.rule, self.defaults)
-            self._check_group({**self.defaults, **param_group})
-            groups.check_parameters(param_group["params"])
+            rule, defaults = self.rule, self.defaults
+            if "rule" in param_group:
+                rule = groups.named(param_group["rule"])
+                groups.check_own(param_group, rule, defaults)
+                defaults = groups.defaults_of(rule, defaults)
+            param_group = groups.normal(param_group, rule, defaults)
+            param_group |= {name: value for name, value in defaults.items() if name not in param_group}
+            self._check(param_group)
+            groups.check_parameters(param_group["params"], rule)
         _bare(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -244,10 +250,10 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def averages(self) -> bool:
         """Whether there is an average of the weights: an EMA, or the rule's own."""
-        return self.ema is not None or any(self._rule(group).average is not None for group in self.param_groups)
+        return self.ema is not None or any(self._rule_of(group).average is not None for group in self.param_groups)
 
     def _average(self, p: Tensor, group: Mapping[str, Any]) -> Tensor:
-        rule, state = self._rule(group), self.state[p]
+        rule, state = self._rule_of(group), self.state[p]
         if rule.average is None:
             return cast(Tensor, state["ema"]) if self.ema is not None else p.detach().clone()
         constants = rule.from_group(group)
@@ -263,7 +269,7 @@ class Optimizer(torch.optim.Optimizer):
         self._refuse_averaged("Saving", "take weights and average for each other")
         saved = _bare(torch.optim.Optimizer.state_dict)(self)
         for group in saved["param_groups"]:
-            for name, value in self._fixed().items():
+            for name, value in self._fixed_of(group).items():
                 group.setdefault(name, value)
         return saved
 
@@ -316,7 +322,7 @@ class Optimizer(torch.optim.Optimizer):
         return self.rule.fixed
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
-        """Give the rule that a group goes by."""
+        """Give the rule that a group goes by which names none."""
         del group
         return self.rule
 
@@ -324,14 +330,38 @@ class Optimizer(torch.optim.Optimizer):
         groups.check_rates(group)
         self.rule.complete(self.rule.from_group(group))
 
+    # What `_rule`, `_fixed` and `_check_group` say is of the optimiser's own groups; a group may name another rule.
+
+    def _rule_of(self, group: Mapping[str, Any]) -> Rule:
+        """Give the rule that a group goes by."""
+        return groups.named(group["rule"]) if "rule" in group else self._rule(group)
+
+    def _fixed_of(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {} if "rule" in group else self._fixed()
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        if "rule" not in group:
+            self._check_group(group)
+            return
+        rule = groups.named(group["rule"])
+        groups.check_rates(group)
+        rule.complete(rule.from_group(group))
+        self._check_average(rule)
+
+    def _check_average(self, rule: Rule) -> None:
+        if rule.average is not None and (self.ema is not None or self.cautious):
+            what = "ema" if self.ema is not None else "cautious"
+            raise RuleError(f"{rule.name} averages the weights itself, so {what} has no place beside it: leave it out.")
+
     def _loadable(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Check a saved group, and put our own defaults where another library saved none."""
-        for name, value in self._fixed().items():
+        fixed = self._fixed_of(group)
+        for name, value in fixed.items():
             if group.get(name, value) != value:
                 raise RuleError(f"The state was saved with {name}={group[name]}, which {self.rule.name} does not have.")
-        kept = {name: value for name, value in group.items() if name not in self._fixed()}
-        complete = {**self.defaults, **kept}
-        self._check_group(complete)
+        own = groups.defaults_of(groups.named(group["rule"]), self.defaults) if "rule" in group else {}
+        complete = {**self.defaults, **own, **{name: value for name, value in group.items() if name not in fixed}}
+        self._check(complete)
         return complete
 
     def _works(self, group: dict[str, Any]) -> list[Work]:
@@ -347,7 +377,7 @@ class Optimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} has no sparse gradients: make the embedding with sparse=False, "
                 "or give its weights to torch.optim.SparseAdam."
             )
-        rule = self._rule(group)
+        rule = self._rule_of(group)
         options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
         work = Work(rule, self._read(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
@@ -452,10 +482,10 @@ class Optimizer(torch.optim.Optimizer):
     def _keep_precision(self, state_dict: Mapping[str, Any]) -> None:
         # torch casts state to the parameter's dtype; a running average in sixteen bits would stand still.
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for number, p in zip(numbers, parameters, strict=True):
+        parameters = [(p, self._rule_of(group)) for group in self.param_groups for p in group["params"]]
+        for number, (p, rule) in zip(numbers, parameters, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
-                if key in self.rule.carried:
+                if key in rule.carried:
                     self.state[p][key] = torch.tensor(float(value), dtype=torch.float64)
                 elif (
                     isinstance(value, Tensor)

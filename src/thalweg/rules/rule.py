@@ -227,7 +227,7 @@ class Rule:
             elif name in values:
                 values[name] = value
             else:
-                raise RuleError(self._unknown(name))
+                raise RuleError(self.unknown(name))
         for name, value in values.items():
             self.check_constant(name, value)
         return values
@@ -267,7 +267,8 @@ class Rule:
         # PyTorch's None is "the default" (Adafactor's first eps).
         return {m: self.constants[m] if v is None else v for m, v in zip(members, values, strict=True)}
 
-    def _unknown(self, name: str) -> str:
+    def unknown(self, name: str) -> str:
+        """Say that there is no constant of this name."""
         known = [*self.constants, *self.grouped]
         listed = f"its constants are {', '.join(known)}" if known else "it has no constants"
         return f"{self.name} has no constant {name!r}; {listed}.{nearest(name, known)}"
