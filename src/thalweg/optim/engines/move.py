@@ -50,7 +50,8 @@ class Move:
         """Bind the rule to this step: a function of (decay, w, g, state …) that gives the new w and the new state.
 
         It is plain arithmetic in a fixed order, so numbers, arrays and tensors give the same bits. `decay` may be None for none
-        where it is coupled. A cautious step's function takes `kept` too, what its still aligned parts are multiplied by.
+        where it is coupled. A cautious step's function takes `kept` too, what its still aligned parts are multiplied by, or a
+        function that gives it of which parts those are.
         """
         work, rule = self.work, self.work.rule
         own = rule.takes_decay and not work.couples
@@ -61,7 +62,9 @@ class Move:
             if kept is None:
                 return [fresh, *rest]
             way = fresh - w
-            fresh = w + kept * maths.where(way * g < 0, way, 0.0)
+            against = way * g < 0
+            factor = kept(against) if callable(kept) else kept
+            fresh = w + factor * maths.where(against, way, 0.0)
             return [fresh - (self.numbers["lr"] * decay) * w if own else fresh, *rest]
 
         return formula

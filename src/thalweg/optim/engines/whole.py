@@ -43,11 +43,12 @@ class Whole(Block):
         """Move the weights; gives norms of weights and update where they are to be recorded."""
         assert self.gradient is not None
         parameter, flats = self.parameters[0].detach(), iter(self.flats)
+        if parameter.numel() == 0:
+            return ([0.0], [0.0], [math.nan]) if move.record else None
         held = [next(flats) if there else 0.0 for there in self.present]
         w, g = parameter.to(self.compute), self.gradient.to(self.compute)
-        seen = (decays[0], w, g, *held[: self.carried])
-        kept = kept_share(float(move.aligned(*seen).sum()), w.numel()) if move.work.cautious else None
-        fresh, *rest = move.formula()(*seen, kept=kept)
+        kept = _share_of if move.work.cautious else None
+        fresh, *rest = move.formula()(decays[0], w, g, *held[: self.carried], kept=kept)
         norms = ([_norm(w)], [_norm(fresh - w)], [math.nan]) if move.record else None
         for old, new in zip(held, rest, strict=False):
             if isinstance(old, Tensor):
@@ -68,6 +69,10 @@ def _empty(state: State, parameter: Tensor, dtype: torch.dtype) -> Tensor:
     if shape == [*parameter.shape]:
         return torch.empty_like(parameter.detach(), dtype=dtype)
     return torch.empty(shape, dtype=dtype, device=parameter.device)
+
+
+def _share_of(against: Tensor) -> float:
+    return kept_share(float(against.sum()), against.numel())
 
 
 def _norm(tensor: Tensor) -> Tensor:
