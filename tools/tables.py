@@ -198,7 +198,8 @@ def _notes(rule: Rule) -> str:
         if hasattr(torch.optim, rule.optimizer)
         else ""
     )
-    return f"All others: see `Optimizer`.{order} The equation: `thalweg.rules.{rule.name}`. Source: {rule.source}."
+    average = " Judge and save the model within `averaged()` alone." if rule.average is not None else ""
+    return f"All others: see `Optimizer`.{average}{order} The equation: `thalweg.rules.{rule.name}`. Source: {rule.source}."
 
 
 def _said(value: Any) -> str:

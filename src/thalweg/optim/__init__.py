@@ -27,6 +27,7 @@ from thalweg.optim.classes import (
     ScheduleFreeSGD,
 )
 from thalweg.optim.optimizer import Optimizer, StepRecord
+from thalweg.optim.recalibration import recalibrated
 from thalweg.optim.sgd import SGD
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "ScheduleFreeSGD",
     "StepRecord",
     "build",
+    "recalibrated",
 ]
 
 

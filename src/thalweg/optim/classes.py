@@ -811,8 +811,8 @@ class ScheduleFreeAdamW(Optimizer):
         weight_lr_power: 2.0, in [0, inf).
         weight_decay: 0.0, at least 0; decoupled from the gradient.
 
-    All others: see `Optimizer`. The equation: `thalweg.rules.schedule_free_adamw`. Source: Defazio et al. 2024,
-    arXiv:2405.15682.
+    All others: see `Optimizer`. Judge and save the model within `averaged()` alone. The equation:
+    `thalweg.rules.schedule_free_adamw`. Source: Defazio et al. 2024, arXiv:2405.15682.
     """
 
     def __init__(
@@ -861,8 +861,8 @@ class ScheduleFreeSGD(Optimizer):
         weight_lr_power: 2.0, in [0, inf).
         weight_decay: 0.0, at least 0; added to the gradient.
 
-    All others: see `Optimizer`. The equation: `thalweg.rules.schedule_free_sgd`. Source: Defazio et al. 2024,
-    arXiv:2405.15682.
+    All others: see `Optimizer`. Judge and save the model within `averaged()` alone. The equation:
+    `thalweg.rules.schedule_free_sgd`. Source: Defazio et al. 2024, arXiv:2405.15682.
     """
 
     def __init__(

@@ -219,12 +219,21 @@ class Optimizer(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Generator[dict[Tensor, Tensor]]:
-        """Within, the parameters hold the average of the weights (EMA); afterwards their own bits again.
+        """Within, the parameters hold the average of the weights: an EMA, or a schedule-free rule's own; then their own bits.
 
-        Gives parameter -> average, valid within, for parameters that have taken a step. The average after t steps is
-        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start; of a schedule-free rule it is the rule's
-        own. Weights and average change places one tensor after another, so that no further copy of an EMA is needed; state can
-        be neither stepped, saved nor loaded meanwhile. Statistics of batch norm stay those of the weights that were trained.
+        Judge the model within, and save its `state_dict` within; of a schedule-free rule no other weights are worth it:
+
+            with optimizer.averaged(), thalweg.optim.recalibrated(model, batches):
+                model.eval(); validate(model); torch.save(model.state_dict(), path)
+            model.train()
+
+        The running statistics of batch normalisation are those of the weights that were trained, and an average judged with
+        them may look useless; `recalibrated` lends the model the average's own. Without batch normalisation it does nothing.
+
+        Gives parameter -> average, valid within, for parameters that have taken a step. The EMA after t steps is
+        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Weights and average change places one
+        tensor after another, so that no further copy of an EMA is needed; state can be neither stepped, saved nor loaded
+        meanwhile.
 
         Raises RuleError where `ema` is off and the rule keeps no average.
         """

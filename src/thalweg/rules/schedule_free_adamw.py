@@ -11,7 +11,8 @@ The weights held are y; x is not stored: x = (y - (1 - beta1) z) / beta1. So the
     y <- y + c (z - y) + lr (beta1 (1 - c) - 1) u
 
 There is no first moment: y between x and z does its work, with beta1 as the share of x. An average over all of the run takes the
-place of a falling rate: the rate stays constant after its warm-up. Judge and keep x, never y.
+place of a falling rate: the rate stays constant after its warm-up. Judge and keep x, never y. beta1, by which x is told from
+y, stays as it is from the first step to the last.
 
 Source: Defazio et al. 2024, arXiv:2405.15682, as in the authors' package `schedulefree` 1.4, whose training mode holds y too.
 Weight decay is decoupled and taken at y, as there. The paper's algorithm 1 (there `AdamWScheduleFreePaper`) has sqrt(1 - beta2^t)

@@ -9,7 +9,8 @@ The weights held are y; x is not stored: x = (y - (1 - momentum) z) / momentum. 
     y <- y + c (z - y) + lr (momentum (1 - c) - 1) g
 
 An average over all of the run takes the place of a falling rate, and the run's length need not be known: the rate stays
-constant after its warm-up (`lr_max`, the largest so far, weighs the early steps less). Judge and keep x, never y.
+constant after its warm-up (`lr_max`, the largest so far, weighs the early steps less). Judge and keep x, never y. `momentum`, by
+which x is told from y, stays as it is from the first step to the last.
 
 Source: Defazio et al. 2024, arXiv:2405.15682, as in the authors' package `schedulefree` 1.4, whose training mode holds y too.
 Weight decay is added to the gradient at y, as there. There, steps are counted a group, here a parameter: a parameter
