@@ -311,3 +311,29 @@ def test_the_whole_data_set_has_a_word_of_its_own(tmp_path):
 def test_evidence_reads_as_a_sentence():
     assert str(Evidence("derived", "a tenth")) == "derived: a tenth"
     assert str(Evidence("given")) == "given"
+
+
+def test_the_default_rate_is_the_rules():
+    plan = Plan(rule="prodigy")
+    assert plan.learning_rate == 1.0
+    assert str(plan.why("learning_rate")) == "default: the rule finds its own rate, which this only multiplies"
+    assert Plan().learning_rate == 0.001
+    assert str(Plan().why("learning_rate")) == "default"
+    assert Plan.from_dict(plan.to_dict()) == plan
+    assert Plan(rule="prodigy", learning_rate=0.5).why("learning_rate").source == "given"
+
+
+def test_a_default_rate_goes_with_its_rule_and_a_given_one_stays():
+    assert Plan().replace(rule="prodigy").learning_rate == 1.0
+    assert Plan().replace(rule="prodigy").why("learning_rate").source == "default"
+    assert Plan(rule="prodigy").replace(rule="adamw").learning_rate == 0.001
+    assert Plan(learning_rate=0.5).replace(rule="prodigy").learning_rate == 0.5
+    assert Plan().replace(rule="prodigy", learning_rate=2.0).why("learning_rate").source == "given"
+    assert Plan(learning_rate=0.5).replace(rule="lion").why("learning_rate").source == "given"
+
+
+def test_two_averages_at_once_are_refused():
+    with pytest.raises(
+        PlanError, match=r"`ema` is 0\.99, but schedule_free_sgd averages the weights itself.*Leave `ema` out"
+    ):
+        Plan(rule="schedule_free_sgd", ema=0.99)

@@ -5,7 +5,7 @@ import pytest
 
 from thalweg.records.plan import Plan
 from thalweg.records.run import Figures, Run
-from thalweg.see import story
+from thalweg.see import curves, story
 
 
 def test_a_figure_that_did_not_move_stayed(make_run):
@@ -40,6 +40,16 @@ def test_the_criterion_comes_before_other_metrics_and_the_loss_last(make_run):
 def test_says_which_weights_were_kept_and_why(make_run, averaged, keep, mode, told):
     summary = {"weights": {"step": 7, "averaged": averaged}, "mode": mode}
     assert story.weights(make_run(plan={"keep": keep}, summary=summary)) == told
+
+
+def test_an_average_of_the_rules_own_is_named_as_what_it_is(make_run):
+    run = make_run(plan={"rule": "schedule_free_adamw"}, summary={"weights": {"step": 7, "averaged": True}})
+    assert story.weights(run) == (
+        "The model holds the averaged weights (schedule_free_adamw) of step 7, those with the lowest validation loss."
+    )
+    assert "validation, averaged weights (schedule_free_adamw)" in curves.loss(run)
+    assert "averaged weights (schedule_free_adamw)" in "".join(curves.metrics(run))
+    assert "EMA" not in curves.loss(run)
 
 
 def test_the_training_loss_is_that_of_the_steps_before_the_kept_weights(make_run):

@@ -8,10 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from thalweg.descent.averages import averaged
 from thalweg.descent.ledger import Ledger, Memory
 from thalweg.descent.progress import Progress
 from thalweg.descent.state import Best, Descent, clone_into
@@ -61,22 +62,22 @@ class Keeper:
         )
 
     def validate(self, descent: Descent, progress: Progress) -> None:
-        """Validate raw and averaged weights, keep the better where it is the best so far, and say where patience ends."""
+        """Validate, keep what was judged where it is the best so far, and say where patience ends.
+
+        What is judged: of a rule with an average of its own that average alone, else the weights, and an EMA beside them.
+        """
         task, step, plan = descent.problem.task, descent.step, descent.plan
-        raw = self._measure(descent)
-        self._compare(descent, raw, averaged=False)
-        row, shown = {f"validation/{name}": value for name, value in raw.items()}, raw
+        shown = figures = self._judge(descent, average=descent.walks_apart and step > 0)
+        row = {f"validation/{name}": value for name, value in figures.items()}
         if plan.ema is not None and step > 0:
-            with descent.optimizer.averaged():
-                averaged = self._measure(descent)
-                self._compare(descent, averaged, averaged=True)
-            row |= {f"ema/{name}": value for name, value in averaged.items()}
-            shown = min(raw, averaged, key=lambda figures: _order(task, figures))
+            second = self._judge(descent, average=True)
+            row |= {f"ema/{name}": value for name, value in second.items()}
+            shown = min(figures, second, key=lambda figures: _order(task, figures))
         self.ledger.append(step, row)
         if step == 0:
-            descent.start = raw
+            descent.start = figures
             if task.evaluate is None:  # else it may be another figure than the training loss
-                descent.monitor.expect(raw["loss"])
+                descent.monitor.expect(figures["loss"])
         descent.last = shown
         if descent.shape_state and step > 0:
             descent.shape_state = descent.schedule.observe(descent.shape_state, shown[task.select], step)
@@ -85,6 +86,12 @@ class Keeper:
         if descent.out_of_patience:
             message = f"No better {task.select} in {descent.stale} validations: stopped at step {step}."
             self.tell(step, "early_stop", message, {}, progress)
+
+    def _judge(self, descent: Descent, *, average: bool) -> dict[str, float]:
+        with averaged(descent) if average else nullcontext():
+            figures = self._measure(descent)
+            self._compare(descent, figures, averaged=average)
+        return figures
 
     def _measure(self, descent: Descent) -> dict[str, float]:
         plan = descent.plan
@@ -212,16 +219,16 @@ class Keeper:
         self.ledger.flush()
 
     def _keep_last(self, descent: Descent) -> None:
-        raw = self._measure(descent)
-        if descent.plan.ema is not None:
-            with descent.optimizer.averaged():
-                averaged = self._measure(descent)
-                if _order(descent.problem.task, averaged) < _order(descent.problem.task, raw):
-                    self._keep(descent, averaged, averaged=True)
+        task, only = descent.problem.task, descent.walks_apart
+        raw = {} if only else self._measure(descent)
+        if only or descent.plan.ema is not None:
+            with averaged(descent):
+                figures = self._measure(descent)
+                if only or _order(task, figures) < _order(task, raw):
+                    self._keep(descent, figures, averaged=True)
                     return
         # No step follows, so the weights themselves serve and need no copy.
-        value = raw[descent.problem.task.select]
-        descent.best = Best(value, descent.step, raw, averaged=False, model=model_state(descent.model))
+        descent.best = Best(raw[task.select], descent.step, raw, averaged=False, model=model_state(descent.model))
 
     def _stop(self, descent: Descent, progress: Progress) -> None:
         where = "nothing was written, as the run has no folder"

@@ -16,12 +16,15 @@ from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.errors import PlanError, nearest
+from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.plan import Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
 from thalweg.sampling.sources import summed
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
+
+RECENT = 10  # of a stream, steps whose batches are kept for statistics of averaged weights
 
 
 class Descent:
@@ -51,6 +54,7 @@ class Descent:
             weights=problem.weights,
             drop_last=plan.drop_last,
             workers=plan.workers,
+            recent=RECENT if self.optimizer.averages and gathers_statistics(self.model) else 0,
         )
         per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
         self.schedule = facing(plan.schedule, problem.task.mode).resolve(self.total, per_epoch)
@@ -75,6 +79,11 @@ class Descent:
         """Give the learning rate of the next step: peak, times schedule, times what cures took away."""
         factor = self.schedule.factor(self.step, self.shape_state or None)
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
+
+    @property
+    def walks_apart(self) -> bool:
+        """Whether the rule keeps an average of its own, so that the weights it walks with are never judged."""
+        return self.optimizer.rule.average is not None
 
     @property
     def out_of_patience(self) -> bool:
@@ -182,7 +191,7 @@ class Descent:
 
 
 class Best:
-    """The weights that validated best so far: `figures` are theirs, `averaged` says whether they are the EMA's."""
+    """The weights that validated best so far: `figures` are theirs, `averaged` says whether they are an average's."""
 
     def __init__(
         self, value: float, step: int, figures: dict[str, float], averaged: bool, model: dict[str, Any]

@@ -15,11 +15,14 @@ import tomlkit
 from thalweg import rules
 from thalweg import schedule as shapes
 from thalweg.errors import PlanError, ThalwegError, nearest
+from thalweg.rules import Rule
 from thalweg.schedule import Schedule
 
 EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 1
+OF_THE_RULE = float("nan")
+"""Stands for a learning rate that nobody names, until the plan is made."""
 MOST = {"threads": 1024, "workers": 1024, "seed": 2**63 - 1, "steps": 2**63 - 1, "batch_size": 2**63 - 1}
 
 
@@ -68,7 +71,7 @@ class Plan:
 
     Arguments:
         rule: the update rule's name, such as "adamw".
-        learning_rate: the peak rate; the schedule multiplies it.
+        learning_rate: the peak rate; the schedule multiplies it. Default: 0.001, or 1 for a rule that finds its own rate.
         batch_size: examples a step (the effective batch); None means the whole data set in one batch, 1 single examples.
         weight_decay: pull of weights towards zero, in the rule's own form.
         schedule: a `Schedule`; its open lengths are of this run.
@@ -77,7 +80,7 @@ class Plan:
         steps_per_epoch: as counted when the plan was made.
         accumulate: micro-batches a step; each holds about batch_size / accumulate examples.
         clip_norm, clip_value: clip the gradient's global norm, and each of its entries; None: off.
-        ema: decay of an average of the weights, such as 0.999; None: off.
+        ema: decay of an average of the weights, such as 0.999; None: off. Not for a rule that averages them itself.
         precision: "float32" (the model's own dtype), or "bfloat16" or "float16" autocast.
         seed: of initialisation, order, dropout and augmentation.
         decay_vectors: also decay biases and normalisation parameters (all of fewer than two dimensions).
@@ -102,7 +105,7 @@ class Plan:
     """
 
     rule: str = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = OF_THE_RULE
     batch_size: int | None = 64
     weight_decay: float = 0.0
     schedule: Schedule = field(default_factory=shapes.constant)
@@ -134,9 +137,14 @@ class Plan:
     evidence: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence])
 
     def __post_init__(self) -> None:
+        unset = self.learning_rate is OF_THE_RULE
         _settle_types(self)
         _settle_tables(self)
-        rules.get(self.rule).complete(self.constants)  # raises where a constant is unknown or out of range
+        rule = rules.get(self.rule)
+        rule.complete(self.constants)  # raises where a constant is unknown or out of range
+        rate, why = default_rate(rule)
+        if unset:
+            object.__setattr__(self, "learning_rate", rate)
         _positive(self, "learning_rate")
         for name in ("weight_decay", "checkpoint_seconds"):
             _at_least(self, name, 0)
@@ -154,12 +162,19 @@ class Plan:
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise PlanError(f"`ema` is {self.ema}, but a decay lies between 0 and 1, such as 0.999.")
+        if self.ema is not None and rule.average is not None:
+            raise PlanError(
+                f"`ema` is {self.ema}, but {self.rule} averages the weights itself, and that average is what is judged and kept."
+                f" Leave `ema` out, or take another rule."
+            )
         _one_of(self, "precision", get_args(Precision))
         _one_of(self, "keep", ("best", "last"))
         _one_of(self, "engine", ("auto", "cpu", "tensors"))
         _one_of(self, "position", ("exact", "state_dict", "fast-forward"))
         default = Evidence("default")
         stated = {f.name: default if getattr(self, f.name) == _default(f) else Evidence("given") for f in fields(self)}
+        if self.learning_rate == rate:
+            stated["learning_rate"] = why
         del stated["evidence"]
         known = {knob: e for knob, e in self.evidence.items() if e != default}  # a value changed by hand is no default
         object.__setattr__(self, "evidence", {**stated, **known})
@@ -179,8 +194,18 @@ class Plan:
                 raise PlanError(f"A plan has no '{name}'.{near} It has {', '.join(known)}.")
         if "evidence" not in changes:
             kept = {knob: _outdated(evidence, changes) for knob, evidence in self.evidence.items()}
-            changes["evidence"] = {**kept, **{name: Evidence("given") for name in changes}}
+            kept |= {name: Evidence("given") for name in changes}
+            if self._has_another_rates(changes):
+                changes["learning_rate"] = OF_THE_RULE
+                del kept["learning_rate"]
+            changes["evidence"] = kept
         return replace(self, **changes)
+
+    def _has_another_rates(self, changes: Mapping[str, Any]) -> bool:
+        """Whether the learning rate is the default of a rule that is changed to one with another."""
+        if "rule" not in changes or "learning_rate" in changes or self.why("learning_rate").source != "default":
+            return False
+        return default_rate(rules.get(changes["rule"])) != default_rate(rules.get(self.rule))
 
     def why(self, knob: str) -> Evidence:
         """Give a knob's evidence: "default" where nothing else is known."""
@@ -252,6 +277,18 @@ class Plan:
             return Plan.from_dict(entries)
         except ThalwegError as error:
             raise type(error)(f"{path}: {error}") from error
+
+
+def default_rate(rule: Rule) -> tuple[float, Evidence]:
+    """Give the learning rate of a plan that names none, and why.
+
+    >>> from thalweg.rules import RULES
+    >>> default_rate(RULES["prodigy"])[0], default_rate(RULES["adamw"])[0]
+    (1.0, 0.001)
+    """
+    if rule.finds_rate:
+        return 1.0, Evidence("default", "the rule finds its own rate, which this only multiplies")
+    return 1e-3, Evidence("default")
 
 
 def _outdated(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, cast
 
@@ -33,6 +34,8 @@ class Batches:
         seed: the order is a function of it and the epoch.
         shuffle, replacement, weights, drop_last, rank, world: see `order`.
         workers: loader processes for indexed data and streams.
+        recent: of a stream, how many of this epoch's last draws are kept in `recent`. One that keeps its place itself is not
+            gone through again to a position, so there it is the last draw alone.
 
     Raises DataError where a batch is larger than the data, or weights do not fit them.
     """
@@ -51,6 +54,7 @@ class Batches:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
+        recent: int = 0,
     ) -> None:
         self.source, self.seed, self.accumulate, self.workers = source, seed, accumulate, workers
         self.shuffle, self.replacement, self.weights, self.drop_last = shuffle, replacement, weights, drop_last
@@ -59,6 +63,8 @@ class Batches:
         self.batch_size = self._settle_batch_size(batch_size)
         self.steps_per_epoch = self._count_steps()
         self.epoch, self.within = 0, 0  # `within`: steps already drawn from this epoch
+        kept = min(recent, 1) if isinstance(source, StreamSource) and source.stateful else recent
+        self.recent = deque[Draw](maxlen=kept)
         self._order: tuple[int, Tensor] | None = None
         self._feed: Generator[Any] | None = None
 
@@ -69,7 +75,9 @@ class Batches:
         elif isinstance(self.source, ItemSource):
             drawn = self._load(self.source)
         else:
-            return self._stream(self.source)
+            drawn = self._stream(self.source)
+            self.recent.append(drawn)
+            return drawn
         self.within += 1
         if self.within == self.steps_per_epoch:
             self.epoch, self.within = self.epoch + 1, 0
@@ -100,6 +108,7 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position."""
         self.close()
+        self.recent.clear()
         self.epoch, self.within = state["epoch"], state["within"]
         if isinstance(self.source, StreamSource):
             if "loader" in state:
@@ -184,6 +193,7 @@ class Batches:
     def _stream(self, source: StreamSource) -> Draw:
         if self._feed is None:
             self._feed = self._open_stream(source)
+            self.recent.clear()  # so that going to a position fills it as the way there did
         parts = list(self._take(self._feed))
         if not parts and self.within == 0:
             raise DataError(
@@ -209,7 +219,7 @@ class Batches:
     def _fast_forward(self, source: StreamSource) -> None:
         aim, self.within = self.within, 0
         while self.within < aim:
-            self._stream(source)
+            self.recent.append(self._stream(source))
 
 
 def check_weights(weights: Tensor | None, source: Source) -> None:

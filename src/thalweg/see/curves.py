@@ -23,9 +23,10 @@ PLANNED = 400  # points of the planned schedule
 def loss(run: Run) -> str:
     """Draw training and validation loss, and the losses for which the run went back."""
     beside = "validation" if story.validated(run) else "training, evaluated"
+    judged = ", ".join(filter(None, [beside, story.own_average(run)]))
     lines = [
         Series("training", *story.recorded(run, "loss"), "train", smooth=True),
-        Series(beside, *story.recorded(run, "validation/loss"), "validation"),
+        Series(judged, *story.recorded(run, "validation/loss"), "validation"),
         Series(f"{beside}, averaged weights (EMA)", *story.recorded(run, "ema/loss"), "ema"),
         *_undone(run, "loss"),
     ]
@@ -39,9 +40,10 @@ def metrics(run: Run) -> list[str]:
     """Draw each metric of the validation."""
     names = [key.removeprefix("validation/") for key in run.history if key.startswith("validation/")]
     charts: list[str] = []
+    judged = ", ".join(filter(None, ["validation", story.own_average(run)]))
     for name in [n for n in names if n != "loss"][:MOST_METRICS]:
         lines = [
-            Series("validation", *story.recorded(run, f"validation/{name}"), "validation"),
+            Series(judged, *story.recorded(run, f"validation/{name}"), "validation"),
             Series("averaged weights (EMA)", *story.recorded(run, f"ema/{name}"), "ema"),
         ]
         title = story.called(run, name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thalweg import rules
 from thalweg.errors import ThalwegError
 from thalweg.records.run import PLAN, TASK, Run
 from thalweg.records.task import Source
@@ -129,13 +130,18 @@ def weights(run: Run) -> str:
     kept = run.summary.get("weights")
     if not kept:
         return ""
-    kind = "averaged weights (EMA)" if kept["averaged"] else "weights"
+    kind = (own_average(run) or "averaged weights (EMA)") if kept["averaged"] else "weights"
     best = run.plan.keep == "best" and validated(run)
     select = "validation loss" if run.summary.get("select", "loss") == "loss" else called(run, run.summary["select"])
     why = (
         f"those with the {'highest' if run.summary.get('mode') == 'max' else 'lowest'} {select}" if best else "the last"
     )
     return f"The model holds the {kind} of step {kept['step']:,}, {why}."
+
+
+def own_average(run: Run) -> str:
+    """Name the average that the rule itself keeps, which is what validations are of; nothing where it keeps none."""
+    return "" if rules.get(run.plan.rule).average is None else f"averaged weights ({run.plan.rule})"
 
 
 def training_loss(run: Run, step: int | None = None) -> float:
