@@ -19,6 +19,11 @@ def test_the_cost_is_steps_times_trainings():
     assert found.seconds > 0
 
 
+@pytest.mark.parametrize("fixed", [{"rule": "prodigy"}, {"learning_rate": 0.01}])
+def test_where_no_rate_is_searched_the_cost_is_one_training(fixed):
+    assert cost(PROBLEM, epochs=4, fixed={"batch_size": 30, **fixed}, effort="thorough").trainings == 1.0
+
+
 def test_a_budget_of_seconds_is_the_cost():
     assert cost(PROBLEM, seconds=2.0, effort=4, fixed={"batch_size": 30}).seconds == 2.0
 

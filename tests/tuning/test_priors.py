@@ -36,6 +36,16 @@ def test_warm_up_lasts_as_long_as_the_second_moment_needs():
     assert priors.warmup_steps("adamw", {}, 10**5)[0] == 2000
 
 
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_every_schedule_says_where_it_comes_from(rule):
+    schedule, why = priors.schedule(rule, {}, 1000)
+    own = rules.get(rule)
+    wanted = "cosine" if own.finds_rate else "linear" if own.average is None else "constant"
+    assert schedule.shape == wanted
+    assert "arXiv:" in why.reason
+    assert why.figures.get("warmup", 0) == schedule.warmup
+
+
 def test_longer_runs_get_smaller_rates():
     assert priors.shorter_runs_rate(0.1, 100, 100) == 0.1
     assert priors.shorter_runs_rate(0.1, 100, 10_000) == pytest.approx(0.1 * 100**-0.15)

@@ -129,6 +129,36 @@ def test_what_is_decided_stays(fixed):
         assert plan.why(knob).source == "given"
 
 
+@pytest.mark.parametrize("rule", ["schedule_free_adamw", "schedule_free_sgd"])
+def test_a_rule_with_an_average_of_its_own_keeps_its_rate_after_the_warm_up(rule):
+    plan = tuned(fixed={"rule": rule}, effort=2)
+    assert (plan.schedule.shape, plan.schedule.warmup) == ("constant", 6)
+    why = plan.why("schedule")
+    assert why.source == "derived"
+    assert why.reason.startswith(
+        "constant: the rule's own average of the weights takes the place of a fall (arXiv:2405."
+    )
+    assert plan.why("learning_rate").source == "searched"
+
+
+def test_a_rule_that_finds_its_own_rate_is_given_one_and_no_search():
+    said = []
+    plan = tuned(fixed={"rule": "prodigy"}, say=said.append)
+    assert plan.learning_rate == 1.0
+    assert str(plan.why("learning_rate")) == "default: the rule finds its own rate, which this only multiplies"
+    assert not any("learning rate" in line for line in said)
+    assert (plan.schedule.shape, plan.schedule.warmup) == ("cosine", 0)
+    assert "arXiv:2306.06101" in plan.why("schedule").reason
+    assert plan.weight_decay == 0.01
+    assert plan.why("weight_decay").source == "default"
+
+
+def test_a_rate_that_is_decided_for_a_rule_that_finds_its_own_stays():
+    plan = tuned(fixed={"rule": "prodigy", "learning_rate": 0.5, "schedule": "constant"})
+    assert (plan.learning_rate, plan.schedule.shape) == (0.5, "constant")
+    assert plan.why("learning_rate").source == "given"
+
+
 def test_a_knob_that_does_not_exist_cannot_be_decided():
     with pytest.raises(
         PlanError, match=r"`fixed` has 'learning_rat', which is no knob of a plan\. Did you mean 'learning_rate'\?"
@@ -233,6 +263,12 @@ def test_a_budget_of_seconds_includes_the_search():
     plan = tuned(steps=None, seconds=1.0, effort=4)
     assert plan.why("steps").source == "measured"
     assert plan.why("steps").figures["seconds"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("fixed", [{"rule": "prodigy"}, {"learning_rate": 0.01}])
+def test_where_nothing_is_searched_all_of_the_seconds_are_the_trainings(fixed):
+    plan = tuned(steps=None, seconds=1.0, effort=4, fixed=fixed)
+    assert plan.why("steps").figures["seconds"] == pytest.approx(1.0)
 
 
 def test_several_budgets_are_refused_before_anything_is_measured():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from thalweg.descent.budget import seconds_per_step
 from thalweg.descent.problem import Problem
 from thalweg.records.plan import Plan
-from thalweg.tuning.tune import Say, measured_start, price
+from thalweg.tuning.tune import Say, check_fixed, measured_start, trainings
 
 
 class Cost(NamedTuple):
@@ -33,7 +33,7 @@ def cost(
     say: Say = lambda _: None,
 ) -> Cost:
     """Estimate a fit by timing a few steps. Raises PlanError as `tune` does."""
-    paid = price(effort)
+    paid = trainings(effort, check_fixed(fixed or {}))
     start = measured_start(
         problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
     )

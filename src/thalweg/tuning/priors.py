@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from thalweg import rules
+from thalweg import schedule as shapes
 from thalweg.records.plan import Evidence
 from thalweg.rules import Rule
 from thalweg.rules.walk import Walk
+from thalweg.schedule import Schedule
 
 TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
 WARMUP_SHARE = 0.1
@@ -62,14 +64,38 @@ def warmup_steps(rule: str, chosen: dict[str, float | bool], steps: int) -> tupl
     return min(wanted, most), f"2 / (1 - {beta2:g}) = {wanted} steps (arXiv:1910.04209), at most a tenth of the run"
 
 
+def schedule(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[Schedule, Evidence]:
+    """Give the schedule: linear to zero after a warm-up, but for rules that bring an average or a rate of their own."""
+    one = rules.get(rule)
+    if one.finds_rate:
+        reason = (
+            f"half a cosine to zero, as the rule's authors advise ({one.source.split(', ')[-1]}); no warm-up, whose slow progress"
+            f" would mislead a rule that finds its own rate"
+        )
+        return shapes.cosine(), Evidence("derived", reason)
+    warmup, why = warmup_steps(rule, chosen, steps)
+    if one.average is not None:
+        reason = (
+            f"constant: the rule's own average of the weights takes the place of a fall ({one.source.split(', ')[-1]})"
+        )
+        return shapes.constant(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
+    reason = "linear to zero matches or beats cosine (arXiv:2310.07831, arXiv:2502.15938)"
+    return shapes.linear(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
+
+
 def weight_decay(rule: str, learning_rate: float, steps: int) -> tuple[float, Evidence]:
     """Give the weight decay under which weights forget over 0.3 of the run: 1 / (rate x 0.3 x steps), at most 1.
 
     Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
-    is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken.
+    is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken; where the rule finds its own rate the
+    timescale is not known beforehand, and AdamW's usual 0.01 is taken.
     """
     if rules.get(rule).couples(rules.get(rule).constants):
         return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
+    if rules.get(rule).finds_rate:
+        return 0.01, Evidence(
+            "default", "AdamW's usual constant, as the rate that it works with is found only on the way"
+        )
     value = min(1.0, 1.0 / (learning_rate * TIMESCALE * steps))
     reason = (
         f"1 / (rate x {TIMESCALE:g} x {steps} steps): weights forget over {TIMESCALE:.0%} of the run (arXiv:2405.13698)"

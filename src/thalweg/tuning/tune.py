@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 
 import torch
 
-from thalweg import schedule as shapes
+from thalweg import rules
 from thalweg.descent.budget import check_budget, check_seed, seconds_per_step, settle
 from thalweg.descent.problem import Problem
 from thalweg.errors import DivergedError, PlanError, nearest
@@ -70,7 +70,7 @@ def tune_plan(
     )
     assert plan.steps is not None
     plan = with_length(plan, decided, plan.steps)
-    if "learning_rate" not in decided:
+    if searches_rate(decided):
         plan = with_learning_rate(problem, plan, decided, paid, seed, say)
     return with_weight_decay(plan, decided)
 
@@ -87,13 +87,14 @@ def measured_start(
     say: Say = lambda _: None,
 ) -> Plan:
     """Give the plan before anything is searched: threads and batch size measured, the budget in steps. Raises PlanError."""
-    paid, seed = price(effort), check_seed(seed)
+    price(effort)
+    seed = check_seed(seed)
     check_budget(epochs, steps, seconds)
     decided = check_fixed(fixed or {})
     plan = with_threads(problem, start_plan(problem, decided, seed), decided)
     plan = with_batch_size(problem, plan, decided, epochs, say)
     if seconds is not None:
-        seconds = seconds / paid  # the search is part of what was asked for
+        seconds = seconds / trainings(effort, decided)  # the search is part of what was asked for
     return settle(problem, plan, epochs=epochs, steps=steps, seconds=seconds)
 
 
@@ -114,11 +115,23 @@ def check_fixed(fixed: Mapping[str, Any]) -> dict[str, Any]:
     return dict(fixed)
 
 
+def searches_rate(decided: Mapping[str, Any]) -> bool:
+    """Tell whether the learning rate is to be searched: nobody has decided it, and the rule does not find it itself."""
+    return "learning_rate" not in decided and not rules.get(str(decided.get("rule", "adamw"))).finds_rate
+
+
+def trainings(effort: str | float, decided: Mapping[str, Any]) -> float:
+    """Give what is paid in full trainings, the final one included: the effort's price, or one where nothing is searched."""
+    paid = price(effort)
+    return paid if searches_rate(decided) else 1.0
+
+
 def start_plan(problem: Problem, decided: Mapping[str, Any], seed: int) -> Plan:
     """Give a plan with all that is decided, and clipping, before anything is measured."""
     values: dict[str, Any] = {"seed": seed, "clip_norm": 1.0, **decided}
     rule = str(values.get("rule", "adamw"))
-    values.setdefault("learning_rate", PRIOR_RATES[priors.is_adaptive(rule)])
+    if not rules.get(rule).finds_rate:
+        values.setdefault("learning_rate", PRIOR_RATES[priors.is_adaptive(rule)])
     evidence = {name: Evidence("given") for name in decided}
     if "clip_norm" not in decided:
         evidence["clip_norm"] = Evidence("default", "gradients longer than 1 are shortened: one bad batch does no harm")
@@ -163,10 +176,7 @@ def with_length(plan: Plan, decided: Mapping[str, Any], steps: int) -> Plan:
         changes["constants"] = constants
         evidence |= why
     if "schedule" not in decided:
-        warmup, reason = priors.warmup_steps(plan.rule, constants, steps)
-        changes["schedule"] = shapes.linear(warmup=warmup)
-        why_linear = "linear to zero matches or beats cosine (arXiv:2310.07831, arXiv:2502.15938)"
-        evidence["schedule"] = Evidence("derived", f"{why_linear}; warm-up: {reason}", {"warmup": warmup})
+        changes["schedule"], evidence["schedule"] = priors.schedule(plan.rule, constants, steps)
     return plan.replace(**changes, evidence=evidence) if changes else plan
 
 
