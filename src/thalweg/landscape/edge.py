@@ -77,14 +77,16 @@ class Response:
 
     def at(self, curvature: float) -> Array:
         """Give the matrix M(L) by which a step multiplies x in a bowl of this curvature."""
-        matrix = self.carry.copy()
-        matrix[:, 0] += curvature * self.push
-        return matrix
+        return self.carry + curvature * np.outer(self.push, np.eye(len(self.names))[0])
 
     def radius(self, curvature: float) -> float:
         """Give the factor by which a step shrinks (or stretches) x in the long run: the largest modulus of an eigenvalue."""
-        matrix = self.at(curvature)
-        return float(np.abs(np.linalg.eigvals(matrix)).max()) if np.isfinite(matrix).all() else math.inf
+        return float(self.radii(np.array([curvature]))[0])
+
+    def radii(self, curvatures: Array) -> Array:
+        """Give `radius` at each of several curvatures."""
+        matrices = np.stack([self.at(curvature) for curvature in curvatures])
+        return np.abs(np.linalg.eigvals(matrices)).max(-1)
 
 
 class _NoResponseError(RuleError):
@@ -113,14 +115,15 @@ def stable_edge(rule: Rule | str, constants: Constants | None = None, *, lr: flo
         response = linearise(rule, constants, lr=lr)
     except _NoResponseError as error:
         return Edge(None, (), str(error))
-    unstable = [_diverges(response, curvature / lr) for curvature in _SCANNED]
-    if not any(unstable):
+    curvatures = _SCANNED / lr
+    unstable = np.flatnonzero(response.radii(curvatures) > 1 + _ROUNDING)
+    if not unstable.size:
         return Edge(math.inf, response.scales, "No curvature makes it diverge.")
-    first = unstable.index(True)
+    first = int(unstable[0])
     if first == 0:
         return Edge(0.0, response.scales, "It diverges in every bowl, however shallow.")
-    low, high = (float(curvature) / lr for curvature in _SCANNED[first - 1 : first + 1])
-    return Edge(_bisect(lambda curvature: _diverges(response, curvature), low, high), response.scales)
+    low, high = float(curvatures[first - 1]), float(curvatures[first])
+    return Edge(_bisect(lambda curvature: response.radius(curvature) > 1 + _ROUNDING, low, high), response.scales)
 
 
 def convergence_rate(
@@ -255,12 +258,14 @@ def _code(expression: ast.expr) -> Any:
 
 def _settled(rule: Rule, constants: Constants, lr: float) -> dict[str, Any]:
     """Give the numbers of a late step, without weight decay."""
+    late = _LATE if rule.counts_steps else 2  # who counts none is told 2 at all steps but the first
     carried = rule.begin(constants)
-    numbers = rule.numbers(_LATE, carried, constants, lr)
-    for _ in range(_SETTLING if rule.carried else 0):
-        carried = {name: numbers[name] for name in rule.carried}
-        numbers = rule.numbers(_LATE, carried, constants, lr)
-    return {**numbers, DECAY: 0.0}
+    for _ in range(_SETTLING):
+        numbers = rule.numbers(late, carried, constants, lr)
+        before, carried = carried, {name: numbers[name] for name in rule.carried}
+        if carried == before:
+            break
+    return {**rule.numbers(late, carried, constants, lr), DECAY: 0.0}
 
 
 def _check_is_linear(step: Callable[[Array], Array], columns: Array) -> None:
@@ -285,10 +290,6 @@ def _keeps_its_length(step: Callable[[Array], Array], count: int) -> bool:
     gradient = np.eye(count)[-1]
     far, near = (abs(float(step(gradient * size)[0])) for size in (1.0, 1 / 1024))
     return near > far / 2 > 0
-
-
-def _diverges(response: Response, curvature: float) -> bool:
-    return response.radius(curvature) > 1 + _ROUNDING
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
