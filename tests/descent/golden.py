@@ -27,7 +27,8 @@ COMMON: dict[str, Any] = {
 }
 PLANS: dict[str, dict[str, Any]] = {
     **{f"rule {rule}": {"rule": rule} for rule in RULES},
-    "rule prodigy": {"rule": "prodigy", "learning_rate": 1.0, "constants": {"d0": 1e-3}},  # else it hardly moves in 24 steps
+    # From 1e-6 its rate would hardly have grown in 24 steps.
+    "rule prodigy": {"rule": "prodigy", "learning_rate": 1.0, "constants": {"d0": 1e-3}},
     "rule rmsprop, centered, with momentum": {"rule": "rmsprop", "constants": {"centered": True, "momentum": 0.5}},
     **{
         f"schedule {name}": {"rule": "momentum", "schedule": schedule}
