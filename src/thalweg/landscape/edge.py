@@ -86,7 +86,7 @@ class Response:
     def radii(self, curvatures: Array) -> Array:
         """Give `radius` at each of several curvatures."""
         matrices = np.stack([self.at(curvature) for curvature in curvatures])
-        return np.abs(np.linalg.eigvals(matrices)).max(-1)
+        return np.abs(np.linalg.eigvals(matrices)).max(-1).astype(np.float64)
 
 
 class _NoResponseError(RuleError):
