@@ -1,12 +1,14 @@
 """The living state: saved, restored, and gone back to without a bit of difference."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from small import classes, network, plan, started, walk
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.state import clone_into, default_validate_every, facing
+from thalweg.descent.state import Descent, clone_into, default_validate_every, facing
 
 
 def test_a_state_saved_and_restored_walks_the_same_way() -> None:
@@ -86,3 +88,79 @@ def test_validations_are_five_to_fifty_a_run() -> None:
         for epoch in (None, 1, 30, 10**6):
             count = total // default_validate_every(total, epoch)
             assert min(total, 5) <= count <= 50
+
+
+class Text(nn.Module):
+    """The output layer is registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(6, 3)
+        self.embedding = nn.Embedding(5, 6)
+        self.mix = nn.Linear(6, 6)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return self.scores(self.mix(self.embedding(words)).tanh().mean(1))
+
+
+def text() -> tw.Task:
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(5, (64, 4), generator=generator)
+    return classes(model=Text, data=(words, words[:, 0] % 3), validation=(words, words[:, 0] % 3))
+
+
+def rules_of(descent: Descent) -> dict[str, str]:
+    own = descent.optimizer.rule.name
+    return {name: group.get("rule", own) for group in descent.optimizer.param_groups for name in group["param_names"]}
+
+
+def test_under_muon_adamw_moves_embeddings_and_the_output_layer_and_the_plan_says_so() -> None:
+    descent, _ = started(text(), plan(rule="muon"))
+    moved = rules_of(descent)
+    assert {name for name, rule in moved.items() if rule == "muon" and name.endswith("weight")} == {"mix.weight"}
+    assert moved["embedding.weight"] == moved["scores.weight"] == "adamw"
+    told = str(descent.plan.why("groups"))
+    assert "muon moves 1 hidden matrix; adamw moves scores.weight (output layer), embedding.weight (embedding)" in told
+    assert descent.plan.groups["scores.weight"].rule == "adamw"
+
+
+def test_under_muon_a_perceptrons_last_layer_alone_goes_by_adamw() -> None:
+    descent, keeper = started(classes(model=lambda: network(nn.Tanh(), nn.Linear(12, 12))), plan(rule="muon"))
+    moved = rules_of(descent)
+    assert {name for name, rule in moved.items() if rule == "adamw"} == {"4.weight"}
+    walk(descent, keeper, until=2)
+    keys = {name: set(state) - {"step"} for name, state in descent.state_dict()["optimizer"].items()}
+    assert keys["0.weight"] == keys["2.weight"] == {"momentum_buffer"}
+    assert keys["4.weight"] == keys["0.bias"] == {"exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adafactor"])
+def test_other_rules_move_everything_and_have_no_such_groups(rule: str) -> None:
+    descent, _ = started(text(), plan(rule=rule))
+    assert set(rules_of(descent).values()) == {rule}
+    assert descent.plan.groups == {}
+
+
+def test_what_the_person_says_of_a_weights_rule_and_rate_holds() -> None:
+    groups = {"emb*": tw.Group(rule="muon"), "scores.weight": tw.Group(0.1), "scores.bias": tw.Group(rule="lion")}
+    descent, _ = started(text(), plan(rule="muon", groups=groups))
+    moved = rules_of(descent)
+    assert (moved["embedding.weight"], moved["scores.weight"], moved["scores.bias"]) == ("muon", "adamw", "lion")
+    rates = {name: group["lr"] for group in descent.optimizer.param_groups for name in group["param_names"]}
+    assert rates["scores.weight"] == pytest.approx(0.1 * rates["mix.weight"])
+    assert descent.plan.why("groups").source == "given"
+
+
+def test_a_plan_of_one_model_is_settled_anew_for_another_and_for_another_rule() -> None:
+    settled = started(text(), plan(rule="muon"))[0].plan
+    for changes, task in (({}, text()), ({"seed": 1}, text())):
+        assert started(task, settled.replace(**changes))[0].plan.groups == settled.groups
+    other = started(classes(), settled)[0]
+    assert other.plan.groups == {"2.weight": tw.Group(rule="adamw")}
+    assert started(text(), settled.replace(rule="adamw"))[0].plan.groups == {}
+
+
+def test_a_plan_with_such_groups_is_written_and_read_without_loss(tmp_path: Path) -> None:
+    settled = started(text(), plan(rule="muon"))[0].plan
+    settled.save(tmp_path / "plan.toml")
+    assert tw.Plan.load(tmp_path / "plan.toml") == settled

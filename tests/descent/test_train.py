@@ -70,6 +70,16 @@ def test_a_run_stopped_between_snapshots_goes_on_to_the_same_bits(tmp_path: Path
     assert same_bits(tw.resume(tmp_path / "r", classes()).model, whole.model)
 
 
+@pytest.mark.parametrize("rule", ["muon", "adafactor"])
+def test_a_rule_of_whole_matrices_goes_on_to_the_same_bits(rule: str, tmp_path: Path, monkeypatch: Any) -> None:
+    made = plan(rule=rule, weight_decay=0.1, ema=0.9, clip_norm=1.0)
+    whole = tw.train(classes(), made)
+    stopped(tmp_path / "r", monkeypatch, at=17, made=made)
+    gone_on = tw.resume(tmp_path / "r", classes())
+    assert same_bits(gone_on.model, whole.model)
+    assert gone_on.history["loss"].tolist()[1:] == whole.history["loss"].tolist()[1:]
+
+
 def test_another_plan_is_refused_with_the_knob_that_differs(tmp_path: Path) -> None:
     tw.train(classes(), plan(), out=tmp_path / "r")
     with pytest.raises(tw.RunError, match=r"learning_rate is 0\.01 there and 0\.5 here"):

@@ -53,7 +53,11 @@ KNOBS = {
     "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
     "seed": st.integers(0, 2**63 - 1),
     "decay_vectors": st.booleans(),
-    "groups": st.dictionaries(words, st.builds(Group, st.floats(0, 10), st.floats(0, 10)), max_size=3),
+    "groups": st.dictionaries(
+        words,
+        st.builds(Group, st.floats(0, 10), st.floats(0, 10), st.sampled_from([None, "adamw", "muon"])),
+        max_size=3,
+    ),
     "shuffle": st.booleans(),
     "replacement": st.booleans(),
     "drop_last": st.booleans(),
@@ -221,6 +225,8 @@ REFUSED = {
         {"groups": {"*": {"lr": 1}}},
         r"'groups\.\*' in the plan has the key 'lr'\..*Known: learning_rate",
     ),
+    "a group's unknown rule": ({"groups": {"*": {"rule": "adamww"}}}, r"no update rule 'adamww'.*Did you mean 'adamw'"),
+    "a group's rule that is a number": ({"groups": {"*": {"rule": 3}}}, r"`rule` is 3\. Give an update rule's name"),
     "a group's rate below zero": ({"groups": {"*": Group}}, r"'groups\.\*' in the plan is <class"),
     "evidence for nothing": (
         {"evidence": {"lr": Evidence("given")}},

@@ -34,6 +34,7 @@ def test_every_knob_is_explained():
         ({"constants": {"beta2": 0.95}}, "constants", "beta2 0.95"),
         ({}, "constants", "the rule's own"),
         ({"groups": {"head.*": Group(0.5, 0.0)}}, "groups", "head.*: rate x 0.5, decay x 0"),
+        ({"groups": {"head.*": Group(rule="lion")}}, "groups", "head.*: by lion, rate x 1, decay x 1"),
         ({}, "clip_norm", "off"),
         ({}, "weight_decay", "none"),
         ({}, "checkpoint_seconds", "60 s"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import operator
 import statistics
 import time
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, SupportsFloat
 
 import torch
 
+from thalweg import rules
 from thalweg.descent.ambient import ambient
 from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import feel, set_rate
@@ -18,7 +22,7 @@ from thalweg.descent.progress import Silent
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.errors import PlanError
 from thalweg.optim.engines import best
-from thalweg.records.plan import Evidence, Plan
+from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.sampling import Batches, smallest_part
 from thalweg.sampling.sources import given_batch
 
@@ -40,12 +44,14 @@ def settle(
     steps: int | None = None,
     seconds: float | None = None,
 ) -> Plan:
-    """Fill in what depends on the data: batch size where the person's loader has one, steps, validation interval, threads.
+    """Fill in what depends on data and model: batch size where the person's loader has one, steps, validation interval, threads,
+    and what a rule of matrices leaves to another.
 
     Raises PlanError where no budget is known, several are given, or one is not above zero.
     """
     check_budget(epochs, steps, seconds)
     plan = with_fitting_batches(problem, _settle_batch(problem, plan))
+    plan = _settle_groups(problem, plan)
     per_epoch = steps_per_epoch(problem, plan)
     plan = _noted(plan, "steps_per_epoch", per_epoch, Evidence("measured", "counted from the data and the batch size"))
     plan = _settle_steps(problem, plan, per_epoch, epochs, steps, seconds)
@@ -130,6 +136,30 @@ def _settle_batch(problem: Problem, plan: Plan) -> Plan:
             return _noted(plan, "batch_size", count, Evidence("derived", f"the data have {count} examples"))
         raise PlanError(f"`batch_size` is {plan.batch_size}, but the data have {count} examples. Give at most {count}.")
     return plan
+
+
+def _settle_groups(problem: Problem, plan: Plan) -> Plan:
+    """Enter the matrices at both ends of the network as groups, where the rule leaves them to another (Muon to AdamW).
+
+    They come first, so that what the person says of the same weights holds; what was entered for another rule or model goes.
+    """
+    rest, before = rules.get(plan.rule).rest, plan.why("groups").figures.get("entered", {})
+    given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
+    decided = [pattern for pattern, group in given.items() if group.rule is not None]
+    ends = {name: place for name, place in problem.matrices.items() if rest is not None and place != "hidden"}
+    ends = {name: place for name, place in ends.items() if not any(fnmatchcase(name, pattern) for pattern in decided)}
+    if rest is None or not ends:
+        return _noted(plan, "groups", given, Evidence("given" if given else "default")) if before else plan
+    entered = {glob.escape(name): Group(rule=rest.name) for name in ends}
+    own = {p: replace(group, rule=rest.name) if p in entered else group for p, group in given.items()}
+    hidden = sum(place == "hidden" for place in problem.matrices.values())
+    moved = f"{hidden or 'no'} hidden {'matrix' if hidden == 1 else 'matrices'}"
+    left = ", ".join(f"{name} ({place})" for name, place in ends.items())
+    reason = (
+        f"{plan.rule} moves {moved}; {rest.name} moves {left} and all that is no matrix, as {plan.rule}'s authors do"
+    )
+    evidence = Evidence("given" if given else "derived", reason, {"entered": dict.fromkeys(entered, rest.name)})
+    return _noted(plan, "groups", {**{p: group for p, group in entered.items() if p not in own}, **own}, evidence)
 
 
 def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.places import places
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse
 from thalweg.records.task import Task
@@ -25,7 +27,10 @@ _INIT = 1  # keeps the stream of random numbers of the initialisation apart from
 
 @dataclass(frozen=True)
 class Problem:
-    """A task ready to descend: `train` and `validation` are opened data, `notes` what a person should know of them."""
+    """A task ready to descend: `train` and `validation` are opened data, `notes` what a person should know of them.
+
+    `matrices` are the trainable ones, by name, each with its place in the network.
+    """
 
     task: Task
     objective: Objective
@@ -35,6 +40,7 @@ class Problem:
     device: torch.device
     weights: Tensor | None = None  # of each example, for drawing with replacement
     idle: tuple[str, ...] = ()  # parameters that got no gradient from the first batch
+    matrices: Mapping[str, str] = field(default_factory=dict[str, str])
     needs_two: bool = False  # a batch of one example fails in training
     notes: tuple[str, ...] = field(default=())
 
@@ -73,7 +79,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
                 f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
                 f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
             )
-        idle = _without_gradient(objective, model, batch)
+        idle, matrices = _first_gradient(objective, model, batch)
         _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
         judge = objective
         if validation is not None:
@@ -85,7 +91,8 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         more += _extra_state(model)
         two = _needs_two(objective, model, train, place)
     objective, judge = Objective(task, objective.cast_inputs), Objective(task, judge.cast_inputs)
-    return Problem(task, objective, judge, train, validation, place, weights, idle, two, (*notes, *more))
+    told = (*notes, *more)
+    return Problem(task, objective, judge, train, validation, place, weights, idle, matrices, two, told)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -203,13 +210,15 @@ def to_device(nest: Any, device: torch.device) -> Any:
     return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, nest)
 
 
-def _without_gradient(objective: Objective, model: nn.Module, batch: Any) -> tuple[str, ...]:
+def _first_gradient(objective: Objective, model: nn.Module, batch: Any) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Give the parameters without a gradient, and the places of the matrices."""
     loss, _ = objective.loss(model, batch)
     try:
         loss.backward()
     except RuntimeError as error:
         raise TaskError(f"The gradient failed on the first batch: {_first_line(error)}") from error
-    return tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    idle = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    return idle, places(model, loss)
 
 
 def _extra_state(model: nn.Module) -> list[str]:

@@ -213,11 +213,12 @@ class Best:
 def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list[float]]:
     """Make the optimiser with its parameter groups, and each group's factor on the rate.
 
-    Parameters of fewer than two dimensions (biases, normalisation) are not decayed unless the plan says so.
+    Parameters of fewer than two dimensions (biases, normalisation) are not decayed unless the plan says so. A group of the plan
+    may go by another rule; what Muon leaves to AdamW stands in the plan's groups once it is settled.
 
     Raises PlanError where a pattern of the plan's groups matches no parameter.
     """
-    gathered: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    gathered: dict[tuple[float, float, str | None], list[tuple[str, nn.Parameter]]] = {}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for pattern in plan.groups:
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in trainable):
@@ -226,14 +227,16 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
                 f"The plan's group '{pattern}' matches no trainable parameter.{nearest(pattern, names)} There are {names[:8]}."
             )
     for name, parameter in trainable:
-        rate, decay = 1.0, 1.0 if parameter.ndim >= 2 or plan.decay_vectors else 0.0
+        rate, decay, rule = 1.0, 1.0 if parameter.ndim >= 2 or plan.decay_vectors else 0.0, None
         for pattern, group in plan.groups.items():
             if fnmatch.fnmatchcase(name, pattern):
-                rate, decay = group.learning_rate, decay * group.weight_decay
-        gathered.setdefault((rate, decay), []).append((name, parameter))
+                rate, decay, rule = group.learning_rate, decay * group.weight_decay, group.rule or rule
+        own = None if rule == plan.rule else rule
+        gathered.setdefault((rate, decay, own), []).append((name, parameter))
     groups = [
         {"params": members, "lr": plan.learning_rate * rate, "weight_decay": plan.weight_decay * decay}
-        for (rate, decay), members in gathered.items()
+        | ({} if rule is None else {"rule": rule})
+        for (rate, decay, rule), members in gathered.items()
     ]
     optimizer = optim.build(
         plan.rule,
@@ -247,7 +250,7 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
         on_nonfinite="skip",
         engine=plan.engine,
     )
-    return optimizer, [rate for rate, _ in gathered]
+    return optimizer, [rate for rate, _, _ in gathered]
 
 
 def facing(schedule: Schedule, mode: str) -> Schedule:

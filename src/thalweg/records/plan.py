@@ -54,12 +54,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Group:
-    """Settings of the parameters whose names match a pattern: factors on the plan's own rate and decay."""
+    """Settings of the parameters whose names match a pattern: factors on the plan's own rate and decay, and another rule."""
 
     learning_rate: float = 1.0
     weight_decay: float = 1.0
+    rule: str | None = None
 
     def __post_init__(self) -> None:
+        if self.rule is not None:
+            rules.get(_rule_name(self.rule))
         for name in ("learning_rate", "weight_decay"):
             _set(self, name, float, "a number")
             _at_least(self, name, 0)
@@ -84,7 +87,8 @@ class Plan:
         precision: "float32" (the model's own dtype), or "bfloat16" or "float16" autocast.
         seed: of initialisation, order, dropout and augmentation.
         decay_vectors: also decay biases and normalisation parameters (all of fewer than two dimensions).
-        groups: pattern of parameter names (shell style, such as "head.*") -> `Group`.
+        groups: pattern of parameter names (shell style, such as "head.*") -> `Group`. Under a rule of matrices alone (Muon),
+            what goes by AdamW all the same is entered when the data are seen: embeddings and the output layer.
         shuffle, replacement, drop_last: how batches are drawn.
         workers: processes that load data; 0: none.
         position: how a resumed run finds its place in the data: "exact" (the order is a function of seed and epoch),
@@ -109,7 +113,7 @@ class Plan:
     batch_size: int | None = 64
     weight_decay: float = 0.0
     schedule: Schedule = field(default_factory=shapes.constant)
-    constants: Mapping[str, float | bool] = field(default_factory=dict[str, "float | bool"])
+    constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
     steps: int | None = None
     steps_per_epoch: int | None = None
     accumulate: int = 1
@@ -222,7 +226,10 @@ class Plan:
         entries["batch_size"] = "all" if self.batch_size is None else self.batch_size
         entries["schedule"] = self.schedule.to_dict()
         entries["constants"] = dict(self.constants)
-        entries["groups"] = {pattern: vars(group) for pattern, group in self.groups.items()}
+        entries["groups"] = {
+            pattern: {name: value for name, value in vars(group).items() if value is not None}
+            for pattern, group in self.groups.items()
+        }
         entries["evidence"] = {
             knob: {"source": e.source}
             | ({"reason": e.reason} if e.reason else {})
@@ -354,8 +361,7 @@ def _settle_tables(plan: Plan) -> None:
         raise PlanError(
             f"`schedule` is {plan.schedule!r}. Give a shape's name or thalweg.schedule.linear(...) and the like."
         )
-    if not isinstance(plan.rule, str):
-        raise PlanError(f"`rule` is {plan.rule!r}. Give an update rule's name, such as 'adamw'.")
+    _rule_name(plan.rule)
     for name in ("constants", "groups", "evidence"):
         if not isinstance(getattr(plan, name), Mapping):
             raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is a table.")
@@ -367,6 +373,12 @@ def _settle_tables(plan: Plan) -> None:
             raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{nearest(knob, known)}")
     evidence = {k: _record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
     object.__setattr__(plan, "evidence", evidence)
+
+
+def _rule_name(rule: Any) -> str:
+    if not isinstance(rule, str):
+        raise PlanError(f"`rule` is {rule!r}. Give an update rule's name, such as 'adamw'.")
+    return rule
 
 
 def _plain(value: Any, name: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from thalweg.records.plan import Plan
+from thalweg.records.plan import Group, Plan
 from thalweg.see.wording import grouped, plain, seconds
 
 FIRST = ("learning_rate", "schedule", "batch_size", "weight_decay", "rule", "steps")
@@ -99,11 +99,15 @@ def value(plan: Plan, knob: str) -> str:
     if knob == "checkpoint_seconds":
         return seconds(found)
     if knob == "groups":
-        parts = (f"{name}: rate x {g.learning_rate:g}, decay x {g.weight_decay:g}" for name, g in found.items())
-        return plain("; ".join(parts)) or "one for all"
+        return plain("; ".join(f"{name}: {_group(group)}" for name, group in plan.groups.items())) or "one for all"
     if isinstance(found, Mapping):
         return plain(", ".join(f"{name} {_say(part)}" for name, part in found.items())) or "the rule's own"
     return f"{found:,}" if isinstance(found, int) and not isinstance(found, bool) and knob != "seed" else _say(found)
+
+
+def _group(group: Group) -> str:
+    factors = f"rate x {group.learning_rate:g}, decay x {group.weight_decay:g}"
+    return factors if group.rule is None else f"by {group.rule}, {factors}"
 
 
 def _say(found: Any) -> str:

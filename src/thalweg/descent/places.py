@@ -1,0 +1,82 @@
+"""A matrix's place in its network: an embedding, hidden, or the output layer.
+
+All are matrices of weights, but Muon's authors (Jordan et al. 2024) leave what stands at either end to AdamW, and so does any
+rule here that names a `rest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+PRODUCTS = ("mm", "mv", "dot", "convolution", "linear")
+"""Parts of the names of operations that multiply by a matrix of weights."""
+
+SHAPES = (
+    "T",
+    "Transpose",
+    "Permute",
+    "View",
+    "UnsafeView",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Expand",
+    "ToCopy",
+    "Clone",
+)
+"""Operations that hand on the same weights."""
+
+
+def places(model: nn.Module, loss: Tensor) -> dict[str, str]:
+    """Give the place of every trainable matrix, by its name: "embedding", "hidden" or "output layer".
+
+    Embeddings are the weights of `nn.Embedding` and `nn.EmbeddingBag`. The output layer is the matrix nearest to the loss in
+    the graph of its gradient: it may be registered in any order, tied to an embedding, or used without a module. Where no
+    such product is to be seen (a compiled model is one operation) it is the last linear layer registered, else the last matrix.
+
+    >>> import torch
+    >>> model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Linear(4, 2))
+    >>> places(model, model(torch.tensor([1, 4])).sum())
+    {'0.weight': 'embedding', '1.weight': 'hidden', '2.weight': 'output layer'}
+    """
+    matrices = {id(p): name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    last = _nearest(loss, matrices) or _last(model, matrices)
+    ends = {**dict.fromkeys(last, "output layer"), **dict.fromkeys(tables, "embedding")}
+    return {name: ends.get(i, "hidden") for i, name in matrices.items()}
+
+
+def _nearest(loss: Tensor, matrices: Collection[int]) -> set[int]:
+    """Find the matrices that are fewest operations away from the loss."""
+    level, seen = [loss.grad_fn], set[Any]()
+    while level:
+        below = [(node, child) for node in level if node is not None for child, _ in node.next_functions]
+        found = {id(_weights(child)) for node, child in below if _is_product(node)} & {*matrices}
+        if found:
+            return found
+        seen.update(level)
+        level = [*dict.fromkeys(child for _, child in below if child is not None and child not in seen)]
+    return set()
+
+
+def _is_product(node: Any) -> bool:
+    name = type(node).__name__.lower()
+    return any(part in name for part in PRODUCTS)
+
+
+def _weights(node: Any) -> Any:
+    """Give the tensor that an operation hands on, if it is one of the model's own."""
+    while node is not None and not hasattr(node, "variable"):
+        handed = node.next_functions
+        if len(handed) != 1 or not type(node).__name__.startswith(tuple(f"{shape}Backward" for shape in SHAPES)):
+            return None
+        node = handed[0][0]
+    return getattr(node, "variable", None)
+
+
+def _last(model: nn.Module, matrices: Collection[int]) -> set[int]:
+    layers = [id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in matrices]
+    return {*(layers or [*matrices])[-1:]}
