@@ -77,7 +77,7 @@ class Response:
 
     def at(self, curvature: float) -> Array:
         """Give the matrix M(L) by which a step multiplies x in a bowl of this curvature."""
-        return self.carry + curvature * np.outer(self.push, np.eye(len(self.names))[0])
+        return self.carry + curvature * self.push[:, None] * np.eye(len(self.names))[0]
 
     def radius(self, curvature: float) -> float:
         """Give the factor by which a step shrinks (or stretches) x in the long run: the largest modulus of an eigenvalue."""
@@ -86,7 +86,7 @@ class Response:
     def radii(self, curvatures: Array) -> Array:
         """Give `radius` at each of several curvatures."""
         matrices = np.stack([self.at(curvature) for curvature in curvatures])
-        return np.abs(np.linalg.eigvals(matrices)).max(-1).astype(np.float64)
+        return np.abs(np.linalg.eigvals(matrices)).max(-1)
 
 
 class _NoResponseError(RuleError):
