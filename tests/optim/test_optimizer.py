@@ -1,7 +1,9 @@
 import copy
+import gc
 import io
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -653,6 +655,24 @@ def test_loading_what_does_not_fit_changes_nothing():
             optimizer.load_state_dict(saved)
     assert same(before, bits(optimizer))
     assert optimizer.state_dict()["param_groups"] == groups
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+@pytest.mark.parametrize("bad", [False, True])
+def test_no_gradient_is_kept_alive_by_a_step_taken_or_skipped(engine, bad):
+    small, large, matrix = (torch.ones(s, requires_grad=True) for s in ((3,), (40_000,), (4, 5)))
+    optimizers = [
+        optim.AdamW([small, large], lr=0.1, engine=engine),
+        Optimizer([matrix], "muon", lr=0.1, engine=engine),
+    ]
+    for optimizer in optimizers:
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.full_like(p, math.nan if bad else 1.0)
+        seen = [weakref.ref(p.grad) for p in optimizer.param_groups[0]["params"]]
+        optimizer.step()
+        optimizer.zero_grad()
+        gc.collect()
+        assert [gradient() for gradient in seen] == [None] * len(seen)
 
 
 def test_a_rule_may_be_given_as_a_value_and_carry_any_start():

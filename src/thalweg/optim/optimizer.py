@@ -213,8 +213,12 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 works += self._works(group)
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
-            if self.last.skipped and not self._is_overscaled():
-                self._skip(works, self.last)
+            if self.last.skipped:
+                try:
+                    if not self._is_overscaled():
+                        self._skip(works, self.last)
+                finally:
+                    self._engine.let_go()
         return loss
 
     @contextmanager

@@ -50,6 +50,8 @@ def blocks_of(optimizer):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("rule", "constants"), CASES)
 def test_it_takes_the_tensor_engines_steps(rule, constants, dtype, options):
+    if rule.average is not None:
+        options = {name: value for name, value in options.items() if name != "ema"}
     ours = descended(rule, constants, "cpu", dtype, **options)
     theirs = descended(rule, constants, "tensors", dtype, **options)
     assert {type(b) for b in blocks_of(ours[1])} == {Fused}

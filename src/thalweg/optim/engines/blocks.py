@@ -112,6 +112,9 @@ class Block:
         self.standing = [value for entry in self.entries for value in (entry or {}).values()]
         self._counted()
 
+    def let_go(self) -> None:
+        """Keep nothing of the step's gradients."""
+
     def advance(self, numbers: Mapping[str, Any]) -> None:
         """Count the step just taken, and carry what it carries."""
         self.taken += 1

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -44,7 +45,9 @@ def run(kernel: Kernel, frame: int, spans: int, weights: int) -> None:
         if team is not None:
             team(kernel.address, frame, threads, 0)
             return
-        others = [_crew(threads - 1).submit(kernel.call, frame) for _ in range(threads - 1)]
+        others: list[Future[None]] = []
+        with suppress(RuntimeError):  # where the interpreter is about to end, nobody is hired any more
+            others += [_crew(threads - 1).submit(kernel.call, frame) for _ in range(threads - 1)]
         kernel.call(frame)
         for other in others:
             other.result()

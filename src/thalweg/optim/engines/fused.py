@@ -166,7 +166,6 @@ class Fused(Block):
             aligned = np.add.reduceat(self.sums[0], self.firsts).tolist()
             self.table[:, kernels.LEADING.index("kept_")] = list(map(kept_share, aligned, self.sizes))
         self._sweep(kernels.Form(self.kind, "move", clips, self.averages, cautious), move.work)
-        self.gradients = ()
         torch.autograd.graph.increment_version(self.parameters)
         if not move.record:
             return None
@@ -174,6 +173,10 @@ class Fused(Block):
         if move.work.rule.second_moment is not None:
             ratios = [root / math.sqrt(size) for root, size in zip(self._roots(2), self.sizes, strict=True)]
         return self._roots(0), self._roots(1), ratios
+
+    def let_go(self) -> None:
+        """Keep nothing of the step's gradients."""
+        self.gradients = ()
 
     def _lies_well(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether tensors lie as the block's parameters did when it was made: as many numbers of one kind, in one order."""

@@ -98,7 +98,8 @@ def prepare(rule: Rule, constants: Mapping[str, Any], forms: Sequence[Form]) -> 
     _prepared.update((rule, chosen, form) for form in forms)
     if not _helper:
         _helper.append(ThreadPoolExecutor(1, "thalweg-compiler"))
-    _helper[0].submit(_prepare, rule, constants, forms)
+    with suppress(RuntimeError):  # where the interpreter is about to end
+        _helper[0].submit(_prepare, rule, constants, forms)
 
 
 def _prepare(rule: Rule, constants: Mapping[str, Any], forms: Sequence[Form]) -> None:

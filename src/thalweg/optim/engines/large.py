@@ -60,6 +60,10 @@ class Large(Block):
         ]
         return [sum(column) for column in zip(*parts, strict=True)]
 
+    def let_go(self) -> None:
+        """Keep nothing of the step's gradient."""
+        self.gradient = None
+
     @np.errstate(all="ignore")
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
@@ -80,7 +84,6 @@ class Large(Block):
             if self.averages:
                 held[-1].copy_(bare(averaged(rest_in[-1], fresh, move.share or 1.0)))
             w.copy_(bare(fresh))
-        self.gradient = None
         if not figures:
             return None
         weights, updates, ratios = ([_norm(torch.stack(parts))] for parts in zip(*figures, strict=True))

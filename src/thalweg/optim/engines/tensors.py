@@ -89,17 +89,20 @@ class TensorEngine:
             block.advance(numbers)
             if moved is not None:
                 moves.append(moved)
-        self._let_go()
+        self.let_go()
         if not record:
             return None
         count = sum(len(share.members) for share in shares)
         return Moves(*(_stacked(norms, shares, count) for norms in zip(*moves, strict=True)))
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Keep no gradient alive from one step to the next."""
+        self._shares = []
         if self._before is not None:
             for work in (*self._before.works, *(one.work for one in self._before.merged)):
                 work.gradients = []
+            for share in self._before.shares:
+                share.block.let_go()
 
     def _share_out(self, works: Sequence[Work], state: StateOf, ema: bool) -> list[Share]:
         """Give every block its share; blocks stay as long as they fit, and are cut anew where parameters come or go."""

@@ -39,6 +39,10 @@ class Whole(Block):
         assert self.gradient is not None
         return [_norm(self.gradient.clamp(-clip_value, clip_value))]
 
+    def let_go(self) -> None:
+        """Keep nothing of the step's gradient."""
+        self.gradient = None
+
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move the weights; gives norms of weights and update where they are to be recorded."""
         assert self.gradient is not None
@@ -56,7 +60,6 @@ class Whole(Block):
         if isinstance(average := held[-1] if self.averages else None, Tensor):
             average.copy_(averaged(average, fresh, move.share or 1.0))
         parameter.copy_(fresh)
-        self.gradient = None
         return norms
 
 

@@ -83,6 +83,10 @@ class Engine(Protocol):
         """
         ...
 
+    def let_go(self) -> None:
+        """Keep nothing of the gradients measured last; `update` does so itself."""
+        ...
+
     def update(
         self, state: StateOf, *, scale: float, clip_value: float | None, ema: float | None, record: bool
     ) -> Moves | None:
