@@ -86,3 +86,33 @@ def test_state_that_the_equation_forgets_to_give_back_is_caught():
         return w - lr * g
 
     assert "values for w and 1 of state" in broken_by(forgetting, state=["m"])
+
+
+def test_an_equation_that_moves_on_level_ground_is_caught():
+    def drifting(w, g, *, lr):
+        """With the wind."""
+        return w - lr * g - 1e-3 * lr
+
+    assert "it_stands_still_where_it_is_level" in broken_by(drifting)
+
+
+def test_an_equation_that_divides_by_nothing_is_caught():
+    def equal(w, g, *, lr):
+        """Equally far, whatever the slope."""
+        return w - lr * (g * g) / g
+
+    assert "it_stays_finite_under_one_huge_gradient" in broken_by(equal)
+
+
+def test_numbers_that_remember_how_often_they_were_asked_for_are_caught():
+    calls = []
+
+    def remembering(step, constants):
+        calls.append(step)
+        return {"share": 1.0 / len(calls)}
+
+    def forgetful(w, g, *, lr, share):
+        """By how often it was called."""
+        return w - lr * share * g
+
+    assert "it_moves_on_every_engine_as_in_its_plain_form" in broken_by(forgetful, scalars=remembering)

@@ -19,6 +19,7 @@ from torch import Tensor
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
 from thalweg.rules.rule import Rule
+from thalweg.rules.walk import Walk
 
 Constants = Mapping[str, Any]
 Claim = Callable[[Rule, Constants], None]
@@ -44,10 +45,11 @@ def check_rule(rule: Rule) -> None:
 
 
 def variants(rule: Rule) -> list[dict[str, Any]]:
-    """Give the constants to test at: the defaults, and where there are switches, all of them on."""
-    switches = {s.when for s in rule.state if s.when}
-    on = {name: True if isinstance(rule.constants[name], bool) else 0.5 for name in switches}
-    on |= {name: True for name, value in rule.constants.items() if isinstance(value, bool)}
+    """Give the constants to test at: the defaults, and where there are switches or shares of nothing, all of them on."""
+    on: dict[str, Any] = {name: True for name, value in rule.constants.items() if isinstance(value, bool)}
+    for name, value in rule.constants.items():
+        if isinstance(value, float) and value == 0 and name in rule.ranges and rule.ranges[name].high <= 1:
+            on[name] = 0.5
     return [dict(rule.constants), {**rule.constants, **on}] if on else [dict(rule.constants)]
 
 
@@ -123,6 +125,40 @@ def it_stands_still_at_rate_zero(rule: Rule, constants: Constants) -> None:
     """Without a rate no weight moves, whatever the gradient and decay."""
     (w,) = _descended(rule, constants, lr=0.0, weight_decay=0.1)
     assert torch.equal(w, _starts(rule)[0]), "weights moved at lr=0"
+
+
+def it_stands_still_where_it_is_level(rule: Rule, constants: Constants) -> None:
+    """With no slope, no decay and nothing behind it, no weight moves."""
+    weights = _starts(rule)
+    _descend(_optimizer(rule, constants, weights, weight_decay=0.0), weights, 3, sign=0.0)
+    assert torch.equal(weights[0], _starts(rule)[0]), "weights moved though all gradients were 0"
+
+
+def it_moves_on_every_engine_as_in_its_plain_form(rule: Rule, constants: Constants) -> None:
+    """Five steps are those of `thalweg.rules.walk.Walk`, in float64, with weight decay; of a matrix rule at its defaults."""
+    if rule.is_matrix and constants != dict(rule.constants):
+        return  # `half` rounds on tensors only
+    for engine in ("tensors", "auto"):
+        weights = _starts(rule)
+        walk = Walk(rule, weights[0].numpy().copy(), lr=0.01, weight_decay=0.1, constants=constants)
+        optimizer = _optimizer(rule, constants, weights, weight_decay=0.1, engine=engine)
+        for step in range(5):
+            weights[0].grad = (weights[0] * (step + 1)).sin() + 0.1
+            walk.step(weights[0].grad.numpy().copy())
+            optimizer.step()
+            np.testing.assert_allclose(weights[0].numpy(), walk.w, rtol=1e-9, atol=1e-11, err_msg=f"engine {engine}")
+
+
+def it_stays_finite_under_one_huge_gradient_that_is_clipped(rule: Rule, constants: Constants) -> None:
+    """An entry of 1e30 in float32 among some of 1 and 0, at clip_norm=1, leaves weights and state finite."""
+    weights = [w.float() for w in _starts(rule)]
+    optimizer = _optimizer(rule, constants, weights, clip_norm=1.0)
+    for huge in (1.0, 1e30, 1.0):
+        weights[0].grad = torch.ones_like(weights[0])
+        weights[0].grad.view(-1)[:2] = torch.tensor([huge, 0.0])
+        optimizer.step()
+        held = [value for entry in optimizer.state.values() for value in entry.values()]
+        assert all(bool(t.isfinite().all()) for t in [*weights, *held]), "weights or state are not finite any more"
 
 
 def it_goes_downhill(rule: Rule, constants: Constants) -> None:
@@ -216,6 +252,9 @@ CLAIMS: tuple[Claim, ...] = (
     it_gives_matrices_the_same_as_tensors_and_as_arrays,
     it_does_not_write_into_its_arguments,
     it_stands_still_at_rate_zero,
+    it_stands_still_where_it_is_level,
+    it_moves_on_every_engine_as_in_its_plain_form,
+    it_stays_finite_under_one_huge_gradient_that_is_clipped,
     it_goes_downhill,
     it_climbs_as_it_descends,
     it_gives_the_same_bits_gathered_or_alone,
