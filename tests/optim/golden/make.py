@@ -311,7 +311,7 @@ def of_timm() -> Iterator[Case]:
         ("adamw", adamw.AdamWLegacy, {"betas": (0.8, 0.99), "weight_decay": 0.1}, 0.02, "falling"),
         ("adamw", adamw.AdamWLegacy, {"weight_decay": 0.1, "amsgrad": True, "eps": 1e-3}, 0.02, "warmed"),
         ("lion", lion.Lion, {"betas": (0.9, 0.99)}, 0.01, "constant"),
-        ("lion", lion.Lion, {"betas": (0.95, 0.98), "weight_decay": 0.5}, 0.02, "falling"),
+        ("lion", lion.Lion, {"betas": (0.95, 0.98), "weight_decay": 0.5}, 0.015, "falling"),
     ]
     for i, (rule, kind, options, lr, course) in enumerate(grid):
         build, ours = made(kind, {"foreach": False, "caution": True, **options}), {"cautious": True, **options}
@@ -365,8 +365,9 @@ def of_adam_mini() -> Iterator[Case]:
 def of_optax() -> Iterator[Case]:
     """Those of optax that are, or are at some constants, PyTorch's.
 
-    Not among them: amsgrad (the largest of the corrected squares divides), muon (momentum is freed of its bias), decay of adafactor
-    and adadelta (not multiplied by the rate, or not through the gradient). Its schedule-free methods weigh a step by the rate of the next one, so theirs stays constant.
+    Not among them: amsgrad (the largest of the corrected squares divides), muon (momentum is freed of its bias), decay of
+    adafactor and adadelta (not multiplied by the rate, or not through the gradient). Its schedule-free methods weigh a step by
+    the rate of the next one, so theirs stays constant.
     """
     import optax
     from optax import contrib
