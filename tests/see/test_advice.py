@@ -1,5 +1,7 @@
 """Advice is said where the figures say it, with the figures, and not elsewhere."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -186,6 +188,16 @@ def test_a_loss_that_crept_down_steadily_asks_for_a_higher_rate_and_nothing_else
     assert "or let `thalweg fit` search for it" in line
 
 
+def test_where_the_rule_found_too_low_a_rate_its_own_factor_is_to_be_raised(make_run):
+    run = creeping(make_run, 0.008)
+    (line,) = next_steps(dataclasses.replace(run, plan=run.plan.replace(rule="prodigy", constants={"d_coef": 2.0})))
+    assert (
+        "the rate that prodigy found is likely far too low. Raise it, for example tenfold: `constants.d_coef=20`"
+        in line
+    )
+    assert "search for it" not in line
+
+
 def test_a_higher_rate_is_not_asked_for_where_the_loss_had_levelled_off_or_run_away(make_run):
     assert "Raise it" not in said(run_of(make_run, [2.0, 1.98, 1.971, 1.97, 1.97, 1.9699, 1.9698, 1.9697, 1.9696]))
     assert "Raise it" not in said(creeping(make_run, 0.5))
@@ -257,6 +269,11 @@ def test_a_rate_that_failed_from_one_seed_is_no_tie(make_run):
 def test_a_rate_that_nobody_searched_is_said_to_be_a_default(make_run):
     plan = {"evidence": {"learning_rate": Evidence("default", "a rate that serves most")}}
     assert "The learning rate is a stated default" in said(run_of(make_run, SETTLED, plan=plan))
+
+
+def test_no_search_is_advised_for_a_rule_that_finds_its_own_rate(make_run):
+    plan = {"rule": "prodigy", "learning_rate": 1.0, "evidence": {}}
+    assert "stated default" not in said(run_of(make_run, SETTLED, plan=plan))
 
 
 def test_without_validation_it_asks_for_some(make_run):

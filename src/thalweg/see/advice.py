@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from thalweg import rules
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.run import Run
 from thalweg.see import story
@@ -141,9 +142,14 @@ def _raise(run: Run) -> str:
     rate = run.plan.learning_rate
     short = ", or the run far too short" if story.steps(run) < SHORT else ""
     choose = "" if run.plan.why("learning_rate").source == "searched" else ", or let `thalweg fit` search for it"
+    told, knob = f"the learning rate of {number(rate)}", _give("learning_rate", f"{10 * rate:.3g}")
+    if rules.get(run.plan.rule).finds_rate:
+        told, choose = f"the rate that {run.plan.rule} found", ""
+    if "d_coef" in rules.get(run.plan.rule).constants:
+        knob = _give("constants.d_coef", f"{10 * float(run.plan.constants.get('d_coef', 1.0)):.3g}")
     return (
-        f"But the loss fell steadily to the end and nothing ran away: the learning rate of {number(rate)} is likely far too"
-        f" low{short}. Raise it, for example tenfold: {_give('learning_rate', f'{10 * rate:.3g}')}{choose}."
+        f"But the loss fell steadily to the end and nothing ran away: {told} is likely far too low{short}. Raise it, for example"
+        f" tenfold: {knob}{choose}."
     )
 
 
@@ -271,6 +277,8 @@ def _clipping(run: Run) -> list[str]:
 def _search(run: Run) -> list[str]:
     """Say where the search for the learning rate left something open: nothing asked, the best at the edge, or a tie."""
     why = run.plan.why("learning_rate")
+    if rules.get(run.plan.rule).finds_rate:
+        return []
     if why.source == "default" and story.status(run) == "finished" and not _timid(run):
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
     ranked = trials_by_rate(run)
