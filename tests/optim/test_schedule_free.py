@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
 
 SHAPES = [(7, 5), (5,), (), (33_000,)]
@@ -174,3 +175,42 @@ def test_the_average_of_a_noisy_descent_lies_lower_than_where_it_walks():
         walked = float((optimizer.state[weights[0]]["z"] ** 2).mean())
         with optimizer.averaged():
             assert float((weights[0] ** 2).mean()) < walked / 10
+
+
+def test_the_authors_saved_state_goes_on_where_its_weights_were_y():
+    """Their groups hold what is carried here with each parameter."""
+    weights, other = starts(), starts()
+    one = made("schedule_free_adamw", weights, beta=0.9)
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(10):
+        for w in weights:
+            w.grad = slope(w, generator)
+        one.step()
+    saved = copy.deepcopy(one.state_dict())
+    moved = {"weight_sum": "weight_sum", "lr_max": "lr_max", "step": "k"}
+    theirs = saved["param_groups"][0]
+    theirs.update({new: saved["state"][0][old].item() for old, new in moved.items()}, train_mode=True, foreach=False)
+    for entry in saved["state"].values():
+        for name in moved:
+            del entry[name]
+    for w, twin in zip(weights, other, strict=True):
+        twin.copy_(w)
+    two = made("schedule_free_adamw", other, beta=0.5)
+    two.load_state_dict(saved)
+    for w, twin in zip(weights, other, strict=True):
+        w.grad = slope(w, generator)
+        twin.grad = w.grad.clone()
+    one.step()
+    two.step()
+    assert all(map(torch.equal, weights, other))
+    with one.averaged(), two.averaged():
+        assert all(map(torch.equal, weights, other))
+
+
+@pytest.mark.parametrize("rule", ["schedule_free_sgd", "schedule_free_adamw"])
+def test_a_state_saved_when_the_weights_were_x_is_refused(rule):
+    optimizer = made(rule, starts(), beta=0.9)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["train_mode"] = False
+    with pytest.raises(RuleError, match="saved with train_mode=False"):
+        optimizer.load_state_dict(saved)

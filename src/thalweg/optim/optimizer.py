@@ -296,6 +296,7 @@ class Optimizer(torch.optim.Optimizer):
 
         def take(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             saved.update(given, param_groups=[self._loadable(group) for group in given["param_groups"]])
+            saved["state"] = self._with_carried(given)
             return saved
 
         # After the person's own hooks, which may have rewritten what is to be loaded, and before those that see it loaded.
@@ -376,6 +377,17 @@ class Optimizer(torch.optim.Optimizer):
         complete = {**self.defaults, **own, **{name: value for name, value in group.items() if name not in fixed}}
         self._check(complete)
         return complete
+
+    def _with_carried(self, saved: Mapping[str, Any]) -> dict[Any, Any]:
+        """Give the state with what a rule carries from step to step; its authors' package may keep that in the groups (`k`: steps)."""
+        state = dict(saved["state"])
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
+            rule = self._rule_of(own)
+            found = {name: group[name] for name in rule.carried if name in group}
+            if found and rule.counts_steps and "k" in group:
+                found["step"] = group["k"]
+            state |= {number: {**found, **state[number]} for number in group["params"] if state.get(number)}
+        return state
 
     def _works(self, group: dict[str, Any]) -> list[Work]:
         """Give a group's share of the step; two of them where a matrix rule leaves what is no matrix to another."""

@@ -55,6 +55,7 @@ def average(y: Any, z: Any, v: Any, *, beta1: float, **others: float) -> Any:
     carried={"weight_sum": 0.0, "lr_max": 0.0},
     grouped={"betas": ("beta1", "beta2")},
     average=average,
+    fixed={"train_mode": True},  # the weights of a state_dict are y, as the authors' package has them in training mode
     second_moment="v / correction2",
     optimizer="ScheduleFreeAdamW",
     source="Defazio et al. 2024, arXiv:2405.15682",

@@ -44,6 +44,7 @@ def average(y: Any, z: Any, *, momentum: float, **others: float) -> Any:
     scalars=share_of_newest,
     carried={"weight_sum": 0.0, "lr_max": 0.0},
     average=average,
+    fixed={"train_mode": True},  # the weights of a state_dict are y, as the authors' package has them in training mode
     optimizer="ScheduleFreeSGD",
     source="Defazio et al. 2024, arXiv:2405.15682",
 )
