@@ -379,7 +379,7 @@ class Optimizer(torch.optim.Optimizer):
         return complete
 
     def _with_carried(self, saved: Mapping[str, Any]) -> dict[Any, Any]:
-        """Give the state with what a rule carries from step to step; its authors' package may keep that in the groups (`k`: steps)."""
+        """Give the state with what a rule carries from step to step, which other libraries keep in the groups (`k`: steps)."""
         state = dict(saved["state"])
         for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
             rule = self._rule_of(own)
