@@ -133,6 +133,20 @@ def test_the_plain_walk_takes_the_same_steps():
         np.testing.assert_allclose(t.numpy(), one.w, rtol=1e-12)
 
 
+@pytest.mark.parametrize("step", [1, 3, 50])
+def test_step_and_rate_may_be_tensors_where_no_step_waits_for_the_device(step):
+    g = torch.cos(starts(torch.float32)[0])
+    ends = []
+    for kind in (float, lambda number: torch.tensor(number, dtype=torch.float64)):
+        numbers = {**adafactor.constants, "lr": kind(0.2), "weight_decay": 0.1}
+        numbers |= adafactor.scalars(kind(step), numbers)
+        rows, columns = torch.ones(7, 1), torch.ones(1, 5)
+        ends.append(adafactor(starts(torch.float32)[0], g, rows, columns, 0.0, **numbers)[:3])
+    for one, other in zip(*ends, strict=True):
+        assert other.dtype is torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
 def bytes_kept(optimizer):
     return sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
 

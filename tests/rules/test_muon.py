@@ -194,6 +194,17 @@ def test_what_is_no_matrix_moves_as_under_adamw_beside_it():
     assert torch.equal(both[1], alone[0])
 
 
+def test_the_rate_may_be_a_tensor():
+    g, ends = drawn((6, 4)), []
+    for lr in (0.02, torch.tensor(0.02)):
+        for half in (False, True):
+            constants = {**muon.constants, "half": half}
+            ends.append(muon(drawn((6, 4)), g, torch.zeros(6, 4), lr=lr, weight_decay=0.1, **constants)[0])
+    for one, other in zip(ends[:2], ends[2:], strict=True):
+        assert other.dtype is torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -20,13 +20,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.rules.maths import lerp, maximum, rms, sqrt
+from thalweg.rules.maths import lerp, maximum, rms, sqrt, where
 from thalweg.rules.rule import matrix_rule
 
 
 def schedule(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
     """Give the share of the newest square, and the longest relative step."""
-    return {"share": float(step) ** numbers["beta2_decay"], "longest": min(numbers["lr"], step**-0.5)}
+    lr, falling = numbers["lr"], step**-0.5
+    return {"share": step ** numbers["beta2_decay"], "longest": where(lr < falling, lr, falling)}
 
 
 @matrix_rule(

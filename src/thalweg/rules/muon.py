@@ -5,7 +5,7 @@
     o  = U V',  where u = U S V'                       nearly: singular values above 0.0015 |u| come into [0.68, 1.21]
     w <- (1 - lr weight_decay) w - lr scale o
 
-    scale = 0.2 sqrt(max(rows, columns))               "match_rms_adamw": steps as long as AdamW's usually are
+    scale = 0.2 sqrt(max(rows, columns))               "match_rms_adamw": RMS 0.2 lr, as AdamW's in long training
     scale = sqrt(max(1, rows / columns))               "original"
 
 `o` comes of ns_steps of `x <- a x + (b A + c A²) x`, A = x x', from x = u / max(|u|, eps); a, b, c are ns_coefficients. What has

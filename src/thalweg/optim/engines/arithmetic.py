@@ -27,6 +27,10 @@ def _tensor_maximum(x: Tensor, y: Any) -> Tensor:
     return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp_min(y)
 
 
+def _tensor_lerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
+    return torch.lerp(x, y, share.to(x.dtype) if isinstance(share, Tensor) else share)
+
+
 def _tensor_add(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
     return x + c * y.to(x.dtype) if isinstance(c, Tensor) else torch.add(x, y, alpha=c)
 
@@ -44,7 +48,7 @@ maths.maximum.register(Tensor, _tensor_maximum)
 
 maths.norm.register(Tensor, _tensor_norm)
 maths.rms.register(Tensor, lambda x: torch.linalg.vector_norm(x) / max(1, x.numel()) ** 0.5)
-maths.lerp.register(Tensor, torch.lerp)
+maths.lerp.register(Tensor, _tensor_lerp)
 maths.gemm.register(Tensor, lambda x, y, z, a, c: torch.addmm(x, y, z, beta=a, alpha=c))
 maths.half.register(Tensor, Tensor.bfloat16)
 maths.add.register(Tensor, _tensor_add)
