@@ -133,6 +133,23 @@ def test_the_plain_walk_takes_the_same_steps():
         np.testing.assert_allclose(t.numpy(), one.w, rtol=1e-12)
 
 
+@pytest.mark.parametrize("huge", [1e16, 1e25, -3.4e38])
+def test_a_gradient_whose_square_overflows_makes_no_step_longer_and_nothing_nan(huge):
+    weights = starts(torch.float32)
+    optimizer = Optimizer(weights, adafactor, lr=0.01)
+    for step in range(40):
+        before = [w.clone() for w in weights]
+        for w in weights:
+            w.grad = torch.cos(w)
+            if step == 1:
+                w.grad.view(-1)[0] = huge
+        optimizer.step()
+        for w, old in zip(weights, before, strict=True):
+            assert w.isfinite().all()
+            assert float((w - old).norm()) <= 0.0101 * float(old.norm())
+    assert all(t.isfinite().all() for state in optimizer.state.values() for t in state.values())
+
+
 @pytest.mark.parametrize("step", [1, 3, 50])
 def test_step_and_rate_may_be_tensors_where_no_step_waits_for_the_device(step):
     g = torch.cos(starts(torch.float32)[0])

@@ -12,7 +12,8 @@ last two are factored.
 
 Source: Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4, with PyTorch's place of eps1 (the paper adds it, 1e-30, to g²), its
 `lr` in place of the paper's 0.01, and its decoupled weight decay. PyTorch's eps1 is None, the step of the weights' dtype at 1;
-here it is a number, float32's, whatever the weights are, and a None that PyTorch saved is read as this default.
+here it is a number, float32's, whatever the weights are, and a None that PyTorch saved is read as this default. Mean squares
+count as 1e30 at most, where PyTorch's would overflow and every weight become NaN.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def adafactor(
 ) -> tuple[Any, Any, Any, Any]:
     """Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights."""
     if w.ndim < 2:
-        v = lerp(v, g * g, share)
+        v = lerp(v, finite(g * g), share)
         root = sqrt(v)
     else:
         along, down = mean_squares(g)
@@ -73,4 +74,9 @@ def adafactor(
 def mean_squares(g: Any) -> tuple[Any, Any]:
     """Give the mean square of each row, and of each column."""
     square = g * g
-    return square.mean(-1, keepdims=True), square.mean(-2, keepdims=True)
+    return finite(square.mean(-1, keepdims=True)), finite(square.mean(-2, keepdims=True))
+
+
+def finite(square: Any) -> Any:
+    """Take squares as 1e30 at most: float32 overflows at 3e38, and infinity over infinity would be no step but NaN."""
+    return -maximum(-square, -1e30)
