@@ -81,4 +81,4 @@ def take_step(descent: Descent, loss: float) -> StepRecord:
     if not math.isfinite(loss):
         return STOOD_STILL
     descent.optimizer.step()
-    return descent.optimizer.last or STOOD_STILL
+    return (descent.optimizer.last or STOOD_STILL).on_host()

@@ -24,8 +24,9 @@ from thalweg.optim import groups
 from thalweg.optim.engines import engine as find_engine
 from thalweg.optim.engines.arithmetic import COMPUTE, real
 from thalweg.optim.engines.blocks import EMA
+from thalweg.optim.engines.late import Late
 from thalweg.optim.engines.sound import complaint
-from thalweg.optim.engines.work import Norms, Work
+from thalweg.optim.engines.work import Away, Norms, Work
 from thalweg.rules.rule import Rule
 
 MOST_SKIPS = 3
@@ -45,7 +46,10 @@ _KEPT = ("defaults", "state", "param_groups", "rule", "clip_norm", "clip_value",
 class StepRecord(NamedTuple):
     """What a step saw and did.
 
-    - `gradient_norm`: Euclidean norm of all gradients before clipping, NaN where an element is not finite.
+    Where all weights are on one accelerator, figures are tensors there, so that nobody waits for them; `on_host()` does.
+
+    - `gradient_norm`: Euclidean norm of all gradients before clipping, NaN (on an accelerator maybe infinite) where an element
+      is not finite.
     - `clip_scale`: what the gradients were multiplied by; `skipped`: no weight moved; `nonfinite`: elements NaN or infinite.
     - `gradient_norms`: of each parameter's gradient as it came, in the groups' order; NaN where there is no gradient.
     - `weight_norms` (before the step) and `update_norms`: likewise, 1-D tensors, where `optimizer.measure` was set.
@@ -61,6 +65,17 @@ class StepRecord(NamedTuple):
     weight_norms: Tensor | None = None
     update_norms: Tensor | None = None
     gradient_ratios: Tensor | None = None
+
+    def on_host(self) -> StepRecord:
+        """Give the record with plain numbers, after one wait where an accelerator has them."""
+        if not isinstance(self.gradient_norm, Tensor):
+            return self
+        figures = (self.gradient_norm, self.clip_scale, self.skipped, self.nonfinite)
+        device, dtype = self.gradient_norm.device, self.gradient_norm.dtype
+        several = [torch.as_tensor(figure, device=device, dtype=dtype).reshape(1) for figure in figures]
+        norm, scale, skipped, nonfinite, *each = torch.cat([*several, cast(Any, self.gradient_norms)]).tolist()
+        moves = [None if m is None else m.cpu() for m in self[5:]]
+        return StepRecord(norm, scale, bool(skipped), int(nonfinite), each, *moves)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -138,6 +153,7 @@ class Optimizer(torch.optim.Optimizer):
         self.on_nonfinite, self.engine = on_nonfinite, engine
         self.measure = False
         self.skips = 0
+        self._late = Late()
         self.last: StepRecord | None = None
         self._averaged = False
         self._constants_read: dict[int, tuple[Any, Any, Any]] = {}
@@ -213,7 +229,7 @@ class Optimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 works += self._works(group)
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
-            if self.last.skipped:
+            if self.last.skipped is True:  # on an accelerator it is a tensor, and nobody looks
                 try:
                     if not self._is_overscaled():
                         self._skip(works, self.last)
@@ -318,6 +334,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._engine = find_engine(self.engine)
         self._constants_read = {}
+        self._late = Late()
         self.last = None
 
     def __repr__(self) -> str:
@@ -421,14 +438,18 @@ class Optimizer(torch.optim.Optimizer):
         return constants
 
     def _descend(self, works: Sequence[Work]) -> StepRecord:
-        loss_scale = self._loss_scale() or 1.0
-        clip_value = None if self.clip_value is None else self.clip_value * loss_scale
+        loss_scale: Any = self.__dict__.get("grad_scale")
+        if loss_scale is None or loss_scale.device.type == "cpu":
+            loss_scale = self._loss_scale() or 1.0
+        clip_value: Any = None if self.clip_value is None else self.clip_value * loss_scale
         clips = clip_value if self.clip_norm is not None else None
         try:
             norms = self._engine.measure(works, self.state, clip_value=clips, ema=self.ema is not None)
         except (RuntimeError, LookupError, RuleError):
             self._complain(works)
             raise
+        if isinstance(norms, Away):
+            return self._descend_away(works, norms, loss_scale, clip_value)
         if loss_scale != 1.0:
             norms = _divided(norms, loss_scale)
         each = self._aligned(works, norms.each)
@@ -445,6 +466,39 @@ class Optimizer(torch.optim.Optimizer):
         self.measure = False
         figures = moves if each is norms.each else (torch.tensor(self._aligned(works, n.tolist())) for n in moves)
         return StepRecord(norms.total, scale, False, 0, each, *figures)
+
+    def _descend_away(self, works: Sequence[Work], norms: Away, loss_scale: Any, clip_value: Any) -> StepRecord:
+        """Do the same on an accelerator, without a wait: whether and how far to go is decided there."""
+        finite, found = norms.total.isfinite(), self.__dict__.get("found_inf")
+        if found is not None:
+            finite &= found.to(finite.device) == 0
+        scale: Any = 1.0
+        if self.clip_norm is not None:
+            scale = (self.clip_norm / (norms.clipped / loss_scale + 1e-6)).clamp(max=1.0)
+        moves = self._engine.update(
+            self.state,
+            scale=scale / loss_scale,
+            clip_value=clip_value,
+            ema=self.ema,
+            record=self.measure,
+            finite=finite,
+        )
+        self.measure = False
+        if found is None:
+            self._late.follow(finite)
+            self.skips = self._late.missed
+            if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
+                raise NonFiniteError(_told_late(self.skips))
+        each: Any = norms.each / loss_scale
+        figures = moves or ()
+        if self._shuffled or len(each) < sum(len(group["params"]) for group in self.param_groups):
+            each, *figures = (self._aligned_away(works, values) for values in (each, *figures))
+        total: Any = norms.total / loss_scale
+        return StepRecord(total, scale, cast(Any, ~finite), cast(Any, norms.nonfinite), each, *figures)
+
+    def _aligned_away(self, works: Sequence[Work], values: Tensor) -> Tensor:
+        spread = self._aligned(works, cast(Any, values.unbind()))
+        return torch.stack([torch.as_tensor(value, device=values.device, dtype=values.dtype) for value in spread])
 
     def _complain(self, works: Sequence[Work]) -> None:
         """Raise RuleError, naming the parameter, where one cannot be stepped on as it has become."""
@@ -523,6 +577,14 @@ class Optimizer(torch.optim.Optimizer):
 
 _uncompiled_step = torch._disable_dynamo(lambda self, closure: Optimizer.step(self, closure))  # pyright: ignore
 _watched_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)  # pyright: ignore[reportPrivateUsage]
+
+
+def _told_late(skips: int) -> str:
+    return (
+        f"{skips} steps in a row had a gradient that is not finite (an accelerator tells so some steps late). No weight took any"
+        " of them. Lower the learning rate, clip, or look for log(0), a division by zero or a root of zero in the loss;"
+        " on_nonfinite='skip' goes on for ever."
+    )
 
 
 def _divided(norms: Norms, scale: float) -> Norms:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from thalweg.rules.maths import where
 from thalweg.rules.rule import rule
 
 
 def share_of_newest(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     """Give what the newest gradient weighs; the first, all."""
-    return {"newest": 1.0 if step == 1 else 1 - constants["dampening"]}
+    return {"newest": where(step == 1, 1.0, 1 - constants["dampening"])}
 
 
 @rule(

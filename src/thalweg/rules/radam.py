@@ -12,7 +12,6 @@ to the gradient); with `decoupled_weight_decay` it shrinks the weights themselve
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +25,8 @@ def rectification(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     correction2 = 1 - beta2**step
     most = 2 / (1 - beta2) - 1
     rho = most - 2 * step * beta2**step / correction2
-    r = math.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho)) if rho > 5 else 0.0
-    return {"correction1": 1 - beta1**step, "root2": math.sqrt(correction2), "rectified": r}
+    r = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho)) if rho > 5 else 0.0
+    return {"correction1": 1 - beta1**step, "root2": sqrt(correction2), "rectified": r}
 
 
 @rule(

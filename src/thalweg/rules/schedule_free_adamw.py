@@ -25,16 +25,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.rules.maths import sqrt
+from thalweg.rules.maths import maximum, sqrt
 from thalweg.rules.rule import rule
 
 
 def share_of_newest(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
     """Give c, the newest z's share in the average (1 at the first step), and 1 - beta2^t."""
-    largest = max(float(numbers["lr"]), numbers["lr_max"])
+    largest = maximum(numbers["lr_max"], numbers["lr"])
     weight = step ** numbers["r"] * largest ** numbers["weight_lr_power"]
     total = numbers["weight_sum"] + weight
-    share = weight / total if total > 0 else 0.0
+    share = weight / maximum(total, 1e-300)
     return {
         "share": share,
         "weight_sum": total,

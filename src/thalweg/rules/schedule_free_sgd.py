@@ -22,15 +22,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from thalweg.rules.maths import maximum
 from thalweg.rules.rule import rule
 
 
 def share_of_newest(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
     """Give c, the newest z's share in the average (1 at the first step)."""
-    largest = max(float(numbers["lr"]), numbers["lr_max"])
+    largest = maximum(numbers["lr_max"], numbers["lr"])
     weight = step ** numbers["r"] * largest ** numbers["weight_lr_power"]
     total = numbers["weight_sum"] + weight
-    return {"share": weight / total if total > 0 else 0.0, "weight_sum": total, "lr_max": largest}
+    return {"share": weight / maximum(total, 1e-300), "weight_sum": total, "lr_max": largest}
 
 
 def average(y: Any, z: Any, *, momentum: float, **others: float) -> Any:

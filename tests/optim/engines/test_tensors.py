@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import engine, flat, large, tensors
+from thalweg.optim.engines import blocks, engine, flat, large, tensors
 from thalweg.optim.engines.arithmetic import exact_norm
 from thalweg.optim.engines.flat import Flat
 from thalweg.optim.engines.large import Large
@@ -59,8 +59,7 @@ def test_gathered_alone_or_in_pieces_the_bits_are_the_same(rule, constants, dtyp
 @pytest.mark.parametrize(("rule", "constants"), CASES)
 def test_on_tensors_as_accelerators_calculate_it_is_as_on_arrays(rule, constants, dtype, monkeypatch):
     usual, _ = descended(rule, constants, dtype)
-    monkeypatch.setattr(flat, "on_arrays", lambda device: False)
-    monkeypatch.setattr(large, "on_arrays", lambda device: False)
+    monkeypatch.setattr(blocks, "on_arrays", lambda device: False)
     other, optimizer = descended(rule, constants, dtype)
     near = 1e-12 if dtype is torch.float64 else 1e-5
     for a, b in zip(usual, other, strict=True):

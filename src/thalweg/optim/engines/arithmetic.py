@@ -72,6 +72,13 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def wide(tensor: Tensor) -> torch.dtype | None:
+    """Give the dtype to sum squares in: on an accelerator float64, which no float32 overflows, where there is one."""
+    if on_arrays(tensor.device) or tensor.device.type == "mps":
+        return torch.float32 if tensor.dtype.itemsize < 4 else None
+    return torch.float64
+
+
 def exact_norm(tensor: Tensor) -> float:
     """Euclidean norm in float64 that neither over- nor underflows; not finite only where an element is not.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import COMPUTE, Array, real
+from thalweg.optim.engines.arithmetic import COMPUTE, Array, on_arrays, real
 from thalweg.optim.engines.work import StateOf, Work
 from thalweg.rules.rule import Rule, State
 
@@ -47,23 +47,35 @@ class Block:
         self.compute = COMPUTE[self.dtype]
         self.faces = [*map(FACE, parameters)]
         self.rule = work.rule
-        self.taken = 0
-        self.begun = False  # whether a step of the rule lies behind, which its state tells
+        # On an accelerator counts and numbers are tensors there, so that no step waits to know whether the last was taken.
+        self.is_away = not on_arrays(self.device)
+        self.taken: Any = self._here(np.zeros((), np.float64)) if self.is_away else 0
+        self.begun: Any = (
+            self._here(np.zeros((), np.float64)) if self.is_away else False
+        )  # whether the rule's state has begun
         counts = work.rule.counts_steps or self.averages
-        self.steps: Array | None = np.zeros(len(parameters), np.float32) if counts else None
+        self.steps: Any = self._here(np.zeros(len(parameters), np.float32)) if counts else None
         # Numbers that the rule carries from step to step, a column a parameter, all columns alike.
         self.carried_names = tuple(work.rule.carried)
-        self.numbers = np.tile([*work.rule.begin(work.constants).values()], (len(parameters), 1)).astype(np.float64)
+        start = [*work.rule.begin(work.constants).values()]
+        self.numbers: Any = self._here(np.tile(start, (len(parameters), 1)).astype(np.float64))
         # For each parameter what `optimizer.state` must hold: (key, tensor) pairs; and the dict that held them last.
         self.held: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
         self.entries: list[dict[str, Any] | None] = [None for _ in parameters]
         self.standing: list[Any] = []  # what stands in those dicts, one after another
         self.owned = False
         if self.steps is not None:
-            for held, step in zip(self.held, torch.from_numpy(self.steps).unbind(), strict=True):
+            for held, step in zip(self.held, torch.as_tensor(self.steps).unbind(), strict=True):
                 held.append(("step", step))
         for i, name in enumerate(self.carried_names):
-            self.hold(name, torch.from_numpy(self.numbers[:, i]).unbind())
+            self.hold(name, torch.as_tensor(self.numbers)[:, i].unbind())
+
+    def _here(self, array: Array) -> Any:
+        """Give numbers of the block's own as they are calculated with: an array, or a tensor on the accelerator."""
+        if not self.is_away:
+            return array
+        precise = self.device.type != "mps"  # which has no float64
+        return torch.from_numpy(array).to(self.device, None if precise else torch.float32)
 
     def hold(self, key: str, tensors: Sequence[Tensor]) -> None:
         """Name the tensors, one a parameter, that are this block's state under a key."""
@@ -97,7 +109,7 @@ class Block:
         if self.owned:
             return
         self.owned = True
-        self.begun = has_begun(state.get(self.parameters[0], {}), self.states)
+        begun = has_begun(state.get(self.parameters[0], {}), self.states)
         for i, (parameter, held) in enumerate(zip(self.parameters, self.held, strict=True)):
             entry = state.setdefault(parameter, {})
             for key, tensor in held:
@@ -110,13 +122,22 @@ class Block:
                 entry[key] = tensor
             self.entries[i] = entry
         self.standing = [value for entry in self.entries for value in (entry or {}).values()]
-        self._counted()
+        if self.is_away:
+            self.begun.fill_(float(begun))
+            if self.steps is not None:
+                self.taken.copy_(self.steps[0])
+        else:
+            self.begun = begun
+            self._counted()
 
     def let_go(self) -> None:
         """Keep nothing of the step's gradients."""
 
-    def advance(self, numbers: Mapping[str, Any]) -> None:
-        """Count the step just taken, and carry what it carries."""
+    def advance(self, numbers: Mapping[str, Any], finite: Tensor | None = None) -> None:
+        """Count the step just taken, and carry what it carries; on an accelerator where `finite` says that it was taken."""
+        if self.is_away:
+            self._advance_away(numbers, finite)
+            return
         self.taken += 1
         self.begun = True
         if self.steps is not None:
@@ -124,17 +145,34 @@ class Block:
         if self.carried_names:
             self.numbers[:] = [float(numbers[name]) for name in self.carried_names]
 
+    def _advance_away(self, numbers: Mapping[str, Any], finite: Tensor | None) -> None:
+        moved: Any = 1.0 if finite is None else finite
+        self.taken += moved
+        self.begun.copy_((self.begun + moved).clamp(max=1.0))
+        if self.steps is not None:
+            self.steps += moved
+        if self.carried_names:
+            dtype = self.numbers.dtype
+            fresh = torch.stack(
+                [torch.as_tensor(numbers[n], dtype=dtype, device=self.device) for n in self.carried_names]
+            )
+            self.numbers.copy_(fresh if finite is None else torch.where(finite, fresh, self.numbers))
+
     @property
-    def coming(self) -> int:
+    def coming(self) -> Any:
         """The number of the step to come: 1, 2, 3 …; of a rule that counts none, 1 and then always 2."""
         return self.taken + 1 if self.rule.counts_steps else 1 + self.begun
 
-    def carried_numbers(self) -> dict[str, float]:
+    def carried_numbers(self) -> dict[str, Any]:
         """Give the numbers carried so far."""
+        if self.is_away:
+            return dict(zip(self.carried_names, self.numbers[0].unbind(), strict=True))
         return dict(zip(self.carried_names, self.numbers[0].tolist(), strict=True))
 
     def _counted(self) -> bool:
         """Read the count from the state's own tensors; false where the parameters are not equally far on."""
+        if self.is_away:  # to look would be to wait
+            return True
         if self.carried_names and not (self.numbers == self.numbers[0]).all():
             return False
         if self.steps is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import on_arrays, real
+from thalweg.optim.engines.arithmetic import real, wide
 from thalweg.optim.engines.blocks import Block, Figures
 from thalweg.optim.engines.move import Move, average_in_place, kept_share, ratio_of
 from thalweg.optim.engines.sound import look_over
@@ -38,7 +38,7 @@ class Flat(Block):
         self.weights, self.gradients, *held = (self._shaped(flat) for flat in self.flats)
         for described, tensors in zip(states, held, strict=True):
             self.hold(described.key, tensors)
-        self.on_arrays = on_arrays(self.device)
+        self.on_arrays = not self.is_away
         self.arrays: list[Any] = [flat.numpy() for flat in self.flats] if self.on_arrays else self.flats
         piece = PIECE // self.compute.itemsize if self.on_arrays else length
         self.places = [slice(i, i + piece) for i in range(0, length, piece)]
@@ -82,11 +82,13 @@ class Flat(Block):
             fresh, *rest = formula(decay, w, g, *held[: self.carried], kept=share)
             if move.record:
                 ratios.append(ratio_of(move, decay, w, g, rest))
-            w[...] = fresh
+            w[...] = move.settled(fresh, w)
             for old, new in zip(held, rest, strict=False):
-                old[...] = new
-            if self.averages:
-                average_in_place(held[-1], w, move.share or 1.0)
+                old[...] = move.settled(new, old)
+            if self.averages and self.is_away:
+                held[-1][...] = move.averaged(held[-1], w)
+            elif self.averages:
+                average_in_place(held[-1], w, cast(float, move.share or 1.0))
         _copy(self.parameters, self.weights)
         return None if before is None else (*self._moves(before), self._roots(ratios))
 
@@ -98,7 +100,7 @@ class Flat(Block):
                 for decay, (w, g, *held) in zip(decays, self.pieces, strict=True)
             ]
         )
-        counts = [float(part.sum()) for part in self._split(aligned)]
+        counts = [part.sum(dtype=self.compute) if self.is_away else float(part.sum()) for part in self._split(aligned)]
         kept = self._spread([kept_share(n, size) for n, size in zip(counts, self.sizes, strict=True)])
         return [kept[place] for place in self.places]
 
@@ -114,11 +116,12 @@ class Flat(Block):
     def _split(self, whole: Any) -> Sequence[Any]:
         return np.split(whole, self.starts[1:]) if self.on_arrays else whole.split(self.sizes)
 
-    def _spread(self, values: Sequence[float]) -> Any:
+    def _spread(self, values: Sequence[Any]) -> Any:
         """Lay one number a tensor out weight by weight."""
-        parts = [torch.full((n,), value, dtype=self.compute) for n, value in zip(self.sizes, values, strict=True)]
+        numbers = [torch.as_tensor(value, dtype=self.compute, device=self.device) for value in values]
+        parts = [number.expand(n) for number, n in zip(numbers, self.sizes, strict=True)]
         vector = torch.cat(parts)
-        return vector.numpy() if self.on_arrays else vector.to(self.device)
+        return vector.numpy() if self.on_arrays else vector
 
     def _decayed(self, decays: Sequence[float], move: Move) -> list[Any]:
         """Give each piece its weight decay: one number where all agree, else one a weight."""
@@ -158,4 +161,4 @@ def _copy(to: list[Tensor], of: list[Tensor]) -> None:
 
 
 def _tensor_norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    return torch._foreach_norm(list(tensors))  # pyright: ignore[reportPrivateImportUsage]
+    return torch._foreach_norm(list(tensors), dtype=wide(tensors[0]))  # pyright: ignore[reportPrivateImportUsage]

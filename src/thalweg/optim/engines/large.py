@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import on_arrays, real
+from thalweg.optim.engines.arithmetic import real, wide
 from thalweg.optim.engines.blocks import Block, Figures
 from thalweg.optim.engines.lane import Lane, bare
-from thalweg.optim.engines.move import Move, averaged, kept_share, ratio_of
+from thalweg.optim.engines.move import Move, kept_share, ratio_of
 from thalweg.optim.engines.sound import look_over
 from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import State
@@ -80,29 +80,29 @@ class Large(Block):
                     (_norm(bare(w_in)), _norm(bare(fresh - w_in)), _norm(w * 0 if ratio is None else bare(ratio**0.5)))
                 )
             for old, new in zip(held, rest, strict=False):
-                old.copy_(bare(new))
+                old.copy_(move.settled(bare(new), old))
             if self.averages:
-                held[-1].copy_(bare(averaged(rest_in[-1], fresh, move.share or 1.0)))
-            w.copy_(bare(fresh))
+                held[-1].copy_(bare(move.averaged(rest_in[-1], fresh)))
+            w.copy_(move.settled(bare(fresh), w))
         if not figures:
             return None
         weights, updates, ratios = ([_norm(torch.stack(parts))] for parts in zip(*figures, strict=True))
         size = math.sqrt(self.flats[0].numel()) if self.flats else math.nan
         return weights, updates, [r / size if move.work.rule.second_moment else r * math.nan for r in ratios]
 
-    def _kept(self, move: Move, decay: Any) -> float:
+    def _kept(self, move: Move, decay: Any) -> Any:
         """Give what a cautious step multiplies the parts by that it keeps."""
         aligned, count = 0.0, 0
         for piece in self._pieces():
-            seen = move.aligned(decay, *self._computed(piece)[: 2 + self.carried])
-            aligned, count = aligned + float(bare(seen).sum()), count + piece[0].numel()
+            seen = bare(move.aligned(decay, *self._computed(piece)[: 2 + self.carried])).sum(dtype=self.compute)
+            aligned, count = aligned + (seen if self.is_away else float(seen)), count + piece[0].numel()
         return kept_share(aligned, count)
 
     def _pieces(self) -> list[tuple[Tensor, ...]]:
         """Cut weights, gradient and state alike; whole where they are not on the CPU or lie differently in memory."""
         assert self.gradient is not None
         tensors = [real(self.parameters[0].detach()), self.gradient, *self.flats]
-        if not on_arrays(self.device) or not all(t.is_contiguous() for t in tensors):
+        if self.is_away or not all(t.is_contiguous() for t in tensors):
             return [tuple(tensors)]
         return list(zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True))
 
@@ -113,11 +113,11 @@ class Large(Block):
 
     def _lent(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         """Let the equation write into buffers that are used again; accelerators keep a pool themselves."""
-        if not on_arrays(self.device):
+        if self.is_away:
             return tensors
         pool = self.pools.setdefault(tensors[0].shape, [])
         return [Lane(tensor, pool) for tensor in tensors]
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32 if tensor.dtype.itemsize < 4 else None)
+    return torch.linalg.vector_norm(tensor, dtype=wide(tensor))

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from thalweg.optim.engines.work import Work
 from thalweg.rules import maths
 
@@ -22,14 +25,17 @@ class Move:
     - `numbers`: what the equation takes, by name, `lr` among them, weight decay not.
     - `scale` of the gradient (clipping), `clip_value` of its entries, None for neither.
     - `share` of the newest weights in their average, None without an average; `record`: give norms.
+    - `finite`: on an accelerator whether the step is taken at all, a 0-dim tensor there; None where it is. Then `scale`, `share`
+      and numbers may be such tensors too.
     """
 
     work: Work
     numbers: Mapping[str, Any]
-    scale: float = 1.0
-    clip_value: float | None = None
-    share: float | None = None
+    scale: float | Tensor = 1.0
+    clip_value: float | Tensor | None = None
+    share: float | Tensor | None = None
     record: bool = False
+    finite: Tensor | None = None
 
     @property
     def there(self) -> list[bool]:
@@ -42,7 +48,7 @@ class Move:
         if self.clip_value is not None:
             g = g.clip(-self.clip_value, self.clip_value)
         factor = -self.scale if self.work.maximize else self.scale
-        if factor != 1.0:
+        if isinstance(factor, Tensor) or factor != 1.0:
             g = g * factor
         return g + decay * w if decay is not None and self.work.couples else g
 
@@ -82,6 +88,14 @@ class Move:
         found = sums(w, self.gradient(w, g, decay), *_spread(held, self.there), **self._named(sums))
         return found if isinstance(found, tuple) else (found,)
 
+    def settled(self, new: Any, old: Any) -> Any:
+        """Give what is new, or what is old where the step is not taken."""
+        return new if self.finite is None else torch.where(self.finite, new, old)
+
+    def averaged(self, average: Any, w: Any) -> Any:
+        """Give the average moved towards the newest weights."""
+        return self.settled(averaged(average, w, 1.0 if self.share is None else self.share), average)
+
     def second_moment(self, state: Sequence[Any]) -> Any:
         """Give the mean square that divides the gradient, of new state in the order of the rule's states; None if none does."""
         rule = self.work.rule
@@ -118,18 +132,18 @@ def floor(numbers: Mapping[str, Any]) -> float:
     return max(float(numbers.get("eps", 0.0)) ** 2, 1e-30)
 
 
-def kept_share(aligned: float, count: int) -> float:
+def kept_share(aligned: Any, count: int) -> Any:
     """Give what a cautious step multiplies the parts by that go against their gradient (Liang et al. 2024, arXiv:2411.16085).
 
     >>> kept_share(50, 100)
     2.0
     """
-    return 1.0 / max(aligned / count, LEAST_KEPT)
+    return 1.0 / maths.maximum(aligned / count, LEAST_KEPT)
 
 
-def averaged(average: Any, w: Any, share: float) -> Any:
+def averaged(average: Any, w: Any, share: Any) -> Any:
     """Move the average towards the newest weights by `share`; at 1 it is the weights, bit for bit."""
-    return w if share == 1.0 else average + share * (w - average)
+    return w if not isinstance(share, Tensor) and share == 1.0 else average + share * (w - average)
 
 
 def average_in_place(average: Any, w: Any, share: float) -> None:
@@ -142,7 +156,7 @@ def average_in_place(average: Any, w: Any, share: float) -> None:
     average += way
 
 
-def share_of_newest(decay: float, step: int) -> float:
+def share_of_newest(decay: float, step: Any) -> Any:
     """Weight of the newest weights in their average: `(1 - d) / (1 - d^t)`, so that the start does not weigh in.
 
     The average is then `Σ d^(t-s) w_s / Σ d^(t-s)` over the steps s = 1 … t, as Adam corrects its own averages.

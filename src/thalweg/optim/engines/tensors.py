@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import is_
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from thalweg.optim.engines.large import Large
 from thalweg.optim.engines.move import Move, share_of_newest
 from thalweg.optim.engines.sound import PLAIN, check
 from thalweg.optim.engines.whole import Whole
-from thalweg.optim.engines.work import Moves, Norms, StateOf, Work
+from thalweg.optim.engines.work import Away, Moves, Norms, StateOf, Work
 from thalweg.rules.rule import Rule, State
 
 SMALL = 1 << 15
@@ -60,12 +61,14 @@ class TensorEngine:
     def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
         """Nothing needs to be made ready."""
 
-    def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
-        """Read the gradients, change neither weights nor `state`; one wait for the device."""
+    def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | Away:
+        """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one."""
         shares = self._shares = self._share_out(works, state, ema)
         gradients = works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
         looked = [share.block.look(_of_all(gradients, share.members)) for share in shares]
         cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in shares]
+        if all(share.block.is_away for share in shares) and len({share.block.device for share in shares}) == 1:
+            return _away(_in_order(looked, shares, len(gradients)), [*chain.from_iterable(cut)])
         values = _numbers([*looked, *cut])
         each = _in_order(values[: len(looked)], shares, len(gradients))
         total = math.hypot(*each)
@@ -75,7 +78,14 @@ class TensorEngine:
         return _exactly(gradients, clip_value)
 
     def update(
-        self, state: StateOf, *, scale: float, clip_value: float | None, ema: float | None, record: bool
+        self,
+        state: StateOf,
+        *,
+        scale: Any,
+        clip_value: Any,
+        ema: float | None,
+        record: bool,
+        finite: Tensor | None = None,
     ) -> Moves | None:
         """Move weights, state and EMA by the gradients measured last."""
         shares, self._shares = self._shares, []
@@ -85,8 +95,9 @@ class TensorEngine:
         for share, numbers in zip(shares, _numbers_of(shares, scale, clip_value), strict=True):
             block = share.block
             newest = None if ema is None else share_of_newest(ema, block.taken + 1)
-            moved = block.update(Move(share.work, numbers, scale, clip_value, newest, record), share.decays)
-            block.advance(numbers)
+            move = Move(share.work, numbers, scale, clip_value, newest, record, finite)
+            moved = block.update(move, share.decays)
+            block.advance(numbers, finite)
             if moved is not None:
                 moves.append(moved)
         self.let_go()
@@ -239,7 +250,7 @@ def _are_as_before(works: Sequence[Work], before: Sequence[Work]) -> bool:
     return [*map(rates.index, rates)] == [*map(rates_before.index, rates_before)]
 
 
-def _numbers_of(shares: Sequence[Share], scale: float, clip_value: float | None) -> list[Mapping[str, Any]]:
+def _numbers_of(shares: Sequence[Share], scale: Any, clip_value: Any) -> list[Mapping[str, Any]]:
     """Give the numbers of this step for each share, in float64; of what a rule sums up, over all shares of one work."""
     found: list[Mapping[str, Any]] = []
     for share in shares:
@@ -253,7 +264,7 @@ def _numbers_of(shares: Sequence[Share], scale: float, clip_value: float | None)
     return found
 
 
-def _decided(shares: Sequence[Share], scale: float, clip_value: float | None) -> Mapping[str, Any]:
+def _decided(shares: Sequence[Share], scale: Any, clip_value: Any) -> Mapping[str, Any]:
     work, lead = shares[0].work, max((share.block for share in shares), key=lambda block: block.taken)
     numbers = work.rule.numbers(lead.coming, lead.carried_numbers(), work.constants, work.lr)
     move = Move(work, numbers, scale, clip_value)
@@ -265,6 +276,14 @@ def _decided(shares: Sequence[Share], scale: float, clip_value: float | None) ->
 def _of_all(values: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]:
     """Pick the values at some places, in order; all of them as they are."""
     return values if len(places) == len(values) else [values[place] for place in places]
+
+
+def _away(each: Sequence[Any], cut: Sequence[Any]) -> Away:
+    """Put the norms of tensors on one accelerator together there."""
+    every = torch.stack([*each])
+    total = torch.linalg.vector_norm(every)
+    clipped = torch.linalg.vector_norm(torch.stack([*cut])) if cut else total
+    return Away(every, total, clipped, (~every.isfinite()).sum())
 
 
 def _numbers(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:

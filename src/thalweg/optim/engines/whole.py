@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from thalweg.optim.engines.arithmetic import wide
 from thalweg.optim.engines.blocks import Block, Figures
-from thalweg.optim.engines.move import Move, averaged, kept_share
+from thalweg.optim.engines.move import Move, kept_share
 from thalweg.optim.engines.sound import look_over
 from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import State
@@ -56,10 +58,10 @@ class Whole(Block):
         norms = ([_norm(w)], [_norm(fresh - w)], [math.nan]) if move.record else None
         for old, new in zip(held, rest, strict=False):
             if isinstance(old, Tensor):
-                old.copy_(new)
+                old.copy_(move.settled(new, old))
         if isinstance(average := held[-1] if self.averages else None, Tensor):
-            average.copy_(averaged(average, fresh, move.share or 1.0))
-        parameter.copy_(fresh)
+            average.copy_(move.averaged(average, fresh))
+        parameter.copy_(move.settled(fresh, parameter))
         return norms
 
 
@@ -74,9 +76,9 @@ def _empty(state: State, parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=parameter.device)
 
 
-def _share_of(against: Tensor) -> float:
-    return kept_share(float(against.sum()), against.numel())
+def _share_of(against: Tensor) -> Any:
+    return kept_share(against.sum(dtype=torch.float32), against.numel())
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32 if tensor.dtype.itemsize < 4 else None)
+    return torch.linalg.vector_norm(tensor, dtype=wide(tensor))

@@ -58,6 +58,18 @@ class Norms(NamedTuple):
     nonfinite: int
 
 
+class Away(NamedTuple):
+    """The same where all is on one accelerator, as tensors there (`each` of one dimension, the others of none): nobody waits.
+
+    `nonfinite` counts the parameters whose gradient has an element that is not finite.
+    """
+
+    each: Tensor
+    total: Tensor
+    clipped: Tensor
+    nonfinite: Tensor
+
+
 class Moves(NamedTuple):
     """Per-tensor norms of the weights before the step and of what the step added, in the works' order (1-D tensors).
 
@@ -76,8 +88,8 @@ class Engine(Protocol):
         """Get ready for steps of this kind (gradients are not yet there), without keeping anybody waiting."""
         ...
 
-    def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: float | None, ema: bool) -> Norms:
-        """Read the gradients, change neither weights nor `state`; at most one wait for the device.
+    def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | Away:
+        """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one at most.
 
         `clip_value` is given where the norm of the clipped gradient is wanted too.
         """
@@ -88,9 +100,18 @@ class Engine(Protocol):
         ...
 
     def update(
-        self, state: StateOf, *, scale: float, clip_value: float | None, ema: float | None, record: bool
+        self,
+        state: StateOf,
+        *,
+        scale: Any,
+        clip_value: Any,
+        ema: float | None,
+        record: bool,
+        finite: Tensor | None = None,
     ) -> Moves | None:
         """Move weights, state and EMA by the gradients measured last: clamp, times `scale`, maximise, decay, equation, EMA.
+
+        `scale` and `clip_value` may be 0-dim tensors on the accelerator, and `finite` there says whether anything moves at all.
 
         Missing state is made here and put into `state[parameter]` under the rule's keys; `step` (0-dim float32 on the CPU) where
         the rule counts or `ema` is on, and `ema`. Called at most once after each `measure`; gradients are let go afterwards.
