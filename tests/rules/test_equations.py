@@ -113,6 +113,16 @@ def test_radam_takes_plain_momentum_steps_until_its_second_moment_is_worth_divid
     assert steps[5] == pytest.approx(math.sqrt(1.9940 * 3.9940 * 1999 / (1995 * 1997 * 5.9940)), rel=1e-3)
 
 
+@pytest.mark.parametrize("beta2", [0.0, 1 / 3, 0.6])  # at which parts of the rectification are divisions by zero
+def test_radam_whose_second_moment_is_short_takes_momentum_steps_for_ever(beta2):
+    walk, steps = Walk(RULES["radam"], 0.0, lr=1.0, constants={"beta2": beta2}), []
+    for _ in range(9):
+        before = walk.w
+        walk.step(100.0)
+        steps.append(before - walk.w)
+    assert steps == pytest.approx([100.0] * 9)
+
+
 def test_adagrad_starts_from_the_sum_it_is_given():
     walk = Walk(RULES["adagrad"], 1.0, lr=1.0, constants={"initial_accumulator_value": 3.0, "eps": 1e-300})
     assert walk.step(1.0) == 1.0 - 1.0 / math.sqrt(3.0 + 1.0)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.rules.maths import sqrt, where
+from thalweg.rules.maths import maximum, sqrt, where
 from thalweg.rules.rule import rule
 
 
@@ -25,7 +25,8 @@ def rectification(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     correction2 = 1 - beta2**step
     most = 2 / (1 - beta2) - 1
     rho = most - 2 * step * beta2**step / correction2
-    r = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho)) if rho > 5 else 0.0
+    below = maximum((most - 4) * (most - 2) * rho, 1e-30)  # which it is wherever rho is above 5
+    r = where(rho > 5, sqrt((rho - 4) * (rho - 2) * most / below), 0.0)
     return {"correction1": 1 - beta1**step, "root2": sqrt(correction2), "rectified": r}
 
 
