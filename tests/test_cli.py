@@ -11,6 +11,7 @@ from thalweg import cli
 from thalweg.errors import DivergedError, PlanError, TaskError
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
+from thalweg.rules import RULES, get
 
 FILE = """
 import torch
@@ -90,6 +91,33 @@ def test_tune_writes_a_plan(capsys):
     assert cli.main(["tune", "mine.py", "--steps", "30", "--effort", "1", "--out", "plans/p.toml", "--quiet"]) == 0
     assert "plan written to plans/p.toml" in capsys.readouterr().out
     assert Plan.load("plans/p.toml").steps == 30
+
+
+@pytest.mark.parametrize("rule", [*RULES, "sgd"])
+def test_every_rule_can_be_asked_for(rule, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(cli, "open_task", lambda *_: None)
+    monkeypatch.setattr("thalweg.verbs.estimate", lambda task, **options: asked.update(options))
+    words = ["fit", "mine.py", "--steps", "40", "--dry-run", "--rule", rule, "--fix", "weight_decay=0"]
+    assert cli.main([*words, *(f"--fix=constants.{n}={v}" for n, v in get(rule).constants.items())]) == 0
+    assert asked["fixed"]["rule"] == rule
+    assert Plan(**asked["fixed"]).constants == get(rule).constants
+
+
+def test_a_rule_is_tuned_and_trained_by_its_name(capsys):
+    assert cli.main(["tune", "mine.py", "--steps", "40", "--effort", "1", "--rule", "lion", "--out", "plan.toml"]) == 0
+    plan = Plan.load("plan.toml")
+    assert (plan.rule, plan.learning_rate, plan.why("rule").source) == ("lion", 3e-4, "given")
+    assert cli.main(["train", "mine.py", "--steps", "20", "--rule", "nadam", "--out", "r", "--quiet"]) == 0
+    plan = Run.open("r").plan
+    assert (plan.rule, plan.learning_rate) == ("nadam", 2e-3)
+
+
+def test_a_rule_that_nobody_has_or_that_is_named_twice_is_told(capsys):
+    assert cli.main(["fit", "mine.py", "--steps", "9", "--rule", "adamww"]) == 2
+    assert "Did you mean 'adamw'" in capsys.readouterr().err
+    assert cli.main(["fit", "mine.py", "--steps", "9", "--rule", "adam", "--fix", "rule=lion"]) == 2
+    assert "The rule is given twice, by --rule adam and as a knob." in capsys.readouterr().err
 
 
 def test_set_reaches_into_tables(capsys):

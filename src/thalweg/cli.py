@@ -119,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KNOB=VALUE", help="change a knob of the plan; may be given often"
     )
     for parser_ in (fit, tune, train):
+        parser_.add_argument("--rule", metavar="NAME", help="the update rule, such as adamw, lion, muon, sgd, …")
         parser_.add_argument(
             "--out",
             help="folder of the run (tune: a file.toml); default: runs/NAME"
@@ -322,6 +323,15 @@ def read_knobs(pairs: Sequence[str]) -> dict[str, Any]:
     return knobs
 
 
+def _with_rule(options: argparse.Namespace, pairs: Sequence[str]) -> list[str]:
+    """Put `--rule NAME` among the knobs."""
+    if options.rule is None:
+        return list(pairs)
+    if any(pair.partition("=")[0].strip() == "rule" for pair in pairs):
+        raise PlanError(f"The rule is given twice, by --rule {options.rule} and as a knob. Give it once.")
+    return [f"rule={options.rule}", *pairs]
+
+
 def _budget_of(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
     if given:
@@ -361,7 +371,7 @@ def run_fit(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     task = open_task(options.task, rest, options.own)
     budget, effort = _budget_of(options, task), _effort(options.effort)
-    fixed, seed = read_knobs(options.fix), options.seed or 0
+    fixed, seed = read_knobs(_with_rule(options, options.fix)), options.seed or 0
     if options.dry_run:
         print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
         return STATUSES["well"]
@@ -399,7 +409,7 @@ def run_tune(options: argparse.Namespace, rest: Sequence[str]) -> int:
         task,
         **_budget_of(options, task),
         effort=_effort(options.effort),
-        fixed=read_knobs(options.fix),
+        fixed=read_knobs(_with_rule(options, options.fix)),
         seed=options.seed or 0,
         device=options.device,
         out=options.out,
@@ -418,7 +428,7 @@ def run_train(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     task = open_task(options.task, rest, options.own)
     plan = Plan.load(options.plan) if options.plan else Plan()
-    knobs = read_knobs(options.set)
+    knobs = read_knobs(_with_rule(options, options.set))
     there = plan.to_dict()
     for table in ("constants", "groups", "schedule"):
         if isinstance(knobs.get(table), dict):

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 import thalweg as tw
 from thalweg import schedule
 from thalweg.errors import PlanError, RuleError, ScheduleError, ThalwegError
+from thalweg.optim import build
 from thalweg.records.plan import Evidence, Group, Plan
+from thalweg.rules import RULES
+from thalweg.testing.rules import variants
 
 positive = st.floats(1e-30, 1e30)
 counts = st.integers(1, 2**62)
@@ -109,6 +112,38 @@ def test_other_rules_and_unicode_come_back(tmp_path):
     plan = Plan(rule="rmsprop", constants={"alpha": 0.9, "centered": True}, groups={'a."b"*': {"weight_decay": 0}})
     plan.save(path)
     assert Plan.load(path) == plan
+
+
+@pytest.mark.parametrize(
+    ("rule", "constants"),
+    [pytest.param(r, c, id=f"{r.name}-{i}") for r in RULES.values() for i, c in enumerate(variants(r))],
+)
+def test_a_plan_by_any_rule_with_all_its_constants_comes_back_and_is_carried_out(rule, constants, tmp_path):
+    grouped = {name: list(v) if isinstance(v, tuple) else v for name, v in rule.to_group(constants).items()}
+    for named in (constants, grouped):
+        plan = Plan(rule=rule.name, constants=named)
+        plan.save(tmp_path / "plan.toml")
+        assert Plan.load(tmp_path / "plan.toml") == plan
+        assert rule.complete(plan.constants) == constants
+        assert plan.learning_rate == rule.learning_rate
+    w = torch.ones(2, 2, requires_grad=True)
+    optimizer = build(plan.rule, [w], lr=plan.learning_rate, constants=plan.constants)
+    w.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert (w < 1).all()
+    assert rule.from_group(optimizer.param_groups[0]) == constants
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.name)
+def test_a_plan_refuses_what_its_rule_has_not(rule):
+    with pytest.raises(RuleError, match="has no constant 'drag'"):
+        Plan(rule=rule.name, constants={"drag": 0.5})
+    for name, wanted in rule.ranges.items():
+        with pytest.raises(RuleError, match=f"{name} of {rule.name} must be a (whole )?number in "):
+            Plan(
+                rule=rule.name,
+                constants={name: math.nextafter(wanted.low, -math.inf) if wanted.low > -math.inf else math.inf},
+            )
 
 
 def test_numbers_of_numpy_and_torch_become_pythons():
@@ -325,6 +360,8 @@ def test_the_default_rate_is_the_rules():
     assert str(plan.why("learning_rate")) == "default: the rule finds its own rate, which this only multiplies"
     assert Plan().learning_rate == 0.001
     assert str(Plan().why("learning_rate")) == "default"
+    assert Plan(rule="lion").learning_rate == 1e-4
+    assert str(Plan(rule="lion").why("learning_rate")) == "default: that of lion itself"
     assert Plan.from_dict(plan.to_dict()) == plan
     assert Plan(rule="prodigy", learning_rate=0.5).why("learning_rate").source == "given"
 

@@ -9,18 +9,65 @@ def test_ranges_fit_the_kind_of_rule():
     assert priors.rate_range("gradient_descent") == priors.rate_range("momentum") == (1e-4, 10.0)
 
 
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_the_rates_asked_about_lie_around_those_that_serve(rule):
+    low, high = priors.rate_range(rule)
+    own, usual = rules.get(rule).learning_rate, priors.usual_rate(rule)
+    assert 10 * low <= own <= high / 10
+    assert 10 * low <= usual <= high / 10
+
+
+def test_a_rule_of_another_order_is_asked_about_there():
+    assert priors.rate_range("lion") == (1e-6, 0.1)
+    assert priors.rate_range("adadelta") == (0.01, 1000.0)
+    assert priors.rate_range("schedule_free_sgd") == (1e-3, 100.0)
+    assert priors.rate_range("prodigy") == (0.1, 10.0)
+    assert [priors.usual_rate(r) for r in ("adamw", "sgd", "lion", "prodigy")] == [3e-3, 0.1, 3e-4, 1.0]
+
+
+ADAPTIVE = [
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "lion", "muon", "nadam", "prodigy", "radam", "rmsprop"),
+    "schedule_free_adamw",
+]
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "lion",
+    "muon",
+    "nadam",
+    "prodigy",
+    "radam",
+    "rmsprop",
+    "schedule_free_adamw",
+]
+
+
+def test_which_rules_are_adaptive_is_known():
+    plain = ["gradient_descent", "momentum", "nesterov", "schedule_free_sgd"]
+    assert {rule: priors.is_adaptive(rule) for rule in (*ADAPTIVE, *plain)} == {
+        **dict.fromkeys(ADAPTIVE, True),
+        **dict.fromkeys(plain, False),
+    }
+
+
 def test_weights_forget_over_a_third_of_the_run():
     value, why = priors.weight_decay("adamw", 0.01, 1000)
     assert value * 0.01 * 1000 * 0.3 == pytest.approx(1, rel=0.01)
     assert "2405.13698" in why.reason
     assert priors.weight_decay("adamw", 1e-6, 10)[0] == 1.0
     assert priors.weight_decay("momentum", 0.1, 1000)[0] == 1e-4
+    assert priors.weight_decay("radam", 0.01, 1000)[0] == 1e-4
+    assert priors.weight_decay("radam", 0.01, 1000, {"decoupled_weight_decay": True})[0] == value
 
 
 def test_short_runs_have_a_shorter_second_moment():
     assert priors.constants("adamw", 500)[0] == {"beta2": 0.99}
     assert priors.constants("adamw", 10_000)[0] == {}
     assert priors.constants("momentum", 500)[0] == {}
+    assert priors.constants("lion", 500)[0] == {}  # 0.99 already
 
 
 @pytest.mark.parametrize("rule", rules.RULES)

@@ -74,7 +74,7 @@ class Plan:
 
     Arguments:
         rule: the update rule's name, such as "adamw".
-        learning_rate: the peak rate; the schedule multiplies it. Default: 0.001, or 1 for a rule that finds its own rate.
+        learning_rate: the peak rate; the schedule multiplies it. Default: the rule's own, for most 0.001.
         batch_size: examples a step (the effective batch); None means the whole data set in one batch, 1 single examples.
         weight_decay: pull of weights towards zero, in the rule's own form.
         schedule: a `Schedule`; its open lengths are of this run.
@@ -290,12 +290,14 @@ def default_rate(rule: Rule) -> tuple[float, Evidence]:
     """Give the learning rate of a plan that names none, and why.
 
     >>> from thalweg.rules import RULES
-    >>> default_rate(RULES["prodigy"])[0], default_rate(RULES["adamw"])[0]
-    (1.0, 0.001)
+    >>> default_rate(RULES["prodigy"])[0], default_rate(RULES["adamw"])[0], default_rate(RULES["lion"])[0]
+    (1.0, 0.001, 0.0001)
     """
     if rule.finds_rate:
         return 1.0, Evidence("default", "the rule finds its own rate, which this only multiplies")
-    return 1e-3, Evidence("default")
+    if rule.learning_rate in (None, 1e-3):
+        return 1e-3, Evidence("default")
+    return rule.learning_rate, Evidence("default", f"that of {rule.name} itself")
 
 
 def _outdated(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:

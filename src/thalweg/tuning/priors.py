@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from thalweg import rules
@@ -14,6 +17,14 @@ from thalweg.schedule import Schedule
 TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
 WARMUP_SHARE = 0.1
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
+
+RANGES = {True: (1e-5, 1.0), False: (1e-4, 10.0)}  # of learning rates worth asking about, adaptive or not
+USUAL = {True: 3e-3, False: 0.1}  # where nothing is searched
+HOME = {
+    True: (3e-4, 3e-2),
+    False: (3e-4, 0.3),
+}  # a rule's default in here says nothing beyond habit (PyTorch's SGD: 1e-3)
+MIDDLE = {True: 1e-3, False: 0.1}
 
 
 def is_adaptive(rule: str) -> bool:
@@ -37,14 +48,44 @@ def _reach(rule: Rule, gradient: float, steps: int = 10) -> float:
 
 
 def rate_range(rule: str) -> tuple[float, float]:
-    """Give the learning rates worth asking about: 1e-5 to 1 for Adam-like rules, 1e-4 to 10 for plain descent."""
-    return (1e-5, 1.0) if is_adaptive(rule) else (1e-4, 10.0)
+    """Give the learning rates worth asking about: 1e-5 to 1 for Adam-like rules, 1e-4 to 10 for plain descent.
+
+    Of a rule whose own default is of another order (Lion: 1e-4, Adadelta: 1) they lie as much lower or higher; of a rule that
+    finds its own rate, a tenth to ten times that.
+
+    >>> rate_range("adamw"), rate_range("lion"), rate_range("adadelta")
+    ((1e-05, 1.0), (1e-06, 0.1), (0.01, 1000.0))
+    """
+    if rules.get(rule).finds_rate:
+        return 0.1, 10.0
+    low, high = RANGES[is_adaptive(rule)]
+    return _rounded(low * _order(rule)), _rounded(high * _order(rule))
+
+
+def usual_rate(rule: str) -> float:
+    """Give a rate that serves most small networks under such a rule, where nothing is searched.
+
+    >>> usual_rate("adamw"), usual_rate("momentum"), usual_rate("lion"), usual_rate("prodigy")
+    (0.003, 0.1, 0.0003, 1.0)
+    """
+    return 1.0 if rules.get(rule).finds_rate else _rounded(USUAL[is_adaptive(rule)] * _order(rule))
+
+
+def _order(rule: str) -> float:
+    """Give by how much a rule's rates are larger than others of its kind."""
+    own, adaptive = rules.get(rule).learning_rate, is_adaptive(rule)
+    low, high = HOME[adaptive]
+    return 1.0 if own is None or low <= own <= high else own / MIDDLE[adaptive]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def constants(rule: str, steps: int) -> tuple[dict[str, float | bool], dict[str, Evidence]]:
     """Give the rule's constants where a run's length says more than the rule's defaults."""
     known = rules.get(rule).constants
-    if "beta2" not in known or steps >= SHORT:
+    if known.get("beta2", 0.0) <= 0.99 or steps >= SHORT:
         return {}, {}
     reason = f"beta2 = 0.99 below {SHORT:,} steps, so that the second moment has many lifetimes within the run"
     return {"beta2": 0.99}, {"constants": Evidence("derived", reason)}
@@ -83,14 +124,16 @@ def schedule(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[Sc
     return shapes.linear(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
 
 
-def weight_decay(rule: str, learning_rate: float, steps: int) -> tuple[float, Evidence]:
+def weight_decay(
+    rule: str, learning_rate: float, steps: int, chosen: Mapping[str, Any] | None = None
+) -> tuple[float, Evidence]:
     """Give the weight decay under which weights forget over 0.3 of the run: 1 / (rate x 0.3 x steps), at most 1.
 
     Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
     is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken; where the rule finds its own rate the
     timescale is not known beforehand, and AdamW's usual 0.01 is taken.
     """
-    if rules.get(rule).couples(rules.get(rule).constants):
+    if rules.get(rule).couples(rules.get(rule).complete(chosen or {})):
         return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
     if rules.get(rule).finds_rate:
         return 0.01, Evidence(

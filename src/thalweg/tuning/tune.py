@@ -20,7 +20,6 @@ from thalweg.tuning import batch_size, priors
 from thalweg.tuning.search import Search
 
 EFFORTS = {"quick": 2.0, "standard": 4.0, "thorough": 12.0}
-PRIOR_RATES = {True: 3e-3, False: 0.1}  # adaptive or not, where nothing is searched
 GRID = 11  # half decades over five
 FEWEST = 10  # steps of the shortest trial
 Say = Callable[[str], None]
@@ -131,7 +130,7 @@ def start_plan(problem: Problem, decided: Mapping[str, Any], seed: int) -> Plan:
     values: dict[str, Any] = {"seed": seed, "clip_norm": 1.0, **decided}
     rule = str(values.get("rule", "adamw"))
     if not rules.get(rule).finds_rate:
-        values.setdefault("learning_rate", PRIOR_RATES[priors.is_adaptive(rule)])
+        values.setdefault("learning_rate", priors.usual_rate(rule))
     evidence = {name: Evidence("given") for name in decided}
     if "clip_norm" not in decided:
         evidence["clip_norm"] = Evidence("default", "gradients longer than 1 are shortened: one bad batch does no harm")
@@ -184,7 +183,7 @@ def with_weight_decay(plan: Plan, decided: Mapping[str, Any]) -> Plan:
     """Set weight decay by its rule, unless it is decided."""
     if "weight_decay" in decided or plan.steps is None:
         return plan
-    value, evidence = priors.weight_decay(plan.rule, plan.learning_rate, plan.steps)
+    value, evidence = priors.weight_decay(plan.rule, plan.learning_rate, plan.steps, plan.constants)
     return plan.replace(weight_decay=value, evidence={**plan.evidence, "weight_decay": evidence})
 
 
