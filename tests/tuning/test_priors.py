@@ -26,22 +26,8 @@ def test_a_rule_of_another_order_is_asked_about_there():
 
 
 ADAPTIVE = [
-    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "lion", "muon", "nadam", "prodigy", "radam", "rmsprop"),
-    "schedule_free_adamw",
-]
-    "adadelta",
-    "adafactor",
-    "adagrad",
-    "adam",
-    "adamax",
-    "adamw",
-    "lion",
-    "muon",
-    "nadam",
-    "prodigy",
-    "radam",
-    "rmsprop",
-    "schedule_free_adamw",
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "lion", "muon", "nadam", "prodigy", "radam"),
+    *("rmsprop", "schedule_free_adamw"),
 ]
 
 
