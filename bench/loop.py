@@ -40,15 +40,18 @@ def run(options: Any) -> dict[str, Any]:
 class Worker:
     """A peer's process."""
 
-    def __init__(self, peer: str) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("worker.py")), peer]
+    def __init__(self, peer: str, script: str = "worker.py", *words: str) -> None:
+        command = [sys.executable, str(Path(__file__).with_name(script)), peer, *words]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.peer = peer
 
     def ask(self, **wish: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         print(json.dumps(wish), file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{self.peer} failed; BENCH_SHOW_ERRORS=1 in the environment shows why.")

@@ -1,8 +1,8 @@
-"""Measure and write the tables: `python bench/run.py loop step resume cost memory learning`.
+"""Measure and write the tables: `python bench/run.py loop step rules resume cost memory learning`.
 
---only NAME     only these peers (loop) or examples (learning), to be looked at: printed, not kept
+--only NAME     only these peers (loop, step), models (step), rules or examples (learning), to be looked at: printed, not kept
 --rounds N      so many rounds instead of the benchmark's own number
---threads N     so many threads instead of the benchmark's own numbers (loop)
+--threads N     so many threads instead of the benchmark's own numbers (loop, step, rules)
 --provisional   say in the tables that the machine had other work to do
 """
 
@@ -15,9 +15,9 @@ import time
 from typing import Any
 
 import tables
-from machine import facts
+from machine import PACKAGES, facts
 
-BENCHMARKS = ("loop", "step", "resume", "cost", "memory", "learning")
+BENCHMARKS = ("loop", "step", "rules", "resume", "cost", "memory", "learning")
 
 
 def main() -> None:
@@ -30,8 +30,9 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.benchmarks:
         started = time.perf_counter()
-        made = facts()
-        measured = importlib.import_module(name).run(options)
+        module = importlib.import_module(name)
+        made = facts(getattr(module, "PACKAGES", PACKAGES))
+        measured = module.run(options)
         seconds = round(time.perf_counter() - started)
         head = {"benchmark": name, "provisional": options.provisional, "seconds": seconds, "machine": made}
         print(f"{name}: {seconds} s\n\n{tables.render(head | measured)}\n", flush=True)

@@ -1,20 +1,21 @@
 """One full optimiser step: clip by global norm, check that all is finite, AdamW with decay, average of the weights, norms.
 
-The peer is the fastest way to get the same from PyTorch: foreach clipping, one look at the norm, the fused AdamW, foreach
-lerp for the average. It gives no norms of single tensors; thalweg's step does. Gradients are made anew for each step by
-copying, outside the clock, because PyTorch's clipping scales them in place.
+The peers, in full in `peers/steps`: the fastest way to the same from PyTorch (foreach clipping, one look at the norm, the fused
+AdamW, foreach lerp for the average), the same around other libraries' AdamW, and optax as one function under `jax.jit`. None
+but thalweg gives norms of single tensors. Gradients are made anew for each step by copying, outside the clock, because
+PyTorch's clipping scales them in place.
+
+Each peer lives in a process of its own, on as many cores as it has threads; in every round all of them step, forwards in one
+round and backwards in the next, and a ratio is of two times of one round. A peer whose package is not there is left out.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
+from loop import Worker
 
 MODELS: dict[str, list[tuple[int, ...]]] = {
     "MLP, 6 tensors": [(100, 64), (100,), (32, 100), (32,), (10, 32), (10,)],
@@ -23,69 +24,76 @@ MODELS: dict[str, list[tuple[int, ...]]] = {
     "GPT, 150 tensors": [(768, 256), (256,), (640, 256), (256,), (256,)] * 30,
     "GPT, 150 tensors, large": [(2304, 768), (768,), (2048, 768), (768,), (768,)] * 30,
 }
+PEERS = {
+    "torch": "torch_fused",
+    "thalweg": "thalweg_cpu",
+    "optax": "optax_jit",
+    "pytorch_optimizer": "pytorch_optimizer_adamc",
+    "heavyball": "heavyball_compiled",
+    "deepspeed": "deepspeed_cpu",
+}
+"""Each peer's file in `peers/steps`."""
+
+ALWAYS = {"torch", "thalweg"}
+
+PACKAGES = ("torch", "numpy", "numba", "jax", "optax", "pytorch_optimizer", "heavyball", "deepspeed")
 THREADS = (2, 1)
 ROUNDS = 7
 
 
 def run(options: Any) -> dict[str, Any]:
-    models = [model for model in MODELS if not options.only or model in options.only]
-    samples = list[dict[str, Any]]()
-    for threads in options.threads or THREADS:
-        torch.set_num_threads(threads)
-        for model in models:
-            print(f"step: {model}, {threads} threads", file=sys.stderr, flush=True)
-            samples += measured(model, threads, options.rounds or ROUNDS)
-    sizes = {model: sum(torch.Size(s).numel() for s in MODELS[model]) for model in models}
+    models = [model for model in MODELS if model in options.only] or list(MODELS)
+    wanted = {*options.only} & {*PEERS} or {*PEERS}
+    chosen = [peer for peer in PEERS if peer in wanted | ALWAYS]
+    samples, left_out = list[dict[str, Any]](), dict[str, str]()
+    rounds, threads = options.rounds or ROUNDS, options.threads or THREADS
+    for count in threads:
+        workers = {peer: Worker(PEERS[peer], "stepper.py", str(count)) for peer in chosen}
+        try:
+            left_out |= {peer: why for peer, worker in workers.items() if (why := worker.answer()["missing"])}
+            if found := ALWAYS & left_out.keys():
+                raise RuntimeError(f"{found.pop()} failed; BENCH_SHOW_ERRORS=1 in the environment shows why.")
+            there = {peer: worker for peer, worker in workers.items() if peer not in left_out}
+            for model in models:
+                print(f"step: {model}, {count} threads, {', '.join(there)}", file=sys.stderr, flush=True)
+                samples += measured(there, model, count, rounds)
+        finally:
+            for worker in workers.values():
+                worker.close()
     settings = {
         "models": models,
-        "sizes": sizes,
-        "threads": options.threads or THREADS,
-        "rounds": options.rounds or ROUNDS,
+        "sizes": {model: sum(math.prod(shape) for shape in MODELS[model]) for model in models},
+        "peers": [peer for peer in chosen if peer not in left_out],
+        "left_out": left_out,
+        "threads": threads,
+        "rounds": rounds,
     }
     return {"settings": settings, "samples": samples}
 
 
-def measured(model: str, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """Time both, many steps a round, forwards in one round and backwards in the next."""
-    generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(shape, generator=generator) for shape in MODELS[model]]
-    gradients = [torch.randn(shape, generator=generator) for shape in MODELS[model]]
-    peers = {"torch": theirs(starts), "thalweg": ours(starts)}
-    steps = max(3, min(200, 20_000_000 // sum(g.numel() for g in gradients)))
+def measured(workers: dict[str, Worker], model: str, threads: int, rounds: int) -> list[dict[str, Any]]:
+    """Time all, many steps a round, forwards in one round and backwards in the next; round -1 warms up and is not kept."""
     samples = list[dict[str, Any]]()
     for number in range(-1, rounds):
-        for who in list(peers)[:: 1 if number % 2 else -1]:
-            weights, step = peers[who]
-            times = list[float]()
-            for _ in range(steps):
-                for w, g in zip(weights, gradients, strict=True):
-                    w.grad = g.clone()
-                started = time.perf_counter()
-                step()
-                times.append(time.perf_counter() - started)
-            if number >= 0:
-                value = round(statistics.median(times) * 1e6, 2)
-                samples.append({"model": model, "threads": threads, "who": who, "round": number, "microseconds": value})
+        found = {
+            who: workers[who].ask(model=model, proof=number < 0) for who in list(workers)[:: 1 if number % 2 else -1]
+        }
+        if number < 0:
+            check({who: one["moved"] for who, one in found.items()})
+        else:
+            told = {"model": model, "threads": threads, "round": number}
+            samples += [{**told, "who": who, **one} for who, one in found.items()]
     return samples
 
 
-def theirs(starts: list[Tensor]) -> tuple[list[Tensor], Callable[[], object]]:
-    weights = [start.clone().requires_grad_() for start in starts]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01, fused=True)
-    average = [w.detach().clone() for w in weights]
+def check(moved: dict[str, tuple[float, float]]) -> None:
+    """Raise RuntimeError where a peer has not come as far as torch down its gradients, or not shrunk its weights as much.
 
-    def step() -> None:
-        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
-        if bool(torch.isfinite(norm)):
-            optimizer.step()
-            torch._foreach_lerp_(average, [w.detach() for w in weights], 0.001)
-
-    return weights, step
-
-
-def ours(starts: list[Tensor]) -> tuple[list[Tensor], Callable[[], object]]:
-    import thalweg as tw
-
-    weights = [start.clone().requires_grad_() for start in starts]
-    optimizer = tw.optim.AdamW(weights, lr=1e-3, weight_decay=0.01, clip_norm=1.0, ema=0.999)
-    return weights, optimizer.step
+    A hundredth is allowed for eps, which not all free of the bias.
+    """
+    down, shrunk = moved["torch"]
+    for who, (along_gradients, along_starts) in moved.items():
+        if abs(along_gradients - down) > 0.01 * abs(down) or abs(along_starts - shrunk) > 0.001 * abs(down):
+            raise RuntimeError(
+                f"{who} takes other steps than torch: {along_gradients, along_starts}, not {down, shrunk}."
+            )

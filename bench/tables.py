@@ -28,6 +28,14 @@ PEERS = {
     "lightning_trainer": "Lightning",
     "transformers_trainer": "Hugging Face `Trainer`",
 }
+STEPPERS = {
+    "torch": "PyTorch, fused AdamW",
+    "thalweg": "**thalweg**",
+    "optax": "optax, one `jax.jit`",
+    "pytorch_optimizer": "pytorch_optimizer, AdamC",
+    "heavyball": "heavyball, compiled",
+    "deepspeed": "DeepSpeed, CPUAdam",
+}
 MODELS = {"mlp": "MLP 64-100-32-10", "cnn": "small CNN, 28 x 28", "11m": "MLP of 11.0 M parameters"}
 
 
@@ -159,20 +167,65 @@ def resume(found: dict[str, Any]) -> list[str]:
 
 
 def step(found: dict[str, Any]) -> list[str]:
-    settings, rows = found["settings"], list[list[str]]()
+    settings, lines = found["settings"], list[str]()
     for model in settings["models"]:
-        row = [model, f"{settings['sizes'][model]:,}"]
-        for threads in settings["threads"]:
-            mine, theirs = (chosen(found["samples"], model=model, threads=threads, who=w) for w in ("thalweg", "torch"))
-            ratios = [a["microseconds"] / b["microseconds"] for a, b in zip(mine, theirs, strict=True)]
-            times = [f"{statistics.median(s['microseconds'] for s in who):,.0f}" for who in (theirs, mine)]
-            row += [*times, f"**{spread(ratios, 2)}**"]
-        rows.append(row)
-    heads = ["", "weights"]
-    for threads in settings["threads"]:
-        heads += [f"us by PyTorch, {of(threads, 'thread')}", "us by thalweg", "ratio"]
+        rows = list[list[str]]()
+        for peer in settings.get("peers", ("torch", "thalweg")):
+            row = [STEPPERS[peer]]
+            for threads in settings["threads"]:
+                mine, theirs = (chosen(found["samples"], model=model, threads=threads, who=w) for w in (peer, "torch"))
+                ratios = [a["microseconds"] / b["microseconds"] for a, b in zip(mine, theirs, strict=True)]
+                row += [f"{statistics.median(s['microseconds'] for s in mine):,.0f}", spread(ratios, 2)]
+            rows.append(row)
+        heads = [p for t in settings["threads"] for p in (f"us a step, {of(t, 'thread')}", "times PyTorch")]
+        lines += ["", *grid([f"{model}: {settings['sizes'][model]:,} weights", *heads], rows)]
     told = f"Median of the steps of a round, then median (least to most) of {settings['rounds']} rounds; ratios within a round."
-    return [told, "", *grid(heads, rows)]
+    left_out = "; ".join(f"{STEPPERS[peer]} ({why})" for peer, why in settings.get("left_out", {}).items())
+    return [f"{told} Left out: {left_out}." if left_out else told, *lines]
+
+
+def rules(found: dict[str, Any]) -> list[str]:
+    settings, samples, lines = found["settings"], found["samples"], list[str]()
+    for model, size in settings["sizes"].items():
+        rows = list[list[str]]()
+        for rule in settings["rules"]:
+            mine = chosen(samples, rule=rule, weights=size)
+            row = [rule if mine[0]["engine"] == "cpu" else f"{rule} ({mine[0]['engine']})"]
+            for full in (False, True):
+                row += paced(chosen(mine, full=full), settings["threads"])
+            rows.append(row)
+        heads = [f"{model}: {size:,} weights"]
+        for what in ("bytes", "with everything on: bytes"):
+            heads += [what, *(p for t in settings["threads"] for p in (f"ns, {of(t, 'thread')}", "share"))]
+        lines += ["", *grid(heads, rows)]
+    swept = [
+        [
+            f"{size:,} weights, torch's threads {how}",
+            *paced(chosen(samples, weights=size, sweep=how), settings["threads"]),
+        ]
+        for size in settings["sizes"].values()
+        for how in ("asleep", "spinning")
+    ]
+    heads = [
+        "AdamW's sweep alone",
+        "bytes",
+        *(p for t in settings["threads"] for p in (f"ns, {of(t, 'thread')}", "share")),
+    ]
+    told = (
+        f"A weight, and the share of the speed at which `a += s * b` goes through memory; medians of {settings['rounds']} rounds,"
+        " the share (least to most)."
+    )
+    return [told, *lines, "", *grid(heads, swept)]
+
+
+def paced(samples: Sequence[Sample], threads: Sequence[int]) -> list[str]:
+    """Give bytes a weight, and for each number of threads nanoseconds and share."""
+    parts = [f"{samples[0]['bytes']:.4g}"]
+    for count in threads:
+        mine = chosen(samples, threads=count)
+        nanoseconds = statistics.median(s["nanoseconds"] for s in mine)
+        parts += [f"{nanoseconds:.3g}", spread((s["share"] for s in mine), 2)]
+    return parts
 
 
 def cost(found: dict[str, Any]) -> list[str]:
@@ -249,7 +302,7 @@ def learning(found: dict[str, Any]) -> list[str]:
 
 def chosen(samples: Sequence[Sample], **wanted: Any) -> list[Sample]:
     """Give the samples with these values."""
-    return [s for s in samples if all(s[key] == value for key, value in wanted.items())]
+    return [s for s in samples if all(s.get(key) == value for key, value in wanted.items())]
 
 
 def spread(values: Iterable[float], digits: int | None = None) -> str:
@@ -277,6 +330,7 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loop": loop,
     "step": step,
+    "rules": rules,
     "resume": resume,
     "cost": cost,
     "memory": memory,

@@ -116,6 +116,40 @@ def test_a_ratio_is_of_two_times_of_one_round(tables):
     assert lines[-1].split("|")[2:4] == [" 240 ", " 1.20 (1.20 to 1.20) "]
 
 
+def test_steppers_stand_beside_torch_and_who_is_missing_is_told(tables):
+    samples = [
+        {"model": "small", "threads": 1, "who": who, "round": number, "microseconds": time}
+        for number, (torchs, ours) in enumerate([(100.0, 50.0), (200.0, 100.0), (400.0, 200.0)])
+        for who, time in (("torch", torchs), ("thalweg", ours))
+    ]
+    settings = {
+        "models": ["small"],
+        "sizes": {"small": 7000},
+        "threads": [1],
+        "rounds": 3,
+        "peers": ["torch", "thalweg"],
+    }
+    settings["left_out"] = {"optax": "no package jax"}
+    lines = tables.step({"settings": settings, "samples": samples})
+    assert lines[0].endswith("Left out: optax, one `jax.jit` (no package jax).")
+    assert lines[2].startswith("| small: 7,000 weights | us a step, 1 thread |")
+    assert lines[-1] == "| **thalweg** | 100 | 0.50 (0.50 to 0.50) |"
+
+
+def test_rules_are_told_with_everything_off_and_on_and_the_sweep_alone(tables):
+    head = {"rule": "adamw", "engine": "cpu", "weights": 100, "threads": 2, "round": 0}
+    samples = [
+        {**head, "full": False, "nanoseconds": 0.5, "bytes": 32.0, "share": 0.8},
+        {**head, "full": True, "nanoseconds": 1.25, "bytes": 40.0, "share": 0.6},
+        {**head, "sweep": "asleep", "nanoseconds": 0.4, "bytes": 28.0, "share": 0.9},
+        {**head, "sweep": "spinning", "nanoseconds": 0.44, "bytes": 28.0, "share": 0.7},
+    ]
+    settings = {"rules": ["adamw"], "sizes": {"small": 100}, "threads": [2], "rounds": 1}
+    lines = tables.rules({"settings": settings, "samples": samples})
+    assert "| adamw | 32 | 0.5 | 0.80 (0.80 to 0.80) | 40 | 1.25 | 0.60 (0.60 to 0.60) |" in lines
+    assert lines[-1] == "| 100 weights, torch's threads spinning | 28 | 0.44 | 0.70 (0.70 to 0.70) |"
+
+
 def test_markers_that_are_missing_are_named(tables):
     with pytest.raises(SystemExit, match="table: loop"):
         tables.placed("no markers here", "loop", "| a |")
