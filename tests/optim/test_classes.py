@@ -78,6 +78,12 @@ def test_a_class_says_what_it_takes(rule):
     assert all(parameters[n].default == common[n].default for n in ("clip_norm", "on_nonfinite", "engine", "maximize"))
 
 
+def test_sgd_takes_by_name_what_every_class_takes():
+    sgd, adam = (inspect.signature(kind).parameters.values() for kind in (optim.SGD, optim.Adam))
+    beside = [[p for p in parameters if p.kind is not p.POSITIONAL_OR_KEYWORD] for parameters in (sgd, adam)]
+    assert beside[0] == beside[1]
+
+
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["deepcopy", "pickle"]
 )

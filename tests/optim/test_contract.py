@@ -8,7 +8,7 @@ import torch
 
 from thalweg.errors import RuleError
 from thalweg.optim import AdamW, Optimizer
-from thalweg.rules import rule
+from thalweg.rules import RULES, rule
 from thalweg.rules.rule import matrix_rule
 from thalweg.rules.walk import Walk
 
@@ -217,6 +217,32 @@ def test_a_gradient_that_surprises_its_second_moment_is_measured(engine):
     v = optimizer.state[parameters[1]]["exp_avg_sq"].flatten()[0].item() / (1 - 0.999**30)
     assert ratios == pytest.approx([1.0, 10 / v**0.5, 1.0], rel=1e-3)
     assert ratios[1] > 4
+
+
+SQUARES = [
+    *[(name, {}) for name, one in RULES.items() if one.second_moment and not one.is_matrix],
+    ("adamw", {"amsgrad": True}),
+    ("rmsprop", {"centered": True, "momentum": 0.5}),
+    ("radam", {"decoupled_weight_decay": True}),
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("name", "constants"), SQUARES)
+def test_the_ratio_is_by_the_mean_square_that_the_rule_names(name, constants, engine):
+    parameters = weights()
+    optimizer = Optimizer(parameters, name, lr=1e-3, engine=engine, weight_decay=0.0, **constants)
+    descend(optimizer, parameters, 3)
+    optimizer.measure = True
+    gradients = [(p.detach() * (i + 1)).sin() + 0.1 for i, p in enumerate(parameters)]
+    descend(optimizer, parameters, 1)
+    one, found = RULES[name], optimizer.last.gradient_ratios.tolist()
+    complete = one.complete(constants)
+    for p, g, ratio in zip(parameters, gradients, found, strict=True):
+        numbers = {**one.numbers(4, one.begin(complete), complete, 1e-3), "maximum": torch.maximum}
+        state = {s.name: optimizer.state[p][s.key] for s in one.states(complete)}
+        square = eval(one.second_moment, {}, {**numbers, **state})
+        assert ratio == pytest.approx((g * g / square).mean().sqrt().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
