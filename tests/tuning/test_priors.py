@@ -23,6 +23,12 @@ def test_a_rule_of_another_order_is_asked_about_there():
     assert priors.rate_range("schedule_free_sgd") == (1e-3, 100.0)
     assert priors.rate_range("prodigy") == (0.1, 10.0)
     assert [priors.usual_rate(r) for r in ("adamw", "sgd", "lion", "prodigy")] == [3e-3, 0.1, 3e-4, 1.0]
+    assert [priors.usual_rate(r) for r in ("adagrad", "nadam", "adadelta", "schedule_free_sgd")] == [
+        0.03,
+        6e-3,
+        3.0,
+        1.0,
+    ]
 
 
 ADAPTIVE = [

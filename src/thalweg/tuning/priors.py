@@ -19,7 +19,6 @@ WARMUP_SHARE = 0.1
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
 RANGES = {True: (1e-5, 1.0), False: (1e-4, 10.0)}  # of learning rates worth asking about, adaptive or not
-USUAL = {True: 3e-3, False: 0.1}  # where nothing is searched
 HOME = {
     True: (3e-4, 3e-2),
     False: (3e-4, 0.3),
@@ -65,10 +64,17 @@ def rate_range(rule: str) -> tuple[float, float]:
 def usual_rate(rule: str) -> float:
     """Give a rate that serves most small networks under such a rule, where nothing is searched.
 
+    Three times the rule's own default where it is adaptive, as 3e-3 is of Adam's: of eight rules for which that is another rate,
+    six did better by it over 5 and over 20 epochs of the digits (Lion did worse, RMSprop over 5). 0.1 for plain descent, whose
+    default in PyTorch says nothing.
+
     >>> usual_rate("adamw"), usual_rate("momentum"), usual_rate("lion"), usual_rate("prodigy")
     (0.003, 0.1, 0.0003, 1.0)
     """
-    return 1.0 if rules.get(rule).finds_rate else _rounded(USUAL[is_adaptive(rule)] * _order(rule))
+    one = rules.get(rule)
+    if one.finds_rate:
+        return 1.0
+    return _rounded(3 * (one.learning_rate or 1e-3) if is_adaptive(rule) else 0.1 * _order(rule))
 
 
 def _order(rule: str) -> float:
