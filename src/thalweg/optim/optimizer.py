@@ -22,7 +22,7 @@ from thalweg import rules
 from thalweg.errors import NonFiniteError, RuleError
 from thalweg.optim import groups
 from thalweg.optim.engines import engine as find_engine
-from thalweg.optim.engines.arithmetic import COMPUTE, real
+from thalweg.optim.engines.arithmetic import COMPUTE, count_nonfinite, real
 from thalweg.optim.engines.blocks import EMA
 from thalweg.optim.engines.late import Late
 from thalweg.optim.engines.sound import complaint
@@ -545,7 +545,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _where(self, works: Sequence[Work]) -> str:
         """Name the parameters whose gradient is not finite."""
-        bad = {id(p) for w in works for p, g in zip(w.parameters, w.gradients, strict=True) if not g.isfinite().all()}
+        bad = {id(p) for w in works for p, g in zip(w.parameters, w.gradients, strict=True) if count_nonfinite(g)}
         found = self._names(bad)
         return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 

@@ -79,13 +79,26 @@ def wide(tensor: Tensor) -> torch.dtype | None:
     return torch.float64
 
 
+def joined(value: Any) -> Any:
+    """Give what all processes have together of a sharded number or tensor; `float` would give each one's own part."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def put(tensor: Any, whole: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded: each process takes its own part of what all of them have."""
+    if hasattr(tensor, "full_tensor"):
+        tensor.copy_(type(tensor).from_local(whole, tensor.device_mesh).redistribute(placements=tensor.placements))
+    else:
+        tensor.copy_(whole)
+
+
 def exact_norm(tensor: Tensor) -> float:
     """Euclidean norm in float64 that neither over- nor underflows; not finite only where an element is not.
 
     >>> exact_norm(torch.tensor([3e200, 4e200], dtype=torch.float64)) / 1e200
     5.0
     """
-    values = real(tensor.detach()).to("cpu", torch.float64)
+    values = real(joined(tensor.detach())).to("cpu", torch.float64)
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest == 0.0 or not np.isfinite(largest):
         return largest
@@ -94,4 +107,4 @@ def exact_norm(tensor: Tensor) -> float:
 
 def count_nonfinite(tensor: Tensor) -> int:
     """Count the elements that are NaN or infinite."""
-    return tensor.numel() - int(torch.isfinite(tensor).sum())
+    return tensor.numel() - int(torch.isfinite(joined(tensor)).sum())

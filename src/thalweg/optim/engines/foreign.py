@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import real
+from thalweg.optim.engines.arithmetic import joined, real
 from thalweg.optim.engines.blocks import Figures
 from thalweg.optim.engines.large import Large
-from thalweg.optim.engines.move import Move
+from thalweg.optim.engines.move import Move, kept_share
 
 
 class Foreign(Large):
@@ -22,23 +22,29 @@ class Foreign(Large):
 
     def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Remember the gradient, and give its Euclidean norm."""
-        return [*map(_joined, super().look(gradients))]
+        return [*map(joined, super().look(gradients))]
 
     def clipped_norms(self, clip_value: float) -> Sequence[Tensor]:
         """Give the norm of the gradient as clipping its entries would leave it."""
-        return [*map(_joined, super().clipped_norms(clip_value))]
+        return [*map(joined, super().clipped_norms(clip_value))]
 
     def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
         """Give what the rule adds up over all weights."""
-        return [*map(_joined, super().totals(move, decays))]
+        return [*map(joined, super().totals(move, decays))]
 
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
         figures = super().update(move, decays)
         if figures is None:
             return None
-        weights, updates, ratios = ([*map(_joined, figure)] for figure in figures)
+        weights, updates, ratios = ([*map(joined, figure)] for figure in figures)
         return weights, updates, ratios
+
+    def _kept(self, move: Move, decay: Any) -> Any:
+        seen = joined(
+            move.aligned(decay, *self._computed(self._pieces()[0])[: 2 + self.carried]).sum(dtype=self.compute)
+        )
+        return kept_share(seen if self.is_away else float(seen), self.parameters[0].numel())
 
     def _pieces(self) -> list[tuple[Tensor, ...]]:
         assert self.gradient is not None
@@ -46,8 +52,3 @@ class Foreign(Large):
 
     def _lent(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         return tensors
-
-
-def _joined(value: Any) -> Any:
-    """Give a number of a sharded tensor as every process is to have it."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value

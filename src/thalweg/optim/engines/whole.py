@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import wide
+from thalweg.optim.engines.arithmetic import joined, put, wide
 from thalweg.optim.engines.blocks import Block, Figures
 from thalweg.optim.engines.move import Move, kept_share
 from thalweg.optim.engines.sound import look_over
@@ -33,8 +33,9 @@ class Whole(Block):
     def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Remember the gradient, and give its Euclidean norm."""
         look_over(self.parameters, gradients)
-        self.gradient = gradients[0]
-        return [_norm(gradients[0])]
+        gradient: Tensor = joined(gradients[0])  # a matrix is one, however many processes hold its rows
+        self.gradient = gradient
+        return [_norm(gradient)]
 
     def clipped_norms(self, clip_value: float) -> Sequence[Tensor]:
         """Give the norm of the gradient as clipping its entries would leave it."""
@@ -51,17 +52,18 @@ class Whole(Block):
         parameter, flats = self.parameters[0].detach(), iter(self.flats)
         if parameter.numel() == 0:
             return ([0.0], [0.0], [math.nan]) if move.record else None
-        held = [next(flats) if there else 0.0 for there in self.present]
-        w, g = parameter.to(self.compute), self.gradient.to(self.compute)
+        parts = [next(flats) if there else 0.0 for there in self.present]
+        before, *held = map(joined, (parameter, *parts))
+        w, g = before.to(self.compute), self.gradient.to(self.compute)
         kept = _share_of if move.work.cautious else None
         fresh, *rest = move.formula()(decays[0], w, g, *held[: self.carried], kept=kept)
         norms = ([_norm(w)], [_norm(fresh - w)], [math.nan]) if move.record else None
-        for old, new in zip(held, rest, strict=False):
+        for part, old, new in zip(parts, held, rest, strict=False):
             if isinstance(old, Tensor):
-                old.copy_(move.settled(new, old))
+                put(part, move.settled(new, old))
         if isinstance(average := held[-1] if self.averages else None, Tensor):
-            average.copy_(move.averaged(average, fresh))
-        parameter.copy_(move.settled(fresh, parameter))
+            put(parts[-1], move.averaged(average, fresh))
+        put(parameter, move.settled(fresh, before).to(parameter.dtype))
         return norms
 
 
