@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+import torch._dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from thalweg.errors import NonFiniteError
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import arithmetic, blocks, late
+from thalweg.optim.engines import arithmetic, blocks, late, listed
 from thalweg.rules import RULES
 
 SHAPES = [(40, 30), (30,), (), (50_000,)]
@@ -21,6 +22,13 @@ WAITING = {"prodigy"}
 def away(monkeypatch):
     for module in (arithmetic, blocks):
         monkeypatch.setattr(module, "on_arrays", lambda device: False)
+
+
+@pytest.fixture
+def compiling(monkeypatch, away):
+    torch._dynamo.reset()
+    monkeypatch.setattr(listed, "compiles", lambda device: True)
+    monkeypatch.setattr(listed, "BACKEND", "eager")
 
 
 def weights(shapes=SHAPES):
@@ -64,6 +72,63 @@ def test_it_goes_where_waiting_goes_and_a_spoilt_step_leaves_no_trace(rule, opti
             else {"rtol": 1e-9, "atol": 1e-12}
         )
         torch.testing.assert_close(other, one, **rough)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True, "maximize": True}],
+)
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None])
+def test_compiled_over_lists_it_goes_the_same_way(rule, options, monkeypatch, request):
+    here, at_home = descended(rule, spoilt=(0, 3, 4), **options)
+    request.getfixturevalue("compiling")
+    there, abroad = descended(rule, spoilt=(0, 3, 4), **options)
+    assert {type(block) for _, _, cut in abroad._engine._cuts for block, _ in cut} == {listed.Listed}
+    for one, other in zip([*here, *state_of(at_home)], [*there, *state_of(abroad)], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+    optimizer_numbers = []
+    for optimizer in (at_home, abroad):
+        optimizer.measure = True
+        optimizer.step()
+        optimizer_numbers.append(optimizer.last.on_host())
+    for one, other in zip(*(record[4:] for record in optimizer_numbers), strict=True):
+        torch.testing.assert_close(torch.as_tensor(other), torch.as_tensor(one), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.usefixtures("compiling")
+def test_another_rate_is_no_reason_to_compile_again():
+    parameters, optimizer = descended("adamw", steps=2, clip_norm=1.0, ema=0.9)
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(5):
+            optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+
+
+def test_where_torch_cannot_compile_it_goes_uncompiled_and_says_so(monkeypatch, request):
+    def broken(graph, inputs):
+        raise RuntimeError("no such machine")
+
+    here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    request.getfixturevalue("compiling")
+    monkeypatch.setattr(listed, "BACKEND", broken)
+    with pytest.warns(UserWarning, match="could not compile"):
+        there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own, inside its compiler
+@pytest.mark.usefixtures("away")
+def test_inductor_goes_the_same_way(monkeypatch):
+    here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    monkeypatch.setattr(listed, "compiles", lambda device: True)
+    there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
 class Waits(TorchDispatchMode):

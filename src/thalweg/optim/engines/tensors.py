@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from thalweg.optim.engines import blocks, listed
 from thalweg.optim.engines.arithmetic import count_nonfinite, exact_norm, real
 from thalweg.optim.engines.blocks import EMA, Figures, standing
 from thalweg.optim.engines.flat import Flat
@@ -33,7 +34,7 @@ SMALL = 1 << 15
 _UNDERFLOW = 1e-15
 """Squares of gradients below this may have vanished in float32."""
 
-AnyBlock = Flat | Large | Fused | Whole | Foreign
+AnyBlock = Flat | Large | Fused | Whole | Foreign | listed.Listed
 
 Cut = list[tuple[AnyBlock, list[int]]]
 """Blocks, each with its parameters' places in the work."""
@@ -152,6 +153,8 @@ class TensorEngine:
             return Whole
         if type(parameter) not in PLAIN:
             return Foreign
+        if not blocks.on_arrays(parameter.device) and listed.compiles(parameter.device) and rule.sums is None:
+            return listed.Listed
         return Flat if 0 < parameter.numel() < SMALL else Large
 
     def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf) -> Cut:
@@ -164,7 +167,7 @@ class TensorEngine:
             check(parameter, work.gradients[i], state.get(parameter, {}), states)
             kind = self._kind(parameter, work.rule)
             far = standing(state.get(parameter, {}), work.rule)
-            key = (kind, parameter.device, parameter.dtype, far) if kind in (Flat, Fused) else (kind, i)
+            key = (kind, parameter.device, parameter.dtype, far) if kind in (Flat, Fused, listed.Listed) else (kind, i)
             gathered.setdefault(key, []).append(i)
         cut: Cut = []
         for key, members in gathered.items():
@@ -268,7 +271,7 @@ def _decided(shares: Sequence[Share], scale: Any, clip_value: Any) -> Mapping[st
     work, lead = shares[0].work, max((share.block for share in shares), key=lambda block: block.taken)
     numbers = work.rule.numbers(lead.coming, lead.carried_numbers(), work.constants, work.lr)
     move = Move(work, numbers, scale, clip_value)
-    each = [s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, Whole)]
+    each = [s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, Whole | listed.Listed)]
     assert work.rule.decide is not None
     return {**numbers, **work.rule.decide([sum(map(float, column)) for column in zip(*each, strict=True)], numbers)}
 
