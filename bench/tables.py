@@ -224,7 +224,10 @@ def paced(samples: Sequence[Sample], threads: Sequence[int]) -> list[str]:
     for count in threads:
         mine = chosen(samples, threads=count)
         nanoseconds = statistics.median(s["nanoseconds"] for s in mine)
-        parts += [f"{nanoseconds:.3g}", spread((s["share"] for s in mine), 2)]
+        parts += [
+            f"{nanoseconds:,.0f}" if nanoseconds >= 100 else f"{nanoseconds:.3g}",
+            spread((s["share"] for s in mine), 2),
+        ]
     return parts
 
 

@@ -140,13 +140,13 @@ def test_rules_are_told_with_everything_off_and_on_and_the_sweep_alone(tables):
     head = {"rule": "adamw", "engine": "cpu", "weights": 100, "threads": 2, "round": 0}
     samples = [
         {**head, "full": False, "nanoseconds": 0.5, "bytes": 32.0, "share": 0.8},
-        {**head, "full": True, "nanoseconds": 1.25, "bytes": 40.0, "share": 0.6},
+        {**head, "full": True, "nanoseconds": 12345.6, "bytes": 40.0, "share": 0.6},
         {**head, "sweep": "asleep", "nanoseconds": 0.4, "bytes": 28.0, "share": 0.9},
         {**head, "sweep": "spinning", "nanoseconds": 0.44, "bytes": 28.0, "share": 0.7},
     ]
     settings = {"rules": ["adamw"], "sizes": {"small": 100}, "threads": [2], "rounds": 1}
     lines = tables.rules({"settings": settings, "samples": samples})
-    assert "| adamw | 32 | 0.5 | 0.80 (0.80 to 0.80) | 40 | 1.25 | 0.60 (0.60 to 0.60) |" in lines
+    assert "| adamw | 32 | 0.5 | 0.80 (0.80 to 0.80) | 40 | 12,346 | 0.60 (0.60 to 0.60) |" in lines
     assert lines[-1] == "| 100 weights, torch's threads spinning | 28 | 0.44 | 0.70 (0.70 to 0.70) |"
 
 
