@@ -174,7 +174,7 @@ ULP = 2.0**-23
 
 
 @pytest.mark.parametrize(("name", "options"), LONG_CASES)
-def test_a_step_in_float32_is_the_exact_ones_to_within_five_ulp(name, options):
+def test_a_step_in_float32_is_the_exact_ones_to_within_seven_ulp(name, options):
     """At each of 100 steps weights and state are the float64 reference's, rounded: what differs is one step's rounding."""
     reference = getattr(torch.optim, name)(starts(shapes=SMALL), lr=0.01, **options)
     ours = [
@@ -196,15 +196,15 @@ def test_a_step_in_float32_is_the_exact_ones_to_within_five_ulp(name, options):
 
     with all_of_it():
         descend_together([reference, *ours], 100, read)
-    assert 0.3 < max(worst) <= 5.0
+    assert 0.3 < max(worst) <= 7.0
 
 
 @pytest.mark.parametrize(("name", "options"), LONG_CASES)
-def test_in_float32_the_way_errs_at_most_twice_as_much_as_torchs(name, options):
+def test_in_float32_the_way_errs_no_more_than_torchs(name, options):
     """All are pushed by the same gradients, so errors are those of rounding alone: root mean square over weights and steps.
 
-    Most lie between 0.8 and 1.1 of torch's; 1.7 for Adam at the usual betas, where torch's `m + (1 - beta1) (g - m)` has shares
-    that add up to one exactly and those of `beta1 m + (1 - beta1) g` are each rounded.
+    They lie between 0.83 and 1.09 of torch's. (With `beta1 m + (1 - beta1) g` Adam's were 1.7: its shares are each rounded,
+    those of `m + (1 - beta1) (g - m)` add up to one.)
     """
     shapes = [(40, 20), (300,)]
     reference = getattr(torch.optim, name)(starts(shapes=shapes), lr=0.01, **options)
@@ -220,7 +220,7 @@ def test_in_float32_the_way_errs_at_most_twice_as_much_as_torchs(name, options):
 
     descend_together([reference, theirs, *ours], 200, read)
     their_error, *errors = ((s / (1100 * 200)) ** 0.5 / ULP for s in squares)
-    assert 0.1 < max(errors) < 2 * their_error
+    assert 0.1 < max(errors) < 1.15 * their_error
 
 
 @pytest.mark.parametrize("clip", [{"clip_norm": 2.0}, {"clip_value": 0.5}, {"clip_norm": 2.0, "clip_value": 0.5}])

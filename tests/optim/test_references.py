@@ -97,8 +97,8 @@ def test_two_hundred_steps_are_the_references(case, engine):
 def test_in_float32_the_way_errs_at_most_three_times_as_much_as_the_references(case, engine):
     """Under the gradients of the float64 walk, so that only rounding differs: root mean square over weights and steps.
 
-    Most lie between 0.8 and 1.3 of the reference's, those of optax's Adams far below. Above two are only timm's Lion and AdamW,
-    whose momentum is `m + (1 - beta1) (g - m)`: its shares add up to one exactly.
+    Most lie between 0.8 and 1.3 of the reference's, those of optax's Adams far below. Above two is only a cautious Lion: our
+    cautious steps are the difference of two weights, by which a small step loses a bit or two.
     """
     walk, squares = Walk(case, engine, torch.float32), list[float]()
     for step, (gradient, exact) in enumerate(exact_walk(THERE.index(case)), start=1):

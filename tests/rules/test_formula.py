@@ -17,16 +17,16 @@ KNOWN = {
     "gradient_descent": "w ← w − η g",
     "momentum": "velocity ← momentum · velocity + g\nw ← w − η · velocity",
     "adamw": (
-        "m ← β₁ m + (1 − β₁) g\n"
+        "m ← m + (1 − β₁) (g − m)\n"
         "v ← β₂ v + (1 − β₂) g²\n"
         "w ← (1 − η λ) w − (η / c₁) m / (√(v / c₂) + ε)"
     ),
     "lion": (
-        "direction ← sign(β₁ m + (1 − β₁) g)\n"
+        "direction ← sign(m + (1 − β₁) (g − m))\n"
         "w ← (1 − η λ) w − η · direction\n"
-        "m ← β₂ m + (1 − β₂) g"
+        "m ← m + (1 − β₂) (g − m)"
     ),
-    "adamax": "m ← β₁ m + (1 − β₁) g\nu ← max(β₂ u, |g| + ε)\nw ← w − (η / c₁) m / u",
+    "adamax": "m ← m + (1 − β₁) (g − m)\nu ← max(β₂ u, |g| + ε)\nw ← w − (η / c₁) m / u",
 }  # fmt: skip
 ELEMENTWISE = [name for name, one in RULES.items() if not one.is_matrix]
 
@@ -39,7 +39,7 @@ def test_known_formulae(name):
 def test_known_formula_in_latex():
     assert as_latex(equation(RULES["adam"])) == (
         "\\begin{aligned}\n"
-        "m &\\leftarrow \\beta_1\\,m + \\left(1 - \\beta_1\\right)\\,g \\\\\n"
+        "m &\\leftarrow m + \\left(1 - \\beta_1\\right)\\,\\left(g - m\\right) \\\\\n"
         "v &\\leftarrow \\beta_2\\,v + \\left(1 - \\beta_2\\right)\\,g^2 \\\\\n"
         "w &\\leftarrow w - \\frac{\\eta}{c_1}\\,\\frac{m}{\\sqrt{\\frac{v}{c_2}} + \\epsilon}\n"
         "\\end{aligned}"

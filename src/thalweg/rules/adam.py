@@ -1,6 +1,6 @@
 """Adam: momentum divided by the usual size of the gradient, both freed of their bias towards their start at zero.
 
-    m <- beta1 m + (1 - beta1) g
+    m <- m + (1 - beta1)(g - m)
     v <- beta2 v + (1 - beta2) g²
     w <- w - lr m̂ / (sqrt(v̂) + eps)          m̂ = m / (1 - beta1^t),  v̂ = v / (1 - beta2^t)
 
@@ -53,7 +53,7 @@ def adam(
     correction2: float,
 ) -> tuple[float, float, float, float]:
     """Adam: momentum divided by the usual size of the gradient, both freed of their bias towards zero."""
-    m = beta1 * m + (1 - beta1) * g
+    m = m + (1 - beta1) * (g - m)
     v = beta2 * v + (1 - beta2) * (g * g)
     divisor = v
     if amsgrad:

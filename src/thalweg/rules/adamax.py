@@ -1,6 +1,6 @@
 """Adamax: Adam with the largest recent gradient in the place of the usual one, so no single step is longer than the rate.
 
-    m <- beta1 m + (1 - beta1) g
+    m <- m + (1 - beta1)(g - m)
     u <- max(beta2 u, |g| + eps)
     w <- w - lr / (1 - beta1^t) m / u
 
@@ -41,6 +41,6 @@ def adamax(
     correction1: float,
 ) -> tuple[float, float, float]:
     """Adamax: Adam with the largest recent gradient in the place of the usual one, so no single step is longer than the rate."""
-    m = beta1 * m + (1 - beta1) * g
+    m = m + (1 - beta1) * (g - m)
     u = maximum(beta2 * u, maximum(g, -g) + eps)
     return w - (lr / correction1) * m / u, m, u

@@ -1,6 +1,6 @@
 """AdamW: Adam whose weight decay shrinks the weights themselves instead of bending the gradient.
 
-    m <- beta1 m + (1 - beta1) g
+    m <- m + (1 - beta1)(g - m)
     v <- beta2 v + (1 - beta2) g²
     w <- (1 - lr weight_decay) w - lr m̂ / (sqrt(v̂) + eps)          m̂ = m / (1 - beta1^t),  v̂ = v / (1 - beta2^t)
 
@@ -54,7 +54,7 @@ def adamw(
     correction2: float,
 ) -> tuple[float, float, float, float]:
     """AdamW: Adam whose weight decay shrinks the weights themselves instead of bending the gradient."""
-    m = beta1 * m + (1 - beta1) * g
+    m = m + (1 - beta1) * (g - m)
     v = beta2 * v + (1 - beta2) * (g * g)
     divisor = v
     if amsgrad:

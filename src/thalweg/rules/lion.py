@@ -1,7 +1,7 @@
 """Lion: every weight moves by exactly the rate, in the direction of a momentum that looks at the newest gradient once more.
 
-    w <- (1 - lr weight_decay) w - lr sign(beta1 m + (1 - beta1) g)
-    m <- beta2 m + (1 - beta2) g
+    w <- (1 - lr weight_decay) w - lr sign(m + (1 - beta1)(g - m))
+    m <- m + (1 - beta2)(g - m)
 
 Source: Chen et al. 2023, arXiv:2302.06675. Rates are three to ten times smaller than AdamW's, decay as much larger.
 """
@@ -29,5 +29,5 @@ def lion(
     weight_decay: float = 0.0,
 ) -> tuple[float, float]:
     """Lion: every weight moves by exactly the rate, in the direction of a momentum that weighs the newest gradient more."""
-    direction = sign(beta1 * m + (1 - beta1) * g)
-    return (1 - lr * weight_decay) * w - lr * direction, beta2 * m + (1 - beta2) * g
+    direction = sign(m + (1 - beta1) * (g - m))
+    return (1 - lr * weight_decay) * w - lr * direction, m + (1 - beta2) * (g - m)

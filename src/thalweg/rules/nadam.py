@@ -1,6 +1,6 @@
 """NAdam: Adam that already looks where its momentum is about to take it, with a momentum that grows to its full size.
 
-    m  <- beta1 m + (1 - beta1) g
+    m  <- m + (1 - beta1)(g - m)
     v  <- beta2 v + (1 - beta2) g²
     mu  = beta1 (1 - 0.96^(t momentum_decay) / 2)              mu' the same at t + 1;  M <- M mu, M = 1 before the first step
     w  <- w - lr ((1 - mu) / (1 - M) g + mu' / (1 - M mu') m) / (sqrt(v̂) + eps)              v̂ = v / (1 - beta2^t)
@@ -61,7 +61,7 @@ def nadam(
     correction2: float,
 ) -> tuple[float, float, float]:
     """NAdam: Adam that already looks where its momentum is about to take it."""
-    m = beta1 * m + (1 - beta1) * g
+    m = m + (1 - beta1) * (g - m)
     v = beta2 * v + (1 - beta2) * (g * g)
     step = (lr * of_gradient) * g + (lr * of_momentum) * m
     return (1 - lr * weight_decay) * w - step / (sqrt(v / correction2) + eps), m, v

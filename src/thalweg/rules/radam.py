@@ -1,6 +1,6 @@
 """RAdam: Adam that takes plain momentum steps until its second moment is worth dividing by, which is a warm-up of its own.
 
-    m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g²
+    m <- m + (1 - beta1)(g - m),   v <- beta2 v + (1 - beta2) g²
     rho = rho_inf - 2 t beta2^t / (1 - beta2^t),   rho_inf = 2 / (1 - beta2) - 1
     r   = sqrt((rho - 4)(rho - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho))         where rho > 5
     w <- w - lr m̂ r sqrt(1 - beta2^t) / (sqrt(v) + eps)                               where rho > 5
@@ -57,7 +57,7 @@ def radam(
     rectified: float,
 ) -> tuple[float, float, float]:
     """RAdam: Adam that takes plain momentum steps until its second moment is worth dividing by."""
-    m = beta1 * m + (1 - beta1) * g
+    m = m + (1 - beta1) * (g - m)
     v = beta2 * v + (1 - beta2) * (g * g)
     step = m * where(rectified > 0, rectified * root2 / (sqrt(v) + eps), 1.0)
     return (1 - lr * weight_decay) * w - (lr / correction1) * step, m, v
