@@ -49,7 +49,7 @@ WITHOUT = {
         (),
         "how a step is calculated is chosen by `engine`: here the compiled one must match the plain one",
     ),
-    "has_capturable_arg": (False, "a step waits for the norm of the gradient, which a captured graph cannot"),
+    "has_capturable_arg": (False, "part of a step is worked out on the host, which a captured graph would not repeat"),
     "supports_sparse": (False, "a sparse gradient is refused, with what to do instead"),
     "only_supports_sparse_grads": (False, "likewise"),
     "step_requires_closure": (False, "no rule here asks for the loss again"),
@@ -228,7 +228,7 @@ def test_what_torch_refuses_is_refused_here(info, place):
     [
         ("foreach", "is chosen by `engine`"),
         ("fused", "is chosen by `engine`, whose 'cpu' is the fused one"),
-        ("capturable", "a step waits for the norm of the gradient"),
+        ("capturable", "part of a step is worked out on the host"),
         ("differentiable", "no gradient flows through a step here"),
     ],
 )

@@ -25,7 +25,7 @@ WHOLE = ("clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine")
 FLAGS = {
     "foreach": "how a step is calculated is chosen by `engine`",
     "fused": "how a step is calculated is chosen by `engine`, whose 'cpu' is the fused one",
-    "capturable": "a step waits for the norm of the gradient, which a captured graph cannot",
+    "capturable": "part of a step is worked out on the host, which a captured graph would not repeat",
     "differentiable": "no gradient flows through a step here",
 }
 """PyTorch's options that say how to calculate, each with why it cannot be True here."""
@@ -151,8 +151,20 @@ def _kinds() -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
 
 
+def is_above_zero(value: Any) -> bool:
+    """Tell whether a value is a number above zero; infinity is one."""
+    return _number(value) > 0
+
+
 def _at_least_zero(value: Any) -> bool:
+    return math.isfinite(number := _number(value)) and number >= 0
+
+
+def _number(value: Any) -> float:
+    """Read a number, or a tensor of one; NaN where it is neither."""
     try:
-        return math.isfinite(float(value)) and float(value) >= 0
+        return (
+            math.nan if isinstance(value, str | bool) else float(value.detach() if isinstance(value, Tensor) else value)
+        )
     except (TypeError, ValueError, RuntimeError):
-        return False
+        return math.nan

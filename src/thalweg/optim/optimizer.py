@@ -119,9 +119,7 @@ class Optimizer(torch.optim.Optimizer):
     tensor([ 0.8000, -1.6000], requires_grad=True)
     """
 
-    _step_supports_amp_scaling = (
-        True  # `GradScaler.step` sets `grad_scale` and `found_inf`, and calls `step` in any case
-    )
+    _step_supports_amp_scaling = True  # `GradScaler.step` sets `grad_scale` and `found_inf`, and always calls `step`
 
     def __init__(
         self,
@@ -142,9 +140,9 @@ class Optimizer(torch.optim.Optimizer):
         groups.refuse_flags(constants)
         constants = {name: value for name, value in constants.items() if name not in groups.FLAGS}
         self.rule = rules.get(rule)
-        groups.check("clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "above zero")
-        groups.check("clip_value", clip_value, clip_value is None or clip_value > 0, "above zero")
-        groups.check("ema", ema, ema is None or 0 < ema < 1, "between 0 and 1")
+        groups.check("clip_norm", clip_norm, clip_norm is None or groups.is_above_zero(clip_norm), "above zero")
+        groups.check("clip_value", clip_value, clip_value is None or groups.is_above_zero(clip_value), "above zero")
+        groups.check("ema", ema, ema is None or (groups.is_above_zero(ema) and ema < 1), "between 0 and 1")
         groups.check("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
         groups.check("cautious", cautious, isinstance(cautious, bool), "True or False")  # pyright: ignore[reportUnnecessaryIsInstance]
         self.clip_norm, self.clip_value, self.ema = clip_norm, clip_value, ema

@@ -18,7 +18,7 @@ from thalweg.optim.engines.arithmetic import Array, real
 from thalweg.optim.engines.blocks import FACE, Block, Figures, has_begun, start
 from thalweg.optim.engines.crew import run
 from thalweg.optim.engines.move import Move, floor, kept_share
-from thalweg.optim.engines.sound import PLAIN, look_over
+from thalweg.optim.engines.sound import PLAIN, has_memory, look_over
 from thalweg.optim.engines.work import StateOf, Work
 from thalweg.rules.rule import State
 
@@ -85,7 +85,7 @@ class Fused(Block):
             return False
         addresses = [*map(_ADDRESS, self.parameters)]
         if addresses != self.addresses:
-            if 0 in addresses or [*map(FACE, self.parameters)] != self.faces:  # at 0 there is no memory any more
+            if [*map(FACE, self.parameters)] != self.faces or not all(map(has_memory, self.parameters)):
                 return False
             self.addresses = addresses
             self.at_weights[:] = addresses

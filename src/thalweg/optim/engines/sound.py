@@ -40,7 +40,7 @@ def complaint(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], sta
     if parameter.dtype not in COMPUTE:
         kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
         return f"{{name}} has become {parameter.dtype}; what can be trained is one of {kinds}. No weight has moved."
-    if gradient.shape != parameter.shape or gradient.is_complex() != parameter.is_complex():
+    if not _are_alike(gradient, parameter):
         return (
             f"{{name}} is of {_form(parameter)}, but its gradient of {_form(gradient)}: was one of them replaced after "
             "backward()? Call it again. No weight has moved."
@@ -53,19 +53,28 @@ def complaint(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], sta
                 f"{of}{{name}} is on the meta device, where there are no numbers: call to_empty() on the model, load or "
                 "initialise its weights, and give the optimiser the parameters that it has then."
             )
-        if type(tensor) in PLAIN and tensor.untyped_storage().nbytes() < (needed := _bytes(tensor)):
+        if type(tensor) in PLAIN and not has_memory(tensor):
             return (
                 f"the memory of {of}{{name}} has been freed: {tensor.untyped_storage().nbytes()} bytes are left of "
-                f"{needed}. Bring it back before the step. No weight has moved."
+                f"{_bytes(tensor)}. Bring it back before the step. No weight has moved."
             )
     for state in states:
         held = entry.get(state.key)
-        if state.shape == "weights" and isinstance(held, Tensor) and held.shape != parameter.shape:
+        if state.shape == "weights" and isinstance(held, Tensor) and not _are_alike(held, parameter):
             return (
                 f"{{name}} has become {_form(parameter)}, but its state `{state.key}` is of {_form(held)}: make a new "
                 "optimiser for the new parameter, or give its state the new shape. No weight has moved."
             )
     return None
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.is_complex() == other.is_complex()
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's storage reaches to its last element; `resize_` may have taken it away."""
+    return tensor.untyped_storage().nbytes() >= _bytes(tensor)
 
 
 def _form(tensor: Tensor) -> str:
