@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from thalweg.optim.engines import kernels
@@ -16,6 +18,9 @@ class CpuEngine(TensorEngine):
 
     def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
         """Let another thread fetch or compile the kernels, while the first batch is still on its way."""
+        rest = work.rule.rest
+        if rest is not None:
+            work = replace(work.of_those(lambda p: p.ndim < 2), rule=rest, constants=rest.constants)
         if work.rule.is_matrix:
             return
         for kind in {KINDS[p.dtype] for p in work.parameters if is_fusible(p)}:
