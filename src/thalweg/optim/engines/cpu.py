@@ -20,7 +20,8 @@ class CpuEngine(TensorEngine):
         """Let another thread fetch or compile the kernels, while the first batch is still on its way."""
         rest = work.rule.rest
         if rest is not None:
-            work = replace(work.of_those(lambda p: p.ndim < 2), rule=rest, constants=rest.constants)
+            vectors = [p for p in work.parameters if p.ndim < 2]
+            work = replace(work, rule=rest, constants=rest.constants, parameters=vectors)
         if work.rule.is_matrix:
             return
         for kind in {KINDS[p.dtype] for p in work.parameters if is_fusible(p)}:
