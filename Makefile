@@ -45,9 +45,10 @@ format: $(READY) ## format the sources
 tables: $(READY) ## write the import tables from the folder listings
 	$(BIN)/python tools/tables.py
 
-docs: $(READY) ## write the pages' tables from what was measured, and run every example in them
+docs: $(READY) ## write the rules' pages and the tables of what was measured, and run every example in them
 	$(BIN)/python bench/tables.py
-	$(PYTEST) tests/test_documentation.py tests/records/test_run_format.py
+	$(BIN)/python tools/pages.py
+	$(PYTEST) tests/test_documentation.py tests/test_pages.py tests/records/test_run_format.py
 
 $(BENCH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"

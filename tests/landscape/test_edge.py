@@ -161,7 +161,7 @@ def shared(w, g, *, lr, size):
         (sided, None, "Left and right of the minimum are not alike to it: w is"),
         (divided, None, "not a finite number where the gradient is 0"),
         (signed_memory, None, "as long close to the minimum as far from it"),
-        (square, None, "whole matrices"),
+        (square, None, "the whole matrix"),
         (shared, None, "sums over all weights"),
         (reversed_descent, 0.0, "diverges in every bowl"),
         (asleep, math.inf, "No curvature makes it diverge"),

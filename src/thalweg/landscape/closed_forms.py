@@ -48,8 +48,8 @@ def edge_form(rule: Rule | str) -> list[Assignment]:
     """Give the closed form of a rule's stable edge L, in `lr` and its constants; nothing where none is known.
 
     >>> from thalweg.rules.formula import as_text
-    >>> print(as_text(edge_form("adamw")))
-    L ← (2 + 2 β₁) / ((1 − β₁) η)
+    >>> print(as_text(edge_form("adamw"), "="))
+    L = (2 + 2 β₁) / ((1 − β₁) η)
     >>> edge_form("lion")
     []
     """
@@ -60,8 +60,8 @@ def temperature_form(rule: Rule | str) -> list[Assignment]:
     """Give the closed form of a rule's temperature T, in `lr`, the curvature L, the noise sigma and its constants.
 
     >>> from thalweg.rules.formula import as_text
-    >>> print(as_text(temperature_form("gradient_descent")))
-    T ← η σ² / (2 − η L)
+    >>> print(as_text(temperature_form("gradient_descent"), "="))
+    T = η σ² / (2 − η L)
     """
     return _agreeing(rules.get(rule), _TEMPERATURES, _heat)
 

@@ -28,6 +28,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,7 +209,7 @@ def linearise(rule: Rule | str, constants: Constants | None = None, *, lr: float
 
 def _check_is_of_one_weight(rule: Rule) -> None:
     if rule.is_matrix:
-        raise _NoResponseError("It moves whole matrices: no weight has a curvature of its own at which it diverges.")
+        raise _NoResponseError("Its step depends on the whole matrix: one weight alone does not tell.")
     if rule.sums is not None:
         raise _NoResponseError("Its step depends on sums over all weights: one weight alone does not tell.")
 
@@ -238,7 +239,7 @@ def _step(
     lines = [(line.name, _code(line.value)) for line in program.lines if line.name not in scales]
     results = dict(zip(("w", *program.state), (_code(result) for result in program.results), strict=True))
     numbers: dict[str, Any] = {name: getattr(maths, name) for name in FUNCTIONS}
-    numbers |= {**_settled(rule, constants, lr), **dict.fromkeys(scales, 1.0)}
+    numbers |= {**_settled(rule, tuple(constants.items()), lr), **dict.fromkeys(scales, 1.0)}
 
     def step(point: Array) -> Array:
         known = {**numbers, **dict(zip((*names, "g"), (point * _SMALL).tolist(), strict=True))}
@@ -256,8 +257,10 @@ def _code(expression: ast.expr) -> Any:
     return compile(ast.Expression(expression), "<equation>", "eval")
 
 
-def _settled(rule: Rule, constants: Constants, lr: float) -> dict[str, Any]:
+@lru_cache(maxsize=64)
+def _settled(rule: Rule, given: tuple[tuple[str, Any], ...], lr: float) -> Mapping[str, Any]:
     """Give the numbers of a late step, without weight decay."""
+    constants = dict(given)
     late = _LATE if rule.counts_steps else 2  # who counts none is told 2 at all steps but the first
     carried = rule.begin(constants)
     for _ in range(_SETTLING):

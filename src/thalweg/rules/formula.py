@@ -93,13 +93,13 @@ def average(rule: Rule) -> ast.expr | None:
             raise RuleError(f"The average of {rule.name} is more than one expression.")
 
 
-def as_text(lines: Iterable[Assignment]) -> str:
-    """Write assignments as text, one a line."""
-    return "\n".join(f"{symbol(name)} ← {text(value)}" for name, value in lines)
+def as_text(lines: Iterable[Assignment], becomes: str = "←") -> str:
+    """Write assignments as text, one a line, with this sign between the sides."""
+    return "\n".join(f"{symbol(name)} {becomes} {text(value)}" for name, value in lines)
 
 
-def as_latex(lines: Iterable[Assignment]) -> str:
-    r"""Write assignments as aligned LaTeX.
+def as_latex(lines: Iterable[Assignment], becomes: str = r"\leftarrow") -> str:
+    r"""Write assignments as aligned LaTeX, with this sign between the sides.
 
     >>> from thalweg.rules.gradient_descent import gradient_descent
     >>> print(as_latex(equation(gradient_descent)))
@@ -107,7 +107,7 @@ def as_latex(lines: Iterable[Assignment]) -> str:
     w &\leftarrow w - \eta\,g
     \end{aligned}
     """
-    rows = " \\\\\n".join(rf"{latex_symbol(name)} &\leftarrow {latex(value)}" for name, value in lines)
+    rows = " \\\\\n".join(f"{latex_symbol(name)} &{becomes} {latex(value)}" for name, value in lines)
     return f"\\begin{{aligned}}\n{rows}\n\\end{{aligned}}"
 
 
