@@ -106,8 +106,8 @@ def index(rules: Mapping[str, Rule]) -> str:
         "# Update rules",
         WRITTEN,
         "Each rule is one equation in one file of [`src/thalweg/rules/`](../../src/thalweg/rules). Its page shows the equation\n"
-        "as it runs, its constants and state, up to which curvature it converges, how warm noisy gradients keep it, how to use it,\n"
-        "and what a step costs.",
+        "as it runs, its constants and state, up to which curvature it converges, how warm noisy gradients keep it, how to use\n"
+        "it, and what a step costs.",
         _table(["rule", "in a sentence", "state, bytes a weight", "stable edge", "default rate η"], rows),
         "State is counted in float32, beside 4 bytes of weight and 4 of gradient. The stable edge is the largest curvature of a\n"
         "bowl in which the rule converges; where a star stands, curvature is measured against the scale of the gradients that\n"
