@@ -322,16 +322,18 @@ def _use(rule: Rule) -> list[str]:
 def _cost(samples: Samples) -> list[str]:
     if not samples:
         return ["Not measured yet."]
-    found: dict[tuple[str, int, int], list[float]] = {}
+    found: dict[tuple[str, int, int], dict[bool, list[float]]] = {}
     for sample in samples:
-        found.setdefault((sample["engine"], sample["threads"], sample["weights"]), []).append(sample["nanoseconds"])
+        if "full" in sample:  # a whole step; others are parts of one
+            times = found.setdefault((sample["engine"], sample["threads"], sample["weights"]), {True: [], False: []})
+            times[sample["full"]].append(sample["nanoseconds"])
     rows = [
-        [engine, str(threads), f"{weights:,}", f"{statistics.median(times):.2f}"]
+        [engine, str(threads), f"{weights:,}", *(f"{statistics.median(times[full]):.3g}" for full in (False, True))]
         for (engine, threads, weights), times in sorted(found.items())
     ]
     return [
-        _table(["engine", "threads", "weights", "nanoseconds a weight"], rows),
-        "Medians of `bench/raw/rules.json`.",
+        _table(["engine", "threads", "weights", "ns a weight", "with clipping, average and norms"], rows),
+        "Medians of `bench/raw/rules.json`: of small models a step is mostly what surrounds the equation.",
     ]
 
 

@@ -68,13 +68,15 @@ def test_it_takes_the_tensor_engines_steps(rule, constants, dtype, options):
 
 @pytest.mark.parametrize(("rule", "constants"), CASES)
 def test_in_float32_it_is_as_near_to_float64_as_the_tensor_engine_is(rule, constants):
-    exact, _ = descended(rule, constants, "tensors", torch.float64, steps=50)
-    fused, _ = descended(rule, constants, "cpu", torch.float32, steps=50)
-    tensors, _ = descended(rule, constants, "tensors", torch.float32, steps=50)
+    exact, _ = descended(rule, constants, "tensors", torch.float64, steps=20)
+    fused, _ = descended(rule, constants, "cpu", torch.float32, steps=20)
+    tensors, _ = descended(rule, constants, "tensors", torch.float32, steps=20)
+    # Of all weights together: where a gradient is nearly nothing, a single weight's way hangs on its last bit.
     ours, theirs = (
-        max(float((a - b).abs().max()) for a, b in zip(exact, one, strict=True)) for one in (fused, tensors)
+        float(torch.cat([(a - b).flatten() for a, b in zip(exact, one, strict=True)]).square().mean().sqrt())
+        for one in (fused, tensors)
     )
-    assert ours <= 2 * theirs + 1e-7
+    assert ours <= 1.5 * theirs + 1e-7
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
