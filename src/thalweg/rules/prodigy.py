@@ -20,7 +20,7 @@ large or too small. Sixteen-bit weights do not move by a millionth of themselves
 
 Source: Mishchenko & Defazio 2023, arXiv:2306.06101, as in the authors' package `prodigyopt` 1.1, where d is one number over all
 groups and other rates than 0 in a group are refused: here groups of different rates or constants find each their own d. There,
-a step at the rate 0 changes nothing; here the averages of the gradients go on.
+a step at the rate 0 changes nothing; here the averages of the gradients go on. There, beta1 = 0 alone has d' g for m; here d g.
 """
 
 from __future__ import annotations
