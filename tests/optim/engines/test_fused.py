@@ -83,6 +83,7 @@ def test_in_float32_it_is_as_near_to_float64_as_the_tensor_engine_is(rule, const
 @pytest.mark.parametrize("rule", ["adamw", "rmsprop"])
 def test_the_number_of_threads_changes_no_bit(rule, threads, monkeypatch):
     monkeypatch.setattr(crew, "LEAST", 1000)
+    monkeypatch.setattr("thalweg.optim.engines.fused.SPAN", 1 << 12)
     one = everything(*descended(rule, {}, dtype=torch.float32, ema=0.9, clip_norm=1.0))
     torch.set_num_threads(threads)
     several = everything(*descended(rule, {}, dtype=torch.float32, ema=0.9, clip_norm=1.0))
