@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 import statistics
 import sys
 import textwrap
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES, MEASURED = ROOT / "docs" / "rules", ROOT / "bench" / "raw" / "rules.json"
 WRITTEN = "<!-- Written by tools/pages.py (`make docs`): change the rule's file, not this page. -->"
 BYTES = 4  # of a number in float32
+_EACH = {"weights": "bytes a weight", "rows": "bytes a row", "columns": "bytes a column"}
 SHARE = 0.1  # of the stable edge: there a temperature is told in numbers
 Samples = Sequence[Mapping[str, Any]]
 
@@ -108,10 +110,11 @@ def index(rules: Mapping[str, Rule]) -> str:
         "Each rule is one equation in one file of [`src/thalweg/rules/`](../../src/thalweg/rules). Its page shows the equation\n"
         "as it runs, its constants and state, up to which curvature it converges, how warm noisy gradients keep it, how to use\n"
         "it, and what a step costs.",
-        _table(["rule", "in a sentence", "state, bytes a weight", "stable edge", "default rate η"], rows),
+        _table(["rule", "in a sentence", "state", "stable edge", "default rate η"], rows),
         "State is counted in float32, beside 4 bytes of weight and 4 of gradient. The stable edge is the largest curvature of a\n"
-        "bowl in which the rule converges; where a star stands, curvature is measured against the scale of the gradients that\n"
-        "the rule keeps. [`landscape/edge.py`](../../src/thalweg/landscape/edge.py) finds it from the equation.",
+        "bowl in which the rule converges, all but its momentum at the defaults; where a star stands, curvature is measured\n"
+        "against the scale of the gradients that the rule keeps; where a dash stands, the page says why there is none.\n"
+        "[`landscape/edge.py`](../../src/thalweg/landscape/edge.py) finds it from the equation.",
         "To add a rule, write its file and run `make tables docs`.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -120,7 +123,7 @@ def index(rules: Mapping[str, Rule]) -> str:
 def _edge_in_short(rule: Rule) -> str:
     form, edge = edge_form(rule), stable_edge(rule, lr=_rate(rule))
     if edge.curvature is None:
-        return "none"
+        return "–"
     return (f"`{text(form[-1].value)}`" if form else _number(edge.curvature)) + (" *" if edge.scales else "")
 
 
@@ -199,14 +202,21 @@ def _fenced(language: str, body: str) -> str:
 
 def _constants(rule: Rule) -> str:
     grouped = {member: f"`{group}[{i}]`" for group, names in rule.grouped.items() for i, member in enumerate(names)}
-    rows = [["`lr`", symbol("lr"), _number(rule.learning_rate), "[0, inf)", ""]]
-    for name, default in rule.constants.items():
-        rows.append([f"`{name}`", symbol(name), _number(default), _range(rule, name), grouped.get(name, "")])
-    rows.append([f"`{DECAY}`", symbol(DECAY), _number(rule.weight_decay), "[0, inf)", ""])
+    defaults = {"lr": rule.learning_rate, **rule.constants, DECAY: rule.weight_decay}
+    rows = [
+        [f"`{name}`", _sign(name), _number(default), _range(rule, name), grouped.get(name, "")]
+        for name, default in defaults.items()
+    ]
     return _table(["constant", "sign", "default", "range", "in PyTorch's group"], rows)
 
 
+def _sign(name: str) -> str:
+    return "" if symbol(name) == name else symbol(name)
+
+
 def _range(rule: Rule, name: str) -> str:
+    if name in ("lr", DECAY):
+        return "[0, inf)"
     if name in rule.choices:
         return " or ".join(f"`{choice!r}`" for choice in rule.choices[name])
     if isinstance(rule.constants[name], bool):
@@ -235,8 +245,8 @@ def _state(rule: Rule) -> list[str]:
     counted = ", and one `step` a parameter" if rule.counts_steps else ""
     rest = f" What is no matrix goes by [`{rule.rest.name}`]({rule.rest.name}.md)." if rule.rest else ""
     return [
-        _table(["state", "in `state_dict`", "starts at", "kept", "bytes a weight"], rows),
-        f"At its defaults {_memory(rule)} bytes a weight in float32{counted}.{rest}",
+        _table(["state", "in `state_dict`", "starts at", "kept", "in float32"], rows),
+        f"At its defaults that makes {_memory(rule)}{counted}.{rest}",
     ]
 
 
@@ -251,15 +261,14 @@ def _kept(state: State) -> str:
 
 
 def _bytes(state: State) -> str:
-    return str(BYTES) if state.shape == "weights" else f"{BYTES} a {state.shape.removesuffix('s')}"
+    return f"{BYTES} {_EACH[state.shape]}"
 
 
 def _memory(rule: Rule) -> str:
-    """Say what a rule keeps of a matrix at its defaults, in bytes a weight and bytes a row or column."""
-    states = [state for state in rule.states(rule.constants) if state.is_kept(matrix=True)]
-    whole = BYTES * sum(state.shape == "weights" for state in states)
-    lines = [_bytes(state) for state in states if state.shape != "weights"]
-    return " + ".join([*([str(whole)] if whole or not lines else []), *lines])
+    """Say what a rule keeps of a matrix at its defaults, in float32."""
+    shapes = [state.shape for state in rule.states(rule.constants) if state.is_kept(matrix=True)]
+    parts = [f"{BYTES * shapes.count(shape)} {_EACH[shape]}" for shape in dict.fromkeys(shapes)]
+    return " and ".join(parts) or "nothing"
 
 
 # In a bowl
@@ -268,19 +277,19 @@ def _memory(rule: Rule) -> str:
 def _bowl(rule: Rule) -> list[str]:
     edge = stable_edge(rule, lr=_rate(rule))
     if not edge.curvature or math.isinf(edge.curvature):
-        return [f"There is no stable edge. {edge.reason}"]
-    told = f"At its defaults and the rate {_number(_rate(rule))} that is {_number(edge.curvature)}."
+        return [f"It has no stable edge to be told. {edge.reason}"]
+    told = f"At its defaults and the rate {_number(_rate(rule))} that is {_number(edge.curvature)}.{_held(rule, edge)}"
     form = edge_form(rule)
-    shown = [_math(form, "=")] if form else []
     here = "It converges in a bowl of curvature $L$, where the gradient is $L w$, up to the stable edge"
-    return [f"{here}{':' if form else '.'}", *shown, f"{told}{_held(rule, edge)}", *_heat(rule, edge.curvature)]
+    start = (
+        [f"{here} (constants that do not stand in it at their defaults):", _math(form, "=")] if form else [f"{here}."]
+    )
+    return [*start, told, *_heat(rule, edge.curvature)]
 
 
 def _held(rule: Rule, edge: Edge) -> str:
     held = " and ".join(f"`{scale}`" for scale in edge.scales)
-    scales = (
-        f" Curvature is the preconditioned one, as if the scale {held} of the gradients stood at 1." if held else ""
-    )
+    scales = f" Curvature and noise are the preconditioned ones: measured with {held} at 1." if held else ""
     judged = " That is of the weights it steps from, after many steps; their average is calmer." if rule.average else ""
     return scales + judged
 
@@ -338,15 +347,15 @@ def _cost(samples: Samples) -> list[str]:
 
 
 def _notes(rule: Rule) -> list[str]:
-    text = inspect.getdoc(inspect.getmodule(rule.equation)) or ""
-    rest = text.partition("\n\n")[2].strip("\n")
+    head = inspect.getdoc(inspect.getmodule(rule.equation)) or ""
+    rest = head.partition("\n\n")[2].strip("\n")
     return ["From the head of the rule's file:", rest] if rest else []
 
 
 def _number(value: Any, digits: int = 6) -> str:
     if value is None or isinstance(value, bool | str):
         return "none" if value is None else f"`{value!r}`"
-    return f"{value:,.{digits}g}" if 1e-4 <= abs(value) < 1e7 or not value else f"{value:.{digits}g}"
+    return re.sub(r"e([+-])0", r"e\1", f"{value:,.{digits}g}")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

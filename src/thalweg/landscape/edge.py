@@ -279,7 +279,7 @@ def _check_is_linear(step: Callable[[Array], Array], columns: Array) -> None:
     if _keeps_its_length(step, count):
         raise _NoResponseError(
             "Its steps are as long close to the minimum as far from it: it neither converges nor diverges, but ends up"
-            " within about one rate of the minimum, whatever the curvature."
+            " within a few rates of the minimum, whatever the curvature."
         )
     for phase in (0.3, 2.0, 4.1):
         point = np.cos(phase + 1.7 * np.arange(count))
