@@ -155,6 +155,7 @@ class Optimizer(torch.optim.Optimizer):
         self.last: StepRecord | None = None
         self._averaged = False
         self._constants_read: dict[int, tuple[Any, Any, Any]] = {}
+        self._works_before: list[Work] | None = None
         self._shuffled = False  # whether works follow one another in another order than the groups' parameters
         self._engine = find_engine(engine)
         defaults = {
@@ -221,11 +222,10 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_averaged("A step", "move the average, not the weights")
+        if self._averaged:
+            self._refuse_averaged("A step", "move the average, not the weights")
         with torch.no_grad():
-            works: list[Work] = []
-            for group in self.param_groups:
-                works += self._works(group)
+            works = self._all_works()
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
             if self.last.skipped is True:  # on an accelerator it is a tensor, and nobody looks
                 try:
@@ -332,6 +332,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._engine = find_engine(self.engine)
         self._constants_read = {}
+        self._works_before = None
         self._late = Late()
         self.last = None
 
@@ -403,6 +404,30 @@ class Optimizer(torch.optim.Optimizer):
                 found["step"] = group["k"]
             state |= {number: {**found, **state[number]} for number in group["params"] if state.get(number)}
         return state
+
+    def _all_works(self) -> list[Work]:
+        """Give every group's share of the step: those of the last one, with new gradients and rates, where all else is as it was."""
+        works = self._works_before
+        if works is None or len(works) != len(self.param_groups) or not all(map(self._renew, works, self.param_groups)):
+            works = [work for group in self.param_groups for work in self._works(group)]
+            one_each = len(works) == len(self.param_groups) and not self._shuffled
+            self._works_before = works if one_each else None
+        return works
+
+    def _renew(self, work: Work, group: dict[str, Any]) -> bool:
+        """Put a step's gradients and rate into a group's share of the last one; false where that is no longer the group's."""
+        parameters: list[Tensor] = group["params"]
+        if len(parameters) != len(work.parameters) or not all(map(is_, parameters, work.parameters)):
+            return False
+        gradients = [g for p in parameters if (g := p.grad) is not None]
+        if len(gradients) != len(parameters) or [*map(_LAYOUT, gradients)].count(torch.strided) != len(gradients):
+            return False
+        rule = self._rule_of(group) if "rule" in group else self._rule(group)
+        same = rule is work.rule and self._read(rule, group) is work.constants and self.cautious is work.cautious
+        if not same or group["weight_decay"] != work.decay or group["maximize"] is not work.maximize:
+            return False
+        work.lr, work.gradients = groups.rate(group["lr"]), gradients
+        return True
 
     def _works(self, group: dict[str, Any]) -> list[Work]:
         """Give a group's share of the step; two of them where a matrix rule leaves what is no matrix to another."""

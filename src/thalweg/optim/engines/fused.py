@@ -17,6 +17,7 @@ from thalweg.optim.engines import kernels
 from thalweg.optim.engines.arithmetic import Array, real
 from thalweg.optim.engines.blocks import FACE, Block, Figures, has_begun, start
 from thalweg.optim.engines.crew import run
+from thalweg.optim.engines.faces import Faces
 from thalweg.optim.engines.move import Move, floor, kept_share
 from thalweg.optim.engines.sound import PLAIN, has_memory, look_over
 from thalweg.optim.engines.work import StateOf, Work
@@ -32,6 +33,7 @@ SMALL = 1 << 15
 KINDS = {torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64"}
 
 _ADDRESS = Tensor.data_ptr
+_count_change = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 _BYTES = attrgetter("nbytes")
 
 
@@ -47,6 +49,8 @@ class Fused(Block):
     def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
         super().__init__(parameters, states, work)
         self.kind = KINDS[self.dtype]
+        self.seen = Faces(parameters)
+        self.seen_gradients: Faces | None = None
         self.strides = [p.stride() for p in parameters]
         self.is_contiguous = all(map(Tensor.is_contiguous, parameters))
         self.bytes = [p.nbytes for p in parameters]
@@ -82,8 +86,10 @@ class Fused(Block):
 
     def fits(self, state: StateOf, same: bool = False) -> bool:
         """Tell whether parameters and state are still those that the block was made for, and lie as they did."""
-        if not self._lies_well(self.parameters):
-            return False
+        if not self.seen.are_of(self.parameters):
+            if not self._lies_well(self.parameters):
+                return False
+            self.seen = Faces(self.parameters)
         addresses = [*map(_ADDRESS, self.parameters)]
         if addresses != self.addresses:
             if [*map(FACE, self.parameters)] != self.faces or not all(map(has_memory, self.parameters)):
@@ -137,16 +143,23 @@ class Fused(Block):
 
     def look(self, gradients: Sequence[Tensor]) -> Sequence[float]:
         """Take in where the gradients lie, and give each one's Euclidean norm."""
-        # Of reals, only a lone number can lie as its parameter does and have its sign in a flag (`imag` of a conjugate).
-        if not self._lies_well(gradients) or any(gradients[i].is_neg() or gradients[i].is_conj() for i in self.single):
-            look_over(self.parameters, gradients)
-            gradients = [*map(_like, gradients, self.parameters)]
+        if self.seen_gradients is None or not self.seen_gradients.are_of(gradients):
+            gradients = self._take_in(gradients)
         self.gradients = gradients  # nobody may free them before the sweep
         addresses = [*map(_ADDRESS, gradients)]
         if 0 in addresses:
             look_over(self.parameters, gradients)
-        self.at_gradients[:] = addresses
+        self.gradient_cells[:] = addresses
         return self._norms(0, math.inf)
+
+    def _take_in(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give gradients that lie as their parameters do, copied where they do not; remember how those look that do."""
+        # Of reals, only a lone number can lie as its parameter does and have its sign in a flag (`imag` of a conjugate).
+        if not self._lies_well(gradients) or any(gradients[i].is_neg() or gradients[i].is_conj() for i in self.single):
+            look_over(self.parameters, gradients)
+            return [*map(_like, gradients, self.parameters)]
+        self.seen_gradients = Faces(gradients)
+        return gradients
 
     def clipped_norms(self, clip_value: float) -> Sequence[float]:
         """Give the norms of the gradients as clipping their entries would leave them."""
@@ -167,7 +180,7 @@ class Fused(Block):
             aligned = np.add.reduceat(self.sums[0], self.firsts).tolist()
             self.table[:, kernels.LEADING.index("kept_")] = list(map(kept_share, aligned, self.sizes))
         self._sweep(kernels.Form(self.kind, "move", clips, self.averages, cautious), move.work)
-        torch.autograd.graph.increment_version(self.parameters)
+        _count_change(self.parameters)
         if not move.record:
             return None
         ratios = [math.nan for _ in self.sizes]

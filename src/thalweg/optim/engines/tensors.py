@@ -111,8 +111,10 @@ class TensorEngine:
         """Keep no gradient alive from one step to the next."""
         self._shares = []
         if self._before is not None:
-            for work in (*self._before.works, *(one.work for one in self._before.merged)):
+            for work in self._before.works:
                 work.gradients = []
+            for one in self._before.merged:
+                one.work.gradients = []
             for share in self._before.shares:
                 share.block.let_go()
 
@@ -121,7 +123,7 @@ class TensorEngine:
         entries = [*map(id, state.values())]
         same, self._entries = entries == self._entries, entries
         before = self._before
-        if before is not None and before.ema is ema and _are_as_before(works, before.works):
+        if before is not None and before.ema is ema and _are_as_before(works, before):
             before.renew(works)
             if all(share.block.fits(state, same) for share in before.shares):
                 return before.shares
@@ -137,7 +139,7 @@ class TensorEngine:
             for block, places in cut:
                 members = one.members if len(cut) == 1 else [one.members[place] for place in places]
                 shares.append(Share(block, one.work, members, [one.decays[place] for place in places]))
-        self._cuts, self._before = cuts, Before(works, ema, merged, shares)
+        self._cuts, self._before = cuts, Before(works, ema, merged, shares, _pattern(works))
         return shares
 
     def _cut_before(self, work: Work, states: tuple[State, ...]) -> Cut | None:
@@ -225,32 +227,34 @@ class Before:
     ema: bool
     merged: Sequence[Merged]
     shares: list[Share]
+    pattern: Sequence[int] | None
 
     def renew(self, works: Sequence[Work]) -> None:
         """Put a step's own gradients and rates in the place of the last one's."""
         self.works = works
         for one in self.merged:
-            parts = [works[source] for source in one.sources]
-            one.work.lr = parts[0].lr
-            one.work.gradients = (
-                parts[0].gradients if len(parts) == 1 else [g for part in parts for g in part.gradients]
-            )
+            first, *others = one.sources
+            one.work.lr = works[first].lr
+            gradients = works[first].gradients
+            one.work.gradients = [*gradients, *(g for i in others for g in works[i].gradients)] if others else gradients
 
 
-def _are_as_before(works: Sequence[Work], before: Sequence[Work]) -> bool:
+def _are_as_before(works: Sequence[Work], before: Before) -> bool:
     """Tell whether works are those of the last step but for gradients and rates, and group alike."""
-    if len(works) != len(before):
-        return False
-    for work, old in zip(works, before, strict=True):
-        alike = work.constants is old.constants and work.decay == old.decay and work.maximize is old.maximize
-        if not alike or work.cautious is not old.cautious or not _are_of_the_same(work, old):
+    if works is not before.works:
+        if len(works) != len(before.works):
             return False
-    if len(works) == 1:
-        return True
-    rates, rates_before = ([work.lr for work in some] for some in (works, before))
-    if any(isinstance(rate, Tensor) for rate in (*rates, *rates_before)):
-        return False
-    return [*map(rates.index, rates)] == [*map(rates_before.index, rates_before)]
+        for work, old in zip(works, before.works, strict=True):
+            alike = work.constants is old.constants and work.decay == old.decay and work.maximize is old.maximize
+            if not alike or work.cautious is not old.cautious or not _are_of_the_same(work, old):
+                return False
+    return len(works) == 1 or (before.pattern is not None and _pattern(works) == before.pattern)
+
+
+def _pattern(works: Sequence[Work]) -> Sequence[int] | None:
+    """Tell which works have a rate in common, by the place of the first that has it; None where a rate may be far away."""
+    rates = [work.lr for work in works]
+    return None if any(isinstance(rate, Tensor) for rate in rates) else [*map(rates.index, rates)]
 
 
 def _numbers_of(shares: Sequence[Share], scale: Any, clip_value: Any) -> list[Mapping[str, Any]]:
