@@ -224,7 +224,9 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         if self._averaged:
             self._refuse_averaged("A step", "move the average, not the weights")
-        with torch.no_grad():
+        recorded = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # as `no_grad` does, in a tenth of the time
+        try:
             works = self._all_works()
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
             if self.last.skipped is True:  # on an accelerator it is a tensor, and nobody looks
@@ -233,6 +235,8 @@ class Optimizer(torch.optim.Optimizer):
                         self._skip(works, self.last)
                 finally:
                     self._engine.let_go()
+        finally:
+            torch._C._set_grad_enabled(recorded)
         return loss
 
     @contextmanager

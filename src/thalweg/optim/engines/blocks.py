@@ -165,6 +165,8 @@ class Block:
 
     def carried_numbers(self) -> dict[str, Any]:
         """Give the numbers carried so far."""
+        if not self.carried_names:
+            return {}
         if self.is_away:
             return dict(zip(self.carried_names, self.numbers[0].unbind(), strict=True))
         return dict(zip(self.carried_names, self.numbers[0].tolist(), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
 from operator import attrgetter
 from typing import Any, cast
 
@@ -32,9 +32,13 @@ SMALL = 1 << 15
 
 KINDS = {torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64"}
 
+Frame = tuple[kernels.Kernel, Array, int]
+"""A kernel, what it reads, and the address of that."""
+
 _ADDRESS = Tensor.data_ptr
 _count_change = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 _BYTES = attrgetter("nbytes")
+_ZEROS = repeat(0.0)
 
 
 def is_fusible(parameter: Tensor) -> bool:
@@ -69,7 +73,8 @@ class Fused(Block):
         self.at_weights = np.array(self.addresses, np.int64)
         self.at_gradients = np.zeros(len(parameters), np.int64)
         self.gradient_cells = _cells(self.at_gradients, ctypes.c_int64)
-        self.frames: dict[kernels.Form, tuple[kernels.Kernel, Array, int]] = {}
+        self.frames: dict[kernels.Form, Frame] = {}
+        self.looking = self._frame(kernels.look(self.kind), self.limit, [self.at_gradients])
         self.constants: Mapping[str, Any] = work.constants
         # Where the tensors of state lie, those of one key after those of another; and what lies still while they do.
         self.kept: list[Tensor] = []
@@ -205,10 +210,7 @@ class Fused(Block):
 
     def _norms(self, column: int, limit: float) -> Sequence[float]:
         self.limit[0] = limit
-        form = kernels.Form(self.kind, "look")
-        if form not in self.frames:
-            self.frames[form] = self._frame(kernels.look(self.kind), self.limit, [self.at_gradients])
-        self._run(form)
+        self._run(self.looking)
         return self._roots(column)
 
     def _roots(self, column: int) -> Sequence[float]:
@@ -232,7 +234,7 @@ class Fused(Block):
             1.0,
             floor(numbers),
         )
-        rest = [numbers.get(name, 0.0) for name in self.names]
+        rest = [*map(numbers.get, self.names, _ZEROS)]
         width, at = self.table.shape[1], 0
         for decay in self._different:
             self.cells[at : at + width] = [*leading, decay, *rest]
@@ -247,18 +249,16 @@ class Fused(Block):
                 : None if form.averages else self.carried
             ]
             self.frames[form] = self._frame(kernel, self.table, [self.at_gradients, self.at_weights, *states])
-        self._run(form)
+        self._run(self.frames[form])
 
-    def _frame(
-        self, kernel: kernels.Kernel, table: Array, arrays: Sequence[Array]
-    ) -> tuple[kernels.Kernel, Array, int]:
+    def _frame(self, kernel: kernels.Kernel, table: Array, arrays: Sequence[Array]) -> Frame:
         """Lay out what a kernel reads, as `kernels.FIELDS` has it; all of it stays where it is as long as the block lives."""
         parts = [*self.cut, self.sums, self.rows, table, *arrays]
         frame = np.array([0, self.spans, *(part.ctypes.data for part in parts)], np.int64)
         return kernel, frame, frame.ctypes.data
 
-    def _run(self, form: kernels.Form) -> None:
-        kernel, frame, address = self.frames[form]
+    def _run(self, one: Frame) -> None:
+        kernel, frame, address = one
         frame[0] = 0
         run(kernel, address, self.spans, self.weights)
 

@@ -65,7 +65,11 @@ class TensorEngine:
     def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | Away:
         """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one."""
         shares = self._shares = self._share_out(works, state, ema)
-        gradients = works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
+        if len(shares) == 1 and clip_value is None and isinstance(shares[0].block, Fused):
+            each = shares[0].block.look(shares[0].work.gradients)
+            total = math.hypot(*each)
+            return Norms(each, total, total, 0) if _UNDERFLOW <= total < math.inf else _exactly(works, None)
+        gradients = _gradients(works)
         looked = [share.block.look(_of_all(gradients, share.members)) for share in shares]
         cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in shares]
         if all(share.block.is_away for share in shares) and len({share.block.device for share in shares}) == 1:
@@ -76,7 +80,7 @@ class TensorEngine:
         clipped = math.hypot(*(n for norms in values[len(looked) :] for n in norms)) if cut else total
         if math.isfinite(total) and total >= _UNDERFLOW and math.isfinite(clipped):
             return Norms(each, total, clipped, 0)
-        return _exactly(gradients, clip_value)
+        return _exactly(works, clip_value)
 
     def update(
         self,
@@ -332,8 +336,13 @@ def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[Share], count: int
     return torch.stack([torch.as_tensor(n, device=device, dtype=torch.float32) for n in ordered])
 
 
-def _exactly(gradients: Sequence[Tensor], clip_value: float | None) -> Norms:
+def _gradients(works: Sequence[Work]) -> Sequence[Tensor]:
+    return works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
+
+
+def _exactly(works: Sequence[Work], clip_value: float | None) -> Norms:
     """Measure in float64, where the quick way gave no finite norm or one that may have underflown."""
+    gradients = _gradients(works)
     nonfinite = sum(count_nonfinite(g) for g in gradients)
     each = [exact_norm(g) for g in gradients]
     if nonfinite:
