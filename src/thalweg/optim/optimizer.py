@@ -27,6 +27,7 @@ from thalweg.optim.engines.blocks import EMA
 from thalweg.optim.engines.late import Late
 from thalweg.optim.engines.sound import complaint
 from thalweg.optim.engines.work import Away, Norms, Work
+from thalweg.optim.steady import Steady
 from thalweg.rules.rule import Rule
 
 MOST_SKIPS = 3
@@ -155,7 +156,8 @@ class Optimizer(torch.optim.Optimizer):
         self.last: StepRecord | None = None
         self._averaged = False
         self._constants_read: dict[int, tuple[Any, Any, Any]] = {}
-        self._works_before: list[Work] | None = None
+        self._steady: Steady | None = None
+        self._strays = 0  # steps since the last steady one
         self._shuffled = False  # whether works follow one another in another order than the groups' parameters
         self._engine = find_engine(engine)
         defaults = {
@@ -224,19 +226,21 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         if self._averaged:
             self._refuse_averaged("A step", "move the average, not the weights")
-        recorded = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # as `no_grad` does, in a tenth of the time
-        try:
-            works = self._all_works()
+        if self._steady is not None and (seen := self._steady.step(self)) is not None:
+            self.skips, self._strays, self.last = 0, 0, StepRecord(seen.total, seen.scale, False, 0, seen.each)
+            return loss
+        with torch.no_grad():
+            works = [work for group in self.param_groups for work in self._works(group)]
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
+            self._strays += 1
+            if self._strays & (self._strays - 1) == 0:  # ever more rarely, where it is of no use
+                self._steady = Steady.after(self._engine.shares, self)
             if self.last.skipped is True:  # on an accelerator it is a tensor, and nobody looks
                 try:
                     if not self._is_overscaled():
                         self._skip(works, self.last)
                 finally:
                     self._engine.let_go()
-        finally:
-            torch._C._set_grad_enabled(recorded)
         return loss
 
     @contextmanager
@@ -336,7 +340,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._engine = find_engine(self.engine)
         self._constants_read = {}
-        self._works_before = None
+        self._steady, self._strays = None, 0
         self._late = Late()
         self.last = None
 
@@ -409,30 +413,6 @@ class Optimizer(torch.optim.Optimizer):
             state |= {number: {**found, **state[number]} for number in group["params"] if state.get(number)}
         return state
 
-    def _all_works(self) -> list[Work]:
-        """Give every group's share of the step: those of the last one, with new gradients and rates, where all else is as it was."""
-        works = self._works_before
-        if works is None or len(works) != len(self.param_groups) or not all(map(self._renew, works, self.param_groups)):
-            works = [work for group in self.param_groups for work in self._works(group)]
-            one_each = len(works) == len(self.param_groups) and not self._shuffled
-            self._works_before = works if one_each else None
-        return works
-
-    def _renew(self, work: Work, group: dict[str, Any]) -> bool:
-        """Put a step's gradients and rate into a group's share of the last one; false where that is no longer the group's."""
-        parameters: list[Tensor] = group["params"]
-        if len(parameters) != len(work.parameters) or not all(map(is_, parameters, work.parameters)):
-            return False
-        gradients = [g for p in parameters if (g := p.grad) is not None]
-        if len(gradients) != len(parameters) or [*map(_LAYOUT, gradients)].count(torch.strided) != len(gradients):
-            return False
-        rule = self._rule_of(group) if "rule" in group else self._rule(group)
-        same = rule is work.rule and self._read(rule, group) is work.constants and self.cautious is work.cautious
-        if not same or group["weight_decay"] != work.decay or group["maximize"] is not work.maximize:
-            return False
-        work.lr, work.gradients = groups.rate(group["lr"]), gradients
-        return True
-
     def _works(self, group: dict[str, Any]) -> list[Work]:
         """Give a group's share of the step; two of them where a matrix rule leaves what is no matrix to another."""
         parameters: list[Tensor] = [*group["params"]]  # the engine compares it with the next step's
@@ -483,8 +463,7 @@ class Optimizer(torch.optim.Optimizer):
         if norms.nonfinite or self._found_inf():
             return StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
         self.skips = 0
-        # PyTorch's formula, with its 1e-6, so that results agree.
-        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norms.clipped + 1e-6))
+        scale = self.scale(norms.clipped)
         moves = self._engine.update(
             self.state, scale=scale / loss_scale, clip_value=clip_value, ema=self.ema, record=self.measure
         )
@@ -493,6 +472,16 @@ class Optimizer(torch.optim.Optimizer):
         self.measure = False
         figures = moves if each is norms.each else (torch.tensor(self._aligned(works, n.tolist())) for n in moves)
         return StepRecord(norms.total, scale, False, 0, each, *figures)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a gradient scaler has a say in this step."""
+        told = self.__dict__
+        return told.get("grad_scale") is not None or told.get("found_inf") is not None
+
+    def scale(self, norm: float) -> float:
+        """Give what a gradient of this norm is multiplied by: PyTorch's formula, with its 1e-6, so that results agree."""
+        return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
 
     def _descend_away(self, works: Sequence[Work], norms: Away, loss_scale: Any, clip_value: Any) -> StepRecord:
         """Do the same on an accelerator, without a wait: whether and how far to go is decided there."""

@@ -154,8 +154,16 @@ class Fused(Block):
         addresses = [*map(_ADDRESS, gradients)]
         if 0 in addresses:
             look_over(self.parameters, gradients)
+        return self.norms_at(addresses)
+
+    def norms_at(self, addresses: Sequence[int]) -> Sequence[float]:
+        """Give the norms of gradients that lie at these addresses, as the parameters do."""
         self.gradient_cells[:] = addresses
         return self._norms(0, math.inf)
+
+    def lies_still(self) -> bool:
+        """Tell whether the state lies where it lay, and all parameters are equally far on."""
+        return [*map(_ADDRESS, self.grounds)] == self.lying and self._counted()
 
     def _take_in(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Give gradients that lie as their parameters do, copied where they do not; remember how those look that do."""

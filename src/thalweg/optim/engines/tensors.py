@@ -31,7 +31,7 @@ from thalweg.rules.rule import Rule, State
 SMALL = 1 << 15
 """Weights below which a tensor is gathered with others."""
 
-_UNDERFLOW = 1e-15
+UNDERFLOW = 1e-15
 """Squares of gradients below this may have vanished in float32."""
 
 AnyBlock = Flat | Large | Fused | Whole | Foreign | listed.Listed
@@ -59,17 +59,18 @@ class TensorEngine:
         self._entries: list[int] = []
         self._shares: list[Share] = []
 
+    @property
+    def shares(self) -> Sequence[Share]:
+        """What each block did in the last step."""
+        return () if self._before is None else self._before.shares
+
     def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
         """Nothing needs to be made ready."""
 
     def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | Away:
         """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one."""
         shares = self._shares = self._share_out(works, state, ema)
-        if len(shares) == 1 and clip_value is None and isinstance(shares[0].block, Fused):
-            each = shares[0].block.look(shares[0].work.gradients)
-            total = math.hypot(*each)
-            return Norms(each, total, total, 0) if _UNDERFLOW <= total < math.inf else _exactly(works, None)
-        gradients = _gradients(works)
+        gradients = works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
         looked = [share.block.look(_of_all(gradients, share.members)) for share in shares]
         cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in shares]
         if all(share.block.is_away for share in shares) and len({share.block.device for share in shares}) == 1:
@@ -78,9 +79,9 @@ class TensorEngine:
         each = _in_order(values[: len(looked)], shares, len(gradients))
         total = math.hypot(*each)
         clipped = math.hypot(*(n for norms in values[len(looked) :] for n in norms)) if cut else total
-        if math.isfinite(total) and total >= _UNDERFLOW and math.isfinite(clipped):
+        if math.isfinite(total) and total >= UNDERFLOW and math.isfinite(clipped):
             return Norms(each, total, clipped, 0)
-        return _exactly(works, clip_value)
+        return _exactly(gradients, clip_value)
 
     def update(
         self,
@@ -336,13 +337,8 @@ def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[Share], count: int
     return torch.stack([torch.as_tensor(n, device=device, dtype=torch.float32) for n in ordered])
 
 
-def _gradients(works: Sequence[Work]) -> Sequence[Tensor]:
-    return works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
-
-
-def _exactly(works: Sequence[Work], clip_value: float | None) -> Norms:
+def _exactly(gradients: Sequence[Tensor], clip_value: float | None) -> Norms:
     """Measure in float64, where the quick way gave no finite norm or one that may have underflown."""
-    gradients = _gradients(works)
     nonfinite = sum(count_nonfinite(g) for g in gradients)
     each = [exact_norm(g) for g in gradients]
     if nonfinite:

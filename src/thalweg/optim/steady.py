@@ -1,0 +1,122 @@
+"""The steady step: like the one before it in all but gradients and rates, so that little need be asked before the kernels run.
+
+Between two steps of a small model the processor has forgotten what the long way touches: works, shares, blocks cost 70 us there,
+where the kernels take 10. This way looks at what may have changed in between, in one sweep each, and takes the long way
+where anything has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import is_, itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from thalweg.optim.engines.faces import Faces
+from thalweg.optim.engines.fused import Fused
+from thalweg.optim.engines.move import Move, share_of_newest
+from thalweg.optim.engines.tensors import UNDERFLOW, Share
+
+if TYPE_CHECKING:
+    from thalweg.optim.optimizer import Optimizer
+
+_ADDRESS = Tensor.data_ptr
+
+
+class Taken(NamedTuple):
+    """A steady step's norm, what the gradients were multiplied by, and each parameter's norm."""
+
+    total: float
+    scale: float
+    each: Sequence[float]
+
+
+class Steady:
+    """What was so at a step that went the long way, and what the next ones need.
+
+    A step is steady where one fused block holds all weights, all have gradients, and the optimiser is asked for nothing rare:
+    neither a cautious step nor one that is clipped by value, scaled or measured.
+    """
+
+    def __init__(self, share: Share, block: Fused, optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
+        self.block, self.work, self.decays = block, share.work, share.decays
+        self.groups = [_Settings(group) for group in optimizer.param_groups]
+        self.faces = Faces([*block.parameters, *gradients])
+        self.state = [*chain.from_iterable(map(dict[str, Any].values, optimizer.state.values()))]
+
+    @staticmethod
+    def after(shares: Sequence[Share], optimizer: Optimizer) -> Steady | None:
+        """Remember the step just taken; None where the next will not be steady."""
+        if len(shares) != 1 or not isinstance(block := shares[0].block, Fused) or not block.owned:
+            return None
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if block.rule.sums is not None or not _are_the_same(parameters, block.parameters):
+            return None
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return Steady(shares[0], block, optimizer, gradients) if len(gradients) == len(parameters) else None
+
+    def step(self, optimizer: Optimizer) -> Taken | None:
+        """Take a step; None, with nothing touched, where it has to go the long way."""
+        block, ema, groups = self.block, optimizer.ema, optimizer.param_groups
+        rare = optimizer.cautious or optimizer.measure or optimizer.clip_value is not None
+        if rare or optimizer.is_scaled or (ema is not None) is not block.averages or len(groups) != len(self.groups):
+            return None
+        parameters, lr = self._settled(groups)
+        if parameters is None:
+            return None
+        gradients = [p.grad for p in parameters]
+        both: list[Any] = parameters + gradients
+        if not self.faces.are_of(both):
+            return None
+        addresses = [*map(_ADDRESS, both)]
+        count = len(parameters)
+        if addresses[:count] != block.addresses or 0 in addresses or not self._has_its_state(optimizer.state):
+            return None
+        each = block.norms_at(addresses[count:])
+        total = math.hypot(*each)
+        if not UNDERFLOW <= total < math.inf:
+            return None
+        scale = optimizer.scale(total)
+        numbers = self.work.rule.numbers(block.coming, block.carried_numbers(), self.work.constants, lr)
+        newest = None if ema is None else share_of_newest(ema, block.taken + 1)
+        block.update(Move(self.work, numbers, scale, None, newest), self.decays)
+        block.advance(numbers)
+        return Taken(total, scale, each)
+
+    def _settled(self, groups: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor] | None, float]:
+        """Give parameters and rate of groups that are as they were and have one rate in common."""
+        lr: Any = groups[0]["lr"]
+        if type(lr) is not float or not math.isfinite(lr):
+            return None, 0.0
+        for settings, group in zip(self.groups, groups, strict=True):
+            if group["lr"] != lr or not settings.are_of(group):
+                return None, 0.0
+        parameters = groups[0]["params"] if len(groups) == 1 else [p for group in groups for p in group["params"]]
+        return (parameters, lr) if _are_the_same(parameters, self.block.parameters) else (None, 0.0)
+
+    def _has_its_state(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Tell whether the very tensors stand in the optimiser's state that stood there, where they lay, and equally far on."""
+        entries = state.values()
+        if sum(map(len, entries)) != len(self.state):
+            return False
+        there = chain.from_iterable(map(dict[str, Any].values, entries))
+        return all(map(is_, there, self.state)) and self.block.lies_still()
+
+
+class _Settings:
+    """All of a parameter group but its parameters and its rate."""
+
+    def __init__(self, group: Mapping[str, Any]) -> None:
+        names = [name for name in group if name not in ("params", "param_names", "lr", "initial_lr")]
+        self.pick, self.size = itemgetter(*names), len(group)
+        self.values = self.pick(group)
+
+    def are_of(self, group: Mapping[str, Any]) -> bool:
+        return len(group) == self.size and self.pick(group) == self.values
+
+
+def _are_the_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
