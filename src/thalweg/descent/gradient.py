@@ -63,7 +63,7 @@ def backward(descent: Descent, drawn: Draw) -> float:
             loss, _ = objective.loss(descent.model, to_device(drawn.parts[0], device))
         (loss * scale if scale != 1.0 else loss).backward()
         _multiply(descent, 1.0 / scale)
-        return float(loss.detach())
+        return loss.item()
     total, weights = 0.0, 0.0
     for part, size in zip(drawn.parts, drawn.sizes, strict=True):
         counted = objective.counted(part, size)

@@ -113,6 +113,8 @@ class Objective:
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Cut a batch into the model's positional and keyword arguments and the target."""
+        if type(batch) is tuple and len(batch) == 2 and type(batch[0]) is Tensor:  # the usual (x, y)
+            return (self._cast(batch[0]),), {}, batch[1]
         if isinstance(batch, Mapping):
             return self._split_mapping(cast("Mapping[str, Any]", batch))
         if isinstance(batch, Tensor):

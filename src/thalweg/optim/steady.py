@@ -8,7 +8,7 @@ where anything has.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,7 +43,7 @@ class Steady:
 
     def __init__(self, share: Share, block: Fused, optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
         self.block, self.work, self.decays = block, share.work, share.decays
-        self.groups = [_Settings(group) for group in optimizer.param_groups]
+        self.groups = [_settings(group) for group in optimizer.param_groups]
         self.faces = Faces([*block.parameters, *gradients])
         self.state = [*chain.from_iterable(map(dict[str, Any].values, optimizer.state.values()))]
 
@@ -53,10 +53,10 @@ class Steady:
         if len(shares) != 1 or not isinstance(block := shares[0].block, Fused) or not block.owned:
             return None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if block.rule.sums is not None or not _are_the_same(parameters, block.parameters):
+        if block.rule.sums is not None or shares[0].work.cautious or not _are_the_same(parameters, block.parameters):
             return None
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return Steady(shares[0], block, optimizer, gradients) if len(gradients) == len(parameters) else None
+        return Steady(shares[0], block, optimizer, gradients) if block.reads_in_place(gradients) else None
 
     def step(self, optimizer: Optimizer) -> Taken | None:
         """Take a step; None, with nothing touched, where it has to go the long way."""
@@ -91,8 +91,8 @@ class Steady:
         lr: Any = groups[0]["lr"]
         if type(lr) is not float or not math.isfinite(lr):
             return None, 0.0
-        for settings, group in zip(self.groups, groups, strict=True):
-            if group["lr"] != lr or not settings.are_of(group):
+        for (pick, size, values), group in zip(self.groups, groups, strict=True):
+            if len(group) != size or group["lr"] != lr or pick(group) != values:
                 return None, 0.0
         parameters = groups[0]["params"] if len(groups) == 1 else [p for group in groups for p in group["params"]]
         return (parameters, lr) if _are_the_same(parameters, self.block.parameters) else (None, 0.0)
@@ -106,16 +106,10 @@ class Steady:
         return all(map(is_, there, self.state)) and self.block.lies_still()
 
 
-class _Settings:
-    """All of a parameter group but its parameters and its rate."""
-
-    def __init__(self, group: Mapping[str, Any]) -> None:
-        names = [name for name in group if name not in ("params", "param_names", "lr", "initial_lr")]
-        self.pick, self.size = itemgetter(*names), len(group)
-        self.values = self.pick(group)
-
-    def are_of(self, group: Mapping[str, Any]) -> bool:
-        return len(group) == self.size and self.pick(group) == self.values
+def _settings(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, Any]:
+    """Give all of a parameter group but its parameters and its rate: how to pick it, the number of all entries, what it is."""
+    pick = itemgetter(*(name for name in group if name not in ("params", "param_names", "lr", "initial_lr")))
+    return pick, len(group), pick(group)
 
 
 def _are_the_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

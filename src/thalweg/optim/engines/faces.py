@@ -22,9 +22,10 @@ class Faces:
 def _guard(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], bool] | None:
     """Have PyTorch's guards look; None where this version of it has none that we know."""
     try:
-        from torch._C._dynamo.guards import TensorGuards
+        from torch._C._dynamo import guards
 
-        check: Any = TensorGuards(
+        made: Any = guards.TensorGuards
+        check: Any = made(
             *tensors,
             dynamic_dims_sizes=[[*t.shape] for t in tensors],
             dynamic_dims_strides=[[*t.stride()] for t in tensors],

@@ -30,10 +30,13 @@ dozen streams too often, 6.2 with this, 6.0 with four times as many, too few to 
 SMALL = 1 << 15
 """Weights below which tensors keep their state side by side, so that one address tells where all of it lies."""
 
+FEW = 32
+"""Spans up to which Python's own arithmetic on their sums is quicker than NumPy's."""
+
 KINDS = {torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64"}
 
-Frame = tuple[kernels.Kernel, Array, int]
-"""A kernel, what it reads, and the address of that."""
+Frame = tuple[kernels.Kernel, Any, int]
+"""A kernel, the cells of what it reads, and their address."""
 
 _ADDRESS = Tensor.data_ptr
 _count_change = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
@@ -64,8 +67,10 @@ class Fused(Block):
         self.firsts = np.searchsorted(self.cut[0], np.arange(len(parameters)))
         self.weights, self.spans = sum(self.sizes), len(spans)
         self.sums = np.zeros((kernels.totals(work.rule), self.spans))
+        self.sum_cells = _cells(self.sums, ctypes.c_double)
         self.rows = np.zeros(len(parameters), np.int64)
         self.limit = np.full(1, np.inf)
+        self.limit_cells = _cells(self.limit, ctypes.c_double)
         self.names = kernels.numbers(work.rule)[1:]
         self.table = np.zeros((len(parameters), len(kernels.LEADING) + 1 + len(self.names)))
         self.cells = _cells(self.table, ctypes.c_double)
@@ -148,7 +153,7 @@ class Fused(Block):
 
     def look(self, gradients: Sequence[Tensor]) -> Sequence[float]:
         """Take in where the gradients lie, and give each one's Euclidean norm."""
-        if self.seen_gradients is None or not self.seen_gradients.are_of(gradients):
+        if not self.reads_in_place(gradients):
             gradients = self._take_in(gradients)
         self.gradients = gradients  # nobody may free them before the sweep
         addresses = [*map(_ADDRESS, gradients)]
@@ -173,6 +178,10 @@ class Fused(Block):
             return [*map(_like, gradients, self.parameters)]
         self.seen_gradients = Faces(gradients)
         return gradients
+
+    def reads_in_place(self, gradients: Sequence[Tensor]) -> bool:
+        """Tell whether gradients lie as the parameters do, so that none need be copied."""
+        return self.seen_gradients is not None and self.seen_gradients.are_of(gradients)
 
     def clipped_norms(self, clip_value: float) -> Sequence[float]:
         """Give the norms of the gradients as clipping their entries would leave them."""
@@ -217,16 +226,15 @@ class Fused(Block):
         )
 
     def _norms(self, column: int, limit: float) -> Sequence[float]:
-        self.limit[0] = limit
+        self.limit_cells[0] = limit
         self._run(self.looking)
         return self._roots(column)
 
     def _roots(self, column: int) -> Sequence[float]:
         """Add the spans' sums of squares tensor by tensor, and give the roots."""
-        sums = self.sums[column]
-        if self.spans > len(self.firsts):
-            sums = np.add.reduceat(sums, self.firsts)
-        return np.sqrt(sums).tolist()
+        if self.spans <= FEW and self.spans == len(self.firsts):
+            return [*map(math.sqrt, self.sum_cells[column * self.spans : (column + 1) * self.spans])]
+        return np.sqrt(np.add.reduceat(self.sums[column], self.firsts)).tolist()
 
     def _fill(self, move: Move, decays: Sequence[float]) -> None:
         """Write this step's numbers into the table: a row for each weight decay, or each tensor's where steps are cautious."""
@@ -263,11 +271,11 @@ class Fused(Block):
         """Lay out what a kernel reads, as `kernels.FIELDS` has it; all of it stays where it is as long as the block lives."""
         parts = [*self.cut, self.sums, self.rows, table, *arrays]
         frame = np.array([0, self.spans, *(part.ctypes.data for part in parts)], np.int64)
-        return kernel, frame, frame.ctypes.data
+        return kernel, _cells(frame, ctypes.c_int64), frame.ctypes.data
 
     def _run(self, one: Frame) -> None:
-        kernel, frame, address = one
-        frame[0] = 0
+        kernel, cells, address = one
+        cells[0] = 0
         run(kernel, address, self.spans, self.weights)
 
 
@@ -280,7 +288,7 @@ def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _cells(array: Array, kind: type[Any]) -> Any:
-    """See an array as cells that take a list at a third of the time NumPy's assignment needs."""
+    """See an array as cells: a list goes in or out in a third of NumPy's time, and less where the caches are cold."""
     cells: Any = kind
     return (cells * array.size).from_buffer(array)
 

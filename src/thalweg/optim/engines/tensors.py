@@ -96,8 +96,10 @@ class TensorEngine:
         """Move weights, state and EMA by the gradients measured last."""
         shares, self._shares = self._shares, []
         moves: list[Figures] = []
-        for share in shares:
-            share.block.own(state)
+        if not all(share.block.owned for share in shares):
+            for share in shares:
+                share.block.own(state)
+            self._entries = [*map(id, state.values())]
         for share, numbers in zip(shares, _numbers_of(shares, scale, clip_value), strict=True):
             block = share.block
             newest = None if ema is None else share_of_newest(ema, block.taken + 1)

@@ -84,6 +84,11 @@ class Moves(NamedTuple):
 class Engine(Protocol):
     """Runs one step over all groups."""
 
+    @property
+    def shares(self) -> Sequence[Any]:
+        """What each of its blocks did in the last step."""
+        ...
+
     def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
         """Get ready for steps of this kind (gradients are not yet there), without keeping anybody waiting."""
         ...
