@@ -94,11 +94,11 @@ def test_two_hundred_steps_are_the_references(case, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("case", CASES)
-def test_in_float32_the_way_errs_at_most_three_times_as_much_as_the_references(case, engine):
+def test_in_float32_the_way_errs_at_most_twice_as_much_as_the_references(case, engine):
     """Under the gradients of the float64 walk, so that only rounding differs: root mean square over weights and steps.
 
-    Most lie between 0.8 and 1.3 of the reference's, those of optax's Adams far below. Above two is only a cautious Lion: our
-    cautious steps are the difference of two weights, by which a small step loses a bit or two.
+    Most lie between 0.8 and 1.3 of the reference's, those of optax's Adams far below. Above 1.6 are only a Lion and a Prodigy,
+    where a sign, or a step size made of sums over all weights, turns on a last bit.
     """
     walk, squares = Walk(case, engine, torch.float32), list[float]()
     for step, (gradient, exact) in enumerate(exact_walk(THERE.index(case)), start=1):
@@ -107,7 +107,7 @@ def test_in_float32_the_way_errs_at_most_three_times_as_much_as_the_references(c
         squares.append(float(np.mean(errors**2)))
         if step <= 2:
             assert abs(errors).max() < 1.5  # weights and steps are about 1, or smaller
-    assert 0.1 < (sum(squares) / len(squares)) ** 0.5 < 3 * case["rounding"]
+    assert 0.1 < (sum(squares) / len(squares)) ** 0.5 < 2 * case["rounding"]
 
 
 def test_only_adam_mini_is_kept_without_a_rule():

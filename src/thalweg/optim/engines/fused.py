@@ -70,7 +70,6 @@ class Fused(Block):
         self.sum_cells = _cells(self.sums, ctypes.c_double)
         self.rows = np.zeros(len(parameters), np.int64)
         self.limit = np.full(1, np.inf)
-        self.limit_cells = _cells(self.limit, ctypes.c_double)
         self.names = kernels.numbers(work.rule)[1:]
         self.table = np.zeros((len(parameters), len(kernels.LEADING) + 1 + len(self.names)))
         self.cells = _cells(self.table, ctypes.c_double)
@@ -78,8 +77,9 @@ class Fused(Block):
         self.at_weights = np.array(self.addresses, np.int64)
         self.at_gradients = np.zeros(len(parameters), np.int64)
         self.gradient_cells = _cells(self.at_gradients, ctypes.c_int64)
-        self.frames: dict[kernels.Form, Frame] = {}
+        self.frames: dict[tuple[str, bool, bool], Frame] = {}
         self.looking = self._frame(kernels.look(self.kind), self.limit, [self.at_gradients])
+        self.cutting: Frame | None = None
         self.constants: Mapping[str, Any] = work.constants
         # Where the tensors of state lie, those of one key after those of another; and what lies still while they do.
         self.kept: list[Tensor] = []
@@ -164,7 +164,8 @@ class Fused(Block):
     def norms_at(self, addresses: Sequence[int]) -> Sequence[float]:
         """Give the norms of gradients that lie at these addresses, as the parameters do."""
         self.gradient_cells[:] = addresses
-        return self._norms(0, math.inf)
+        self._run(self.looking)
+        return self._roots(0)
 
     def lies_still(self) -> bool:
         """Tell whether the state lies where it lay, and all parameters are equally far on."""
@@ -185,23 +186,26 @@ class Fused(Block):
 
     def clipped_norms(self, clip_value: float) -> Sequence[float]:
         """Give the norms of the gradients as clipping their entries would leave them."""
-        return self._norms(1, clip_value)
+        self.limit[0] = clip_value
+        if self.cutting is None:
+            self.cutting = self._frame(kernels.look(self.kind, clips=True), self.limit, [self.at_gradients])
+        self._run(self.cutting)
+        return self._roots(0)
 
     def totals(self, move: Move, decays: Sequence[float]) -> list[float]:
         """Give what the rule adds up over all weights."""
         self._fill(move, decays)
-        self._sweep(kernels.Form(self.kind, "sums", move.clip_value is not None), move.work)
+        self._sweep("sums", move)
         return self.sums[: kernels.summands(self.rule)].sum(1).tolist()
 
     def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
         """Move weights, state and average by the gradients that `look` was shown."""
-        clips, cautious = move.clip_value is not None, move.work.cautious
         self._fill(move, decays)
-        if cautious:
-            self._sweep(kernels.Form(self.kind, "aligned", clips), move.work)
+        if move.work.cautious:
+            self._sweep("aligned", move)
             aligned = np.add.reduceat(self.sums[0], self.firsts).tolist()
             self.table[:, kernels.LEADING.index("kept_")] = list(map(kept_share, aligned, self.sizes))
-        self._sweep(kernels.Form(self.kind, "move", clips, self.averages, cautious), move.work)
+        self._sweep("move", move)
         _count_change(self.parameters)
         if not move.record:
             return None
@@ -224,11 +228,6 @@ class Fused(Block):
                 else [*map(Tensor.stride, tensors)] == self.strides
             )
         )
-
-    def _norms(self, column: int, limit: float) -> Sequence[float]:
-        self.limit_cells[0] = limit
-        self._run(self.looking)
-        return self._roots(column)
 
     def _roots(self, column: int) -> Sequence[float]:
         """Add the spans' sums of squares tensor by tensor, and give the roots."""
@@ -256,16 +255,18 @@ class Fused(Block):
             self.cells[at : at + width] = [*leading, decay, *rest]
             at += width
 
-    def _sweep(self, form: kernels.Form, work: Work) -> None:
+    def _sweep(self, purpose: str, move: Move) -> None:
+        work, clips = move.work, move.clip_value is not None
         if work.constants is not self.constants and work.constants != self.constants:  # one of them may be a switch
             self.constants, self.frames = work.constants, {}
-        if form not in self.frames:
-            kernel = kernels.of(work.rule, work.constants, form)
-            states = self.at_states.reshape(len(self.states), len(self.parameters))[
-                : None if form.averages else self.carried
-            ]
-            self.frames[form] = self._frame(kernel, self.table, [self.at_gradients, self.at_weights, *states])
-        self._run(self.frames[form])
+        key = purpose, clips, work.cautious
+        if key not in self.frames:
+            moves = purpose == "move"
+            form = kernels.Form(self.kind, purpose, clips, moves and self.averages, moves and work.cautious)
+            states = self.at_states.reshape(len(self.states), len(self.parameters))
+            arrays = [self.at_gradients, self.at_weights, *states[: None if form.averages else self.carried]]
+            self.frames[key] = self._frame(kernels.of(work.rule, work.constants, form), self.table, arrays)
+        self._run(self.frames[key])
 
     def _frame(self, kernel: kernels.Kernel, table: Array, arrays: Sequence[Array]) -> Frame:
         """Lay out what a kernel reads, as `kernels.FIELDS` has it; all of it stays where it is as long as the block lives."""

@@ -83,10 +83,11 @@ class Form(NamedTuple):
 
 
 @cache
-def look(kind: str) -> Kernel:
-    """Give the kernel that sums the squares of gradients, as they are and cut at a limit."""
-    body = ["g = wide_(p_g_[i_])", "all_ += g * g", "g = min(max(g, -limit_), limit_)", "cut_ += g * g"]
-    text = _text(kind, ["g"], 1, ["limit_ = table_[row_]"], {"all_": "0.0", "cut_": "0.0"}, body)
+def look(kind: str, *, clips: bool = False) -> Kernel:
+    """Give the kernel that sums the squares of gradients, as they are or cut at a limit."""
+    cut = ["g = min(max(g, -limit_), limit_)"] if clips else []
+    numbers = ["limit_ = table_[row_]"] if clips else []
+    text = _text(kind, ["g"], 1, numbers, {"all_": "0.0"}, ["g = wide_(p_g_[i_])", *cut, "all_ += g * g"])
     return _compiled(text, f"look_{kind}", kind)
 
 
@@ -160,7 +161,7 @@ def source(rule: Rule, constants: Mapping[str, Any], form: Form) -> str:
         len(given),
         [*given, *_decayed(form, couples), *writer.once],
         dict.fromkeys(sums, "kind_(0)"),
-        ["w = p_w_[i_]", "g = p_g_[i_]", *_gradient(form, couples), *(f"{s} = p_{s}_[i_]" for s in state), *body],
+        [_weight(form), "g = p_g_[i_]", *_gradient(form, couples), *(f"{s} = p_{s}_[i_]" for s in state), *body],
     )
 
 
@@ -187,6 +188,11 @@ def _decayed(form: Form, couples: bool) -> list[str]:
     if form.cautious or form.purpose == "aligned":
         return [f"shrink_ = kind_(lr * {DECAY})", f"{DECAY} = 0.0"]
     return []
+
+
+def _weight(form: Form) -> str:
+    """Write how a weight is read: of a cautious step in float64, as a difference of weights loses a small step's bits."""
+    return "w = wide_(p_w_[i_])" if form.cautious or form.purpose == "aligned" else "w = p_w_[i_]"
 
 
 def _gradient(form: Form, couples: bool) -> list[str]:

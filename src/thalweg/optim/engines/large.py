@@ -72,7 +72,7 @@ class Large(Block):
         formula, figures = move.formula(), list[tuple[Any, Any, Any]]()
         for piece in self._pieces():
             w, _, *held = piece
-            w_in, g_in, *rest_in = self._computed(piece)
+            w_in, g_in, *rest_in = self._computed(piece, mixed=move.work.cautious)
             fresh, *rest = formula(decay, w_in, g_in, *rest_in[: self.carried], kept=kept)
             if move.record:
                 ratio = ratio_of(move, decay, w_in, g_in, rest)  # a lane: its buffer is used again once it is gone
@@ -94,7 +94,9 @@ class Large(Block):
         """Give what a cautious step multiplies the parts by that it keeps."""
         aligned, count = 0.0, 0
         for piece in self._pieces():
-            seen = bare(move.aligned(decay, *self._computed(piece)[: 2 + self.carried])).sum(dtype=self.compute)
+            seen = bare(move.aligned(decay, *self._computed(piece, mixed=True)[: 2 + self.carried])).sum(
+                dtype=self.compute
+            )
             aligned, count = aligned + (seen if self.is_away else float(seen)), count + piece[0].numel()
         return kept_share(aligned, count)
 
@@ -106,10 +108,11 @@ class Large(Block):
             return [tuple(tensors)]
         return list(zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True))
 
-    def _computed(self, piece: Sequence[Tensor]) -> Sequence[Any]:
-        """Give a piece in the dtype of the calculation, with buffers lent to it."""
+    def _computed(self, piece: Sequence[Tensor], *, mixed: bool = False) -> Sequence[Any]:
+        """Give a piece in the dtype of the calculation, with buffers lent to it unless dtypes will be mixed."""
         w, g, *held = piece
-        return self._lent((w.to(self.compute), g.to(self.compute), *held))
+        tensors = (w.to(self.compute), g.to(self.compute), *held)
+        return tensors if mixed else self._lent(tensors)
 
     def _lent(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         """Let the equation write into buffers that are used again; accelerators keep a pool themselves."""

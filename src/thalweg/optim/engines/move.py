@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,7 @@ class Move:
 
         def formula(decay: Any, w: Any, g: Any, *held: Any, kept: Any = None) -> Sequence[Any]:
             g = self.gradient(w, g, decay)
+            w = w if kept is None else _precise(w)
             fresh, *rest = self._evaluate(rule.equation, w, g, held, decay if own and kept is None else 0.0)
             if kept is None:
                 return [fresh, *rest]
@@ -77,7 +79,7 @@ class Move:
 
     def aligned(self, decay: Any, w: Any, g: Any, *held: Any) -> Any:
         """Tell for each weight whether it would move against its present gradient."""
-        g = self.gradient(w, g, decay)
+        g, w = self.gradient(w, g, decay), _precise(w)
         fresh, *_ = self._evaluate(self.work.rule.equation, w, g, held, 0.0)
         return (fresh - w) * g < 0
 
@@ -165,6 +167,13 @@ def share_of_newest(decay: float, step: Any) -> Any:
     (1.0, 0.526316)
     """
     return (1.0 - decay) / (1.0 - decay**step)
+
+
+def _precise(w: Any) -> Any:
+    """Give weights in float64, where there is such a thing close by: their difference would lose bits of a small step else."""
+    if isinstance(w, np.ndarray):
+        return w.astype(np.float64)
+    return w.double() if isinstance(w, Tensor) and w.device.type == "cpu" else w
 
 
 def _spread(held: Sequence[Any], there: Sequence[bool]) -> Sequence[Any]:
