@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from thalweg.rules.maths import maximum, sqrt
+from thalweg.rules.maths import maximum, sqrt, where
 from thalweg.rules.rule import rule
 
 
@@ -54,18 +54,17 @@ def evidence(
 
 
 def grow(sums: Sequence[float], numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Estimate d, and let it grow."""
+    """Estimate d, and let it grow; where `where` asks, the answer may lie on an accelerator."""
     back, size = sums[0], sums[1]
     d, d_max, d0 = numbers["d"], numbers["d_max"], numbers["d0"]
-    if not size > 0 or not numbers["lr"] > 0:
-        return {name: numbers[name] for name in ("d", "d_max", "d_numerator")}
     numerator = numbers["kept"] * numbers["d_numerator"] + d / d0 * numbers["length"] * back
-    estimate = numbers["d_coef"] * numerator / size
-    if d == d0:
-        d = max(d, estimate)
-    d_max = max(d_max, estimate)
+    estimate = numbers["d_coef"] * numerator / where(size > 0, size, 1.0)
+    d = where((d == d0) & (estimate > d), estimate, d)
+    d_max = where(estimate > d_max, estimate, d_max)
     limit = d * numbers["growth_rate"] if numbers["growth_rate"] else d_max
-    return {"d": min(d_max, limit), "d_max": d_max, "d_numerator": numerator}
+    found = {"d": where(limit < d_max, limit, d_max), "d_max": d_max, "d_numerator": numerator}
+    grows = (size > 0) & (numbers["lr"] > 0)
+    return {name: where(grows, value, numbers[name]) for name, value in found.items()}
 
 
 @rule(

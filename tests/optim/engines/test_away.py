@@ -14,8 +14,6 @@ from thalweg.optim.engines import arithmetic, blocks, late, listed
 from thalweg.rules import RULES
 
 SHAPES = [(40, 30), (30,), (), (50_000,)]
-WAITING = {"prodigy"}
-"""Sums over all weights decide its rate: Python looks at them, once a step."""
 
 
 @pytest.fixture
@@ -142,7 +140,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.usefixtures("away")
-@pytest.mark.parametrize("rule", sorted({*RULES} - WAITING))
+@pytest.mark.parametrize("rule", RULES)
 def test_no_step_waits(rule, monkeypatch):
     monkeypatch.setattr(late.Late, "follow", lambda self, taken: None)  # which looks only at what has arrived
     parameters, optimizer = descended(rule, steps=2, clip_norm=1.0, ema=0.9, cautious=True)

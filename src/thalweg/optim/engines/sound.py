@@ -5,6 +5,7 @@ A kernel that is given an address believes it, so what changed under the optimis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from thalweg.rules.rule import State
 
 PLAIN = (Tensor, torch.nn.Parameter)
 """Types whose tensors are their own memory; any other may stand for memory elsewhere, in pieces or in another form."""
+
+_KINDS = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
 
 
 def look_over(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
@@ -37,9 +40,23 @@ def check(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states:
 
 def complaint(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
     """Say why no step can be taken, with "{name}" in the place of the parameter's name; None where one can."""
+    return (
+        _of_weights(parameter)
+        or _of_gradient(parameter, gradient)
+        or _of_memory("{name}", parameter)
+        or _of_memory("the gradient of {name}", gradient)
+        or _of_layout(parameter)
+        or _of_state(parameter, entry, states)
+    )
+
+
+def _of_weights(parameter: Tensor) -> str | None:
     if parameter.dtype not in COMPUTE:
-        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
-        return f"{{name}} has become {parameter.dtype}; what can be trained is one of {kinds}. No weight has moved."
+        return f"{{name}} has become {parameter.dtype}; what can be trained is one of {_KINDS}. No weight has moved."
+    return None
+
+
+def _of_gradient(parameter: Tensor, gradient: Tensor) -> str | None:
     if not _are_alike(gradient, parameter):
         return (
             f"{{name}} is of {_form(parameter)}, but its gradient of {_form(gradient)}: was one of them replaced after "
@@ -47,25 +64,85 @@ def complaint(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], sta
         )
     if gradient.device != parameter.device:
         return f"{{name}} is on {parameter.device}, but its gradient on {gradient.device}. No weight has moved."
-    for of, tensor in (("", parameter), ("the gradient of ", gradient)):
-        if tensor.is_meta:
-            return (
-                f"{of}{{name}} is on the meta device, where there are no numbers: call to_empty() on the model, load or "
-                "initialise its weights, and give the optimiser the parameters that it has then."
-            )
-        if type(tensor) in PLAIN and not has_memory(tensor):
-            return (
-                f"the memory of {of}{{name}} has been freed: {tensor.untyped_storage().nbytes()} bytes are left of "
-                f"{_bytes(tensor)}. Bring it back before the step. No weight has moved."
-            )
+    if gradient.dtype not in COMPUTE:
+        return f"the gradient of {{name}} is {gradient.dtype}; it can be one of {_KINDS}. No weight has moved."
+    return None
+
+
+def _of_memory(what: str, tensor: Tensor) -> str | None:
+    if tensor.is_meta:
+        return (
+            f"{what} is on the meta device, where there are no numbers: call to_empty() on the model, load or "
+            "initialise its weights, and give the optimiser the parameters that it has then."
+        )
+    if type(tensor) in PLAIN and not has_memory(tensor):
+        return (
+            f"the memory of {what} has been freed: {tensor.untyped_storage().nbytes()} bytes are left of "
+            f"{_bytes(tensor)}. Bring it back before the step. No weight has moved."
+        )
+    return None
+
+
+def _of_layout(parameter: Tensor) -> str | None:
+    """Say why nothing can be written where the weights are said to lie."""
+    if type(parameter) not in PLAIN:
+        return None
+    if torch._debug_has_internal_overlap(parameter) == 1:  # pyright: ignore[reportPrivateImportUsage]
+        return (
+            f"several weights of {{name}} are one place in memory (strides {tuple(parameter.stride())}), which cannot be moved "
+            "as many: give the optimiser what it was expanded from, or a clone(). No weight has moved."
+        )
+    if parameter.is_conj() or parameter.is_neg():
+        return (
+            "{name} shows memory with its sign turned: give the optimiser what it is a view of, or the tensor of "
+            "resolve_conj() and resolve_neg(). No weight has moved."
+        )
+    return None
+
+
+def _of_state(parameter: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
+    if not _is_count(entry.get("step", 0)):
+        return (
+            f"the step count of {{name}} has become {entry['step']!r}, which must be a whole number from 0 up: load its state "
+            "anew. No weight has moved."
+        )
     for state in states:
         held = entry.get(state.key)
-        if state.shape == "weights" and isinstance(held, Tensor) and not _are_alike(held, parameter):
+        if not isinstance(held, Tensor):
+            continue
+        if _shape(state, parameter) != held.shape or held.is_complex() is not parameter.is_complex():
             return (
                 f"{{name}} has become {_form(parameter)}, but its state `{state.key}` is of {_form(held)}: make a new "
                 "optimiser for the new parameter, or give its state the new shape. No weight has moved."
             )
+        if held.layout is not torch.strided:
+            return f"the state `{state.key}` of {{name}} is {held.layout}: make it dense, as the weights. No weight has moved."
+        if held.is_meta:
+            return (
+                f"the state `{state.key}` of {{name}} is on the meta device, where there are no numbers: load it anew."
+            )
+        why = _of_memory(f"the state `{state.key}` of {{name}}", held)
+        if why is not None:
+            return why
     return None
+
+
+def _shape(state: State, parameter: Tensor) -> torch.Size | None:
+    """Give the shape that state must have; None where there is none for such a parameter."""
+    is_matrix = parameter.ndim >= 2
+    if not state.is_kept(is_matrix):
+        return None
+    if state.shape == "weights" or not is_matrix:
+        return parameter.shape
+    *most, rows, columns = parameter.shape
+    return torch.Size([*most, rows, 1] if state.shape == "rows" else [*most, 1, columns])
+
+
+def _is_count(value: Any) -> bool:
+    try:
+        return 0 <= float(value) < math.inf
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 def _are_alike(one: Tensor, other: Tensor) -> bool:

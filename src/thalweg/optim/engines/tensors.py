@@ -279,12 +279,33 @@ def _numbers_of(shares: Sequence[Share], scale: Any, clip_value: Any) -> list[Ma
 
 
 def _decided(shares: Sequence[Share], scale: Any, clip_value: Any) -> Mapping[str, Any]:
-    work, lead = shares[0].work, max((share.block for share in shares), key=lambda block: block.taken)
-    numbers = work.rule.numbers(lead.coming, lead.carried_numbers(), work.constants, work.lr)
+    work, blocks_here = shares[0].work, [share.block for share in shares]
+    away = all(block.is_away for block in blocks_here)
+    farthest = _farthest_away if away and len(blocks_here) > 1 else _farthest
+    numbers = work.rule.numbers(*farthest(blocks_here), work.constants, work.lr)
     move = Move(work, numbers, scale, clip_value)
     each = [s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, Whole | listed.Listed)]
     assert work.rule.decide is not None
-    return {**numbers, **work.rule.decide([sum(map(float, column)) for column in zip(*each, strict=True)], numbers)}
+    add = sum if away else _waiting_sum
+    return {**numbers, **work.rule.decide([add(column) for column in zip(*each, strict=True)], numbers)}
+
+
+def _farthest(some: Sequence[AnyBlock]) -> tuple[Any, Mapping[str, Any]]:
+    """Give the coming step's number of the block that is farthest on, and what that one carries."""
+    lead = max(some, key=lambda block: block.taken) if len(some) > 1 else some[0]
+    return lead.coming, lead.carried_numbers()
+
+
+def _farthest_away(some: Sequence[AnyBlock]) -> tuple[Any, Mapping[str, Any]]:
+    """Do so on an accelerator, where to choose one here would be to wait."""
+    at = torch.stack([block.taken for block in some]).argmax().reshape(1)
+    carried = torch.stack([block.numbers[0] for block in some]).index_select(0, at)[0]
+    coming = torch.stack([torch.as_tensor(block.coming) for block in some]).index_select(0, at)[0]
+    return coming, dict(zip(some[0].carried_names, carried.unbind(), strict=True))
+
+
+def _waiting_sum(parts: Sequence[Any]) -> float:
+    return sum(map(float, parts))
 
 
 def _of_all(values: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]:
