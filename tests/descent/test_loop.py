@@ -13,6 +13,7 @@ from small import blobs, classes, network, plan, same_bits, started, walk, weigh
 from torch import Tensor, nn
 
 import thalweg as tw
+from thalweg.descent import loop
 from thalweg.descent.progress import Silent
 from thalweg.descent.train import train_plan
 
@@ -223,3 +224,16 @@ def test_a_metric_that_fails_is_named() -> None:
 
     with pytest.raises(tw.TaskError, match=r"Metric 'broken' failed on outputs \(.*AttributeError"):
         tw.train(classes(metrics={"broken": broken}), tw.Plan(), steps=2)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_first_step_that_compiles_is_announced(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Listening(Silent):
+        def event(self, step: int, kind: str, message: str) -> None:
+            told.append(message)
+
+    monkeypatch.setattr(loop, "keeps_waiting", lambda device: waits)
+    tw.train(classes(), plan(steps=2), progress=Listening())
+    assert [message for message in told if "compiles" in message] == [loop.COMPILES] * waits

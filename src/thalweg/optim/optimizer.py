@@ -105,7 +105,7 @@ class Optimizer(torch.optim.Optimizer):
             2024, arXiv:2411.16085); for every rule.
         on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
         engine: "auto", "cpu" (compiled with Numba; what lies on other devices, has holes in memory or sixteen bits goes by
-            "tensors" all the same) or "tensors".
+            "tensors" all the same) or "tensors". On CUDA and XPU the first step compiles too, for up to some minutes.
         constants: the rule's own, by the equation's names or PyTorch's (`betas`). PyTorch's `foreach`, `fused`, `capturable`
             and `differentiable` may be None or False, which changes nothing.
 

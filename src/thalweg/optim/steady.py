@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -19,9 +19,6 @@ from thalweg.optim.engines.faces import Faces
 from thalweg.optim.engines.fused import Fused
 from thalweg.optim.engines.move import Move, share_of_newest
 from thalweg.optim.engines.tensors import UNDERFLOW, Share
-
-if TYPE_CHECKING:
-    from thalweg.optim.optimizer import Optimizer
 
 _ADDRESS = Tensor.data_ptr
 
@@ -34,6 +31,22 @@ class Taken(NamedTuple):
     each: Sequence[float]
 
 
+class Stepping(Protocol):
+    """What a steady step asks of its optimiser."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+    clip_value: float | None
+    ema: float | None
+    cautious: bool
+    measure: bool
+
+    @property
+    def is_scaled(self) -> bool: ...
+
+    def scale(self, norm: float) -> float: ...
+
+
 class Steady:
     """What was so at a step that went the long way, and what the next ones need.
 
@@ -41,14 +54,14 @@ class Steady:
     neither a cautious step nor one that is clipped by value, scaled or measured.
     """
 
-    def __init__(self, share: Share, block: Fused, optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
+    def __init__(self, share: Share, block: Fused, optimizer: Stepping, gradients: Sequence[Tensor]) -> None:
         self.block, self.work, self.decays = block, share.work, share.decays
         self.groups = [_settings(group) for group in optimizer.param_groups]
         self.faces = Faces([*block.parameters, *gradients])
         self.state = [*chain.from_iterable(map(dict[str, Any].values, optimizer.state.values()))]
 
     @staticmethod
-    def after(shares: Sequence[Share], optimizer: Optimizer) -> Steady | None:
+    def after(shares: Sequence[Share], optimizer: Stepping) -> Steady | None:
         """Remember the step just taken; None where the next will not be steady."""
         if len(shares) != 1 or not isinstance(block := shares[0].block, Fused) or not block.owned:
             return None
@@ -58,7 +71,7 @@ class Steady:
         gradients = [p.grad for p in parameters if p.grad is not None]
         return Steady(shares[0], block, optimizer, gradients) if block.reads_in_place(gradients) else None
 
-    def step(self, optimizer: Optimizer) -> Taken | None:
+    def step(self, optimizer: Stepping) -> Taken | None:
         """Take a step; None, with nothing touched, where it has to go the long way."""
         block, ema, groups = self.block, optimizer.ema, optimizer.param_groups
         rare = optimizer.cautious or optimizer.measure or optimizer.clip_value is not None

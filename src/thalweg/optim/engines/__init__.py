@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from thalweg.errors import RuleError, nearest
+from thalweg.optim.engines import listed
 from thalweg.optim.engines.cpu import CpuEngine
 from thalweg.optim.engines.tensors import TensorEngine
 from thalweg.optim.engines.work import Engine
@@ -38,6 +39,11 @@ def engine(name: str) -> Engine:
 def best(device: torch.device) -> str:
     """Name the fastest engine for weights on a device."""
     return "cpu" if device.type == "cpu" and is_compiling() else "tensors"
+
+
+def keeps_waiting(device: torch.device) -> bool:
+    """Whether the first step on a device compiles the rule, with nothing else to do meanwhile: up to some minutes, once."""
+    return device.type != "cpu" and listed.compiles(device)
 
 
 def is_compiling() -> bool:

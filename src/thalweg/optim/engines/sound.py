@@ -101,9 +101,10 @@ def _of_layout(parameter: Tensor) -> str | None:
 
 
 def _of_state(parameter: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
-    if not _is_count(entry.get("step", 0)):
+    if not _is_count(step := entry.get("step", 0)):
+        told = repr(step).replace("{", "{{").replace("}", "}}")
         return (
-            f"the step count of {{name}} has become {entry['step']!r}, which must be a whole number from 0 up: load its state "
+            f"the step count of {{name}} has become {told}, which must be a number from 0 up: load its state "
             "anew. No weight has moved."
         )
     for state in states:
