@@ -42,9 +42,13 @@ class Stepping(Protocol):
     measure: bool
 
     @property
-    def is_scaled(self) -> bool: ...
+    def is_scaled(self) -> bool:
+        """Whether a gradient scaler has a say in this step."""
+        ...
 
-    def scale(self, norm: float) -> float: ...
+    def scale(self, norm: float) -> float:
+        """Give what a gradient of this norm is multiplied by."""
+        ...
 
 
 class Steady:
