@@ -43,6 +43,7 @@ class Objective:
     def __init__(self, task: Task, cast_inputs: Casts | None = None) -> None:
         self.task = task
         self.cast_inputs = cast_inputs or Casts()
+        self._casts = self.cast_inputs != Casts()
 
     def private(self, device: torch.device) -> Objective:
         """Give an objective whose loss, where it is a module, is a copy on the device: it may keep state, as the model does."""
@@ -139,7 +140,7 @@ class Objective:
         return (), {key: self._cast(value) for key, value in batch.items() if key != named[0]}, batch[named[0]]
 
     def _cast(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.is_complex():
+        if not self._casts or not isinstance(value, Tensor) or value.is_complex():
             return value
         dtype = self.cast_inputs.floats if value.is_floating_point() else self.cast_inputs.whole
         return value if dtype is None else value.to(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Generator, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -92,7 +93,7 @@ class Batches:
         start = within * self.batch_size
         return self._order[1][start : start + self.batch_size]
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether every step sees the whole data set: plain (batch) gradient descent."""
         plain = not (self.replacement or self.weights is not None or isinstance(self.source, StreamSource))

@@ -38,7 +38,8 @@ class TensorSource:
                 f" must be the same in all."
             )
         self.length = lengths.pop()
-        self.flat = type(nest) is tuple and all(isinstance(part, Tensor) for part in nest)
+        # The usual (x, y) in the CPU's memory is taken without a walk over the nest.
+        self.flat = type(nest) is tuple and all(isinstance(part, Tensor) and part.device.type == "cpu" for part in nest)
 
     def __len__(self) -> int:
         return self.length
@@ -52,8 +53,8 @@ class TensorSource:
 
     def take(self, indices: Tensor | slice) -> Any:
         """Give copies of the examples at `indices` as one batch: a model may work in place on what it is given."""
-        if self.flat and not isinstance(indices, slice):  # the usual (x, y), without a walk over the nest
-            return tuple(leaf.index_select(0, indices.to(leaf.device)) for leaf in self.nest)
+        if self.flat and not isinstance(indices, slice):
+            return tuple([leaf.index_select(0, indices) for leaf in self.nest])
         if isinstance(indices, slice):
             return tree_map(lambda leaf: leaf[indices].clone(), self.nest)
         return tree_map(lambda leaf: leaf.index_select(0, indices.to(leaf.device)), self.nest)
