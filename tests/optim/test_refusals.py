@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -156,6 +157,77 @@ def test_a_group_with_a_parameter_of_another_is_not_added_and_the_run_goes_on():
     assert float(optimizer.state[w]["step"]) == 2.0
 
 
+def beside_ones(w, engine, kind=optim.AdamW):
+    """A step on a parameter beside a sound one, which must not move either; the words of the refusal."""
+    sound = torch.ones(3)
+    optimizer = kind([("sound", sound), ("other", w)], lr=0.1, engine=engine)
+    sound.grad = torch.ones(3)
+    w.grad = torch.ones(w.shape, dtype=w.dtype)
+    with pytest.raises(RuleError) as refusal:
+        optimizer.step()
+    assert torch.equal(sound, torch.ones(3))
+    assert not optimizer.state
+    return str(refusal.value)
+
+
+@both_engines
+@every_class
+def test_weights_that_are_one_place_in_memory_are_refused(kind, engine):
+    words = beside_ones(torch.ones(6).expand(4, 6), engine, kind)
+    assert words.startswith("several weights of other are one place in memory (strides (0, 1))")
+    assert words.endswith("No weight has moved.")
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda: torch.full((4,), 1 + 2j).conj(),
+        lambda: torch.complex(torch.ones(40_000), torch.ones(40_000)).conj().imag,
+    ],
+    ids=["conjugate", "negative"],
+)
+@both_engines
+def test_a_view_that_turns_signs_is_refused_since_its_memory_holds_other_numbers(engine, turned):
+    assert "other shows memory with its sign turned" in beside_ones(turned(), engine)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("shape", [(4,), (40_000,)], ids=str)
+@both_engines
+def test_a_gradient_that_is_no_real_number_is_refused(engine, shape, dtype):
+    w = torch.ones(shape)
+    w.grad_dtype = None  # what torch lets through from then on
+    optimizer = optim.AdamW([("w", w)], engine=engine)
+    w.grad = torch.ones(shape).to(dtype)
+    with pytest.raises(RuleError, match=f"^the gradient of w is {dtype}; it can be one of float64, float32"):
+        optimizer.step()
+    assert torch.equal(w, torch.ones(shape))
+    w.grad = torch.ones(shape)
+    optimizer.step()
+    assert (w < 1).all()
+
+
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (0, 3), (2, 0, 3)], ids=str)
+@both_engines
+@every_class
+def test_a_parameter_without_elements_is_carried_along(kind, engine, shape):
+    ends = []
+    for others in ([], [torch.ones(shape)]):
+        w = torch.ones(4, 3)
+        average = {} if kind([w]).averages else {"ema": 0.9}
+        optimizer = kind([*others, w], engine=engine, clip_norm=0.5, **average)
+        for _ in range(3):
+            optimizer.measure = True
+            for p in (*others, w):
+                p.grad = torch.linspace(-1, 1, p.numel()).reshape(p.shape)
+            optimizer.step()
+        assert optimizer.last.gradient_norms[0] == (0.0 if others else optimizer.last.gradient_norm)
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        optimizer.step()
+        ends.append(w)
+    assert torch.equal(*ends)
+
+
 # What changed under the optimiser
 
 
@@ -276,6 +348,85 @@ def test_once_it_is_mended_the_descent_goes_on_bit_for_bit(engine, spoil):
             run.optimizer.step()
         ends.append(run.bits())
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def state_of(run, key):
+    return run.optimizer.state[run.last][key]
+
+
+def put(run, key, value):
+    run.optimizer.state[run.last][key] = value
+
+
+STATES = {
+    "a shape": (lambda run: put(run, "exp_avg", torch.ones(3, 4)), r"but its state `exp_avg` is of shape \(3, 4\)"),
+    "the meta device": (
+        lambda run: put(run, "exp_avg_sq", torch.ones(4, 3, device="meta")),
+        r"the state `exp_avg_sq` of layer2\.weight is on the meta device",
+    ),
+    "no numbers between": (
+        lambda run: put(run, "exp_avg", torch.eye(4, 3).to_sparse()),
+        r"the state `exp_avg` of layer2\.weight is torch\.sparse_coo: make it dense",
+    ),
+    "freed memory": (
+        lambda run: (put(run, "exp_avg", torch.ones(4, 3)), lose(state_of(run, "exp_avg"))),
+        r"the memory of the state `exp_avg` of layer2\.weight has been freed: 0 bytes are left of 48",
+    ),
+    "cut memory": (
+        lambda run: (put(run, "exp_avg", torch.ones(4, 3)), lose(state_of(run, "exp_avg"), 44)),
+        r"of the state `exp_avg` of layer2\.weight has been freed: 44 bytes are left of 48",
+    ),
+    **{
+        f"the count {value}": (
+            lambda run, value=value: put(run, "step", value),
+            f"has become {re.escape(repr(value))}, which must",
+        )
+        for value in (torch.tensor(math.nan), -1, math.inf, torch.tensor([1.0, 2.0]), "often", {"a": 1})
+    },
+}
+
+
+@pytest.mark.parametrize("place", STATES)
+@both_engines
+def test_state_that_cannot_be_is_refused_by_its_name_and_nothing_moves(engine, place):
+    run = Run(engine, ema=0.9)
+    run.feel()
+    spoil, words = STATES[place]
+    kept = {key: v.clone() for key, v in run.optimizer.state[run.last].items()}
+    spoil(run)
+    before = [t.detach().clone() for t in run.params]
+    with pytest.raises(RuleError, match=words):
+        run.optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, run.params, strict=True))
+    run.optimizer.state[run.last].update(kept)
+    run.optimizer.step()
+    assert not torch.equal(before[-1], run.last)
+
+
+@pytest.mark.parametrize("kind", [optim.Adafactor, optim.Muon], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3), (4, 1), (0, 3)], ids=str)
+@both_engines
+def test_a_matrix_that_became_another_is_refused_by_name(engine, shape, kind):
+    run = Run(engine, kind)
+    run.feel()
+    run.last.grad = None
+    run.last.data = torch.ones(shape)
+    run.last.grad = torch.ones(shape)
+    before = run.bits(but=[run.last])
+    with pytest.raises(
+        RuleError, match=r"layer2\.weight has become shape .*, but its state `(row_var|col_var|momentum_buffer)` is of"
+    ):
+        run.optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, run.bits(but=[run.last]), strict=True))
+
+
+@both_engines
+def test_a_matrix_that_became_a_vector_is_refused_where_its_state_was_a_matrixs(engine):
+    run = Run(engine, optim.Adafactor)
+    run.feel()
+    flattened(run)
+    with pytest.raises(RuleError, match=r"layer2\.weight has become shape \(12,\), but its state `row_var` is of"):
+        run.optimizer.step()
 
 
 @pytest.mark.parametrize("left", [0, 4, 44])
