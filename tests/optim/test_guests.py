@@ -1,5 +1,6 @@
 """Our optimisers in the hands of PyTorch's own tools: scalers, schedules, averages, compilers, copies, processes."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from torch.optim import swa_utils
 
 from thalweg import optim
 from thalweg.errors import NonFiniteError
+from thalweg.optim.engines import crew, kernels
 
 CLASSES = [kind for kind in map(vars(optim).get, optim.__all__) if isinstance(kind, type)]
 CLASSES = [kind for kind in CLASSES if issubclass(kind, optim.Optimizer) and kind is not optim.Optimizer]
@@ -276,6 +279,40 @@ def test_a_parameter_put_in_anothers_place_in_a_group_is_the_one_that_moves(engi
     assert (old < before).all()
 
 
+def turned(name, g):
+    """A gradient of the same numbers in another dtype or order of memory."""
+    wide = torch.empty(*g.shape[:-1], 2 * g.shape[-1], dtype=g.dtype)[..., ::2]
+    forms = {
+        "transposed": lambda: g.t().contiguous().t(),
+        "with holes": lambda: wide.copy_(g),
+        "offset": lambda: torch.cat([g.new_zeros(3), g.flatten()])[3:].reshape(g.shape),
+        "negated": lambda: torch.complex(g, -g).conj().imag,
+        "of a graph": lambda: g.clone().requires_grad_() * 1,
+    }
+    return forms[name]() if name in forms else g.to(getattr(torch, name))
+
+
+FORMS = ["float64", "float32", "bfloat16", "float16", "transposed", "with holes", "offset", "negated", "of a graph"]
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (300, 200)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@both_engines
+def test_gradients_may_change_dtype_and_layout_at_every_step(engine, dtype, shape):
+    """Eighths of small whole numbers are the same in all of these dtypes, so every bit must be the same."""
+    ends = []
+    for forms in (["float32"] * 18, [form for pair in zip(FORMS, reversed(FORMS), strict=True) for form in pair]):
+        generator = torch.Generator().manual_seed(4)
+        w = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+        w.grad_dtype = None  # PyTorch sees to it that both dtypes agree, unless it is told not to
+        optimizer = optim.AdamW([w], lr=0.05, engine=engine, clip_value=5.0, ema=0.9)
+        for form in forms:
+            w.grad = turned(form, torch.randint(-64, 64, shape, generator=generator).float() / 8)
+            optimizer.step()
+        ends.append([w.detach(), *optimizer.state[w].values()])
+    assert same(*ends)
+
+
 @pytest.mark.parametrize("to_none", [True, False])
 def test_zero_grad_forgets_or_zeroes_and_the_descent_is_the_same(to_none):
     ends = []
@@ -323,6 +360,78 @@ def test_a_closure_is_asked_once_with_gradients_on_and_its_loss_comes_back(kind)
     assert losses == asked
     descend(alone, other, 3)
     assert same(bits(model, optimizer), bits(alone, other))
+
+
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "enable_grad": torch.enable_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "a profiler": torch.profiler.profile,
+    "NumPy raising": lambda: np.errstate(all="raise"),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("kind", [optim.AdamW, optim.RMSprop, optim.Prodigy, optim.Adafactor], ids=lambda k: k.__name__)
+@both_engines
+def test_a_step_is_the_same_whatever_it_is_taken_in(kind, engine, context):
+    ends = []
+    for enters in (False, True):
+        model = network()
+        optimizer = kind(model.parameters(), engine=engine, clip_norm=0.1, ema=0.9)
+        for i in range(4):
+            feel(model, batch(seed=i))
+            with CONTEXTS[context]() if enters else contextlib.nullcontext():
+                optimizer.step()
+            assert torch.is_grad_enabled()
+        ends.append(bits(model, optimizer))
+    assert same(*ends)
+
+
+# Threads
+
+
+class Asked(list):
+    """How many threads a kernel was given, at each sweep that was shared out."""
+
+    def team(self, address, frame, threads, flags):
+        del flags
+        self.append(threads)
+        kernels._FUNCTION(address)(frame)
+
+
+def swept(threads):
+    torch.set_num_threads(threads)
+    w = torch.linspace(-1, 1, 300_000)
+    optimizer = optim.AdamW([w], lr=0.05, engine="cpu", clip_norm=1.0)
+    for _ in range(3):
+        w.grad = w.sin() + 0.1
+        optimizer.step()
+    return [w, *optimizer.state[w].values()]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+def test_no_more_threads_sweep_than_torch_may_use_nor_than_there_is_work_for(threads, monkeypatch):
+    asked = Asked()
+    monkeypatch.setattr(crew, "_team", lambda: asked.team)
+    swept(threads)
+    assert {*asked} == ({min(threads, 300_000 // crew.LEAST)} if threads > 1 else set())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_without_openmp_pythons_threads_go_the_same_way_bit_for_bit(threads, monkeypatch):
+    alone, hired = swept(1), []
+    hire = crew._crew
+
+    def counted(count):
+        hired.append(count)
+        return hire(count)
+
+    monkeypatch.setattr(crew, "_team", lambda: None)
+    monkeypatch.setattr(crew, "_crew", counted)
+    assert same(alone, swept(threads))
+    assert {*hired} == ({threads - 1} if threads > 1 else set())
 
 
 # Schedules
