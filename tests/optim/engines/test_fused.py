@@ -27,13 +27,16 @@ SHAPES = [(40, 30), (30,), (), (50_000,), (250, 200)]
 OPTIONS = [{}, {"ema": 0.9}, {"clip_norm": 3.0}, {"clip_value": 0.5, "clip_norm": 3.0}, {"maximize": True, "ema": 0.99}]
 
 
-def descended(rule, constants, how="cpu", dtype=torch.float64, steps=6, shapes=SHAPES, turn=lambda w: w, **options):
+def descended(
+    rule, constants, how="cpu", dtype=torch.float64, steps=6, shapes=SHAPES, turn=lambda w: w, measure=(), **options
+):
     generator = torch.Generator().manual_seed(9)
     weights = [turn(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
     optimizer = Optimizer(weights, rule, **{"lr": 0.01, "weight_decay": 0.1, "engine": how} | constants | options)
-    for _ in range(steps):
+    for step in range(steps):
         for w in weights:
             w.grad = torch.sin(3 * w) + w
+        optimizer.measure = step in measure
         optimizer.step()
     return weights, optimizer
 
@@ -44,6 +47,18 @@ def everything(weights, optimizer):
 
 def blocks_of(optimizer):
     return [block for _, _, cut in optimizer._engine._cuts for block, _ in cut]
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 3.0, "cautious": True}, {"clip_norm": 3.0, "ema": 0.9}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("rule", "constants"), CASES)
+def test_to_measure_a_step_changes_no_bit_of_it(rule, constants, dtype, options):
+    if rule.average is not None:
+        options = {"clip_norm": 3.0}
+    ways = [descended(rule, constants, dtype=dtype, measure=some, **options) for some in ((), (1, 2, 5))]
+    assert [way[1].last.update_norms is not None for way in ways] == [False, True]
+    for a, b in zip(*(everything(*way) for way in ways), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
