@@ -209,12 +209,13 @@ def test_what_torch_refuses_is_refused_here(info, place):
     given = error.optimizer_error_input
     params = [nn.Parameter(torch.randn(2, 3))] if given.params is None else given.params
     if given.desc in TAKEN:
-        before = [p.detach().clone() for p in params]
-        optimizer = info.optim_cls(params, **given.kwargs, engine="cpu")
-        for p in params:
-            p.grad = torch.ones_like(p)
-        optimizer.step()
-        assert all((p < b).all() for p, b in zip(params, before, strict=True))
+        for engine in ("cpu", "tensors"):
+            before = [p.detach().clone() for p in params]
+            optimizer = info.optim_cls(params, **given.kwargs, engine=engine)
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+            assert all((p < b).all() for p, b in zip(params, before, strict=True))
         return
     kind, words = OUR_WORDS.get(given.desc, (error.error_type, error.error_regex))
     if issubclass(

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,8 +65,10 @@ def rate(lr: float | Tensor) -> float | Tensor:
         check("lr", lr, lr.numel() == 1, "a number or a tensor of one element")
         if lr.device.type != "cpu":
             return lr.detach().reshape(())
-        lr = lr.item()
-    if not math.isfinite(lr):
+        lr = lr.detach()
+    if type(lr) is not float and math.isfinite(number := _number(lr)):
+        return number
+    if type(lr) is not float or not math.isfinite(lr):
         raise RuleError(f"The learning rate has become {lr}: look at the schedule that set it. No weight has moved.")
     return lr
 
@@ -120,6 +123,8 @@ def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> di
     if not isinstance(rest["params"], Tensor | set):
         rest["params"] = list(rest["params"])
     for name, members in rule.grouped.items():
+        if isinstance(rest.get(name), list):
+            rest[name] = tuple(rest[name])  # a list could change under the optimiser unseen
         if any(member in own for member in members):
             standing = dict(zip(members, rest.get(name, defaults[name]), strict=True))
             rest[name] = tuple(own.get(member, standing[member]) for member in members)
@@ -151,6 +156,9 @@ def _kinds() -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
 
 
+_NO_NUMBERS = (str, bytes, bool, np.bool_, np.ndarray)
+
+
 def is_above_zero(value: Any) -> bool:
     """Tell whether a value is a number above zero; infinity is one."""
     return _number(value) > 0
@@ -162,9 +170,9 @@ def _at_least_zero(value: Any) -> bool:
 
 def _number(value: Any) -> float:
     """Read a number, or a tensor of one; NaN where it is neither."""
+    if isinstance(value, _NO_NUMBERS) or (isinstance(value, Tensor) and value.is_complex()):
+        return math.nan
     try:
-        return (
-            math.nan if isinstance(value, str | bool) else float(value.detach() if isinstance(value, Tensor) else value)
-        )
-    except (TypeError, ValueError, RuntimeError):
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return math.nan

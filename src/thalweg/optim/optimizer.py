@@ -207,9 +207,14 @@ class Optimizer(torch.optim.Optimizer):
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, closure)
-        if not self._is_watched():
-            return self._step(closure)
-        return _watched_step(self) if closure is None else _watched_step(self, closure)
+        try:
+            if not self._is_watched():
+                return self._step(closure)
+            return _watched_step(self) if closure is None else _watched_step(self, closure)
+        except BaseException:  # a gradient scaler takes them back only from a step that returns
+            self.__dict__.pop("grad_scale", None)
+            self.__dict__.pop("found_inf", None)
+            raise
 
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # torch need not wrap it: it costs as much as a small step
 
@@ -441,6 +446,8 @@ class Optimizer(torch.optim.Optimizer):
         if names is rule.names and constants is not None and [*map(group.get, rule.names)] == values:
             return constants
         constants = rule.from_group(group)
+        if any(isinstance(value, Tensor) for value in constants.values()):  # which may be written into
+            return {name: value.item() if isinstance(value, Tensor) else value for name, value in constants.items()}
         self._constants_read[id(group)] = rule.names, [*map(group.get, rule.names)], constants
         return constants
 
@@ -452,7 +459,7 @@ class Optimizer(torch.optim.Optimizer):
         clips = clip_value if self.clip_norm is not None else None
         try:
             norms = self._engine.measure(works, self.state, clip_value=clips, ema=self.ema is not None)
-        except (RuntimeError, LookupError, RuleError):
+        except (RuntimeError, LookupError, ValueError, ArithmeticError):
             self._complain(works)
             raise
         if isinstance(norms, Away):
@@ -470,7 +477,11 @@ class Optimizer(torch.optim.Optimizer):
         if moves is None:
             return StepRecord(norms.total, scale, False, 0, each)
         self.measure = False
-        figures = moves if each is norms.each else (torch.tensor(self._aligned(works, n.tolist())) for n in moves)
+        figures = (
+            moves
+            if each is norms.each
+            else (torch.tensor(self._aligned(works, n.tolist()), device="cpu") for n in moves)
+        )
         return StepRecord(norms.total, scale, False, 0, each, *figures)
 
     @property
@@ -581,7 +592,7 @@ class Optimizer(torch.optim.Optimizer):
         for number, (p, rule) in zip(numbers, parameters, strict=True):
             for key, value in state_dict["state"].get(number, {}).items():
                 if key in rule.carried:
-                    self.state[p][key] = torch.tensor(float(value), dtype=torch.float64)
+                    self.state[p][key] = torch.tensor(float(value), dtype=torch.float64, device="cpu")
                 elif (
                     isinstance(value, Tensor)
                     and key != "step"

@@ -72,6 +72,8 @@ class Steady:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if block.rule.sums is not None or shares[0].work.cautious or not _are_the_same(parameters, block.parameters):
             return None
+        if any(map(_may_be_written_into, optimizer.param_groups)):
+            return None
         gradients = [p.grad for p in parameters if p.grad is not None]
         return Steady(shares[0], block, optimizer, gradients) if block.reads_in_place(gradients) else None
 
@@ -127,6 +129,14 @@ def _settings(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], A
     """Give all of a parameter group but its parameters and its rate: how to pick it, the number of all entries, what it is."""
     pick = itemgetter(*(name for name in group if name not in ("params", "param_names", "lr", "initial_lr")))
     return pick, len(group), pick(group)
+
+
+def _may_be_written_into(group: Mapping[str, Any]) -> bool:
+    """Tell whether an option is a tensor, which stays the same one when its number changes."""
+    settings = _settings(group)[2]
+    options = [settings] if not isinstance(settings, tuple) else settings
+    spread = chain.from_iterable(option if isinstance(option, tuple | list) else (option,) for option in options)
+    return any(isinstance(option, Tensor) for option in spread)
 
 
 def _are_the_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

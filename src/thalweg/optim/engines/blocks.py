@@ -65,10 +65,10 @@ class Block:
         self.standing: list[Any] = []  # what stands in those dicts, one after another
         self.owned = False
         if self.steps is not None:
-            for held, step in zip(self.held, torch.as_tensor(self.steps).unbind(), strict=True):
+            for held, step in zip(self.held, _tensor(self.steps).unbind(), strict=True):
                 held.append(("step", step))
         for i, name in enumerate(self.carried_names):
-            self.hold(name, torch.as_tensor(self.numbers)[:, i].unbind())
+            self.hold(name, _tensor(self.numbers)[:, i].unbind())
 
     def _here(self, array: Array) -> Any:
         """Give numbers of the block's own as they are calculated with: an array, or a tensor on the accelerator."""
@@ -180,9 +180,16 @@ class Block:
         if self.steps is None:
             return True
         counts = self.steps.tolist()
+        if not 0 <= counts[0] < math.inf:
+            return False
         if counts[0] != float(np.float32(self.taken)) if self.taken >= _EXACT else counts[0] != self.taken:
             self.taken = int(counts[0])
         return counts.count(counts[0]) == len(counts)
+
+
+def _tensor(numbers: Any) -> Tensor:
+    """See numbers as a tensor where they are; `as_tensor` would copy them to whatever device is torch's default."""
+    return numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
 
 
 def steps_taken(entry: Mapping[str, Any]) -> int:

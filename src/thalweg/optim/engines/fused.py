@@ -41,6 +41,7 @@ Frame = tuple[kernels.Kernel, Any, int]
 _ADDRESS = Tensor.data_ptr
 _count_change = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 _BYTES = attrgetter("nbytes")
+_DTYPE = attrgetter("dtype")
 _ZEROS = repeat(0.0)
 
 
@@ -97,7 +98,9 @@ class Fused(Block):
     def fits(self, state: StateOf, same: bool = False) -> bool:
         """Tell whether parameters and state are still those that the block was made for, and lie as they did."""
         if not self.seen.are_of(self.parameters):
-            if not self._lies_well(self.parameters):
+            if [*map(FACE, self.parameters)] != self.faces or not self._lies_well(self.parameters):
+                return False
+            if any(p.is_conj() or p.is_neg() for p in self.parameters):
                 return False
             self.seen = Faces(self.parameters)
         addresses = [*map(_ADDRESS, self.parameters)]
@@ -109,6 +112,9 @@ class Fused(Block):
         if not self.owned:
             return True
         if [*map(_ADDRESS, self.grounds)] != self.lying:
+            owners = self.parameters * len(self.states)
+            if not all(map(_lies_as, self.kept, owners)) or not all(map(has_memory, self.kept)):
+                return False
             self._locate()
         return self.has_its_state(state, same)
 
@@ -123,7 +129,7 @@ class Fused(Block):
             self.grounds += [tensor for tensor in kept if tensor is not None]
             small = [p for p, mine in zip(self.parameters, kept, strict=True) if mine is None and p.numel() < SMALL]
             if small:
-                self.grounds.append(torch.empty(sum(map(Tensor.numel, small)), dtype=self.dtype))
+                self.grounds.append(torch.empty(sum(map(Tensor.numel, small)), dtype=self.dtype, device=self.device))
             places = iter(_laid_out(self.grounds[-1], small) if small else [])
             for i, (entry, p) in enumerate(zip(entries, self.parameters, strict=True)):
                 mine = kept[i]
@@ -221,7 +227,9 @@ class Fused(Block):
     def _lies_well(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether tensors lie as the block's parameters did when it was made: as many numbers of one kind, in one order."""
         return (
-            [*map(_BYTES, tensors)] == self.bytes  # PyTorch sees to it that the dtypes of weights and gradients agree
+            [*map(_BYTES, tensors)] == self.bytes
+            and [*map(_DTYPE, tensors)].count(self.dtype)
+            == len(tensors)  # `grad_dtype` lets int32 stand beside float32
             and (
                 all(map(Tensor.is_contiguous, tensors))
                 if self.is_contiguous

@@ -140,7 +140,7 @@ def kept_share(aligned: Any, count: int) -> Any:
     >>> kept_share(50, 100)
     2.0
     """
-    return 1.0 / maths.maximum(aligned / count, LEAST_KEPT)
+    return 1.0 / maths.maximum(aligned / max(count, 1), LEAST_KEPT)
 
 
 def averaged(average: Any, w: Any, share: Any) -> Any:

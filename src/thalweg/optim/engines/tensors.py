@@ -355,7 +355,7 @@ def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[Share], count: int
     ordered = _in_order(norms, shares, count)
     devices = {n.device for n in ordered if isinstance(n, Tensor)}
     if not devices:
-        return torch.tensor(ordered, dtype=torch.float32)
+        return torch.tensor(ordered, dtype=torch.float32, device="cpu")
     device = devices.pop() if len(devices) == 1 else torch.device("cpu")
     return torch.stack([torch.as_tensor(n, device=device, dtype=torch.float32) for n in ordered])
 

@@ -56,7 +56,8 @@ class Whole(Block):
         before, *held = map(joined, (parameter, *parts))
         w, g = before.to(self.compute), self.gradient.to(self.compute)
         kept = _share_of if move.work.cautious else None
-        fresh, *rest = move.formula()(decays[0], w, g, *held[: self.carried], kept=kept)
+        with torch.autocast(parameter.device.type, enabled=False):  # which would round the products of matrices
+            fresh, *rest = move.formula()(decays[0], w, g, *held[: self.carried], kept=kept)
         norms = ([_norm(w)], [_norm(fresh - w)], [math.nan]) if move.record else None
         for part, old, new in zip(parts, held, rest, strict=False):
             if isinstance(old, Tensor):
