@@ -4,6 +4,7 @@ It fails where they are not the same. Every process draws the same data; each ta
 """
 
 import copy
+import os
 import sys
 
 import torch
@@ -131,6 +132,8 @@ def main(rank, world, file, way):
                 save_and_load(way, *followed, rank, world)
                 skip_together(*followed, rank, world)
     dist.destroy_process_group()
+    # To free a DistributedDataParallel is now and then to wait, with Python's lock, for a thread of torch's that waits for it.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -689,6 +689,7 @@ def run_together(world, way, folder):
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
 @pytest.mark.heavy
