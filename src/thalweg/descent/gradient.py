@@ -65,7 +65,7 @@ def backward(descent: Descent, drawn: Draw) -> float:
         return loss.item()
     total, weights = 0.0, 0.0
     for part, size in zip(drawn.parts, drawn.sizes, strict=True):
-        counted = objective.counted(part, size)
+        counted = objective.divisor(part, size)
         if not counted:  # all its targets are ignored, so it has no mean
             continue
         with autocast(precision, device):

@@ -111,7 +111,7 @@ class Descent:
         are left out, the micro-batch that fits, and the figure to beat.
         """
         load_model_state(self.model, state["model"])
-        for name, buffer in self.problem.objective.memory.items():
+        for name, buffer in self.problem.objective.loss_buffers.items():
             buffer.copy_(state["loss"][name])
         self._load_optimizer_state(state["optimizer"])
         loop = state["loop"]
@@ -143,7 +143,7 @@ class Descent:
         buffers = {name: b for name, b in self.model.named_buffers() if is_strided(b)}
         return {
             "model": clone_into(None, buffers),
-            "loss": clone_into(None, self.problem.objective.memory),
+            "loss": clone_into(None, self.problem.objective.loss_buffers),
             "loop": loop,
         }
 
@@ -165,7 +165,7 @@ class Descent:
         return summed(list(model_state(self.model).items()), size=16)
 
     def _tensors(self) -> dict[str, Any]:
-        memory = self.problem.objective.memory
+        memory = self.problem.objective.loss_buffers
         own = {"loss": memory} if memory else {}
         return {"model": model_state(self.model), "optimizer": self._optimizer_state(), **own}
 
