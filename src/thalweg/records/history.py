@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg.errors import RunError, nearest
-from thalweg.records import database, plain
+from thalweg.records import database, json_values
 from thalweg.records.database import Answer
 
 FORMAT = 1
@@ -172,8 +172,8 @@ class History:
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, and flush. `data`: plain values, NaN and infinities included."""
         try:
-            text = json.dumps(plain.encode(dict(data or {})), allow_nan=False)
-        except plain.NotPlainError as error:
+            text = json.dumps(json_values.encode(dict(data or {})), allow_nan=False)
+        except json_values.NotPlainError as error:
             raise RunError(f"the data of the event {kind!r} cannot be kept: {error}") from error
         with self._lock:
             self._events.append((int(step), kind, message, text))
@@ -274,7 +274,7 @@ class History:
         query = """SELECT step, kind, message, data, segment, step >= live_until
                    FROM event JOIN segment ON segment = segment.id ORDER BY event.id"""
         return [
-            Event(step, kind, message, plain.decode(json.loads(data)), segment, bool(superseded))
+            Event(step, kind, message, json_values.decode(json.loads(data)), segment, bool(superseded))
             for step, kind, message, data, segment, superseded in self._ask(lambda connection: _all(connection, query))
         ]
 

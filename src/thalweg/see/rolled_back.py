@@ -17,7 +17,7 @@ SHOWN = ("loss", "learning_rate", "gradient_norm")
 BUSY_SECONDS = 10.0
 
 
-def abandoned(run: Run) -> list[Figures]:
+def rolled_back_stretches(run: Run) -> list[Figures]:
     """Give each stretch of steps that a rollback undid, as columns; none for a run that is in memory only.
 
     Steps that were walked anew after a stop are left out: they came out the same.
