@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, SupportsFloat
@@ -77,6 +77,14 @@ class Series(NamedTuple):
 
     steps: Steps
     values: Float64s
+
+
+class Superseded(NamedTuple):
+    """Figures of one segment that a later one, `by`, took the place of: "step" and each name that was asked for."""
+
+    segment: int
+    by: int
+    columns: dict[str, Float64s]
 
 
 class Table(NamedTuple):
@@ -258,6 +266,26 @@ class History:
         kept = [(step, value) for step, value, nan in rows if value is not None or (nan and name in json.loads(nan))]
         steps, values = [step for step, _ in kept], [value for _, value in kept]
         return Series(np.array(steps, np.int64), np.array(values, np.float64))
+
+    def superseded(self, names: Sequence[str]) -> list[Superseded]:
+        """Give the figures that are superseded, by segment; NaN where nothing was recorded under a name."""
+
+        def question(connection: sqlite3.Connection) -> tuple[list[Segment], list[tuple[Any, ...]]]:
+            columns = _columns(connection)
+            fields = ", ".join(f"c{columns[name]}" if name in columns else "NULL" for name in names)
+            query = f"""SELECT segment, step, {fields} FROM figures JOIN segment ON segment = id
+                        WHERE step >= live_until ORDER BY segment, step"""
+            return _segments(connection), _all(connection, query)
+
+        segments, rows = self._ask(question)
+        found: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
+        for segment, step, *values in rows:
+            by = min(later.id for later in segments if later.id > segment and later.first_step <= step)
+            found.setdefault((segment, by), []).append((step, *values))
+        return [
+            Superseded(segment, by, dict(zip(("step", *names), np.array(part, np.float64).T, strict=True)))
+            for (segment, by), part in found.items()
+        ]
 
     def table(self, name: str) -> Table:
         """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
