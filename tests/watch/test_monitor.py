@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.records import plain
+from thalweg.records import json_values
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.monitor import MOST_ATTEMPTS, Monitor
 
@@ -163,7 +163,7 @@ def test_going_on_from_saved_values_changes_nothing(before, after):
     one, other = Monitor(), Monitor()
     for step, loss in enumerate(before):
         one.observe(taken(step, loss, 1.0, 0.1, False))
-    other.load_state_dict(plain.decode(plain.encode(one.state_dict())))
+    other.load_state_dict(json_values.decode(json_values.encode(one.state_dict())))
     for step, loss in enumerate(after, len(before)):
         assert str(one.observe(taken(step, loss, 1.0, 0.1, False))) == str(
             other.observe(taken(step, loss, 1.0, 0.1, False))
