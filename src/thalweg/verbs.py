@@ -56,7 +56,7 @@ def fit(
     from thalweg.descent.budget import check_budget, check_seed
     from thalweg.descent.look import SECONDS, look
     from thalweg.descent.train import check_room, train_plan
-    from thalweg.see.story import describe_cost
+    from thalweg.see.run_text import describe_cost
     from thalweg.tuning.estimate import cost
     from thalweg.tuning.tune import check_fixed, price, tune_plan
     from thalweg.watch.before import ask
@@ -114,7 +114,7 @@ def estimate(
     device: str = "auto",
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
-    from thalweg.see.story import describe_cost
+    from thalweg.see.run_text import describe_cost
     from thalweg.tuning.estimate import cost
 
     problem = _posed(task, device)

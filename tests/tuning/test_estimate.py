@@ -6,7 +6,7 @@ from torch import nn
 import thalweg as tw
 from thalweg.descent.problem import pose
 from thalweg.errors import PlanError
-from thalweg.see.story import describe_cost
+from thalweg.see.run_text import describe_cost
 from thalweg.tuning.estimate import Cost, cost
 
 X = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))

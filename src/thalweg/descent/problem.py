@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.descent.ambient import alone, ambient
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.places import places
 from thalweg.descent.rehearsal import rehearse
 from thalweg.errors import DataError, TaskError, few

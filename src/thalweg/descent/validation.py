@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.descent.ambient import alone
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, to_device
 from thalweg.errors import DataError, TaskError, few
