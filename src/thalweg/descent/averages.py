@@ -16,7 +16,7 @@ from thalweg.descent.problem import to_device
 from thalweg.descent.state import Descent
 from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling import Batches, StreamSource, mix
-from thalweg.sampling.sources import seed_all, spoilt_rows
+from thalweg.sampling.sources import nonfinite_rows, seed_all
 
 _STATISTICS = 4  # keeps the draws and random numbers of these passes apart from those of the steps
 MOST = 50  # batches that statistics are estimated from
@@ -60,7 +60,7 @@ def _batches(descent: Descent) -> Iterator[Any]:
     plan = descent.plan
     most = min(MOST, max(FEWEST, plan.validate_every or MOST))
     for number, part in enumerate(islice(_parts(descent), most)):
-        if spoilt_rows(part):
+        if nonfinite_rows(part):
             continue
         seed_all(mix(plan.seed, _STATISTICS, descent.step, number))
         yield to_device(part, descent.problem.device)

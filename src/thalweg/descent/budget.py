@@ -24,7 +24,7 @@ from thalweg.errors import PlanError
 from thalweg.optim.engines import best
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.sampling import Batches, smallest_part
-from thalweg.sampling.sources import given_batch
+from thalweg.sampling.sources import loader_knobs
 
 TIMED = 12  # steps that are timed to turn seconds into steps
 POSITIONS = {
@@ -120,7 +120,7 @@ def seconds_per_step(problem: Problem, plan: Plan, count: int = TIMED) -> float:
 
 
 def _settle_batch(problem: Problem, plan: Plan) -> Plan:
-    knobs = given_batch(problem.task.data)
+    knobs = loader_knobs(problem.task.data)
     for knob, value in knobs.items():
         if plan.why(knob).source == "given" and getattr(plan, knob) != value:
             raise PlanError(

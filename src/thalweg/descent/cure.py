@@ -16,7 +16,7 @@ from thalweg.errors import DivergedError, NonFiniteError, few
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.weights import load_model_state
 from thalweg.sampling import Draw
-from thalweg.sampling.sources import spoilt_rows as rows_of
+from thalweg.sampling.sources import nonfinite_rows as rows_of
 from thalweg.watch import cures
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up

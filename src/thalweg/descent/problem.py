@@ -20,7 +20,7 @@ from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
 from thalweg.sampling.arrays import as_tensor
-from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
+from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, tree_map
 
 REHEARSED = 32  # examples of the rehearsal: batch normalisation needs more than one, speed asks for few
 _INIT = 1  # keeps the stream of random numbers of the initialisation apart from those of the steps
@@ -168,7 +168,7 @@ def _widen(target: Tensor) -> Tensor:
 def check_finite(source: TensorSource, name: str) -> None:
     """Refuse NaN and infinity in data. Raises DataError with the first rows and columns."""
     for number, leaf in enumerate(leaves(source.nest)):
-        rows = spoilt_rows(leaf)
+        rows = nonfinite_rows(leaf)
         if not rows:
             continue
         columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()

@@ -20,7 +20,7 @@ from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.plan import Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
-from thalweg.sampling.sources import summed
+from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
 
@@ -162,7 +162,7 @@ class Descent:
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
-        return summed(list(model_state(self.model).items()), size=16)
+        return checksum(list(model_state(self.model).items()), size=16)
 
     def _tensors(self) -> dict[str, Any]:
         memory = self.problem.objective.loss_buffers

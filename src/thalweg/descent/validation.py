@@ -19,7 +19,7 @@ from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import Objective, shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
-from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
+from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, tree_map
 
 LARGEST = 1024  # examples a validation batch, where the data are indexed
 _VALIDATION = 3  # keeps the random numbers of validations apart from those of the steps
@@ -79,7 +79,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                     break
                 batch, size = drawn
                 loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-                first, spoilt = first + size, [] if torch.isfinite(loss) else spoilt_rows(batch)
+                first, spoilt = first + size, [] if torch.isfinite(loss) else nonfinite_rows(batch)
                 if spoilt:
                     _refuse(problem, [first - size + row for row in spoilt])
                     size -= len(spoilt)

@@ -15,7 +15,7 @@ from thalweg.descent.budget import check_budget, check_seed, seconds_per_step, s
 from thalweg.descent.problem import Problem
 from thalweg.errors import DivergedError, PlanError, nearest
 from thalweg.records.plan import Evidence, Plan
-from thalweg.sampling.sources import given_batch
+from thalweg.sampling.sources import loader_knobs
 from thalweg.tuning import batch_size, priors
 from thalweg.tuning.search import Search
 
@@ -155,7 +155,7 @@ def with_threads(problem: Problem, plan: Plan, decided: Mapping[str, Any]) -> Pl
 
 def with_batch_size(problem: Problem, plan: Plan, decided: Mapping[str, Any], epochs: float | None, say: Say) -> Plan:
     """Measure batch sizes and choose one, unless the person or their loader has."""
-    if "batch_size" in decided or given_batch(problem.task.data):
+    if "batch_size" in decided or loader_knobs(problem.task.data):
         return plan
     if problem.count is None and epochs is not None:
         return plan
