@@ -17,7 +17,7 @@ from thalweg.records.plan import Plan
 from thalweg.records.run import PLAN, STATUS, Run, as_folder, recorded_task
 from thalweg.records.task import Task
 
-LOOK_SHARE = 0.05  # of `seconds=`, for each part of the look before training
+CHECK_SHARE = 0.05  # of `seconds=`, for each part of the check before training
 
 if TYPE_CHECKING:
     from thalweg.descent.problem import Problem
@@ -54,12 +54,12 @@ def fit(
     descent cannot be saved.
     """
     from thalweg.descent.budget import check_budget, check_seed
-    from thalweg.descent.look import SECONDS, look
+    from thalweg.descent.pretraining import SECONDS, measure_before_training
     from thalweg.descent.train import check_room, train_plan
     from thalweg.see.run_text import describe_cost
     from thalweg.tuning.estimate import cost
     from thalweg.tuning.tune import check_fixed, price, tune_plan
-    from thalweg.watch.before import ask
+    from thalweg.watch.moments import before_training
 
     started = time.perf_counter()
     if out is not None:
@@ -71,7 +71,8 @@ def fit(
     price(effort)
     check_fixed(fixed or {})
     problem = _posed(task, device)
-    found = ask(look(problem, seed, seconds=SECONDS if seconds is None else min(SECONDS, LOOK_SHARE * seconds)))
+    limit = SECONDS if seconds is None else min(SECONDS, CHECK_SHARE * seconds)
+    found = before_training(measure_before_training(problem, seed, seconds=limit))
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
     if seconds is not None:  # opening the data and looking them over are part of what was asked for
@@ -228,17 +229,18 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     DataError.
     """
     from thalweg.descent.budget import check_seed
-    from thalweg.descent.look import look
-    from thalweg.watch.before import ask
+    from thalweg.descent.pretraining import measure_before_training
+    from thalweg.watch.moments import before_training
 
     seed = check_seed(seed)
-    return ask(look(_posed(task, device), seed))
+    return before_training(measure_before_training(_posed(task, device), seed))
 
 
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
-    """Give what went wrong in a run, finished or still going."""
-    opened = run if isinstance(run, Run) else Run.open(run)
-    return list(opened.diagnoses)
+    """Give what went wrong in a run, finished or still going: what was found before and during it, and what its history shows."""
+    from thalweg.watch.moments import diagnose_run
+
+    return diagnose_run(run if isinstance(run, Run) else Run.open(run))
 
 
 def report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:

@@ -16,7 +16,6 @@ import torch
 from thalweg import rules
 from thalweg.descent.ambient import ambient
 from thalweg.descent.gradient import compute_gradient
-from thalweg.descent.loop import set_rate
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent, default_validate_every
@@ -111,7 +110,7 @@ def seconds_per_step(problem: Problem, plan: Plan, count: int = TIMED) -> float:
     with ambient(plan.threads):
         for _ in range(count + 2):
             start = time.perf_counter()
-            set_rate(descent)
+            descent.set_rate(descent.rate())
             compute_gradient(descent, recorder)
             descent.optimizer.step()
             times.append(time.perf_counter() - start)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thalweg.formatting import format_number, percent, printable
 from thalweg.see.axes import LARGEST, Axis, Values, choose
 from thalweg.see.downsampling import Columns, reduce, smooth
-from thalweg.see.formatting import format_number, percent, printable
 
 FULL = 10_000  # coordinates of the plot's far corner
 MOST_DOTS = 40  # points of a line that are drawn as dots too

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from thalweg.errors import ThalwegError
+from thalweg.formatting import format_number, is_share, several
 from thalweg.records.run import Run
 from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
 from thalweg.see.events import event_place, event_sentences
-from thalweg.see.formatting import format_number, is_share, several
 from thalweg.see.rolled_back import rolled_back_stretches
 
 MOST_METRICS = 8

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 
+from thalweg.formatting import format_number, grouped, printable, sentence, times_as
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
 from thalweg.see import run_text
-from thalweg.see.formatting import format_number, grouped, printable, sentence, times_as
 
 QUIET = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
 SAME_PLACE = 10  # steps after a trouble within which another is taken for the same one, as the watch does

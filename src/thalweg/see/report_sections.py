@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from thalweg.formatting import format_number, grouped, printable, seconds, sentence, several
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
@@ -18,7 +19,6 @@ from thalweg.see import curves, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.charts import MARKS
 from thalweg.see.events import event_place, event_sentences, treatments
-from thalweg.see.formatting import format_number, grouped, printable, seconds, sentence, several
 
 MOST_EVENTS, MOST_FOUND, MOST_FIGURES = 200, 40, 60
 STATES = {

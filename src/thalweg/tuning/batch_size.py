@@ -14,7 +14,6 @@ import torch
 from thalweg.descent.ambient import ambient
 from thalweg.descent.budget import with_fitting_batches
 from thalweg.descent.gradient import compute_gradient
-from thalweg.descent.loop import set_rate
 from thalweg.descent.out_of_memory import out_of_memory
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Recorder
@@ -68,7 +67,7 @@ def _seconds(problem: Problem, plan: Plan) -> float | None:
         with ambient(plan.threads):
             for _ in range(7):
                 start = time.perf_counter()
-                set_rate(descent)
+                descent.set_rate(descent.rate())
                 compute_gradient(descent, recorder)
                 descent.optimizer.step()
                 times.append(time.perf_counter() - start)

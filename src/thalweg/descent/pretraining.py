@@ -1,4 +1,4 @@
-"""Looking before walking: the cheap tests of `check`, on copies."""
+"""Before training: measure the initial model on some examples, by short trial fits on copies."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from thalweg import optim
 from thalweg.descent.ambient import alone, ambient
 from thalweg.descent.problem import REHEARSED, Problem, first_batch, start_model, to_device
-from thalweg.landscape.start import (
+from thalweg.landscape.initial_figures import (
     RATES,
     Fit,
+    InitialFigures,
     Repeats,
-    Start,
     alike,
     ample,
     constant_loss,
     extent,
     goal,
-    measure_start,
+    measure_initial,
     out_of_reach,
     reaction,
     repeats,
@@ -45,7 +45,7 @@ BOUNDS = (0.0, 1.0)  # of size, as ReLU, sigmoid and tanh have them
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
+def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> InitialFigures:
     """Measure the task's start: loss, gradients, reaction, scale, whether one batch can be fitted, and what carries over.
 
     Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged; pushing
@@ -55,7 +55,7 @@ def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
         problem = problem.private()
         sample = _sample(problem, seed, seconds)
         batch = to_device(_some(problem, seed), problem.device)
-        start = measure_start(problem.objective, start_model(problem, seed), batch)
+        start = measure_initial(problem.objective, start_model(problem, seed), batch)
         until = time.perf_counter() + seconds
         start, seen = _with_fit(problem, start, batch, seed, until)
         start = replace(
@@ -67,7 +67,7 @@ def look(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> Start:
         return start if problem.task.step else _with_data(problem, start, sample or _all(problem), batch)
 
 
-def _with_data(problem: Problem, start: Start, batches: list[Any], batch: Any) -> Start:
+def _with_data(problem: Problem, start: InitialFigures, batches: list[Any], batch: Any) -> InitialFigures:
     """Add what many examples tell, or the few of one batch where there are no more."""
     some = batches or [batch]
     targets = [target_of(problem.objective, part, start.compares) for part in some]
@@ -190,8 +190,8 @@ def _without_dropout(problem: Problem, seed: int) -> nn.Module:
 
 
 def _with_fit(
-    problem: Problem, start: Start, batch: Any, seed: int, until: float
-) -> tuple[Start, tuple[float, float] | None]:
+    problem: Problem, start: InitialFigures, batch: Any, seed: int, until: float
+) -> tuple[InitialFigures, tuple[float, float] | None]:
     """Add how a few examples of the batch were fitted, and give the range of the outputs after that."""
     few, judged = _few(problem, batch, seed)
     tries, model = _tries(problem, few, seed, until)
@@ -278,7 +278,7 @@ def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float,
 
 
 def _bounds(
-    problem: Problem, start: Start, batch: Any, seed: int, fitted: tuple[float, float] | None, until: float
+    problem: Problem, start: InitialFigures, batch: Any, seed: int, fitted: tuple[float, float] | None, until: float
 ) -> tuple[float | None, float | None]:
     """Give the bounds that outputs do not pass when a copy of the model is pushed down, and up; None where there is none.
 

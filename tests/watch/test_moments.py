@@ -9,8 +9,8 @@ from torch import nn
 
 import thalweg as tw
 from thalweg import examples
-from thalweg.landscape.start import Fit, Repeats, Scale, Start
-from thalweg.watch.before import ask
+from thalweg.landscape.initial_figures import Fit, InitialFigures, Repeats, Scale
+from thalweg.watch.moments import before_training
 
 PIXELS, DIGITS = load_digits(return_X_y=True)
 PIXELS = (PIXELS / 16).astype(np.float32)
@@ -236,7 +236,11 @@ def zero_loss(output, target):
 
 
 FAULTY = {
-    "softmax before cross-entropy": (lambda: task(mlp(64, 10, nn.ReLU, nn.Softmax(1))), "softmax twice", "warning"),
+    "softmax before cross-entropy": (
+        lambda: task(mlp(64, 10, nn.ReLU, nn.Softmax(1))),
+        "softmax twice",
+        "warning",
+    ),
     "the same, sorted by class": (
         lambda: task(mlp(64, 10, nn.ReLU, nn.Softmax(1)), PIXELS[SORTED], DIGITS[SORTED]),
         "softmax twice",
@@ -245,7 +249,11 @@ FAULTY = {
     "units that are all off": (lambda: task(dead), "output ignores input", "critical"),
     "inputs that are all alike": (lambda: task(x=PIXELS * 0 + 1), "output ignores input", "critical"),
     "labels that are all alike": (lambda: task(y=DIGITS * 0), "targets all alike", "warning"),
-    "a few labels that are all alike": (lambda: task(x=PIXELS[:50], y=DIGITS[:50] * 0), "targets all alike", "warning"),
+    "a few labels that are all alike": (
+        lambda: task(x=PIXELS[:50], y=DIGITS[:50] * 0),
+        "targets all alike",
+        "warning",
+    ),
     "inputs and labels that are all alike": (
         lambda: task(x=PIXELS[:50] * 0, y=DIGITS[:50] * 0),
         "output ignores input",
@@ -283,7 +291,11 @@ FAULTY = {
         "squashed scores",
         "warning",
     ),
-    "tanh before cross-entropy": (lambda: task(mlp(64, 10, nn.ReLU, nn.Tanh())), "squashed scores", "warning"),
+    "tanh before cross-entropy": (
+        lambda: task(mlp(64, 10, nn.ReLU, nn.Tanh())),
+        "squashed scores",
+        "warning",
+    ),
     "sigmoid and targets beyond": (
         lambda: line(small(4, 1, nn.Sigmoid()), y=10 * LINE),
         "targets out of reach",
@@ -362,14 +374,14 @@ def test_check_leaves_the_model_as_it_was():
 
 
 def test_what_was_not_measured_is_not_judged():
-    assert ask(Start(loss=2.3)) == []
+    assert before_training(InitialFigures(loss=2.3)) == []
 
 
 SLOW = Fit(started=2.3, reached=2.29, goal=2.1, ample=1.5, constant=2.2, examples=32, steps=100, rate=0.03)
 
 
 def test_a_batch_that_cannot_be_fitted_is_told_with_what_it_is_compared_with():
-    found = ask(Start(loss=2.3, fit=SLOW))[0]
+    found = before_training(InitialFigures(loss=2.3, fit=SLOW))[0]
     assert found.symptom == "one batch cannot be fitted"
     assert "from 2.3 to 2.29" in found.cause
     assert "one fixed answer for all gives 2.2" in found.cause
@@ -377,7 +389,7 @@ def test_a_batch_that_cannot_be_fitted_is_told_with_what_it_is_compared_with():
 
 
 def test_what_follows_from_a_known_cause_is_no_finding_of_its_own():
-    found = ask(Start(loss=2.3, fit=SLOW, scale={"inputs": Scale(0.0, 1e-3, -2e-3, 2e-3)}))
+    found = before_training(InitialFigures(loss=2.3, fit=SLOW, scale={"inputs": Scale(0.0, 1e-3, -2e-3, 2e-3)}))
     assert [f.symptom for f in found] == ["tiny inputs"]
     assert found[0].consequences == ("one batch cannot be fitted",)
 
@@ -401,6 +413,6 @@ def test_a_cure_names_the_numbers_to_standardise_by():
     ],
 )
 def test_more_twins_than_training_rows_have_among_themselves_are_a_leak(repeats, severity):
-    found = ask(Start(loss=1.0, repeats=repeats))
+    found = before_training(InitialFigures(loss=1.0, repeats=repeats))
     assert [f.severity for f in found] == ([severity] if severity else [])
     assert all("3 (training 7)" in f.cause and f.examples == (7,) for f in found)

@@ -1,4 +1,4 @@
-"""Looking before walking: what is measured on copies, and what is left unmeasured."""
+"""Before training: what is measured on copies, and what is left unmeasured."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.look import _few, _unlike, look
+from thalweg.descent.pretraining import _few, _unlike, measure_before_training
 from thalweg.descent.problem import pose
-from thalweg.landscape.start import RATES
-from thalweg.watch.before import ask
+from thalweg.landscape.initial_figures import RATES
+from thalweg.watch.moments import before_training
 
 X = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -28,16 +28,16 @@ def scored(*last):
 
 
 def test_where_time_runs_out_nothing_is_guessed():
-    start = look(problem(data=(X, Y.flip(0))), seconds=0.0)
+    start = measure_before_training(problem(data=(X, Y.flip(0))), seconds=0.0)
     assert start.fit is None
     assert start.held_out is None
-    assert look(scored(nn.Sigmoid()), seconds=0.0).bounds == (None, None)
-    assert ask(start) == []
+    assert measure_before_training(scored(nn.Sigmoid()), seconds=0.0).bounds == (None, None)
+    assert before_training(start) == []
 
 
 def test_a_fit_is_tried_at_larger_rates_until_one_serves():
-    assert look(problem()).fit.rate == RATES[0]
-    far = look(problem(net(outputs=1), nn.MSELoss(), (X, 300 * X[:, :1]))).fit
+    assert measure_before_training(problem()).fit.rate == RATES[0]
+    far = measure_before_training(problem(net(outputs=1), nn.MSELoss(), (X, 300 * X[:, :1]))).fit
     assert far.rate > RATES[0]
     assert far.done
     assert not far.easy
@@ -57,7 +57,7 @@ def test_a_fit_is_tried_at_larger_rates_until_one_serves():
     ],
 )
 def test_bounds_of_the_outputs_are_found_by_pushing(last, bounds, seed):
-    assert look(scored(*last), seed).bounds == bounds
+    assert measure_before_training(scored(*last), seed).bounds == bounds
 
 
 def test_outputs_that_nothing_moves_have_no_bounds():
@@ -65,7 +65,7 @@ def test_outputs_that_nothing_moves_have_no_bounds():
         def forward(self, x):
             return x * 0
 
-    assert look(scored(Zero())).bounds == (None, None)
+    assert measure_before_training(scored(Zero())).bounds == (None, None)
 
 
 def test_no_more_examples_are_asked_for_than_there_is_room_for():
@@ -88,14 +88,14 @@ def test_unlike_targets_are_chosen():
 
 
 def test_repeats_are_looked_for_where_both_data_are_in_memory():
-    assert look(problem(validation=(X[:10], Y[:10]))).repeats.found == 10
+    assert measure_before_training(problem(validation=(X[:10], Y[:10]))).repeats.found == 10
     items = [(x, y) for x, y in zip(X[:10], Y[:10], strict=True)]
-    assert look(problem(validation=items)).repeats is None
-    assert look(problem()).repeats is None
+    assert measure_before_training(problem(validation=items)).repeats is None
+    assert measure_before_training(problem()).repeats is None
 
 
 def test_looking_leaves_random_numbers_as_they_were():
     made = problem(validation=(X[:10], Y[:10]))
     before = torch.get_rng_state()
-    look(made)
+    measure_before_training(made)
     assert torch.equal(torch.get_rng_state(), before)

@@ -84,8 +84,8 @@ class Repeats(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Start:
-    """What was seen. `None` means that it could not be measured for this task."""
+class InitialFigures:
+    """Figures of a model before training, measured on a batch and some more examples; None: not measurable for this task."""
 
     loss: float
     compares: Compares = ""  # what the loss takes the outputs for, where that is known
@@ -151,7 +151,7 @@ def ample(loss: float, constant: float | None) -> float:
     return AMPLE * (loss if constant is None or constant <= 0 else constant)
 
 
-def measure_start(objective: Objective, model: nn.Module, batch: Any) -> Start:
+def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> InitialFigures:
     """Measure a throw-away model on one batch; its parameters keep their values, its buffers may not."""
     model.train()
     model.zero_grad(set_to_none=True)
@@ -161,13 +161,13 @@ def measure_start(objective: Objective, model: nn.Module, batch: Any) -> Start:
     idle = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     model.zero_grad(set_to_none=True)
     if objective.task.step is not None:
-        return Start(loss=float(loss.detach()), gradients=gradients, idle=idle)
+        return InitialFigures(loss=float(loss.detach()), gradients=gradients, idle=idle)
     model.eval()
     with torch.no_grad():
         output, target = objective.outputs(model, batch)
     known = constant_loss(objective, output, target)
     first, kind = _first(objective, batch), compares(objective.task, output, target)
-    return Start(
+    return InitialFigures(
         loss=float(loss.detach()),
         compares=kind,
         constant_loss=known[0] if known else None,

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thalweg.landscape.objective import Objective
-from thalweg.landscape.start import (
+from thalweg.landscape.initial_figures import (
     Scale,
     alike,
     ample,
@@ -14,11 +13,12 @@ from thalweg.landscape.start import (
     constant_loss,
     extent,
     goal,
-    measure_start,
+    measure_initial,
     out_of_reach,
     repeats,
     scales,
 )
+from thalweg.landscape.objective import Objective
 from thalweg.records.task import Task
 
 X = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
@@ -52,9 +52,9 @@ def test_class_weights_weigh_in_the_constant_predictors_loss():
     assert constant_loss(objective(loss), X, Y)[0] == pytest.approx(best, rel=1e-4)
 
 
-def test_figures_of_a_plain_task():
+def test_figures_of_a_plain_tbefore_training():
     model = nn.Linear(4, 4)
-    start = measure_start(objective(), model, (X, Y))
+    start = measure_initial(objective(), model, (X, Y))
     assert start.loss == pytest.approx(float(F.cross_entropy(model(X), Y).detach()))
     assert set(start.gradients) == {"weight", "bias"}
     assert start.idle == ()
@@ -77,12 +77,12 @@ def test_an_output_that_ignores_its_input_does_not_react():
         def forward(self, x):
             return self.b.expand(len(x), 4)
 
-    assert measure_start(objective(), Deaf(), (X, Y)).reaction == 0.0
+    assert measure_initial(objective(), Deaf(), (X, Y)).reaction == 0.0
 
 
 def test_columns_are_compared():
     wide = X * torch.tensor([1.0, 1e4, 1.0, 1.0]) + torch.tensor([0.0, 0.0, 0.0, 50.0])
-    start = measure_start(objective(), nn.Linear(4, 4), (wide, Y))
+    start = measure_initial(objective(), nn.Linear(4, 4), (wide, Y))
     assert 5e3 < start.column_spread < 2e4
     assert start.column_offset[0] == 3
     assert start.column_offset[1] == pytest.approx(50, rel=0.2)
@@ -92,14 +92,14 @@ def test_a_column_that_is_nearly_always_the_same_is_not_far_away():
     rare = X.clone()
     rare[:, 1] = -1.0
     rare[7, 1] = -0.9
-    assert measure_start(objective(), nn.Linear(4, 4), (rare, Y)).column_offset[1] < 2
+    assert measure_initial(objective(), nn.Linear(4, 4), (rare, Y)).column_offset[1] < 2
 
 
 def test_probabilities_and_their_logarithms_are_recognised():
-    start = measure_start(objective(), nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), (X, Y))
+    start = measure_initial(objective(), nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)), (X, Y))
     assert start.output_sum_to_one
     assert start.output_log_sum > 1
-    logs = measure_start(objective(F.nll_loss), nn.Sequential(nn.Linear(4, 4), nn.LogSoftmax(1)), (X, Y))
+    logs = measure_initial(objective(F.nll_loss), nn.Sequential(nn.Linear(4, 4), nn.LogSoftmax(1)), (X, Y))
     assert logs.output_log_sum == pytest.approx(0.0, abs=1e-5)
     assert logs.compares == "log-probabilities"
 
@@ -187,7 +187,7 @@ def test_other_kinds_of_rows_are_not_compared():
 
 def test_a_step_of_ones_own_is_measured_as_far_as_it_can_be():
     made = Objective(Task(model=lambda: nn.Linear(4, 4), step=lambda m, b: m(b[0]).square().mean(), data=(X, Y)))
-    start = measure_start(made, nn.Linear(4, 4), (X, Y))
+    start = measure_initial(made, nn.Linear(4, 4), (X, Y))
     assert start.reaction is None
     assert start.constant_loss is None
     assert start.gradients["weight"] > 0

@@ -32,6 +32,15 @@ def format_number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def typed_number(value: float) -> str:
+    """Say a number as one would type it: three digits, or all of a large whole part, and no comma.
+
+    >>> typed_number(152.13), typed_number(77.1), typed_number(123456.7), typed_number(1e9)
+    ('152', '77.1', '123457', '1e+09')
+    """
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
+
+
 def compact(value: float) -> str:
     """Say a round figure in few characters, for an axis.
 
