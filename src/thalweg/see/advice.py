@@ -102,7 +102,7 @@ def _cures(run: Run) -> list[str]:
 
 
 def _skips(run: Run) -> list[str]:
-    steps = Counter(event.step for event in run.events if event.kind == "nonfinite")
+    steps = Counter(event.step for event in run.events if "batch" in event.data)
     back = sum(event.kind == "rollback" for event in run.events)
     if not steps or back:
         return []

@@ -50,6 +50,7 @@ class Cause:
         cure: the cure for what was found during training, from the recent steps and the number of the attempt at this place.
         test: decides what the figures leave open, by the batch at hand and by replaying it from the last snapshot (None where
             there is none); gives the diagnosis with what it found, and with a cure where another one than `cure` is due.
+        summary: says the finding in one short sentence, from its evidence, for lists of events; None: its cause does.
         explains: symptoms that follow from this cause: where both are found, they are named as its consequences.
         refutable: symptoms, found before training, that a training which learns disproves.
     """
@@ -62,6 +63,7 @@ class Cause:
     after: Callable[[FinishedHistory], Iterable[Diagnosis]] | None = None
     cure: Callable[[Window, int], Cure] | None = None
     test: Callable[[Diagnosis, Batch, Replay | None], Diagnosis] | None = None
+    summary: Callable[[Mapping[str, Any]], str] | None = None
     explains: tuple[str, ...] = ()
     refutable: tuple[str, ...] = ()
 

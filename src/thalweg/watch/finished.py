@@ -150,8 +150,12 @@ class FinishedHistory:
         x, y = self.recorded("validation/loss")
         steps, rates = self.recorded("learning_rate")
         x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-        troubled = any(event.kind in ("rollback", "diverging", "nonfinite") for event in self.events)
-        if troubled or self.status != "finished" or len(y) < 5 or not len(rates):
+        if (
+            any(_is_trouble(event) for event in self.events)
+            or self.status != "finished"
+            or len(y) < 5
+            or not len(rates)
+        ):
             return False
         fell = y[0] - y[-1]
         travelled = np.interp(x, steps, np.cumsum(np.nan_to_num(rates)), left=0.0)
@@ -190,3 +194,8 @@ class FinishedHistory:
     def value_text(self, value: float) -> str:
         """Say a value of the criterion."""
         return figure(self.select, value)
+
+
+def _is_trouble(event: Event) -> bool:
+    """Tell whether something went wrong at an event: training went back, left a batch out, or found something critical."""
+    return event.kind == "rollback" or "batch" in event.data or event.data.get("severity") == "critical"

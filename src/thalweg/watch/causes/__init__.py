@@ -7,8 +7,10 @@ A third party's cause comes by an entry point of the group `thalweg.causes`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from thalweg.watch.cause import Cause
 from thalweg.watch.causes.bad_data_scale import bad_data_scale
@@ -41,13 +43,22 @@ CAUSES: dict[str, Cause] = {
     "wrong-output": wrong_output,
 }
 
-__all__ = ["CAUSES", "all_causes"]
+__all__ = ["CAUSES", "all_causes", "summary_of"]
 
 
 @cache
 def all_causes() -> tuple[Cause, ...]:
     """List all causes, third parties' included; of those, one that cannot be loaded is left out with a warning."""
     return (*CAUSES.values(), *(cause for point in entry_points(group="thalweg.causes") for cause in _loaded(point)))
+
+
+def summary_of(name: str, evidence: Mapping[str, Any]) -> str:
+    """Say a finding of a cause in one short sentence; nothing where the cause has no such sentence, or is not known here."""
+    cause = next((cause for cause in all_causes() if cause.name == name), None)
+    try:
+        return cause.summary(evidence) if cause is not None and cause.summary is not None else ""
+    except (KeyError, TypeError):  # evidence of another version
+        return ""
 
 
 def _loaded(point: EntryPoint) -> list[Cause]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+from thalweg.formatting import format_number
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.cures import calm
@@ -86,10 +87,17 @@ def _explodes(window: Window) -> bool:
     return window.seen < ARMED and first is not None and window.loss > EXPLODED * first > 0
 
 
+def ran_away(evidence: Mapping[str, Any]) -> str:
+    """Say the finding in one sentence."""
+    smoothed, best = (format_number(evidence[name]["value"]) for name in ("smoothed_loss", "best_smoothed_loss"))
+    return f"The loss ran away: its running mean was {smoothed}, after {best} at its best."
+
+
 diverging = Cause(
     name="diverging",
     meaning="the loss grows instead of falling, because steps at this learning rate overshoot",
     rank=20,
     during=Diverging,
     cure=calm,
+    summary=ran_away,
 )
