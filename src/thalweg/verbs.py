@@ -5,6 +5,7 @@ What a verb runs is imported when it is called, so that `import thalweg` costs l
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from thalweg.errors import DivergedError, PlanError, RunError, TaskError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
+from thalweg.records.request import Request
 from thalweg.records.run import PLAN, STATUS, Run, as_folder, recorded_task
 from thalweg.records.task import Task
 
@@ -53,34 +55,26 @@ def fit(
     Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
     descent cannot be saved.
     """
-    from thalweg.descent.budget import check_budget, check_seed
     from thalweg.descent.look import SECONDS, look
     from thalweg.descent.train import check_room, train_plan
     from thalweg.see.story import describe_cost
-    from thalweg.tuning.estimate import cost
-    from thalweg.tuning.tune import check_fixed, price, tune_plan
+    from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
     from thalweg.watch.before import ask
 
     started = time.perf_counter()
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
     if out is not None:
         out = as_folder(out)
         _check_writable(out)
         check_room(out)  # before the search has cost anything
-    check_budget(epochs, steps, seconds)
-    seed = check_seed(seed)
-    price(effort)
-    check_fixed(fixed or {})
-    problem = _posed(task, device)
-    found = ask(look(problem, seed, seconds=SECONDS if seconds is None else min(SECONDS, LOOK_SHARE * seconds)))
+    problem = _posed(task, request.device)
+    found = ask(look(problem, request.seed, seconds=min(SECONDS, LOOK_SHARE * (request.seconds or math.inf))))
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
-    if seconds is not None:  # opening the data and looking them over are part of what was asked for
-        seconds = max(seconds - (time.perf_counter() - started), 0.5 * seconds)
-    expected = cost(
-        problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
-    )
-    say(describe_cost(expected))
-    plan = tune_plan(problem, effort=effort, seed=seed, fixed=fixed, start=expected.start, say=say)
+    request = request.after(time.perf_counter() - started)  # opening the data and examining them are part of it
+    start = start_plan(problem, request, say)
+    say(describe_cost(estimate_cost(problem, request, start)))
+    plan = complete_plan(problem, request, start, say)
     try:
         run = train_plan(problem, plan, out, progress, found)
     except (DivergedError, KeyboardInterrupt):
@@ -115,12 +109,11 @@ def estimate(
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
     from thalweg.see.story import describe_cost
-    from thalweg.tuning.estimate import cost
+    from thalweg.tuning.tune import estimate_cost, start_plan
 
-    problem = _posed(task, device)
-    return describe_cost(
-        cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed)
-    )
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    problem = _posed(task, request.device)
+    return describe_cost(estimate_cost(problem, request, start_plan(problem, request)))
 
 
 def tune(
@@ -140,8 +133,9 @@ def tune(
 
     Arguments and errors as for `fit`.
     """
-    from thalweg.tuning.tune import tune_plan
+    from thalweg.tuning.tune import complete_plan, start_plan
 
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
     path = None if out is None else as_folder(out)
     if path is not None and path.suffix != ".toml":
         path = path / PLAN
@@ -149,16 +143,8 @@ def tune(
         raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
     if path is not None:
         _check_writable(path.parent)
-    plan = tune_plan(
-        _posed(task, device),
-        epochs=epochs,
-        steps=steps,
-        seconds=seconds,
-        effort=effort,
-        seed=seed,
-        fixed=fixed,
-        say=say,
-    )
+    problem = _posed(task, request.device)
+    plan = complete_plan(problem, request, start_plan(problem, request, say), say)
     if path is not None:
         try:
             plan.save(path)
@@ -183,15 +169,16 @@ def train(
 
     On an existing `out` the same plan unfinished is resumed and finished is opened. Raises as `fit` does.
     """
-    from thalweg.descent.budget import settle
+    from thalweg.descent.settle import settle
     from thalweg.descent.train import train_plan
 
     if not isinstance(plan, Plan):
         raise PlanError(f"`plan` is a {type(plan).__name__}. Give a thalweg.Plan, such as Plan.load('plan.toml').")
-    problem = _posed(task, device)
     if seed is not None:
         plan = plan.replace(seed=seed)
-    return train_plan(problem, settle(problem, plan, epochs=epochs, steps=steps, seconds=seconds), out, progress)
+    request = Request(epochs, steps, seconds, effort=1, seed=plan.seed, device=device)
+    problem = _posed(task, request.device)
+    return train_plan(problem, settle(problem, plan, request), out, progress)
 
 
 def resume(
@@ -227,12 +214,11 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     that can be fitted, the scale of the data, the output layer. What cannot be trained at all is raised as TaskError or
     DataError.
     """
-    from thalweg.descent.budget import check_seed
     from thalweg.descent.look import look
     from thalweg.watch.before import ask
 
-    seed = check_seed(seed)
-    return ask(look(_posed(task, device), seed))
+    request = Request(seed=seed, device=device)
+    return ask(look(_posed(task, request.device), request.seed))
 
 
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thalweg as tw
-from thalweg.descent.budget import settle
 from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import pose
 from thalweg.descent.progress import Silent
+from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
+from thalweg.records.request import Request
 
 
 def blobs(count: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ def plan(**knobs: Any) -> tw.Plan:
 
 def started(task: tw.Task, made: tw.Plan) -> tuple[Descent, Keeper]:
     problem = pose(task)
-    return Descent(problem, settle(problem, made)), Keeper()
+    return Descent(problem, settle(problem, made, Request())), Keeper()
 
 
 def walk(descent: Descent, keeper: Keeper, until: int | None = None) -> None:

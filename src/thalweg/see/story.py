@@ -18,7 +18,7 @@ from thalweg.see.axes import Values
 from thalweg.see.wording import figure, plain, seconds, several
 
 if TYPE_CHECKING:
-    from thalweg.tuning.estimate import Cost
+    from thalweg.tuning.tune import Cost
 
 EXAMPLES = "thalweg.examples."
 

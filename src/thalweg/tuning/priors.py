@@ -88,16 +88,16 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def constants(rule: str, steps: int) -> tuple[dict[str, float | bool], dict[str, Evidence]]:
+def constants(rule: str, steps: int) -> tuple[dict[str, float | bool], Evidence]:
     """Give the rule's constants where a run's length says more than the rule's defaults."""
     known = rules.get(rule).constants
     if known.get("beta2", 0.0) <= 0.99 or steps >= SHORT:
-        return {}, {}
+        return {}, Evidence("default")
     reason = f"beta2 = 0.99 below {SHORT:,} steps, so that the second moment has many lifetimes within the run"
-    return {"beta2": 0.99}, {"constants": Evidence("derived", reason)}
+    return {"beta2": 0.99}, Evidence("derived", reason)
 
 
-def warmup_steps(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[int, str]:
+def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[int, str]:
     """Give the steps of warm-up and the reason.
 
     2 / (1 - beta2) for Adam-like rules (Ma & Yarats 2019, arXiv:1910.04209: as good as RAdam), at most a tenth of the run.
@@ -111,7 +111,7 @@ def warmup_steps(rule: str, chosen: dict[str, float | bool], steps: int) -> tupl
     return min(wanted, most), f"2 / (1 - {beta2:g}) = {wanted} steps (arXiv:1910.04209), at most a tenth of the run"
 
 
-def schedule(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[Schedule, Evidence]:
+def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule, Evidence]:
     """Give the schedule: linear to zero after a warm-up, but for rules that bring an average or a rate of their own."""
     one = rules.get(rule)
     if one.finds_rate:

@@ -1,0 +1,45 @@
+"""Timing: a few steps of a descent that is thrown away, for whoever plans by the clock."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from typing import NamedTuple
+
+from thalweg.descent.ambient import ambient
+from thalweg.descent.keeper import Keeper
+from thalweg.descent.loop import feel, set_rate
+from thalweg.descent.problem import Problem
+from thalweg.descent.progress import Silent
+from thalweg.descent.state import Descent
+from thalweg.records.plan import Plan
+
+WARM_UP = 2  # steps before those that count
+LONG = 1000  # steps of a schedule to be timed on, where the plan has no budget yet
+
+
+class StepTime(NamedTuple):
+    """Seconds per step, and whether a step's examples fitted into memory at once (else they were cut into parts)."""
+
+    seconds: float
+    fits: bool
+
+
+def time_steps(problem: Problem, plan: Plan, count: int = 12, patience: float = math.inf) -> StepTime:
+    """Time steps of a throw-away descent: the median of `count` after two for warm-up; fewer where `patience` seconds are over.
+
+    Raises TaskError where memory runs out with a single example.
+    """
+    descent, keeper, times = Descent(problem, plan if plan.steps else plan.replace(steps=LONG)), Keeper(), list[float]()
+    try:
+        with ambient(plan.threads):
+            while len(times) < WARM_UP + count and sum(times) <= patience:
+                started = time.perf_counter()
+                set_rate(descent)
+                feel(descent, keeper, Silent())
+                descent.optimizer.step()
+                times.append(time.perf_counter() - started)
+    finally:
+        descent.batches.close()
+    return StepTime(statistics.median(times[WARM_UP:] or times), descent.accumulate == plan.accumulate)
