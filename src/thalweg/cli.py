@@ -470,7 +470,7 @@ def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """`thalweg diagnose`."""
     from thalweg import verbs
     from thalweg.see.advice import next_steps
-    from thalweg.see.happenings import treatments
+    from thalweg.see.events import treatments
 
     run = Run.open(options.folder)
     status = run.summary.get("status", "unknown")

@@ -57,7 +57,7 @@ def fit(
     """
     from thalweg.descent.look import SECONDS, look
     from thalweg.descent.train import check_room, train_plan
-    from thalweg.see.story import describe_cost
+    from thalweg.see.run_text import describe_cost
     from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
     from thalweg.watch.before import ask
 
@@ -108,7 +108,7 @@ def estimate(
     device: str = "auto",
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
-    from thalweg.see.story import describe_cost
+    from thalweg.see.run_text import describe_cost
     from thalweg.tuning.tune import estimate_cost, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)

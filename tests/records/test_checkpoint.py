@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from thalweg.errors import CheckpointError
-from thalweg.records import checkpoint, sections, tensorfile
+from thalweg.records import checkpoint, tensor_sections, tensorfile
 from thalweg.records.checkpoint import MANIFEST, load, newest, save, steps, verify
 
 COMMON = [*tensorfile.DTYPES.values(), torch.complex32, torch.complex64, torch.complex128]
@@ -538,4 +538,4 @@ def test_what_was_moved_aside_when_the_process_died_still_counts(tmp_path):
 
 def test_a_state_taken_apart_shares_its_memory_until_it_is_written():
     weight = torch.randn(100)
-    assert sections.split({"m": {"w": weight}}).tensors["m"]["w"].data_ptr() == weight.data_ptr()
+    assert tensor_sections.split({"m": {"w": weight}}).tensors["m"]["w"].data_ptr() == weight.data_ptr()

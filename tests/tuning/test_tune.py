@@ -13,7 +13,7 @@ import thalweg as tw
 from thalweg.descent.problem import pose
 from thalweg.errors import DivergedError, PlanError
 from thalweg.records.request import Request
-from thalweg.see.story import describe_cost
+from thalweg.see.run_text import describe_cost
 from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, plan_rungs, start_plan
 
 generator = torch.Generator().manual_seed(0)

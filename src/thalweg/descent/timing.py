@@ -8,10 +8,10 @@ import time
 from typing import NamedTuple
 
 from thalweg.descent.ambient import ambient
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.loop import feel, set_rate
+from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.loop import set_rate
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.records.plan import Plan
 
@@ -31,13 +31,17 @@ def time_steps(problem: Problem, plan: Plan, count: int = 12, patience: float = 
 
     Raises TaskError where memory runs out with a single example.
     """
-    descent, keeper, times = Descent(problem, plan if plan.steps else plan.replace(steps=LONG)), Keeper(), list[float]()
+    descent, recorder, times = (
+        Descent(problem, plan if plan.steps else plan.replace(steps=LONG)),
+        Recorder(),
+        list[float](),
+    )
     try:
         with ambient(plan.threads):
             while len(times) < WARM_UP + count and sum(times) <= patience:
                 started = time.perf_counter()
                 set_rate(descent)
-                feel(descent, keeper, Silent())
+                compute_gradient(descent, recorder)
                 descent.optimizer.step()
                 times.append(time.perf_counter() - started)
     finally:

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from thalweg.errors import CheckpointError
-from thalweg.records import sections, tensorfile
-from thalweg.records.sections import Parts
+from thalweg.records import tensor_sections, tensorfile
+from thalweg.records.tensor_sections import Parts
 from thalweg.records.tensorfile import FileSum
 
 FORMAT = 1
@@ -77,7 +77,7 @@ def save(
         raise CheckpointError(
             f"a checkpoint cannot be named {name!r}: use lower-case letters, digits, _ and -, such as 'best'."
         )
-    folder, parts = Path(folder), sections.split(state)
+    folder, parts = Path(folder), tensor_sections.split(state)
     final = folder / (name or f"step-{step:08d}")
     temporary = folder / f".tmp-{final.name}"
     try:
@@ -327,7 +327,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
             if kind == "safetensors":
                 found = tensorfile.read_tensors(path / name, expected)
                 tensors.update({f"{section}/{key}": tensor for key, tensor in found.items()})
-        return sections.join(content, tensors), manifest.step
+        return tensor_sections.join(content, tensors), manifest.step
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}. Check the disk.") from error
     except CheckpointError as error:

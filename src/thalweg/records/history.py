@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, SupportsFloat
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg.errors import RunError, nearest
-from thalweg.records import database, plain
+from thalweg.records import database, json_values
 from thalweg.records.database import Answer
 
 FORMAT = 1
@@ -77,6 +77,14 @@ class Series(NamedTuple):
 
     steps: Steps
     values: Float64s
+
+
+class Superseded(NamedTuple):
+    """Figures of one segment that a later one, `by`, took the place of: "step" and each name that was asked for."""
+
+    segment: int
+    by: int
+    columns: dict[str, Float64s]
 
 
 class Table(NamedTuple):
@@ -172,8 +180,8 @@ class History:
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, and flush. `data`: plain values, NaN and infinities included."""
         try:
-            text = json.dumps(plain.encode(dict(data or {})), allow_nan=False)
-        except plain.NotPlainError as error:
+            text = json.dumps(json_values.encode(dict(data or {})), allow_nan=False)
+        except json_values.NotPlainError as error:
             raise RunError(f"the data of the event {kind!r} cannot be kept: {error}") from error
         with self._lock:
             self._events.append((int(step), kind, message, text))
@@ -259,6 +267,26 @@ class History:
         steps, values = [step for step, _ in kept], [value for _, value in kept]
         return Series(np.array(steps, np.int64), np.array(values, np.float64))
 
+    def superseded(self, names: Sequence[str]) -> list[Superseded]:
+        """Give the figures that are superseded, by segment; NaN where nothing was recorded under a name."""
+
+        def question(connection: sqlite3.Connection) -> tuple[list[Segment], list[tuple[Any, ...]]]:
+            columns = _columns(connection)
+            fields = ", ".join(f"c{columns[name]}" if name in columns else "NULL" for name in names)
+            query = f"""SELECT segment, step, {fields} FROM figures JOIN segment ON segment = id
+                        WHERE step >= live_until ORDER BY segment, step"""
+            return _segments(connection), _all(connection, query)
+
+        segments, rows = self._ask(question)
+        found: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
+        for segment, step, *values in rows:
+            by = min(later.id for later in segments if later.id > segment and later.first_step <= step)
+            found.setdefault((segment, by), []).append((step, *values))
+        return [
+            Superseded(segment, by, dict(zip(("step", *names), np.array(part, np.float64).T, strict=True)))
+            for (segment, by), part in found.items()
+        ]
+
     def table(self, name: str) -> Table:
         """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
         query = """SELECT step, shape, data FROM arrays JOIN segment ON segment = id
@@ -274,7 +302,7 @@ class History:
         query = """SELECT step, kind, message, data, segment, step >= live_until
                    FROM event JOIN segment ON segment = segment.id ORDER BY event.id"""
         return [
-            Event(step, kind, message, plain.decode(json.loads(data)), segment, bool(superseded))
+            Event(step, kind, message, json_values.decode(json.loads(data)), segment, bool(superseded))
             for step, kind, message, data, segment, superseded in self._ask(lambda connection: _all(connection, query))
         ]
 

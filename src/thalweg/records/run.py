@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import nn
 
 from thalweg.errors import RunError, nearest
-from thalweg.records import checkpoint, history, plain
+from thalweg.records import checkpoint, history, json_values
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.plan import Plan
@@ -128,7 +128,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     """Read `run.json`: "status", "summary", "metrics", "diagnoses". Raises RunError where the folder is no run's."""
     path = folder / STATUS
     try:
-        status = plain.decode(json.loads(path.read_text("utf-8")))
+        status = json_values.decode(json.loads(path.read_text("utf-8")))
         for entry in (status, status["summary"], status.setdefault("metrics", {})):
             if not isinstance(entry, dict) or not all(isinstance(key, str) for key in cast("dict[Any, Any]", entry)):
                 raise TypeError(f"{entry!r:.60} is no table")
@@ -157,7 +157,7 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
     """Write `run.json` in one move, so that a reader never sees half of it. Raises RunError where the disk refuses."""
     path, fresh = folder / STATUS, folder / f".{STATUS}.tmp"
     try:
-        fresh.write_text(json.dumps(plain.encode(dict(status)), indent=1, allow_nan=False), "utf-8")
+        fresh.write_text(json.dumps(json_values.encode(dict(status)), indent=1, allow_nan=False), "utf-8")
         fresh.replace(path)
     except OSError as error:
         raise RunError(

@@ -15,9 +15,9 @@ import numpy as np
 from thalweg import rules
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.run import Run
-from thalweg.see import story
+from thalweg.see import run_text
 from thalweg.see.axes import Values
-from thalweg.see.wording import is_share, number, percent, plain, sentence, several
+from thalweg.see.formatting import format_number, is_share, percent, printable, sentence, several
 from thalweg.tuning.priors import is_adaptive
 
 LATE = 0.8  # of the run: a best before this is early, and what improved after it was improving to the end
@@ -50,18 +50,18 @@ def _before_training(run: Run) -> tuple[list[str], list[str]]:
     for found in run.diagnoses:
         if found.step is not None:
             continue
-        said = f"Found before training: {plain(found.symptom)}."
+        said = f"Found before training: {printable(found.symptom)}."
         if found.symptom in REFUTABLE and _learnt_much(run):
             asides.append(f"{said} But the training did learn, so nothing needs to be mended.")
             continue
-        cure = f" {plain(found.cure.action)}" if found.cure else ""
-        (asides if found.severity == "note" else causes).append(f"{said} {sentence(plain(found.cause))}{cure}")
+        cure = f" {printable(found.cure.action)}" if found.cure else ""
+        (asides if found.severity == "note" else causes).append(f"{said} {sentence(printable(found.cause))}{cure}")
     return causes, asides
 
 
 def _learnt_much(run: Run) -> bool:
     """Tell whether at least half of the loss at the start is gone."""
-    before, after = story.start(run).get("loss", math.nan), float(run.metrics.get("loss", math.nan))
+    before, after = run_text.start(run).get("loss", math.nan), float(run.metrics.get("loss", math.nan))
     return math.isfinite(before) and after <= before - 0.5 * abs(before)
 
 
@@ -82,18 +82,18 @@ def _give(knob: str, value: str) -> str:
 
 
 def _unfinished(run: Run) -> list[str]:
-    status = story.status(run)
+    status = run_text.status(run)
     if status in ("interrupted", "running", "failed"):
         if run.folder is None:
             return [
                 "The run is not finished, and was kept in memory only: give `out=` to be able to go on after a stop."
             ]
-        return [f"The run is not finished. Go on with `{story.resume(run)}`; it continues to the same bits."]
+        return [f"The run is not finished. Go on with `{run_text.resume(run)}`; it continues to the same bits."]
     if status == "diverged":
         rate = run.plan.learning_rate
         return [
             f"The descent diverged, and lower rates and clipping did not save it. Run `thalweg check` on the task for its data"
-            f" and loss; then try a learning rate of {number(rate / 100)} instead of {number(rate)}."
+            f" and loss; then try a learning rate of {format_number(rate / 100)} instead of {format_number(rate)}."
         ]
     return []
 
@@ -101,21 +101,21 @@ def _unfinished(run: Run) -> list[str]:
 def _learnt(run: Run) -> list[str]:
     """Compare the criterion with the start: worse, or as good as unchanged."""
     select = str(run.summary.get("select", "loss"))
-    before, after = story.start(run).get(select, math.nan), float(run.metrics.get(select, math.nan))
+    before, after = run_text.start(run).get(select, math.nan), float(run.metrics.get(select, math.nan))
     if not math.isfinite(before):
         return []
-    told, check = story.called(run, select), _cause(run)
-    values = f"{story.wording_of(run, after)} at the end, {story.wording_of(run, before)} at the start"
+    told, check = run_text.called(run, select), _cause(run)
+    values = f"{run_text.wording_of(run, after)} at the end, {run_text.wording_of(run, before)} at the start"
     if _timid(run):
         return [f"Hardly anything was learnt: the {told} is {values}. {_raise(run)}"]
     if not math.isfinite(after):
         return [f"The {told} ended not finite. Look for log(0), division by zero or overflow in the loss; {check}."]
     if abs(after - before) <= MATTERS * abs(before):
         return [f"Nothing was learnt worth the name: the {told} is {values}. {sentence(check)}."]
-    if story.better(run, before, after):
+    if run_text.better(run, before, after):
         return [f"The model is worse than before the first step: the {told} is {values}. {sentence(check)}."]
     if run.metrics.get("r2", 1.0) <= 0:
-        r2 = number(float(run.metrics["r2"]))
+        r2 = format_number(float(run.metrics["r2"]))
         return [f"An r2 of {r2} is no better than always predicting the mean. {sentence(check)}."]
     return []
 
@@ -125,11 +125,11 @@ def _timid(run: Run) -> bool:
 
     The way is the sum of the rates, so that a rate that falls to zero does not look like a loss that has levelled off.
     """
-    x, y = story.recorded(run, "validation/loss")
-    steps, rates = story.recorded(run, "learning_rate")
+    x, y = run_text.recorded(run, "validation/loss")
+    steps, rates = run_text.recorded(run, "learning_rate")
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     troubled = any(event.kind in ("rollback", "diverging", "nonfinite") for event in run.events)
-    if troubled or story.status(run) != "finished" or len(y) < 5 or not len(rates):
+    if troubled or run_text.status(run) != "finished" or len(y) < 5 or not len(rates):
         return False
     fell = y[0] - y[-1]
     way = np.interp(x, steps, np.cumsum(np.nan_to_num(rates)), left=0.0)
@@ -140,9 +140,9 @@ def _timid(run: Run) -> bool:
 
 def _raise(run: Run) -> str:
     rate = run.plan.learning_rate
-    short = ", or the run far too short" if story.steps(run) < SHORT else ""
+    short = ", or the run far too short" if run_text.steps(run) < SHORT else ""
     choose = "" if run.plan.why("learning_rate").source == "searched" else ", or let `thalweg fit` search for it"
-    told, knob = f"the learning rate of {number(rate)}", _give("learning_rate", f"{10 * rate:.3g}")
+    told, knob = f"the learning rate of {format_number(rate)}", _give("learning_rate", f"{10 * rate:.3g}")
     if rules.get(run.plan.rule).finds_rate:
         told, choose = f"the rate that {run.plan.rule} found", ""
     if "d_coef" in rules.get(run.plan.rule).constants:
@@ -154,7 +154,7 @@ def _raise(run: Run) -> str:
 
 
 def _idle(run: Run) -> list[str]:
-    idle = [plain(str(name)) for name in run.summary.get("idle_parameters", [])]
+    idle = [printable(str(name)) for name in run.summary.get("idle_parameters", [])]
     if not idle or any(found.symptom == "parameter without gradient" for found in run.diagnoses):
         return []
     more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
@@ -170,8 +170,8 @@ def _cures(run: Run) -> list[str]:
         return []
     rate, ended = run.plan.learning_rate, run.plan.learning_rate * factor
     return [
-        f"The rate of {number(rate)} was too high for this descent: it went back {_times(back)} and ended with"
-        f" {number(ended)} at the peak. Plan anew around that: {_give('learning_rate', f'{ended:.3g}')}."
+        f"The rate of {format_number(rate)} was too high for this descent: it went back {_times(back)} and ended with"
+        f" {format_number(ended)} at the peak. Plan anew around that: {_give('learning_rate', f'{ended:.3g}')}."
     ]
 
 
@@ -189,7 +189,7 @@ def _skips(run: Run) -> list[str]:
 def _overfitting(run: Run) -> list[str]:
     """The criterion was best early and lost much of it afterwards, as the median of the last fifth of the run says."""
     x, y = _criterion(run)
-    if not story.validated(run) or len(y) < 4 or story.status(run) == "running":
+    if not run_text.validated(run) or len(y) < 4 or run_text.status(run) == "running":
         return []
     best = int(np.argmin(_cost(run, y)))
     scale = abs(y[best] - y[0])
@@ -198,19 +198,23 @@ def _overfitting(run: Run) -> list[str]:
     clearly = max(SLIGHT * scale, min(MATTERS * scale, WORSENED * abs(y[best])))
     if best == 0 or x[best] >= LATE * x[-1] or worse < clearly:
         return []
-    told = story.called(run, str(run.summary.get("select", "loss")))
+    told = run_text.called(run, str(run.summary.get("select", "loss")))
     seen = (
-        f"The {told} was best at step {int(x[best]):,} of {int(x[-1]):,} ({story.wording_of(run, y[best])}) and about"
-        f" {story.wording_of(run, late)} over the last fifth of the run"
+        f"The {told} was best at step {int(x[best]):,} of {int(x[-1]):,} ({run_text.wording_of(run, y[best])}) and about"
+        f" {run_text.wording_of(run, late)} over the last fifth of the run"
     )
-    early, last = story.training_loss(run, int(x[best])), story.training_loss(run)
+    early, last = run_text.training_loss(run, int(x[best])), run_text.training_loss(run)
     if math.isfinite(last) and last > early:
         return [
             f"{seen}, and so did the training loss get worse: not overfitting, but steps too long. Try a lower rate."
         ]
-    fell = f", while the training loss went from {number(early)} to {number(last)}" if math.isfinite(last) else ""
+    fell = (
+        f", while the training loss went from {format_number(early)} to {format_number(last)}"
+        if math.isfinite(last)
+        else ""
+    )
     kept = "The best weights were kept. " if run.plan.keep == "best" else 'Keep the best weights (`keep = "best"`). '
-    epochs = story.epochs(run, int(x[best]))
+    epochs = run_text.epochs(run, int(x[best]))
     fewer = f"fewer steps ({epochs or several(int(x[best]), 'step')} were enough)"
     return [
         f"{seen}{fell}: overfitting. {kept}More data, augmentation, dropout or more weight decay would help, or {fewer}."
@@ -220,23 +224,27 @@ def _overfitting(run: Run) -> list[str]:
 def _still_improving(run: Run) -> list[str]:
     """The criterion was at its best at the end, and the last fifth of the run took a good part of what was left."""
     x, y = _criterion(run)
-    if story.status(run) != "finished" or len(y) < 6 or int(np.argmin(_cost(run, y))) < len(y) - 2:
+    if run_text.status(run) != "finished" or len(y) < 6 or int(np.argmin(_cost(run, y))) < len(y) - 2:
         return []
     earlier = y[x <= LATE * x[-1]]
     before, after = float(earlier[-1]), float(y[-1])
     left = abs(before) if run.summary.get("mode", "min") == "min" else abs(before - y[0])
     gained = abs(after - before)
-    if not left or gained < max(STILL * left, NEGLIGIBLE * abs(after - y[0])) or not story.better(run, after, before):
+    if (
+        not left
+        or gained < max(STILL * left, NEGLIGIBLE * abs(after - y[0]))
+        or not run_text.better(run, after, before)
+    ):
         return []
     if _perfect(run) or _timid(run):
         return []
-    told = story.called(run, str(run.summary.get("select", "loss")))
-    longer = f"Give it twice the budget ({story.epochs(run, 2 * x[-1]) or several(2 * int(x[-1]), 'step')})"
+    told = run_text.called(run, str(run.summary.get("select", "loss")))
+    longer = f"Give it twice the budget ({run_text.epochs(run, 2 * x[-1]) or several(2 * int(x[-1]), 'step')})"
     if run.plan.schedule.shape != "constant":
         longer += ", from the start: the schedule is cut to the run's length"
     return [
-        f"The {told} was still improving: {story.wording_of(run, before)} after four fifths of the run,"
-        f" {story.wording_of(run, after)} at the end. {longer}."
+        f"The {told} was still improving: {run_text.wording_of(run, before)} after four fifths of the run,"
+        f" {run_text.wording_of(run, after)} at the end. {longer}."
     ]
 
 
@@ -245,22 +253,22 @@ def _perfect(run: Run) -> bool:
     shares = [float(value) for name, value in run.metrics.items() if is_share(name) and "error" not in name]
     if shares:
         return min(shares) >= 1
-    before, after = story.start(run).get("loss", math.nan), float(run.metrics.get("loss", math.nan))
+    before, after = run_text.start(run).get("loss", math.nan), float(run.metrics.get("loss", math.nan))
     return 0 <= after <= NEGLIGIBLE * before
 
 
 def _clipping(run: Run) -> list[str]:
     """Most steps were clipped. A rule such as Adam divides by the gradient's size, so there it says nothing about the rate."""
-    _, scales = story.recorded(run, "clip_scale")
-    _, norms = story.recorded(run, "gradient_norm")
+    _, scales = run_text.recorded(run, "clip_scale")
+    _, norms = run_text.recorded(run, "gradient_norm")
     seen, norms = scales[np.isfinite(scales)], norms[np.isfinite(norms)]
     share = float((seen < 1).mean()) if len(seen) else 0.0
     if share <= OFTEN or run.plan.clip_norm is None or len(seen) < 10 or is_adaptive(run.plan.rule):
         return []
     usual, higher = float(np.median(norms)), f"{float(np.quantile(norms, 0.9)):.3g}"
     said = (
-        f"The gradient was shortened in {percent(share)} of the steps (median norm {number(usual)}, `clip_norm`"
-        f" {number(run.plan.clip_norm)}), so most steps were equally long, however steep the slope."
+        f"The gradient was shortened in {percent(share)} of the steps (median norm {format_number(usual)}, `clip_norm`"
+        f" {format_number(run.plan.clip_norm)}), so most steps were equally long, however steep the slope."
     )
     if run.plan.why("learning_rate").source == "searched":
         return [
@@ -279,7 +287,7 @@ def _search(run: Run) -> list[str]:
     why = run.plan.why("learning_rate")
     if rules.get(run.plan.rule).finds_rate:
         return []
-    if why.source == "default" and story.status(run) == "finished" and not _timid(run):
+    if why.source == "default" and run_text.status(run) == "finished" and not _timid(run):
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
     ranked = trials_by_rate(run)
     if why.source != "searched" or len(ranked) < 3:
@@ -289,13 +297,13 @@ def _search(run: Run) -> list[str]:
     if rate in (min(rates), max(rates)):
         side, further = ("lowest", rate / 10) if rate == min(rates) else ("highest", rate * 10)
         return [
-            f"The best learning rate of the search, {number(rate)}, was the {side} that was tried: one beyond it, such as"
-            f" {number(further)}, may be better."
+            f"The best learning rate of the search, {format_number(rate)}, was the {side} that was tried: one beyond it, such as"
+            f" {format_number(further)}, may be better."
         ]
     if abs(next_score - score) <= TIE * abs(score):
         return [
-            f"Learning rates {number(rate)} and {number(second)} came out alike in the search ({number(score)} and"
-            f" {number(next_score)}): the choice between them matters little."
+            f"Learning rates {format_number(rate)} and {format_number(second)} came out alike in the search ("
+            f"{format_number(score)} and {format_number(next_score)}): the choice between them matters little."
         ]
     return []
 
@@ -314,7 +322,7 @@ def trials_by_rate(run: Run) -> list[tuple[float, float]]:
 
 
 def _unvalidated(run: Run) -> list[str]:
-    if story.validated(run) or story.status(run) == "running":
+    if run_text.validated(run) or run_text.status(run) == "running":
         return []
     return [
         "There were no validation data, so nobody can say how the model does on data it has not seen. Keep a tenth of the"
@@ -332,7 +340,7 @@ def _well(run: Run) -> str:
     x, y = _criterion(run)
     flat = len(y) >= 6 and all(abs(b - a) < STILL * abs(y[0]) for a, b in pairwise(y[x >= LATE * x[-1]].tolist()))
     levelled = " and had levelled off by the end" if flat else ""
-    told = story.called(run, str(run.summary.get("select", "loss")))
+    told = run_text.called(run, str(run.summary.get("select", "loss")))
     return f"All is well: the {told} improved{levelled}, and nothing had to be corrected. {_left_to_gain(run)}"
 
 
@@ -340,11 +348,12 @@ def _left_to_gain(run: Run) -> str:
     if _perfect(run):
         return "By this measure there is next to nothing left to gain."
     kept = run.summary.get("weights") or {}
-    seen, unseen = story.training_loss(run, kept.get("step")), float(run.metrics.get("loss", math.nan))
+    seen, unseen = run_text.training_loss(run, kept.get("step")), float(run.metrics.get("loss", math.nan))
     if 0 <= seen < GAP * unseen:
         return (
-            f"The training loss of {number(seen)} is far below the validation loss of {number(unseen)}: the model knows its"
-            f" training examples by heart, so what is left to gain lies in more data, augmentation or dropout."
+            f"The training loss of {format_number(seen)} is far below the validation loss of {format_number(unseen)}:"
+            f" the model knows its training examples by heart, so what is left to gain lies in more data,"
+            f" augmentation or dropout."
         )
     return "What is left to gain lies in more data or another model rather than in the knobs."
 
@@ -352,10 +361,10 @@ def _left_to_gain(run: Run) -> str:
 def _criterion(run: Run) -> tuple[Values, Values]:
     """Give the validations of the criterion, the better of raw and averaged weights at each step."""
     select = run.summary.get("select", "loss")
-    x, y = story.recorded(run, f"validation/{select}")
-    averaged = story.column(run, f"ema/{select}")
+    x, y = run_text.recorded(run, f"validation/{select}")
+    averaged = run_text.column(run, f"ema/{select}")
     if len(averaged):
-        there = np.isin(story.column(run, "step"), x)
+        there = np.isin(run_text.column(run, "step"), x)
         costs = np.stack([_cost(run, y), _cost(run, averaged[there])])
         y = np.where(np.isnan(costs).all(0), np.nan, np.nan_to_num(costs, nan=np.inf).min(0))
         y = -y if run.summary.get("mode") == "max" else y

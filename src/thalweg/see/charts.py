@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from thalweg.see.axes import LARGEST, Axis, Values, choose
-from thalweg.see.reduction import Columns, reduce, smooth
-from thalweg.see.wording import number, percent, plain
+from thalweg.see.downsampling import Columns, reduce, smooth
+from thalweg.see.formatting import format_number, percent, printable
 
 FULL = 10_000  # coordinates of the plot's far corner
 MOST_DOTS = 40  # points of a line that are drawn as dots too
@@ -153,10 +153,10 @@ def _cut(drawn: Sequence[Drawn], up: Axis) -> str:
     told: list[str] = []
     if lowest := [c.low.min() for c in shown if c.low.min() < up.low]:
         zero = min(lowest) == 0 and all((c.low[c.low < up.low] == 0).all() for c in shown)
-        which = "Values of exactly zero" if zero else f"Values below {number(up.low)}"
+        which = "Values of exactly zero" if zero else f"Values below {format_number(up.low)}"
         told.append(f"{which} are drawn on the lower edge.")
     if any(c.high.max() > up.high for c in shown):
-        told.append(f"Values above {number(up.high)} are drawn on the upper edge.")
+        told.append(f"Values above {format_number(up.high)} are drawn on the upper edge.")
     return " ".join(told)
 
 
@@ -234,7 +234,7 @@ def _spread(marks: list[Mark], across: Axis) -> list[Mark]:
 
 def _mark(mark: Mark, across: Axis) -> str:
     sign, _ = MARKS[mark.kind]
-    place, told = 100 * float(across.at(mark.x)), escape(plain(mark.text))
+    place, told = 100 * float(across.at(mark.x)), escape(printable(mark.text))
     return f'<span class="mark {mark.kind}" style="left:{place:.2f}%" title="{told}"><b>{sign}</b></span>'
 
 
@@ -245,7 +245,7 @@ def _lost(drawn: Sequence[Drawn], across: Axis, told: str) -> str:
 
 def _stretch(stretch: Stretch, across: Axis) -> str:
     left, right = (round(float(across.at(x)) * FULL) for x in (stretch.start, stretch.end))
-    told = escape(plain(stretch.text))
+    told = escape(printable(stretch.text))
     return (
         f'<rect class="stretch" x="{left}" width="{max(right - left, 10)}" height="{FULL}"><title>{told}</title></rect>'
     )
@@ -254,7 +254,8 @@ def _stretch(stretch: Stretch, across: Axis) -> str:
 def _legend(drawn: Sequence[Drawn], marks: Sequence[Mark], stretches: Sequence[Stretch], told: str) -> str:
     named = {(d.series.name, d.series.colour, d.series.dashed): None for d in drawn if d.series.name}
     keys = [
-        f'<span class="key {c}{" dashed" if dashed else ""}">{escape(plain(name))}</span>' for name, c, dashed in named
+        f'<span class="key {c}{" dashed" if dashed else ""}">{escape(printable(name))}</span>'
+        for name, c, dashed in named
     ]
     keys += [f'<span class="sign {kind}"><b>{MARKS[kind][0]}</b> {MARKS[kind][1]}</span>' for kind in _kinds(marks)]
     if stretches:
@@ -271,21 +272,26 @@ def _kinds(marks: Sequence[Mark]) -> list[str]:
 def _spoken(title: str, drawn: Sequence[Drawn]) -> str:
     """Say the chart for those who do not see it."""
     said = [
-        f"{d.series.name} from {number(float(d.columns.mean[0]))} to {number(float(d.columns.mean[-1]))}"
+        f"{d.series.name} from {format_number(float(d.columns.mean[0]))} to {format_number(float(d.columns.mean[-1]))}"
         for d in drawn
         if len(d.columns.x) and d.series.name
     ]
-    return escape(plain(f"{title}: {'; '.join(said)}"))
+    return escape(printable(f"{title}: {'; '.join(said)}"))
 
 
 def _data(drawn: Sequence[Drawn], across: Axis, x_name: str) -> str:
     """Give what the read-out shows, as JSON that cannot end its element."""
     lines = [
-        {"name": plain(d.series.name), "colour": d.series.colour, "x": _short(d.columns.x), "y": _short(d.columns.mean)}
+        {
+            "name": printable(d.series.name),
+            "colour": d.series.colour,
+            "x": _short(d.columns.x),
+            "y": _short(d.columns.mean),
+        }
         for d in drawn
         if len(d.columns.x) and d.series.name
     ]
-    data = {"x": plain(x_name), "low": across.low, "high": across.high, "log": across.log, "lines": lines}
+    data = {"x": printable(x_name), "low": across.low, "high": across.high, "log": across.log, "lines": lines}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

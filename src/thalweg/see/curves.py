@@ -9,11 +9,12 @@ import numpy as np
 
 from thalweg.errors import ThalwegError
 from thalweg.records.run import Run
-from thalweg.see import happenings, knobs, story
-from thalweg.see.abandoned import abandoned
+from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
-from thalweg.see.wording import is_share, number, several
+from thalweg.see.events import event_place, event_sentences
+from thalweg.see.formatting import format_number, is_share, several
+from thalweg.see.rolled_back import rolled_back_stretches
 
 MOST_METRICS = 8
 SPREAD = 4.0  # ratio of scores from which the good ones need a logarithmic axis to be told apart
@@ -22,16 +23,16 @@ PLANNED = 400  # points of the planned schedule
 
 def loss(run: Run) -> str:
     """Draw training and validation loss, and the losses for which the run went back."""
-    beside = "validation" if story.validated(run) else "training, evaluated"
-    judged = ", ".join(filter(None, [beside, story.own_average(run)]))
+    beside = "validation" if run_text.validated(run) else "training, evaluated"
+    judged = ", ".join(filter(None, [beside, run_text.own_average(run)]))
     lines = [
-        Series("training", *story.recorded(run, "loss"), "train", smooth=True),
-        Series(judged, *story.recorded(run, "validation/loss"), "validation"),
-        Series(f"{beside}, averaged weights (EMA)", *story.recorded(run, "ema/loss"), "ema"),
+        Series("training", *run_text.recorded(run, "loss"), "train", smooth=True),
+        Series(judged, *run_text.recorded(run, "validation/loss"), "validation"),
+        Series(f"{beside}, averaged weights (EMA)", *run_text.recorded(run, "ema/loss"), "ema"),
         *_undone(run, "loss"),
     ]
     note = "Each step's loss stands faintly behind its running mean. Lower is better."
-    if not story.validated(run):
+    if not run_text.validated(run):
         note += " Evaluated: on a sample of the training examples, with the weights at rest and without dropout."
     return chart("Loss", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
 
@@ -40,13 +41,13 @@ def metrics(run: Run) -> list[str]:
     """Draw each metric of the validation."""
     names = [key.removeprefix("validation/") for key in run.history if key.startswith("validation/")]
     charts: list[str] = []
-    judged = ", ".join(filter(None, ["validation", story.own_average(run)]))
+    judged = ", ".join(filter(None, ["validation", run_text.own_average(run)]))
     for name in [n for n in names if n != "loss"][:MOST_METRICS]:
         lines = [
-            Series(judged, *story.recorded(run, f"validation/{name}"), "validation"),
-            Series("averaged weights (EMA)", *story.recorded(run, f"ema/{name}"), "ema"),
+            Series(judged, *run_text.recorded(run, f"validation/{name}"), "validation"),
+            Series("averaged weights (EMA)", *run_text.recorded(run, f"ema/{name}"), "ema"),
         ]
-        title = story.called(run, name)
+        title = run_text.called(run, name)
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         share = is_share(name) and bool(((values >= 0) & (values <= 1)).all())
         charts.append(chart(title[:1].upper() + title[1:], _there(lines), marks=_kept(run), share=share))
@@ -55,10 +56,10 @@ def metrics(run: Run) -> list[str]:
 
 def rate(run: Run) -> str:
     """Draw the learning rate that was used, and the planned one where it differs."""
-    x, y = story.recorded(run, "learning_rate")
+    x, y = run_text.recorded(run, "learning_rate")
     planned_x, planned_y = planned(run)
     lines = [Series("used", x, y, "train")]
-    note = f"The planned schedule: {knobs.value(run.plan, 'schedule')}." if run.plan.steps else ""
+    note = f"The planned schedule: {plan_text.value(run.plan, 'schedule')}." if run.plan.steps else ""
     if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _departs(x, y, planned_x, planned_y)):
         lines.insert(0, Series("planned", planned_x, planned_y, "limit", dashed=True))
     lines += _undone(run, "learning_rate")
@@ -86,13 +87,13 @@ def _departs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool
 
 def gradient(run: Run) -> str:
     """Draw the gradient's norm before clipping, and the limit at which it was clipped."""
-    x, y = story.recorded(run, "gradient_norm")
+    x, y = run_text.recorded(run, "gradient_norm")
     lines = [Series("gradient norm", x, y, "train", smooth=True)]
     if len(x):
         limit_x, limit_y = clip_line(run, float(x[0]), float(x[-1]))
         lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
     lines += _undone(run, "gradient_norm")
-    scales = story.recorded(run, "clip_scale")[1]
+    scales = run_text.recorded(run, "clip_scale")[1]
     seen = scales[np.isfinite(scales)]
     clipped = int((seen < 1).sum())
     note = (
@@ -106,7 +107,8 @@ def gradient(run: Run) -> str:
 def _undone(run: Run, key: str) -> list[Series]:
     """Give the steps that the run went back on, a line for each time."""
     return [
-        Series("abandoned steps", part["step"], part[key], "gone", dashed=True, aside=True) for part in abandoned(run)
+        Series("abandoned steps", part["step"], part[key], "gone", dashed=True, aside=True)
+        for part in rolled_back_stretches(run)
     ]
 
 
@@ -125,17 +127,15 @@ def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
 
 def marks(run: Run) -> list[Mark]:
     """Give what happened, and where the kept weights are from."""
-    told = [
-        Mark(e.step, e.kind, f"{happenings.place(e)}: {said}")
-        for e, said in happenings.happened(run)
-        if e.kind in MARKS
+    return [
+        *_kept(run),
+        *(Mark(e.step, e.kind, f"{event_place(e)}: {text}") for e, text in event_sentences(run) if e.kind in MARKS),
     ]
-    return [*_kept(run), *told]
 
 
 def _kept(run: Run) -> list[Mark]:
     kept = run.summary.get("weights")
-    return [Mark(kept["step"], "best", story.weights(run))] if kept else []
+    return [Mark(kept["step"], "best", run_text.weights(run))] if kept else []
 
 
 def stretches(run: Run) -> list[Stretch]:
@@ -164,13 +164,13 @@ def search(run: Run) -> str:
         with np.errstate(over="ignore", invalid="ignore"):
             means = np.array([y[x == r].mean() for r in rates])
         lines.append(Series(several(steps, "step"), rates, means, colour))
-    chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {number(run.plan.learning_rate)}")
-    select = story.called(run, str(run.summary.get("select", "loss")))
+    chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
+    select = run_text.called(run, str(run.summary.get("select", "loss")))
     note = f"{several(len(trials), 'short training run')}, each with its whole schedule."
     if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
         note += " Where a rate was tried from several seeds, its point is their mean."
     if "price" in seen:
-        note += f" Search and training together cost as much as {number(float(seen['price']))} full trainings."
+        note += f" Search and training together cost as much as {format_number(float(seen['price']))} full trainings."
     return chart(
         "Learning-rate search",
         lines,

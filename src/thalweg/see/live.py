@@ -14,8 +14,9 @@ from rich.table import Column
 from rich.text import Text
 
 from thalweg.records.plan import Plan
-from thalweg.see.happenings import QUIET
-from thalweg.see.wording import figure, grouped, number, plain, seconds
+from thalweg.records.step_figures import StepFigures
+from thalweg.see.events import QUIET
+from thalweg.see.formatting import figure, format_number, grouped, printable, seconds
 
 REFRESH = 0.1  # seconds between two pictures of the bar
 LINE = 5.0  # seconds between two plain lines
@@ -64,7 +65,7 @@ class Pace:
         validation = True if len(self.figures) > 1 else self.validation  # other metrics are of validation data alone
         loss = {True: "validation loss", False: "evaluated training loss", None: "evaluated loss"}[validation]
         return ", ".join(
-            f"{loss if name == 'loss' else plain(name)} {figure(name, float(value))}"
+            f"{loss if name == 'loss' else printable(name)} {figure(name, float(value))}"
             for name, value in self.figures.items()
         )
 
@@ -91,9 +92,9 @@ class RichProgress:
         self.pace, self.due = Pace(self.clock, step, plan.steps, validation), 0.0
         self.bar.start()
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
+    def step(self, figures: StepFigures) -> None:
         """Take in a step; the picture changes ten times a second at most."""
-        self.pace.add(step, loss, rate, examples)
+        self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
         now = self.clock()
         if now >= self.due:
             self.due = now + REFRESH
@@ -106,7 +107,7 @@ class RichProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Say what happened above the bar."""
         if kind not in QUIET:
-            self.console.print(Text(grouped(plain(message))))
+            self.console.print(Text(grouped(printable(message))))
 
     def end(self) -> None:
         """Take the bar away."""
@@ -121,11 +122,11 @@ class RichProgress:
     def _told(self) -> str:
         # Figures keep their width, else the bar would tremble.
         pace, left = self.pace, self.pace.left()
-        parts = [f"loss {number(pace.loss):<7}"]
+        parts = [f"loss {format_number(pace.loss):<7}"]
         if pace.figures:
             parts.append(pace.figures_text())
         if self.console.width >= NARROW:
-            parts += [f"rate {number(pace.rate):<8}", f"{pace.speed():>7,.0f} examples/s"]
+            parts += [f"rate {format_number(pace.rate):<8}", f"{pace.speed():>7,.0f} examples/s"]
         return "  ".join([*parts, *([f"{seconds(round(left))} left"] if left is not None else [])])
 
 
@@ -142,9 +143,9 @@ class PlainProgress:
         self.pace, self.untold = Pace(self.clock, step, plan.steps, validation), False
         self.due, self.soon = self.clock() + LINE, self.clock() + SOON
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
+    def step(self, figures: StepFigures) -> None:
         """Take in a step."""
-        self.pace.add(step, loss, rate, examples)
+        self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
         if self.clock() >= self.due:
             self._tell()
 
@@ -167,11 +168,11 @@ class PlainProgress:
     def _tell(self) -> None:
         pace, now, left = self.pace, self.clock(), self.pace.left()
         self.due, self.soon, self.untold = now + LINE, now + SOON, False
-        parts = [f"loss {number(pace.loss)}"] if pace.last > pace.first else []
+        parts = [f"loss {format_number(pace.loss)}"] if pace.last > pace.first else []
         if pace.figures:
             parts.append(pace.figures_text())
         if pace.last > pace.first:
-            parts += [f"rate {number(pace.rate)}", f"{pace.speed():,.0f} examples/s"]
+            parts += [f"rate {format_number(pace.rate)}", f"{pace.speed():,.0f} examples/s"]
         if left is not None and left >= 1:
             parts.append(f"{seconds(round(left))} left")
         total = f" of {pace.total:,}" if pace.total else ""
@@ -179,7 +180,7 @@ class PlainProgress:
 
     def _say(self, line: str) -> None:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        print(plain(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
+        print(printable(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
 
 
 def make_progress(console: Console | None = None) -> RichProgress | PlainProgress:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from thalweg.errors import RunError
 from thalweg.records.run import REPORT, Run
-from thalweg.see import sections, story
+from thalweg.see import report_sections, run_text
 
 
 def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
@@ -45,15 +45,15 @@ def render(run: Run) -> str:
     body = "\n".join(
         make(run)
         for make in (
-            sections.heading,
-            sections.tiles,
-            sections.advice,
-            sections.charts,
-            sections.plan,
-            sections.events,
-            sections.diagnoses,
-            sections.use,
-            sections.environment,
+            report_sections.heading,
+            report_sections.tiles,
+            report_sections.advice,
+            report_sections.charts,
+            report_sections.plan,
+            report_sections.events,
+            report_sections.diagnoses,
+            report_sections.use,
+            report_sections.environment,
         )
     )
     return f"""<!doctype html>
@@ -63,7 +63,7 @@ def render(run: Run) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{sections.safe(story.name(run))}: thalweg report</title>
+<title>{report_sections.safe(run_text.name(run))}: thalweg report</title>
 <style>
 {style}</style>
 </head>

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from thalweg.descent.memory import out_of_memory
+from thalweg.descent.out_of_memory import out_of_memory
 from thalweg.descent.problem import Problem
 from thalweg.descent.settle import with_fitting_batches
 from thalweg.descent.timing import time_steps

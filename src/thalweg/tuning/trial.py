@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem, pose
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
@@ -22,7 +21,7 @@ def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") 
     task = source.load() if isinstance(source, Source) else source
     descent = Descent(pose(task, device) if isinstance(task, Task) else task, plan)
     try:
-        descend(descent, Keeper(), Silent())
+        descend(descent, Recorder())
     except DivergedError:
         return {}
     return dict(descent.last)

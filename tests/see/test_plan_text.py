@@ -5,21 +5,21 @@ from dataclasses import fields
 import pytest
 
 from thalweg.records.plan import Group, Plan
-from thalweg.see import knobs
+from thalweg.see import plan_text
 
 
 def test_every_knob_is_shown_once():
     plan = Plan(ema=0.99, seed=3)
-    first, rest = knobs.split(plan)
+    first, rest = plan_text.split(plan)
     assert sorted(first + rest) == sorted(f.name for f in fields(plan) if f.name != "evidence")
     assert "ema" in first
     assert "seed" in first
     assert "patience" in rest
-    assert "position" in knobs.split(Plan(position="state_dict"))[1]
+    assert "position" in plan_text.split(Plan(position="state_dict"))[1]
 
 
 def test_every_knob_is_explained():
-    assert set(knobs.ABOUT) == {f.name for f in fields(Plan)} - {"evidence"}
+    assert set(plan_text.ABOUT) == {f.name for f in fields(Plan)} - {"evidence"}
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_every_knob_is_explained():
     ],
 )
 def test_a_value_is_said_in_full(given, knob, told):
-    assert knobs.value(Plan(**given), knob) == told
+    assert plan_text.value(Plan(**given), knob) == told

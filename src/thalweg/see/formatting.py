@@ -11,12 +11,12 @@ from typing import Any
 SHARES = ("accuracy", "acc", "error_rate", "precision", "recall", "f1", "top1", "top5", "hit_rate")
 
 
-def number(value: Any, digits: int = 3) -> str:
+def format_number(value: Any, digits: int = 3) -> str:
     """Say a value: figures with about three digits, whole numbers in full, None as "off".
 
-    >>> number(0.03123456), number(1.2e-05), number(12345), number(1234.56), number(True), number("adamw"), number(None)
-    ('0.0312', '1.2e-05', '12,345', '1,235', 'yes', 'adamw', 'off')
-    >>> number(math.nan), number(-math.inf), number(0.5), number(1e9)
+    >>> [format_number(v) for v in (0.03123456, 1.2e-05, 12345, 1234.56, True, "adamw", None)]
+    ['0.0312', '1.2e-05', '12,345', '1,235', 'yes', 'adamw', 'off']
+    >>> format_number(math.nan), format_number(-math.inf), format_number(0.5), format_number(1e9)
     ('nan', '-inf', '0.5', '1e+09')
     """
     if value is None:
@@ -26,7 +26,7 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if not isinstance(value, float):
-        return plain(str(value))
+        return printable(str(value))
     if math.isfinite(value) and 10**digits <= abs(value) < 1e6:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
@@ -69,7 +69,7 @@ def figure(name: str, value: float) -> str:
     >>> figure("accuracy", 0.9777), figure("loss", 0.10383), figure("accuracy", 97.77)
     ('97.8 %', '0.104', '97.8')
     """
-    return percent(value) if is_share(name) and 0 <= value <= 1 else number(float(value))
+    return percent(value) if is_share(name) and 0 <= value <= 1 else format_number(float(value))
 
 
 def seconds(value: float) -> str:
@@ -96,10 +96,10 @@ def change(name: str, start: Mapping[str, float], end: Mapping[str, float]) -> s
     return f"{figure(name, float(start[name]))} to {after}" if math.isfinite(start.get(name, math.nan)) else after
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     r"""Drop what is no visible character from a stranger's text, and turn line breaks into spaces.
 
-    >>> plain("a\x1b[31mb\nc")
+    >>> printable("a\x1b[31mb\nc")
     'a[31mb c'
     """
     return "".join(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.see.reduction import COLUMNS, reduce, smooth
+from thalweg.see.downsampling import COLUMNS, reduce, smooth
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**32 - 1), st.integers(1, 900))

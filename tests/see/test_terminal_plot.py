@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import thalweg.schedule as schedules
 from thalweg.errors import ThalwegError
-from thalweg.see.plot import BRAILLE, plot, plot_schedule
+from thalweg.see.terminal_plot import BRAILLE, plot, plot_schedule
 
 BLANK = " "
 

@@ -14,10 +14,11 @@ import numpy as np
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
-from thalweg.see import curves, happenings, knobs, story
+from thalweg.see import curves, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.charts import MARKS
-from thalweg.see.wording import grouped, number, plain, seconds, sentence, several
+from thalweg.see.events import event_place, event_sentences, treatments
+from thalweg.see.formatting import format_number, grouped, printable, seconds, sentence, several
 
 MOST_EVENTS, MOST_FOUND, MOST_FIGURES = 200, 40, 60
 STATES = {
@@ -54,7 +55,7 @@ def safe(text: Any) -> str:
     >>> safe("<b>\\x00'")
     '&lt;b&gt;&#x27;'
     """
-    return escape(plain(str(text)))
+    return escape(printable(str(text)))
 
 
 def with_code(text: str) -> str:
@@ -68,18 +69,18 @@ def with_code(text: str) -> str:
 
 def heading(run: Run) -> str:
     """The task's name, how the run stands, and how it ended."""
-    state = story.status(run)
+    state = run_text.status(run)
     chip = f'<span class="state {STATES.get(state, "warn")}">{safe(state)}</span>'
-    kept = story.weights(run)
+    kept = run_text.weights(run)
     return (
-        f'<header><div class="top"><h1>{safe(story.name(run))}</h1>{chip}</div>'
-        f'<p class="lead">{safe(story.headline(run))}</p>{f"<p class=dim>{safe(kept)}</p>" if kept else ""}</header>'
+        f'<header><div class="top"><h1>{safe(run_text.name(run))}</h1>{chip}</div>'
+        f'<p class="lead">{safe(run_text.headline(run))}</p>{f"<p class=dim>{safe(kept)}</p>" if kept else ""}</header>'
     )
 
 
 def tiles(run: Run) -> str:
     """The final figures, large."""
-    shown = [*story.figures(run), *_effort(run)]
+    shown = [*run_text.figures(run), *_effort(run)]
     inside = "".join(
         f'<div class="tile"><span>{safe(name)}</span><b>{safe(value)}</b><small>{safe(told)}</small></div>'
         for name, value, told in shown
@@ -88,11 +89,11 @@ def tiles(run: Run) -> str:
 
 
 def _effort(run: Run) -> list[tuple[str, str, str]]:
-    steps, took = story.steps(run), run.summary.get("seconds")
+    steps, took = run_text.steps(run), run.summary.get("seconds")
     if not steps:
         return []
-    return [("steps", f"{steps:,}", story.epochs(run, steps))] + (
-        [("time", seconds(float(took)), f"on {story.device(run)}")] if took is not None else []
+    return [("steps", f"{steps:,}", run_text.epochs(run, steps))] + (
+        [("time", seconds(float(took)), f"on {run_text.device(run)}")] if took is not None else []
     )
 
 
@@ -114,10 +115,10 @@ def charts(run: Run) -> str:
 
 def plan(run: Run) -> str:
     """Every knob with its value and its evidence; what was measured for it is drawn."""
-    shown, rest = knobs.split(run.plan)
+    shown, rest = plan_text.split(run.plan)
     legend = "".join(
         f'<span><span class="chip {source}">{source}</span>{safe(told)}</span>'
-        for source, told in knobs.SOURCES.items()
+        for source, told in plan_text.SOURCES.items()
     )
     hidden = (
         f"<details><summary>{several(len(rest), 'more knob')}, which nobody had to choose</summary>"
@@ -141,9 +142,9 @@ def _knob(run: Run, name: str) -> str:
     why = run.plan.why(name)
     chip = f'<span class="chip {why.source}">{why.source}</span>'
     seen = f"<details><summary>figures</summary>{figures(why.figures)}</details>" if why.figures else ""
-    about = f"<small>{safe(knobs.ABOUT[name])}</small>" if name in knobs.ABOUT else ""
+    about = f"<small>{safe(plan_text.ABOUT[name])}</small>" if name in plan_text.ABOUT else ""
     return (
-        f"<tr><th scope=row>{safe(knobs.label(name))}{about}</th><td>{safe(knobs.value(run.plan, name))}</td>"
+        f"<tr><th scope=row>{safe(plan_text.label(name))}{about}</th><td>{safe(plan_text.value(run.plan, name))}</td>"
         f"<td>{chip}{safe(grouped(why.reason))}{seen}</td></tr>"
     )
 
@@ -181,16 +182,16 @@ def _named(key: str) -> str:
 def _entry(key: str, value: Any) -> str:
     if key == "scores" and value == math.inf:
         return "diverged"
-    return safe(value) if key == "seeds" else safe(number(value))
+    return safe(value) if key == "seeds" else safe(format_number(value))
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         more = f", and {len(value) - MOST_FIGURES} more" if len(value) > MOST_FIGURES else ""
-        return safe(", ".join(number(v) for v in value[:MOST_FIGURES]) + more)
+        return safe(", ".join(format_number(v) for v in value[:MOST_FIGURES]) + more)
     if isinstance(value, Mapping):
-        return safe(", ".join(f"{k} {number(v)}" for k, v in value.items()))
-    return safe(number(value))
+        return safe(", ".join(f"{k} {format_number(v)}" for k, v in value.items()))
+    return safe(format_number(value))
 
 
 def batches(run: Run) -> str:
@@ -215,24 +216,22 @@ def _slower(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
     if chosen not in sizes or fastest <= chosen or not run.plan.steps:
         return ""
     return (
-        f" {chosen:,} was chosen although {number(fastest)} is faster: it gives {fastest / chosen:.3g} times as many steps for"
-        f" the same examples, here {run.plan.steps:,}, and a short run lacks steps rather than speed."
+        f" {chosen:,} was chosen although {format_number(fastest)} is faster: it gives {fastest / chosen:.3g} times as many steps"
+        f" for the same examples, here {run.plan.steps:,}, and a short run lacks steps rather than speed."
     )
 
 
 def _bar(run: Run, size: Any, speed: Any, memory: Any, top: float) -> str:
     chosen = ' class="chosen"' if size == run.plan.batch_size else ""
     told = f"{float(speed):,.0f}/s" if speed else "out of memory"
-    room = f"<td>{safe(number(memory))} MB</td>" if memory is not None else "<td></td>"
+    room = f"<td>{safe(format_number(memory))} MB</td>" if memory is not None else "<td></td>"
     width = f'<span class="bar" style="width:{100 * float(speed) / top:.1f}%"></span>'
-    return (
-        f"<tr{chosen}><td>{safe(number(size))}{' ◆' if chosen else ''}</td><td>{width}</td><td>{told}</td>{room}</tr>"
-    )
+    return f"<tr{chosen}><td>{safe(format_number(size))}{' ◆' if chosen else ''}</td><td>{width}</td><td>{told}</td>{room}</tr>"
 
 
 def events(run: Run) -> str:
     """What happened on the way, in order."""
-    told = happenings.happened(run)
+    told = event_sentences(run)
     if not told:
         return section("What happened", '<p class="dim">Nothing out of the ordinary: no step had to be corrected.</p>')
     rows = "".join(_event(event, said) for event, said in told[:MOST_EVENTS])
@@ -248,14 +247,14 @@ def _event(event: Event, said: str) -> str:
     later = " <small>The run went on from an earlier step afterwards.</small>" if told else ""
     name = MARKS[event.kind][1] if event.kind in MARKS else event.kind.replace("_", " ")
     kind = f'<small class="kind {safe(event.kind)}">{safe(name)}</small>'
-    return f"<tr{gone}><th scope=row>{happenings.place(event)}{kind}</th><td>{safe(said)}{later}</td></tr>"
+    return f"<tr{gone}><th scope=row>{event_place(event)}{kind}</th><td>{safe(said)}{later}</td></tr>"
 
 
 def diagnoses(run: Run) -> str:
     """What went wrong, on what evidence, and what was done."""
     if not run.diagnoses:
         return ""
-    found = "".join(_diagnosis(d, done) for d, done in happenings.treatments(run)[:MOST_FOUND])
+    found = "".join(_diagnosis(d, done) for d, done in treatments(run)[:MOST_FOUND])
     more = len(run.diagnoses) - MOST_FOUND
     return section("Diagnoses", found + (f"<p class=dim>and {more:,} more of the kind.</p>" if more > 0 else ""))
 
@@ -288,7 +287,7 @@ def _evidence(found: Diagnosis) -> str:
     for name, entry in found.evidence.items():
         named = "measured" if name == found.symptom else name
         if isinstance(entry, Mapping) and "value" in entry:
-            told[named] = f"{number(entry['value'])}{_expected(entry)}"
+            told[named] = f"{format_number(entry['value'])}{_expected(entry)}"
         else:
             told[named] = entry
     return figures(told)
@@ -301,12 +300,14 @@ def _expected(entry: Mapping[str, Any]) -> str:
         return ""
     numbers = all(isinstance(part, int | float) for part in (value, limit))
     side = ("at most " if value > limit else "at least ") if numbers else ""
-    return f" (expected: {side}{number(limit)})"
+    return f" (expected: {side}{format_number(limit)})"
 
 
 def use(run: Run) -> str:
     """How to use the model and go on."""
-    shown = "".join(f"<h3>{safe(told)}</h3><pre><code>{_code(code)}</code></pre>" for told, code in story.commands(run))
+    shown = "".join(
+        f"<h3>{safe(told)}</h3><pre><code>{_code(code)}</code></pre>" for told, code in run_text.commands(run)
+    )
     return section("Use it", shown)
 
 
@@ -317,10 +318,10 @@ def _code(code: str) -> str:
 def environment(run: Run) -> str:
     """Where and on what it ran."""
     summary = run.summary
-    took = story.column(run, "seconds")
+    took = run_text.column(run, "seconds")
     median = float(np.nanmedian(took)) if np.isfinite(took).any() else None
     known = {
-        "device": story.device(run),
+        "device": run_text.device(run),
         "torch": summary.get("torch"),
         "CPU threads": run.plan.threads,
         "precision": run.plan.precision,

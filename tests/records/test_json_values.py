@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.records.plain import NotPlainError, decode, encode
+from thalweg.records.json_values import NotPlainError, decode, encode
 
 KEYS = st.text(st.characters()) | st.sampled_from(["~int", "~float", "~dict", "~tensor", "a/b", ""]) | st.integers()
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())

@@ -15,7 +15,7 @@ from thalweg.errors import ThalwegError
 from thalweg.records.run import PLAN, TASK, Run
 from thalweg.records.task import Source
 from thalweg.see.axes import Values
-from thalweg.see.wording import figure, plain, seconds, several
+from thalweg.see.formatting import figure, printable, seconds, several
 
 if TYPE_CHECKING:
     from thalweg.tuning.tune import Cost
@@ -25,7 +25,7 @@ EXAMPLES = "thalweg.examples."
 
 def name(run: Run) -> str:
     """Give the task's name."""
-    return plain(str(run.summary.get("name") or "run"))
+    return printable(str(run.summary.get("name") or "run"))
 
 
 def status(run: Run) -> str:
@@ -75,7 +75,7 @@ def recorded(run: Run, key: str) -> tuple[Values, Values]:
 
 def called(run: Run, metric: str) -> str:
     """Name a metric for people."""
-    told = plain(metric.replace("_", " "))
+    told = printable(metric.replace("_", " "))
     return f"{'validation' if validated(run) else 'evaluated training'} loss" if metric == "loss" else told
 
 
@@ -121,7 +121,7 @@ def _moved(run: Run, metric: str) -> str:
 
 def device(run: Run) -> str:
     """Name the device."""
-    told = plain(str(run.summary.get("device", "cpu")))
+    told = printable(str(run.summary.get("device", "cpu")))
     return "the CPU" if told == "cpu" else told
 
 

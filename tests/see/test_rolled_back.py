@@ -8,7 +8,7 @@ import pytest
 from thalweg.records.history import FILE, History
 from thalweg.records.run import Figures
 from thalweg.see import curves
-from thalweg.see.abandoned import abandoned
+from thalweg.see.rolled_back import rolled_back_stretches
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def walk(history, first, last, loss):
 
 
 def test_steps_before_a_rollback_are_given_and_those_before_a_resume_are_not(wild):
-    (part,) = abandoned(wild)
+    (part,) = rolled_back_stretches(wild)
     assert part["step"].tolist() == [31, 32, 33, 34]
     assert part["loss"].tolist() == [300.0] * 4
 
@@ -50,13 +50,13 @@ def test_each_time_is_a_line_of_its_own(wild):
         history.supersede(36)
         history.event(35, "rollback", "", {"from": 41, "to": 35})
         wild = replace(wild, events=tuple(history.events()))
-    assert [part["step"].tolist() for part in abandoned(wild)] == [[31, 32, 33, 34], [36, 37, 38, 39, 40]]
+    assert [part["step"].tolist() for part in rolled_back_stretches(wild)] == [[31, 32, 33, 34], [36, 37, 38, 39, 40]]
 
 
 def test_a_run_in_memory_or_without_its_history_is_told_without_them(wild, tmp_path):
-    assert abandoned(replace(wild, folder=None)) == []
-    assert abandoned(replace(wild, folder=tmp_path / "moved")) == []
-    assert abandoned(replace(wild, events=())) == []
+    assert rolled_back_stretches(replace(wild, folder=None)) == []
+    assert rolled_back_stretches(replace(wild, folder=tmp_path / "moved")) == []
+    assert rolled_back_stretches(replace(wild, events=())) == []
 
 
 def test_figures_that_were_not_recorded_are_nan(wild):
@@ -65,4 +65,4 @@ def test_figures_that_were_not_recorded_are_nan(wild):
         history.supersede(36)
         history.event(35, "rollback", "", {"from": 37, "to": 35})
         wild = replace(wild, events=tuple(history.events()))
-    assert np.isnan(abandoned(wild)[1]["loss"][0])
+    assert np.isnan(rolled_back_stretches(wild)[1]["loss"][0])

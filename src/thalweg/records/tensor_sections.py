@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from thalweg.errors import CheckpointError
-from thalweg.records import plain, tensorfile
-from thalweg.records.plain import Place
+from thalweg.records import json_values, tensorfile
+from thalweg.records.json_values import Place
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Parts:
     def take(self, value: object, place: Place) -> object:
         """Keep a tensor under its place's name and leave a mark; the same memory a second time becomes an alias."""
         if not isinstance(value, torch.Tensor):
-            return plain.refuse(value, place)
+            return json_values.refuse(value, place)
         _refuse_unusual(value, place)
         identity = _identity(value)
         name = self._name(place)
@@ -67,8 +67,8 @@ def split(state: Mapping[str, Any]) -> Parts:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", section):
             raise CheckpointError(f"a section cannot be named {section!r}: use lower-case letters, digits and _.")
         try:
-            parts.plain[section] = plain.encode(value, (section,), parts.take)
-        except plain.NotPlainError as error:
+            parts.plain[section] = json_values.encode(value, (section,), parts.take)
+        except json_values.NotPlainError as error:
             raise CheckpointError(f"the checkpoint cannot hold this: {error}") from error
     return parts
 
@@ -77,7 +77,9 @@ def _refuse_unusual(tensor: torch.Tensor, place: Place) -> None:
     known = tensor.dtype in tensorfile.CODES or tensor.dtype in (torch.complex32, torch.complex64, torch.complex128)
     if not known or tensor.layout is not torch.strided or tensor.is_meta:
         kind = "without data (meta)" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-        raise plain.NotPlainError(f"{plain.where(place)} is a tensor {kind}: give a dense one of a common dtype.")
+        raise json_values.NotPlainError(
+            f"{json_values.where(place)} is a tensor {kind}: give a dense one of a common dtype."
+        )
 
 
 def _identity(tensor: torch.Tensor) -> object:
@@ -102,4 +104,4 @@ def join(content: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         return complexes.setdefault(name, torch.view_as_complex(tensors[name]))
 
     special = {"~tensor": tensors.__getitem__, "~complex": as_complex}
-    return {section: plain.decode(value, special) for section, value in content.items()}
+    return {section: json_values.decode(value, special) for section, value in content.items()}

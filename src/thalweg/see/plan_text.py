@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from thalweg.records.plan import Group, Plan
-from thalweg.see.wording import grouped, plain, seconds
+from thalweg.see.formatting import grouped, printable, seconds
 
 FIRST = ("learning_rate", "schedule", "batch_size", "weight_decay", "rule", "steps")
 NOTED = ("steps_per_epoch", "position")  # found with the data, and nobody's choice
@@ -99,9 +99,9 @@ def value(plan: Plan, knob: str) -> str:
     if knob == "checkpoint_seconds":
         return seconds(found)
     if knob == "groups":
-        return plain("; ".join(f"{name}: {_group(group)}" for name, group in plan.groups.items())) or "one for all"
+        return printable("; ".join(f"{name}: {_group(group)}" for name, group in plan.groups.items())) or "one for all"
     if isinstance(found, Mapping):
-        return plain(", ".join(f"{name} {_say(part)}" for name, part in found.items())) or "the rule's own"
+        return printable(", ".join(f"{name} {_say(part)}" for name, part in found.items())) or "the rule's own"
     return f"{found:,}" if isinstance(found, int) and not isinstance(found, bool) and knob != "seed" else _say(found)
 
 
@@ -113,4 +113,4 @@ def _group(group: Group) -> str:
 def _say(found: Any) -> str:
     if isinstance(found, bool):
         return "yes" if found else "no"
-    return f"{found:g}" if isinstance(found, float) and float(f"{found:g}") == found else plain(str(found))
+    return f"{found:g}" if isinstance(found, float) and float(f"{found:g}") == found else printable(str(found))

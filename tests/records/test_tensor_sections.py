@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from thalweg.errors import CheckpointError
-from thalweg.records.sections import join, split
+from thalweg.records.tensor_sections import join, split
 
 
 def by_name(parts):

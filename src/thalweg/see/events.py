@@ -8,19 +8,19 @@ import re
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
-from thalweg.see import story
-from thalweg.see.wording import grouped, number, plain, sentence, times_as
+from thalweg.see import run_text
+from thalweg.see.formatting import format_number, grouped, printable, sentence, times_as
 
 QUIET = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
 SAME_PLACE = 10  # steps after a trouble within which another is taken for the same one, as the watch does
 
 
-def happened(run: Run) -> list[tuple[Event, str]]:
+def event_sentences(run: Run) -> list[tuple[Event, str]]:
     """Give the events that need a person's attention, each in a short sentence."""
     return [(event, _short(run, event)) for event in run.events if event.kind not in QUIET]
 
 
-def place(event: Event) -> str:
+def event_place(event: Event) -> str:
     """Say at which step an event happened; going back is written down where it led to."""
     step = event.data.get("from", event.step) if event.kind == "rollback" else event.step
     return f"step {step:,}"
@@ -31,10 +31,10 @@ def _short(run: Run, event: Event) -> str:
         return f"Went back to step {event.step:,}{_gentler(run, event)}."
     seen = event.data.get("evidence") or {}
     if event.kind == "diverging" and {"smoothed_loss", "best_smoothed_loss"} <= seen.keys():
-        smoothed, best = (number(seen[name]["value"]) for name in ("smoothed_loss", "best_smoothed_loss"))
+        smoothed, best = (format_number(seen[name]["value"]) for name in ("smoothed_loss", "best_smoothed_loss"))
         return f"The loss ran away: its running mean was {smoothed}, after {best} at its best."
     said = str(event.data["cause"]).partition(";")[0] if "cause" in event.data else event.message
-    said = re.sub(r"^step [\d,]+: ", "", plain(said).partition("; go on with")[0], flags=re.IGNORECASE)
+    said = re.sub(r"^step [\d,]+: ", "", printable(said).partition("; go on with")[0], flags=re.IGNORECASE)
     return sentence(grouped(said if said.endswith((".", "!", "?", "…")) else f"{said}."))
 
 
@@ -43,12 +43,12 @@ def _gentler(run: Run, event: Event) -> str:
     factor, clip = event.data.get("rate_factor"), event.data.get("clip_norm")
     changed: list[str] = []
     if factor is not None and 0 < factor < 1:
-        rate = number(run.plan.learning_rate * factor)
+        rate = format_number(run.plan.learning_rate * factor)
         changed.append(
-            f"{times_as(factor)} the planned learning rate ({rate} instead of {number(run.plan.learning_rate)})"
+            f"{times_as(factor)} the planned learning rate ({rate} instead of {format_number(run.plan.learning_rate)})"
         )
     if clip is not None and math.isfinite(clip):
-        changed.append(f"gradients clipped at {number(float(clip))}")
+        changed.append(f"gradients clipped at {format_number(float(clip))}")
     return f", with {' and '.join(changed)}" if changed else ""
 
 
@@ -87,7 +87,7 @@ def _treated(run: Run, k: int) -> str:
 def _followed(run: Run, trouble: Event, after: tuple[Event, ...]) -> str:
     later = next((event for event in after if "symptom" in event.data), None)
     if later is None:
-        until = "" if story.status(run) in ("finished", "stopped early") else f" until step {story.steps(run):,}"
+        until = "" if run_text.status(run) in ("finished", "stopped early") else f" until step {run_text.steps(run):,}"
         return f"That helped: the trouble did not come back{until}."
     if later.step <= trouble.step + SAME_PLACE:
         return f"That was not enough: the trouble came back at step {later.step:,}."
