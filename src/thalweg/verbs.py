@@ -19,7 +19,7 @@ from thalweg.records.request import Request
 from thalweg.records.run import PLAN, STATUS, Run, as_folder, recorded_task
 from thalweg.records.task import Task
 
-LOOK_SHARE = 0.05  # of `seconds=`, for each part of the look before training
+CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
 if TYPE_CHECKING:
     from thalweg.descent.problem import Problem
@@ -40,7 +40,7 @@ def fit(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Run:
-    """Do everything: look the task over, choose a plan, train with the watch on, and report.
+    """Do everything: check the task, choose a plan, train with the watch on, and report.
 
     Arguments:
         task: what to descend.
@@ -50,40 +50,48 @@ def fit(
         fixed: knobs you have decided, such as {"batch_size": 64}.
         device: "auto", "cpu", "cuda", …
         out: the run's folder; None keeps the run in memory.
-        progress, say: somebody who looks on.
+        progress: a display that is shown every step.
+        say: called with a sentence about each stage.
 
-    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
+    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot be used; DivergedError where the
     descent cannot be saved.
     """
     from thalweg.descent.look import SECONDS, look
-    from thalweg.descent.train import check_room, train_plan
+    from thalweg.descent.train import train_plan
     from thalweg.see.run_text import describe_cost
     from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
     from thalweg.watch.before import ask
 
     started = time.perf_counter()
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
-    if out is not None:
-        out = as_folder(out)
-        _check_writable(out)
-        check_room(out)  # before the search has cost anything
+    folder = None if out is None else _new_folder(out)  # refused before the search has cost anything
     problem = _posed(task, request.device)
-    found = ask(look(problem, request.seed, seconds=min(SECONDS, LOOK_SHARE * (request.seconds or math.inf))))
+    found = ask(look(problem, request.seed, seconds=min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))))
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
-    request = request.after(time.perf_counter() - started)  # opening the data and examining them are part of it
+    request = request.after(time.perf_counter() - started)  # opening and checking the data is part of it
     start = start_plan(problem, request, say)
     say(describe_cost(estimate_cost(problem, request, start)))
     plan = complete_plan(problem, request, start, say)
     try:
-        run = train_plan(problem, plan, out, progress, found)
+        run = train_plan(problem, plan, folder, progress, found)
     except (DivergedError, KeyboardInterrupt):
-        if out is not None:
-            report(Run.open(out, problem.task))  # what happened is most wanted where it ended badly
+        if folder is not None:
+            report(Run.open(folder, problem.task))  # what happened is most wanted where it ended badly
         raise
     if run.folder is not None:
         report(run)
     return run
+
+
+def _new_folder(out: str | os.PathLike[str]) -> Path:
+    """Give the folder of a new run. Raises RunError where it cannot be written, or something else is in it."""
+    from thalweg.descent.train import check_room
+
+    folder = as_folder(out)
+    _check_writable(folder)
+    check_room(folder)
+    return folder
 
 
 def _check_writable(folder: Path) -> None:
@@ -136,13 +144,7 @@ def tune(
     from thalweg.tuning.tune import complete_plan, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
-    path = None if out is None else as_folder(out)
-    if path is not None and path.suffix != ".toml":
-        path = path / PLAN
-    if path is not None and path.name == PLAN and (path.parent / STATUS).exists():
-        raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
-    if path is not None:
-        _check_writable(path.parent)
+    path = None if out is None else _plan_file(out)
     problem = _posed(task, request.device)
     plan = complete_plan(problem, request, start_plan(problem, request, say), say)
     if path is not None:
@@ -151,6 +153,17 @@ def tune(
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}. Choose another place with out=.") from error
     return plan
+
+
+def _plan_file(out: str | os.PathLike[str]) -> Path:
+    """Give the file to write a plan to. Raises RunError where it is a run's own, or cannot be written."""
+    path = as_folder(out)
+    if path.suffix != ".toml":
+        path = path / PLAN
+    if path.name == PLAN and (path.parent / STATUS).exists():
+        raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
+    _check_writable(path.parent)
+    return path
 
 
 def train(
@@ -184,11 +197,12 @@ def train(
 def resume(
     out: str | os.PathLike[str], task: Task | None = None, *, device: str = "auto", progress: Progress | None = None
 ) -> Run:
-    """Go on with a run where it stopped, to the same bits as if it had not.
+    """Continue a run where it stopped, to the same bits as if it had not.
 
-    The task is made again from the file and arguments that the run recorded; a task that was passed as an object is asked for.
+    The task is made again from the file and arguments that the run recorded; one that was passed as an object must be passed
+    again.
 
-    Raises RunError where the folder holds no run, or says nothing of its task.
+    Raises RunError where the folder holds no run, or does not record how its task is made.
     """
     from thalweg.descent.train import train_plan
 

@@ -117,7 +117,7 @@ def test_a_rule_with_an_average_of_its_own_keeps_its_rate_after_the_warm_up(rule
     why = plan.why("schedule")
     assert why.source == "derived"
     assert why.reason.startswith(
-        "constant: the rule's own average of the weights takes the place of a fall (arXiv:2405."
+        "constant: the rule's own average of the weights takes the place of a decay (arXiv:2405."
     )
     assert plan.why("learning_rate").source == "searched"
 

@@ -53,7 +53,7 @@ def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
         choices["steps_per_epoch"] = per_epoch, Evidence("measured", "counted from the data and the batch size")
     if plan.validate_every is None:
         every = default_validate_every(steps, per_epoch)
-        choices["validate_every"] = every, Evidence("derived", "an epoch, within 5 to 50 validations a run")
+        choices["validate_every"] = every, Evidence("derived", "an epoch, within 5 to 50 validations per run")
     if plan.engine == "auto":
         reason = f"the fastest there is for weights on {problem.device.type}"
         choices["engine"] = best(problem.device), Evidence("derived", reason)

@@ -1,4 +1,4 @@
-"""Timing: a few steps of a descent that is thrown away, for whoever plans by the clock."""
+"""Timing: the seconds that a step takes, from a few steps of a descent that is then thrown away."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thalweg.descent.state import Descent
 from thalweg.records.plan import Plan
 
 WARM_UP = 2  # steps before those that count
-LONG = 1000  # steps of a schedule to be timed on, where the plan has no budget yet
+LONG = 1000  # steps of the descent to be timed, where the plan has no budget yet: only a few are taken
 
 
 class StepTime(NamedTuple):
@@ -31,11 +31,8 @@ def time_steps(problem: Problem, plan: Plan, count: int = 12, patience: float = 
 
     Raises TaskError where memory runs out with a single example.
     """
-    descent, recorder, times = (
-        Descent(problem, plan if plan.steps else plan.replace(steps=LONG)),
-        Recorder(),
-        list[float](),
-    )
+    descent = Descent(problem, plan if plan.steps else plan.replace(steps=LONG))
+    recorder, times = Recorder(), list[float]()
     try:
         with ambient(plan.threads):
             while len(times) < WARM_UP + count and sum(times) <= patience:
