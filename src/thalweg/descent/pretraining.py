@@ -30,8 +30,10 @@ from thalweg.landscape.initial_figures import (
     scales,
     target_of,
 )
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.sampling import Batches, TensorSource, mix, once
 from thalweg.sampling.sources import leaves, seed_all, tree_map
+from thalweg.watch.moments import before_training
 
 STEPS = 100
 SECONDS = 8.0
@@ -43,6 +45,11 @@ PUSH = 0.1  # rate that takes a bias ten units far in a hundred steps: well beyo
 NEAR = 0.1  # of a bound, in the mean, are outputs that were pushed against it
 BOUNDS = (0.0, 1.0)  # of size, as ReLU, sigmoid and tanh have them
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def check_task(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> list[Diagnosis]:
+    """Give what is wrong with a task before training, gravest first. Each part of the measuring stops after `seconds`."""
+    return before_training(measure_before_training(problem, seed, seconds))
 
 
 def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> InitialFigures:

@@ -18,7 +18,7 @@ from thalweg.records.task import Source
 from thalweg.see.axes import Values
 
 if TYPE_CHECKING:
-    from thalweg.tuning.estimate import Cost
+    from thalweg.tuning.tune import Cost
 
 EXAMPLES = "thalweg.examples."
 
