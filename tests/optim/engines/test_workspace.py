@@ -3,7 +3,7 @@ import operator
 import pytest
 import torch
 
-from thalweg.optim.engines.lane import Lane, bare
+from thalweg.optim.engines.workspace import WorkspaceTensor, bare
 
 OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
 COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge]
@@ -13,7 +13,7 @@ X, Y = torch.tensor([0.3, -1.7, 5.0], dtype=torch.float64), torch.tensor([2.0, 0
 @pytest.mark.parametrize("op", OPERATORS + COMPARISONS)
 def test_a_lane_calculates_to_the_bit_as_its_tensor(op):
     pool = []
-    x, y = Lane(X.abs(), pool), Lane(Y, pool)
+    x, y = WorkspaceTensor(X.abs(), pool), WorkspaceTensor(Y, pool)
     for left, right in ((x, y), (x, 0.3)):
         assert torch.equal(bare(op(left, right)), op(bare(left), bare(right)))
     if op in OPERATORS[:4]:
@@ -24,7 +24,7 @@ def test_a_lane_calculates_to_the_bit_as_its_tensor(op):
 
 def test_buffers_return_to_the_pool_and_are_used_again():
     pool = []
-    x = Lane(X, pool)
+    x = WorkspaceTensor(X, pool)
     for _ in range(10):
         result = (x + 1.0) * (x - 1.0) / (x * x + 1.0)
     assert torch.equal(result.tensor, (X + 1) * (X - 1) / (X * X + 1))
@@ -35,7 +35,7 @@ def test_buffers_return_to_the_pool_and_are_used_again():
 
 def test_what_is_still_named_is_not_overwritten():
     pool = []
-    x = Lane(X, pool)
+    x = WorkspaceTensor(X, pool)
     kept = x * 2.0
     for _ in range(5):
         x * 3.0

@@ -2,15 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.optim.engines.move import Move, averaged, share_of_newest
-from thalweg.optim.engines.work import Work
+from thalweg.optim.engines.bound_rule import BoundRule, averaged, share_of_newest
+from thalweg.optim.engines.interface import GroupStep
 from thalweg.rules import RULES
 
 
 def move(rule="gradient_descent", scale=1.0, clip_value=None, maximize=False, **constants):
     one = RULES[rule]
-    work = Work(one, one.complete(constants), 0.5, 0.0, maximize, [], [])
-    return Move(work, one.numbers(1, {}, work.constants, work.lr), scale, clip_value)
+    work = GroupStep(one, one.complete(constants), 0.5, 0.0, maximize, [], [])
+    return BoundRule(work, one.numbers(1, {}, work.constants, work.lr), scale, clip_value)
 
 
 @given(st.floats(0.01, 0.999), st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))

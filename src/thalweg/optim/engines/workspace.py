@@ -17,7 +17,7 @@ from torch import Tensor
 from thalweg.rules import maths
 
 
-class Lane:
+class WorkspaceTensor:
     """A tensor on its way through an equation; `pool` holds buffers of its shape, dtype and device."""
 
     __slots__ = ("borrowed", "pool", "tensor")
@@ -29,19 +29,19 @@ class Lane:
         if self.borrowed:
             self.pool.append(self.tensor)
 
-    def __neg__(self) -> Lane:
+    def __neg__(self) -> WorkspaceTensor:
         return _unary(torch.neg, self)
 
-    def __rsub__(self, other: Any) -> Lane:
+    def __rsub__(self, other: Any) -> WorkspaceTensor:
         negative = _unary(torch.neg, self)
         negative.tensor.add_(other)
         return negative
 
-    def __rtruediv__(self, other: Any) -> Lane:
+    def __rtruediv__(self, other: Any) -> WorkspaceTensor:
         # Not the reciprocal times `other`, which rounds twice.
-        return Lane(torch.div(other, self.tensor), self.pool, True)  # pyright: ignore[reportArgumentType]
+        return WorkspaceTensor(torch.div(other, self.tensor), self.pool, True)  # pyright: ignore[reportArgumentType]
 
-    def __pow__(self, exponent: float) -> Lane:
+    def __pow__(self, exponent: float) -> WorkspaceTensor:
         return _binary_on(torch.pow, self, exponent)
 
     def __lt__(self, other: Any) -> Tensor:
@@ -56,43 +56,43 @@ class Lane:
     def __ge__(self, other: Any) -> Tensor:
         return self.tensor >= bare(other)
 
-    def clip(self, low: float, high: float) -> Lane:
+    def clip(self, low: float, high: float) -> WorkspaceTensor:
         """Clip each entry."""
         out = self.pool.pop() if self.pool else torch.empty_like(self.tensor)
         torch.clamp(self.tensor, low, high, out=out)
-        return Lane(out, self.pool, True)
+        return WorkspaceTensor(out, self.pool, True)
 
 
 def bare(value: Any) -> Any:
     """Give the tensor of a lane; anything else as it is."""
-    return value.tensor if isinstance(value, Lane) else value
+    return value.tensor if isinstance(value, WorkspaceTensor) else value
 
 
-def _binary(function: Callable[..., Tensor]) -> Callable[[Lane, Any], Lane]:
+def _binary(function: Callable[..., Tensor]) -> Callable[[WorkspaceTensor, Any], WorkspaceTensor]:
     # Written out without a helper's call: this is the innermost Python of a step.
-    def operator(a: Lane, b: Any) -> Lane:
+    def operator(a: WorkspaceTensor, b: Any) -> WorkspaceTensor:
         pool = a.pool
         out = pool.pop() if pool else torch.empty_like(a.tensor)
-        function(a.tensor, b.tensor if type(b) is Lane else b, out=out)
-        return Lane(out, pool, True)
+        function(a.tensor, b.tensor if type(b) is WorkspaceTensor else b, out=out)
+        return WorkspaceTensor(out, pool, True)
 
     return operator
 
 
-def _binary_on(function: Callable[..., Tensor], a: Lane, b: Any) -> Lane:
+def _binary_on(function: Callable[..., Tensor], a: WorkspaceTensor, b: Any) -> WorkspaceTensor:
     return _binary(function)(a, b)
 
 
-def _unary(function: Callable[..., Tensor], a: Lane) -> Lane:
+def _unary(function: Callable[..., Tensor], a: WorkspaceTensor) -> WorkspaceTensor:
     out = a.pool.pop() if a.pool else torch.empty_like(a.tensor)
     function(a.tensor, out=out)
-    return Lane(out, a.pool, True)
+    return WorkspaceTensor(out, a.pool, True)
 
 
 for _name, _function in {"add": torch.add, "mul": torch.mul, "sub": torch.sub, "truediv": torch.div}.items():
-    setattr(Lane, f"__{_name}__", _binary(_function))
+    setattr(WorkspaceTensor, f"__{_name}__", _binary(_function))
 for _name, _function in {"add": torch.add, "mul": torch.mul}.items():
-    setattr(Lane, f"__r{_name}__", _binary(_function))
+    setattr(WorkspaceTensor, f"__r{_name}__", _binary(_function))
 
 
 def _sqrt(tensor: Tensor, *, out: Tensor) -> Tensor:
@@ -102,22 +102,22 @@ def _sqrt(tensor: Tensor, *, out: Tensor) -> Tensor:
     return out
 
 
-def _maximum(x: Lane, y: Any) -> Lane:
-    if isinstance(y, Lane):
+def _maximum(x: WorkspaceTensor, y: Any) -> WorkspaceTensor:
+    if isinstance(y, WorkspaceTensor):
         return _binary_on(torch.maximum, x, y)
     out = x.pool.pop() if x.pool else torch.empty_like(x.tensor)
     torch.clamp(x.tensor, min=y, out=out)
-    return Lane(out, x.pool, True)
+    return WorkspaceTensor(out, x.pool, True)
 
 
 def _where(condition: Tensor, x: Any, y: Any) -> Any:
     kept = torch.where(condition, bare(x), bare(y))
-    like = next((value for value in (x, y) if isinstance(value, Lane)), None)
-    return kept if like is None else Lane(kept, like.pool, True)
+    like = next((value for value in (x, y) if isinstance(value, WorkspaceTensor)), None)
+    return kept if like is None else WorkspaceTensor(kept, like.pool, True)
 
 
 maths.where.register(Tensor, _where)
-maths.sqrt.register(Lane, lambda x: _unary(_sqrt, x))
-maths.sign.register(Lane, lambda x: _unary(torch.sign, x))
-maths.power.register(Lane, lambda x, exponent: _binary_on(torch.pow, x, exponent))
-maths.maximum.register(Lane, _maximum)
+maths.sqrt.register(WorkspaceTensor, lambda x: _unary(_sqrt, x))
+maths.sign.register(WorkspaceTensor, lambda x: _unary(torch.sign, x))
+maths.power.register(WorkspaceTensor, lambda x, exponent: _binary_on(torch.pow, x, exponent))
+maths.maximum.register(WorkspaceTensor, _maximum)

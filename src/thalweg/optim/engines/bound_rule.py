@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.work import Work
+from thalweg.optim.engines.interface import GroupStep
 from thalweg.rules import maths
 
 Formula = Callable[..., Sequence[Any]]
@@ -20,7 +20,7 @@ LEAST_KEPT = 1e-3
 
 
 @dataclass(slots=True)
-class Move:
+class BoundRule:
     """How a block moves this step.
 
     - `numbers`: what the equation takes, by name, `lr` among them, weight decay not.
@@ -30,7 +30,7 @@ class Move:
       and numbers may be such tensors too.
     """
 
-    work: Work
+    work: GroupStep
     numbers: Mapping[str, Any]
     scale: float | Tensor = 1.0
     clip_value: float | Tensor | None = None
@@ -120,7 +120,7 @@ class Move:
         return {name: self.numbers[name] for name in names}
 
 
-def ratio_of(move: Move, decay: Any, w: Any, g: Any, state: Sequence[Any]) -> Any:
+def ratio_of(move: BoundRule, decay: Any, w: Any, g: Any, state: Sequence[Any]) -> Any:
     """Give g² / v for each weight, by which a gradient that surprises its own second moment is known; None without one."""
     second = move.second_moment(state)
     if second is None:
@@ -144,7 +144,7 @@ def kept_share(aligned: Any, count: int) -> Any:
 
 
 def averaged(average: Any, w: Any, share: Any) -> Any:
-    """Move the average towards the newest weights by `share`; at 1 it is the weights, bit for bit."""
+    """Update the average towards the newest weights by `share`; at 1 it is the weights, bit for bit."""
     return w if not isinstance(share, Tensor) and share == 1.0 else average + share * (w - average)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Late:
+class DeviceSkipCounter:
     """Follows, step by step, whether a step was taken; `missed` is how many in a row were not, as far as is known."""
 
     def __init__(self) -> None:

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import real, wide
-from thalweg.optim.engines.blocks import Block, Figures
-from thalweg.optim.engines.move import Move, average_in_place, kept_share, ratio_of
-from thalweg.optim.engines.sound import look_over
-from thalweg.optim.engines.work import Work
+from thalweg.optim.engines.blocks import Block, PerTensorNorms
+from thalweg.optim.engines.bound_rule import BoundRule, average_in_place, kept_share, ratio_of
+from thalweg.optim.engines.interface import GroupStep
+from thalweg.optim.engines.validate import look_over
 from thalweg.rules.rule import State
 
 PIECE = 1 << 16
 """Bytes of each array worked on at a time: the equation's dozen intermediate arrays then stay in the second-level cache."""
 
 
-class Flat(Block):
+class FlattenedBlock(Block):
     """The block of small tensors of one device and dtype."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
         super().__init__(parameters, states, work)
         self.sizes = [real(p.detach()).numel() for p in parameters]
         self.starts = [0, *accumulate(self.sizes)][:-1]
@@ -61,7 +61,7 @@ class Flat(Block):
         return _tensor_norms([real(g).clamp(-clip_value, clip_value) for g in self.gradients])
 
     @np.errstate(all="ignore")
-    def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
+    def totals(self, move: BoundRule, decays: Sequence[float]) -> list[Any]:
         """Give what the rule adds up over all weights."""
         parts = [
             [part.sum() for part in move.summands(decay, w, g, *held[: self.carried])]
@@ -70,8 +70,8 @@ class Flat(Block):
         return [sum(column) for column in zip(*parts, strict=True)]
 
     @np.errstate(all="ignore")
-    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
-        """Move the weights laid out by `look`; gives norms of weights and updates, and ratios, where they are to be recorded."""
+    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update the weights laid out by `look`; give norms of weights and updates, and ratios, where they are to be recorded."""
         before = self.flats[0].clone() if move.record else None
         formula = move.formula()
         decayed = self._decayed(decays, move)
@@ -92,7 +92,7 @@ class Flat(Block):
         _copy(self.parameters, self.weights)
         return None if before is None else (*self._moves(before), self._roots(ratios))
 
-    def _kept(self, move: Move, decays: Sequence[Any]) -> list[Any]:
+    def _kept(self, move: BoundRule, decays: Sequence[Any]) -> list[Any]:
         """Give, weight by weight, what a cautious step multiplies the parts by that it keeps: one number a tensor."""
         aligned = self._joined(
             [
@@ -123,7 +123,7 @@ class Flat(Block):
         vector = torch.cat(parts)
         return vector.numpy() if self.on_arrays else vector
 
-    def _decayed(self, decays: Sequence[float], move: Move) -> list[Any]:
+    def _decayed(self, decays: Sequence[float], move: BoundRule) -> list[Any]:
         """Give each piece its weight decay: one number where all agree, else one a weight."""
         if self._decays[0] != decays:
             if len(set(decays)) == 1:

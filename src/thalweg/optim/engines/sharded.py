@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import joined, real
-from thalweg.optim.engines.blocks import Figures
-from thalweg.optim.engines.large import Large
-from thalweg.optim.engines.move import Move, kept_share
+from thalweg.optim.engines.blocks import PerTensorNorms
+from thalweg.optim.engines.bound_rule import BoundRule, kept_share
+from thalweg.optim.engines.chunked import ChunkedBlock
 
 
-class Foreign(Large):
+class ShardedBlock(ChunkedBlock):
     """The block of one such tensor."""
 
     def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -28,19 +28,19 @@ class Foreign(Large):
         """Give the norm of the gradient as clipping its entries would leave it."""
         return [*map(joined, super().clipped_norms(clip_value))]
 
-    def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
+    def totals(self, move: BoundRule, decays: Sequence[float]) -> list[Any]:
         """Give what the rule adds up over all weights."""
         return [*map(joined, super().totals(move, decays))]
 
-    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
-        """Move the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
+    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
         figures = super().update(move, decays)
         if figures is None:
             return None
         weights, updates, ratios = ([*map(joined, figure)] for figure in figures)
         return weights, updates, ratios
 
-    def _kept(self, move: Move, decay: Any) -> Any:
+    def _kept(self, move: BoundRule, decay: Any) -> Any:
         seen = joined(
             move.aligned(decay, *self._computed(self._pieces()[0])[: 2 + self.carried]).sum(dtype=self.compute)
         )

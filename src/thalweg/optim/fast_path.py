@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from thalweg.optim.engines.faces import Faces
-from thalweg.optim.engines.fused import Fused
-from thalweg.optim.engines.move import Move, share_of_newest
-from thalweg.optim.engines.tensors import UNDERFLOW, Share
+from thalweg.optim.engines.bound_rule import BoundRule, share_of_newest
+from thalweg.optim.engines.fused import FusedBlock
+from thalweg.optim.engines.metadata_guards import MetadataGuard
+from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
 
 _ADDRESS = Tensor.data_ptr
 
@@ -51,23 +51,23 @@ class Stepping(Protocol):
         ...
 
 
-class Steady:
+class FastPath:
     """What was so at a step that went the long way, and what the next ones need.
 
     A step is steady where one fused block holds all weights, all have gradients, and the optimiser is asked for nothing rare:
     neither a cautious step nor one that is clipped by value, scaled or measured.
     """
 
-    def __init__(self, share: Share, block: Fused, optimizer: Stepping, gradients: Sequence[Tensor]) -> None:
+    def __init__(self, share: BlockStep, block: FusedBlock, optimizer: Stepping, gradients: Sequence[Tensor]) -> None:
         self.block, self.work, self.decays = block, share.work, share.decays
         self.groups = [_settings(group) for group in optimizer.param_groups]
-        self.faces = Faces([*block.parameters, *gradients])
+        self.faces = MetadataGuard([*block.parameters, *gradients])
         self.state = [*chain.from_iterable(map(dict[str, Any].values, optimizer.state.values()))]
 
     @staticmethod
-    def after(shares: Sequence[Share], optimizer: Stepping) -> Steady | None:
+    def after(shares: Sequence[BlockStep], optimizer: Stepping) -> FastPath | None:
         """Remember the step just taken; None where the next will not be steady."""
-        if len(shares) != 1 or not isinstance(block := shares[0].block, Fused) or not block.owned:
+        if len(shares) != 1 or not isinstance(block := shares[0].block, FusedBlock) or not block.owned:
             return None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if block.rule.sums is not None or shares[0].work.cautious or not _are_the_same(parameters, block.parameters):
@@ -75,7 +75,7 @@ class Steady:
         if any(map(_may_be_written_into, optimizer.param_groups)):
             return None
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return Steady(shares[0], block, optimizer, gradients) if block.reads_in_place(gradients) else None
+        return FastPath(shares[0], block, optimizer, gradients) if block.reads_in_place(gradients) else None
 
     def step(self, optimizer: Stepping) -> Taken | None:
         """Take a step; None, with nothing touched, where it has to go the long way."""
@@ -101,7 +101,7 @@ class Steady:
         scale = optimizer.scale(total)
         numbers = self.work.rule.numbers(block.coming, block.carried_numbers(), self.work.constants, lr)
         newest = None if ema is None else share_of_newest(ema, block.taken + 1)
-        block.update(Move(self.work, numbers, scale, None, newest), self.decays)
+        block.update(BoundRule(self.work, numbers, scale, None, newest), self.decays)
         block.advance(numbers)
         return Taken(total, scale, each)
 

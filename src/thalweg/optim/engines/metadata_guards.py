@@ -1,4 +1,4 @@
-"""Faces: whether tensors still look as they did (type, dtype, device, layout, shape, strides), asked anew at every step.
+"""Metadata guards: whether tensors still have the type, dtype, device, layout, shape and strides they had, asked at every step.
 
 PyTorch's compiler asks its own guards the same: one call that takes 75 ns a tensor, where asking in Python takes 300.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 
-class Faces:
+class MetadataGuard:
     """What some tensors look like now. They themselves are not kept alive."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

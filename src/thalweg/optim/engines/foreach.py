@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines import many
+from thalweg.optim.engines import foreach_arithmetic as ops
 from thalweg.optim.engines.arithmetic import real, wide
-from thalweg.optim.engines.blocks import Block, Figures
-from thalweg.optim.engines.move import Move, floor, kept_share
-from thalweg.optim.engines.work import Work
+from thalweg.optim.engines.blocks import Block, PerTensorNorms
+from thalweg.optim.engines.bound_rule import BoundRule, floor, kept_share
+from thalweg.optim.engines.interface import GroupStep
 from thalweg.rules.rule import DECAY, State
 
 BACKEND = "inductor"
@@ -34,10 +34,10 @@ def compiles(device: torch.device) -> bool:
     return device.type in ("cuda", "xpu") and has_triton()
 
 
-class Listed(Block):
+class ForeachBlock(Block):
     """The block of tensors of one accelerator and dtype."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
         super().__init__(parameters, states, work)
         self.lists: list[list[Tensor]] = []
         for state in states:
@@ -60,8 +60,8 @@ class Listed(Block):
         """Keep nothing of the step's gradients."""
         self.gradients = []
 
-    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
-        """Move the weights; gives norms of weights and updates, and ratios, where they are to be recorded."""
+    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update the weights; gives norms of weights and updates, and ratios, where they are to be recorded."""
         work = move.work
         kind = (work.maximize, work.cautious, move.record, *decays, *work.constants.values())
         if kind not in self.functions:
@@ -108,11 +108,11 @@ def _failures() -> tuple[type[Exception], ...]:
     return TorchDynamoException, InductorError
 
 
-def _function(work: Work, decay: Any, averages: bool, record: bool) -> Callable[..., Any]:
+def _function(work: GroupStep, decay: Any, averages: bool, record: bool) -> Callable[..., Any]:
     """Make the function of one step, for what does not change from step to step."""
     rule, constants, couples = work.rule, dict(work.constants), work.couples
-    formula = many.equation(rule, constants)
-    moment = many.second_moment(rule, tuple(s.name for s in rule.states(constants)))
+    formula = ops.equation(rule, constants)
+    moment = ops.second_moment(rule, tuple(s.name for s in rule.states(constants)))
     least = floor(constants)
 
     def calculate(w: Any, g: Any, state: list[list[Tensor]], numbers: dict[str, Any], own: Any) -> tuple[Any, ...]:
@@ -128,33 +128,33 @@ def _function(work: Work, decay: Any, averages: bool, record: bool) -> Callable[
         weights: list[Tensor],
         gradients: list[Tensor],
         lists: list[list[Tensor]],
-    ) -> Figures | None:
+    ) -> PerTensorNorms | None:
         compute = lists[0][0].dtype if lists else weights[0].dtype
         w, g = [t.to(compute) for t in weights], [t.to(compute) for t in gradients]
         if clip_value is not None:
-            g = many.clamp(g, -clip_value, clip_value)
-        g = many.mul(g, -scale if work.maximize else scale)
+            g = ops.clamp(g, -clip_value, clip_value)
+        g = ops.mul(g, -scale if work.maximize else scale)
         if couples:
-            g = many.add(g, many.mul(w, decay))
+            g = ops.add(g, ops.mul(w, decay))
         state = lists[:-1] if averages else lists
         own = 0.0 if couples or work.cautious else decay
         fresh, *rest = calculate(w, g, state, numbers, own)
         if work.cautious:
-            way = many.sub(fresh, w)
+            way = ops.sub(fresh, w)
             against = [a * b < 0 for a, b in zip(way, g, strict=True)]
             kept = [kept_share(a.sum(dtype=compute), a.numel()) for a in against]
-            fresh = many.add(w, many.mul(many.where(against, way, 0.0), kept))
+            fresh = ops.add(w, ops.mul(ops.where(against, way, 0.0), kept))
             if not couples:
-                fresh = many.sub(fresh, many.mul(w, many.mul(decay, numbers["lr"])))
+                fresh = ops.sub(fresh, ops.mul(w, ops.mul(decay, numbers["lr"])))
         figures = _figures(w, g, fresh, moment, {**constants, **numbers}, rest, least) if record else None
         for old, new in zip(state, rest, strict=True):
-            _write(old, many.where(finite, new, old))
+            _write(old, ops.where(finite, new, old))
         if averages:
             _write(
                 lists[-1],
-                many.where(finite, many.add(lists[-1], many.mul(many.sub(fresh, lists[-1]), share)), lists[-1]),
+                ops.where(finite, ops.add(lists[-1], ops.mul(ops.sub(fresh, lists[-1]), share)), lists[-1]),
             )
-        _write(weights, many.where(finite, fresh, w))
+        _write(weights, ops.where(finite, fresh, w))
         return figures
 
     return step
@@ -168,12 +168,12 @@ def _figures(
     numbers: Mapping[str, Any],
     state: Sequence[list[Tensor]],
     least: float,
-) -> Figures:
+) -> PerTensorNorms:
     roots: list[Any] = [math.nan] * len(w)
     if moment is not None:
-        seconds = many.maximum(moment(*state, **numbers), least)
+        seconds = ops.maximum(moment(*state, **numbers), least)
         roots = [(a * a / v).mean() ** 0.5 for a, v in zip(g, seconds, strict=True)]
-    return _norms(w), _norms(many.sub(fresh, w)), roots
+    return _norms(w), _norms(ops.sub(fresh, w)), roots
 
 
 def _write(to: list[Tensor], of: list[Tensor]) -> None:

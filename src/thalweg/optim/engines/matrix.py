@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import joined, put, wide
-from thalweg.optim.engines.blocks import Block, Figures
-from thalweg.optim.engines.move import Move, kept_share
-from thalweg.optim.engines.sound import look_over
-from thalweg.optim.engines.work import Work
+from thalweg.optim.engines.blocks import Block, PerTensorNorms
+from thalweg.optim.engines.bound_rule import BoundRule, kept_share
+from thalweg.optim.engines.interface import GroupStep
+from thalweg.optim.engines.validate import look_over
 from thalweg.rules.rule import State
 
 
-class Whole(Block):
+class MatrixBlock(Block):
     """The block of one tensor under a matrix rule; its state may be a number a row or a column."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
         (parameter,) = parameters
         kept = [s for s in states if s.is_kept(parameter.ndim >= 2)]
         super().__init__(parameters, states, work)
@@ -46,8 +46,8 @@ class Whole(Block):
         """Keep nothing of the step's gradient."""
         self.gradient = None
 
-    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
-        """Move the weights; gives norms of weights and update where they are to be recorded."""
+    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update the weights; gives norms of weights and update where they are to be recorded."""
         assert self.gradient is not None
         parameter, flats = self.parameters[0].detach(), iter(self.flats)
         if parameter.numel() == 0:

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import real, wide
-from thalweg.optim.engines.blocks import Block, Figures
-from thalweg.optim.engines.lane import Lane, bare
-from thalweg.optim.engines.move import Move, kept_share, ratio_of
-from thalweg.optim.engines.sound import look_over
-from thalweg.optim.engines.work import Work
+from thalweg.optim.engines.blocks import Block, PerTensorNorms
+from thalweg.optim.engines.bound_rule import BoundRule, kept_share, ratio_of
+from thalweg.optim.engines.interface import GroupStep
+from thalweg.optim.engines.validate import look_over
+from thalweg.optim.engines.workspace import WorkspaceTensor, bare
 from thalweg.rules.rule import State
 
 PIECE = 1 << 17
 """Weights worked on at a time on the CPU (20 ms for 4.4 M weights; 23 at half or twice of it, 30 at 2^20)."""
 
 
-class Large(Block):
+class ChunkedBlock(Block):
     """The block of one tensor."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
         super().__init__(parameters, states, work)
         (parameter,) = parameters
         like = real(parameter.detach())
@@ -52,7 +52,7 @@ class Large(Block):
         return [_norm(self.gradient.clamp(-clip_value, clip_value))]
 
     @np.errstate(all="ignore")
-    def totals(self, move: Move, decays: Sequence[float]) -> list[Any]:
+    def totals(self, move: BoundRule, decays: Sequence[float]) -> list[Any]:
         """Give what the rule adds up over all weights."""
         parts = [
             [bare(part).sum() for part in move.summands(decays[0], *self._computed(piece)[: 2 + self.carried])]
@@ -65,8 +65,8 @@ class Large(Block):
         self.gradient = None
 
     @np.errstate(all="ignore")
-    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
-        """Move the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
+    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
         decay = decays[0] if decays[0] or not move.work.couples else None
         kept = self._kept(move, decay) if move.work.cautious else None
         formula, figures = move.formula(), list[tuple[Any, Any, Any]]()
@@ -90,7 +90,7 @@ class Large(Block):
         size = math.sqrt(self.flats[0].numel()) if self.flats else math.nan
         return weights, updates, [r / size if move.work.rule.second_moment else r * math.nan for r in ratios]
 
-    def _kept(self, move: Move, decay: Any) -> Any:
+    def _kept(self, move: BoundRule, decay: Any) -> Any:
         """Give what a cautious step multiplies the parts by that it keeps."""
         aligned, count = 0.0, 0
         for piece in self._pieces():
@@ -119,7 +119,7 @@ class Large(Block):
         if self.is_away:
             return tensors
         pool = self.pools.setdefault(tensors[0].shape, [])
-        return [Lane(tensor, pool) for tensor in tensors]
+        return [WorkspaceTensor(tensor, pool) for tensor in tensors]
 
 
 def _norm(tensor: Tensor) -> Tensor:

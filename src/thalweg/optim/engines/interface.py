@@ -1,7 +1,7 @@
 """What an optimiser asks of an engine: a step in two passes, first look, then move.
 
 An engine is anything with the two methods of `Engine`. `tensors.py` runs every rule on every device; a fused engine for one
-kind of device fits the same two calls (addresses of weights and state are in `Work` and `state`; gradients move every step).
+kind of device fits the same two calls (addresses of weights and state are in `GroupStep` and `state`; gradients move every step).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ StateOf = MutableMapping[Tensor, dict[str, Any]]
 
 
 @dataclass(slots=True)
-class Work:
+class GroupStep:
     """One parameter group's share of a step: only parameters that have a gradient.
 
     `constants` are the equation's. `decay` is the group's weight decay: the equation's own `weight_decay` where it takes one,
@@ -39,7 +39,7 @@ class Work:
         """Whether the engine adds the decay to the gradient."""
         return self.rule.couples(self.constants)
 
-    def of_those(self, chosen: Callable[[Tensor], bool]) -> Work:
+    def of_those(self, chosen: Callable[[Tensor], bool]) -> GroupStep:
         """Give the same of the chosen parameters alone."""
         pairs = [pair for pair in zip(self.parameters, self.gradients, strict=True) if chosen(pair[0])]
         return replace(self, parameters=[p for p, _ in pairs], gradients=[g for _, g in pairs])
@@ -58,7 +58,7 @@ class Norms(NamedTuple):
     nonfinite: int
 
 
-class Away(NamedTuple):
+class DeviceNorms(NamedTuple):
     """The same where all is on one accelerator, as tensors there (`each` of one dimension, the others of none): nobody waits.
 
     `nonfinite` counts the parameters whose gradient has an element that is not finite.
@@ -70,7 +70,7 @@ class Away(NamedTuple):
     nonfinite: Tensor
 
 
-class Moves(NamedTuple):
+class UpdateNorms(NamedTuple):
     """Per-tensor norms of the weights before the step and of what the step added, in the works' order (1-D tensors).
 
     `ratios` are RMS(g / sqrt(v)), NaN where the rule has no second moment.
@@ -89,11 +89,11 @@ class Engine(Protocol):
         """What each of its blocks did in the last step."""
         ...
 
-    def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
+    def prepare(self, work: GroupStep, *, clips: bool, ema: bool) -> None:
         """Get ready for steps of this kind (gradients are not yet there), without keeping anybody waiting."""
         ...
 
-    def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | Away:
+    def measure(self, works: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | DeviceNorms:
         """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one at most.
 
         `clip_value` is given where the norm of the clipped gradient is wanted too.
@@ -113,8 +113,8 @@ class Engine(Protocol):
         ema: float | None,
         record: bool,
         finite: Tensor | None = None,
-    ) -> Moves | None:
-        """Move weights, state and EMA by the gradients measured last: clamp, times `scale`, maximise, decay, equation, EMA.
+    ) -> UpdateNorms | None:
+        """Update weights, state and EMA by the gradients measured last: clamp, times `scale`, maximise, decay, equation, EMA.
 
         `scale` and `clip_value` may be 0-dim tensors on the accelerator, and `finite` there says whether anything moves at all.
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thalweg.errors import NonFiniteError
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import arithmetic, blocks, late, listed
+from thalweg.optim.engines import arithmetic, blocks, device_resident, foreach
 from thalweg.rules import RULES
 
 SHAPES = [(40, 30), (30,), (), (50_000,)]
@@ -25,8 +25,8 @@ def away(monkeypatch):
 @pytest.fixture
 def compiling(monkeypatch, away):
     torch._dynamo.reset()
-    monkeypatch.setattr(listed, "compiles", lambda device: True)
-    monkeypatch.setattr(listed, "BACKEND", "eager")
+    monkeypatch.setattr(foreach, "compiles", lambda device: True)
+    monkeypatch.setattr(foreach, "BACKEND", "eager")
 
 
 def weights(shapes=SHAPES):
@@ -81,7 +81,7 @@ def test_compiled_over_lists_it_goes_the_same_way(rule, options, monkeypatch, re
     here, at_home = descended(rule, spoilt=(0, 3, 4), **options)
     request.getfixturevalue("compiling")
     there, abroad = descended(rule, spoilt=(0, 3, 4), **options)
-    assert {type(block) for _, _, cut in abroad._engine._cuts for block, _ in cut} == {listed.Listed}
+    assert {type(block) for _, _, cut in abroad._engine._cuts for block, _ in cut} == {foreach.ForeachBlock}
     for one, other in zip([*here, *state_of(at_home)], [*there, *state_of(abroad)], strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
     optimizer_numbers = []
@@ -111,7 +111,7 @@ def test_where_torch_cannot_compile_it_goes_uncompiled_and_says_so(monkeypatch, 
 
     here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
     request.getfixturevalue("compiling")
-    monkeypatch.setattr(listed, "BACKEND", broken)
+    monkeypatch.setattr(foreach, "BACKEND", broken)
     with pytest.warns(UserWarning, match="could not compile"):
         there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
     for one, other in zip(here, there, strict=True):
@@ -123,7 +123,7 @@ def test_where_torch_cannot_compile_it_goes_uncompiled_and_says_so(monkeypatch, 
 @pytest.mark.usefixtures("away")
 def test_inductor_goes_the_same_way(monkeypatch):
     here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
-    monkeypatch.setattr(listed, "compiles", lambda device: True)
+    monkeypatch.setattr(foreach, "compiles", lambda device: True)
     there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
     for one, other in zip(here, there, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
@@ -142,7 +142,9 @@ class Waits(TorchDispatchMode):
 @pytest.mark.usefixtures("away")
 @pytest.mark.parametrize("rule", RULES)
 def test_no_step_waits(rule, monkeypatch):
-    monkeypatch.setattr(late.Late, "follow", lambda self, taken: None)  # which looks only at what has arrived
+    monkeypatch.setattr(
+        device_resident.DeviceSkipCounter, "follow", lambda self, taken: None
+    )  # which looks only at what has arrived
     parameters, optimizer = descended(rule, steps=2, clip_norm=1.0, ema=0.9, cautious=True)
     for p in parameters:
         p.grad = torch.ones_like(p)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from thalweg import optim
 from thalweg.errors import RuleError
-from thalweg.optim import steady
-from thalweg.optim.engines import faces
+from thalweg.optim import fast_path
+from thalweg.optim.engines import metadata_guards
 from thalweg.rules import RULES
 
 SHORT = [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None]
@@ -46,7 +46,7 @@ def everything(weights, optimizer):
 def test_after_one_long_step_all_are_short_and_bring_the_same_bits(rule, monkeypatch):
     def run(*, short):
         if not short:
-            monkeypatch.setattr(steady.Steady, "after", staticmethod(lambda *_: None))
+            monkeypatch.setattr(fast_path.FastPath, "after", staticmethod(lambda *_: None))
         weights, optimizer = made(rule)
         ways, records = [], []
         for _ in range(6):
@@ -200,7 +200,10 @@ EVENTS = [
 
 def walked(events, *, short):
     weights, optimizer = made(on_nonfinite="skip")
-    known, steady.Steady.after = steady.Steady.after, steady.Steady.after if short else staticmethod(lambda *_: None)
+    known, fast_path.FastPath.after = (
+        fast_path.FastPath.after,
+        fast_path.FastPath.after if short else staticmethod(lambda *_: None),
+    )
     try:
         records = []
         for event in events:
@@ -211,7 +214,7 @@ def walked(events, *, short):
             records.append((optimizer.last.gradient_norm, optimizer.last.skipped, optimizer.skips))
         return everything(weights, optimizer), records
     finally:
-        steady.Steady.after = staticmethod(known)
+        fast_path.FastPath.after = staticmethod(known)
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -303,7 +306,7 @@ UNLIKE = [
 ]
 
 
-@pytest.mark.parametrize("look", [faces._guard, faces._listed])
+@pytest.mark.parametrize("look", [metadata_guards._guard, metadata_guards._listed])
 def test_faces_tell_what_looks_otherwise(look):
     assert look([ALIKE, COMPLEX])([ALIKE.clone(), COMPLEX.clone()])
     assert not look([ALIKE])([ALIKE, ALIKE.clone()])
@@ -312,7 +315,7 @@ def test_faces_tell_what_looks_otherwise(look):
 
 
 def test_without_pytorchs_guards_they_are_listed(monkeypatch):
-    monkeypatch.setattr(faces, "_guard", lambda _: None)
+    monkeypatch.setattr(metadata_guards, "_guard", lambda _: None)
     weights, optimizer = made()
     for _ in range(3):
         slope(weights)
