@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from thalweg.errors import DivergedError, PlanError, RunError, TaskError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
-from thalweg.records.run import PLAN, STATUS, Run, as_folder, recorded_task
+from thalweg.records.run import Run
+from thalweg.records.run_folder import PLAN, RunFolder, as_folder, check_writable
 from thalweg.records.task import Task
 
 LOOK_SHARE = 0.05  # of `seconds=`, for each part of the look before training
@@ -55,7 +56,7 @@ def fit(
     """
     from thalweg.descent.budget import check_budget, check_seed
     from thalweg.descent.look import SECONDS, look
-    from thalweg.descent.train import check_room, train_plan
+    from thalweg.descent.train import train_plan
     from thalweg.see.run_text import describe_cost
     from thalweg.tuning.estimate import cost
     from thalweg.tuning.tune import check_fixed, price, tune_plan
@@ -63,9 +64,7 @@ def fit(
 
     started = time.perf_counter()
     if out is not None:
-        out = as_folder(out)
-        _check_writable(out)
-        check_room(out)  # before the search has cost anything
+        RunFolder.at(out).check_usable()  # before the search has cost anything
     check_budget(epochs, steps, seconds)
     seed = check_seed(seed)
     price(effort)
@@ -90,16 +89,6 @@ def fit(
     if run.folder is not None:
         report(run)
     return run
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / ".probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another place with out=.") from error
 
 
 def estimate(
@@ -145,10 +134,10 @@ def tune(
     path = None if out is None else as_folder(out)
     if path is not None and path.suffix != ".toml":
         path = path / PLAN
-    if path is not None and path.name == PLAN and (path.parent / STATUS).exists():
+    if path is not None and path.name == PLAN and RunFolder(path.parent).holds_run:
         raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
     if path is not None:
-        _check_writable(path.parent)
+        check_writable(path.parent)
     plan = tune_plan(
         _posed(task, device),
         epochs=epochs,
@@ -205,11 +194,10 @@ def resume(
     """
     from thalweg.descent.train import train_plan
 
-    folder = as_folder(out)
-    if not (folder / STATUS).exists():
-        raise RunError(f"{folder} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
-    problem = _posed(task or recorded_task(folder), device)
-    return train_plan(problem, Plan.load(folder / PLAN), folder, progress)
+    folder = RunFolder.at(out)
+    folder.check_holds_run()
+    problem = _posed(task or folder.read_task(), device)
+    return train_plan(problem, folder.read_plan(), folder.path, progress)
 
 
 def _posed(task: Task, device: str) -> Problem:

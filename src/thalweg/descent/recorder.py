@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
@@ -16,10 +15,10 @@ from thalweg.descent.stop_request import StopRequest
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.run_folder import BEST, RunFolder
 from thalweg.records.step_figures import StepFigures
 
 KEPT = 2  # checkpoints besides the best
-BEST = "best"
 
 
 class Recorder:
@@ -34,7 +33,7 @@ class Recorder:
 
     def __init__(
         self,
-        folder: Path | None = None,
+        folder: RunFolder | None = None,
         history: HistoryWriter | None = None,
         diagnoses: Sequence[Diagnosis] = (),
         progress: Progress | None = None,
@@ -125,14 +124,14 @@ class Recorder:
         if self._written == descent.step:
             return
         state["loop"] = {**state["loop"], "diagnoses": [found.to_dict() for found in self.diagnoses]}
-        checkpoint.save(self.folder / "checkpoints", json_ready(state), step=descent.step, keep=KEPT)
+        checkpoint.save(self.folder.checkpoints_path, json_ready(state), step=descent.step, keep=KEPT)
         self._written = descent.step
 
     def _write_best(self, descent: Descent) -> None:
         best = descent.best
         if self.folder is None or best is None or self._best_written == (best.step, best.value):
             return
-        checkpoint.save(self.folder / "checkpoints", best.state_dict(), step=best.step, name=BEST)
+        checkpoint.save(self.folder.checkpoints_path, best.state_dict(), step=best.step, name=BEST)
         self._best_written = best.step, best.value
 
     def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
@@ -154,7 +153,7 @@ class Recorder:
         assert self.folder is not None
         assert descent.leading is not None
         try:
-            descent.best = Best.from_state(checkpoint.load(self.folder / "checkpoints" / BEST).state)
+            descent.best = Best.from_state(checkpoint.load(self.folder.best_path).state)
         except CheckpointError as error:
             step, descent.leading = descent.leading["step"], None
             message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
@@ -173,7 +172,7 @@ class Recorder:
         outcome = "nothing was written, as the run has no folder"
         if self.folder is not None:
             self.checkpoint(descent)
-            outcome = f"saved; go on with: thalweg resume {os.path.relpath(self.folder)}"
+            outcome = f"saved; go on with: thalweg resume {os.path.relpath(self.folder.path)}"
         message = f"Interrupted at step {descent.step}: {outcome}"
         self.event(descent.step, "interrupt", message)
         raise KeyboardInterrupt(message)
