@@ -14,12 +14,13 @@ import torch
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
 from thalweg.descent.progress import Progress
-from thalweg.descent.recorder import Recorder, json_ready
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, ThalwegError
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE, History
+from thalweg.records.json_values import without_tuples
 from thalweg.records.plan import Plan
 from thalweg.records.run import Figures, Run
 from thalweg.records.run_folder import RunFolder
@@ -141,7 +142,7 @@ def _write_status(descent: Descent, recorder: Recorder, summary: dict[str, Any])
         "status": summary["status"],
         "metrics": _final_figures(descent),
         "summary": summary,
-        "diagnoses": json_ready([diagnosis.to_dict() for diagnosis in recorder.diagnoses]),
+        "diagnoses": without_tuples([diagnosis.to_dict() for diagnosis in recorder.diagnoses]),
     }
     recorder.folder.write_status(status)
 
