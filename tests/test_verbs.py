@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 import thalweg as tw
-from thalweg.records.run import PLAN
+from thalweg.records.run_folder import PLAN
 
 N = 36
 generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,8 @@ from thalweg.errors import DivergedError, PlanError, RunError, TaskError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
-from thalweg.records.run import PLAN, STATUS, Run, as_folder, recorded_task
+from thalweg.records.run import Run
+from thalweg.records.run_folder import PLAN, RunFolder, as_folder, check_writable
 from thalweg.records.task import Task
 
 CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
@@ -63,7 +64,9 @@ def fit(
 
     started = time.perf_counter()
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
-    folder = None if out is None else _new_folder(out)  # refused before the search has cost anything
+    folder = None if out is None else RunFolder.at(out)
+    if folder is not None:
+        folder.check_usable()  # before the search has cost anything
     problem = _posed(task, request.device)
     limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
     found = check_task(problem, request.seed, seconds=limit)
@@ -74,34 +77,14 @@ def fit(
     say(describe_cost(estimate_cost(problem, request, start)))
     plan = complete_plan(problem, request, start, say)
     try:
-        run = train_plan(problem, plan, folder, progress, found)
+        run = train_plan(problem, plan, folder and folder.path, progress, found)
     except (DivergedError, KeyboardInterrupt):
         if folder is not None:
-            report(Run.open(folder, problem.task))  # what happened is most wanted where it ended badly
+            report(Run.open(folder.path, problem.task))  # what happened is most wanted where it ended badly
         raise
     if run.folder is not None:
         report(run)
     return run
-
-
-def _new_folder(out: str | os.PathLike[str]) -> Path:
-    """Give the folder of a new run. Raises RunError where it cannot be written, or something else is in it."""
-    from thalweg.descent.train import check_room
-
-    folder = as_folder(out)
-    _check_writable(folder)
-    check_room(folder)
-    return folder
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / ".probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another place with out=.") from error
 
 
 def estimate(
@@ -160,9 +143,9 @@ def _plan_file(out: str | os.PathLike[str]) -> Path:
     path = as_folder(out)
     if path.suffix != ".toml":
         path = path / PLAN
-    if path.name == PLAN and (path.parent / STATUS).exists():
+    if path.name == PLAN and RunFolder(path.parent).holds_run:
         raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
-    _check_writable(path.parent)
+    check_writable(path.parent)
     return path
 
 
@@ -206,11 +189,10 @@ def resume(
     """
     from thalweg.descent.train import train_plan
 
-    folder = as_folder(out)
-    if not (folder / STATUS).exists():
-        raise RunError(f"{folder} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
-    problem = _posed(task or recorded_task(folder), device)
-    return train_plan(problem, Plan.load(folder / PLAN), folder, progress)
+    folder = RunFolder.at(out)
+    folder.check_holds_run()
+    problem = _posed(task or folder.read_task(), device)
+    return train_plan(problem, folder.read_plan(), folder.path, progress)
 
 
 def _posed(task: Task, device: str) -> Problem:

@@ -13,7 +13,8 @@ import numpy as np
 from thalweg import rules
 from thalweg.errors import ThalwegError
 from thalweg.formatting import figure, printable, seconds, several
-from thalweg.records.run import PLAN, TASK, Run
+from thalweg.records.run import Run
+from thalweg.records.run_folder import PLAN, TASK
 from thalweg.records.task import Source
 from thalweg.see.axes import Values
 

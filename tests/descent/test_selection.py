@@ -148,27 +148,3 @@ def test_validation_leaves_modes_and_random_states_alone() -> None:
     descent, recorder = started(classes(model=model), plan())
     walk(descent, recorder, until=3)
     assert [m.training for m in descent.model.modules()] == [m.training for m in model.modules()]
-
-
-def test_checkpoints_are_written_when_due_at_snapshots_and_soon_where_overdue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, written = [0.0], list[int]()
-    monkeypatch.setattr("thalweg.descent.recorder.time.monotonic", lambda: clock[0])
-    record, save = Recorder.step, Recorder._write
-
-    def tick(self: Recorder, *rest: Any) -> None:
-        clock[0] += 1
-        record(self, *rest)
-
-    def kept(self: Recorder, descent: Any, state: dict[str, Any]) -> None:
-        written.append(state["loop"]["step"])
-        save(self, descent, state)
-
-    monkeypatch.setattr(Recorder, "step", tick)
-    monkeypatch.setattr(Recorder, "_write", kept)
-    tw.train(classes(), plan(steps=60, snapshot_every=20, checkpoint_seconds=15), out=tmp_path / "a")
-    assert written == [20, 40, 60]
-    written.clear()
-    tw.train(classes(), plan(steps=60, snapshot_every=50, checkpoint_seconds=10), out=tmp_path / "b")
-    assert written == [21, 41, 60]  # due at 11, overdue at 21
