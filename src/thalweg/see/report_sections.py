@@ -142,10 +142,9 @@ def _knob(run: Run, name: str) -> str:
     why = run.plan.why(name)
     chip = f'<span class="chip {why.source}">{why.source}</span>'
     seen = f"<details><summary>figures</summary>{figures(why.figures)}</details>" if why.figures else ""
-    about = f"<small>{safe(plan_text.ABOUT[name])}</small>" if name in plan_text.ABOUT else ""
     return (
-        f"<tr><th scope=row>{safe(plan_text.label(name))}{about}</th><td>{safe(plan_text.value(run.plan, name))}</td>"
-        f"<td>{chip}{safe(grouped(why.reason))}{seen}</td></tr>"
+        f"<tr><th scope=row>{safe(plan_text.label(name))}<small>{safe(plan_text.meaning(name))}</small></th>"
+        f"<td>{safe(plan_text.value(run.plan, name))}</td><td>{chip}{safe(grouped(why.reason))}{seen}</td></tr>"
     )
 
 

@@ -21,7 +21,6 @@ from thalweg.see.terminal_plot import plot
 
 MOST_EVENTS = 6
 SOURCE_STYLES = {"searched": "green", "measured": "blue", "derived": "magenta", "given": "yellow", "default": "dim"}
-BOOKKEEPING = ("validate_every", "threads", "seed")  # the report has them
 FEWEST = 10  # steps worth a plot
 MARGIN = (0, 0, 0, 2)
 
@@ -66,9 +65,7 @@ def _plan(run: Run) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for knob in plan_text.split(run.plan)[0]:
-        if knob in BOOKKEEPING:
-            continue
+    for knob in plan_text.in_terminal(run.plan):
         why = run.plan.why(knob)
         told = Text.assemble((plan_text.value(run.plan, knob), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
         if why.reason:
