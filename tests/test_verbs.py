@@ -724,8 +724,8 @@ def test_a_loss_that_remembers_is_each_runs_own_and_goes_on_where_it_was(tmp_pat
         def __getattr__(self, name):
             return lambda *a: None
 
-        def step(self, step, *rest):
-            if step == 17:
+        def step(self, figures):
+            if figures.step == 17:
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

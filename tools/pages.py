@@ -19,13 +19,12 @@ from typing import Any
 
 from thalweg import optim
 from thalweg.errors import RuleError
-from thalweg.landscape.closed_forms import edge_form, temperature_form
-from thalweg.landscape.edge import Edge, stable_edge, temperature
 from thalweg.rules import RULES
 from thalweg.rules.formula import Assignment, as_latex, average, equation, of_a_step, summands
 from thalweg.rules.notation import latex, symbol, text
 from thalweg.rules.program import switches
 from thalweg.rules.rule import DECAY, Rule, State
+from thalweg.theory import Edge, edge_form, stable_edge, temperature, temperature_form
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, MEASURED = ROOT / "docs" / "rules", ROOT / "bench" / "raw" / "rules.json"
@@ -114,7 +113,7 @@ def index(rules: Mapping[str, Rule]) -> str:
         "State is counted in float32, beside 4 bytes of weight and 4 of gradient. The stable edge is the largest curvature of a\n"
         "bowl in which the rule converges, all but its momentum at the defaults; where a star stands, curvature is measured\n"
         "against the scale of the gradients that the rule keeps; where a dash stands, the page says why there is none.\n"
-        "[`landscape/edge.py`](../../src/thalweg/landscape/edge.py) finds it from the equation.",
+        "[`theory/stable_edge.py`](../../src/thalweg/theory/stable_edge.py) finds it from the equation.",
         "To add a rule, write its file and run `make tables docs`.",
     ]
     return "\n\n".join(parts) + "\n"

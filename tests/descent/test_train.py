@@ -19,8 +19,8 @@ from torch import nn
 import thalweg as tw
 from thalweg.descent.budget import settle
 from thalweg.descent.claim import claimed
-from thalweg.descent.keeper import Keeper
 from thalweg.descent.problem import pose
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.train import _found
 from thalweg.records import checkpoint, tensorfile
 from thalweg.records.run import read_status
@@ -28,15 +28,15 @@ from thalweg.records.run import read_status
 
 def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int = 20, made: tw.Plan | None = None) -> None:
     """Walk a run in a folder to a checkpoint and stop it there."""
-    record = Keeper.record
+    record = Recorder.step
 
-    def recorded(self: Keeper, step: int, *rest: Any) -> None:
-        record(self, step, *rest)
-        if step == at:
-            self.interrupted = True
+    def recorded(self: Recorder, figures: Any, *rest: Any) -> None:
+        record(self, figures, *rest)
+        if figures.step == at:
+            self.stop_request.received = True
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "record", recorded)
+        patch.setattr(Recorder, "step", recorded)
         with pytest.raises(KeyboardInterrupt):
             tw.train(classes(), made or plan(), out=folder)
 
@@ -381,14 +381,14 @@ def test_models_of_every_making_survive_a_stop(tmp_path: Path, monkeypatch: pyte
 
     for number, model in enumerate((Tied, lazy, lambda: network().double())):
         whole, folder = tw.train(classes(model=model), plan()), tmp_path / str(number)
-        record = Keeper.record
+        record = Recorder.step
 
-        def recorded(self: Keeper, step: int, *rest: Any, record: Any = record) -> None:
-            record(self, step, *rest)
-            self.interrupted = step == 13
+        def recorded(self: Recorder, figures: Any, *rest: Any, record: Any = record) -> None:
+            record(self, figures, *rest)
+            self.stop_request.received = figures.step == 13
 
         with monkeypatch.context() as patch:
-            patch.setattr(Keeper, "record", recorded)
+            patch.setattr(Recorder, "step", recorded)
             with pytest.raises(KeyboardInterrupt):
                 tw.train(classes(model=model), plan(), out=folder)
         run = tw.resume(folder, classes(model=model))

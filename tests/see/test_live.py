@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from thalweg.records.plan import Plan
+from thalweg.records.step_figures import StepFigures
 from thalweg.see.live import LINE, REFRESH, SOON, PlainProgress, RichProgress, make_progress
 
 
@@ -20,6 +21,10 @@ class Hands:
         return self.now
 
 
+def taken(step, loss, rate, examples):
+    return StepFigures(step, loss, rate, gradient_norm=1.0, examples=examples)
+
+
 def terminal(width=120, **options):
     return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, **options)
 
@@ -28,7 +33,7 @@ def walk(progress, clock, steps, seconds=0.01, total=1000):
     progress.begin(Plan(steps=total), 0)
     for step in range(1, steps + 1):
         clock.now += seconds
-        progress.step(step, 1.0 / step, 0.01, 32)
+        progress.step(taken(step, 1.0 / step, 0.01, 32))
 
 
 def test_the_bar_says_loss_validation_rate_speed_and_time_left():
@@ -38,7 +43,7 @@ def test_the_bar_says_loss_validation_rate_speed_and_time_left():
     progress.validated(0, {"loss": 2.5, "accuracy": 0.5})
     for step in range(1, 51):
         clock.now += 1.0
-        progress.step(step, 0.25, 0.0012, 64)
+        progress.step(taken(step, 0.25, 0.0012, 64))
     last = console.file.getvalue().split("\r")[-1]
     for words in (
         "50%",
@@ -57,7 +62,7 @@ def test_a_resumed_bar_begins_where_the_run_stopped_and_times_this_part_alone():
     progress = RichProgress(console, clock)
     progress.begin(Plan(steps=100), 80)
     clock.now += 10
-    progress.step(90, 0.5, 0.1, 32)
+    progress.step(taken(90, 0.5, 0.1, 32))
     assert "90%" in console.file.getvalue()
     assert "10 s left" in console.file.getvalue()
     progress.end()
@@ -85,7 +90,7 @@ def test_a_step_costs_under_two_microseconds(make):
 def timed(progress, count):
     start = time.process_time()
     for step in range(count):
-        progress.step(step, 1.0, 0.1, 32)
+        progress.step(taken(step, 1.0, 0.1, 32))
     return (time.process_time() - start) / count
 
 
@@ -96,7 +101,7 @@ def test_the_bar_stays_on_one_line_however_narrow_the_terminal(width):
     progress.begin(Plan(steps=10), 0)
     progress.validated(0, {f"metric {k}": 0.5 for k in range(20)})
     clock.now += 5
-    progress.step(1, 1.0, 0.1, 32)
+    progress.step(taken(1, 1.0, 0.1, 32))
     assert "\n" not in console.file.getvalue()
     progress.end()
 
@@ -145,7 +150,7 @@ def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_alw
     progress.begin(Plan(steps=100), 0)
     for step in range(1, 101):
         clock.now += 0.025
-        progress.step(step, 0.5, 0.01, 32)
+        progress.step(taken(step, 0.5, 0.01, 32))
         progress.validated(step, {"loss": 1 / step})
     progress.end()
     lines = stream.getvalue().splitlines()
@@ -167,14 +172,14 @@ def test_a_loss_is_called_a_validation_loss_only_where_there_are_validation_data
     progress = PlainProgress(stream, clock)
     progress.begin(Plan(steps=2), 0, validation)
     clock.now += 1
-    progress.step(1, 0.25, 0.01, 32)
+    progress.step(taken(1, 0.25, 0.01, 32))
     progress.validated(1, figures)
     progress.end()
     assert words in stream.getvalue()
     bar = RichProgress(terminal(), clock)
     bar.begin(Plan(steps=2), 0, validation)
     bar.validated(0, figures)
-    bar.step(1, 0.25, 0.01, 32)
+    bar.step(taken(1, 0.25, 0.01, 32))
     assert words.split(", ")[1] in bar.console.file.getvalue()
     bar.end()
 
@@ -191,7 +196,7 @@ def test_a_loss_that_is_not_finite_does_not_blind_the_smoothed_one():
     progress.begin(Plan(steps=100), 0)
     for step, loss in enumerate([float("nan"), 1.0, float("inf"), 1.0, float("nan")], 1):
         clock.now += LINE
-        progress.step(step, loss, 0.01, 32)
+        progress.step(taken(step, loss, 0.01, 32))
     told = [line.split("loss ")[1].split(",")[0] for line in stream.getvalue().splitlines()]
     assert told == ["nan", "1", "1", "1", "1"]
 

@@ -33,7 +33,7 @@ def averaged(descent: Descent) -> Generator[None]:
     descent.optimizer.zero_grad(set_to_none=True)  # done with, and what follows may need the room
     with descent.optimizer.averaged(), ExitStack() as stack:
         if gathers_statistics(descent.model):
-            memory = [(buffer, buffer.clone()) for buffer in descent.problem.objective.memory.values()]
+            memory = [(buffer, buffer.clone()) for buffer in descent.problem.objective.loss_buffers.values()]
             with alone:
                 stack.enter_context(recalibrated(descent.model, _batches(descent), _forward(descent)))
             for buffer, before in memory:  # a task's own step may have called the loss

@@ -15,10 +15,10 @@ import torch
 
 from thalweg import rules
 from thalweg.descent.ambient import ambient
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.loop import feel, set_rate
+from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.loop import set_rate
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.errors import PlanError
 from thalweg.optim.engines import best
@@ -107,12 +107,12 @@ def seconds_per_step(problem: Problem, plan: Plan, count: int = TIMED) -> float:
     """Time steps of a throw-away descent: the median of `count`, after two."""
     plan = with_fitting_batches(problem, plan)
     descent = Descent(problem, plan if plan.steps else plan.replace(steps=1000))
-    keeper, times = Keeper(), list[float]()
+    recorder, times = Recorder(), list[float]()
     with ambient(plan.threads):
         for _ in range(count + 2):
             start = time.perf_counter()
             set_rate(descent)
-            feel(descent, keeper, Silent())
+            compute_gradient(descent, recorder)
             descent.optimizer.step()
             times.append(time.perf_counter() - start)
     descent.batches.close()

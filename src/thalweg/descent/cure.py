@@ -10,8 +10,7 @@ import torch
 
 from thalweg.descent.ambient import alone
 from thalweg.descent.gradient import backward
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.progress import Progress
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError, NonFiniteError, few
 from thalweg.records.diagnosis import Diagnosis
@@ -24,7 +23,7 @@ MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
 MOST_SPOILT = 10  # likewise, where each holds NaN or infinity: with a few such rows three in a row happen by chance
 
 
-def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis | None) -> None:
+def respond(descent: Descent, recorder: Recorder, found: Diagnosis | None) -> None:
     """Do what helps: leave the batch out where it is at fault, else what the diagnosis proposes.
 
     `found` is None where nobody watches and the gradient was not finite.
@@ -35,15 +34,15 @@ def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnos
         rows = spoilt_rows(descent.drawn)
         tried = found is not None and not rows and descent.snapshot is not None
         if not tried or _fails_from_snapshot(descent):
-            leave_out(descent, keeper, progress, found, rows, tried=tried)
+            leave_out(descent, recorder, found, rows, tried=tried)
             return
     assert found is not None
-    _note(descent, keeper, progress, found)
-    go_back(descent, keeper, progress, found)
+    _note(descent, recorder, found)
+    go_back(descent, recorder, found)
 
 
 def leave_out(
-    descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis | None, rows: Sequence[int], *, tried: bool
+    descent: Descent, recorder: Recorder, found: Diagnosis | None, rows: Sequence[int], *, tried: bool
 ) -> None:
     """Go on with the next batch; the optimiser has left weights and state as they were.
 
@@ -61,9 +60,9 @@ def leave_out(
         descent.monitor.attempts -= 1  # the rate was not at fault
         examples = _examples(descent.drawn, rows)
         found = replace(found, cause=f"{found.cause} {why}", examples=examples, cure=cures.skip())
-        keeper.diagnose(found)
+        recorder.diagnose(found)
     figures = {"epoch": descent.place[0], "batch": descent.place[1], "rows": list(rows)}
-    keeper.tell(step, "nonfinite", f"Step {step}: the batch ({place}) was left out. {why}", figures, progress)
+    recorder.event(step, "nonfinite", f"Step {step}: the batch ({place}) was left out. {why}", figures)
     if descent.skipped_in_row >= (MOST_SPOILT if rows else MOST_SKIPS):
         raise NonFiniteError(
             f"Step {step}: {descent.skipped_in_row} batches in a row gave a loss or gradient that is not finite; no weight took"
@@ -76,10 +75,10 @@ def leave_out(
             f"Step {step}: a batch ({place}) put NaN into running statistics of the model, such as batch normalisation's."
             f" {why} Mend the data, or plan with snapshot_every=50, so that there is a state to go back to."
         )
-    _restore_snapshot(descent, keeper)
+    _restore_snapshot(descent, recorder)
 
 
-def go_back(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
+def go_back(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:
     """Go back to the snapshot with a lower rate and clipping. Raises DivergedError where that was tried in vain."""
     step, kind = descent.step + 1, NonFiniteError if found.symptom == "non-finite" else DivergedError
     if descent.snapshot is None:
@@ -93,12 +92,12 @@ def go_back(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnos
         "rate_factor": descent.cures["rate_factor"] * found.cure.rate_factor,
         "clip_norm": min(found.cure.clip_norm or math.inf, descent.cures["clip_norm"] or math.inf),
     }
-    _restore_snapshot(descent, keeper)
+    _restore_snapshot(descent, recorder)
     rate, clip = descent.plan.learning_rate * descent.cures["rate_factor"], descent.cures["clip_norm"]
     gentler = f"with a rate of {rate:.3g} and gradients clipped at {clip:.3g}"
     message = f"Went back from step {step:,} to step {descent.step:,}, {gentler}."
     figures = {"from": step, "to": descent.step, **descent.cures}
-    keeper.tell(descent.step, "rollback", message, figures, progress)
+    recorder.event(descent.step, "rollback", message, figures)
 
 
 def spoilt_rows(drawn: Draw | None) -> list[int]:
@@ -124,16 +123,16 @@ def _fails_from_snapshot(descent: Descent) -> bool:
     return not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradients)
 
 
-def _restore_snapshot(descent: Descent, keeper: Keeper) -> None:
+def _restore_snapshot(descent: Descent, recorder: Recorder) -> None:
     assert descent.snapshot is not None
     descent.load_state_dict(descent.snapshot, back=True)
-    keeper.went_back(descent.step)
+    recorder.supersede(descent.step)
 
 
-def _note(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
-    keeper.diagnose(found)
+def _note(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:
+    recorder.diagnose(found)
     kind = "nonfinite" if found.symptom == "non-finite" else "diverging"
-    keeper.tell(descent.step + 1, kind, f"Step {descent.step + 1:,}: {found.cause}", found.to_dict(), progress)
+    recorder.event(descent.step + 1, kind, f"Step {descent.step + 1:,}: {found.cause}", found.to_dict())
 
 
 def _blame(descent: Descent, rows: Sequence[int], tried: bool) -> str:

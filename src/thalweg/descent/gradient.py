@@ -1,4 +1,4 @@
-"""Feeling the slope: the gradient of one step's mean loss, in as many micro-batches as memory asks for."""
+"""The gradient of one step's mean loss, in as many micro-batches as memory asks for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import math
 import torch
 
 from thalweg.descent.ambient import alone
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import to_device
-from thalweg.descent.progress import Progress
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import TaskError
 from thalweg.sampling import Draw, mix
@@ -20,7 +19,7 @@ from thalweg.sampling.sources import seed_all
 _STEP = 2  # keeps the random numbers of the steps apart from those of the initialisation
 
 
-def feel(descent: Descent, keeper: Keeper, progress: Progress) -> tuple[float, int]:
+def compute_gradient(descent: Descent, recorder: Recorder) -> tuple[float, int]:
     """Leave the gradient of one step's mean loss in the parameters; give that loss and the number of examples.
 
     Out of memory halves the micro-batch and doubles the accumulation; the step's examples and its mean stay the same.
@@ -34,7 +33,7 @@ def feel(descent: Descent, keeper: Keeper, progress: Progress) -> tuple[float, i
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            _make_room(descent, keeper, progress, error)
+            _split_further(descent, recorder, error)
 
 
 def draw(descent: Descent) -> Draw:
@@ -66,7 +65,7 @@ def backward(descent: Descent, drawn: Draw) -> float:
         return loss.item()
     total, weights = 0.0, 0.0
     for part, size in zip(drawn.parts, drawn.sizes, strict=True):
-        counted = objective.counted(part, size)
+        counted = objective.divisor(part, size)
         if not counted:  # all its targets are ignored, so it has no mean
             continue
         with autocast(precision, device):
@@ -89,7 +88,7 @@ def _multiply(descent: Descent, factor: float) -> None:
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _make_room(descent: Descent, keeper: Keeper, progress: Progress, error: BaseException) -> None:
+def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -> None:
     batches = descent.batches
     if not batches.can_split:
         what = "a single example" if batches.micro == 1 else f"the loader's own batches of {batches.micro} examples"
@@ -105,4 +104,4 @@ def _make_room(descent: Descent, keeper: Keeper, progress: Progress, error: Base
         f" Effective batch and schedule stay."
     )
     figures = {"accumulate": descent.accumulate, "micro_batch": batches.micro}
-    keeper.tell(descent.step + 1, "out_of_memory", message, figures, progress)
+    recorder.event(descent.step + 1, "out_of_memory", message, figures)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.descent.ambient import alone, ambient
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.places import places
+from thalweg.descent.rehearsal import rehearse
 from thalweg.errors import DataError, TaskError, few
-from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse
+from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, check_labels
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
@@ -46,7 +47,7 @@ class Problem:
 
     def private(self) -> Problem:
         """Give the problem with a loss of its own, so that what one run's loss remembers is no other's."""
-        own = self.objective.private(self.device)
+        own = self.objective.with_own_loss(self.device)
         return replace(self, objective=own, judge=Objective(own.task, self.judge.cast_inputs))
 
     @property
@@ -72,7 +73,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         check_weights(weights, train)
         model.train()
         named = [name for name, _ in model.named_parameters()]
-        objective, batch, count = _rehearse(Objective(task).private(place), model, train, place)
+        objective, batch, count = _rehearse(Objective(task).with_own_loss(place), model, train, place)
         late = [name for name, _ in model.named_parameters() if name not in named]
         if late:
             raise TaskError(
@@ -240,7 +241,7 @@ def _needs_two(objective: Objective, model: nn.Module, train: Source, device: to
         with torch.no_grad():
             objective.loss(model, to_device(first_batch(train, 1), device))
     except Exception as error:
-        return LONELY in str(error)
+        return ONE_EXAMPLE_ERROR in str(error)
     return False
 
 

@@ -1,4 +1,4 @@
-"""What a descent tells whoever looks on; the loop calls these at named places."""
+"""Showing a descent while it goes: what a progress display is told, and when."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from thalweg.records.plan import Plan
+from thalweg.records.step_figures import StepFigures
 
 
 class Progress(Protocol):
-    """Somebody who looks on. `step` is called every step and must be cheap."""
+    """A display of a descent under way. `step` is called every step and must be cheap."""
 
     def begin(self, plan: Plan, step: int, validation: bool) -> None:
         """A descent starts, or goes on, after `step` steps; `validation`: there are validation data."""
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
-        """A step was taken on so many examples."""
+    def step(self, figures: StepFigures) -> None:
+        """A step was taken."""
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
         """The validation gave these figures."""
@@ -28,19 +29,19 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Nobody looks on."""
+    """Shows nothing."""
 
     def begin(self, plan: Plan, step: int, validation: bool) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
-        """Say nothing."""
+    def step(self, figures: StepFigures) -> None:
+        """Show nothing."""
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def event(self, step: int, kind: str, message: str) -> None:
-        """Say nothing."""
+        """Show nothing."""
 
     def end(self) -> None:
-        """Say nothing."""
+        """Show nothing."""

@@ -57,7 +57,7 @@ class Descent:
             recent=RECENT if self.optimizer.averages and gathers_statistics(self.model) else 0,
         )
         per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
-        self.schedule = facing(plan.schedule, problem.task.mode).resolve(self.total, per_epoch)
+        self.schedule = with_metric_mode(plan.schedule, problem.task.mode).resolve(self.total, per_epoch)
         self.shape_state: dict[str, Any] = self.schedule.initial_state()
         self.scale = LossScale(plan.precision)
         self.monitor = Monitor()
@@ -81,14 +81,24 @@ class Descent:
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
 
     @property
-    def walks_apart(self) -> bool:
-        """Whether the rule keeps an average of its own, so that the weights it walks with are never judged."""
+    def evaluates_average_only(self) -> bool:
+        """Whether the rule keeps an average of its own, so that the weights it steps with are never validated."""
         return self.optimizer.rule.average is not None
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the run ends with the weights that validated best, rather than the last ones."""
+        return self.plan.keep == "best" and self.problem.validation is not None
+
+    @property
     def out_of_patience(self) -> bool:
-        """Whether the plan's patience has ended."""
+        """Whether as many validations as the plan's patience went by without improvement."""
         return self.plan.patience is not None and self.stale >= self.plan.patience
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further step is to be taken."""
+        return self.step == self.total or self.out_of_patience
 
     def state_dict(self) -> dict[str, Any]:
         """Give everything the trajectory depends on, as sections of tensors and plain values that are still in use."""
@@ -101,7 +111,7 @@ class Descent:
         are left out, the micro-batch that fits, and the figure to beat.
         """
         load_model_state(self.model, state["model"])
-        for name, buffer in self.problem.objective.memory.items():
+        for name, buffer in self.problem.objective.loss_buffers.items():
             buffer.copy_(state["loss"][name])
         self._load_optimizer_state(state["optimizer"])
         loop = state["loop"]
@@ -126,21 +136,21 @@ class Descent:
         return bool(every) and self.step % every == 0 and not taken and self.monitor.healthy
 
     def before_gradient(self) -> dict[str, Any]:
-        """Copy what feeling the slope will change: buffers such as running statistics, and the place in the data."""
+        """Copy what computing a gradient changes: buffers such as running statistics, and the place in the data."""
         loop = self._loop_state()
         # The loop's values are made anew each time, but for what a person's own loader gives.
         loop["batches"] = copy.deepcopy(loop["batches"])
         buffers = {name: b for name, b in self.model.named_buffers() if is_strided(b)}
         return {
             "model": clone_into(None, buffers),
-            "loss": clone_into(None, self.problem.objective.memory),
+            "loss": clone_into(None, self.problem.objective.loss_buffers),
             "loop": loop,
         }
 
     def take_snapshot(self, before: Mapping[str, Any] | None = None) -> None:
         """Keep a copy of the state to go back to; one is kept, written over in place.
 
-        `before` (from `before_gradient`) makes it the state before the gradient was felt, whose loss is known by now.
+        `before` (from `before_gradient`) makes it the state before the gradient was computed, whose loss is known by now.
         """
         before = before or self.before_gradient()
         kept = self.snapshot or {}
@@ -155,7 +165,7 @@ class Descent:
         return summed(list(model_state(self.model).items()), size=16)
 
     def _tensors(self) -> dict[str, Any]:
-        memory = self.problem.objective.memory
+        memory = self.problem.objective.loss_buffers
         own = {"loss": memory} if memory else {}
         return {"model": model_state(self.model), "optimizer": self._optimizer_state(), **own}
 
@@ -253,10 +263,10 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
     return optimizer, [rate for rate, _, _ in gathered]
 
 
-def facing(schedule: Schedule, mode: str) -> Schedule:
-    """Turn every plateau of a schedule towards the task's criterion: it waits for less where less is better, else for more."""
+def with_metric_mode(schedule: Schedule, mode: str) -> Schedule:
+    """Give the schedule with "min" or "max" entered in every reduce-on-plateau part, as the task's criterion asks."""
     options = {**schedule.options, "mode": mode} if "mode" in schedule.options else schedule.options
-    return replace(schedule, options=options, parts=tuple(facing(part, mode) for part in schedule.parts))
+    return replace(schedule, options=options, parts=tuple(with_metric_mode(part, mode) for part in schedule.parts))
 
 
 def clone_into(kept: Any, fresh: Any) -> Any:

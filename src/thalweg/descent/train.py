@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from thalweg.descent.claim import LOCK, claimed, unwritable
-from thalweg.descent.keeper import Keeper, plain
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Progress, Silent
+from thalweg.descent.progress import Progress
+from thalweg.descent.recorder import Recorder, json_ready
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, RunError, ThalwegError
 from thalweg.records import checkpoint
@@ -51,9 +51,8 @@ def train_plan(
 
     Raises RunError for a folder that cannot serve, DivergedError where the descent cannot be saved.
     """
-    progress = progress or Silent()
     if out is None:
-        return _walk(Descent(problem, plan), Keeper(found=found), progress)
+        return _descend(Descent(problem, plan), Recorder(diagnoses=found, progress=progress))
     folder = as_folder(out)
     with claimed(folder):
         if not (folder / STATUS).exists():
@@ -63,7 +62,7 @@ def train_plan(
             if is_finished(folder):
                 return Run.open(folder, problem.task)
             _check_data(folder, problem)
-        return _walk_in(folder, problem, plan, progress, found)
+        return _descend_in(folder, problem, plan, progress, found)
 
 
 def _check_data(folder: Path, problem: Problem) -> None:
@@ -92,9 +91,11 @@ def _data_of(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, found: Sequence[Diagnosis]) -> Run:
-    with History(folder / FILE) as ledger:
-        descent, keeper = Descent(problem, plan), Keeper(folder, ledger, found)
+def _descend_in(
+    folder: Path, problem: Problem, plan: Plan, progress: Progress | None, found: Sequence[Diagnosis]
+) -> Run:
+    with History(folder / FILE) as history:
+        descent, recorder = Descent(problem, plan), Recorder(folder, history, found, progress)
         try:
             loaded = checkpoint.load(folder / CHECKPOINTS)
         except CheckpointError as error:
@@ -102,68 +103,68 @@ def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, fou
                 raise CheckpointError(
                     f"The run in {folder} cannot go on: {error} To start it anew, remove {folder / CHECKPOINTS}."
                 ) from error
-            steps = ledger.columns()["step"]
+            steps = history.columns()["step"]
             if len(steps):
                 message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."
-                keeper.tell(0, "note", message, {}, progress)
-                keeper.went_back(-1)
+                recorder.event(0, "note", message)
+                recorder.supersede(-1)
         else:
             for message in loaded.messages:
-                keeper.tell(loaded.step, "note", message, {}, progress)
-            if not len(ledger.columns()["step"]):
+                recorder.event(loaded.step, "note", message)
+            if not len(history.columns()["step"]):
                 message = f"The figures before step {loaded.step} are lost: there was no {FILE}."
-                keeper.tell(loaded.step, "note", message, {}, progress)
-            keeper.restore(descent, loaded)
-            keeper.tell(loaded.step, "resume", f"Went on from step {loaded.step}.", {}, progress)
-        return _walk(descent, keeper, progress, earlier=_seconds_so_far(ledger))
+                recorder.event(loaded.step, "note", message)
+            recorder.restore(descent, loaded)
+            recorder.event(loaded.step, "resume", f"Went on from step {loaded.step}.")
+        return _descend(descent, recorder, earlier=_seconds_so_far(history))
 
 
-def _seconds_so_far(ledger: History) -> float:
+def _seconds_so_far(history: History) -> float:
     """Add up the steps' own seconds: of a killed run nothing else is known."""
-    return float(np.nansum(ledger.columns().get("seconds", np.zeros(1))))
+    return float(np.nansum(history.columns().get("seconds", np.zeros(1))))
 
 
-def _walk(descent: Descent, keeper: Keeper, progress: Progress, earlier: float = 0.0) -> Run:
+def _descend(descent: Descent, recorder: Recorder, earlier: float = 0.0) -> Run:
     started = time.perf_counter() - earlier
     try:
-        descend(descent, keeper, progress)
+        descend(descent, recorder)
     except BaseException as error:
         with suppress(ThalwegError):  # where the disk is full this fails too, and the first error says so
-            _leave(descent, keeper, progress, error, time.perf_counter() - started)
+            _leave(descent, recorder, error, time.perf_counter() - started)
         raise
-    summary = _summary(descent, keeper, "finished", time.perf_counter() - started)
-    _write(keeper, descent, summary)
-    return _run(descent, keeper, summary)
+    summary = _summary(descent, recorder, "finished", time.perf_counter() - started)
+    _write(recorder, descent, summary)
+    return _run(descent, recorder, summary)
 
 
-def _leave(descent: Descent, keeper: Keeper, progress: Progress, error: BaseException, seconds: float) -> None:
+def _leave(descent: Descent, recorder: Recorder, error: BaseException, seconds: float) -> None:
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     if isinstance(error, DivergedError):
         status = "diverged"
-        keeper.tell(descent.step, "diverged", str(error), {}, progress)
-    keeper.ledger.flush()
-    _write(keeper, descent, _summary(descent, keeper, status, seconds))
+        recorder.event(descent.step, "diverged", str(error))
+    recorder.history.flush()
+    _write(recorder, descent, _summary(descent, recorder, status, seconds))
 
 
-def _run(descent: Descent, keeper: Keeper, summary: dict[str, Any]) -> Run:
+def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
     best = descent.best
     if best is not None:
         load_model_state(descent.model, best.model)
     descent.optimizer.zero_grad(set_to_none=True)
     return Run(
         plan=descent.plan,
-        history=Figures(keeper.ledger.columns()),
-        events=tuple(keeper.ledger.events()),
-        diagnoses=tuple(keeper.diagnoses),
+        history=Figures(recorder.history.columns()),
+        events=tuple(recorder.history.events()),
+        diagnoses=tuple(recorder.diagnoses),
         metrics=dict(best.figures) if best else dict(descent.last),
         summary=summary,
-        folder=keeper.folder,
+        folder=recorder.folder,
         task=descent.problem.task,
         trained=descent.model.eval(),
     )
 
 
-def _summary(descent: Descent, keeper: Keeper, status: str, seconds: float) -> dict[str, Any]:
+def _summary(descent: Descent, recorder: Recorder, status: str, seconds: float) -> dict[str, Any]:
     best = descent.best
     return {
         "status": status,
@@ -186,13 +187,13 @@ def _summary(descent: Descent, keeper: Keeper, status: str, seconds: float) -> d
     }
 
 
-def _write(keeper: Keeper, descent: Descent, summary: dict[str, Any]) -> None:
-    if keeper.folder is None:
+def _write(recorder: Recorder, descent: Descent, summary: dict[str, Any]) -> None:
+    if recorder.folder is None:
         return
     figures = dict(descent.best.figures) if descent.best else dict(descent.last)
-    found = plain([diagnosis.to_dict() for diagnosis in keeper.diagnoses])
+    found = json_ready([diagnosis.to_dict() for diagnosis in recorder.diagnoses])
     status = {"status": summary["status"], "metrics": figures, "summary": summary, "diagnoses": found}
-    write_status(keeper.folder, status)
+    write_status(recorder.folder, status)
 
 
 def check_room(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.descent.ambient import alone
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, to_device
 from thalweg.errors import DataError, TaskError, few
@@ -33,7 +33,7 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     loss = objective.task.loss
     parts = [model, loss] if isinstance(loss, nn.Module) else [model]
     modes = [(module, module.training) for part in parts for module in part.modules()]
-    memory = {name: (buffer, buffer.clone()) for name, buffer in objective.memory.items()}
+    memory = {name: (buffer, buffer.clone()) for name, buffer in objective.loss_buffers.items()}
     for part in parts:
         part.eval()
     try:
@@ -87,7 +87,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                         continue
                     batch = _without(batch, spoilt)
                     loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-            share = problem.judge.counted(batch, size) if weight is None else float(weight)
+            share = problem.judge.divisor(batch, size) if weight is None else float(weight)
             if share:  # a batch without a target that counts has no mean
                 totals, weights = totals + float(loss) * share, weights + share
             if pair is not None:

@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from thalweg.records.plan import Plan
+from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import QUIET
 from thalweg.see.formatting import figure, format_number, grouped, printable, seconds
 
@@ -91,9 +92,9 @@ class RichProgress:
         self.pace, self.due = Pace(self.clock, step, plan.steps, validation), 0.0
         self.bar.start()
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
+    def step(self, figures: StepFigures) -> None:
         """Take in a step; the picture changes ten times a second at most."""
-        self.pace.add(step, loss, rate, examples)
+        self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
         now = self.clock()
         if now >= self.due:
             self.due = now + REFRESH
@@ -142,9 +143,9 @@ class PlainProgress:
         self.pace, self.untold = Pace(self.clock, step, plan.steps, validation), False
         self.due, self.soon = self.clock() + LINE, self.clock() + SOON
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
+    def step(self, figures: StepFigures) -> None:
         """Take in a step."""
-        self.pace.add(step, loss, rate, examples)
+        self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
         if self.clock() >= self.due:
             self._tell()
 

@@ -13,11 +13,11 @@ import torch
 
 from thalweg.descent.ambient import ambient
 from thalweg.descent.budget import with_fitting_batches
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.loop import feel, set_rate
-from thalweg.descent.memory import out_of_memory
+from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.loop import set_rate
+from thalweg.descent.out_of_memory import out_of_memory
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.records.plan import Evidence, Plan
 
@@ -63,13 +63,13 @@ def measure(problem: Problem, plan: Plan) -> list[Measured]:
 
 
 def _seconds(problem: Problem, plan: Plan) -> float | None:
-    descent, keeper, times = Descent(problem, with_fitting_batches(problem, plan)), Keeper(), list[float]()
+    descent, recorder, times = Descent(problem, with_fitting_batches(problem, plan)), Recorder(), list[float]()
     try:
         with ambient(plan.threads):
             for _ in range(7):
                 start = time.perf_counter()
                 set_rate(descent)
-                feel(descent, keeper, Silent())
+                compute_gradient(descent, recorder)
                 descent.optimizer.step()
                 times.append(time.perf_counter() - start)
                 if sum(times) > PATIENCE / 2:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
@@ -58,7 +57,7 @@ class Search:
         task = self.problem.task
         descent = Descent(self.problem, plan)
         try:
-            descend(descent, Keeper(), Silent())
+            descend(descent, Recorder())
         except DivergedError:
             return FAILED
         value = descent.last[task.select]

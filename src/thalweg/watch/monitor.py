@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.step_figures import StepFigures
 from thalweg.watch import cures
 from thalweg.watch.causes.diverging import diverging
 from thalweg.watch.causes.nonfinite import nonfinite
@@ -32,16 +33,16 @@ class Monitor:
         if math.isfinite(loss):
             self.window.expected = loss
 
-    def observe(self, step: int, loss: float, gradient_norm: float, rate: float, skipped: bool) -> Diagnosis | None:
+    def observe(self, figures: StepFigures) -> Diagnosis | None:
         """Take in one step."""
         window = self.window
-        window.push(step, loss, gradient_norm, rate, skipped)
+        window.push(figures)
         found = nonfinite(window) or diverging(window)
         if found is None:
             return None
-        self.attempts = self.attempts + 1 if step <= self.failed_at + 10 else 1
-        self.failed_at = max(self.failed_at, step)
-        return replace(found, cure=cures.calm(window.norms, self.attempts, rate))
+        self.attempts = self.attempts + 1 if figures.step <= self.failed_at + 10 else 1
+        self.failed_at = max(self.failed_at, figures.step)
+        return replace(found, cure=cures.calm(window.norms, self.attempts, figures.learning_rate))
 
     def trusts(self, loss: float) -> bool:
         """Whether weights that gave this loss are worth going back to: it is finite and within what was seen before."""

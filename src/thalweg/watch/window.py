@@ -7,6 +7,8 @@ import statistics
 from collections import deque
 from typing import Any
 
+from thalweg.records.step_figures import StepFigures
+
 LENGTH = 128
 SMOOTHING = 0.9
 FIRST = 5  # losses whose mean is the start: one alone may be a lucky batch
@@ -42,9 +44,11 @@ class Window:
         self._sum = 0.0
         self._weight = 0.0
 
-    def push(self, step: int, loss: float, gradient_norm: float, rate: float, skipped: bool) -> None:
+    def push(self, figures: StepFigures) -> None:
         """Take in one step."""
-        self.step, self.loss, self.gradient_norm, self.rate, self.skipped = step, loss, gradient_norm, rate, skipped
+        loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
+        self.step, self.rate = figures.step, figures.learning_rate
+        self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
         if math.isfinite(loss):
             alone = not self.stood_out
             self.stood_out = self._stands_out(loss)

@@ -1,8 +1,8 @@
 """What theory says of a rule in a bowl, where it says something: formulae for the stable edge and the temperature.
 
-A form is not looked up by a rule's name. It is tried against what `edge` finds from the rule's equation, at several rates and
-momenta, all else at the rule's defaults, and given only where it agrees; so it is a claim about the equation as it stands, and a
-new rule comes by its own.
+A form is not looked up by a rule's name. It is compared with what `stable_edge` finds from the rule's equation, at several
+rates and momenta, all else at the rule's defaults, and given only where both agree; so it is a claim about the equation as it
+stands, and a new rule gets its forms without being entered anywhere.
 
 Sources: Cohen et al. 2021, arXiv:2103.00065, and 2022, arXiv:2207.14484 (edges); Liu, Ziyin & Ueda 2021, arXiv:2012.03636
 (momentum's temperature). Those with q follow in the same way from the recursion of two steps that remains when the momentum is
@@ -15,10 +15,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from thalweg import rules
-from thalweg.landscape.edge import stable_edge, temperature
 from thalweg.rules.formula import Assignment
 from thalweg.rules.notation import expression
 from thalweg.rules.rule import Rule
+from thalweg.theory.stable_edge import stable_edge, temperature
 
 Form = Sequence[str]
 

@@ -9,11 +9,11 @@ import pytest
 import scipy.linalg
 
 from thalweg.errors import RuleError
-from thalweg.landscape.edge import Edge, convergence_rate, linearise, stable_edge, temperature, variance
 from thalweg.rules import RULES, rule
 from thalweg.rules.maths import maximum, sign, sqrt, where
 from thalweg.rules.rule import matrix_rule
 from thalweg.rules.walk import Walk
+from thalweg.theory.stable_edge import Edge, convergence_rate, linearise, stable_edge, temperature, variance
 
 RATES = [1e-6, 1e-3, 0.1, 1.0, 30.0]
 MOMENTA = [0.0, 0.3, 0.9, 0.999]

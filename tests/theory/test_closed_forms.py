@@ -1,8 +1,8 @@
 import pytest
 
-from thalweg.landscape.closed_forms import edge_form, temperature_form
 from thalweg.rules import RULES, rule
 from thalweg.rules.formula import as_text
+from thalweg.theory.closed_forms import edge_form, temperature_form
 
 EDGES = {
     "gradient_descent": "L ← 2 / η",

@@ -11,7 +11,7 @@ import numpy as np
 from thalweg.records.history import Event, Float64s
 
 
-class Ledger(Protocol):
+class HistoryWriter(Protocol):
     """What a descent needs of a history."""
 
     def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
@@ -24,7 +24,7 @@ class Ledger(Protocol):
         """Record that something happened."""
 
     def supersede(self, from_step: int) -> None:
-        """The steps from here on are walked anew."""
+        """The steps from here on are superseded."""
 
     def columns(self) -> dict[str, Float64s]:
         """Give all live figures as columns."""
@@ -41,8 +41,8 @@ class Ledger(Protocol):
         """Close."""
 
 
-class Memory:
-    """A ledger in memory."""
+class MemoryHistory:
+    """A history in memory, for trials and runs without a folder."""
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, Any]] = {}

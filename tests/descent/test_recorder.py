@@ -11,7 +11,8 @@ from small import classes, kinds, network, plan, started, walk, weights
 from torch import Tensor, nn
 
 import thalweg as tw
-from thalweg.descent.keeper import Keeper
+from thalweg.descent import selection
+from thalweg.descent.recorder import Recorder
 
 
 def scripted(values: list[float], monkeypatch: pytest.MonkeyPatch, averages: list[float] | None = None) -> None:
@@ -19,12 +20,12 @@ def scripted(values: list[float], monkeypatch: pytest.MonkeyPatch, averages: lis
     left, others = iter(values), iter(averages or [])
     turns: list[int] = []
 
-    def measure(self: Keeper, descent: Any) -> dict[str, float]:
+    def measure(descent: Any) -> dict[str, float]:
         turns.append(descent.step)
         second = averages is not None and descent.step > 0 and turns.count(descent.step) == 2
         return {"loss": next(others if second else left)}
 
-    monkeypatch.setattr(Keeper, "_measure", measure)
+    monkeypatch.setattr(selection, "measure", measure)
 
 
 def test_best_weights_are_those_of_the_best_validation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,9 +33,9 @@ def test_best_weights_are_those_of_the_best_validation(monkeypatch: pytest.Monke
     run = tw.train(classes(metrics={}), plan(steps=20, validate_every=5))
     assert run.summary["weights"] == {"step": 10, "averaged": False}
     assert run.metrics == {"loss": 2}
-    descent, keeper = started(classes(metrics={}), plan(steps=20, validate_every=100))
+    descent, recorder = started(classes(metrics={}), plan(steps=20, validate_every=100))
     scripted([0] * 9, monkeypatch)
-    walk(descent, keeper, until=10)
+    walk(descent, recorder, until=10)
     assert torch.equal(weights(run.model), weights(descent.model))
 
 
@@ -63,10 +64,10 @@ def test_averages_are_validated_beside_the_weights_and_leave_them_alone() -> Non
 
 
 def test_average_of_the_weights_is_the_bias_corrected_mean() -> None:
-    descent, keeper = started(classes(), plan(ema=0.8, keep="last"))
+    descent, recorder = started(classes(), plan(ema=0.8, keep="last"))
     seen = list[Tensor]()
     for step in range(1, 9):
-        walk(descent, keeper, until=step)
+        walk(descent, recorder, until=step)
         seen.append(weights(descent.model))
     shares = torch.tensor([0.8 ** (7 - k) for k in range(8)], dtype=torch.float64)
     mean = (shares[:, None] * torch.stack(seen)).sum(0) / shares.sum()
@@ -93,16 +94,16 @@ def test_patience_has_training_figures_where_there_is_no_validation(monkeypatch:
 
 def test_a_run_stopped_early_stays_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted([5, 4, 6, 7, 0, 0, 0, 0, 0], monkeypatch)
-    finish = Keeper.finish
+    finish = Recorder.finish
 
-    def killed(self: Keeper, *rest: Any) -> None:
+    def killed(self: Recorder, *rest: Any) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(Keeper, "finish", killed)
+    monkeypatch.setattr(Recorder, "finish", killed)
     made = plan(validate_every=5, patience=2, checkpoint_seconds=0, snapshot_every=0)
     with pytest.raises(SystemExit):
         tw.train(classes(metrics={}), made, out=tmp_path / "r")
-    monkeypatch.setattr(Keeper, "finish", finish)
+    monkeypatch.setattr(Recorder, "finish", finish)
     run = tw.resume(tmp_path / "r", classes(metrics={}))
     assert run.history["step"][-1] == 15
 
@@ -126,7 +127,7 @@ def test_reduce_on_plateau_looks_at_the_validations(mode: str, monkeypatch: pyte
     values = [5, 4, 4.1, 4.2, 3, 3.5, 3.6]
     sign = 1 if mode == "min" else -1
     left = iter(values)
-    monkeypatch.setattr(Keeper, "_measure", lambda *_: {"loss": 0.0, "accuracy": sign * next(left)})
+    monkeypatch.setattr(selection, "measure", lambda *_: {"loss": 0.0, "accuracy": sign * next(left)})
     task = classes(select="accuracy", mode=mode)
     schedule = tw.schedule.plateau(factor=0.5, patience=1)
     run = tw.train(task, plan(validate_every=5, schedule=schedule, learning_rate=0.1))
@@ -144,8 +145,8 @@ def test_validation_leaves_modes_and_random_states_alone() -> None:
     other = tw.train(classes(model=model, evaluate=drawing), plan(validate_every=30, keep="last"))
     assert one.history["loss"].tolist()[1:] == other.history["loss"].tolist()[1:]
     assert torch.equal(weights(one.model), weights(other.model))
-    descent, keeper = started(classes(model=model), plan())
-    walk(descent, keeper, until=3)
+    descent, recorder = started(classes(model=model), plan())
+    walk(descent, recorder, until=3)
     assert [m.training for m in descent.model.modules()] == [m.training for m in model.modules()]
 
 
@@ -153,19 +154,19 @@ def test_checkpoints_are_written_when_due_at_snapshots_and_soon_where_overdue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, written = [0.0], list[int]()
-    monkeypatch.setattr("thalweg.descent.keeper.time.monotonic", lambda: clock[0])
-    record, save = Keeper.record, Keeper._write
+    monkeypatch.setattr("thalweg.descent.recorder.time.monotonic", lambda: clock[0])
+    record, save = Recorder.step, Recorder._write
 
-    def tick(self: Keeper, *rest: Any) -> None:
+    def tick(self: Recorder, *rest: Any) -> None:
         clock[0] += 1
         record(self, *rest)
 
-    def kept(self: Keeper, descent: Any, state: dict[str, Any]) -> None:
+    def kept(self: Recorder, descent: Any, state: dict[str, Any]) -> None:
         written.append(state["loop"]["step"])
         save(self, descent, state)
 
-    monkeypatch.setattr(Keeper, "record", tick)
-    monkeypatch.setattr(Keeper, "_write", kept)
+    monkeypatch.setattr(Recorder, "step", tick)
+    monkeypatch.setattr(Recorder, "_write", kept)
     tw.train(classes(), plan(steps=60, snapshot_every=20, checkpoint_seconds=15), out=tmp_path / "a")
     assert written == [20, 40, 60]
     written.clear()

@@ -1,0 +1,188 @@
+"""The recorder: writes down what a descent does, shows it to whoever watches, and saves checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
+from thalweg.descent.progress import Progress, Silent
+from thalweg.descent.state import Best, Descent, clone_into
+from thalweg.descent.stop_request import StopRequest
+from thalweg.errors import CheckpointError
+from thalweg.records import checkpoint
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.step_figures import StepFigures
+
+KEPT = 2  # checkpoints besides the best
+BEST = "best"
+
+
+class Recorder:
+    """Writes history, events and checkpoints of a descent, and passes the same on to a progress display.
+
+    Arguments:
+        folder: the run's folder; None keeps everything in memory.
+        history: where figures and events are written; None: memory.
+        diagnoses: what was diagnosed before the descent.
+        progress: shows the descent while it goes; None: nobody.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        history: HistoryWriter | None = None,
+        diagnoses: Sequence[Diagnosis] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.folder = folder
+        self.history: HistoryWriter = history or MemoryHistory()
+        self.diagnoses: list[Diagnosis] = list(diagnoses)
+        self.progress: Progress = progress or Silent()
+        self.stop_request = StopRequest()
+        self._best_written: tuple[int, float] | None = None
+        self._written: int | None = None
+        self._due = math.inf
+
+    def begin(self, descent: Descent) -> None:
+        """Announce that a descent starts, or continues."""
+        self.progress.begin(descent.plan, descent.step, descent.problem.validation is not None)
+
+    def end(self) -> None:
+        """Announce that the descent is over, for whatever reason."""
+        self.progress.end()
+
+    def step(self, figures: StepFigures, *, taken: bool = True) -> None:
+        """Record a step; one that was not taken, or is about to be undone, stands in the history until it is superseded."""
+        self.history.append(figures.step, figures.scalars())
+        if taken:
+            self.progress.step(figures)
+
+    def validated(self, step: int, row: Mapping[str, float], shown: Mapping[str, float]) -> None:
+        """Record a validation: `row` goes into the history, `shown` are the figures of the better weights."""
+        self.history.append(step, row)
+        self.progress.validated(step, shown)
+
+    def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Record that something happened, and show it."""
+        self.history.event(step, kind, message, json_ready(data or {}))
+        self.progress.event(step, kind, message)
+
+    def diagnose(self, found: Diagnosis) -> None:
+        """Keep a diagnosis."""
+        self.diagnoses.append(found)
+
+    def supersede(self, after: int) -> None:
+        """Mark all that was recorded after a step as superseded: training continues from there."""
+        self.history.supersede(after + 1)
+        self._written = None
+
+    def checkpoint_when_due(self, descent: Descent) -> None:
+        """Write a checkpoint where the clock asks for one; with snapshots on, one that is overdue by as long again.
+
+        The clock decides only when something is written, never what the descent does. Raises KeyboardInterrupt where the
+        person asked to stop.
+        """
+        if self.stop_request.received:
+            self._stop(descent)
+        apart = descent.plan.checkpoint_seconds
+        if self._overdue(apart, patience=0.0 if descent.snapshot is None else max(apart, 1.0)):
+            self.checkpoint(descent)
+            self._due = time.monotonic() + apart
+
+    def checkpoint_snapshot(self, descent: Descent) -> None:
+        """Write the snapshot just taken as the checkpoint, where the clock asks for one: so one copy serves both."""
+        apart = descent.plan.checkpoint_seconds
+        if self._overdue(apart):
+            assert descent.snapshot is not None
+            self._write(descent, dict(descent.snapshot))
+            self._due = time.monotonic() + apart
+
+    def _overdue(self, apart: float, patience: float = 0.0) -> bool:
+        if self.folder is None:
+            return False
+        now = time.monotonic()
+        if self._due is math.inf:
+            self._due = now + apart
+        return now >= self._due + patience
+
+    def checkpoint(self, descent: Descent) -> None:
+        """Write the present state, the best weights where they changed, and the snapshot where it is another state."""
+        state = descent.state_dict()
+        if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
+            state["snapshot"] = descent.snapshot
+        self._write(descent, state)
+
+    def _write(self, descent: Descent, state: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        self.history.flush(durable=True)  # else a power cut could leave a checkpoint ahead of its history
+        self._write_best(descent)
+        if self._written == descent.step:
+            return
+        state["loop"] = {**state["loop"], "diagnoses": [found.to_dict() for found in self.diagnoses]}
+        checkpoint.save(self.folder / "checkpoints", json_ready(state), step=descent.step, keep=KEPT)
+        self._written = descent.step
+
+    def _write_best(self, descent: Descent) -> None:
+        best = descent.best
+        if self.folder is None or best is None or self._best_written == (best.step, best.value):
+            return
+        checkpoint.save(self.folder / "checkpoints", best.state_dict(), step=best.step, name=BEST)
+        self._best_written = best.step, best.value
+
+    def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
+        """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
+        descent.load_state_dict(loaded.state)
+        self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
+        if "snapshot" in loaded.state:
+            descent.snapshot = clone_into(None, loaded.state["snapshot"])
+        elif descent.plan.snapshot_every:
+            descent.take_snapshot()
+        if descent.leading is not None and descent.keeps_best:
+            self._restore_best(descent)
+        self.supersede(descent.step)
+        self._written = descent.step
+
+    def _restore_best(self, descent: Descent) -> None:
+        # The file may be of a later step than the checkpoint: the resumed run comes to that step again and finds the same,
+        # and until then `leading` says what is to be beaten.
+        assert self.folder is not None
+        assert descent.leading is not None
+        try:
+            descent.best = Best.from_state(checkpoint.load(self.folder / "checkpoints" / BEST).state)
+        except CheckpointError as error:
+            step, descent.leading = descent.leading["step"], None
+            message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
+            self.history.event(descent.step, "note", message)
+            return
+        self._best_written = descent.best.step, descent.best.value
+
+    def finish(self, descent: Descent) -> None:
+        """Write the last checkpoint. Raises KeyboardInterrupt where the person asked to stop before the end."""
+        if self.stop_request.received and not descent.is_over:
+            self._stop(descent)
+        self.checkpoint(descent)
+        self.history.flush()
+
+    def _stop(self, descent: Descent) -> None:
+        outcome = "nothing was written, as the run has no folder"
+        if self.folder is not None:
+            self.checkpoint(descent)
+            outcome = f"saved; go on with: thalweg resume {os.path.relpath(self.folder)}"
+        message = f"Interrupted at step {descent.step}: {outcome}"
+        self.event(descent.step, "interrupt", message)
+        raise KeyboardInterrupt(message)
+
+
+def json_ready(value: Any) -> Any:
+    """Turn tuples into lists, which is all that a checkpoint's JSON knows."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(part) for part in value]
+    return value
