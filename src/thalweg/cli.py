@@ -10,10 +10,12 @@ import ast
 import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn, cast
 
 from thalweg.errors import DivergedError, PlanError, RunError, TaskError, ThalwegError, nearest
@@ -87,7 +89,6 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     from thalweg import __version__
-    from thalweg.records.plan import Plan
 
     parser = _Parser(
         prog="thalweg", description="Train a PyTorch model by gradient descent, with the knobs chosen on evidence."
@@ -148,11 +149,21 @@ def build_parser() -> argparse.ArgumentParser:
             f"{parser_.epilog or ''} Exit status: 0 nothing found, 10 a warning, 11 something critical.".strip()
         )
     for parser_ in (fit, tune, train):
-        knobs = ", ".join(name for name in Plan.__dataclass_fields__ if name != "evidence")
-        parser_.epilog = (
-            f"{parser_.epilog or ''} Knobs: {knobs}; constants.beta2, schedule.warmup reach into tables.".strip()
-        )
+        _describe_knobs(parser_)
     return parser
+
+
+def _describe_knobs(parser: argparse.ArgumentParser) -> None:
+    """Add a list of the plan's knobs below the command's own options."""
+    from thalweg.see.plan_text import help_lines
+
+    width = shutil.get_terminal_size().columns - 2
+    listed = [
+        fill(text, width, initial_indent=f"  {name:18}  ", subsequent_indent=" " * 22) for name, text in help_lines()
+    ]
+    tables = "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate=2 reach into tables."
+    parser.epilog = "\n".join([fill(parser.epilog or "", width), "", "knobs:", *listed, "", fill(tables, width)])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def _verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> argparse.ArgumentParser:
@@ -479,7 +490,7 @@ def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
     elif status != "finished":
         print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
     gravest = _tell(verbs.diagnose(run), "No failure was noticed.", treatments(run))
-    for line in next_steps(run):
+    for line in next_steps(run, repeat_diagnoses=False):
         print(f"next: {line}")
     return gravest
 

@@ -8,7 +8,14 @@ from rich.console import Console
 
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
-from thalweg.see.live import LINE, REFRESH, SOON, PlainProgress, RichProgress, make_progress
+from thalweg.see.live import (
+    LINE_SECONDS,
+    REFRESH_SECONDS,
+    VALIDATION_SECONDS,
+    LineProgress,
+    RichProgress,
+    make_progress,
+)
 
 
 class Hands:
@@ -74,11 +81,11 @@ def test_the_picture_changes_ten_times_a_second_at_most(monkeypatch):
     drawn = []
     monkeypatch.setattr(progress, "_draw", lambda: drawn.append(clock.now))
     walk(progress, clock, 1000, seconds=0.001)
-    assert len(drawn) == pytest.approx(1000 * 0.001 / REFRESH, abs=1)
+    assert len(drawn) == pytest.approx(1000 * 0.001 / REFRESH_SECONDS, abs=1)
     progress.end()
 
 
-@pytest.mark.parametrize("make", [lambda: RichProgress(terminal()), lambda: PlainProgress(io.StringIO())])
+@pytest.mark.parametrize("make", [lambda: RichProgress(terminal()), lambda: LineProgress(io.StringIO())])
 def test_a_step_costs_under_two_microseconds(make):
     progress = make()
     progress.begin(Plan(steps=10**6), 0)
@@ -88,9 +95,10 @@ def test_a_step_costs_under_two_microseconds(make):
 
 
 def timed(progress, count):
+    steps = [taken(step, 1.0, 0.1, 32) for step in range(count)]
     start = time.process_time()
-    for step in range(count):
-        progress.step(taken(step, 1.0, 0.1, 32))
+    for figures in steps:
+        progress.step(figures)
     return (time.process_time() - start) / count
 
 
@@ -132,12 +140,12 @@ def test_nothing_stays_redirected_or_running_after_the_end(capsys):
 
 def test_plain_lines_come_every_few_seconds_without_control_characters():
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     walk(progress, clock, 1000, seconds=1 / 32)
     progress.event(1000, "note", "a\x1b[2Kb\rc\nd")
     progress.end()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == int(1000 / 32 / LINE) + 1
+    assert len(lines) == int(1000 / 32 / LINE_SECONDS) + 1
     assert all(c.isprintable() for line in lines for c in line)
     assert lines[0].startswith("step 160 of 1,000: loss ")
     assert lines[0].endswith("rate 0.01, 1,024 examples/s, 26 s left")
@@ -146,7 +154,7 @@ def test_plain_lines_come_every_few_seconds_without_control_characters():
 
 def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_always_said():
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     progress.begin(Plan(steps=100), 0)
     for step in range(1, 101):
         clock.now += 0.025
@@ -154,7 +162,7 @@ def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_alw
         progress.validated(step, {"loss": 1 / step})
     progress.end()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == int(100 * 0.025 / SOON) + 1
+    assert len(lines) == int(100 * 0.025 / VALIDATION_SECONDS) + 1
     assert "evaluated loss 0.01," in lines[-1]
 
 
@@ -169,7 +177,7 @@ def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_alw
 )
 def test_a_loss_is_called_a_validation_loss_only_where_there_are_validation_data(validation, figures, words):
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     progress.begin(Plan(steps=2), 0, validation)
     clock.now += 1
     progress.step(taken(1, 0.25, 0.01, 32))
@@ -186,16 +194,16 @@ def test_a_loss_is_called_a_validation_loss_only_where_there_are_validation_data
 
 def test_an_event_has_its_counts_of_steps_with_commas():
     stream = io.StringIO()
-    PlainProgress(stream).event(1, "resume", "Went on from step 2797.")
+    LineProgress(stream).event(1, "resume", "Went on from step 2797.")
     assert stream.getvalue() == "Went on from step 2,797.\n"
 
 
 def test_a_loss_that_is_not_finite_does_not_blind_the_smoothed_one():
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     progress.begin(Plan(steps=100), 0)
     for step, loss in enumerate([float("nan"), 1.0, float("inf"), 1.0, float("nan")], 1):
-        clock.now += LINE
+        clock.now += LINE_SECONDS
         progress.step(taken(step, loss, 0.01, 32))
     told = [line.split("loss ")[1].split(",")[0] for line in stream.getvalue().splitlines()]
     assert told == ["nan", "1", "1", "1", "1"]
@@ -204,13 +212,13 @@ def test_a_loss_that_is_not_finite_does_not_blind_the_smoothed_one():
 def test_a_stream_that_cannot_show_a_character_gets_a_question_mark():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii", newline="\n")
-    PlainProgress(stream).event(1, "note", "é done")
+    LineProgress(stream).event(1, "note", "é done")
     assert raw.getvalue().decode() == "? done\n"
 
 
 def test_a_descent_without_a_step_ends_in_silence():
     stream = io.StringIO()
-    progress = PlainProgress(stream, Hands())
+    progress = LineProgress(stream, Hands())
     progress.begin(Plan(steps=5), 5)
     progress.end()
     assert stream.getvalue() == ""
@@ -218,6 +226,6 @@ def test_a_descent_without_a_step_ends_in_silence():
 
 def test_a_terminal_gets_the_bar_and_everything_else_the_lines():
     assert isinstance(make_progress(terminal()), RichProgress)
-    assert isinstance(make_progress(Console(file=io.StringIO(), force_terminal=False)), PlainProgress)
-    assert isinstance(make_progress(terminal(_environ={"TERM": "dumb"})), PlainProgress)
-    assert isinstance(make_progress(), PlainProgress)  # under pytest the output is no terminal
+    assert isinstance(make_progress(Console(file=io.StringIO(), force_terminal=False)), LineProgress)
+    assert isinstance(make_progress(terminal(_environ={"TERM": "dumb"})), LineProgress)
+    assert isinstance(make_progress(), LineProgress)  # under pytest the output is no terminal

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 
+from thalweg.records.knob import knobs
 from thalweg.records.plan import Group, Plan
 from thalweg.see import plan_text
 
@@ -19,7 +20,9 @@ def test_every_knob_is_shown_once():
 
 
 def test_every_knob_is_explained():
-    assert set(plan_text.ABOUT) == {f.name for f in fields(Plan)} - {"evidence"}
+    assert set(knobs(Plan)) == {f.name for f in fields(Plan)} - {"evidence"}
+    assert all(plan_text.meaning(name) for name in knobs(Plan))
+    assert [name for name, _ in plan_text.help_lines()] == list(knobs(Plan))
 
 
 @pytest.mark.parametrize(

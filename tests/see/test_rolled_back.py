@@ -1,4 +1,4 @@
-"""The steps that a run went back on are read from its history, and drawn."""
+"""The steps that a rollback undid are read from the run's history, and drawn."""
 
 from dataclasses import replace
 
@@ -13,21 +13,21 @@ from thalweg.see.rolled_back import rolled_back_stretches
 
 @pytest.fixture
 def wild(make_run, tmp_path):
-    """A run that went on at step 20 after a stop, and back from 35 to 30, where its losses were in the hundreds."""
+    """A run that was resumed from step 20, and rolled back from 35 to 30, with losses in the hundreds between."""
     with History(tmp_path / FILE) as history:
-        walk(history, 1, 25, 2.0)
+        record(history, 1, 25, 2.0)
         history.supersede(21)
         history.event(20, "resume", "Went on from step 20.")
-        walk(history, 21, 34, 2.0)
-        walk(history, 31, 34, 300.0)
+        record(history, 21, 34, 2.0)
+        record(history, 31, 34, 300.0)
         history.supersede(31)
         history.event(30, "rollback", "Went back.", {"from": 35, "to": 30, "rate_factor": 0.5, "clip_norm": 1.0})
-        walk(history, 31, 40, 1.0)
+        record(history, 31, 40, 1.0)
         events, columns = tuple(history.events()), Figures(history.columns())
     return replace(make_run(steps=40), history=columns, events=events, folder=tmp_path)
 
 
-def walk(history, first, last, loss):
+def record(history, first, last, loss):
     for step in range(first, last + 1):
         history.append(step, {"loss": loss, "learning_rate": 0.1, "gradient_norm": 3.0})
 
@@ -38,14 +38,14 @@ def test_steps_before_a_rollback_are_given_and_those_before_a_resume_are_not(wil
     assert part["loss"].tolist() == [300.0] * 4
 
 
-def test_the_losses_for_which_a_run_went_back_are_in_its_charts(wild):
+def test_the_losses_that_a_rollback_undid_are_in_the_charts(wild):
     for text in (curves.loss(wild), curves.rate(wild), curves.gradient(wild)):
-        assert '<g class="gone"><path class="line dashed"' in text
-        assert "abandoned steps" in text
+        assert '<g class="rolled-back"><path class="line dashed"' in text
+        assert "rolled-back steps" in text
     assert ">100</span>" in curves.loss(wild)  # the axis has room for them
 
 
-def test_each_time_is_a_line_of_its_own(wild):
+def test_each_rollback_is_a_line_of_its_own(wild):
     with History(wild.folder) as history:
         history.supersede(36)
         history.event(35, "rollback", "", {"from": 41, "to": 35})
@@ -53,7 +53,7 @@ def test_each_time_is_a_line_of_its_own(wild):
     assert [part["step"].tolist() for part in rolled_back_stretches(wild)] == [[31, 32, 33, 34], [36, 37, 38, 39, 40]]
 
 
-def test_a_run_in_memory_or_without_its_history_is_told_without_them(wild, tmp_path):
+def test_a_run_in_memory_or_without_its_history_has_none(wild, tmp_path):
     assert rolled_back_stretches(replace(wild, folder=None)) == []
     assert rolled_back_stretches(replace(wild, folder=tmp_path / "moved")) == []
     assert rolled_back_stretches(replace(wild, events=())) == []

@@ -8,49 +8,50 @@ from collections.abc import Iterator
 import numpy as np
 
 from thalweg.errors import ThalwegError
+from thalweg.formatting import format_number, is_share, several
 from thalweg.records.run import Run
 from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
-from thalweg.see.events import event_place, event_sentences
-from thalweg.see.formatting import format_number, is_share, several
+from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind
 from thalweg.see.rolled_back import rolled_back_stretches
 
-MOST_METRICS = 8
-SPREAD = 4.0  # ratio of scores from which the good ones need a logarithmic axis to be told apart
-PLANNED = 400  # points of the planned schedule
+MAX_METRICS = 8
+PLANNED_POINTS = 400  # points of the planned schedule
 
 
 def loss(run: Run) -> str:
-    """Draw training and validation loss, and the losses for which the run went back."""
-    beside = "validation" if run_text.validated(run) else "training, evaluated"
-    judged = ", ".join(filter(None, [beside, run_text.own_average(run)]))
+    """Draw training and validation loss, and the losses of the steps that were rolled back."""
+    data = "validation" if run_text.validated(run) else "training, evaluated"
+    validation = ", ".join(filter(None, [data, run_text.own_average(run)]))
     lines = [
         Series("training", *run_text.recorded(run, "loss"), "train", smooth=True),
-        Series(judged, *run_text.recorded(run, "validation/loss"), "validation"),
-        Series(f"{beside}, averaged weights (EMA)", *run_text.recorded(run, "ema/loss"), "ema"),
-        *_undone(run, "loss"),
+        Series(validation, *run_text.recorded(run, "validation/loss"), "validation"),
+        Series(f"{data}, averaged weights (EMA)", *run_text.recorded(run, "ema/loss"), "ema"),
+        *_rolled_back(run, "loss"),
     ]
     note = "Each step's loss stands faintly behind its running mean. Lower is better."
     if not run_text.validated(run):
         note += " Evaluated: on a sample of the training examples, with the weights at rest and without dropout."
-    return chart("Loss", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
+    return chart("Loss", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
 
 
 def metrics(run: Run) -> list[str]:
     """Draw each metric of the validation."""
     names = [key.removeprefix("validation/") for key in run.history if key.startswith("validation/")]
     charts: list[str] = []
-    judged = ", ".join(filter(None, ["validation", run_text.own_average(run)]))
-    for name in [n for n in names if n != "loss"][:MOST_METRICS]:
+    validation = ", ".join(filter(None, ["validation", run_text.own_average(run)]))
+    for name in [n for n in names if n != "loss"][:MAX_METRICS]:
         lines = [
-            Series(judged, *run_text.recorded(run, f"validation/{name}"), "validation"),
+            Series(validation, *run_text.recorded(run, f"validation/{name}"), "validation"),
             Series("averaged weights (EMA)", *run_text.recorded(run, f"ema/{name}"), "ema"),
         ]
         title = run_text.called(run, name)
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         share = is_share(name) and bool(((values >= 0) & (values <= 1)).all())
-        charts.append(chart(title[:1].upper() + title[1:], _there(lines), marks=_kept(run), share=share))
+        charts.append(
+            chart(title[:1].upper() + title[1:], _not_empty(lines), marks=_kept_weights_mark(run), share=share)
+        )
     return charts
 
 
@@ -60,18 +61,18 @@ def rate(run: Run) -> str:
     planned_x, planned_y = planned(run)
     lines = [Series("used", x, y, "train")]
     note = f"The planned schedule: {plan_text.value(run.plan, 'schedule')}." if run.plan.steps else ""
-    if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _departs(x, y, planned_x, planned_y)):
+    if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _differs(x, y, planned_x, planned_y)):
         lines.insert(0, Series("planned", planned_x, planned_y, "limit", dashed=True))
-    lines += _undone(run, "learning_rate")
-    return chart("Learning rate", _there(lines), note=note, marks=marks(run), log_y=False, zero=True)
+    lines += _rolled_back(run, "learning_rate")
+    return chart("Learning rate", _not_empty(lines), note=note, marks=marks(run), log_y=False, zero=True)
 
 
 def planned(run: Run) -> tuple[Values, Values]:
-    """Give the schedule as planned: steps and rates. A reduction that waits for validations is not foreseen."""
+    """Give the schedule as planned: steps and rates. Reductions at plateaus are left out: they depend on validations."""
     plan = run.plan
     if not plan.steps:
         return np.zeros(0), np.zeros(0)
-    x = np.unique(np.linspace(1, plan.steps, min(PLANNED, plan.steps)).round())
+    x = np.unique(np.linspace(1, plan.steps, min(PLANNED_POINTS, plan.steps)).round())
     try:
         schedule = plan.schedule.resolve(plan.steps, plan.steps_per_epoch)
         return x, np.array([plan.learning_rate * schedule.factor(int(step) - 1) for step in x])
@@ -79,7 +80,7 @@ def planned(run: Run) -> tuple[Values, Values]:
         return np.zeros(0), np.zeros(0)
 
 
-def _departs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool:
+def _differs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool:
     same = np.isin(planned_x, x) & (planned_x <= x[-1])
     used = y[np.searchsorted(x, planned_x[same])]
     return not np.allclose(used, planned_y[same], rtol=1e-3, atol=0, equal_nan=True)
@@ -92,7 +93,7 @@ def gradient(run: Run) -> str:
     if len(x):
         limit_x, limit_y = clip_line(run, float(x[0]), float(x[-1]))
         lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
-    lines += _undone(run, "gradient_norm")
+    lines += _rolled_back(run, "gradient_norm")
     scales = run_text.recorded(run, "clip_scale")[1]
     seen = scales[np.isfinite(scales)]
     clipped = int((seen < 1).sum())
@@ -101,19 +102,19 @@ def gradient(run: Run) -> str:
         if len(seen)
         else ""
     )
-    return chart("Gradient norm", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
+    return chart("Gradient norm", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
 
 
-def _undone(run: Run, key: str) -> list[Series]:
-    """Give the steps that the run went back on, a line for each time."""
+def _rolled_back(run: Run, key: str) -> list[Series]:
+    """Give the steps that rollbacks undid, a line for each rollback."""
     return [
-        Series("abandoned steps", part["step"], part[key], "gone", dashed=True, aside=True)
+        Series("rolled-back steps", part["step"], part[key], "rolled-back", dashed=True, aside=True)
         for part in rolled_back_stretches(run)
     ]
 
 
 def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
-    """Give the limit over the steps: the plan's, and what cures made of it."""
+    """Give the clipping limit over the steps: the plan's, and what cures changed it to."""
     x, y = [first], [run.plan.clip_norm or math.nan]
     for event in run.events:
         cured = event.data.get("clip_norm") if event.kind == "rollback" else None
@@ -126,39 +127,43 @@ def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
 
 
 def marks(run: Run) -> list[Mark]:
-    """Give what happened, and where the kept weights are from."""
+    """Give the events that have a sign, and the step whose weights were kept."""
     return [
-        *_kept(run),
-        *(Mark(e.step, e.kind, f"{event_place(e)}: {text}") for e, text in event_sentences(run) if e.kind in MARKS),
+        *_kept_weights_mark(run),
+        *(
+            Mark(e.step, mark_kind(e), f"{event_place(e)}: {text}")
+            for e, text in event_sentences(run)
+            if mark_kind(e) in MARKS or is_diagnosis(e)
+        ),
     ]
 
 
-def _kept(run: Run) -> list[Mark]:
-    kept = run.summary.get("weights")
-    return [Mark(kept["step"], "best", run_text.weights(run))] if kept else []
+def _kept_weights_mark(run: Run) -> list[Mark]:
+    weights = run.summary.get("weights")
+    return [Mark(weights["step"], "best", run_text.weights(run))] if weights else []
 
 
-def stretches(run: Run) -> list[Stretch]:
-    """Give the steps that were walked anew after going back."""
+def repeated_stretches(run: Run) -> list[Stretch]:
+    """Give the steps that were repeated after a rollback; of several to the same step, the longest."""
     back = [(e.data.get("to", e.step), e.data.get("from")) for e in run.events if e.kind == "rollback"]
     widest: dict[float, float] = {}
     for to, start in back:
         if start is not None:
             widest[float(to)] = max(widest.get(float(to), 0.0), float(start))
-    return [Stretch(to, end, f"steps {to:,.0f} to {end:,.0f} were walked anew") for to, end in widest.items()]
+    return [Stretch(to, end, f"steps {to:,.0f} to {end:,.0f} were repeated") for to, end in widest.items()]
 
 
 def search(run: Run) -> str:
     """Draw the search for the learning rate: one line for each length of the short runs, a point for each rate."""
-    seen = run.plan.why("learning_rate").figures
+    figures = run.plan.why("learning_rate").figures
     trials = list(_trials(run))
     if not trials:
         return ""
     lengths = sorted({steps for _, steps, _ in trials})
     lines: list[Series] = []
     for k, steps in enumerate(lengths):
-        these = sorted((rate, score) for rate, length, score in trials if length == steps)
-        x, y = (np.array(values, np.float64) for values in zip(*these, strict=True))
+        pairs = sorted((rate, score) for rate, length, score in trials if length == steps)
+        x, y = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
         colour = f"r{min(3, k if len(lengths) < 4 else k * 4 // len(lengths)) + (1 if len(lengths) < 4 else 0)}"
         rates = np.unique(x)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -169,8 +174,10 @@ def search(run: Run) -> str:
     note = f"{several(len(trials), 'short training run')}, each with its whole schedule."
     if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
         note += " Where a rate was tried from several seeds, its point is their mean."
-    if "price" in seen:
-        note += f" Search and training together cost as much as {format_number(float(seen['price']))} full trainings."
+    if "price" in figures:
+        note += (
+            f" Search and training together cost as much as {format_number(float(figures['price']))} full trainings."
+        )
     return chart(
         "Learning-rate search",
         lines,
@@ -179,21 +186,21 @@ def search(run: Run) -> str:
         x_name="learning rate",
         y_name=f"{select} at the end",
         log_x=True,
-        lost="diverged",
+        nonfinite="diverged",
     )
 
 
 def _trials(run: Run) -> Iterator[tuple[float, int, float]]:
-    seen = run.plan.why("learning_rate").figures
+    figures = run.plan.why("learning_rate").figures
     sign = -1.0 if run.summary.get("mode") == "max" else 1.0
-    for trial in zip(*(seen.get(key, []) for key in ("learning_rates", "steps", "scores")), strict=False):
+    for trial in zip(*(figures.get(key, []) for key in ("learning_rates", "steps", "scores")), strict=False):
         try:
             rate, steps, score = float(trial[0]), int(trial[1]), float(trial[2])
         except (TypeError, ValueError):
-            continue  # somebody else's figures
+            continue  # evidence that another program wrote in another form
         if rate > 0:
             yield rate, steps, sign * score
 
 
-def _there(lines: list[Series]) -> list[Series]:
+def _not_empty(lines: list[Series]) -> list[Series]:
     return [line for line in lines if len(line.x)]

@@ -1,4 +1,4 @@
-"""Long series drawn in few columns: each keeps its lowest and highest value, so that a one-step spike never vanishes."""
+"""Downsampling of long series to few columns that keep their lowest and highest value, so no one-step spike vanishes."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def reduce(x: Values, y: Values, count: int = COLUMNS) -> Columns:
 def smooth(values: Values, share: float = 1 / 60) -> Values:
     """Average exponentially in both directions, so that the line does not lag behind what it follows.
 
-    Each value counts with keep^distance; at an end, where one side is missing, the other side's weights sum to one alone.
+    A value at a distance of d entries has the weight keep^d; the weights of those there are sum to one, at the ends too.
 
-    `share`: of the series, how far the average remembers.
+    `share`: distance, as a share of the series, at which a weight has fallen to 1/e.
 
     >>> smooth(np.full(5, 3.0)).round(12).tolist()
     [3.0, 3.0, 3.0, 3.0, 3.0]

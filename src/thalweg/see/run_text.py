@@ -1,4 +1,4 @@
-"""What there is to tell of a run, in words: the report and the terminal say the same."""
+"""Sentences and figures about a run, which the report and the terminal share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import numpy as np
 
 from thalweg import rules
 from thalweg.errors import ThalwegError
-from thalweg.records.run import PLAN, TASK, Run
+from thalweg.formatting import figure, printable, seconds, several
+from thalweg.records.run import Run
+from thalweg.records.run_folder import PLAN, TASK
 from thalweg.records.task import Source
 from thalweg.see.axes import Values
-from thalweg.see.formatting import figure, printable, seconds, several
 
 if TYPE_CHECKING:
-    from thalweg.tuning.estimate import Cost
+    from thalweg.tuning.tune import Cost
 
-EXAMPLES = "thalweg.examples."
+EXAMPLES_PACKAGE = "thalweg.examples."
 
 
 def name(run: Run) -> str:
@@ -29,7 +30,7 @@ def name(run: Run) -> str:
 
 
 def status(run: Run) -> str:
-    """Give how the run stands: "finished", "stopped early", "interrupted", "diverged", "failed" or "running"."""
+    """Give the run's status: "finished", "stopped early", "interrupted", "diverged", "failed" or "running"."""
     state = str(run.summary.get("status", "finished"))
     return "stopped early" if state == "finished" and run.summary.get("stopped_early") else state
 
@@ -68,75 +69,75 @@ def recorded(run: Run, key: str) -> tuple[Values, Values]:
     if not len(y):
         return y, y
     there = ~np.isnan(y)
-    if "/" not in key:  # taken every step: where there is a rate, a NaN was measured
+    if "/" not in key:  # recorded at every step: where a step has a rate, a NaN is a value and not a gap
         there |= np.isfinite(column(run, "learning_rate")) if "learning_rate" in run.history else there
     return x[there], y[there]
 
 
 def called(run: Run, metric: str) -> str:
     """Name a metric for people."""
-    told = printable(metric.replace("_", " "))
-    return f"{'validation' if validated(run) else 'evaluated training'} loss" if metric == "loss" else told
+    label = printable(metric.replace("_", " "))
+    return f"{'validation' if validated(run) else 'evaluated training'} loss" if metric == "loss" else label
 
 
 def headline(run: Run) -> str:
-    """Say in a sentence how the run ended: the figures against the start, the steps, the time and the device."""
-    named = sorted(run.metrics, key=lambda m: (m == "loss", m != run.summary.get("select")))
-    moved = [_moved(run, metric) for metric in named[:3]]
-    done = several(steps(run), "step")
-    passed = epochs(run, steps(run))
-    took = run.summary.get("seconds")
-    spent = f"{done}{f' ({passed})' if passed else ''}"
-    if took is not None:
-        spent += f" and {seconds(float(took))} on {device(run)}"
-    what = " and ".join([", ".join(moved[:-1]), moved[-1]] if len(moved) > 1 else moved)
-    if not what:
-        return f"{_standing(run)}{spent}; there are no figures yet."
-    return f"{_standing(run)}{what[0].upper()}{what[1:]}, in {spent}."
+    """Give a sentence on how the run ended: final figures compared with those at the start, steps, time and device."""
+    metrics = sorted(run.metrics, key=lambda m: (m == "loss", m != run.summary.get("select")))
+    changes = [_change(run, metric) for metric in metrics[:3]]
+    steps_text = several(steps(run), "step")
+    epochs_text = epochs(run, steps(run))
+    seconds_taken = run.summary.get("seconds")
+    cost = f"{steps_text}{f' ({epochs_text})' if epochs_text else ''}"
+    if seconds_taken is not None:
+        cost += f" and {seconds(float(seconds_taken))} on {device(run)}"
+    result = " and ".join([", ".join(changes[:-1]), changes[-1]] if len(changes) > 1 else changes)
+    if not result:
+        return f"{_status_sentence(run)}{cost}; there are no figures yet."
+    return f"{_status_sentence(run)}{result[0].upper()}{result[1:]}, in {cost}."
 
 
-def _standing(run: Run) -> str:
+def _status_sentence(run: Run) -> str:
     of = f" of {run.plan.steps:,}" if run.plan.steps else ""
-    told = {
+    sentences = {
         "interrupted": f"Interrupted at step {steps(run):,}{of}. ",
         "diverged": f"The descent was given up at step {steps(run):,}{of}: it diverged. ",
-        "failed": f"Something else failed at step {steps(run):,}{of}. ",
+        "failed": f"An error ended the run at step {steps(run):,}{of}. ",
         "running": "Not finished when this was written. ",
         "stopped early": f"Stopped early, at step {steps(run):,}{of}. ",
     }
-    return told.get(status(run), "")
+    return sentences.get(status(run), "")
 
 
-def _moved(run: Run, metric: str) -> str:
+def _change(run: Run, metric: str) -> str:
     before, after = start(run).get(metric, math.nan), float(run.metrics[metric])
-    told = called(run, metric)
+    label = called(run, metric)
     if not math.isfinite(before):
-        return f"{told} is {figure(metric, after)}"
+        return f"{label} is {figure(metric, after)}"
     if not math.isfinite(after) or figure(metric, before) == figure(metric, after):
         verb = "stayed at" if math.isfinite(after) else "ended not finite, after"
-        return f"{told} {verb} {figure(metric, before)}"
+        return f"{label} {verb} {figure(metric, before)}"
     verb = "rose" if after > before else "fell"
-    return f"{told} {verb} from {figure(metric, before)} to {figure(metric, after)}"
+    return f"{label} {verb} from {figure(metric, before)} to {figure(metric, after)}"
 
 
 def device(run: Run) -> str:
     """Name the device."""
-    told = printable(str(run.summary.get("device", "cpu")))
-    return "the CPU" if told == "cpu" else told
+    name = printable(str(run.summary.get("device", "cpu")))
+    return "the CPU" if name == "cpu" else name
 
 
 def weights(run: Run) -> str:
     """Say which weights the model has."""
-    kept = run.summary.get("weights")
-    if not kept:
+    held = run.summary.get("weights")
+    if not held:
         return ""
-    kind = (own_average(run) or "averaged weights (EMA)") if kept["averaged"] else "weights"
+    kind = (own_average(run) or "averaged weights (EMA)") if held["averaged"] else "weights"
     best = run.plan.keep == "best" and validated(run)
     select = "validation loss" if run.summary.get("select", "loss") == "loss" else called(run, run.summary["select"])
     why = (
         f"those with the {'highest' if run.summary.get('mode') == 'max' else 'lowest'} {select}" if best else "the last"
     )
-    return f"The model holds the {kind} of step {kept['step']:,}, {why}."
+    return f"The model holds the {kind} of step {held['step']:,}, {why}."
 
 
 def own_average(run: Run) -> str:
@@ -158,57 +159,57 @@ def figures(run: Run) -> list[tuple[str, str, str]]:
     tiles: list[tuple[str, str, str]] = []
     for metric, value in run.metrics.items():
         before = start(run).get(metric, math.nan)
-        told = f"{figure(metric, before)} at the start" if math.isfinite(before) else ""
-        tiles.append((called(run, metric), figure(metric, float(value)), told))
-    kept = run.summary.get("weights")
-    beside = training_loss(run, kept["step"] if kept else None)
-    if validated(run) and math.isfinite(beside):
+        comparison = f"{figure(metric, before)} at the start" if math.isfinite(before) else ""
+        tiles.append((called(run, metric), figure(metric, float(value)), comparison))
+    held = run.summary.get("weights")
+    training = training_loss(run, held["step"] if held else None)
+    if validated(run) and math.isfinite(training):
         tiles.append(
-            ("training loss", figure("loss", beside), f"around step {kept['step']:,}" if kept else "at the end")
+            ("training loss", figure("loss", training), f"around step {held['step']:,}" if held else "at the end")
         )
     return tiles
 
 
 def commands(run: Run) -> list[tuple[str, str]]:
-    """Give what to type to use, go on with and repeat the run: (what for, code)."""
+    """Give what to type to use, resume and repeat the run: (what for, code)."""
     if run.folder is None:
         return [("Keep the weights (this run was kept in memory)", 'torch.save(run.model.state_dict(), "weights.pt")')]
     folder, best = str(run.folder), run.folder / "checkpoints" / "best" / "model.safetensors"
-    known = (run.folder / TASK).is_file()
-    task, given = ("", "") if known else (", task=task", "  # task: the Task that was trained")
-    told: list[tuple[str, str]] = []
+    recorded = (run.folder / TASK).is_file()
+    task, comment = ("", "") if recorded else (", task=task", "  # task: the Task that was trained")
+    found: list[tuple[str, str]] = []
     if status(run) not in ("finished", "stopped early"):
-        told.append(("Go on where it stopped", resume(run)))
+        found.append(("Resume where it stopped", resume(run)))
     if best.is_file():
-        told.append(
-            ("Use the trained model", f"import thalweg as tw\n\nmodel = tw.Run.open({folder!r}{task}).model{given}")
+        found.append(
+            ("Use the trained model", f"import thalweg as tw\n\nmodel = tw.Run.open({folder!r}{task}).model{comment}")
         )
         load = f"from safetensors.torch import load_file\n\nweights = load_file({str(best)!r})"
-        told.append(("Its weights without thalweg", load))
-    words = task_words(run.folder / TASK) if known else ""
+        found.append(("Its weights without thalweg", load))
+    words = task_words(run.folder / TASK) if recorded else ""
     if words:
         plan, other = shlex.quote(str(run.folder / PLAN)), shlex.quote(f"{folder}-again")
-        told.append(("Train this plan again from the start", f"thalweg train {words} --plan {plan} --out {other}"))
-    return told
+        found.append(("Train this plan again from the start", f"thalweg train {words} --plan {plan} --out {other}"))
+    return found
 
 
 def resume(run: Run) -> str:
-    """Give what to type to go on with a run."""
+    """Give what to type to resume a run."""
     if run.folder is None or (run.folder / TASK).is_file():
         return f"thalweg resume {shlex.quote(str(run.folder))}"
     return f"run = thalweg.resume({str(run.folder)!r}, task=task)"
 
 
 def task_words(path: Path) -> str:
-    """Give the words by which the command line finds a recorded task, or nothing where it cannot."""
+    """Give the words that name a recorded task on the command line; none where it cannot be named there."""
     try:
         source = Source.read(path)
     except ThalwegError:
         return ""
     if source.file:
         address = f"{source.file}:{source.name}"
-    elif source.module and source.module.startswith(EXAMPLES):
-        address = source.module.removeprefix(EXAMPLES)
+    elif source.module and source.module.startswith(EXAMPLES_PACKAGE):
+        address = source.module.removeprefix(EXAMPLES_PACKAGE)
     else:
         return ""
     options = "".join(f" --{k.replace('_', '-')}={shlex.quote(str(v))}" for k, v in source.arguments.items())

@@ -20,12 +20,12 @@ from thalweg.schedule import Schedule
 Values = npt.NDArray[np.float64]
 Dots = npt.NDArray[np.bool_]
 
-FEWEST, LOWEST = 12, 2
+MIN_COLUMNS, MIN_ROWS = 12, 2
 BRAILLE = 0x2800
 # The bit of each dot of a braille cell, by its row and column.
-BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
-OTHERS = "ox+#@%&"
-OPEN_LENGTH = 1000
+BRAILLE_BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+LETTERS = "ox+#@%&"
+DEFAULT_STEPS = 1000
 LARGEST = sys.float_info.max
 
 
@@ -72,22 +72,22 @@ def plot(
     """
     named = series if isinstance(series, Mapping) else {"": series}
     rows = {str(name): _row(values, str(name)) for name, values in named.items()}
-    frame = _frame(list(rows.values()), width, max(height, LOWEST))
+    frame = _frame(list(rows.values()), width, max(height, MIN_ROWS))
     if frame is None:
         return "\n".join([*([title] if title else []), "(no finite value to draw)"])
-    fine = _can_show_braille() if unicode is None else unicode
+    braille = _can_show_braille() if unicode is None else unicode
     labels = _labels(frame)
-    gutter = max(map(len, labels)) + 2
-    frame = frame._replace(columns=max(width - gutter, FEWEST))
-    plane = _plane(list(rows.values()), frame, fine)
+    margin = max(map(len, labels)) + 2
+    frame = frame._replace(columns=max(width - margin, MIN_COLUMNS))
+    lines_drawn = _plot_lines(list(rows.values()), frame, braille)
     lines = [title] if title else []
     lines += [
-        f"{label:>{gutter - 2}} {'│' if fine else '|'}{line}".rstrip()
-        for label, line in zip(labels, plane, strict=True)
+        f"{label:>{margin - 2}} {'│' if braille else '|'}{line}".rstrip()
+        for label, line in zip(labels, lines_drawn, strict=True)
     ]
-    lines.append(" " * (gutter - 1) + ("└" + "─" * frame.columns if fine else "+" + "-" * frame.columns))
-    lines.append(" " * gutter + _axis(ends or (0, frame.entries - 1), frame.columns))
-    return "\n".join([*lines, *_legend(rows, gutter, fine)])
+    lines.append(" " * (margin - 1) + ("└" + "─" * frame.columns if braille else "+" + "-" * frame.columns))
+    lines.append(" " * margin + _axis(ends or (0, frame.entries - 1), frame.columns))
+    return "\n".join([*lines, *_legend(rows, margin, braille)])
 
 
 def plot_schedule(
@@ -104,12 +104,12 @@ def plot_schedule(
 
     `total_steps` and `steps_per_epoch` settle open lengths; what then stays open is drawn for 1000 steps.
     """
-    plain = schedule.resolve(total_steps, steps_per_epoch)
-    total = plain.total if isinstance(plain.total, int) else OPEN_LENGTH
+    resolved = schedule.resolve(total_steps, steps_per_epoch)
+    total = resolved.total if isinstance(resolved.total, int) else DEFAULT_STEPS
     steps = np.unique(np.linspace(0, total - 1, min(total, 20_000)).astype(np.int64)).tolist()
-    state = plain.initial_state()
-    rates = [peak * plain.factor(step, state) for step in steps]
-    return plot(rates, width=width, height=height, title=plain.describe(), ends=(0, total - 1), unicode=unicode)
+    state = resolved.initial_state()
+    rates = [peak * resolved.factor(step, state) for step in steps]
+    return plot(rates, width=width, height=height, title=resolved.describe(), ends=(0, total - 1), unicode=unicode)
 
 
 def _row(values: Any, name: str) -> Values:
@@ -143,22 +143,22 @@ def _frame(rows: Sequence[Values], width: int, height: int) -> _Frame | None:
     return _Frame(low, high, max(map(len, rows)), width, height)
 
 
-def _plane(rows: Sequence[Values], frame: _Frame, fine: bool) -> list[str]:
+def _plot_lines(rows: Sequence[Values], frame: _Frame, braille: bool) -> list[str]:
     """Draw the first series, and the others over it."""
-    first = _dots(rows[0], frame, (2, 4) if fine else (1, 1))
-    cells = _braille(first) if fine else np.where(first, "*", " ")
-    for row, mark in zip(rows[1:], OTHERS * len(rows), strict=False):
-        cells[_dots(row, frame, (1, 1))] = mark
+    first = _dot_grid(rows[0], frame, (2, 4) if braille else (1, 1))
+    cells = _braille(first) if braille else np.where(first, "*", " ")
+    for row, mark in zip(rows[1:], LETTERS * len(rows), strict=False):
+        cells[_dot_grid(row, frame, (1, 1))] = mark
     return ["".join(line) for line in cells]
 
 
 def _braille(dots: Dots) -> npt.NDArray[np.str_]:
     height, width = dots.shape
-    codes = (dots.reshape(height // 4, 4, width // 2, 2) * BITS[:, None, :]).sum((1, 3))
+    codes = (dots.reshape(height // 4, 4, width // 2, 2) * BRAILLE_BITS[:, None, :]).sum((1, 3))
     return np.vectorize(lambda code: chr(BRAILLE + code) if code else " ", otypes=["U1"])(codes)
 
 
-def _dots(row: Values, frame: _Frame, cell: tuple[int, int]) -> Dots:
+def _dot_grid(row: Values, frame: _Frame, cell: tuple[int, int]) -> Dots:
     """Set a column's dots from its lowest to its highest value, and join neighbouring entries."""
     width, height = frame.columns * cell[0], frame.rows * cell[1]
     dots = np.zeros((height, width), np.bool_)
@@ -195,16 +195,16 @@ def _labels(frame: _Frame) -> list[str]:
     where = {0: frame.high, frame.rows - 1: frame.low}
     if frame.rows >= 7 and frame.rows % 2:
         where[frame.rows // 2] = frame.high / 2 + frame.low / 2
-    texts = [_say(value, 3) for value in where.values()]
+    texts = [_number(value, 3) for value in where.values()]
     for digits in range(4, 18):
         if len(set(texts)) == len(texts):
             break
-        texts = [_say(value, digits) for value in where.values()]
+        texts = [_number(value, digits) for value in where.values()]
     named = dict(zip(where, texts, strict=True))
     return [named.get(line, "") for line in range(frame.rows)]
 
 
-def _say(value: float, digits: int) -> str:
+def _number(value: float, digits: int) -> str:
     """Say a value with so many digits, a larger whole part in full."""
     whole = len(str(int(abs(value)))) if 1000 <= abs(value) < 1e6 else 0
     return f"{value:,.{max(digits, whole)}g}"
@@ -215,14 +215,14 @@ def _axis(ends: tuple[float, float], columns: int) -> str:
     return first if first == last else first + last.rjust(columns - len(first))
 
 
-def _legend(rows: Mapping[str, Values], gutter: int, fine: bool) -> list[str]:
+def _legend(rows: Mapping[str, Values], margin: int, braille: bool) -> list[str]:
     """Name the series, and count what could not be drawn."""
-    marks = ["⠒" if fine else "*", *OTHERS * len(rows)]
+    marks = ["⠒" if braille else "*", *LETTERS * len(rows)]
     words: list[str] = []
     for (name, row), mark in zip(rows.items(), marks, strict=False):
         infinite = int(np.isinf(row).sum())
-        said = [name] if name else []
-        said += [f"({infinite} infinite)"] if infinite else []
-        if said:
-            words.append(" ".join([mark, *said]))
-    return [" " * gutter + "   ".join(words)] if words else []
+        parts = [name] if name else []
+        parts += [f"({infinite} infinite)"] if infinite else []
+        if parts:
+            words.append(" ".join([mark, *parts]))
+    return [" " * margin + "   ".join(words)] if words else []
