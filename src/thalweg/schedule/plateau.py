@@ -1,8 +1,8 @@
-"""Reduce on plateau: what it remembers between validations, and how a new figure changes that.
+"""Reduce on plateau: its state between validations, and how a validation's metric changes it.
 
-Four plain numbers: `factor` (what the rate has come down to), `bad` (validations in a row without a new best), `rest`
-(validations of the cool-down left), and, once there was one, `best`. No infinity stands in for a missing best, so that
-the state passes through TOML and JSON.
+The state is a dict of up to four numbers: `factor` (what the peak rate is multiplied by now), `bad` (validations in a row
+without a new best), `rest` (validations left of the cool-down), and, once there was one, `best`. A missing best is left out
+rather than infinite, so that the state passes through TOML and JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 State = dict[str, float]
 
 
-def initial() -> State:
+def initial_state() -> State:
     """Give the state before the first validation."""
     return {"factor": 1.0, "bad": 0, "rest": 0}
 
 
-def observe(state: Mapping[str, float], metric: float, options: Mapping[str, Any]) -> State:
+def next_state(state: Mapping[str, float], metric: float, options: Mapping[str, Any]) -> State:
     """Give the state after a validation. A metric that is not finite is never a best."""
     factor, best, rest = state["factor"], state.get("best"), int(state["rest"])
     better = math.isfinite(metric) and (best is None or _is_better(metric, best, options))

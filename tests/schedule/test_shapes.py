@@ -10,7 +10,8 @@ from torch.optim import lr_scheduler
 
 import thalweg.schedule as schedules
 from thalweg.errors import ScheduleError
-from thalweg.schedule.curves import SHAPES, WARMUPS
+from thalweg.schedule import SHAPES
+from thalweg.schedule.shapes import WARMUPS
 
 TOTAL = 60
 
