@@ -170,7 +170,8 @@ def test_a_shapes_constructor_is_written_from_its_options():
         "    power: float = 2e-5,\n    count: int = 3,\n    decay: Length | None = None,\n",
         '    every: Sequence[Length] | None = None,\n    kind: Literal["up", "down"] = "up",\n',
         '    """Fall oddly."""\n',
-        '        "kind": kind,\n    }\n    return Schedule("odd", total, warmup, warmup_shape, options)\n',
+        '        "every": every,\n        "kind": kind,\n    }\n'
+        '    return Schedule("odd", total, warmup, warmup_shape, options)\n',
     ):
         assert line in text, line
 
