@@ -38,7 +38,7 @@ class Descent:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         if plan.steps is None:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
-        self.problem, self.plan, self.total = problem.private(), plan, plan.steps
+        self.problem, self.plan, self.total = problem.with_own_loss(), plan, plan.steps
         with ambient(), alone:
             self.model = start_model(problem, plan.seed)
         self.optimizer, self.factors = build_optimizer(self.model, plan)

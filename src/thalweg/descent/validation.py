@@ -70,7 +70,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
     for name, metric in streaming.items():
         _told(name, metric.reset)
     batches = _batches(problem, micro)
-    with evaluating(model, problem.judge):
+    with evaluating(model, problem.validation_objective):
         for number in itertools.count():
             with alone, autocast(precision, problem.device):
                 seed_all(mix(seed, _VALIDATION, number))
@@ -87,7 +87,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                         continue
                     batch = _without(batch, spoilt)
                     loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-            share = problem.judge.divisor(batch, size) if weight is None else float(weight)
+            share = problem.validation_objective.divisor(batch, size) if weight is None else float(weight)
             if share:  # a batch without a target that counts has no mean
                 totals, weights = totals + float(loss) * share, weights + share
             if pair is not None:
@@ -135,7 +135,7 @@ def _told(name: str, call: Any, *seen: Any) -> Any:
 
 
 def _measure(problem: Problem, model: nn.Module, batch: Any, outputs: bool) -> tuple[Tensor, Any, Any]:
-    objective, task = problem.judge, problem.judge.task
+    objective, task = problem.validation_objective, problem.validation_objective.task
     if not outputs:
         return *objective.evaluate(model, batch), None
     output, target = objective.outputs(model, batch)
