@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from thalweg.schedule.lengths import Option
     from thalweg.schedule.shape import Shape
 
-HOUSE = Path(__file__).resolve().parent.parent / "src" / "thalweg"
-RULES = HOUSE / "rules"
-CAUSES = HOUSE / "watch" / "causes"
-OPTIM = HOUSE / "optim"
-SCHEDULE = HOUSE / "schedule"
+PACKAGE = Path(__file__).resolve().parent.parent / "src" / "thalweg"
+RULES = PACKAGE / "rules"
+CAUSES = PACKAGE / "watch" / "causes"
+OPTIM = PACKAGE / "optim"
+SCHEDULE = PACKAGE / "schedule"
 
 HEAD = '''"""An optimiser for each rule, written by `tools/tables.py` from the rules themselves: `make tables`, not by hand."""
 
@@ -158,11 +158,11 @@ def class_file(rules: Iterable[Rule]) -> str:
 def class_of(rule: Rule) -> str:
     """Write a rule's class: its constants in PyTorch's order where PyTorch has a class of that name, else in the equation's."""
     options = _options(rule)
-    own = _own(rule)
+    own = _constants(rule)
     names = _in_torchs_order(["lr", *own], rule.optimizer)
-    lr = "float | Tensor" if rule.learning_rate is None else f"float | Tensor = {_said(rule.learning_rate)}"
-    typed = {"lr": lr, **{name: f"{kind} = {_said(default)}" for name, (kind, default, _) in own.items()}}
-    told = {"lr": _told_rate(rule), **{name: told for name, (_, _, told) in own.items()}}
+    lr = "float | Tensor" if rule.learning_rate is None else f"float | Tensor = {_literal(rule.learning_rate)}"
+    typed = {"lr": lr, **{name: f"{kind} = {_literal(default)}" for name, (kind, default, _) in own.items()}}
+    notes = {"lr": _rate_note(rule), **{name: note for name, (_, _, note) in own.items()}}
     signature = [f"{name}: {typed[name]}" for name in names]
     signature += ["*", *(f"{name}: {text}" for name, text in options.items()), "**others: Any"]
     passed = [f"{name}={name}" for name in [*names, *options]]
@@ -170,31 +170,35 @@ def class_of(rule: Rule) -> str:
         name=rule.optimizer,
         rule=rule.name,
         title=_wrapped(f"{rule.title}.", 4).lstrip(),
-        arguments="\n".join(_wrapped(f"{name}: {told[name]}", 8, 12) for name in names),
+        arguments="\n".join(_wrapped(f"{name}: {notes[name]}", 8, 12) for name in names),
         notes=_wrapped(_notes(rule), 4),
         signature=_lines(signature, 8),
         passed=_lines([*passed, "**others"], 12),
     )
 
 
-def _own(rule: Rule) -> dict[str, tuple[str, Any, str]]:
-    """Give weight decay and the constants in the equation's order, grouped ones as one: type, default and what is said."""
+def _constants(rule: Rule) -> dict[str, tuple[str, Any, str]]:
+    """Give weight decay and the constants in the equation's order, grouped ones as one: type, default, docstring."""
     parameters = inspect.signature(rule.equation).parameters
     group_of = {member: group for group, members in rule.grouped.items() for member in members}
     found: dict[str, tuple[str, Any, str]] = {}
     for name in parameters:
         if name == "weight_decay":
-            found[name] = ("float", rule.weight_decay, f"{_said(rule.weight_decay)}, at least 0; {_told_decay(rule)}.")
+            found[name] = (
+                "float",
+                rule.weight_decay,
+                f"{_literal(rule.weight_decay)}, at least 0; {_decay_note(rule)}.",
+            )
         elif name in group_of:
             members = rule.grouped[group_of[name]]
             kind = f"tuple[{', '.join(_kind(parameters[m]) for m in members)}]"
-            told = "; ".join(f"{m} = {_told(rule, m)}" for m in members)
-            found[group_of[name]] = (kind, tuple(rule.constants[m] for m in members), f"{told}.")
+            note = "; ".join(f"{m} = {_constant_note(rule, m)}" for m in members)
+            found[group_of[name]] = (kind, tuple(rule.constants[m] for m in members), f"{note}.")
         elif name in rule.constants:
-            found[name] = (_kind(parameters[name]), rule.constants[name], f"{_told(rule, name)}.")
+            found[name] = (_kind(parameters[name]), rule.constants[name], f"{_constant_note(rule, name)}.")
     return {
         **found,
-        "weight_decay": found.get("weight_decay", ("float", 0.0, f"0.0, at least 0; {_told_decay(rule)}.")),
+        "weight_decay": found.get("weight_decay", ("float", 0.0, f"0.0, at least 0; {_decay_note(rule)}.")),
     }
 
 
@@ -215,7 +219,7 @@ def _options(rule: Rule) -> dict[str, str]:
     parameters = inspect.signature(Optimizer.__init__).parameters.values()
     common = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("lr", "weight_decay")]
     absent = ("ema", "cautious") if rule.average is not None else ()  # the rule averages itself
-    return {p.name: f"{_kind(p)} = {_said(p.default)}" for p in common if p.name not in absent}
+    return {p.name: f"{_kind(p)} = {_literal(p.default)}" for p in common if p.name not in absent}
 
 
 def _kind(parameter: inspect.Parameter) -> str:
@@ -223,21 +227,21 @@ def _kind(parameter: inspect.Parameter) -> str:
     return (kind if isinstance(kind, str) else inspect.formatannotation(kind)).replace("'", '"')
 
 
-def _told(rule: Rule, name: str) -> str:
+def _constant_note(rule: Rule, name: str) -> str:
     if name in rule.choices:
-        return f"{_said(rule.constants[name])}; one of {', '.join(map(_said, rule.choices[name]))}"
+        return f"{_literal(rule.constants[name])}; one of {', '.join(map(_literal, rule.choices[name]))}"
     if isinstance(rule.constants[name], bool):
         return f"{rule.constants[name]}, or {not rule.constants[name]}"
     where = f", in {rule.ranges[name]}" if name in rule.ranges else ""
-    return f"{_said(rule.constants[name])}{where}"
+    return f"{_literal(rule.constants[name])}{where}"
 
 
-def _told_rate(rule: Rule) -> str:
-    default = "" if rule.learning_rate is None else f"{_said(rule.learning_rate)}, "
+def _rate_note(rule: Rule) -> str:
+    default = "" if rule.learning_rate is None else f"{_literal(rule.learning_rate)}, "
     return f"learning rate, {default}at least 0."
 
 
-def _told_decay(rule: Rule) -> str:
+def _decay_note(rule: Rule) -> str:
     if rule.decoupled is not None:
         return f"decoupled where `{rule.decoupled}` is true, else added to the gradient"
     return "decoupled from the gradient" if rule.takes_decay else "added to the gradient"
@@ -251,13 +255,13 @@ def _notes(rule: Rule) -> str:
         if hasattr(torch.optim, rule.optimizer)
         else ""
     )
-    average = " Judge and save the model within `averaged()` alone." if rule.average is not None else ""
+    average = " Evaluate and save the model within `averaged()` alone." if rule.average is not None else ""
     return f"All others: see `Optimizer`.{average}{order} The equation: `thalweg.rules.{rule.name}`. Source: {rule.source}."
 
 
-def _said(value: Any) -> str:
+def _literal(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"({', '.join(map(_said, value))})"
+        return f"({', '.join(map(_literal, value))})"
     text = f'"{value}"' if isinstance(value, str) else repr(value)
     return re.sub(r"e([+-]?)0+(?=\d)", r"e\1", text)
 
@@ -305,8 +309,10 @@ def _constructor_body(shape: Shape) -> str:
 
 def _option_kind(option: Option) -> str:
     """Give an option's type and default: None where it has none, or where another may replace it."""
-    kind = f"Literal[{', '.join(map(_said, option.choices))}]" if option.kind == "choice" else KINDS[option.kind]
-    return f"{kind} | None = None" if option.default is None or option.unless else f"{kind} = {_said(option.default)}"
+    kind = f"Literal[{', '.join(map(_literal, option.choices))}]" if option.kind == "choice" else KINDS[option.kind]
+    return (
+        f"{kind} | None = None" if option.default is None or option.unless else f"{kind} = {_literal(option.default)}"
+    )
 
 
 def with_constructors(text: str, names: Iterable[str]) -> str:
@@ -322,10 +328,10 @@ def with_constructors(text: str, names: Iterable[str]) -> str:
     return _with_all(text, names, r"^from thalweg\.schedule\.(?!constructors)\w+ import (.*)$")
 
 
-def _house() -> None:
+def _make_importable() -> None:
     """Make the parts of the package importable while its own tables may still be wrong."""
     if "thalweg" not in sys.modules:
-        for name, folder in (("thalweg", HOUSE), ("thalweg.optim", OPTIM), ("thalweg.schedule", SCHEDULE)):
+        for name, folder in (("thalweg", PACKAGE), ("thalweg.optim", OPTIM), ("thalweg.schedule", SCHEDULE)):
             package = ModuleType(name)
             package.__path__ = [str(folder)]
             sys.modules[name] = package
@@ -334,7 +340,7 @@ def _house() -> None:
 def main(arguments: list[str]) -> int:
     """Write the tables, or with `--check` say whether they are as they would be written."""
     check = "--check" in arguments
-    _house()
+    _make_importable()
     names = rule_names(RULES)
     differing = [_written(RULES / "__init__.py", lambda text: with_rules(text, names), check)]
     rules: Mapping[str, Rule] = {name: getattr(import_module(f"thalweg.rules.{name}"), name) for name in names}
@@ -359,7 +365,7 @@ def _schedule_tables(check: bool) -> list[str]:
 
 
 def _written(path: Path, change: Callable[[str], str], check: bool) -> str:
-    """Write a file anew unless it is only to be checked; gives its name where it was not as it should be."""
+    """Rewrite a file, unless it is only to be checked; give its name where it was not up to date, else an empty text."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     wanted = change(text)
     if wanted == text:

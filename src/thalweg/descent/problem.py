@@ -231,7 +231,7 @@ def first_batch(source: Source, count: int = REHEARSED) -> Any:
     """Give the first examples as a batch. Raises DataError where there are none."""
     batch, _ = next(once(source, count), (None, 0))
     if batch is None:
-        raise DataError("The data stream gave no batch. It must start anew each time it is gone through.")
+        raise DataError("The data stream gave no batch. It must start again each time it is iterated over.")
     return batch
 
 

@@ -623,7 +623,7 @@ class Nesterov(Optimizer):
 
 
 class Prodigy(Optimizer):
-    """Prodigy: Adam that finds its own rate, as large as the way from the start to where the gradients point.
+    """Prodigy: Adam that finds its own rate, a growing estimate of the distance from the starting weights to the solution.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -811,7 +811,7 @@ class ScheduleFreeAdamW(Optimizer):
         weight_lr_power: 2.0, in [0, inf).
         weight_decay: 0.0, at least 0; decoupled from the gradient.
 
-    All others: see `Optimizer`. Judge and save the model within `averaged()` alone. The equation:
+    All others: see `Optimizer`. Evaluate and save the model within `averaged()` alone. The equation:
     `thalweg.rules.schedule_free_adamw`. Source: Defazio et al. 2024, arXiv:2405.15682.
     """
 
@@ -862,7 +862,7 @@ class ScheduleFreeSGD(Optimizer):
         weight_lr_power: 2.0, in [0, inf).
         weight_decay: 0.0, at least 0; added to the gradient.
 
-    All others: see `Optimizer`. Judge and save the model within `averaged()` alone. The equation:
+    All others: see `Optimizer`. Evaluate and save the model within `averaged()` alone. The equation:
     `thalweg.rules.schedule_free_sgd`. Source: Defazio et al. 2024, arXiv:2405.15682.
     """
 

@@ -1,4 +1,4 @@
-"""Prodigy: Adam that finds its own rate d, as large as the way from the start to where the gradients point is shown to be.
+"""Prodigy: Adam that finds its own rate d, a growing estimate of the distance from the starting weights to the solution.
 
     r   <- beta3 r + (d / d0) lr d <g, w0 - w>               sums over all weights; w0 is where they started
     s   <- beta3 s + (d / d0) lr d g
@@ -118,7 +118,7 @@ def prodigy(
     weight: float,
     kept: float,
 ) -> tuple[float, float, float, float, float]:
-    """Prodigy: Adam that finds its own rate, as large as the way from the start to where the gradients point."""
+    """Prodigy: Adam that finds its own rate, a growing estimate of the distance from the starting weights to the solution."""
     s = kept * s + weight * g
     m = beta1 * m + (1 - beta1) * (d_before * g)
     v = beta2 * v + (1 - beta2) * ((d_before * g) * (d_before * g))

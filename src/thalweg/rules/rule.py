@@ -141,7 +141,7 @@ class Rule:
     rest: Rule | None = None
 
     def __call__(self, *values: Any, **constants: Any) -> Any:
-        """Evaluate the equation as it stands, on numbers or anything that calculates."""
+        """Evaluate the equation itself, on numbers, arrays or tensors."""
         return self.equation(*values, **constants)
 
     def __repr__(self) -> str:

@@ -204,7 +204,7 @@ class Batches:
         parts = list(self._next_parts(self._loaded))
         if not parts and self.within == 0:
             raise DataError(
-                f"The data stream gave no batch in epoch {self.epoch + 1}. It must start anew each time it is gone through:"
+                f"The data stream gave no batch in epoch {self.epoch + 1}. It must start again each time it is iterated over:"
                 f" give an object whose __iter__ makes a fresh iterator, or an endless one."
             )
         self.within += 1

@@ -240,7 +240,7 @@ def cosine_restarts(span: Span, *, period: int, growth: float, final: float) -> 
 
 @shape(
     lambda o: (
-        f"times {o['factor']:g} whenever the validation figure has not "
+        f"times {o['factor']:g} whenever the validation metric has not "
         f"{'fallen' if o['mode'] == 'min' else 'risen'} for more than {o['patience']} validations,"
     ),
     factor=Option(0.1, high=1, exclusive=True),

@@ -1,4 +1,4 @@
-"""The contract of a decay shape: what every one in `thalweg.schedule` keeps, for a third party's too.
+"""The contract of a decay shape: claims that hold for every one in `thalweg.schedule`, and that others can be tested for.
 
 Each claim is a function of a shape that raises AssertionError; `check_shape` runs all of them.
 """

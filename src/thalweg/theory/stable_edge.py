@@ -1,4 +1,4 @@
-"""How large a curvature a rule stands at its learning rate, found from its equation alone.
+"""The largest curvature at which a rule converges, and its rate and its noise below that, found from its equation alone.
 
 Close to a minimum the loss is a bowl, L w² / 2, and its gradient is L w plus noise. There a step maps the weight and its momenta,
 x = (w, momenta), linearly:
