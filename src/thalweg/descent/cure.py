@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from thalweg.descent.ambient import alone
+from thalweg.descent.ambient import rng_lock
 from thalweg.descent.gradient import backward
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
@@ -31,7 +31,7 @@ def respond(descent: Descent, recorder: Recorder, found: Diagnosis | None) -> No
     Raises NonFiniteError after several spoilt batches in a row, DivergedError where the cures at hand are used up.
     """
     if found is None or found.symptom == "non-finite":
-        rows = spoilt_rows(descent.drawn)
+        rows = spoilt_rows(descent.last_draw)
         tried = found is not None and not rows and descent.snapshot is not None
         if not tried or _fails_from_snapshot(descent):
             leave_out(descent, recorder, found, rows, tried=tried)
@@ -52,21 +52,21 @@ def leave_out(
     Raises NonFiniteError after three batches in a row (ten where it is the data that are spoilt), or where running statistics
     are lost.
     """
-    step, place = descent.step + 1, f"epoch {descent.place[0] + 1}, batch {descent.place[1] + 1}"
+    step, place = descent.step + 1, f"epoch {descent.last_position[0] + 1}, batch {descent.last_position[1] + 1}"
     why = _blame(descent, rows, tried)
-    descent.left_out.append(descent.place)
-    descent.skipped_in_row += 1
+    descent.skipped_batches.append(descent.last_position)
+    descent.consecutive_skips += 1
     if found is not None:
         descent.monitor.attempts -= 1  # the rate was not at fault
-        examples = _examples(descent.drawn, rows)
+        examples = _examples(descent.last_draw, rows)
         found = replace(found, cause=f"{found.cause} {why}", examples=examples, cure=cures.skip())
         recorder.diagnose(found)
-    figures = {"epoch": descent.place[0], "batch": descent.place[1], "rows": list(rows)}
+    figures = {"epoch": descent.last_position[0], "batch": descent.last_position[1], "rows": list(rows)}
     recorder.event(step, "nonfinite", f"Step {step}: the batch ({place}) was left out. {why}", figures)
-    if descent.skipped_in_row >= (MOST_SPOILT if rows else MOST_SKIPS):
+    if descent.consecutive_skips >= (MOST_SPOILT if rows else MOST_SKIPS):
         raise NonFiniteError(
-            f"Step {step}: {descent.skipped_in_row} batches in a row gave a loss or gradient that is not finite; no weight took"
-            f" any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
+            f"Step {step}: {descent.consecutive_skips} batches in a row gave a loss or gradient that is not finite; no weight"
+            f" took any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
         )
     if not tried and not _statistics_lost(descent):
         return
@@ -115,17 +115,17 @@ def _fails_from_snapshot(descent: Descent) -> bool:
     The model is left at the snapshot's weights: whatever the answer, the way on starts there.
     """
     assert descent.snapshot is not None
-    assert descent.drawn is not None
+    assert descent.last_draw is not None
     load_model_state(descent.model, descent.snapshot["model"])
-    with alone:
-        loss = backward(descent, descent.drawn)
+    with rng_lock:
+        loss = backward(descent, descent.last_draw)
     gradients = [p.grad for p in descent.model.parameters() if p.grad is not None]
     return not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradients)
 
 
 def _restore_snapshot(descent: Descent, recorder: Recorder) -> None:
     assert descent.snapshot is not None
-    descent.load_state_dict(descent.snapshot, back=True)
+    descent.load_state_dict(descent.snapshot, rollback=True)
     recorder.supersede(descent.step)
 
 
@@ -139,7 +139,7 @@ def _blame(descent: Descent, rows: Sequence[int], tried: bool) -> str:
     if not rows:
         more = " It fails at the last snapshot's weights too, so the batch is at fault, not the rate." if tried else ""
         return f"Its loss or gradient is not finite.{more}"
-    examples = _examples(descent.drawn, rows)
+    examples = _examples(descent.last_draw, rows)
     named, where = (examples, "training examples") if examples else (rows, "rows of the batch")
     return f"Its data hold NaN or infinity: {where} {few(named)}."
 

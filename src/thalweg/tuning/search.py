@@ -60,7 +60,7 @@ class Search:
             descend(descent, Recorder())
         except DivergedError:
             return FAILED
-        value = descent.last[task.select]
+        value = descent.last_validation[task.select]
         if not math.isfinite(value):
             return FAILED
         return value if task.mode == "min" else -value
