@@ -112,7 +112,7 @@ class Recorder:
         self.history.flush(durable=True)
         diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
         state["loop"] = {**state["loop"], "diagnoses": diagnoses}
-        self._checkpoints.write(state, descent.best, descent.step)
+        self._checkpoints.write(state, descent.best_weights, descent.step)
 
     def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
         """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
@@ -122,21 +122,21 @@ class Recorder:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])
         elif descent.plan.snapshot_every:  # the checkpoint itself was the snapshot
             descent.take_snapshot()
-        if descent.leading is not None and descent.keeps_best:
+        if descent.best_validation is not None and descent.keeps_best:
             self._restore_best(descent)
         self.supersede(descent.step)
         if self._checkpoints is not None:
             self._checkpoints.written_step = descent.step
 
     def _restore_best(self, descent: Descent) -> None:
-        # The file may be of a later step than the checkpoint: the resumed run comes to that step again and finds the same,
-        # and until then `leading` says what is to be beaten.
+        # The file may be of a later step than the checkpoint. That does no harm: the resumed run comes to that step again and
+        # finds the same weights, and until then `best_validation` says what is to be beaten.
         assert self._checkpoints is not None
-        assert descent.leading is not None
+        assert descent.best_validation is not None
         try:
-            descent.best = self._checkpoints.load_best()
+            descent.best_weights = self._checkpoints.load_best()
         except CheckpointError as error:
-            step, descent.leading = descent.leading["step"], None
+            step, descent.best_validation = descent.best_validation["step"], None
             message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
             self.history.event(descent.step, "note", message)
 

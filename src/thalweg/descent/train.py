@@ -119,8 +119,8 @@ def _record_failure(descent: Descent, recorder: Recorder, error: BaseException, 
 
 def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
     """Make the record of a finished descent, whose model gets the weights that the run keeps."""
-    if descent.best is not None:
-        load_model_state(descent.model, descent.best.model)
+    if descent.best_weights is not None:
+        load_model_state(descent.model, descent.best_weights.model)
     descent.optimizer.zero_grad(set_to_none=True)
     return Run(
         plan=descent.plan,
@@ -148,11 +148,11 @@ def _write_status(descent: Descent, recorder: Recorder, summary: dict[str, Any])
 
 
 def _final_figures(descent: Descent) -> dict[str, float]:
-    return dict(descent.best.figures) if descent.best else dict(descent.last)
+    return dict(descent.best_weights.figures) if descent.best_weights else dict(descent.last_validation)
 
 
 def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
-    best, problem = descent.best, descent.problem
+    best, problem = descent.best_weights, descent.problem
     return {
         "status": status,
         "name": problem.task.name,
@@ -165,10 +165,10 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "select": problem.task.select,
         "mode": problem.task.mode,
         "validated": problem.validation is not None,
-        "start": dict(descent.start),
+        "start": dict(descent.initial_validation),
         "weights": None if best is None else {"step": best.step, "averaged": best.averaged},
         "cures": dict(descent.cures),
-        "stopped_early": descent.out_of_patience and descent.step < descent.total,
+        "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
         "notes": list(problem.notes),
         "idle_parameters": list(problem.idle),
     }
