@@ -1,5 +1,6 @@
-"""Write what follows from the folder of rules: `python tools/tables.py` (or `--check`).
+"""Write what follows from the folders of rules and causes: `python tools/tables.py` (or `--check`).
 
+A cause is one file in `watch/causes/`, named as the `Cause` in it; from the listing comes the table in its `__init__.py`.
 A rule is one file in `rules/`, named as its equation. From the listing come the table in `rules/__init__.py`, a class for each
 rule in `optim/classes.py` and the names in `optim/__init__.py`, so that types, linters, completion and pickling see them.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 HOUSE = Path(__file__).resolve().parent.parent / "src" / "thalweg"
 RULES = HOUSE / "rules"
+CAUSES = HOUSE / "watch" / "causes"
 OPTIM = HOUSE / "optim"
 
 HEAD = '''"""An optimiser for each rule, written by `tools/tables.py` from the rules themselves: `make tables`, not by hand."""
@@ -77,6 +79,25 @@ def with_rules(text: str, names: list[str]) -> str:
     table = "".join(f'    "{name}": {name},\n' for name in names)
     text = re.sub(r"(?:from thalweg\.rules\.\w+ import [\w, ]+\n)+", lambda _: imports, text, count=1)
     return re.sub(r"(RULES: dict\[str, Rule\] = \{\n).*?\}", rf"\g<1>{table}}}", text, flags=re.DOTALL)
+
+
+def cause_names(folder: Path) -> list[str]:
+    """List the files of a folder that hold a cause of their own name."""
+    return sorted(path.stem for path in folder.glob("*.py") if _is_cause(path))
+
+
+def _is_cause(path: Path) -> bool:
+    return bool(re.search(rf"^{path.stem} = Cause\(", path.read_text(encoding="utf-8"), re.M))
+
+
+def with_causes(text: str, names: list[str]) -> str:
+    """Give `watch/causes/__init__.py` with its imports and table for these causes."""
+    imports = "".join(f"from thalweg.watch.causes.{name} import {name}\n" for name in names)
+    table = "".join(f'    "{name.replace("_", "-")}": {name},\n' for name in names)
+    text = re.sub(r"(?:from thalweg\.watch\.causes\.\w+ import \w+\n)+", "", text)
+    text = re.sub(r"(from thalweg\.watch\.cause import Cause\n)", rf"\g<1>{imports}", text, count=1)
+    body = f"\n{table}" if table else ""
+    return re.sub(r"(CAUSES: dict\[str, Cause\] = \{).*?\}", rf"\g<1>{body}}}", text, count=1, flags=re.DOTALL)
 
 
 def with_classes(text: str, names: Iterable[str]) -> str:
@@ -236,6 +257,7 @@ def main(arguments: list[str]) -> int:
     names = rule_names(RULES)
     differing = [_written(RULES / "__init__.py", lambda text: with_rules(text, names), check)]
     rules: Mapping[str, Rule] = {name: getattr(import_module(f"thalweg.rules.{name}"), name) for name in names}
+    differing.append(_written(CAUSES / "__init__.py", lambda text: with_causes(text, cause_names(CAUSES)), check))
     differing.append(_written(OPTIM / "classes.py", lambda _: class_file(rules.values()), check))
     classes = [rule.optimizer for rule in rules.values()]
     differing.append(_written(OPTIM / "__init__.py", lambda text: with_classes(text, classes), check))

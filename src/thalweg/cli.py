@@ -479,7 +479,7 @@ def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
     elif status != "finished":
         print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
     gravest = _tell(verbs.diagnose(run), "No failure was noticed.", treatments(run))
-    for line in next_steps(run):
+    for line in next_steps(run, repeat_diagnoses=False):
         print(f"next: {line}")
     return gravest
 

@@ -16,11 +16,12 @@ from small import blobs, classes, kinds, network, plan, same_bits
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.budget import settle
 from thalweg.descent.problem import pose
 from thalweg.descent.recorder import Recorder
+from thalweg.descent.settle import settle
 from thalweg.descent.train import create
 from thalweg.records import checkpoint, tensorfile
+from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
 
 
@@ -108,7 +109,7 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) 
 def test_a_run_that_was_killed_before_its_end_knows_its_data_too(tmp_path: Path) -> None:
     problem = pose(classes())
     (tmp_path / "r").mkdir()
-    create(RunFolder(tmp_path / "r"), problem, settle(problem, plan()))
+    create(RunFolder(tmp_path / "r"), problem, settle(problem, plan(), Request()))
     with pytest.raises(tw.RunError, match="The training data is"):
         tw.resume(tmp_path / "r", classes(data=blobs(96, seed=1)))
 

@@ -48,17 +48,18 @@ def draw(descent: Descent) -> Draw:
         descent.consecutive_skips += 1
 
 
-def backward(descent: Descent, batch: Draw) -> float:
+def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = None) -> float:
     """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples.
 
-    Where the task's `step` returns a weight, that counts instead of the number of examples. Gives the mean loss; it is NaN, and
-    there is no gradient, where every target is one that the loss ignores.
+    `position` is the batch's epoch and its index within it; None: those of the last one drawn. Where the task's `step` returns
+    a weight, that counts instead of the number of examples. Gives the mean loss; it is NaN, and there is no gradient, where every
+    target is one that the loss ignores.
 
     Raises TaskError where the weights do not add up to more than zero.
     """
     # Dropout and the like are seeded anew for every batch, by (seed, position in the data). So no state of a random generator
     # needs to be saved: a resumed run, or one that went back to a snapshot, draws the same numbers for the same batch.
-    seed_all(mix(descent.plan.seed, _STEP, *descent.last_position))
+    seed_all(mix(descent.plan.seed, _STEP, *(position or descent.last_position)))
     for p in descent.parameters:
         p.grad = None
     objective, device, precision = descent.problem.objective, descent.problem.device, descent.plan.precision

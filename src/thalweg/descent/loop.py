@@ -6,7 +6,7 @@ import math
 import time
 
 from thalweg.descent.ambient import ambient
-from thalweg.descent.cure import respond
+from thalweg.descent.cure import accept_step
 from thalweg.descent.gradient import compute_gradient
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import keep_last, validate_and_select
@@ -41,7 +41,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 # A snapshot holds the state before this gradient, but is kept only once the loss there is known: it might hold
                 # weights that have begun to diverge, and a rollback to those would not help.
                 before = descent.state_before_gradient() if descent.snapshot_due else None
-                rate = set_rate(descent)
+                rate = descent.rate()
+                descent.set_rate(rate)
                 loss, examples = compute_gradient(descent, recorder)
                 if before is not None and descent.monitor.trusts(loss):
                     descent.take_snapshot(before)
@@ -53,10 +54,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     continue
                 seconds = time.perf_counter() - started
                 figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)
-                found = descent.monitor.observe(figures) if plan.watch else None
-                if found is not None or figures.skipped:
-                    recorder.step(figures, taken=False)
-                    respond(descent, recorder, found)
+                if not accept_step(descent, recorder, figures):
                     continue
                 descent.consecutive_skips = 0
                 descent.step = step = figures.step
@@ -72,14 +70,6 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     finally:
         descent.batches.close()
         recorder.end()
-
-
-def set_rate(descent: Descent) -> float:
-    """Write the next step's learning rate into the optimiser's parameter groups, and give it."""
-    rate = descent.rate()
-    for group, factor in zip(descent.optimizer.param_groups, descent.rate_factors, strict=True):
-        group["lr"] = rate * factor
-    return rate
 
 
 def take_step(descent: Descent, loss: float) -> StepRecord:

@@ -86,10 +86,15 @@ class Descent:
         self.last_validation: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
 
-    def rate(self) -> float:
-        """Give the learning rate of the next step: the peak rate, times the schedule's factor, times that of the cures."""
-        factor = self.schedule.factor(self.step, self.schedule_state or None)
+    def rate(self, step: int | None = None) -> float:
+        """Give the learning rate after so many steps (None: those done): peak, times schedule, times the cures' factor."""
+        factor = self.schedule.factor(self.step if step is None else step, self.schedule_state or None)
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
+
+    def set_rate(self, rate: float) -> None:
+        """Write a learning rate into the optimiser's groups, each with its own factor."""
+        for group, factor in zip(self.optimizer.param_groups, self.rate_factors, strict=True):
+            group["lr"] = rate * factor
 
     @property
     def evaluates_average_only(self) -> bool:
@@ -121,10 +126,7 @@ class Descent:
         A `rollback` within a run keeps what was found out since: the cures and how often they were tried, the batches to skip,
         the micro-batch that fits into memory, and the best validation.
         """
-        load_model_state(self.model, state["model"])
-        for name, buffer in self.problem.objective.loss_buffers.items():
-            buffer.copy_(state["loss"][name])
-        self._load_optimizer_state(state["optimizer"])
+        self.load_tensors(state)
         loop = state["loop"]
         self.step, self.schedule_state = loop["step"], dict(loop["schedule"])
         self.consecutive_skips, self.validations_since_best = loop["skipped_in_row"], loop["stale"]
@@ -138,6 +140,13 @@ class Descent:
         self.optimizer.clip_norm = self.cures["clip_norm"]
         self.batches.accumulate = self.accumulate
         self.batches.load_state_dict(loop["batches"])
+
+    def load_tensors(self, state: Mapping[str, Any]) -> None:
+        """Copy weights, buffers and the optimiser's state of what `state_dict` gave; all else stays."""
+        load_model_state(self.model, state["model"])
+        for name, buffer in self.problem.objective.loss_buffers.items():
+            buffer.copy_(state["loss"][name])
+        self._load_optimizer_state(state["optimizer"])
 
     @property
     def snapshot_due(self) -> bool:

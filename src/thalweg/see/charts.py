@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thalweg.formatting import format_number, percent, printable
 from thalweg.see.axes import LARGEST, Axis, Values, choose
 from thalweg.see.downsampling import Columns, reduce, smooth
-from thalweg.see.formatting import format_number, percent, printable
 
 FULL = 10_000  # coordinates of the plot's far corner
 MOST_DOTS = 40  # points of a line that are drawn as dots too
@@ -24,8 +24,7 @@ REACH = 100.0  # times the highest value: further up nothing that stands aside i
 MARKS = {  # kind of event -> its sign and what it says in the legend
     "best": ("★", "kept weights"),
     "rollback": ("↩", "went back"),
-    "nonfinite": ("✕", "not finite"),
-    "diverging": ("▲", "diverging"),
+    "left_out": ("✕", "batch left out"),
     "diverged": ("▲", "given up"),
     "resume": ("▸", "went on after a stop"),
     "interrupt": ("‖", "interrupted"),
@@ -33,6 +32,20 @@ MARKS = {  # kind of event -> its sign and what it says in the legend
     "early_stop": ("■", "stopped early"),
     "chosen": ("◆", "chosen"),
 }
+
+
+def mark_sign(kind: str) -> tuple[str, str]:
+    """Give the sign and the legend of a kind of event; that of a diagnosis is the name of its cause.
+
+    >>> mark_sign("rollback"), mark_sign("learning-rate-too-high")
+    (('↩', 'went back'), ('▲', 'learning rate too high'))
+    """
+    return MARKS.get(kind, ("▲", escape(printable(kind.replace("-", " ").replace("_", " ")))))
+
+
+def color_class(kind: str) -> str:
+    """Give the style sheet's class of a kind of event: all diagnoses share one."""
+    return kind if kind in MARKS else "diagnosis"
 
 
 class Series(NamedTuple):
@@ -233,9 +246,9 @@ def _spread(marks: list[Mark], across: Axis) -> list[Mark]:
 
 
 def _mark(mark: Mark, across: Axis) -> str:
-    sign, _ = MARKS[mark.kind]
+    sign, _ = mark_sign(mark.kind)
     place, told = 100 * float(across.at(mark.x)), escape(printable(mark.text))
-    return f'<span class="mark {mark.kind}" style="left:{place:.2f}%" title="{told}"><b>{sign}</b></span>'
+    return f'<span class="mark {color_class(mark.kind)}" style="left:{place:.2f}%" title="{told}"><b>{sign}</b></span>'
 
 
 def _lost(drawn: Sequence[Drawn], across: Axis, told: str) -> str:
@@ -257,11 +270,14 @@ def _legend(drawn: Sequence[Drawn], marks: Sequence[Mark], stretches: Sequence[S
         f'<span class="key {c}{" dashed" if dashed else ""}">{escape(printable(name))}</span>'
         for name, c, dashed in named
     ]
-    keys += [f'<span class="sign {kind}"><b>{MARKS[kind][0]}</b> {MARKS[kind][1]}</span>' for kind in _kinds(marks)]
+    keys += [
+        f'<span class="sign {color_class(kind)}"><b>{mark_sign(kind)[0]}</b> {mark_sign(kind)[1]}</span>'
+        for kind in _kinds(marks)
+    ]
     if stretches:
         keys.append('<span class="sign walked"><b>▒</b> walked anew</span>')
     if lost := sum(len(d.lost) for d in drawn):
-        keys.append(f'<span class="sign nonfinite"><b>×</b> {lost:,} {escape(told)}</span>')
+        keys.append(f'<span class="sign diagnosis"><b>×</b> {lost:,} {escape(told)}</span>')
     return f'<span class="legend">{"".join(keys)}</span>'
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from thalweg.formatting import grouped, printable, seconds
 from thalweg.records.plan import Group, Plan
-from thalweg.see.formatting import grouped, printable, seconds
 
 FIRST = ("learning_rate", "schedule", "batch_size", "weight_decay", "rule", "steps")
 NOTED = ("steps_per_epoch", "position")  # found with the data, and nobody's choice
