@@ -51,9 +51,9 @@ def draw(descent: Descent) -> Draw:
 def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = None) -> float:
     """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples.
 
-    Where the task's `step` returns a weight, that counts instead of the number of examples. Gives the mean loss; it is NaN, and
-    there is no gradient, where every target is one that the loss ignores. `position`: the batch's epoch and number; None: those
-    of the last one drawn.
+    `position` is the batch's epoch and its index within it; None: those of the last one drawn. Where the task's `step` returns
+    a weight, that counts instead of the number of examples. Gives the mean loss; it is NaN, and there is no gradient, where every
+    target is one that the loss ignores.
 
     Raises TaskError where the weights do not add up to more than zero.
     """

@@ -87,7 +87,7 @@ class Descent:
         self.snapshot: dict[str, Any] | None = None
 
     def rate(self, step: int | None = None) -> float:
-        """Give the learning rate after so many steps (None: the next one): peak rate, times schedule, times cures' factors."""
+        """Give the learning rate after so many steps (None: those done): peak, times schedule, times the cures' factor."""
         factor = self.schedule.factor(self.step if step is None else step, self.schedule_state or None)
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
 

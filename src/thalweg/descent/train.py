@@ -34,11 +34,12 @@ def train_plan(
     progress: Progress | None = None,
     diagnoses: Sequence[Diagnosis] = (),
 ) -> Run:
-    """Train a settled plan; `diagnoses` are those of before, and go into the run.
+    """Train a plan whose steps are known; `diagnoses`, made before training, become part of the run.
 
-    On an existing `out`: the same plan unfinished is resumed, finished it is opened, another plan is an error.
+    Where `out` holds a run of the same plan, it is resumed, or opened if it is finished.
 
-    Raises RunError for a folder that cannot serve, DivergedError where the descent cannot be saved.
+    Raises RunError where `out` holds another plan's run or other things, DivergedError where the descent diverges and no cure
+    helps.
     """
     if out is None:
         return _train(Descent(problem, plan), Recorder(diagnoses=diagnoses, progress=progress))
@@ -63,9 +64,9 @@ def create(folder: RunFolder, problem: Problem, plan: Plan) -> None:
 
 
 def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> None:
-    """Go to the newest intact checkpoint; where there is none at all the descent starts anew.
+    """Load the newest intact checkpoint into the descent; where there is no checkpoint at all it starts from step 0.
 
-    Raises CheckpointError where there are checkpoints and none is intact: what to do then is for the person to decide.
+    Raises CheckpointError where there are checkpoints and none is intact: the person decides what to do then.
     """
     steps = recorder.history.columns()["step"]
     try:
@@ -175,7 +176,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
 
 
 def _describe_data(problem: Problem) -> dict[str, Any]:
-    """Give what tells a task's data from others; `RunFolder.check_data` compares it when the run is resumed."""
+    """Give counts and digests of a task's data; `RunFolder.check_data` compares them when the run is resumed."""
     return {
         "examples": problem.count,
         "data": problem.train.digest(),

@@ -25,9 +25,7 @@ def check_cause(cause: Cause) -> None:
     Raises AssertionError that names the cause and what it breaks.
     """
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cause.name), f"{cause.name!r}: a name has small letters and hyphens"
-    assert cause.meaning and not cause.meaning.endswith("."), (
-        f"{cause.name}: `meaning` is a sentence without its full stop"
-    )
+    assert cause.meaning, f"{cause.name}: `meaning` says in a sentence what the cause is"
     asked = (cause.before, cause.during, cause.after)
     assert any(question is not None for question in asked), f"{cause.name}: no question at any moment"
     if cause.before is not None:
