@@ -277,9 +277,9 @@ def test_rows_that_hold_nan_are_found_across_micro_batches() -> None:
     bad = torch.zeros(3, 2)
     bad[1, 0] = math.inf
     drawn = Draw([(torch.zeros(3, 2), torch.zeros(3)), (bad, torch.zeros(3))], [3, 3], None)
-    assert Batch(drawn, 0, 0).spoilt_rows() == [4]
+    assert Batch(drawn, 0, 0).nonfinite_rows() == [4]
     assert (
-        Batch(Draw([torch.full((2, 2), 3e38)], [2], None), 0, 0).spoilt_rows() == []
+        Batch(Draw([torch.full((2, 2), 3e38)], [2], None), 0, 0).nonfinite_rows() == []
     )  # the sum overflows, no element does
 
 

@@ -257,7 +257,7 @@ def test_a_batch_larger_than_the_data_is_refused(replacement):
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        (torch.ones(3), r"`weights` has the shape \(3,\), but the data have 23 examples: give one each\."),
+        (torch.ones(3), r"`weights` has the shape \(3,\), but the data have 23 examples: give one weight for each\."),
         (
             torch.ones(N).index_fill(0, torch.tensor(4), -1),
             r"`weights` is -1\.0 in row 4\. Weights are finite and not neg",

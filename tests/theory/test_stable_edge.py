@@ -11,8 +11,8 @@ import scipy.linalg
 from thalweg.errors import RuleError
 from thalweg.rules import RULES, rule
 from thalweg.rules.maths import maximum, sign, sqrt, where
+from thalweg.rules.plain_form import PlainForm
 from thalweg.rules.rule import matrix_rule
-from thalweg.rules.walk import Walk
 from thalweg.theory.stable_edge import Edge, convergence_rate, linearise, stable_edge, temperature, variance
 
 RATES = [1e-6, 1e-3, 0.1, 1.0, 30.0]
@@ -66,22 +66,22 @@ def test_every_rule_has_an_edge_or_a_reason(name):
     assert (edge.curvature is not None and 0 < edge.curvature < math.inf) != bool(edge.reason)
 
 
-def walked(name, curvature, constants, steps, **held):
-    """Walk from 1 in a bowl, by the rule as it stands, its scales set back to 1 before every step."""
-    walk = Walk(RULES[name], 1.0, lr=0.1, constants=constants)
+def distance_after(name, curvature, constants, steps, **held):
+    """Descend from 1 in a bowl, by the rule itself, its scales set back to 1 before every step, and give where it ends."""
+    form = PlainForm(RULES[name], 1.0, lr=0.1, constants=constants)
     places = [place for place, state in enumerate(RULES[name].state) if state.name in held]
     for _ in range(steps):
         for place in places:
-            walk.state[place] = 1.0
-        walk.step(curvature * walk.w)
-    return abs(walk.w)
+            form.state[place] = 1.0
+        form.step(curvature * form.w)
+    return abs(form.w)
 
 
 @pytest.mark.parametrize("name", ["gradient_descent", "momentum", "nesterov"])
 def test_descents_converge_just_below_the_edge_and_diverge_just_above(name):
     edge = stable_edge(name, lr=0.1).curvature
-    assert walked(name, edge * 0.999, {}, 20_000) < 1e-3
-    assert walked(name, edge * 1.001, {}, 20_000) > 1e3
+    assert distance_after(name, edge * 0.999, {}, 20_000) < 1e-3
+    assert distance_after(name, edge * 1.001, {}, 20_000) > 1e3
 
 
 def test_adam_itself_turns_at_the_edge_while_its_scale_stands_still():
@@ -99,7 +99,7 @@ def test_a_rule_of_signs_has_no_edge_and_says_why():
     edge = stable_edge("lion", lr=0.1)
     assert edge.curvature is None
     assert "neither converges nor diverges" in edge.reason
-    assert [walked("lion", curvature, {}, 3_000) < 2 for curvature in (0.1, 10.0, 1e6)] == [True] * 3
+    assert [distance_after("lion", curvature, {}, 3_000) < 2 for curvature in (0.1, 10.0, 1e6)] == [True] * 3
     with pytest.raises(RuleError, match="neither converges nor diverges"):
         temperature("lion", lr=0.1, curvature=1.0, noise=1.0)
 
@@ -158,7 +158,7 @@ def shared(w, g, *, lr, size):
     ("made", "curvature", "reason"),
     [
         (masked, None, "not a linear function"),
-        (sided, None, "Left and right of the minimum are not alike to it: w is"),
+        (sided, None, "It moves differently to the left and to the right of the minimum: w is"),
         (divided, None, "not a finite number where the gradient is 0"),
         (signed_memory, None, "as long close to the minimum as far from it"),
         (square, None, "the whole matrix"),
@@ -210,15 +210,15 @@ def test_the_stationary_covariance_is_scipys():
     assert ours == pytest.approx(solved[0, 0], rel=1e-9)
 
 
-def trembling(name, constants, lr, curvature, noise, seed):
-    """Walk 20,000 weights in noise, long enough to forget their start, and give the variance over weights and steps."""
+def variance_in_noise(name, constants, lr, curvature, noise, seed):
+    """Move 20,000 weights in noise, long enough to forget their start, and give the variance over weights and steps."""
     random = np.random.default_rng(seed)
-    walk = Walk(RULES[name], np.zeros(20_000), lr=lr, constants=constants)
+    form = PlainForm(RULES[name], np.zeros(20_000), lr=lr, constants=constants)
     seen = []
     for step in range(400):
-        walk.step(curvature * walk.w + noise * random.standard_normal(20_000))
+        form.step(curvature * form.w + noise * random.standard_normal(20_000))
         if step >= 200:
-            seen.append(np.mean(walk.w**2))
+            seen.append(np.mean(form.w**2))
     return np.mean(seen)
 
 
@@ -232,7 +232,7 @@ def trembling(name, constants, lr, curvature, noise, seed):
     ],
 )
 def test_simulated_weights_tremble_as_calculated(name, constants, curvature):
-    found = trembling(name, constants, 0.1, curvature, 0.7, seed=3)
+    found = variance_in_noise(name, constants, 0.1, curvature, 0.7, seed=3)
     assert found == pytest.approx(variance(name, constants, lr=0.1, curvature=curvature, noise=0.7), rel=0.01)
 
 
@@ -281,7 +281,7 @@ def test_nesterovs_rates():
 
 def test_a_descent_shrinks_by_the_rate():
     rate = convergence_rate("nesterov", [3.0], {"momentum": 0.2}, lr=0.1)
-    early, late = (walked("nesterov", 3.0, {"momentum": 0.2}, steps) for steps in (40, 60))
+    early, late = (distance_after("nesterov", 3.0, {"momentum": 0.2}, steps) for steps in (40, 60))
     assert (late / early) ** (1 / 20) == pytest.approx(rate, rel=1e-6)
 
 
@@ -293,14 +293,14 @@ def mean_exit_steps(name, constants, lr, heats, steps, seed):
     random, shape = np.random.default_rng(seed), (len(heats), 500)
     unit = temperature(name, constants, lr=lr, curvature=1e-6, noise=1.0)
     noise = np.sqrt(heats / unit)[:, None]
-    walk = Walk(RULES[name], np.full(shape, -1.0), lr=lr, constants=constants)
+    form = PlainForm(RULES[name], np.full(shape, -1.0), lr=lr, constants=constants)
     exits = np.zeros(len(heats))
     for _ in range(steps):
-        walk.step(4 * walk.w * (walk.w**2 - 1) + noise * random.standard_normal(shape))
-        out = walk.w > 0.5  # well down the other side: nobody comes back from there soon
+        form.step(4 * form.w * (form.w**2 - 1) + noise * random.standard_normal(shape))
+        out = form.w > 0.5  # well down the other side: nobody comes back from there soon
         exits += out.sum(1)
-        walk.w[out] = -1.0
-        for state in walk.state:
+        form.w[out] = -1.0
+        for state in form.state:
             state[out] = 0.0
     return shape[1] * steps / exits
 

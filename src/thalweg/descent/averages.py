@@ -16,7 +16,7 @@ from thalweg.descent.problem import to_device
 from thalweg.descent.state import Descent
 from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling import Batches, StreamSource, mix
-from thalweg.sampling.sources import seed_all, spoilt_rows
+from thalweg.sampling.sources import nonfinite_rows, seed_all
 
 _STATISTICS = 4  # makes the seeds of these forward passes others than those of the steps
 MOST_BATCHES = 50  # that statistics are estimated from; fewer where validations are fewer steps apart
@@ -64,7 +64,7 @@ def _batches(descent: Descent) -> Iterator[Any]:
     plan = descent.plan
     most = min(MOST_BATCHES, max(FEWEST_BATCHES, plan.validate_every or MOST_BATCHES))
     for number, batch in enumerate(islice(_micro_batches(descent), most)):
-        if spoilt_rows(batch):
+        if nonfinite_rows(batch):
             continue
         seed_all(mix(plan.seed, _STATISTICS, descent.step, number))
         yield to_device(batch, descent.problem.device)

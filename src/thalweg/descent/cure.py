@@ -65,7 +65,7 @@ def leave_out(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     """
     assert descent.last_draw is not None
     step, batch = figures.step, Batch(descent.last_draw, *descent.last_position)
-    rows = batch.spoilt_rows()
+    rows = batch.nonfinite_rows()
     back = found is not None and found.cure is not None and found.cure.rollback
     reason = batch.fault(rows, replayed=back)
     descent.skipped_batches.append(descent.last_position)

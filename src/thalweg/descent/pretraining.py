@@ -59,7 +59,7 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
     outputs against their bounds is part of fitting.
     """
     with ambient(), rng_lock:
-        problem = problem.private()
+        problem = problem.with_own_loss()
         sample = _sample(problem, seed, seconds)
         batch = to_device(_some(problem, seed), problem.device)
         start = measure_initial(problem.objective, start_model(problem, seed), batch)

@@ -1,4 +1,4 @@
-"""A task made ready to descend: data opened and looked through, device chosen, one batch rehearsed."""
+"""Poses a task: opens and checks its data, chooses the device, and rehearses one batch."""
 
 from __future__ import annotations
 
@@ -15,49 +15,56 @@ from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.places import places
 from thalweg.descent.rehearsal import rehearse
 from thalweg.errors import DataError, TaskError, few
-from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, check_labels
+from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, check_labels
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
 from thalweg.sampling.arrays import as_tensor
-from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
+from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, tree_map
 
-REHEARSED = 32  # examples of the rehearsal: batch normalisation needs more than one, speed asks for few
-_INIT = 1  # keeps the stream of random numbers of the initialisation apart from those of the steps
+REHEARSED = 32  # examples of the rehearsal: more than one, for batch normalisation, and few, for speed
+_INIT = 1  # mixed into the seed of the initialisation, so that its random numbers are not those of the steps
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A task ready to descend: `train` and `validation` are opened data, `notes` what a person should know of them.
+    """A task that is checked and ready for training.
 
-    `matrices` are the trainable ones, by name, each with its place in the network.
+    - `objective`, `validation_objective`: the loss, with the casts that training and validation data need.
+    - `train`, `validation`: the opened data.
+    - `weights`: of each training example, for drawing with replacement.
+    - `idle`: names of the parameters that got no gradient from the first batch.
+    - `matrices`: names of the trainable matrices, each with its place in the network: see `places`.
+    - `needs_two`: whether a batch of a single example fails in training.
+    - `notes`: what the user should know about data and model.
     """
 
     task: Task
     objective: Objective
-    judge: Objective  # for validation, whose data may need other casts
+    validation_objective: Objective
     train: Source
     validation: Source | None
     device: torch.device
-    weights: Tensor | None = None  # of each example, for drawing with replacement
-    idle: tuple[str, ...] = ()  # parameters that got no gradient from the first batch
+    weights: Tensor | None = None
+    idle: tuple[str, ...] = ()
     matrices: Mapping[str, str] = field(default_factory=dict[str, str])
-    needs_two: bool = False  # a batch of one example fails in training
+    needs_two: bool = False
     notes: tuple[str, ...] = field(default=())
 
-    def private(self) -> Problem:
-        """Give the problem with a loss of its own, so that what one run's loss remembers is no other's."""
+    def with_own_loss(self) -> Problem:
+        """Give the problem with a copy of a loss that is a module, so that its buffers are not shared by several runs."""
         own = self.objective.with_own_loss(self.device)
-        return replace(self, objective=own, judge=Objective(own.task, self.judge.cast_inputs))
+        validation_objective = Objective(own.task, self.validation_objective.cast_inputs)
+        return replace(self, objective=own, validation_objective=validation_objective)
 
     @property
     def count(self) -> int | None:
-        """Training examples, None for a stream."""
+        """The number of training examples; None for a stream."""
         return None if isinstance(self.train, StreamSource) else len(self.train)
 
 
 def pose(task: Task, device: str | torch.device = "auto") -> Problem:
-    """Open a task: everything that can be known to be wrong is refused here, before the first step.
+    """Open a task's data, and run one batch through a model of it: all mistakes that show there are refused before any step.
 
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
@@ -66,34 +73,34 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         model = build_model(task, 0, place)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         train, notes = _open(task.data, task, dtype, place, "data")
-        validation, more = (
-            (None, []) if task.validation is None else _open(task.validation, task, dtype, place, "validation")
-        )
+        validation = None
+        if task.validation is not None:
+            validation, more = _open(task.validation, task, dtype, place, "validation")
+            notes += more
         weights = None if task.weights is None else as_tensor(task.weights, torch.float64, "weights")
         check_weights(weights, train)
         model.train()
-        named = [name for name, _ in model.named_parameters()]
-        objective, batch, count = _rehearse(Objective(task).with_own_loss(place), model, train, place)
-        late = [name for name, _ in model.named_parameters() if name not in named]
-        if late:
-            raise TaskError(
-                f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
-                f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
-            )
+        objective, batch, count = _rehearse_training(task, model, train, place)
         idle, matrices = _first_gradient(objective, model, batch)
         _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
-        judge = objective
+        casts = objective.cast_inputs
         if validation is not None:
-            model.eval()
-            judge = rehearse(
-                Objective(objective.task), model, to_device(first_batch(validation, count), place), training=False
-            )
-            model.train()
-        more += _extra_state(model)
-        two = _needs_two(objective, model, train, place)
-    objective, judge = Objective(task, objective.cast_inputs), Objective(task, judge.cast_inputs)
-    told = (*notes, *more)
-    return Problem(task, objective, judge, train, validation, place, weights, idle, matrices, two, told)
+            casts = _rehearse_validation(objective.task, model, to_device(first_batch(validation, count), place))
+        notes += _extra_state(model)
+        needs_two = _needs_two(objective, model, train, place)
+    return Problem(
+        task,
+        Objective(task, objective.cast_inputs),
+        Objective(task, casts),
+        train,
+        validation,
+        place,
+        weights,
+        idle,
+        matrices,
+        needs_two,
+        tuple(notes),
+    )
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -113,9 +120,9 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
-    """Make the task's model: the factory's, initialised from the seed, or a copy of the person's module.
+    """Make the task's model: by the user's function, with random numbers from the seed, or as a copy of the user's module.
 
-    Raises TaskError where the factory fails or gives no module.
+    Raises TaskError where the function fails or gives no module.
     """
     seed_all(mix(seed, _INIT))
     model = task.make_model()
@@ -131,7 +138,7 @@ def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
 
 
 def start_model(problem: Problem, seed: int) -> nn.Module:
-    """Make the model a run starts from; lazy layers get their shapes, and their draw, from a first batch."""
+    """Make the model that a run starts from; a first batch gives lazy layers their shapes, and so their initial weights."""
     model = build_model(problem.task, seed, problem.device)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         batch = to_device(first_batch(problem.train), problem.device)
@@ -161,14 +168,14 @@ def _is_wider(data: Any, dtype: torch.dtype) -> bool:
 
 
 def _widen(target: Tensor) -> Tensor:
-    # PyTorch's classification losses take class numbers as int64 only.
+    # PyTorch's classification losses want class numbers as int64.
     return target.long() if target.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else target
 
 
 def check_finite(source: TensorSource, name: str) -> None:
-    """Refuse NaN and infinity in data. Raises DataError with the first rows and columns."""
+    """Raise DataError, with the first rows and columns, where the data have NaN or infinity."""
     for number, leaf in enumerate(leaves(source.nest)):
-        rows = spoilt_rows(leaf)
+        rows = nonfinite_rows(leaf)
         if not rows:
             continue
         columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
@@ -178,7 +185,31 @@ def check_finite(source: TensorSource, name: str) -> None:
         )
 
 
-def _rehearse(
+def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Objective, Any, int]:
+    """Run a first training batch; give the objective with its casts, the batch, and the number of examples asked for.
+
+    Raises TaskError where the model makes parameters in its first forward pass.
+    """
+    known = [name for name, _ in model.named_parameters()]
+    objective, batch, count = _rehearse_in_memory(Objective(task).with_own_loss(device), model, train, device)
+    late = [name for name, _ in model.named_parameters() if name not in known]
+    if late:
+        raise TaskError(
+            f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
+            f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
+        )
+    return objective, batch, count
+
+
+def _rehearse_validation(task: Task, model: nn.Module, batch: Any) -> Casts:
+    """Run a first validation batch in evaluation mode, and give the casts that it needs."""
+    model.eval()
+    casts = rehearse(Objective(task), model, batch, training=False).cast_inputs
+    model.train()
+    return casts
+
+
+def _rehearse_in_memory(
     objective: Objective, model: nn.Module, train: Source, device: torch.device
 ) -> tuple[Objective, Any, int]:
     """Run a first batch, of fewer examples where memory runs out. Raises TaskError where even two are too many."""
@@ -197,7 +228,7 @@ def _rehearse(
 
 
 def first_batch(source: Source, count: int = REHEARSED) -> Any:
-    """Give some first examples as a batch. Raises DataError where there are none."""
+    """Give the first examples as a batch. Raises DataError where there are none."""
     batch, _ = next(once(source, count), (None, 0))
     if batch is None:
         raise DataError("The data stream gave no batch. It must start anew each time it is gone through.")
@@ -212,7 +243,7 @@ def to_device(nest: Any, device: torch.device) -> Any:
 
 
 def _first_gradient(objective: Objective, model: nn.Module, batch: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Give the parameters without a gradient, and the places of the matrices."""
+    """Give the names of the parameters that get no gradient, and the places of the matrices."""
     loss, _ = objective.loss(model, batch)
     try:
         loss.backward()
@@ -234,7 +265,7 @@ def _extra_state(model: nn.Module) -> list[str]:
 
 
 def _needs_two(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:
-    """Try a single example, where there is batch normalisation."""
+    """Tell whether a single example fails in training; tried only where there is batch normalisation."""
     if isinstance(train, StreamSource) or not any(isinstance(m, _BatchNorm) for m in model.modules()):
         return False
     try:
@@ -246,6 +277,7 @@ def _needs_two(objective: Objective, model: nn.Module, train: Source, device: to
 
 
 def _check_all_labels(objective: Objective, model: nn.Module, sources: dict[str, Source | None], batch: Any) -> None:
+    """Check the labels of all data in memory, not of the first batch alone."""
     if objective.task.step is not None:
         return
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thalweg.errors import DataError, TaskError, ThalwegError
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, ONE_EXAMPLE_HINT, Objective, check_labels, shape, weighted
 from thalweg.records.task import Task
-from thalweg.sampling.sources import leaves, spoilt_rows
+from thalweg.sampling.sources import leaves, nonfinite_rows
 
 _DTYPE_WORDS = ("dtype", "scalar type", "Byte", "Input type")  # of PyTorch's messages for inputs of a wrong dtype
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.split` gives it
@@ -238,7 +238,7 @@ def _check_gradient(loss: Tensor) -> None:
 
 def _check_loss_is_finite(loss: Tensor, batch: Any) -> None:
     if not torch.isfinite(loss.detach()).all():
-        rows = spoilt_rows(batch)
+        rows = nonfinite_rows(batch)
         if rows:
             raise DataError(f"The first batch has NaN or infinity in rows {rows[:5]}. Drop or fill them.")
         raise TaskError(

@@ -21,7 +21,7 @@ from thalweg.optim.engines import best
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.request import Request
 from thalweg.sampling import Batches, smallest_part
-from thalweg.sampling.sources import given_batch
+from thalweg.sampling.sources import loader_knobs
 
 POSITIONS = {
     "exact": "the order of the data follows from seed and epoch, so a resumed run knows its place",
@@ -82,7 +82,7 @@ def steps_per_epoch(problem: Problem, plan: Plan) -> int | None:
 
 def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
     """Take the loader's batch size where it has one, and cut a default one down to the data."""
-    knobs = given_batch(problem.task.data)
+    knobs = loader_knobs(problem.task.data)
     for knob, value in knobs.items():
         if plan.why(knob).source == "given" and getattr(plan, knob) != value:
             raise PlanError(

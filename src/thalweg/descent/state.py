@@ -20,7 +20,7 @@ from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.plan import Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
-from thalweg.sampling.sources import summed
+from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
 
@@ -49,7 +49,7 @@ class Descent:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         if plan.steps is None:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
-        self.problem, self.plan, self.total_steps = problem.private(), plan, plan.steps
+        self.problem, self.plan, self.total_steps = problem.with_own_loss(), plan, plan.steps
         with ambient(), rng_lock:
             self.model = start_model(problem, plan.seed)
         self.optimizer, self.rate_factors = build_optimizer(self.model, plan)
@@ -187,7 +187,7 @@ class Descent:
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
-        return summed(list(model_state(self.model).items()), size=16)
+        return checksum(list(model_state(self.model).items()), size=16)
 
     def _tensors(self) -> dict[str, Any]:
         buffers = self.problem.objective.loss_buffers

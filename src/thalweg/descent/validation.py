@@ -19,7 +19,7 @@ from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import Objective, shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
-from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
+from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, tree_map
 
 LARGEST = 1024  # examples per validation batch; a loader or stream has batches of its own
 _VALIDATION = 3  # makes the seeds of validations others than those of the steps
@@ -75,7 +75,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
     weighted_loss, weights, examples = 0.0, 0.0, 0
     pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
     batches = _batches(problem, micro)
-    with evaluating(model, problem.judge):
+    with evaluating(model, problem.validation_objective):
         for number in itertools.count():
             # Drawing a batch is seeded too: a data set may augment at random. The lock keeps other threads from drawing between.
             with rng_lock, autocast(precision, problem.device):
@@ -86,7 +86,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                 batch, size = drawn
                 loss, weight, pair = _measure(problem, model, batch, bool(metrics))
                 examples += size
-                bad_rows = [] if torch.isfinite(loss) else spoilt_rows(batch)
+                bad_rows = [] if torch.isfinite(loss) else nonfinite_rows(batch)
                 if bad_rows:
                     _refuse(problem, [examples - size + row for row in bad_rows])
                     size -= len(bad_rows)
@@ -94,7 +94,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                         continue
                     batch = _without(batch, bad_rows)
                     loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-            weight = problem.judge.divisor(batch, size) if weight is None else float(weight)
+            weight = problem.validation_objective.divisor(batch, size) if weight is None else float(weight)
             if weight:  # where the loss ignores all targets of a batch, it has no mean
                 weighted_loss, weights = weighted_loss + float(loss) * weight, weights + weight
             if pair is not None:
@@ -146,7 +146,7 @@ def _call_metric(name: str, call: Any, *pair: Any) -> Any:
 
 def _measure(problem: Problem, model: nn.Module, batch: Any, with_outputs: bool) -> tuple[Tensor, Any, Any]:
     """Give a batch's mean loss, its weight where the task gives one, and (outputs, targets) where they are asked for."""
-    objective, task = problem.judge, problem.judge.task
+    objective, task = problem.validation_objective, problem.validation_objective.task
     if not with_outputs:
         return *objective.evaluate(model, batch), None
     output, target = objective.outputs(model, batch)

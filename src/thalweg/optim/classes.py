@@ -60,7 +60,7 @@ class Adadelta(Optimizer):
 
 
 class Adafactor(Optimizer):
-    """Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights.
+    """Adafactor: a second moment stored as one number per row and per column, and steps in proportion to the weights.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -112,7 +112,7 @@ class Adafactor(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """Adagrad: each weight's step shrinks with all that its gradient has ever been.
+    """Adagrad: each weight's step is divided by the size of all its gradients so far.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -800,7 +800,7 @@ class RMSprop(Optimizer):
 
 
 class ScheduleFreeAdamW(Optimizer):
-    """Schedule-free AdamW: steps as long as Adam's from a fast sequence, whose running average is kept.
+    """Schedule-free AdamW: steps as long as Adam's from a fast sequence, whose running average is the result.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -851,7 +851,8 @@ class ScheduleFreeAdamW(Optimizer):
 
 
 class ScheduleFreeSGD(Optimizer):
-    """Schedule-free SGD: gradients are felt between a fast sequence and its running average, and the average is kept.
+    """Schedule-free SGD: gradients are taken between a fast sequence and its running average, and the average is the
+    result.
 
     Arguments:
         params: parameters, named parameters, or groups of either.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
+from thalweg.rules.plain_form import PlainForm
 from thalweg.rules.rule import Rule
-from thalweg.rules.walk import Walk
 
 Constants = Mapping[str, Any]
 Claim = Callable[[Rule, Constants], None]
@@ -135,18 +135,18 @@ def it_stands_still_where_it_is_level(rule: Rule, constants: Constants) -> None:
 
 
 def it_moves_on_every_engine_as_in_its_plain_form(rule: Rule, constants: Constants) -> None:
-    """Five steps are those of `thalweg.rules.walk.Walk`, in float64, with weight decay; of a matrix rule at its defaults."""
+    """Five steps are those of `rules.plain_form.PlainForm`, in float64, with weight decay; of a matrix rule at its defaults."""
     if rule.is_matrix and constants != dict(rule.constants):
         return  # `half` rounds on tensors only
     for engine in ("tensors", "auto"):
         weights = _starts(rule)
-        walk = Walk(rule, weights[0].numpy().copy(), lr=0.01, weight_decay=0.1, constants=constants)
+        form = PlainForm(rule, weights[0].numpy().copy(), lr=0.01, weight_decay=0.1, constants=constants)
         optimizer = _optimizer(rule, constants, weights, weight_decay=0.1, engine=engine)
         for step in range(5):
             weights[0].grad = (weights[0] * (step + 1)).sin() + 0.1
-            walk.step(weights[0].grad.numpy().copy())
+            form.step(weights[0].grad.numpy().copy())
             optimizer.step()
-            np.testing.assert_allclose(weights[0].numpy(), walk.w, rtol=1e-9, atol=1e-11, err_msg=f"engine {engine}")
+            np.testing.assert_allclose(weights[0].numpy(), form.w, rtol=1e-9, atol=1e-11, err_msg=f"engine {engine}")
 
 
 def it_stays_finite_under_one_huge_gradient_that_is_clipped(rule: Rule, constants: Constants) -> None:

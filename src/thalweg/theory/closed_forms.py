@@ -1,4 +1,4 @@
-"""What theory says of a rule in a bowl, where it says something: formulae for the stable edge and the temperature.
+"""Closed forms of a rule's stable edge and temperature, for the rules that have one.
 
 A form is not looked up by a rule's name. It is compared with what `stable_edge` finds from the rule's equation, at several
 rates and momenta, all else at the rule's defaults, and given only where both agree; so it is a claim about the equation as it
@@ -22,8 +22,8 @@ from thalweg.theory.stable_edge import stable_edge, temperature
 
 Form = Sequence[str]
 
-# Lines "name = expression", the last of which is the answer; {b} stands for the rule's momentum. The first form that agrees is
-# given, so those with a momentum stand before those without.
+# Lines "name = expression", the last of which is the result; {b} stands for the rule's momentum. The first form that agrees is
+# given, so those with a momentum come before those without.
 _EDGES: list[Form] = [
     ["L = (2 + 2 * {b}) / ((1 + 2 * {b}) * lr)"],
     ["L = (2 + 2 * {b}) / lr"],
@@ -40,9 +40,9 @@ _TEMPERATURES: list[Form] = [
     ["q = 1 - (1 - {b}) * lr * L", f"T = (1 - {{b}}) * lr * (sigma * sigma) * {_LOOKING_AHEAD}"],
     ["T = lr * (sigma * sigma) / (2 - lr * L)"],
 ]
-_AGREES = 1e-4  # relative: eps, and numbers that are still on their way to their limit, make that much
-_TRIED = [(0.02, 0.2), (0.02, 0.9), (0.5, 0.6)]  # rates and momenta
-_SHARE, _SIGMA = 0.3, 0.7  # temperatures are compared at this share of the edge, in noise of this standard deviation
+_TOLERANCE = 1e-4  # relative: eps, and numbers that have not quite reached their limit, make that much
+_TRIED = [(0.02, 0.2), (0.02, 0.9), (0.5, 0.6)]  # rates and momenta at which forms are compared
+_SHARE, _SIGMA = 0.3, 0.7  # temperatures are compared at this share of the edge, with noise of this standard deviation
 
 
 def edge_form(rule: Rule | str) -> list[Assignment]:
@@ -64,11 +64,11 @@ def temperature_form(rule: Rule | str) -> list[Assignment]:
     >>> print(as_text(temperature_form("gradient_descent"), "="))
     T = η σ² / (2 − η L)
     """
-    return _agreeing(rules.get(rule), _TEMPERATURES, _heat)
+    return _agreeing(rules.get(rule), _TEMPERATURES, _temperature)
 
 
 Found = tuple[float, Mapping[str, float]]
-"""What an equation gives, and the names that a form needs beside rate and momentum to give the same."""
+"""A value found from the equation, and the variables beside rate and momentum for which a form must give the same value."""
 
 
 def _edge(rule: Rule, constants: Mapping[str, float], lr: float) -> Found | None:
@@ -76,12 +76,12 @@ def _edge(rule: Rule, constants: Mapping[str, float], lr: float) -> Found | None
     return None if curvature is None else (curvature, {})
 
 
-def _heat(rule: Rule, constants: Mapping[str, float], lr: float) -> Found | None:
+def _temperature(rule: Rule, constants: Mapping[str, float], lr: float) -> Found | None:
     edge = stable_edge(rule, constants, lr=lr).curvature
     if edge is None or not 0 < edge < math.inf:
         return None
-    heat = temperature(rule, constants, lr=lr, curvature=_SHARE * edge, noise=_SIGMA)
-    return heat, {"L": _SHARE * edge, "sigma": _SIGMA}
+    found = temperature(rule, constants, lr=lr, curvature=_SHARE * edge, noise=_SIGMA)
+    return found, {"L": _SHARE * edge, "sigma": _SIGMA}
 
 
 def _agreeing(
@@ -90,12 +90,12 @@ def _agreeing(
     momentum = next((name for name in ("momentum", "beta1") if name in rule.constants), None)
     if rule.is_matrix:
         return []
-    truths = [(find(rule, {momentum: b} if momentum else {}, lr), lr, b) for lr, b in _TRIED]
+    found = [(find(rule, {momentum: b} if momentum else {}, lr), lr, b) for lr, b in _TRIED]
     for form in forms:
         if momentum is None and any("{b}" in line for line in form):
             continue
         lines = [line.format(b=momentum).split(" = ") for line in form]
-        if all(found and _gives(lines, found, {"lr": lr, momentum or "": b}) for found, lr, b in truths):
+        if all(value and _gives(lines, value, {"lr": lr, momentum or "": b}) for value, lr, b in found):
             return [Assignment(name, expression(value)) for name, value in lines]
     return []
 
@@ -104,4 +104,4 @@ def _gives(lines: Sequence[Sequence[str]], found: Found, numbers: Mapping[str, f
     known: dict[str, float] = {**numbers, **found[1]}
     for name, value in lines:
         known[name] = eval(value, {}, known)
-    return math.isclose(known[lines[-1][0]], found[0], rel_tol=_AGREES)
+    return math.isclose(known[lines[-1][0]], found[0], rel_tol=_TOLERANCE)

@@ -11,7 +11,7 @@ from thalweg import rules
 from thalweg import schedule as shapes
 from thalweg.records.plan import Evidence
 from thalweg.rules import Rule
-from thalweg.rules.walk import Walk
+from thalweg.rules.plain_form import PlainForm
 from thalweg.schedule import Schedule
 
 TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
@@ -38,7 +38,7 @@ def is_adaptive(rule: str) -> bool:
 
 def _step_length(rule: Rule, gradient: float, steps: int = 10) -> float:
     """Give how far a weight moves in the last of some steps under one and the same gradient."""
-    walk, before = Walk(rule, np.zeros((1, 1)) if rule.is_matrix else 0.0, lr=1.0), 0.0
+    walk, before = PlainForm(rule, np.zeros((1, 1)) if rule.is_matrix else 0.0, lr=1.0), 0.0
     for _ in range(steps):
         before = walk.w
         walk.step(gradient + 0.0 * walk.w)

@@ -17,7 +17,7 @@ from thalweg.descent.timing import time_steps
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
-from thalweg.sampling.sources import given_batch
+from thalweg.sampling.sources import loader_knobs
 from thalweg.tuning import batch_size, priors
 from thalweg.tuning.search import Rung, Search
 from thalweg.tuning.trial import run_trials
@@ -94,7 +94,7 @@ def with_threads(problem: Problem, request: Request, plan: Plan) -> Plan:
 
 def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
     """Measure batch sizes and choose one, unless the person or their loader has."""
-    if "batch_size" in request.fixed or given_batch(problem.task.data):
+    if "batch_size" in request.fixed or loader_knobs(problem.task.data):
         return plan
     if problem.count is None and request.epochs is not None:
         return plan

@@ -9,7 +9,7 @@ from thalweg.errors import few
 from thalweg.records.diagnosis import Cure
 from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw
-from thalweg.sampling.sources import spoilt_rows
+from thalweg.sampling.sources import nonfinite_rows
 
 
 class Batch(NamedTuple):
@@ -24,11 +24,11 @@ class Batch(NamedTuple):
         """Name the batch for people, counted from 1."""
         return f"epoch {self.epoch + 1}, batch {self.number + 1}"
 
-    def spoilt_rows(self) -> list[int]:
+    def nonfinite_rows(self) -> list[int]:
         """Give the rows, counted within the batch, that hold NaN or infinity."""
         found, start = list[int](), 0
         for part, size in zip(self.draw.parts, self.draw.sizes, strict=True):
-            found += [start + row for row in spoilt_rows(part)]
+            found += [start + row for row in nonfinite_rows(part)]
             start += size
         return found
 

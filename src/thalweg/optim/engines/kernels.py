@@ -290,7 +290,7 @@ class _Writer:
         """Write the assignments that are one value a weight."""
         found: list[str] = []
         for line in self.read.lines:
-            if line.each:
+            if line.per_weight:
                 found.append(f"{line.name} = {self.write(line.value)}")
                 self.each.add(line.name)
             else:
@@ -299,7 +299,7 @@ class _Writer:
 
     def write(self, node: ast.expr) -> str:
         """Write an expression."""
-        if not program.is_each(node, self.each):
+        if not program.is_per_weight(node, self.each):
             return self._rounded(ast.unparse(node))
         match node:
             case ast.Name(id=name):
