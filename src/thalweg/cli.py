@@ -554,7 +554,7 @@ def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     elif status != "finished":
         print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
     exit_status = _print_diagnoses(verbs.diagnose(run), "No failure was noticed.", treatments(run))
-    for line in next_steps(run):
+    for line in next_steps(run, repeat_diagnoses=False):
         print(f"next: {line}")
     return exit_status
 

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thalweg as tw
-from thalweg.descent.budget import settle
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import pose
 from thalweg.descent.recorder import Recorder
+from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
+from thalweg.records.request import Request
 
 
 def blobs(count: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,7 @@ def plan(**knobs: Any) -> tw.Plan:
 
 def started(task: tw.Task, made: tw.Plan) -> tuple[Descent, Recorder]:
     problem = pose(task)
-    return Descent(problem, settle(problem, made)), Recorder()
+    return Descent(problem, settle(problem, made, Request())), Recorder()
 
 
 def walk(descent: Descent, recorder: Recorder, until: int | None = None) -> None:

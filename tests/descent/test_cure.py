@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 import thalweg as tw
-from thalweg.descent.cure import spoilt_rows
 from thalweg.sampling import Draw
+from thalweg.watch.replay import Batch
 
 
 class Items(Dataset[Any]):
@@ -277,8 +277,10 @@ def test_rows_that_hold_nan_are_found_across_micro_batches() -> None:
     bad = torch.zeros(3, 2)
     bad[1, 0] = math.inf
     drawn = Draw([(torch.zeros(3, 2), torch.zeros(3)), (bad, torch.zeros(3))], [3, 3], None)
-    assert spoilt_rows(drawn) == [4]
-    assert spoilt_rows(Draw([torch.full((2, 2), 3e38)], [2], None)) == []  # the sum overflows, no element does
+    assert Batch(drawn, 0, 0).spoilt_rows() == [4]
+    assert (
+        Batch(Draw([torch.full((2, 2), 3e38)], [2], None), 0, 0).spoilt_rows() == []
+    )  # the sum overflows, no element does
 
 
 def test_float16_overflow_halves_the_loss_scale_and_goes_on() -> None:

@@ -19,7 +19,7 @@ from torch.optim import swa_utils
 
 from thalweg import optim
 from thalweg.errors import NonFiniteError
-from thalweg.optim.engines import crew, kernels
+from thalweg.optim.engines import kernels, thread_pool
 
 CLASSES = [kind for kind in map(vars(optim).get, optim.__all__) if isinstance(kind, type)]
 CLASSES = [kind for kind in CLASSES if issubclass(kind, optim.Optimizer) and kind is not optim.Optimizer]
@@ -414,22 +414,22 @@ def swept(threads):
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 def test_no_more_threads_sweep_than_torch_may_use_nor_than_there_is_work_for(threads, monkeypatch):
     asked = Asked()
-    monkeypatch.setattr(crew, "_team", lambda: asked.team)
+    monkeypatch.setattr(thread_pool, "_team", lambda: asked.team)
     swept(threads)
-    assert {*asked} == ({min(threads, 300_000 // crew.LEAST)} if threads > 1 else set())
+    assert {*asked} == ({min(threads, 300_000 // thread_pool.LEAST)} if threads > 1 else set())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_without_openmp_pythons_threads_go_the_same_way_bit_for_bit(threads, monkeypatch):
     alone, hired = swept(1), []
-    hire = crew._crew
+    hire = thread_pool._crew
 
     def counted(count):
         hired.append(count)
         return hire(count)
 
-    monkeypatch.setattr(crew, "_team", lambda: None)
-    monkeypatch.setattr(crew, "_crew", counted)
+    monkeypatch.setattr(thread_pool, "_team", lambda: None)
+    monkeypatch.setattr(thread_pool, "_crew", counted)
     assert same(alone, swept(threads))
     assert {*hired} == ({threads - 1} if threads > 1 else set())
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from thalweg import optim
 from thalweg.errors import RuleError, ThalwegError
-from thalweg.optim.engines.sound import complaint
+from thalweg.optim.engines.validate import complaint
 
 CLASSES = [kind for kind in map(vars(optim).get, optim.__all__) if isinstance(kind, type)]
 CLASSES = [kind for kind in CLASSES if issubclass(kind, optim.Optimizer) and kind is not optim.Optimizer]

@@ -142,9 +142,9 @@ class TestPlateau:
         resumed.step(2.0)
         assert rates(second) == [0.1]
 
-    def test_a_metric_that_nothing_looks_at_is_refused(self):
+    def test_a_metric_that_the_schedule_does_not_use_is_refused(self):
         attached = schedules.linear(total=10).attach(optimizer_with(0.1))
-        with pytest.raises(ScheduleError, match="looks at no metric"):
+        with pytest.raises(ScheduleError, match="uses no metric"):
             attached.step(0.5)
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import thalweg.schedule as schedules
 from thalweg.errors import PlanError, ScheduleError
-from thalweg.schedule import Schedule
-from thalweg.schedule.curves import SHAPES
+from thalweg.schedule import SHAPES, Schedule
 
 SHARES = st.floats(0.01, 0.4)
 SIMPLE = sorted(set(SHAPES) - {"sequence"})

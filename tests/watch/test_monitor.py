@@ -19,8 +19,8 @@ def walk(losses, norms=None, rate=0.1, start=math.nan):
     monitor.expect(start)
     for step, loss in enumerate(losses, 1):
         found = monitor.observe(taken(step, loss, 1.0 if norms is None else norms[step - 1], rate, False))
-        if found is not None:
-            return found
+        if found:
+            return found[0]
     return None
 
 
@@ -118,7 +118,7 @@ def test_a_gradient_that_is_no_number_is_found_at_once(norm):
 
 
 def test_a_step_that_the_optimiser_left_out_is_found():
-    assert Monitor().observe(taken(1, 2.0, 1.0, 0.1, True)).symptom == "non-finite"
+    assert Monitor().observe(taken(1, 2.0, 1.0, 0.1, True))[0].symptom == "non-finite"
 
 
 def test_a_diagnosis_comes_with_a_cure():
@@ -133,7 +133,7 @@ def test_attempts_at_one_place_grow_bolder_and_end():
     monitor = Monitor()
     factors = []
     while not monitor.exhausted:
-        factors.append(monitor.observe(taken(40, math.nan, 1.0, 0.1, False)).cure.rate_factor)
+        factors.append(monitor.observe(taken(40, math.nan, 1.0, 0.1, False))[0].cure.rate_factor)
     assert factors == [0.5**n for n in range(1, MOST_ATTEMPTS + 2)]
 
 
@@ -141,7 +141,7 @@ def test_another_place_starts_anew():
     monitor = Monitor()
     for _ in range(3):
         monitor.observe(taken(40, math.nan, 1.0, 0.1, False))
-    assert monitor.observe(taken(60, math.nan, 1.0, 0.1, False)).cure.rate_factor == 0.5
+    assert monitor.observe(taken(60, math.nan, 1.0, 0.1, False))[0].cure.rate_factor == 0.5
 
 
 def test_only_a_good_state_is_worth_going_back_to():

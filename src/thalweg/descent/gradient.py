@@ -49,10 +49,13 @@ def draw(descent: Descent) -> Draw:
     return drawn
 
 
-def backward(descent: Descent, drawn: Draw) -> float:
-    """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples (or own weight)."""
+def backward(descent: Descent, drawn: Draw, place: tuple[int, int] | None = None) -> float:
+    """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples (or own weight).
+
+    `place`: the batch's epoch and number; None: those of the last one drawn.
+    """
     # Random numbers are a function of (seed, place), so that resuming and going back need none of their state.
-    seed_all(mix(descent.plan.seed, _STEP, *descent.place))
+    seed_all(mix(descent.plan.seed, _STEP, *(place or descent.place)))
     for p in descent.parameters:
         p.grad = None
     objective, device, precision = descent.problem.objective, descent.problem.device, descent.plan.precision

@@ -6,7 +6,7 @@ import math
 import time
 
 from thalweg.descent.ambient import ambient
-from thalweg.descent.cure import respond
+from thalweg.descent.cure import accept_step
 from thalweg.descent.gradient import compute_gradient
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import keep_last, validate_and_select
@@ -39,7 +39,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
             while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()
                 before = descent.before_gradient() if descent.snapshot_due else None
-                rate = set_rate(descent)
+                rate = descent.rate()
+                descent.set_rate(rate)
                 loss, examples = compute_gradient(descent, recorder)
                 if before is not None and descent.monitor.trusts(loss):
                     descent.take_snapshot(before)
@@ -51,10 +52,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     continue
                 seconds = time.perf_counter() - started
                 figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)
-                found = descent.monitor.observe(figures) if plan.watch else None
-                if found is not None or figures.skipped:
-                    recorder.step(figures, taken=False)
-                    respond(descent, recorder, found)
+                if not accept_step(descent, recorder, figures):
                     continue
                 descent.skipped_in_row = 0
                 descent.step = step = figures.step
@@ -70,14 +68,6 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     finally:
         descent.batches.close()
         recorder.end()
-
-
-def set_rate(descent: Descent) -> float:
-    """Write the next step's learning rate into the optimiser, and give it."""
-    rate = descent.rate()
-    for group, factor in zip(descent.optimizer.param_groups, descent.factors, strict=True):
-        group["lr"] = rate * factor
-    return rate
 
 
 def take_step(descent: Descent, loss: float) -> StepRecord:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.progress import Progress, Silent
-from thalweg.descent.state import Best, Descent, clone_into
+from thalweg.descent.state import Descent, clone_into
 from thalweg.descent.stop_request import StopRequest
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.json_values import without_tuples
+from thalweg.records.run_folder import RunFolder
 from thalweg.records.step_figures import StepFigures
-
-KEPT = 2  # checkpoints besides the best
-BEST = "best"
 
 
 class Recorder:
@@ -34,7 +31,7 @@ class Recorder:
 
     def __init__(
         self,
-        folder: Path | None = None,
+        folder: RunFolder | None = None,
         history: HistoryWriter | None = None,
         diagnoses: Sequence[Diagnosis] = (),
         progress: Progress | None = None,
@@ -44,9 +41,7 @@ class Recorder:
         self.diagnoses: list[Diagnosis] = list(diagnoses)
         self.progress: Progress = progress or Silent()
         self.stop_request = StopRequest()
-        self._best_written: tuple[int, float] | None = None
-        self._written: int | None = None
-        self._due = math.inf
+        self._checkpoints = None if folder is None else CheckpointWriter(folder)
 
     def begin(self, descent: Descent) -> None:
         """Announce that a descent starts, or continues."""
@@ -69,7 +64,7 @@ class Recorder:
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, and show it."""
-        self.history.event(step, kind, message, json_ready(data or {}))
+        self.history.event(step, kind, message, without_tuples(data or {}))
         self.progress.event(step, kind, message)
 
     def diagnose(self, found: Diagnosis) -> None:
@@ -79,7 +74,8 @@ class Recorder:
     def supersede(self, after: int) -> None:
         """Mark all that was recorded after a step as superseded: training continues from there."""
         self.history.supersede(after + 1)
-        self._written = None
+        if self._checkpoints is not None:
+            self._checkpoints.written_step = None
 
     def checkpoint_when_due(self, descent: Descent) -> None:
         """Write a checkpoint where the clock asks for one; with snapshots on, one that is overdue by as long again.
@@ -89,26 +85,17 @@ class Recorder:
         """
         if self.stop_request.received:
             self._stop(descent)
-        apart = descent.plan.checkpoint_seconds
-        if self._overdue(apart, patience=0.0 if descent.snapshot is None else max(apart, 1.0)):
+        seconds = descent.plan.checkpoint_seconds
+        # A snapshot is soon written as a checkpoint for nothing (`checkpoint_snapshot`), so that is waited for.
+        grace = 0.0 if descent.snapshot is None else max(seconds, 1.0)
+        if self._checkpoints is not None and self._checkpoints.is_due(seconds, grace):
             self.checkpoint(descent)
-            self._due = time.monotonic() + apart
 
     def checkpoint_snapshot(self, descent: Descent) -> None:
         """Write the snapshot just taken as the checkpoint, where the clock asks for one: so one copy serves both."""
-        apart = descent.plan.checkpoint_seconds
-        if self._overdue(apart):
+        if self._checkpoints is not None and self._checkpoints.is_due(descent.plan.checkpoint_seconds):
             assert descent.snapshot is not None
             self._write(descent, dict(descent.snapshot))
-            self._due = time.monotonic() + apart
-
-    def _overdue(self, apart: float, patience: float = 0.0) -> bool:
-        if self.folder is None:
-            return False
-        now = time.monotonic()
-        if self._due is math.inf:
-            self._due = now + apart
-        return now >= self._due + patience
 
     def checkpoint(self, descent: Descent) -> None:
         """Write the present state, the best weights where they changed, and the snapshot where it is another state."""
@@ -118,22 +105,14 @@ class Recorder:
         self._write(descent, state)
 
     def _write(self, descent: Descent, state: dict[str, Any]) -> None:
-        if self.folder is None:
+        if self._checkpoints is None:
             return
-        self.history.flush(durable=True)  # else a power cut could leave a checkpoint ahead of its history
-        self._write_best(descent)
-        if self._written == descent.step:
-            return
-        state["loop"] = {**state["loop"], "diagnoses": [found.to_dict() for found in self.diagnoses]}
-        checkpoint.save(self.folder / "checkpoints", json_ready(state), step=descent.step, keep=KEPT)
-        self._written = descent.step
-
-    def _write_best(self, descent: Descent) -> None:
-        best = descent.best
-        if self.folder is None or best is None or self._best_written == (best.step, best.value):
-            return
-        checkpoint.save(self.folder / "checkpoints", best.state_dict(), step=best.step, name=BEST)
-        self._best_written = best.step, best.value
+        # The history goes to the disk first. In the other order a power cut could leave a checkpoint ahead of its history, and
+        # the resumed run would lack the figures of the steps in between.
+        self.history.flush(durable=True)
+        diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
+        state["loop"] = {**state["loop"], "diagnoses": diagnoses}
+        self._checkpoints.write(state, descent.best, descent.step)
 
     def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
         """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
@@ -141,26 +120,25 @@ class Recorder:
         self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
         if "snapshot" in loaded.state:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])
-        elif descent.plan.snapshot_every:
+        elif descent.plan.snapshot_every:  # the checkpoint itself was the snapshot
             descent.take_snapshot()
         if descent.leading is not None and descent.keeps_best:
             self._restore_best(descent)
         self.supersede(descent.step)
-        self._written = descent.step
+        if self._checkpoints is not None:
+            self._checkpoints.written_step = descent.step
 
     def _restore_best(self, descent: Descent) -> None:
         # The file may be of a later step than the checkpoint: the resumed run comes to that step again and finds the same,
         # and until then `leading` says what is to be beaten.
-        assert self.folder is not None
+        assert self._checkpoints is not None
         assert descent.leading is not None
         try:
-            descent.best = Best.from_state(checkpoint.load(self.folder / "checkpoints" / BEST).state)
+            descent.best = self._checkpoints.load_best()
         except CheckpointError as error:
             step, descent.leading = descent.leading["step"], None
             message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
             self.history.event(descent.step, "note", message)
-            return
-        self._best_written = descent.best.step, descent.best.value
 
     def finish(self, descent: Descent) -> None:
         """Write the last checkpoint. Raises KeyboardInterrupt where the person asked to stop before the end."""
@@ -173,16 +151,7 @@ class Recorder:
         outcome = "nothing was written, as the run has no folder"
         if self.folder is not None:
             self.checkpoint(descent)
-            outcome = f"saved; go on with: thalweg resume {os.path.relpath(self.folder)}"
+            outcome = f"saved; go on with: thalweg resume {os.path.relpath(self.folder.path)}"
         message = f"Interrupted at step {descent.step}: {outcome}"
         self.event(descent.step, "interrupt", message)
         raise KeyboardInterrupt(message)
-
-
-def json_ready(value: Any) -> Any:
-    """Turn tuples into lists, which is all that a checkpoint's JSON knows."""
-    if isinstance(value, Mapping):
-        return {key: json_ready(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(part) for part in value]
-    return value

@@ -75,10 +75,15 @@ class Descent:
         self.snapshot: dict[str, Any] | None = None
         self.epoch_steps = per_epoch
 
-    def rate(self) -> float:
-        """Give the learning rate of the next step: peak, times schedule, times what cures took away."""
-        factor = self.schedule.factor(self.step, self.shape_state or None)
+    def rate(self, step: int | None = None) -> float:
+        """Give the learning rate of the step after so many (None: of the next): peak, times schedule, times cures' factors."""
+        factor = self.schedule.factor(self.step if step is None else step, self.shape_state or None)
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
+
+    def set_rate(self, rate: float) -> None:
+        """Write a learning rate into the optimiser's groups, each with its own factor."""
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = rate * factor
 
     @property
     def evaluates_average_only(self) -> bool:
@@ -110,10 +115,7 @@ class Descent:
         Going `back` within a run keeps what was learnt on the way: the cures and how often they were tried, the batches that
         are left out, the micro-batch that fits, and the figure to beat.
         """
-        load_model_state(self.model, state["model"])
-        for name, buffer in self.problem.objective.loss_buffers.items():
-            buffer.copy_(state["loss"][name])
-        self._load_optimizer_state(state["optimizer"])
+        self.load_tensors(state)
         loop = state["loop"]
         self.step, self.shape_state = loop["step"], dict(loop["schedule"])
         self.skipped_in_row, self.stale = loop["skipped_in_row"], loop["stale"]
@@ -127,6 +129,13 @@ class Descent:
         self.optimizer.clip_norm = self.cures["clip_norm"]
         self.batches.accumulate = self.accumulate
         self.batches.load_state_dict(loop["batches"])
+
+    def load_tensors(self, state: Mapping[str, Any]) -> None:
+        """Copy weights, buffers and the optimiser's state of what `state_dict` gave; all else stays."""
+        load_model_state(self.model, state["model"])
+        for name, buffer in self.problem.objective.loss_buffers.items():
+            buffer.copy_(state["loss"][name])
+        self._load_optimizer_state(state["optimizer"])
 
     @property
     def snapshot_due(self) -> bool:

@@ -24,10 +24,10 @@ from thalweg.optim import groups
 from thalweg.optim.engines import engine as find_engine
 from thalweg.optim.engines.arithmetic import COMPUTE, count_nonfinite, real
 from thalweg.optim.engines.blocks import EMA
-from thalweg.optim.engines.late import Late
-from thalweg.optim.engines.sound import complaint
-from thalweg.optim.engines.work import Away, Norms, Work
-from thalweg.optim.steady import Steady
+from thalweg.optim.engines.device_resident import DeviceSkipCounter
+from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms
+from thalweg.optim.engines.validate import complaint
+from thalweg.optim.fast_path import FastPath
 from thalweg.rules.rule import Rule
 
 MOST_SKIPS = 3
@@ -152,11 +152,11 @@ class Optimizer(torch.optim.Optimizer):
         self.on_nonfinite, self.engine = on_nonfinite, engine
         self.measure = False
         self.skips = 0
-        self._late = Late()
+        self._late = DeviceSkipCounter()
         self.last: StepRecord | None = None
         self._averaged = False
         self._constants_read: dict[int, tuple[Any, Any, Any]] = {}
-        self._steady: Steady | None = None
+        self._steady: FastPath | None = None
         self._strays = 0  # steps since the last steady one
         self._shuffled = False  # whether works follow one another in another order than the groups' parameters
         self._engine = find_engine(engine)
@@ -170,7 +170,7 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             rule = self._rule_of(group)
             self._engine.prepare(
-                Work(rule, rule.from_group(group), 0.0, 0.0, False, group["params"], [], cautious),
+                GroupStep(rule, rule.from_group(group), 0.0, 0.0, False, group["params"], [], cautious),
                 clips=clip_value is not None,
                 ema=ema is not None,
             )
@@ -239,7 +239,7 @@ class Optimizer(torch.optim.Optimizer):
             self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
             self._strays += 1
             if self._strays & (self._strays - 1) == 0:  # ever more rarely, where it is of no use
-                self._steady = Steady.after(self._engine.shares, self)
+                self._steady = FastPath.after(self._engine.shares, self)
             if self.last.skipped is True:  # on an accelerator it is a tensor, and nobody looks
                 try:
                     if not self._is_overscaled():
@@ -346,7 +346,7 @@ class Optimizer(torch.optim.Optimizer):
         self._engine = find_engine(self.engine)
         self._constants_read = {}
         self._steady, self._strays = None, 0
-        self._late = Late()
+        self._late = DeviceSkipCounter()
         self.last = None
 
     def __repr__(self) -> str:
@@ -418,7 +418,7 @@ class Optimizer(torch.optim.Optimizer):
             state |= {number: {**found, **state[number]} for number in group["params"] if state.get(number)}
         return state
 
-    def _works(self, group: dict[str, Any]) -> list[Work]:
+    def _works(self, group: dict[str, Any]) -> list[GroupStep]:
         """Give a group's share of the step; two of them where a matrix rule leaves what is no matrix to another."""
         parameters: list[Tensor] = [*group["params"]]  # the engine compares it with the next step's
         gradients = [g for p in parameters if (g := p.grad) is not None]
@@ -433,7 +433,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         rule = self._rule_of(group)
         options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
-        work = Work(rule, self._read(rule, group), *options, parameters, gradients, self.cautious)
+        work = GroupStep(rule, self._read(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
             return [work]
         self._shuffled = True
@@ -451,7 +451,7 @@ class Optimizer(torch.optim.Optimizer):
         self._constants_read[id(group)] = rule.names, [*map(group.get, rule.names)], constants
         return constants
 
-    def _descend(self, works: Sequence[Work]) -> StepRecord:
+    def _descend(self, works: Sequence[GroupStep]) -> StepRecord:
         loss_scale: Any = self.__dict__.get("grad_scale")
         if loss_scale is None or loss_scale.device.type == "cpu":
             loss_scale = self._loss_scale() or 1.0
@@ -462,7 +462,7 @@ class Optimizer(torch.optim.Optimizer):
         except (RuntimeError, LookupError, ValueError, ArithmeticError):
             self._complain(works)
             raise
-        if isinstance(norms, Away):
+        if isinstance(norms, DeviceNorms):
             return self._descend_away(works, norms, loss_scale, clip_value)
         if loss_scale != 1.0:
             norms = _divided(norms, loss_scale)
@@ -494,7 +494,9 @@ class Optimizer(torch.optim.Optimizer):
         """Give what a gradient of this norm is multiplied by: PyTorch's formula, with its 1e-6, so that results agree."""
         return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
 
-    def _descend_away(self, works: Sequence[Work], norms: Away, loss_scale: Any, clip_value: Any) -> StepRecord:
+    def _descend_away(
+        self, works: Sequence[GroupStep], norms: DeviceNorms, loss_scale: Any, clip_value: Any
+    ) -> StepRecord:
         """Do the same on an accelerator, without a wait: whether and how far to go is decided there."""
         finite, found = norms.total.isfinite(), self.__dict__.get("found_inf")
         if found is not None:
@@ -523,11 +525,11 @@ class Optimizer(torch.optim.Optimizer):
         total: Any = norms.total / loss_scale
         return StepRecord(total, scale, cast(Any, ~finite), cast(Any, norms.nonfinite), each, *figures)
 
-    def _aligned_away(self, works: Sequence[Work], values: Tensor) -> Tensor:
+    def _aligned_away(self, works: Sequence[GroupStep], values: Tensor) -> Tensor:
         spread = self._aligned(works, cast(Any, values.unbind()))
         return torch.stack([torch.as_tensor(value, device=values.device, dtype=values.dtype) for value in spread])
 
-    def _complain(self, works: Sequence[Work]) -> None:
+    def _complain(self, works: Sequence[GroupStep]) -> None:
         """Raise RuleError, naming the parameter, where one cannot be stepped on as it has become."""
         for work in works:
             states = (*work.rule.states(work.constants), EMA)
@@ -551,7 +553,7 @@ class Optimizer(torch.optim.Optimizer):
         scale = self._loss_scale()
         return self._found_inf() and (scale is None or scale > 1.0)
 
-    def _aligned(self, works: Sequence[Work], values: Sequence[float]) -> Sequence[float]:
+    def _aligned(self, works: Sequence[GroupStep], values: Sequence[float]) -> Sequence[float]:
         """Put NaN in the places of parameters without a gradient."""
         count = 0
         for group in self.param_groups:
@@ -561,7 +563,7 @@ class Optimizer(torch.optim.Optimizer):
         found = dict(zip((id(p) for w in works for p in w.parameters), values, strict=True))
         return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]
 
-    def _skip(self, works: Sequence[Work], seen: StepRecord) -> None:
+    def _skip(self, works: Sequence[GroupStep], seen: StepRecord) -> None:
         self.skips += 1
         if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
             raise NonFiniteError(
@@ -570,7 +572,7 @@ class Optimizer(torch.optim.Optimizer):
                 "a division by zero or a root of zero in the loss; on_nonfinite='skip' goes on for ever."
             )
 
-    def _where(self, works: Sequence[Work]) -> str:
+    def _where(self, works: Sequence[GroupStep]) -> str:
         """Name the parameters whose gradient is not finite."""
         bad = {id(p) for w in works for p, g in zip(w.parameters, w.gradients, strict=True) if count_nonfinite(g)}
         found = self._names(bad)

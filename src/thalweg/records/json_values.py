@@ -74,6 +74,19 @@ def encode(value: object, place: Place = (), other: Callable[[object, Place], ob
     return other(value, place)
 
 
+def without_tuples(value: Any) -> Any:
+    """Turn tuples into lists, which is what they would come back as; `encode` refuses them.
+
+    >>> without_tuples({"betas": (0.9, 0.999), "rows": [(1, 2)]})
+    {'betas': [0.9, 0.999], 'rows': [[1, 2]]}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_tuples(part) for key, part in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, list | tuple):
+        return [without_tuples(part) for part in cast("list[object]", value)]
+    return value
+
+
 def decode(value: Any, special: Mapping[str, Callable[[Any], Any]] | None = None) -> Any:
     """Turn back what `encode` made; `special` maps further tilde keys to what they stand for.
 

@@ -411,13 +411,17 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as TOML; `Plan.load` gives it back without loss."""
+        Path(path).write_text(self.to_toml(), "utf-8")
+
+    def to_toml(self) -> str:
+        """Give the text that `save` writes."""
         document = tomlkit.document()
         document.add(
             tomlkit.comment("A thalweg plan: every knob of a descent, and under [evidence] how it was chosen.")
         )
         for key, value in self.to_dict().items():
             document.add(key, tomlkit.item(value))
-        Path(path).write_text(tomlkit.dumps(document), "utf-8")
+        return tomlkit.dumps(document)
 
     @staticmethod
     def load(path: str | Path) -> Plan:

@@ -82,14 +82,17 @@ class Source:
 
     def save(self, path: Path) -> None:
         """Write `task.toml`. Raises TaskError where an argument is no plain value."""
+        path.write_text(self.to_toml(), "utf-8")
+
+    def to_toml(self) -> str:
+        """Give the text that `save` writes. Raises TaskError where an argument is no plain value."""
         unset = [name for name, value in self.arguments.items() if value is None]  # TOML has no None
         given = {name: value for name, value in self.arguments.items() if value is not None}
         known = {"name": self.name, "file": self.file, "module": self.module, "none": unset or None, "arguments": given}
         try:
-            text = tomlkit.dumps({key: value for key, value in known.items() if value is not None})
+            return tomlkit.dumps({key: value for key, value in known.items() if value is not None})
         except ValueError as error:
             raise TaskError(f"The task's arguments {given} cannot be recorded: {error}. Give plain values.") from error
-        path.write_text(text, "utf-8")
 
     @staticmethod
     def read(path: Path) -> Source:

@@ -8,38 +8,33 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from thalweg import rules
-from thalweg.records.diagnosis import Diagnosis
+from thalweg.formatting import format_number, is_share, percent, printable, sentence, several
 from thalweg.records.run import Run
 from thalweg.see import run_text
-from thalweg.see.axes import Values
-from thalweg.see.formatting import format_number, is_share, percent, printable, sentence, several
 from thalweg.tuning.priors import is_adaptive
+from thalweg.watch.causes import all_causes
+from thalweg.watch.finished import LATE, FinishedHistory
+from thalweg.watch.moments import diagnose_run
 
-LATE = 0.8  # of the run: a best before this is early, and what improved after it was improving to the end
-MATTERS = 0.02  # share of the improvement over the start that a later loss of it, or a difference, must reach
-WORSENED = 0.2  # share of the best by which it must have worsened since, where that is less than MATTERS
-SLIGHT = 0.005  # share of the improvement over the start that it must be all the same
 NEGLIGIBLE = 1e-3  # share of the improvement over the start below which a further one is not worth a longer run
-HARDLY = 0.1  # share of the loss at the start: a fall by less is hardly anything
-FALLING = 0.75  # share of the validations that must be lower than the one before, for a steady fall
-UNSPENT = 0.3  # share of the fall in the second half of the way: half of it would be a straight line
-SHORT = 100  # steps below which a run may be too short rather than its rate too low
 STILL = 0.05  # share by which the last fifth must have improved for a longer budget to be worth it
 OFTEN = 0.5  # share of the steps that were clipped
 GAP = 0.2  # training loss over validation loss below which the model knows its examples by heart
 TIE = 0.01  # relative difference of two scores that no choice should rest on
-REFUTABLE = ("one batch cannot be fitted", "nothing carries over")  # findings that a training which learns disproves
 
 
-def next_steps(run: Run) -> list[str]:
-    """Give a few sentences, most important first; there is always one."""
+def next_steps(run: Run, *, repeat_diagnoses: bool = True) -> list[str]:
+    """Give a few sentences, most important first; there is always one.
+
+    `repeat_diagnoses`: say again what the history shows; not needed beside a list of the run's diagnoses.
+    """
     causes, asides = _before_training(run)
-    found = [*_unfinished(run), *causes, *_learnt(run), *_idle(run), *_cures(run), *_skips(run), *_overfitting(run)]
+    faults = _after_training(run) if repeat_diagnoses else []
+    found = [*_unfinished(run), *causes, *faults, *_cures(run), *_skips(run)]
     found += [*_still_improving(run), *_clipping(run), *_search(run), *_unvalidated(run), *_memory(run)]
     return (found or [_well(run)]) + asides
 
@@ -47,11 +42,12 @@ def next_steps(run: Run) -> list[str]:
 def _before_training(run: Run) -> tuple[list[str], list[str]]:
     """Give what was found before training, with its cure: what matters most, and what comes last."""
     causes, asides = list[str](), list[str]()
+    disproved = {symptom for cause in all_causes() for symptom in cause.refutable}
     for found in run.diagnoses:
         if found.step is not None:
             continue
         said = f"Found before training: {printable(found.symptom)}."
-        if found.symptom in REFUTABLE and _learnt_much(run):
+        if found.symptom in disproved and _learnt_much(run):
             asides.append(f"{said} But the training did learn, so nothing needs to be mended.")
             continue
         cure = f" {printable(found.cure.action)}" if found.cure else ""
@@ -59,21 +55,16 @@ def _before_training(run: Run) -> tuple[list[str], list[str]]:
     return causes, asides
 
 
+def _after_training(run: Run) -> list[str]:
+    """Give what the run's history shows that was not diagnosed on the way, each with its cure."""
+    found = diagnose_run(run)[len(run.diagnoses) :]
+    return [f"{sentence(each.cause)} {each.cure.action}" if each.cure else sentence(each.cause) for each in found]
+
+
 def _learnt_much(run: Run) -> bool:
     """Tell whether at least half of the loss at the start is gone."""
     before, after = run_text.start(run).get("loss", math.nan), float(run.metrics.get("loss", math.nan))
     return math.isfinite(before) and after <= before - 0.5 * abs(before)
-
-
-def _cause(run: Run) -> str:
-    """Say where to look for the cause of a failure."""
-    if any(_matters(found) for found in run.diagnoses):
-        return "what was found before training is the likely cause"
-    return "`thalweg check` looks for the cause before training"
-
-
-def _matters(found: Diagnosis) -> bool:
-    return found.step is None and found.severity != "note"
 
 
 def _give(knob: str, value: str) -> str:
@@ -98,71 +89,6 @@ def _unfinished(run: Run) -> list[str]:
     return []
 
 
-def _learnt(run: Run) -> list[str]:
-    """Compare the criterion with the start: worse, or as good as unchanged."""
-    select = str(run.summary.get("select", "loss"))
-    before, after = run_text.start(run).get(select, math.nan), float(run.metrics.get(select, math.nan))
-    if not math.isfinite(before):
-        return []
-    told, check = run_text.called(run, select), _cause(run)
-    values = f"{run_text.wording_of(run, after)} at the end, {run_text.wording_of(run, before)} at the start"
-    if _timid(run):
-        return [f"Hardly anything was learnt: the {told} is {values}. {_raise(run)}"]
-    if not math.isfinite(after):
-        return [f"The {told} ended not finite. Look for log(0), division by zero or overflow in the loss; {check}."]
-    if abs(after - before) <= MATTERS * abs(before):
-        return [f"Nothing was learnt worth the name: the {told} is {values}. {sentence(check)}."]
-    if run_text.better(run, before, after):
-        return [f"The model is worse than before the first step: the {told} is {values}. {sentence(check)}."]
-    if run.metrics.get("r2", 1.0) <= 0:
-        r2 = format_number(float(run.metrics["r2"]))
-        return [f"An r2 of {r2} is no better than always predicting the mean. {sentence(check)}."]
-    return []
-
-
-def _timid(run: Run) -> bool:
-    """Tell whether the loss fell steadily and hardly at all: the steps go the right way and are far too short.
-
-    The way is the sum of the rates, so that a rate that falls to zero does not look like a loss that has levelled off.
-    """
-    x, y = run_text.recorded(run, "validation/loss")
-    steps, rates = run_text.recorded(run, "learning_rate")
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    troubled = any(event.kind in ("rollback", "diverging", "nonfinite") for event in run.events)
-    if troubled or run_text.status(run) != "finished" or len(y) < 5 or not len(rates):
-        return False
-    fell = y[0] - y[-1]
-    way = np.interp(x, steps, np.cumsum(np.nan_to_num(rates)), left=0.0)
-    later = np.interp(way[-1] / 2, way, y) - y[-1]
-    falling = float((np.diff(y) < 0).mean()) >= FALLING
-    return bool(0 < fell <= HARDLY * abs(y[0]) and falling and later >= UNSPENT * fell)
-
-
-def _raise(run: Run) -> str:
-    rate = run.plan.learning_rate
-    short = ", or the run far too short" if run_text.steps(run) < SHORT else ""
-    choose = "" if run.plan.why("learning_rate").source == "searched" else ", or let `thalweg fit` search for it"
-    told, knob = f"the learning rate of {format_number(rate)}", _give("learning_rate", f"{10 * rate:.3g}")
-    if rules.get(run.plan.rule).finds_rate:
-        told, choose = f"the rate that {run.plan.rule} found", ""
-    if "d_coef" in rules.get(run.plan.rule).constants:
-        knob = _give("constants.d_coef", f"{10 * float(run.plan.constants.get('d_coef', 1.0)):.3g}")
-    return (
-        f"But the loss fell steadily to the end and nothing ran away: {told} is likely far too low{short}. Raise it, for example"
-        f" tenfold: {knob}{choose}."
-    )
-
-
-def _idle(run: Run) -> list[str]:
-    idle = [printable(str(name)) for name in run.summary.get("idle_parameters", [])]
-    if not idle or any(found.symptom == "parameter without gradient" for found in run.diagnoses):
-        return []
-    more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
-    return [
-        f"No gradient reached {', '.join(idle[:4])}{more}: as good as frozen. Use them in the forward pass, or drop them."
-    ]
-
-
 def _cures(run: Run) -> list[str]:
     factor = float((run.summary.get("cures") or {}).get("rate_factor", 1.0))
     back = sum(event.kind == "rollback" for event in run.events)
@@ -176,7 +102,7 @@ def _cures(run: Run) -> list[str]:
 
 
 def _skips(run: Run) -> list[str]:
-    steps = Counter(event.step for event in run.events if event.kind == "nonfinite")
+    steps = Counter(event.step for event in run.events if "batch" in event.data)
     back = sum(event.kind == "rollback" for event in run.events)
     if not steps or back:
         return []
@@ -186,45 +112,11 @@ def _skips(run: Run) -> list[str]:
     ]
 
 
-def _overfitting(run: Run) -> list[str]:
-    """The criterion was best early and lost much of it afterwards, as the median of the last fifth of the run says."""
-    x, y = _criterion(run)
-    if not run_text.validated(run) or len(y) < 4 or run_text.status(run) == "running":
-        return []
-    best = int(np.argmin(_cost(run, y)))
-    scale = abs(y[best] - y[0])
-    late = float(np.median(y[x >= LATE * x[-1]]))
-    worse = _cost(run, late) - _cost(run, y[best])
-    clearly = max(SLIGHT * scale, min(MATTERS * scale, WORSENED * abs(y[best])))
-    if best == 0 or x[best] >= LATE * x[-1] or worse < clearly:
-        return []
-    told = run_text.called(run, str(run.summary.get("select", "loss")))
-    seen = (
-        f"The {told} was best at step {int(x[best]):,} of {int(x[-1]):,} ({run_text.wording_of(run, y[best])}) and about"
-        f" {run_text.wording_of(run, late)} over the last fifth of the run"
-    )
-    early, last = run_text.training_loss(run, int(x[best])), run_text.training_loss(run)
-    if math.isfinite(last) and last > early:
-        return [
-            f"{seen}, and so did the training loss get worse: not overfitting, but steps too long. Try a lower rate."
-        ]
-    fell = (
-        f", while the training loss went from {format_number(early)} to {format_number(last)}"
-        if math.isfinite(last)
-        else ""
-    )
-    kept = "The best weights were kept. " if run.plan.keep == "best" else 'Keep the best weights (`keep = "best"`). '
-    epochs = run_text.epochs(run, int(x[best]))
-    fewer = f"fewer steps ({epochs or several(int(x[best]), 'step')} were enough)"
-    return [
-        f"{seen}{fell}: overfitting. {kept}More data, augmentation, dropout or more weight decay would help, or {fewer}."
-    ]
-
-
 def _still_improving(run: Run) -> list[str]:
     """The criterion was at its best at the end, and the last fifth of the run took a good part of what was left."""
-    x, y = _criterion(run)
-    if run_text.status(run) != "finished" or len(y) < 6 or int(np.argmin(_cost(run, y))) < len(y) - 2:
+    history = FinishedHistory.of(run)
+    x, y = history.criterion()
+    if history.status != "finished" or len(y) < 6 or int(np.argmin(history.cost(y))) < len(y) - 2:
         return []
     earlier = y[x <= LATE * x[-1]]
     before, after = float(earlier[-1]), float(y[-1])
@@ -236,7 +128,7 @@ def _still_improving(run: Run) -> list[str]:
         or not run_text.better(run, after, before)
     ):
         return []
-    if _perfect(run) or _timid(run):
+    if _perfect(run) or history.fell_steadily_and_hardly():
         return []
     told = run_text.called(run, str(run.summary.get("select", "loss")))
     longer = f"Give it twice the budget ({run_text.epochs(run, 2 * x[-1]) or several(2 * int(x[-1]), 'step')})"
@@ -287,7 +179,11 @@ def _search(run: Run) -> list[str]:
     why = run.plan.why("learning_rate")
     if rules.get(run.plan.rule).finds_rate:
         return []
-    if why.source == "default" and run_text.status(run) == "finished" and not _timid(run):
+    if (
+        why.source == "default"
+        and run_text.status(run) == "finished"
+        and not FinishedHistory.of(run).fell_steadily_and_hardly()
+    ):
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
     ranked = trials_by_rate(run)
     if why.source != "searched" or len(ranked) < 3:
@@ -337,7 +233,7 @@ def _memory(run: Run) -> list[str]:
 
 
 def _well(run: Run) -> str:
-    x, y = _criterion(run)
+    x, y = FinishedHistory.of(run).criterion()
     flat = len(y) >= 6 and all(abs(b - a) < STILL * abs(y[0]) for a, b in pairwise(y[x >= LATE * x[-1]].tolist()))
     levelled = " and had levelled off by the end" if flat else ""
     told = run_text.called(run, str(run.summary.get("select", "loss")))
@@ -356,24 +252,6 @@ def _left_to_gain(run: Run) -> str:
             f" augmentation or dropout."
         )
     return "What is left to gain lies in more data or another model rather than in the knobs."
-
-
-def _criterion(run: Run) -> tuple[Values, Values]:
-    """Give the validations of the criterion, the better of raw and averaged weights at each step."""
-    select = run.summary.get("select", "loss")
-    x, y = run_text.recorded(run, f"validation/{select}")
-    averaged = run_text.column(run, f"ema/{select}")
-    if len(averaged):
-        there = np.isin(run_text.column(run, "step"), x)
-        costs = np.stack([_cost(run, y), _cost(run, averaged[there])])
-        y = np.where(np.isnan(costs).all(0), np.nan, np.nan_to_num(costs, nan=np.inf).min(0))
-        y = -y if run.summary.get("mode") == "max" else y
-    good = np.isfinite(y)
-    return x[good], y[good]
-
-
-def _cost(run: Run, values: Any) -> Any:
-    return -values if run.summary.get("mode") == "max" else values
 
 
 def _times(count: int) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thalweg.see.formatting import compact
+from thalweg.formatting import compact
 
 Values = npt.NDArray[np.float64]
 WIDE = 20.0  # ratio of largest to smallest from which a logarithmic axis shows more

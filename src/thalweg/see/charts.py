@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thalweg.formatting import format_number, percent, printable
 from thalweg.see.axes import LARGEST, Axis, Values, choose
 from thalweg.see.downsampling import Columns, reduce, smooth
-from thalweg.see.formatting import format_number, percent, printable
 
 FULL = 10_000  # coordinates of the plot's far corner
 MAX_DOTS = 40  # points of a line that are drawn as dots too
@@ -24,8 +24,7 @@ MAX_ASIDE = 100.0  # the y axis makes room for an `aside` series up to so many t
 MARKS = {  # kind of event -> its sign and what it says in the legend
     "best": ("★", "kept weights"),
     "rollback": ("↩", "rolled back"),
-    "nonfinite": ("✕", "not finite"),
-    "diverging": ("▲", "diverging"),
+    "left_out": ("✕", "batch left out"),
     "diverged": ("▲", "given up"),
     "resume": ("▸", "resumed"),
     "interrupt": ("‖", "interrupted"),
@@ -33,6 +32,20 @@ MARKS = {  # kind of event -> its sign and what it says in the legend
     "early_stop": ("■", "stopped early"),
     "chosen": ("◆", "chosen"),
 }
+
+
+def mark_sign(kind: str) -> tuple[str, str]:
+    """Give the sign and the legend of a kind of event; that of a diagnosis is the name of its cause.
+
+    >>> mark_sign("rollback"), mark_sign("learning-rate-too-high")
+    (('↩', 'rolled back'), ('▲', 'learning rate too high'))
+    """
+    return MARKS.get(kind, ("▲", escape(printable(kind.replace("-", " ").replace("_", " ")))))
+
+
+def color_class(kind: str) -> str:
+    """Give the style sheet's class of a kind of event: all diagnoses share one."""
+    return kind if kind in MARKS else "diagnosis"
 
 
 class Series(NamedTuple):
@@ -233,9 +246,9 @@ def _joined(marks: list[Mark], x_axis: Axis) -> list[Mark]:
 
 
 def _mark(mark: Mark, x_axis: Axis) -> str:
-    sign, _ = MARKS[mark.kind]
+    sign, _ = mark_sign(mark.kind)
     left, text = 100 * float(x_axis.at(mark.x)), escape(printable(mark.text))
-    return f'<span class="mark {mark.kind}" style="left:{left:.2f}%" title="{text}"><b>{sign}</b></span>'
+    return f'<span class="mark {color_class(mark.kind)}" style="left:{left:.2f}%" title="{text}"><b>{sign}</b></span>'
 
 
 def _nonfinite_signs(prepared: Sequence[Prepared], x_axis: Axis, meaning: str) -> str:
@@ -260,11 +273,13 @@ def _legend(prepared: Sequence[Prepared], marks: Sequence[Mark], stretches: Sequ
         f'<span class="key {c}{" dashed" if dashed else ""}">{escape(printable(name))}</span>'
         for name, c, dashed in named
     ]
-    keys += [f'<span class="sign {kind}"><b>{MARKS[kind][0]}</b> {MARKS[kind][1]}</span>' for kind in _kinds(marks)]
+    for kind in _kinds(marks):
+        sign, meaning = mark_sign(kind)
+        keys.append(f'<span class="sign {color_class(kind)}"><b>{sign}</b> {meaning}</span>')
     if stretches:
         keys.append('<span class="sign repeated"><b>▒</b> repeated steps</span>')
     if count := sum(len(p.nonfinite) for p in prepared):
-        keys.append(f'<span class="sign nonfinite"><b>×</b> {count:,} {escape(nonfinite)}</span>')
+        keys.append(f'<span class="sign diagnosis"><b>×</b> {count:,} {escape(nonfinite)}</span>')
     return f'<span class="legend">{"".join(keys)}</span>'
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from thalweg.errors import ThalwegError
+from thalweg.formatting import format_number, is_share, several
 from thalweg.records.run import Run
 from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
-from thalweg.see.events import event_place, event_sentences
-from thalweg.see.formatting import format_number, is_share, several
+from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind
 from thalweg.see.rolled_back import rolled_back_stretches
 
 MAX_METRICS = 8
@@ -130,7 +130,11 @@ def marks(run: Run) -> list[Mark]:
     """Give the events that have a sign, and the step whose weights were kept."""
     return [
         *_kept_weights_mark(run),
-        *(Mark(e.step, e.kind, f"{event_place(e)}: {text}") for e, text in event_sentences(run) if e.kind in MARKS),
+        *(
+            Mark(e.step, mark_kind(e), f"{event_place(e)}: {text}")
+            for e, text in event_sentences(run)
+            if mark_kind(e) in MARKS or is_diagnosis(e)
+        ),
     ]
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 
+from thalweg.formatting import format_number, grouped, printable, sentence, times_as
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
 from thalweg.see import run_text
-from thalweg.see.formatting import format_number, grouped, printable, sentence, times_as
+from thalweg.watch.causes import summary_of
+from thalweg.watch.monitor import SAME_PLACE
 
 ROUTINE = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
-SAME_TROUBLE_STEPS = 10  # a symptom that returns within so many steps was not cured; the watch counts alike
 
 
 def event_sentences(run: Run) -> list[tuple[Event, str]]:
@@ -26,13 +27,21 @@ def event_place(event: Event) -> str:
     return f"step {step:,}"
 
 
+def is_diagnosis(event: Event) -> bool:
+    """Tell whether an event holds a diagnosis, or the batch that was left out on one."""
+    return "symptom" in event.data or "batch" in event.data
+
+
+def mark_kind(event: Event) -> str:
+    """Give the kind under which an event is marked in charts: a batch that was left out, else its own."""
+    return "left_out" if "batch" in event.data else event.kind
+
+
 def _sentence(run: Run, event: Event) -> str:
     if event.kind == "rollback" and "from" in event.data:
         return f"Went back to step {event.step:,}{_changes(run, event)}."
-    evidence = event.data.get("evidence") or {}
-    if event.kind == "diverging" and {"smoothed_loss", "best_smoothed_loss"} <= evidence.keys():
-        smoothed, best = (format_number(evidence[name]["value"]) for name in ("smoothed_loss", "best_smoothed_loss"))
-        return f"The loss ran away: its running mean was {smoothed}, after {best} at its best."
+    if summary := summary_of(event.kind, event.data.get("evidence") or {}):
+        return summary
     text = str(event.data["cause"]).partition(";")[0] if "cause" in event.data else event.message
     text = re.sub(r"^step [\d,]+: ", "", printable(text).partition("; go on with")[0], flags=re.IGNORECASE)
     return sentence(grouped(text if text.endswith((".", "!", "?", "…")) else f"{text}."))
@@ -68,7 +77,7 @@ def treatments(run: Run) -> list[tuple[Diagnosis, str]]:
 
 def _is_of(event: Event, found: Diagnosis) -> bool:
     """Tell whether an event belongs to a diagnosis: it holds the diagnosis, or the batch that was left out."""
-    left_out = event.kind == "nonfinite" and "batch" in event.data and found.symptom == "non-finite"
+    left_out = "batch" in event.data and found.name in (event.kind, "")
     return event.step == found.step and (left_out or event.data.get("symptom") == found.symptom)
 
 
@@ -89,6 +98,6 @@ def _outcome(run: Run, trouble: Event, after: tuple[Event, ...]) -> str:
     if later is None:
         until = "" if run_text.status(run) in ("finished", "stopped early") else f" until step {run_text.steps(run):,}"
         return f"That helped: the trouble did not come back{until}."
-    if later.step <= trouble.step + SAME_TROUBLE_STEPS:
+    if later.step <= trouble.step + SAME_PLACE:
         return f"That was not enough: the trouble came back at step {later.step:,}."
     return f"That helped until step {later.step:,}, where the trouble came back."

@@ -13,10 +13,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from thalweg.formatting import figure, format_number, grouped, printable, seconds
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import ROUTINE
-from thalweg.see.formatting import figure, format_number, grouped, printable, seconds
 
 REFRESH_SECONDS = 0.1  # between two updates of the bar
 LINE_SECONDS = 5.0  # between two lines

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from thalweg.formatting import grouped, printable, seconds
 from thalweg.records.knob import Knob, knobs
 from thalweg.records.plan import Group, Plan
 from thalweg.schedule import Schedule
-from thalweg.see.formatting import grouped, printable, seconds
 
 SOURCES = {
     "searched": "tried in short runs of this task",

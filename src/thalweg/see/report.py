@@ -9,7 +9,8 @@ from importlib import resources
 from pathlib import Path
 
 from thalweg.errors import RunError
-from thalweg.records.run import REPORT, Run
+from thalweg.records.run import Run
+from thalweg.records.run_folder import REPORT
 from thalweg.see import report_sections, run_text
 
 

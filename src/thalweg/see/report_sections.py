@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from thalweg.formatting import format_number, grouped, printable, seconds, sentence, several
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
 from thalweg.see import curves, plan_text, run_text
 from thalweg.see.advice import next_steps
-from thalweg.see.charts import MARKS
-from thalweg.see.events import event_place, event_sentences, treatments
-from thalweg.see.formatting import format_number, grouped, printable, seconds, sentence, several
+from thalweg.see.charts import MARKS, color_class, mark_sign
+from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind, treatments
 
 MAX_EVENTS, MAX_DIAGNOSES, MAX_FIGURES = 200, 40, 60
 STATUS_CLASSES = {
@@ -248,11 +248,13 @@ def events(run: Run) -> str:
 
 def _event(event: Event, text: str) -> str:
     row_class = ' class="superseded"' if event.superseded else ""
-    # After a loss that diverges or is not finite, the rollback is an event of its own.
-    continued = event.superseded and event.kind not in ("diverging", "nonfinite")
+    # After a diagnosis the rollback is an event of its own.
+    continued = event.superseded and not is_diagnosis(event)
     note = " <small>The run later continued from an earlier step.</small>" if continued else ""
-    name = MARKS[event.kind][1] if event.kind in MARKS else event.kind.replace("_", " ")
-    kind = f'<small class="kind {safe(event.kind)}">{safe(name)}</small>'
+    kind = mark_kind(event)
+    marked = is_diagnosis(event) or kind in MARKS
+    name, color = (mark_sign(kind)[1], color_class(kind)) if marked else (safe(kind.replace("_", " ")), safe(kind))
+    kind = f'<small class="kind {color}">{name}</small>'
     return f"<tr{row_class}><th scope=row>{event_place(event)}{kind}</th><td>{safe(text)}{note}</td></tr>"
 
 

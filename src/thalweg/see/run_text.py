@@ -12,13 +12,14 @@ import numpy as np
 
 from thalweg import rules
 from thalweg.errors import ThalwegError
-from thalweg.records.run import PLAN, TASK, Run
+from thalweg.formatting import figure, printable, seconds, several
+from thalweg.records.run import Run
+from thalweg.records.run_folder import PLAN, TASK
 from thalweg.records.task import Source
 from thalweg.see.axes import Values
-from thalweg.see.formatting import figure, printable, seconds, several
 
 if TYPE_CHECKING:
-    from thalweg.tuning.estimate import Cost
+    from thalweg.tuning.tune import Cost
 
 EXAMPLES_PACKAGE = "thalweg.examples."
 

@@ -12,11 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from thalweg.records.run import REPORT, Run
+from thalweg.formatting import format_number, grouped, printable
+from thalweg.records.run import Run
+from thalweg.records.run_folder import REPORT
 from thalweg.see import events, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.axes import Values
-from thalweg.see.formatting import format_number, grouped, printable
 from thalweg.see.terminal_plot import plot
 
 MAX_EVENTS = 6

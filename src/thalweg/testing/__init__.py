@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from thalweg.testing.rules import check_rule
+from thalweg.testing.shapes import check_shape
 
-__all__ = ["check_rule"]
+__all__ = ["check_rule", "check_shape"]

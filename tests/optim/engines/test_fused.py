@@ -14,10 +14,10 @@ import torch
 from thalweg import optim
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import crew, engine, kernels, store
+from thalweg.optim.engines import engine, kernel_cache, kernels, thread_pool
 from thalweg.optim.engines.arithmetic import exact_norm
 from thalweg.optim.engines.cpu import CpuEngine
-from thalweg.optim.engines.fused import Fused
+from thalweg.optim.engines.fused import FusedBlock
 from thalweg.rules import RULES
 from thalweg.testing.rules import variants
 
@@ -69,7 +69,7 @@ def test_it_takes_the_tensor_engines_steps(rule, constants, dtype, options):
         options = {name: value for name, value in options.items() if name != "ema"}
     ours = descended(rule, constants, "cpu", dtype, **options)
     theirs = descended(rule, constants, "tensors", dtype, **options)
-    assert {type(b) for b in blocks_of(ours[1])} == {Fused}
+    assert {type(b) for b in blocks_of(ours[1])} == {FusedBlock}
     near = 1e-12 if dtype is torch.float64 else 3e-6
     for a, b in zip(everything(*ours), everything(*theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=near, atol=near)
@@ -97,7 +97,7 @@ def test_in_float32_it_is_as_near_to_float64_as_the_tensor_engine_is(rule, const
 @pytest.mark.parametrize("threads", [2, 3, 7])
 @pytest.mark.parametrize("rule", ["adamw", "rmsprop"])
 def test_the_number_of_threads_changes_no_bit(rule, threads, monkeypatch):
-    monkeypatch.setattr(crew, "LEAST", 1000)
+    monkeypatch.setattr(thread_pool, "LEAST", 1000)
     monkeypatch.setattr("thalweg.optim.engines.fused.SPAN", 1 << 12)
     one = everything(*descended(rule, {}, dtype=torch.float32, ema=0.9, clip_norm=1.0))
     torch.set_num_threads(threads)
@@ -106,7 +106,7 @@ def test_the_number_of_threads_changes_no_bit(rule, threads, monkeypatch):
 
 
 def test_two_threads_with_an_optimiser_each_do_not_disturb_each_other(monkeypatch):
-    monkeypatch.setattr(crew, "LEAST", 1000)
+    monkeypatch.setattr(thread_pool, "LEAST", 1000)
     torch.set_num_threads(2)
     alone = everything(*descended("adamw", {}, steps=30))
     found = [None] * 4
@@ -126,7 +126,7 @@ def test_two_threads_with_an_optimiser_each_do_not_disturb_each_other(monkeypatc
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_takes_the_same_step(monkeypatch):
     """A kernel of OpenMP's would hang or be killed there; torch's own operations with several threads may."""
-    monkeypatch.setattr(crew, "LEAST", 1000)
+    monkeypatch.setattr(thread_pool, "LEAST", 1000)
     torch.set_num_threads(2)
     weights, optimizer = descended("adamw", {})
     reading, writing = os.pipe()
@@ -152,7 +152,7 @@ def test_a_forked_child_takes_the_same_step(monkeypatch):
 def test_memory_without_holes_is_swept_however_it_is_ordered(turn):
     ours, optimizer = descended("adamw", {}, turn=turn, ema=0.9)
     theirs, _ = descended("adamw", {}, "tensors", turn=turn, ema=0.9)
-    assert {type(b) for b in blocks_of(optimizer)} == {Fused}
+    assert {type(b) for b in blocks_of(optimizer)} == {FusedBlock}
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -164,7 +164,7 @@ def test_memory_with_holes_and_half_precision_are_left_to_the_tensor_engine():
         w.grad = torch.ones_like(w)
     optimizer.step()
     assert [w.double().max().item() for w in weights] == pytest.approx([0.899] * 3, rel=0.01)
-    assert sum(type(b) is Fused for b in blocks_of(optimizer)) == 1
+    assert sum(type(b) is FusedBlock for b in blocks_of(optimizer)) == 1
 
 
 def test_gradients_of_another_dtype_or_layout_are_read_right():
@@ -265,7 +265,7 @@ def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch
         folder.chmod(0o777)
     else:
         monkeypatch.setattr(os, "access", lambda *a: False)
-    assert store.cache_folder() is None
+    assert kernel_cache.cache_folder() is None
     weights, _ = descended("adamw", {}, steps=1)
     assert all(torch.isfinite(w).all() for w in weights)
 
@@ -273,9 +273,9 @@ def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch
 @pytest.mark.usefixtures("no_kernels")
 def test_what_calls_a_function_that_may_be_missing_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    store.keep("some", "symbol", b"code", ["sqrt", "no_such_function_anywhere"])
-    assert store.load("some") is None
-    assert not list(store.cache_folder().iterdir())
+    kernel_cache.keep("some", "symbol", b"code", ["sqrt", "no_such_function_anywhere"])
+    assert kernel_cache.load("some") is None
+    assert not list(kernel_cache.cache_folder().iterdir())
 
 
 @pytest.mark.usefixtures("no_kernels")

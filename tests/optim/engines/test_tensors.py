@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import blocks, engine, flat, large, tensors
+from thalweg.optim.engines import blocks, chunked, engine, flattened, tensors
 from thalweg.optim.engines.arithmetic import exact_norm
-from thalweg.optim.engines.flat import Flat
-from thalweg.optim.engines.large import Large
+from thalweg.optim.engines.chunked import ChunkedBlock
+from thalweg.optim.engines.flattened import FlattenedBlock
 from thalweg.optim.engines.tensors import TensorEngine
 from thalweg.rules import RULES, get
 from thalweg.testing.rules import variants
@@ -16,7 +16,7 @@ SWEPT = [name for name, rule in RULES.items() if not rule.is_matrix]
 CASES = [pytest.param(RULES[n], c, id=f"{n}-{i}") for n in SWEPT for i, c in enumerate(variants(RULES[n]))]
 SHAPES = [(40, 30), (30,), (), (50_000,), (250, 200)]
 
-CUTS = [(tensors, "SMALL", 1), (tensors, "SMALL", 1 << 30), (large, "PIECE", 777), (flat, "PIECE", 555 * 8)]
+CUTS = [(tensors, "SMALL", 1), (tensors, "SMALL", 1 << 30), (chunked, "PIECE", 777), (flattened, "PIECE", 555 * 8)]
 
 
 def descended(rule, constants, dtype=torch.float64, steps=4, shapes=SHAPES, gradient=None, **options):
@@ -42,7 +42,7 @@ def blocks_of(optimizer):
 def test_gathered_alone_or_in_pieces_the_bits_are_the_same(rule, constants, dtype, monkeypatch):
     plain = {"clip_norm": None}  # norms are summed in another order, so the scale may differ by an ulp
     usual, optimizer = descended(rule, constants, dtype, **plain)
-    assert {type(b) for b in blocks_of(optimizer)} == {Flat, Large}
+    assert {type(b) for b in blocks_of(optimizer)} == {FlattenedBlock, ChunkedBlock}
     for module, name, value in CUTS:
         with monkeypatch.context() as patched:
             patched.setattr(module, name, value)
@@ -157,4 +157,4 @@ def test_a_large_tensors_memory_is_its_state_and_a_few_pieces():
     optimizer.step()
     (block,) = blocks_of(optimizer)
     spare = sum(t.numel() for pool in block.pools.values() for t in pool)
-    assert spare <= 16 * large.PIECE
+    assert spare <= 16 * chunked.PIECE

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 
 from thalweg.errors import RuleError, nearest
-from thalweg.optim.engines import listed
+from thalweg.optim.engines import foreach
 from thalweg.optim.engines.cpu import CpuEngine
+from thalweg.optim.engines.interface import Engine
 from thalweg.optim.engines.tensors import TensorEngine
-from thalweg.optim.engines.work import Engine
 
 ENGINES: dict[str, Callable[[], Engine]] = {"cpu": CpuEngine, "tensors": TensorEngine}
 
@@ -43,7 +43,7 @@ def best(device: torch.device) -> str:
 
 def keeps_waiting(device: torch.device) -> bool:
     """Whether the first step on a device compiles the rule, with nothing else to do meanwhile: up to some minutes, once."""
-    return device.type != "cpu" and listed.compiles(device)
+    return device.type != "cpu" and foreach.compiles(device)
 
 
 def is_compiling() -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import COMPUTE, Array, on_arrays, real
-from thalweg.optim.engines.work import StateOf, Work
+from thalweg.optim.engines.interface import GroupStep, StateOf
 from thalweg.rules.rule import Rule, State
 
 EMA = State("ema", "ema", "weights")
@@ -29,14 +29,14 @@ _EXACT = 1 << 24
 FACE = attrgetter("dtype", "device", "shape")
 
 
-Figures = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
+PerTensorNorms = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
 """Of each tensor: norm of the weights, norm of the update, root mean square of the gradient over its second moment."""
 
 
 class Block:
     """Parameters, their state in the order in which the equation takes it (then `ema`), and their step counts."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
         self.parameters = list(parameters)
         self.states = tuple(states)
         self.begin = {s.key: s.begin(work.constants) for s in states}

@@ -7,16 +7,16 @@ from dataclasses import replace
 from torch import Tensor
 
 from thalweg.optim.engines import kernels
-from thalweg.optim.engines.fused import KINDS, Fused, is_fusible
+from thalweg.optim.engines.fused import KINDS, FusedBlock, is_fusible
+from thalweg.optim.engines.interface import GroupStep
 from thalweg.optim.engines.tensors import AnyBlock, TensorEngine
-from thalweg.optim.engines.work import Work
 from thalweg.rules.rule import Rule
 
 
 class CpuEngine(TensorEngine):
     """Sweeps over what lies densely in the CPU's memory; anything else is left to the tensor engine's blocks."""
 
-    def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
+    def prepare(self, work: GroupStep, *, clips: bool, ema: bool) -> None:
         """Let another thread fetch or compile the kernels, while the first batch is still on its way."""
         rest = work.rule.rest
         if rest is not None:
@@ -31,4 +31,4 @@ class CpuEngine(TensorEngine):
             kernels.prepare(work.rule, work.constants, forms)
 
     def _kind(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
-        return Fused if is_fusible(parameter) and not rule.is_matrix else super()._kind(parameter, rule)
+        return FusedBlock if is_fusible(parameter) and not rule.is_matrix else super()._kind(parameter, rule)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from thalweg.optim.engines import kernels
 from thalweg.optim.engines.arithmetic import Array, real
-from thalweg.optim.engines.blocks import FACE, Block, Figures, has_begun, start
-from thalweg.optim.engines.crew import run
-from thalweg.optim.engines.faces import Faces
-from thalweg.optim.engines.move import Move, floor, kept_share
-from thalweg.optim.engines.sound import PLAIN, has_memory, look_over
-from thalweg.optim.engines.work import StateOf, Work
+from thalweg.optim.engines.blocks import FACE, Block, PerTensorNorms, has_begun, start
+from thalweg.optim.engines.bound_rule import BoundRule, floor, kept_share
+from thalweg.optim.engines.interface import GroupStep, StateOf
+from thalweg.optim.engines.metadata_guards import MetadataGuard
+from thalweg.optim.engines.thread_pool import run
+from thalweg.optim.engines.validate import PLAIN, has_memory, look_over
 from thalweg.rules.rule import State
 
 SPAN = 1 << 16
@@ -51,14 +51,14 @@ def is_fusible(parameter: Tensor) -> bool:
     return there and parameter.numel() > 0 and _is_dense(parameter)
 
 
-class Fused(Block):
+class FusedBlock(Block):
     """The block of tensors of one dtype that lie without holes in the CPU's memory."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: Work) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
         super().__init__(parameters, states, work)
         self.kind = KINDS[self.dtype]
-        self.seen = Faces(parameters)
-        self.seen_gradients: Faces | None = None
+        self.seen = MetadataGuard(parameters)
+        self.seen_gradients: MetadataGuard | None = None
         self.strides = [p.stride() for p in parameters]
         self.is_contiguous = all(map(Tensor.is_contiguous, parameters))
         self.bytes = [p.nbytes for p in parameters]
@@ -102,7 +102,7 @@ class Fused(Block):
                 return False
             if any(p.is_conj() or p.is_neg() for p in self.parameters):
                 return False
-            self.seen = Faces(self.parameters)
+            self.seen = MetadataGuard(self.parameters)
         addresses = [*map(_ADDRESS, self.parameters)]
         if addresses != self.addresses:
             if [*map(FACE, self.parameters)] != self.faces or not all(map(has_memory, self.parameters)):
@@ -183,7 +183,7 @@ class Fused(Block):
         if not self._lies_well(gradients) or any(gradients[i].is_neg() or gradients[i].is_conj() for i in self.single):
             look_over(self.parameters, gradients)
             return [*map(_like, gradients, self.parameters)]
-        self.seen_gradients = Faces(gradients)
+        self.seen_gradients = MetadataGuard(gradients)
         return gradients
 
     def reads_in_place(self, gradients: Sequence[Tensor]) -> bool:
@@ -198,14 +198,14 @@ class Fused(Block):
         self._run(self.cutting)
         return self._roots(0)
 
-    def totals(self, move: Move, decays: Sequence[float]) -> list[float]:
+    def totals(self, move: BoundRule, decays: Sequence[float]) -> list[float]:
         """Give what the rule adds up over all weights."""
         self._fill(move, decays)
         self._sweep("sums", move)
         return self.sums[: kernels.summands(self.rule)].sum(1).tolist()
 
-    def update(self, move: Move, decays: Sequence[float]) -> Figures | None:
-        """Move weights, state and average by the gradients that `look` was shown."""
+    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update weights, state and average by the gradients that `look` was shown."""
         self._fill(move, decays)
         if move.work.cautious:
             self._sweep("aligned", move)
@@ -243,7 +243,7 @@ class Fused(Block):
             return [*map(math.sqrt, self.sum_cells[column * self.spans : (column + 1) * self.spans])]
         return np.sqrt(np.add.reduceat(self.sums[column], self.firsts)).tolist()
 
-    def _fill(self, move: Move, decays: Sequence[float]) -> None:
+    def _fill(self, move: BoundRule, decays: Sequence[float]) -> None:
         """Write this step's numbers into the table: a row for each weight decay, or each tensor's where steps are cautious."""
         work, numbers = move.work, move.numbers
         if decays != self._decays or work.cautious is not self._cautious:
@@ -263,7 +263,7 @@ class Fused(Block):
             self.cells[at : at + width] = [*leading, decay, *rest]
             at += width
 
-    def _sweep(self, purpose: str, move: Move) -> None:
+    def _sweep(self, purpose: str, move: BoundRule) -> None:
         work, clips = move.work, move.clip_value is not None
         if work.constants is not self.constants and work.constants != self.constants:  # one of them may be a switch
             self.constants, self.frames = work.constants, {}

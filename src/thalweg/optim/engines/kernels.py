@@ -22,7 +22,7 @@ from functools import cache
 from threading import RLock
 from typing import Any, NamedTuple
 
-from thalweg.optim.engines import store
+from thalweg.optim.engines import kernel_cache
 from thalweg.rules import program
 from thalweg.rules.rule import DECAY, Rule
 
@@ -323,9 +323,9 @@ class _Writer:
 def _compiled(text: str, name: str, kind: str) -> Kernel:
     """Take what an earlier process compiled of a text from the disk, or compile it."""
     with _compiling:
-        name = f"{name}_{store.key(text)}"
+        name = f"{name}_{kernel_cache.key(text)}"
         if name not in _made:
-            address, kept = store.load(name), None
+            address, kept = kernel_cache.load(name), None
             if address is None:
                 address, kept = _compile(text, name, kind)
             _made[name] = Kernel(address, _FUNCTION(address), kept)
@@ -335,9 +335,9 @@ def _compiled(text: str, name: str, kind: str) -> Kernel:
 def _compile(text: str, name: str, kind: str) -> tuple[int, Any]:
     from numba import cfunc, types
 
-    from thalweg.optim.engines import native
+    from thalweg.optim.engines import intrinsics
 
-    names: dict[str, Any] = {**native.names(kind), "__name__": native.__name__}
+    names: dict[str, Any] = {**intrinsics.names(kind), "__name__": intrinsics.__name__}
     exec(compile(text, f"<{name}>", "exec"), names)
     made: Any = cfunc(types.void(types.intp), fastmath=FLAGS, error_model="numpy")(names["kernel"])
     library = made._library
@@ -345,5 +345,5 @@ def _compile(text: str, name: str, kind: str) -> tuple[int, Any]:
         r"^declare [^@]*@\"?([^\"(]+)\"?\(|^@\"?([^\" ]+)\"? = external", library.get_llvm_str(), re.MULTILINE
     )
     names_called = [one or other for one, other in calls if not one.startswith("llvm.")]
-    store.keep(name, made._wrapper_name, library.serialize_using_object_code()[2][0], names_called)
+    kernel_cache.keep(name, made._wrapper_name, library.serialize_using_object_code()[2][0], names_called)
     return made.address, made

@@ -15,17 +15,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines import blocks, listed
+from thalweg.optim.engines import blocks, foreach
 from thalweg.optim.engines.arithmetic import count_nonfinite, exact_norm, real
-from thalweg.optim.engines.blocks import EMA, Figures, standing
-from thalweg.optim.engines.flat import Flat
-from thalweg.optim.engines.foreign import Foreign
-from thalweg.optim.engines.fused import Fused
-from thalweg.optim.engines.large import Large
-from thalweg.optim.engines.move import Move, share_of_newest
-from thalweg.optim.engines.sound import PLAIN, check
-from thalweg.optim.engines.whole import Whole
-from thalweg.optim.engines.work import Away, Moves, Norms, StateOf, Work
+from thalweg.optim.engines.blocks import EMA, PerTensorNorms, standing
+from thalweg.optim.engines.bound_rule import BoundRule, share_of_newest
+from thalweg.optim.engines.chunked import ChunkedBlock
+from thalweg.optim.engines.flattened import FlattenedBlock
+from thalweg.optim.engines.fused import FusedBlock
+from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms, StateOf, UpdateNorms
+from thalweg.optim.engines.matrix import MatrixBlock
+from thalweg.optim.engines.sharded import ShardedBlock
+from thalweg.optim.engines.validate import PLAIN, check
 from thalweg.rules.rule import Rule, State
 
 SMALL = 1 << 15
@@ -34,18 +34,18 @@ SMALL = 1 << 15
 UNDERFLOW = 1e-15
 """Squares of gradients below this may have vanished in float32."""
 
-AnyBlock = Flat | Large | Fused | Whole | Foreign | listed.Listed
+AnyBlock = FlattenedBlock | ChunkedBlock | FusedBlock | MatrixBlock | ShardedBlock | foreach.ForeachBlock
 
 Cut = list[tuple[AnyBlock, list[int]]]
 """Blocks, each with its parameters' places in the work."""
 
 
 @dataclass(slots=True)
-class Share:
+class BlockStep:
     """What one block does in this step: `members` are its parameters' places among all of the step's."""
 
     block: AnyBlock
-    work: Work
+    work: GroupStep
     members: Sequence[int]
     decays: Sequence[float]
 
@@ -54,20 +54,20 @@ class TensorEngine:
     """Runs a step in two passes: look at the gradients, then move."""
 
     def __init__(self) -> None:
-        self._cuts: list[tuple[Work, tuple[State, ...], Cut]] = []
+        self._cuts: list[tuple[GroupStep, tuple[State, ...], Cut]] = []
         self._before: Before | None = None
         self._entries: list[int] = []
-        self._shares: list[Share] = []
+        self._shares: list[BlockStep] = []
 
     @property
-    def shares(self) -> Sequence[Share]:
+    def shares(self) -> Sequence[BlockStep]:
         """What each block did in the last step."""
         return () if self._before is None else self._before.shares
 
-    def prepare(self, work: Work, *, clips: bool, ema: bool) -> None:
+    def prepare(self, work: GroupStep, *, clips: bool, ema: bool) -> None:
         """Nothing needs to be made ready."""
 
-    def measure(self, works: Sequence[Work], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | Away:
+    def measure(self, works: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | DeviceNorms:
         """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one."""
         shares = self._shares = self._share_out(works, state, ema)
         gradients = works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
@@ -92,10 +92,10 @@ class TensorEngine:
         ema: float | None,
         record: bool,
         finite: Tensor | None = None,
-    ) -> Moves | None:
-        """Move weights, state and EMA by the gradients measured last."""
+    ) -> UpdateNorms | None:
+        """Update weights, state and EMA by the gradients measured last."""
         shares, self._shares = self._shares, []
-        moves: list[Figures] = []
+        moves: list[PerTensorNorms] = []
         if not all(share.block.owned for share in shares):
             for share in shares:
                 share.block.own(state)
@@ -103,7 +103,7 @@ class TensorEngine:
         for share, numbers in zip(shares, _numbers_of(shares, scale, clip_value), strict=True):
             block = share.block
             newest = None if ema is None else share_of_newest(ema, block.taken + 1)
-            move = Move(share.work, numbers, scale, clip_value, newest, record, finite)
+            move = BoundRule(share.work, numbers, scale, clip_value, newest, record, finite)
             moved = block.update(move, share.decays)
             block.advance(numbers, finite)
             if moved is not None:
@@ -112,7 +112,7 @@ class TensorEngine:
         if not record:
             return None
         count = sum(len(share.members) for share in shares)
-        return Moves(*(_stacked(norms, shares, count) for norms in zip(*moves, strict=True)))
+        return UpdateNorms(*(_stacked(norms, shares, count) for norms in zip(*moves, strict=True)))
 
     def let_go(self) -> None:
         """Keep no gradient alive from one step to the next."""
@@ -125,7 +125,7 @@ class TensorEngine:
             for share in self._before.shares:
                 share.block.let_go()
 
-    def _share_out(self, works: Sequence[Work], state: StateOf, ema: bool) -> list[Share]:
+    def _share_out(self, works: Sequence[GroupStep], state: StateOf, ema: bool) -> list[BlockStep]:
         """Give every block its share; blocks stay as long as they fit, and are cut anew where parameters come or go."""
         entries = [*map(id, state.values())]
         same, self._entries = entries == self._entries, entries
@@ -134,8 +134,8 @@ class TensorEngine:
             before.renew(works)
             if all(share.block.fits(state, same) for share in before.shares):
                 return before.shares
-        shares: list[Share] = []
-        cuts: list[tuple[Work, tuple[State, ...], Cut]] = []
+        shares: list[BlockStep] = []
+        cuts: list[tuple[GroupStep, tuple[State, ...], Cut]] = []
         merged = _merged(works)
         for one in merged:
             states = (*one.work.rule.states(one.work.constants), *((EMA,) if ema else ()))
@@ -145,11 +145,11 @@ class TensorEngine:
             cuts.append((one.work, states, cut))
             for block, places in cut:
                 members = one.members if len(cut) == 1 else [one.members[place] for place in places]
-                shares.append(Share(block, one.work, members, [one.decays[place] for place in places]))
+                shares.append(BlockStep(block, one.work, members, [one.decays[place] for place in places]))
         self._cuts, self._before = cuts, Before(works, ema, merged, shares, _pattern(works))
         return shares
 
-    def _cut_before(self, work: Work, states: tuple[State, ...]) -> Cut | None:
+    def _cut_before(self, work: GroupStep, states: tuple[State, ...]) -> Cut | None:
         """Give the last step's blocks of the same weights under the same rule."""
         for before, old, cut in self._cuts:
             if old == states and _are_of_the_same(before, work):
@@ -159,24 +159,30 @@ class TensorEngine:
     def _kind(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
         """Give the kind of block for a parameter."""
         if rule.is_matrix:
-            return Whole
+            return MatrixBlock
         if type(parameter) not in PLAIN:
-            return Foreign
-        if not blocks.on_arrays(parameter.device) and listed.compiles(parameter.device) and rule.sums is None:
-            return listed.Listed
-        return Flat if 0 < parameter.numel() < SMALL else Large
+            return ShardedBlock
+        if not blocks.on_arrays(parameter.device) and foreach.compiles(parameter.device) and rule.sums is None:
+            return foreach.ForeachBlock
+        return FlattenedBlock if 0 < parameter.numel() < SMALL else ChunkedBlock
 
-    def _cut_anew(self, work: Work, states: Sequence[State], state: StateOf) -> Cut:
+    def _cut_anew(self, work: GroupStep, states: Sequence[State], state: StateOf) -> Cut:
         """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
         before = [block for _, _, cut in self._cuts for block, _ in cut]
         old = {(block.rule, block.states, *map(id, block.parameters)): block for block in before}
-        lent = {id(t): t for block in old.values() if isinstance(block, Fused) for held in block.held for _, t in held}
+        lent = {
+            id(t): t for block in old.values() if isinstance(block, FusedBlock) for held in block.held for _, t in held
+        }
         gathered: dict[tuple[Any, ...], list[int]] = {}
         for i, parameter in enumerate(work.parameters):
             check(parameter, work.gradients[i], state.get(parameter, {}), states)
             kind = self._kind(parameter, work.rule)
             far = standing(state.get(parameter, {}), work.rule)
-            key = (kind, parameter.device, parameter.dtype, far) if kind in (Flat, Fused, listed.Listed) else (kind, i)
+            key = (
+                (kind, parameter.device, parameter.dtype, far)
+                if kind in (FlattenedBlock, FusedBlock, foreach.ForeachBlock)
+                else (kind, i)
+            )
             gathered.setdefault(key, []).append(i)
         cut: Cut = []
         for key, members in gathered.items():
@@ -184,13 +190,13 @@ class TensorEngine:
             block = old.get((work.rule, tuple(states), *map(id, parameters)))
             if block is None or not block.fits(state):
                 block = key[0](parameters, states, work)
-                if isinstance(block, Fused):
+                if isinstance(block, FusedBlock):
                     block.lent = lent
             cut.append((block, members))
         return cut
 
 
-def _are_of_the_same(one: Work, other: Work) -> bool:
+def _are_of_the_same(one: GroupStep, other: GroupStep) -> bool:
     """Tell whether two works are of the same weights under the same rule."""
     same = one.rule is other.rule and len(one.parameters) == len(other.parameters)
     return same and all(map(is_, one.parameters, other.parameters))
@@ -200,13 +206,13 @@ def _are_of_the_same(one: Work, other: Work) -> bool:
 class Merged:
     """Works that one evaluation can serve: `members` are the parameters' places among all of the step's."""
 
-    work: Work
+    work: GroupStep
     decays: list[float]
     members: list[int]
     sources: list[int]
 
 
-def _merged(works: Sequence[Work]) -> list[Merged]:
+def _merged(works: Sequence[GroupStep]) -> list[Merged]:
     """Put groups together that differ in nothing but their weight decay.
 
     An evaluation of the equation costs the same few dozen calls, however few the weights, so fewer evaluations are faster.
@@ -230,13 +236,13 @@ def _merged(works: Sequence[Work]) -> list[Merged]:
 class Before:
     """The last step's works, and how they were shared out; good for the next one while nothing but numbers changes."""
 
-    works: Sequence[Work]
+    works: Sequence[GroupStep]
     ema: bool
     merged: Sequence[Merged]
-    shares: list[Share]
+    shares: list[BlockStep]
     pattern: Sequence[int] | None
 
-    def renew(self, works: Sequence[Work]) -> None:
+    def renew(self, works: Sequence[GroupStep]) -> None:
         """Put a step's own gradients and rates in the place of the last one's."""
         self.works = works
         for one in self.merged:
@@ -246,7 +252,7 @@ class Before:
             one.work.gradients = [*gradients, *(g for i in others for g in works[i].gradients)] if others else gradients
 
 
-def _are_as_before(works: Sequence[Work], before: Before) -> bool:
+def _are_as_before(works: Sequence[GroupStep], before: Before) -> bool:
     """Tell whether works are those of the last step but for gradients and rates, and group alike."""
     if works is not before.works:
         if len(works) != len(before.works):
@@ -258,13 +264,13 @@ def _are_as_before(works: Sequence[Work], before: Before) -> bool:
     return len(works) == 1 or (before.pattern is not None and _pattern(works) == before.pattern)
 
 
-def _pattern(works: Sequence[Work]) -> Sequence[int] | None:
+def _pattern(works: Sequence[GroupStep]) -> Sequence[int] | None:
     """Tell which works have a rate in common, by the place of the first that has it; None where a rate may be far away."""
     rates = [work.lr for work in works]
     return None if any(isinstance(rate, Tensor) for rate in rates) else [*map(rates.index, rates)]
 
 
-def _numbers_of(shares: Sequence[Share], scale: Any, clip_value: Any) -> list[Mapping[str, Any]]:
+def _numbers_of(shares: Sequence[BlockStep], scale: Any, clip_value: Any) -> list[Mapping[str, Any]]:
     """Give the numbers of this step for each share, in float64; of what a rule sums up, over all shares of one work."""
     found: list[Mapping[str, Any]] = []
     for share in shares:
@@ -278,13 +284,15 @@ def _numbers_of(shares: Sequence[Share], scale: Any, clip_value: Any) -> list[Ma
     return found
 
 
-def _decided(shares: Sequence[Share], scale: Any, clip_value: Any) -> Mapping[str, Any]:
+def _decided(shares: Sequence[BlockStep], scale: Any, clip_value: Any) -> Mapping[str, Any]:
     work, blocks_here = shares[0].work, [share.block for share in shares]
     away = all(block.is_away for block in blocks_here)
     farthest = _farthest_away if away and len(blocks_here) > 1 else _farthest
     numbers = work.rule.numbers(*farthest(blocks_here), work.constants, work.lr)
-    move = Move(work, numbers, scale, clip_value)
-    each = [s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, Whole | listed.Listed)]
+    move = BoundRule(work, numbers, scale, clip_value)
+    each = [
+        s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, MatrixBlock | foreach.ForeachBlock)
+    ]
     assert work.rule.decide is not None
     add = sum if away else _waiting_sum
     return {**numbers, **work.rule.decide([add(column) for column in zip(*each, strict=True)], numbers)}
@@ -313,12 +321,12 @@ def _of_all(values: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]
     return values if len(places) == len(values) else [values[place] for place in places]
 
 
-def _away(each: Sequence[Any], cut: Sequence[Any]) -> Away:
+def _away(each: Sequence[Any], cut: Sequence[Any]) -> DeviceNorms:
     """Put the norms of tensors on one accelerator together there."""
     every = torch.stack([*each])
     total = torch.linalg.vector_norm(every)
     clipped = torch.linalg.vector_norm(torch.stack([*cut])) if cut else total
-    return Away(every, total, clipped, (~every.isfinite()).sum())
+    return DeviceNorms(every, total, clipped, (~every.isfinite()).sum())
 
 
 def _numbers(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:
@@ -339,7 +347,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     return torch.stack(tensors if len(dtypes) == 1 else [t.to(max(dtypes, key=lambda d: d.itemsize)) for t in tensors])
 
 
-def _in_order(values: Sequence[Sequence[Any]], shares: Sequence[Share], count: int) -> list[Any]:
+def _in_order(values: Sequence[Sequence[Any]], shares: Sequence[BlockStep], count: int) -> list[Any]:
     """Lay the blocks' figures out in the order of the step's parameters."""
     if len(shares) == 1:
         return list(values[0])
@@ -350,7 +358,7 @@ def _in_order(values: Sequence[Sequence[Any]], shares: Sequence[Share], count: i
     return ordered
 
 
-def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[Share], count: int) -> Tensor:
+def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[BlockStep], count: int) -> Tensor:
     """Make one tensor of the blocks' figures, on the device they are on where that is one, without a wait."""
     ordered = _in_order(norms, shares, count)
     devices = {n.device for n in ordered if isinstance(n, Tensor)}

@@ -1,0 +1,224 @@
+"""Steps as an accelerator takes them: decided there, with nobody waiting. Tried on the CPU, as if it were one."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch._dynamo
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from thalweg.errors import NonFiniteError
+from thalweg.optim import Optimizer
+from thalweg.optim.engines import arithmetic, blocks, device_resident, foreach
+from thalweg.rules import RULES
+
+SHAPES = [(40, 30), (30,), (), (50_000,)]
+
+
+@pytest.fixture
+def away(monkeypatch):
+    for module in (arithmetic, blocks):
+        monkeypatch.setattr(module, "on_arrays", lambda device: False)
+
+
+@pytest.fixture
+def compiling(monkeypatch, away):
+    torch._dynamo.reset()
+    monkeypatch.setattr(foreach, "compiles", lambda device: True)
+    monkeypatch.setattr(foreach, "BACKEND", "eager")
+
+
+def weights(shapes=SHAPES):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+def descended(rule, spoilt=(), steps=8, **options):
+    parameters = weights()
+    if RULES[rule].average is not None:
+        options.pop("ema", None)
+        options.pop("cautious", None)
+    optimizer = Optimizer(parameters, rule, engine="tensors", **{"lr": 0.01, "weight_decay": 0.1, **options})
+    for step in range(steps):
+        for i, p in enumerate(parameters):
+            p.grad = (p.detach() * (i + 1)).sin() + 0.3
+            if step in spoilt and i == 3:
+                p.grad[7] = math.nan if step % 2 else math.inf
+        optimizer.step()
+    return parameters, optimizer
+
+
+def state_of(optimizer):
+    return [entry[key] for entry in optimizer.state.values() for key in sorted(entry)]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True}]
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_it_goes_where_waiting_goes_and_a_spoilt_step_leaves_no_trace(rule, options, monkeypatch):
+    here, at_home = descended(rule, spoilt=(0, 3, 4), **options)
+    for module in (arithmetic, blocks):
+        monkeypatch.setattr(module, "on_arrays", lambda device: False)
+    there, abroad = descended(rule, spoilt=(0, 3, 4), **options)
+    for one, other in zip([*here, *state_of(at_home)], [*there, *state_of(abroad)], strict=True):
+        # Prodigy's first steps are a millionth long: which of their parts go uphill is a question of rounding.
+        rough = (
+            {"rtol": 0.1, "atol": 1e-5}
+            if rule == "prodigy" and "cautious" in options
+            else {"rtol": 1e-9, "atol": 1e-12}
+        )
+        torch.testing.assert_close(other, one, **rough)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True, "maximize": True}],
+)
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None])
+def test_compiled_over_lists_it_goes_the_same_way(rule, options, monkeypatch, request):
+    here, at_home = descended(rule, spoilt=(0, 3, 4), **options)
+    request.getfixturevalue("compiling")
+    there, abroad = descended(rule, spoilt=(0, 3, 4), **options)
+    assert {type(block) for _, _, cut in abroad._engine._cuts for block, _ in cut} == {foreach.ForeachBlock}
+    for one, other in zip([*here, *state_of(at_home)], [*there, *state_of(abroad)], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+    optimizer_numbers = []
+    for optimizer in (at_home, abroad):
+        optimizer.measure = True
+        optimizer.step()
+        optimizer_numbers.append(optimizer.last.on_host())
+    for one, other in zip(*(record[4:] for record in optimizer_numbers), strict=True):
+        torch.testing.assert_close(torch.as_tensor(other), torch.as_tensor(one), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.usefixtures("compiling")
+def test_another_rate_is_no_reason_to_compile_again():
+    parameters, optimizer = descended("adamw", steps=2, clip_norm=1.0, ema=0.9)
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(5):
+            optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+
+
+def test_where_torch_cannot_compile_it_goes_uncompiled_and_says_so(monkeypatch, request):
+    def broken(graph, inputs):
+        raise RuntimeError("no such machine")
+
+    here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    request.getfixturevalue("compiling")
+    monkeypatch.setattr(foreach, "BACKEND", broken)
+    with pytest.warns(UserWarning, match="could not compile"):
+        there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own, inside its compiler
+@pytest.mark.usefixtures("away")
+def test_inductor_goes_the_same_way(monkeypatch):
+    here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    monkeypatch.setattr(foreach, "compiles", lambda device: True)
+    there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
+
+
+class Waits(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("away")
+@pytest.mark.parametrize("rule", RULES)
+def test_no_step_waits(rule, monkeypatch):
+    monkeypatch.setattr(
+        device_resident.DeviceSkipCounter, "follow", lambda self, taken: None
+    )  # which looks only at what has arrived
+    parameters, optimizer = descended(rule, steps=2, clip_norm=1.0, ema=0.9, cautious=True)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    with Waits() as waits:
+        optimizer.step()
+    assert waits.seen == 0
+    optimizer.measure = True
+    with Waits() as waits:
+        optimizer.step()
+    assert waits.seen == 0
+    with Waits() as waits:
+        record = optimizer.last.on_host()
+    assert record.gradient_norm == pytest.approx(math.sqrt(sum(p.numel() for p in parameters)))
+    assert (record.skipped, record.nonfinite) == (False, 0)
+    assert record.gradient_norms == pytest.approx([math.sqrt(p.numel()) for p in parameters])
+
+
+@pytest.mark.usefixtures("away")
+def test_the_record_says_that_a_step_was_skipped():
+    _, optimizer = descended("adamw", spoilt=(2,), steps=3)
+    record = optimizer.last.on_host()
+    assert record.skipped is True
+    assert record.nonfinite == 1
+    assert not math.isfinite(record.gradient_norm)
+
+
+@pytest.mark.usefixtures("away")
+def test_norms_that_overflow_float32_are_no_reason_to_skip():
+    w = torch.ones(3, requires_grad=True)
+    optimizer = Optimizer([w], "gradient_descent", lr=1.0, clip_norm=1.0, engine="tensors")
+    w.grad = torch.full((3,), 1e30)
+    optimizer.step()
+    assert torch.allclose(w.detach(), torch.full((3,), 1 - 3**-0.5))
+
+
+@pytest.mark.usefixtures("away")
+def test_three_spoilt_steps_in_a_row_raise_some_steps_late():
+    w = torch.ones(3, requires_grad=True)
+    optimizer = Optimizer([w], "adamw", lr=0.1, engine="tensors")
+    w.grad = torch.full((3,), math.nan)
+    optimizer.step()
+    optimizer.step()
+    optimizer.step()
+    with pytest.raises(NonFiniteError, match="3 steps in a row"):
+        optimizer.step()
+    assert torch.equal(w.detach(), torch.ones(3))
+    patient = Optimizer([w], "adamw", lr=0.1, engine="tensors", on_nonfinite="skip")
+    for _ in range(6):
+        patient.step()
+
+
+@pytest.mark.usefixtures("away")
+def test_parameters_without_a_gradient_have_nan_in_their_place():
+    one, two, three = (torch.ones(2, requires_grad=True) for _ in range(3))
+    optimizer = Optimizer([one, two, three], "adamw", lr=0.1, engine="tensors")
+    one.grad, three.grad = torch.ones(2), torch.full((2,), 2.0)
+    optimizer.step()
+    norms = optimizer.last.on_host().gradient_norms
+    assert norms[0] == pytest.approx(2**0.5)
+    assert math.isnan(norms[1])
+    assert norms[2] == pytest.approx(8**0.5)
+
+
+@pytest.mark.usefixtures("away")
+def test_what_was_saved_here_continues_there_and_back(monkeypatch):
+    parameters, optimizer = descended("nadam", steps=3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    others = [p.detach().clone().requires_grad_() for p in parameters]
+    monkeypatch.undo()
+    continued = Optimizer(others, "nadam", lr=0.01, weight_decay=0.1, engine="tensors")
+    continued.load_state_dict(saved)
+    for p, q in zip(parameters, others, strict=True):
+        p.grad = q.grad = torch.ones_like(p)
+    optimizer.step()
+    continued.step()
+    for p, q in zip(parameters, others, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=0.0)

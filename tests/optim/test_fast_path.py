@@ -1,0 +1,323 @@
+"""The short way of a step that is like the last: bit for bit the long way's steps, whatever happens in between."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thalweg import optim
+from thalweg.errors import RuleError
+from thalweg.optim import fast_path
+from thalweg.optim.engines import metadata_guards
+from thalweg.rules import RULES
+
+SHORT = [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None]
+
+
+def made(rule="adamw", **options):
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in ((6, 4), (4, 4), (4,), ())]
+    options = {"lr": 0.01, "clip_norm": 3.0, **({} if RULES[rule].average else {"ema": 0.9}), **options}
+    groups = [{"params": weights[:2]}, {"params": weights[2:], "weight_decay": 0.0}]
+    return weights, optim.Optimizer(groups, rule, **options)
+
+
+def slope(weights):
+    for w in weights:
+        w.grad = torch.sin(3 * w.detach()) + w.detach()
+
+
+def taken(optimizer):
+    """Step, and tell whether it went the short way."""
+    before = optimizer._strays
+    optimizer.step()
+    return optimizer._strays == 0 and (before > 0 or optimizer._steady is not None)
+
+
+def everything(weights, optimizer):
+    return [t.detach().clone() for w in weights for t in (w, *optimizer.state[w].values())]
+
+
+@pytest.mark.parametrize("rule", SHORT)
+def test_after_one_long_step_all_are_short_and_bring_the_same_bits(rule, monkeypatch):
+    def run(*, short):
+        if not short:
+            monkeypatch.setattr(fast_path.FastPath, "after", staticmethod(lambda *_: None))
+        weights, optimizer = made(rule)
+        ways, records = [], []
+        for _ in range(6):
+            slope(weights)
+            ways.append(taken(optimizer))
+            records.append(optimizer.last)
+        return ways, everything(weights, optimizer), records
+
+    one, other = run(short=True), run(short=False)
+    assert one[0] == [False] + [True] * 5
+    assert other[0] == [False] * 6
+    assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    assert one[2] == other[2]
+
+
+def _new_rate(weights, optimizer):
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.7
+
+
+def _rates_apart(weights, optimizer):
+    optimizer.param_groups[0]["lr"] *= 0.5
+
+
+def _rate_tensor(weights, optimizer):
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.02)
+
+
+def _new_decay(weights, optimizer):
+    optimizer.param_groups[0]["weight_decay"] += 0.05
+
+
+def _new_constants(weights, optimizer):
+    optimizer.param_groups[1]["betas"] = (0.8, 0.99)
+
+
+def _climb(weights, optimizer):
+    optimizer.param_groups[1]["maximize"] = not optimizer.param_groups[1]["maximize"]
+
+
+def _no_clip(weights, optimizer):
+    optimizer.clip_norm = None
+
+
+def _clip_value(weights, optimizer):
+    optimizer.clip_value = 0.3
+
+
+def _measure(weights, optimizer):
+    optimizer.measure = True
+
+
+def _cautious(weights, optimizer):
+    optimizer.cautious = not optimizer.cautious
+
+
+def _new_memory(weights, optimizer):
+    weights[0].data = weights[0].data.clone()
+
+
+def _turned(weights, optimizer):
+    weights[1].data = weights[1].data.t()
+
+
+def _turned_gradient(weights, optimizer):
+    weights[1].grad = weights[1].grad.t().contiguous().t()
+
+
+def _spread_gradient(weights, optimizer):
+    weights[2].grad = weights[2].grad.sum().expand(4)
+
+
+def _no_gradient(weights, optimizer):
+    weights[2].grad = None
+
+
+def _nan(weights, optimizer):
+    weights[3].grad = torch.tensor(float("nan"))
+
+
+def _tiny(weights, optimizer):
+    for w in weights:
+        w.grad *= 1e-30
+
+
+def _state_replaced(weights, optimizer):
+    optimizer.state[weights[0]]["exp_avg"] = torch.ones(6, 4)
+
+
+def _state_written(weights, optimizer):
+    optimizer.state[weights[0]]["exp_avg"].fill_(0.5)
+
+
+def _state_moved(weights, optimizer):
+    optimizer.state[weights[1]]["exp_avg_sq"].data = optimizer.state[weights[1]]["exp_avg_sq"].data.clone()
+
+
+def _state_gone(weights, optimizer):
+    optimizer.state.pop(weights[2], None)
+
+
+def _state_cleared(weights, optimizer):
+    optimizer.state.clear()
+
+
+def _count_set(weights, optimizer):
+    for w in weights:
+        optimizer.state[w]["step"].fill_(7.0)
+
+
+def _one_count_set(weights, optimizer):
+    optimizer.state[weights[0]]["step"].fill_(3.0)
+
+
+def _loaded(weights, optimizer):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def _group_added(weights, optimizer):
+    weights.append(torch.nn.Parameter(torch.ones(3)))
+    weights[-1].grad = torch.ones(3)
+    optimizer.add_param_group({"params": [weights[-1]]})
+
+
+def _frozen(weights, optimizer):
+    weights[0].requires_grad_(not weights[0].requires_grad)
+
+
+def _other_rule(weights, optimizer):
+    optimizer.param_groups[0]["rule"] = "lion"
+    optimizer.param_groups[0] |= {"betas": (0.9, 0.99)}
+
+
+EVENTS = [
+    *(_new_rate, _rates_apart, _rate_tensor, _new_decay, _new_constants, _climb, _no_clip, _clip_value, _measure),
+    *(_cautious, _new_memory, _turned, _turned_gradient, _spread_gradient, _no_gradient, _nan, _tiny),
+    *(
+        _state_replaced,
+        _state_written,
+        _state_moved,
+        _state_gone,
+        _state_cleared,
+        _count_set,
+        _one_count_set,
+        _loaded,
+        _frozen,
+    ),
+    *(_group_added, _other_rule),
+]
+
+
+def walked(events, *, short):
+    weights, optimizer = made(on_nonfinite="skip")
+    known, fast_path.FastPath.after = (
+        fast_path.FastPath.after,
+        fast_path.FastPath.after if short else staticmethod(lambda *_: None),
+    )
+    try:
+        records = []
+        for event in events:
+            slope(weights)
+            if event is not None:
+                event(weights, optimizer)
+            optimizer.step()
+            records.append((optimizer.last.gradient_norm, optimizer.last.skipped, optimizer.skips))
+        return everything(weights, optimizer), records
+    finally:
+        fast_path.FastPath.after = staticmethod(known)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_event_between_two_short_steps_changes_what_it_changes_on_the_long_way(event):
+    events = [None, None, event, None, None]
+    _same(walked(events, short=True), walked(events, short=False))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([None, None, None, *EVENTS]), min_size=3, max_size=9))
+def test_any_events_do(events):
+    events = [None, *events]
+    _same(walked(events, short=True), walked(events, short=False))
+
+
+def _same(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=0, atol=0, equal_nan=True)
+    assert str(one[1]) == str(other[1])  # NaN is NaN
+
+
+@pytest.mark.parametrize("event", [_new_decay, _new_memory, _state_replaced, _loaded, _turned_gradient])
+def test_the_short_way_is_found_again(event):
+    weights, optimizer = made()
+    ways = []
+    for number in range(8):
+        slope(weights)
+        if number == 3:
+            event(weights, optimizer)
+        ways.append(taken(optimizer))
+    assert ways[1:3] == [True, True]
+    assert ways[3] is False
+    assert ways[-3:] == [True] * 3
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_whatever_mode_torch_is_in(mode):
+    plain, within = made(), made()
+    for weights, optimizer in (plain, within):
+        for _ in range(4):
+            slope(weights)
+            if weights is plain[0]:
+                optimizer.step()
+            else:
+                with mode():
+                    optimizer.step()
+    _same((everything(*plain), ()), (everything(*within), ()))
+
+
+def test_no_gradient_is_kept_alive():
+    weights, optimizer = made()
+    for _ in range(3):
+        slope(weights)
+        optimizer.step()
+    gone = [weakref.ref(w.grad) for w in weights]
+    optimizer.zero_grad()
+    gc.collect()
+    assert not any(ref() is not None for ref in gone)
+
+
+def test_weights_that_autograd_saved_are_known_to_have_changed():
+    weights, optimizer = made()
+    for _ in range(3):
+        slope(weights)
+        loss = (weights[0] ** 2).sum()
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_rate_that_has_become_nan_is_refused_on_either_way():
+    weights, optimizer = made()
+    for _ in range(2):
+        slope(weights)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = float("nan")
+    before = everything(weights, optimizer)
+    with pytest.raises(RuleError, match="learning rate"):
+        optimizer.step()
+    _same((before, ()), (everything(weights, optimizer), ()))
+
+
+ALIKE = torch.arange(16.0).reshape(4, 4)
+COMPLEX = torch.ones(2, dtype=torch.complex64)
+UNLIKE = [
+    *((ALIKE, other) for other in (ALIKE.t(), ALIKE.double(), ALIKE[:2], torch.nn.Parameter(ALIKE), ALIKE.to_sparse())),
+    *((ALIKE, other) for other in (ALIKE.to("meta"), ALIKE.reshape(2, 8), ALIKE[:, :2])),
+    (COMPLEX, COMPLEX.conj()),
+    (COMPLEX.imag, COMPLEX.conj().imag),
+]
+
+
+@pytest.mark.parametrize("look", [metadata_guards._guard, metadata_guards._listed])
+def test_faces_tell_what_looks_otherwise(look):
+    assert look([ALIKE, COMPLEX])([ALIKE.clone(), COMPLEX.clone()])
+    assert not look([ALIKE])([ALIKE, ALIKE.clone()])
+    for known, other in UNLIKE:
+        assert not look([known])([other]), other
+
+
+def test_without_pytorchs_guards_they_are_listed(monkeypatch):
+    monkeypatch.setattr(metadata_guards, "_guard", lambda _: None)
+    weights, optimizer = made()
+    for _ in range(3):
+        slope(weights)
+        optimizer.step()
+    assert optimizer._strays == 0
