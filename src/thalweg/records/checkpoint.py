@@ -234,13 +234,13 @@ def _restored(path: Path, *, move: bool = False) -> Path:
 
 def _remove_superseded(folder: Path, step: int, keep: int) -> None:
     """Remove later steps, which are superseded, and of the others all but the newest, so that `keep` are intact."""
-    kept = 0
+    intact = 0
     for path in _newest_first(folder):
-        if _step_of(path) > step or kept >= keep:
+        if _step_of(path) > step or intact >= keep:
             with suppress(OSError):
                 shutil.rmtree(path)
         elif _is_intact(path):
-            kept += 1
+            intact += 1
 
 
 def _is_intact(path: Path) -> bool:

@@ -30,7 +30,7 @@ EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 1
 OF_THE_RULE = float("nan")
-"""Stands for a learning rate that nobody names, until the plan is made."""
+"""Stands for a learning rate that is not given, until the plan is made."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Plan:
             "None: derived from the epoch when the run starts.",
             least=1,
             unit="steps",
-            unset="once an epoch, 5 to 50 times a run",
+            unset="once per epoch, 5 to 50 times per run",
             shown="report",
         ),
     )

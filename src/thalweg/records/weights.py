@@ -1,4 +1,4 @@
-"""Weights by name: taken from a model, and put back bit for bit."""
+"""Weights by name: read from a model, and loaded into one bit for bit."""
 
 from __future__ import annotations
 
