@@ -63,7 +63,8 @@ def test_help_describes_every_knob(verb, capsys, monkeypatch):
     for name, knob in knobs(Plan).items():
         assert re.search(rf"^  {name} +{re.escape(knob.meaning)} \(.*default .*\)$", shown, re.MULTILINE), name
     assert (
-        "steps between validations (steps, at least 1; none: once an epoch, 5 to 50 times a run; default none)" in shown
+        "steps between validations (steps, at least 1; none: once per epoch, 5 to 50 times per run; default none)"
+        in shown
     )
 
 

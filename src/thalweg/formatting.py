@@ -106,7 +106,7 @@ def change(name: str, start: Mapping[str, float], end: Mapping[str, float]) -> s
 
 
 def printable(text: str) -> str:
-    r"""Drop what is no visible character from a stranger's text, and turn line breaks into spaces.
+    r"""Drop what is no visible character from text from outside, and turn line breaks into spaces.
 
     >>> printable("a\x1b[31mb\nc")
     'a[31mb c'

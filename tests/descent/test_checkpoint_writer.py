@@ -9,7 +9,7 @@ from small import classes, plan, started
 import thalweg as tw
 from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.recorder import Recorder
-from thalweg.descent.state import Best
+from thalweg.descent.state import BestWeights
 from thalweg.records import checkpoint
 from thalweg.records.run_folder import RunFolder
 
@@ -51,7 +51,7 @@ def test_a_state_or_weights_that_are_on_the_disk_are_not_written_again(
     monkeypatch.setattr(checkpoint, "save", counted)
     descent, _ = started(classes(), plan())
     writer, state = CheckpointWriter(RunFolder(tmp_path)), descent.state_dict()
-    best = Best(0.5, 3, {"loss": 0.5}, averaged=False, model=state["model"])
+    best = BestWeights(0.5, 3, {"loss": 0.5}, averaged=False, model=state["model"])
     writer.write(state, best, 4)
     writer.write(state, best, 4)
     assert saved == ["best", None]

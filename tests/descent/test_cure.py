@@ -122,11 +122,11 @@ def test_leaving_a_batch_out_is_as_if_it_had_not_been() -> None:
     assert "nonfinite" in kinds(run)
     bad = [tuple(e.data[k] for k in ("epoch", "batch")) for e in run.events if e.kind == "nonfinite"]
     descent, recorder = started(classes(model=task.model, data=Items()), run.plan)
-    descent.left_out = bad
+    descent.skipped_batches = bad
     walk(descent, recorder)
-    assert descent.best is not None
+    assert descent.best_weights is not None
     state = run.model.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in descent.best.model.items())
+    assert all(torch.equal(state[name], tensor) for name, tensor in descent.best_weights.model.items())
 
 
 def test_without_a_snapshot_spoilt_running_statistics_are_an_error() -> None:
@@ -277,9 +277,9 @@ def test_rows_that_hold_nan_are_found_across_micro_batches() -> None:
     bad = torch.zeros(3, 2)
     bad[1, 0] = math.inf
     drawn = Draw([(torch.zeros(3, 2), torch.zeros(3)), (bad, torch.zeros(3))], [3, 3], None)
-    assert Batch(drawn, 0, 0).spoilt_rows() == [4]
+    assert Batch(drawn, 0, 0).nonfinite_rows() == [4]
     assert (
-        Batch(Draw([torch.full((2, 2), 3e38)], [2], None), 0, 0).spoilt_rows() == []
+        Batch(Draw([torch.full((2, 2), 3e38)], [2], None), 0, 0).nonfinite_rows() == []
     )  # the sum overflows, no element does
 
 

@@ -37,9 +37,9 @@ def test_accumulated_gradient_is_that_of_the_whole_batch_however_it_is_cut(batch
 def test_short_last_micro_batch_counts_by_its_examples() -> None:
     descent, recorder = started(in_float64(), plan(batch_size=10, accumulate=3))
     loss, examples = compute_gradient(descent, recorder)
-    assert descent.drawn is not None
-    assert (descent.drawn.sizes, examples) == ([4, 4, 2], 10)
-    x, y = (torch.cat([part[i] for part in descent.drawn.parts]) for i in (0, 1))
+    assert descent.last_draw is not None
+    assert (descent.last_draw.sizes, examples) == ([4, 4, 2], 10)
+    x, y = (torch.cat([part[i] for part in descent.last_draw.parts]) for i in (0, 1))
     assert abs(loss - float(F.cross_entropy(descent.model(x), y).detach())) < 1e-12
 
 
@@ -126,10 +126,10 @@ def test_dropout_is_a_function_of_seed_and_place() -> None:
     task = classes(model=lambda: network(nn.Dropout(0.5)))
     descent, recorder = started(task, plan())
     compute_gradient(descent, recorder)
-    assert descent.drawn is not None
+    assert descent.last_draw is not None
     first = copy.deepcopy([p.grad for p in descent.model.parameters()])
     torch.rand(7)
-    backward(descent, descent.drawn)
+    backward(descent, descent.last_draw)
     assert all(torch.equal(a, p.grad) for a, p in zip(first, descent.model.parameters(), strict=True))
     compute_gradient(descent, recorder)
     assert not torch.equal(first[0], next(descent.model.parameters()).grad)

@@ -35,7 +35,7 @@ def test_a_snapshot_is_not_moved_by_the_steps_after_it() -> None:
     walk(descent, recorder, until=19)
     assert descent.snapshot is snapshot
     assert descent.digest() != digest
-    descent.load_state_dict(snapshot, back=True)
+    descent.load_state_dict(snapshot, rollback=True)
     assert (descent.step, descent.digest()) == (10, digest)
 
 
@@ -43,13 +43,13 @@ def test_going_back_keeps_what_was_learnt_and_restoring_does_not() -> None:
     descent, _ = started(classes(), plan())
     before = clone_into(None, descent.state_dict())
     descent.cures = {"rate_factor": 0.25, "clip_norm": 2.0}
-    descent.left_out.append((0, 3))
-    descent.leading = {"value": 1.0, "step": 7}
-    descent.load_state_dict(before, back=True)
-    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.left_out) == (0.25, 2.0, [(0, 3)])
+    descent.skipped_batches.append((0, 3))
+    descent.best_validation = {"value": 1.0, "step": 7}
+    descent.load_state_dict(before, rollback=True)
+    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.skipped_batches) == (0.25, 2.0, [(0, 3)])
     descent.load_state_dict(before)
-    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.left_out) == (1.0, None, [])
-    assert descent.leading is None
+    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.skipped_batches) == (1.0, None, [])
+    assert descent.best_validation is None
 
 
 @pytest.mark.parametrize("name", ["0.weight", "2.bias"])

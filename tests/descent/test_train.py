@@ -278,7 +278,9 @@ def test_what_went_wrong_is_in_the_folder(tmp_path: Path) -> None:
     made = plan(rule="gradient_descent", learning_rate=100.0)
     run = tw.train(task, made, out=tmp_path / "r")
     assert run.diagnoses
-    assert [str(d) for d in tw.diagnose(tmp_path / "r")] == [str(d) for d in run.diagnoses]
+    opened = [str(found) for found in tw.diagnose(tmp_path / "r")]
+    assert opened[: len(run.diagnoses)] == [str(found) for found in run.diagnoses]
+    assert opened == [str(found) for found in tw.diagnose(run)]
 
 
 def test_a_descent_that_cannot_be_saved_says_so_in_its_folder(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ def by_name(parts):
 
 def round_trip(state):
     parts = split(state)
-    return join(parts.plain, by_name(parts))
+    return join(parts.values, by_name(parts))
 
 
 def test_tensors_are_named_by_their_place():
@@ -38,7 +38,7 @@ def test_the_same_memory_is_kept_once_and_is_one_tensor_again():
     )
     assert list(by_name(parts)) == ["model/embed"]
     assert parts.aliases == dict.fromkeys(["model/head", "model/again", "other/w"], "model/embed")
-    back = join(parts.plain, by_name(parts))
+    back = join(parts.values, by_name(parts))
     assert back["model"]["embed"] is back["model"]["head"] is back["other"]["w"]
 
 

@@ -43,6 +43,20 @@ def test_what_defines_no_equation_of_its_name_is_no_rule(tmp_path):
     assert tables().rule_names(tmp_path) == ["climb", "half"]
 
 
+def test_a_new_cause_becomes_a_row_and_what_holds_none_of_its_name_does_not(tmp_path):
+    module = tables()
+    folder = ROOT / "src/thalweg/watch/causes"
+    text = (folder / "__init__.py").read_text()
+    assert module.with_causes(text, module.cause_names(folder)) == text
+    more = module.with_causes(text, ["diverging", "tall_loss"])
+    assert "from thalweg.watch.causes.tall_loss import tall_loss\n" in more
+    assert '    "tall-loss": tall_loss,\n' in more
+    assert "overfitting" not in more
+    (tmp_path / "tall_loss.py").write_text("tall_loss = Cause(\n")
+    (tmp_path / "helper.py").write_text("other = Cause(\n")
+    assert module.cause_names(tmp_path) == ["tall_loss"]
+
+
 def test_the_names_of_the_classes_follow_the_rules():
     module = tables()
     text = (ROOT / "src/thalweg/optim/__init__.py").read_text()

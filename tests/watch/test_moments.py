@@ -10,7 +10,8 @@ from torch import nn
 import thalweg as tw
 from thalweg import examples
 from thalweg.landscape.initial_figures import Fit, InitialFigures, Repeats, Scale
-from thalweg.watch.moments import before_training
+from thalweg.watch.finished import FinishedHistory
+from thalweg.watch.moments import after_training, before_training
 
 PIXELS, DIGITS = load_digits(return_X_y=True)
 PIXELS = (PIXELS / 16).astype(np.float32)
@@ -416,3 +417,57 @@ def test_more_twins_than_training_rows_have_among_themselves_are_a_leak(repeats,
     found = before_training(InitialFigures(loss=1.0, repeats=repeats))
     assert [f.severity for f in found] == ([severity] if severity else [])
     assert all("3 (training 7)" in f.cause and f.examples == (7,) for f in found)
+
+
+def history(losses, validation, **more):
+    """A finished run with these validation losses, evenly spaced, and this course of the training loss."""
+    steps = np.arange(1.0, len(losses) + 1)
+    row = np.full(len(losses), np.nan)
+    row[np.linspace(0, len(losses) - 1, len(validation)).round().astype(int)] = validation
+    columns = {
+        "step": steps,
+        "loss": np.array(losses),
+        "learning_rate": np.full(len(losses), 1e-3),
+        "validation/loss": row,
+    }
+    figures = {
+        "initial": {"loss": validation[0]},
+        "final": {"loss": validation[-1]},
+        "validated": True,
+        "plan": tw.Plan(),
+    }
+    return FinishedHistory(columns, steps=len(losses), **{**figures, **more})
+
+
+def fall(count=200, to=0.1):
+    return np.geomspace(2.0, to, count)
+
+
+@pytest.mark.parametrize(
+    ("seen", "names"),
+    [
+        (history(fall(), [2.0, 1.0, 0.6, 0.5, 0.4, 0.3]), []),
+        (history(fall(), [2.0, 0.8, 0.5, 0.7, 0.9, 1.0]), ["overfitting"]),
+        (history(fall()[::-1], [2.0, 0.8, 0.5, 0.7, 0.9, 1.0]), ["learning-rate-too-high"]),
+        (history(fall(), [2.0, 1.99, 1.98, 1.97, 1.96, 1.95]), ["learning-rate-too-low"]),
+        (history(fall(), [2.0, 2.0, 2.01, 2.0, 2.01, 2.0]), ["nothing-learnt"]),
+        (history(fall(), [2.0, 2.1, 2.4, 2.5, 2.6, 2.7]), ["nothing-learnt"]),
+        (history(fall(), [2.0, 1.0, 0.6, 0.5, 0.4, 0.3], summary={"idle_parameters": ["spare"]}), ["unused-parameter"]),
+        (history(fall(), [2.0, 0.8, 0.5, 0.7, 0.9, 1.0], status="running"), []),
+    ],
+)
+def test_a_finished_history_is_asked_too(seen, names):
+    assert [found.name for found in after_training(seen)] == names
+
+
+def test_without_a_plan_what_needs_none_is_found_all_the_same():
+    assert [f.name for f in after_training(history(fall(), [2.0, 0.8, 0.5, 0.7, 0.9, 1.0], plan=None))] == [
+        "overfitting"
+    ]
+
+
+def test_what_was_found_before_training_is_not_found_again_after_it():
+    run = tw.train(task(Unused), tw.Plan(learning_rate=3e-3), epochs=1)
+    assert [found.name for found in tw.diagnose(run)].count("unused-parameter") == 1
+    checked = tw.fit(task(Unused), epochs=1, effort=1)
+    assert [found.name for found in tw.diagnose(checked)].count("unused-parameter") == 1

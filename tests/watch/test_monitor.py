@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.records import json_values
+from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
+from thalweg.watch.cause import Cause, each_step
 from thalweg.watch.monitor import MOST_ATTEMPTS, Monitor
 
 
@@ -179,3 +181,47 @@ def test_after_going_back_the_count_of_attempts_is_kept():
     assert (monitor.attempts, monitor.failed_at) == (1, 5)
     monitor.load_state_dict(fresh)
     assert (monitor.attempts, monitor.failed_at) == (0, -1)
+
+
+def noting(name, severity="warning", rank=50, cure=None, at=range(10**6)):
+    def question(window):
+        return Diagnosis(name, f"{name} it is.", severity, step=window.step) if window.step in at else None
+
+    return Cause(name, "a test", rank=rank, during=each_step(question), cure=cure and (lambda window, attempt: cure))
+
+
+def observed(monitor, steps):
+    return [[found.name for found in monitor.observe(taken(step, 1.0, 1.0, 0.1, False))] for step in steps]
+
+
+def test_what_lets_the_step_stand_is_found_once_an_episode():
+    monitor = Monitor([noting("odd", at=(3, 4, 5, 14, 40))])
+    assert [step for step, found in enumerate(observed(monitor, range(60))) if found] == [3, 40]
+
+
+def test_a_known_episode_is_known_after_resuming_too():
+    one, other = Monitor([noting("odd")]), Monitor([noting("odd")])
+    assert observed(one, range(3)) == [["odd"], [], []]
+    other.load_state_dict(json_values.decode(json_values.encode(one.state_dict())))
+    assert observed(other, range(3, 6)) == [[], [], []]
+
+
+def test_findings_are_ranked_by_severity_and_then_by_the_causes_rank():
+    monitor = Monitor([noting("c"), noting("b", rank=1), noting("a", "note"), noting("d", "critical")])
+    assert observed(monitor, [1]) == [["d", "b", "c", "a"]]
+
+
+def test_of_cures_that_undo_the_step_only_the_first_is_applied():
+    back, note = Cure("Go back.", rollback=True), Cure("Mind.")
+    monitor = Monitor(
+        [noting("late", rank=9, cure=back), noting("first", rank=1, cure=back), noting("aside", cure=note)]
+    )
+    found = monitor.observe(taken(1, 1.0, 1.0, 0.1, False))
+    assert [diagnosis.name for diagnosis in found] == ["first", "aside"]
+    assert monitor.attempts == 1
+
+
+def test_leaving_a_batch_out_is_no_attempt_with_the_rate():
+    monitor = Monitor([noting("spoilt", cure=Cure("Leave it out.", skip_batch=True), at=(5,))])
+    observed(monitor, range(6))
+    assert (monitor.attempts, monitor.failed_at) == (0, 5)

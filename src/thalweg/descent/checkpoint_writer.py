@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from thalweg.descent.state import Best
+from thalweg.descent.state import BestWeights
 from thalweg.records import checkpoint
 from thalweg.records.json_values import without_tuples
 from thalweg.records.run_folder import BEST, RunFolder
@@ -33,7 +33,7 @@ class CheckpointWriter:
             self._written_at = now
         return now >= self._written_at + interval + grace
 
-    def write(self, state: dict[str, Any], best: Best | None, step: int) -> None:
+    def write(self, state: dict[str, Any], best: BestWeights | None, step: int) -> None:
         """Write the state after `step` steps and the best weights, each unless it is on the disk already.
 
         Raises CheckpointError where the disk refuses.
@@ -46,8 +46,8 @@ class CheckpointWriter:
             self.written_step = step
         self._written_at = time.monotonic()
 
-    def load_best(self) -> Best:
+    def load_best(self) -> BestWeights:
         """Read the best weights back. Raises CheckpointError where they are missing or damaged."""
-        best = Best.from_state(checkpoint.load(self.folder.best_path).state)
+        best = BestWeights.from_state(checkpoint.load(self.folder.best_path).state)
         self._written_best = best.step, best.value
         return best

@@ -24,7 +24,7 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> b
 
     Raises NonFiniteError after several spoilt batches in a row, DivergedError where the cures at hand are used up.
     """
-    batch = Batch(descent.drawn, *descent.place) if descent.drawn is not None else None
+    batch = Batch(descent.last_draw, *descent.last_position) if descent.last_draw is not None else None
     replay = SnapshotReplay(descent) if descent.snapshot is not None else None
     found = descent.monitor.observe(figures, batch, replay) if descent.plan.watch else []
     if not found and not figures.skipped:
@@ -63,22 +63,22 @@ def leave_out(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     Raises NonFiniteError after three batches in a row (ten where it is the data that are spoilt), or where running statistics
     are lost.
     """
-    assert descent.drawn is not None
-    step, batch = figures.step, Batch(descent.drawn, *descent.place)
-    rows = batch.spoilt_rows()
+    assert descent.last_draw is not None
+    step, batch = figures.step, Batch(descent.last_draw, *descent.last_position)
+    rows = batch.nonfinite_rows()
     back = found is not None and found.cure is not None and found.cure.rollback
     reason = batch.fault(rows, replayed=back)
-    descent.left_out.append(descent.place)
-    descent.skipped_in_row += 1
+    descent.skipped_batches.append(descent.last_position)
+    descent.consecutive_skips += 1
     if found is not None:
         recorder.diagnose(found)
     kind = "nonfinite" if found is None else found.name
     data = {"epoch": batch.epoch, "batch": batch.number, "rows": rows}
     recorder.event(step, kind, f"Step {step}: the batch ({batch.place}) was left out. {reason}", data)
-    if descent.skipped_in_row >= (MOST_SPOILT if rows else MOST_SKIPS):
+    if descent.consecutive_skips >= (MOST_SPOILT if rows else MOST_SKIPS):
         raise NonFiniteError(
-            f"Step {step}: {descent.skipped_in_row} batches in a row gave a loss or gradient that is not finite; no weight took"
-            f" any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
+            f"Step {step}: {descent.consecutive_skips} batches in a row gave a loss or gradient that is not finite; no weight"
+            f" took any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
         )
     if not back and not _statistics_lost(descent):
         return
@@ -128,7 +128,7 @@ def _take_in(descent: Descent, cure: Cure) -> None:
 
 def _restore_snapshot(descent: Descent, recorder: Recorder) -> None:
     assert descent.snapshot is not None
-    descent.load_state_dict(descent.snapshot, back=True)
+    descent.load_state_dict(descent.snapshot, rollback=True)
     recorder.supersede(descent.step)
 
 

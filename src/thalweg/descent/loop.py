@@ -1,4 +1,4 @@
-"""The loop: draw a batch, compute its gradient, step downhill, watch, record. What is around it are small objects."""
+"""The loop of a descent: draw a batch, compute its gradient, step downhill, watch, record."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from thalweg.optim.engines import keeps_waiting
 from thalweg.optim.optimizer import StepRecord
 from thalweg.records.step_figures import StepFigures
 
-COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once a process."
-NOT_TAKEN = StepRecord(math.nan, 1.0, True, 0, ())
+COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once per process."
+NOT_TAKEN = StepRecord(math.nan, 1.0, True, 0, ())  # no gradient norm, not clipped, skipped, nothing counted
 
 
 def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> None:
     """Take steps from the descent's present one to its end (or to step `until`), and record them.
 
-    Raises DivergedError where the cures at hand do not help, KeyboardInterrupt where the person stopped it (saved).
+    Raises DivergedError where no cure helps, KeyboardInterrupt where the person stopped it (a checkpoint is written first).
     """
     plan = descent.plan
-    every = plan.validate_every or default_validate_every(descent.total, descent.epoch_steps)
-    end = min(descent.total, until or descent.total)
+    every = plan.validate_every or default_validate_every(descent.total_steps, descent.steps_per_epoch)
+    end = min(descent.total_steps, until or descent.total_steps)
     recorder.begin(descent)
     try:
         with ambient(plan.threads), recorder.stop_request.listening():
-            if descent.step == 0 and not descent.start:
+            if descent.step == 0 and not descent.initial_validation:
                 validate_and_select(descent, recorder)
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()
@@ -38,7 +38,9 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 recorder.progress.event(descent.step, "note", COMPILES)
             while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()
-                before = descent.before_gradient() if descent.snapshot_due else None
+                # A snapshot holds the state before this gradient, but is kept only once the loss there is known: it might hold
+                # weights that have begun to diverge, and a rollback to those would not help.
+                before = descent.state_before_gradient() if descent.snapshot_due else None
                 rate = descent.rate()
                 descent.set_rate(rate)
                 loss, examples = compute_gradient(descent, recorder)
@@ -46,23 +48,23 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     descent.take_snapshot(before)
                     recorder.checkpoint_snapshot(descent)
                 taken = take_step(descent, loss)
-                if descent.scale.overflowed(loss, taken.skipped):
-                    message = f"float16 overflow: the loss scale is now {descent.scale.value:g}."
+                if descent.loss_scale.update(loss, taken.skipped):
+                    message = f"float16 overflow: the loss scale is now {descent.loss_scale.value:g}."
                     recorder.event(descent.step + 1, "note", message)
                     continue
                 seconds = time.perf_counter() - started
                 figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)
                 if not accept_step(descent, recorder, figures):
                     continue
-                descent.skipped_in_row = 0
+                descent.consecutive_skips = 0
                 descent.step = step = figures.step
                 recorder.step(figures)
-                if step % every == 0 or step == descent.total:
+                if step % every == 0 or step == descent.total_steps:
                     validate_and_select(descent, recorder)
-                if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total):
+                if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total_steps):
                     recorder.history.digest(step, descent.digest())
                 recorder.checkpoint_when_due(descent)
-            if descent.is_over and descent.best is None:
+            if descent.is_over and descent.best_weights is None:
                 keep_last(descent)
             recorder.finish(descent)
     finally:
@@ -71,7 +73,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
 
 
 def take_step(descent: Descent, loss: float) -> StepRecord:
-    """Step downhill; where the loss is not finite nothing moves, whatever its gradient is."""
+    """Update the weights, unless the loss is not finite; the optimiser skips a gradient that is not finite itself."""
     if not math.isfinite(loss):
         return NOT_TAKEN
     descent.optimizer.step()
@@ -79,7 +81,7 @@ def take_step(descent: Descent, loss: float) -> StepRecord:
 
 
 def step_figures(step: int, loss: float, rate: float, examples: int, seconds: float, taken: StepRecord) -> StepFigures:
-    """Put together what one step saw and did, for history, progress and watch."""
+    """Put together the figures of one step, for history, progress and watch."""
     return StepFigures(
         step,
         loss,

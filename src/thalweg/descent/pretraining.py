@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg import optim
-from thalweg.descent.ambient import alone, ambient
+from thalweg.descent.ambient import ambient, rng_lock
 from thalweg.descent.problem import REHEARSED, Problem, first_batch, start_model, to_device
 from thalweg.landscape.initial_figures import (
     RATES,
@@ -58,7 +58,7 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
     Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged; pushing
     outputs against their bounds is part of fitting.
     """
-    with ambient(), alone:
+    with ambient(), rng_lock:
         problem = problem.with_own_loss()
         sample = _sample(problem, seed, seconds)
         batch = to_device(_some(problem, seed), problem.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from thalweg.descent.ambient import alone, ambient
+from thalweg.descent.ambient import ambient, rng_lock
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.places import places
 from thalweg.descent.rehearsal import rehearse
@@ -69,7 +69,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
     place = choose_device(device)
-    with ambient(), alone:
+    with ambient(), rng_lock:
         model = build_model(task, 0, place)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         train, notes = _open(task.data, task, dtype, place, "data")

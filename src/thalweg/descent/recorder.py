@@ -1,4 +1,4 @@
-"""The recorder: writes down what a descent does, shows it to whoever watches, and saves checkpoints."""
+"""The recorder: what happens in a descent goes to its history, to a progress display and into checkpoints."""
 
 from __future__ import annotations
 
@@ -52,13 +52,16 @@ class Recorder:
         self.progress.end()
 
     def step(self, figures: StepFigures, *, taken: bool = True) -> None:
-        """Record a step; one that was not taken, or is about to be undone, stands in the history until it is superseded."""
+        """Record a step, and show it where it was taken.
+
+        A step that was not taken, or that a rollback is about to undo, is in the history only, until its number is used again.
+        """
         self.history.append(figures.step, figures.scalars())
         if taken:
             self.progress.step(figures)
 
     def validated(self, step: int, row: Mapping[str, float], shown: Mapping[str, float]) -> None:
-        """Record a validation: `row` goes into the history, `shown` are the figures of the better weights."""
+        """Record a validation: `row` goes into the history; `shown`, the figures of the better weights, to the display."""
         self.history.append(step, row)
         self.progress.validated(step, shown)
 
@@ -78,21 +81,22 @@ class Recorder:
             self._checkpoints.written_step = None
 
     def checkpoint_when_due(self, descent: Descent) -> None:
-        """Write a checkpoint where the clock asks for one; with snapshots on, one that is overdue by as long again.
+        """Write a checkpoint where the plan's `checkpoint_seconds` have passed since the last one.
 
-        The clock decides only when something is written, never what the descent does. Raises KeyboardInterrupt where the
-        person asked to stop.
+        With snapshots on, twice as long: a snapshot saves a copy of its own, so `checkpoint_snapshot` is waited for. The clock
+        decides only when something is written, never what the descent does.
+
+        Raises KeyboardInterrupt where the person asked to stop.
         """
         if self.stop_request.received:
             self._stop(descent)
         seconds = descent.plan.checkpoint_seconds
-        # A snapshot is soon written as a checkpoint for nothing (`checkpoint_snapshot`), so that is waited for.
         grace = 0.0 if descent.snapshot is None else max(seconds, 1.0)
         if self._checkpoints is not None and self._checkpoints.is_due(seconds, grace):
             self.checkpoint(descent)
 
     def checkpoint_snapshot(self, descent: Descent) -> None:
-        """Write the snapshot just taken as the checkpoint, where the clock asks for one: so one copy serves both."""
+        """Write the snapshot just taken as the checkpoint, where one is due: both then need one copy and one file."""
         if self._checkpoints is not None and self._checkpoints.is_due(descent.plan.checkpoint_seconds):
             assert descent.snapshot is not None
             self._write(descent, dict(descent.snapshot))
@@ -112,7 +116,7 @@ class Recorder:
         self.history.flush(durable=True)
         diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
         state["loop"] = {**state["loop"], "diagnoses": diagnoses}
-        self._checkpoints.write(state, descent.best, descent.step)
+        self._checkpoints.write(state, descent.best_weights, descent.step)
 
     def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
         """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
@@ -122,21 +126,21 @@ class Recorder:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])
         elif descent.plan.snapshot_every:  # the checkpoint itself was the snapshot
             descent.take_snapshot()
-        if descent.leading is not None and descent.keeps_best:
+        if descent.best_validation is not None and descent.keeps_best:
             self._restore_best(descent)
         self.supersede(descent.step)
         if self._checkpoints is not None:
             self._checkpoints.written_step = descent.step
 
     def _restore_best(self, descent: Descent) -> None:
-        # The file may be of a later step than the checkpoint: the resumed run comes to that step again and finds the same,
-        # and until then `leading` says what is to be beaten.
+        # The file may be of a later step than the checkpoint. That does no harm: the resumed run comes to that step again and
+        # finds the same weights, and until then `best_validation` says what is to be beaten.
         assert self._checkpoints is not None
-        assert descent.leading is not None
+        assert descent.best_validation is not None
         try:
-            descent.best = self._checkpoints.load_best()
+            descent.best_weights = self._checkpoints.load_best()
         except CheckpointError as error:
-            step, descent.leading = descent.leading["step"], None
+            step, descent.best_validation = descent.best_validation["step"], None
             message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
             self.history.event(descent.step, "note", message)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from thalweg.descent.ambient import alone
+from thalweg.descent.ambient import rng_lock
 from thalweg.descent.gradient import backward
 from thalweg.descent.state import Descent
 from thalweg.records.diagnosis import Cure
@@ -48,7 +48,7 @@ class SnapshotReplay:
         descent = self.descent
         rate = factor * descent.rate(step)
         descent.set_rate(rate)
-        with alone:
+        with rng_lock:
             loss = backward(descent, batch.draw, (batch.epoch, batch.number))
         gradients = [p.grad for p in descent.parameters if p.grad is not None]
         nonfinite = sum(int((~torch.isfinite(g)).sum()) for g in gradients)

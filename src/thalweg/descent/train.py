@@ -34,11 +34,12 @@ def train_plan(
     progress: Progress | None = None,
     diagnoses: Sequence[Diagnosis] = (),
 ) -> Run:
-    """Train a settled plan; `diagnoses` are those of before, and go into the run.
+    """Train a plan whose steps are known; `diagnoses`, made before training, become part of the run.
 
-    On an existing `out`: the same plan unfinished is resumed, finished it is opened, another plan is an error.
+    Where `out` holds a run of the same plan, it is resumed, or opened if it is finished.
 
-    Raises RunError for a folder that cannot serve, DivergedError where the descent cannot be saved.
+    Raises RunError where `out` holds another plan's run or other things, DivergedError where the descent diverges and no cure
+    helps.
     """
     if out is None:
         return _train(Descent(problem, plan), Recorder(diagnoses=diagnoses, progress=progress))
@@ -63,9 +64,9 @@ def create(folder: RunFolder, problem: Problem, plan: Plan) -> None:
 
 
 def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> None:
-    """Go to the newest intact checkpoint; where there is none at all the descent starts anew.
+    """Load the newest intact checkpoint into the descent; where there is no checkpoint at all it starts from step 0.
 
-    Raises CheckpointError where there are checkpoints and none is intact: what to do then is for the person to decide.
+    Raises CheckpointError where there are checkpoints and none is intact: the person decides what to do then.
     """
     steps = recorder.history.columns()["step"]
     try:
@@ -119,8 +120,8 @@ def _record_failure(descent: Descent, recorder: Recorder, error: BaseException, 
 
 def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
     """Make the record of a finished descent, whose model gets the weights that the run keeps."""
-    if descent.best is not None:
-        load_model_state(descent.model, descent.best.model)
+    if descent.best_weights is not None:
+        load_model_state(descent.model, descent.best_weights.model)
     descent.optimizer.zero_grad(set_to_none=True)
     return Run(
         plan=descent.plan,
@@ -148,11 +149,11 @@ def _write_status(descent: Descent, recorder: Recorder, summary: dict[str, Any])
 
 
 def _final_figures(descent: Descent) -> dict[str, float]:
-    return dict(descent.best.figures) if descent.best else dict(descent.last)
+    return dict(descent.best_weights.figures) if descent.best_weights else dict(descent.last_validation)
 
 
 def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
-    best, problem = descent.best, descent.problem
+    best, problem = descent.best_weights, descent.problem
     return {
         "status": status,
         "name": problem.task.name,
@@ -165,17 +166,17 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "select": problem.task.select,
         "mode": problem.task.mode,
         "validated": problem.validation is not None,
-        "start": dict(descent.start),
+        "start": dict(descent.initial_validation),
         "weights": None if best is None else {"step": best.step, "averaged": best.averaged},
         "cures": dict(descent.cures),
-        "stopped_early": descent.out_of_patience and descent.step < descent.total,
+        "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
         "notes": list(problem.notes),
         "idle_parameters": list(problem.idle),
     }
 
 
 def _describe_data(problem: Problem) -> dict[str, Any]:
-    """Give what tells a task's data from others; `RunFolder.check_data` compares it when the run is resumed."""
+    """Give counts and digests of a task's data; `RunFolder.check_data` compares them when the run is resumed."""
     return {
         "examples": problem.count,
         "data": problem.train.digest(),

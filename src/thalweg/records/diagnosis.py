@@ -72,8 +72,8 @@ class Diagnosis:
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> Diagnosis:
         """Read what `to_dict` gave."""
-        plain = dict(entries)
-        cure = plain.pop("cure", None)
+        values = dict(entries)
+        cure = values.pop("cure", None)
         tuples = ("ruled_out", "not_measured", "consequences", "examples")
-        plain |= {name: tuple(plain[name]) for name in tuples if name in plain}
-        return Diagnosis(**plain, cure=Cure(**cure) if cure else None)
+        values |= {name: tuple(values[name]) for name in tuples if name in values}
+        return Diagnosis(**values, cure=Cure(**cure) if cure else None)

@@ -1,4 +1,4 @@
-"""Plain values as JSON that loses nothing: what a checkpoint and an event hold besides tensors.
+"""Values as JSON without loss: what a checkpoint and an event hold besides tensors.
 
 JSON has no NaN, no infinity, no integer keys, and many readers round integers above 2**53. Those, and only those, are
 written as an object with one key that starts with a tilde:
@@ -37,7 +37,7 @@ def where(place: Place) -> str:
 
 
 def refuse(value: object, place: Place) -> object:
-    """Refuse what is neither plain nor known to the caller."""
+    """Raise NotPlainError: JSON has no such type, and the caller encodes no further ones."""
     if isinstance(value, tuple):
         raise NotPlainError(f"{where(place)} is a tuple, which would come back as a list: give a list.")
     raise NotPlainError(
@@ -46,10 +46,10 @@ def refuse(value: object, place: Place) -> object:
 
 
 def encode(value: object, place: Place = (), other: Callable[[object, Place], object] = refuse) -> object:
-    """Turn nested plain values into what `json.dumps(…, allow_nan=False)` takes.
+    """Turn nested values into what `json.dumps(…, allow_nan=False)` takes.
 
-    `other` is asked for whatever is not plain (a checkpoint hands tensors to it). NumPy scalars and subclasses of
-    int, float and dict come back as the plain type.
+    `other` encodes values of types that JSON lacks (a checkpoint encodes tensors with it). NumPy scalars and subclasses of
+    int, float and dict come back as the built-in type.
 
     Raises NotPlainError for tuples, keys that are neither str nor int, and nesting deeper than 100.
 

@@ -30,7 +30,7 @@ EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 1
 OF_THE_RULE = float("nan")
-"""Stands for a learning rate that nobody names, until the plan is made."""
+"""Stands for a learning rate that is not given, until the plan is made."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Plan:
             "None: derived from the epoch when the run starts.",
             least=1,
             unit="steps",
-            unset="once an epoch, 5 to 50 times a run",
+            unset="once per epoch, 5 to 50 times per run",
             shown="report",
         ),
     )
@@ -340,21 +340,21 @@ class Plan:
         known = [f.name for f in fields(self)]
         for name in changes:
             if name not in known:
-                near = nearest(name, known)
+                hint = nearest(name, known)
                 if name in rules.get(self.rule).constants:
-                    near = f" It is a constant of the rule: constants.{name}, or constants={{'{name}': …}}."
-                raise PlanError(f"A plan has no '{name}'.{near} It has {', '.join(known)}.")
+                    hint = f" It is a constant of the rule: constants.{name}, or constants={{'{name}': …}}."
+                raise PlanError(f"A plan has no '{name}'.{hint} It has {', '.join(known)}.")
         if "evidence" not in changes:
-            kept = {knob: _outdated(evidence, changes) for knob, evidence in self.evidence.items()}
-            kept |= {name: Evidence("given") for name in changes}
-            if self._has_another_rates(changes):
+            evidence = {knob: _noting_changes(evidence, changes) for knob, evidence in self.evidence.items()}
+            evidence |= {name: Evidence("given") for name in changes}
+            if self._changes_default_rate(changes):
                 changes["learning_rate"] = OF_THE_RULE
-                del kept["learning_rate"]
-            changes["evidence"] = kept
+                del evidence["learning_rate"]
+            changes["evidence"] = evidence
         return replace(self, **changes)
 
-    def _has_another_rates(self, changes: Mapping[str, Any]) -> bool:
-        """Whether the learning rate is the default of a rule that is changed to one with another."""
+    def _changes_default_rate(self, changes: Mapping[str, Any]) -> bool:
+        """Whether the learning rate is the rule's default, and the rule is changed to one with another default."""
         if "rule" not in changes or "learning_rate" in changes or self.why("learning_rate").source != "default":
             return False
         return default_rate(rules.get(changes["rule"])) != default_rate(rules.get(self.rule))
@@ -452,8 +452,8 @@ def default_rate(rule: Rule) -> tuple[float, Evidence]:
     return rule.learning_rate, Evidence("default", f"that of {rule.name} itself")
 
 
-def _outdated(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
-    """Add to a reason what it was found for, where that is changed now."""
+def _noting_changes(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
+    """Add to the reason of a derived value what it was derived for, where that is changed now."""
     changed = [name for name in changes if name in evidence.figures and evidence.figures[name] != changes[name]]
     if evidence.source != "derived" or not changed:
         return evidence
@@ -461,7 +461,7 @@ def _outdated(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
     return replace(evidence, reason=f"{evidence.reason}; found for {found}, which is another now")
 
 
-def _record(kind: type[Any], entries: Any, where: str) -> Any:
+def _as_record(kind: type[Any], entries: Any, where: str) -> Any:
     if isinstance(entries, kind):
         return entries
     known = [f.name for f in fields(kind)]
@@ -492,12 +492,12 @@ def _settle_tables(plan: Plan) -> None:
         if not isinstance(getattr(plan, name), Mapping):
             raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is a table.")
     object.__setattr__(plan, "constants", {str(k): plain_value(v, str(k)) for k, v in plan.constants.items()})
-    object.__setattr__(plan, "groups", {p: _record(Group, g, f"groups.{p}") for p, g in plan.groups.items()})
+    object.__setattr__(plan, "groups", {p: _as_record(Group, g, f"groups.{p}") for p, g in plan.groups.items()})
     known = list(knobs(Plan))
     for knob in plan.evidence:
         if knob not in known:
             raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{nearest(knob, known)}")
-    evidence = {k: _record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
+    evidence = {k: _as_record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
     object.__setattr__(plan, "evidence", evidence)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat
 
 from thalweg import rules
 from thalweg.errors import PlanError, nearest
+from thalweg.records.knob import knobs
 from thalweg.records.plan import Plan
 
 EFFORTS = {"quick": 2.0, "standard": 4.0, "thorough": 12.0}  # in full trainings, the final one included
@@ -125,7 +126,7 @@ def _effort(effort: Any) -> str | float:
 
 def _knobs(fixed: Any) -> dict[str, Any]:
     """Give the decided knobs as a plan has them."""
-    known = [f.name for f in fields(Plan) if f.name != "evidence"]
+    known = list(knobs(Plan))
     if not isinstance(fixed, Mapping):
         raise PlanError(f"`fixed` is {fixed!r}, but it is a table of knobs, such as {{'batch_size': 64}}.")
     if "steps" in fixed:

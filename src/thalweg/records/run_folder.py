@@ -142,7 +142,7 @@ class RunFolder:
         self.write_status({"status": "running", "summary": {"status": "running", **summary}})
 
     def write_status(self, status: Mapping[str, Any]) -> None:
-        """Write `run.json` in one move, so that a reader never sees half of it. Raises RunError where the disk refuses."""
+        """Write `run.json` under another name and rename it, so that a reader never sees half of it. Raises RunError."""
         draft = self.path / STATUS_DRAFT
         try:
             self._write(draft, json.dumps(json_values.encode(dict(status)), indent=1, allow_nan=False))

@@ -1,6 +1,6 @@
-"""The state of a checkpoint taken apart, into plain values and the tensors of each section, and put together again.
+"""A checkpoint's state split into JSON values and the tensors of each section, and joined again.
 
-Where a tensor was, the plain values have a mark: `{"~tensor": "model/layer.weight"}` names the section and the tensor in
+Where a tensor was, the values have a mark: `{"~tensor": "model/layer.weight"}` names the section and the tensor in
 it; `{"~complex": …}` one whose real and imaginary parts were written as a last dimension of two.
 """
 
@@ -19,30 +19,34 @@ from thalweg.records.json_values import Place
 
 
 @dataclass(slots=True)
-class Parts:
-    """A state taken apart: plain values with a mark where each tensor was, and the tensors of each section."""
+class SplitState:
+    """A state split: values with a mark where each tensor was, and the tensors of each section.
 
-    plain: dict[str, object] = field(default_factory=dict[str, object])
+    `aliases` maps a tensor's name to the name under which the same memory was met first. `name_of` and `used_names` serve
+    the splitting only.
+    """
+
+    values: dict[str, object] = field(default_factory=dict[str, object])
     tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict[str, dict[str, torch.Tensor]])
     aliases: dict[str, str] = field(default_factory=dict[str, str])
-    names: dict[object, str] = field(default_factory=dict[object, str])
-    taken: set[str] = field(default_factory=set[str])
+    name_of: dict[object, str] = field(default_factory=dict[object, str])
+    used_names: set[str] = field(default_factory=set[str])
 
-    def take(self, value: object, place: Place) -> object:
-        """Keep a tensor under its place's name and leave a mark; the same memory a second time becomes an alias."""
+    def replace_tensor(self, value: object, place: Place) -> object:
+        """Add a tensor to its section and give the mark for its place; the same memory a second time becomes an alias."""
         if not isinstance(value, torch.Tensor):
             return json_values.refuse(value, place)
         _refuse_unusual(value, place)
         identity = _identity(value)
         name = self._name(place)
-        if identity in self.names:
-            self.aliases[name] = self.names[identity]
+        if identity in self.name_of:
+            self.aliases[name] = self.name_of[identity]
         else:
-            self.names[identity] = name
-            self._keep(name, torch.view_as_real(value.resolve_conj()) if value.is_complex() else value)
-        return {"~complex" if value.is_complex() else "~tensor": self.names[identity]}
+            self.name_of[identity] = name
+            self._add(name, torch.view_as_real(value.resolve_conj()) if value.is_complex() else value)
+        return {"~complex" if value.is_complex() else "~tensor": self.name_of[identity]}
 
-    def _keep(self, name: str, tensor: torch.Tensor) -> None:
+    def _add(self, name: str, tensor: torch.Tensor) -> None:
         section, _, within = name.partition("/")
         self.tensors.setdefault(section, {})[within] = tensor
 
@@ -52,22 +56,22 @@ class Parts:
         # A lone surrogate has no UTF-8, which safetensors asks for.
         first = f"{place[0]}/" + ("/".join(keys).encode("utf-8", "backslashreplace").decode() or "tensor")
         name, count = first, 1
-        # The keys 1 and "1" side by side, or a name that safetensors keeps for itself.
-        while name in self.taken or name.endswith("/__metadata__"):
+        # The keys 1 and "1" side by side would have one name; "__metadata__" is reserved by safetensors.
+        while name in self.used_names or name.endswith("/__metadata__"):
             count += 1
             name = f"{first}~{count}"
-        self.taken.add(name)
+        self.used_names.add(name)
         return name
 
 
-def split(state: Mapping[str, Any]) -> Parts:
-    """Take a state apart. Raises CheckpointError, with the place, for what cannot be kept."""
-    parts = Parts()
+def split(state: Mapping[str, Any]) -> SplitState:
+    """Split a state. Raises CheckpointError, with the place, for what a checkpoint cannot hold."""
+    parts = SplitState()
     for section, value in state.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", section):
             raise CheckpointError(f"a section cannot be named {section!r}: use lower-case letters, digits and _.")
         try:
-            parts.plain[section] = json_values.encode(value, (section,), parts.take)
+            parts.values[section] = json_values.encode(value, (section,), parts.replace_tensor)
         except json_values.NotPlainError as error:
             raise CheckpointError(f"the checkpoint cannot hold this: {error}") from error
     return parts
@@ -90,12 +94,12 @@ def _identity(tensor: torch.Tensor) -> object:
 
 
 def join(content: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Put a state together again from its plain values and its tensors by "section/name".
+    """Join a state again from its values and its tensors by "section/name".
 
     >>> parts = split({"model": {"weight": torch.tensor([1.0, 2.0]), "tied": [1, None]}})
-    >>> parts.plain
+    >>> parts.values
     {'model': {'weight': {'~tensor': 'model/weight'}, 'tied': [1, None]}}
-    >>> join(parts.plain, {"model/weight": parts.tensors["model"]["weight"]})
+    >>> join(parts.values, {"model/weight": parts.tensors["model"]["weight"]})
     {'model': {'weight': tensor([1., 2.]), 'tied': [1, None]}}
     """
     complexes = dict[str, torch.Tensor]()

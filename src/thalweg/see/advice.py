@@ -125,18 +125,18 @@ def _still_improving(run: Run) -> list[str]:
     if (
         not left
         or gained < max(STILL * left, NEGLIGIBLE * abs(after - y[0]))
-        or not run_text.better(run, after, before)
+        or not run_text.is_better(run, after, before)
     ):
         return []
     if _perfect(run) or history.fell_steadily_and_hardly():
         return []
-    told = run_text.called(run, str(run.summary.get("select", "loss")))
+    told = run_text.metric_label(run, str(run.summary.get("select", "loss")))
     longer = f"Give it twice the budget ({run_text.epochs(run, 2 * x[-1]) or several(2 * int(x[-1]), 'step')})"
     if run.plan.schedule.shape != "constant":
         longer += ", from the start: the schedule is cut to the run's length"
     return [
-        f"The {told} was still improving: {run_text.wording_of(run, before)} after four fifths of the run,"
-        f" {run_text.wording_of(run, after)} at the end. {longer}."
+        f"The {told} was still improving: {run_text.format_criterion(run, before)} after four fifths of the run,"
+        f" {run_text.format_criterion(run, after)} at the end. {longer}."
     ]
 
 
@@ -236,7 +236,7 @@ def _well(run: Run) -> str:
     x, y = FinishedHistory.of(run).criterion()
     flat = len(y) >= 6 and all(abs(b - a) < STILL * abs(y[0]) for a, b in pairwise(y[x >= LATE * x[-1]].tolist()))
     levelled = " and had levelled off by the end" if flat else ""
-    told = run_text.called(run, str(run.summary.get("select", "loss")))
+    told = run_text.metric_label(run, str(run.summary.get("select", "loss")))
     return f"All is well: the {told} improved{levelled}, and nothing had to be corrected. {_left_to_gain(run)}"
 
 

@@ -82,13 +82,13 @@ def choose(values: Sequence[Values], *, log: bool | None = None, zero: bool = Fa
     >>> choose([np.array([2.0, 0.001])]).log, choose([np.array([2.0, -1.0])]).log, choose([np.array([2.0, 1.0])]).log
     (True, False, False)
     """
-    seen = np.concatenate([np.zeros(0), *(v[np.isfinite(v)] for v in values)]).clip(-LARGEST, LARGEST)
-    above = seen[seen > 1 / LARGEST]
+    finite = np.concatenate([np.zeros(0), *(v[np.isfinite(v)] for v in values)]).clip(-LARGEST, LARGEST)
+    above = finite[finite > 1 / LARGEST]
     if log is None:
-        log = len(above) > 0 and seen.min() >= 0 and bool(above.max() > WIDE * above.min())
+        log = len(above) > 0 and finite.min() >= 0 and bool(above.max() > WIDE * above.min())
     if log and len(above):
         return _log_axis(float(above.min()), float(above.max()))
-    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     most = max(abs(low), abs(high))

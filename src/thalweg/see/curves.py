@@ -46,7 +46,7 @@ def metrics(run: Run) -> list[str]:
             Series(validation, *run_text.recorded(run, f"validation/{name}"), "validation"),
             Series("averaged weights (EMA)", *run_text.recorded(run, f"ema/{name}"), "ema"),
         ]
-        title = run_text.called(run, name)
+        title = run_text.metric_label(run, name)
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         share = is_share(name) and bool(((values >= 0) & (values <= 1)).all())
         charts.append(
@@ -95,11 +95,11 @@ def gradient(run: Run) -> str:
         lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
     lines += _rolled_back(run, "gradient_norm")
     scales = run_text.recorded(run, "clip_scale")[1]
-    seen = scales[np.isfinite(scales)]
-    clipped = int((seen < 1).sum())
+    finite = scales[np.isfinite(scales)]
+    clipped = int((finite < 1).sum())
     note = (
-        f"Before clipping. {several(clipped, 'step')} of {len(seen):,} were shortened to the limit."
-        if len(seen)
+        f"Before clipping. {several(clipped, 'step')} of {len(finite):,} were shortened to the limit."
+        if len(finite)
         else ""
     )
     return chart("Gradient norm", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
@@ -170,7 +170,7 @@ def search(run: Run) -> str:
             means = np.array([y[x == r].mean() for r in rates])
         lines.append(Series(several(steps, "step"), rates, means, colour))
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
-    select = run_text.called(run, str(run.summary.get("select", "loss")))
+    select = run_text.metric_label(run, str(run.summary.get("select", "loss")))
     note = f"{several(len(trials), 'short training run')}, each with its whole schedule."
     if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
         note += " Where a rate was tried from several seeds, its point is their mean."

@@ -22,7 +22,7 @@ def event_sentences(run: Run) -> list[tuple[Event, str]]:
 
 
 def event_place(event: Event) -> str:
-    """Say at which step an event happened. A rollback is recorded at the step it returns to; said is where it started."""
+    """Say at which step an event happened; for a rollback, recorded at the step it returns to, where it started."""
     step = event.data.get("from", event.step) if event.kind == "rollback" else event.step
     return f"step {step:,}"
 

@@ -74,7 +74,7 @@ def recorded(run: Run, key: str) -> tuple[Values, Values]:
     return x[there], y[there]
 
 
-def called(run: Run, metric: str) -> str:
+def metric_label(run: Run, metric: str) -> str:
     """Name a metric for people."""
     label = printable(metric.replace("_", " "))
     return f"{'validation' if validated(run) else 'evaluated training'} loss" if metric == "loss" else label
@@ -110,7 +110,7 @@ def _status_sentence(run: Run) -> str:
 
 def _change(run: Run, metric: str) -> str:
     before, after = start(run).get(metric, math.nan), float(run.metrics[metric])
-    label = called(run, metric)
+    label = metric_label(run, metric)
     if not math.isfinite(before):
         return f"{label} is {figure(metric, after)}"
     if not math.isfinite(after) or figure(metric, before) == figure(metric, after):
@@ -133,7 +133,9 @@ def weights(run: Run) -> str:
         return ""
     kind = (own_average(run) or "averaged weights (EMA)") if held["averaged"] else "weights"
     best = run.plan.keep == "best" and validated(run)
-    select = "validation loss" if run.summary.get("select", "loss") == "loss" else called(run, run.summary["select"])
+    select = (
+        "validation loss" if run.summary.get("select", "loss") == "loss" else metric_label(run, run.summary["select"])
+    )
     why = (
         f"those with the {'highest' if run.summary.get('mode') == 'max' else 'lowest'} {select}" if best else "the last"
     )
@@ -160,7 +162,7 @@ def figures(run: Run) -> list[tuple[str, str, str]]:
     for metric, value in run.metrics.items():
         before = start(run).get(metric, math.nan)
         comparison = f"{figure(metric, before)} at the start" if math.isfinite(before) else ""
-        tiles.append((called(run, metric), figure(metric, float(value)), comparison))
+        tiles.append((metric_label(run, metric), figure(metric, float(value)), comparison))
     held = run.summary.get("weights")
     training = training_loss(run, held["step"] if held else None)
     if validated(run) and math.isfinite(training):
@@ -216,12 +218,12 @@ def task_words(path: Path) -> str:
     return shlex.quote(address) + options
 
 
-def better(run: Run, first: float, second: float) -> bool:
+def is_better(run: Run, first: float, second: float) -> bool:
     """Tell whether the first value of the criterion is better than the second."""
     return first > second if run.summary.get("mode") == "max" else first < second
 
 
-def wording_of(run: Run, value: float) -> str:
+def format_criterion(run: Run, value: float) -> str:
     """Say a value of the criterion."""
     return figure(str(run.summary.get("select", "loss")), value)
 

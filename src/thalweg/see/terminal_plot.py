@@ -57,7 +57,7 @@ def plot(
         width: characters of a line, labels included; at least 12 columns are drawn.
         height: lines of the plane; at least 2.
         title: a line above.
-        ends: what the first and the last entry stand at, for the labels; default: 0 and their number less one.
+        ends: x of the first and the last entry, for the labels; default: 0 and the number of entries less one.
         unicode: braille; None: where the standard output can show it.
 
     Raises ThalwegError for a series that is not one row of numbers.

@@ -24,7 +24,7 @@ def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") 
         descend(descent, Recorder())
     except DivergedError:
         return {}
-    return dict(descent.last)
+    return dict(descent.last_validation)
 
 
 def run_trials(search: Search, problem: Problem) -> None:

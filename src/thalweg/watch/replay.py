@@ -24,7 +24,7 @@ class Batch(NamedTuple):
         """Name the batch for people, counted from 1."""
         return f"epoch {self.epoch + 1}, batch {self.number + 1}"
 
-    def spoilt_rows(self) -> list[int]:
+    def nonfinite_rows(self) -> list[int]:
         """Give the rows, counted within the batch, that hold NaN or infinity."""
         found, start = list[int](), 0
         for part, size in zip(self.draw.parts, self.draw.sizes, strict=True):

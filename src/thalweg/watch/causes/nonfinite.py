@@ -39,7 +39,7 @@ def batch_or_rate(found: Diagnosis, batch: Batch, replay: Replay | None) -> Diag
     The batch is, where its own data are not finite, and where it gives no finite gradient at the last snapshot's weights
     either, which did well before. Where nothing can be replayed it gets the benefit of the doubt: it is left out.
     """
-    rows = batch.spoilt_rows()
+    rows = batch.nonfinite_rows()
     replayed = not rows and replay is not None
     if replayed and replay is not None:
         (again,) = replay([batch])
