@@ -24,7 +24,7 @@ CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
 if TYPE_CHECKING:
     from thalweg.descent.problem import Problem
-    from thalweg.descent.progress import Progress
+    from thalweg.descent.recorder import Progress
 
 
 def fit(
@@ -59,7 +59,6 @@ def fit(
     """
     from thalweg.descent.pretraining import SECONDS, check_task
     from thalweg.descent.train import train_plan
-    from thalweg.see.run_text import describe_cost
     from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
 
     started = time.perf_counter()
@@ -74,7 +73,7 @@ def fit(
         say(f"{diagnosis.severity}: {diagnosis}")
     request = request.after(time.perf_counter() - started)  # opening and checking the data is part of it
     start = start_plan(problem, request, say)
-    say(describe_cost(estimate_cost(problem, request, start)))
+    say(str(estimate_cost(problem, request, start)))
     plan = complete_plan(problem, request, start, say)
     try:
         run = train_plan(problem, plan, folder and folder.path, progress, found)
@@ -99,12 +98,11 @@ def estimate(
     device: str = "auto",
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
-    from thalweg.see.run_text import describe_cost
     from thalweg.tuning.tune import estimate_cost, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
     problem = _posed(task, request.device)
-    return describe_cost(estimate_cost(problem, request, start_plan(problem, request)))
+    return str(estimate_cost(problem, request, start_plan(problem, request)))
 
 
 def tune(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import thalweg as tw
 from thalweg.descent import loop
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Silent
 from thalweg.descent.train import train_plan
 from thalweg.records.step_figures import StepFigures
 

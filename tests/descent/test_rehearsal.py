@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thalweg.descent.rehearsal import rehearse
+from thalweg.descent import rehearsal
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.objective import Casts, Objective
 from thalweg.records.task import Task
@@ -30,6 +30,11 @@ def line() -> nn.Module:
 
 def objective(loss: Any = F.cross_entropy, **more: Any) -> Objective:
     return Objective(Task(model=classifier, loss=loss, data=(X, Y), **more))
+
+
+def rehearse(one: Objective, model: nn.Module, batch: Any, *, training: bool = True) -> Objective:
+    """Rehearse an objective's task, and give the objective with the casts that were found."""
+    return Objective(one.task, rehearsal.rehearse(one.task, model, batch, one.cast_inputs, training=training).casts)
 
 
 def squared(output, target):

@@ -13,7 +13,6 @@ import thalweg as tw
 from thalweg.descent.problem import pose
 from thalweg.errors import DivergedError, PlanError
 from thalweg.records.request import Request
-from thalweg.see.run_text import describe_cost
 from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, plan_rungs, start_plan
 
 generator = torch.Generator().manual_seed(0)
@@ -264,7 +263,7 @@ def test_a_budget_of_seconds_is_the_cost():
 
 
 def test_the_cost_is_told_in_a_sentence():
-    told = describe_cost(Cost(1200, None, 4.0, 130.0))
+    told = str(Cost(1200, None, 4.0, 130.0))
     assert (
         told
         == "1,200 steps of all examples; with the search 4 trainings' worth: about 2 min 10 s, validation not counted"

@@ -1,8 +1,10 @@
-"""What a run uses of the whole process, and leaves as it was: random states, gradient mode, autocast, CPU threads."""
+"""What a run uses of the whole process, and leaves as it was: random states, gradient mode, autocast, CPU threads,
+and the handling of Ctrl-C."""
 
 from __future__ import annotations
 
 import random
+import signal
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -76,3 +78,31 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     np.random.set_state(states["numpy"])
     if "cuda" in states:
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class StopRequest:
+    """Remembers that somebody pressed Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextmanager
+    def listening(self) -> Generator[None]:
+        """Within, the first Ctrl-C is remembered and a second one interrupts at once; afterwards signals are handled as before.
+
+        Only the main thread receives signals, and a handler that somebody else has installed stays in force.
+        """
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received:
+            signal.default_int_handler(number, frame)
+        self.received = True

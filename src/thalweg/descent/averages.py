@@ -12,11 +12,10 @@ from torch import nn
 
 from thalweg.descent.ambient import rng_lock
 from thalweg.descent.precision import autocast
-from thalweg.descent.problem import to_device
 from thalweg.descent.state import Descent
 from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling import Batches, StreamSource, mix
-from thalweg.sampling.sources import nonfinite_rows, seed_all
+from thalweg.sampling.sources import nonfinite_rows, seed_all, to_device
 
 _STATISTICS = 4  # makes the seeds of these forward passes others than those of the steps
 MOST_BATCHES = 50  # that statistics are estimated from; fewer where validations are fewer steps apart

@@ -13,7 +13,7 @@ from thalweg.errors import DivergedError, NonFiniteError
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.monitor import intervenes
-from thalweg.watch.replay import Batch
+from thalweg.watch.replay import Batch, Replay
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
 MOST_SPOILT = 10  # likewise, where each holds NaN or infinity: with a few such rows three in a row happen by chance
@@ -24,9 +24,7 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> b
 
     Raises NonFiniteError after several spoilt batches in a row, DivergedError where the cures at hand are used up.
     """
-    batch = Batch(descent.last_draw, *descent.last_position) if descent.last_draw is not None else None
-    replay = SnapshotReplay(descent) if descent.snapshot is not None else None
-    found = descent.monitor.observe(figures, batch, replay) if descent.plan.watch else []
+    found = descent.monitor.observe(figures, lambda: _at_hand(descent)) if descent.plan.watch else []
     if not found and not figures.skipped:
         return True
     stands = not figures.skipped and not any(intervenes(diagnosis.cure) for diagnosis in found)
@@ -37,6 +35,13 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> b
     for diagnosis in found:
         apply(descent, recorder, figures, diagnosis)
     return stands
+
+
+def _at_hand(descent: Descent) -> tuple[Batch, Replay | None]:
+    """Give the batch of the step just taken, and a replay where there is a snapshot."""
+    assert descent.last_draw is not None
+    replay = None if descent.snapshot is None else SnapshotReplay(descent)
+    return Batch(descent.last_draw, *descent.last_position), replay
 
 
 def apply(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:

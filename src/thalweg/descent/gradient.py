@@ -9,12 +9,11 @@ import torch
 from thalweg.descent.ambient import rng_lock
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
-from thalweg.descent.problem import to_device
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import TaskError
 from thalweg.sampling import Draw, mix
-from thalweg.sampling.sources import seed_all
+from thalweg.sampling.sources import seed_all, to_device
 
 _STEP = 2  # makes the seeds of the steps others than that of the initialisation
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thalweg import optim
 from thalweg.descent.ambient import ambient, rng_lock
-from thalweg.descent.problem import REHEARSED, Problem, first_batch, start_model, to_device
+from thalweg.descent.problem import Problem, start_model
 from thalweg.landscape.initial_figures import (
     RATES,
     Fit,
@@ -32,7 +32,8 @@ from thalweg.landscape.initial_figures import (
 )
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.sampling import Batches, TensorSource, mix, once
-from thalweg.sampling.sources import leaves, seed_all, tree_map
+from thalweg.sampling.opening import FIRST, first_batch
+from thalweg.sampling.sources import leaves, seed_all, to_device, tree_map
 from thalweg.watch.moments import before_training
 
 STEPS = 100
@@ -89,8 +90,8 @@ def _with_data(problem: Problem, start: InitialFigures, batches: list[Any], batc
 def _some(problem: Problem, seed: int) -> object:
     """Give a few examples from all over the data, which may lie sorted; of a stream its first."""
     if problem.count is None:
-        return first_batch(problem.train)
-    batches = Batches(problem.train, min(REHEARSED, problem.count), seed=seed)
+        return first_batch(problem.train, problem.device)
+    batches = Batches(problem.train, min(FIRST, problem.count), seed=seed)
     try:
         return batches.draw().parts[0]
     finally:

@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from thalweg.descent.ambient import StopRequest
 from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
-from thalweg.descent.progress import Progress, Silent
 from thalweg.descent.state import Descent, clone_into
-from thalweg.descent.stop_request import StopRequest
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.json_values import without_tuples
+from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.step_figures import StepFigures
+
+
+class Progress(Protocol):
+    """A display of a descent under way. `step` is called every step and must be cheap."""
+
+    def begin(self, plan: Plan, step: int, validation: bool) -> None:
+        """A descent starts, or goes on, after `step` steps; `validation`: there are validation data."""
+
+    def step(self, figures: StepFigures) -> None:
+        """A step was taken."""
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """The validation gave these figures."""
+
+    def event(self, step: int, kind: str, message: str) -> None:
+        """Something happened."""
+
+    def end(self) -> None:
+        """The descent is over, for whatever reason."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, plan: Plan, step: int, validation: bool) -> None:
+        """Show nothing."""
+
+    def step(self, figures: StepFigures) -> None:
+        """Show nothing."""
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def event(self, step: int, kind: str, message: str) -> None:
+        """Show nothing."""
+
+    def end(self) -> None:
+        """Show nothing."""
 
 
 class Recorder:

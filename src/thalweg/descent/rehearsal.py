@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from thalweg.errors import DataError, TaskError, ThalwegError
-from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, ONE_EXAMPLE_HINT, Objective, check_labels, shape, weighted
+from thalweg.landscape.objective import (
+    ONE_EXAMPLE_ERROR,
+    ONE_EXAMPLE_HINT,
+    Casts,
+    Objective,
+    check_labels,
+    shape,
+    weighted,
+)
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, nonfinite_rows
 
@@ -19,29 +27,38 @@ _DTYPE_WORDS = ("dtype", "scalar type", "Byte", "Input type")  # of PyTorch's me
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.split` gives it
 
 
-def rehearse(objective: Objective, model: nn.Module, batch: Any, *, training: bool = True) -> Objective:
+class Rehearsal(NamedTuple):
+    """What a first batch gave: the loss, the model's output (None under a `step` of the task's own), and the casts it needs."""
+
+    loss: Tensor
+    output: Any
+    casts: Casts
+
+
+def rehearse(
+    task: Task, model: nn.Module, batch: Any, given: Casts | None = None, *, training: bool = True
+) -> Rehearsal:
     """Run one batch through model and loss, and refuse what does not fit.
 
-    The model's buffers, such as running averages, may change: give one that is thrown away afterwards.
-
-    Gives the objective back, with `cast_inputs` set where inputs or target need another dtype.
+    The model's buffers, such as running averages, may change: give one that is thrown away afterwards. `given`: casts that are
+    known to be needed; what else inputs or target need is found out.
 
     Raises TaskError or DataError that names what does not fit and what to do.
     """
     if training and not any(p.requires_grad for p in model.parameters()):
         raise TaskError(_untrainable(model))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    given = objective.cast_inputs
+    given = given or Casts()
     floats = given._replace(floats=dtype)
     first_error: _DtypeMismatchError | None = None
     for casts in (given, floats, floats._replace(whole=torch.int64), floats._replace(whole=dtype)):
         try:
-            loss, objective = _run(Objective(objective.task, casts), model, batch, training)
+            rehearsal = _run(task, casts, model, batch, training)
         except _DtypeMismatchError as error:
             first_error = first_error or error
         else:
-            _check_loss(loss, training, batch)
-            return objective
+            _check_loss(rehearsal.loss, training, batch)
+            return rehearsal
     raise TaskError(str(first_error)) from first_error
 
 
@@ -58,20 +75,19 @@ class _DtypeMismatchError(Exception):
     """The model refused its inputs for their dtype: another cast may do."""
 
 
-def _run(objective: Objective, model: nn.Module, batch: Any, training: bool) -> tuple[Any, Objective]:
-    """Give the loss of one batch, and the objective with the cast that its target needed."""
+def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool) -> Rehearsal:
+    """Run one batch with these casts, and find the one that its target needs."""
     where = "first training batch" if training else "first validation batch"
-    task = objective.task
     own = task.step if training else task.evaluate or task.step
     if own is None:
-        return _run_model_and_loss(objective, model, batch, where)
+        return _run_model_and_loss(Objective(task, casts), model, batch, where)
     who = "step" if own is task.step else "evaluate"
     loss, weight = _translate(lambda: weighted(own(model, batch), who), f"`{who}` failed on the {where}")
     _check_weight(weight, who)
-    return loss, objective
+    return Rehearsal(loss, None, casts)
 
 
-def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str) -> tuple[Any, Objective]:
+def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str) -> Rehearsal:
     task, parts = objective.task, objective.split(batch)
     output, target = _translate(
         lambda: objective.outputs(model, batch),
@@ -86,11 +102,11 @@ def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, wher
         loss, dtype = _translate(
             lambda: _loss_and_target_dtype(task, output, target), failed, lambda _: _loss_hint(output, target)
         )
+    casts = objective.cast_inputs
     if dtype is not None:
-        objective = Objective(task, objective.cast_inputs._replace(target=dtype))
-        target = target.to(dtype)
+        casts, target = casts._replace(target=dtype), target.to(dtype)
     _check_broadcast(task, output, target, [str(w.message) for w in caught])
-    return loss, objective
+    return Rehearsal(loss, output, casts)
 
 
 def _loss_and_target_dtype(task: Task, output: Any, target: Any) -> tuple[Any, torch.dtype | None]:

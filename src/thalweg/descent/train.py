@@ -13,8 +13,7 @@ import torch
 
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Progress
-from thalweg.descent.recorder import Recorder
+from thalweg.descent.recorder import Progress, Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, ThalwegError
 from thalweg.records import checkpoint

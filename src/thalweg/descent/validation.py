@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from thalweg.descent.ambient import rng_lock
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
-from thalweg.descent.problem import Problem, to_device
+from thalweg.descent.problem import Problem
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import Objective, shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
-from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, tree_map
+from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device, tree_map
 
 LARGEST = 1024  # examples per validation batch; a loader or stream has batches of its own
 _VALIDATION = 3  # makes the seeds of validations others than those of the steps

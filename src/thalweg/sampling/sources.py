@@ -334,3 +334,10 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
     if isinstance(nest, list) and any(isinstance(part, Tensor | Mapping | tuple) for part in nest):
         return [tree_map(function, part) for part in nest]
     return function(nest)
+
+
+def to_device(nest: Any, device: torch.device) -> Any:
+    """Move a batch's tensors."""
+    if device.type == "cpu":
+        return nest
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, nest)

@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from thalweg.records.run import Run
 from thalweg.records.run_folder import PLAN, TASK
 from thalweg.records.task import Source
 from thalweg.see.axes import Values
-
-if TYPE_CHECKING:
-    from thalweg.tuning.tune import Cost
 
 EXAMPLES_PACKAGE = "thalweg.examples."
 
@@ -226,11 +222,3 @@ def is_better(run: Run, first: float, second: float) -> bool:
 def format_criterion(run: Run, value: float) -> str:
     """Say a value of the criterion."""
     return figure(str(run.summary.get("select", "loss")), value)
-
-
-def describe_cost(found: Cost) -> str:
-    """Say in a sentence what a fit will cost."""
-    return (
-        f"{found.steps:,} steps of {found.batch_size or 'all'} examples; with the search {found.trainings:g} trainings' worth:"
-        f" about {seconds(found.seconds)}, validation not counted"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from thalweg.watch.moments import ranked
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.window import Window
 
+AtHand = Callable[[], tuple[Batch, Replay | None]]
 MOST_ATTEMPTS = 8
 MOST_DEVIATIONS = 5.0  # above the mean loss, of weights worth going back to
 SAME_PLACE = 10  # steps after a failure within which another one is at the same place
@@ -42,12 +43,11 @@ class Monitor:
         if math.isfinite(loss):
             self.window.expected = loss
 
-    def observe(
-        self, figures: StepFigures, batch: Batch | None = None, replay: Replay | None = None
-    ) -> list[Diagnosis]:
+    def observe(self, figures: StepFigures, at_hand: AtHand | None = None) -> list[Diagnosis]:
         """Take in one step, and give what the causes find, gravest first.
 
-        `batch` and `replay` let a cause decide by trial what the figures leave open; without them it goes by the figures.
+        `at_hand`: asked only where something is found, gives the step's batch and a replay (None where there is no snapshot),
+        by which a cause decides what the figures leave open. Without it a cause goes by the figures.
         """
         window = self.window
         window.push(figures)
@@ -56,17 +56,17 @@ class Monitor:
             diagnosis = detector.observe(window)
             if diagnosis is not None:
                 found.append((cause, diagnosis))
-        return self._answer(ranked(found), figures, batch, replay) if found else []
+        return self._answer(ranked(found), figures, at_hand) if found else []
 
     def _answer(
-        self, found: list[tuple[Cause, Diagnosis]], figures: StepFigures, batch: Batch | None, replay: Replay | None
+        self, found: list[tuple[Cause, Diagnosis]], figures: StepFigures, at_hand: AtHand | None
     ) -> list[Diagnosis]:
         """Pair findings with cures. Of those that undo the step only the first is answered: the others may follow from it."""
         answered: list[Diagnosis] = []
         changed = False
         for cause, diagnosis in found:
-            if cause.test is not None and batch is not None:
-                diagnosis = cause.test(diagnosis, batch, replay)
+            if cause.test is not None and at_hand is not None:
+                diagnosis = cause.test(diagnosis, *at_hand())
             if diagnosis.cure is None and cause.cure is not None:
                 diagnosis = replace(diagnosis, cure=self._cure(cause, figures.step))
             if intervenes(diagnosis.cure):
