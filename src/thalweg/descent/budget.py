@@ -21,7 +21,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.progress import Silent
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.errors import PlanError
-from thalweg.optim.engines import best
+from thalweg.optim.engines import fastest_engine
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.sampling import Batches, smallest_part
 from thalweg.sampling.sources import given_batch
@@ -61,7 +61,7 @@ def settle(
     plan = _noted(plan, "position", problem.train.resume, Evidence("measured", POSITIONS[problem.train.resume]))
     if plan.engine == "auto":
         reason = f"the fastest there is for weights on {problem.device.type}"
-        plan = _noted(plan, "engine", best(problem.device), Evidence("derived", reason))
+        plan = _noted(plan, "engine", fastest_engine(problem.device), Evidence("derived", reason))
     if plan.threads is None and problem.device.type == "cpu":
         plan = _noted(plan, "threads", torch.get_num_threads(), Evidence("measured", "as found in this process"))
     return plan

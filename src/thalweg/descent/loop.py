@@ -11,7 +11,7 @@ from thalweg.descent.gradient import feel
 from thalweg.descent.keeper import Keeper
 from thalweg.descent.progress import Progress
 from thalweg.descent.state import Descent, default_validate_every
-from thalweg.optim.engines import keeps_waiting
+from thalweg.optim.engines import compiles_first_step
 from thalweg.optim.optimizer import StepRecord
 
 COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once a process."
@@ -33,7 +33,7 @@ def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | N
                 keeper.validate(descent, progress)
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()
-            if keeps_waiting(descent.problem.device):
+            if compiles_first_step(descent.problem.device):
                 progress.event(descent.step, "note", COMPILES)
             while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()
