@@ -1,14 +1,15 @@
-"""One step of every rule: nanoseconds and bytes a weight, and what share of the memory's speed that is.
+"""One step of every rule: nanoseconds and bytes per weight, and what share of the memory bandwidth that is.
 
-Bytes are those of the equation, each array counted once for every time it must be read or written: the gradient twice (it is
-looked over first), the weights and every array of state in and out, the average too where it is kept, and what a rule adds up
-beforehand. So an engine that makes copies on the way shows them as a smaller share. The speed is that of `a += s * b` on two
-flat tensors of as many numbers (`torch.add` in place: three words a number), measured in the same round with as many threads.
+Bytes are those of the equation, each array counted once for every time it must be read or written: the gradient twice (its norm
+is measured first), the weights and every array of state read and written, the average too where there is one, and what the
+rule's sums read before the update. So an engine that makes copies shows them as a smaller share. The bandwidth is that of
+`a += s * b` on two flat tensors of as many numbers (`torch.add` in place: three words per number), measured in the same round
+with as many threads.
 
 "Everything on" is clipping by the global norm, an average of the weights (unless the rule is one), and every tensor's norms.
 
-The AdamW kernel's own sweep (without what Python does around it, and without the look over the gradients) is timed too, right
-after torch's threads have worked, when they still spin on their cores, and after they were left to fall asleep.
+The AdamW kernel alone (without the Python around it, and without the norms of the gradients) is timed too: right after torch's
+threads have worked, when they still spin on their cores, and after they have gone to sleep.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ THREADS = (2, 1)
 ROUNDS = 5
 WORD = 4
 SECONDS = 0.2
-"""How long a round takes each of its measurements, at least three steps."""
+"""How long each measurement of a round takes; it has at least three steps."""
 
 REST = 0.02
 """Seconds after which GNU OpenMP's threads have long stopped spinning."""
@@ -60,7 +61,7 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def measured(rule: Rule, shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
-    """Time a rule with everything off and on, between two measurements of the memory's speed."""
+    """Time a rule with everything off and on, between two measurements of the memory bandwidth."""
     add, count = adding(shapes), sum(map(math.prod, shapes))
     made = {full: optimizer(rule, shapes, full) for full in (False, True)}
     steps = {full: stepping(one, full) for full, one in made.items()}
@@ -70,7 +71,7 @@ def measured(rule: Rule, shapes: list[tuple[int, ...]], rounds: int) -> list[dic
     for number in range(rounds):
         before = timed(add)
         times = {full: timed(steps[full]) for full in [False, True][:: 1 if number % 2 else -1]}
-        speed = 3 * WORD * count / ((before + timed(add)) / 2)
+        bandwidth = 3 * WORD * count / ((before + timed(add)) / 2)
         for full, seconds in times.items():
             size = moved(rule, made[full])
             samples.append(
@@ -82,40 +83,40 @@ def measured(rule: Rule, shapes: list[tuple[int, ...]], rounds: int) -> list[dic
                     "round": number,
                     "nanoseconds": figure(seconds / count * 1e9),
                     "bytes": round(size / count, 2),
-                    "share": figure(size / seconds / speed),
+                    "share": figure(size / seconds / bandwidth),
                 }
             )
     return samples
 
 
 def sweeps(shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
-    """Time the kernel that moves the weights by AdamW, with torch's threads spinning beside it and without."""
+    """Time the kernel that updates the weights by AdamW, while torch's threads spin beside it and while they sleep."""
     add, count = adding(shapes), sum(map(math.prod, shapes))
     one = optimizer(RULES["adamw"], shapes, full=False)
     times, kernel = list[float](), fused.run
 
-    def watched(*given: Any) -> None:
+    def timed_kernel(*given: Any) -> None:
         started = time.perf_counter()
         kernel(*given)
         times.append(time.perf_counter() - started)
 
-    def swept(spins: bool) -> float:
+    def median_time(spins: bool) -> float:
         del times[:]
         each = 10 if count > 1e6 else 50
         for _ in range(each):
             add() if spins else time.sleep(REST)
             one.step()
-        return statistics.median(times[1::2])  # every other run is the look over the gradients
+        return statistics.median(times[1::2])  # every other kernel is that of the gradients' norms
 
     samples = list[dict[str, Any]]()
-    fused.run = watched
+    fused.run = timed_kernel
     try:
         one.step()
         size = moved(RULES["adamw"], one) - WORD * count
         for number in range(rounds):
             before = timed(add)
-            times_of = {spins: swept(spins) for spins in [False, True][:: 1 if number % 2 else -1]}
-            speed = 3 * WORD * count / ((before + timed(add)) / 2)
+            times_of = {spins: median_time(spins) for spins in [False, True][:: 1 if number % 2 else -1]}
+            bandwidth = 3 * WORD * count / ((before + timed(add)) / 2)
             samples += [
                 {
                     "rule": "adamw",
@@ -125,7 +126,7 @@ def sweeps(shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
                     "round": number,
                     "nanoseconds": figure(seconds / count * 1e9),
                     "bytes": round(size / count, 2),
-                    "share": figure(size / seconds / speed),
+                    "share": figure(size / seconds / bandwidth),
                 }
                 for spins, seconds in times_of.items()
             ]
@@ -135,7 +136,7 @@ def sweeps(shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
 
 
 def optimizer(rule: Rule, shapes: list[tuple[int, ...]], full: bool) -> tw.optim.Optimizer:
-    """Make one at a rate so small that nothing comes of the same gradient again and again."""
+    """Make one with a rate so small that the same gradient at every step does not move the weights far."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=generator) for shape in shapes]
     for w in weights:
@@ -153,13 +154,13 @@ def stepping(one: tw.optim.Optimizer, full: bool) -> Callable[[], object]:
 
 
 def adding(shapes: list[tuple[int, ...]]) -> Callable[[], object]:
-    """Give what the memory's speed is measured by."""
+    """Give the operation that the memory bandwidth is measured by."""
     a, b = (torch.zeros(sum(map(math.prod, shapes))) for _ in range(2))
     return lambda: a.add_(b, alpha=0.5)
 
 
 def timed(step: Callable[[], object]) -> float:
-    """Give the median of as many steps as the time allows."""
+    """Give the median time of as many steps as `SECONDS` allows."""
     times, ends = list[float](), time.perf_counter() + SECONDS
     while len(times) < 3 or (time.perf_counter() < ends and len(times) < 2000):
         started = time.perf_counter()
@@ -169,17 +170,17 @@ def timed(step: Callable[[], object]) -> float:
 
 
 def moved(rule: Rule, one: tw.optim.Optimizer) -> int:
-    """Give the bytes of a step, for what the optimiser keeps."""
+    """Give the bytes that a step must read and write, by the state that the optimiser has."""
     weights: list[Tensor] = one.param_groups[0]["params"]
     numbers = sum(w.numel() for w in weights)
-    kept = sum(
+    state = sum(
         value.nbytes
         for w in weights
         for key, value in one.state[w].items()
         if isinstance(value, Tensor) and key != "step" and key not in rule.carried
     )
     summed = len(arrays_of(rule)) * WORD * numbers if rule.sums is not None else 0
-    return (1 + 1 + 2) * WORD * numbers + 2 * kept + summed
+    return (1 + 1 + 2) * WORD * numbers + 2 * state + summed
 
 
 def arrays_of(rule: Rule) -> set[str]:

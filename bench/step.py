@@ -1,12 +1,13 @@
 """One full optimiser step: clip by global norm, check that all is finite, AdamW with decay, average of the weights, norms.
 
-The peers, in full in `peers/steps`: the fastest way to the same from PyTorch (foreach clipping, one look at the norm, the fused
+The peers, in full in `peers/steps`: the fastest way to the same from PyTorch (foreach clipping, one check of the norm, the fused
 AdamW, foreach lerp for the average), the same around other libraries' AdamW, and optax as one function under `jax.jit`. None
-but thalweg gives norms of single tensors. Gradients are made anew for each step by copying, outside the clock, because
+but thalweg gives norms of single tensors. Gradients are copied anew for each step, outside the measured time, because
 PyTorch's clipping scales them in place.
 
-Each peer lives in a process of its own, on as many cores as it has threads; in every round all of them step, forwards in one
-round and backwards in the next, and a ratio is of two times of one round. A peer whose package is not there is left out.
+Each peer runs in a process of its own, on as many cores as it has threads; in every round all of them are timed, in one order
+in one round and in the reverse order in the next, and a ratio is of two times of one round. A peer whose package is not
+installed is left out.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def measured(workers: dict[str, Worker], model: str, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """Time all, many steps a round, forwards in one round and backwards in the next; round -1 warms up and is not kept."""
+    """Time all, many steps per round, in one order and the reverse by turns; round -1 warms up and is not recorded."""
     samples = list[dict[str, Any]]()
     for number in range(-1, rounds):
         found = {
@@ -81,15 +82,15 @@ def measured(workers: dict[str, Worker], model: str, threads: int, rounds: int) 
         if number < 0:
             check({who: one["moved"] for who, one in found.items()})
         else:
-            told = {"model": model, "threads": threads, "round": number}
-            samples += [{**told, "who": who, **one} for who, one in found.items()]
+            shared = {"model": model, "threads": threads, "round": number}
+            samples += [{**shared, "who": who, **one} for who, one in found.items()]
     return samples
 
 
 def check(moved: dict[str, tuple[float, float]]) -> None:
-    """Raise RuntimeError where a peer has not come as far as torch down its gradients, or not shrunk its weights as much.
+    """Raise RuntimeError where a peer's weights have not moved as far as torch's along the gradients, or not shrunk as much.
 
-    A hundredth is allowed for eps, which not all free of the bias.
+    A hundredth is allowed for eps, which not all correct for the bias.
     """
     down, shrunk = moved["torch"]
     for who, (along_gradients, along_starts) in moved.items():

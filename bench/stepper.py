@@ -1,7 +1,7 @@
-"""A process that steps one peer whenever it is asked: `python bench/stepper.py PEER THREADS`, one JSON object a line each way.
+"""A process that times steps of one peer: `python bench/stepper.py PEER THREADS`; requests and answers are lines of JSON.
 
-It keeps to as many cores as it has threads, which some libraries are told in no other way. Its first line says whether the
-peer is there and works: `{"missing": null}`, or why not.
+It runs on as many cores as it has threads, since some libraries have no other setting for their number. Its first answer says
+whether the peer is installed and works: `{"missing": null}`, or why not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Timed:
         self.peer, self.model = peer, ""
 
     def measure(self, model: str, proof: bool) -> dict[str, Any]:
-        """Step and give the median time; as a proof of work, how far weights have come along gradients and starts."""
+        """Give the median time of a step; with `proof`, how far the weights moved along gradients and starts."""
         if model != self.model:
             self.begin(model)
         times = list[float]()
@@ -44,8 +44,8 @@ class Timed:
         found: dict[str, Any] = {"microseconds": round(statistics.median(times) * 1e6, 2)}
         if proof:
             starts, gradients = drawn(model)
-            ways = [w - start for w, start in zip(self.stepper.weights(), starts, strict=True)]
-            found["moved"] = [self.along(ways, gradients), self.along(ways, starts)]
+            moves = [w - start for w, start in zip(self.stepper.weights(), starts, strict=True)]
+            found["moved"] = [self.along(moves, gradients), self.along(moves, starts)]
         return found
 
     def begin(self, model: str) -> None:
@@ -55,9 +55,9 @@ class Timed:
         self.model, self.count = model, sum(g.numel() for g in self.gradients)
         self.stepper = self.peer.make(starts)
 
-    def along(self, ways: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-        """Give the mean product of how far weights have come with something else."""
-        return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(ways, others, strict=True)) / self.count
+    def along(self, moves: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+        """Give the mean over all weights of move times gradient (or start)."""
+        return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(moves, others, strict=True)) / self.count
 
 
 def drawn(model: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -69,10 +69,10 @@ def drawn(model: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)  # a library's own prints must not mix with the answers
     if "BENCH_SHOW_ERRORS" not in os.environ:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
     torch.set_num_threads(THREADS)
 
     def answer(**found: Any) -> None:

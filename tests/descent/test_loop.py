@@ -235,6 +235,6 @@ def test_a_first_step_that_compiles_is_announced(waits: bool, monkeypatch: pytes
         def event(self, step: int, kind: str, message: str) -> None:
             told.append(message)
 
-    monkeypatch.setattr(loop, "keeps_waiting", lambda device: waits)
+    monkeypatch.setattr(loop, "compiles_first_step", lambda device: waits)
     tw.train(classes(), plan(steps=2), progress=Listening())
     assert [message for message in told if "compiles" in message] == [loop.COMPILES] * waits

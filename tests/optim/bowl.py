@@ -1,4 +1,4 @@
-"""A noisy bowl to walk down: a fixed quadratic plus fixed noise, the same bits on every machine.
+"""A noisy bowl to descend in: a fixed quadratic plus fixed noise, the same bits on every machine.
 
 Only sums and products of float64 in a fixed order, and the raw words of a PCG64, whose stream NumPy keeps from version to version
 (that of its normal distribution it does not).
@@ -43,7 +43,7 @@ class Bowl:
         return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), self.shapes, strict=True)]
 
 
-def joined(tensors: Iterable[np.ndarray]) -> np.ndarray:
+def concatenated(tensors: Iterable[np.ndarray]) -> np.ndarray:
     """Give all weights in one flat array of float64."""
     return np.concatenate([np.asarray(t, np.float64).reshape(-1) for t in tensors])
 

@@ -1,4 +1,4 @@
-"""What breaks under an optimiser between two steps: told before anything moves, or no concern of it."""
+"""What changes or breaks between two steps: refused before anything is updated, or without effect on the step."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ CLASSES = [kind for kind in CLASSES if issubclass(kind, optim.Optimizer) and kin
 )
 @pytest.mark.parametrize("steps", [1, 2, 6])
 @both_engines
-def test_a_new_face_on_the_same_memory_is_refused(engine, view, steps):
+def test_another_shape_or_dtype_of_the_same_memory_is_refused(engine, view, steps):
     w = torch.ones(4, 3)
     optimizer = optim.AdamW([("w", w)], lr=0.1, engine=engine)
     for _ in range(steps):
@@ -110,7 +110,7 @@ def test_state_of_another_shape_under_the_same_tensor_is_found_before_a_kernel_w
 
 @both_engines
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_torchs_default_device_is_no_concern_of_a_step(kind, engine):
+def test_torchs_default_device_has_no_effect_on_a_step(kind, engine):
     ends = []
     for device in ("cpu", "meta"):
         w = nn.Parameter(torch.linspace(-1, 1, 12, device="cpu").reshape(4, 3))

@@ -1,4 +1,4 @@
-"""The short way of a step that is like the last: bit for bit the long way's steps, whatever happens in between."""
+"""The fast path: bit for bit the steps of the general path, whatever happens between two steps."""
 
 import copy
 import gc
@@ -15,7 +15,7 @@ from thalweg.optim import fast_path
 from thalweg.optim.engines import metadata_guards
 from thalweg.rules import RULES
 
-SHORT = [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None]
+FAST = [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None]
 
 
 def made(rule="adamw", **options):
@@ -26,36 +26,36 @@ def made(rule="adamw", **options):
     return weights, optim.Optimizer(groups, rule, **options)
 
 
-def slope(weights):
+def set_gradients(weights):
     for w in weights:
         w.grad = torch.sin(3 * w.detach()) + w.detach()
 
 
-def taken(optimizer):
-    """Step, and tell whether it went the short way."""
-    before = optimizer._strays
+def takes_fast_path(optimizer):
+    """Step, and tell whether by the fast path."""
+    before = optimizer._general_steps
     optimizer.step()
-    return optimizer._strays == 0 and (before > 0 or optimizer._steady is not None)
+    return optimizer._general_steps == 0 and (before > 0 or optimizer._fast_path is not None)
 
 
 def everything(weights, optimizer):
     return [t.detach().clone() for w in weights for t in (w, *optimizer.state[w].values())]
 
 
-@pytest.mark.parametrize("rule", SHORT)
-def test_after_one_long_step_all_are_short_and_bring_the_same_bits(rule, monkeypatch):
-    def run(*, short):
-        if not short:
-            monkeypatch.setattr(fast_path.FastPath, "after", staticmethod(lambda *_: None))
+@pytest.mark.parametrize("rule", FAST)
+def test_after_one_general_step_all_are_fast_and_give_the_same_bits(rule, monkeypatch):
+    def run(*, fast):
+        if not fast:
+            monkeypatch.setattr(fast_path.FastPath, "after_step", staticmethod(lambda *_: None))
         weights, optimizer = made(rule)
-        ways, records = [], []
+        were_fast, records = [], []
         for _ in range(6):
-            slope(weights)
-            ways.append(taken(optimizer))
+            set_gradients(weights)
+            were_fast.append(takes_fast_path(optimizer))
             records.append(optimizer.last)
-        return ways, everything(weights, optimizer), records
+        return were_fast, everything(weights, optimizer), records
 
-    one, other = run(short=True), run(short=False)
+    one, other = run(fast=True), run(fast=False)
     assert one[0] == [False] + [True] * 5
     assert other[0] == [False] * 6
     assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
@@ -198,36 +198,35 @@ EVENTS = [
 ]
 
 
-def walked(events, *, short):
+def stepped_through(events, *, fast):
     weights, optimizer = made(on_nonfinite="skip")
-    known, fast_path.FastPath.after = (
-        fast_path.FastPath.after,
-        fast_path.FastPath.after if short else staticmethod(lambda *_: None),
-    )
+    original = fast_path.FastPath.after_step
+    if not fast:
+        fast_path.FastPath.after_step = staticmethod(lambda *_: None)
     try:
         records = []
         for event in events:
-            slope(weights)
+            set_gradients(weights)
             if event is not None:
                 event(weights, optimizer)
             optimizer.step()
             records.append((optimizer.last.gradient_norm, optimizer.last.skipped, optimizer.skips))
         return everything(weights, optimizer), records
     finally:
-        fast_path.FastPath.after = staticmethod(known)
+        fast_path.FastPath.after_step = staticmethod(original)
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_an_event_between_two_short_steps_changes_what_it_changes_on_the_long_way(event):
+def test_an_event_between_two_fast_steps_has_the_effect_it_has_on_the_general_path(event):
     events = [None, None, event, None, None]
-    _same(walked(events, short=True), walked(events, short=False))
+    _same(stepped_through(events, fast=True), stepped_through(events, fast=False))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from([None, None, None, *EVENTS]), min_size=3, max_size=9))
-def test_any_events_do(events):
+def test_any_sequence_of_events_does(events):
     events = [None, *events]
-    _same(walked(events, short=True), walked(events, short=False))
+    _same(stepped_through(events, fast=True), stepped_through(events, fast=False))
 
 
 def _same(one, other):
@@ -236,25 +235,25 @@ def _same(one, other):
 
 
 @pytest.mark.parametrize("event", [_new_decay, _new_memory, _state_replaced, _loaded, _turned_gradient])
-def test_the_short_way_is_found_again(event):
+def test_the_fast_path_is_found_again(event):
     weights, optimizer = made()
-    ways = []
+    were_fast = []
     for number in range(8):
-        slope(weights)
+        set_gradients(weights)
         if number == 3:
             event(weights, optimizer)
-        ways.append(taken(optimizer))
-    assert ways[1:3] == [True, True]
-    assert ways[3] is False
-    assert ways[-3:] == [True] * 3
+        were_fast.append(takes_fast_path(optimizer))
+    assert were_fast[1:3] == [True, True]
+    assert were_fast[3] is False
+    assert were_fast[-3:] == [True] * 3
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
-def test_whatever_mode_torch_is_in(mode):
+def test_the_bits_are_the_same_in_any_mode_of_torchs(mode):
     plain, within = made(), made()
     for weights, optimizer in (plain, within):
         for _ in range(4):
-            slope(weights)
+            set_gradients(weights)
             if weights is plain[0]:
                 optimizer.step()
             else:
@@ -266,7 +265,7 @@ def test_whatever_mode_torch_is_in(mode):
 def test_no_gradient_is_kept_alive():
     weights, optimizer = made()
     for _ in range(3):
-        slope(weights)
+        set_gradients(weights)
         optimizer.step()
     gone = [weakref.ref(w.grad) for w in weights]
     optimizer.zero_grad()
@@ -277,17 +276,17 @@ def test_no_gradient_is_kept_alive():
 def test_weights_that_autograd_saved_are_known_to_have_changed():
     weights, optimizer = made()
     for _ in range(3):
-        slope(weights)
+        set_gradients(weights)
         loss = (weights[0] ** 2).sum()
         optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
-def test_a_rate_that_has_become_nan_is_refused_on_either_way():
+def test_a_rate_that_has_become_nan_is_refused_on_either_path():
     weights, optimizer = made()
     for _ in range(2):
-        slope(weights)
+        set_gradients(weights)
         optimizer.step()
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = float("nan")
     before = everything(weights, optimizer)
@@ -306,18 +305,18 @@ UNLIKE = [
 ]
 
 
-@pytest.mark.parametrize("look", [metadata_guards._guard, metadata_guards._listed])
-def test_faces_tell_what_looks_otherwise(look):
-    assert look([ALIKE, COMPLEX])([ALIKE.clone(), COMPLEX.clone()])
-    assert not look([ALIKE])([ALIKE, ALIKE.clone()])
+@pytest.mark.parametrize("guard", [metadata_guards._torch_guard, metadata_guards._python_guard])
+def test_a_guard_finds_any_other_metadata(guard):
+    assert guard([ALIKE, COMPLEX])([ALIKE.clone(), COMPLEX.clone()])
+    assert not guard([ALIKE])([ALIKE, ALIKE.clone()])
     for known, other in UNLIKE:
-        assert not look([known])([other]), other
+        assert not guard([known])([other]), other
 
 
-def test_without_pytorchs_guards_they_are_listed(monkeypatch):
-    monkeypatch.setattr(metadata_guards, "_guard", lambda _: None)
+def test_without_pytorchs_guards_metadata_are_compared_in_python(monkeypatch):
+    monkeypatch.setattr(metadata_guards, "_torch_guard", lambda _: None)
     weights, optimizer = made()
     for _ in range(3):
-        slope(weights)
+        set_gradients(weights)
         optimizer.step()
-    assert optimizer._strays == 0
+    assert optimizer._general_steps == 0

@@ -1,4 +1,4 @@
-"""Our optimisers in the hands of PyTorch's own tools: scalers, schedules, averages, compilers, copies, processes."""
+"""Our optimisers with PyTorch's own tools: scalers, schedules, averages, compilers, copies, processes."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ def batch(dtype=torch.float32, seed=7):
     return torch.randn(8, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def feel(model, x, scale=1.0):
+def backward(model, x, scale=1.0):
     model.zero_grad()
     loss = model(x).square().mean()
     (loss * scale).backward()
@@ -46,7 +46,7 @@ def feel(model, x, scale=1.0):
 
 def descend(model, optimizer, steps, first=0):
     for i in range(first, first + steps):
-        feel(model, batch(next(model.parameters()).dtype, seed=i))
+        backward(model, batch(next(model.parameters()).dtype, seed=i))
         optimizer.step()
 
 
@@ -126,7 +126,7 @@ def overflowing(model, optimizer, scaler, bad=math.inf, unscale=False):
 
 @pytest.mark.parametrize("unscale", [False, True], ids=["in the step", "unscale_"])
 @both_engines
-def test_what_a_scaler_calls_off_leaves_every_bit_and_does_not_count_as_a_skip_of_ours(engine, unscale):
+def test_a_step_that_a_scaler_skips_leaves_every_bit_and_does_not_count_as_a_skip_of_ours(engine, unscale):
     model = network()
     optimizer = optim.AdamW(model.parameters(), lr=0.05, engine=engine, ema=0.9, clip_norm=1.0)
     descend(model, optimizer, 2)
@@ -171,7 +171,7 @@ def test_on_nonfinite_skip_goes_on_for_ever_under_a_scaler_too():
     assert optimizer.skips == 7
 
 
-def test_what_is_spoilt_after_the_scaler_has_looked_is_our_own_guards():
+def test_a_gradient_that_becomes_nan_after_the_scaler_has_checked_it_is_found_by_the_optimiser():
     model = network()
     optimizer, scaler = optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu")
     for times in (1, 2, 3):
@@ -189,7 +189,7 @@ def test_what_is_spoilt_after_the_scaler_has_looked_is_our_own_guards():
     assert scaler.get_scale() == 2.0**16
 
 
-def test_left_to_the_scaler_as_torchs_optimisers_are_a_step_that_is_called_off_is_none():
+def test_a_scaler_that_unscales_itself_as_for_torchs_optimisers_skips_the_step():
     model = network()
     optimizer, scaler = optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu")
     optimizer._step_supports_amp_scaling = False
@@ -206,7 +206,7 @@ def test_gradients_in_half_precision_are_divided_in_the_step():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     x = batch(torch.float16)
     scaled_step(scaler, model, optimizer, x)
-    feel(alone, x.float())
+    backward(alone, x.float())
     other.step()
     assert not optimizer.last.skipped
     for half, full in zip(model.parameters(), alone.parameters(), strict=True):
@@ -228,7 +228,7 @@ def test_two_optimisers_share_a_scaler_and_one_overflows_alone():
     assert moved == [False, False, True, True]
 
 
-def test_a_schedule_may_follow_a_first_step_that_was_called_off_and_hooks_see_it():
+def test_a_schedule_may_follow_a_first_step_that_was_skipped_and_hooks_are_called():
     model, seen = network(), []
     optimizer, scaler = optim.AdamW(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
     optimizer.register_step_post_hook(lambda o, a, k: seen.append(o.last.skipped))
@@ -246,7 +246,7 @@ def test_a_schedule_may_follow_a_first_step_that_was_called_off_and_hooks_see_it
 
 
 @both_engines
-def test_a_group_added_in_mid_run_leaves_the_others_on_their_way(engine):
+def test_a_group_added_in_mid_run_changes_nothing_for_the_others(engine):
     ends = []
     for adds in (False, True):
         model, late = network(), nn.Parameter(torch.ones(3))
@@ -346,13 +346,13 @@ def test_a_copy_in_mid_run_goes_on_bit_for_bit(kind, way):
 
 
 @every_class
-def test_a_closure_is_asked_once_with_gradients_on_and_its_loss_comes_back(kind):
+def test_a_closure_is_called_once_with_gradients_on_and_its_loss_is_returned(kind):
     model, alone, asked = network(), network(), []
     optimizer, other = kind(model.parameters()), kind(alone.parameters())
 
     def closure():
         assert torch.is_grad_enabled()
-        asked.append(feel(model, batch(seed=len(asked))))
+        asked.append(backward(model, batch(seed=len(asked))))
         return asked[-1]
 
     with torch.no_grad():
@@ -381,7 +381,7 @@ def test_a_step_is_the_same_whatever_it_is_taken_in(kind, engine, context):
         model = network()
         optimizer = kind(model.parameters(), engine=engine, clip_norm=0.1, ema=0.9)
         for i in range(4):
-            feel(model, batch(seed=i))
+            backward(model, batch(seed=i))
             with CONTEXTS[context]() if enters else contextlib.nullcontext():
                 optimizer.step()
             assert torch.is_grad_enabled()
@@ -393,15 +393,15 @@ def test_a_step_is_the_same_whatever_it_is_taken_in(kind, engine, context):
 
 
 class Asked(list):
-    """How many threads a kernel was given, at each sweep that was shared out."""
+    """How many threads each kernel that runs in several was given."""
 
-    def team(self, address, frame, threads, flags):
+    def parallel(self, address, arguments, threads, flags):
         del flags
         self.append(threads)
-        kernels._FUNCTION(address)(frame)
+        kernels._FUNCTION(address)(arguments)
 
 
-def swept(threads):
+def after_three_steps(threads):
     torch.set_num_threads(threads)
     w = torch.linspace(-1, 1, 300_000)
     optimizer = optim.AdamW([w], lr=0.05, engine="cpu", clip_norm=1.0)
@@ -412,26 +412,26 @@ def swept(threads):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
-def test_no_more_threads_sweep_than_torch_may_use_nor_than_there_is_work_for(threads, monkeypatch):
+def test_no_more_threads_run_a_kernel_than_torch_may_use_nor_than_there_is_work_for(threads, monkeypatch):
     asked = Asked()
-    monkeypatch.setattr(thread_pool, "_team", lambda: asked.team)
-    swept(threads)
-    assert {*asked} == ({min(threads, 300_000 // thread_pool.LEAST)} if threads > 1 else set())
+    monkeypatch.setattr(thread_pool, "_openmp", lambda: asked.parallel)
+    after_three_steps(threads)
+    assert {*asked} == ({min(threads, 300_000 // thread_pool.WEIGHTS_PER_THREAD)} if threads > 1 else set())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_without_openmp_pythons_threads_go_the_same_way_bit_for_bit(threads, monkeypatch):
-    alone, hired = swept(1), []
-    hire = thread_pool._crew
+def test_without_openmp_pythons_threads_take_the_same_steps_bit_for_bit(threads, monkeypatch):
+    alone, counts = after_three_steps(1), []
+    python_threads = thread_pool._python_threads
 
     def counted(count):
-        hired.append(count)
-        return hire(count)
+        counts.append(count)
+        return python_threads(count)
 
-    monkeypatch.setattr(thread_pool, "_team", lambda: None)
-    monkeypatch.setattr(thread_pool, "_crew", counted)
-    assert same(alone, swept(threads))
-    assert {*hired} == ({threads - 1} if threads > 1 else set())
+    monkeypatch.setattr(thread_pool, "_openmp", lambda: None)
+    monkeypatch.setattr(thread_pool, "_python_threads", counted)
+    assert same(alone, after_three_steps(threads))
+    assert {*counts} == ({threads - 1} if threads > 1 else set())
 
 
 # Schedules
@@ -475,7 +475,7 @@ def test_all_of_torchs_schedules_are_tried():
 def follow(model, optimizer, schedule, steps, first=0):
     rates = []
     for i in range(first, first + steps):
-        loss = feel(model, batch(torch.float64, seed=i % 3))
+        loss = backward(model, batch(torch.float64, seed=i % 3))
         optimizer.step()
         schedule.step(*([loss] if isinstance(schedule, schedulers.ReduceLROnPlateau) else []))
         group = optimizer.param_groups[0]
@@ -527,7 +527,7 @@ def test_torchs_averaged_model_follows_as_it_follows_torchs_optimiser(average):
         optimizer = home.SGD(model.parameters(), lr=0.1, momentum=0.9)
         averaged = swa_utils.AveragedModel(model, multi_avg_fn=average)
         for i in range(5):
-            feel(model, batch(torch.float64, i))
+            backward(model, batch(torch.float64, i))
             optimizer.step()
             averaged.update_parameters(model)
         swa_utils.update_bn([batch(torch.float64, i) for i in range(3)], averaged)
@@ -632,10 +632,12 @@ class Wrapped(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         del types
 
-        def bare(value):
+        def inner(value):
             return value.inner if isinstance(value, Wrapped) else value
 
-        found = function(*torch.utils._pytree.tree_map(bare, args), **torch.utils._pytree.tree_map(bare, kwargs or {}))
+        found = function(
+            *torch.utils._pytree.tree_map(inner, args), **torch.utils._pytree.tree_map(inner, kwargs or {})
+        )
         if function._schema.is_mutable:
             return args[0]
         return torch.utils._pytree.tree_map(

@@ -10,7 +10,7 @@ from torch import nn
 
 from thalweg import optim
 from thalweg.errors import RuleError, ThalwegError
-from thalweg.optim.engines.validate import complaint
+from thalweg.optim.engines.validate import why_invalid
 
 CLASSES = [kind for kind in map(vars(optim).get, optim.__all__) if isinstance(kind, type)]
 CLASSES = [kind for kind in CLASSES if issubclass(kind, optim.Optimizer) and kind is not optim.Optimizer]
@@ -480,7 +480,7 @@ def test_a_parameter_without_numbers_beside_real_ones_is_refused_by_name(engine,
 
 def test_a_gradient_on_another_device_is_told_with_both():
     """PyTorch lets nobody put one there, so it is asked of the check itself."""
-    why = complaint(torch.ones(3), torch.ones(3, device="meta"), {}, ())
+    why = why_invalid(torch.ones(3), torch.ones(3, device="meta"), {}, ())
     assert why == "{name} is on cpu, but its gradient on meta. No weight has moved."
 
 

@@ -11,7 +11,7 @@ from thalweg.descent.gradient import compute_gradient
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import keep_last, validate_and_select
 from thalweg.descent.state import Descent, default_validate_every
-from thalweg.optim.engines import keeps_waiting
+from thalweg.optim.engines import compiles_first_step
 from thalweg.optim.optimizer import StepRecord
 from thalweg.records.step_figures import StepFigures
 
@@ -34,7 +34,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 validate_and_select(descent, recorder)
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()
-            if keeps_waiting(descent.problem.device):
+            if compiles_first_step(descent.problem.device):
                 recorder.progress.event(descent.step, "note", COMPILES)
             while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()

@@ -17,7 +17,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.state import default_validate_every
 from thalweg.descent.timing import time_steps
 from thalweg.errors import PlanError
-from thalweg.optim.engines import best
+from thalweg.optim.engines import fastest_engine
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.request import Request
 from thalweg.sampling import Batches, smallest_part
@@ -56,7 +56,7 @@ def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
         choices["validate_every"] = every, Evidence("derived", "an epoch, within 5 to 50 validations per run")
     if plan.engine == "auto":
         reason = f"the fastest there is for weights on {problem.device.type}"
-        choices["engine"] = best(problem.device), Evidence("derived", reason)
+        choices["engine"] = fastest_engine(problem.device), Evidence("derived", reason)
     if plan.threads is None and problem.device.type == "cpu":
         choices["threads"] = torch.get_num_threads(), Evidence("measured", "as found in this process")
     return with_choices(plan, choices)

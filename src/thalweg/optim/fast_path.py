@@ -1,8 +1,8 @@
-"""The steady step: like the one before it in all but gradients and rates, so that little need be asked before the kernels run.
+"""The fast path: a step that differs from the one before it only in gradients and learning rate goes straight to the kernels.
 
-Between two steps of a small model the processor has forgotten what the long way touches: works, shares, blocks cost 70 us there,
-where the kernels take 10. This way looks at what may have changed in between, in one sweep each, and takes the long way
-where anything has.
+In a small model the general path costs 70 us per step where the kernels take 10: between two steps the processor's caches have
+lost the many objects that it reads. The fast path checks what may have changed since the last step, each thing for all
+parameters at once, and leaves the step to the general path where anything has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from thalweg.optim.engines.bound_rule import BoundRule, share_of_newest
+from thalweg.optim.engines.bound_rule import BoundRule, ema_weight_at
 from thalweg.optim.engines.fused import FusedBlock
 from thalweg.optim.engines.metadata_guards import MetadataGuard
 from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
@@ -23,16 +23,16 @@ from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
 _ADDRESS = Tensor.data_ptr
 
 
-class Taken(NamedTuple):
-    """A steady step's norm, what the gradients were multiplied by, and each parameter's norm."""
+class FastStep(NamedTuple):
+    """What is recorded of a step: the gradients' norm, what they were multiplied by, and each one's norm."""
 
     total: float
     scale: float
     each: Sequence[float]
 
 
-class Stepping(Protocol):
-    """What a steady step asks of its optimiser."""
+class SteppedOptimizer(Protocol):
+    """What the fast path needs of the optimiser."""
 
     param_groups: list[dict[str, Any]]
     state: Any
@@ -42,102 +42,116 @@ class Stepping(Protocol):
     measure: bool
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether a gradient scaler has a say in this step."""
+    def has_grad_scaler(self) -> bool:
+        """Whether a gradient scaler takes part in this step."""
         ...
 
-    def scale(self, norm: float) -> float:
-        """Give what a gradient of this norm is multiplied by."""
+    def clip_scale(self, norm: float) -> float:
+        """Give what gradients of this total norm are multiplied by."""
         ...
 
 
 class FastPath:
-    """What was so at a step that went the long way, and what the next ones need.
+    """What a step on the general path found, to compare the next ones with, and what these need.
 
-    A step is steady where one fused block holds all weights, all have gradients, and the optimiser is asked for nothing rare:
-    neither a cautious step nor one that is clipped by value, scaled or measured.
+    Steps take the fast path where one fused block holds all parameters, all have gradients, and the optimiser does nothing rare:
+    neither a cautious step nor clipping by value, a gradient scaler or measuring.
     """
 
-    def __init__(self, share: BlockStep, block: FusedBlock, optimizer: Stepping, gradients: Sequence[Tensor]) -> None:
-        self.block, self.work, self.decays = block, share.work, share.decays
-        self.groups = [_settings(group) for group in optimizer.param_groups]
-        self.faces = MetadataGuard([*block.parameters, *gradients])
-        self.state = [*chain.from_iterable(map(dict[str, Any].values, optimizer.state.values()))]
+    def __init__(
+        self, block_step: BlockStep, block: FusedBlock, optimizer: SteppedOptimizer, gradients: Sequence[Tensor]
+    ) -> None:
+        self.block, self.group, self.decays = block, block_step.group, block_step.decays
+        self.options = [_options(group) for group in optimizer.param_groups]
+        self.guard = MetadataGuard([*block.parameters, *gradients])
+        self.state_values = [*chain.from_iterable(map(dict[str, Any].values, optimizer.state.values()))]
 
     @staticmethod
-    def after(shares: Sequence[BlockStep], optimizer: Stepping) -> FastPath | None:
-        """Remember the step just taken; None where the next will not be steady."""
-        if len(shares) != 1 or not isinstance(block := shares[0].block, FusedBlock) or not block.owned:
+    def after_step(block_steps: Sequence[BlockStep], optimizer: SteppedOptimizer) -> FastPath | None:
+        """Make the fast path for the steps that follow the one just taken; None where they cannot take it."""
+        if len(block_steps) != 1 or not isinstance(block := block_steps[0].block, FusedBlock) or not block.owns_state:
             return None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if block.rule.sums is not None or shares[0].work.cautious or not _are_the_same(parameters, block.parameters):
+        if (
+            block.rule.sums is not None
+            or block_steps[0].group.cautious
+            or not _are_identical(parameters, block.parameters)
+        ):
             return None
-        if any(map(_may_be_written_into, optimizer.param_groups)):
+        if any(map(_has_tensor_option, optimizer.param_groups)):
             return None
         gradients = [p.grad for p in parameters if p.grad is not None]
-        return FastPath(shares[0], block, optimizer, gradients) if block.reads_in_place(gradients) else None
+        return FastPath(block_steps[0], block, optimizer, gradients) if block.can_read_in_place(gradients) else None
 
-    def step(self, optimizer: Stepping) -> Taken | None:
-        """Take a step; None, with nothing touched, where it has to go the long way."""
+    def step(self, optimizer: SteppedOptimizer) -> FastStep | None:
+        """Take a step; None, with nothing changed, where it must take the general path."""
         block, ema, groups = self.block, optimizer.ema, optimizer.param_groups
         rare = optimizer.cautious or optimizer.measure or optimizer.clip_value is not None
-        if rare or optimizer.is_scaled or (ema is not None) is not block.averages or len(groups) != len(self.groups):
+        if (
+            rare
+            or optimizer.has_grad_scaler
+            or (ema is not None) is not block.has_ema
+            or len(groups) != len(self.options)
+        ):
             return None
-        parameters, lr = self._settled(groups)
+        parameters, lr = self._unchanged_groups(groups)
         if parameters is None:
             return None
         gradients = [p.grad for p in parameters]
-        both: list[Any] = parameters + gradients
-        if not self.faces.are_of(both):
+        tensors: list[Any] = parameters + gradients
+        if not self.guard.matches(tensors):
             return None
-        addresses = [*map(_ADDRESS, both)]
+        # Kernels read and write at these addresses unchecked: the weights must be where the block's arguments say, and 0 is the
+        # address of a tensor whose memory was freed.
+        addresses = [*map(_ADDRESS, tensors)]
         count = len(parameters)
-        if addresses[:count] != block.addresses or 0 in addresses or not self._has_its_state(optimizer.state):
+        if addresses[:count] != block.addresses or 0 in addresses or not self._state_is_unchanged(optimizer.state):
             return None
         each = block.norms_at(addresses[count:])
         total = math.hypot(*each)
         if not UNDERFLOW <= total < math.inf:
             return None
-        scale = optimizer.scale(total)
-        numbers = self.work.rule.numbers(block.coming, block.carried_numbers(), self.work.constants, lr)
-        newest = None if ema is None else share_of_newest(ema, block.taken + 1)
-        block.update(BoundRule(self.work, numbers, scale, None, newest), self.decays)
+        scale = optimizer.clip_scale(total)
+        numbers = self.group.rule.numbers(block.next_step, block.read_carried(), self.group.constants, lr)
+        ema_weight = None if ema is None else ema_weight_at(ema, block.steps_taken + 1)
+        block.update(BoundRule(self.group, numbers, scale, None, ema_weight), self.decays)
         block.advance(numbers)
-        return Taken(total, scale, each)
+        return FastStep(total, scale, each)
 
-    def _settled(self, groups: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor] | None, float]:
-        """Give parameters and rate of groups that are as they were and have one rate in common."""
+    def _unchanged_groups(self, groups: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor] | None, float]:
+        """Give the groups' parameters and their common learning rate; None where groups have changed or differ in rate."""
         lr: Any = groups[0]["lr"]
         if type(lr) is not float or not math.isfinite(lr):
             return None, 0.0
-        for (pick, size, values), group in zip(self.groups, groups, strict=True):
+        for (pick, size, values), group in zip(self.options, groups, strict=True):
             if len(group) != size or group["lr"] != lr or pick(group) != values:
                 return None, 0.0
         parameters = groups[0]["params"] if len(groups) == 1 else [p for group in groups for p in group["params"]]
-        return (parameters, lr) if _are_the_same(parameters, self.block.parameters) else (None, 0.0)
+        return (parameters, lr) if _are_identical(parameters, self.block.parameters) else (None, 0.0)
 
-    def _has_its_state(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Tell whether the very tensors stand in the optimiser's state that stood there, where they lay, and equally far on."""
+    def _state_is_unchanged(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Tell whether the optimiser's state holds the same tensors at the same addresses, all with the same step count."""
         entries = state.values()
-        if sum(map(len, entries)) != len(self.state):
+        if sum(map(len, entries)) != len(self.state_values):
             return False
-        there = chain.from_iterable(map(dict[str, Any].values, entries))
-        return all(map(is_, there, self.state)) and self.block.lies_still()
+        values = chain.from_iterable(map(dict[str, Any].values, entries))
+        return all(map(is_, values, self.state_values)) and self.block.state_has_not_moved()
 
 
-def _settings(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, Any]:
-    """Give all of a parameter group but its parameters and its rate: how to pick it, the number of all entries, what it is."""
+def _options(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, Any]:
+    """Give how to pick a group's options (all but parameters and rate), the number of all its entries, and the options."""
     pick = itemgetter(*(name for name in group if name not in ("params", "param_names", "lr", "initial_lr")))
     return pick, len(group), pick(group)
 
 
-def _may_be_written_into(group: Mapping[str, Any]) -> bool:
-    """Tell whether an option is a tensor, which stays the same one when its number changes."""
-    settings = _settings(group)[2]
-    options = [settings] if not isinstance(settings, tuple) else settings
-    spread = chain.from_iterable(option if isinstance(option, tuple | list) else (option,) for option in options)
-    return any(isinstance(option, Tensor) for option in spread)
+def _has_tensor_option(group: Mapping[str, Any]) -> bool:
+    """Tell whether an option is a tensor: somebody may write another value into it, and it would still compare equal."""
+    picked = _options(group)[2]
+    options = [picked] if not isinstance(picked, tuple) else picked  # itemgetter gives a single one bare
+    flat = chain.from_iterable(option if isinstance(option, tuple | list) else (option,) for option in options)
+    return any(isinstance(option, Tensor) for option in flat)
 
 
-def _are_the_same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def _are_identical(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Tell whether two sequences hold the very same tensors."""
     return len(some) == len(others) and all(map(is_, some, others))

@@ -1,4 +1,4 @@
-"""Parameter groups: what may stand in one, checked before anything is touched."""
+"""Parameter groups: what they may contain, checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from thalweg import rules
 from thalweg.errors import RuleError
-from thalweg.optim.engines.arithmetic import COMPUTE
+from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE
 from thalweg.rules.rule import Rule
 
 SHARED = ("lr", "weight_decay", "maximize")
 """Options of every group, whatever its rule."""
 
-WHOLE = ("clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine")
-"""Options of the whole optimiser: in a group they would have no effect."""
+OPTIMIZER_WIDE = ("clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine")
+"""Options of the optimiser as a whole: in a group they would have no effect."""
 
 FLAGS = {
     "foreach": "how a step is calculated is chosen by `engine`",
@@ -29,7 +29,7 @@ FLAGS = {
     "capturable": "part of a step is worked out on the host, which a captured graph would not repeat",
     "differentiable": "no gradient flows through a step here",
 }
-"""PyTorch's options that say how to calculate, each with why it cannot be True here."""
+"""PyTorch's options that choose how a step is calculated, each with why it cannot be True here."""
 
 
 def refuse_flags(options: Mapping[str, Any]) -> None:
@@ -40,13 +40,13 @@ def refuse_flags(options: Mapping[str, Any]) -> None:
 
 
 def check(name: str, value: object, holds: bool, what: str) -> None:
-    """Raise RuleError unless the value is what it must be."""
+    """Raise RuleError unless `holds`; `what` says what the value must be."""
     if not holds:
         raise RuleError(f"`{name}` is {value!r}, but it must be {what}.")
 
 
 def check_rates(group: Mapping[str, Any]) -> None:
-    """Raise RuleError unless learning rate and weight decay are finite and at least 0, and `maximize` is a yes or no."""
+    """Raise RuleError unless learning rate and weight decay are finite and at least 0, and `maximize` is a bool."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
         check("lr", lr, lr.numel() == 1, "a number or a tensor of one element")
@@ -57,7 +57,7 @@ def check_rates(group: Mapping[str, Any]) -> None:
 
 
 def rate(lr: float | Tensor) -> float | Tensor:
-    """Read a group's learning rate: a number, or a 0-dim tensor left on the accelerator where it is, without a wait.
+    """Read a group's learning rate: a number, or a 0-dim tensor that stays on its accelerator, without synchronisation.
 
     Raises RuleError where it has become NaN or infinite.
     """
@@ -66,7 +66,7 @@ def rate(lr: float | Tensor) -> float | Tensor:
         if lr.device.type != "cpu":
             return lr.detach().reshape(())
         lr = lr.detach()
-    if type(lr) is not float and math.isfinite(number := _number(lr)):
+    if type(lr) is not float and math.isfinite(number := _as_float(lr)):
         return number
     if type(lr) is not float or not math.isfinite(lr):
         raise RuleError(f"The learning rate has become {lr}: look at the schedule that set it. No weight has moved.")
@@ -83,14 +83,14 @@ _named = cache(rules.get)
 
 
 def defaults_of(rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what stands in a group that names its rule and nothing else: its constants, and the optimiser's other options."""
+    """Give the defaults of a group that names a rule of its own: that rule's constants, and the optimiser's other options."""
     return {**{name: defaults[name] for name in SHARED}, **rule.group_defaults()}
 
 
 def check_own(group: Mapping[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> None:
     """Raise RuleError where a group that names its rule sets a constant of another one.
 
-    One that stands there as the optimiser's own default sets nothing: `torch.optim` puts it into every group.
+    One with the value of the optimiser's own default is no mistake: `torch.optim` puts the defaults into every group.
     """
     others = {name for one in rules.RULES.values() for name in (*one.constants, *one.grouped)} | {*defaults}
     for name in others - {*SHARED, *rule.constants, *rule.grouped}:
@@ -98,10 +98,10 @@ def check_own(group: Mapping[str, Any], rule: Rule, defaults: Mapping[str, Any])
             raise RuleError(f"A parameter group goes by the rule {group['rule']!r}. {rule.unknown(name)}")
 
 
-def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def normalized(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Give the group with the rule's constants under PyTorch's names (`beta2` becomes part of `betas`).
 
-    Raises RuleError for a name that is nearly, but not quite, one of ours; other extra names are left to their owner.
+    Raises RuleError for a name that looks like a misspelt option; other unknown names are the caller's own and stay.
     """
     if "params" not in group:
         raise RuleError(
@@ -110,7 +110,7 @@ def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> di
     known = [*defaults, *rule.constants, *rule.grouped, "params", "param_names", "rule"]
     refuse_flags(group)
     for name in group:
-        if name in WHOLE:
+        if name in OPTIMIZER_WIDE:
             raise RuleError(
                 f"A parameter group names {name!r}, which belongs to the optimiser: give it beside the groups."
             )
@@ -124,17 +124,17 @@ def normal(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> di
         rest["params"] = list(rest["params"])
     for name, members in rule.grouped.items():
         if isinstance(rest.get(name), list):
-            rest[name] = tuple(rest[name])  # a list could change under the optimiser unseen
+            rest[name] = tuple(rest[name])  # a list could be changed in place, which no comparison would notice
         if any(member in own for member in members):
-            standing = dict(zip(members, rest.get(name, defaults[name]), strict=True))
-            rest[name] = tuple(own.get(member, standing[member]) for member in members)
+            current = dict(zip(members, rest.get(name, defaults[name]), strict=True))
+            rest[name] = tuple(own.get(member, current[member]) for member in members)
     return rest
 
 
 def check_parameters(params: Any, rule: Rule) -> None:
-    """Raise RuleError where a parameter stands twice or is of a kind that the rule cannot move.
+    """Raise RuleError where a parameter is given twice, or is of a dtype or layout that the rule cannot train.
 
-    What is no tensor, or in no order, is left to `torch.optim.Optimizer`, which raises TypeError.
+    What is no tensor, or has no order (a set), is left to `torch.optim.Optimizer`, which raises TypeError.
     """
     seen: set[int] = set()
     for i, given in enumerate(params if isinstance(params, list) else [params]):
@@ -144,33 +144,33 @@ def check_parameters(params: Any, rule: Rule) -> None:
         if id(p) in seen:
             raise RuleError(f"{name} stands twice in one group; each parameter is given once.")
         seen.add(id(p))
-        if p.dtype not in COMPUTE or p.layout is not torch.strided:
-            raise RuleError(f"{name} is {p.dtype}, {p.layout}; what can be trained is dense and one of {_kinds()}.")
+        if p.dtype not in COMPUTE_DTYPE or p.layout is not torch.strided:
+            raise RuleError(f"{name} is {p.dtype}, {p.layout}; what can be trained is dense and one of {_dtypes()}.")
         if p.is_complex() and rule.is_matrix and (p.ndim >= 2 or rule.rest is None):
             raise RuleError(
                 f"{name} is complex, and {rule.name} moves real matrices only: give it another group and rule."
             )
 
 
-def _kinds() -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
+def _dtypes() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE_DTYPE)
 
 
-_NO_NUMBERS = (str, bytes, bool, np.bool_, np.ndarray)
+_NOT_NUMBERS = (str, bytes, bool, np.bool_, np.ndarray)
 
 
 def is_above_zero(value: Any) -> bool:
     """Tell whether a value is a number above zero; infinity is one."""
-    return _number(value) > 0
+    return _as_float(value) > 0
 
 
 def _at_least_zero(value: Any) -> bool:
-    return math.isfinite(number := _number(value)) and number >= 0
+    return math.isfinite(number := _as_float(value)) and number >= 0
 
 
-def _number(value: Any) -> float:
-    """Read a number, or a tensor of one; NaN where it is neither."""
-    if isinstance(value, _NO_NUMBERS) or (isinstance(value, Tensor) and value.is_complex()):
+def _as_float(value: Any) -> float:
+    """Give a number, or a tensor of one element, as a float; NaN for anything else."""
+    if isinstance(value, _NOT_NUMBERS) or (isinstance(value, Tensor) and value.is_complex()):
         return math.nan
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)

@@ -1,4 +1,4 @@
-"""The optimiser: `torch.optim.Optimizer`'s face on any rule, with clipping, an average of the weights and a guard."""
+"""The optimiser: any rule as a `torch.optim.Optimizer`, with clipping, an average of the weights, and steps skipped at NaN."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from torch.optim.optimizer import (
 from thalweg import rules
 from thalweg.errors import NonFiniteError, RuleError
 from thalweg.optim import groups
-from thalweg.optim.engines import engine as find_engine
-from thalweg.optim.engines.arithmetic import COMPUTE, count_nonfinite, real
+from thalweg.optim.engines import make_engine
+from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, as_real, count_nonfinite
 from thalweg.optim.engines.blocks import EMA
 from thalweg.optim.engines.device_resident import DeviceSkipCounter
 from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms
-from thalweg.optim.engines.validate import complaint
+from thalweg.optim.engines.validate import why_invalid
 from thalweg.optim.fast_path import FastPath
 from thalweg.rules.rule import Rule
 
@@ -34,28 +34,34 @@ MOST_SKIPS = 3
 """This many steps in a row with a gradient that is not finite raise `NonFiniteError`."""
 
 
-def _bare(method: Any) -> Any:
-    """Give a method of torch's optimiser without what keeps it from being compiled: importing the compiler takes a second."""
+def _without_compiler_wrapper(method: Any) -> Any:
+    """Give a method of torch's optimiser as it was before `torch._disable_dynamo` wrapped it.
+
+    The wrapper keeps torch.compile from tracing the method, and imports the compiler at the first call, which takes a second:
+    without this every program would pay for that. While torch is compiling, the wrapper does its work.
+    """
     return method if torch.compiler.is_compiling() else getattr(method, "__wrapped__", method)
 
 
 _LAYOUT = attrgetter("layout")
-_KEPT = ("defaults", "state", "param_groups", "rule", "clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine",
-         "measure", "skips", "_averaged", "_shuffled")  # fmt: skip
+# What is pickled and copied; all other attributes are made anew by `__setstate__`.
+_PICKLED = ("defaults", "state", "param_groups", "rule", "clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine",
+         "measure", "skips", "_averaged", "_is_reordered")  # fmt: skip
 
 
 class StepRecord(NamedTuple):
-    """What a step saw and did.
+    """What a step measured and did.
 
-    Where all weights are on one accelerator, figures are tensors there, so that nobody waits for them; `on_host()` does.
+    Where all parameters are on one accelerator, the fields are tensors there, so that the host does not synchronise with it;
+    `on_host()` does.
 
     - `gradient_norm`: Euclidean norm of all gradients before clipping, NaN (on an accelerator maybe infinite) where an element
       is not finite.
     - `clip_scale`: what the gradients were multiplied by; `skipped`: no weight moved; `nonfinite`: elements NaN or infinite.
-    - `gradient_norms`: of each parameter's gradient as it came, in the groups' order; NaN where there is no gradient.
+    - `gradient_norms`: of each parameter's gradient before clipping, in the groups' order; NaN where there is no gradient.
     - `weight_norms` (before the step) and `update_norms`: likewise, 1-D tensors, where `optimizer.measure` was set.
-    - `gradient_ratios`: likewise RMS(g / sqrt(v)), NaN where the rule has no second moment v. Far above 1: a gradient that
-      surprises its own history, as it does some steps before a spike (Wortsman et al. 2023, arXiv:2304.13013).
+    - `gradient_ratios`: likewise RMS(g / sqrt(v)), NaN where the rule has no second moment v. Far above 1: a gradient
+      far larger than those before it, as it is some steps before a spike (Wortsman et al. 2023, arXiv:2304.13013).
     """
 
     gradient_norm: float
@@ -68,15 +74,15 @@ class StepRecord(NamedTuple):
     gradient_ratios: Tensor | None = None
 
     def on_host(self) -> StepRecord:
-        """Give the record with plain numbers, after one wait where an accelerator has them."""
+        """Give the record with Python numbers, after one host synchronisation where they are on an accelerator."""
         if not isinstance(self.gradient_norm, Tensor):
             return self
-        figures = (self.gradient_norm, self.clip_scale, self.skipped, self.nonfinite)
+        single = (self.gradient_norm, self.clip_scale, self.skipped, self.nonfinite)
         device, dtype = self.gradient_norm.device, self.gradient_norm.dtype
-        several = [torch.as_tensor(figure, device=device, dtype=dtype).reshape(1) for figure in figures]
-        norm, scale, skipped, nonfinite, *each = torch.cat([*several, cast(Any, self.gradient_norms)]).tolist()
-        moves = [None if m is None else m.cpu() for m in self[5:]]
-        return StepRecord(norm, scale, bool(skipped), int(nonfinite), each, *moves)
+        tensors = [torch.as_tensor(value, device=device, dtype=dtype).reshape(1) for value in single]
+        norm, scale, skipped, nonfinite, *each = torch.cat([*tensors, cast(Any, self.gradient_norms)]).tolist()
+        norms_of_update = [None if norms is None else norms.cpu() for norms in self[5:]]
+        return StepRecord(norm, scale, bool(skipped), int(nonfinite), each, *norms_of_update)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -86,8 +92,8 @@ class Optimizer(torch.optim.Optimizer):
     the rule is of that kind, the rule's equation (with decoupled decay inside, if it has one), average of the weights. A
     gradient that is not finite leaves every bit of weights and state as it was. The parameters' `grad` is only read.
 
-    Under a `torch.amp.GradScaler` the step itself divides by the scale, so clipping and `last` see the gradient as it is
-    without one, and a step that the scaler calls off is recorded in `last` as skipped.
+    Under a `torch.amp.GradScaler` the step itself divides by the scale, so clipping and `last` are of the unscaled gradient, and
+    a step that the scaler skips is recorded in `last` as skipped.
 
     Arguments:
         params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
@@ -100,19 +106,19 @@ class Optimizer(torch.optim.Optimizer):
         clip_norm: shorten the gradient of all parameters together to this Euclidean norm; may be set between steps.
         clip_value: first clip each entry to [-clip_value, clip_value].
         ema: decay of an average of the weights, bias-corrected; `averaged()` shows it.
-        maximize: climb instead.
-        cautious: move only the weights whose step goes against their present gradient, and those as much farther (Liang et al.
-            2024, arXiv:2411.16085); for every rule.
+        maximize: go up instead of down.
+        cautious: update only the weights whose update goes against their present gradient, and scale these updates up to make
+            up for it (Liang et al. 2024, arXiv:2411.16085); for every rule.
         on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
-        engine: "auto", "cpu" (compiled with Numba; what lies on other devices, has holes in memory or sixteen bits goes by
+        engine: "auto", "cpu" (compiled with Numba; parameters on other devices, not dense in memory or of sixteen bits go by
             "tensors" all the same) or "tensors". On CUDA and XPU the first step compiles too, for up to some minutes.
         constants: the rule's own, by the equation's names or PyTorch's (`betas`). PyTorch's `foreach`, `fused`, `capturable`
             and `differentiable` may be None or False, which changes nothing.
 
-    Attributes: `last` is the last step's `StepRecord` (None before the first); `measure = True` lets the next step give
+    Attributes: `last` is the last step's `StepRecord` (None before the first); `measure = True` has the next step record
     `weight_norms` and `update_norms` too, which costs a copy of the small tensors.
 
-    Raises RuleError for a value that cannot be, before anything is touched.
+    Raises RuleError for an invalid value, before anything is changed.
 
     >>> w = torch.tensor([1.0, -2.0], requires_grad=True)
     >>> optimizer = Optimizer([w], "gradient_descent", lr=0.1)
@@ -152,14 +158,14 @@ class Optimizer(torch.optim.Optimizer):
         self.on_nonfinite, self.engine = on_nonfinite, engine
         self.measure = False
         self.skips = 0
-        self._late = DeviceSkipCounter()
+        self._skip_counter = DeviceSkipCounter()
         self.last: StepRecord | None = None
         self._averaged = False
-        self._constants_read: dict[int, tuple[Any, Any, Any]] = {}
-        self._steady: FastPath | None = None
-        self._strays = 0  # steps since the last steady one
-        self._shuffled = False  # whether works follow one another in another order than the groups' parameters
-        self._engine = find_engine(engine)
+        self._constants_cache: dict[int, tuple[Any, Any, Any]] = {}
+        self._fast_path: FastPath | None = None
+        self._general_steps = 0  # steps since the last one on the fast path
+        self._is_reordered = False  # whether group steps have the parameters in another order than the groups
+        self._engine = make_engine(engine)
         defaults = {
             "lr": lr,
             "weight_decay": self.rule.weight_decay if weight_decay is None else weight_decay,
@@ -180,7 +186,7 @@ class Optimizer(torch.optim.Optimizer):
 
         It may name a `rule` of its own; its constants, and their defaults, are then that rule's.
 
-        Raises RuleError where a value cannot be, a name is misspelt or another rule's, or a parameter stands twice.
+        Raises RuleError where a value is invalid, a name is misspelt or another rule's, or a parameter is given twice.
         """
         if isinstance(param_group, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
             rule, defaults = self.rule, self.defaults
@@ -188,41 +194,42 @@ class Optimizer(torch.optim.Optimizer):
                 rule = groups.named(param_group["rule"])
                 groups.check_own(param_group, rule, defaults)
                 defaults = groups.defaults_of(rule, defaults)
-            param_group = groups.normal(param_group, rule, defaults)
+            param_group = groups.normalized(param_group, rule, defaults)
             param_group |= {name: value for name, value in defaults.items() if name not in param_group}
             self._check(param_group)
             groups.check_parameters(param_group["params"], rule)
-        _bare(torch.optim.Optimizer.add_param_group)(self, param_group)
+        _without_compiler_wrapper(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients: None in their place, or zeros in the tensors that they are."""
-        _bare(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+        """Set the gradients to None, or fill them with zeros."""
+        _without_compiler_wrapper(torch.optim.Optimizer.zero_grad)(self, set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step. A closure recomputes the loss, and its value is given back.
 
-        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip"; what a
-        gradient scaler finds counts only once its scale is down to 1, when it is no longer the scale that overflows.
-        RuleError, with nothing moved, where a parameter, its gradient and its state do not fit together (any more).
+        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip"; a step that a
+        gradient scaler skips counts only once its scale is down to 1, when it is no longer the scale that overflows.
+        RuleError, with nothing changed, where a parameter, its gradient and its state do not fit together (any more).
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, closure)
         try:
-            if not self._is_watched():
+            if not self._has_hooks_or_profiler():
                 return self._step(closure)
-            return _watched_step(self) if closure is None else _watched_step(self, closure)
-        except BaseException:  # a gradient scaler takes them back only from a step that returns
+            return _hooked_step(self) if closure is None else _hooked_step(self, closure)
+        except BaseException:  # a gradient scaler deletes what it sets only after a step that returns
             self.__dict__.pop("grad_scale", None)
             self.__dict__.pop("found_inf", None)
             raise
 
-    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]  # torch need not wrap it: it costs as much as a small step
+    # torch wraps `step` of every class without this mark, to call hooks and the profiler; the wrapper costs as much as a small
+    # step. `step` calls them itself where there are any. Without the mark they would also be called twice.
+    step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
 
-    def _is_watched(self) -> bool:
-        """Whether hooks are to be called, or a profiler wants to know."""
+    def _has_hooks_or_profiler(self) -> bool:
         own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        watched = own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-        return bool(watched) or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+        hooks = own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        return bool(hooks) or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -231,40 +238,48 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         if self._averaged:
             self._refuse_averaged("A step", "move the average, not the weights")
-        if self._steady is not None and (seen := self._steady.step(self)) is not None:
-            self.skips, self._strays, self.last = 0, 0, StepRecord(seen.total, seen.scale, False, 0, seen.each)
+        if self._fast_path is not None and (fast := self._fast_path.step(self)) is not None:
+            self.skips, self._general_steps, self.last = 0, 0, StepRecord(fast.total, fast.scale, False, 0, fast.each)
             return loss
         with torch.no_grad():
-            works = [work for group in self.param_groups for work in self._works(group)]
-            self.last = self._descend(works) if works else StepRecord(0.0, 1.0, False, 0, self._aligned(works, ()))
-            self._strays += 1
-            if self._strays & (self._strays - 1) == 0:  # ever more rarely, where it is of no use
-                self._steady = FastPath.after(self._engine.shares, self)
-            if self.last.skipped is True:  # on an accelerator it is a tensor, and nobody looks
+            group_steps = [one for group in self.param_groups for one in self._group_steps(group)]
+            self.last = (
+                self._general_step(group_steps)
+                if group_steps
+                else StepRecord(0.0, 1.0, False, 0, self._in_parameter_order(group_steps, ()))
+            )
+            self._general_steps += 1
+            # `n & (n - 1)` clears the lowest bit of n, so it is 0 for n = 1, 2, 4, 8 …: a new fast path is made after the first
+            # general step, and ever more rarely while steps cannot take it. Made after each, it would slow down every step of
+            # a loop in which something always changes; made after the first only, one change would end the fast path for good.
+            if self._general_steps & (self._general_steps - 1) == 0:
+                self._fast_path = FastPath.after_step(self._engine.block_steps, self)
+            # On an accelerator `skipped` is a tensor, which to read would synchronise: there `_skip_counter` counts skips.
+            if self.last.skipped is True:
                 try:
-                    if not self._is_overscaled():
-                        self._skip(works, self.last)
+                    if not self._scaler_will_lower_scale():
+                        self._count_skip(group_steps, self.last)
                 finally:
-                    self._engine.let_go()
+                    self._engine.release_gradients()
         return loss
 
     @contextmanager
     def averaged(self) -> Generator[dict[Tensor, Tensor]]:
-        """Within, the parameters hold the average of the weights: an EMA, or a schedule-free rule's own; then their own bits.
+        """Within, the parameters hold the average of the weights: an EMA, or a schedule-free rule's own; then their own again.
 
-        Judge the model within, and save its `state_dict` within; of a schedule-free rule no other weights are worth it:
+        Validate the model within, and save its `state_dict` within; of a schedule-free rule no other weights are of use:
 
             with optimizer.averaged(), thalweg.optim.recalibrated(model, batches):
                 model.eval(); validate(model); torch.save(model.state_dict(), path)
             model.train()
 
-        The running statistics of batch normalisation are those of the weights that were trained, and an average judged with
-        them may look useless; `recalibrated` lends the model the average's own. Without batch normalisation it does nothing.
+        The running statistics of batch normalisation are those of the weights that were trained, and an average validated with
+        them may look useless; `recalibrated` estimates the average's own. Without batch normalisation it does nothing.
 
         Gives parameter -> average, valid within, for parameters that have taken a step. The EMA after t steps is
-        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Weights and average change places one
-        tensor after another, so that no further copy of an EMA is needed; state can be neither stepped, saved nor loaded
-        meanwhile.
+        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Weights and average are swapped one
+        tensor after another, so that no further copy of an EMA is needed. Meanwhile the optimiser can neither step, nor save or
+        load its state.
 
         Raises RuleError where `ema` is off and the rule keeps no average.
         """
@@ -273,7 +288,7 @@ class Optimizer(torch.optim.Optimizer):
         if self._averaged:
             raise RuleError("The parameters hold the average already: `averaged()` cannot be entered twice.")
         with torch.no_grad():
-            held = {
+            average_of = {
                 p: self._average(p, group)
                 for group in self.param_groups
                 for p in group["params"]
@@ -282,7 +297,7 @@ class Optimizer(torch.optim.Optimizer):
             }
         self._averaged = True
         try:
-            with _exchanged(held) as averages:
+            with _swapped(average_of) as averages:
                 yield averages
         finally:
             self._averaged = False
@@ -297,8 +312,8 @@ class Optimizer(torch.optim.Optimizer):
         if rule.average is None:
             return cast(Tensor, state["ema"]) if self.ema is not None else p.detach().clone()
         constants = rule.from_group(group)
-        kept = {s.name: real(state[s.key]) for s in rule.states(constants)}
-        found: Tensor = rule.average(real(p.detach()), *(kept.get(s.name, 0.0) for s in rule.state), **constants)
+        states = {s.name: as_real(state[s.key]) for s in rule.states(constants)}
+        found: Tensor = rule.average(as_real(p.detach()), *(states.get(s.name, 0.0) for s in rule.state), **constants)
         return torch.view_as_complex(found) if p.is_complex() else found
 
     def state_dict(self) -> dict[str, Any]:
@@ -307,16 +322,16 @@ class Optimizer(torch.optim.Optimizer):
         Raises RuleError inside `averaged()`.
         """
         self._refuse_averaged("Saving", "take weights and average for each other")
-        saved = _bare(torch.optim.Optimizer.state_dict)(self)
+        saved = _without_compiler_wrapper(torch.optim.Optimizer.state_dict)(self)
         for group in saved["param_groups"]:
             for name, value in self._fixed_of(group).items():
                 group.setdefault(name, value)
         return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take over a state, `torch.optim`'s own included.
+        """Load a state, also one of `torch.optim`'s class of the same kind.
 
-        Raises RuleError, with nothing changed, for options that this rule does not have or constants that cannot be.
+        Raises RuleError, with nothing changed, for options that this rule does not have or invalid constants.
         """
         self._refuse_averaged("Loading", "put the average where the weights belong")
         saved: dict[str, Any] = {}
@@ -326,27 +341,27 @@ class Optimizer(torch.optim.Optimizer):
             saved["state"] = self._with_carried(given)
             return saved
 
-        # After the person's own hooks, which may have rewritten what is to be loaded, and before those that see it loaded.
+        # After the caller's own pre-hooks, which may rewrite what is to be loaded, and before the caller's post-hooks.
         hooks = (
             self.register_load_state_dict_pre_hook(take),
             self.register_load_state_dict_post_hook(lambda _: self._keep_precision(saved), prepend=True),
         )
         try:
-            _bare(torch.optim.Optimizer.load_state_dict)(self, dict(state_dict))
+            _without_compiler_wrapper(torch.optim.Optimizer.load_state_dict)(self, dict(state_dict))
         finally:
             for hook in hooks:
                 hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_averaged("A copy", "take weights and average for each other")
-        return {name: self.__dict__[name] for name in _KEPT}
+        return {name: self.__dict__[name] for name in _PICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._engine = find_engine(self.engine)
-        self._constants_read = {}
-        self._steady, self._strays = None, 0
-        self._late = DeviceSkipCounter()
+        self._engine = make_engine(self.engine)
+        self._constants_cache = {}
+        self._fast_path, self._general_steps = None, 0
+        self._skip_counter = DeviceSkipCounter()
         self.last = None
 
     def __repr__(self) -> str:
@@ -365,7 +380,7 @@ class Optimizer(torch.optim.Optimizer):
         return self.rule.fixed
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
-        """Give the rule that a group goes by which names none."""
+        """Give the rule of a group that names none of its own."""
         del group
         return self.rule
 
@@ -373,10 +388,11 @@ class Optimizer(torch.optim.Optimizer):
         groups.check_rates(group)
         self.rule.complete(self.rule.from_group(group))
 
-    # What `_rule`, `_fixed` and `_check_group` say is of the optimiser's own groups; a group may name another rule.
+    # `_rule`, `_fixed` and `_check_group`, which a subclass may override, are about groups that name no rule of their own; those
+    # that follow are about any group.
 
     def _rule_of(self, group: Mapping[str, Any]) -> Rule:
-        """Give the rule that a group goes by."""
+        """Give the rule of a group."""
         return groups.named(group["rule"]) if "rule" in group else self._rule(group)
 
     def _fixed_of(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -397,7 +413,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuleError(f"{rule.name} averages the weights itself, so {what} has no place beside it: leave it out.")
 
     def _loadable(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a saved group, and put our own defaults where another library saved none."""
+        """Check a saved group, and complete it with defaults where another library saved fewer options."""
         fixed = self._fixed_of(group)
         for name, value in fixed.items():
             if group.get(name, value) != value:
@@ -408,7 +424,10 @@ class Optimizer(torch.optim.Optimizer):
         return complete
 
     def _with_carried(self, saved: Mapping[str, Any]) -> dict[Any, Any]:
-        """Give the state with what a rule carries from step to step, which other libraries keep in the groups (`k`: steps)."""
+        """Give the state with the numbers that a rule carries from step to step, which other libraries save in the groups.
+
+        Schedule-free optimisers save their step count there too, as `k`.
+        """
         state = dict(saved["state"])
         for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
             rule = self._rule_of(own)
@@ -418,9 +437,12 @@ class Optimizer(torch.optim.Optimizer):
             state |= {number: {**found, **state[number]} for number in group["params"] if state.get(number)}
         return state
 
-    def _works(self, group: dict[str, Any]) -> list[GroupStep]:
-        """Give a group's share of the step; two of them where a matrix rule leaves what is no matrix to another."""
-        parameters: list[Tensor] = [*group["params"]]  # the engine compares it with the next step's
+    def _group_steps(self, group: dict[str, Any]) -> list[GroupStep]:
+        """Give what an engine needs to know of a group in this step; nothing where no parameter has a gradient.
+
+        Two where a matrix rule leaves vectors to another rule.
+        """
+        parameters: list[Tensor] = [*group["params"]]  # a copy, which the engine compares with the next step's
         gradients = [g for p in parameters if (g := p.grad) is not None]
         if not gradients:
             return []
@@ -433,148 +455,155 @@ class Optimizer(torch.optim.Optimizer):
             )
         rule = self._rule_of(group)
         options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
-        work = GroupStep(rule, self._read(rule, group), *options, parameters, gradients, self.cautious)
+        group_step = GroupStep(rule, self._read_constants(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
-            return [work]
-        self._shuffled = True
-        others = replace(work.of_those(lambda p: p.ndim < 2), rule=rule.rest, constants=rule.rest.constants)
-        return [one for one in (work.of_those(lambda p: p.ndim >= 2), others) if one.parameters]
+            return [group_step]
+        self._is_reordered = True
+        others = replace(group_step.with_only(lambda p: p.ndim < 2), rule=rule.rest, constants=rule.rest.constants)
+        return [one for one in (group_step.with_only(lambda p: p.ndim >= 2), others) if one.parameters]
 
-    def _read(self, rule: Rule, group: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Read a rule's constants from a group; the very mapping of the step before where none has changed."""
-        names, values, constants = self._constants_read.get(id(group), (None, None, None))
+    def _read_constants(self, rule: Rule, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Read a rule's constants from a group; the same mapping as at the last step where none has changed.
+
+        So an engine can tell by `is` that nothing has. The cache goes by the group's id: were that used again for another group,
+        its values would still be compared.
+        """
+        names, values, constants = self._constants_cache.get(id(group), (None, None, None))
         if names is rule.names and constants is not None and [*map(group.get, rule.names)] == values:
             return constants
         constants = rule.from_group(group)
-        if any(isinstance(value, Tensor) for value in constants.values()):  # which may be written into
+        if any(isinstance(value, Tensor) for value in constants.values()):  # whose value may change in place
             return {name: value.item() if isinstance(value, Tensor) else value for name, value in constants.items()}
-        self._constants_read[id(group)] = rule.names, [*map(group.get, rule.names)], constants
+        self._constants_cache[id(group)] = rule.names, [*map(group.get, rule.names)], constants
         return constants
 
-    def _descend(self, works: Sequence[GroupStep]) -> StepRecord:
+    def _general_step(self, group_steps: Sequence[GroupStep]) -> StepRecord:
         loss_scale: Any = self.__dict__.get("grad_scale")
         if loss_scale is None or loss_scale.device.type == "cpu":
             loss_scale = self._loss_scale() or 1.0
         clip_value: Any = None if self.clip_value is None else self.clip_value * loss_scale
         clips = clip_value if self.clip_norm is not None else None
         try:
-            norms = self._engine.measure(works, self.state, clip_value=clips, ema=self.ema is not None)
+            norms = self._engine.measure_gradients(group_steps, self.state, clip_value=clips, ema=self.ema is not None)
         except (RuntimeError, LookupError, ValueError, ArithmeticError):
-            self._complain(works)
+            self._raise_why_invalid(group_steps)
             raise
         if isinstance(norms, DeviceNorms):
-            return self._descend_away(works, norms, loss_scale, clip_value)
+            return self._device_resident_step(group_steps, norms, loss_scale, clip_value)
         if loss_scale != 1.0:
-            norms = _divided(norms, loss_scale)
-        each = self._aligned(works, norms.each)
+            norms = _unscaled(norms, loss_scale)
+        each = self._in_parameter_order(group_steps, norms.each)
         if norms.nonfinite or self._found_inf():
             return StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
         self.skips = 0
-        scale = self.scale(norms.clipped)
-        moves = self._engine.update(
-            self.state, scale=scale / loss_scale, clip_value=clip_value, ema=self.ema, record=self.measure
+        scale = self.clip_scale(norms.clipped)
+        norms_of_update = self._engine.update(
+            self.state, scale=scale / loss_scale, clip_value=clip_value, ema=self.ema, record_norms=self.measure
         )
-        if moves is None:
+        if norms_of_update is None:
             return StepRecord(norms.total, scale, False, 0, each)
         self.measure = False
-        figures = (
-            moves
+        in_order = (
+            norms_of_update
             if each is norms.each
-            else (torch.tensor(self._aligned(works, n.tolist()), device="cpu") for n in moves)
+            else (
+                torch.tensor(self._in_parameter_order(group_steps, n.tolist()), device="cpu") for n in norms_of_update
+            )
         )
-        return StepRecord(norms.total, scale, False, 0, each, *figures)
+        return StepRecord(norms.total, scale, False, 0, each, *in_order)
 
     @property
-    def is_scaled(self) -> bool:
-        """Whether a gradient scaler has a say in this step."""
-        told = self.__dict__
-        return told.get("grad_scale") is not None or told.get("found_inf") is not None
+    def has_grad_scaler(self) -> bool:
+        """Whether a gradient scaler takes part in this step: it sets `grad_scale` and `found_inf` before it calls `step`."""
+        attributes = self.__dict__
+        return attributes.get("grad_scale") is not None or attributes.get("found_inf") is not None
 
-    def scale(self, norm: float) -> float:
-        """Give what a gradient of this norm is multiplied by: PyTorch's formula, with its 1e-6, so that results agree."""
+    def clip_scale(self, norm: float) -> float:
+        """Give what gradients of this total norm are multiplied by: PyTorch's formula, with its 1e-6, so that results agree."""
         return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
 
-    def _descend_away(
-        self, works: Sequence[GroupStep], norms: DeviceNorms, loss_scale: Any, clip_value: Any
+    def _device_resident_step(
+        self, group_steps: Sequence[GroupStep], norms: DeviceNorms, loss_scale: Any, clip_value: Any
     ) -> StepRecord:
-        """Do the same on an accelerator, without a wait: whether and how far to go is decided there."""
+        """Go on with the step on an accelerator without host synchronisation: scale and whether to skip are tensors there."""
         finite, found = norms.total.isfinite(), self.__dict__.get("found_inf")
         if found is not None:
             finite &= found.to(finite.device) == 0
         scale: Any = 1.0
         if self.clip_norm is not None:
             scale = (self.clip_norm / (norms.clipped / loss_scale + 1e-6)).clamp(max=1.0)
-        moves = self._engine.update(
+        norms_of_update = self._engine.update(
             self.state,
             scale=scale / loss_scale,
             clip_value=clip_value,
             ema=self.ema,
-            record=self.measure,
+            record_norms=self.measure,
             finite=finite,
         )
         self.measure = False
         if found is None:
-            self._late.follow(finite)
-            self.skips = self._late.missed
+            self._skip_counter.update(finite)
+            self.skips = self._skip_counter.skips
             if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
-                raise NonFiniteError(_told_late(self.skips))
+                raise NonFiniteError(_message_some_steps_late(self.skips))
         each: Any = norms.each / loss_scale
-        figures = moves or ()
-        if self._shuffled or len(each) < sum(len(group["params"]) for group in self.param_groups):
-            each, *figures = (self._aligned_away(works, values) for values in (each, *figures))
+        recorded = norms_of_update or ()
+        if self._is_reordered or len(each) < sum(len(group["params"]) for group in self.param_groups):
+            each, *recorded = (self._in_parameter_order_on_device(group_steps, values) for values in (each, *recorded))
         total: Any = norms.total / loss_scale
-        return StepRecord(total, scale, cast(Any, ~finite), cast(Any, norms.nonfinite), each, *figures)
+        return StepRecord(total, scale, cast(Any, ~finite), cast(Any, norms.nonfinite), each, *recorded)
 
-    def _aligned_away(self, works: Sequence[GroupStep], values: Tensor) -> Tensor:
-        spread = self._aligned(works, cast(Any, values.unbind()))
-        return torch.stack([torch.as_tensor(value, device=values.device, dtype=values.dtype) for value in spread])
+    def _in_parameter_order_on_device(self, group_steps: Sequence[GroupStep], values: Tensor) -> Tensor:
+        ordered = self._in_parameter_order(group_steps, cast(Any, values.unbind()))
+        return torch.stack([torch.as_tensor(value, device=values.device, dtype=values.dtype) for value in ordered])
 
-    def _complain(self, works: Sequence[GroupStep]) -> None:
-        """Raise RuleError, naming the parameter, where one cannot be stepped on as it has become."""
-        for work in works:
-            states = (*work.rule.states(work.constants), EMA)
-            for p, gradient in zip(work.parameters, work.gradients, strict=True):
-                why = complaint(p, gradient, self.state.get(p, {}), states)
+    def _raise_why_invalid(self, group_steps: Sequence[GroupStep]) -> None:
+        """Raise RuleError, naming the parameter, where no step can be taken on one as it is now."""
+        for group_step in group_steps:
+            states = (*group_step.rule.states(group_step.constants), EMA)
+            for p, gradient in zip(group_step.parameters, group_step.gradients, strict=True):
+                why = why_invalid(p, gradient, self.state.get(p, {}), states)
                 if why is not None:
                     raise RuleError(why.format(name=self._names({id(p)})[0]))
 
     def _loss_scale(self) -> float | None:
-        """Give the scale that the loss was multiplied by, where a gradient scaler leaves it to this step to divide by it."""
+        """Give the scale of the loss, by which this step must divide the gradients; None without a gradient scaler."""
         scale = self.__dict__.get("grad_scale")
         return None if scale is None else float(scale)
 
     def _found_inf(self) -> bool:
-        """Whether a gradient scaler calls this step off; it may have seen gradients of other processes too."""
+        """Whether a gradient scaler skips this step; it may have seen gradients of other processes too."""
         found = self.__dict__.get("found_inf")
         return found is not None and bool(found)
 
-    def _is_overscaled(self) -> bool:
-        """Whether it is for the gradient scaler to cure a step that was skipped, by a smaller scale."""
+    def _scaler_will_lower_scale(self) -> bool:
+        """Whether the gradient scaler skipped this step and will try a smaller scale, which may be all that is needed."""
         scale = self._loss_scale()
         return self._found_inf() and (scale is None or scale > 1.0)
 
-    def _aligned(self, works: Sequence[GroupStep], values: Sequence[float]) -> Sequence[float]:
-        """Put NaN in the places of parameters without a gradient."""
+    def _in_parameter_order(self, group_steps: Sequence[GroupStep], values: Sequence[float]) -> Sequence[float]:
+        """Give values, one per parameter with a gradient, in the order of all parameters; NaN for those without."""
         count = 0
         for group in self.param_groups:
             count += len(group["params"])
-        if count == len(values) and not self._shuffled:
+        if count == len(values) and not self._is_reordered:
             return values
-        found = dict(zip((id(p) for w in works for p in w.parameters), values, strict=True))
+        found = dict(zip((id(p) for step in group_steps for p in step.parameters), values, strict=True))
         return [found.get(id(p), math.nan) for g in self.param_groups for p in g["params"]]
 
-    def _skip(self, works: Sequence[GroupStep], seen: StepRecord) -> None:
+    def _count_skip(self, group_steps: Sequence[GroupStep], record: StepRecord) -> None:
         self.skips += 1
         if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
             raise NonFiniteError(
-                f"{self.skips} steps in a row had a gradient that is not finite: in the last one {seen.nonfinite} elements, of "
-                f"{self._where(works)}. No weight took any of them. Lower the learning rate, clip, or look for log(0), "
-                "a division by zero or a root of zero in the loss; on_nonfinite='skip' goes on for ever."
+                f"{self.skips} steps in a row had a gradient that is not finite: in the last one {record.nonfinite} elements, of "
+                f"{self._names_of_nonfinite(group_steps)}. No weight took any of them. Lower the learning rate, clip, or look "
+                "for log(0), a division by zero or a root of zero in the loss; on_nonfinite='skip' goes on for ever."
             )
 
-    def _where(self, works: Sequence[GroupStep]) -> str:
+    def _names_of_nonfinite(self, group_steps: Sequence[GroupStep]) -> str:
         """Name the parameters whose gradient is not finite."""
-        bad = {id(p) for w in works for p, g in zip(w.parameters, w.gradients, strict=True) if count_nonfinite(g)}
+        pairs = ((p, g) for step in group_steps for p, g in zip(step.parameters, step.gradients, strict=True))
+        bad = {id(p) for p, g in pairs if count_nonfinite(g)}
         found = self._names(bad)
         return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
@@ -588,62 +617,63 @@ class Optimizer(torch.optim.Optimizer):
         ]
 
     def _keep_precision(self, state_dict: Mapping[str, Any]) -> None:
-        # torch casts state to the parameter's dtype; a running average in sixteen bits would stand still.
-        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        # torch casts loaded state to the parameter's dtype; a running average in sixteen bits would never change.
+        indices = [n for group in state_dict["param_groups"] for n in group["params"]]
         parameters = [(p, self._rule_of(group)) for group in self.param_groups for p in group["params"]]
-        for number, (p, rule) in zip(numbers, parameters, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
+        for index, (p, rule) in zip(indices, parameters, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
                 if key in rule.carried:
                     self.state[p][key] = torch.tensor(float(value), dtype=torch.float64, device="cpu")
                 elif (
                     isinstance(value, Tensor)
                     and key != "step"
                     and not p.is_complex()
-                    and COMPUTE[p.dtype] is not p.dtype
+                    and COMPUTE_DTYPE[p.dtype] is not p.dtype
                 ):
-                    self.state[p][key] = value.detach().to(p.device, COMPUTE[p.dtype], copy=True)
+                    self.state[p][key] = value.detach().to(p.device, COMPUTE_DTYPE[p.dtype], copy=True)
 
 
+# Under torch.compile a step is left out of the graph: it reads numbers on the host, which a trace would turn into constants.
 _uncompiled_step = torch._disable_dynamo(lambda self, closure: Optimizer.step(self, closure))  # pyright: ignore
-_watched_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)  # pyright: ignore[reportPrivateUsage]
+_hooked_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)  # pyright: ignore[reportPrivateUsage]
 
 
-def _told_late(skips: int) -> str:
+def _message_some_steps_late(skips: int) -> str:
     return (
-        f"{skips} steps in a row had a gradient that is not finite (an accelerator tells so some steps late). No weight took any"
-        " of them. Lower the learning rate, clip, or look for log(0), a division by zero or a root of zero in the loss;"
+        f"{skips} steps in a row had a gradient that is not finite (on an accelerator this is known some steps late). No weight"
+        " took any of them. Lower the learning rate, clip, or look for log(0), a division by zero or a root of zero in the loss;"
         " on_nonfinite='skip' goes on for ever."
     )
 
 
-def _divided(norms: Norms, scale: float) -> Norms:
-    """Give the norms of gradients that are by so much smaller."""
+def _unscaled(norms: Norms, scale: float) -> Norms:
+    """Give the norms of the gradients divided by the loss scale."""
     return Norms([n / scale for n in norms.each], norms.total / scale, norms.clipped / scale, norms.nonfinite)
 
 
 @contextmanager
-def _exchanged(held: Mapping[Tensor, Tensor]) -> Generator[dict[Tensor, Tensor]]:
-    """Within, parameters and their averages have changed places, tensor by tensor; where dtypes differ, weights wait aside."""
-    aside = {p: p.detach().clone() for p, average in held.items() if p.dtype is not average.dtype}
-    swapped = [(p, average) for p, average in held.items() if p not in aside]
+def _swapped(average_of: Mapping[Tensor, Tensor]) -> Generator[dict[Tensor, Tensor]]:
+    """Within, parameters and their averages are swapped, tensor by tensor; where dtypes differ, weights are copied."""
+    copies = {p: p.detach().clone() for p, average in average_of.items() if p.dtype is not average.dtype}
+    swapped = [(p, average) for p, average in average_of.items() if p not in copies]
     done = 0
     try:
         with torch.no_grad():
-            for p in aside:
-                p.copy_(held[p])
+            for p in copies:
+                p.copy_(average_of[p])
             for p, average in swapped:
                 _swap(p, average)
                 done += 1
-        yield {p: average if p in aside else p.detach() for p, average in held.items()}
+        yield {p: average if p in copies else p.detach() for p, average in average_of.items()}
     finally:
         with torch.no_grad():
-            for p, own in aside.items():
+            for p, own in copies.items():
                 p.copy_(own)
             for p, average in swapped[:done]:
                 _swap(p, average)
 
 
 def _swap(one: Tensor, other: Tensor) -> None:
-    kept = one.detach().clone()
+    copy = one.detach().clone()
     one.copy_(other)
-    other.copy_(kept)
+    other.copy_(copy)

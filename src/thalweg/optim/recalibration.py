@@ -1,7 +1,7 @@
 """Running statistics of batch normalisation, estimated anew for weights that are not those they were gathered at.
 
 Training gathers means and variances of the activations of the weights that are trained. An average of the weights has other
-activations, and judged with the trained weights' statistics it may look far worse than it is. The cure is some forward passes:
+activations, and validated with the trained weights' statistics it may seem far worse than it is. The cure is some forward passes:
 Izmailov et al. 2018, arXiv:1803.05407, for averages; Wu & Johnson 2021, arXiv:2105.07576, in general.
 """
 
@@ -38,7 +38,7 @@ def recalibrated(model: nn.Module, batches: Iterable[Any], forward: Forward | No
     the body runs: modes, other buffers (spectral normalisation's, say), torch's random state.
 
     Arguments:
-        model: whose weights are as they are to be judged, such as within `optimizer.averaged()`.
+        model: whose weights are those to validate, such as within `optimizer.averaged()`.
         batches: a batch is the model's input, a tuple or list that begins with it, or a mapping of keyword arguments, on the
             model's device.
         forward: `forward(model, batch)` for other batches.

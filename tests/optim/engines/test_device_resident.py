@@ -1,4 +1,4 @@
-"""Steps as an accelerator takes them: decided there, with nobody waiting. Tried on the CPU, as if it were one."""
+"""Steps as on an accelerator, without host synchronisation. Tested on the CPU, as if it were one."""
 
 import copy
 import math
@@ -17,15 +17,15 @@ SHAPES = [(40, 30), (30,), (), (50_000,)]
 
 
 @pytest.fixture
-def away(monkeypatch):
+def device_resident_on_cpu(monkeypatch):
     for module in (arithmetic, blocks):
-        monkeypatch.setattr(module, "on_arrays", lambda device: False)
+        monkeypatch.setattr(module, "uses_numpy", lambda device: False)
 
 
 @pytest.fixture
-def compiling(monkeypatch, away):
+def compiling(monkeypatch, device_resident_on_cpu):
     torch._dynamo.reset()
-    monkeypatch.setattr(foreach, "compiles", lambda device: True)
+    monkeypatch.setattr(foreach, "can_compile", lambda device: True)
     monkeypatch.setattr(foreach, "BACKEND", "eager")
 
 
@@ -34,7 +34,7 @@ def weights(shapes=SHAPES):
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
-def descended(rule, spoilt=(), steps=8, **options):
+def descended(rule, nonfinite=(), steps=8, **options):
     parameters = weights()
     if RULES[rule].average is not None:
         options.pop("ema", None)
@@ -43,7 +43,7 @@ def descended(rule, spoilt=(), steps=8, **options):
     for step in range(steps):
         for i, p in enumerate(parameters):
             p.grad = (p.detach() * (i + 1)).sin() + 0.3
-            if step in spoilt and i == 3:
+            if step in nonfinite and i == 3:
                 p.grad[7] = math.nan if step % 2 else math.inf
         optimizer.step()
     return parameters, optimizer
@@ -57,13 +57,15 @@ def state_of(optimizer):
     "options", [{}, {"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True}]
 )
 @pytest.mark.parametrize("rule", RULES)
-def test_it_goes_where_waiting_goes_and_a_spoilt_step_leaves_no_trace(rule, options, monkeypatch):
-    here, at_home = descended(rule, spoilt=(0, 3, 4), **options)
+def test_it_takes_the_steps_of_the_host_and_a_nonfinite_one_leaves_no_trace(rule, options, monkeypatch):
+    on_host, host_optimizer = descended(rule, nonfinite=(0, 3, 4), **options)
     for module in (arithmetic, blocks):
-        monkeypatch.setattr(module, "on_arrays", lambda device: False)
-    there, abroad = descended(rule, spoilt=(0, 3, 4), **options)
-    for one, other in zip([*here, *state_of(at_home)], [*there, *state_of(abroad)], strict=True):
-        # Prodigy's first steps are a millionth long: which of their parts go uphill is a question of rounding.
+        monkeypatch.setattr(module, "uses_numpy", lambda device: False)
+    on_device, device_optimizer = descended(rule, nonfinite=(0, 3, 4), **options)
+    for one, other in zip(
+        [*on_host, *state_of(host_optimizer)], [*on_device, *state_of(device_optimizer)], strict=True
+    ):
+        # Prodigy's first steps are a millionth long: which of their parts go uphill depends on rounding.
         rough = (
             {"rtol": 0.1, "atol": 1e-5}
             if rule == "prodigy" and "cautious" in options
@@ -77,15 +79,19 @@ def test_it_goes_where_waiting_goes_and_a_spoilt_step_leaves_no_trace(rule, opti
     [{"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True, "maximize": True}],
 )
 @pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None])
-def test_compiled_over_lists_it_goes_the_same_way(rule, options, monkeypatch, request):
-    here, at_home = descended(rule, spoilt=(0, 3, 4), **options)
+def test_compiled_over_lists_it_takes_the_same_steps(rule, options, monkeypatch, request):
+    on_host, host_optimizer = descended(rule, nonfinite=(0, 3, 4), **options)
     request.getfixturevalue("compiling")
-    there, abroad = descended(rule, spoilt=(0, 3, 4), **options)
-    assert {type(block) for _, _, cut in abroad._engine._cuts for block, _ in cut} == {foreach.ForeachBlock}
-    for one, other in zip([*here, *state_of(at_home)], [*there, *state_of(abroad)], strict=True):
+    on_device, device_optimizer = descended(rule, nonfinite=(0, 3, 4), **options)
+    assert {type(block) for _, _, partition in device_optimizer._engine._partitions for block, _ in partition} == {
+        foreach.ForeachBlock
+    }
+    for one, other in zip(
+        [*on_host, *state_of(host_optimizer)], [*on_device, *state_of(device_optimizer)], strict=True
+    ):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
     optimizer_numbers = []
-    for optimizer in (at_home, abroad):
+    for optimizer in (host_optimizer, device_optimizer):
         optimizer.measure = True
         optimizer.step()
         optimizer_numbers.append(optimizer.last.on_host())
@@ -94,7 +100,7 @@ def test_compiled_over_lists_it_goes_the_same_way(rule, options, monkeypatch, re
 
 
 @pytest.mark.usefixtures("compiling")
-def test_another_rate_is_no_reason_to_compile_again():
+def test_another_rate_does_not_recompile():
     parameters, optimizer = descended("adamw", steps=2, clip_norm=1.0, ema=0.9)
     torch._dynamo.utils.counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -105,31 +111,31 @@ def test_another_rate_is_no_reason_to_compile_again():
             optimizer.step()
 
 
-def test_where_torch_cannot_compile_it_goes_uncompiled_and_says_so(monkeypatch, request):
+def test_where_torch_cannot_compile_the_step_runs_uncompiled_and_warns(monkeypatch, request):
     def broken(graph, inputs):
         raise RuntimeError("no such machine")
 
-    here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
+    on_host, _ = descended("adamw", nonfinite=(3,), clip_norm=1.0, ema=0.9)
     request.getfixturevalue("compiling")
     monkeypatch.setattr(foreach, "BACKEND", broken)
     with pytest.warns(UserWarning, match="could not compile"):
-        there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
-    for one, other in zip(here, there, strict=True):
+        on_device, _ = descended("adamw", nonfinite=(3,), clip_norm=1.0, ema=0.9)
+    for one, other in zip(on_host, on_device, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own, inside its compiler
-@pytest.mark.usefixtures("away")
-def test_inductor_goes_the_same_way(monkeypatch):
-    here, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
-    monkeypatch.setattr(foreach, "compiles", lambda device: True)
-    there, _ = descended("adamw", spoilt=(3,), clip_norm=1.0, ema=0.9)
-    for one, other in zip(here, there, strict=True):
+@pytest.mark.usefixtures("device_resident_on_cpu")
+def test_inductor_takes_the_same_steps(monkeypatch):
+    on_host, _ = descended("adamw", nonfinite=(3,), clip_norm=1.0, ema=0.9)
+    monkeypatch.setattr(foreach, "can_compile", lambda device: True)
+    on_device, _ = descended("adamw", nonfinite=(3,), clip_norm=1.0, ema=0.9)
+    for one, other in zip(on_host, on_device, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
-class Waits(TorchDispatchMode):
+class Synchronisations(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.seen = 0
@@ -139,39 +145,39 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.usefixtures("away")
+@pytest.mark.usefixtures("device_resident_on_cpu")
 @pytest.mark.parametrize("rule", RULES)
-def test_no_step_waits(rule, monkeypatch):
+def test_no_step_synchronises(rule, monkeypatch):
     monkeypatch.setattr(
-        device_resident.DeviceSkipCounter, "follow", lambda self, taken: None
+        device_resident.DeviceSkipCounter, "update", lambda self, was_taken: None
     )  # which looks only at what has arrived
     parameters, optimizer = descended(rule, steps=2, clip_norm=1.0, ema=0.9, cautious=True)
     for p in parameters:
         p.grad = torch.ones_like(p)
-    with Waits() as waits:
+    with Synchronisations() as synchronisations:
         optimizer.step()
-    assert waits.seen == 0
+    assert synchronisations.seen == 0
     optimizer.measure = True
-    with Waits() as waits:
+    with Synchronisations() as synchronisations:
         optimizer.step()
-    assert waits.seen == 0
-    with Waits() as waits:
+    assert synchronisations.seen == 0
+    with Synchronisations() as synchronisations:
         record = optimizer.last.on_host()
     assert record.gradient_norm == pytest.approx(math.sqrt(sum(p.numel() for p in parameters)))
     assert (record.skipped, record.nonfinite) == (False, 0)
     assert record.gradient_norms == pytest.approx([math.sqrt(p.numel()) for p in parameters])
 
 
-@pytest.mark.usefixtures("away")
+@pytest.mark.usefixtures("device_resident_on_cpu")
 def test_the_record_says_that_a_step_was_skipped():
-    _, optimizer = descended("adamw", spoilt=(2,), steps=3)
+    _, optimizer = descended("adamw", nonfinite=(2,), steps=3)
     record = optimizer.last.on_host()
     assert record.skipped is True
     assert record.nonfinite == 1
     assert not math.isfinite(record.gradient_norm)
 
 
-@pytest.mark.usefixtures("away")
+@pytest.mark.usefixtures("device_resident_on_cpu")
 def test_norms_that_overflow_float32_are_no_reason_to_skip():
     w = torch.ones(3, requires_grad=True)
     optimizer = Optimizer([w], "gradient_descent", lr=1.0, clip_norm=1.0, engine="tensors")
@@ -180,8 +186,8 @@ def test_norms_that_overflow_float32_are_no_reason_to_skip():
     assert torch.allclose(w.detach(), torch.full((3,), 1 - 3**-0.5))
 
 
-@pytest.mark.usefixtures("away")
-def test_three_spoilt_steps_in_a_row_raise_some_steps_late():
+@pytest.mark.usefixtures("device_resident_on_cpu")
+def test_three_nonfinite_steps_in_a_row_raise_some_steps_late():
     w = torch.ones(3, requires_grad=True)
     optimizer = Optimizer([w], "adamw", lr=0.1, engine="tensors")
     w.grad = torch.full((3,), math.nan)
@@ -196,7 +202,7 @@ def test_three_spoilt_steps_in_a_row_raise_some_steps_late():
         patient.step()
 
 
-@pytest.mark.usefixtures("away")
+@pytest.mark.usefixtures("device_resident_on_cpu")
 def test_parameters_without_a_gradient_have_nan_in_their_place():
     one, two, three = (torch.ones(2, requires_grad=True) for _ in range(3))
     optimizer = Optimizer([one, two, three], "adamw", lr=0.1, engine="tensors")
@@ -208,8 +214,8 @@ def test_parameters_without_a_gradient_have_nan_in_their_place():
     assert norms[2] == pytest.approx(8**0.5)
 
 
-@pytest.mark.usefixtures("away")
-def test_what_was_saved_here_continues_there_and_back(monkeypatch):
+@pytest.mark.usefixtures("device_resident_on_cpu")
+def test_state_saved_on_the_device_is_loaded_on_the_host(monkeypatch):
     parameters, optimizer = descended("nadam", steps=3)
     saved = copy.deepcopy(optimizer.state_dict())
     others = [p.detach().clone().requires_grad_() for p in parameters]

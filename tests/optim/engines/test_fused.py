@@ -14,15 +14,15 @@ import torch
 from thalweg import optim
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import engine, kernel_cache, kernels, thread_pool
+from thalweg.optim.engines import kernel_cache, kernels, make_engine, thread_pool
 from thalweg.optim.engines.arithmetic import exact_norm
 from thalweg.optim.engines.cpu import CpuEngine
 from thalweg.optim.engines.fused import FusedBlock
 from thalweg.rules import RULES
 from thalweg.testing.rules import variants
 
-SWEPT = [name for name, rule in RULES.items() if not rule.is_matrix]
-CASES = [pytest.param(RULES[n], c, id=f"{n}-{i}") for n in SWEPT for i, c in enumerate(variants(RULES[n]))]
+ELEMENTWISE = [name for name, rule in RULES.items() if not rule.is_matrix]
+CASES = [pytest.param(RULES[n], c, id=f"{n}-{i}") for n in ELEMENTWISE for i, c in enumerate(variants(RULES[n]))]
 SHAPES = [(40, 30), (30,), (), (50_000,), (250, 200)]
 OPTIONS = [{}, {"ema": 0.9}, {"clip_norm": 3.0}, {"clip_value": 0.5, "clip_norm": 3.0}, {"maximize": True, "ema": 0.99}]
 
@@ -46,7 +46,7 @@ def everything(weights, optimizer):
 
 
 def blocks_of(optimizer):
-    return [block for _, _, cut in optimizer._engine._cuts for block, _ in cut]
+    return [block for _, _, partition in optimizer._engine._partitions for block, _ in partition]
 
 
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 3.0, "cautious": True}, {"clip_norm": 3.0, "ema": 0.9}])
@@ -86,7 +86,7 @@ def test_in_float32_it_is_as_near_to_float64_as_the_tensor_engine_is(rule, const
     exact, _ = descended(rule, constants, "tensors", torch.float64, steps=20)
     fused, _ = descended(rule, constants, "cpu", torch.float32, steps=20)
     tensors, _ = descended(rule, constants, "tensors", torch.float32, steps=20)
-    # Of all weights together: where a gradient is nearly nothing, a single weight's way hangs on its last bit.
+    # Of all weights together: where a gradient is nearly nothing, a single weight's update depends on its last bit.
     ours, theirs = (
         float(torch.cat([(a - b).flatten() for a, b in zip(exact, one, strict=True)]).square().mean().sqrt())
         for one in (fused, tensors)
@@ -97,8 +97,8 @@ def test_in_float32_it_is_as_near_to_float64_as_the_tensor_engine_is(rule, const
 @pytest.mark.parametrize("threads", [2, 3, 7])
 @pytest.mark.parametrize("rule", ["adamw", "rmsprop"])
 def test_the_number_of_threads_changes_no_bit(rule, threads, monkeypatch):
-    monkeypatch.setattr(thread_pool, "LEAST", 1000)
-    monkeypatch.setattr("thalweg.optim.engines.fused.SPAN", 1 << 12)
+    monkeypatch.setattr(thread_pool, "WEIGHTS_PER_THREAD", 1000)
+    monkeypatch.setattr("thalweg.optim.engines.fused.CHUNK", 1 << 12)
     one = everything(*descended(rule, {}, dtype=torch.float32, ema=0.9, clip_norm=1.0))
     torch.set_num_threads(threads)
     several = everything(*descended(rule, {}, dtype=torch.float32, ema=0.9, clip_norm=1.0))
@@ -106,7 +106,7 @@ def test_the_number_of_threads_changes_no_bit(rule, threads, monkeypatch):
 
 
 def test_two_threads_with_an_optimiser_each_do_not_disturb_each_other(monkeypatch):
-    monkeypatch.setattr(thread_pool, "LEAST", 1000)
+    monkeypatch.setattr(thread_pool, "WEIGHTS_PER_THREAD", 1000)
     torch.set_num_threads(2)
     alone = everything(*descended("adamw", {}, steps=30))
     found = [None] * 4
@@ -126,7 +126,7 @@ def test_two_threads_with_an_optimiser_each_do_not_disturb_each_other(monkeypatc
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_forked_child_takes_the_same_step(monkeypatch):
     """A kernel of OpenMP's would hang or be killed there; torch's own operations with several threads may."""
-    monkeypatch.setattr(thread_pool, "LEAST", 1000)
+    monkeypatch.setattr(thread_pool, "WEIGHTS_PER_THREAD", 1000)
     torch.set_num_threads(2)
     weights, optimizer = descended("adamw", {})
     reading, writing = os.pipe()
@@ -149,7 +149,7 @@ def test_a_forked_child_takes_the_same_step(monkeypatch):
     [lambda w: w.t().contiguous().t() if w.dim() == 2 else w, lambda w: w.reshape(-1) if w.dim() == 2 else w],
     ids=["transposed", "flat"],
 )
-def test_memory_without_holes_is_swept_however_it_is_ordered(turn):
+def test_dense_memory_is_updated_by_kernels_in_any_order_of_dimensions(turn):
     ours, optimizer = descended("adamw", {}, turn=turn, ema=0.9)
     theirs, _ = descended("adamw", {}, "tensors", turn=turn, ema=0.9)
     assert {type(b) for b in blocks_of(optimizer)} == {FusedBlock}
@@ -245,12 +245,12 @@ def test_a_second_process_finds_the_compiled_kernels_and_loads_no_compiler(tmp_p
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "_made", {})
-    for kept in (kernels._of, kernels.look):
-        kept.cache_clear()
+    monkeypatch.setattr(kernels, "_loaded", {})
+    for function in (kernels._for_switches, kernels.gradient_norms):
+        function.cache_clear()
     yield
-    for kept in (kernels._of, kernels.look):
-        kept.cache_clear()
+    for function in (kernels._for_switches, kernels.gradient_norms):
+        function.cache_clear()
 
 
 @pytest.mark.usefixtures("no_kernels")
@@ -271,23 +271,23 @@ def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("no_kernels")
-def test_what_calls_a_function_that_may_be_missing_is_not_kept(tmp_path, monkeypatch):
+def test_a_kernel_that_calls_a_function_that_may_be_missing_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernel_cache.keep("some", "symbol", b"code", ["sqrt", "no_such_function_anywhere"])
+    kernel_cache.save("some", "symbol", b"code", ["sqrt", "no_such_function_anywhere"])
     assert kernel_cache.load("some") is None
     assert not list(kernel_cache.cache_folder().iterdir())
 
 
 @pytest.mark.usefixtures("no_kernels")
-def test_kernels_are_made_ready_while_the_first_batch_is_on_its_way(monkeypatch):
+def test_kernels_are_compiled_in_the_background_when_the_optimiser_is_made(monkeypatch):
     monkeypatch.setattr(kernels, "_prepared", set())
     optim.Lion([torch.ones(3, requires_grad=True)], lr=0.1, ema=0.9)
-    kernels._helper[0].submit(lambda: None).result()
-    assert {name.rsplit("_", 1)[0] for name in kernels._made} == {"look_float32", "lion_float32"}
+    kernels._compiler[0].submit(lambda: None).result()
+    assert {name.rsplit("_", 1)[0] for name in kernels._loaded} == {"norms_float32", "lion_float32"}
 
 
 def test_engines_are_found_by_name():
-    assert isinstance(engine("auto"), CpuEngine)
-    assert isinstance(engine("cpu"), CpuEngine)
+    assert isinstance(make_engine("auto"), CpuEngine)
+    assert isinstance(make_engine("cpu"), CpuEngine)
     with pytest.raises(RuleError, match="Did you mean 'tensors'"):
         optim.AdamW([torch.zeros(1)], engine="tensor")

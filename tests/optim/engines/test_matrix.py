@@ -11,7 +11,7 @@ calls = []
 
 @matrix_rule(state={"m": ("m", "zeros")}, source="here")
 def counted(w, g, m, *, lr, weight_decay=0.0):
-    """Momentum that counts how often it is asked."""
+    """Momentum that counts how often it is evaluated."""
     calls.append(1)
     m = 0.9 * m + g
     return (1 - lr * weight_decay) * w - lr * m, m
@@ -26,17 +26,17 @@ def descended(rule, dtype=torch.float64, **options):
     return w, optimizer
 
 
-def test_a_cautious_step_asks_the_equation_once_and_moves_only_against_the_gradient():
+def test_a_cautious_step_evaluates_the_equation_once_and_moves_only_against_the_gradient():
     calls.clear()
     w, optimizer = descended(counted, weight_decay=0.3, cautious=True)
     assert len(calls) == 4
     before, m = w.clone(), optimizer.state[w]["m"].clone()
     w.grad = torch.sin(9 * before)
     optimizer.step()
-    way = -0.1 * (0.9 * m + w.grad)
-    against = way * w.grad < 0
-    assert 0 < int(against.sum()) < 20
-    wanted = before + torch.where(against, way, 0.0) * 20 / against.sum() - 0.1 * 0.3 * before
+    update = -0.1 * (0.9 * m + w.grad)
+    is_aligned = update * w.grad < 0
+    assert 0 < int(is_aligned.sum()) < 20
+    wanted = before + torch.where(is_aligned, update, 0.0) * 20 / is_aligned.sum() - 0.1 * 0.3 * before
     torch.testing.assert_close(w, wanted, rtol=1e-13, atol=1e-15)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import blocks, chunked, engine, flattened, tensors
+from thalweg.optim.engines import blocks, chunked, flattened, make_engine, tensors
 from thalweg.optim.engines.arithmetic import exact_norm
 from thalweg.optim.engines.chunked import ChunkedBlock
 from thalweg.optim.engines.flattened import FlattenedBlock
@@ -12,11 +12,16 @@ from thalweg.optim.engines.tensors import TensorEngine
 from thalweg.rules import RULES, get
 from thalweg.testing.rules import variants
 
-SWEPT = [name for name, rule in RULES.items() if not rule.is_matrix]
-CASES = [pytest.param(RULES[n], c, id=f"{n}-{i}") for n in SWEPT for i, c in enumerate(variants(RULES[n]))]
+ELEMENTWISE = [name for name, rule in RULES.items() if not rule.is_matrix]
+CASES = [pytest.param(RULES[n], c, id=f"{n}-{i}") for n in ELEMENTWISE for i, c in enumerate(variants(RULES[n]))]
 SHAPES = [(40, 30), (30,), (), (50_000,), (250, 200)]
 
-CUTS = [(tensors, "SMALL", 1), (tensors, "SMALL", 1 << 30), (chunked, "PIECE", 777), (flattened, "PIECE", 555 * 8)]
+SIZES = [
+    (tensors, "SMALL", 1),
+    (tensors, "SMALL", 1 << 30),
+    (chunked, "CHUNK", 777),
+    (flattened, "CHUNK_BYTES", 555 * 8),
+]
 
 
 def descended(rule, constants, dtype=torch.float64, steps=4, shapes=SHAPES, gradient=None, **options):
@@ -34,16 +39,16 @@ def descended(rule, constants, dtype=torch.float64, steps=4, shapes=SHAPES, grad
 
 
 def blocks_of(optimizer):
-    return [block for _, _, cut in optimizer._engine._cuts for block, _ in cut]
+    return [block for _, _, partition in optimizer._engine._partitions for block, _ in partition]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rule", "constants"), CASES)
-def test_gathered_alone_or_in_pieces_the_bits_are_the_same(rule, constants, dtype, monkeypatch):
+def test_flattened_alone_or_in_chunks_the_bits_are_the_same(rule, constants, dtype, monkeypatch):
     plain = {"clip_norm": None}  # norms are summed in another order, so the scale may differ by an ulp
     usual, optimizer = descended(rule, constants, dtype, **plain)
     assert {type(b) for b in blocks_of(optimizer)} == {FlattenedBlock, ChunkedBlock}
-    for module, name, value in CUTS:
+    for module, name, value in SIZES:
         with monkeypatch.context() as patched:
             patched.setattr(module, name, value)
             other, _ = descended(rule, constants, dtype, **plain)
@@ -57,9 +62,9 @@ def test_gathered_alone_or_in_pieces_the_bits_are_the_same(rule, constants, dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("rule", "constants"), CASES)
-def test_on_tensors_as_accelerators_calculate_it_is_as_on_arrays(rule, constants, dtype, monkeypatch):
+def test_on_tensors_as_on_accelerators_it_gives_what_it_gives_on_arrays(rule, constants, dtype, monkeypatch):
     usual, _ = descended(rule, constants, dtype)
-    monkeypatch.setattr(blocks, "on_arrays", lambda device: False)
+    monkeypatch.setattr(blocks, "uses_numpy", lambda device: False)
     other, optimizer = descended(rule, constants, dtype)
     near = 1e-12 if dtype is torch.float64 else 1e-5
     for a, b in zip(usual, other, strict=True):
@@ -105,7 +110,7 @@ def test_groups_that_differ_in_decay_alone_share_a_block():
     assert weights[1].tolist() == [1.0] * 2
 
 
-def test_a_block_is_kept_from_step_to_step_and_where_another_parameters_gradient_is_missing():
+def test_a_block_is_used_again_at_the_next_step_and_where_another_parameters_gradient_is_missing():
     weights = [torch.ones(50_000), torch.ones(3), torch.ones(3)]
     optimizer = Optimizer(weights, "adamw", lr=0.1, engine="tensors")
     seen = []
@@ -146,15 +151,15 @@ def test_norms_are_exact_at_any_scale(scale):
 
 
 def test_an_engine_is_made_by_name_each_for_its_optimiser():
-    assert type(engine("tensors")) is TensorEngine
-    assert engine("tensors") is not engine("tensors")
+    assert type(make_engine("tensors")) is TensorEngine
+    assert make_engine("tensors") is not make_engine("tensors")
 
 
-def test_a_large_tensors_memory_is_its_state_and_a_few_pieces():
+def test_a_large_tensors_memory_is_its_state_and_a_few_chunks():
     w = torch.zeros(3_000_000)
     optimizer = Optimizer([w], "adamw", lr=0.1, engine="tensors")
     w.grad = torch.ones_like(w)
     optimizer.step()
     (block,) = blocks_of(optimizer)
     spare = sum(t.numel() for pool in block.pools.values() for t in pool)
-    assert spare <= 16 * chunked.PIECE
+    assert spare <= 16 * chunked.CHUNK

@@ -3,7 +3,7 @@ import operator
 import pytest
 import torch
 
-from thalweg.optim.engines.workspace import WorkspaceTensor, bare
+from thalweg.optim.engines.workspace import WorkspaceTensor, unwrap
 
 OPERATORS = [operator.add, operator.sub, operator.mul, operator.truediv, operator.pow]
 COMPARISONS = [operator.lt, operator.le, operator.gt, operator.ge]
@@ -11,15 +11,15 @@ X, Y = torch.tensor([0.3, -1.7, 5.0], dtype=torch.float64), torch.tensor([2.0, 0
 
 
 @pytest.mark.parametrize("op", OPERATORS + COMPARISONS)
-def test_a_lane_calculates_to_the_bit_as_its_tensor(op):
+def test_a_workspace_tensor_gives_the_bits_of_a_plain_one(op):
     pool = []
     x, y = WorkspaceTensor(X.abs(), pool), WorkspaceTensor(Y, pool)
     for left, right in ((x, y), (x, 0.3)):
-        assert torch.equal(bare(op(left, right)), op(bare(left), bare(right)))
+        assert torch.equal(unwrap(op(left, right)), op(unwrap(left), unwrap(right)))
     if op in OPERATORS[:4]:
-        assert torch.equal(bare(op(0.3, x)), op(0.3, X.abs()))
-        assert torch.equal(bare(op(torch.tensor(0.3, dtype=torch.float64), x)), op(0.3, X.abs()))
-    assert torch.equal(bare(-x), -X.abs())
+        assert torch.equal(unwrap(op(0.3, x)), op(0.3, X.abs()))
+        assert torch.equal(unwrap(op(torch.tensor(0.3, dtype=torch.float64), x)), op(0.3, X.abs()))
+    assert torch.equal(unwrap(-x), -X.abs())
 
 
 def test_buffers_return_to_the_pool_and_are_used_again():
@@ -33,7 +33,7 @@ def test_buffers_return_to_the_pool_and_are_used_again():
     assert all(buffer.data_ptr() != X.data_ptr() for buffer in pool)
 
 
-def test_what_is_still_named_is_not_overwritten():
+def test_a_result_that_is_still_referred_to_is_not_overwritten():
     pool = []
     x = WorkspaceTensor(X, pool)
     kept = x * 2.0

@@ -1,4 +1,4 @@
-"""Walk published optimisers down a fixed noisy bowl and keep where they went: what `test_references.py` holds the rules to.
+"""Run published optimisers in a fixed noisy bowl and save the weights they reach: what `test_references.py` holds the rules to.
 
 In a virtual environment of its own (Python 3.11 and, beside numpy 2.4.6):
 
@@ -11,11 +11,12 @@ The last two are no packages: FOLDER is a checkout of github.com/kyleliang919/C-
 (857d1ad).
 
 Each file is of one package. NAME.npz has, for each case, the weights after steps 1, 2, 10, 50 and 200 (float64, all tensors in
-one flat row, in the order of the shapes) as `CASE.w`. Of schedule-free methods that is y, where gradients are felt, and `CASE.x`
-is the average at the same steps. NAME.json says how each case was made, with thalweg's rule and options for the same, and
+one flat row, in the order of the shapes) as `CASE.w`. Of schedule-free methods that is y, where gradients are computed, and
+`CASE.x` is the average at the same steps. NAME.json says how each case was made, with thalweg's rule and options for the same,
+and
 
 - `d`: Prodigy's estimate after the same steps;
-- `rounding`: what the package errs by in float32 under the gradients of its own float64 walk: root mean square over all weights
+- `rounding`: what the package errs by in float32 under the gradients of its own float64 run: root mean square over all weights
   and steps, in units of 2^-23;
 - `within`: how near a rule has to come in float64, with `because` where that is not 1e-12.
 
@@ -45,7 +46,7 @@ from torch.overrides import TorchFunctionMode
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from bowl import KEPT, SHAPES, STEPS, WARM_UP, Bowl, joined, rates  # noqa: E402
+from bowl import KEPT, SHAPES, STEPS, WARM_UP, Bowl, concatenated, rates  # noqa: E402
 
 MATRICES = [(5, 3), (3, 5)]
 Build = Callable[..., Any]
@@ -70,7 +71,7 @@ class Torch:
         self.optimizer.step()
 
     def read(self) -> dict[str, Any]:
-        return {"w": joined(w.detach().numpy() for w in self.weights)}
+        return {"w": concatenated(w.detach().numpy() for w in self.weights)}
 
 
 class ScheduleFree(Torch):
@@ -147,7 +148,7 @@ class Optax:
             self.weights, self.state = self.update(gradients, self.state, self.weights)
 
     def read(self) -> dict[str, Any]:
-        return {"w": joined(np.asarray(w) for w in self.weights)}
+        return {"w": concatenated(np.asarray(w) for w in self.weights)}
 
 
 class OptaxScheduleFree(Optax):
@@ -156,7 +157,7 @@ class OptaxScheduleFree(Optax):
 
         with self.precision():
             x = optax.contrib.schedule_free_eval_params(self.state, self.weights)
-        return super().read() | {"x": joined(np.asarray(w) for w in x)}
+        return super().read() | {"x": concatenated(np.asarray(w) for w in x)}
 
 
 # The grids
@@ -480,7 +481,7 @@ SOURCES: dict[str, tuple[Callable[[], Iterator[Case]], list[str]]] = {
 }
 
 
-# The walk
+# The run
 
 
 @contextlib.contextmanager
@@ -494,7 +495,7 @@ def numbers_as(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def walk(case: Case) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def run(case: Case) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Give what is kept of a case: arrays, and the entry of the JSON file."""
     bowl = Bowl(case.shapes, case.away, case.steep)
     given = rates(case.given or case.rates, case.lr)
@@ -550,7 +551,7 @@ def main() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for case in cases():
-                found, entry = walk(case)
+                found, entry = run(case)
                 arrays |= found
                 entries.append(entry)
                 print(f"{name}: {case.name}, {entry['rounding']} ulp in float32", flush=True)

@@ -1,7 +1,8 @@
-"""Engines: how a rule's equation is run on the weights at hand.
+"""Engines: how a rule's equation is evaluated on the parameters, by device, dtype and memory layout.
 
-`tensors.py` runs every rule on every device, `cpu.py` compiles it into one sweep over the CPU's memory. The seam for another
-one is the protocol `work.Engine`: two calls a step, first `measure`, then `update`; it becomes an engine by a line in `ENGINES`.
+`tensors.py` runs every rule on every device with PyTorch's and NumPy's operations; `cpu.py` compiles a rule into one fused loop
+over the CPU's memory. Another engine implements the protocol `interface.Engine` (two calls per step: `measure_gradients`, then
+`update`) and is added as a line in `ENGINES`.
 """
 
 from __future__ import annotations
@@ -20,32 +21,34 @@ from thalweg.optim.engines.tensors import TensorEngine
 ENGINES: dict[str, Callable[[], Engine]] = {"cpu": CpuEngine, "tensors": TensorEngine}
 
 
-def engine(name: str) -> Engine:
-    """Make an engine by name; "auto" is "cpu" where Numba is at hand, which leaves to "tensors" what it cannot sweep.
+def make_engine(name: str) -> Engine:
+    """Make an engine by name; "auto" is "cpu" where Numba is installed, else "tensors".
 
-    Raises RuleError, with the nearest name, for one that does not exist, or cannot be here.
+    The engine "cpu" itself handles parameters that it cannot compile for (on other devices, say) as "tensors" does.
+
+    Raises RuleError for a name that does not exist, with the nearest one that does, and for "cpu" without Numba.
     """
     if name == "auto":
-        name = best(torch.device("cpu"))
+        name = fastest_engine(torch.device("cpu"))
     if name not in ENGINES:
         raise RuleError(f"There is no engine {name!r}; there are auto, {', '.join(ENGINES)}.{nearest(name, ENGINES)}")
-    if name == "cpu" and not is_compiling():
+    if name == "cpu" and not has_numba():
         raise RuleError(
             "The engine 'cpu' needs Numba, which is not installed here: pip install numba, or take 'tensors'."
         )
     return ENGINES[name]()
 
 
-def best(device: torch.device) -> str:
-    """Name the fastest engine for weights on a device."""
-    return "cpu" if device.type == "cpu" and is_compiling() else "tensors"
+def fastest_engine(device: torch.device) -> str:
+    """Name the fastest engine for parameters on a device."""
+    return "cpu" if device.type == "cpu" and has_numba() else "tensors"
 
 
-def keeps_waiting(device: torch.device) -> bool:
-    """Whether the first step on a device compiles the rule, with nothing else to do meanwhile: up to some minutes, once."""
-    return device.type != "cpu" and foreach.compiles(device)
+def compiles_first_step(device: torch.device) -> bool:
+    """Whether the first step on a device blocks while torch.compile compiles the rule, which may take minutes, once."""
+    return device.type != "cpu" and foreach.can_compile(device)
 
 
-def is_compiling() -> bool:
-    """Whether equations can be compiled here."""
+def has_numba() -> bool:
+    """Whether Numba is installed, which compiles rules for the CPU."""
     return importlib.util.find_spec("numba") is not None

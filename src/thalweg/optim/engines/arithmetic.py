@@ -1,4 +1,4 @@
-"""The rules' few functions on tensors and arrays, and the precision that weights are calculated in."""
+"""The functions of `rules.maths` for tensors and NumPy arrays, and the dtypes that steps are calculated in."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from thalweg.rules import maths
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Sixteen bits hold a weight but not a running average (0.999 v + 0.001 g² stands still): calculation and state use 32.
-COMPUTE = {
+# By a parameter's dtype, the dtype of its state and of all calculation. A running average in sixteen bits would never change
+# (0.999 v + 0.001 g² rounds back to v), so these use float32; complex parameters are calculated as pairs of reals.
+COMPUTE_DTYPE = {
     torch.float64: torch.float64,
     torch.float32: torch.float32,
     torch.bfloat16: torch.float32,
@@ -27,8 +28,8 @@ def _tensor_maximum(x: Tensor, y: Any) -> Tensor:
     return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp_min(y)
 
 
-def _tensor_lerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
-    return torch.lerp(x, y, share.to(x.dtype) if isinstance(share, Tensor) else share)
+def _tensor_lerp(x: Tensor, y: Tensor, weight: float | Tensor) -> Tensor:
+    return torch.lerp(x, y, weight.to(x.dtype) if isinstance(weight, Tensor) else weight)
 
 
 def _tensor_add(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
@@ -37,8 +38,8 @@ def _tensor_add(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
 
 def _tensor_norm(x: Tensor) -> Tensor:
     # Squares of finite float32 numbers overflow from 1.8e19 on, in float64 they do not.
-    wide = torch.float64 if x.dtype is torch.float32 and x.device.type != "mps" else None
-    return torch.linalg.vector_norm(x, dtype=wide).to(x.dtype)
+    dtype = torch.float64 if x.dtype is torch.float32 and x.device.type != "mps" else None
+    return torch.linalg.vector_norm(x, dtype=dtype).to(x.dtype)
 
 
 maths.sqrt.register(Tensor, torch.sqrt)
@@ -62,34 +63,34 @@ maths.norm.register(np.ndarray, lambda x: np.linalg.norm(x.ravel()))
 maths.rms.register(np.ndarray, lambda x: np.sqrt(np.mean(x * x)))
 
 
-def on_arrays(device: torch.device) -> bool:
-    """Tell whether tensors of a device can be seen as NumPy's arrays, whose calls cost half of torch's."""
+def uses_numpy(device: torch.device) -> bool:
+    """Tell whether tensors on a device share memory with NumPy arrays, whose operations have half the overhead of torch's."""
     return device.type == "cpu"
 
 
-def real(tensor: Tensor) -> Tensor:
-    """See a complex tensor as pairs of reals (a view), as PyTorch's optimisers do; a real one stays as it is."""
+def as_real(tensor: Tensor) -> Tensor:
+    """Give a complex tensor as pairs of reals (`torch.view_as_real`), as PyTorch's optimisers do; a real one as it is."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def wide(tensor: Tensor) -> torch.dtype | None:
-    """Give the dtype to sum squares in: on an accelerator float64, which no float32 overflows, where there is one."""
-    if on_arrays(tensor.device) or tensor.device.type == "mps":
+def norm_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Give the `dtype` argument for `vector_norm`: float64 on an accelerator that has it, where float32 sums could overflow."""
+    if uses_numpy(tensor.device) or tensor.device.type == "mps":
         return torch.float32 if tensor.dtype.itemsize < 4 else None
     return torch.float64
 
 
-def joined(value: Any) -> Any:
-    """Give what all processes have together of a sharded number or tensor; `float` would give each one's own part."""
+def full_tensor(value: Any) -> Any:
+    """Gather a DTensor from all processes (`DTensor.full_tensor`); `float` would give this process's part. Others as they are."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def put(tensor: Any, whole: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded: each process takes its own part of what all of them have."""
+def copy_full(tensor: Any, full: Tensor) -> None:
+    """Copy a full tensor, the same in all processes, into one that may be sharded: each process copies its own shard."""
     if hasattr(tensor, "full_tensor"):
-        tensor.copy_(type(tensor).from_local(whole, tensor.device_mesh).redistribute(placements=tensor.placements))
+        tensor.copy_(type(tensor).from_local(full, tensor.device_mesh).redistribute(placements=tensor.placements))
     else:
-        tensor.copy_(whole)
+        tensor.copy_(full)
 
 
 def exact_norm(tensor: Tensor) -> float:
@@ -98,7 +99,7 @@ def exact_norm(tensor: Tensor) -> float:
     >>> exact_norm(torch.tensor([3e200, 4e200], dtype=torch.float64)) / 1e200
     5.0
     """
-    values = real(joined(tensor.detach())).to("cpu", torch.float64)
+    values = as_real(full_tensor(tensor.detach())).to("cpu", torch.float64)
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest == 0.0 or not np.isfinite(largest):
         return largest
@@ -107,4 +108,4 @@ def exact_norm(tensor: Tensor) -> float:
 
 def count_nonfinite(tensor: Tensor) -> int:
     """Count the elements that are NaN or infinite."""
-    return tensor.numel() - int(torch.isfinite(joined(tensor)).sum())
+    return tensor.numel() - int(torch.isfinite(full_tensor(tensor)).sum())

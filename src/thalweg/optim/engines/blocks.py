@@ -1,7 +1,8 @@
-"""A block: the weights that one evaluation of an equation serves, and who owns their state.
+"""A block: parameters that one evaluation of a rule's equation updates together, and their state.
 
-The state that a block calculates with is what stands in `optimizer.state`: the same tensors, or views of the block's own. So
-anything that reads or copies `optimizer.state` sees it, and a tensor put there by somebody else is noticed and taken over.
+The tensors of state that a block calculates with are those in `optimizer.state`: the same ones, or views of larger tensors of
+the block's. So whatever reads or copies `optimizer.state` sees the true state. A tensor that somebody else puts there (by
+`load_state_dict`, say) is noticed at the next step, and its values are copied.
 """
 
 from __future__ import annotations
@@ -16,207 +17,219 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import COMPUTE, Array, on_arrays, real
+from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, Array, as_real, uses_numpy
 from thalweg.optim.engines.interface import GroupStep, StateOf
 from thalweg.rules.rule import Rule, State
 
 EMA = State("ema", "ema", "weights")
 
-_EXACT = 1 << 24
-"""Beyond this many steps float32 cannot count one by one, so the block's own count is the truth."""
+FLOAT32_EXACT = 1 << 24
+"""From so many steps on a float32 `step` cannot count one by one, so the block goes by its own count."""
 
 
-FACE = attrgetter("dtype", "device", "shape")
+METADATA = attrgetter("dtype", "device", "shape")
 
 
 PerTensorNorms = tuple[Sequence[Any], Sequence[Any], Sequence[Any]]
-"""Of each tensor: norm of the weights, norm of the update, root mean square of the gradient over its second moment."""
+"""Three sequences, of each tensor: norm of the weights, norm of the update, RMS(g / sqrt(v)) with the second moment v."""
 
 
 class Block:
-    """Parameters, their state in the order in which the equation takes it (then `ema`), and their step counts."""
+    """Parameters of one group, device and dtype that all have taken the same number of steps, and their state.
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
+    `states` describes the state in the order in which the equation takes it, `ema` last.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], group: GroupStep) -> None:
         self.parameters = list(parameters)
         self.states = tuple(states)
-        self.begin = {s.key: s.begin(work.constants) for s in states}
-        self.averages = bool(states) and states[-1] is EMA
-        self.carried = len(states) - self.averages
+        self.initial_values = {s.key: s.begin(group.constants) for s in states}
+        self.has_ema = bool(states) and states[-1] is EMA
+        self.num_rule_states = len(states) - self.has_ema
         self.device = parameters[0].device
         self.dtype = parameters[0].dtype
-        self.compute = COMPUTE[self.dtype]
-        self.faces = [*map(FACE, parameters)]
-        self.rule = work.rule
-        # On an accelerator counts and numbers are tensors there, so that no step waits to know whether the last was taken.
-        self.is_away = not on_arrays(self.device)
-        self.taken: Any = self._here(np.zeros((), np.float64)) if self.is_away else 0
-        self.begun: Any = (
-            self._here(np.zeros((), np.float64)) if self.is_away else False
-        )  # whether the rule's state has begun
-        counts = work.rule.counts_steps or self.averages
-        self.steps: Any = self._here(np.zeros(len(parameters), np.float32)) if counts else None
-        # Numbers that the rule carries from step to step, a column a parameter, all columns alike.
-        self.carried_names = tuple(work.rule.carried)
-        start = [*work.rule.begin(work.constants).values()]
-        self.numbers: Any = self._here(np.tile(start, (len(parameters), 1)).astype(np.float64))
-        # For each parameter what `optimizer.state` must hold: (key, tensor) pairs; and the dict that held them last.
-        self.held: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
-        self.entries: list[dict[str, Any] | None] = [None for _ in parameters]
-        self.standing: list[Any] = []  # what stands in those dicts, one after another
-        self.owned = False
-        if self.steps is not None:
-            for held, step in zip(self.held, _tensor(self.steps).unbind(), strict=True):
-                held.append(("step", step))
+        self.compute_dtype = COMPUTE_DTYPE[self.dtype]
+        self.metadata = [*map(METADATA, parameters)]
+        self.rule = group.rule
+        # On an accelerator step counts and carried numbers are tensors there: only the device knows whether the last step was
+        # taken (its gradient may not have been finite), and the host need not synchronise with it to find out.
+        self.is_device_resident = not uses_numpy(self.device)
+        self.steps_taken: Any = self._on_device(np.zeros((), np.float64)) if self.is_device_resident else 0
+        self.past_first_step: Any = self._on_device(np.zeros((), np.float64)) if self.is_device_resident else False
+        counts = group.rule.counts_steps or self.has_ema
+        self.step_counts: Any = self._on_device(np.zeros(len(parameters), np.float32)) if counts else None
+        # Numbers that the rule carries from step to step: a row per parameter, all rows alike, a column per number.
+        self.carried_names = tuple(group.rule.carried)
+        start = [*group.rule.begin(group.constants).values()]
+        self.carried_values: Any = self._on_device(np.tile(start, (len(parameters), 1)).astype(np.float64))
+        # Of each parameter the (key, tensor) pairs that `optimizer.state` must hold, and the dict that held them last.
+        self.state_items: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
+        self.state_entries: list[dict[str, Any] | None] = [None for _ in parameters]
+        self.state_values: list[Any] = []  # the values of all those dicts, one after another
+        self.owns_state = False
+        if self.step_counts is not None:
+            for items, step in zip(self.state_items, _as_tensor(self.step_counts).unbind(), strict=True):
+                items.append(("step", step))
         for i, name in enumerate(self.carried_names):
-            self.hold(name, _tensor(self.numbers)[:, i].unbind())
+            self.register_state(name, _as_tensor(self.carried_values)[:, i].unbind())
 
-    def _here(self, array: Array) -> Any:
-        """Give numbers of the block's own as they are calculated with: an array, or a tensor on the accelerator."""
-        if not self.is_away:
+    def _on_device(self, array: Array) -> Any:
+        """Give an array as it is where the block is on the CPU, else as a tensor on the accelerator."""
+        if not self.is_device_resident:
             return array
-        precise = self.device.type != "mps"  # which has no float64
-        return torch.from_numpy(array).to(self.device, None if precise else torch.float32)
+        has_float64 = self.device.type != "mps"
+        return torch.from_numpy(array).to(self.device, None if has_float64 else torch.float32)
 
-    def hold(self, key: str, tensors: Sequence[Tensor]) -> None:
-        """Name the tensors, one a parameter, that are this block's state under a key."""
-        for held, tensor in zip(self.held, tensors, strict=True):
-            held.append((key, tensor))
+    def register_state(self, key: str, tensors: Sequence[Tensor]) -> None:
+        """Set the tensors, one per parameter, that are this block's state under a key of `optimizer.state`."""
+        for items, tensor in zip(self.state_items, tensors, strict=True):
+            items.append((key, tensor))
 
-    def fits(self, state: StateOf, same: bool = False) -> bool:
-        """Tell whether parameters and state are still those that the block was made for, and equally far on.
+    def fits(self, state: StateOf, same_entries: bool = False) -> bool:
+        """Tell whether parameters and state are those that the block was made for, all with the same step count.
 
-        `same` says that each parameter's part of `state` is the very dict it was.
+        `same_entries` says that it is known that each `state[parameter]` is the same dict as at the last step.
         """
-        if [*map(FACE, self.parameters)] != self.faces:
+        if [*map(METADATA, self.parameters)] != self.metadata:
             return False
-        return not self.owned or self.has_its_state(state, same)
+        return not self.owns_state or self.state_is_unchanged(state, same_entries)
 
-    def has_its_state(self, state: StateOf, same: bool) -> bool:
-        """Tell whether what stands in the optimiser's state is what this block put there, and all are equally far on."""
-        if not same and not all(map(is_, map(state.get, self.parameters), self.entries)):
+    def state_is_unchanged(self, state: StateOf, same_entries: bool) -> bool:
+        """Tell whether the optimiser's state holds the very tensors that this block put there, all with the same step count."""
+        if not same_entries and not all(map(is_, map(state.get, self.parameters), self.state_entries)):
             return False
-        entries = cast("list[dict[str, Any]]", self.entries)
-        there = chain.from_iterable(map(dict.values, entries))
-        if sum(map(len, entries)) != len(self.standing) or not all(map(is_, there, self.standing)):
-            for entry, held in zip(entries, self.held, strict=True):
-                for key, tensor in held:
+        entries = cast("list[dict[str, Any]]", self.state_entries)
+        values = chain.from_iterable(map(dict.values, entries))
+        if sum(map(len, entries)) != len(self.state_values) or not all(map(is_, values, self.state_values)):
+            for entry, items in zip(entries, self.state_items, strict=True):
+                for key, tensor in items:
                     if entry.get(key) is not tensor:
                         return False
-        return self._counted()
+        return self._read_step_count()
 
-    def own(self, state: StateOf) -> None:
-        """Take over what state there is (after loading, say), start the rest, and put the block's tensors in its place."""
-        if self.owned:
+    def adopt_state(self, state: StateOf) -> None:
+        """Fill the block's state from `state` where that has any (after loading, say), else with the rule's initial values.
+
+        Then put the block's tensors into `state`.
+        """
+        if self.owns_state:
             return
-        self.owned = True
-        begun = has_begun(state.get(self.parameters[0], {}), self.states)
-        for i, (parameter, held) in enumerate(zip(self.parameters, self.held, strict=True)):
+        self.owns_state = True
+        past_first_step = has_rule_state(state.get(self.parameters[0], {}), self.states)
+        for i, (parameter, items) in enumerate(zip(self.parameters, self.state_items, strict=True)):
             entry = state.setdefault(parameter, {})
-            for key, tensor in held:
+            for key, tensor in items:
                 if key == "step":
-                    tensor.fill_(steps_taken(entry))
+                    tensor.fill_(step_count(entry))
                 elif key in self.carried_names:
                     tensor.fill_(float(entry.get(key, tensor)))
                 else:
-                    start(tensor, entry.get(key), self.begin[key], parameter)
+                    fill_state(tensor, entry.get(key), self.initial_values[key], parameter)
                 entry[key] = tensor
-            self.entries[i] = entry
-        self.standing = [value for entry in self.entries for value in (entry or {}).values()]
-        if self.is_away:
-            self.begun.fill_(float(begun))
-            if self.steps is not None:
-                self.taken.copy_(self.steps[0])
+            self.state_entries[i] = entry
+        self.state_values = [value for entry in self.state_entries for value in (entry or {}).values()]
+        if self.is_device_resident:
+            self.past_first_step.fill_(float(past_first_step))
+            if self.step_counts is not None:
+                self.steps_taken.copy_(self.step_counts[0])
         else:
-            self.begun = begun
-            self._counted()
+            self.past_first_step = past_first_step
+            self._read_step_count()
 
-    def let_go(self) -> None:
-        """Keep nothing of the step's gradients."""
+    def release_gradients(self) -> None:
+        """Keep no reference to the step's gradients."""
 
     def advance(self, numbers: Mapping[str, Any], finite: Tensor | None = None) -> None:
-        """Count the step just taken, and carry what it carries; on an accelerator where `finite` says that it was taken."""
-        if self.is_away:
-            self._advance_away(numbers, finite)
+        """Count the step, and keep the numbers that the rule carries to the next; on an accelerator only where `finite`."""
+        if self.is_device_resident:
+            self._advance_on_device(numbers, finite)
             return
-        self.taken += 1
-        self.begun = True
-        if self.steps is not None:
-            self.steps.fill(self.taken)
+        self.steps_taken += 1
+        self.past_first_step = True
+        if self.step_counts is not None:
+            self.step_counts.fill(self.steps_taken)
         if self.carried_names:
-            self.numbers[:] = [float(numbers[name]) for name in self.carried_names]
+            self.carried_values[:] = [float(numbers[name]) for name in self.carried_names]
 
-    def _advance_away(self, numbers: Mapping[str, Any], finite: Tensor | None) -> None:
-        moved: Any = 1.0 if finite is None else finite
-        self.taken += moved
-        self.begun.copy_((self.begun + moved).clamp(max=1.0))
-        if self.steps is not None:
-            self.steps += moved
+    def _advance_on_device(self, numbers: Mapping[str, Any], finite: Tensor | None) -> None:
+        one_if_taken: Any = 1.0 if finite is None else finite
+        self.steps_taken += one_if_taken
+        self.past_first_step.copy_((self.past_first_step + one_if_taken).clamp(max=1.0))
+        if self.step_counts is not None:
+            self.step_counts += one_if_taken
         if self.carried_names:
-            dtype = self.numbers.dtype
-            fresh = torch.stack(
+            dtype = self.carried_values.dtype
+            new = torch.stack(
                 [torch.as_tensor(numbers[n], dtype=dtype, device=self.device) for n in self.carried_names]
             )
-            self.numbers.copy_(fresh if finite is None else torch.where(finite, fresh, self.numbers))
+            self.carried_values.copy_(new if finite is None else torch.where(finite, new, self.carried_values))
 
     @property
-    def coming(self) -> Any:
-        """The number of the step to come: 1, 2, 3 …; of a rule that counts none, 1 and then always 2."""
-        return self.taken + 1 if self.rule.counts_steps else 1 + self.begun
+    def next_step(self) -> Any:
+        """The number of the next step: 1, 2, 3 …; 1 and then always 2 for a rule that does not count its steps."""
+        return self.steps_taken + 1 if self.rule.counts_steps else 1 + self.past_first_step
 
-    def carried_numbers(self) -> dict[str, Any]:
-        """Give the numbers carried so far."""
+    def read_carried(self) -> dict[str, Any]:
+        """Give the numbers that the rule carries from the last step to the next, by name."""
         if not self.carried_names:
             return {}
-        if self.is_away:
-            return dict(zip(self.carried_names, self.numbers[0].unbind(), strict=True))
-        return dict(zip(self.carried_names, self.numbers[0].tolist(), strict=True))
+        if self.is_device_resident:
+            return dict(zip(self.carried_names, self.carried_values[0].unbind(), strict=True))
+        return dict(zip(self.carried_names, self.carried_values[0].tolist(), strict=True))
 
-    def _counted(self) -> bool:
-        """Read the count from the state's own tensors; false where the parameters are not equally far on."""
-        if self.is_away:  # to look would be to wait
+    def _read_step_count(self) -> bool:
+        """Take the step count from the tensors in the state, where somebody may have set it.
+
+        False where the count is none, or the parameters do not all have the same one, or the same carried numbers.
+        """
+        if self.is_device_resident:  # reading it would synchronise host and device
             return True
-        if self.carried_names and not (self.numbers == self.numbers[0]).all():
+        if self.carried_names and not (self.carried_values == self.carried_values[0]).all():
             return False
-        if self.steps is None:
+        if self.step_counts is None:
             return True
-        counts = self.steps.tolist()
+        counts = self.step_counts.tolist()
         if not 0 <= counts[0] < math.inf:
             return False
-        if counts[0] != float(np.float32(self.taken)) if self.taken >= _EXACT else counts[0] != self.taken:
-            self.taken = int(counts[0])
+        if (
+            counts[0] != float(np.float32(self.steps_taken))
+            if self.steps_taken >= FLOAT32_EXACT
+            else counts[0] != self.steps_taken
+        ):
+            self.steps_taken = int(counts[0])
         return counts.count(counts[0]) == len(counts)
 
 
-def _tensor(numbers: Any) -> Tensor:
-    """See numbers as a tensor where they are; `as_tensor` would copy them to whatever device is torch's default."""
+def _as_tensor(numbers: Any) -> Tensor:
+    """Give an array as a tensor that shares its memory; `torch.as_tensor` would copy it to torch's default device."""
     return numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
 
 
-def steps_taken(entry: Mapping[str, Any]) -> int:
-    """Read the step count of a parameter's state: a tensor, a number, or none yet."""
+def step_count(entry: Mapping[str, Any]) -> int:
+    """Read the step count of a parameter's state, a tensor or a number; 0 where there is none yet."""
     value = entry.get("step")
     return 0 if value is None else int(value)
 
 
-def has_begun(entry: Mapping[str, Any], states: Iterable[State]) -> bool:
-    """Tell whether a parameter has state of a rule, so that the rule's first step is behind."""
+def has_rule_state(entry: Mapping[str, Any], states: Iterable[State]) -> bool:
+    """Tell whether a parameter has state of its rule, so that the rule has taken its first step."""
     return any(entry.get(state.key) is not None for state in states if state is not EMA)
 
 
-def standing(entry: Mapping[str, Any], rule: Rule) -> tuple[float, ...]:
-    """Read how far on a parameter's state is: its step count, or whether it has begun, and the numbers carried."""
-    begun = not rule.counts_steps and rule.scalars is not None and has_begun(entry, rule.state)
+def progress(entry: Mapping[str, Any], rule: Rule) -> tuple[float, ...]:
+    """Read what the parameters of one block must have in common: step count, or past the first step or not; carried numbers."""
+    past_first_step = not rule.counts_steps and rule.scalars is not None and has_rule_state(entry, rule.state)
     carried = (float(entry[name]) if name in entry else math.nan for name in rule.carried)
-    return steps_taken(entry), begun, *carried
+    return step_count(entry), past_first_step, *carried
 
 
-def start(tensor: Tensor, found: Any, begin: float | str, parameter: Tensor) -> None:
-    """Fill a state's tensor: from what was found, else as the rule's description says."""
+def fill_state(tensor: Tensor, found: Any, initial: float | str, parameter: Tensor) -> None:
+    """Fill a tensor of state: from one that was found, else with the initial value, a number or "weights"."""
     if found is tensor:
         return
     if isinstance(found, Tensor):
         tensor.copy_(found)
-    elif isinstance(begin, str):
+    elif isinstance(initial, str):
         tensor.copy_(parameter)
     else:
-        real(tensor).fill_(begin)
+        as_real(tensor).fill_(initial)

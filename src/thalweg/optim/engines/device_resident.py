@@ -1,4 +1,4 @@
-"""What an accelerator has decided, known here some steps late, because to know it at once would be to wait for it."""
+"""A count that stays on the accelerator, and is read some steps late, so that the host never synchronises with the device."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from torch import Tensor
 
 
 class DeviceSkipCounter:
-    """Follows, step by step, whether a step was taken; `missed` is how many in a row were not, as far as is known."""
+    """Counts steps in a row that were skipped; `skips` is the count of some steps ago, the newest that has reached the host."""
 
     def __init__(self) -> None:
-        self.missed = 0
-        self._there: Tensor | None = None  # how many in a row, on the accelerator
-        self._under_way: tuple[Tensor, Any] | None = None
+        self.skips = 0
+        self._on_device: Tensor | None = None  # the present count
+        self._in_flight: tuple[Tensor, Any] | None = None  # a copy on its way to the host, and its event
 
-    def follow(self, taken: Tensor) -> None:
-        """Take in a step (a 0-dim tensor of bool on the accelerator), and read what has arrived of earlier ones."""
-        before = torch.zeros((), dtype=torch.int64, device=taken.device) if self._there is None else self._there
-        self._there = torch.where(taken, 0, before + 1)
-        if self._under_way is not None:
-            arrived, event = self._under_way
+    def update(self, was_taken: Tensor) -> None:
+        """Count a step by whether it was taken (0-dim bool tensor on the accelerator); read what has arrived of earlier ones."""
+        before = self._on_device
+        if before is None:
+            before = torch.zeros((), dtype=torch.int64, device=was_taken.device)
+        self._on_device = torch.where(was_taken, 0, before + 1)
+        if self._in_flight is not None:
+            arrived, event = self._in_flight
             if event is not None and not event.query():
                 return
-            self.missed = int(arrived)
-        self._under_way = _sent(self._there)
+            self.skips = int(arrived)
+        self._in_flight = _copy_to_host(self._on_device)
 
 
-def _sent(there: Tensor) -> tuple[Tensor, Any]:
-    """Send a number to the host without a wait; gives where it will arrive, and what tells that it has (None: it is there)."""
-    if there.device.type == "cpu":
-        return there, None
-    here = torch.empty((), dtype=there.dtype, pin_memory=True)
-    here.copy_(there, non_blocking=True)
-    event = torch.Event(there.device)
+def _copy_to_host(value: Tensor) -> tuple[Tensor, Any]:
+    """Start copying a 0-dim tensor to the host without synchronising; gives the copy, and the event that ends it (None: done)."""
+    if value.device.type == "cpu":
+        return value, None
+    copy = torch.empty((), dtype=value.dtype, pin_memory=True)
+    copy.copy_(value, non_blocking=True)
+    event = torch.Event(value.device)
     event.record()
-    return here, event
+    return copy, event

@@ -1,7 +1,7 @@
-"""Small tensors laid end to end, so that one operation serves all of them.
+"""Small tensors flattened into one, so that one operation serves all of them.
 
-A call of any operation costs more than 10,000 additions. On the CPU the equation runs on NumPy's views of the block, whose calls
-cost half of torch's (42 against 150 us for AdamW on 10 k weights); elsewhere on the tensors.
+The overhead of any operation is more than the time for 10,000 additions. On the CPU the equation runs on NumPy arrays that share
+the flat tensors' memory, with half of torch's overhead (42 against 150 us for AdamW on 10 k weights); elsewhere on the tensors.
 """
 
 from __future__ import annotations
@@ -15,141 +15,147 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import real, wide
+from thalweg.optim.engines.arithmetic import as_real, norm_dtype
 from thalweg.optim.engines.blocks import Block, PerTensorNorms
-from thalweg.optim.engines.bound_rule import BoundRule, average_in_place, kept_share, ratio_of
+from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for, gradient_ratio, move_average_in_place
 from thalweg.optim.engines.interface import GroupStep
-from thalweg.optim.engines.validate import look_over
+from thalweg.optim.engines.validate import check_memory_and_shapes
 from thalweg.rules.rule import State
 
-PIECE = 1 << 16
-"""Bytes of each array worked on at a time: the equation's dozen intermediate arrays then stay in the second-level cache."""
+CHUNK_BYTES = 1 << 16
+"""Bytes of each array that the equation is evaluated on at a time: its dozen intermediate arrays then stay in the L2 cache."""
 
 
 class FlattenedBlock(Block):
     """The block of small tensors of one device and dtype."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
-        super().__init__(parameters, states, work)
-        self.sizes = [real(p.detach()).numel() for p in parameters]
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], group: GroupStep) -> None:
+        super().__init__(parameters, states, group)
+        self.sizes = [as_real(p.detach()).numel() for p in parameters]
         self.starts = [0, *accumulate(self.sizes)][:-1]
         length = sum(self.sizes)
-        self.flats = [torch.empty(length, dtype=self.compute, device=self.device) for _ in range(2 + len(states))]
-        self.weights, self.gradients, *held = (self._shaped(flat) for flat in self.flats)
-        for described, tensors in zip(states, held, strict=True):
-            self.hold(described.key, tensors)
-        self.on_arrays = not self.is_away
-        self.arrays: list[Any] = [flat.numpy() for flat in self.flats] if self.on_arrays else self.flats
-        piece = PIECE // self.compute.itemsize if self.on_arrays else length
-        self.places = [slice(i, i + piece) for i in range(0, length, piece)]
-        self.pieces = [tuple(array[place] for array in self.arrays) for place in self.places]
-        self._spare: Any = None
-        self._decays: tuple[Sequence[float], list[Any]] = ((), [])
+        # Flat tensors of the weights, the gradients, and each state; then views of them in the parameters' shapes.
+        self.flat = [torch.empty(length, dtype=self.compute_dtype, device=self.device) for _ in range(2 + len(states))]
+        self.weights, self.gradients, *state_views = (self._views(flat) for flat in self.flat)
+        for state, tensors in zip(states, state_views, strict=True):
+            self.register_state(state.key, tensors)
+        self.uses_numpy = not self.is_device_resident
+        self.arrays: list[Any] = [flat.numpy() for flat in self.flat] if self.uses_numpy else self.flat
+        size = CHUNK_BYTES // self.compute_dtype.itemsize if self.uses_numpy else length
+        self.slices = [slice(i, i + size) for i in range(0, length, size)]
+        self.chunks = [tuple(array[part] for array in self.arrays) for part in self.slices]
+        self._squares: Any = None  # a buffer
+        self._decays: tuple[Sequence[float], list[Any]] = ((), [])  # of the last step, and what was made of them
 
     @np.errstate(all="ignore")
-    def look(self, gradients: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
-        """Lay weights and gradients out, and give each gradient's Euclidean norm."""
-        look_over(self.parameters, gradients)
+    def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
+        """Copy weights and gradients into the flat tensors, and give each gradient's Euclidean norm."""
+        check_memory_and_shapes(self.parameters, gradients)
         _copy([*self.weights, *self.gradients], [*self.parameters, *gradients])
         return self._norms(self.arrays[1], self.gradients)
 
     @np.errstate(all="ignore")
     def clipped_norms(self, clip_value: float) -> Sequence[float] | Sequence[Tensor]:
         """Give the norms of the gradients as clipping their entries would leave them."""
-        if self.on_arrays:
+        if self.uses_numpy:
             return self._norms(self.arrays[1].clip(-clip_value, clip_value), ())
-        return _tensor_norms([real(g).clamp(-clip_value, clip_value) for g in self.gradients])
+        return _tensor_norms([as_real(g).clamp(-clip_value, clip_value) for g in self.gradients])
 
     @np.errstate(all="ignore")
-    def totals(self, move: BoundRule, decays: Sequence[float]) -> list[Any]:
-        """Give what the rule adds up over all weights."""
+    def rule_sums(self, bound: BoundRule, decays: Sequence[float]) -> list[Any]:
+        """Give the rule's sums over all weights of the block."""
         parts = [
-            [part.sum() for part in move.summands(decay, w, g, *held[: self.carried])]
-            for decay, (w, g, *held) in zip(self._decayed(decays, move), self.pieces, strict=True)
+            [terms.sum() for terms in bound.sum_terms(decay, w, g, *states[: self.num_rule_states])]
+            for decay, (w, g, *states) in zip(self._decay_of_chunks(decays, bound), self.chunks, strict=True)
         ]
         return [sum(column) for column in zip(*parts, strict=True)]
 
     @np.errstate(all="ignore")
-    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
-        """Update the weights laid out by `look`; give norms of weights and updates, and ratios, where they are to be recorded."""
-        before = self.flats[0].clone() if move.record else None
-        formula = move.formula()
-        decayed = self._decayed(decays, move)
-        kept = self._kept(move, decayed) if move.work.cautious else [None for _ in self.pieces]
+    def update(self, bound: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update the weights from the gradients copied by `read_gradients`; gives the norms where they are to be recorded."""
+        before = self.flat[0].clone() if bound.record_norms else None
+        formula = bound.formula()
+        chunk_decays = self._decay_of_chunks(decays, bound)
+        scales = self._cautious_scales(bound, chunk_decays) if bound.group.cautious else [None for _ in self.chunks]
         ratios = list[Any]()
-        for decay, share, piece in zip(decayed, kept, self.pieces, strict=True):
-            w, g, *held = piece
-            fresh, *rest = formula(decay, w, g, *held[: self.carried], kept=share)
-            if move.record:
-                ratios.append(ratio_of(move, decay, w, g, rest))
-            w[...] = move.settled(fresh, w)
-            for old, new in zip(held, rest, strict=False):
-                old[...] = move.settled(new, old)
-            if self.averages and self.is_away:
-                held[-1][...] = move.averaged(held[-1], w)
-            elif self.averages:
-                average_in_place(held[-1], w, cast(float, move.share or 1.0))
+        for decay, scale, chunk in zip(chunk_decays, scales, self.chunks, strict=True):
+            w, g, *states = chunk
+            new_w, *new_states = formula(decay, w, g, *states[: self.num_rule_states], cautious_scale=scale)
+            if bound.record_norms:
+                ratios.append(gradient_ratio(bound, decay, w, g, new_states))
+            w[...] = bound.where_finite(new_w, w)
+            for old, new in zip(states, new_states, strict=False):
+                old[...] = bound.where_finite(new, old)
+            if self.has_ema and self.is_device_resident:
+                states[-1][...] = bound.new_average(states[-1], w)
+            elif self.has_ema:
+                move_average_in_place(states[-1], w, cast(float, bound.ema_weight or 1.0))
         _copy(self.parameters, self.weights)
-        return None if before is None else (*self._moves(before), self._roots(ratios))
+        return None if before is None else (*self._norms_of_update(before), self._root_means(ratios))
 
-    def _kept(self, move: BoundRule, decays: Sequence[Any]) -> list[Any]:
-        """Give, weight by weight, what a cautious step multiplies the parts by that it keeps: one number a tensor."""
-        aligned = self._joined(
+    def _cautious_scales(self, bound: BoundRule, decays: Sequence[Any]) -> list[Any]:
+        """Give, chunk by chunk and weight by weight, what a cautious step multiplies its tensor's aligned updates by."""
+        aligned = self._concatenated(
             [
-                move.aligned(decay, w, g, *held[: self.carried])
-                for decay, (w, g, *held) in zip(decays, self.pieces, strict=True)
+                bound.aligned(decay, w, g, *states[: self.num_rule_states])
+                for decay, (w, g, *states) in zip(decays, self.chunks, strict=True)
             ]
         )
-        counts = [part.sum(dtype=self.compute) if self.is_away else float(part.sum()) for part in self._split(aligned)]
-        kept = self._spread([kept_share(n, size) for n, size in zip(counts, self.sizes, strict=True)])
-        return [kept[place] for place in self.places]
+        counts = [
+            part.sum(dtype=self.compute_dtype) if self.is_device_resident else float(part.sum())
+            for part in self._split(aligned)
+        ]
+        scales = self._repeated([cautious_scale_for(n, size) for n, size in zip(counts, self.sizes, strict=True)])
+        return [scales[part] for part in self.slices]
 
-    def _roots(self, ratios: Sequence[Any]) -> Sequence[Any]:
-        """Give each tensor's root of the mean ratio; NaN where the rule has none."""
+    def _root_means(self, ratios: Sequence[Any]) -> Sequence[Any]:
+        """Give the root of each tensor's mean ratio; NaN where the rule has none."""
         if not ratios or ratios[0] is None:
             return [math.nan for _ in self.sizes]
-        return [part.mean() ** 0.5 for part in self._split(self._joined(ratios))]
+        return [part.mean() ** 0.5 for part in self._split(self._concatenated(ratios))]
 
-    def _joined(self, parts: Sequence[Any]) -> Any:
-        return np.concatenate(parts) if self.on_arrays else torch.cat([*parts])
+    def _concatenated(self, parts: Sequence[Any]) -> Any:
+        return np.concatenate(parts) if self.uses_numpy else torch.cat([*parts])
 
-    def _split(self, whole: Any) -> Sequence[Any]:
-        return np.split(whole, self.starts[1:]) if self.on_arrays else whole.split(self.sizes)
+    def _split(self, flat: Any) -> Sequence[Any]:
+        return np.split(flat, self.starts[1:]) if self.uses_numpy else flat.split(self.sizes)
 
-    def _spread(self, values: Sequence[Any]) -> Any:
-        """Lay one number a tensor out weight by weight."""
-        numbers = [torch.as_tensor(value, dtype=self.compute, device=self.device) for value in values]
+    def _repeated(self, values: Sequence[Any]) -> Any:
+        """Repeat numbers, one per tensor, for each weight of their tensor."""
+        numbers = [torch.as_tensor(value, dtype=self.compute_dtype, device=self.device) for value in values]
         parts = [number.expand(n) for number, n in zip(numbers, self.sizes, strict=True)]
         vector = torch.cat(parts)
-        return vector.numpy() if self.on_arrays else vector
+        return vector.numpy() if self.uses_numpy else vector
 
-    def _decayed(self, decays: Sequence[float], move: BoundRule) -> list[Any]:
-        """Give each piece its weight decay: one number where all agree, else one a weight."""
+    def _decay_of_chunks(self, decays: Sequence[float], bound: BoundRule) -> list[Any]:
+        """Give each chunk its weight decay: a number where all tensors have the same, else one per weight."""
         if self._decays[0] != decays:
             if len(set(decays)) == 1:
-                one = decays[0] if decays[0] or not move.work.couples else None
-                values: list[Any] = [one] * len(self.pieces)
+                decay = decays[0] if decays[0] or not bound.group.couples else None
+                values: list[Any] = [decay] * len(self.chunks)
             else:
-                whole = self._spread(decays)
-                values = [whole[place] for place in self.places]
+                per_weight = self._repeated(decays)
+                values = [per_weight[part] for part in self.slices]
             self._decays = (list(decays), values)
         return self._decays[1]
 
-    def _moves(self, before: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
-        moved = self.flats[0] - before
-        if self.on_arrays:
-            return self._norms(before.numpy(), ()), self._norms(moved.numpy(), ())
-        return _tensor_norms(before.split(self.sizes)), _tensor_norms(moved.split(self.sizes))
+    def _norms_of_update(self, before: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Give the norms of the weights before the step, and of the update."""
+        update = self.flat[0] - before
+        if self.uses_numpy:
+            return self._norms(before.numpy(), ()), self._norms(update.numpy(), ())
+        return _tensor_norms(before.split(self.sizes)), _tensor_norms(update.split(self.sizes))
 
     def _norms(self, array: Any, tensors: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
-        if not self.on_arrays:
-            return _tensor_norms([real(t) for t in tensors])
-        if self._spare is None:
-            self._spare = np.empty_like(array)
-        return np.sqrt(np.add.reduceat(np.multiply(array, array, out=self._spare), self.starts)).tolist()
+        """Give the norm of each tensor: from a flat array on the CPU, else from the tensors."""
+        if not self.uses_numpy:
+            return _tensor_norms([as_real(t) for t in tensors])
+        if self._squares is None:
+            self._squares = np.empty_like(array)
+        return np.sqrt(np.add.reduceat(np.multiply(array, array, out=self._squares), self.starts)).tolist()
 
-    def _shaped(self, flat: Tensor) -> list[Tensor]:
-        """See a flat stretch of reals in the shapes (and complexness) of the parameters."""
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """Divide a flat tensor of reals into views with the shapes of the parameters, complex where they are."""
         parts = zip(flat.split(self.sizes), self.parameters, strict=True)
         return [
             torch.view_as_complex(part.view(*p.shape, 2)) if p.is_complex() else part.view(p.shape) for part, p in parts
@@ -161,4 +167,4 @@ def _copy(to: list[Tensor], of: list[Tensor]) -> None:
 
 
 def _tensor_norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    return torch._foreach_norm(list(tensors), dtype=wide(tensors[0]))  # pyright: ignore[reportPrivateImportUsage]
+    return torch._foreach_norm(list(tensors), dtype=norm_dtype(tensors[0]))  # pyright: ignore[reportPrivateImportUsage]

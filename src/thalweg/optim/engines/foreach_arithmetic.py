@@ -1,7 +1,7 @@
-"""Arithmetic on many tensors at once: a value is a list of tensors, or one number for all of them.
+"""Arithmetic on lists of tensors by `torch._foreach_*`: a value is a list of tensors, or one number for all of them.
 
-They are functions and not operators because torch's compiler follows those; one operation on a list is one launch, or a part of
-a fused one.
+An operation on a list is one kernel launch, or a part of a fused one. These are functions, and equations are rewritten to call
+them, because torch.compile can trace functions of lists but not a class of lists with operators.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def div(x: Any, y: Any) -> Any:
 
 
 def each(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function of numbers or tensors one of lists too, tensor by tensor."""
+    """Let a function of numbers or tensors take lists too, and apply it tensor by tensor."""
 
     def of_lists(*values: Any) -> Any:
         lengths = [len(value) for value in values if isinstance(value, list)]
         if not lengths:
             return function(*values)
-        spread = [value if isinstance(value, list) else [value] * lengths[0] for value in values]
-        return [function(*some) for some in zip(*spread, strict=True)]
+        as_lists = [value if isinstance(value, list) else [value] * lengths[0] for value in values]
+        return [function(*arguments) for arguments in zip(*as_lists, strict=True)]
 
     return of_lists
 
@@ -74,7 +74,7 @@ sign = each(maths.sign)
 power = each(maths.power)
 clamp = each(lambda x, low, high: x.clamp(low, high))
 
-NAMES: dict[str, Any] = {
+NAMES: dict[str, Any] = {  # what a rewritten equation calls
     "sqrt": sqrt,
     "where": where,
     "maximum": maximum,
@@ -92,7 +92,7 @@ NAMES: dict[str, Any] = {
     "le_": each(lambda x, y: x <= y),
 }
 
-_CALLS: dict[type[ast.AST], str] = {
+_FUNCTION_OF: dict[type[ast.AST], str] = {
     ast.Add: "add_",
     ast.Sub: "sub_",
     ast.Mult: "mul_",
@@ -108,10 +108,10 @@ _CALLS: dict[type[ast.AST], str] = {
 def equation(rule: Rule, constants: Mapping[str, Any]) -> Callable[..., tuple[Any, ...]]:
     """Give a rule's equation as a function of lists: f(w, g, *state, **numbers) gives the new w and the new state."""
     read = program.read(rule, constants)
-    lines = [f"    {line.name} = {_called(line.value)}" for line in read.lines]
-    results = ", ".join(_called(result) for result in read.results)
+    lines = [f"    {line.name} = {_as_calls(line.value)}" for line in read.lines]
+    results = ", ".join(_as_calls(result) for result in read.results)
     text = f"def equation(w, g, {''.join(f'{s}, ' for s in read.state)}*, {', '.join(rule.takes)}):\n"
-    return _made("\n".join([text, *lines, f"    return ({results},)\n"]), f"<{rule.name} on lists>", "equation")
+    return _function("\n".join([text, *lines, f"    return ({results},)\n"]), f"<{rule.name} on lists>", "equation")
 
 
 def second_moment(rule: Rule, names: tuple[str, ...]) -> Callable[..., Any] | None:
@@ -123,23 +123,24 @@ def second_moment(rule: Rule, names: tuple[str, ...]) -> Callable[..., Any] | No
     numbers = sorted(used - {*names, *program.FUNCTIONS})
     keywords = f"*, {', '.join(numbers)}, " if numbers else ""
     head = f"def moment({', '.join(names)}, {keywords}**others):"
-    return _made(f"{head}\n    return {_called(expression)}\n", f"<{rule.name}>", "moment")
+    return _function(f"{head}\n    return {_as_calls(expression)}\n", f"<{rule.name}>", "moment")
 
 
-def _made(text: str, where: str, name: str) -> Callable[..., Any]:
+def _function(text: str, where: str, name: str) -> Callable[..., Any]:
+    """Execute the source text of a function and give the function."""
     names = dict(NAMES)
     exec(compile(text, where, "exec"), names)
     return names[name]
 
 
-def _called(node: ast.expr) -> str:
-    """Write an expression as calls."""
+def _as_calls(node: ast.expr) -> str:
+    """Write an expression with a call in the place of each operator."""
     match node:
         case ast.BinOp(left=left, op=op, right=right) | ast.Compare(left=left, ops=[op], comparators=[right]):
-            return f"{_CALLS[type(op)]}({_called(left)}, {_called(right)})"
+            return f"{_FUNCTION_OF[type(op)]}({_as_calls(left)}, {_as_calls(right)})"
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return f"neg_({_called(operand)})"
+            return f"neg_({_as_calls(operand)})"
         case ast.Call(func=ast.Name(id=name), args=values):
-            return f"{name}({', '.join(_called(value) for value in values)})"
+            return f"{name}({', '.join(_as_calls(value) for value in values)})"
         case _:
             return ast.unparse(node)

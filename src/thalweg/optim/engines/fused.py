@@ -1,4 +1,4 @@
-"""The fused block: weights of any size on the CPU, moved in place by a compiled kernel, in one sweep over memory."""
+"""The fused block: parameters on the CPU, updated in place by a compiled kernel, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -14,222 +14,249 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines import kernels
-from thalweg.optim.engines.arithmetic import Array, real
-from thalweg.optim.engines.blocks import FACE, Block, PerTensorNorms, has_begun, start
-from thalweg.optim.engines.bound_rule import BoundRule, floor, kept_share
+from thalweg.optim.engines.arithmetic import Array, as_real
+from thalweg.optim.engines.blocks import METADATA, Block, PerTensorNorms, fill_state, has_rule_state
+from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for, second_moment_floor
 from thalweg.optim.engines.interface import GroupStep, StateOf
 from thalweg.optim.engines.metadata_guards import MetadataGuard
 from thalweg.optim.engines.thread_pool import run
-from thalweg.optim.engines.validate import PLAIN, has_memory, look_over
+from thalweg.optim.engines.validate import OWN_MEMORY, check_memory_and_shapes, has_memory
 from thalweg.rules.rule import State
 
-SPAN = 1 << 16
-"""Weights a span. Two threads took 7.4 ms for 11 M weights with a quarter of it, which has the processor begin anew with half a
-dozen streams too often, 6.2 with this, 6.0 with four times as many, too few to share out well; its sums need but float32."""
+CHUNK = 1 << 16
+"""Weights per chunk, the unit that threads share (see `kernels.ARGUMENTS`). Two threads took 7.4 ms for 11 M weights with a
+quarter of it, where prefetching starts anew too often, 6.2 with this, and 6.0 with four times as many, too few to share evenly.
+The sums of one chunk are still exact enough in float32."""
 
 SMALL = 1 << 15
-"""Weights below which tensors keep their state side by side, so that one address tells where all of it lies."""
+"""Tensors of fewer weights share one allocation for their state, whose one address tells whether any of it has moved."""
 
-FEW = 32
-"""Spans up to which Python's own arithmetic on their sums is quicker than NumPy's."""
+FEW_CHUNKS = 32
+"""Up to so many chunks, plain Python adds their sums faster than NumPy."""
 
-KINDS = {torch.float32: "float32", torch.float64: "float64", torch.complex64: "float32", torch.complex128: "float64"}
+KERNEL_DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.complex64: "float32",
+    torch.complex128: "float64",
+}
 
-Frame = tuple[kernels.Kernel, Any, int]
-"""A kernel, the cells of what it reads, and their address."""
+Launch = tuple[kernels.Kernel, Any, int]
+"""A kernel with its arguments (`kernels.ARGUMENTS`) as a ctypes array, and the address of that."""
 
 _ADDRESS = Tensor.data_ptr
-_count_change = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
+# Kernels write behind autograd's back. Without a new version, a backward pass that saved the weights before the step would
+# silently use the new ones. The private function is the public one without its Python wrapper.
+_increment_versions = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 _BYTES = attrgetter("nbytes")
 _DTYPE = attrgetter("dtype")
 _ZEROS = repeat(0.0)
 
 
 def is_fusible(parameter: Tensor) -> bool:
-    """Whether a parameter's memory can be swept from end to end: on the CPU, of a fitting dtype, without holes."""
-    there = parameter.device.type == "cpu" and parameter.dtype in KINDS and type(parameter) in PLAIN
-    return there and parameter.numel() > 0 and _is_dense(parameter)
+    """Whether a kernel can update a parameter: on the CPU, of a fitting dtype, and dense in memory, in whatever order."""
+    suits = parameter.device.type == "cpu" and parameter.dtype in KERNEL_DTYPES and type(parameter) in OWN_MEMORY
+    return suits and parameter.numel() > 0 and _is_dense(parameter)
 
 
 class FusedBlock(Block):
-    """The block of tensors of one dtype that lie without holes in the CPU's memory."""
+    """The block of dense tensors of one dtype on the CPU."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
-        super().__init__(parameters, states, work)
-        self.kind = KINDS[self.dtype]
-        self.seen = MetadataGuard(parameters)
-        self.seen_gradients: MetadataGuard | None = None
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], group: GroupStep) -> None:
+        super().__init__(parameters, states, group)
+        self.kernel_dtype = KERNEL_DTYPES[self.dtype]
+        self.parameter_guard = MetadataGuard(parameters)
+        self.gradient_guard: MetadataGuard | None = None  # of gradients that kernels can read as they are
         self.strides = [p.stride() for p in parameters]
         self.is_contiguous = all(map(Tensor.is_contiguous, parameters))
         self.bytes = [p.nbytes for p in parameters]
-        self.sizes = [real(p.detach()).numel() for p in parameters]
-        spans = [(i, low, min(low + SPAN, size)) for i, size in enumerate(self.sizes) for low in range(0, size, SPAN)]
-        self.cut = [np.ascontiguousarray(part) for part in np.array(spans, np.int64).T]
-        self.firsts = np.searchsorted(self.cut[0], np.arange(len(parameters)))
-        self.weights, self.spans = sum(self.sizes), len(spans)
-        self.sums = np.zeros((kernels.totals(work.rule), self.spans))
-        self.sum_cells = _cells(self.sums, ctypes.c_double)
+        self.sizes = [as_real(p.detach()).numel() for p in parameters]
+        # The chunks (tensor, start and stop of each), the first one of each tensor, and the sums of each.
+        chunks = [
+            (i, low, min(low + CHUNK, size)) for i, size in enumerate(self.sizes) for low in range(0, size, CHUNK)
+        ]
+        self.chunk_arrays = [np.ascontiguousarray(part) for part in np.array(chunks, np.int64).T]
+        self.first_chunks = np.searchsorted(self.chunk_arrays[0], np.arange(len(parameters)))
+        self.num_weights, self.num_chunks = sum(self.sizes), len(chunks)
+        self.sums = np.zeros((kernels.num_sums(group.rule), self.num_chunks))
+        self.sums_cells = _as_ctypes(self.sums, ctypes.c_double)
+        # The table of this step's numbers, and the row of each tensor in it (`kernels.ENGINE_NUMBERS`).
         self.rows = np.zeros(len(parameters), np.int64)
-        self.limit = np.full(1, np.inf)
-        self.names = kernels.numbers(work.rule)[1:]
-        self.table = np.zeros((len(parameters), len(kernels.LEADING) + 1 + len(self.names)))
-        self.cells = _cells(self.table, ctypes.c_double)
+        self.names = kernels.number_names(group.rule)[1:]
+        self.table = np.zeros((len(parameters), len(kernels.ENGINE_NUMBERS) + 1 + len(self.names)))
+        self.table_cells = _as_ctypes(self.table, ctypes.c_double)
+        self.clip_limit = np.full(1, np.inf)  # a table of one number, for the norms of clipped gradients
         self.addresses = [p.data_ptr() for p in parameters]
-        self.at_weights = np.array(self.addresses, np.int64)
-        self.at_gradients = np.zeros(len(parameters), np.int64)
-        self.gradient_cells = _cells(self.at_gradients, ctypes.c_int64)
-        self.frames: dict[tuple[str, bool, bool], Frame] = {}
-        self.looking = self._frame(kernels.look(self.kind), self.limit, [self.at_gradients])
-        self.cutting: Frame | None = None
-        self.constants: Mapping[str, Any] = work.constants
-        # Where the tensors of state lie, those of one key after those of another; and what lies still while they do.
-        self.kept: list[Tensor] = []
-        self.at_states = np.zeros(0, np.int64)
-        self.grounds: list[Tensor] = []
-        self.lying: list[int] = []
-        self.single = [i for i, size in enumerate(self.sizes) if size == 1 or self.dtype.is_complex]
-        # By their ids, the state tensors of the blocks that this one takes the place of.
-        self.lent: dict[int, Tensor] = {}
+        self.weight_addresses = np.array(self.addresses, np.int64)
+        self.gradient_addresses = np.zeros(len(parameters), np.int64)
+        self.gradient_address_cells = _as_ctypes(self.gradient_addresses, ctypes.c_int64)
+        self.launches: dict[tuple[str, bool, bool], Launch] = {}
+        norms_kernel = kernels.gradient_norms(self.kernel_dtype)
+        self.norms_launch = self._launch(norms_kernel, self.clip_limit, [self.gradient_addresses])
+        self.clipped_norms_launch: Launch | None = None
+        self.constants: Mapping[str, Any] = group.constants
+        # The tensors of state, those of one key after those of another, and their addresses; the allocations that they lie in,
+        # and the addresses of these: while they are where they were, so is all state.
+        self.state_tensors: list[Tensor] = []
+        self.state_addresses = np.zeros(0, np.int64)
+        self.allocations: list[Tensor] = []
+        self.allocation_addresses: list[int] = []
+        # Gradients of these may be dense and contiguous and still be lazily negated or conjugated views.
+        self.may_be_lazy = [i for i, size in enumerate(self.sizes) if size == 1 or self.dtype.is_complex]
+        # The state tensors, by id, of the engine's earlier blocks: this one takes them over instead of copying them.
+        self.reusable: dict[int, Tensor] = {}
         self.gradients: Sequence[Tensor] = ()
         self._decays: Sequence[float] = ()
-        self._different: Sequence[float] = ()
+        self._distinct_decays: Sequence[float] = ()
         self._cautious = False
 
-    def fits(self, state: StateOf, same: bool = False) -> bool:
-        """Tell whether parameters and state are still those that the block was made for, and lie as they did."""
-        if not self.seen.are_of(self.parameters):
-            if [*map(FACE, self.parameters)] != self.faces or not self._lies_well(self.parameters):
+    def fits(self, state: StateOf, same_entries: bool = False) -> bool:
+        """Tell whether parameters and state are those that the block was made for; where their memory has moved, follow it."""
+        if not self.parameter_guard.matches(self.parameters):
+            if [*map(METADATA, self.parameters)] != self.metadata or not self._have_same_layout(self.parameters):
                 return False
             if any(p.is_conj() or p.is_neg() for p in self.parameters):
                 return False
-            self.seen = MetadataGuard(self.parameters)
+            self.parameter_guard = MetadataGuard(self.parameters)
         addresses = [*map(_ADDRESS, self.parameters)]
         if addresses != self.addresses:
-            if [*map(FACE, self.parameters)] != self.faces or not all(map(has_memory, self.parameters)):
+            if [*map(METADATA, self.parameters)] != self.metadata or not all(map(has_memory, self.parameters)):
                 return False
             self.addresses = addresses
-            self.at_weights[:] = addresses
-        if not self.owned:
+            self.weight_addresses[:] = addresses
+        if not self.owns_state:
             return True
-        if [*map(_ADDRESS, self.grounds)] != self.lying:
+        if [*map(_ADDRESS, self.allocations)] != self.allocation_addresses:
             owners = self.parameters * len(self.states)
-            if not all(map(_lies_as, self.kept, owners)) or not all(map(has_memory, self.kept)):
+            if not all(map(_are_alike, self.state_tensors, owners)) or not all(map(has_memory, self.state_tensors)):
                 return False
-            self._locate()
-        return self.has_its_state(state, same)
+            self._read_state_addresses()
+        return self.state_is_unchanged(state, same_entries)
 
-    def own(self, state: StateOf) -> None:
-        """Take over what state there is: the very tensors of an earlier block of this engine, a copy of anybody else's."""
-        if self.owned:
+    def adopt_state(self, state: StateOf) -> None:
+        """Take over the state: the very tensors where an earlier block of this engine made them, else copies of their values."""
+        if self.owns_state:
             return
-        begun = has_begun(state.get(self.parameters[0], {}), self.states)
+        past_first_step = has_rule_state(state.get(self.parameters[0], {}), self.states)
         for described in self.states:
             entries = [state.setdefault(p, {}) for p in self.parameters]
-            kept = [self._is_lent(e.get(described.key), p) for e, p in zip(entries, self.parameters, strict=True)]
-            self.grounds += [tensor for tensor in kept if tensor is not None]
-            small = [p for p, mine in zip(self.parameters, kept, strict=True) if mine is None and p.numel() < SMALL]
+            tensors = [self._reused(e.get(described.key), p) for e, p in zip(entries, self.parameters, strict=True)]
+            self.allocations += [tensor for tensor in tensors if tensor is not None]
+            small = [
+                p for p, tensor in zip(self.parameters, tensors, strict=True) if tensor is None and p.numel() < SMALL
+            ]
             if small:
-                self.grounds.append(torch.empty(sum(map(Tensor.numel, small)), dtype=self.dtype, device=self.device))
-            places = iter(_laid_out(self.grounds[-1], small) if small else [])
+                self.allocations.append(
+                    torch.empty(sum(map(Tensor.numel, small)), dtype=self.dtype, device=self.device)
+                )
+            views = iter(_views_like(self.allocations[-1], small) if small else [])
             for i, (entry, p) in enumerate(zip(entries, self.parameters, strict=True)):
-                mine = kept[i]
-                if mine is None and p.numel() < SMALL:
-                    mine = next(places)
-                elif mine is None:
-                    self.grounds.append(mine := torch.empty_like(p))
-                start(mine, entry.get(described.key), self.begin[described.key], p)
-                kept[i] = entry[described.key] = mine
-            self.hold(described.key, cast("list[Tensor]", kept))
-            self.kept += cast("list[Tensor]", kept)
-        self.lent = {}
-        self.at_states = np.zeros(len(self.kept), np.int64)
-        self._locate()
-        super().own(state)
-        self.begun = begun
+                tensor = tensors[i]
+                if tensor is None and p.numel() < SMALL:
+                    tensor = next(views)
+                elif tensor is None:
+                    self.allocations.append(tensor := torch.empty_like(p))
+                fill_state(tensor, entry.get(described.key), self.initial_values[described.key], p)
+                tensors[i] = entry[described.key] = tensor
+            self.register_state(described.key, cast("list[Tensor]", tensors))
+            self.state_tensors += cast("list[Tensor]", tensors)
+        self.reusable = {}
+        self.state_addresses = np.zeros(len(self.state_tensors), np.int64)
+        self._read_state_addresses()
+        super().adopt_state(state)
+        self.past_first_step = past_first_step
 
-    def _is_lent(self, found: Any, parameter: Tensor) -> Tensor | None:
-        """Give a tensor of state back where an earlier block of this engine worked on it and it fits; else None."""
-        mine = isinstance(found, Tensor) and self.lent.get(id(found)) is found and _lies_as(found, parameter)
-        return found if mine else None
+    def _reused(self, found: Any, parameter: Tensor) -> Tensor | None:
+        """Give a tensor of state that an earlier block of this engine made, where it still fits its parameter; else None."""
+        fits = isinstance(found, Tensor) and self.reusable.get(id(found)) is found and _are_alike(found, parameter)
+        return found if fits else None
 
-    def _locate(self) -> None:
-        """Take in where the state lies."""
-        self.lying = [*map(_ADDRESS, self.grounds)]
-        self.at_states[:] = [*map(_ADDRESS, self.kept)]
+    def _read_state_addresses(self) -> None:
+        self.allocation_addresses = [*map(_ADDRESS, self.allocations)]
+        self.state_addresses[:] = [*map(_ADDRESS, self.state_tensors)]
 
-    def look(self, gradients: Sequence[Tensor]) -> Sequence[float]:
-        """Take in where the gradients lie, and give each one's Euclidean norm."""
-        if not self.reads_in_place(gradients):
-            gradients = self._take_in(gradients)
-        self.gradients = gradients  # nobody may free them before the sweep
+    def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[float]:
+        """Read the gradients' addresses, and give each gradient's Euclidean norm."""
+        if not self.can_read_in_place(gradients):
+            gradients = self._in_layout_of_parameters(gradients)
+        self.gradients = gradients  # the update reads them by address, so they must not be freed before it
         addresses = [*map(_ADDRESS, gradients)]
         if 0 in addresses:
-            look_over(self.parameters, gradients)
+            check_memory_and_shapes(self.parameters, gradients)
         return self.norms_at(addresses)
 
     def norms_at(self, addresses: Sequence[int]) -> Sequence[float]:
-        """Give the norms of gradients that lie at these addresses, as the parameters do."""
-        self.gradient_cells[:] = addresses
-        self._run(self.looking)
+        """Give the norms of the gradients at these addresses, whose layout is that of the parameters."""
+        self.gradient_address_cells[:] = addresses
+        self._run(self.norms_launch)
         return self._roots(0)
 
-    def lies_still(self) -> bool:
-        """Tell whether the state lies where it lay, and all parameters are equally far on."""
-        return [*map(_ADDRESS, self.grounds)] == self.lying and self._counted()
+    def state_has_not_moved(self) -> bool:
+        """Tell whether the state is at the same addresses, and all parameters have the same step count."""
+        return [*map(_ADDRESS, self.allocations)] == self.allocation_addresses and self._read_step_count()
 
-    def _take_in(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Give gradients that lie as their parameters do, copied where they do not; remember how those look that do."""
-        # Of reals, only a lone number can lie as its parameter does and have its sign in a flag (`imag` of a conjugate).
-        if not self._lies_well(gradients) or any(gradients[i].is_neg() or gradients[i].is_conj() for i in self.single):
-            look_over(self.parameters, gradients)
+    def _in_layout_of_parameters(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give gradients in their parameters' dtype and layout: as they are, or all copied where one has another.
+
+        A lazily negated or conjugated view (`is_neg`, `is_conj`) has other values than its memory. Among real tensors only one
+        of a single element can be such a view and still have its parameter's strides: `imag` of a conjugated tensor.
+        """
+        if not self._have_same_layout(gradients) or any(
+            gradients[i].is_neg() or gradients[i].is_conj() for i in self.may_be_lazy
+        ):
+            check_memory_and_shapes(self.parameters, gradients)
             return [*map(_like, gradients, self.parameters)]
-        self.seen_gradients = MetadataGuard(gradients)
+        self.gradient_guard = MetadataGuard(gradients)
         return gradients
 
-    def reads_in_place(self, gradients: Sequence[Tensor]) -> bool:
-        """Tell whether gradients lie as the parameters do, so that none need be copied."""
-        return self.seen_gradients is not None and self.seen_gradients.are_of(gradients)
+    def can_read_in_place(self, gradients: Sequence[Tensor]) -> bool:
+        """Tell whether gradients are known to have the parameters' dtype and layout, so that none need be copied."""
+        return self.gradient_guard is not None and self.gradient_guard.matches(gradients)
 
     def clipped_norms(self, clip_value: float) -> Sequence[float]:
         """Give the norms of the gradients as clipping their entries would leave them."""
-        self.limit[0] = clip_value
-        if self.cutting is None:
-            self.cutting = self._frame(kernels.look(self.kind, clips=True), self.limit, [self.at_gradients])
-        self._run(self.cutting)
+        self.clip_limit[0] = clip_value
+        if self.clipped_norms_launch is None:
+            kernel = kernels.gradient_norms(self.kernel_dtype, clips=True)
+            self.clipped_norms_launch = self._launch(kernel, self.clip_limit, [self.gradient_addresses])
+        self._run(self.clipped_norms_launch)
         return self._roots(0)
 
-    def totals(self, move: BoundRule, decays: Sequence[float]) -> list[float]:
-        """Give what the rule adds up over all weights."""
-        self._fill(move, decays)
-        self._sweep("sums", move)
-        return self.sums[: kernels.summands(self.rule)].sum(1).tolist()
+    def rule_sums(self, bound: BoundRule, decays: Sequence[float]) -> list[float]:
+        """Give the rule's sums over all weights of the block."""
+        self._fill_table(bound, decays)
+        self._run_rule("sums", bound)
+        return self.sums[: kernels.num_rule_sums(self.rule)].sum(1).tolist()
 
-    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
-        """Update weights, state and average by the gradients that `look` was shown."""
-        self._fill(move, decays)
-        if move.work.cautious:
-            self._sweep("aligned", move)
-            aligned = np.add.reduceat(self.sums[0], self.firsts).tolist()
-            self.table[:, kernels.LEADING.index("kept_")] = list(map(kept_share, aligned, self.sizes))
-        self._sweep("move", move)
-        _count_change(self.parameters)
-        if not move.record:
+    def update(self, bound: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+        """Update weights, state and average by the gradients that `read_gradients` was given."""
+        self._fill_table(bound, decays)
+        if bound.group.cautious:
+            self._run_rule("aligned", bound)
+            aligned = np.add.reduceat(self.sums[0], self.first_chunks).tolist()
+            scales = list(map(cautious_scale_for, aligned, self.sizes))
+            self.table[:, kernels.ENGINE_NUMBERS.index("cautious_scale_")] = scales
+        self._run_rule("update", bound)
+        _increment_versions(self.parameters)
+        if not bound.record_norms:
             return None
         ratios = [math.nan for _ in self.sizes]
-        if move.work.rule.second_moment is not None:
+        if bound.group.rule.second_moment is not None:
             ratios = [root / math.sqrt(size) for root, size in zip(self._roots(2), self.sizes, strict=True)]
         return self._roots(0), self._roots(1), ratios
 
-    def let_go(self) -> None:
-        """Keep nothing of the step's gradients."""
+    def release_gradients(self) -> None:
+        """Keep no reference to the step's gradients."""
         self.gradients = ()
 
-    def _lies_well(self, tensors: Sequence[Tensor]) -> bool:
-        """Tell whether tensors lie as the block's parameters did when it was made: as many numbers of one kind, in one order."""
+    def _have_same_layout(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether tensors have the sizes, dtype and layout that the block's parameters had when it was made.
+
+        The dtype is compared too, as by `Tensor.grad_dtype` a gradient may have another one of the same size (int32).
+        """
         return (
             [*map(_BYTES, tensors)] == self.bytes
-            and [*map(_DTYPE, tensors)].count(self.dtype)
-            == len(tensors)  # `grad_dtype` lets int32 stand beside float32
+            and [*map(_DTYPE, tensors)].count(self.dtype) == len(tensors)
             and (
                 all(map(Tensor.is_contiguous, tensors))
                 if self.is_contiguous
@@ -238,54 +265,65 @@ class FusedBlock(Block):
         )
 
     def _roots(self, column: int) -> Sequence[float]:
-        """Add the spans' sums of squares tensor by tensor, and give the roots."""
-        if self.spans <= FEW and self.spans == len(self.firsts):
-            return [*map(math.sqrt, self.sum_cells[column * self.spans : (column + 1) * self.spans])]
-        return np.sqrt(np.add.reduceat(self.sums[column], self.firsts)).tolist()
+        """Add up one column of the chunks' sums of squares tensor by tensor, and give the roots."""
+        if self.num_chunks <= FEW_CHUNKS and self.num_chunks == len(self.first_chunks):
+            return [*map(math.sqrt, self.sums_cells[column * self.num_chunks : (column + 1) * self.num_chunks])]
+        return np.sqrt(np.add.reduceat(self.sums[column], self.first_chunks)).tolist()
 
-    def _fill(self, move: BoundRule, decays: Sequence[float]) -> None:
-        """Write this step's numbers into the table: a row for each weight decay, or each tensor's where steps are cautious."""
-        work, numbers = move.work, move.numbers
-        if decays != self._decays or work.cautious is not self._cautious:
-            self._decays, self._cautious = list(decays), work.cautious
-            self._different = self._decays if work.cautious else list(dict.fromkeys(decays))
-            self.rows[:] = range(len(decays)) if work.cautious else [self._different.index(d) for d in decays]
-        leading = (
-            -move.scale if work.maximize else move.scale,
-            math.inf if move.clip_value is None else move.clip_value,
-            1.0 if move.share is None else move.share,
+    def _fill_table(self, bound: BoundRule, decays: Sequence[float]) -> None:
+        """Write this step's numbers into the table: a row for each weight decay, or for each tensor in a cautious step."""
+        group, numbers = bound.group, bound.numbers
+        if decays != self._decays or group.cautious is not self._cautious:
+            self._decays, self._cautious = list(decays), group.cautious
+            self._distinct_decays = self._decays if group.cautious else list(dict.fromkeys(decays))
+            self.rows[:] = range(len(decays)) if group.cautious else [self._distinct_decays.index(d) for d in decays]
+        engine_numbers = (
+            -bound.scale if group.maximize else bound.scale,
+            math.inf if bound.clip_value is None else bound.clip_value,
+            1.0 if bound.ema_weight is None else bound.ema_weight,
             1.0,
-            floor(numbers),
+            second_moment_floor(numbers),
         )
         rest = [*map(numbers.get, self.names, _ZEROS)]
         width, at = self.table.shape[1], 0
-        for decay in self._different:
-            self.cells[at : at + width] = [*leading, decay, *rest]
+        for decay in self._distinct_decays:
+            self.table_cells[at : at + width] = [*engine_numbers, decay, *rest]
             at += width
 
-    def _sweep(self, purpose: str, move: BoundRule) -> None:
-        work, clips = move.work, move.clip_value is not None
-        if work.constants is not self.constants and work.constants != self.constants:  # one of them may be a switch
-            self.constants, self.frames = work.constants, {}
-        key = purpose, clips, work.cautious
-        if key not in self.frames:
-            moves = purpose == "move"
-            form = kernels.Form(self.kind, purpose, clips, moves and self.averages, moves and work.cautious)
-            states = self.at_states.reshape(len(self.states), len(self.parameters))
-            arrays = [self.at_gradients, self.at_weights, *states[: None if form.averages else self.carried]]
-            self.frames[key] = self._frame(kernels.of(work.rule, work.constants, form), self.table, arrays)
-        self._run(self.frames[key])
+    def _run_rule(self, purpose: str, bound: BoundRule) -> None:
+        """Run the rule's kernel for a purpose (`kernels.Variant`) on the table's numbers."""
+        group, clips = bound.group, bound.clip_value is not None
+        if group.constants is not self.constants and group.constants != self.constants:  # one of them may be a switch
+            self.constants, self.launches = group.constants, {}
+        key = purpose, clips, group.cautious
+        if key not in self.launches:
+            updates = purpose == "update"
+            variant = kernels.Variant(
+                self.kernel_dtype, purpose, clips, updates and self.has_ema, updates and group.cautious
+            )
+            states = self.state_addresses.reshape(len(self.states), len(self.parameters))
+            if not variant.has_ema:
+                states = states[: self.num_rule_states]
+            kernel = kernels.for_rule(group.rule, group.constants, variant)
+            self.launches[key] = self._launch(
+                kernel, self.table, [self.gradient_addresses, self.weight_addresses, *states]
+            )
+        self._run(self.launches[key])
 
-    def _frame(self, kernel: kernels.Kernel, table: Array, arrays: Sequence[Array]) -> Frame:
-        """Lay out what a kernel reads, as `kernels.FIELDS` has it; all of it stays where it is as long as the block lives."""
-        parts = [*self.cut, self.sums, self.rows, table, *arrays]
-        frame = np.array([0, self.spans, *(part.ctypes.data for part in parts)], np.int64)
-        return kernel, _cells(frame, ctypes.c_int64), frame.ctypes.data
+    def _launch(self, kernel: kernels.Kernel, table: Array, operands: Sequence[Array]) -> Launch:
+        """Prepare the arguments of a kernel (`kernels.ARGUMENTS`), most of them addresses of this block's arrays.
 
-    def _run(self, one: Frame) -> None:
-        kernel, cells, address = one
-        cells[0] = 0
-        run(kernel, address, self.spans, self.weights)
+        So those arrays are only ever written into while the block lives: a new array in the place of one would leave the kernel
+        with the address of freed memory.
+        """
+        arrays = [*self.chunk_arrays, self.sums, self.rows, table, *operands]
+        arguments = np.array([0, self.num_chunks, *(array.ctypes.data for array in arrays)], np.int64)
+        return kernel, _as_ctypes(arguments, ctypes.c_int64), arguments.ctypes.data
+
+    def _run(self, launch: Launch) -> None:
+        kernel, cells, address = launch
+        cells[0] = 0  # the next chunk is the first
+        run(kernel, address, self.num_chunks, self.num_weights)
 
 
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
@@ -296,24 +334,24 @@ def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(gradient)
 
 
-def _cells(array: Array, kind: type[Any]) -> Any:
-    """See an array as cells: a list goes in or out in a third of NumPy's time, and less where the caches are cold."""
+def _as_ctypes(array: Array, kind: type[Any]) -> Any:
+    """Give a ctypes array that shares an array's memory: to copy a list in or out takes a third of NumPy's time, or less."""
     cells: Any = kind
     return (cells * array.size).from_buffer(array)
 
 
-def _laid_out(ground: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """See stretches of memory in the shapes and layouts of parameters."""
+def _views_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Divide a 1-D tensor into views with the shapes and strides of parameters."""
     starts = accumulate((p.numel() for p in parameters), initial=0)
-    return [ground.as_strided(p.shape, p.stride(), at) for p, at in zip(parameters, starts, strict=False)]
+    return [flat.as_strided(p.shape, p.stride(), at) for p, at in zip(parameters, starts, strict=False)]
 
 
-def _lies_as(one: Tensor, other: Tensor) -> bool:
+def _are_alike(one: Tensor, other: Tensor) -> bool:
     return one.dtype is other.dtype and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor's elements fill a stretch of memory, each once, in whatever order.
+    """Whether a tensor's elements fill a piece of memory without gaps or overlaps, in whatever order of dimensions.
 
     >>> _is_dense(torch.zeros(3, 4).t()), _is_dense(torch.zeros(3, 4)[:, :2]), _is_dense(torch.zeros(1).expand(3))
     (True, False, False)

@@ -1,7 +1,8 @@
-"""What an optimiser asks of an engine: a step in two passes, first look, then move.
+"""The interface between an optimiser and its engine: a step in two calls, `measure_gradients`, then `update`.
 
-An engine is anything with the two methods of `Engine`. `tensors.py` runs every rule on every device; a fused engine for one
-kind of device fits the same two calls (addresses of weights and state are in `GroupStep` and `state`; gradients move every step).
+An engine is anything with the methods of `Engine`. `tensors.py` runs every rule on every device; a fused engine for one kind of
+device implements the same two calls. It may keep the addresses of weights and state from step to step, but not those of
+gradients: `zero_grad` frees them, and the next backward pass allocates new ones.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import Tensor
 from thalweg.rules.rule import Rule
 
 StateOf = MutableMapping[Tensor, dict[str, Any]]
+"""`optimizer.state`: of each parameter its entries by name."""
 
 
 @dataclass(slots=True)
 class GroupStep:
-    """One parameter group's share of a step: only parameters that have a gradient.
+    """One parameter group in one step: its options, and those of its parameters that have a gradient.
 
     `constants` are the equation's. `decay` is the group's weight decay: the equation's own `weight_decay` where it takes one,
     else the engine adds `decay * w` to the gradient. `lr` is a number, or a 0-dim tensor on the parameters' accelerator.
@@ -36,20 +38,20 @@ class GroupStep:
 
     @property
     def couples(self) -> bool:
-        """Whether the engine adds the decay to the gradient."""
+        """Whether the engine adds the weight decay to the gradient (coupled decay)."""
         return self.rule.couples(self.constants)
 
-    def of_those(self, chosen: Callable[[Tensor], bool]) -> GroupStep:
-        """Give the same of the chosen parameters alone."""
+    def with_only(self, chosen: Callable[[Tensor], bool]) -> GroupStep:
+        """Give the same with only the parameters for which `chosen` is true."""
         pairs = [pair for pair in zip(self.parameters, self.gradients, strict=True) if chosen(pair[0])]
         return replace(self, parameters=[p for p, _ in pairs], gradients=[g for _, g in pairs])
 
 
 class Norms(NamedTuple):
-    """Euclidean norms of the gradients as they came, and of what `clip_value` leaves of them.
+    """Euclidean norms of the gradients as they came, and of all gradients after clipping by value.
 
-    `each` follows the works' parameters one after another. `total` is finite whenever every element is; `nonfinite` counts the
-    elements that are not. `clipped` equals `total` without `clip_value`.
+    `each` has one norm per parameter, group after group. `total` is finite whenever every element is; `nonfinite` counts the
+    elements that are not. `clipped` is the norm after clipping by value, `total` where nothing is clipped by value.
     """
 
     each: Sequence[float]
@@ -59,9 +61,9 @@ class Norms(NamedTuple):
 
 
 class DeviceNorms(NamedTuple):
-    """The same where all is on one accelerator, as tensors there (`each` of one dimension, the others of none): nobody waits.
+    """The same as tensors on the accelerator that holds all parameters, so that the host need not synchronise with it.
 
-    `nonfinite` counts the parameters whose gradient has an element that is not finite.
+    `each` is 1-D, the others 0-dim. `nonfinite` counts the parameters whose gradient has an element that is not finite.
     """
 
     each: Tensor
@@ -71,7 +73,7 @@ class DeviceNorms(NamedTuple):
 
 
 class UpdateNorms(NamedTuple):
-    """Per-tensor norms of the weights before the step and of what the step added, in the works' order (1-D tensors).
+    """Per parameter the norm of the weights before the step, and that of the step itself (1-D tensors, in the groups' order).
 
     `ratios` are RMS(g / sqrt(v)), NaN where the rule has no second moment.
     """
@@ -85,23 +87,26 @@ class Engine(Protocol):
     """Runs one step over all groups."""
 
     @property
-    def shares(self) -> Sequence[Any]:
-        """What each of its blocks did in the last step."""
+    def block_steps(self) -> Sequence[Any]:
+        """What each of the engine's blocks of parameters did in the last step."""
         ...
 
-    def prepare(self, work: GroupStep, *, clips: bool, ema: bool) -> None:
-        """Get ready for steps of this kind (gradients are not yet there), without keeping anybody waiting."""
+    def prepare(self, group: GroupStep, *, clips: bool, ema: bool) -> None:
+        """Compile in the background what steps of this kind will need; gradients are not there yet."""
         ...
 
-    def measure(self, works: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | DeviceNorms:
-        """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one at most.
+    def measure_gradients(
+        self, groups: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool
+    ) -> Norms | DeviceNorms:
+        """Give the gradients' norms; changes neither weights nor `state`.
 
-        `clip_value` is given where the norm of the clipped gradient is wanted too.
+        No host synchronisation where all parameters are on one accelerator, else one at most. `clip_value` is given where the
+        norm of the gradients clipped by value is wanted too.
         """
         ...
 
-    def let_go(self) -> None:
-        """Keep nothing of the gradients measured last; `update` does so itself."""
+    def release_gradients(self) -> None:
+        """Keep no reference to the gradients measured last; `update` does so itself."""
         ...
 
     def update(
@@ -111,14 +116,16 @@ class Engine(Protocol):
         scale: Any,
         clip_value: Any,
         ema: float | None,
-        record: bool,
+        record_norms: bool,
         finite: Tensor | None = None,
     ) -> UpdateNorms | None:
-        """Update weights, state and EMA by the gradients measured last: clamp, times `scale`, maximise, decay, equation, EMA.
+        """Update weights, state and EMA by the gradients measured last.
 
-        `scale` and `clip_value` may be 0-dim tensors on the accelerator, and `finite` there says whether anything moves at all.
+        In this order: clip by value, multiply by `scale`, maximise, coupled weight decay, the rule's equation, EMA. `scale` and
+        `clip_value` may be 0-dim tensors on the accelerator; `finite`, one of bool there, says whether anything changes at all.
 
-        Missing state is made here and put into `state[parameter]` under the rule's keys; `step` (0-dim float32 on the CPU) where
-        the rule counts or `ema` is on, and `ema`. Called at most once after each `measure`; gradients are let go afterwards.
+        Missing state is made and put into `state[parameter]` under the rule's keys: besides the rule's own, `step` (0-dim
+        float32 on the CPU) where the rule counts steps or `ema` is on, and `ema`. Called at most once after each
+        `measure_gradients`; no reference to the gradients is kept.
         """
         ...

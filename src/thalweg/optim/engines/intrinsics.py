@@ -1,4 +1,4 @@
-"""What a kernel's text calls: memory by its address, and the rules' few functions, as Numba knows them."""
+"""What the source text of a kernel calls, as Numba compiles it: memory by its address, and the functions of `rules.maths`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from numba.extending import intrinsic
 
 
 @lru_cache(maxsize=2)
-def names(kind: str) -> dict[str, Any]:
-    """Give the names a kernel's text may use, for "float32" or "float64"."""
-    number = types.float32 if kind == "float32" else types.float64
+def names(dtype: str) -> dict[str, Any]:
+    """Give the names that the text of a kernel for "float32" or "float64" may use."""
+    number = types.float32 if dtype == "float32" else types.float64
     return {
         "carray_": carray,
         "numbers_": _pointer(number),
         "integers_": _pointer(types.int64),
-        "wides_": _pointer(types.float64),
-        "take_": _take,
-        "kind_": number,
-        "wide_": types.float64,
+        "doubles_": _pointer(types.float64),
+        "fetch_and_add_one_": _fetch_and_add_one,
+        "dtype_": number,
+        "double_": types.float64,
         "sqrt": math.sqrt,
         "maximum": _maximum,
         "where": _where,
@@ -31,7 +31,11 @@ def names(kind: str) -> dict[str, Any]:
 
 
 def _pointer(number: types.Number) -> Any:
-    """Make the function that turns an address into a pointer to numbers of a kind."""
+    """Make the function that turns an address into a pointer to numbers of a type.
+
+    Numba has no such function: without it a kernel would have to be given arrays, and to make an array for every tensor at every
+    step costs more than the step.
+    """
 
     @intrinsic
     def pointer(context: Any, address: Any) -> Any:
@@ -44,8 +48,12 @@ def _pointer(number: types.Number) -> Any:
 
 
 @intrinsic
-def _take(context: Any, address: Any) -> Any:
-    """Give the number at an address and raise it by one, so that no two threads get the same."""
+def _fetch_and_add_one(context: Any, address: Any) -> Any:
+    """Give the integer at an address and add one to it, atomically, so that no two threads get the same.
+
+    Numba has no atomic operations on the CPU; a plain read and write would hand one chunk to two threads, which would both
+    update its weights.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         place = builder.inttoptr(values[0], context.get_value_type(types.CPointer(types.int64)))

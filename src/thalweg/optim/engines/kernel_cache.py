@@ -1,7 +1,7 @@
-"""Compiled kernels on the disk: an object file with its own sum, brought back by LLVM alone.
+"""The kernel cache: compiled kernels on the disk, each an object file with its checksum, loaded with LLVM alone.
 
-Numba takes most of a second and a hundred megabytes to load, LLVM by itself 25 ms and half of them. So Numba is asked only for
-what no earlier process of this user compiled, on this processor, with these versions.
+To import Numba takes most of a second and a hundred megabytes, llvmlite by itself 25 ms and half of them. So Numba is imported
+only for a kernel that no earlier process of this user compiled, on this processor, with these versions.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-SUM = hashlib.sha256().digest_size
+CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 NEVER_CALLED = ("NRT_MemInfo_call_dtor", "numba_gil_ensure", "numba_gil_release")
-"""Numba's own functions, which a kernel names for errors that no kernel has; calling one ends the process."""
+"""Functions of Numba's runtime that the code of a kernel refers to on paths for Python errors, which no kernel raises. Without
+Numba they do not exist, and LLVM ends the process when it links a name that it cannot find: `_engine` makes them `abort`."""
 
 
 def key(text: str) -> str:
-    """Name a text by all that its object file depends on."""
+    """Give a hash of the source text and all else that the object file depends on."""
     import llvmlite.binding as llvm
 
     machine = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
@@ -32,34 +33,38 @@ def key(text: str) -> str:
 
 
 def load(name: str) -> int | None:
-    """Give the address of a kernel that was kept; None where there is none, or it is not whole."""
+    """Load a saved kernel and give its address; None where there is none, or the file is damaged."""
     folder = cache_folder()
     if folder is None:
         return None
     with suppress(OSError, ValueError):
         data = (folder / f"{name}.kernel").read_bytes()
-        if hashlib.sha256(data[SUM:]).digest() != data[:SUM]:
+        if hashlib.sha256(data[CHECKSUM_BYTES:]).digest() != data[:CHECKSUM_BYTES]:
             return None
-        symbol, code = data[SUM:].split(b"\n", 1)
-        return _linked(symbol.decode(), code)
+        symbol, code = data[CHECKSUM_BYTES:].split(b"\n", 1)
+        return _link(symbol.decode(), code)
     return None
 
 
-def keep(name: str, symbol: str, code: bytes, names: list[str]) -> None:
-    """Keep an object file where it can be brought back: `names` are what it calls, all of which must be found then."""
+def save(name: str, symbol: str, code: bytes, calls: list[str]) -> None:
+    """Save an object file and the symbol of its function, unless a later process could not load it.
+
+    `calls` are the external functions that the code refers to. LLVM ends the process at one that it cannot find, so all must be
+    functions that LLVM finds in any process (`sqrt`, say), or of `NEVER_CALLED`.
+    """
     import llvmlite.binding as llvm
 
     folder = cache_folder()
-    if folder is None or any(name not in NEVER_CALLED and llvm.address_of_symbol(name) is None for name in names):
+    if folder is None or any(call not in NEVER_CALLED and llvm.address_of_symbol(call) is None for call in calls):
         return
     data = symbol.encode() + b"\n" + code
     with suppress(OSError):
-        fresh = folder / f"{name}.{os.getpid()}.tmp"
-        fresh.write_bytes(hashlib.sha256(data).digest() + data)
-        fresh.replace(folder / f"{name}.kernel")
+        temporary = folder / f"{name}.{os.getpid()}.tmp"
+        temporary.write_bytes(hashlib.sha256(data).digest() + data)
+        temporary.replace(folder / f"{name}.kernel")
 
 
-def _linked(symbol: str, code: bytes) -> int | None:
+def _link(symbol: str, code: bytes) -> int | None:
     import llvmlite.binding as llvm
 
     engine = _engine()
@@ -84,8 +89,11 @@ def _engine() -> Any:
 
 
 def cache_folder() -> Path | None:
-    """Give the folder of kernels in the user's cache, which nobody else can read or write; None where there can be none."""
-    if os.name == "nt":  # whose object files LLVM does not link in memory
+    """Give the folder of kernels in the user's cache, made if missing; None where no safe one can be had.
+
+    Its files are run as code, so it must belong to the user, and nobody else may read or write it.
+    """
+    if os.name == "nt":  # LLVM does not link Windows' object files in memory
         return None
     base = os.environ.get("XDG_CACHE_HOME")
     with suppress(OSError, RuntimeError):

@@ -1,12 +1,12 @@
-"""Kernels: an equation compiled with Numba into a loop over memory, kept on disk for the next process.
+"""Kernels: a rule's equation compiled with Numba into a loop over memory, and cached on disk for later processes.
 
-A kernel is a text of Python, written from the equation's program. Three things are its work and not the equation's:
+The source text of a kernel is generated from the equation as `rules.program` reads it. The kernel adds three things:
 
-- Numbers that are one a step are worked out in float64 and only then rounded (`1 - beta2` in float32 is 5e-5 off), and every
-  literal has the weights' own type (a plain `1` would turn the sweep into float64, at half the speed).
-- Memory comes as addresses: gradients move every step, and making arrays of them would cost more than the sweep.
-- Threads share the spans: each takes the next one until none is left, and a span's sums are its own, so that any number of
-  threads gives the same bits.
+- Numbers that depend on the step alone are computed once, in float64, and only then rounded to the weights' dtype (`1 - beta2`
+  in float32 is 5e-5 off); literals get that dtype too (a plain `1` would turn the loop into float64, at half the speed).
+- It is given addresses: gradients are allocated anew for every step, and to make arrays of them would cost more than the loop.
+- The weights are divided into chunks, and each thread takes the next chunk until none is left. Every chunk has sums of its own,
+  so that the bits are the same for any number of threads.
 """
 
 from __future__ import annotations
@@ -26,45 +26,46 @@ from thalweg.optim.engines import kernel_cache
 from thalweg.rules import program
 from thalweg.rules.rule import DECAY, Rule
 
-LEADING = ("scale_", "clip_", "share_", "kept_", "floor_")
-"""Numbers that stand before the equation's own in a row of the table: the engine's part of a step. All names of a kernel's own
-end in an underscore, which no name of an equation does."""
+ENGINE_NUMBERS = ("scale_", "clip_", "ema_weight_", "cautious_scale_", "floor_")
+"""The engine's numbers of a step, which come before the equation's in each row of the table of numbers. All names that a kernel
+adds end in an underscore, which no name in an equation may."""
 
-FLAGS = {"contract", "arcp", "nsz", "reassoc"}
-"""A product may feed a sum, a division become a product, sums run side by side. `nnan` and `ninf`, which would delete every
-check for NaN, are never on."""
+FAST_MATH = {"contract", "arcp", "nsz", "reassoc"}
+"""LLVM's fast-math flags: fused multiply-add, reciprocals for divisions, zeros without sign, and sums in any order (vectorised).
+Not `nnan` and `ninf`: they let the compiler assume that there is no NaN and no infinity, and delete every check for them."""
 
-FIELDS = ("next", "spans", "tensor", "start", "stop", "sums", "rows", "table")
-"""What a frame holds, each in eight bytes: the span to take next, how many there are, and the addresses of arrays. A span is
-weights `start` to `stop` of a tensor; `rows` says which row of the table of numbers is a tensor's. After these come, for each
-array that is swept (gradients first, then weights), the address of its tensors' addresses."""
+ARGUMENTS = ("next", "chunks", "tensor", "start", "stop", "sums", "rows", "table")
+"""What a kernel is given: an array of int64 with these entries. `next` is the chunk to take next, `chunks` how many there are;
+the others are addresses of arrays. Chunk i is the weights `start[i]` to `stop[i]` of the tensor with index `tensor[i]`; `rows`
+has for each tensor its row in the table of numbers. After these entries comes one for each operand of the loop (the gradients,
+the weights, then state): the address of an array with the addresses of its tensors."""
 
 KERNEL = """
-def kernel(at_frame_):
-    frame_ = integers_(at_frame_)
-    spans_ = frame_[1]
-    tensor_ = integers_(frame_[2])
-    start_ = integers_(frame_[3])
-    stop_ = integers_(frame_[4])
-    sums_ = wides_(frame_[5])
-    rows_ = integers_(frame_[6])
-    table_ = wides_(frame_[7])
+def kernel(address_):
+    arguments_ = integers_(address_)
+    chunks_ = arguments_[1]
+    tensor_ = integers_(arguments_[2])
+    start_ = integers_(arguments_[3])
+    stop_ = integers_(arguments_[4])
+    sums_ = doubles_(arguments_[5])
+    rows_ = integers_(arguments_[6])
+    table_ = doubles_(arguments_[7])
 {arrays}    while True:
-        span_ = take_(at_frame_)
-        if span_ >= spans_:
+        chunk_ = fetch_and_add_one_(address_)
+        if chunk_ >= chunks_:
             break
-        which_ = tensor_[span_]
+        which_ = tensor_[chunk_]
         row_ = rows_[which_] * {width}
-        low_ = start_[span_] * {size}
-        count_ = stop_[span_] - start_[span_]
+        offset_ = start_[chunk_] * {size}
+        count_ = stop_[chunk_] - start_[chunk_]
 {pointers}{numbers}{zeros}        for i_ in range(count_):
 {body}{sums}"""
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel: `call(address of a frame)` runs it, without any lock of Python's.
+    """A compiled kernel: `address` of its code; `call(address of its arguments)` runs it, without the interpreter's lock.
 
-    `compiled` is what Numba made, None where it came from the disk.
+    `compiled` is Numba's function, which must live as long as the code is used; None where it was loaded from the cache.
     """
 
     address: int
@@ -72,188 +73,222 @@ class Kernel(NamedTuple):
     compiled: Any
 
 
-class Form(NamedTuple):
-    """What a kernel does: `purpose` is "move", "sums" (what the rule adds up) or "aligned" (what a cautious step keeps)."""
+class Variant(NamedTuple):
+    """Which of a rule's kernels: `dtype` of the weights, what it is for, and what the step does beside the equation.
 
-    kind: str
-    purpose: str = "move"
+    `purpose` is "update", "sums" (the rule's sums over all weights) or "aligned" (counts the weights whose update goes against
+    their gradient, for a cautious step).
+    """
+
+    dtype: str
+    purpose: str = "update"
     clips: bool = False
-    averages: bool = False
+    has_ema: bool = False
     cautious: bool = False
 
 
 @cache
-def look(kind: str, *, clips: bool = False) -> Kernel:
-    """Give the kernel that sums the squares of gradients, as they are or cut at a limit."""
-    cut = ["g = min(max(g, -limit_), limit_)"] if clips else []
+def gradient_norms(dtype: str, *, clips: bool = False) -> Kernel:
+    """Give the kernel that sums the squares of gradients, as they are or clipped by value."""
+    clip = ["g = min(max(g, -limit_), limit_)"] if clips else []
     numbers = ["limit_ = table_[row_]"] if clips else []
-    text = _text(kind, ["g"], 1, numbers, {"all_": "0.0"}, ["g = wide_(p_g_[i_])", *cut, "all_ += g * g"])
-    return _compiled(text, f"look_{kind}", kind)
+    text = _text(dtype, ["g"], 1, numbers, {"total_": "0.0"}, ["g = double_(p_g_[i_])", *clip, "total_ += g * g"])
+    return _load_or_compile(text, f"norms_{dtype}", dtype)
 
 
-def prepare(rule: Rule, constants: Mapping[str, Any], forms: Sequence[Form]) -> None:
-    """Have a rule's kernels made by another thread; whoever needs one meanwhile waits for it."""
-    chosen = tuple(bool(constants[name]) for name in _switches(rule))
-    if all((rule, chosen, form) in _prepared for form in forms):
+def prepare(rule: Rule, constants: Mapping[str, Any], variants: Sequence[Variant]) -> None:
+    """Load or compile a rule's kernels in another thread; a step that needs one before it is there waits for it."""
+    switched_on = tuple(bool(constants[name]) for name in _switches(rule))
+    if all((rule, switched_on, variant) in _prepared for variant in variants):
         return
-    _prepared.update((rule, chosen, form) for form in forms)
-    if not _helper:
-        _helper.append(ThreadPoolExecutor(1, "thalweg-compiler"))
-    with suppress(RuntimeError):  # where the interpreter is about to end
-        _helper[0].submit(_prepare, rule, constants, forms)
+    _prepared.update((rule, switched_on, variant) for variant in variants)
+    if not _compiler:
+        _compiler.append(ThreadPoolExecutor(1, "thalweg-compiler"))
+    with suppress(RuntimeError):  # the interpreter is about to end and starts no more threads
+        _compiler[0].submit(_prepare, rule, constants, variants)
 
 
-def _prepare(rule: Rule, constants: Mapping[str, Any], forms: Sequence[Form]) -> None:
-    with suppress(Exception):  # whoever needs the kernel meets the same and says so
-        look(forms[0].kind)
-        for form in forms:
-            of(rule, constants, form)
+def _prepare(rule: Rule, constants: Mapping[str, Any], variants: Sequence[Variant]) -> None:
+    with suppress(Exception):  # the step that needs the kernel will raise the same
+        gradient_norms(variants[0].dtype)
+        for variant in variants:
+            for_rule(rule, constants, variant)
 
 
-def of(rule: Rule, constants: Mapping[str, Any], form: Form) -> Kernel:
-    """Give a rule's kernel, under the switches that these constants set."""
-    return _of(rule, tuple(bool(constants[name]) for name in _switches(rule)), form)
+def for_rule(rule: Rule, constants: Mapping[str, Any], variant: Variant) -> Kernel:
+    """Give a rule's kernel under these constants; only those that switch something on or off make another kernel."""
+    return _for_switches(rule, tuple(bool(constants[name]) for name in _switches(rule)), variant)
 
 
 @cache
-def _of(rule: Rule, chosen: tuple[bool, ...], form: Form) -> Kernel:
-    constants = {**rule.constants, **dict(zip(_switches(rule), chosen, strict=True))}
-    return _compiled(source(rule, constants, form), f"{rule.name}_{form.kind}", form.kind)
+def _for_switches(rule: Rule, switched_on: tuple[bool, ...], variant: Variant) -> Kernel:
+    constants = {**rule.constants, **dict(zip(_switches(rule), switched_on, strict=True))}
+    return _load_or_compile(source(rule, constants, variant), f"{rule.name}_{variant.dtype}", variant.dtype)
 
 
 @cache
 def _switches(rule: Rule) -> tuple[str, ...]:
+    """Name the constants that the equation branches on, that switch state on, or that say whether decay is decoupled."""
     return tuple(dict.fromkeys([*program.switches(rule), *([rule.decoupled] if rule.decoupled else [])]))
 
 
 @cache
-def numbers(rule: Rule) -> tuple[str, ...]:
-    """Name the numbers that follow `LEADING`: weight decay, whoever applies it, and what the equations take."""
+def number_names(rule: Rule) -> tuple[str, ...]:
+    """Name the numbers that follow `ENGINE_NUMBERS`: weight decay, whoever applies it, and what the equations take."""
     summed = program.scalars(rule.sums) if rule.sums else ()
     return tuple(dict.fromkeys([DECAY, "lr", *rule.takes, *summed]))
 
 
 @cache
-def totals(rule: Rule) -> int:
-    """Give how many sums of a span a kernel makes, at most."""
-    return max(3, summands(rule))
+def num_sums(rule: Rule) -> int:
+    """Give how many sums per chunk a kernel of the rule makes, at most."""
+    return max(3, num_rule_sums(rule))
 
 
 @cache
-def summands(rule: Rule) -> int:
-    """Give how many sums over all weights a rule asks for."""
+def num_rule_sums(rule: Rule) -> int:
+    """Give how many sums over all weights a rule needs before its update."""
     return len(program.read_sums(rule, rule.constants).results) if rule.sums else 0
 
 
-def source(rule: Rule, constants: Mapping[str, Any], form: Form) -> str:
-    """Write the text of a rule's kernel."""
-    reading = program.read_sums if form.purpose == "sums" else program.read
+def source(rule: Rule, constants: Mapping[str, Any], variant: Variant) -> str:
+    """Write the source text of a rule's kernel."""
+    reading = program.read_sums if variant.purpose == "sums" else program.read
     writer = _Writer(reading(rule, constants))
     couples = rule.couples(constants)
-    body, sums = {"move": _moving, "sums": _summing, "aligned": _aligning}[form.purpose](writer, rule, form, couples)
+    write_body = {"update": _update_body, "sums": _sums_body, "aligned": _aligned_body}[variant.purpose]
+    body, sums = write_body(writer, rule, variant, couples)
     state = writer.read.state
-    names = numbers(rule)
-    given = [f"{name} = kind_(table_[row_ + {i}])" for i, name in enumerate(LEADING)]
-    given += [f"{name} = table_[row_ + {i}]" for i, name in enumerate(names, len(LEADING))]
+    names = number_names(rule)
+    from_table = [f"{name} = dtype_(table_[row_ + {i}])" for i, name in enumerate(ENGINE_NUMBERS)]
+    from_table += [f"{name} = table_[row_ + {i}]" for i, name in enumerate(names, len(ENGINE_NUMBERS))]
     return _text(
-        form.kind,
-        ["g", "w", *state, *(["average_"] if form.averages else [])],
-        len(given),
-        [*given, *_decayed(form, couples), *writer.once],
-        dict.fromkeys(sums, "kind_(0)"),
-        [_weight(form), "g = p_g_[i_]", *_gradient(form, couples), *(f"{s} = p_{s}_[i_]" for s in state), *body],
+        variant.dtype,
+        ["g", "w", *state, *(["average_"] if variant.has_ema else [])],
+        len(from_table),
+        [*from_table, *_without_decay(variant, couples), *writer.once_per_step],
+        dict.fromkeys(sums, "dtype_(0)"),
+        [
+            _read_weight(variant),
+            "g = p_g_[i_]",
+            *_gradient(variant, couples),
+            *(f"{s} = p_{s}_[i_]" for s in state),
+            *body,
+        ],
     )
 
 
 def _text(
-    kind: str, arrays: Sequence[str], width: int, numbers: Sequence[str], sums: Mapping[str, str], body: Sequence[str]
+    dtype: str,
+    operands: Sequence[str],
+    width: int,
+    numbers: Sequence[str],
+    sums: Mapping[str, str],
+    body: Sequence[str],
 ) -> str:
-    bare = [name.rstrip("_") for name in arrays]
+    """Fill the template with the code for the operands, for the numbers of a step, for the loop's body, and for its sums.
+
+    `width` is the length of a row of the table of numbers; `sums` are names, each with the zero that it starts from.
+    """
+    names = [name.rstrip("_") for name in operands]
     return KERNEL.format(
-        size=_SIZES[kind],
+        size=_SIZES[dtype],
         width=width,
-        arrays=_indented([f"at_{name}_ = integers_(frame_[{i}])" for i, name in enumerate(bare, len(FIELDS))], 4),
-        pointers=_indented([f"p_{name}_ = carray_(numbers_(at_{name}_[which_] + low_), count_)" for name in bare], 8),
+        arrays=_indented(
+            [f"at_{name}_ = integers_(arguments_[{i}])" for i, name in enumerate(names, len(ARGUMENTS))], 4
+        ),
+        pointers=_indented(
+            [f"p_{name}_ = carray_(numbers_(at_{name}_[which_] + offset_), count_)" for name in names], 8
+        ),
         numbers=_indented(numbers, 8),
         zeros=_indented([f"{name} = {zero}" for name, zero in sums.items()], 8),
         body=_indented(body, 12),
-        sums=_indented([f"sums_[{i} * spans_ + span_] = {name}" for i, name in enumerate(sums)], 8),
+        sums=_indented([f"sums_[{i} * chunks_ + chunk_] = {name}" for i, name in enumerate(sums)], 8),
     )
 
 
-def _decayed(form: Form, couples: bool) -> list[str]:
-    """Take weight decay from the equation where it goes through the gradient, or past a cautious step's mask."""
+def _without_decay(variant: Variant, couples: bool) -> list[str]:
+    """Set the equation's weight decay to 0 where the engine applies it: coupled, or decoupled in a cautious step.
+
+    A cautious step masks the update, and decoupled decay is no part of what is masked.
+    """
     if couples:
-        return [f"decay_ = kind_({DECAY})", f"{DECAY} = 0.0"]
-    if form.cautious or form.purpose == "aligned":
-        return [f"shrink_ = kind_(lr * {DECAY})", f"{DECAY} = 0.0"]
+        return [f"coupled_decay_ = dtype_({DECAY})", f"{DECAY} = 0.0"]
+    if variant.cautious or variant.purpose == "aligned":
+        return [f"decoupled_decay_ = dtype_(lr * {DECAY})", f"{DECAY} = 0.0"]
     return []
 
 
-def _weight(form: Form) -> str:
-    """Write how a weight is read: of a cautious step in float64, as a difference of weights loses a small step's bits."""
-    return "w = wide_(p_w_[i_])" if form.cautious or form.purpose == "aligned" else "w = p_w_[i_]"
+def _read_weight(variant: Variant) -> str:
+    """Write how a weight is read: in float64 in a cautious step, whose small `new_w_ - w` would lose its bits in float32."""
+    return "w = double_(p_w_[i_])" if variant.cautious or variant.purpose == "aligned" else "w = p_w_[i_]"
 
 
-def _gradient(form: Form, couples: bool) -> list[str]:
+def _gradient(variant: Variant, couples: bool) -> list[str]:
     """Write what happens to the gradient before the equation sees it."""
     return [
-        *(["g = min(max(g, -clip_), clip_)"] if form.clips else []),
+        *(["g = min(max(g, -clip_), clip_)"] if variant.clips else []),
         "g = g * scale_",
-        *(["g = g + decay_ * w"] if couples else []),
+        *(["g = g + coupled_decay_ * w"] if couples else []),
     ]
 
 
-Written = tuple[list[str], list[str]]
+Body = tuple[list[str], list[str]]
+"""The lines of a loop's body, and the names of the sums that they add to."""
 
 
-def _moving(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
+def _update_body(writer: _Writer, rule: Rule, variant: Variant, couples: bool) -> Body:
     lines, read, sums = writer.lines(), writer.read, ["weights_", "updates_"]
-    fresh, *state = (writer.write(result) for result in read.results)
-    lines.append(f"fresh_ = {fresh}")
-    if form.cautious:
-        lines += ["way_ = fresh_ - w", "fresh_ = w + (kept_ * way_ if way_ * g < kind_(0) else kind_(0))"]
-        lines += [] if couples else ["fresh_ = fresh_ - shrink_ * w"]
-    # All that is new is worked out before any of it takes the old one's name.
+    new_w, *state = (writer.write(result) for result in read.results)
+    lines.append(f"new_w_ = {new_w}")
+    if variant.cautious:
+        lines += [
+            "update_ = new_w_ - w",
+            "new_w_ = w + (cautious_scale_ * update_ if update_ * g < dtype_(0) else dtype_(0))",
+        ]
+        lines += [] if couples else ["new_w_ = new_w_ - decoupled_decay_ * w"]
+    # All new states are computed before any takes the name of the old one, which the others may read.
     lines += [f"new_{name}_ = {value}" for name, value in zip(read.state, state, strict=True)]
     lines += [f"{name} = p_{name}_[i_] = new_{name}_" for name in read.state]
     if rule.second_moment is not None:
         second = writer.write(ast.parse(rule.second_moment, mode="eval").body)
         lines.append(f"ratios_ += g * g / max({second}, floor_)")
         sums.append("ratios_")
-    if form.averages:
-        lines += ["average_ = p_average_[i_]", "p_average_[i_] = average_ + share_ * (fresh_ - average_)"]
-    return [*lines, "way_ = fresh_ - w", "weights_ += w * w", "updates_ += way_ * way_", "p_w_[i_] = fresh_"], sums
+    if variant.has_ema:
+        lines += ["average_ = p_average_[i_]", "p_average_[i_] = average_ + ema_weight_ * (new_w_ - average_)"]
+    lines += ["update_ = new_w_ - w", "weights_ += w * w", "updates_ += update_ * update_", "p_w_[i_] = new_w_"]
+    return lines, sums
 
 
-def _summing(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
-    del rule, form, couples
+def _sums_body(writer: _Writer, rule: Rule, variant: Variant, couples: bool) -> Body:
+    del rule, variant, couples
     lines = writer.lines()
-    results = {f"total_{i}_": writer.write(result) for i, result in enumerate(writer.read.results)}
-    return [*lines, *(f"{name} += {value}" for name, value in results.items())], [*results]
+    terms = {f"total_{i}_": writer.write(result) for i, result in enumerate(writer.read.results)}
+    return [*lines, *(f"{name} += {term}" for name, term in terms.items())], [*terms]
 
 
-def _aligning(writer: _Writer, rule: Rule, form: Form, couples: bool) -> Written:
-    del rule, form, couples
-    lines, fresh = writer.lines(), writer.write(writer.read.results[0])
-    return [*lines, f"aligned_ += kind_(1) if ({fresh} - w) * g < kind_(0) else kind_(0)"], ["aligned_"]
+def _aligned_body(writer: _Writer, rule: Rule, variant: Variant, couples: bool) -> Body:
+    del rule, variant, couples
+    lines, new_w = writer.lines(), writer.write(writer.read.results[0])
+    return [*lines, f"aligned_ += dtype_(1) if ({new_w} - w) * g < dtype_(0) else dtype_(0)"], ["aligned_"]
 
 
-_made: dict[str, Kernel] = {}
-_prepared: set[tuple[Rule, tuple[bool, ...], Form]] = set()
-_helper: list[ThreadPoolExecutor] = []
-_compiling = RLock()
+_loaded: dict[str, Kernel] = {}
+_prepared: set[tuple[Rule, tuple[bool, ...], Variant]] = set()
+_compiler: list[ThreadPoolExecutor] = []  # empty, or one
+_compile_lock = RLock()
 
 if hasattr(os, "register_at_fork"):
-    # A child must not find half of Numba imported by a thread that it does not have.
+    # A fork waits until the compiling thread is between two kernels: the child does not have that thread, and without this it
+    # could find Numba half imported, or the lock held for ever.
     os.register_at_fork(
-        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=lambda: _start_anew()
+        before=_compile_lock.acquire, after_in_parent=_compile_lock.release, after_in_child=lambda: _reset_in_child()
     )
 
 
-def _start_anew() -> None:
-    _helper.clear()
-    _compiling.release()
+def _reset_in_child() -> None:
+    _compiler.clear()
+    _compile_lock.release()
 
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -278,28 +313,32 @@ def _indented(lines: Sequence[str], depth: int) -> str:
 
 
 class _Writer:
-    """Writes expressions, and takes out of them what is one value a step: `once` are the lines for that."""
+    """Writes expressions as Python text, and moves what has one value per step out of the loop, into `once_per_step`.
+
+    `per_weight` are the names that have one value per weight; `rounded` gives, of the text of an expression that was moved out,
+    the name of its value in the weights' dtype.
+    """
 
     def __init__(self, read: program.Program) -> None:
         self.read = read
-        self.each = {"w", "g", *read.state}
-        self.once: list[str] = []
-        self.known: dict[str, str] = {}
+        self.per_weight = {"w", "g", *read.state}
+        self.once_per_step: list[str] = []
+        self.rounded: dict[str, str] = {}
 
     def lines(self) -> list[str]:
-        """Write the assignments that are one value a weight."""
+        """Write the assignments that have one value per weight."""
         found: list[str] = []
         for line in self.read.lines:
             if line.per_weight:
                 found.append(f"{line.name} = {self.write(line.value)}")
-                self.each.add(line.name)
+                self.per_weight.add(line.name)
             else:
-                self.once.append(f"{line.name} = {ast.unparse(line.value)}")
+                self.once_per_step.append(f"{line.name} = {ast.unparse(line.value)}")
         return found
 
     def write(self, node: ast.expr) -> str:
         """Write an expression."""
-        if not program.is_per_weight(node, self.each):
+        if not program.is_per_weight(node, self.per_weight):
             return self._rounded(ast.unparse(node))
         match node:
             case ast.Name(id=name):
@@ -314,36 +353,44 @@ class _Writer:
                 raise AssertionError(ast.dump(node))
 
     def _rounded(self, text: str) -> str:
-        if text not in self.known:
-            self.known[text] = f"once_{len(self.known)}_"
-            self.once.append(f"{self.known[text]} = kind_({text})")
-        return self.known[text]
+        if text not in self.rounded:
+            self.rounded[text] = f"rounded_{len(self.rounded)}_"
+            self.once_per_step.append(f"{self.rounded[text]} = dtype_({text})")
+        return self.rounded[text]
 
 
-def _compiled(text: str, name: str, kind: str) -> Kernel:
-    """Take what an earlier process compiled of a text from the disk, or compile it."""
-    with _compiling:
+def _load_or_compile(text: str, name: str, dtype: str) -> Kernel:
+    """Load the kernel that an earlier process compiled from the same text, or compile it."""
+    with _compile_lock:
         name = f"{name}_{kernel_cache.key(text)}"
-        if name not in _made:
-            address, kept = kernel_cache.load(name), None
+        if name not in _loaded:
+            address, compiled = kernel_cache.load(name), None
             if address is None:
-                address, kept = _compile(text, name, kind)
-            _made[name] = Kernel(address, _FUNCTION(address), kept)
-        return _made[name]
+                address, compiled = _compile(text, name, dtype)
+            _loaded[name] = Kernel(address, _FUNCTION(address), compiled)
+        return _loaded[name]
 
 
-def _compile(text: str, name: str, kind: str) -> tuple[int, Any]:
+def _compile(text: str, name: str, dtype: str) -> tuple[int, Any]:
+    """Compile a kernel with Numba and save its object file in the cache; gives its address and Numba's function.
+
+    A later process loads that file with LLVM alone, which can link only functions that it finds without Numba, so
+    `kernel_cache.save` must know what the code calls. Numba has no list of that: it is read from the LLVM text, where an external
+    function stands in a line `declare … @name(` and an external variable in a line `@name = external …`, the name in quotes
+    where it has special characters. `llvm.*` are LLVM's intrinsics, which need no linking. Without this list a kernel that
+    calls Numba's own runtime would be saved too, and end the process that loads it.
+    """
     from numba import cfunc, types
 
     from thalweg.optim.engines import intrinsics
 
-    names: dict[str, Any] = {**intrinsics.names(kind), "__name__": intrinsics.__name__}
+    names: dict[str, Any] = {**intrinsics.names(dtype), "__name__": intrinsics.__name__}
     exec(compile(text, f"<{name}>", "exec"), names)
-    made: Any = cfunc(types.void(types.intp), fastmath=FLAGS, error_model="numpy")(names["kernel"])
-    library = made._library
-    calls = re.findall(
+    compiled: Any = cfunc(types.void(types.intp), fastmath=FAST_MATH, error_model="numpy")(names["kernel"])
+    library = compiled._library
+    found = re.findall(
         r"^declare [^@]*@\"?([^\"(]+)\"?\(|^@\"?([^\" ]+)\"? = external", library.get_llvm_str(), re.MULTILINE
     )
-    names_called = [one or other for one, other in calls if not one.startswith("llvm.")]
-    kernel_cache.keep(name, made._wrapper_name, library.serialize_using_object_code()[2][0], names_called)
-    return made.address, made
+    calls = [function or variable for function, variable in found if not function.startswith("llvm.")]
+    kernel_cache.save(name, compiled._wrapper_name, library.serialize_using_object_code()[2][0], calls)
+    return compiled.address, compiled

@@ -1,4 +1,4 @@
-"""A tensor that a matrix rule moves as a whole, in its own shape."""
+"""A tensor under a matrix rule, whose equation takes whole tensors in their own shape (Muon, Adafactor)."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import joined, put, wide
+from thalweg.optim.engines.arithmetic import copy_full, full_tensor, norm_dtype
 from thalweg.optim.engines.blocks import Block, PerTensorNorms
-from thalweg.optim.engines.bound_rule import BoundRule, kept_share
+from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for
 from thalweg.optim.engines.interface import GroupStep
-from thalweg.optim.engines.validate import look_over
+from thalweg.optim.engines.validate import check_memory_and_shapes
 from thalweg.rules.rule import State
 
 
 class MatrixBlock(Block):
-    """The block of one tensor under a matrix rule; its state may be a number a row or a column."""
+    """The block of one tensor under a matrix rule; its state may have one number per row or per column."""
 
-    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], work: GroupStep) -> None:
+    def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], group: GroupStep) -> None:
         (parameter,) = parameters
-        kept = [s for s in states if s.is_kept(parameter.ndim >= 2)]
-        super().__init__(parameters, states, work)
-        self.present = [s in kept for s in states]
-        self.flats = [_empty(s, parameter, self.compute) for s in kept]
-        for described, tensor in zip(kept, self.flats, strict=True):
-            self.hold(described.key, [tensor])
+        present = [s for s in states if s.is_kept(parameter.ndim >= 2)]
+        super().__init__(parameters, states, group)
+        self.is_present = [s in present for s in states]
+        self.state_tensors = [_empty(s, parameter, self.compute_dtype) for s in present]
+        for state, tensor in zip(present, self.state_tensors, strict=True):
+            self.register_state(state.key, [tensor])
         self.gradient: Tensor | None = None
 
-    def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Remember the gradient, and give its Euclidean norm."""
-        look_over(self.parameters, gradients)
-        gradient: Tensor = joined(gradients[0])  # a matrix is one, however many processes hold its rows
+    def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Keep the gradient for `update`, and give its Euclidean norm."""
+        check_memory_and_shapes(self.parameters, gradients)
+        gradient: Tensor = full_tensor(gradients[0])  # the equation needs all rows, whichever process holds them
         self.gradient = gradient
         return [_norm(gradient)]
 
@@ -42,29 +42,30 @@ class MatrixBlock(Block):
         assert self.gradient is not None
         return [_norm(self.gradient.clamp(-clip_value, clip_value))]
 
-    def let_go(self) -> None:
-        """Keep nothing of the step's gradient."""
+    def release_gradients(self) -> None:
+        """Keep no reference to the step's gradient."""
         self.gradient = None
 
-    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+    def update(self, bound: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
         """Update the weights; gives norms of weights and update where they are to be recorded."""
         assert self.gradient is not None
-        parameter, flats = self.parameters[0].detach(), iter(self.flats)
+        parameter, state_tensors = self.parameters[0].detach(), iter(self.state_tensors)
         if parameter.numel() == 0:
-            return ([0.0], [0.0], [math.nan]) if move.record else None
-        parts = [next(flats) if there else 0.0 for there in self.present]
-        before, *held = map(joined, (parameter, *parts))
-        w, g = before.to(self.compute), self.gradient.to(self.compute)
-        kept = _share_of if move.work.cautious else None
-        with torch.autocast(parameter.device.type, enabled=False):  # which would round the products of matrices
-            fresh, *rest = move.formula()(decays[0], w, g, *held[: self.carried], kept=kept)
-        norms = ([_norm(w)], [_norm(fresh - w)], [math.nan]) if move.record else None
-        for part, old, new in zip(parts, held, rest, strict=False):
+            return ([0.0], [0.0], [math.nan]) if bound.record_norms else None
+        # Parameter and states are perhaps sharded; what is calculated with is gathered from all processes.
+        own_states = [next(state_tensors) if is_present else 0.0 for is_present in self.is_present]
+        before, *states = map(full_tensor, (parameter, *own_states))
+        w, g = before.to(self.compute_dtype), self.gradient.to(self.compute_dtype)
+        scale = _cautious_scale if bound.group.cautious else None
+        with torch.autocast(parameter.device.type, enabled=False):  # it would round the products of matrices
+            new_w, *new_states = bound.formula()(decays[0], w, g, *states[: self.num_rule_states], cautious_scale=scale)
+        norms = ([_norm(w)], [_norm(new_w - w)], [math.nan]) if bound.record_norms else None
+        for own, old, new in zip(own_states, states, new_states, strict=False):
             if isinstance(old, Tensor):
-                put(part, move.settled(new, old))
-        if isinstance(average := held[-1] if self.averages else None, Tensor):
-            put(parts[-1], move.averaged(average, fresh))
-        put(parameter, move.settled(fresh, before).to(parameter.dtype))
+                copy_full(own, bound.where_finite(new, old))
+        if isinstance(average := states[-1] if self.has_ema else None, Tensor):
+            copy_full(own_states[-1], bound.new_average(average, new_w))
+        copy_full(parameter, bound.where_finite(new_w, before).to(parameter.dtype))
         return norms
 
 
@@ -79,9 +80,9 @@ def _empty(state: State, parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=parameter.device)
 
 
-def _share_of(against: Tensor) -> Any:
-    return kept_share(against.sum(dtype=torch.float32), against.numel())
+def _cautious_scale(is_aligned: Tensor) -> Any:
+    return cautious_scale_for(is_aligned.sum(dtype=torch.float32), is_aligned.numel())
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=wide(tensor))
+    return torch.linalg.vector_norm(tensor, dtype=norm_dtype(tensor))

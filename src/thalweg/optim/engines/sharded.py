@@ -1,7 +1,7 @@
-"""A tensor that stands for memory elsewhere: sharded over processes (`DTensor`), wrapped, or of a type nobody here knows.
+"""A tensor subclass: sharded over processes (`DTensor`), a wrapper, or any other.
 
-Its operations are its own, so the equation runs on it as a whole and nothing reads its address; a norm or a sum over a sharded
-tensor is that of the whole.
+Its numbers may not lie in its own storage, so the equation runs on it through the subclass's own operations, all at once, and
+nothing reads its address. Norms and sums of a sharded tensor are those of the full one.
 """
 
 from __future__ import annotations
@@ -11,44 +11,43 @@ from typing import Any
 
 from torch import Tensor
 
-from thalweg.optim.engines.arithmetic import joined, real
+from thalweg.optim.engines.arithmetic import as_real, full_tensor
 from thalweg.optim.engines.blocks import PerTensorNorms
-from thalweg.optim.engines.bound_rule import BoundRule, kept_share
+from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for
 from thalweg.optim.engines.chunked import ChunkedBlock
 
 
 class ShardedBlock(ChunkedBlock):
-    """The block of one such tensor."""
+    """The block of one tensor of a subclass."""
 
-    def look(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Remember the gradient, and give its Euclidean norm."""
-        return [*map(joined, super().look(gradients))]
+    def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Keep the gradient for `update`, and give its Euclidean norm."""
+        return [*map(full_tensor, super().read_gradients(gradients))]
 
     def clipped_norms(self, clip_value: float) -> Sequence[Tensor]:
         """Give the norm of the gradient as clipping its entries would leave it."""
-        return [*map(joined, super().clipped_norms(clip_value))]
+        return [*map(full_tensor, super().clipped_norms(clip_value))]
 
-    def totals(self, move: BoundRule, decays: Sequence[float]) -> list[Any]:
-        """Give what the rule adds up over all weights."""
-        return [*map(joined, super().totals(move, decays))]
+    def rule_sums(self, bound: BoundRule, decays: Sequence[float]) -> list[Any]:
+        """Give the rule's sums over all weights of the block."""
+        return [*map(full_tensor, super().rule_sums(bound, decays))]
 
-    def update(self, move: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
+    def update(self, bound: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
         """Update the weights; gives norms of weights and update, and the ratio, where they are to be recorded."""
-        figures = super().update(move, decays)
-        if figures is None:
+        norms = super().update(bound, decays)
+        if norms is None:
             return None
-        weights, updates, ratios = ([*map(joined, figure)] for figure in figures)
+        weights, updates, ratios = ([*map(full_tensor, one)] for one in norms)
         return weights, updates, ratios
 
-    def _kept(self, move: BoundRule, decay: Any) -> Any:
-        seen = joined(
-            move.aligned(decay, *self._computed(self._pieces()[0])[: 2 + self.carried]).sum(dtype=self.compute)
-        )
-        return kept_share(seen if self.is_away else float(seen), self.parameters[0].numel())
+    def _cautious_scale(self, bound: BoundRule, decay: Any) -> Any:
+        operands = self._operands(self._chunks()[0])[: 2 + self.num_rule_states]
+        aligned = full_tensor(bound.aligned(decay, *operands).sum(dtype=self.compute_dtype))
+        return cautious_scale_for(aligned if self.is_device_resident else float(aligned), self.parameters[0].numel())
 
-    def _pieces(self) -> list[tuple[Tensor, ...]]:
+    def _chunks(self) -> list[tuple[Tensor, ...]]:
         assert self.gradient is not None
-        return [(real(self.parameters[0].detach()), self.gradient, *self.flats)]
+        return [(as_real(self.parameters[0].detach()), self.gradient, *self.state_tensors)]
 
-    def _lent(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
+    def _with_workspace(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         return tensors

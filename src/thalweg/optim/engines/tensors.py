@@ -1,6 +1,7 @@
 """The tensor engine: runs any rule's equation on any device; in float64 it is the reference for every other engine.
 
-Small tensors are gathered into flat blocks, large ones are worked on in place.
+It partitions the parameters into blocks, each of which evaluates the equation on all its parameters at once: small tensors are
+flattened into one, large ones are updated in place, chunk by chunk.
 """
 
 from __future__ import annotations
@@ -16,72 +17,82 @@ import torch
 from torch import Tensor
 
 from thalweg.optim.engines import blocks, foreach
-from thalweg.optim.engines.arithmetic import count_nonfinite, exact_norm, real
-from thalweg.optim.engines.blocks import EMA, PerTensorNorms, standing
-from thalweg.optim.engines.bound_rule import BoundRule, share_of_newest
+from thalweg.optim.engines.arithmetic import as_real, count_nonfinite, exact_norm
+from thalweg.optim.engines.blocks import EMA, PerTensorNorms, progress
+from thalweg.optim.engines.bound_rule import BoundRule, ema_weight_at
 from thalweg.optim.engines.chunked import ChunkedBlock
 from thalweg.optim.engines.flattened import FlattenedBlock
 from thalweg.optim.engines.fused import FusedBlock
 from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms, StateOf, UpdateNorms
 from thalweg.optim.engines.matrix import MatrixBlock
 from thalweg.optim.engines.sharded import ShardedBlock
-from thalweg.optim.engines.validate import PLAIN, check
+from thalweg.optim.engines.validate import OWN_MEMORY, validate
 from thalweg.rules.rule import Rule, State
 
 SMALL = 1 << 15
-"""Weights below which a tensor is gathered with others."""
+"""Tensors of fewer elements are flattened together with others."""
 
 UNDERFLOW = 1e-15
-"""Squares of gradients below this may have vanished in float32."""
+"""A norm below this is measured anew in float64: squares so small may have underflown in float32."""
 
 AnyBlock = FlattenedBlock | ChunkedBlock | FusedBlock | MatrixBlock | ShardedBlock | foreach.ForeachBlock
 
-Cut = list[tuple[AnyBlock, list[int]]]
-"""Blocks, each with its parameters' places in the work."""
+Partition = list[tuple[AnyBlock, list[int]]]
+"""Blocks, each with the indices of its parameters among those of their group."""
 
 
 @dataclass(slots=True)
 class BlockStep:
-    """What one block does in this step: `members` are its parameters' places among all of the step's."""
+    """What one block does in this step: `indices` are its parameters' among all of the step, `decays` their weight decays."""
 
     block: AnyBlock
-    work: GroupStep
-    members: Sequence[int]
+    group: GroupStep
+    indices: Sequence[int]
     decays: Sequence[float]
 
 
 class TensorEngine:
-    """Runs a step in two passes: look at the gradients, then move."""
+    """Runs a step in two passes: measure the gradients, then update."""
 
     def __init__(self) -> None:
-        self._cuts: list[tuple[GroupStep, tuple[State, ...], Cut]] = []
-        self._before: Before | None = None
+        self._partitions: list[tuple[GroupStep, tuple[State, ...], Partition]] = []
+        self._previous: PreviousStep | None = None
+        # The ids of the dicts in `optimizer.state` at the last step: to compare these is faster than to look up every parameter.
+        # No dict that was replaced can pass for the old one: blocks keep references to theirs, so that no id is used again.
         self._entries: list[int] = []
-        self._shares: list[BlockStep] = []
+        self._pending: list[BlockStep] = []  # measured, and not yet updated
 
     @property
-    def shares(self) -> Sequence[BlockStep]:
+    def block_steps(self) -> Sequence[BlockStep]:
         """What each block did in the last step."""
-        return () if self._before is None else self._before.shares
+        return () if self._previous is None else self._previous.block_steps
 
-    def prepare(self, work: GroupStep, *, clips: bool, ema: bool) -> None:
-        """Nothing needs to be made ready."""
+    def prepare(self, group: GroupStep, *, clips: bool, ema: bool) -> None:
+        """Nothing is compiled beforehand."""
 
-    def measure(self, works: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool) -> Norms | DeviceNorms:
-        """Read the gradients, change neither weights nor `state`; no wait where all is on one accelerator, else one."""
-        shares = self._shares = self._share_out(works, state, ema)
-        gradients = works[0].gradients if len(works) == 1 else [g for work in works for g in work.gradients]
-        looked = [share.block.look(_of_all(gradients, share.members)) for share in shares]
-        cut = [] if clip_value is None else [share.block.clipped_norms(clip_value) for share in shares]
-        if all(share.block.is_away for share in shares) and len({share.block.device for share in shares}) == 1:
-            return _away(_in_order(looked, shares, len(gradients)), [*chain.from_iterable(cut)])
-        values = _numbers([*looked, *cut])
-        each = _in_order(values[: len(looked)], shares, len(gradients))
+    def measure_gradients(
+        self, groups: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool
+    ) -> Norms | DeviceNorms:
+        """Give the gradients' norms; changes neither weights nor `state`.
+
+        No host synchronisation where all parameters are on one accelerator, else one per device.
+        """
+        block_steps = self._pending = self._assign_blocks(groups, state, ema)
+        gradients = groups[0].gradients if len(groups) == 1 else [g for group in groups for g in group.gradients]
+        norms = [one.block.read_gradients(_select(gradients, one.indices)) for one in block_steps]
+        clipped_norms = [] if clip_value is None else [one.block.clipped_norms(clip_value) for one in block_steps]
+        if (
+            all(one.block.is_device_resident for one in block_steps)
+            and len({one.block.device for one in block_steps}) == 1
+        ):
+            return _device_norms(_in_order(norms, block_steps, len(gradients)), [*chain.from_iterable(clipped_norms)])
+        values = _on_host([*norms, *clipped_norms])
+        each = _in_order(values[: len(norms)], block_steps, len(gradients))
         total = math.hypot(*each)
-        clipped = math.hypot(*(n for norms in values[len(looked) :] for n in norms)) if cut else total
+        clipped = math.hypot(*(n for some in values[len(norms) :] for n in some)) if clipped_norms else total
         if math.isfinite(total) and total >= UNDERFLOW and math.isfinite(clipped):
             return Norms(each, total, clipped, 0)
-        return _exactly(gradients, clip_value)
+        return _measure_in_float64(gradients, clip_value)
 
     def update(
         self,
@@ -90,277 +101,291 @@ class TensorEngine:
         scale: Any,
         clip_value: Any,
         ema: float | None,
-        record: bool,
+        record_norms: bool,
         finite: Tensor | None = None,
     ) -> UpdateNorms | None:
         """Update weights, state and EMA by the gradients measured last."""
-        shares, self._shares = self._shares, []
-        moves: list[PerTensorNorms] = []
-        if not all(share.block.owned for share in shares):
-            for share in shares:
-                share.block.own(state)
+        block_steps, self._pending = self._pending, []
+        norms: list[PerTensorNorms] = []
+        if not all(one.block.owns_state for one in block_steps):
+            for one in block_steps:
+                one.block.adopt_state(state)
             self._entries = [*map(id, state.values())]
-        for share, numbers in zip(shares, _numbers_of(shares, scale, clip_value), strict=True):
-            block = share.block
-            newest = None if ema is None else share_of_newest(ema, block.taken + 1)
-            move = BoundRule(share.work, numbers, scale, clip_value, newest, record, finite)
-            moved = block.update(move, share.decays)
+        for one, numbers in zip(block_steps, _numbers_of_blocks(block_steps, scale, clip_value), strict=True):
+            block = one.block
+            ema_weight = None if ema is None else ema_weight_at(ema, block.steps_taken + 1)
+            bound = BoundRule(one.group, numbers, scale, clip_value, ema_weight, record_norms, finite)
+            block_norms = block.update(bound, one.decays)
             block.advance(numbers, finite)
-            if moved is not None:
-                moves.append(moved)
-        self.let_go()
-        if not record:
+            if block_norms is not None:
+                norms.append(block_norms)
+        self.release_gradients()
+        if not record_norms:
             return None
-        count = sum(len(share.members) for share in shares)
-        return UpdateNorms(*(_stacked(norms, shares, count) for norms in zip(*moves, strict=True)))
+        count = sum(len(one.indices) for one in block_steps)
+        return UpdateNorms(*(_stacked(kind, block_steps, count) for kind in zip(*norms, strict=True)))
 
-    def let_go(self) -> None:
+    def release_gradients(self) -> None:
         """Keep no gradient alive from one step to the next."""
-        self._shares = []
-        if self._before is not None:
-            for work in self._before.works:
-                work.gradients = []
-            for one in self._before.merged:
-                one.work.gradients = []
-            for share in self._before.shares:
-                share.block.let_go()
+        self._pending = []
+        if self._previous is not None:
+            for group in self._previous.groups:
+                group.gradients = []
+            for merged in self._previous.merged:
+                merged.group.gradients = []
+            for one in self._previous.block_steps:
+                one.block.release_gradients()
 
-    def _share_out(self, works: Sequence[GroupStep], state: StateOf, ema: bool) -> list[BlockStep]:
-        """Give every block its share; blocks stay as long as they fit, and are cut anew where parameters come or go."""
+    def _assign_blocks(self, groups: Sequence[GroupStep], state: StateOf, ema: bool) -> list[BlockStep]:
+        """Give the blocks that take this step: those of the last one as long as they fit, else new ones."""
         entries = [*map(id, state.values())]
-        same, self._entries = entries == self._entries, entries
-        before = self._before
-        if before is not None and before.ema is ema and _are_as_before(works, before):
-            before.renew(works)
-            if all(share.block.fits(state, same) for share in before.shares):
-                return before.shares
-        shares: list[BlockStep] = []
-        cuts: list[tuple[GroupStep, tuple[State, ...], Cut]] = []
-        merged = _merged(works)
-        for one in merged:
-            states = (*one.work.rule.states(one.work.constants), *((EMA,) if ema else ()))
-            cut = self._cut_before(one.work, states)
-            if cut is None or not all(block.fits(state, same) for block, _ in cut):
-                cut = self._cut_anew(one.work, states, state)
-            cuts.append((one.work, states, cut))
-            for block, places in cut:
-                members = one.members if len(cut) == 1 else [one.members[place] for place in places]
-                shares.append(BlockStep(block, one.work, members, [one.decays[place] for place in places]))
-        self._cuts, self._before = cuts, Before(works, ema, merged, shares, _pattern(works))
-        return shares
+        same_entries, self._entries = entries == self._entries, entries
+        previous = self._previous
+        if previous is not None and previous.ema is ema and _differ_in_numbers_only(groups, previous):
+            previous.take_numbers(groups)
+            if all(one.block.fits(state, same_entries) for one in previous.block_steps):
+                return previous.block_steps
+        block_steps: list[BlockStep] = []
+        partitions: list[tuple[GroupStep, tuple[State, ...], Partition]] = []
+        all_merged = _merge(groups)
+        for merged in all_merged:
+            states = (*merged.group.rule.states(merged.group.constants), *((EMA,) if ema else ()))
+            partition = self._previous_partition(merged.group, states)
+            if partition is None or not all(block.fits(state, same_entries) for block, _ in partition):
+                partition = self._new_partition(merged.group, states, state)
+            partitions.append((merged.group, states, partition))
+            for block, own in partition:
+                indices = merged.indices if len(partition) == 1 else [merged.indices[i] for i in own]
+                block_steps.append(BlockStep(block, merged.group, indices, [merged.decays[i] for i in own]))
+        self._partitions = partitions
+        self._previous = PreviousStep(groups, ema, all_merged, block_steps, _equal_rates(groups))
+        return block_steps
 
-    def _cut_before(self, work: GroupStep, states: tuple[State, ...]) -> Cut | None:
-        """Give the last step's blocks of the same weights under the same rule."""
-        for before, old, cut in self._cuts:
-            if old == states and _are_of_the_same(before, work):
-                return cut
+    def _previous_partition(self, group: GroupStep, states: tuple[State, ...]) -> Partition | None:
+        """Give the last step's blocks of the same parameters under the same rule."""
+        for old_group, old_states, partition in self._partitions:
+            if old_states == states and _same_rule_and_parameters(old_group, group):
+                return partition
         return None
 
-    def _kind(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
+    def _block_type(self, parameter: Tensor, rule: Rule) -> type[AnyBlock]:
         """Give the kind of block for a parameter."""
         if rule.is_matrix:
             return MatrixBlock
-        if type(parameter) not in PLAIN:
+        if type(parameter) not in OWN_MEMORY:
             return ShardedBlock
-        if not blocks.on_arrays(parameter.device) and foreach.compiles(parameter.device) and rule.sums is None:
+        if not blocks.uses_numpy(parameter.device) and foreach.can_compile(parameter.device) and rule.sums is None:
             return foreach.ForeachBlock
         return FlattenedBlock if 0 < parameter.numel() < SMALL else ChunkedBlock
 
-    def _cut_anew(self, work: GroupStep, states: Sequence[State], state: StateOf) -> Cut:
-        """Put parameters into blocks: gathered where small and equally far on, else alone. Blocks that still fit are kept."""
-        before = [block for _, _, cut in self._cuts for block, _ in cut]
-        old = {(block.rule, block.states, *map(id, block.parameters)): block for block in before}
-        lent = {
-            id(t): t for block in old.values() if isinstance(block, FusedBlock) for held in block.held for _, t in held
-        }
-        gathered: dict[tuple[Any, ...], list[int]] = {}
-        for i, parameter in enumerate(work.parameters):
-            check(parameter, work.gradients[i], state.get(parameter, {}), states)
-            kind = self._kind(parameter, work.rule)
-            far = standing(state.get(parameter, {}), work.rule)
-            key = (
-                (kind, parameter.device, parameter.dtype, far)
-                if kind in (FlattenedBlock, FusedBlock, foreach.ForeachBlock)
-                else (kind, i)
-            )
-            gathered.setdefault(key, []).append(i)
-        cut: Cut = []
-        for key, members in gathered.items():
-            parameters = [work.parameters[i] for i in members]
-            block = old.get((work.rule, tuple(states), *map(id, parameters)))
+    def _new_partition(self, group: GroupStep, states: Sequence[State], state: StateOf) -> Partition:
+        """Put parameters into blocks, those that can be updated together into one. Earlier blocks that still fit are used again.
+
+        Together are parameters of one device, dtype and step count, in the kinds of block that take several.
+        """
+        earlier = [block for _, _, partition in self._partitions for block, _ in partition]
+        old = {(block.rule, block.states, *map(id, block.parameters)): block for block in earlier}
+        fused = [block for block in old.values() if isinstance(block, FusedBlock)]
+        reusable = {id(tensor): tensor for block in fused for items in block.state_items for _, tensor in items}
+        together: dict[tuple[Any, ...], list[int]] = {}
+        for i, parameter in enumerate(group.parameters):
+            validate(parameter, group.gradients[i], state.get(parameter, {}), states)
+            kind = self._block_type(parameter, group.rule)
+            if kind in (FlattenedBlock, FusedBlock, foreach.ForeachBlock):
+                key = kind, parameter.device, parameter.dtype, progress(state.get(parameter, {}), group.rule)
+            else:
+                key = kind, i
+            together.setdefault(key, []).append(i)
+        partition: Partition = []
+        for key, indices in together.items():
+            parameters = [group.parameters[i] for i in indices]
+            block = old.get((group.rule, tuple(states), *map(id, parameters)))
             if block is None or not block.fits(state):
-                block = key[0](parameters, states, work)
+                block = key[0](parameters, states, group)
                 if isinstance(block, FusedBlock):
-                    block.lent = lent
-            cut.append((block, members))
-        return cut
+                    block.reusable = reusable
+            partition.append((block, indices))
+        return partition
 
 
-def _are_of_the_same(one: GroupStep, other: GroupStep) -> bool:
-    """Tell whether two works are of the same weights under the same rule."""
+def _same_rule_and_parameters(one: GroupStep, other: GroupStep) -> bool:
     same = one.rule is other.rule and len(one.parameters) == len(other.parameters)
     return same and all(map(is_, one.parameters, other.parameters))
 
 
 @dataclass(slots=True)
-class Merged:
-    """Works that one evaluation can serve: `members` are the parameters' places among all of the step's."""
+class MergedGroups:
+    """Groups that one evaluation of the equation can serve, as one group.
 
-    work: GroupStep
+    `decays` are of each parameter; `indices` are the parameters' among all of the step; `sources` the indices of the groups.
+    """
+
+    group: GroupStep
     decays: list[float]
-    members: list[int]
+    indices: list[int]
     sources: list[int]
 
 
-def _merged(works: Sequence[GroupStep]) -> list[Merged]:
-    """Put groups together that differ in nothing but their weight decay.
+def _merge(groups: Sequence[GroupStep]) -> list[MergedGroups]:
+    """Merge groups that differ in nothing but their weight decay.
 
     An evaluation of the equation costs the same few dozen calls, however few the weights, so fewer evaluations are faster.
     """
-    together: dict[tuple[Any, ...], Merged] = {}
-    place = 0
-    for i, work in enumerate(works):
-        count = len(work.parameters)
-        key = (work.rule, work.lr, work.maximize, work.cautious, *work.constants.values())
-        one = together.setdefault(key, Merged(replace(work, parameters=[], gradients=[]), [], [], []))
-        one.work.parameters += work.parameters
-        one.work.gradients += work.gradients
-        one.decays += [work.decay] * count
-        one.members += range(place, place + count)
+    merged: dict[tuple[Any, ...], MergedGroups] = {}
+    start = 0
+    for i, group in enumerate(groups):
+        count = len(group.parameters)
+        key = (group.rule, group.lr, group.maximize, group.cautious, *group.constants.values())
+        one = merged.setdefault(key, MergedGroups(replace(group, parameters=[], gradients=[]), [], [], []))
+        one.group.parameters += group.parameters
+        one.group.gradients += group.gradients
+        one.decays += [group.decay] * count
+        one.indices += range(start, start + count)
         one.sources.append(i)
-        place += count
-    return list(together.values())
+        start += count
+    return list(merged.values())
 
 
 @dataclass(slots=True)
-class Before:
-    """The last step's works, and how they were shared out; good for the next one while nothing but numbers changes."""
+class PreviousStep:
+    """The last step's groups and blocks, which take the next one too while nothing but gradients and rates changes."""
 
-    works: Sequence[GroupStep]
+    groups: Sequence[GroupStep]
     ema: bool
-    merged: Sequence[Merged]
-    shares: list[BlockStep]
-    pattern: Sequence[int] | None
+    merged: Sequence[MergedGroups]
+    block_steps: list[BlockStep]
+    equal_rates: Sequence[int] | None
 
-    def renew(self, works: Sequence[GroupStep]) -> None:
-        """Put a step's own gradients and rates in the place of the last one's."""
-        self.works = works
-        for one in self.merged:
-            first, *others = one.sources
-            one.work.lr = works[first].lr
-            gradients = works[first].gradients
-            one.work.gradients = [*gradients, *(g for i in others for g in works[i].gradients)] if others else gradients
+    def take_numbers(self, groups: Sequence[GroupStep]) -> None:
+        """Take gradients and learning rates of a new step."""
+        self.groups = groups
+        for merged in self.merged:
+            first, *others = merged.sources
+            merged.group.lr = groups[first].lr
+            gradients = groups[first].gradients
+            merged.group.gradients = (
+                [*gradients, *(g for i in others for g in groups[i].gradients)] if others else gradients
+            )
 
 
-def _are_as_before(works: Sequence[GroupStep], before: Before) -> bool:
-    """Tell whether works are those of the last step but for gradients and rates, and group alike."""
-    if works is not before.works:
-        if len(works) != len(before.works):
+def _differ_in_numbers_only(groups: Sequence[GroupStep], previous: PreviousStep) -> bool:
+    """Tell whether groups are those of the last step but for gradients and rates, and can be merged in the same way."""
+    if groups is not previous.groups:
+        if len(groups) != len(previous.groups):
             return False
-        for work, old in zip(works, before.works, strict=True):
-            alike = work.constants is old.constants and work.decay == old.decay and work.maximize is old.maximize
-            if not alike or work.cautious is not old.cautious or not _are_of_the_same(work, old):
+        for group, old in zip(groups, previous.groups, strict=True):
+            same = group.constants is old.constants and group.decay == old.decay and group.maximize is old.maximize
+            if not same or group.cautious is not old.cautious or not _same_rule_and_parameters(group, old):
                 return False
-    return len(works) == 1 or (before.pattern is not None and _pattern(works) == before.pattern)
+    return len(groups) == 1 or (previous.equal_rates is not None and _equal_rates(groups) == previous.equal_rates)
 
 
-def _pattern(works: Sequence[GroupStep]) -> Sequence[int] | None:
-    """Tell which works have a rate in common, by the place of the first that has it; None where a rate may be far away."""
-    rates = [work.lr for work in works]
+def _equal_rates(groups: Sequence[GroupStep]) -> Sequence[int] | None:
+    """Give for each group the index of the first with the same learning rate; None where a rate is a tensor on a device."""
+    rates = [group.lr for group in groups]
     return None if any(isinstance(rate, Tensor) for rate in rates) else [*map(rates.index, rates)]
 
 
-def _numbers_of(shares: Sequence[BlockStep], scale: Any, clip_value: Any) -> list[Mapping[str, Any]]:
-    """Give the numbers of this step for each share, in float64; of what a rule sums up, over all shares of one work."""
+def _numbers_of_blocks(block_steps: Sequence[BlockStep], scale: Any, clip_value: Any) -> list[Mapping[str, Any]]:
+    """Give each block the numbers that the equation takes at this step, in float64.
+
+    Where the rule takes sums over all weights of a group, the group's blocks, which follow one another, share their numbers.
+    """
     found: list[Mapping[str, Any]] = []
-    for share in shares:
-        work, block = share.work, share.block
-        if work.rule.sums is None:
-            found.append(work.rule.numbers(block.coming, block.carried_numbers(), work.constants, work.lr))
-        elif len(found) and shares[len(found) - 1].work is work:
+    for one in block_steps:
+        group, block = one.group, one.block
+        if group.rule.sums is None:
+            found.append(group.rule.numbers(block.next_step, block.read_carried(), group.constants, group.lr))
+        elif len(found) and block_steps[len(found) - 1].group is group:
             found.append(found[-1])
         else:
-            found.append(_decided([other for other in shares if other.work is work], scale, clip_value))
+            found.append(
+                _numbers_with_sums([other for other in block_steps if other.group is group], scale, clip_value)
+            )
     return found
 
 
-def _decided(shares: Sequence[BlockStep], scale: Any, clip_value: Any) -> Mapping[str, Any]:
-    work, blocks_here = shares[0].work, [share.block for share in shares]
-    away = all(block.is_away for block in blocks_here)
-    farthest = _farthest_away if away and len(blocks_here) > 1 else _farthest
-    numbers = work.rule.numbers(*farthest(blocks_here), work.constants, work.lr)
-    move = BoundRule(work, numbers, scale, clip_value)
+def _numbers_with_sums(block_steps: Sequence[BlockStep], scale: Any, clip_value: Any) -> Mapping[str, Any]:
+    """Give the numbers of one group's blocks, those that its rule makes of sums over all weights included."""
+    group, group_blocks = block_steps[0].group, [one.block for one in block_steps]
+    on_device = all(block.is_device_resident for block in group_blocks)
+    most_advanced = _most_advanced_on_device if on_device and len(group_blocks) > 1 else _most_advanced
+    numbers = group.rule.numbers(*most_advanced(group_blocks), group.constants, group.lr)
+    bound = BoundRule(group, numbers, scale, clip_value)
     each = [
-        s.block.totals(move, s.decays) for s in shares if not isinstance(s.block, MatrixBlock | foreach.ForeachBlock)
+        one.block.rule_sums(bound, one.decays)
+        for one in block_steps
+        if not isinstance(one.block, MatrixBlock | foreach.ForeachBlock)
     ]
-    assert work.rule.decide is not None
-    add = sum if away else _waiting_sum
-    return {**numbers, **work.rule.decide([add(column) for column in zip(*each, strict=True)], numbers)}
+    assert group.rule.decide is not None
+    add = sum if on_device else _sum_on_host
+    return {**numbers, **group.rule.decide([add(column) for column in zip(*each, strict=True)], numbers)}
 
 
-def _farthest(some: Sequence[AnyBlock]) -> tuple[Any, Mapping[str, Any]]:
-    """Give the coming step's number of the block that is farthest on, and what that one carries."""
-    lead = max(some, key=lambda block: block.taken) if len(some) > 1 else some[0]
-    return lead.coming, lead.carried_numbers()
+def _most_advanced(some: Sequence[AnyBlock]) -> tuple[Any, Mapping[str, Any]]:
+    """Give number of the next step and carried numbers of the block that has taken the most steps."""
+    block = max(some, key=lambda block: block.steps_taken) if len(some) > 1 else some[0]
+    return block.next_step, block.read_carried()
 
 
-def _farthest_away(some: Sequence[AnyBlock]) -> tuple[Any, Mapping[str, Any]]:
-    """Do so on an accelerator, where to choose one here would be to wait."""
-    at = torch.stack([block.taken for block in some]).argmax().reshape(1)
-    carried = torch.stack([block.numbers[0] for block in some]).index_select(0, at)[0]
-    coming = torch.stack([torch.as_tensor(block.coming) for block in some]).index_select(0, at)[0]
-    return coming, dict(zip(some[0].carried_names, carried.unbind(), strict=True))
+def _most_advanced_on_device(some: Sequence[AnyBlock]) -> tuple[Any, Mapping[str, Any]]:
+    """Do the same on an accelerator, where to compare the counts on the host would need a synchronisation."""
+    at = torch.stack([block.steps_taken for block in some]).argmax().reshape(1)
+    carried = torch.stack([block.carried_values[0] for block in some]).index_select(0, at)[0]
+    next_step = torch.stack([torch.as_tensor(block.next_step) for block in some]).index_select(0, at)[0]
+    return next_step, dict(zip(some[0].carried_names, carried.unbind(), strict=True))
 
 
-def _waiting_sum(parts: Sequence[Any]) -> float:
+def _sum_on_host(parts: Sequence[Any]) -> float:
     return sum(map(float, parts))
 
 
-def _of_all(values: Sequence[Tensor], places: Sequence[int]) -> Sequence[Tensor]:
-    """Pick the values at some places, in order; all of them as they are."""
-    return values if len(places) == len(values) else [values[place] for place in places]
+def _select(values: Sequence[Tensor], indices: Sequence[int]) -> Sequence[Tensor]:
+    """Give the values at these indices; where that is all of them, as they are, for they are in order."""
+    return values if len(indices) == len(values) else [values[i] for i in indices]
 
 
-def _away(each: Sequence[Any], cut: Sequence[Any]) -> DeviceNorms:
-    """Put the norms of tensors on one accelerator together there."""
-    every = torch.stack([*each])
-    total = torch.linalg.vector_norm(every)
-    clipped = torch.linalg.vector_norm(torch.stack([*cut])) if cut else total
-    return DeviceNorms(every, total, clipped, (~every.isfinite()).sum())
+def _device_norms(each: Sequence[Any], clipped_each: Sequence[Any]) -> DeviceNorms:
+    """Put together the norms of tensors on one accelerator, without host synchronisation."""
+    norms = torch.stack([*each])
+    total = torch.linalg.vector_norm(norms)
+    clipped = torch.linalg.vector_norm(torch.stack([*clipped_each])) if clipped_each else total
+    return DeviceNorms(norms, total, clipped, (~norms.isfinite()).sum())
 
 
-def _numbers(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:
-    """Turn 0-dim tensors into numbers, with one wait for each device."""
-    waiting: dict[torch.device, list[Tensor]] = {}
-    for one in norms:
-        if isinstance(one[0], Tensor):
-            for n in cast(Sequence[Tensor], one):
-                waiting.setdefault(n.device, []).append(n)
-    if not waiting:
+def _on_host(norms: Sequence[Sequence[float] | Sequence[Tensor]]) -> list[Sequence[float]]:
+    """Turn 0-dim tensors into Python numbers, with one synchronisation for each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for some in norms:
+        if isinstance(some[0], Tensor):
+            for n in cast(Sequence[Tensor], some):
+                by_device.setdefault(n.device, []).append(n)
+    if not by_device:
         return cast(list[Sequence[float]], list(norms))
-    found = {device: iter(_stack(tensors).tolist()) for device, tensors in waiting.items()}
-    return [[next(found[n.device]) if isinstance(n, Tensor) else n for n in one] for one in norms]
+    found = {device: iter(_stack(tensors).tolist()) for device, tensors in by_device.items()}
+    return [[next(found[n.device]) if isinstance(n, Tensor) else n for n in some] for some in norms]
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
+    """Stack 0-dim tensors in the widest of their dtypes."""
     dtypes = {t.dtype for t in tensors}
     return torch.stack(tensors if len(dtypes) == 1 else [t.to(max(dtypes, key=lambda d: d.itemsize)) for t in tensors])
 
 
-def _in_order(values: Sequence[Sequence[Any]], shares: Sequence[BlockStep], count: int) -> list[Any]:
-    """Lay the blocks' figures out in the order of the step's parameters."""
-    if len(shares) == 1:
+def _in_order(values: Sequence[Sequence[Any]], block_steps: Sequence[BlockStep], count: int) -> list[Any]:
+    """Put the blocks' values, one per parameter, into the order of the step's parameters."""
+    if len(block_steps) == 1:
         return list(values[0])
     ordered: list[Any] = [0.0] * count
-    for figures, share in zip(values, shares, strict=True):
-        for place, figure in zip(share.members, figures, strict=True):
-            ordered[place] = figure
+    for of_block, one in zip(values, block_steps, strict=True):
+        for i, value in zip(one.indices, of_block, strict=True):
+            ordered[i] = value
     return ordered
 
 
-def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[BlockStep], count: int) -> Tensor:
-    """Make one tensor of the blocks' figures, on the device they are on where that is one, without a wait."""
-    ordered = _in_order(norms, shares, count)
+def _stacked(norms: Sequence[Sequence[Any]], block_steps: Sequence[BlockStep], count: int) -> Tensor:
+    """Make one tensor of the blocks' norms: on their device where all are on one, without synchronisation, else on the CPU."""
+    ordered = _in_order(norms, block_steps, count)
     devices = {n.device for n in ordered if isinstance(n, Tensor)}
     if not devices:
         return torch.tensor(ordered, dtype=torch.float32, device="cpu")
@@ -368,8 +393,8 @@ def _stacked(norms: Sequence[Sequence[Any]], shares: Sequence[BlockStep], count:
     return torch.stack([torch.as_tensor(n, device=device, dtype=torch.float32) for n in ordered])
 
 
-def _exactly(gradients: Sequence[Tensor], clip_value: float | None) -> Norms:
-    """Measure in float64, where the quick way gave no finite norm or one that may have underflown."""
+def _measure_in_float64(gradients: Sequence[Tensor], clip_value: float | None) -> Norms:
+    """Measure exactly, where the fast way gave a norm that is not finite or may have underflown."""
     nonfinite = sum(count_nonfinite(g) for g in gradients)
     each = [exact_norm(g) for g in gradients]
     if nonfinite:
@@ -377,4 +402,6 @@ def _exactly(gradients: Sequence[Tensor], clip_value: float | None) -> Norms:
     total = math.hypot(*each)
     if clip_value is None:
         return Norms(each, total, total, 0)
-    return Norms(each, total, math.hypot(*(exact_norm(real(g).clamp(-clip_value, clip_value)) for g in gradients)), 0)
+    return Norms(
+        each, total, math.hypot(*(exact_norm(as_real(g).clamp(-clip_value, clip_value)) for g in gradients)), 0
+    )

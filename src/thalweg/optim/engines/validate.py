@@ -1,6 +1,7 @@
-"""Sound tensors: whether a step can be taken on a parameter, its gradient and its state, and if not, why.
+"""Whether a step can be taken on a parameter, its gradient and its state, and if not, why.
 
-A kernel that is given an address believes it, so what changed under the optimiser must be found before.
+A kernel reads and writes whatever lies at the addresses that it is given, so tensors that were freed, resized or replaced since
+the last step must be found before it runs.
 """
 
 from __future__ import annotations
@@ -13,79 +14,79 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import RuleError
-from thalweg.optim.engines.arithmetic import COMPUTE
+from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE
 from thalweg.rules.rule import State
 
-PLAIN = (Tensor, torch.nn.Parameter)
-"""Types whose tensors are their own memory; any other may stand for memory elsewhere, in pieces or in another form."""
+OWN_MEMORY = (Tensor, torch.nn.Parameter)
+"""Types whose numbers lie in the tensor's own storage. A subclass (`DTensor`, say) may have them elsewhere or in another form."""
 
-_KINDS = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE)
+_DTYPES = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE_DTYPE)
 
 
-def look_over(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Raise RuleError where a tensor has lost its memory or a gradient has not its parameter's shape; quick where all is well."""
-    there = all(map(Tensor.data_ptr, parameters)) and all(map(Tensor.data_ptr, gradients))
-    if there and [*map(Tensor.size, parameters)] == [*map(Tensor.size, gradients)]:
+def check_memory_and_shapes(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Raise RuleError where a tensor's memory was freed or a gradient has another shape; fast where neither is so."""
+    have_memory = all(map(Tensor.data_ptr, parameters)) and all(map(Tensor.data_ptr, gradients))
+    if have_memory and [*map(Tensor.size, parameters)] == [*map(Tensor.size, gradients)]:
         return
     for p, g in zip(parameters, gradients, strict=True):
-        check(p, g, {}, ())
+        validate(p, g, {}, ())
 
 
-def check(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> None:
+def validate(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> None:
     """Raise RuleError where a step cannot be taken on a parameter, its gradient and its entry in the optimiser's state."""
-    why = complaint(parameter, gradient, entry, states)
+    why = why_invalid(parameter, gradient, entry, states)
     if why is not None:
         raise RuleError(why.format(name="a parameter"))
 
 
-def complaint(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
+def why_invalid(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
     """Say why no step can be taken, with "{name}" in the place of the parameter's name; None where one can."""
     return (
-        _of_weights(parameter)
-        or _of_gradient(parameter, gradient)
-        or _of_memory("{name}", parameter)
-        or _of_memory("the gradient of {name}", gradient)
-        or _of_layout(parameter)
-        or _of_state(parameter, entry, states)
+        _dtype_problem(parameter)
+        or _gradient_problem(parameter, gradient)
+        or _memory_problem("{name}", parameter)
+        or _memory_problem("the gradient of {name}", gradient)
+        or _layout_problem(parameter)
+        or _state_problem(parameter, entry, states)
     )
 
 
-def _of_weights(parameter: Tensor) -> str | None:
-    if parameter.dtype not in COMPUTE:
-        return f"{{name}} has become {parameter.dtype}; what can be trained is one of {_KINDS}. No weight has moved."
+def _dtype_problem(parameter: Tensor) -> str | None:
+    if parameter.dtype not in COMPUTE_DTYPE:
+        return f"{{name}} has become {parameter.dtype}; what can be trained is one of {_DTYPES}. No weight has moved."
     return None
 
 
-def _of_gradient(parameter: Tensor, gradient: Tensor) -> str | None:
+def _gradient_problem(parameter: Tensor, gradient: Tensor) -> str | None:
     if not _are_alike(gradient, parameter):
         return (
-            f"{{name}} is of {_form(parameter)}, but its gradient of {_form(gradient)}: was one of them replaced after "
+            f"{{name}} is of {_describe(parameter)}, but its gradient of {_describe(gradient)}: was one of them replaced after "
             "backward()? Call it again. No weight has moved."
         )
     if gradient.device != parameter.device:
         return f"{{name}} is on {parameter.device}, but its gradient on {gradient.device}. No weight has moved."
-    if gradient.dtype not in COMPUTE:
-        return f"the gradient of {{name}} is {gradient.dtype}; it can be one of {_KINDS}. No weight has moved."
+    if gradient.dtype not in COMPUTE_DTYPE:
+        return f"the gradient of {{name}} is {gradient.dtype}; it can be one of {_DTYPES}. No weight has moved."
     return None
 
 
-def _of_memory(what: str, tensor: Tensor) -> str | None:
+def _memory_problem(what: str, tensor: Tensor) -> str | None:
     if tensor.is_meta:
         return (
             f"{what} is on the meta device, where there are no numbers: call to_empty() on the model, load or "
             "initialise its weights, and give the optimiser the parameters that it has then."
         )
-    if type(tensor) in PLAIN and not has_memory(tensor):
+    if type(tensor) in OWN_MEMORY and not has_memory(tensor):
         return (
             f"the memory of {what} has been freed: {tensor.untyped_storage().nbytes()} bytes are left of "
-            f"{_bytes(tensor)}. Bring it back before the step. No weight has moved."
+            f"{_bytes_to_last_element(tensor)}. Bring it back before the step. No weight has moved."
         )
     return None
 
 
-def _of_layout(parameter: Tensor) -> str | None:
-    """Say why nothing can be written where the weights are said to lie."""
-    if type(parameter) not in PLAIN:
+def _layout_problem(parameter: Tensor) -> str | None:
+    """Say why nothing can be written in place into a parameter of this layout."""
+    if type(parameter) not in OWN_MEMORY:
         return None
     if torch._debug_has_internal_overlap(parameter) == 1:  # pyright: ignore[reportPrivateImportUsage]
         return (
@@ -100,35 +101,35 @@ def _of_layout(parameter: Tensor) -> str | None:
     return None
 
 
-def _of_state(parameter: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
+def _state_problem(parameter: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
     if not _is_count(step := entry.get("step", 0)):
-        told = repr(step).replace("{", "{{").replace("}", "}}")
+        shown = repr(step).replace("{", "{{").replace("}", "}}")  # the message is a format string
         return (
-            f"the step count of {{name}} has become {told}, which must be a number from 0 up: load its state "
+            f"the step count of {{name}} has become {shown}, which must be a number from 0 up: load its state "
             "anew. No weight has moved."
         )
     for state in states:
-        held = entry.get(state.key)
-        if not isinstance(held, Tensor):
+        value = entry.get(state.key)
+        if not isinstance(value, Tensor):
             continue
-        if _shape(state, parameter) != held.shape or held.is_complex() is not parameter.is_complex():
+        if _state_shape(state, parameter) != value.shape or value.is_complex() is not parameter.is_complex():
             return (
-                f"{{name}} has become {_form(parameter)}, but its state `{state.key}` is of {_form(held)}: make a new "
+                f"{{name}} has become {_describe(parameter)}, but its state `{state.key}` is of {_describe(value)}: make a new "
                 "optimiser for the new parameter, or give its state the new shape. No weight has moved."
             )
-        if held.layout is not torch.strided:
-            return f"the state `{state.key}` of {{name}} is {held.layout}: make it dense, as the weights. No weight has moved."
-        if held.is_meta:
+        if value.layout is not torch.strided:
+            return f"the state `{state.key}` of {{name}} is {value.layout}: make it dense, as the weights. No weight has moved."
+        if value.is_meta:
             return (
                 f"the state `{state.key}` of {{name}} is on the meta device, where there are no numbers: load it anew."
             )
-        why = _of_memory(f"the state `{state.key}` of {{name}}", held)
+        why = _memory_problem(f"the state `{state.key}` of {{name}}", value)
         if why is not None:
             return why
     return None
 
 
-def _shape(state: State, parameter: Tensor) -> torch.Size | None:
+def _state_shape(state: State, parameter: Tensor) -> torch.Size | None:
     """Give the shape that state must have; None where there is none for such a parameter."""
     is_matrix = parameter.ndim >= 2
     if not state.is_kept(is_matrix):
@@ -151,18 +152,18 @@ def _are_alike(one: Tensor, other: Tensor) -> bool:
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor's storage reaches to its last element; `resize_` may have taken it away."""
-    return tensor.untyped_storage().nbytes() >= _bytes(tensor)
+    """Whether a tensor's storage reaches to its last element; `untyped_storage().resize_(0)` frees it under the tensor."""
+    return tensor.untyped_storage().nbytes() >= _bytes_to_last_element(tensor)
 
 
-def _form(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"shape {tuple(tensor.shape)}" + (" (complex)" if tensor.is_complex() else "")
 
 
-def _bytes(tensor: Tensor) -> int:
+def _bytes_to_last_element(tensor: Tensor) -> int:
     """Give the bytes from a storage's start to a tensor's last element.
 
-    >>> _bytes(torch.zeros(3, 4)[1:, :2])
+    >>> _bytes_to_last_element(torch.zeros(3, 4)[1:, :2])
     40
     """
     if tensor.numel() == 0:
