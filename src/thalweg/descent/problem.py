@@ -65,8 +65,9 @@ class Problem:
     def matrices(self) -> Mapping[str, str]:
         """Names of the trainable matrices, each with its place in the network: see `places`. Few rules ask for them."""
         with ambient(), rng_lock:
-            model = start_model(self, 0).train()
-            loss, _ = self.objective.loss(model, first_batch(self.train, self.device, 2))
+            problem = self.with_own_loss()  # a loss that counts its calls, say, must begin each run as it was given
+            model = start_model(problem, 0).train()
+            loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2))
             return places(model, loss)
 
 

@@ -110,7 +110,8 @@ def _with_end_groups(problem: Problem, plan: Plan) -> Plan:
     rest, before = rules.get(plan.rule).rest, plan.why("groups").figures.get("entered", {})
     given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
     decided = [pattern for pattern, group in given.items() if group.rule is not None]
-    ends = {name: place for name, place in problem.matrices.items() if rest is not None and place != "hidden"}
+    places = {} if rest is None else problem.matrices  # which costs a forward pass
+    ends = {name: place for name, place in places.items() if place != "hidden"}
     ends = {name: place for name, place in ends.items() if not any(fnmatchcase(name, pattern) for pattern in decided)}
     if rest is None or not ends:
         why = Evidence("given" if given else "default")
