@@ -1,8 +1,8 @@
 """How far `thalweg fit` gets on the examples, against AdamW as PyTorch sets it up, over seeds.
 
 Paired: the same data split, the same weights to start from, the same order of examples where batches are of one size, as
-many epochs. AdamW has a rate of 1e-3, weight decay 1e-2, no schedule, batches of 64. For both the best validation counts,
-looked for at equally many places; the last one is kept beside.
+many epochs. AdamW has a rate of 1e-3, weight decay 1e-2, no schedule, batches of 64. For both the best of equally many
+validations counts; the last one is given beside it.
 """
 
 from __future__ import annotations

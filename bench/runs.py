@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import thalweg as tw
 from models import BATCH, Case, data
+from thalweg.records.step_figures import StepFigures
 
 
 class StopAt:
@@ -23,8 +24,8 @@ class StopAt:
 
     def begin(self, plan: tw.Plan, step: int, validation: bool) -> None: ...
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
-        if step == self.last:
+    def step(self, figures: StepFigures) -> None:
+        if figures.step == self.last:
             signal.raise_signal(signal.SIGINT)
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None: ...

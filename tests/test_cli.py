@@ -1,6 +1,7 @@
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from thalweg import cli
 from thalweg.errors import DivergedError, PlanError, TaskError
+from thalweg.records.knob import knobs
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.rules import RULES, get
@@ -50,6 +52,20 @@ def test_every_verb_has_help(capsys):
             cli.main([verb, "--help"])
         assert left.value.code == 0
         assert verb in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["fit", "tune", "train"])
+def test_help_describes_every_knob(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    shown = capsys.readouterr().out
+    for name, knob in knobs(Plan).items():
+        assert re.search(rf"^  {name} +{re.escape(knob.meaning)} \(.*default .*\)$", shown, re.MULTILINE), name
+    assert (
+        "steps between validations (steps, at least 1; none: once per epoch, 5 to 50 times per run; default none)"
+        in shown
+    )
 
 
 def test_fit_chooses_trains_and_reports(capsys):

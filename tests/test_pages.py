@@ -84,9 +84,9 @@ def test_a_page_tells_what_it_can_of_a_rule_that_is_no_plain_formula(tool):
     page = tool.page(odd, [])
     assert "carried from step to step: `speed` from `push`:\n\n```py\ndef drifting(step, numbers):" in page
     assert "With `heavy`:\n\n```math" in page
-    assert "not those it steps from, but\n\n```py\ndef middle(w, **others):" in page
-    assert "| `m` | `m` | 0.5 | with `heavy` | 4 bytes a weight |" in page
-    assert "It has no stable edge to be told. Its steps are as long close to the minimum as far from it" in page
+    assert "not those at which gradients are taken, but\n\n```py\ndef middle(w, **others):" in page
+    assert "| `m` | `m` | 0.5 | with `heavy` | 4 bytes per weight |" in page
+    assert "No stable edge can be given. Its steps are as long close to the minimum as far from it" in page
     assert 'tw.optim.Optimizer(model.parameters(), "odd", lr=1)' in page
     assert "Not measured yet." in page
 

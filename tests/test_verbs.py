@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 import thalweg as tw
-from thalweg.records.run import PLAN
+from thalweg.records.run_folder import PLAN
 
 N = 36
 generator = torch.Generator().manual_seed(0)
@@ -654,7 +654,7 @@ def test_a_search_that_is_interrupted_says_that_nothing_was_trained(monkeypatch)
     def stop(self, *rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Search, "halve", stop)
+    monkeypatch.setattr(Search, "ask", stop)
     with pytest.raises(KeyboardInterrupt, match="while the learning rate was searched: nothing is trained yet"):
         tw.fit(task(data=(X, Y)), steps=20)
 
@@ -724,8 +724,8 @@ def test_a_loss_that_remembers_is_each_runs_own_and_goes_on_where_it_was(tmp_pat
         def __getattr__(self, name):
             return lambda *a: None
 
-        def step(self, step, *rest):
-            if step == 17:
+        def step(self, figures):
+            if figures.step == 17:
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """Write the pages of the update rules, `docs/rules/`, from the rules themselves: `python tools/pages.py` (or `--check`).
 
 A page shows the equation as it stands in the rule's file, its constants and state, what it does in a bowl, how to use it, and
-what it costs (from the samples in bench/raw/rules.json, where there are some).
+what it costs (from the measurements in bench/raw/rules.json, where there are some).
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from typing import Any
 
 from thalweg import optim
 from thalweg.errors import RuleError
-from thalweg.landscape.closed_forms import edge_form, temperature_form
-from thalweg.landscape.edge import Edge, stable_edge, temperature
 from thalweg.rules import RULES
-from thalweg.rules.formula import Assignment, as_latex, average, equation, of_a_step, summands
+from thalweg.rules.formula import Assignment, as_latex, average, equation, scalars, summands
 from thalweg.rules.notation import latex, symbol, text
 from thalweg.rules.program import switches
 from thalweg.rules.rule import DECAY, Rule, State
+from thalweg.theory import Edge, edge_form, stable_edge, temperature, temperature_form
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, MEASURED = ROOT / "docs" / "rules", ROOT / "bench" / "raw" / "rules.json"
 WRITTEN = "<!-- Written by tools/pages.py (`make docs`): change the rule's file, not this page. -->"
 BYTES = 4  # of a number in float32
-_EACH = {"weights": "bytes a weight", "rows": "bytes a row", "columns": "bytes a column"}
-SHARE = 0.1  # of the stable edge: there a temperature is told in numbers
+_BYTES_PER = {"weights": "bytes per weight", "rows": "bytes per row", "columns": "bytes per column"}
+SHARE = 0.1  # of the stable edge: the curvature for which a page gives the temperature
 Samples = Sequence[Mapping[str, Any]]
 
 EXAMPLE = """\
@@ -53,8 +52,8 @@ for _ in range(100):
     losses.append(loss.item())
 print(losses[0], losses[-1])"""
 
-JUDGED = """
-with optimizer.averaged():  # the weights to judge by and to keep
+AVERAGED = """
+with optimizer.averaged():  # the weights to evaluate and to save
     print(torch.nn.functional.mse_loss(model(x), y).item())"""
 
 
@@ -76,7 +75,7 @@ def main(arguments: list[str]) -> int:
 
 
 def pages(samples: Samples) -> dict[Path, str]:
-    """Give every page's text, with what was measured."""
+    """Give every page's text, with its costs from these measurements."""
     made = {PAGES / f"{name}.md": page(rule, samples) for name, rule in RULES.items()}
     return {**made, PAGES / "README.md": index(RULES)}
 
@@ -84,7 +83,7 @@ def pages(samples: Samples) -> dict[Path, str]:
 def page(rule: Rule, samples: Samples) -> str:
     """Write a rule's page."""
     sections = {
-        "Equation": [*_equation(rule), *_summed(rule), *_once_a_step(rule), *_averaged(rule)],
+        "Equation": [*_equation(rule), *_summed(rule), *_scalars(rule), *_averaged(rule)],
         "Constants": [_constants(rule), _decay(rule)],
         "State": _state(rule),
         "In a bowl": _bowl(rule),
@@ -108,13 +107,13 @@ def index(rules: Mapping[str, Rule]) -> str:
         "# Update rules",
         WRITTEN,
         "Each rule is one equation in one file of [`src/thalweg/rules/`](../../src/thalweg/rules). Its page shows the equation\n"
-        "as it runs, its constants and state, up to which curvature it converges, how warm noisy gradients keep it, how to use\n"
-        "it, and what a step costs.",
+        "as it runs, its constants and state, up to which curvature it converges, at what temperature noisy gradients keep it,\n"
+        "how to use it, and what a step costs.",
         _table(["rule", "in a sentence", "state", "stable edge", "default rate η"], rows),
         "State is counted in float32, beside 4 bytes of weight and 4 of gradient. The stable edge is the largest curvature of a\n"
         "bowl in which the rule converges, all but its momentum at the defaults; where a star stands, curvature is measured\n"
-        "against the scale of the gradients that the rule keeps; where a dash stands, the page says why there is none.\n"
-        "[`landscape/edge.py`](../../src/thalweg/landscape/edge.py) finds it from the equation.",
+        "relative to the scale of the gradients in the rule's state; where a dash stands, the page says why there is none.\n"
+        "[`theory/stable_edge.py`](../../src/thalweg/theory/stable_edge.py) finds it from the equation.",
         "To add a rule, write its file and run `make tables docs`.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -138,7 +137,7 @@ def _origin(rule: Rule) -> str:
 
 def _equation(rule: Rule) -> list[str]:
     if rule.is_matrix:
-        return ["It moves whole matrices, or whatever shape a parameter has, by a program:", _code(rule.equation)]
+        return ["It moves whole tensors, by a program:", _code(rule.equation)]
     usual = equation(rule)
     signs = "Here $w$ is the weight, $g$ its gradient, $\\eta$ the learning rate"
     parts = [_math(usual), f"{signs}, $\\lambda$ the weight decay." if rule.takes_decay else f"{signs}."]
@@ -156,21 +155,21 @@ def _summed(rule: Rule) -> list[str]:
     if not totals:
         return []
     sums = _fenced("math", r",\quad ".join(rf"\sum {latex(total)}" for total in totals))
-    parts = ["Before that it adds up, over all weights of a group,", sums]
+    parts = ["Before that it sums, over all weights of a group,", sums]
     parts += ["where", _math(lines)] if lines else []
-    return [*parts, "and makes of these sums:", _code(rule.decide)] if rule.decide else parts
+    return [*parts, "and computes from these sums:", _code(rule.decide)] if rule.decide else parts
 
 
-def _once_a_step(rule: Rule) -> list[str]:
+def _scalars(rule: Rule) -> list[str]:
     if rule.scalars is None:
         return []
     starts = ", ".join(f"`{name}` from {_start(start)}" for name, start in rule.carried.items())
-    told = "Once a step, in float64, $t$ being the step's number from 1 on"
+    intro = "Once per step, in float64, with $t$ the number of the step, from 1"
     try:
-        shown = _math(of_a_step(rule))
+        shown = _math(scalars(rule))
     except RuleError:  # more than a line of arithmetic
         shown = _code(rule.scalars)
-    return [f"{told}; carried from step to step: {starts}:" if starts else f"{told}:", shown]
+    return [f"{intro}; carried from step to step: {starts}:" if starts else f"{intro}:", shown]
 
 
 def _averaged(rule: Rule) -> list[str]:
@@ -181,7 +180,7 @@ def _averaged(rule: Rule) -> list[str]:
         shown = _fenced("math", latex(value)) if value else ""
     except RuleError:  # more than one expression
         shown = _code(rule.average)
-    return ["The weights to judge by and to keep are not those it steps from, but", shown]
+    return ["The weights to evaluate and to save are not those at which gradients are taken, but", shown]
 
 
 def _math(lines: Iterable[Assignment], becomes: str = r"\leftarrow") -> str:
@@ -230,22 +229,22 @@ def _decay(rule: Rule) -> str:
         "Weight decay shrinks the weight itself, in proportion to the rate",
         "Weight decay is added to the gradient",
     )
-    told = ways[rule.couples(rule.constants)]
+    default = ways[rule.couples(rule.constants)]
     if rule.decoupled is None:
-        return f"{told}."
+        return f"{default}."
     other = {rule.decoupled: not rule.constants[rule.decoupled]}
     instead = ("it shrinks the weight itself", "it is added to the gradient")[rule.couples({**rule.constants, **other})]
-    return f"{told}; with `{rule.decoupled}={other[rule.decoupled]}` {instead}."
+    return f"{default}; with `{rule.decoupled}={other[rule.decoupled]}` {instead}."
 
 
 def _state(rule: Rule) -> list[str]:
     if not rule.state:
-        return ["It keeps nothing between steps."]
-    rows = [[f"`{s.name}`", f"`{s.key}`", _start(s.start), _kept(s), _bytes(s)] for s in rule.state]
-    counted = ", and one `step` a parameter" if rule.counts_steps else ""
-    rest = f" What is no matrix goes by [`{rule.rest.name}`]({rule.rest.name}.md)." if rule.rest else ""
+        return ["It has no state."]
+    rows = [[f"`{s.name}`", f"`{s.key}`", _start(s.start), _exists(s), _bytes(s)] for s in rule.state]
+    counted = ", and one `step` per parameter" if rule.counts_steps else ""
+    rest = f" Tensors that are no matrices are moved by [`{rule.rest.name}`]({rule.rest.name}.md)." if rule.rest else ""
     return [
-        _table(["state", "in `state_dict`", "starts at", "kept", "in float32"], rows),
+        _table(["state", "in `state_dict`", "starts at", "exists", "in float32"], rows),
         f"At its defaults that makes {_memory(rule)}{counted}.{rest}",
     ]
 
@@ -255,19 +254,19 @@ def _start(start: float | str) -> str:
     return f"{start:g}" if not isinstance(start, str) else words.get(start, f"`{start}`")
 
 
-def _kept(state: State) -> str:
+def _exists(state: State) -> str:
     parts = [f"with `{state.when}`" if state.when else "", f"for {state.only} only" if state.only else ""]
     return ", ".join(part for part in parts if part) or "always"
 
 
 def _bytes(state: State) -> str:
-    return f"{BYTES} {_EACH[state.shape]}"
+    return f"{BYTES} {_BYTES_PER[state.shape]}"
 
 
 def _memory(rule: Rule) -> str:
-    """Say what a rule keeps of a matrix at its defaults, in float32."""
+    """Say how large a rule's state is for a matrix, at its defaults, in float32."""
     shapes = [state.shape for state in rule.states(rule.constants) if state.is_kept(matrix=True)]
-    parts = [f"{BYTES * shapes.count(shape)} {_EACH[shape]}" for shape in dict.fromkeys(shapes)]
+    parts = [f"{BYTES * shapes.count(shape)} {_BYTES_PER[shape]}" for shape in dict.fromkeys(shapes)]
     return " and ".join(parts) or "nothing"
 
 
@@ -277,31 +276,33 @@ def _memory(rule: Rule) -> str:
 def _bowl(rule: Rule) -> list[str]:
     edge = stable_edge(rule, lr=_rate(rule))
     if not edge.curvature or math.isinf(edge.curvature):
-        return [f"It has no stable edge to be told. {edge.reason}"]
-    told = f"At its defaults and the rate {_number(_rate(rule))} that is {_number(edge.curvature)}.{_held(rule, edge)}"
+        return [f"No stable edge can be given. {edge.reason}"]
+    value = f"At its defaults and the rate {_number(_rate(rule))} that is {_number(edge.curvature)}.{_held(rule, edge)}"
     form = edge_form(rule)
     here = "It converges in a bowl of curvature $L$, where the gradient is $L w$, up to the stable edge"
     start = (
         [f"{here} (constants that do not stand in it at their defaults):", _math(form, "=")] if form else [f"{here}."]
     )
-    return [*start, told, *_heat(rule, edge.curvature)]
+    return [*start, value, *_temperature(rule, edge.curvature)]
 
 
 def _held(rule: Rule, edge: Edge) -> str:
     held = " and ".join(f"`{scale}`" for scale in edge.scales)
     scales = f" Curvature and noise are the preconditioned ones: measured with {held} at 1." if held else ""
-    judged = " That is of the weights it steps from, after many steps; their average is calmer." if rule.average else ""
-    return scales + judged
+    steps = " That is of the weights at which gradients are taken, after many steps; their average varies less."
+    return scales + (steps if rule.average else "")
 
 
-def _heat(rule: Rule, edge: float) -> list[str]:
-    heat = temperature(rule, lr=_rate(rule), curvature=SHARE * edge, noise=1.0)
+def _temperature(rule: Rule, edge: float) -> list[str]:
+    value = temperature(rule, lr=_rate(rule), curvature=SHARE * edge, noise=1.0)
     form = temperature_form(rule)
-    told = "Noise in the gradient, of standard deviation $\\sigma$, keeps it at a temperature $T$ ($L$ times the variance of $w$)"
+    noise = (
+        "Gradient noise of standard deviation $\\sigma$ keeps it at a temperature $T$ ($L$ times the variance of $w$)"
+    )
     return [
-        f"{told}{':' if form else '.'}",
+        f"{noise}{':' if form else '.'}",
         *([_math(form, "=")] if form else []),
-        f"For $\\sigma = 1$, at a tenth of the edge, that is {_number(heat, 4)}.",
+        f"For $\\sigma = 1$, at a tenth of the edge, that is {_number(value, 4)}.",
     ]
 
 
@@ -322,7 +323,7 @@ def _use(rule: Rule) -> list[str]:
     )
     return [
         "In your own loop:",
-        _fenced("python", EXAMPLE.format(optimizer=made) + (JUDGED if rule.average else "")),
+        _fenced("python", EXAMPLE.format(optimizer=made) + (AVERAGED if rule.average else "")),
         f'In a plan: `tw.Plan(rule="{rule.name}")`. From the command line, with all else chosen around it:',
         _fenced("console", f"$ thalweg fit digits --rule {rule.name}"),
     ]
@@ -341,8 +342,8 @@ def _cost(samples: Samples) -> list[str]:
         for (engine, threads, weights), times in sorted(found.items())
     ]
     return [
-        _table(["engine", "threads", "weights", "ns a weight", "with clipping, average and norms"], rows),
-        "Medians of `bench/raw/rules.json`: of small models a step is mostly what surrounds the equation.",
+        _table(["engine", "threads", "weights", "ns per weight", "with clipping, average and norms"], rows),
+        "Medians of `bench/raw/rules.json`. With small models most of a step is overhead around the equation.",
     ]
 
 

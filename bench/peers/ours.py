@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import thalweg as tw
-from thalweg.see.live import PlainProgress
+from thalweg.see.live import LineProgress
 
 
 def train(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int, folder: Path) -> nn.Module:
@@ -32,4 +32,4 @@ def train(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int, folde
         threads=torch.get_num_threads(),
     )
     with open(os.devnull, "w") as nowhere:
-        return tw.train(task, plan, out=folder / "run", progress=PlainProgress(nowhere)).model
+        return tw.train(task, plan, out=folder / "run", progress=LineProgress(nowhere)).model

@@ -10,10 +10,12 @@ import ast
 import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn, cast
 
 from thalweg.errors import DivergedError, PlanError, RunError, TaskError, ThalwegError, nearest
@@ -38,39 +40,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and give its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
-    options, rest = parser.parse_known_args(words)
+    options, task_words = parser.parse_known_args(words)
     if not hasattr(options, "verb"):
         parser.print_help()
         return STATUSES["well"]
     try:
-        if rest and not hasattr(options, "task"):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return options.verb(options, rest)
-    except KeyboardInterrupt as stopped:
-        _complain(str(stopped) or "Interrupted.")
+        if task_words and not hasattr(options, "task"):
+            parser.error(f"unrecognized arguments: {' '.join(task_words)}")
+        return options.verb(options, task_words)
+    except KeyboardInterrupt as interrupt:
+        _print_error(str(interrupt) or "Interrupted.")
         return STATUSES["interrupted"]
     except DivergedError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return STATUSES["diverged"]
     except ThalwegError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return STATUSES["bad input"]
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader closed the pipe, as `head` does
         return STATUSES["well"]
     except OSError as error:
         if error.filename is None:
             raise
-        _complain(f"{error.filename}: {error.strerror}. Check the path, its permissions and the space left.")
+        _print_error(f"{error.filename}: {error.strerror}. Check the path, its permissions and the space left.")
         return STATUSES["bad input"]
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"thalweg: {' '.join(text.split())}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and takes no shortened options: they may be the task's own."""
+    """A parser whose errors are one line. It takes no abbreviated options: they may be options of the task."""
 
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, allow_abbrev=False, **options)
@@ -80,89 +82,108 @@ class _Parser(argparse.ArgumentParser):
         if wrong:
             verbs = re.findall(r"\w+", wrong[2])
             message = f"there is no verb '{wrong[1]}'.{nearest(wrong[1], verbs)} There are {', '.join(verbs)}"
-        _complain(f"{message}. See `{self.prog} --help`.")
+        _print_error(f"{message}. See `{self.prog} --help`.")
         raise SystemExit(STATUSES["bad input"])
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     from thalweg import __version__
-    from thalweg.records.plan import Plan
 
     parser = _Parser(
         prog="thalweg", description="Train a PyTorch model by gradient descent, with the knobs chosen on evidence."
     )
     parser.add_argument("--version", action="version", version=f"thalweg {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    _add_fit(verbs)
+    _add_tune(verbs)
+    _add_train(verbs)
+    _add_check(verbs)
+    _add_resume(verbs)
+    _add_diagnose(verbs)
+    _add_report(verbs)
+    _add_examples(verbs)
+    return parser
+
+
+def _add_fit(verbs: Any) -> None:
     fit = _task_verb(verbs, "fit", run_fit, "do everything: check, choose a plan, train, report")
-    tune = _task_verb(verbs, "tune", run_tune, "choose a plan and print it")
-    train = _task_verb(verbs, "train", run_train, "train a plan")
-    check = _task_verb(verbs, "check", run_check, "look a task over before training, in seconds")
-    for parser_ in (fit, tune):
-        _budget(parser_)
-        parser_.add_argument(
-            "--effort",
-            default="standard",
-            help="price in full trainings: 1, quick (2), standard (4), thorough (12), or a number",
-        )
-        parser_.add_argument(
-            "--fix",
-            action="append",
-            default=[],
-            metavar="KNOB=VALUE",
-            help="a knob you have decided; may be given often",
-        )
+    _add_budget(fit)
+    _add_search(fit)
     fit.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
-    _budget(train)
+    _add_rule(fit)
+    fit.add_argument("--out", help="folder of the run; default: runs/NAME")
+    _add_quiet(fit)
+    _add_device_and_seed(fit)
+    _describe_knobs(fit)
+
+
+def _add_tune(verbs: Any) -> None:
+    tune = _task_verb(verbs, "tune", run_tune, "choose a plan and print it")
+    _add_budget(tune)
+    _add_search(tune)
+    _add_rule(tune)
+    tune.add_argument("--out", help="file to write the plan to, such as plan.toml")
+    _add_quiet(tune)
+    _add_device_and_seed(tune)
+    _describe_knobs(tune)
+
+
+def _add_train(verbs: Any) -> None:
+    train = _task_verb(verbs, "train", run_train, "train a plan")
+    _add_budget(train)
     train.add_argument("--plan", help="a plan.toml; default: stated defaults")
     train.add_argument(
         "--set", action="append", default=[], metavar="KNOB=VALUE", help="change a knob of the plan; may be given often"
     )
-    for parser_ in (fit, tune, train):
-        parser_.add_argument("--rule", metavar="NAME", help="the update rule, such as adamw, lion, muon, sgd, …")
-        parser_.add_argument(
-            "--out",
-            help="folder of the run (tune: a file.toml); default: runs/NAME"
-            if parser_ is not tune
-            else "file to write the plan to",
-        )
-        parser_.add_argument("--quiet", action="store_true", help="no progress")
-    for parser_ in (fit, tune, train, check):
-        parser_.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
-        parser_.add_argument("--seed", type=_whole, default=None, help="of everything random; default 0")
-        parser_.set_defaults(own=[word for word in parser_._option_string_actions if word.startswith("--")])
+    _add_rule(train)
+    train.add_argument("--out", help="folder of the run; default: runs/NAME")
+    _add_quiet(train)
+    _add_device_and_seed(train)
+    _describe_knobs(train)
+
+
+def _add_check(verbs: Any) -> None:
+    check = _task_verb(verbs, "check", run_check, "look a task over before training, in seconds")
+    _add_device_and_seed(check)
+    _describe_exit_status(check)
+
+
+def _add_resume(verbs: Any) -> None:
     resume = _verb(verbs, "resume", run_resume, "go on with a run where it stopped")
     resume.add_argument("folder", help="the run's folder")
     resume.add_argument("--device", default="auto")
-    resume.add_argument("--quiet", action="store_true", help="no progress")
+    _add_quiet(resume)
+
+
+def _add_diagnose(verbs: Any) -> None:
     diagnose = _verb(verbs, "diagnose", run_diagnose, "say what went wrong in a run")
     diagnose.add_argument("folder", help="the run's folder")
+    _add_unused_device(diagnose)
+    _describe_exit_status(diagnose)
+
+
+def _add_report(verbs: Any) -> None:
     report = _verb(verbs, "report", run_report, "write a run's report again")
     report.add_argument("folder", help="the run's folder")
     report.add_argument("--out", help="the HTML file; default: report.html in the folder")
-    examples = _verb(verbs, "examples", run_examples, "list the built-in examples")
-    for parser_ in (diagnose, report, examples):
-        parser_.add_argument("--device", default="auto", help="taken as by the other verbs; nothing is computed here")
-    for parser_ in (check, diagnose):
-        parser_.epilog = (
-            f"{parser_.epilog or ''} Exit status: 0 nothing found, 10 a warning, 11 something critical.".strip()
-        )
-    for parser_ in (fit, tune, train):
-        knobs = ", ".join(name for name in Plan.__dataclass_fields__ if name != "evidence")
-        parser_.epilog = (
-            f"{parser_.epilog or ''} Knobs: {knobs}; constants.beta2, schedule.warmup reach into tables.".strip()
-        )
-    return parser
+    _add_unused_device(report)
 
 
-def _verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> argparse.ArgumentParser:
-    parser = cast(argparse.ArgumentParser, verbs.add_parser(name, help=told, description=told.capitalize() + "."))
+def _add_examples(verbs: Any) -> None:
+    _add_unused_device(_verb(verbs, "examples", run_examples, "list the built-in examples"))
+
+
+def _verb(verbs: Any, name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
+    """Add a verb's parser; its `run` takes the parsed options and the words that are none of them."""
+    parser = cast(argparse.ArgumentParser, verbs.add_parser(name, help=summary, description=summary.capitalize() + "."))
     parser.set_defaults(verb=run)
     return parser
 
 
-def _task_verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> argparse.ArgumentParser:
-    parser = _verb(verbs, name, run, told)
+def _task_verb(verbs: Any, name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
+    """Add the parser of a verb that takes a task, whose own options may follow."""
+    parser = _verb(verbs, name, run, summary)
     parser.add_argument("task", help="a built-in example (see `thalweg examples`), or path/to/task.py[:name]")
     parser.epilog = (
         "Further options, such as --hidden 64, are passed to the task's function;"
@@ -171,7 +192,62 @@ def _task_verb(verbs: Any, name: str, run: Callable[..., int], told: str) -> arg
     return parser
 
 
-def _whole(text: str) -> int:
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--epochs", type=_number, help="passes over the data")
+    group.add_argument("--steps", type=_whole_number, help="update steps")
+    group.add_argument("--seconds", type=_number, help="seconds of training, turned into steps at the start")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--effort",
+        default="standard",
+        help="price in full trainings: 1, quick (2), standard (4), thorough (12), or a number",
+    )
+    parser.add_argument(
+        "--fix", action="append", default=[], metavar="KNOB=VALUE", help="a knob you have decided; may be given often"
+    )
+
+
+def _add_rule(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rule", metavar="NAME", help="the update rule, such as adamw, lion, muon, sgd, …")
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _add_device_and_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
+    parser.add_argument("--seed", type=_whole_number, default=None, help="of everything random; default 0")
+    known = [word for word in parser._option_string_actions if word.startswith("--")]
+    parser.set_defaults(command_options=known)
+
+
+def _add_unused_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="taken as by the other verbs; nothing is computed here")
+
+
+def _describe_exit_status(parser: argparse.ArgumentParser) -> None:
+    statuses = "Exit status: 0 nothing found, 10 a warning, 11 something critical."
+    parser.epilog = f"{parser.epilog or ''} {statuses}".strip()
+
+
+def _describe_knobs(parser: argparse.ArgumentParser) -> None:
+    """Add a list of the plan's knobs below the command's own options."""
+    from thalweg.see.plan_text import help_lines
+
+    width = shutil.get_terminal_size().columns - 2
+    listed = [
+        fill(text, width, initial_indent=f"  {name:18}  ", subsequent_indent=" " * 22) for name, text in help_lines()
+    ]
+    tables = "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate=2 reach into tables."
+    parser.epilog = "\n".join([fill(parser.epilog or "", width), "", "knobs:", *listed, "", fill(tables, width)])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
+def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
@@ -185,17 +261,10 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"'{text}' is no number") from error
 
 
-def _budget(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--epochs", type=_number, help="passes over the data")
-    group.add_argument("--steps", type=_whole, help="update steps")
-    group.add_argument("--seconds", type=_number, help="seconds of training, turned into steps at the start")
-
-
-def open_task(address: str, rest: Sequence[str], own: Sequence[str] = ()) -> Task:
+def open_task(address: str, task_words: Sequence[str], command_options: Sequence[str] = ()) -> Task:
     """Find a task by an example's name or a file's path, with its arguments from the command line.
 
-    `own` are the command's options, of which a mistyped one may be meant.
+    `command_options` are the command's own options: an unknown one may be a misspelling of these.
 
     Raises TaskError where there is none, or it refuses the arguments.
     """
@@ -206,47 +275,49 @@ def open_task(address: str, rest: Sequence[str], own: Sequence[str] = ()) -> Tas
     elif address.endswith(".py") or ".py:" in address or os.sep in address:
         source = parse_source(address)
     else:
-        near = (
+        hint = (
             f" Did you mean {address}.py?" if Path(f"{address}.py").is_file() else nearest(address, examples.EXAMPLES)
         )
         raise TaskError(
-            f"'{address}' is neither an example nor a Python file.{near}"
+            f"'{address}' is neither an example nor a Python file.{hint}"
             f" Examples: {', '.join(examples.EXAMPLES)}; or give path/to/task.py."
         )
     found = find_task(source)
     parameters = {} if isinstance(found, Task) else dict(inspect.signature(found).parameters)
-    return Source(source.name, source.file, source.module, read_arguments(rest, parameters, own)).load(found)
+    return Source(
+        source.name, source.file, source.module, read_arguments(task_words, parameters, command_options)
+    ).load(found)
 
 
 def read_arguments(
-    words: Sequence[str], parameters: Mapping[str, inspect.Parameter], own: Sequence[str] = ()
+    words: Sequence[str], parameters: Mapping[str, inspect.Parameter], command_options: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Read `--hidden 64 --flag --name=value` for a task's function; values take the type of its defaults.
 
     Raises TaskError for a word that is no option, or a value of another type.
     """
     arguments: dict[str, Any] = {}
-    left = list(words)
-    while left:
-        word = left.pop(0)
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         if not word.startswith("--"):
             raise TaskError(f"'{word}' is no option. Options for the task look like --name VALUE.")
         name, equals, text = word[2:].partition("=")
         name = name.removeprefix("task.").replace("-", "_")
-        positive = name.removeprefix("no_")
-        if name not in parameters and positive in parameters and isinstance(parameters[positive].default, bool):
-            arguments[positive] = False
+        flag = name.removeprefix("no_")
+        if name not in parameters and flag in parameters and isinstance(parameters[flag].default, bool):
+            arguments[flag] = False
             continue
         if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            takes = (
+            accepted = (
                 f"It takes {', '.join('--' + n for n in parameters)}." if parameters else "It takes none of its own."
             )
-            near = nearest(f"--{name.replace('_', '-')}", [*own, *("--" + n for n in parameters)])
-            raise TaskError(f"The task has no option --{name}.{near} {takes}")
+            hint = nearest(f"--{name.replace('_', '-')}", [*command_options, *("--" + n for n in parameters)])
+            raise TaskError(f"The task has no option --{name}.{hint} {accepted}")
         if equals:
             arguments[name] = _argument(name, text, parameters.get(name))
-        elif left and not left[0].startswith("--"):
-            arguments[name] = _argument(name, left.pop(0), parameters.get(name))
+        elif remaining and not remaining[0].startswith("--"):
+            arguments[name] = _argument(name, remaining.pop(0), parameters.get(name))
         else:
             arguments[name] = _flag(name, parameters.get(name))
     return arguments
@@ -272,11 +343,11 @@ def _argument(name: str, text: str, parameter: inspect.Parameter | None) -> Any:
         value = {"yes": True, "no": False, "1": True, "0": False}.get(text.lower(), value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    for kind, told in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
+    for kind, kind_name in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
         if isinstance(default, kind):
             if value is None or (isinstance(value, kind) and isinstance(value, bool) is (kind is bool)):
                 return value
-            raise TaskError(f"--{name} is {text!r}, but it is {told}, such as {default}.")
+            raise TaskError(f"--{name} is {text!r}, but it is {kind_name}, such as {default}.")
     return value
 
 
@@ -332,7 +403,8 @@ def _with_rule(options: argparse.Namespace, pairs: Sequence[str]) -> list[str]:
     return [f"rule={options.rule}", *pairs]
 
 
-def _budget_of(options: argparse.Namespace, task: Task) -> dict[str, Any]:
+def _budget(options: argparse.Namespace, task: Task) -> dict[str, Any]:
+    """Give the budget of the command line, else a built-in example's usual one. Raises PlanError where there is neither."""
     given = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
     if given:
         return given
@@ -344,7 +416,7 @@ def _budget_of(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     raise PlanError("No budget is given. Say how long to train: --epochs 20, --steps 2000 or --seconds 60.")
 
 
-def _out(options: argparse.Namespace, task: Task) -> Path:
+def _run_folder(options: argparse.Namespace, task: Task) -> Path:
     """Give the run's folder: the one named, else the first free one of runs/NAME, runs/NAME-2, …"""
     if options.out:
         return Path(options.out)
@@ -363,20 +435,20 @@ def _effort(text: str) -> str | float:
         return text
 
 
-def run_fit(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg fit`."""
     from thalweg import verbs
     from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
-    task = open_task(options.task, rest, options.own)
-    budget, effort = _budget_of(options, task), _effort(options.effort)
+    task = open_task(options.task, task_words, options.command_options)
+    budget, effort = _budget(options, task), _effort(options.effort)
     fixed, seed = read_knobs(_with_rule(options, options.fix)), options.seed or 0
     if options.dry_run:
         print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
         return STATUSES["well"]
-    folder = _out(options, task)
-    say, progress = _voice(options), None if options.quiet else make_progress()
+    folder = _run_folder(options, task)
+    say, progress = _say_function(options), None if options.quiet else make_progress()
     run = verbs.fit(
         task,
         **budget,
@@ -392,22 +464,23 @@ def run_fit(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return STATUSES["well"]
 
 
-def _voice(options: argparse.Namespace) -> Callable[[str], None]:
-    if options.quiet:  # no progress; what was found wrong is no progress
-        return lambda text: _complain(text) if text.startswith(("warning: ", "critical: ")) else None
+def _say_function(options: argparse.Namespace) -> Callable[[str], None]:
+    """Give the function that prints what `fit` says; with --quiet only what was found wrong."""
+    if options.quiet:
+        return lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None
     return lambda text: print(text, flush=True)
 
 
-def run_tune(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg tune`."""
     import tomlkit
 
     from thalweg import verbs
 
-    task = open_task(options.task, rest, options.own)
+    task = open_task(options.task, task_words, options.command_options)
     plan = verbs.tune(
         task,
-        **_budget_of(options, task),
+        **_budget(options, task),
         effort=_effort(options.effort),
         fixed=read_knobs(_with_rule(options, options.fix)),
         seed=options.seed or 0,
@@ -419,58 +492,60 @@ def run_tune(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return STATUSES["well"]
 
 
-def run_train(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg train`."""
     from thalweg import verbs
     from thalweg.records.plan import Plan
     from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
-    task = open_task(options.task, rest, options.own)
+    task = open_task(options.task, task_words, options.command_options)
     plan = Plan.load(options.plan) if options.plan else Plan()
     knobs = read_knobs(_with_rule(options, options.set))
-    there = plan.to_dict()
+    table_values = plan.to_dict()
     for table in ("constants", "groups", "schedule"):
         if isinstance(knobs.get(table), dict):
-            knobs[table] = {**there[table], **knobs[table]}
+            knobs[table] = {**table_values[table], **knobs[table]}
     if knobs:
         plan = plan.replace(**knobs)
-    given = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
-    if not given and plan.steps is None:
-        given = _budget_of(options, task)
+    budget = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
+    if not budget and plan.steps is None:
+        budget = _budget(options, task)
     run = verbs.train(
         task,
         plan,
-        **given,
+        **budget,
         seed=options.seed,
         device=options.device,
-        out=_out(options, task),
+        out=_run_folder(options, task),
         progress=None if options.quiet else make_progress(),
     )
-    _tell_finished(run)
+    _print_if_already_finished(run)
     verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
 
 
-def _tell_finished(run: Run) -> None:
+def _print_if_already_finished(run: Run) -> None:
     if run.trained is None:  # opened, not trained
         print(f"The run in {run.folder} had finished already: nothing was done.")
 
 
-def run_check(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_check(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg check`."""
     from thalweg import verbs
 
-    found = verbs.check(open_task(options.task, rest, options.own), device=options.device, seed=options.seed or 0)
-    return _tell(found, "Nothing suspicious was found.")
+    found = verbs.check(
+        open_task(options.task, task_words, options.command_options), device=options.device, seed=options.seed or 0
+    )
+    return _print_diagnoses(found, "Nothing suspicious was found.")
 
 
-def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg diagnose`."""
     from thalweg import verbs
     from thalweg.see.advice import next_steps
-    from thalweg.see.happenings import treatments
+    from thalweg.see.events import treatments
 
     run = Run.open(options.folder)
     status = run.summary.get("status", "unknown")
@@ -478,41 +553,44 @@ def run_diagnose(options: argparse.Namespace, rest: Sequence[str]) -> int:
         print("The run is under way, or was ended from outside.")
     elif status != "finished":
         print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
-    gravest = _tell(verbs.diagnose(run), "No failure was noticed.", treatments(run))
-    for line in next_steps(run):
+    exit_status = _print_diagnoses(verbs.diagnose(run), "No failure was noticed.", treatments(run))
+    for line in next_steps(run, repeat_diagnoses=False):
         print(f"next: {line}")
-    return gravest
+    return exit_status
 
 
-def _tell(found: Sequence[Diagnosis], nothing: str, treated: Sequence[tuple[Diagnosis, str]] = ()) -> int:
-    done = {id(diagnosis): told for diagnosis, told in treated}
-    for diagnosis in found:
-        told = done.get(id(diagnosis))
+def _print_diagnoses(
+    diagnoses: Sequence[Diagnosis], none_found: str, treatments: Sequence[tuple[Diagnosis, str]] = ()
+) -> int:
+    """Print diagnoses, those that were treated with what was done, and give the exit status."""
+    done = {id(diagnosis): treatment for diagnosis, treatment in treatments}
+    for diagnosis in diagnoses:
+        treatment = done.get(id(diagnosis))
         print(
-            f"{diagnosis.severity}: {replace(diagnosis, cure=None)} Done: {told}"
-            if told
+            f"{diagnosis.severity}: {replace(diagnosis, cure=None)} Done: {treatment}"
+            if treatment
             else f"{diagnosis.severity}: {diagnosis}"
         )
-    if not found:
-        print(nothing)
-    gravest = {diagnosis.severity for diagnosis in found}
-    return STATUSES["critical" if "critical" in gravest else "warning" if "warning" in gravest else "well"]
+    if not diagnoses:
+        print(none_found)
+    severities = {diagnosis.severity for diagnosis in diagnoses}
+    return STATUSES["critical" if "critical" in severities else "warning" if "warning" in severities else "well"]
 
 
-def run_resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_resume(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg resume`."""
     from thalweg import verbs
     from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
     run = verbs.resume(options.folder, device=options.device, progress=None if options.quiet else make_progress())
-    _tell_finished(run)
+    _print_if_already_finished(run)
     verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
 
 
-def run_report(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_report(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg report`."""
     from thalweg import verbs
 
@@ -522,7 +600,7 @@ def run_report(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return STATUSES["well"]
 
 
-def run_examples(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def run_examples(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg examples`."""
     from thalweg import examples
 

@@ -5,6 +5,7 @@ What a verb runs is imported when it is called, so that `import thalweg` costs l
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from thalweg.errors import DivergedError, PlanError, RunError, TaskError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
-from thalweg.records.run import PLAN, STATUS, Run, as_folder, recorded_task
+from thalweg.records.request import Request
+from thalweg.records.run import Run
+from thalweg.records.run_folder import PLAN, RunFolder, as_folder, check_writable
 from thalweg.records.task import Task
 
-LOOK_SHARE = 0.05  # of `seconds=`, for each part of the look before training
+CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
 if TYPE_CHECKING:
     from thalweg.descent.problem import Problem
-    from thalweg.descent.progress import Progress
+    from thalweg.descent.recorder import Progress
 
 
 def fit(
@@ -38,7 +41,7 @@ def fit(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Run:
-    """Do everything: look the task over, choose a plan, train with the watch on, and report.
+    """Do everything: check the task, choose a plan, train with the watch on, and report.
 
     Arguments:
         task: what to descend.
@@ -48,58 +51,39 @@ def fit(
         fixed: knobs you have decided, such as {"batch_size": 64}.
         device: "auto", "cpu", "cuda", …
         out: the run's folder; None keeps the run in memory.
-        progress, say: somebody who looks on.
+        progress: a display that is shown every step.
+        say: called with a sentence about each stage.
 
-    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot serve; DivergedError where the
+    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot be used; DivergedError where the
     descent cannot be saved.
     """
-    from thalweg.descent.budget import check_budget, check_seed
-    from thalweg.descent.look import SECONDS, look
-    from thalweg.descent.train import check_room, train_plan
-    from thalweg.see.story import describe_cost
-    from thalweg.tuning.estimate import cost
-    from thalweg.tuning.tune import check_fixed, price, tune_plan
-    from thalweg.watch.before import ask
+    from thalweg.descent.pretraining import SECONDS, check_task
+    from thalweg.descent.train import train_plan
+    from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
 
     started = time.perf_counter()
-    if out is not None:
-        out = as_folder(out)
-        _check_writable(out)
-        check_room(out)  # before the search has cost anything
-    check_budget(epochs, steps, seconds)
-    seed = check_seed(seed)
-    price(effort)
-    check_fixed(fixed or {})
-    problem = _posed(task, device)
-    found = ask(look(problem, seed, seconds=SECONDS if seconds is None else min(SECONDS, LOOK_SHARE * seconds)))
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    folder = None if out is None else RunFolder.at(out)
+    if folder is not None:
+        folder.check_usable()  # before the search has cost anything
+    problem = _posed(task, request.device)
+    limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
+    found = check_task(problem, request.seed, seconds=limit)
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
-    if seconds is not None:  # opening the data and looking them over are part of what was asked for
-        seconds = max(seconds - (time.perf_counter() - started), 0.5 * seconds)
-    expected = cost(
-        problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed, say=say
-    )
-    say(describe_cost(expected))
-    plan = tune_plan(problem, effort=effort, seed=seed, fixed=fixed, start=expected.start, say=say)
+    request = request.after(time.perf_counter() - started)  # opening and checking the data is part of it
+    start = start_plan(problem, request, say)
+    say(str(estimate_cost(problem, request, start)))
+    plan = complete_plan(problem, request, start, say)
     try:
-        run = train_plan(problem, plan, out, progress, found)
+        run = train_plan(problem, plan, folder and folder.path, progress, found)
     except (DivergedError, KeyboardInterrupt):
-        if out is not None:
-            report(Run.open(out, problem.task))  # what happened is most wanted where it ended badly
+        if folder is not None:
+            report(Run.open(folder.path, problem.task))  # what happened is most wanted where it ended badly
         raise
     if run.folder is not None:
         report(run)
     return run
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / ".probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another place with out=.") from error
 
 
 def estimate(
@@ -114,13 +98,11 @@ def estimate(
     device: str = "auto",
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
-    from thalweg.see.story import describe_cost
-    from thalweg.tuning.estimate import cost
+    from thalweg.tuning.tune import estimate_cost, start_plan
 
-    problem = _posed(task, device)
-    return describe_cost(
-        cost(problem, epochs=epochs, steps=steps, seconds=seconds, effort=effort, seed=seed, fixed=fixed)
-    )
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    problem = _posed(task, request.device)
+    return str(estimate_cost(problem, request, start_plan(problem, request)))
 
 
 def tune(
@@ -140,31 +122,29 @@ def tune(
 
     Arguments and errors as for `fit`.
     """
-    from thalweg.tuning.tune import tune_plan
+    from thalweg.tuning.tune import complete_plan, start_plan
 
-    path = None if out is None else as_folder(out)
-    if path is not None and path.suffix != ".toml":
-        path = path / PLAN
-    if path is not None and path.name == PLAN and (path.parent / STATUS).exists():
-        raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
-    if path is not None:
-        _check_writable(path.parent)
-    plan = tune_plan(
-        _posed(task, device),
-        epochs=epochs,
-        steps=steps,
-        seconds=seconds,
-        effort=effort,
-        seed=seed,
-        fixed=fixed,
-        say=say,
-    )
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    path = None if out is None else _plan_file(out)
+    problem = _posed(task, request.device)
+    plan = complete_plan(problem, request, start_plan(problem, request, say), say)
     if path is not None:
         try:
             plan.save(path)
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror}. Choose another place with out=.") from error
     return plan
+
+
+def _plan_file(out: str | os.PathLike[str]) -> Path:
+    """Give the file to write a plan to. Raises RunError where it is a run's own, or cannot be written."""
+    path = as_folder(out)
+    if path.suffix != ".toml":
+        path = path / PLAN
+    if path.name == PLAN and RunFolder(path.parent).holds_run:
+        raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
+    check_writable(path.parent)
+    return path
 
 
 def train(
@@ -183,33 +163,34 @@ def train(
 
     On an existing `out` the same plan unfinished is resumed and finished is opened. Raises as `fit` does.
     """
-    from thalweg.descent.budget import settle
+    from thalweg.descent.settle import settle
     from thalweg.descent.train import train_plan
 
     if not isinstance(plan, Plan):
         raise PlanError(f"`plan` is a {type(plan).__name__}. Give a thalweg.Plan, such as Plan.load('plan.toml').")
-    problem = _posed(task, device)
     if seed is not None:
         plan = plan.replace(seed=seed)
-    return train_plan(problem, settle(problem, plan, epochs=epochs, steps=steps, seconds=seconds), out, progress)
+    request = Request(epochs, steps, seconds, effort=1, seed=plan.seed, device=device)
+    problem = _posed(task, request.device)
+    return train_plan(problem, settle(problem, plan, request), out, progress)
 
 
 def resume(
     out: str | os.PathLike[str], task: Task | None = None, *, device: str = "auto", progress: Progress | None = None
 ) -> Run:
-    """Go on with a run where it stopped, to the same bits as if it had not.
+    """Continue a run where it stopped, to the same bits as if it had not.
 
-    The task is made again from the file and arguments that the run recorded; a task that was passed as an object is asked for.
+    The task is made again from the file and arguments that the run recorded; one that was passed as an object must be passed
+    again.
 
-    Raises RunError where the folder holds no run, or says nothing of its task.
+    Raises RunError where the folder holds no run, or does not record how its task is made.
     """
     from thalweg.descent.train import train_plan
 
-    folder = as_folder(out)
-    if not (folder / STATUS).exists():
-        raise RunError(f"{folder} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
-    problem = _posed(task or recorded_task(folder), device)
-    return train_plan(problem, Plan.load(folder / PLAN), folder, progress)
+    folder = RunFolder.at(out)
+    folder.check_holds_run()
+    problem = _posed(task or folder.read_task(), device)
+    return train_plan(problem, folder.read_plan(), folder.path, progress)
 
 
 def _posed(task: Task, device: str) -> Problem:
@@ -227,18 +208,17 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     that can be fitted, the scale of the data, the output layer. What cannot be trained at all is raised as TaskError or
     DataError.
     """
-    from thalweg.descent.budget import check_seed
-    from thalweg.descent.look import look
-    from thalweg.watch.before import ask
+    from thalweg.descent.pretraining import check_task
 
-    seed = check_seed(seed)
-    return ask(look(_posed(task, device), seed))
+    request = Request(seed=seed, device=device)
+    return check_task(_posed(task, request.device), request.seed)
 
 
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
-    """Give what went wrong in a run, finished or still going."""
-    opened = run if isinstance(run, Run) else Run.open(run)
-    return list(opened.diagnoses)
+    """Give what went wrong in a run, finished or still going: what was found before and during it, and what its history shows."""
+    from thalweg.watch.moments import diagnose_run
+
+    return diagnose_run(run if isinstance(run, Run) else Run.open(run))
 
 
 def report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:

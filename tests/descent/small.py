@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thalweg as tw
-from thalweg.descent.budget import settle
-from thalweg.descent.keeper import Keeper
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import pose
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
+from thalweg.records.request import Request
 
 
 def blobs(count: int = 96, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -48,13 +48,13 @@ def plan(**knobs: Any) -> tw.Plan:
     return tw.Plan(**{"learning_rate": 1e-2, "batch_size": 16, "steps": 30, "snapshot_every": 10, **knobs})
 
 
-def started(task: tw.Task, made: tw.Plan) -> tuple[Descent, Keeper]:
+def started(task: tw.Task, made: tw.Plan) -> tuple[Descent, Recorder]:
     problem = pose(task)
-    return Descent(problem, settle(problem, made)), Keeper()
+    return Descent(problem, settle(problem, made, Request())), Recorder()
 
 
-def walk(descent: Descent, keeper: Keeper, until: int | None = None) -> None:
-    descend(descent, keeper, Silent(), until)
+def walk(descent: Descent, recorder: Recorder, until: int | None = None) -> None:
+    descend(descent, recorder, until)
 
 
 def weights(model: nn.Module) -> Tensor:

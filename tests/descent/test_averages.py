@@ -13,8 +13,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import thalweg as tw
-from thalweg.descent import averages
-from thalweg.descent.keeper import Keeper
+from thalweg.descent import averages, selection
+from thalweg.descent.recorder import Recorder
 from thalweg.errors import PlanError
 
 AVERAGES = [
@@ -58,8 +58,8 @@ def test_a_schedule_free_run_gives_the_average_and_its_figures(model: Any, keep:
     assert keep == "best" or step == 30
     assert run.history["validation/loss"][run.history["step"] == step][0] == run.metrics["loss"]
     assert not [name for name in run.history if name.startswith("ema/")]
-    descent, keeper = started(task(model=model), plan(**knobs, keep=keep, validate_every=5))
-    walk(descent, keeper, until=step)
+    descent, recorder = started(task(model=model), plan(**knobs, keep=keep, validate_every=5))
+    walk(descent, recorder, until=step)
     assert not torch.equal(weights(run.model), weights(descent.model))
     with descent.optimizer.averaged():
         assert torch.equal(weights(run.model), weights(descent.model))
@@ -67,13 +67,13 @@ def test_a_schedule_free_run_gives_the_average_and_its_figures(model: Any, keep:
 
 def test_the_weights_that_a_schedule_free_rule_walks_with_are_never_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[tuple[int, bool]]()
-    measure = Keeper._measure
+    measure = selection.measure
 
-    def watched(self: Keeper, descent: Any) -> dict[str, float]:
+    def watched(descent: Any) -> dict[str, float]:
         seen.append((descent.step, descent.optimizer._averaged))
-        return measure(self, descent)
+        return measure(descent)
 
-    monkeypatch.setattr(Keeper, "_measure", watched)
+    monkeypatch.setattr(selection, "measure", watched)
     tw.train(task(), plan(**FREE, validate_every=10))
     assert seen == [(0, False), (10, True), (20, True), (30, True)]
     seen.clear()
@@ -87,17 +87,17 @@ def test_a_killed_run_is_resumed_bitwise(
 ) -> None:
     made = plan(**knobs, validate_every=4, checkpoint_seconds=0, snapshot_every=0)
     whole = tw.train(task(), made, out=tmp_path / "whole")
-    record = Keeper.record
+    record = Recorder.step
 
-    def dying(self: Keeper, step: int, *rest: Any) -> None:
-        if step == 18:
+    def dying(self: Recorder, figures: Any, *rest: Any) -> None:
+        if figures.step == 18:
             raise SystemExit
-        record(self, step, *rest)
+        record(self, figures, *rest)
 
-    monkeypatch.setattr(Keeper, "record", dying)
+    monkeypatch.setattr(Recorder, "step", dying)
     with pytest.raises(SystemExit):
         tw.train(task(), made, out=tmp_path / "killed")
-    monkeypatch.setattr(Keeper, "record", record)
+    monkeypatch.setattr(Recorder, "step", record)
     resumed = tw.resume(tmp_path / "killed", task())
     assert "resume" in kinds(resumed)
     assert same_bits(whole.model, resumed.model)
@@ -146,10 +146,10 @@ def test_validating_leaves_the_way_bitwise_as_it_is(kind: str, knobs: dict[str, 
     }[kind]
     digests = []
     for every in (1, 30):
-        descent, keeper = started(task(**data), plan(**knobs, validate_every=every, keep="last"))
-        walk(descent, keeper)
+        descent, recorder = started(task(**data), plan(**knobs, validate_every=every, keep="last"))
+        walk(descent, recorder)
         digests.append(descent.digest())
-        assert math.isfinite(descent.last["loss"])
+        assert math.isfinite(descent.last_validation["loss"])
     assert digests[0] == digests[1]
 
 
@@ -157,8 +157,8 @@ def test_the_average_is_judged_with_statistics_of_its_own() -> None:
     """An EMA that lags far behind: with the weights' statistics it looks useless, with its own it is a fair model."""
     made = plan(rule="adamw", learning_rate=0.05, ema=0.98, steps=60, validate_every=60)
     wide = task(model=lambda: nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64, affine=False), nn.Linear(64, 3)))
-    descent, keeper = started(wide, made)
-    walk(descent, keeper, until=59)
+    descent, recorder = started(wide, made)
+    walk(descent, recorder, until=59)
     with descent.optimizer.averaged():
         with_the_weights_statistics = held_out_loss(descent.model)
         descent.model.train()
@@ -178,8 +178,8 @@ def test_the_average_is_judged_with_statistics_of_its_own() -> None:
 def test_statistics_of_the_average_are_a_function_of_seed_and_step() -> None:
     found = []
     for every in (1, 30):
-        descent, keeper = started(task(), plan(**FREE, validate_every=every))
-        walk(descent, keeper, until=11)
+        descent, recorder = started(task(), plan(**FREE, validate_every=every))
+        walk(descent, recorder, until=11)
         descent.plan = descent.plan.replace(validate_every=30)
         torch.manual_seed(every)
         found.append(statistics(descent))
@@ -215,10 +215,10 @@ def test_of_a_stream_the_last_batches_of_the_epoch_serve() -> None:
         def __iter__(self) -> Any:
             return iter(TensorDataset(*blobs()))
 
-    descent, keeper = started(task(data=Stream()), plan(**FREE, batch_size=8, validate_every=30, keep="last"))
-    walk(descent, keeper, until=16)
+    descent, recorder = started(task(data=Stream()), plan(**FREE, batch_size=8, validate_every=30, keep="last"))
+    walk(descent, recorder, until=16)
     assert len(descent.batches.recent) == 4  # the epoch has twelve
-    resumed, keeper = started(task(data=Stream()), plan(**FREE, batch_size=8, validate_every=30, keep="last"))
+    resumed, recorder = started(task(data=Stream()), plan(**FREE, batch_size=8, validate_every=30, keep="last"))
     resumed.load_state_dict(descent.state_dict())
     assert torch.equal(statistics(descent), statistics(resumed))
 
@@ -253,7 +253,7 @@ def test_an_ema_beside_a_rules_own_average_is_refused_by_the_plan() -> None:
 
 def test_patience_and_plateau_follow_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([5.0, 4.0, 6.0, 6.5, 7.0])
-    monkeypatch.setattr(Keeper, "_measure", lambda *_: {"loss": next(values)})
+    monkeypatch.setattr(selection, "measure", lambda *_: {"loss": next(values)})
     run = tw.train(classes(metrics={}), plan(**FREE, validate_every=5, patience=2))
     assert run.summary["stopped_early"]
     assert run.summary["weights"] == {"step": 5, "averaged": True}

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 import thalweg as tw
-from thalweg.descent.cure import spoilt_rows
 from thalweg.sampling import Draw
+from thalweg.watch.replay import Batch
 
 
 class Items(Dataset[Any]):
@@ -121,12 +121,12 @@ def test_leaving_a_batch_out_is_as_if_it_had_not_been() -> None:
     run = tw.train(task, plan(steps=14, snapshot_every=5))
     assert "nonfinite" in kinds(run)
     bad = [tuple(e.data[k] for k in ("epoch", "batch")) for e in run.events if e.kind == "nonfinite"]
-    descent, keeper = started(classes(model=task.model, data=Items()), run.plan)
-    descent.left_out = bad
-    walk(descent, keeper)
-    assert descent.best is not None
+    descent, recorder = started(classes(model=task.model, data=Items()), run.plan)
+    descent.skipped_batches = bad
+    walk(descent, recorder)
+    assert descent.best_weights is not None
     state = run.model.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in descent.best.model.items())
+    assert all(torch.equal(state[name], tensor) for name, tensor in descent.best_weights.model.items())
 
 
 def test_without_a_snapshot_spoilt_running_statistics_are_an_error() -> None:
@@ -159,12 +159,12 @@ class Poison(nn.Module):
 @pytest.mark.parametrize("rule", ["gradient_descent", "momentum", "adamw"])
 def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_state(how: str, rule: str) -> None:
     task = classes(model=lambda: Poison(range(6, 99), how))
-    descent, keeper = started(task, plan(rule=rule, ema=0.9, watch=False))
-    walk(descent, keeper, until=5)
+    descent, recorder = started(task, plan(rule=rule, ema=0.9, watch=False))
+    walk(descent, recorder, until=5)
     before = weights(descent.model), descent.state_dict()["optimizer"]
     kept = {name: {k: v.clone() for k, v in entry.items()} for name, entry in before[1].items()}
     with pytest.raises(tw.NonFiniteError, match="3 batches in a row"):
-        walk(descent, keeper)
+        walk(descent, recorder)
     assert torch.equal(weights(descent.model), before[0])
     after = descent.state_dict()["optimizer"]
     assert all(torch.equal(after[n][k], v) for n, entry in kept.items() for k, v in entry.items())
@@ -175,12 +175,12 @@ def test_a_loss_that_is_not_finite_moves_nothing_even_where_its_gradient_is() ->
         return F.cross_entropy(output, target) + (math.inf if output.requires_grad and bool(seen) else 0.0)
 
     seen: list[int] = []
-    descent, keeper = started(classes(loss=loss), plan(watch=False))
-    walk(descent, keeper, until=3)
+    descent, recorder = started(classes(loss=loss), plan(watch=False))
+    walk(descent, recorder, until=3)
     before = weights(descent.model)
     seen.append(1)
     with pytest.raises(tw.NonFiniteError):
-        walk(descent, keeper)
+        walk(descent, recorder)
     assert torch.equal(weights(descent.model), before)
 
 
@@ -277,8 +277,10 @@ def test_rows_that_hold_nan_are_found_across_micro_batches() -> None:
     bad = torch.zeros(3, 2)
     bad[1, 0] = math.inf
     drawn = Draw([(torch.zeros(3, 2), torch.zeros(3)), (bad, torch.zeros(3))], [3, 3], None)
-    assert spoilt_rows(drawn) == [4]
-    assert spoilt_rows(Draw([torch.full((2, 2), 3e38)], [2], None)) == []  # the sum overflows, no element does
+    assert Batch(drawn, 0, 0).nonfinite_rows() == [4]
+    assert (
+        Batch(Draw([torch.full((2, 2), 3e38)], [2], None), 0, 0).nonfinite_rows() == []
+    )  # the sum overflows, no element does
 
 
 def test_float16_overflow_halves_the_loss_scale_and_goes_on() -> None:

@@ -12,13 +12,12 @@ from small import blobs, classes, network, plan, started, walk, weights
 from torch import Tensor, nn
 
 import thalweg as tw
-from thalweg.descent.gradient import backward, feel
-from thalweg.descent.progress import Silent
+from thalweg.descent.gradient import backward, compute_gradient
 
 
 def gradient(task: tw.Task, made: tw.Plan) -> Tensor:
-    descent, keeper = started(task, made)
-    feel(descent, keeper, Silent())
+    descent, recorder = started(task, made)
+    compute_gradient(descent, recorder)
     return torch.cat([p.grad.reshape(-1) for p in descent.model.parameters() if p.grad is not None])
 
 
@@ -36,11 +35,11 @@ def test_accumulated_gradient_is_that_of_the_whole_batch_however_it_is_cut(batch
 
 
 def test_short_last_micro_batch_counts_by_its_examples() -> None:
-    descent, keeper = started(in_float64(), plan(batch_size=10, accumulate=3))
-    loss, examples = feel(descent, keeper, Silent())
-    assert descent.drawn is not None
-    assert (descent.drawn.sizes, examples) == ([4, 4, 2], 10)
-    x, y = (torch.cat([part[i] for part in descent.drawn.parts]) for i in (0, 1))
+    descent, recorder = started(in_float64(), plan(batch_size=10, accumulate=3))
+    loss, examples = compute_gradient(descent, recorder)
+    assert descent.last_draw is not None
+    assert (descent.last_draw.sizes, examples) == ([4, 4, 2], 10)
+    x, y = (torch.cat([part[i] for part in descent.last_draw.parts]) for i in (0, 1))
     assert abs(loss - float(F.cross_entropy(descent.model(x), y).detach())) < 1e-12
 
 
@@ -101,10 +100,10 @@ def test_out_of_memory_halves_the_micro_batch_and_gives_what_accumulation_gives(
 
 def test_out_of_memory_with_one_example_is_an_error_that_says_so() -> None:
     task = classes(model=lambda: Hungry(2, RuntimeError), data=blobs(40), validation=None, metrics={})
-    descent, keeper = started(task, plan(batch_size=2))
+    descent, recorder = started(task, plan(batch_size=2))
     descent.model.room = 0
     with pytest.raises(tw.TaskError, match="a single example"):
-        walk(descent, keeper)
+        walk(descent, recorder)
 
 
 def test_another_error_of_the_model_is_passed_on() -> None:
@@ -125,12 +124,12 @@ def test_another_error_of_the_model_is_passed_on() -> None:
 
 def test_dropout_is_a_function_of_seed_and_place() -> None:
     task = classes(model=lambda: network(nn.Dropout(0.5)))
-    descent, keeper = started(task, plan())
-    feel(descent, keeper, Silent())
-    assert descent.drawn is not None
+    descent, recorder = started(task, plan())
+    compute_gradient(descent, recorder)
+    assert descent.last_draw is not None
     first = copy.deepcopy([p.grad for p in descent.model.parameters()])
     torch.rand(7)
-    backward(descent, descent.drawn)
+    backward(descent, descent.last_draw)
     assert all(torch.equal(a, p.grad) for a, p in zip(first, descent.model.parameters(), strict=True))
-    feel(descent, keeper, Silent())
+    compute_gradient(descent, recorder)
     assert not torch.equal(first[0], next(descent.model.parameters()).grad)

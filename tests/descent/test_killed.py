@@ -24,7 +24,7 @@ import torch
 import thalweg as tw
 from thalweg.records import checkpoint
 from thalweg.records.history import History
-from thalweg.records.run import read_status
+from thalweg.records.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 KILLED = -signal.SIGKILL
@@ -135,8 +135,8 @@ def compare(folder: Path, whole: Path) -> None:
         assert pair[0].step == pair[1].step
         for section in ("model", "optimizer"):
             same_nest(pair[0].state.get(section), pair[1].state.get(section), section)
-    assert read_status(folder)["metrics"] == read_status(whole)["metrics"]
-    assert read_status(folder)["status"] == "finished"
+    assert RunFolder(folder).read_status()["metrics"] == RunFolder(whole).read_status()["metrics"]
+    assert RunFolder(folder).read_status()["status"] == "finished"
 
 
 def same_nest(one: object, other: object, where: str) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import thalweg as tw
 from thalweg.descent import loop
-from thalweg.descent.progress import Silent
+from thalweg.descent.recorder import Silent
 from thalweg.descent.train import train_plan
+from thalweg.records.step_figures import StepFigures
 
 
 def bare(task: tw.Task, made: tw.Plan, make: Any) -> nn.Module:
@@ -101,11 +102,11 @@ def test_no_seed_is_like_another_and_each_is_like_itself() -> None:
 @given(cut=st.integers(1, 29), seed=st.integers(0, 3))
 def test_walking_in_two_stretches_is_walking_in_one(cut: int, seed: int) -> None:
     made = plan(seed=seed, ema=0.9, validate_every=7, schedule=tw.schedule.plateau(patience=0))
-    whole, keeper = started(classes(model=lambda: network(nn.Dropout(0.2))), made)
-    walk(whole, keeper)
-    parts, keeper = started(classes(model=lambda: network(nn.Dropout(0.2))), made)
-    walk(parts, keeper, until=cut)
-    walk(parts, keeper)
+    whole, recorder = started(classes(model=lambda: network(nn.Dropout(0.2))), made)
+    walk(whole, recorder)
+    parts, recorder = started(classes(model=lambda: network(nn.Dropout(0.2))), made)
+    walk(parts, recorder, until=cut)
+    walk(parts, recorder)
     assert parts.digest() == whole.digest()
 
 
@@ -176,9 +177,9 @@ def test_a_step_of_ones_own_learns_and_its_validation_is_weighted() -> None:
 
 def test_the_factor_of_a_group_multiplies_its_rate() -> None:
     frozen = {"0.*": tw.Group(learning_rate=0.0)}
-    descent, keeper = started(classes(), plan(groups=frozen, keep="last"))
+    descent, recorder = started(classes(), plan(groups=frozen, keep="last"))
     before = [p.detach().clone() for p in descent.model.parameters()]
-    walk(descent, keeper)
+    walk(descent, recorder)
     moved = [not torch.equal(a, b) for a, b in zip(before, descent.model.parameters(), strict=True)]
     assert moved == [False, False, True, True]
 
@@ -191,7 +192,7 @@ def test_progress_hears_every_step_and_every_end() -> None:
         def begin(self, plan: tw.Plan, step: int, validation: bool) -> None:
             self.heard.append("begin")
 
-        def step(self, step: int, loss: float, rate: float, examples: int) -> None:
+        def step(self, figures: StepFigures) -> None:
             self.heard.append("step")
 
         def validated(self, step: int, figures: Mapping[str, float]) -> None:

@@ -8,34 +8,34 @@ from small import classes, network, plan, started, walk
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.state import Descent, clone_into, default_validate_every, facing
+from thalweg.descent.state import Descent, clone_into, default_validate_every, with_metric_mode
 
 
 def test_a_state_saved_and_restored_walks_the_same_way() -> None:
     task = classes(model=lambda: network(nn.BatchNorm1d(12), nn.Dropout(0.3)))
     made = plan(ema=0.9, schedule=tw.schedule.plateau(patience=0), validate_every=4)
-    descent, keeper = started(task, made)
-    walk(descent, keeper, until=13)
+    descent, recorder = started(task, made)
+    walk(descent, recorder, until=13)
     kept = clone_into(None, descent.state_dict())
-    walk(descent, keeper)
-    other, keeper = started(task, made.replace(seed=0))
+    walk(descent, recorder)
+    other, recorder = started(task, made.replace(seed=0))
     other.load_state_dict(kept)
     assert other.step == 13
-    walk(other, keeper)
+    walk(other, recorder)
     assert other.digest() == descent.digest()
 
 
 def test_a_snapshot_is_not_moved_by_the_steps_after_it() -> None:
-    descent, keeper = started(classes(), plan(snapshot_every=10))
-    walk(descent, keeper, until=10)
+    descent, recorder = started(classes(), plan(snapshot_every=10))
+    walk(descent, recorder, until=10)
     digest = descent.digest()
-    walk(descent, keeper, until=11)  # the loss at step 10's weights is known only now
+    walk(descent, recorder, until=11)  # the loss at step 10's weights is known only now
     snapshot = descent.snapshot
     assert snapshot is not None
-    walk(descent, keeper, until=19)
+    walk(descent, recorder, until=19)
     assert descent.snapshot is snapshot
     assert descent.digest() != digest
-    descent.load_state_dict(snapshot, back=True)
+    descent.load_state_dict(snapshot, rollback=True)
     assert (descent.step, descent.digest()) == (10, digest)
 
 
@@ -43,13 +43,13 @@ def test_going_back_keeps_what_was_learnt_and_restoring_does_not() -> None:
     descent, _ = started(classes(), plan())
     before = clone_into(None, descent.state_dict())
     descent.cures = {"rate_factor": 0.25, "clip_norm": 2.0}
-    descent.left_out.append((0, 3))
-    descent.leading = {"value": 1.0, "step": 7}
-    descent.load_state_dict(before, back=True)
-    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.left_out) == (0.25, 2.0, [(0, 3)])
+    descent.skipped_batches.append((0, 3))
+    descent.best_validation = {"value": 1.0, "step": 7}
+    descent.load_state_dict(before, rollback=True)
+    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.skipped_batches) == (0.25, 2.0, [(0, 3)])
     descent.load_state_dict(before)
-    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.left_out) == (1.0, None, [])
-    assert descent.leading is None
+    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.skipped_batches) == (1.0, None, [])
+    assert descent.best_validation is None
 
 
 @pytest.mark.parametrize("name", ["0.weight", "2.bias"])
@@ -79,8 +79,8 @@ def test_a_group_that_matches_nothing_is_refused_with_the_nearest_name() -> None
 
 def test_a_plateau_faces_the_tasks_criterion_also_within_a_sequence() -> None:
     schedule = tw.schedule.sequence(tw.schedule.constant(total=5), tw.schedule.plateau())
-    assert facing(schedule, "max").parts[1].options["mode"] == "max"
-    assert facing(tw.schedule.linear(), "max") == tw.schedule.linear()
+    assert with_metric_mode(schedule, "max").parts[1].options["mode"] == "max"
+    assert with_metric_mode(tw.schedule.linear(), "max") == tw.schedule.linear()
 
 
 def test_validations_are_five_to_fifty_a_run() -> None:
@@ -125,10 +125,10 @@ def test_under_muon_adamw_moves_embeddings_and_the_output_layer_and_the_plan_say
 
 
 def test_under_muon_a_perceptrons_last_layer_alone_goes_by_adamw() -> None:
-    descent, keeper = started(classes(model=lambda: network(nn.Tanh(), nn.Linear(12, 12))), plan(rule="muon"))
+    descent, recorder = started(classes(model=lambda: network(nn.Tanh(), nn.Linear(12, 12))), plan(rule="muon"))
     moved = rules_of(descent)
     assert {name for name, rule in moved.items() if rule == "adamw"} == {"4.weight"}
-    walk(descent, keeper, until=2)
+    walk(descent, recorder, until=2)
     keys = {name: set(state) - {"step"} for name, state in descent.state_dict()["optimizer"].items()}
     assert keys["0.weight"] == keys["2.weight"] == {"momentum_buffer"}
     assert keys["4.weight"] == keys["0.bias"] == {"exp_avg", "exp_avg_sq"}

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,26 +16,26 @@ from small import blobs, classes, kinds, network, plan, same_bits
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.budget import settle
-from thalweg.descent.claim import claimed
-from thalweg.descent.keeper import Keeper
 from thalweg.descent.problem import pose
-from thalweg.descent.train import _found
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.settle import settle
+from thalweg.descent.train import create
 from thalweg.records import checkpoint, tensorfile
-from thalweg.records.run import read_status
+from thalweg.records.request import Request
+from thalweg.records.run_folder import RunFolder
 
 
 def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int = 20, made: tw.Plan | None = None) -> None:
     """Walk a run in a folder to a checkpoint and stop it there."""
-    record = Keeper.record
+    record = Recorder.step
 
-    def recorded(self: Keeper, step: int, *rest: Any) -> None:
-        record(self, step, *rest)
-        if step == at:
-            self.interrupted = True
+    def recorded(self: Recorder, figures: Any, *rest: Any) -> None:
+        record(self, figures, *rest)
+        if figures.step == at:
+            self.stop_request.received = True
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "record", recorded)
+        patch.setattr(Recorder, "step", recorded)
         with pytest.raises(KeyboardInterrupt):
             tw.train(classes(), made or plan(), out=folder)
 
@@ -54,7 +53,7 @@ def test_a_finished_run_is_opened_not_walked_again(tmp_path: Path) -> None:
 def test_a_stopped_run_says_how_to_resume_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tw.train(classes(), plan())
     stopped(tmp_path / "r", monkeypatch)
-    assert read_status(tmp_path / "r")["status"] == "interrupted"
+    assert RunFolder(tmp_path / "r").read_status()["status"] == "interrupted"
     told = tw.Run.open(tmp_path / "r").events[-1]
     assert told.kind == "interrupt"
     assert "thalweg resume" in told.message
@@ -110,7 +109,7 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) 
 def test_a_run_that_was_killed_before_its_end_knows_its_data_too(tmp_path: Path) -> None:
     problem = pose(classes())
     (tmp_path / "r").mkdir()
-    _found(tmp_path / "r", problem, settle(problem, plan()))
+    create(RunFolder(tmp_path / "r"), problem, settle(problem, plan(), Request()))
     with pytest.raises(tw.RunError, match="The training data is"):
         tw.resume(tmp_path / "r", classes(data=blobs(96, seed=1)))
 
@@ -162,29 +161,9 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path, monkeypatc
 
 
 def test_a_folder_that_another_thread_or_process_writes_to_is_refused(tmp_path: Path) -> None:
-    with claimed(tmp_path), pytest.raises(tw.RunError, match="Another process is writing"):
+    with RunFolder(tmp_path).locked(), pytest.raises(tw.RunError, match="Another process is writing"):
         tw.train(classes(), plan(), out=tmp_path)
     assert tw.train(classes(), plan(), out=tmp_path).summary["status"] == "finished"
-
-
-def test_a_claim_ends_with_its_process_although_a_child_lives_on(tmp_path: Path) -> None:
-    """As a loader worker does, for some seconds after its parent was killed."""
-    program = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom thalweg.descent.claim import claimed\n"
-        f"with claimed(Path({str(tmp_path)!r})):\n"
-        "    child = os.fork()\n    if child == 0: sys.stdin.read(); os._exit(0)\n"
-        "    print(child, flush=True)\n    os.kill(os.getpid(), 9)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert parent.stdin is not None
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert parent.wait() == -signal.SIGKILL
-    os.kill(child, 0)  # it lives
-    with claimed(tmp_path):
-        pass
-    parent.stdin.close()
-    parent.stdout.close()
 
 
 def test_a_full_disk_is_an_error_that_leaves_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +180,7 @@ def test_a_full_disk_is_an_error_that_leaves_older_checkpoints(tmp_path: Path, m
         patch.setattr(tensorfile, "write", full)
         with pytest.raises(tw.CheckpointError, match=r"No space left on device\. Free about"):
             tw.train(classes(), plan(checkpoint_seconds=0), out=tmp_path / "r")
-    assert read_status(tmp_path / "r")["status"] == "failed"
+    assert RunFolder(tmp_path / "r").read_status()["status"] == "failed"
     assert checkpoint.steps(tmp_path / "r" / "checkpoints")
     assert same_bits(tw.resume(tmp_path / "r", classes()).model, whole.model)
 
@@ -299,7 +278,9 @@ def test_what_went_wrong_is_in_the_folder(tmp_path: Path) -> None:
     made = plan(rule="gradient_descent", learning_rate=100.0)
     run = tw.train(task, made, out=tmp_path / "r")
     assert run.diagnoses
-    assert [str(d) for d in tw.diagnose(tmp_path / "r")] == [str(d) for d in run.diagnoses]
+    opened = [str(found) for found in tw.diagnose(tmp_path / "r")]
+    assert opened[: len(run.diagnoses)] == [str(found) for found in run.diagnoses]
+    assert opened == [str(found) for found in tw.diagnose(run)]
 
 
 def test_a_descent_that_cannot_be_saved_says_so_in_its_folder(tmp_path: Path) -> None:
@@ -308,7 +289,7 @@ def test_a_descent_that_cannot_be_saved_says_so_in_its_folder(tmp_path: Path) ->
     made = plan(rule="gradient_descent", learning_rate=1e8, snapshot_every=0)
     with pytest.raises(tw.DivergedError):
         tw.train(task, made, out=tmp_path / "r")
-    assert read_status(tmp_path / "r")["status"] == "diverged"
+    assert RunFolder(tmp_path / "r").read_status()["status"] == "diverged"
     assert json.loads((tmp_path / "r" / "run.json").read_text())["diagnoses"]
 
 
@@ -361,7 +342,7 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
     found = command(tmp_path, "train", "task.py", "--steps", "100", "--quiet", "--out", "r", TWICE="1")
     assert found.returncode == 130, found.stderr
     assert "Traceback" not in found.stderr
-    assert read_status(tmp_path / "r")["status"] == "interrupted"
+    assert RunFolder(tmp_path / "r").read_status()["status"] == "interrupted"
 
 
 def test_models_of_every_making_survive_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,14 +362,14 @@ def test_models_of_every_making_survive_a_stop(tmp_path: Path, monkeypatch: pyte
 
     for number, model in enumerate((Tied, lazy, lambda: network().double())):
         whole, folder = tw.train(classes(model=model), plan()), tmp_path / str(number)
-        record = Keeper.record
+        record = Recorder.step
 
-        def recorded(self: Keeper, step: int, *rest: Any, record: Any = record) -> None:
-            record(self, step, *rest)
-            self.interrupted = step == 13
+        def recorded(self: Recorder, figures: Any, *rest: Any, record: Any = record) -> None:
+            record(self, figures, *rest)
+            self.stop_request.received = figures.step == 13
 
         with monkeypatch.context() as patch:
-            patch.setattr(Keeper, "record", recorded)
+            patch.setattr(Recorder, "step", recorded)
             with pytest.raises(KeyboardInterrupt):
                 tw.train(classes(model=model), plan(), out=folder)
         run = tw.resume(folder, classes(model=model))

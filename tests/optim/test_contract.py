@@ -9,8 +9,8 @@ import torch
 from thalweg.errors import RuleError
 from thalweg.optim import AdamW, Optimizer
 from thalweg.rules import RULES, rule
+from thalweg.rules.plain_form import PlainForm
 from thalweg.rules.rule import matrix_rule
-from thalweg.rules.walk import Walk
 
 ENGINES = ["cpu", "tensors"]
 SHAPES = [(3, 5), (7,), (40_000,)]
@@ -71,13 +71,13 @@ def crossed(w, g, m, r, *, lr, beta=0.5):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_carried_numbers_follow_the_plain_form(engine):
     parameters = weights()
-    walks = [Walk(faded, p.detach().numpy().copy(), lr=0.1) for p in parameters]
+    plain_forms = [PlainForm(faded, p.detach().numpy().copy(), lr=0.1) for p in parameters]
     optimizer = Optimizer(parameters, faded, lr=0.1, engine=engine)
     ends = descend(optimizer, parameters)
-    for i, (walk, end) in enumerate(zip(walks, ends, strict=True)):
+    for i, (plain_form, end) in enumerate(zip(plain_forms, ends, strict=True)):
         for _ in range(5):
-            walk.step(np.sin(walk.w * (i + 1)) + 0.1)
-        np.testing.assert_allclose(end.numpy(), walk.w, rtol=1e-13)
+            plain_form.step(np.sin(plain_form.w * (i + 1)) + 0.1)
+        np.testing.assert_allclose(end.numpy(), plain_form.w, rtol=1e-13)
         assert optimizer.state[parameters[i]]["product"].item() == pytest.approx(2.0 * 0.9**5)
 
 
@@ -99,7 +99,7 @@ def test_carried_numbers_are_saved_and_loaded_in_full(engine, dtype):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_sums_go_over_all_weights_of_a_group_whatever_blocks_they_are_in(engine):
     parameters = weights()
-    whole = Walk(measured, torch.cat([p.detach().flatten() for p in parameters]).numpy(), lr=0.1)
+    whole = PlainForm(measured, torch.cat([p.detach().flatten() for p in parameters]).numpy(), lr=0.1)
     optimizer = Optimizer(parameters, measured, lr=0.1, engine=engine)
     factors = np.concatenate([np.full(p.numel(), i + 1.0) for i, p in enumerate(parameters)])
     ends = descend(optimizer, parameters)

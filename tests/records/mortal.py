@@ -206,6 +206,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     what, folder = sys.argv[1], Path(sys.argv[2])
     if what == "checkpoint-aside":
-        checkpoint._exchange = lambda one, other: False
+        checkpoint._swap_names = lambda one, other: False
     work = {"history": kill_history, "follow": follow, "without-rights": without_rights}
     work.get(what, kill_checkpoints)(folder)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from thalweg.errors import CheckpointError
-from thalweg.records import checkpoint, sections, tensorfile
+from thalweg.records import checkpoint, tensor_sections, tensorfile
 from thalweg.records.checkpoint import MANIFEST, load, newest, save, steps, verify
 
 COMMON = [*tensorfile.DTYPES.values(), torch.complex32, torch.complex64, torch.complex128]
@@ -177,7 +177,7 @@ def test_a_damaged_one_does_not_count_among_those_kept(tmp_path):
     for step in (1, 2):
         save(tmp_path, small(step), step=step)
     flip(tmp_path / "step-00000002" / "model.safetensors", 100)
-    checkpoint._intact.clear()  # as in the process that resumes
+    checkpoint._known_sums.clear()  # as in the process that resumes
     save(tmp_path, small(3), step=3, keep=2)
     assert steps(tmp_path) == [1, 2, 3]
     save(tmp_path, small(4), step=4, keep=2)
@@ -200,7 +200,7 @@ def test_steps_of_a_course_that_was_left_are_dropped(tmp_path):
 @pytest.mark.parametrize("swap", [True, False])
 def test_a_name_is_replaced_by_the_new_one(tmp_path, monkeypatch, swap):
     if not swap:
-        monkeypatch.setattr(checkpoint, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(checkpoint, "_swap_names", lambda one, other: False)
     for step in (1, 2):
         save(tmp_path, small(step), step=step, name="best")
         save(tmp_path, {"model": {"w": torch.ones(step)}}, step=5)
@@ -475,7 +475,7 @@ def test_ctrl_c_while_writing_leaves_nothing_half_done(tmp_path, monkeypatch):
 
 def test_a_move_that_fails_half_way_puts_the_old_one_back(tmp_path, monkeypatch):
     save(tmp_path, small(1), step=1, name="best")
-    monkeypatch.setattr(checkpoint, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(checkpoint, "_swap_names", lambda one, other: False)
     rename = os.rename
 
     def refuse(source, target):
@@ -538,4 +538,4 @@ def test_what_was_moved_aside_when_the_process_died_still_counts(tmp_path):
 
 def test_a_state_taken_apart_shares_its_memory_until_it_is_written():
     weight = torch.randn(100)
-    assert sections.split({"m": {"w": weight}}).tensors["m"]["w"].data_ptr() == weight.data_ptr()
+    assert tensor_sections.split({"m": {"w": weight}}).tensors["m"]["w"].data_ptr() == weight.data_ptr()

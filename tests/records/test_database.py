@@ -27,16 +27,16 @@ def titles(connection):
     return [row[0] for row in connection.execute("SELECT title FROM book")]
 
 
-def ask(path, question=titles):
-    return database.ask(path, question, busy_seconds=0, **KIND)
+def read(path, query=titles):
+    return database.read(path, query, busy_seconds=0, **KIND)
 
 
 def test_what_is_written_is_read_while_and_after_it_is_open(tmp_path):
     writer = opened(tmp_path / "new" / "shelf")
     add(writer, "Valleys")
-    assert ask(tmp_path / "new" / "shelf") == ["Valleys"]
+    assert read(tmp_path / "new" / "shelf") == ["Valleys"]
     writer.close()
-    assert ask(tmp_path / "new" / "shelf") == ["Valleys"]
+    assert read(tmp_path / "new" / "shelf") == ["Valleys"]
     assert os.listdir(tmp_path / "new") == ["shelf"]
 
 
@@ -68,7 +68,7 @@ def test_an_answer_from_a_file_that_changed_underneath_is_asked_for_again(tmp_pa
             writer.close()
         return titles(connection)
 
-    assert len(ask(tmp_path / "shelf", question)) == 1000
+    assert len(read(tmp_path / "shelf", question)) == 1000
     assert len(asked) == 2
 
 
@@ -81,7 +81,7 @@ def test_a_file_that_always_changes_underneath_is_given_up(tmp_path):
         writer.close()
 
     with pytest.raises(RunError, match="changes faster than it can be read"):
-        ask(tmp_path / "shelf", question)
+        read(tmp_path / "shelf", question)
 
 
 def test_a_file_without_a_log_of_writes_is_read_under_its_locks(tmp_path):
@@ -90,10 +90,10 @@ def test_a_file_without_a_log_of_writes_is_read_under_its_locks(tmp_path):
     writer = sqlite3.connect(tmp_path / "shelf", isolation_level=None)
     writer.execute("PRAGMA journal_mode = DELETE")
     add(writer, "Valleys")
-    assert ask(tmp_path / "shelf") == ["Valleys"]
+    assert read(tmp_path / "shelf") == ["Valleys"]
     writer.execute("BEGIN EXCLUSIVE")
     with pytest.raises(RunError, match="locked"):
-        ask(tmp_path / "shelf")
+        read(tmp_path / "shelf")
     writer.execute("ROLLBACK")
     writer.close()
 
@@ -102,9 +102,9 @@ def test_a_path_with_marks_of_an_address_is_a_path(tmp_path):
     path = tmp_path / "50% #1?mode=memory" / "shelf"
     writer = opened(path)
     add(writer, "Valleys")
-    assert ask(path) == ["Valleys"]
+    assert read(path) == ["Valleys"]
     writer.close()
-    assert ask(path) == ["Valleys"]
+    assert read(path) == ["Valleys"]
 
 
 @pytest.mark.parametrize(
@@ -123,5 +123,5 @@ def test_each_failure_says_what_to_do(tmp_path, name, said):
     error = sqlite3.OperationalError("oops")
     if name:
         error.sqlite_errorname = name
-    with pytest.raises(RunError, match=said), database.explained(tmp_path / "shelf"):
+    with pytest.raises(RunError, match=said), database.explain_errors(tmp_path / "shelf"):
         raise error

@@ -1,7 +1,7 @@
 import json
 import math
 
-from thalweg.records import plain
+from thalweg.records import json_values
 from thalweg.records.diagnosis import Cure, Diagnosis
 
 FULL = Diagnosis(
@@ -23,8 +23,8 @@ FULL = Diagnosis(
 
 def test_a_diagnosis_comes_back_from_plain_values():
     for found in (FULL, Diagnosis("x", "y")):
-        text = json.dumps(plain.encode(_listed(found.to_dict())), allow_nan=False)
-        assert Diagnosis.from_dict(plain.decode(json.loads(text))) == found
+        text = json.dumps(json_values.encode(_listed(found.to_dict())), allow_nan=False)
+        assert Diagnosis.from_dict(json_values.decode(json.loads(text))) == found
 
 
 def _listed(value):

@@ -231,6 +231,31 @@ def test_going_back_further_ends_what_came_between(tmp_path):
         assert [segment.live_until for segment in history.segments()] == [2, 2, module.ENDLESS]
 
 
+def test_superseded_figures_name_the_segment_that_took_their_place(tmp_path):
+    with History(tmp_path) as history:
+        for begin in (0, 6, 2):
+            if begin:
+                history.supersede(begin)
+            for step in range(begin, begin + 8):
+                history.append(step, {"from": begin} if step != 7 else {"other": 1.0})
+        found = history.superseded(["from", "unknown"])
+    assert [(part.segment, part.by, part.columns["step"].tolist()) for part in found] == [
+        (1, 3, [2, 3, 4, 5]),
+        (1, 2, [6, 7]),
+        (2, 3, list(range(6, 14))),
+    ]
+    np.testing.assert_array_equal(found[1].columns["from"], [0, math.nan])
+    assert all(np.isnan(part.columns["unknown"]).all() for part in found)
+
+
+def test_a_history_without_a_rollback_has_no_superseded_figures(tmp_path):
+    with History(tmp_path) as history:
+        history.append(1, {"loss": 2.0})
+        assert history.superseded(["loss"]) == []
+    (tmp_path / "empty.sqlite").touch()
+    assert History(tmp_path / "empty.sqlite", readonly=True).superseded(["loss"]) == []
+
+
 def test_a_writer_that_opens_again_goes_on_in_the_last_segment(tmp_path):
     with History(tmp_path) as history:
         history.append(1, {"loss": 1, "rate": 7})

@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import numpy as np
@@ -9,7 +8,7 @@ from torch import nn
 
 import thalweg as tw
 from thalweg.errors import CheckpointError, RunError
-from thalweg.records.run import Figures, Run, read_status, recorded_task, write_status
+from thalweg.records.run import Figures, Run
 
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 3
@@ -104,23 +103,3 @@ def test_a_damaged_plan_or_history_is_told(finished, tmp_path):
     (folder / "history.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(RunError, match=r"history\.sqlite"):
         Run.open(folder)
-
-
-def test_a_status_comes_back_exactly(tmp_path):
-    status = {"status": "running", "summary": {"loss": float("inf"), "n": 2**60, "x": None, "deep": [1, {"a": True}]}}
-    write_status(tmp_path, status)
-    assert read_status(tmp_path) == {**status, "metrics": {}, "diagnoses": []}
-    json.loads((tmp_path / "run.json").read_text("utf-8"), parse_constant=pytest.fail)  # other programs read it
-    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
-
-
-def test_a_status_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(
-        RunError, match=r"run\.json cannot be written: No such file or directory\. Free some space or choose"
-    ):
-        write_status(tmp_path / "none", {})
-
-
-def test_a_recorded_task_is_made_again(tmp_path):
-    with pytest.raises(RunError, match=r"does not say how to make its task"):
-        recorded_task(tmp_path)

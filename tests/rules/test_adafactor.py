@@ -11,7 +11,7 @@ import torch
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
 from thalweg.rules.adafactor import adafactor
-from thalweg.rules.walk import Walk
+from thalweg.rules.plain_form import PlainForm
 
 SHAPES = [(7, 5), (5,), (3, 2, 4, 2), (1, 6), (6, 1), ()]
 GRID = [
@@ -27,7 +27,7 @@ def starts(dtype=torch.float64):
     return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in SHAPES]
 
 
-def walk(ours, theirs, a, b, steps):
+def descend(ours, theirs, a, b, steps):
     generator = torch.Generator().manual_seed(2)
     for _ in range(steps):
         for w, v in zip(a, b, strict=True):
@@ -48,26 +48,26 @@ def pair(options, dtype=torch.float64):
 @pytest.mark.parametrize("options", GRID, ids=str)
 def test_two_hundred_steps_are_torchs_to_1e_12(options):
     ours, theirs, a, b = pair(options)
-    walk(ours, theirs, a, b, steps=200)
+    descend(ours, theirs, a, b, steps=200)
     for w, v in zip(a, b, strict=True):
         torch.testing.assert_close(w, v, rtol=1e-12, atol=1e-12)
 
 
 def test_at_the_defaults_float32_weights_move_as_under_torchs_defaults():
     a, b = starts(torch.float32), starts(torch.float32)
-    walk(Optimizer(a, adafactor, lr=1e-2), torch.optim.Adafactor(b), a, b, steps=50)
+    descend(Optimizer(a, adafactor, lr=1e-2), torch.optim.Adafactor(b), a, b, steps=50)
     for w, v in zip(a, b, strict=True):
         torch.testing.assert_close(w, v, rtol=1e-5, atol=1e-6)
 
 
 def test_torchs_state_is_continued_here_and_ours_by_torch():
     ours, theirs, a, b = pair({})
-    walk(torch.optim.Adafactor(a, lr=0.05, eps=(1e-16, 1e-3)), theirs, a, b, steps=5)
+    descend(torch.optim.Adafactor(a, lr=0.05, eps=(1e-16, 1e-3)), theirs, a, b, steps=5)
     ours.load_state_dict(theirs.state_dict())
-    walk(ours, theirs, a, b, steps=20)
+    descend(ours, theirs, a, b, steps=20)
     other = torch.optim.Adafactor(b, lr=0.5)
     other.load_state_dict(copy.deepcopy(ours.state_dict()))
-    walk(ours, other, a, b, steps=20)
+    descend(ours, other, a, b, steps=20)
     for w, v in zip(a, b, strict=True):
         torch.testing.assert_close(w, v, rtol=1e-12, atol=1e-12)
         mine, its = ours.state[w], other.state[v]
@@ -77,10 +77,10 @@ def test_torchs_state_is_continued_here_and_ours_by_torch():
 def test_torchs_default_eps_of_none_is_read_as_our_number():
     a, b = starts(torch.float32), starts(torch.float32)
     ours, theirs = Optimizer(a, adafactor, lr=0.5), torch.optim.Adafactor(b)
-    walk(torch.optim.Adafactor(a), theirs, a, b, steps=3)
+    descend(torch.optim.Adafactor(a), theirs, a, b, steps=3)
     assert theirs.state_dict()["param_groups"][0]["eps"] == (None, 1e-3)
     ours.load_state_dict(theirs.state_dict())
-    walk(ours, theirs, a, b, steps=20)
+    descend(ours, theirs, a, b, steps=20)
     for w, v in zip(a, b, strict=True):
         torch.testing.assert_close(w, v, rtol=1e-5, atol=1e-6)
 
@@ -120,16 +120,16 @@ def test_the_rate_falls_as_one_over_the_root_of_the_step_once_that_is_lower():
         assert float((before - w)[0, 0]) == pytest.approx(size * min(0.5, 1 / math.sqrt(step)), rel=1e-9)
 
 
-def test_the_plain_walk_takes_the_same_steps():
+def test_the_plain_form_takes_the_same_steps():
     tensors = [starts()[0], starts()[1]]
-    walks = [Walk(adafactor, t.numpy().copy()) for t in tensors]
+    forms = [PlainForm(adafactor, t.numpy().copy()) for t in tensors]
     optimizer = Optimizer(tensors, adafactor, lr=1e-2)
     for _ in range(5):
-        for t, one in zip(tensors, walks, strict=True):
+        for t, one in zip(tensors, forms, strict=True):
             t.grad = torch.from_numpy(np.cos(one.w))
             one.step(t.grad.numpy())
         optimizer.step()
-    for t, one in zip(tensors, walks, strict=True):
+    for t, one in zip(tensors, forms, strict=True):
         np.testing.assert_allclose(t.numpy(), one.w, rtol=1e-12)
 
 

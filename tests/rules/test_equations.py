@@ -9,8 +9,8 @@ from thalweg.rules.adamw import adamw
 from thalweg.rules.gradient_descent import gradient_descent
 from thalweg.rules.momentum import momentum
 from thalweg.rules.nesterov import nesterov
+from thalweg.rules.plain_form import PlainForm
 from thalweg.rules.rmsprop import rmsprop
-from thalweg.rules.walk import Walk
 
 
 def test_gradient_descent_goes_lr_times_the_slope():
@@ -18,22 +18,22 @@ def test_gradient_descent_goes_lr_times_the_slope():
 
 
 def test_momentum_reaches_lr_over_one_minus_momentum_on_a_constant_slope():
-    walk, before = Walk(momentum, 0.0, lr=0.1), 0.0
+    form, before = PlainForm(momentum, 0.0, lr=0.1), 0.0
     for _ in range(400):
-        before = walk.w
-        walk.step(1.0)
-    assert before - walk.w == pytest.approx(0.1 / (1 - 0.9), rel=1e-12)
+        before = form.w
+        form.step(1.0)
+    assert before - form.w == pytest.approx(0.1 / (1 - 0.9), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov"])
 def test_dampening_takes_the_first_gradient_in_full_and_the_later_in_part(name):
-    walk = Walk(RULES[name], 0.0, lr=1.0, constants={"momentum": 0.5, "dampening": 0.25})
+    form = PlainForm(RULES[name], 0.0, lr=1.0, constants={"momentum": 0.5, "dampening": 0.25})
     velocities = []
     for _ in range(3):
-        walk.step(2.0)
-        velocities.append(walk.state[0])
+        form.step(2.0)
+        velocities.append(form.state[0])
     assert velocities == [2.0, 0.5 * 2.0 + 0.75 * 2.0, 0.5 * 2.5 + 0.75 * 2.0]
-    assert walk.w == -sum(velocities if name == "momentum" else (2.0 + 0.5 * v for v in velocities))
+    assert form.w == -sum(velocities if name == "momentum" else (2.0 + 0.5 * v for v in velocities))
 
 
 def test_nesterov_looks_one_momentum_ahead():
@@ -44,43 +44,43 @@ def test_nesterov_looks_one_momentum_ahead():
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 @pytest.mark.parametrize("gradient", [1e-3, 7.0, -1e5])
 def test_adams_first_step_is_lr_whatever_the_slope(name, gradient):
-    w = Walk(RULES[name], 0.0, lr=0.01, constants={"eps": 1e-300}).step(gradient)
+    w = PlainForm(RULES[name], 0.0, lr=0.01, constants={"eps": 1e-300}).step(gradient)
     assert w == pytest.approx(-math.copysign(0.01, gradient), rel=1e-9)
 
 
 def test_adamw_shrinks_weights_by_lr_times_decay_without_a_gradient():
-    walk = Walk(adamw, 2.0, lr=0.1, weight_decay=0.5)
-    walk.step(0.0)
-    assert (walk.w, *walk.state[:2]) == (2.0 * (1 - 0.05), 0.0, 0.0)
+    form = PlainForm(adamw, 2.0, lr=0.1, weight_decay=0.5)
+    form.step(0.0)
+    assert (form.w, *form.state[:2]) == (2.0 * (1 - 0.05), 0.0, 0.0)
 
 
 def test_amsgrad_never_forgets_the_largest_gradient():
-    walk = Walk(adamw, 0.0, lr=0.1, constants={"amsgrad": True})
-    walk.step(10.0)
-    largest = walk.state[2]
+    form = PlainForm(adamw, 0.0, lr=0.1, constants={"amsgrad": True})
+    form.step(10.0)
+    largest = form.state[2]
     for _ in range(50):
-        walk.step(1e-3)
-    assert walk.state[1] < walk.state[2] == largest
+        form.step(1e-3)
+    assert form.state[1] < form.state[2] == largest
 
 
 @pytest.mark.parametrize("beta1", [0.8, 0.4])
 def test_nadams_first_step_looks_ahead_by_the_next_momentum(beta1):
-    walk = Walk(RULES["nadam"], 0.0, lr=1.0, constants={"beta1": beta1, "momentum_decay": 0.0, "eps": 1e-300})
-    walk.step(-5.0)
+    form = PlainForm(RULES["nadam"], 0.0, lr=1.0, constants={"beta1": beta1, "momentum_decay": 0.0, "eps": 1e-300})
+    form.step(-5.0)
     mu = beta1 / 2  # 0.96^0 = 1: half of beta1 at every step
-    assert walk.w == pytest.approx(1 + mu / (1 - mu * mu) * (1 - beta1), rel=1e-12)
-    assert walk.numbers == {"mu_product": mu}
-    walk.step(-5.0)
-    assert walk.numbers == {"mu_product": pytest.approx(mu * mu)}
+    assert form.w == pytest.approx(1 + mu / (1 - mu * mu) * (1 - beta1), rel=1e-12)
+    assert form.carried == {"mu_product": mu}
+    form.step(-5.0)
+    assert form.carried == {"mu_product": pytest.approx(mu * mu)}
 
 
 def test_nadams_momentum_grows_from_half_to_all_of_beta1():
-    walk = Walk(RULES["nadam"], 0.0, lr=1.0, constants={"beta1": 0.9, "momentum_decay": 1.0})
+    form = PlainForm(RULES["nadam"], 0.0, lr=1.0, constants={"beta1": 0.9, "momentum_decay": 1.0})
     momenta, before = [], 1.0
     for _ in range(200):
-        walk.step(1.0)
-        momenta.append(walk.numbers["mu_product"] / before)
-        before = walk.numbers["mu_product"]
+        form.step(1.0)
+        momenta.append(form.carried["mu_product"] / before)
+        before = form.carried["mu_product"]
     assert momenta[0] == pytest.approx(0.9 * (1 - 0.96 / 2))
     assert momenta[-1] == pytest.approx(0.9, rel=1e-3)
     assert momenta == sorted(momenta)
@@ -90,12 +90,12 @@ def test_nadams_momentum_grows_from_half_to_all_of_beta1():
 @pytest.mark.parametrize("g", [0.0, 3.0])
 def test_decay_goes_through_the_gradient_or_shrinks_the_weights_as_the_switch_says(name, g):
     def after(**constants):
-        walk = Walk(RULES[name], 2.0, lr=0.1, weight_decay=0.5, constants=constants)
-        walk.step(g)
-        return walk
+        form = PlainForm(RULES[name], 2.0, lr=0.1, weight_decay=0.5, constants=constants)
+        form.step(g)
+        return form
 
     coupled, decoupled = after(), after(decoupled_weight_decay=True)
-    plain = Walk(RULES[name], 2.0, lr=0.1)
+    plain = PlainForm(RULES[name], 2.0, lr=0.1)
     plain.step(g)
     assert decoupled.w == pytest.approx(plain.w - 0.1 * 0.5 * 2.0, rel=1e-15)
     assert decoupled.state == plain.state
@@ -104,29 +104,29 @@ def test_decay_goes_through_the_gradient_or_shrinks_the_weights_as_the_switch_sa
 
 def test_radam_takes_plain_momentum_steps_until_its_second_moment_is_worth_dividing_by():
     # rho after 5 steps at beta2 = 0.999 is 4.996 (the paper's threshold is 4, PyTorch's 5), after 6 it is 5.994
-    walk, steps = Walk(RULES["radam"], 0.0, lr=1.0), []
+    form, steps = PlainForm(RULES["radam"], 0.0, lr=1.0), []
     for _ in range(6):
-        before = walk.w
-        walk.step(100.0)
-        steps.append(before - walk.w)
+        before = form.w
+        form.step(100.0)
+        steps.append(before - form.w)
     assert steps[:5] == pytest.approx([100.0] * 5)
     assert steps[5] == pytest.approx(math.sqrt(1.9940 * 3.9940 * 1999 / (1995 * 1997 * 5.9940)), rel=1e-3)
 
 
 @pytest.mark.parametrize("beta2", [0.0, 1 / 3, 0.6])  # at which parts of the rectification are divisions by zero
 def test_radam_whose_second_moment_is_short_takes_momentum_steps_for_ever(beta2):
-    walk, steps = Walk(RULES["radam"], 0.0, lr=1.0, constants={"beta2": beta2}), []
+    form, steps = PlainForm(RULES["radam"], 0.0, lr=1.0, constants={"beta2": beta2}), []
     for _ in range(9):
-        before = walk.w
-        walk.step(100.0)
-        steps.append(before - walk.w)
+        before = form.w
+        form.step(100.0)
+        steps.append(before - form.w)
     assert steps == pytest.approx([100.0] * 9)
 
 
 def test_adagrad_starts_from_the_sum_it_is_given():
-    walk = Walk(RULES["adagrad"], 1.0, lr=1.0, constants={"initial_accumulator_value": 3.0, "eps": 1e-300})
-    assert walk.step(1.0) == 1.0 - 1.0 / math.sqrt(3.0 + 1.0)
-    assert walk.step(2.0) == pytest.approx(0.5 - 2.0 / math.sqrt(4.0 + 4.0), rel=1e-15)
+    form = PlainForm(RULES["adagrad"], 1.0, lr=1.0, constants={"initial_accumulator_value": 3.0, "eps": 1e-300})
+    assert form.step(1.0) == 1.0 - 1.0 / math.sqrt(3.0 + 1.0)
+    assert form.step(2.0) == pytest.approx(0.5 - 2.0 / math.sqrt(4.0 + 4.0), rel=1e-15)
 
 
 def test_rmsprops_step_tends_to_lr_on_a_constant_slope():

@@ -8,7 +8,7 @@ import pytest
 
 from thalweg.errors import RuleError
 from thalweg.rules import RULES, rule
-from thalweg.rules.formula import as_latex, as_text, average, equation, of_a_step, summands
+from thalweg.rules.formula import as_latex, as_text, average, equation, scalars, summands
 from thalweg.rules.maths import maximum
 from thalweg.rules.notation import symbol, text
 from thalweg.rules.program import read, switches
@@ -131,13 +131,13 @@ def test_two_names_of_a_rule_never_share_a_sign(name):
 def test_numbers_of_a_step_read_back_are_those_that_are_used(name):
     one = RULES[name]
     if one.scalars is None:
-        assert of_a_step(one) == ()
+        assert scalars(one) == ()
         return
     carried = one.begin(one.constants)
     for step in (1, 2, 9, 5000):
         known = {**one.constants, **carried, "lr": 0.05}
         signs = {as_python(symbol(key)): value for key, value in known.items()} | {"t": step}
-        found = calculated(as_text(of_a_step(one)), signs)
+        found = calculated(as_text(scalars(one)), signs)
         for key, value in one.scalars(step, known).items():
             assert found[as_python(symbol(key))] == pytest.approx(value, rel=1e-12), (key, step)
 
@@ -195,6 +195,6 @@ def slowing(w, g, *, lr, total):
 
 def test_a_loop_is_no_formula():
     with pytest.raises(RuleError, match="is no line of a formula"):
-        of_a_step(slowing)
-    with pytest.raises(RuleError, match="no function of its own"):
+        scalars(slowing)
+    with pytest.raises(RuleError, match="not a function by itself"):
         average(slowing)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from thalweg.errors import RuleError
 from thalweg.optim import AdamW, Optimizer
 from thalweg.rules.muon import muon, orthogonal
-from thalweg.rules.walk import Walk
+from thalweg.rules.plain_form import PlainForm
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 SHAPES = [(7, 5), (5, 7), (64, 48), (1, 9), (9, 1)]
@@ -29,7 +29,7 @@ def drawn(shape, dtype=torch.float32, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def walk(ours, theirs, a, b, steps=20):
+def descend(ours, theirs, a, b, steps=20):
     generator = torch.Generator().manual_seed(2)
     for _ in range(steps):
         for w, v in zip(a, b, strict=True):
@@ -48,7 +48,7 @@ def pair(options, dtype=torch.float32):
 @pytest.mark.parametrize("options", GRID, ids=str)
 def test_in_half_precision_it_is_torchs_muon_bit_for_bit(options):
     ours, theirs, a, b = pair(options)
-    walk(ours, theirs, a, b)
+    descend(ours, theirs, a, b)
     for w, v in zip(a, b, strict=True):
         assert torch.equal(w, v)
         assert torch.equal(ours.state[w]["momentum_buffer"], theirs.state[v]["momentum_buffer"])
@@ -59,7 +59,7 @@ def test_in_float32_it_differs_from_torchs_by_what_bfloat16_rounds(nesterov):
     options = {"nesterov": nesterov, "adjust_lr_fn": "original", "weight_decay": 0.0}
     _, theirs, a, b = pair({**options})
     exact = Optimizer(a, muon, lr=0.02, **options)
-    walk(exact, theirs, a, b, steps=1)
+    descend(exact, theirs, a, b, steps=1)
     for w, v in zip(a, b, strict=True):
         moved = w - drawn(w.shape)
         apart = float((w - v).norm() / moved.norm())
@@ -68,13 +68,13 @@ def test_in_float32_it_differs_from_torchs_by_what_bfloat16_rounds(nesterov):
 
 def test_torchs_state_is_continued_here_and_ours_by_torch_bit_for_bit():
     ours, theirs, a, b = pair({})
-    walk(torch.optim.Muon(a, lr=0.02), theirs, a, b, steps=5)
+    descend(torch.optim.Muon(a, lr=0.02), theirs, a, b, steps=5)
     ours.load_state_dict(theirs.state_dict())
     assert ours.param_groups[0]["adjust_lr_fn"] is None  # torch's word for "original"
-    walk(ours, theirs, a, b)
+    descend(ours, theirs, a, b)
     other = torch.optim.Muon(b, lr=0.5)
     other.load_state_dict(copy.deepcopy(ours.state_dict()))
-    walk(ours, other, a, b)
+    descend(ours, other, a, b)
     assert all(torch.equal(w, v) for w, v in zip(a, b, strict=True))
 
 
@@ -109,17 +109,17 @@ def test_in_float64_a_hundred_steps_are_the_mathematics_to_1e_12(shape, options)
     np.testing.assert_allclose(w.numpy(), plain, rtol=0, atol=1e-12)
 
 
-def test_the_plain_walk_takes_the_same_steps_and_leaves_vectors_to_adamw():
+def test_the_plain_form_takes_the_same_steps_and_leaves_vectors_to_adamw():
     w, v = drawn((4, 3), torch.float64), drawn((4,), torch.float64)
-    walks = [Walk(muon, t.numpy().copy(), lr=0.1) for t in (w, v)]
+    forms = [PlainForm(muon, t.numpy().copy(), lr=0.1) for t in (w, v)]
     optimizer = Optimizer([w, v], muon, lr=0.1, weight_decay=0.0)
     for _ in range(5):
-        for t, one in zip((w, v), walks, strict=True):
+        for t, one in zip((w, v), forms, strict=True):
             t.grad = torch.from_numpy(np.cos(one.w))
             one.step(t.grad.numpy())
         optimizer.step()
-    assert walks[1].rule.name == "adamw"
-    for t, one in zip((w, v), walks, strict=True):
+    assert forms[1].rule.name == "adamw"
+    for t, one in zip((w, v), forms, strict=True):
         np.testing.assert_allclose(t.numpy(), one.w, rtol=1e-12)
 
 

@@ -72,7 +72,7 @@ def test_names_become_signs(name):
 @pytest.mark.parametrize("source", ["a % b", "a @ b", "f(a)", "a[0]", "a < b < c", "'a'", "sqrt(a, b)", "max(x=1)"])
 def test_what_is_no_arithmetic_is_refused(source):
     for write in (text, latex):
-        with pytest.raises(RuleError, match=r"is no (part|operation) of a formula"):
+        with pytest.raises(RuleError, match=r"cannot be written as a formula"):
             write(expression(source))
 
 

@@ -159,7 +159,10 @@ def test_a_file_that_was_edited_after_it_was_imported_is_not_taken_for_what_runs
     file.write_text("# a line more\n" + CELL.format(sign="-"))
     assert calculated(read(moved, {}), w=1.0, g=1.0, lr=0.5) == (0.5,)
     file.write_text("# a line more\n" + CELL.format(sign="+ 1 *"))
-    with pytest.raises(RuleError, match=r"step is not what .*of_ones_own\.py says any more.*Import it anew"):
+    with pytest.raises(
+        RuleError,
+        match=r"step is no longer what stands in .*of_ones_own\.py: the file was edited after it was imported\. Import it again",
+    ):
         read(one, {})
     file.write_text("def (")
     with pytest.raises(RuleError, match="source of the equation step cannot be read"):

@@ -98,7 +98,7 @@ def flat(drawn: Any) -> list[float]:
     return [*values, *map(float, drawn.sizes)]
 
 
-def walk(made: Batches, count: int) -> list[list[float]]:
+def draw(made: Batches, count: int) -> list[list[float]]:
     return [flat(made.draw()) for _ in range(count)]
 
 
@@ -106,34 +106,34 @@ def walk(made: Batches, count: int) -> list[list[float]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_resuming_at_any_position_gives_the_uninterrupted_sequence(kind, accumulate):
     steps = 13
-    whole = walk(batches(kind, accumulate=accumulate), steps)
+    whole = draw(batches(kind, accumulate=accumulate), steps)
     made = batches(kind, accumulate=accumulate)
     for position in range(steps):
         state = made.state_dict()
         resumed = batches(kind, accumulate=accumulate)
         resumed.load_state_dict(state)
-        assert walk(resumed, steps - position) == whole[position:], position
+        assert draw(resumed, steps - position) == whole[position:], position
         made.load_state_dict(state)  # a loader that is shared was moved on
         made.draw()
 
 
 @pytest.mark.parametrize("kind", ["items", "loader"])
 def test_loader_workers_change_nothing(kind):
-    plain = walk(batches(kind), 12)
+    plain = draw(batches(kind), 12)
     with_workers = batches(kind, workers=2)
-    assert walk(with_workers, 12) == plain
+    assert draw(with_workers, 12) == plain
     with_workers.close()
     resumed = batches(kind, workers=2)
     resumed.load_state_dict({"epoch": 1, "within": 2})
-    assert walk(resumed, 5) == plain[7:]
+    assert draw(resumed, 5) == plain[7:]
     resumed.close()
 
 
 def test_a_stream_with_workers_resumes_to_the_same_sequence():
-    whole = walk(batches("endless stream", workers=2), 8)
+    whole = draw(batches("endless stream", workers=2), 8)
     resumed = batches("endless stream", workers=2)
     resumed.load_state_dict({"epoch": 0, "within": 4})
-    assert walk(resumed, 4) == whole[4:]
+    assert draw(resumed, 4) == whole[4:]
     resumed.close()
 
 
@@ -144,11 +144,11 @@ def test_workers_that_persist_resume_to_the_same_sequence_and_serve_their_owner_
 
     own = loader()
     made = Batches(open_source(own), None, seed=0)
-    whole = walk(made, 6)
+    whole = draw(made, 6)
     assert made.epoch == 3
     resumed = Batches(open_source(loader()), None, seed=0)
     resumed.load_state_dict({"epoch": 1, "within": 1})
-    assert walk(resumed, 3) == whole[3:]
+    assert draw(resumed, 3) == whole[3:]
     made.close(), resumed.close()
     assert len(list(own)) == 2
     own._iterator._shutdown_workers()
@@ -165,7 +165,7 @@ def test_an_item_is_augmented_as_a_function_of_seed_epoch_and_index():
                 found[index] = [float(leaf[row]) for leaf in drawn.parts[0]]
         seen.append(found)
     assert seen[0] == seen[1]
-    assert walk(made, 1) != walk(batches("items", shuffle=False), 1)  # the next epoch draws anew
+    assert draw(made, 1) != draw(batches("items", shuffle=False), 1)  # the next epoch draws anew
 
 
 @given(st.integers(1, 23), st.integers(1, 4), st.booleans(), st.integers(0, 9), st.booleans())
@@ -230,7 +230,7 @@ def test_with_replacement_or_weights_the_whole_is_still_drawn():
 def test_an_endless_stream_knows_no_epoch():
     made = batches("endless stream")
     assert made.steps_per_epoch is None
-    walk(made, 30)
+    draw(made, 30)
     assert (made.epoch, made.within) == (0, 30)
 
 
@@ -242,7 +242,7 @@ def test_a_loader_of_the_person_is_told_the_epoch():
             self.epochs.append(epoch)
 
     made = Batches(open_source(DataLoader(Noisy(), batch_size=12, sampler=Told(torch.ones(N), N))), None, seed=0)
-    walk(made, 6)
+    draw(made, 6)
     assert Told.epochs == [0, 1, 2]
 
 
@@ -257,7 +257,7 @@ def test_a_batch_larger_than_the_data_is_refused(replacement):
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        (torch.ones(3), r"`weights` has the shape \(3,\), but the data have 23 examples: give one each\."),
+        (torch.ones(3), r"`weights` has the shape \(3,\), but the data have 23 examples: give one weight for each\."),
         (
             torch.ones(N).index_fill(0, torch.tensor(4), -1),
             r"`weights` is -1\.0 in row 4\. Weights are finite and not neg",
@@ -285,8 +285,8 @@ def test_a_stream_that_runs_dry_after_one_pass_is_refused():
             return self.rows
 
     made = Batches(open_source(Once()), 2, seed=0)
-    walk(made, 2)
-    with pytest.raises(DataError, match=r"The data stream gave no batch in epoch 2\. It must start anew each time"):
+    draw(made, 2)
+    with pytest.raises(DataError, match=r"The data stream gave no batch in epoch 2\. It must start again each time"):
         made.draw()
 
 

@@ -4,7 +4,7 @@ from torch.utils.data import Dataset
 
 from thalweg.errors import DataError, TaskError
 from thalweg.sampling import Batches, open_source
-from thalweg.sampling.reading import described, retold
+from thalweg.sampling.reading import described, with_data_errors
 
 
 class Corrupt(Dataset):
@@ -68,7 +68,7 @@ def test_a_stream_that_fails_is_told():
         yield torch.ones(1)
         raise OSError("cable cut")
 
-    stream = retold(broken(), "data")
+    stream = with_data_errors(broken(), "data")
     next(stream)
     with pytest.raises(DataError, match=r"Reading `data` failed: OSError: cable cut \(test_reading\.py, line \d+\)\."):
         next(stream)
@@ -80,7 +80,7 @@ def test_errors_of_the_family_pass_as_they_are():
         yield
 
     with pytest.raises(TaskError, match=r"^say this$"):
-        next(retold(strict(), "data"))
+        next(with_data_errors(strict(), "data"))
 
 
 def test_an_error_is_one_line_whatever_it_says():

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from thalweg.errors import DataError
 from thalweg.sampling import ItemSource, StreamSource, TensorSource, open_source
-from thalweg.sampling.sources import given_batch, leaves, tree_map
+from thalweg.sampling.sources import leaves, loader_knobs, tree_map
 
 N = 10
 X = np.arange(N * 3, dtype=np.float64).reshape(N, 3)
@@ -109,7 +109,7 @@ def test_the_persons_arrays_are_not_changed_by_what_is_done_to_a_batch():
 def test_ragged_columns_go_through_collate_fn():
     rows = [torch.ones(n) for n in (1, 3, 2)]
     source = open_source((rows, [0, 1, 0]), collate_fn=lambda b: (nn.utils.rnn.pad_sequence([x for x, _ in b]), len(b)))
-    padded, count = next(source.feed(iter([[(0, 0), (0, 1)]]), 0, 0))
+    padded, count = next(source.load(iter([[(0, 0), (0, 1)]]), 0, 0))
     assert padded.shape == (3, 2)
     assert count == 2
 
@@ -117,7 +117,7 @@ def test_ragged_columns_go_through_collate_fn():
 def test_frames_are_read_by_row_whatever_their_index():
     frame, labels = pd.DataFrame(X, index=range(50, 60)), pd.Series(Y, index=range(70, 80))
     source = open_source((frame, labels), collate_fn=list)
-    assert next(source.feed(iter([[(0, 4)]]), 0, 0))[0][1] == Y[4]
+    assert next(source.load(iter([[(0, 4)]]), 0, 0))[0][1] == Y[4]
 
 
 def test_collate_fn_reaches_a_stream():
@@ -131,7 +131,7 @@ def test_a_loaders_own_settings_serve_with_and_without_workers(workers):
     source = open_source(
         DataLoader(Items(), num_workers=2, prefetch_factor=3, timeout=30, multiprocessing_context="fork")
     )
-    _, y = next(source.feed(iter([[(0, 1), (0, 2)]]), 0, workers))
+    _, y = next(source.load(iter([[(0, 1), (0, 2)]]), 0, workers))
     assert y.tolist() == [1, 2]
 
 
@@ -148,8 +148,8 @@ def test_a_loaders_own_settings_serve_with_and_without_workers(workers):
     ],
 )
 def test_a_loader_has_decided_knobs(loader, knobs):
-    assert knobs.items() <= given_batch(loader).items()
-    assert given_batch((X, Y)) == {}
+    assert knobs.items() <= loader_knobs(loader).items()
+    assert loader_knobs((X, Y)) == {}
 
 
 @pytest.mark.parametrize(

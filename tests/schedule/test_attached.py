@@ -27,7 +27,7 @@ def rates(optimizer):
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def walk(optimizer, attached, steps):
+def rates_of_steps(optimizer, attached, steps):
     seen = []
     for _ in range(steps):
         seen.append(rates(optimizer))
@@ -46,7 +46,7 @@ def test_it_is_one_of_torchs_schedulers():
 def test_every_group_follows_the_factor_from_its_own_peak(kind):
     schedule = schedules.cosine(total=20, warmup=4)
     optimizer = optimizer_with(0.1, 3.0, kind=kind)
-    seen = walk(optimizer, schedule.attach(optimizer), 25)
+    seen = rates_of_steps(optimizer, schedule.attach(optimizer), 25)
     assert seen == [[0.1 * schedule.factor(s), 3.0 * schedule.factor(s)] for s in range(25)]
 
 
@@ -54,7 +54,7 @@ def test_a_rate_that_is_a_tensor_is_filled_in_place():
     rate = torch.tensor(0.5)
     optimizer = optimizer_with(rate, kind=torch.optim.AdamW)
     attached = schedules.linear(total=4).attach(optimizer)
-    assert [row[0] for row in walk(optimizer, attached, 5)] == [0.5, 0.375, 0.25, 0.125, 0.0]
+    assert [row[0] for row in rates_of_steps(optimizer, attached, 5)] == [0.5, 0.375, 0.25, 0.125, 0.0]
     assert optimizer.param_groups[0]["lr"] is rate
 
 
@@ -63,11 +63,11 @@ def test_a_rate_that_is_a_tensor_is_filled_in_place():
 def test_saved_and_loaded_it_goes_on_as_if_uninterrupted(cut, through_torch):
     schedule = schedules.sequence(schedules.cosine_restarts(6, 2, period=2), schedules.linear(5))
     whole = optimizer_with(0.1, 0.7)
-    expected = walk(whole, schedule.attach(whole), 12)
+    expected = rates_of_steps(whole, schedule.attach(whole), 12)
 
     first = optimizer_with(0.1, 0.7)
     attached = schedule.attach(first)
-    walk(first, attached, cut)
+    rates_of_steps(first, attached, cut)
     saved = {"optimizer": first.state_dict(), "schedule": attached.state_dict()}
     if through_torch:
         buffer = io.BytesIO()
@@ -80,13 +80,13 @@ def test_saved_and_loaded_it_goes_on_as_if_uninterrupted(cut, through_torch):
     second.load_state_dict(saved["optimizer"])
     resumed.load_state_dict(saved["schedule"])
     assert resumed.state_dict() == saved["schedule"]
-    assert walk(second, resumed, 12 - cut) == expected[cut:]
+    assert rates_of_steps(second, resumed, 12 - cut) == expected[cut:]
 
 
 def test_loading_alone_sets_the_rates():
     first = optimizer_with(0.1)
     attached = schedules.linear(total=10).attach(first)
-    walk(first, attached, 5)
+    rates_of_steps(first, attached, 5)
     second = optimizer_with(0.1)
     schedules.linear(total=10).attach(second).load_state_dict(attached.state_dict())
     assert rates(second) == rates(first) == [0.05]
@@ -127,7 +127,7 @@ class TestPlateau:
     def test_steps_without_a_metric_only_warm_up(self):
         optimizer = optimizer_with(1.0)
         attached = schedules.plateau(warmup=3, patience=0).attach(optimizer)
-        assert [row[0] for row in walk(optimizer, attached, 6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+        assert [row[0] for row in rates_of_steps(optimizer, attached, 6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
     def test_its_state_is_saved_with_it(self):
         first = optimizer_with(1.0)
@@ -142,16 +142,16 @@ class TestPlateau:
         resumed.step(2.0)
         assert rates(second) == [0.1]
 
-    def test_a_metric_that_nothing_looks_at_is_refused(self):
+    def test_a_metric_that_the_schedule_does_not_use_is_refused(self):
         attached = schedules.linear(total=10).attach(optimizer_with(0.1))
-        with pytest.raises(ScheduleError, match="looks at no metric"):
+        with pytest.raises(ScheduleError, match="uses no metric"):
             attached.step(0.5)
 
 
 def test_a_group_added_later_joins_with_its_own_peak():
     optimizer = optimizer_with(1.0)
     attached = schedules.linear(total=10).attach(optimizer)
-    walk(optimizer, attached, 2)
+    rates_of_steps(optimizer, attached, 2)
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.5})
     update(optimizer)
     attached.step()
@@ -177,7 +177,7 @@ def test_it_lives_in_torchs_sequential_scheduler():
     both = torch.optim.lr_scheduler.SequentialLR(optimizer, [first, second], [3])
     expected = [schedules.linear(total=4).factor(s) for s in range(3)]
     expected += [schedules.cosine(total=4).factor(s) for s in range(4)]
-    assert [row[0] for row in walk(optimizer, both, 7)] == expected
+    assert [row[0] for row in rates_of_steps(optimizer, both, 7)] == expected
 
 
 def test_it_can_be_copied_with_its_optimizer():

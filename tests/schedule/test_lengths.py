@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.errors import ScheduleError
-from thalweg.schedule.lengths import Clock, Option, count, length, number, one_of, option
+from thalweg.schedule.lengths import (
+    Option,
+    StepCounts,
+    check_choice,
+    check_integer,
+    check_length,
+    check_number,
+    check_option,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +37,7 @@ from thalweg.schedule.lengths import Clock, Option, count, length, number, one_o
     ],
 )
 def test_a_length_becomes_a_plain_value(given, plain):
-    found = length(given, "`total`")
+    found = check_length(given, "`total`")
     assert found == plain
     assert type(found) is type(plain)
 
@@ -43,72 +51,72 @@ TEXTS = ["three epochs", "3 parsecs", "0 epochs", "-1 epochs", "1e999 epochs", "
 )
 def test_a_length_that_cannot_be_is_refused_with_what_may_be(given):
     with pytest.raises(ScheduleError, match=r"`total` of linear is .*(steps such as 2000|whole number)"):
-        length(given, "`total` of linear")
+        check_length(given, "`total` of linear")
 
 
 def test_one_as_a_float_is_refused_because_it_could_be_a_step_or_the_whole():
     with pytest.raises(ScheduleError, match="one step or the whole"):
-        length(1.0, "`total`")
+        check_length(1.0, "`total`")
 
 
 def test_a_length_below_the_least_is_refused():
     with pytest.raises(ScheduleError, match="at least 1"):
-        length(0, "`total`", least=1)
+        check_length(0, "`total`", least=1)
 
 
 @given(st.one_of(st.integers(0, 10**9), st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(1, 99)))
 def test_checking_a_checked_length_changes_nothing(value):
-    once = length(value, "x")
-    assert length(once, "x") == once
+    once = check_length(value, "x")
+    assert check_length(once, "x") == once
 
 
 @given(st.floats(0.001, 1e6, allow_nan=False))
 def test_epochs_keep_their_number_exactly(epochs):
-    found = length(f"{epochs!r} epochs", "x")
+    found = check_length(f"{epochs!r} epochs", "x")
     assert float(str(found).split()[0]) == epochs
 
 
 def test_shares_and_epochs_become_the_nearest_step_and_at_least_the_least():
-    clock = Clock(whole=1000, epoch=30)
-    assert clock.steps(0.05, "x") == 50
-    assert clock.steps("2.5 epochs", "x") == 75
-    assert clock.steps(7, "x") == 7
-    assert clock.steps(1e-9, "x", least=1) == 1
+    counts = StepCounts(whole=1000, epoch=30)
+    assert counts.to_steps(0.05, "x") == 50
+    assert counts.to_steps("2.5 epochs", "x") == 75
+    assert counts.to_steps(7, "x") == 7
+    assert counts.to_steps(1e-9, "x", least=1) == 1
 
 
 @pytest.mark.parametrize(("given", "advice"), [(0.5, "total_steps"), ("1 epoch", "steps_per_epoch")])
 def test_what_is_not_known_is_asked_for(given, advice):
     with pytest.raises(ScheduleError, match=advice):
-        Clock(None, None).steps(given, "`warmup` of linear")
+        StepCounts(None, None).to_steps(given, "`warmup` of linear")
 
 
 def test_numbers_are_held_to_their_bounds():
-    assert number(np.float64(1), "x", Option(high=1)) == 1.0
+    assert check_number(np.float64(1), "x", Option(high=1)) == 1.0
     for bad in (-0.1, 1.1, math.nan, "0.5", True, None):
         with pytest.raises(ScheduleError, match="between 0 and 1"):
-            number(bad, "x", Option(high=1))
+            check_number(bad, "x", Option(high=1))
     with pytest.raises(ScheduleError, match="neither of them"):
-        number(1.0, "x", Option(high=1, strict=True))
+        check_number(1.0, "x", Option(high=1, exclusive=True))
     with pytest.raises(ScheduleError, match="above 0"):
-        number(0, "x", Option(strict=True))
+        check_number(0, "x", Option(exclusive=True))
     with pytest.raises(ScheduleError, match="of at least 1"):
-        number(math.inf, "x", Option(low=1))
+        check_number(math.inf, "x", Option(low=1))
 
 
 def test_counts_are_whole():
-    assert count(3.0, "x", Option()) == 3
+    assert check_integer(3.0, "x", Option()) == 3
     with pytest.raises(ScheduleError, match="whole number"):
-        count(2.5, "x", Option())
+        check_integer(2.5, "x", Option())
 
 
 def test_a_mistyped_word_gets_the_nearest_one():
     with pytest.raises(ScheduleError, match="Did you mean 'cosine'"):
-        one_of("cosin", ["linear", "cosine"], "shape")
+        check_choice("cosin", ["linear", "cosine"], "shape")
     with pytest.raises(ScheduleError, match="3 is no shape"):
-        one_of(3, ["linear", "cosine"], "shape")
+        check_choice(3, ["linear", "cosine"], "shape")
 
 
 @pytest.mark.parametrize("bad", ["0.5", 3, None])
 def test_milestones_are_a_list(bad):
     with pytest.raises(ScheduleError, match="list of lengths"):
-        option(bad, "`milestones`", Option(kind="lengths"))
+        check_option(bad, "`milestones`", Option(kind="lengths"))

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import thalweg.schedule as schedules
 from thalweg.errors import PlanError, ScheduleError
-from thalweg.schedule import Schedule
-from thalweg.schedule.curves import SHAPES
+from thalweg.schedule import SHAPES, Schedule
 
 SHARES = st.floats(0.01, 0.4)
 SIMPLE = sorted(set(SHAPES) - {"sequence"})
@@ -135,7 +134,7 @@ def test_resolving_leaves_only_steps_and_twice_is_once(schedule):
 
 @given(ANY, st.lists(st.floats(allow_nan=True), min_size=1, max_size=12), st.integers(0, 12))
 def test_resumed_from_any_step_it_goes_on_as_if_uninterrupted(schedule, metrics, cut):
-    def walk(schedule, state, start):
+    def factors_after(schedule, state, start):
         seen = []
         for i, metric in list(enumerate(metrics))[start:]:
             state = schedule.observe(state, metric, i * 40)
@@ -148,7 +147,7 @@ def test_resumed_from_any_step_it_goes_on_as_if_uninterrupted(schedule, metrics,
         state = plain.observe(state, metric, i * 40)
     restored = Schedule.from_dict(tomllib.loads(tomlkit.dumps(plain.to_dict())))
     saved = dict(tomllib.loads(tomlkit.dumps(state)))
-    assert walk(restored, saved, cut) == walk(plain, plain.initial_state(), 0)[cut:]
+    assert factors_after(restored, saved, cut) == factors_after(plain, plain.initial_state(), 0)[cut:]
 
 
 @given(ANY)

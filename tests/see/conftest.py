@@ -11,7 +11,8 @@ from thalweg import schedule
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.history import FILE, Event, History
 from thalweg.records.plan import Evidence, Plan
-from thalweg.records.run import PLAN, Figures, Run, write_status
+from thalweg.records.run import Figures, Run
+from thalweg.records.run_folder import PLAN, RunFolder
 
 RATE = schedule.linear(warmup=0.1)
 HOSTILE = "<script>alert('x')</script>\"'&\x1b[31m\x00\n"
@@ -201,7 +202,7 @@ def keep() -> Callable[[Run, Path], Run]:
             "summary": dict(run.summary),
             "diagnoses": [lists(d.to_dict()) for d in run.diagnoses],
         }
-        write_status(folder, status)
+        RunFolder(folder).write_status(status)
         return Run.open(folder)
 
     return write

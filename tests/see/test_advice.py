@@ -287,7 +287,7 @@ def test_parameters_without_a_gradient_are_named(make_run):
 
 
 def test_batches_left_out_are_counted(make_run):
-    events = tuple(Event(s, "nonfinite", "left out", {}, 1, False) for s in (3, 9))
+    events = tuple(Event(s, "nonfinite", "left out", {"batch": s}, 1, False) for s in (3, 9))
     assert "2 batches gave a loss or gradient that is not finite" in said(make_run(events=events))
 
 

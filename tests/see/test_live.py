@@ -7,7 +7,15 @@ import pytest
 from rich.console import Console
 
 from thalweg.records.plan import Plan
-from thalweg.see.live import LINE, REFRESH, SOON, PlainProgress, RichProgress, make_progress
+from thalweg.records.step_figures import StepFigures
+from thalweg.see.live import (
+    LINE_SECONDS,
+    REFRESH_SECONDS,
+    VALIDATION_SECONDS,
+    LineProgress,
+    RichProgress,
+    make_progress,
+)
 
 
 class Hands:
@@ -20,6 +28,10 @@ class Hands:
         return self.now
 
 
+def taken(step, loss, rate, examples):
+    return StepFigures(step, loss, rate, gradient_norm=1.0, examples=examples)
+
+
 def terminal(width=120, **options):
     return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, **options)
 
@@ -28,7 +40,7 @@ def walk(progress, clock, steps, seconds=0.01, total=1000):
     progress.begin(Plan(steps=total), 0)
     for step in range(1, steps + 1):
         clock.now += seconds
-        progress.step(step, 1.0 / step, 0.01, 32)
+        progress.step(taken(step, 1.0 / step, 0.01, 32))
 
 
 def test_the_bar_says_loss_validation_rate_speed_and_time_left():
@@ -38,7 +50,7 @@ def test_the_bar_says_loss_validation_rate_speed_and_time_left():
     progress.validated(0, {"loss": 2.5, "accuracy": 0.5})
     for step in range(1, 51):
         clock.now += 1.0
-        progress.step(step, 0.25, 0.0012, 64)
+        progress.step(taken(step, 0.25, 0.0012, 64))
     last = console.file.getvalue().split("\r")[-1]
     for words in (
         "50%",
@@ -57,7 +69,7 @@ def test_a_resumed_bar_begins_where_the_run_stopped_and_times_this_part_alone():
     progress = RichProgress(console, clock)
     progress.begin(Plan(steps=100), 80)
     clock.now += 10
-    progress.step(90, 0.5, 0.1, 32)
+    progress.step(taken(90, 0.5, 0.1, 32))
     assert "90%" in console.file.getvalue()
     assert "10 s left" in console.file.getvalue()
     progress.end()
@@ -69,11 +81,11 @@ def test_the_picture_changes_ten_times_a_second_at_most(monkeypatch):
     drawn = []
     monkeypatch.setattr(progress, "_draw", lambda: drawn.append(clock.now))
     walk(progress, clock, 1000, seconds=0.001)
-    assert len(drawn) == pytest.approx(1000 * 0.001 / REFRESH, abs=1)
+    assert len(drawn) == pytest.approx(1000 * 0.001 / REFRESH_SECONDS, abs=1)
     progress.end()
 
 
-@pytest.mark.parametrize("make", [lambda: RichProgress(terminal()), lambda: PlainProgress(io.StringIO())])
+@pytest.mark.parametrize("make", [lambda: RichProgress(terminal()), lambda: LineProgress(io.StringIO())])
 def test_a_step_costs_under_two_microseconds(make):
     progress = make()
     progress.begin(Plan(steps=10**6), 0)
@@ -83,9 +95,10 @@ def test_a_step_costs_under_two_microseconds(make):
 
 
 def timed(progress, count):
+    steps = [taken(step, 1.0, 0.1, 32) for step in range(count)]
     start = time.process_time()
-    for step in range(count):
-        progress.step(step, 1.0, 0.1, 32)
+    for figures in steps:
+        progress.step(figures)
     return (time.process_time() - start) / count
 
 
@@ -96,7 +109,7 @@ def test_the_bar_stays_on_one_line_however_narrow_the_terminal(width):
     progress.begin(Plan(steps=10), 0)
     progress.validated(0, {f"metric {k}": 0.5 for k in range(20)})
     clock.now += 5
-    progress.step(1, 1.0, 0.1, 32)
+    progress.step(taken(1, 1.0, 0.1, 32))
     assert "\n" not in console.file.getvalue()
     progress.end()
 
@@ -127,12 +140,12 @@ def test_nothing_stays_redirected_or_running_after_the_end(capsys):
 
 def test_plain_lines_come_every_few_seconds_without_control_characters():
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     walk(progress, clock, 1000, seconds=1 / 32)
     progress.event(1000, "note", "a\x1b[2Kb\rc\nd")
     progress.end()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == int(1000 / 32 / LINE) + 1
+    assert len(lines) == int(1000 / 32 / LINE_SECONDS) + 1
     assert all(c.isprintable() for line in lines for c in line)
     assert lines[0].startswith("step 160 of 1,000: loss ")
     assert lines[0].endswith("rate 0.01, 1,024 examples/s, 26 s left")
@@ -141,15 +154,15 @@ def test_plain_lines_come_every_few_seconds_without_control_characters():
 
 def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_always_said():
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     progress.begin(Plan(steps=100), 0)
     for step in range(1, 101):
         clock.now += 0.025
-        progress.step(step, 0.5, 0.01, 32)
+        progress.step(taken(step, 0.5, 0.01, 32))
         progress.validated(step, {"loss": 1 / step})
     progress.end()
     lines = stream.getvalue().splitlines()
-    assert len(lines) == int(100 * 0.025 / SOON) + 1
+    assert len(lines) == int(100 * 0.025 / VALIDATION_SECONDS) + 1
     assert "evaluated loss 0.01," in lines[-1]
 
 
@@ -164,34 +177,34 @@ def test_validations_give_lines_of_their_own_but_not_a_flood_and_the_last_is_alw
 )
 def test_a_loss_is_called_a_validation_loss_only_where_there_are_validation_data(validation, figures, words):
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     progress.begin(Plan(steps=2), 0, validation)
     clock.now += 1
-    progress.step(1, 0.25, 0.01, 32)
+    progress.step(taken(1, 0.25, 0.01, 32))
     progress.validated(1, figures)
     progress.end()
     assert words in stream.getvalue()
     bar = RichProgress(terminal(), clock)
     bar.begin(Plan(steps=2), 0, validation)
     bar.validated(0, figures)
-    bar.step(1, 0.25, 0.01, 32)
+    bar.step(taken(1, 0.25, 0.01, 32))
     assert words.split(", ")[1] in bar.console.file.getvalue()
     bar.end()
 
 
 def test_an_event_has_its_counts_of_steps_with_commas():
     stream = io.StringIO()
-    PlainProgress(stream).event(1, "resume", "Went on from step 2797.")
+    LineProgress(stream).event(1, "resume", "Went on from step 2797.")
     assert stream.getvalue() == "Went on from step 2,797.\n"
 
 
 def test_a_loss_that_is_not_finite_does_not_blind_the_smoothed_one():
     clock, stream = Hands(), io.StringIO()
-    progress = PlainProgress(stream, clock)
+    progress = LineProgress(stream, clock)
     progress.begin(Plan(steps=100), 0)
     for step, loss in enumerate([float("nan"), 1.0, float("inf"), 1.0, float("nan")], 1):
-        clock.now += LINE
-        progress.step(step, loss, 0.01, 32)
+        clock.now += LINE_SECONDS
+        progress.step(taken(step, loss, 0.01, 32))
     told = [line.split("loss ")[1].split(",")[0] for line in stream.getvalue().splitlines()]
     assert told == ["nan", "1", "1", "1", "1"]
 
@@ -199,13 +212,13 @@ def test_a_loss_that_is_not_finite_does_not_blind_the_smoothed_one():
 def test_a_stream_that_cannot_show_a_character_gets_a_question_mark():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii", newline="\n")
-    PlainProgress(stream).event(1, "note", "é done")
+    LineProgress(stream).event(1, "note", "é done")
     assert raw.getvalue().decode() == "? done\n"
 
 
 def test_a_descent_without_a_step_ends_in_silence():
     stream = io.StringIO()
-    progress = PlainProgress(stream, Hands())
+    progress = LineProgress(stream, Hands())
     progress.begin(Plan(steps=5), 5)
     progress.end()
     assert stream.getvalue() == ""
@@ -213,6 +226,6 @@ def test_a_descent_without_a_step_ends_in_silence():
 
 def test_a_terminal_gets_the_bar_and_everything_else_the_lines():
     assert isinstance(make_progress(terminal()), RichProgress)
-    assert isinstance(make_progress(Console(file=io.StringIO(), force_terminal=False)), PlainProgress)
-    assert isinstance(make_progress(terminal(_environ={"TERM": "dumb"})), PlainProgress)
-    assert isinstance(make_progress(), PlainProgress)  # under pytest the output is no terminal
+    assert isinstance(make_progress(Console(file=io.StringIO(), force_terminal=False)), LineProgress)
+    assert isinstance(make_progress(terminal(_environ={"TERM": "dumb"})), LineProgress)
+    assert isinstance(make_progress(), LineProgress)  # under pytest the output is no terminal

@@ -106,10 +106,10 @@ def test_the_browser_is_told_the_hash_of_the_script_that_stands_in_the_page(make
 def test_rollback_is_marked_shaded_told_and_explained(rescued):
     text = render(rescued)
     page = Page(text)
-    assert "steps 100 to 120 were walked anew" in text
+    assert "steps 100 to 120 were repeated" in text
     assert 'class="mark rollback"' in text
     went = "Went back to step 100, with half the planned learning rate (0.0015 instead of 0.003) and gradients clipped at 1."
-    assert page.says(f"step 120 went back {went}")
+    assert page.says(f"step 120 rolled back {went}")
     assert page.says("Step 120: diverging, abnormal since step 112 (90% sure)")
     assert page.says("9.1 (expected: at most 4.2)")
     assert page.says(f"Done: {went} That helped: the trouble did not come back. It was seen to work.")
@@ -181,7 +181,7 @@ def test_a_rate_that_cures_lowered_is_drawn_beside_the_planned_one(make_run):
     [
         ("interrupted", "Interrupted at step 400 of 400."),
         ("diverged", "The descent was given up at step 400 of 400: it diverged."),
-        ("failed", "Something else failed at step 400 of 400."),
+        ("failed", "An error ended the run at step 400 of 400."),
         ("running", "Not finished when this was written."),
     ],
 )
@@ -189,7 +189,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(make_run, keep, tmp_path, st
     run = keep(make_run(summary={"status": status}), tmp_path / "run")
     page = Page(write_report(run).read_text("utf-8"))
     assert page.says(words)
-    assert page.says("Go on where it stopped")
+    assert page.says("Resume where it stopped")
 
 
 def test_a_run_that_has_not_taken_a_step_has_a_report(tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 from thalweg.records.history import Event
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.run import Figures, Run
-from thalweg.see import story
+from thalweg.see import run_text
 from thalweg.see.report import write_report
 from thalweg.see.summary import print_summary
 
@@ -24,7 +24,7 @@ def printed(run, width=80, encoding="utf-8", **options):
 
 def test_says_the_result_the_plan_with_its_evidence_and_what_to_do(make_run):
     text = " ".join(printed(make_run()).split())
-    assert story.headline(make_run()) in text
+    assert run_text.headline(make_run()) in text
     assert "learning rate 0.003 searched best of 10 short runs" in text
     assert "schedule linear to zero over 400 steps, the first 40 in linear warm-up" in text
     assert "What to do next" in text

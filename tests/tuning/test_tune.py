@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import thalweg as tw
 from thalweg.descent.problem import pose
 from thalweg.errors import DivergedError, PlanError
-from thalweg.tuning.tune import check_fixed, plan_rungs, price, tune_plan
+from thalweg.records.request import Request
+from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, plan_rungs, start_plan
 
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(120, 5, generator=generator)
@@ -34,8 +35,14 @@ def task(**parts):
     return tw.Task(**{**made, **parts})
 
 
-def tuned(made=None, **options):
-    return tune_plan(pose(made or task()), **{"steps": 60, "effort": 4, **options})
+def tuned(made=None, say=lambda _: None, **options):
+    problem, request = pose(made or task()), Request(**{"steps": 60, "effort": 4, **options})
+    return complete_plan(problem, request, start_plan(problem, request, say), say)
+
+
+def cost(**options):
+    problem, request = pose(task()), Request(**options)
+    return estimate_cost(problem, request, start_plan(problem, request))
 
 
 def test_every_knob_that_was_chosen_carries_its_evidence():
@@ -70,33 +77,6 @@ def test_the_rungs_never_cost_more_than_the_price(full, paid):
     rungs = plan_rungs(full, paid)
     assert sum(rates * steps * seeds for rates, steps, seeds in rungs) <= paid * full * 1.01
     assert all(1 <= steps <= full for _, steps, _ in rungs)
-
-
-@pytest.mark.parametrize(
-    ("effort", "trainings"), [("quick", 2), ("standard", 4), ("thorough", 12), (1, 1), (2.5, 2.5), (np.float32(3), 3)]
-)
-def test_an_effort_is_a_number_of_trainings(effort, trainings):
-    assert price(effort) == trainings
-
-
-@pytest.mark.parametrize(
-    ("effort", "told"),
-    [
-        (
-            "thoroug",
-            r"`effort` is 'thoroug', which is none of quick, standard, thorough, and no number\. Did you mean 'thorough'\?",
-        ),
-        (0.5, r"`effort` is 0\.5, but it is at least 1: one full training\. 1 takes stated defaults alone\."),
-        (math.nan, r"`effort` is nan"),
-        (math.inf, r"`effort` is inf"),
-        (True, r"`effort` is True"),
-        (None, r"`effort` is None"),
-        ([4], r"`effort` is \[4\]"),
-    ],
-)
-def test_an_effort_that_cannot_be_is_refused(effort, told):
-    with pytest.raises(PlanError, match=told):
-        price(effort)
 
 
 def test_an_effort_of_one_searches_nothing():
@@ -136,7 +116,7 @@ def test_a_rule_with_an_average_of_its_own_keeps_its_rate_after_the_warm_up(rule
     why = plan.why("schedule")
     assert why.source == "derived"
     assert why.reason.startswith(
-        "constant: the rule's own average of the weights takes the place of a fall (arXiv:2405."
+        "constant: the rule's own average of the weights takes the place of a decay (arXiv:2405."
     )
     assert plan.why("learning_rate").source == "searched"
 
@@ -157,17 +137,6 @@ def test_a_rate_that_is_decided_for_a_rule_that_finds_its_own_stays():
     plan = tuned(fixed={"rule": "prodigy", "learning_rate": 0.5, "schedule": "constant"})
     assert (plan.learning_rate, plan.schedule.shape) == (0.5, "constant")
     assert plan.why("learning_rate").source == "given"
-
-
-def test_a_knob_that_does_not_exist_cannot_be_decided():
-    with pytest.raises(
-        PlanError, match=r"`fixed` has 'learning_rat', which is no knob of a plan\. Did you mean 'learning_rate'\?"
-    ):
-        check_fixed({"learning_rat": 1})
-    with pytest.raises(PlanError, match="'evidence', which is no knob"):
-        check_fixed({"evidence": {}})
-    with pytest.raises(PlanError, match=r"`fixed` is \['batch_size'\], but it is a table of knobs"):
-        check_fixed(["batch_size"])
 
 
 def test_the_same_seed_chooses_the_same_rate():
@@ -276,3 +245,31 @@ def test_several_budgets_are_refused_before_anything_is_measured():
     with pytest.raises(PlanError, match="Give one budget, not several"):
         tuned(epochs=1, say=said.append)
     assert said == []
+
+
+def test_the_cost_is_steps_times_trainings():
+    found = cost(epochs=4, fixed={"batch_size": 30}, effort="quick")
+    assert found[:3] == (12, 30, 2.0)
+    assert found.seconds > 0
+
+
+@pytest.mark.parametrize("fixed", [{"rule": "prodigy"}, {"learning_rate": 0.01}])
+def test_where_no_rate_is_searched_the_cost_is_one_training(fixed):
+    assert cost(epochs=4, fixed={"batch_size": 30, **fixed}, effort="thorough").trainings == 1.0
+
+
+def test_a_budget_of_seconds_is_the_cost():
+    assert cost(seconds=2.0, effort=4, fixed={"batch_size": 30}).seconds == 2.0
+
+
+def test_the_cost_is_told_in_a_sentence():
+    told = str(Cost(1200, None, 4.0, 130.0))
+    assert (
+        told
+        == "1,200 steps of all examples; with the search 4 trainings' worth: about 2 min 10 s, validation not counted"
+    )
+
+
+def test_a_cost_needs_a_budget():
+    with pytest.raises(PlanError, match="No budget"):
+        cost()

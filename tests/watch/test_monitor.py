@@ -5,17 +5,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.records import plain
+from thalweg.records import json_values
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.step_figures import StepFigures
+from thalweg.watch.cause import Cause, each_step
 from thalweg.watch.monitor import MOST_ATTEMPTS, Monitor
+
+
+def taken(step, loss, norm, rate, skipped):
+    return StepFigures(step, loss, rate, norm, skipped=skipped)
 
 
 def walk(losses, norms=None, rate=0.1, start=math.nan):
     monitor = Monitor()
     monitor.expect(start)
     for step, loss in enumerate(losses, 1):
-        found = monitor.observe(step, loss, 1.0 if norms is None else norms[step - 1], rate, False)
-        if found is not None:
-            return found
+        found = monitor.observe(taken(step, loss, 1.0 if norms is None else norms[step - 1], rate, False))
+        if found:
+            return found[0]
     return None
 
 
@@ -113,7 +120,7 @@ def test_a_gradient_that_is_no_number_is_found_at_once(norm):
 
 
 def test_a_step_that_the_optimiser_left_out_is_found():
-    assert Monitor().observe(1, 2.0, 1.0, 0.1, True).symptom == "non-finite"
+    assert Monitor().observe(taken(1, 2.0, 1.0, 0.1, True))[0].symptom == "non-finite"
 
 
 def test_a_diagnosis_comes_with_a_cure():
@@ -128,25 +135,25 @@ def test_attempts_at_one_place_grow_bolder_and_end():
     monitor = Monitor()
     factors = []
     while not monitor.exhausted:
-        factors.append(monitor.observe(40, math.nan, 1.0, 0.1, False).cure.rate_factor)
+        factors.append(monitor.observe(taken(40, math.nan, 1.0, 0.1, False))[0].cure.rate_factor)
     assert factors == [0.5**n for n in range(1, MOST_ATTEMPTS + 2)]
 
 
 def test_another_place_starts_anew():
     monitor = Monitor()
     for _ in range(3):
-        monitor.observe(40, math.nan, 1.0, 0.1, False)
-    assert monitor.observe(60, math.nan, 1.0, 0.1, False).cure.rate_factor == 0.5
+        monitor.observe(taken(40, math.nan, 1.0, 0.1, False))
+    assert monitor.observe(taken(60, math.nan, 1.0, 0.1, False))[0].cure.rate_factor == 0.5
 
 
 def test_only_a_good_state_is_worth_going_back_to():
     monitor = Monitor()
     for step in range(1, 30):
-        monitor.observe(step, 1.0, 1.0, 0.1, False)
+        monitor.observe(taken(step, 1.0, 1.0, 0.1, False))
     assert monitor.healthy
-    monitor.observe(30, 9.0, 1.0, 0.1, False)
-    monitor.observe(31, 9.0, 1.0, 0.1, False)
-    monitor.observe(32, 9.0, 1.0, 0.1, False)
+    monitor.observe(taken(30, 9.0, 1.0, 0.1, False))
+    monitor.observe(taken(31, 9.0, 1.0, 0.1, False))
+    monitor.observe(taken(32, 9.0, 1.0, 0.1, False))
     assert not monitor.healthy
 
 
@@ -157,18 +164,64 @@ losses = st.floats(1e-6, 1e6) | st.just(math.nan)
 def test_going_on_from_saved_values_changes_nothing(before, after):
     one, other = Monitor(), Monitor()
     for step, loss in enumerate(before):
-        one.observe(step, loss, 1.0, 0.1, False)
-    other.load_state_dict(plain.decode(plain.encode(one.state_dict())))
+        one.observe(taken(step, loss, 1.0, 0.1, False))
+    other.load_state_dict(json_values.decode(json_values.encode(one.state_dict())))
     for step, loss in enumerate(after, len(before)):
-        assert str(one.observe(step, loss, 1.0, 0.1, False)) == str(other.observe(step, loss, 1.0, 0.1, False))
+        assert str(one.observe(taken(step, loss, 1.0, 0.1, False))) == str(
+            other.observe(taken(step, loss, 1.0, 0.1, False))
+        )
     assert str(one.state_dict()) == str(other.state_dict())
 
 
 def test_after_going_back_the_count_of_attempts_is_kept():
     monitor = Monitor()
     fresh = monitor.state_dict()
-    monitor.observe(5, math.nan, 1.0, 0.1, False)
+    monitor.observe(taken(5, math.nan, 1.0, 0.1, False))
     monitor.load_state_dict(fresh, keep_attempts=True)
     assert (monitor.attempts, monitor.failed_at) == (1, 5)
     monitor.load_state_dict(fresh)
     assert (monitor.attempts, monitor.failed_at) == (0, -1)
+
+
+def noting(name, severity="warning", rank=50, cure=None, at=range(10**6)):
+    def question(window):
+        return Diagnosis(name, f"{name} it is.", severity, step=window.step) if window.step in at else None
+
+    return Cause(name, "a test", rank=rank, during=each_step(question), cure=cure and (lambda window, attempt: cure))
+
+
+def observed(monitor, steps):
+    return [[found.name for found in monitor.observe(taken(step, 1.0, 1.0, 0.1, False))] for step in steps]
+
+
+def test_what_lets_the_step_stand_is_found_once_an_episode():
+    monitor = Monitor([noting("odd", at=(3, 4, 5, 14, 40))])
+    assert [step for step, found in enumerate(observed(monitor, range(60))) if found] == [3, 40]
+
+
+def test_a_known_episode_is_known_after_resuming_too():
+    one, other = Monitor([noting("odd")]), Monitor([noting("odd")])
+    assert observed(one, range(3)) == [["odd"], [], []]
+    other.load_state_dict(json_values.decode(json_values.encode(one.state_dict())))
+    assert observed(other, range(3, 6)) == [[], [], []]
+
+
+def test_findings_are_ranked_by_severity_and_then_by_the_causes_rank():
+    monitor = Monitor([noting("c"), noting("b", rank=1), noting("a", "note"), noting("d", "critical")])
+    assert observed(monitor, [1]) == [["d", "b", "c", "a"]]
+
+
+def test_of_cures_that_undo_the_step_only_the_first_is_applied():
+    back, note = Cure("Go back.", rollback=True), Cure("Mind.")
+    monitor = Monitor(
+        [noting("late", rank=9, cure=back), noting("first", rank=1, cure=back), noting("aside", cure=note)]
+    )
+    found = monitor.observe(taken(1, 1.0, 1.0, 0.1, False))
+    assert [diagnosis.name for diagnosis in found] == ["first", "aside"]
+    assert monitor.attempts == 1
+
+
+def test_leaving_a_batch_out_is_no_attempt_with_the_rate():
+    monitor = Monitor([noting("spoilt", cure=Cure("Leave it out.", skip_batch=True), at=(5,))])
+    observed(monitor, range(6))
+    assert (monitor.attempts, monitor.failed_at) == (0, 5)

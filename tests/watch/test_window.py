@@ -3,6 +3,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thalweg.records.step_figures import StepFigures
 from thalweg.watch.window import FIRST, LENGTH, SMOOTHING, Window
 
 finite = st.floats(-1e6, 1e6)
@@ -25,7 +26,7 @@ def test_what_is_no_number_stays_out():
     for step, (loss, norm, skipped) in enumerate(
         [(2.0, 1.0, False), (math.nan, math.nan, True), (math.inf, 3.0, True)]
     ):
-        window.push(step, loss, norm, 0.1, skipped)
+        window.push(StepFigures(step, loss, 0.1, norm, skipped=skipped))
     assert list(window.losses) == [2.0]
     assert list(window.norms) == [1.0]
     assert window.smoothed == 2.0
@@ -34,16 +35,16 @@ def test_what_is_no_number_stays_out():
 def test_one_loss_that_stands_out_stays_out_and_two_are_let_in():
     window = Window()
     for step in range(20):
-        window.push(step, 1.0 + step % 2, 1.0, 0.1, False)
-    window.push(20, 50.0, 1.0, 0.1, False)
+        window.push(StepFigures(step, 1.0 + step % 2, 0.1, 1.0, skipped=False))
+    window.push(StepFigures(20, 50.0, 0.1, 1.0, skipped=False))
     assert max(window.losses) == 2.0
-    window.push(21, 60.0, 1.0, 0.1, False)
+    window.push(StepFigures(21, 60.0, 0.1, 1.0, skipped=False))
     assert max(window.losses) == 60.0
 
 
 def test_it_forgets():
     window = Window()
     for step in range(LENGTH + 10):
-        window.push(step, float(step), 1.0, 0.1, False)
+        window.push(StepFigures(step, float(step), 0.1, 1.0, skipped=False))
     assert len(window.losses) == LENGTH
     assert window.losses[0] == 10.0

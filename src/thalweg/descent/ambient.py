@@ -1,8 +1,10 @@
-"""Being a guest: a run draws from global random states and sets gradient mode and threads; it leaves them as found."""
+"""What a run uses of the whole process, and leaves as it was: random states, gradient mode, autocast, CPU threads,
+and the handling of Ctrl-C."""
 
 from __future__ import annotations
 
 import random
+import signal
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -11,47 +13,55 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Held while a step draws random numbers: the generators are the process's, and two runs in two threads must not share a draw.
-alone = threading.RLock()
+rng_lock = threading.RLock()
+"""Hold it from seeding until the last random number is drawn.
 
-_guard = threading.Lock()
-_guests = 0
-_found: dict[str, Any] = {}
+Random generators belong to the process, not to a thread. Of two runs in two threads, each seeds before a step; without the lock
+one would draw from the other's seed, and neither would have the same bits twice.
+"""
+
+_lock = threading.Lock()  # guards the two below, and changes of the number of threads
+_active_bodies = 0
+_states_before: dict[str, Any] = {}
 
 
 @contextmanager
 def ambient(threads: int | None = None) -> Generator[None]:
-    """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards these and random states are as found."""
-    global _guests
-    with _guard:
-        if _guests == 0:
-            _found.update(_take())
-        _guests += 1
-        before = torch.get_num_threads()
-        if threads is not None and threads != before:
+    """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards the process is as it was before.
+
+    Bodies may be nested and may run in several threads at once. The random states are saved by the first that begins and
+    restored by the last that ends: if each restored its own, one that ends early would disturb those still running.
+    """
+    global _active_bodies
+    with _lock:
+        if _active_bodies == 0:
+            _states_before.update(_random_states())
+        _active_bodies += 1
+        threads_before = torch.get_num_threads()
+        if threads is not None and threads != threads_before:
             torch.set_num_threads(threads)
     try:
         with torch.enable_grad(), torch.inference_mode(False), ExitStack() as stack:
-            for device in _casting():
-                stack.enter_context(torch.autocast(device, enabled=False))
+            for device_type in _autocasting_device_types():
+                stack.enter_context(torch.autocast(device_type, enabled=False))
             yield
     finally:
-        with _guard:
-            _guests -= 1
-            if _guests == 0:
-                _give_back(_found)
-            if threads is not None and threads != before:
-                torch.set_num_threads(before)
+        with _lock:
+            _active_bodies -= 1
+            if _active_bodies == 0:
+                _restore_random_states(_states_before)
+            if threads is not None and threads != threads_before:
+                torch.set_num_threads(threads_before)
 
 
-def _casting() -> list[str]:
-    """Give the kinds of devices on which the caller's autocast is on."""
+def _autocasting_device_types() -> list[str]:
+    """Give the types of devices on which the caller has autocast on."""
     accelerator = torch.accelerator.current_accelerator()
-    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
-    return [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+    types = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    return [device_type for device_type in types if torch.is_autocast_enabled(device_type)]
 
 
-def _take() -> dict[str, Any]:
+def _random_states() -> dict[str, Any]:
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -62,9 +72,37 @@ def _take() -> dict[str, Any]:
     return states
 
 
-def _give_back(states: dict[str, Any]) -> None:
+def _restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     if "cuda" in states:
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class StopRequest:
+    """Remembers that somebody pressed Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextmanager
+    def listening(self) -> Generator[None]:
+        """Within, the first Ctrl-C is remembered and a second one interrupts at once; afterwards signals are handled as before.
+
+        Only the main thread receives signals, and a handler that somebody else has installed stays in force.
+        """
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received:
+            signal.default_int_handler(number, frame)
+        self.received = True

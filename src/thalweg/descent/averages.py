@@ -1,4 +1,4 @@
-"""The average of the weights, made ready to be judged: batch normalisation gets the statistics of these very weights."""
+"""Validating the average of the weights: batch normalisation layers get the statistics of these very weights first."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from thalweg.descent.ambient import alone
+from thalweg.descent.ambient import rng_lock
 from thalweg.descent.precision import autocast
-from thalweg.descent.problem import to_device
 from thalweg.descent.state import Descent
 from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling import Batches, StreamSource, mix
-from thalweg.sampling.sources import seed_all, spoilt_rows
+from thalweg.sampling.sources import nonfinite_rows, seed_all, to_device
 
-_STATISTICS = 4  # keeps the draws and random numbers of these passes apart from those of the steps
-MOST = 50  # batches that statistics are estimated from
-FEWEST = 10  # likewise, where validations follow one another closely
+_STATISTICS = 4  # makes the seeds of these forward passes others than those of the steps
+MOST_BATCHES = 50  # that statistics are estimated from; fewer where validations are fewer steps apart
+FEWEST_BATCHES = 10
 
 
 @contextmanager
 def averaged(descent: Descent) -> Generator[None]:
-    """Within, the model holds the average of its weights, with statistics of its own; afterwards its own bits again.
+    """Within, the model holds the average of its weights, with batch statistics of its own; afterwards its own bits again.
 
-    The passes over training data draw from (seed, step) alone, and leave the training's place in the data as it is, so the way
-    on is the same with and without them. A model without batch normalisation makes none.
+    The statistics come from forward passes over training batches. Their order and random numbers depend on (seed, step) only,
+    and the position of training in the data does not move: training continues to the same bits with and without them. A model
+    without batch normalisation needs no such pass.
     """
-    descent.optimizer.zero_grad(set_to_none=True)  # done with, and what follows may need the room
+    descent.optimizer.zero_grad(set_to_none=True)  # not needed any more, and the passes may need the memory
     with descent.optimizer.averaged(), ExitStack() as stack:
         if gathers_statistics(descent.model):
-            memory = [(buffer, buffer.clone()) for buffer in descent.problem.objective.memory.values()]
-            with alone:
+            buffers = [(buffer, buffer.clone()) for buffer in descent.problem.objective.loss_buffers.values()]
+            with rng_lock:
                 stack.enter_context(recalibrated(descent.model, _batches(descent), _forward(descent)))
-            for buffer, before in memory:  # a task's own step may have called the loss
+            for (
+                buffer,
+                before,
+            ) in buffers:  # a `step` of the task may have called the loss, which may change its own buffers
                 buffer.copy_(before)
         yield
 
@@ -49,29 +52,30 @@ def _forward(descent: Descent) -> Callable[[nn.Module, Any], None]:
             if objective.task.step is None:
                 objective.outputs(model, batch)
             else:
-                with torch.enable_grad():  # it may take a gradient itself, of its inputs, say
+                with torch.enable_grad():  # a `step` of the task may take a gradient itself, of its inputs, say
                     objective.task.step(model, batch)
 
     return forward
 
 
 def _batches(descent: Descent) -> Iterator[Any]:
-    """Give training batches as large as the steps' own parts, with the random numbers for each drawn from (seed, step)."""
+    """Give training batches of a micro-batch's size on the device; random numbers are seeded before each."""
     plan = descent.plan
-    most = min(MOST, max(FEWEST, plan.validate_every or MOST))
-    for number, part in enumerate(islice(_parts(descent), most)):
-        if spoilt_rows(part):
+    most = min(MOST_BATCHES, max(FEWEST_BATCHES, plan.validate_every or MOST_BATCHES))
+    for number, batch in enumerate(islice(_micro_batches(descent), most)):
+        if nonfinite_rows(batch):
             continue
         seed_all(mix(plan.seed, _STATISTICS, descent.step, number))
-        yield to_device(part, descent.problem.device)
+        yield to_device(batch, descent.problem.device)
 
 
-def _parts(descent: Descent) -> Iterator[Any]:
+def _micro_batches(descent: Descent) -> Iterator[Any]:
     source, plan = descent.problem.train, descent.plan
-    if isinstance(source, StreamSource):  # a second pass beside the training's own might disturb it
+    if isinstance(source, StreamSource):
+        # A second iterator over a stream might disturb the one that training draws from, so the last batches serve again.
         yield from reversed([part for draw in descent.batches.recent for part in draw.parts])
         return
-    own = Batches(
+    batches = Batches(
         source,
         descent.batches.micro,
         seed=mix(plan.seed, _STATISTICS, descent.step),
@@ -80,7 +84,7 @@ def _parts(descent: Descent) -> Iterator[Any]:
         drop_last=True,
     )
     try:
-        for _ in range(own.steps_per_epoch or 0):
-            yield from own.draw().parts
+        for _ in range(batches.steps_per_epoch or 0):
+            yield from batches.draw().parts
     finally:
-        own.close()
+        batches.close()

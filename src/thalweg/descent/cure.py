@@ -1,87 +1,103 @@
-"""What the loop does when a step went wrong: leave a spoilt batch out, or go back, lower the rate and clip."""
+"""What is done about an abnormal step: leave its batch out, go back to a snapshot, or change rate and clipping from here on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from thalweg.descent.ambient import alone
-from thalweg.descent.gradient import backward
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.progress import Progress
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent
-from thalweg.errors import DivergedError, NonFiniteError, few
-from thalweg.records.diagnosis import Diagnosis
-from thalweg.records.weights import load_model_state
-from thalweg.sampling import Draw
-from thalweg.sampling.sources import spoilt_rows as rows_of
-from thalweg.watch import cures
+from thalweg.errors import DivergedError, NonFiniteError
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.step_figures import StepFigures
+from thalweg.watch.monitor import intervenes
+from thalweg.watch.replay import Batch, Replay
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
 MOST_SPOILT = 10  # likewise, where each holds NaN or infinity: with a few such rows three in a row happen by chance
 
 
-def respond(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis | None) -> None:
-    """Do what helps: leave the batch out where it is at fault, else what the diagnosis proposes.
-
-    `found` is None where nobody watches and the gradient was not finite.
+def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> bool:
+    """Show a step to the watch, apply the cures of what it finds, and tell whether the step stands.
 
     Raises NonFiniteError after several spoilt batches in a row, DivergedError where the cures at hand are used up.
     """
-    if found is None or found.symptom == "non-finite":
-        rows = spoilt_rows(descent.drawn)
-        tried = found is not None and not rows and descent.snapshot is not None
-        if not tried or _fails_from_snapshot(descent):
-            leave_out(descent, keeper, progress, found, rows, tried=tried)
-            return
-    assert found is not None
-    _note(descent, keeper, progress, found)
-    go_back(descent, keeper, progress, found)
+    found = descent.monitor.observe(figures, lambda: _at_hand(descent)) if descent.plan.watch else []
+    if not found and not figures.skipped:
+        return True
+    stands = not figures.skipped and not any(intervenes(diagnosis.cure) for diagnosis in found)
+    if not stands:
+        recorder.step(figures, taken=False)
+    if not found:
+        leave_out(descent, recorder, figures, None)
+    for diagnosis in found:
+        apply(descent, recorder, figures, diagnosis)
+    return stands
 
 
-def leave_out(
-    descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis | None, rows: Sequence[int], *, tried: bool
-) -> None:
-    """Go on with the next batch; the optimiser has left weights and state as they were.
+def _at_hand(descent: Descent) -> tuple[Batch, Replay | None]:
+    """Give the batch of the step just taken, and a replay where there is a snapshot."""
+    assert descent.last_draw is not None
+    replay = None if descent.snapshot is None else SnapshotReplay(descent)
+    return Batch(descent.last_draw, *descent.last_position), replay
 
-    Where the batch was `tried` on the snapshot's weights, and where the forward pass has put NaN into running statistics
-    (batch normalisation), the way on leads back to the snapshot and forward again without this batch.
+
+def apply(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:
+    """Apply the cure of a diagnosis; one that changes nothing is recorded all the same."""
+    cure = found.cure
+    if cure is not None and cure.skip_batch:
+        leave_out(descent, recorder, figures, found)
+        return
+    recorder.diagnose(found)
+    recorder.event(figures.step, found.name, f"Step {figures.step:,}: {found.cause}", found.to_dict())
+    if cure is not None and cure.rollback:
+        go_back(descent, recorder, figures, found)
+    elif cure is not None:
+        change_from_here(descent, recorder, figures, cure)
+
+
+def leave_out(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis | None) -> None:
+    """Train on with the next batch; the optimiser has left weights and state as they were.
+
+    `found` is None where nobody watches and the gradient was not finite. Where the batch was replayed, so that the model holds
+    the snapshot's weights, and where the forward pass has put NaN into running statistics (batch normalisation), training
+    continues from the snapshot, without this batch.
 
     Raises NonFiniteError after three batches in a row (ten where it is the data that are spoilt), or where running statistics
     are lost.
     """
-    step, place = descent.step + 1, f"epoch {descent.place[0] + 1}, batch {descent.place[1] + 1}"
-    why = _blame(descent, rows, tried)
-    descent.left_out.append(descent.place)
-    descent.skipped_in_row += 1
+    assert descent.last_draw is not None
+    step, batch = figures.step, Batch(descent.last_draw, *descent.last_position)
+    rows = batch.nonfinite_rows()
+    back = found is not None and found.cure is not None and found.cure.rollback
+    reason = batch.fault(rows, replayed=back)
+    descent.skipped_batches.append(descent.last_position)
+    descent.consecutive_skips += 1
     if found is not None:
-        descent.monitor.attempts -= 1  # the rate was not at fault
-        examples = _examples(descent.drawn, rows)
-        found = replace(found, cause=f"{found.cause} {why}", examples=examples, cure=cures.skip())
-        keeper.diagnose(found)
-    figures = {"epoch": descent.place[0], "batch": descent.place[1], "rows": list(rows)}
-    keeper.tell(step, "nonfinite", f"Step {step}: the batch ({place}) was left out. {why}", figures, progress)
-    if descent.skipped_in_row >= (MOST_SPOILT if rows else MOST_SKIPS):
+        recorder.diagnose(found)
+    kind = "nonfinite" if found is None else found.name
+    data = {"epoch": batch.epoch, "batch": batch.number, "rows": rows}
+    recorder.event(step, kind, f"Step {step}: the batch ({batch.place}) was left out. {reason}", data)
+    if descent.consecutive_skips >= (MOST_SPOILT if rows else MOST_SKIPS):
         raise NonFiniteError(
-            f"Step {step}: {descent.skipped_in_row} batches in a row gave a loss or gradient that is not finite; no weight took"
-            f" any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
+            f"Step {step}: {descent.consecutive_skips} batches in a row gave a loss or gradient that is not finite; no weight"
+            f" took any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
         )
-    if not tried and not _statistics_lost(descent):
+    if not back and not _statistics_lost(descent):
         return
     if descent.snapshot is None:
         raise NonFiniteError(
-            f"Step {step}: a batch ({place}) put NaN into running statistics of the model, such as batch normalisation's."
-            f" {why} Mend the data, or plan with snapshot_every=50, so that there is a state to go back to."
+            f"Step {step}: a batch ({batch.place}) put NaN into running statistics of the model, such as batch normalisation's."
+            f" {reason} Mend the data, or plan with snapshot_every=50, so that there is a state to go back to."
         )
-    _restore_snapshot(descent, keeper)
+    _restore_snapshot(descent, recorder)
 
 
-def go_back(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
+def go_back(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:
     """Go back to the snapshot with a lower rate and clipping. Raises DivergedError where that was tried in vain."""
-    step, kind = descent.step + 1, NonFiniteError if found.symptom == "non-finite" else DivergedError
+    step, kind = figures.step, NonFiniteError if found.symptom == "non-finite" else DivergedError
     if descent.snapshot is None:
         raise kind(f"{found} Snapshots are off, so there is nothing to go back to.")
     if descent.monitor.exhausted or found.cure is None:
@@ -89,66 +105,36 @@ def go_back(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnos
             f"Step {step}: {found.cause} {descent.monitor.attempts - 1} attempts with lower rates and clipping did not help."
             f" Look at the data and the loss with `thalweg check`, or start with a far smaller learning rate."
         )
-    descent.cures = {
-        "rate_factor": descent.cures["rate_factor"] * found.cure.rate_factor,
-        "clip_norm": min(found.cure.clip_norm or math.inf, descent.cures["clip_norm"] or math.inf),
-    }
-    _restore_snapshot(descent, keeper)
+    _take_in(descent, found.cure)
+    _restore_snapshot(descent, recorder)
     rate, clip = descent.plan.learning_rate * descent.cures["rate_factor"], descent.cures["clip_norm"]
     gentler = f"with a rate of {rate:.3g} and gradients clipped at {clip:.3g}"
     message = f"Went back from step {step:,} to step {descent.step:,}, {gentler}."
-    figures = {"from": step, "to": descent.step, **descent.cures}
-    keeper.tell(descent.step, "rollback", message, figures, progress)
+    recorder.event(descent.step, "rollback", message, {"from": step, "to": descent.step, **descent.cures})
 
 
-def spoilt_rows(drawn: Draw | None) -> list[int]:
-    """Give the examples of a step, counted within it, that hold NaN or infinity."""
-    found, start = list[int](), 0
-    for part, size in zip(drawn.parts, drawn.sizes, strict=True) if drawn else ():
-        found += [start + row for row in rows_of(part)]
-        start += size
-    return found
+def change_from_here(descent: Descent, recorder: Recorder, figures: StepFigures, cure: Cure) -> None:
+    """Change learning rate and clipping from the next step on, where the cure says so."""
+    before = dict(descent.cures)
+    _take_in(descent, cure)
+    if descent.cures != before:
+        recorder.event(figures.step, "cure", f"Step {figures.step:,}: {cure.action}", dict(descent.cures))
 
 
-def _fails_from_snapshot(descent: Descent) -> bool:
-    """Tell whether the batch has no finite loss and gradient at the snapshot's weights either, which did well before.
+def _take_in(descent: Descent, cure: Cure) -> None:
+    """Multiply a cure's factor into those so far, and clip at the lower of the two norms."""
+    clip = min(cure.clip_norm or math.inf, descent.cures["clip_norm"] or math.inf)
+    descent.cures = {
+        "rate_factor": descent.cures["rate_factor"] * cure.rate_factor,
+        "clip_norm": clip if clip < math.inf else None,
+    }
+    descent.optimizer.clip_norm = descent.cures["clip_norm"]
 
-    The model is left at the snapshot's weights: whatever the answer, the way on starts there.
-    """
+
+def _restore_snapshot(descent: Descent, recorder: Recorder) -> None:
     assert descent.snapshot is not None
-    assert descent.drawn is not None
-    load_model_state(descent.model, descent.snapshot["model"])
-    with alone:
-        loss = backward(descent, descent.drawn)
-    gradients = [p.grad for p in descent.model.parameters() if p.grad is not None]
-    return not math.isfinite(loss) or not all(bool(torch.isfinite(g).all()) for g in gradients)
-
-
-def _restore_snapshot(descent: Descent, keeper: Keeper) -> None:
-    assert descent.snapshot is not None
-    descent.load_state_dict(descent.snapshot, back=True)
-    keeper.went_back(descent.step)
-
-
-def _note(descent: Descent, keeper: Keeper, progress: Progress, found: Diagnosis) -> None:
-    keeper.diagnose(found)
-    kind = "nonfinite" if found.symptom == "non-finite" else "diverging"
-    keeper.tell(descent.step + 1, kind, f"Step {descent.step + 1:,}: {found.cause}", found.to_dict(), progress)
-
-
-def _blame(descent: Descent, rows: Sequence[int], tried: bool) -> str:
-    if not rows:
-        more = " It fails at the last snapshot's weights too, so the batch is at fault, not the rate." if tried else ""
-        return f"Its loss or gradient is not finite.{more}"
-    examples = _examples(descent.drawn, rows)
-    named, where = (examples, "training examples") if examples else (rows, "rows of the batch")
-    return f"Its data hold NaN or infinity: {where} {few(named)}."
-
-
-def _examples(drawn: Draw | None, rows: Sequence[int]) -> tuple[int, ...]:
-    if drawn is None or drawn.indices is None:
-        return ()
-    return tuple(int(drawn.indices[row]) for row in rows)
+    descent.load_state_dict(descent.snapshot, rollback=True)
+    recorder.supersede(descent.step)
 
 
 def _statistics_lost(descent: Descent) -> bool:

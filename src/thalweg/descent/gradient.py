@@ -1,4 +1,4 @@
-"""Feeling the slope: the gradient of one step's mean loss, in as many micro-batches as memory asks for."""
+"""The gradient of one step's mean loss, accumulated over as many micro-batches as fit into memory."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import math
 
 import torch
 
-from thalweg.descent.ambient import alone
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.ambient import rng_lock
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
-from thalweg.descent.problem import to_device
-from thalweg.descent.progress import Progress
+from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import TaskError
 from thalweg.sampling import Draw, mix
-from thalweg.sampling.sources import seed_all
+from thalweg.sampling.sources import seed_all, to_device
 
-_STEP = 2  # keeps the random numbers of the steps apart from those of the initialisation
+_STEP = 2  # makes the seeds of the steps others than that of the initialisation
 
 
-def feel(descent: Descent, keeper: Keeper, progress: Progress) -> tuple[float, int]:
+def compute_gradient(descent: Descent, recorder: Recorder) -> tuple[float, int]:
     """Leave the gradient of one step's mean loss in the parameters; give that loss and the number of examples.
 
     Out of memory halves the micro-batch and doubles the accumulation; the step's examples and its mean stay the same.
@@ -28,68 +26,76 @@ def feel(descent: Descent, keeper: Keeper, progress: Progress) -> tuple[float, i
     """
     while True:
         try:
-            with alone:
-                drawn = draw(descent)
-                return backward(descent, drawn), sum(drawn.sizes)
+            with rng_lock:
+                batch = draw(descent)
+                return backward(descent, batch), sum(batch.sizes)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            _make_room(descent, keeper, progress, error)
+            _split_further(descent, recorder, error)
 
 
 def draw(descent: Descent) -> Draw:
-    """Draw the next batch that is not one of those left out, and remember it."""
+    """Draw the next batch that is not one of the skipped, and remember it and its position."""
     batches = descent.batches
-    place = batches.epoch, batches.within
-    drawn = batches.draw()
-    while place in descent.left_out:
-        descent.skipped_in_row += 1
-        place = batches.epoch, batches.within
-        drawn = batches.draw()
-    descent.place, descent.drawn = place, drawn
-    return drawn
+    while True:
+        position = batches.epoch, batches.within
+        batch = batches.draw()
+        if position not in descent.skipped_batches:
+            descent.last_position, descent.last_draw = position, batch
+            return batch
+        descent.consecutive_skips += 1
 
 
-def backward(descent: Descent, drawn: Draw) -> float:
-    """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples (or own weight)."""
-    # Random numbers are a function of (seed, place), so that resuming and going back need none of their state.
-    seed_all(mix(descent.plan.seed, _STEP, *descent.place))
+def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = None) -> float:
+    """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples.
+
+    `position` is the batch's epoch and its index within it; None: those of the last one drawn. Where the task's `step` returns
+    a weight, that counts instead of the number of examples. Gives the mean loss; it is NaN, and there is no gradient, where every
+    target is one that the loss ignores.
+
+    Raises TaskError where the weights do not add up to more than zero.
+    """
+    # Dropout and the like are seeded anew for every batch, by (seed, position in the data). So no state of a random generator
+    # needs to be saved: a resumed run, or one that went back to a snapshot, draws the same numbers for the same batch.
+    seed_all(mix(descent.plan.seed, _STEP, *(position or descent.last_position)))
     for p in descent.parameters:
         p.grad = None
     objective, device, precision = descent.problem.objective, descent.problem.device, descent.plan.precision
-    scale = descent.scale.value
-    if len(drawn.parts) == 1:
+    scale = descent.loss_scale.value
+    if len(batch.parts) == 1:
         with autocast(precision, device):
-            loss, _ = objective.loss(descent.model, to_device(drawn.parts[0], device))
+            loss, _ = objective.loss(descent.model, to_device(batch.parts[0], device))
         (loss * scale if scale != 1.0 else loss).backward()
-        _multiply(descent, 1.0 / scale)
+        _multiply_gradients(descent, 1.0 / scale)
         return loss.item()
-    total, weights = 0.0, 0.0
-    for part, size in zip(drawn.parts, drawn.sizes, strict=True):
-        counted = objective.counted(part, size)
-        if not counted:  # all its targets are ignored, so it has no mean
+    weighted_loss, weights = 0.0, 0.0
+    for part, size in zip(batch.parts, batch.sizes, strict=True):
+        counted = objective.divisor(part, size)
+        if not counted:  # the loss ignores all its targets, so it has no mean
             continue
         with autocast(precision, device):
             loss, own = objective.loss(descent.model, to_device(part, device))
         weight = counted if own is None else float(own)
         (loss * (scale * weight)).backward()
-        total, weights = total + float(loss.detach()) * weight, weights + weight
+        weighted_loss, weights = weighted_loss + float(loss.detach()) * weight, weights + weight
     if weights <= 0 and objective.task.step is None:
         return math.nan
     if weights <= 0:
         raise TaskError(f"The weights that `step` returned for this step add up to {weights}; they must be above zero.")
-    _multiply(descent, 1.0 / (scale * weights))
-    return total / weights
+    _multiply_gradients(descent, 1.0 / (scale * weights))
+    return weighted_loss / weights
 
 
-def _multiply(descent: Descent, factor: float) -> None:
+def _multiply_gradients(descent: Descent, factor: float) -> None:
     if factor == 1.0:
         return
     gradients = [p.grad for g in descent.optimizer.param_groups for p in g["params"] if p.grad is not None]
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _make_room(descent: Descent, keeper: Keeper, progress: Progress, error: BaseException) -> None:
+def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -> None:
+    """Double the accumulation from the batch that did not fit on, which is drawn again."""
     batches = descent.batches
     if not batches.can_split:
         what = "a single example" if batches.micro == 1 else f"the loader's own batches of {batches.micro} examples"
@@ -99,10 +105,10 @@ def _make_room(descent: Descent, keeper: Keeper, progress: Progress, error: Base
     descent.optimizer.zero_grad(set_to_none=True)
     release(descent.problem.device)
     descent.accumulate *= 2
-    batches.split(descent.accumulate, descent.place)
+    batches.split(descent.accumulate, descent.last_position)
     message = (
         f"Memory ran out: steps of {batches.batch_size} examples now go in {descent.accumulate} parts of {batches.micro}."
         f" Effective batch and schedule stay."
     )
     figures = {"accumulate": descent.accumulate, "micro_batch": batches.micro}
-    keeper.tell(descent.step + 1, "out_of_memory", message, figures, progress)
+    recorder.event(descent.step + 1, "out_of_memory", message, figures)

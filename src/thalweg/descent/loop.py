@@ -1,4 +1,4 @@
-"""The loop: draw a batch, feel the slope, step downhill, watch, record. One page; what is around it are small objects."""
+"""The loop of a descent: draw a batch, compute its gradient, step downhill, watch, record."""
 
 from __future__ import annotations
 
@@ -6,83 +6,94 @@ import math
 import time
 
 from thalweg.descent.ambient import ambient
-from thalweg.descent.cure import respond
-from thalweg.descent.gradient import feel
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.progress import Progress
+from thalweg.descent.cure import accept_step
+from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.selection import keep_last, validate_and_select
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.optim.engines import compiles_first_step
 from thalweg.optim.optimizer import StepRecord
+from thalweg.records.step_figures import StepFigures
 
-COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once a process."
-STOOD_STILL = StepRecord(math.nan, 1.0, True, 0, ())
+COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once per process."
+NOT_TAKEN = StepRecord(math.nan, 1.0, True, 0, ())  # no gradient norm, not clipped, skipped, nothing counted
 
 
-def descend(descent: Descent, keeper: Keeper, progress: Progress, until: int | None = None) -> None:
-    """Walk from the descent's present step to its end (or to step `until`), writing as it goes.
+def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> None:
+    """Take steps from the descent's present one to its end (or to step `until`), and record them.
 
-    Raises DivergedError where the cures at hand do not help, KeyboardInterrupt where the person stopped it (saved).
+    Raises DivergedError where no cure helps, KeyboardInterrupt where the person stopped it (a checkpoint is written first).
     """
     plan = descent.plan
-    every = plan.validate_every or default_validate_every(descent.total, descent.epoch_steps)
-    end = min(descent.total, until or descent.total)
-    progress.begin(plan, descent.step, descent.problem.validation is not None)
+    every = plan.validate_every or default_validate_every(descent.total_steps, descent.steps_per_epoch)
+    end = min(descent.total_steps, until or descent.total_steps)
+    recorder.begin(descent)
     try:
-        with ambient(plan.threads), keeper.interruptible():
-            if descent.step == 0 and not descent.start:
-                keeper.validate(descent, progress)
+        with ambient(plan.threads), recorder.stop_request.listening():
+            if descent.step == 0 and not descent.initial_validation:
+                validate_and_select(descent, recorder)
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()
             if compiles_first_step(descent.problem.device):
-                progress.event(descent.step, "note", COMPILES)
+                recorder.progress.event(descent.step, "note", COMPILES)
             while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()
-                before = descent.before_gradient() if descent.snapshot_due else None
-                rate = set_rate(descent)
-                loss, examples = feel(descent, keeper, progress)
+                # A snapshot holds the state before this gradient, but is kept only once the loss there is known: it might hold
+                # weights that have begun to diverge, and a rollback to those would not help.
+                before = descent.state_before_gradient() if descent.snapshot_due else None
+                rate = descent.rate()
+                descent.set_rate(rate)
+                loss, examples = compute_gradient(descent, recorder)
                 if before is not None and descent.monitor.trusts(loss):
                     descent.take_snapshot(before)
-                    keeper.checkpoint_snapshot(descent)
-                felt = take_step(descent, loss)
-                if descent.scale.overflowed(loss, felt.skipped):
-                    message = f"float16 overflow: the loss scale is now {descent.scale.value:g}."
-                    keeper.tell(descent.step + 1, "note", message, {}, progress)
+                    recorder.checkpoint_snapshot(descent)
+                taken = take_step(descent, loss)
+                if descent.loss_scale.update(loss, taken.skipped):
+                    message = f"float16 overflow: the loss scale is now {descent.loss_scale.value:g}."
+                    recorder.event(descent.step + 1, "note", message)
                     continue
-                found = None
-                if plan.watch:
-                    found = descent.monitor.observe(descent.step + 1, loss, felt.gradient_norm, rate, felt.skipped)
-                if found is not None or felt.skipped:
-                    keeper.record(descent.step + 1, loss, rate, felt, examples, time.perf_counter() - started)
-                    respond(descent, keeper, progress, found)
-                    continue
-                descent.skipped_in_row = 0
-                descent.step += 1
-                step = descent.step
                 seconds = time.perf_counter() - started
-                keeper.record(step, loss, rate, felt, examples, seconds)
-                progress.step(step, loss, rate, examples)
-                if step % every == 0 or step == descent.total:
-                    keeper.validate(descent, progress)
-                if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total):
-                    keeper.ledger.digest(step, descent.digest())
-                keeper.checkpoint_when_due(descent, progress)
-            keeper.finish(descent, progress)
+                figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)
+                if not accept_step(descent, recorder, figures):
+                    continue
+                descent.consecutive_skips = 0
+                descent.step = step = figures.step
+                recorder.step(figures)
+                if step % every == 0 or step == descent.total_steps:
+                    validate_and_select(descent, recorder)
+                if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total_steps):
+                    recorder.history.digest(step, descent.digest())
+                recorder.checkpoint_when_due(descent)
+            if descent.is_over and descent.best_weights is None:
+                keep_last(descent)
+            recorder.finish(descent)
     finally:
         descent.batches.close()
-        progress.end()
-
-
-def set_rate(descent: Descent) -> float:
-    """Write the next step's learning rate into the optimiser, and give it."""
-    rate = descent.rate()
-    for group, factor in zip(descent.optimizer.param_groups, descent.factors, strict=True):
-        group["lr"] = rate * factor
-    return rate
+        recorder.end()
 
 
 def take_step(descent: Descent, loss: float) -> StepRecord:
-    """Step downhill; where the loss is not finite nothing moves, whatever its gradient is."""
+    """Update the weights, unless the loss is not finite; the optimiser skips a gradient that is not finite itself."""
     if not math.isfinite(loss):
-        return STOOD_STILL
+        return NOT_TAKEN
     descent.optimizer.step()
-    return (descent.optimizer.last or STOOD_STILL).on_host()
+    return (descent.optimizer.last or NOT_TAKEN).on_host()
+
+
+def step_figures(step: int, loss: float, rate: float, examples: int, seconds: float, taken: StepRecord) -> StepFigures:
+    """Put together the figures of one step, for history, progress and watch."""
+    return StepFigures(
+        step,
+        loss,
+        rate,
+        taken.gradient_norm,
+        taken.clip_scale,
+        taken.skipped,
+        taken.nonfinite,
+        examples,
+        seconds,
+        taken.gradient_norms,
+        taken.weight_norms,
+        taken.update_norms,
+        taken.gradient_ratios,
+    )

@@ -1,7 +1,6 @@
-"""A matrix's place in its network: an embedding, hidden, or the output layer.
+"""The place of each weight matrix in its network: embedding, hidden, or output layer.
 
-All are matrices of weights, but Muon's authors (Jordan et al. 2024) leave what stands at either end to AdamW, and so does any
-rule here that names a `rest`.
+Muon's authors (Jordan et al. 2024) leave embeddings and the output layer to AdamW, and so does any rule here that has a `rest`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 PRODUCTS = ("mm", "mv", "dot", "convolution", "linear")
-"""Parts of the names of operations that multiply by a matrix of weights."""
+"""Parts of the names of autograd operations that multiply by a weight matrix."""
 
 SHAPES = (
     "T",
@@ -27,15 +26,15 @@ SHAPES = (
     "ToCopy",
     "Clone",
 )
-"""Operations that hand on the same weights."""
+"""Autograd operations that only reshape, copy or cast the weights."""
 
 
 def places(model: nn.Module, loss: Tensor) -> dict[str, str]:
     """Give the place of every trainable matrix, by its name: "embedding", "hidden" or "output layer".
 
     Embeddings are the weights of `nn.Embedding` and `nn.EmbeddingBag`. The output layer is the matrix nearest to the loss in
-    the graph of its gradient: it may be registered in any order, tied to an embedding, or used without a module. Where no
-    such product is to be seen (a compiled model is one operation) it is the last linear layer registered, else the last matrix.
+    autograd graph: it may be registered in any order, tied to an embedding, or used without a module. Where the graph shows no
+    such product (a compiled model is one operation) it is the last linear layer registered, else the last matrix.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Linear(4, 2))
@@ -44,13 +43,13 @@ def places(model: nn.Module, loss: Tensor) -> dict[str, str]:
     """
     matrices = {id(p): name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    last = _nearest(loss, matrices) or _last(model, matrices)
+    last = _nearest_to_loss(loss, matrices) or _last_registered(model, matrices)
     ends = {**dict.fromkeys(last, "output layer"), **dict.fromkeys(tables, "embedding")}
     return {name: ends.get(i, "hidden") for i, name in matrices.items()}
 
 
-def _nearest(loss: Tensor, matrices: Collection[int]) -> set[int]:
-    """Find the matrices that are fewest operations away from the loss."""
+def _nearest_to_loss(loss: Tensor, matrices: Collection[int]) -> set[int]:
+    """Find the matrices, by `id`, that are the fewest operations away from the loss: a breadth-first search of the graph."""
     level, seen = [loss.grad_fn], set[Any]()
     while level:
         below = [(node, child) for node in level if node is not None for child, _ in node.next_functions]
@@ -68,15 +67,15 @@ def _is_product(node: Any) -> bool:
 
 
 def _weights(node: Any) -> Any:
-    """Give the tensor that an operation hands on, if it is one of the model's own."""
+    """Give the parameter that an operation reshapes, copies or casts, through any number of such operations; else None."""
     while node is not None and not hasattr(node, "variable"):
-        handed = node.next_functions
-        if len(handed) != 1 or not type(node).__name__.startswith(tuple(f"{shape}Backward" for shape in SHAPES)):
+        inputs = node.next_functions
+        if len(inputs) != 1 or not type(node).__name__.startswith(tuple(f"{shape}Backward" for shape in SHAPES)):
             return None
-        node = handed[0][0]
+        node = inputs[0][0]
     return getattr(node, "variable", None)
 
 
-def _last(model: nn.Module, matrices: Collection[int]) -> set[int]:
+def _last_registered(model: nn.Module, matrices: Collection[int]) -> set[int]:
     layers = [id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) in matrices]
     return {*(layers or [*matrices])[-1:]}

@@ -11,44 +11,47 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Give the context for the forward pass; nothing for "float32"."""
+    """Give the context for the forward pass; one that does nothing for "float32"."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
 class LossScale:
-    """A power of two by which the loss is multiplied before the backward pass, float16 only.
+    """A power of two by which the loss is multiplied before the backward pass; 1 unless the precision is float16.
 
-    It halves when a gradient overflows (that step is not taken) and doubles after `patience` good steps. Same numbers as
-    `torch.amp.GradScaler`: start 65,536, factor 2, 2,000 steps.
+    It halves when a gradient overflows (that step is not taken) and doubles after `growth_interval` steps without overflow.
+    The defaults are those of `torch.amp.GradScaler`: 65,536 at first, factor 2, 2,000 steps.
     """
 
-    def __init__(self, precision: str, *, start: float = 65536.0, patience: int = 2000) -> None:
+    def __init__(self, precision: str, *, initial: float = 65536.0, growth_interval: int = 2000) -> None:
         self.active = precision == "float16"
-        self.value = start if self.active else 1.0
-        self.patience = patience
-        self.good = 0
+        self.value = initial if self.active else 1.0
+        self.growth_interval = growth_interval
+        self.steps_since_overflow = 0
 
-    def overflowed(self, loss: float, skipped: bool) -> bool:
-        """Take in how the last step went, and tell whether it was skipped because of the scale."""
+    def update(self, loss: float, skipped: bool) -> bool:
+        """Adapt the scale to a step's loss and whether the step was skipped; give whether the scale was what made it overflow.
+
+        It was not where the loss itself is not finite, nor at a scale of 1: then something else is wrong with the step.
+        """
         if not self.active or not math.isfinite(loss):
             return False
         if skipped:
-            self.good = 0
+            self.steps_since_overflow = 0
             if self.value > 1.0:
                 self.value /= 2
                 return True
             return False
-        self.good += 1
-        if self.good == self.patience:
-            self.value, self.good = self.value * 2, 0
+        self.steps_since_overflow += 1
+        if self.steps_since_overflow == self.growth_interval:
+            self.value, self.steps_since_overflow = self.value * 2, 0
         return False
 
     def state_dict(self) -> dict[str, float | int]:
         """Give plain values."""
-        return {"value": self.value, "good": self.good}
+        return {"value": self.value, "good": self.steps_since_overflow}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
-        """Go on from `state_dict`'s values."""
-        self.value, self.good = float(state["value"]), int(state["good"])
+        """Continue from `state_dict`'s values."""
+        self.value, self.steps_since_overflow = float(state["value"]), int(state["good"])

@@ -1,98 +1,121 @@
-"""A task made ready to descend: data opened and looked through, device chosen, one batch rehearsed."""
+"""Poses a task: opens and checks its data, chooses the device, and rehearses one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from thalweg.descent.ambient import alone, ambient
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.ambient import ambient, rng_lock
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.places import places
-from thalweg.errors import DataError, TaskError, few
-from thalweg.landscape.objective import LONELY, Objective, check_labels, rehearse
+from thalweg.descent.rehearsal import Rehearsal, rehearse
+from thalweg.errors import TaskError
+from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, check_labels
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
-from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix, once, open_source
+from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix
 from thalweg.sampling.arrays import as_tensor
-from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
+from thalweg.sampling.opening import FIRST, first_batch, open_data
+from thalweg.sampling.sources import seed_all
 
-REHEARSED = 32  # examples of the rehearsal: batch normalisation needs more than one, speed asks for few
-_INIT = 1  # keeps the stream of random numbers of the initialisation apart from those of the steps
+_INIT = 1  # mixed into the seed of the initialisation, so that its random numbers are not those of the steps
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A task ready to descend: `train` and `validation` are opened data, `notes` what a person should know of them.
+    """A task that is checked and ready for training.
 
-    `matrices` are the trainable ones, by name, each with its place in the network.
+    - `objective`, `validation_objective`: the loss, with the casts that training and validation data need.
+    - `train`, `validation`: the opened data.
+    - `weights`: of each training example, for drawing with replacement.
+    - `idle`: names of the parameters that got no gradient from the first batch.
+    - `needs_two`: whether a batch of a single example fails in training.
+    - `notes`: what the user should know about data and model.
     """
 
     task: Task
     objective: Objective
-    judge: Objective  # for validation, whose data may need other casts
+    validation_objective: Objective
     train: Source
     validation: Source | None
     device: torch.device
-    weights: Tensor | None = None  # of each example, for drawing with replacement
-    idle: tuple[str, ...] = ()  # parameters that got no gradient from the first batch
-    matrices: Mapping[str, str] = field(default_factory=dict[str, str])
-    needs_two: bool = False  # a batch of one example fails in training
+    weights: Tensor | None = None
+    idle: tuple[str, ...] = ()
+    needs_two: bool = False
     notes: tuple[str, ...] = field(default=())
 
-    def private(self) -> Problem:
-        """Give the problem with a loss of its own, so that what one run's loss remembers is no other's."""
-        own = self.objective.private(self.device)
-        return replace(self, objective=own, judge=Objective(own.task, self.judge.cast_inputs))
+    def with_own_loss(self) -> Problem:
+        """Give the problem with a copy of a loss that is a module, so that its buffers are not shared by several runs."""
+        own = self.objective.with_own_loss(self.device)
+        validation_objective = Objective(own.task, self.validation_objective.cast_inputs)
+        return replace(self, objective=own, validation_objective=validation_objective)
 
     @property
     def count(self) -> int | None:
-        """Training examples, None for a stream."""
+        """The number of training examples; None for a stream."""
         return None if isinstance(self.train, StreamSource) else len(self.train)
+
+    @cached_property
+    def matrices(self) -> Mapping[str, str]:
+        """Names of the trainable matrices, each with its place in the network: see `places`. Few rules ask for them."""
+        with ambient(), rng_lock:
+            model = start_model(self, 0).train()
+            loss, _ = self.objective.loss(model, first_batch(self.train, self.device, 2))
+            return places(model, loss)
 
 
 def pose(task: Task, device: str | torch.device = "auto") -> Problem:
-    """Open a task: everything that can be known to be wrong is refused here, before the first step.
+    """Open a task's data, and run one batch through a model of it: all mistakes that show there are refused before any step.
 
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
     place = choose_device(device)
-    with ambient(), alone:
+    with ambient(), rng_lock:
         model = build_model(task, 0, place)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-        train, notes = _open(task.data, task, dtype, place, "data")
-        validation, more = (
-            (None, []) if task.validation is None else _open(task.validation, task, dtype, place, "validation")
-        )
+        options: dict[str, Any] = {
+            "float_dtype": dtype,
+            "device": place,
+            "collate_fn": task.collate_fn,
+            "has_targets": task.loss is not None,
+        }
+        train, notes = open_data(task.data, name="data", **options)
+        validation = None
+        if task.validation is not None:
+            validation, more = open_data(task.validation, name="validation", **options)
+            notes += more
         weights = None if task.weights is None else as_tensor(task.weights, torch.float64, "weights")
         check_weights(weights, train)
         model.train()
-        named = [name for name, _ in model.named_parameters()]
-        objective, batch, count = _rehearse(Objective(task).private(place), model, train, place)
-        late = [name for name, _ in model.named_parameters() if name not in named]
-        if late:
-            raise TaskError(
-                f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
-                f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
-            )
-        idle, matrices = _first_gradient(objective, model, batch)
-        _check_all_labels(objective, model, {"data": train, "validation": validation}, batch)
-        judge = objective
+        own = Objective(task).with_own_loss(place).task
+        rehearsal, count = _rehearse_training(own, model, train, place)
+        idle = _without_gradient(model, rehearsal.loss)
+        _check_all_labels(task, rehearsal.output, train, validation)
+        casts = rehearsal.casts
         if validation is not None:
             model.eval()
-            judge = rehearse(
-                Objective(objective.task), model, to_device(first_batch(validation, count), place), training=False
-            )
+            casts = rehearse(own, model, first_batch(validation, place, count), training=False).casts
             model.train()
-        more += _extra_state(model)
-        two = _needs_two(objective, model, train, place)
-    objective, judge = Objective(task, objective.cast_inputs), Objective(task, judge.cast_inputs)
-    told = (*notes, *more)
-    return Problem(task, objective, judge, train, validation, place, weights, idle, matrices, two, told)
+        notes += _extra_state(model)
+        needs_two = _needs_two(Objective(own, rehearsal.casts), model, train, place)
+    return Problem(
+        task,
+        Objective(task, rehearsal.casts),
+        Objective(task, casts),
+        train,
+        validation,
+        place,
+        weights,
+        idle,
+        needs_two,
+        tuple(notes),
+    )
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -112,9 +135,9 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
-    """Make the task's model: the factory's, initialised from the seed, or a copy of the person's module.
+    """Make the task's model: by the user's function, with random numbers from the seed, or as a copy of the user's module.
 
-    Raises TaskError where the factory fails or gives no module.
+    Raises TaskError where the function fails or gives no module.
     """
     seed_all(mix(seed, _INIT))
     model = task.make_model()
@@ -130,62 +153,27 @@ def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
 
 
 def start_model(problem: Problem, seed: int) -> nn.Module:
-    """Make the model a run starts from; lazy layers get their shapes, and their draw, from a first batch."""
+    """Make the model that a run starts from; a first batch gives lazy layers their shapes, and so their initial weights."""
     model = build_model(problem.task, seed, problem.device)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-        batch = to_device(first_batch(problem.train), problem.device)
+        batch = first_batch(problem.train, problem.device)
         seed_all(mix(seed, _INIT))
         with torch.no_grad():
             problem.objective.loss(model, batch)
     return model
 
 
-def _open(data: Any, task: Task, dtype: torch.dtype, device: torch.device, name: str) -> tuple[Source, list[str]]:
-    source = open_source(data, float_dtype=dtype, collate_fn=task.collate_fn, name=name)
-    if not isinstance(source, TensorSource):
-        return source, []
-    notes = [f"`{name}` is float64 and was cast to the model's {dtype}."] if _is_wider(data, dtype) else []
-    check_finite(source, name)
-    nest = source.nest
-    if isinstance(nest, tuple) and len(nest) > 1 and task.loss is not None:
-        nest = (*nest[:-1], tree_map(_widen, nest[-1]))
-    if device.type != "cpu":
-        nest = to_device(nest, device)
-    return TensorSource(nest), notes
+def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Rehearsal, int]:
+    """Run a first training batch, and give the number of examples that it was asked for: fewer where memory runs out.
 
-
-def _is_wider(data: Any, dtype: torch.dtype) -> bool:
-    parts = data if isinstance(data, tuple) else (data,)
-    return dtype != torch.float64 and any("float64" in str(getattr(part, "dtype", "")) for part in parts)
-
-
-def _widen(target: Tensor) -> Tensor:
-    # PyTorch's classification losses take class numbers as int64 only.
-    return target.long() if target.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else target
-
-
-def check_finite(source: TensorSource, name: str) -> None:
-    """Refuse NaN and infinity in data. Raises DataError with the first rows and columns."""
-    for number, leaf in enumerate(leaves(source.nest)):
-        rows = spoilt_rows(leaf)
-        if not rows:
-            continue
-        columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
-        raise DataError(
-            f"`{name}` (part {number + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
-            f" rows {few(rows)}, columns {few(columns)}. Drop or fill them (or scale what is too large for {leaf.dtype})."
-        )
-
-
-def _rehearse(
-    objective: Objective, model: nn.Module, train: Source, device: torch.device
-) -> tuple[Objective, Any, int]:
-    """Run a first batch, of fewer examples where memory runs out. Raises TaskError where even two are too many."""
-    count = REHEARSED
+    Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
+    """
+    known = [name for name, _ in model.named_parameters()]
+    count = FIRST
     while True:
         try:
-            batch = to_device(first_batch(train, count), device)
-            return rehearse(objective, model, batch), batch, count
+            rehearsal = rehearse(task, model, first_batch(train, device, count))
+            break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -193,32 +181,22 @@ def _rehearse(
                 raise TaskError(f"Memory runs out with a first small batch ({error}). Give a smaller model.") from error
         release(device)
         count //= 2
+    late = [name for name, _ in model.named_parameters() if name not in known]
+    if late:
+        raise TaskError(
+            f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
+            f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
+        )
+    return rehearsal, count
 
 
-def first_batch(source: Source, count: int = REHEARSED) -> Any:
-    """Give some first examples as a batch. Raises DataError where there are none."""
-    batch, _ = next(once(source, count), (None, 0))
-    if batch is None:
-        raise DataError("The data stream gave no batch. It must start anew each time it is gone through.")
-    return batch
-
-
-def to_device(nest: Any, device: torch.device) -> Any:
-    """Move a batch's tensors."""
-    if device.type == "cpu":
-        return nest
-    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, nest)
-
-
-def _first_gradient(objective: Objective, model: nn.Module, batch: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Give the parameters without a gradient, and the places of the matrices."""
-    loss, _ = objective.loss(model, batch)
+def _without_gradient(model: nn.Module, loss: Tensor) -> tuple[str, ...]:
+    """Give the names of the trainable parameters that get no gradient from a loss."""
     try:
         loss.backward()
     except RuntimeError as error:
         raise TaskError(f"The gradient failed on the first batch: {_first_line(error)}") from error
-    idle = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    return idle, places(model, loss)
+    return tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
 
 
 def _extra_state(model: nn.Module) -> list[str]:
@@ -233,27 +211,24 @@ def _extra_state(model: nn.Module) -> list[str]:
 
 
 def _needs_two(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:
-    """Try a single example, where there is batch normalisation."""
+    """Tell whether a single example fails in training; tried only where there is batch normalisation."""
     if isinstance(train, StreamSource) or not any(isinstance(m, _BatchNorm) for m in model.modules()):
         return False
     try:
         with torch.no_grad():
-            objective.loss(model, to_device(first_batch(train, 1), device))
+            objective.loss(model, first_batch(train, device, 1))
     except Exception as error:
-        return LONELY in str(error)
+        return ONE_EXAMPLE_ERROR in str(error)
     return False
 
 
-def _check_all_labels(objective: Objective, model: nn.Module, sources: dict[str, Source | None], batch: Any) -> None:
-    if objective.task.step is not None:
-        return
-    with torch.no_grad():
-        output, _ = objective.outputs(model, batch)
-    for source in sources.values():
+def _check_all_labels(task: Task, output: Any, *sources: Source | None) -> None:
+    """Check the labels of all data in memory, not of the first batch alone, against what the model gives for that."""
+    for source in sources:
         if isinstance(source, TensorSource) and isinstance(source.nest, tuple) and len(source.nest) > 1:
             target = source.nest[-1]
             if isinstance(target, Tensor) and not target.is_floating_point():
-                check_labels(objective.task, output, target)
+                check_labels(task, output, target)
 
 
 def _first_line(error: BaseException) -> str:

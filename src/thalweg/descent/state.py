@@ -1,4 +1,4 @@
-"""The descent's living state: everything that the trajectory depends on, in one place that can be saved and restored."""
+"""The state of a descent: everything that its further steps depend on, in one object that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg import optim
-from thalweg.descent.ambient import alone, ambient
+from thalweg.descent.ambient import ambient, rng_lock
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.errors import PlanError, nearest
@@ -20,28 +20,39 @@ from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.plan import Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
-from thalweg.sampling.sources import summed
+from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
 
-RECENT = 10  # of a stream, steps whose batches are kept for statistics of averaged weights
+RECENT = 10  # steps of a stream whose batches are kept in memory, for the batch statistics of averaged weights
 
 
 class Descent:
-    """A descent under way.
+    """A descent in progress. `step` counts the updates done.
 
-    `step` counts updates done. Fields are grouped by when they change: `problem`, `plan` and `schedule` never; `model`,
-    `optimizer`, `batches`, `scale` and `monitor` with every step; `cures`, `left_out` and `accumulate` when something went
-    wrong; `leading` (the figure to beat), `best` (its weights) and `shape_state` at validations.
+    Never changed: `problem`, `plan`, `schedule`, `total_steps`, `steps_per_epoch`, `rate_factors` (each parameter group's
+    factor on the learning rate).
+
+    Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last, and
+    `last_position`, its (epoch, index within the epoch).
+
+    Changed at a validation: `initial_validation` and `last_validation`, its figures before the first step and now;
+    `best_validation` ("value" of the criterion and "step"), `best_weights`, `validations_since_best`; `schedule_state`, which
+    only reduce-on-plateau has.
+
+    Changed when a step failed: `cures` ("rate_factor" on the learning rate, and "clip_norm"); `skipped_batches`, the positions
+    of batches that are not used again; `consecutive_skips`; `accumulate`, the micro-batches per step.
+
+    `snapshot` is a copy of all this to go back to when a step fails, taken at steps that the plan fixes.
     """
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
         if plan.steps is None:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
-        self.problem, self.plan, self.total = problem.private(), plan, plan.steps
-        with ambient(), alone:
+        self.problem, self.plan, self.total_steps = problem.with_own_loss(), plan, plan.steps
+        with ambient(), rng_lock:
             self.model = start_model(problem, plan.seed)
-        self.optimizer, self.factors = build_optimizer(self.model, plan)
+        self.optimizer, self.rate_factors = build_optimizer(self.model, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.accumulate = plan.accumulate
         self.batches = Batches(
@@ -56,142 +67,171 @@ class Descent:
             workers=plan.workers,
             recent=RECENT if self.optimizer.averages and gathers_statistics(self.model) else 0,
         )
-        per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
-        self.schedule = facing(plan.schedule, problem.task.mode).resolve(self.total, per_epoch)
-        self.shape_state: dict[str, Any] = self.schedule.initial_state()
-        self.scale = LossScale(plan.precision)
+        self.steps_per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
+        schedule = with_metric_mode(plan.schedule, problem.task.mode)
+        self.schedule = schedule.resolve(self.total_steps, self.steps_per_epoch)
+        self.schedule_state: dict[str, Any] = self.schedule.initial_state()
+        self.loss_scale = LossScale(plan.precision)
         self.monitor = Monitor()
         self.step = 0
         self.cures: dict[str, Any] = {"rate_factor": 1.0, "clip_norm": plan.clip_norm}
-        self.left_out: list[tuple[int, int]] = []  # places (epoch, batch) that no step is taken on
-        self.skipped_in_row = 0
-        self.place: tuple[int, int] = (0, 0)  # of the last batch drawn
-        self.drawn: Draw | None = None
-        self.leading: dict[str, Any] | None = None  # value and step of the best validation
-        self.best: Best | None = None
-        self.stale = 0  # validations since the best
-        self.start: dict[str, float] = {}  # validation before the first step
-        self.last: dict[str, float] = {}
+        self.skipped_batches: list[tuple[int, int]] = []
+        self.consecutive_skips = 0
+        self.last_position: tuple[int, int] = (0, 0)
+        self.last_draw: Draw | None = None
+        self.best_validation: dict[str, Any] | None = None
+        self.best_weights: BestWeights | None = None
+        self.validations_since_best = 0
+        self.initial_validation: dict[str, float] = {}
+        self.last_validation: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
-        self.epoch_steps = per_epoch
 
-    def rate(self) -> float:
-        """Give the learning rate of the next step: peak, times schedule, times what cures took away."""
-        factor = self.schedule.factor(self.step, self.shape_state or None)
+    def rate(self, step: int | None = None) -> float:
+        """Give the learning rate after so many steps (None: those done): peak, times schedule, times the cures' factor."""
+        factor = self.schedule.factor(self.step if step is None else step, self.schedule_state or None)
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
 
+    def set_rate(self, rate: float) -> None:
+        """Write a learning rate into the optimiser's groups, each with its own factor."""
+        for group, factor in zip(self.optimizer.param_groups, self.rate_factors, strict=True):
+            group["lr"] = rate * factor
+
     @property
-    def walks_apart(self) -> bool:
-        """Whether the rule keeps an average of its own, so that the weights it walks with are never judged."""
+    def evaluates_average_only(self) -> bool:
+        """Whether the rule keeps an average of its own, so that the weights it steps with are never validated."""
         return self.optimizer.rule.average is not None
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the run ends with the weights that validated best, rather than the last ones."""
+        return self.plan.keep == "best" and self.problem.validation is not None
+
+    @property
     def out_of_patience(self) -> bool:
-        """Whether the plan's patience has ended."""
-        return self.plan.patience is not None and self.stale >= self.plan.patience
+        """Whether as many validations as the plan's patience went by without improvement."""
+        return self.plan.patience is not None and self.validations_since_best >= self.plan.patience
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further step is to be taken."""
+        return self.step == self.total_steps or self.out_of_patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything the trajectory depends on, as sections of tensors and plain values that are still in use."""
+        """Give the sections of a checkpoint. Tensors are not copied: they change with the next step."""
         return {**self._tensors(), "loop": self._loop_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any], *, back: bool = False) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, rollback: bool = False) -> None:
         """Go to a state that `state_dict` gave; its tensors are copied.
 
-        Going `back` within a run keeps what was learnt on the way: the cures and how often they were tried, the batches that
-        are left out, the micro-batch that fits, and the figure to beat.
+        A `rollback` within a run keeps what was found out since: the cures and how often they were tried, the batches to skip,
+        the micro-batch that fits into memory, and the best validation.
         """
-        load_model_state(self.model, state["model"])
-        for name, buffer in self.problem.objective.memory.items():
-            buffer.copy_(state["loss"][name])
-        self._load_optimizer_state(state["optimizer"])
+        self.load_tensors(state)
         loop = state["loop"]
-        self.step, self.shape_state = loop["step"], dict(loop["schedule"])
-        self.skipped_in_row, self.stale = loop["skipped_in_row"], loop["stale"]
-        self.start, self.last = dict(loop["start"]), dict(loop["last"])
-        self.scale.load_state_dict(loop["scale"])
-        self.monitor.load_state_dict(loop["monitor"], keep_attempts=back)
-        if not back:
+        self.step, self.schedule_state = loop["step"], dict(loop["schedule"])
+        self.consecutive_skips, self.validations_since_best = loop["skipped_in_row"], loop["stale"]
+        self.initial_validation, self.last_validation = dict(loop["start"]), dict(loop["last"])
+        self.loss_scale.load_state_dict(loop["scale"])
+        self.monitor.load_state_dict(loop["monitor"], keep_attempts=rollback)
+        if not rollback:
             self.cures, self.accumulate = dict(loop["cures"]), loop["accumulate"]
-            self.left_out = [(epoch, within) for epoch, within in loop["left_out"]]
-            self.leading = loop["leading"] and dict(loop["leading"])
+            self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]
+            self.best_validation = loop["leading"] and dict(loop["leading"])
         self.optimizer.clip_norm = self.cures["clip_norm"]
         self.batches.accumulate = self.accumulate
         self.batches.load_state_dict(loop["batches"])
 
+    def load_tensors(self, state: Mapping[str, Any]) -> None:
+        """Copy weights, buffers and the optimiser's state of what `state_dict` gave; all else stays."""
+        load_model_state(self.model, state["model"])
+        for name, buffer in self.problem.objective.loss_buffers.items():
+            buffer.copy_(state["loss"][name])
+        self._load_optimizer_state(state["optimizer"])
+
     @property
     def snapshot_due(self) -> bool:
-        """Whether the plan asks for a snapshot of the present step, and none was taken of it."""
+        """Whether the plan asks for a snapshot of the present step, none was taken of it, and nothing looks wrong."""
         every = self.plan.snapshot_every
         taken = self.snapshot is not None and self.snapshot["loop"]["step"] == self.step
         return bool(every) and self.step % every == 0 and not taken and self.monitor.healthy
 
-    def before_gradient(self) -> dict[str, Any]:
-        """Copy what feeling the slope will change: buffers such as running statistics, and the place in the data."""
+    def state_before_gradient(self) -> dict[str, Any]:
+        """Copy what computing a gradient changes: buffers such as running statistics, and the position in the data.
+
+        Weights and optimiser state are left out: they change later, in the optimiser's step, so `take_snapshot` can still copy
+        them when the loss is known. The first copy is small; the second is made only of states worth keeping.
+        """
         loop = self._loop_state()
-        # The loop's values are made anew each time, but for what a person's own loader gives.
+        # Everything in it is a fresh copy, but for the state that a person's own loader gives for its position.
         loop["batches"] = copy.deepcopy(loop["batches"])
         buffers = {name: b for name, b in self.model.named_buffers() if is_strided(b)}
         return {
             "model": clone_into(None, buffers),
-            "loss": clone_into(None, self.problem.objective.memory),
+            "loss": clone_into(None, self.problem.objective.loss_buffers),
             "loop": loop,
         }
 
     def take_snapshot(self, before: Mapping[str, Any] | None = None) -> None:
-        """Keep a copy of the state to go back to; one is kept, written over in place.
+        """Copy the state into `snapshot`, over the memory of the one before.
 
-        `before` (from `before_gradient`) makes it the state before the gradient was felt, whose loss is known by now.
+        With `before`, from `state_before_gradient`, it is the state as it was then; weights and optimiser state must not have
+        changed since.
         """
-        before = before or self.before_gradient()
-        kept = self.snapshot or {}
-        tensors = {part: clone_into(kept.get(part), fresh) for part, fresh in self._tensors().items()}
-        for part in {"model", "loss"} & tensors.keys():
-            for name, buffer in before[part].items():
-                tensors[part][name].copy_(buffer)
+        before = before or self.state_before_gradient()
+        previous = self.snapshot or {}
+        tensors = {section: clone_into(previous.get(section), values) for section, values in self._tensors().items()}
+        for section in {"model", "loss"} & tensors.keys():
+            for name, buffer in before[section].items():
+                tensors[section][name].copy_(buffer)
         self.snapshot = {**tensors, "loop": before["loop"]}
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
-        return summed(list(model_state(self.model).items()), size=16)
+        return checksum(list(model_state(self.model).items()), size=16)
 
     def _tensors(self) -> dict[str, Any]:
-        memory = self.problem.objective.memory
-        own = {"loss": memory} if memory else {}
-        return {"model": model_state(self.model), "optimizer": self._optimizer_state(), **own}
+        buffers = self.problem.objective.loss_buffers
+        loss = {"loss": buffers} if buffers else {}
+        return {"model": model_state(self.model), "optimizer": self._optimizer_state(), **loss}
 
     def _optimizer_state(self) -> dict[str, Any]:
-        # The groups follow from the plan; names instead of numbers make the file readable by others.
+        # By parameter names instead of PyTorch's numbers, so that others can read the file. Groups are made from the plan again.
         numbered = self.optimizer.state_dict()["state"]
-        return {name: dict(numbered[i]) for i, name in enumerate(self._names()) if i in numbered}
+        return {name: dict(numbered[i]) for i, name in enumerate(self._parameter_names()) if i in numbered}
 
     def _load_optimizer_state(self, named: Mapping[str, Any]) -> None:
         full = self.optimizer.state_dict()
-        full["state"] = {i: dict(named[name]) for i, name in enumerate(self._names()) if name in named}
+        full["state"] = {i: dict(named[name]) for i, name in enumerate(self._parameter_names()) if name in named}
         self.optimizer.load_state_dict(copy.deepcopy(full))
 
-    def _names(self) -> list[str]:
+    def _parameter_names(self) -> list[str]:
         return [name for group in self.optimizer.param_groups for name in group["param_names"]]
 
     def _loop_state(self) -> dict[str, Any]:
+        # The keys are part of the checkpoint's format and stay, whatever the fields are called.
         return {
             "step": self.step,
             "batches": self.batches.state_dict(),
-            "schedule": dict(self.shape_state),
+            "schedule": dict(self.schedule_state),
             "accumulate": self.accumulate,
-            "scale": self.scale.state_dict(),
+            "scale": self.loss_scale.state_dict(),
             "monitor": self.monitor.state_dict(),
             "cures": dict(self.cures),
-            "left_out": [list(place) for place in self.left_out],
-            "leading": self.leading and dict(self.leading),
-            "skipped_in_row": self.skipped_in_row,
-            "stale": self.stale,
-            "start": dict(self.start),
-            "last": dict(self.last),
+            "left_out": [list(position) for position in self.skipped_batches],
+            "leading": self.best_validation and dict(self.best_validation),
+            "skipped_in_row": self.consecutive_skips,
+            "stale": self.validations_since_best,
+            "start": dict(self.initial_validation),
+            "last": dict(self.last_validation),
         }
 
 
-class Best:
-    """The weights that validated best so far: `figures` are theirs, `averaged` says whether they are an average's."""
+class BestWeights:
+    """The weights that validated best so far.
+
+    `value` is the criterion's and `figures` are all of that validation, after `step` steps; `averaged` says whether these are
+    averaged weights; `model` is a copy of the state dict.
+    """
 
     def __init__(
         self, value: float, step: int, figures: dict[str, float], averaged: bool, model: dict[str, Any]
@@ -204,21 +244,21 @@ class Best:
         return {"model": self.model, "loop": loop}
 
     @staticmethod
-    def from_state(state: Mapping[str, Any]) -> Best:
+    def from_state(state: Mapping[str, Any]) -> BestWeights:
         """Read the checkpoint named `best`."""
         loop = state["loop"]
-        return Best(loop["value"], loop["step"], dict(loop["figures"]), loop["averaged"], dict(state["model"]))
+        return BestWeights(loop["value"], loop["step"], dict(loop["figures"]), loop["averaged"], dict(state["model"]))
 
 
 def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list[float]]:
-    """Make the optimiser with its parameter groups, and each group's factor on the rate.
+    """Make the optimiser with its parameter groups, and each group's factor on the learning rate.
 
     Parameters of fewer than two dimensions (biases, normalisation) are not decayed unless the plan says so. A group of the plan
-    may go by another rule; what Muon leaves to AdamW stands in the plan's groups once it is settled.
+    may have another update rule; the parameters that Muon leaves to AdamW are such a group of a settled plan.
 
     Raises PlanError where a pattern of the plan's groups matches no parameter.
     """
-    gathered: dict[tuple[float, float, str | None], list[tuple[str, nn.Parameter]]] = {}
+    members: dict[tuple[float, float, str | None], list[tuple[str, nn.Parameter]]] = {}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for pattern in plan.groups:
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in trainable):
@@ -231,12 +271,12 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
         for pattern, group in plan.groups.items():
             if fnmatch.fnmatchcase(name, pattern):
                 rate, decay, rule = group.learning_rate, decay * group.weight_decay, group.rule or rule
-        own = None if rule == plan.rule else rule
-        gathered.setdefault((rate, decay, own), []).append((name, parameter))
+        other_rule = None if rule == plan.rule else rule
+        members.setdefault((rate, decay, other_rule), []).append((name, parameter))
     groups = [
-        {"params": members, "lr": plan.learning_rate * rate, "weight_decay": plan.weight_decay * decay}
+        {"params": parameters, "lr": plan.learning_rate * rate, "weight_decay": plan.weight_decay * decay}
         | ({} if rule is None else {"rule": rule})
-        for (rate, decay, rule), members in gathered.items()
+        for (rate, decay, rule), parameters in members.items()
     ]
     optimizer = optim.build(
         plan.rule,
@@ -250,33 +290,37 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
         on_nonfinite="skip",
         engine=plan.engine,
     )
-    return optimizer, [rate for rate, _, _ in gathered]
+    return optimizer, [rate for rate, _, _ in members]
 
 
-def facing(schedule: Schedule, mode: str) -> Schedule:
-    """Turn every plateau of a schedule towards the task's criterion: it waits for less where less is better, else for more."""
+def with_metric_mode(schedule: Schedule, mode: str) -> Schedule:
+    """Give the schedule with "min" or "max" entered in every reduce-on-plateau part, as the task's criterion asks."""
     options = {**schedule.options, "mode": mode} if "mode" in schedule.options else schedule.options
-    return replace(schedule, options=options, parts=tuple(facing(part, mode) for part in schedule.parts))
+    return replace(schedule, options=options, parts=tuple(with_metric_mode(part, mode) for part in schedule.parts))
 
 
-def clone_into(kept: Any, fresh: Any) -> Any:
-    """Copy a nest of dicts of tensors and plain values, into the tensors of an earlier copy where they fit."""
-    if isinstance(fresh, Mapping):
+def clone_into(target: Any, source: Any) -> Any:
+    """Copy nested dicts of tensors and plain values, into the tensors of an earlier copy where shape and dtype agree.
+
+    So copies that are made again and again need no new memory. The copy is what is returned; `target` may be None.
+    """
+    if isinstance(source, Mapping):
         return {
-            key: clone_into(kept.get(key) if isinstance(kept, dict) else None, value) for key, value in fresh.items()
+            key: clone_into(target.get(key) if isinstance(target, dict) else None, value)
+            for key, value in source.items()
         }
-    if isinstance(fresh, Tensor):
-        if isinstance(kept, Tensor) and kept.shape == fresh.shape and kept.dtype == fresh.dtype:
-            return kept.copy_(fresh.detach())
-        return fresh.detach().clone()
-    return copy.deepcopy(fresh)
+    if isinstance(source, Tensor):
+        if isinstance(target, Tensor) and target.shape == source.shape and target.dtype == source.dtype:
+            return target.copy_(source.detach())
+        return source.detach().clone()
+    return copy.deepcopy(source)
 
 
-def default_validate_every(total: int, epoch_steps: int | None) -> int:
-    """Give the steps between validations: an epoch, but at least five and at most fifty validations a run.
+def default_validate_every(total_steps: int, steps_per_epoch: int | None) -> int:
+    """Give the number of steps between validations: an epoch, but at least five and at most fifty validations per run.
 
     >>> default_validate_every(1000, 100), default_validate_every(1000, 2), default_validate_every(1000, None)
     (100, 20, 50)
     """
-    every = epoch_steps or math.ceil(total / 20)
-    return max(1, min(max(every, math.ceil(total / 50)), total // 5))
+    every = steps_per_epoch or math.ceil(total_steps / 20)
+    return max(1, min(max(every, math.ceil(total_steps / 50)), total_steps // 5))

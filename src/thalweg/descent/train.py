@@ -6,35 +6,23 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from thalweg.descent.claim import LOCK, claimed, unwritable
-from thalweg.descent.keeper import Keeper, plain
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Progress, Silent
+from thalweg.descent.recorder import Progress, Recorder
 from thalweg.descent.state import Descent
-from thalweg.errors import CheckpointError, DivergedError, RunError, ThalwegError
+from thalweg.errors import CheckpointError, DivergedError, ThalwegError
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE, History
+from thalweg.records.json_values import without_tuples
 from thalweg.records.plan import Plan
-from thalweg.records.run import (
-    CHECKPOINTS,
-    PLAN,
-    STATUS,
-    TASK,
-    Figures,
-    Run,
-    as_folder,
-    is_finished,
-    read_status,
-    write_status,
-)
+from thalweg.records.run import Figures, Run
+from thalweg.records.run_folder import RunFolder
 from thalweg.records.weights import load_model_state
 
 
@@ -43,204 +31,153 @@ def train_plan(
     plan: Plan,
     out: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    found: Sequence[Diagnosis] = (),
+    diagnoses: Sequence[Diagnosis] = (),
 ) -> Run:
-    """Train a settled plan; `found` is what was diagnosed before, and goes into the run.
+    """Train a plan whose steps are known; `diagnoses`, made before training, become part of the run.
 
-    On an existing `out`: the same plan unfinished is resumed, finished it is opened, another plan is an error.
+    Where `out` holds a run of the same plan, it is resumed, or opened if it is finished.
 
-    Raises RunError for a folder that cannot serve, DivergedError where the descent cannot be saved.
+    Raises RunError where `out` holds another plan's run or other things, DivergedError where the descent diverges and no cure
+    helps.
     """
-    progress = progress or Silent()
     if out is None:
-        return _walk(Descent(problem, plan), Keeper(found=found), progress)
-    folder = as_folder(out)
-    with claimed(folder):
-        if not (folder / STATUS).exists():
-            _found(folder, problem, plan)
+        return _train(Descent(problem, plan), Recorder(diagnoses=diagnoses, progress=progress))
+    folder = RunFolder.at(out)
+    with folder.locked():
+        if not folder.holds_run:
+            create(folder, problem, plan)
         else:
-            plan = _recorded(folder, plan)
-            if is_finished(folder):
-                return Run.open(folder, problem.task)
-            _check_data(folder, problem)
-        return _walk_in(folder, problem, plan, progress, found)
+            plan = folder.check_plan(plan)
+            if folder.is_finished:
+                return Run.open(folder.path, problem.task)
+            folder.check_data(_describe_data(problem))
+        with folder.open_history() as history:
+            descent, recorder = Descent(problem, plan), Recorder(folder, history, diagnoses, progress)
+            _restore_newest(folder, descent, recorder)
+            return _train(descent, recorder, _seconds_recorded(history))
 
 
-def _check_data(folder: Path, problem: Problem) -> None:
-    """Refuse to go on with other data. Raises RunError."""
-    there: dict[str, Any] = {}
-    with suppress(RunError):
-        there = read_status(folder)["summary"]
-    here = _data_of(problem)
-    for name, told in (
-        ("examples", "number of training examples"),
-        ("data", "training data"),
-        ("held_out", "validation data"),
-    ):
-        if there.get(name) is not None and there[name] != here[name]:
-            raise RunError(
-                f"The {told} is {there[name]} for the run in {folder}, and {here[name]} now: the task gives other data. Where it"
-                f" splits or draws them at random, seed that; or start a new run in another folder."
-            )
+def create(folder: RunFolder, problem: Problem, plan: Plan) -> None:
+    """Make a folder for a new run. Raises RunError where something else is in it."""
+    folder.create(plan, problem.task.source, {"name": problem.task.name, **_describe_data(problem)})
 
 
-def _data_of(problem: Problem) -> dict[str, Any]:
-    return {
-        "examples": problem.count,
-        "data": problem.train.digest(),
-        "held_out": problem.validation and problem.validation.digest(),
-    }
+def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> None:
+    """Load the newest intact checkpoint into the descent; where there is no checkpoint at all it starts from step 0.
 
-
-def _walk_in(folder: Path, problem: Problem, plan: Plan, progress: Progress, found: Sequence[Diagnosis]) -> Run:
-    with History(folder / FILE) as ledger:
-        descent, keeper = Descent(problem, plan), Keeper(folder, ledger, found)
-        try:
-            loaded = checkpoint.load(folder / CHECKPOINTS)
-        except CheckpointError as error:
-            if checkpoint.steps(folder / CHECKPOINTS):
-                raise CheckpointError(
-                    f"The run in {folder} cannot go on: {error} To start it anew, remove {folder / CHECKPOINTS}."
-                ) from error
-            steps = ledger.columns()["step"]
-            if len(steps):
-                message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."
-                keeper.tell(0, "note", message, {}, progress)
-                keeper.went_back(-1)
-        else:
-            for message in loaded.messages:
-                keeper.tell(loaded.step, "note", message, {}, progress)
-            if not len(ledger.columns()["step"]):
-                message = f"The figures before step {loaded.step} are lost: there was no {FILE}."
-                keeper.tell(loaded.step, "note", message, {}, progress)
-            keeper.restore(descent, loaded)
-            keeper.tell(loaded.step, "resume", f"Went on from step {loaded.step}.", {}, progress)
-        return _walk(descent, keeper, progress, earlier=_seconds_so_far(ledger))
-
-
-def _seconds_so_far(ledger: History) -> float:
-    """Add up the steps' own seconds: of a killed run nothing else is known."""
-    return float(np.nansum(ledger.columns().get("seconds", np.zeros(1))))
-
-
-def _walk(descent: Descent, keeper: Keeper, progress: Progress, earlier: float = 0.0) -> Run:
-    started = time.perf_counter() - earlier
+    Raises CheckpointError where there are checkpoints and none is intact: the person decides what to do then.
+    """
+    steps = recorder.history.columns()["step"]
     try:
-        descend(descent, keeper, progress)
+        loaded = checkpoint.load(folder.checkpoints_path)
+    except CheckpointError as error:
+        if checkpoint.steps(folder.checkpoints_path):
+            raise CheckpointError(
+                f"The run in {folder.path} cannot go on: {error} To start it anew, remove {folder.checkpoints_path}."
+            ) from error
+        if len(steps):
+            message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."
+            recorder.event(0, "note", message)
+            recorder.supersede(-1)
+        return
+    for message in loaded.messages:
+        recorder.event(loaded.step, "note", message)
+    if not len(steps):
+        message = f"The figures before step {loaded.step} are lost: there was no {FILE}."
+        recorder.event(loaded.step, "note", message)
+    recorder.restore(descent, loaded)
+    recorder.event(loaded.step, "resume", f"Went on from step {loaded.step}.")
+
+
+def _seconds_recorded(history: History) -> float:
+    """Give the seconds that earlier processes trained: the sum over steps, as a killed one has recorded nothing else."""
+    return float(np.nansum(history.columns().get("seconds", np.zeros(1))))
+
+
+def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0) -> Run:
+    """Descend, and record how it ended, also where it ends with an error."""
+    started = time.perf_counter() - earlier_seconds
+    try:
+        descend(descent, recorder)
     except BaseException as error:
         with suppress(ThalwegError):  # where the disk is full this fails too, and the first error says so
-            _leave(descent, keeper, progress, error, time.perf_counter() - started)
+            _record_failure(descent, recorder, error, time.perf_counter() - started)
         raise
-    summary = _summary(descent, keeper, "finished", time.perf_counter() - started)
-    _write(keeper, descent, summary)
-    return _run(descent, keeper, summary)
+    summary = _summarize(descent, "finished", time.perf_counter() - started)
+    _write_status(descent, recorder, summary)
+    return _run(descent, recorder, summary)
 
 
-def _leave(descent: Descent, keeper: Keeper, progress: Progress, error: BaseException, seconds: float) -> None:
+def _record_failure(descent: Descent, recorder: Recorder, error: BaseException, seconds: float) -> None:
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     if isinstance(error, DivergedError):
         status = "diverged"
-        keeper.tell(descent.step, "diverged", str(error), {}, progress)
-    keeper.ledger.flush()
-    _write(keeper, descent, _summary(descent, keeper, status, seconds))
+        recorder.event(descent.step, "diverged", str(error))
+    recorder.history.flush()
+    _write_status(descent, recorder, _summarize(descent, status, seconds))
 
 
-def _run(descent: Descent, keeper: Keeper, summary: dict[str, Any]) -> Run:
-    best = descent.best
-    if best is not None:
-        load_model_state(descent.model, best.model)
+def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
+    """Make the record of a finished descent, whose model gets the weights that the run keeps."""
+    if descent.best_weights is not None:
+        load_model_state(descent.model, descent.best_weights.model)
     descent.optimizer.zero_grad(set_to_none=True)
     return Run(
         plan=descent.plan,
-        history=Figures(keeper.ledger.columns()),
-        events=tuple(keeper.ledger.events()),
-        diagnoses=tuple(keeper.diagnoses),
-        metrics=dict(best.figures) if best else dict(descent.last),
+        history=Figures(recorder.history.columns()),
+        events=tuple(recorder.history.events()),
+        diagnoses=tuple(recorder.diagnoses),
+        metrics=_final_figures(descent),
         summary=summary,
-        folder=keeper.folder,
+        folder=recorder.folder.path if recorder.folder else None,
         task=descent.problem.task,
         trained=descent.model.eval(),
     )
 
 
-def _summary(descent: Descent, keeper: Keeper, status: str, seconds: float) -> dict[str, Any]:
-    best = descent.best
+def _write_status(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> None:
+    if recorder.folder is None:
+        return
+    status = {
+        "status": summary["status"],
+        "metrics": _final_figures(descent),
+        "summary": summary,
+        "diagnoses": without_tuples([diagnosis.to_dict() for diagnosis in recorder.diagnoses]),
+    }
+    recorder.folder.write_status(status)
+
+
+def _final_figures(descent: Descent) -> dict[str, float]:
+    return dict(descent.best_weights.figures) if descent.best_weights else dict(descent.last_validation)
+
+
+def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
+    best, problem = descent.best_weights, descent.problem
     return {
         "status": status,
-        "name": descent.problem.task.name,
+        "name": problem.task.name,
         "steps": descent.step,
         "seconds": seconds,
-        **_data_of(descent.problem),
+        **_describe_data(problem),
         "parameters": sum(p.numel() for p in descent.model.parameters()),
-        "device": str(descent.problem.device),
+        "device": str(problem.device),
         "torch": torch.__version__,
-        "select": descent.problem.task.select,
-        "mode": descent.problem.task.mode,
-        "validated": descent.problem.validation is not None,
-        "start": dict(descent.start),
+        "select": problem.task.select,
+        "mode": problem.task.mode,
+        "validated": problem.validation is not None,
+        "start": dict(descent.initial_validation),
         "weights": None if best is None else {"step": best.step, "averaged": best.averaged},
         "cures": dict(descent.cures),
-        "stopped_early": descent.out_of_patience and descent.step < descent.total,
-        "notes": list(descent.problem.notes),
-        "idle_parameters": list(descent.problem.idle),
+        "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
+        "notes": list(problem.notes),
+        "idle_parameters": list(problem.idle),
     }
 
 
-def _write(keeper: Keeper, descent: Descent, summary: dict[str, Any]) -> None:
-    if keeper.folder is None:
-        return
-    figures = dict(descent.best.figures) if descent.best else dict(descent.last)
-    found = plain([diagnosis.to_dict() for diagnosis in keeper.diagnoses])
-    status = {"status": summary["status"], "metrics": figures, "summary": summary, "diagnoses": found}
-    write_status(keeper.folder, status)
-
-
-def check_room(folder: Path) -> None:
-    """Refuse a folder that no new run can be founded in. Raises RunError."""
-    if (folder / STATUS).exists():
-        raise RunError(f"{folder} already holds a run. Resume it (thalweg resume {folder}), or give a new folder.")
-    ours = {PLAN, TASK, FILE, CHECKPOINTS, LOCK, f".{STATUS}.tmp"}  # what a process killed while founding may leave
-    strange = [p.name for p in folder.iterdir() if p.name not in ours]
-    if strange:
-        raise RunError(
-            f"{folder} holds other things ({', '.join(sorted(strange)[:3])}) and is no run. Give a new folder."
-        )
-
-
-def _found(folder: Path, problem: Problem, plan: Plan) -> None:
-    """Make the run's folder; its status is written last. Raises RunError where something else is in it."""
-    check_room(folder)
-    try:
-        plan.save(folder / PLAN)
-        if problem.task.source is not None:
-            problem.task.source.save(folder / TASK)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    summary = {"name": problem.task.name, "status": "running", **_data_of(problem)}
-    write_status(folder, {"status": "running", "summary": summary})
-
-
-def _recorded(folder: Path, plan: Plan) -> Plan:
-    """Give the plan that a run's folder records. Raises RunError where the one at hand is another.
-
-    What both measured is no difference: threads, and the steps that came of the same seconds.
-    """
-    recorded = Plan.load(folder / PLAN)
-    there, here = recorded.to_dict(), plan.to_dict()
-    knobs = {**there, **here}.keys() - {"evidence"} - _measured(recorded, plan)
-    differing = sorted(knob for knob in knobs if there.get(knob) != here.get(knob))
-    if differing:
-        knob, more = differing[0], len(differing) - 1
-        raise RunError(
-            f"{folder} already holds a run with another plan: {knob} is {there.get(knob)} there and {here.get(knob)} here"
-            f"{f', and {more} more differ' if more else ''}. Give a new folder, or resume that run."
-        )
-    return recorded
-
-
-def _measured(one: Plan, other: Plan) -> set[str]:
-    knobs = {"threads"} if {one.why("threads").source, other.why("threads").source} <= {"measured"} else set[str]()
-    seconds = {plan.why("steps").figures.get("seconds") for plan in (one, other)}
-    if len(seconds) == 1 and None not in seconds:
-        knobs |= {"steps", "validate_every"}
-    return knobs
+def _describe_data(problem: Problem) -> dict[str, Any]:
+    """Give counts and digests of a task's data; `RunFolder.check_data` compares them when the run is resumed."""
+    return {
+        "examples": problem.count,
+        "data": problem.train.digest(),
+        "held_out": problem.validation and problem.validation.digest(),
+    }

@@ -1,4 +1,4 @@
-"""Validation: the loss and the metrics over a whole set, in evaluation mode, without a trace on the model."""
+"""Validation: the loss and the metrics over a whole set, in evaluation mode; the model is left as it was."""
 
 from __future__ import annotations
 
@@ -11,47 +11,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.descent.ambient import alone
-from thalweg.descent.memory import out_of_memory, release
+from thalweg.descent.ambient import rng_lock
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
-from thalweg.descent.problem import Problem, to_device
+from thalweg.descent.problem import Problem
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import Objective, shape
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
-from thalweg.sampling.sources import leaves, seed_all, spoilt_rows, tree_map
+from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device, tree_map
 
-LARGEST = 1024  # examples a validation batch, where the data are indexed
-_VALIDATION = 3  # keeps the random numbers of validations apart from those of the steps
+LARGEST = 1024  # examples per validation batch; a loader or stream has batches of its own
+_VALIDATION = 3  # makes the seeds of validations others than those of the steps
 MOST_BATCHES = 100_000  # a stream that gives more is endless
-SAMPLE = 4096  # training examples that stand in where there are no validation data
+SAMPLE = 4096  # training examples that are measured where there are no validation data
 
 
 @contextmanager
 def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
-    """Evaluation mode without gradients, the loss's too where it is a module; afterwards all is as it was."""
+    """Within, the model, and a loss that is a module, are in evaluation mode without gradients; afterwards as they were.
+
+    A loss may keep buffers that change whenever it is called, in evaluation mode too: they are restored.
+    """
     loss = objective.task.loss
-    parts = [model, loss] if isinstance(loss, nn.Module) else [model]
-    modes = [(module, module.training) for part in parts for module in part.modules()]
-    memory = {name: (buffer, buffer.clone()) for name, buffer in objective.memory.items()}
-    for part in parts:
-        part.eval()
+    roots = [model, loss] if isinstance(loss, nn.Module) else [model]
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in objective.loss_buffers.values()]
+    for root in roots:
+        root.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, before in memory.values():
+        for buffer, before in buffers:
             buffer.copy_(before)
 
 
 def validate(
     problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST, seed: int = 0
 ) -> dict[str, float]:
-    """Give {"loss": …, metric: …} over the validation set, or over first training examples where there is none.
+    """Give {"loss": …, metric: …} over the validation set, or only the loss over first training examples where there is none.
 
-    A model that draws random numbers draws the same in every validation. Out of memory halves the batches.
+    A model that draws random numbers draws the same in every validation. Out of memory halves the batches of `micro` examples.
+
+    Raises DataError where the validation data hold NaN or do not end, TaskError where a metric fails.
     """
     try:
         return _validate(problem, model, precision, micro, seed)
@@ -64,48 +69,50 @@ def validate(
 
 def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, seed: int) -> dict[str, float]:
     metrics = problem.task.metrics if problem.validation is not None else {}
-    totals, weights, first = 0.0, 0.0, 0
-    seen: list[tuple[Any, Any]] = []
     streaming = {name: metric for name, metric in metrics.items() if isinstance(metric, StreamingMetric)}
     for name, metric in streaming.items():
-        _told(name, metric.reset)
+        _call_metric(name, metric.reset)
+    weighted_loss, weights, examples = 0.0, 0.0, 0
+    pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
     batches = _batches(problem, micro)
-    with evaluating(model, problem.judge):
+    with evaluating(model, problem.validation_objective):
         for number in itertools.count():
-            with alone, autocast(precision, problem.device):
+            # Drawing a batch is seeded too: a data set may augment at random. The lock keeps other threads from drawing between.
+            with rng_lock, autocast(precision, problem.device):
                 seed_all(mix(seed, _VALIDATION, number))
                 drawn = next(batches, None)
                 if drawn is None:
                     break
                 batch, size = drawn
                 loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-                first, spoilt = first + size, [] if torch.isfinite(loss) else spoilt_rows(batch)
-                if spoilt:
-                    _refuse(problem, [first - size + row for row in spoilt])
-                    size -= len(spoilt)
+                examples += size
+                bad_rows = [] if torch.isfinite(loss) else nonfinite_rows(batch)
+                if bad_rows:
+                    _refuse(problem, [examples - size + row for row in bad_rows])
+                    size -= len(bad_rows)
                     if not size:
                         continue
-                    batch = _without(batch, spoilt)
+                    batch = _without(batch, bad_rows)
                     loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-            share = problem.judge.counted(batch, size) if weight is None else float(weight)
-            if share:  # a batch without a target that counts has no mean
-                totals, weights = totals + float(loss) * share, weights + share
+            weight = problem.validation_objective.divisor(batch, size) if weight is None else float(weight)
+            if weight:  # where the loss ignores all targets of a batch, it has no mean
+                weighted_loss, weights = weighted_loss + float(loss) * weight, weights + weight
             if pair is not None:
                 for name, metric in streaming.items():
-                    _told(name, metric.update, *pair)
+                    _call_metric(name, metric.update, *pair)
                 if len(streaming) < len(metrics):
-                    seen.append(pair)
-    figures = {"loss": totals / weights if weights else float("nan")}
-    outputs, targets = _whole("outputs", [o for o, _ in seen]), _whole("targets", [t for _, t in seen])
+                    pairs.append(pair)
+    figures = {"loss": weighted_loss / weights if weights else float("nan")}
+    outputs, targets = _join_all("outputs", [o for o, _ in pairs]), _join_all("targets", [t for _, t in pairs])
     for name, metric in metrics.items():
-        figures[name] = _number(name, _compute(name, metric, outputs, targets))
+        figures[name] = _as_float(name, _compute(name, metric, outputs, targets))
     return figures
 
 
 def _refuse(problem: Problem, rows: list[int]) -> None:
-    """Refuse validation data with NaN or infinity. Training examples that stand in only lose such rows, as steps leave them out.
+    """Refuse validation data with NaN or infinity. Raises DataError with the rows.
 
-    Raises DataError with the rows.
+    Of training examples, which are measured where there are no validation data, such rows are only left out, as steps skip them.
     """
     if problem.validation is not None:
         raise DataError(f"`validation` has NaN or infinity in rows {few(rows)}. Drop or fill them.")
@@ -113,47 +120,51 @@ def _refuse(problem: Problem, rows: list[int]) -> None:
 
 def _without(batch: Any, rows: list[int]) -> Any:
     count = max(len(leaf) for leaf in leaves(batch) if leaf.ndim)
-    kept = torch.tensor([row for row in range(count) if row not in set(rows)])
+    good_rows = torch.tensor([row for row in range(count) if row not in set(rows)])
 
     def take(leaf: Any) -> Any:
-        whole = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == count
-        return leaf.index_select(0, kept.to(leaf.device)) if whole else leaf
+        has_rows = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == count
+        return leaf.index_select(0, good_rows.to(leaf.device)) if has_rows else leaf
 
     return tree_map(take, batch)
 
 
 def _compute(name: str, metric: Any, outputs: Any, targets: Any) -> Any:
-    return _told(name, metric.compute) if isinstance(metric, StreamingMetric) else _told(name, metric, outputs, targets)
+    if isinstance(metric, StreamingMetric):
+        return _call_metric(name, metric.compute)
+    return _call_metric(name, metric, outputs, targets)
 
 
-def _told(name: str, call: Any, *seen: Any) -> Any:
+def _call_metric(name: str, call: Any, *pair: Any) -> Any:
+    """Call a metric or one of its methods with (outputs, targets) or nothing. Raises TaskError where it fails."""
     try:
-        return call(*seen)
+        return call(*pair)
     except Exception as error:
-        on = f" on outputs {shape(seen[0])} and targets {shape(seen[1])}" if seen else ""
+        on = f" on outputs {shape(pair[0])} and targets {shape(pair[1])}" if pair else ""
         raise TaskError(f"Metric '{name}' failed{on}: {type(error).__name__}: {error}.") from error
 
 
-def _measure(problem: Problem, model: nn.Module, batch: Any, outputs: bool) -> tuple[Tensor, Any, Any]:
-    objective, task = problem.judge, problem.judge.task
-    if not outputs:
+def _measure(problem: Problem, model: nn.Module, batch: Any, with_outputs: bool) -> tuple[Tensor, Any, Any]:
+    """Give a batch's mean loss, its weight where the task gives one, and (outputs, targets) where they are asked for."""
+    objective, task = problem.validation_objective, problem.validation_objective.task
+    if not with_outputs:
         return *objective.evaluate(model, batch), None
     output, target = objective.outputs(model, batch)
     half = torch.is_autocast_enabled(problem.device.type)
-    pair = (tree_map(_widened, output) if half else output), target
+    pair = (tree_map(_in_float32, output) if half else output), target
     if task.evaluate is None and task.step is None and task.loss is not None:
         return task.loss(output, target), None, pair
     return *objective.evaluate(model, batch), pair
 
 
-def _widened(value: Any) -> Any:
-    # What a person's metric does with outputs, such as .numpy(), may not know of half precision.
+def _in_float32(value: Any) -> Any:
+    # A metric may do what half precision does not allow, such as .numpy() with bfloat16.
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _batches(problem: Problem, micro: int) -> Iterator[tuple[Any, int]]:
     source = problem.train if problem.validation is None else problem.validation
-    left = SAMPLE if problem.validation is None else None
+    remaining = SAMPLE if problem.validation is None else None
     for number, (batch, size) in enumerate(once(source, micro)):
         if number == MOST_BATCHES:
             raise DataError(
@@ -161,23 +172,24 @@ def _batches(problem: Problem, micro: int) -> Iterator[tuple[Any, int]]:
                 f" (itertools.islice)."
             )
         yield to_device(batch, problem.device), size
-        if left is not None:
-            left -= size
-            if left <= 0:
+        if remaining is not None:
+            remaining -= size
+            if remaining <= 0:
                 return
 
 
-def _whole(what: str, parts: list[Any]) -> Any:
+def _join_all(what: str, parts: list[Any]) -> Any:
     try:
         return _join(parts)
     except (RuntimeError, KeyError, IndexError) as error:
         raise TaskError(
-            f"The {what} of the validation batches differ in shape ({error}), so no metric can have them whole. Give metrics"
-            f" with reset, update and compute, which see batch by batch."
+            f"The {what} of the validation batches differ in shape ({error}), so they cannot be joined for a metric over the"
+            f" whole set. Give metrics with reset, update and compute, which see batch by batch."
         ) from error
 
 
 def _join(parts: list[Any]) -> Any:
+    """Concatenate tensors, or whatever nest of tensors a model gives, leaf by leaf."""
     if not parts:
         return None
     if isinstance(parts[0], Tensor):
@@ -193,9 +205,9 @@ def _join(parts: list[Any]) -> Any:
     return [item for part in parts for item in (part if isinstance(part, list) else [part])]
 
 
-def _number(name: str, value: Any) -> float:
-    found = leaves(value)
+def _as_float(name: str, value: Any) -> float:
+    tensors = leaves(value)
     try:
-        return float(found[0]) if len(found) == 1 and found[0].numel() == 1 else float(value)
+        return float(tensors[0]) if len(tensors) == 1 and tensors[0].numel() == 1 else float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TaskError(f"Metric '{name}' gave a {type(value).__name__}, but it must give one number.") from error

@@ -1,7 +1,7 @@
 """Text: which character comes next in the documentation of Python? A small recurrent network.
 
 Data: `pydoc_data.topics`, the pages behind Python's own `help()`: 370,000 characters (each Python version has its own).
-Licence: PSF-2.0. To beat: the shares of the characters alone, 4.7 bits a character, and of pairs of them, 3.4.
+Licence: PSF-2.0. To beat: the shares of the characters alone, 4.7 bits per character, and of pairs of them, 3.4.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Characters(nn.Module):
 
 
 def bits(scores: Tensor, following: Tensor) -> float:
-    """Bits a character: the loss in base two. Knowing nothing of 103 characters takes 6.7."""
+    """Bits per character: the loss in base two. Knowing nothing of 103 characters takes 6.7."""
     return float(F.cross_entropy(scores, following)) / math.log(2)
 
 

@@ -24,7 +24,7 @@ def needs(module: str) -> Any:
 def split(count: int, held_out: float, labels: Any = None, seed: int = 0) -> tuple[Indices, Indices]:
     """Split 0 … count - 1 at random into training and validation, both in rising order.
 
-    With `labels`, one an example, each label is held out in the same proportion, at least once and never wholly. The same
+    With `labels`, one per example, each label is held out in the same proportion, at least once and never wholly. The same
     seed gives the same split.
 
     Raises TaskError where `held_out` is no share between 0 and 1, or a part would be empty.

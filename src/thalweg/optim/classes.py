@@ -60,7 +60,7 @@ class Adadelta(Optimizer):
 
 
 class Adafactor(Optimizer):
-    """Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights.
+    """Adafactor: a second moment stored as one number per row and per column, and steps in proportion to the weights.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -112,7 +112,7 @@ class Adafactor(Optimizer):
 
 
 class Adagrad(Optimizer):
-    """Adagrad: each weight's step shrinks with all that its gradient has ever been.
+    """Adagrad: each weight's step is divided by the size of all its gradients so far.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -623,7 +623,7 @@ class Nesterov(Optimizer):
 
 
 class Prodigy(Optimizer):
-    """Prodigy: Adam that finds its own rate, as large as the way from the start to where the gradients point.
+    """Prodigy: Adam that finds its own rate, a growing estimate of the distance from the starting weights to the solution.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -800,7 +800,7 @@ class RMSprop(Optimizer):
 
 
 class ScheduleFreeAdamW(Optimizer):
-    """Schedule-free AdamW: steps as long as Adam's from a fast sequence, whose running average is kept.
+    """Schedule-free AdamW: steps as long as Adam's from a fast sequence, whose running average is the result.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -811,7 +811,7 @@ class ScheduleFreeAdamW(Optimizer):
         weight_lr_power: 2.0, in [0, inf).
         weight_decay: 0.0, at least 0; decoupled from the gradient.
 
-    All others: see `Optimizer`. Judge and save the model within `averaged()` alone. The equation:
+    All others: see `Optimizer`. Evaluate and save the model within `averaged()` alone. The equation:
     `thalweg.rules.schedule_free_adamw`. Source: Defazio et al. 2024, arXiv:2405.15682.
     """
 
@@ -851,7 +851,8 @@ class ScheduleFreeAdamW(Optimizer):
 
 
 class ScheduleFreeSGD(Optimizer):
-    """Schedule-free SGD: gradients are felt between a fast sequence and its running average, and the average is kept.
+    """Schedule-free SGD: gradients are taken between a fast sequence and its running average, and the average is the
+    result.
 
     Arguments:
         params: parameters, named parameters, or groups of either.
@@ -861,7 +862,7 @@ class ScheduleFreeSGD(Optimizer):
         weight_lr_power: 2.0, in [0, inf).
         weight_decay: 0.0, at least 0; added to the gradient.
 
-    All others: see `Optimizer`. Judge and save the model within `averaged()` alone. The equation:
+    All others: see `Optimizer`. Evaluate and save the model within `averaged()` alone. The equation:
     `thalweg.rules.schedule_free_sgd`. Source: Defazio et al. 2024, arXiv:2405.15682.
     """
 

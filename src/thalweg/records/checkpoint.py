@@ -27,13 +27,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from thalweg.errors import CheckpointError
-from thalweg.records import sections, tensorfile
-from thalweg.records.sections import Parts
+from thalweg.records import tensor_sections, tensorfile
+from thalweg.records.tensor_sections import SplitState
 from thalweg.records.tensorfile import FileSum
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-PLAIN = "loop.json"
+LOOP = "loop.json"
 UNSET_SUM = "0" * 64
 STEP_FOLDER = r"(\.old-)?step-\d{8,}"
 
@@ -42,11 +42,11 @@ CheckpointState: TypeAlias = Mapping[str, Any]
 
 
 class NewerFormatError(CheckpointError):
-    """A checkpoint of a later version of the format: not damaged, so never passed over."""
+    """A checkpoint of a later version of the format: not damaged, so no older one is read in its place."""
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint held, the step it was taken at, where it lies, and what was passed over to get to it."""
+    """What a checkpoint held, the step it was taken at, where it lies, and a message for each newer one that was damaged."""
 
     state: dict[str, Any]
     step: int
@@ -57,16 +57,16 @@ class Loaded(NamedTuple):
 def save(
     folder: str | os.PathLike[str], state: CheckpointState, *, step: int, keep: int = 2, name: str | None = None
 ) -> Path:
-    """Write a checkpoint that is on the disk when this returns, and drop the old ones beyond `keep`.
+    """Write a checkpoint that is on the disk when this returns, and remove the old ones beyond `keep`.
 
     folder: the run's `checkpoints/`, made where it is missing; one process at a time writes into it.
     state: sections by name, each nested dict (str or int keys), list, tensor (any device), int, float, str, bool, None.
       Tensors that are the same memory are written once and are one tensor again after `load`; all come back on the CPU,
       without gradient. Tuples and other objects are refused.
     step: updates done so far; the folder is `step-{step:08d}`, replaced in one move where it exists.
-    keep: how many step folders stay, this one included. Only intact ones count. Steps after this one are dropped too:
-      they belong to a course that was left (a rollback, or a resume from further back).
-    name: a folder of this name instead, such as "best", replaced in one move; never dropped.
+    keep: how many step folders stay, this one included. Only intact ones count. Later steps are removed too: they are
+      superseded (by a rollback, or by a resume from an earlier step).
+    name: a folder of this name instead, such as "best", replaced in one move; never removed.
 
     Returns the folder. Raises CheckpointError where a value cannot be kept, or the disk is full or not writable: nothing
     is left behind and the older checkpoints are as they were.
@@ -77,30 +77,30 @@ def save(
         raise CheckpointError(
             f"a checkpoint cannot be named {name!r}: use lower-case letters, digits, _ and -, such as 'best'."
         )
-    folder, parts = Path(folder), sections.split(state)
+    folder, parts = Path(folder), tensor_sections.split(state)
     final = folder / (name or f"step-{step:08d}")
     temporary = folder / f".tmp-{final.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(folder)
         _write(temporary, parts, step)
-        _put(temporary, final)
+        _rename_into_place(temporary, final)
     except OSError as error:
-        _undo(temporary, final)
+        _clean_up(temporary, final)
         raise CheckpointError(_cannot_write(final, parts, error)) from error
     except BaseException:
-        _undo(temporary, final)
+        _clean_up(temporary, final)
         raise
-    _intact.add(_mark(final))
+    _known_sums.add(_folder_identity(final))
     if name is None:
-        _prune(folder, step, keep)
+        _remove_superseded(folder, step, keep)
     return final
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
     """Read one checkpoint, or of a folder of checkpoints the newest whose sums all agree.
 
-    Returns (state, step, path, messages): one message for each newer checkpoint that was passed over, with its damage.
+    Returns (state, step, path, messages): one message for each newer checkpoint that is damaged, and how.
     Raises CheckpointError where there is none, none is intact, or the one asked for is not.
     """
     path = _restored(Path(path))
@@ -121,7 +121,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         return Loaded(
             state, step, candidate, tuple(f"passed over: {text} Going on from {candidate.name}." for text in problems)
         )
-    raise CheckpointError(_none_left(path, problems))
+    raise CheckpointError(_none_intact(path, problems))
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -153,13 +153,13 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
 # What is written
 
 
-def _write(temporary: Path, parts: Parts, step: int) -> None:
+def _write(temporary: Path, parts: SplitState, step: int) -> None:
     temporary.mkdir()
     files = {
         f"{section}.safetensors": tensorfile.write_tensors(temporary / f"{section}.safetensors", tensors)
         for section, tensors in parts.tensors.items()
     }
-    files[PLAIN] = tensorfile.write(temporary / PLAIN, [json.dumps(parts.plain, allow_nan=False, indent=1).encode()])
+    files[LOOP] = tensorfile.write(temporary / LOOP, [json.dumps(parts.values, allow_nan=False, indent=1).encode()])
     manifest = {
         "format": FORMAT,
         "step": step,
@@ -175,27 +175,27 @@ def _write(temporary: Path, parts: Parts, step: int) -> None:
     _sync_folder(temporary)
 
 
-def _put(temporary: Path, final: Path) -> None:
-    """Give the finished folder its name; what had the name goes only after that."""
+def _rename_into_place(temporary: Path, final: Path) -> None:
+    """Rename the finished folder to its final name; an older one of that name is removed only after that."""
     if not final.exists():
         os.rename(temporary, final)
-    elif not _exchange(temporary, final):
-        # Where the system cannot swap two names, the old one steps aside under a name from which `load` restores it.
-        shutil.rmtree(_aside(final), ignore_errors=True)
-        os.rename(final, _aside(final))
+    elif not _swap_names(temporary, final):
+        # Where the system cannot swap two names, the old one is renamed for a moment; `load` finds it there too.
+        shutil.rmtree(_old_name(final), ignore_errors=True)
+        os.rename(final, _old_name(final))
         os.rename(temporary, final)
     _sync_folder(final.parent)
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(_aside(final), ignore_errors=True)
+    shutil.rmtree(_old_name(final), ignore_errors=True)
 
 
-def _undo(temporary: Path, final: Path) -> None:
+def _clean_up(temporary: Path, final: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     with suppress(OSError):
         _restored(final, move=True)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _swap_names(one: Path, other: Path) -> bool:
     """Swap two names in one step; False where the system or the file system has no such call."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -213,7 +213,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _clear_leftovers(folder: Path) -> None:
-    """Put back what a killed process had moved aside, and remove what it left half-written."""
+    """Rename back what a killed process had renamed for a moment, and remove what it left half-written."""
     for path in folder.glob(".old-*"):
         _restored(folder / path.name.removeprefix(".old-"), move=True)
         shutil.rmtree(path, ignore_errors=True)
@@ -221,38 +221,38 @@ def _clear_leftovers(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _aside(final: Path) -> Path:
+def _old_name(final: Path) -> Path:
     return final.with_name(f".old-{final.name}")
 
 
 def _restored(path: Path, *, move: bool = False) -> Path:
-    """The checkpoint that stands for `path`: what was moved aside where the process died before the new one came."""
-    if os.path.exists(path) or not os.path.exists(_aside(path)):
+    """The folder to read for `path`: the old one under its other name, where a process died before the new one was in place."""
+    if os.path.exists(path) or not os.path.exists(_old_name(path)):
         return path
-    return _aside(path).rename(path) if move else _aside(path)
+    return _old_name(path).rename(path) if move else _old_name(path)
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
-    """Drop steps after this one, and before it those that `keep` intact ones make unnecessary."""
-    kept = 0
+def _remove_superseded(folder: Path, step: int, keep: int) -> None:
+    """Remove later steps, which are superseded, and of the others all but the newest, so that `keep` are intact."""
+    intact = 0
     for path in _newest_first(folder):
-        if _step_of(path) > step or kept >= keep:
+        if _step_of(path) > step or intact >= keep:
             with suppress(OSError):
                 shutil.rmtree(path)
-        elif _known_intact(path):
-            kept += 1
+        elif _is_intact(path):
+            intact += 1
 
 
-def _known_intact(path: Path) -> bool:
-    """Whether the sums agree; read once a process and folder, so that a save does not read its predecessors each time."""
-    mark = _mark(path)
-    if mark not in _intact and not verify(path):
-        _intact.add(mark)
-    return mark in _intact
+def _is_intact(path: Path) -> bool:
+    """Whether the sums agree. Each folder is read once per process, so that a save does not read older checkpoints each time."""
+    mark = _folder_identity(path)
+    if mark not in _known_sums and not verify(path):
+        _known_sums.add(mark)
+    return mark in _known_sums
 
 
-def _mark(path: Path) -> tuple[str, int, int]:
-    """What tells a folder from another that later has its name."""
+def _folder_identity(path: Path) -> tuple[str, int, int]:
+    """Identify a folder by more than its name, which another may have later."""
     try:
         status = (path / MANIFEST).stat()
     except OSError:
@@ -260,10 +260,10 @@ def _mark(path: Path) -> tuple[str, int, int]:
     return str(path.absolute()), status.st_ino, status.st_mtime_ns
 
 
-_intact: set[tuple[str, int, int]] = set()
+_known_sums: set[tuple[str, int, int]] = set()
 
 
-def _cannot_write(final: Path, parts: Parts, error: OSError) -> str:
+def _cannot_write(final: Path, parts: SplitState, error: OSError) -> str:
     needed = sum(tensor.nbytes for tensors in parts.tensors.values() for tensor in tensors.values()) / 1e6
     reason = error.strerror or str(error)
     advice = {
@@ -310,7 +310,7 @@ def _manifest(path: Path) -> _Manifest:
         manifest = _Manifest(int(content["step"]), files)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(altered) from error
-    if not all(re.fullmatch(r"[a-z][a-z0-9_]*\.safetensors|loop\.json", name) for name in files) or PLAIN not in files:
+    if not all(re.fullmatch(r"[a-z][a-z0-9_]*\.safetensors|loop\.json", name) for name in files) or LOOP not in files:
         raise CheckpointError(f"{path.name}: {MANIFEST} names files that no checkpoint has.")
     return manifest
 
@@ -320,20 +320,20 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
     if re.fullmatch(STEP_FOLDER, path.name) and _step_of(path) != manifest.step:
         raise CheckpointError(f"{path.name} holds step {manifest.step}: the folder was renamed. Give it back its name.")
     try:
-        content = json.loads(tensorfile.read(path / PLAIN, manifest.files[PLAIN]))
+        content = json.loads(tensorfile.read(path / LOOP, manifest.files[LOOP]))
         tensors = dict[str, torch.Tensor]()
         for name, expected in manifest.files.items():
             section, _, kind = name.rpartition(".")
             if kind == "safetensors":
                 found = tensorfile.read_tensors(path / name, expected)
                 tensors.update({f"{section}/{key}": tensor for key, tensor in found.items()})
-        return sections.join(content, tensors), manifest.step
+        return tensor_sections.join(content, tensors), manifest.step
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}. Check the disk.") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: {PLAIN} does not fit the tensors beside it.") from error
+        raise CheckpointError(f"{path.name}: {LOOP} does not fit the tensors beside it.") from error
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -342,7 +342,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _newest_first(folder: Path) -> list[Path]:
     try:
-        found = [path for path in folder.iterdir() if re.fullmatch(STEP_FOLDER, path.name) and _stands(path)]
+        found = [path for path in folder.iterdir() if re.fullmatch(STEP_FOLDER, path.name) and _is_current(path)]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -352,8 +352,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(found, key=_step_of, reverse=True)
 
 
-def _stands(path: Path) -> bool:
-    """Whether nothing newer has the name of a folder that was moved aside."""
+def _is_current(path: Path) -> bool:
+    """Whether a folder that was renamed for a moment has not been replaced since."""
     return path.name.startswith("step-") or not path.with_name(path.name.removeprefix(".old-")).exists()
 
 
@@ -361,7 +361,7 @@ def _step_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def _none_left(folder: Path, problems: list[str]) -> str:
+def _none_intact(folder: Path, problems: list[str]) -> str:
     if not problems:
         return f"there is no checkpoint in {folder}: give a run's folder of checkpoints, or start the run anew."
     best = folder / "best"

@@ -1,7 +1,7 @@
-"""SQLite files opened so that they survive, and so that looking at them leaves no trace.
+"""SQLite files that survive a killed writer, and that a reader never changes.
 
 A writer uses write-ahead mode: readers never wait for it, and a process killed at any moment loses at most its last
-transaction. A reader opens the file for one question at a time and never changes it, also on a disk where it may not write.
+transaction. A reader opens the file for one query at a time and never changes it, also on a disk where it may not write.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ READ_FORMAT_AT = 19
 WRITE_AHEAD = 2
 ATTEMPTS = 5
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 @contextmanager
-def explained(path: Path) -> Generator[None, None, None]:
+def explain_errors(path: Path) -> Generator[None, None, None]:
     """Turn SQLite's and the system's errors into a RunError that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
-        raise RunError(_explanation(path, error)) from error
+        raise RunError(_error_message(path, error)) from error
     except OSError as error:
         raise RunError(f"{path} cannot be used: {error.strerror or error}. Check its folder and the disk.") from error
 
@@ -45,10 +45,10 @@ def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds
         raise RunError(
             f"{path.parent} cannot be made: {error.strerror}. Choose a folder that can be written."
         ) from error
-    with explained(path):
+    with explain_errors(path):
         connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
-        with explained(path):
+        with explain_errors(path):
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             with transaction(connection):
@@ -64,7 +64,7 @@ def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
-    """Everything within is written, or nothing."""
+    """Write everything within the block, or nothing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -75,25 +75,25 @@ def transaction(connection: sqlite3.Connection) -> Generator[None, None, None]:
         raise
 
 
-def ask(
-    path: Path, question: Callable[[sqlite3.Connection], Answer], *, kind: str, format: int, busy_seconds: float
-) -> Answer:
-    """Open a file of this kind for reading, put one question to it, and close it.
+def read(
+    path: Path, query: Callable[[sqlite3.Connection], Result], *, kind: str, format: int, busy_seconds: float
+) -> Result:
+    """Open a file of this kind for reading, run one query on it, and close it.
 
     An empty file, as a process leaves it that was killed in its first milliseconds, is one without tables.
     Raises RunError where the file is missing, another kind of file, of a newer format, or damaged.
     """
     for _ in range(ATTEMPTS):
-        before = _state(path, kind)
+        before = _file_state(path, kind)
         try:
-            answer = _ask_once(path, question, kind, format, busy_seconds)
+            result = _read_once(path, query, kind, format, busy_seconds)
         except RunError:
-            if _has_log(before) or before == _state(path, kind):
+            if _has_log(before) or before == _file_state(path, kind):
                 raise
             continue
-        if _has_log(before) or before == _state(path, kind):
-            return answer
-        # A writer came while the file was taken to be at rest: what was read may be torn.
+        if _has_log(before) or before == _file_state(path, kind):
+            return result
+        # A writer opened the file while it was read as immutable: what was read may be a mixture of old and new.
     raise RunError(f"{path} changes faster than it can be read: try again.")
 
 
@@ -116,24 +116,24 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
 
 
-def _ask_once(
-    path: Path, question: Callable[[sqlite3.Connection], Answer], kind: str, format: int, busy_seconds: float
-) -> Answer:
-    with ExitStack() as stack, explained(path):
+def _read_once(
+    path: Path, query: Callable[[sqlite3.Connection], Result], kind: str, format: int, busy_seconds: float
+) -> Result:
+    with ExitStack() as stack, explain_errors(path):
         connection = stack.enter_context(closing(_open_reader(path, stack, busy_seconds)))
         if not _is_empty(connection):
             check_kind(connection, path, kind=kind, format=format)
-        return question(connection)
+        return query(connection)
 
 
 def _open_reader(path: Path, stack: ExitStack, busy_seconds: float) -> sqlite3.Connection:
-    """Read through the log where there is one; else the file is at rest, and as `immutable` it is left untouched."""
+    """Read through the write-ahead log where there is one; else nobody writes, and `immutable` leaves the file untouched."""
     if not _log(path).exists() and _is_write_ahead(path):
         return _connect(path, "immutable=1", busy_seconds)
     try:
         return _connect(path, "mode=ro", busy_seconds)
     except sqlite3.OperationalError as error:
-        # A log that a killed process left where nothing may be written: it can only be replayed on a copy.
+        # A killed process left a log in a folder that cannot be written: the log can be replayed only on a copy.
         if error.sqlite_errorname.startswith("SQLITE_BUSY") or not _log(path).exists():
             raise
     copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thalweg-"))) / path.name
@@ -153,7 +153,7 @@ def _connect(path: Path, options: str, busy_seconds: float) -> sqlite3.Connectio
     return connection
 
 
-def _state(path: Path, kind: str) -> tuple[int, int, bool]:
+def _file_state(path: Path, kind: str) -> tuple[int, int, bool]:
     """Length and time of the file, and whether there is a log: the same before and after means nobody wrote the file."""
     try:
         status = path.stat()
@@ -182,7 +182,7 @@ def _is_write_ahead(path: Path) -> bool:
     return len(header) > READ_FORMAT_AT and header[READ_FORMAT_AT] == WRITE_AHEAD
 
 
-def _explanation(path: Path, error: sqlite3.Error) -> str:
+def _error_message(path: Path, error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "") or ""
     reasons = {
         "SQLITE_FULL": f"the disk that holds {path} is full: free some space and resume the run.",

@@ -16,12 +16,14 @@ class Cure:
     Arguments:
         action: what to do in one sentence, for a person.
         rollback: go back to the last good snapshot first.
+        skip_batch: leave the batch at hand out.
         rate_factor: multiplies the learning rate from here on, in (0, 1].
         clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
     """
 
     action: str
     rollback: bool = False
+    skip_batch: bool = False
     rate_factor: float = 1.0
     clip_norm: float | None = None
 
@@ -33,6 +35,7 @@ class Diagnosis:
     Arguments:
         symptom: what is seen, in the field's words ("diverging").
         cause: what brings it about, in a sentence.
+        name: the stable name of the cause that was asked, as `watch/causes/` lists them ("bad-data-scale").
         severity: "note", "warning" or "critical".
         step: where it was noticed; None before training. `since`: the first abnormal step.
         evidence: name -> figures, usually `{"value": …, "threshold": …}`.
@@ -55,6 +58,7 @@ class Diagnosis:
     cure: Cure | None = None
     verified: bool | None = None
     probability: float | None = None
+    name: str = ""
 
     def __str__(self) -> str:
         place = f"step {self.step}: " if self.step is not None else ""
@@ -68,8 +72,8 @@ class Diagnosis:
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> Diagnosis:
         """Read what `to_dict` gave."""
-        plain = dict(entries)
-        cure = plain.pop("cure", None)
+        values = dict(entries)
+        cure = values.pop("cure", None)
         tuples = ("ruled_out", "not_measured", "consequences", "examples")
-        plain |= {name: tuple(plain[name]) for name in tuples if name in plain}
-        return Diagnosis(**plain, cure=Cure(**cure) if cure else None)
+        values |= {name: tuple(values[name]) for name in tuples if name in values}
+        return Diagnosis(**values, cure=Cure(**cure) if cure else None)

@@ -1,10 +1,11 @@
 """The history of a run: figures of every step, arrays at a stride, digests of the weights and events, in one SQLite file.
 
-The trainer appends from its own thread for a few microseconds a step; rows go to the disk together, one transaction a
-flush, in write-ahead mode: others read while it grows, and a process killed at any moment leaves a file that opens again.
+Training appends to it, which takes a few microseconds per step; rows are written together, one transaction per flush, in
+write-ahead mode: others can read while it grows, and a process killed at any moment leaves a file that opens again.
 
-After a resume or a rollback the steps behind it are walked anew. Nothing is deleted: a new segment begins, and what an
-earlier one holds from there on is superseded. A row lives while its step is below its segment's `live_until`.
+After a resume or a rollback some steps are taken again. Nothing is deleted: a new segment begins at the first of them, and
+what earlier segments hold from there on is superseded. A row is live, that is part of the run as it now is, while its step
+is below its segment's `live_until`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, SupportsFloat
@@ -23,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg.errors import RunError, nearest
-from thalweg.records import database, plain
-from thalweg.records.database import Answer
+from thalweg.records import database, json_values
+from thalweg.records.database import Result
 
 FORMAT = 1
 KIND = "thalweg history"
@@ -54,7 +55,7 @@ Steps = npt.NDArray[np.int64]
 
 
 class Event(NamedTuple):
-    """Something that happened at a step; `superseded` where the run later went on from an earlier step."""
+    """Something that happened at a step; `superseded` where the run later continued from an earlier step."""
 
     step: int
     kind: str
@@ -65,7 +66,7 @@ class Event(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """An unbroken stretch of the run: its rows live for first_step <= step < live_until."""
+    """Steps taken without a resume or a rollback between; its rows are live for first_step <= step < live_until."""
 
     id: int
     first_step: int
@@ -73,10 +74,18 @@ class Segment(NamedTuple):
 
 
 class Series(NamedTuple):
-    """What was recorded under one name: the steps at which it was, and the values (a recorded NaN is among them)."""
+    """What was recorded under one name: steps and values, a recorded NaN included."""
 
     steps: Steps
     values: Float64s
+
+
+class Superseded(NamedTuple):
+    """Figures of one segment that a later one, `by`, took the place of: "step" and each name that was asked for."""
+
+    segment: int
+    by: int
+    columns: dict[str, Float64s]
 
 
 class Table(NamedTuple):
@@ -90,8 +99,8 @@ class History:
     """The history of one run, for the process that writes it and for any number that read it.
 
     where: the run's folder, or the path of its `history.sqlite`; a writer makes what is missing.
-    readonly: only read; nothing is created or changed, and each question sees what has been flushed by then.
-    flush_rows, flush_seconds: rows go to the disk when so many wait or so long has passed, whichever is first.
+    readonly: only read; nothing is created or changed, and each query sees what has been flushed by then.
+    flush_rows, flush_seconds: rows are written when so many wait or so long has passed, whichever is first.
     busy_seconds: how long to wait for another process's lock.
 
     Raises RunError where the file is missing (readonly), something else, of a newer format, locked, damaged or unwritable.
@@ -124,12 +133,12 @@ class History:
         self._next_flush = time.monotonic() + flush_seconds
         self._connection: sqlite3.Connection | None = None
         if readonly:
-            self._ask(_columns)
+            self._read(_columns)
             return
         self._connection = database.open_writer(
             self.path, kind=KIND, format=FORMAT, schema=SCHEMA, busy_seconds=busy_seconds
         )
-        with database.explained(self.path):
+        with database.explain_errors(self.path):
             self._columns = _columns(self._connection)
             self._segment, self._first_step, _ = _segments(self._connection)[-1]
             self._last_step = self._latest()
@@ -155,7 +164,7 @@ class History:
                 self.flush()
 
     def append_blob(self, step: int, name: str, array: npt.ArrayLike) -> None:
-        """Record an array (kept as float32) under a name, such as one norm a tensor; always of one shape a name."""
+        """Record an array (as float32) under a name, such as one norm per tensor; each name has one shape."""
         data, shape = np.ascontiguousarray(array, dtype="<f4"), json.dumps(np.shape(array))
         with self._lock:
             if self._shapes.setdefault(name, shape) != shape:
@@ -172,19 +181,19 @@ class History:
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, and flush. `data`: plain values, NaN and infinities included."""
         try:
-            text = json.dumps(plain.encode(dict(data or {})), allow_nan=False)
-        except plain.NotPlainError as error:
+            text = json.dumps(json_values.encode(dict(data or {})), allow_nan=False)
+        except json_values.NotPlainError as error:
             raise RunError(f"the data of the event {kind!r} cannot be kept: {error}") from error
         with self._lock:
             self._events.append((int(step), kind, message, text))
             self.flush()
 
     def supersede(self, from_step: int) -> None:
-        """Begin a new segment at `from_step`: what was recorded from there on is kept, but lives no longer."""
+        """Begin a new segment at `from_step`: what was recorded from there on is kept, but is no longer live."""
         with self._lock:
             self.flush()
             connection = self._writer()
-            with database.explained(self.path), database.transaction(connection):
+            with database.explain_errors(self.path), database.transaction(connection):
                 connection.execute("UPDATE segment SET live_until = min(live_until, ?)", (from_step,))
                 new = connection.execute(
                     "INSERT INTO segment (first_step, live_until) VALUES (?, ?)", (from_step, ENDLESS)
@@ -195,8 +204,8 @@ class History:
     def flush(self, *, durable: bool = False) -> None:
         """Write what waits, in one transaction. If that fails, it still waits, and the file is as it was.
 
-        A killed process loses nothing that was flushed; a power cut may, unless the disk confirmed it (`durable`, a few
-        milliseconds): ask for that before a checkpoint, so that the history is never behind it.
+        A killed process loses nothing that was flushed. A power cut may lose it unless the disk has confirmed it (`durable`, a
+        few milliseconds): use that before a checkpoint, so that the history is never behind it.
         """
         with self._lock:
             self._next_flush = time.monotonic() + self._flush_seconds
@@ -204,7 +213,7 @@ class History:
             if self._rows or self._arrays or self._digests or self._events:
                 self._write(connection)
             if durable:
-                with database.explained(self.path):
+                with database.explain_errors(self.path):
                     connection.execute("PRAGMA wal_checkpoint").fetchall()
 
     def close(self) -> None:
@@ -234,36 +243,58 @@ class History:
         NaN stands where nothing was recorded and where NaN was; `series` tells the two apart.
         """
 
-        def question(connection: sqlite3.Connection) -> tuple[list[str], list[tuple[Any, ...]]]:
+        def query(connection: sqlite3.Connection) -> tuple[list[str], list[tuple[Any, ...]]]:
             names = _columns(connection)
             fields = ", ".join(["step", *(f"c{number}" for number in names.values())])
             return list(names), _live_rows(connection, fields, from_step)
 
-        names, rows = self._ask(question)
+        names, rows = self._read(query)
         values = np.array(rows, dtype=np.float64).reshape(len(rows), len(names) + 1).T
         named = {name: np.ascontiguousarray(column) for name, column in zip(names, values[1:], strict=True)}
         return {"step": values[0].astype(np.int64), **named}
 
     def series(self, name: str) -> Series:
-        """Give what was recorded under one name and lives, by step; RunError where there is no such name."""
+        """Give the live values recorded under one name, by step; RunError where there is no such name."""
 
-        def question(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+        def query(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
             names = _columns(connection)
             if name not in names:
                 known = f"it has: {', '.join(names) or 'nothing yet'}."
                 raise RunError(f"the history has no {name!r};{nearest(name, names)} {known}")
             return _live_rows(connection, f"step, c{names[name]}, nan", 0)
 
-        rows = self._ask(question)
-        kept = [(step, value) for step, value, nan in rows if value is not None or (nan and name in json.loads(nan))]
-        steps, values = [step for step, _ in kept], [value for _, value in kept]
+        rows = self._read(query)
+        recorded = [
+            (step, value) for step, value, nan in rows if value is not None or (nan and name in json.loads(nan))
+        ]
+        steps, values = [step for step, _ in recorded], [value for _, value in recorded]
         return Series(np.array(steps, np.int64), np.array(values, np.float64))
+
+    def superseded(self, names: Sequence[str]) -> list[Superseded]:
+        """Give the figures that are superseded, by segment; NaN where nothing was recorded under a name."""
+
+        def query(connection: sqlite3.Connection) -> tuple[list[Segment], list[tuple[Any, ...]]]:
+            columns = _columns(connection)
+            fields = ", ".join(f"c{columns[name]}" if name in columns else "NULL" for name in names)
+            sql = f"""SELECT segment, step, {fields} FROM figures JOIN segment ON segment = id
+                        WHERE step >= live_until ORDER BY segment, step"""
+            return _segments(connection), _all(connection, sql)
+
+        segments, rows = self._read(query)
+        found: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
+        for segment, step, *values in rows:
+            by = min(later.id for later in segments if later.id > segment and later.first_step <= step)
+            found.setdefault((segment, by), []).append((step, *values))
+        return [
+            Superseded(segment, by, dict(zip(("step", *names), np.array(part, np.float64).T, strict=True)))
+            for (segment, by), part in found.items()
+        ]
 
     def table(self, name: str) -> Table:
         """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
-        query = """SELECT step, shape, data FROM arrays JOIN segment ON segment = id
+        sql = """SELECT step, shape, data FROM arrays JOIN segment ON segment = id
                    WHERE name = ? AND step >= first_step AND step < live_until ORDER BY step"""
-        rows = self._ask(lambda connection: _all(connection, query, (name,)))
+        rows = self._read(lambda connection: _all(connection, sql, (name,)))
         if not rows:
             raise RunError(f"the history has no array {name!r}.")
         values = [np.frombuffer(data, "<f4").reshape(json.loads(shape)) for _, shape, data in rows]
@@ -271,47 +302,47 @@ class History:
 
     def events(self) -> list[Event]:
         """List everything that happened, in order, superseded or not."""
-        query = """SELECT step, kind, message, data, segment, step >= live_until
+        sql = """SELECT step, kind, message, data, segment, step >= live_until
                    FROM event JOIN segment ON segment = segment.id ORDER BY event.id"""
         return [
-            Event(step, kind, message, plain.decode(json.loads(data)), segment, bool(superseded))
-            for step, kind, message, data, segment, superseded in self._ask(lambda connection: _all(connection, query))
+            Event(step, kind, message, json_values.decode(json.loads(data)), segment, bool(superseded))
+            for step, kind, message, data, segment, superseded in self._read(lambda connection: _all(connection, sql))
         ]
 
     def digests(self, segment: int | None = None) -> dict[int, str]:
         """Give the live digests by step, or all that one segment recorded, superseded or not."""
-        query = "SELECT step, text FROM digest JOIN segment ON segment = id WHERE "
+        sql = "SELECT step, text FROM digest JOIN segment ON segment = id WHERE "
         live = "step >= first_step AND step < live_until"
         which, values = (live, ()) if segment is None else ("id = ?", (segment,))
-        return dict(self._ask(lambda connection: _all(connection, f"{query}{which} ORDER BY step", values)))
+        return dict(self._read(lambda connection: _all(connection, f"{sql}{which} ORDER BY step", values)))
 
     def segments(self) -> list[Segment]:
-        """List the unbroken stretches of the run, in order."""
-        return self._ask(_segments)
+        """List the segments, in order."""
+        return self._read(_segments)
 
     def first_difference(self, other: History) -> int | None:
         """Find the first step, of those of which both have a digest, at which the weights differ; None: at none."""
         theirs = other.digests()
         return next((step for step, text in self.digests().items() if theirs.get(step, text) != text), None)
 
-    # Within
+    # Internals
 
     def _writer(self) -> sqlite3.Connection:
         if self._connection is None:
             raise RunError(f"{self.path} is closed or open for reading only: open it with History(folder) to write.")
-        # A connection that was carried through a fork would damage the file.
+        # Writing over a connection inherited through a fork would damage the file.
         if self._owner != os.getpid():
             raise RunError(f"{self.path} was opened by the parent of this process, which alone may write it.")
         return self._connection
 
-    def _ask(self, question: Callable[[sqlite3.Connection], Answer]) -> Answer:
-        """The writer asks over its own connection, so that it sees all; a reader opens the file for each question."""
+    def _read(self, query: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run a query: a writer over its own connection, so that it sees all; a reader opens the file for each."""
         with self._lock:
             if self._connection is not None:
                 self.flush()
-                with database.explained(self.path):
-                    return question(self._connection)
-        return database.ask(self.path, question, kind=KIND, format=FORMAT, busy_seconds=self._busy_seconds)
+                with database.explain_errors(self.path):
+                    return query(self._connection)
+        return database.read(self.path, query, kind=KIND, format=FORMAT, busy_seconds=self._busy_seconds)
 
     def _refuse(self, step: int) -> None:
         self._writer()
@@ -321,11 +352,11 @@ class History:
         raise RunError("a figure cannot be named 'step', which is the name of the column of steps.")
 
     def _latest(self) -> int:
-        query = "SELECT coalesce(max(step), ?) FROM figures WHERE segment = ?"
-        return self._writer().execute(query, (self._first_step - 1, self._segment)).fetchone()[0]
+        sql = "SELECT coalesce(max(step), ?) FROM figures WHERE segment = ?"
+        return self._writer().execute(sql, (self._first_step - 1, self._segment)).fetchone()[0]
 
     def _write(self, connection: sqlite3.Connection) -> None:
-        with database.explained(self.path), database.transaction(connection):
+        with database.explain_errors(self.path), database.transaction(connection):
             columns = self._with_new_columns(connection)
             self._write_rows(connection, columns)
             self._write_rest(connection)
@@ -342,7 +373,7 @@ class History:
         columns = self._columns | {name: number for number, name in enumerate(new, len(self._columns) + 1)}
         if len(columns) > MOST_COLUMNS:
             raise RunError(
-                f"the history has room for {MOST_COLUMNS} figures a step: record more as one array (append_blob)."
+                f"the history has room for {MOST_COLUMNS} figures per step: record more as one array (append_blob)."
             )
         for name in new:
             connection.execute("INSERT INTO name VALUES (?, ?)", (columns[name], name))
@@ -367,7 +398,7 @@ class History:
         nan = list[str]()
         for name, value in values.items():
             row[columns[name] + 2] = value
-            # SQLite stores NaN as NULL, which is "not recorded": so those names are written beside.
+            # SQLite stores NaN as NULL, which also means "not recorded": so the names of NaN values are stored in a column.
             if value != value:
                 nan.append(name)
         if nan:
@@ -375,8 +406,8 @@ class History:
         return tuple(row)
 
     def _stored(self, connection: sqlite3.Connection, step: int, columns: dict[str, int]) -> dict[str, float]:
-        query = "SELECT * FROM figures WHERE segment = ? AND step = ?"
-        row = connection.execute(query, (self._segment, int(step))).fetchone()
+        sql = "SELECT * FROM figures WHERE segment = ? AND step = ?"
+        row = connection.execute(sql, (self._segment, int(step))).fetchone()
         if row is None:
             return {}
         stored = {name: row[number + 2] for name, number in columns.items() if row[number + 2] is not None}
@@ -399,11 +430,11 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _all(connection: sqlite3.Connection, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def _all(connection: sqlite3.Connection, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """All rows of a query; none where the tables were never made."""
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
         return []
-    return connection.execute(query, values).fetchall()
+    return connection.execute(sql, values).fetchall()
 
 
 def _columns(connection: sqlite3.Connection) -> dict[str, int]:
@@ -415,9 +446,9 @@ def _segments(connection: sqlite3.Connection) -> list[Segment]:
 
 
 def _live_rows(connection: sqlite3.Connection, fields: str, from_step: int) -> list[tuple[Any, ...]]:
-    """Rows of each segment while it lives; those stretches follow one another, so the whole is in order of steps."""
-    query = f"SELECT {fields} FROM figures WHERE segment = ? AND step >= ? AND step < ? ORDER BY step"
+    """Each segment's live rows; the segments' live ranges follow one another, so the whole is in order of steps."""
+    sql = f"SELECT {fields} FROM figures WHERE segment = ? AND step >= ? AND step < ? ORDER BY step"
     rows = list[tuple[Any, ...]]()
     for segment, first_step, live_until in _segments(connection):
-        rows += _all(connection, query, (segment, max(first_step, from_step), live_until))
+        rows += _all(connection, sql, (segment, max(first_step, from_step), live_until))
     return rows

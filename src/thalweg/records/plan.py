@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +13,16 @@ import tomlkit
 from thalweg import rules
 from thalweg import schedule as shapes
 from thalweg.errors import PlanError, ThalwegError, nearest
+from thalweg.records.knob import (
+    LARGEST_INTEGER,
+    Knob,
+    check_ranges,
+    knobs,
+    plain_value,
+    reference,
+    setting,
+    settle_types,
+)
 from thalweg.rules import Rule
 from thalweg.schedule import Schedule
 
@@ -22,8 +30,7 @@ EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 1
 OF_THE_RULE = float("nan")
-"""Stands for a learning rate that nobody names, until the plan is made."""
-MOST = {"threads": 1024, "workers": 1024, "seed": 2**63 - 1, "steps": 2**63 - 1, "batch_size": 2**63 - 1}
+"""Stands for a learning rate that is not given, until the plan is made."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Evidence:
             raise PlanError(
                 f"Evidence has a text `reason` and a table `figures`, not {self.reason!r} and {self.figures!r}."
             )
-        object.__setattr__(self, "figures", {str(name): _plain(f, str(name)) for name, f in self.figures.items()})
+        object.__setattr__(self, "figures", {str(name): plain_value(f, str(name)) for name, f in self.figures.items()})
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.reason else self.source
@@ -54,18 +61,21 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Group:
-    """Settings of the parameters whose names match a pattern: factors on the plan's own rate and decay, and another rule."""
+    """Settings of the parameters whose names match a pattern: factors on the plan's own rate and decay, and another rule.
 
-    learning_rate: float = 1.0
-    weight_decay: float = 1.0
-    rule: str | None = None
+    Arguments:
+    KNOBS
+    """
+
+    learning_rate: float = setting(1.0, Knob("factor on the plan's learning rate", least=0))
+    weight_decay: float = setting(1.0, Knob("factor on the plan's weight decay", least=0))
+    rule: str | None = setting(None, Knob("how gradients become steps", unset="the plan's rule"))
 
     def __post_init__(self) -> None:
         if self.rule is not None:
             rules.get(_rule_name(self.rule))
-        for name in ("learning_rate", "weight_decay"):
-            _set(self, name, float, "a number")
-            _at_least(self, name, 0)
+        settle_types(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -73,115 +83,253 @@ class Plan:
     """How to descend. What is not given is a stated default.
 
     Arguments:
-        rule: the update rule's name, such as "adamw".
-        learning_rate: the peak rate; the schedule multiplies it. Default: the rule's own, for most 0.001.
-        batch_size: examples a step (the effective batch); None means the whole data set in one batch, 1 single examples.
-        weight_decay: pull of weights towards zero, in the rule's own form.
-        schedule: a `Schedule`; its open lengths are of this run.
-        constants: the rule's other constants, such as {"beta2": 0.99}.
-        steps: update steps of the whole run; None until a budget is known.
-        steps_per_epoch: as counted when the plan was made.
-        accumulate: micro-batches a step; each holds about batch_size / accumulate examples.
-        clip_norm, clip_value: clip the gradient's global norm, and each of its entries; None: off.
-        ema: decay of an average of the weights, such as 0.999; None: off. Not for a rule that averages them itself.
-        precision: "float32" (the model's own dtype), or "bfloat16" or "float16" autocast.
-        seed: of initialisation, order, dropout and augmentation.
-        decay_vectors: also decay biases and normalisation parameters (all of fewer than two dimensions).
-        groups: pattern of parameter names (shell style, such as "head.*") -> `Group`. Under a rule of matrices alone (Muon),
-            what goes by AdamW all the same is entered when the data are seen: embeddings and the output layer.
-        shuffle, replacement, drop_last: how batches are drawn.
-        workers: processes that load data; 0: none.
-        position: how a resumed run finds its place in the data: "exact" (the order is a function of seed and epoch),
-            "state_dict" (the loader is asked for its own), or "fast-forward" (a stream is gone through again up to there,
-            exact where it gives the same each time); set when the data are seen.
-        validate_every: steps between validations; None: derived from the epoch when the run starts.
-        patience: validations without improvement after which the run stops; None: never.
-        keep: "best" gives the weights that validated best, "last" the final ones.
-        watch: notice and cure a loss that is not finite or diverges.
-        snapshot_every: steps between the snapshots that a cure goes back to; 0: none.
-        checkpoint_seconds: about how far apart checkpoints are written (they change no figure).
-        digest_every: steps between digests of the weights in the history; 0: none.
-        threads: CPU threads the run was planned for; None: as they are.
-        engine: what runs the rule's equation: "cpu" (compiled), "tensors", or "auto", which is settled when the run starts.
+    KNOBS
         evidence: knob -> `Evidence`.
 
     Raises PlanError (RuleError, ScheduleError) that names the knob, its value and what it may be.
     """
 
-    rule: str = "adamw"
-    learning_rate: float = OF_THE_RULE
-    batch_size: int | None = 64
-    weight_decay: float = 0.0
-    schedule: Schedule = field(default_factory=shapes.constant)
-    constants: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    steps: int | None = None
-    steps_per_epoch: int | None = None
-    accumulate: int = 1
-    clip_norm: float | None = None
-    clip_value: float | None = None
-    ema: float | None = None
-    precision: Precision = "float32"
-    seed: int = 0
-    decay_vectors: bool = False
-    groups: Mapping[str, Group] = field(default_factory=dict[str, Group])
-    shuffle: bool = True
-    replacement: bool = False
-    drop_last: bool = False
-    workers: int = 0
-    position: Literal["exact", "state_dict", "fast-forward"] = "exact"
-    validate_every: int | None = None
-    patience: int | None = None
-    keep: Literal["best", "last"] = "best"
-    watch: bool = True
-    snapshot_every: int = 50
-    checkpoint_seconds: float = 60.0
-    digest_every: int = 50
-    threads: int | None = None
-    engine: Literal["auto", "cpu", "tensors"] = "auto"
+    rule: str = setting(
+        "adamw",
+        Knob("how gradients become steps", 'The update rule\'s name, such as "adamw".', shown="main", rank=5),
+    )
+    learning_rate: float = setting(
+        OF_THE_RULE,
+        Knob(
+            "how far a step goes",
+            "This is the peak; the schedule multiplies it. Default: the rule's own, for most 0.001.",
+            above=0,
+            unset="the rule's own",
+            shown="main",
+            rank=1,
+        ),
+    )
+    batch_size: int | None = setting(
+        64,
+        Knob(
+            "examples that one step averages over",
+            "This is the effective batch, whatever `accumulate` is. None: the whole data set in one batch.",
+            least=1,
+            most=LARGEST_INTEGER,
+            unit="examples",
+            unset="the whole data set",
+            shown="main",
+            rank=3,
+        ),
+    )
+    weight_decay: float = setting(
+        0.0,
+        Knob(
+            "how strongly weights are pulled to zero",
+            "Each rule applies it in its own form.",
+            least=0,
+            zero="none",
+            shown="main",
+            rank=4,
+        ),
+    )
+    schedule: Schedule = setting(
+        shapes.constant,
+        Knob(
+            "how the rate rises and falls over the run",
+            "A `Schedule`, whose open lengths are settled by the run's length, or the name of a shape.",
+            shown="main",
+            rank=2,
+        ),
+    )
+    constants: Mapping[str, Any] = setting(
+        dict[str, Any], Knob("the rule's own settings", 'For example {"beta2": 0.99}.', empty="the rule's own")
+    )
+    steps: int | None = setting(
+        None,
+        Knob(
+            "length of the run",
+            "It is None until a budget is known.",
+            least=1,
+            most=LARGEST_INTEGER,
+            unit="steps",
+            unset="not decided",
+            shown="main",
+            rank=6,
+        ),
+    )
+    steps_per_epoch: int | None = setting(
+        None,
+        Knob(
+            "steps that go once over the data",
+            "They were counted when the plan was made.",
+            least=1,
+            unit="steps",
+            unset="unknown",
+            shown="note",
+        ),
+    )
+    accumulate: int = setting(
+        1,
+        Knob(
+            "parts that a batch is cut into to save memory",
+            "Each of these micro-batches holds about batch_size / accumulate examples.",
+            least=1,
+            unit="parts",
+        ),
+    )
+    clip_norm: float | None = setting(
+        None,
+        Knob("longest gradient that is let through", "A longer one is scaled down to this global norm.", above=0),
+    )
+    clip_value: float | None = setting(None, Knob("largest entry of the gradient", above=0))
+    ema: float | None = setting(
+        None,
+        Knob(
+            "running average of the weights",
+            "The value is its decay, such as 0.999. A rule that averages the weights itself takes none.",
+            above=0,
+            below=1,
+            out_of_range="a decay lies between 0 and 1, such as 0.999",
+            label="weight average (EMA)",
+        ),
+    )
+    precision: Precision = setting(
+        "float32",
+        Knob("numbers used in the forward pass", "float32 stands for the model's own dtype, the others for autocast."),
+    )
+    seed: int = setting(
+        0,
+        Knob(
+            "start of everything random",
+            "That is initialisation, order, dropout and augmentation.",
+            least=0,
+            most=LARGEST_INTEGER,
+            shown="report",
+        ),
+    )
+    decay_vectors: bool = setting(
+        False,
+        Knob("whether biases and normalisation decay too", "These are all parameters of fewer than two dimensions."),
+    )
+    groups: Mapping[str, Group] = setting(
+        dict[str, Group],
+        Knob(
+            "parameters with settings of their own",
+            'A pattern of parameter names (shell style, such as "head.*") -> `Group`. Under a rule for matrices only (Muon),'
+            " embeddings and the output layer are entered here when the data are seen, with the rule AdamW.",
+            empty="one for all",
+        ),
+    )
+    shuffle: bool = setting(True, Knob("whether each pass has a new order"))
+    replacement: bool = setting(False, Knob("whether an example may come twice in a pass"))
+    drop_last: bool = setting(False, Knob("whether a last, smaller batch is left out"))
+    workers: int = setting(0, Knob("processes that load data", least=0, most=1024, unit="processes", zero="none"))
+    position: Literal["exact", "state_dict", "fast-forward"] = setting(
+        "exact",
+        Knob(
+            "how a resumed run finds its place in the data again",
+            "exact: the order is a function of seed and epoch; state_dict: the loader is asked for its own; fast-forward: a"
+            " stream is read again up to there, exact where it gives the same each time. Set when the data are seen.",
+            shown="note",
+        ),
+    )
+    validate_every: int | None = setting(
+        None,
+        Knob(
+            "steps between validations",
+            "None: derived from the epoch when the run starts.",
+            least=1,
+            unit="steps",
+            unset="once per epoch, 5 to 50 times per run",
+            shown="report",
+        ),
+    )
+    patience: int | None = setting(
+        None,
+        Knob(
+            "validations without improvement before stopping",
+            least=1,
+            unit="validations",
+            unset="never stop early",
+        ),
+    )
+    keep: Literal["best", "last"] = setting(
+        "best", Knob("which weights the model ends with", "best: those that validated best; last: the final ones.")
+    )
+    watch: bool = setting(
+        True, Knob("notice and cure divergence", "A loss or gradient that is not finite is treated too.")
+    )
+    snapshot_every: int = setting(
+        50, Knob("steps between states a cure can go back to", least=0, unit="steps", zero="none")
+    )
+    checkpoint_seconds: float = setting(
+        60.0,
+        Knob(
+            "time between two checkpoints on disk",
+            "The time is approximate; checkpoints change no figure.",
+            least=0,
+            unit="seconds",
+        ),
+    )
+    digest_every: int = setting(
+        50,
+        Knob(
+            "steps between fingerprints of the weights",
+            "The fingerprints are written into the history.",
+            least=0,
+            unit="steps",
+            zero="none",
+        ),
+    )
+    threads: int | None = setting(
+        None,
+        Knob(
+            "CPU threads",
+            "The run was planned for so many.",
+            least=1,
+            most=1024,
+            unit="threads",
+            unset="as they are",
+            shown="report",
+        ),
+    )
+    engine: Literal["auto", "cpu", "tensors"] = setting(
+        "auto",
+        Knob(
+            "what runs the rule's equation",
+            "cpu: compiled; tensors: PyTorch's operations; auto: settled when the run starts.",
+        ),
+    )
     evidence: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence])
 
     def __post_init__(self) -> None:
         unset = self.learning_rate is OF_THE_RULE
-        _settle_types(self)
+        settle_types(self)
         _settle_tables(self)
         rule = rules.get(self.rule)
         rule.complete(self.constants)  # raises where a constant is unknown or out of range
         rate, why = default_rate(rule)
         if unset:
             object.__setattr__(self, "learning_rate", rate)
-        _positive(self, "learning_rate")
-        for name in ("weight_decay", "checkpoint_seconds"):
-            _at_least(self, name, 0)
-        for name in ("clip_norm", "clip_value"):
-            _positive(self, name)
-        for name in ("batch_size", "steps", "steps_per_epoch", "accumulate", "validate_every", "patience", "threads"):
-            _at_least(self, name, 1)
-        for name, most in MOST.items():
-            _at_most(self, name, most)
-        for name in ("workers", "snapshot_every", "digest_every", "seed"):
-            _at_least(self, name, 0)
+        check_ranges(self)
+        self._check_together(rule)
+        default = Evidence("default")
+        stated = {
+            name: default if getattr(self, name) == knob.default else Evidence("given")
+            for name, knob in knobs(Plan).items()
+        }
+        if self.learning_rate == rate:
+            stated["learning_rate"] = why
+        known = {knob: e for knob, e in self.evidence.items() if e != default}  # a value changed by hand is no default
+        object.__setattr__(self, "evidence", {**stated, **known})
+
+    def _check_together(self, rule: Rule) -> None:
+        """Raise PlanError for knobs that do not go together."""
         if self.batch_size is not None and self.accumulate > self.batch_size:
             raise PlanError(
                 f"`accumulate` is {self.accumulate}, more than the batch of {self.batch_size} examples it is to cut."
             )
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise PlanError(f"`ema` is {self.ema}, but a decay lies between 0 and 1, such as 0.999.")
         if self.ema is not None and rule.average is not None:
             raise PlanError(
                 f"`ema` is {self.ema}, but {self.rule} averages the weights itself, and that average is what is judged and kept."
                 f" Leave `ema` out, or take another rule."
             )
-        _one_of(self, "precision", get_args(Precision))
-        _one_of(self, "keep", ("best", "last"))
-        _one_of(self, "engine", ("auto", "cpu", "tensors"))
-        _one_of(self, "position", ("exact", "state_dict", "fast-forward"))
-        default = Evidence("default")
-        stated = {f.name: default if getattr(self, f.name) == _default(f) else Evidence("given") for f in fields(self)}
-        if self.learning_rate == rate:
-            stated["learning_rate"] = why
-        del stated["evidence"]
-        known = {knob: e for knob, e in self.evidence.items() if e != default}  # a value changed by hand is no default
-        object.__setattr__(self, "evidence", {**stated, **known})
 
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
@@ -192,21 +340,21 @@ class Plan:
         known = [f.name for f in fields(self)]
         for name in changes:
             if name not in known:
-                near = nearest(name, known)
+                hint = nearest(name, known)
                 if name in rules.get(self.rule).constants:
-                    near = f" It is a constant of the rule: constants.{name}, or constants={{'{name}': …}}."
-                raise PlanError(f"A plan has no '{name}'.{near} It has {', '.join(known)}.")
+                    hint = f" It is a constant of the rule: constants.{name}, or constants={{'{name}': …}}."
+                raise PlanError(f"A plan has no '{name}'.{hint} It has {', '.join(known)}.")
         if "evidence" not in changes:
-            kept = {knob: _outdated(evidence, changes) for knob, evidence in self.evidence.items()}
-            kept |= {name: Evidence("given") for name in changes}
-            if self._has_another_rates(changes):
+            evidence = {knob: _noting_changes(evidence, changes) for knob, evidence in self.evidence.items()}
+            evidence |= {name: Evidence("given") for name in changes}
+            if self._changes_default_rate(changes):
                 changes["learning_rate"] = OF_THE_RULE
-                del kept["learning_rate"]
-            changes["evidence"] = kept
+                del evidence["learning_rate"]
+            changes["evidence"] = evidence
         return replace(self, **changes)
 
-    def _has_another_rates(self, changes: Mapping[str, Any]) -> bool:
-        """Whether the learning rate is the default of a rule that is changed to one with another."""
+    def _changes_default_rate(self, changes: Mapping[str, Any]) -> bool:
+        """Whether the learning rate is the rule's default, and the rule is changed to one with another default."""
         if "rule" not in changes or "learning_rate" in changes or self.why("learning_rate").source != "default":
             return False
         return default_rate(rules.get(changes["rule"])) != default_rate(rules.get(self.rule))
@@ -263,13 +411,17 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as TOML; `Plan.load` gives it back without loss."""
+        Path(path).write_text(self.to_toml(), "utf-8")
+
+    def to_toml(self) -> str:
+        """Give the text that `save` writes."""
         document = tomlkit.document()
         document.add(
             tomlkit.comment("A thalweg plan: every knob of a descent, and under [evidence] how it was chosen.")
         )
         for key, value in self.to_dict().items():
             document.add(key, tomlkit.item(value))
-        Path(path).write_text(tomlkit.dumps(document), "utf-8")
+        return tomlkit.dumps(document)
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -300,8 +452,8 @@ def default_rate(rule: Rule) -> tuple[float, Evidence]:
     return rule.learning_rate, Evidence("default", f"that of {rule.name} itself")
 
 
-def _outdated(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
-    """Add to a reason what it was found for, where that is changed now."""
+def _noting_changes(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
+    """Add to the reason of a derived value what it was derived for, where that is changed now."""
     changed = [name for name in changes if name in evidence.figures and evidence.figures[name] != changes[name]]
     if evidence.source != "derived" or not changed:
         return evidence
@@ -309,11 +461,7 @@ def _outdated(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
     return replace(evidence, reason=f"{evidence.reason}; found for {found}, which is another now")
 
 
-def _default(knob: Field[Any]) -> Any:
-    return knob.default if knob.default_factory is MISSING else knob.default_factory()
-
-
-def _record(kind: type[Any], entries: Any, where: str) -> Any:
+def _as_record(kind: type[Any], entries: Any, where: str) -> Any:
     if isinstance(entries, kind):
         return entries
     known = [f.name for f in fields(kind)]
@@ -330,30 +478,6 @@ def _record(kind: type[Any], entries: Any, where: str) -> Any:
         raise PlanError(f"'{where}' in the plan is {entries!r}, which does not fit: {error}.") from error
 
 
-_INTEGERS = (
-    *("batch_size", "accumulate", "steps", "steps_per_epoch", "validate_every", "patience", "snapshot_every"),
-    *("digest_every", "seed", "workers", "threads"),
-)
-_FLOATS = ["learning_rate", "weight_decay", "clip_norm", "clip_value", "ema", "checkpoint_seconds"]
-_FLAGS = ["decay_vectors", "shuffle", "replacement", "drop_last", "watch"]
-
-
-def _settle_types(plan: Plan) -> None:
-    """Turn NumPy's and torch's scalars into Python's, so that a plan is plain values whoever made it."""
-    for knob in fields(plan):
-        if getattr(plan, knob.name) is None and knob.name != "batch_size" and _default(knob) is not None:
-            raise PlanError(f"`{knob.name}` is None, but it needs a value. Leave it out for the default.")
-    for name in _INTEGERS:
-        _set(plan, name, operator.index, "a whole number")
-    for name in _FLOATS:
-        _set(plan, name, float, "a number")
-    for name in _FLAGS:
-        flag = _plain(getattr(plan, name), name)
-        if not isinstance(flag, bool):
-            raise PlanError(f"`{name}` is {flag!r}, but it is true or false.")
-        object.__setattr__(plan, name, flag)
-
-
 def _settle_tables(plan: Plan) -> None:
     """Turn what stands for a schedule, a group or an evidence (a name, a table) into the record, and constants into numbers."""
     if isinstance(plan.schedule, str | Mapping):
@@ -367,13 +491,13 @@ def _settle_tables(plan: Plan) -> None:
     for name in ("constants", "groups", "evidence"):
         if not isinstance(getattr(plan, name), Mapping):
             raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is a table.")
-    object.__setattr__(plan, "constants", {str(k): _plain(v, str(k)) for k, v in plan.constants.items()})
-    object.__setattr__(plan, "groups", {p: _record(Group, g, f"groups.{p}") for p, g in plan.groups.items()})
-    known = [f.name for f in fields(plan) if f.name != "evidence"]
+    object.__setattr__(plan, "constants", {str(k): plain_value(v, str(k)) for k, v in plan.constants.items()})
+    object.__setattr__(plan, "groups", {p: _as_record(Group, g, f"groups.{p}") for p, g in plan.groups.items()})
+    known = list(knobs(Plan))
     for knob in plan.evidence:
         if knob not in known:
             raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{nearest(knob, known)}")
-    evidence = {k: _record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
+    evidence = {k: _as_record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
     object.__setattr__(plan, "evidence", evidence)
 
 
@@ -383,53 +507,5 @@ def _rule_name(rule: Any) -> str:
     return rule
 
 
-def _plain(value: Any, name: str) -> Any:
-    """Give plain numbers, texts, lists and tables, as TOML knows them. Raises PlanError for anything else."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part, name) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part, name) for part in value]
-    if not isinstance(value, bool | int | float | str) and hasattr(value, "tolist"):
-        return _plain(value.tolist(), name)  # NumPy's and torch's numbers and arrays
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    raise PlanError(f"`{name}` is a {type(value).__name__}. Give numbers, texts, or lists and tables of them.")
-
-
-def _set(plan: Plan | Group, name: str, convert: Any, kind: str) -> None:
-    value = getattr(plan, name)
-    if value is None:
-        return
-    if isinstance(value, bool | str):
-        raise PlanError(f"`{name}` is {value!r}, but it is {kind}.")
-    if convert is operator.index and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    try:
-        object.__setattr__(plan, name, convert(value))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise PlanError(f"`{name}` is {value!r}, but it is {kind}.") from error
-
-
-def _positive(plan: Plan, name: str) -> None:
-    value = getattr(plan, name)
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise PlanError(f"`{name}` is {value}, but it must be above zero and finite.")
-
-
-def _at_least(plan: Plan | Group, name: str, least: float) -> None:
-    value = getattr(plan, name)
-    if value is not None and not (value >= least and (isinstance(value, int) or math.isfinite(value))):
-        raise PlanError(f"`{name}` is {value}, but it must be at least {least} and finite.")
-
-
-def _at_most(plan: Plan, name: str, most: int) -> None:
-    value = getattr(plan, name)
-    if value is not None and value > most:
-        raise PlanError(f"`{name}` is {value}, but it is at most {most:,}.")
-
-
-def _one_of(plan: Plan, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(plan, name)
-    if value not in choices:
-        raise PlanError(f"`{name}` is {value!r}, which is none of {list(choices)}.{nearest(str(value), choices)}")
+for _record_type in (Group, Plan):
+    _record_type.__doc__ = (_record_type.__doc__ or "").replace("    KNOBS", reference(_record_type))

@@ -1,4 +1,4 @@
-"""The task: what to descend. A model, a loss, data, and how to tell good from bad."""
+"""The task: what to descend. A model, a loss, data, and the criterion by which runs are compared."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class StreamingMetric(Protocol):
     """A metric that sees the validation set batch by batch: `reset`, `update`, then `compute`."""
 
     def reset(self) -> None:
-        """Forget what was seen."""
+        """Start anew, without the batches added so far."""
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Take in one batch."""
+        """Add one batch."""
 
     def compute(self) -> Any:
-        """Give the figure over all that was seen since `reset`."""
+        """Give the figure over all batches since `reset`."""
 
 
 Metric = Callable[[Any, Any], Any] | StreamingMetric
@@ -82,14 +82,17 @@ class Source:
 
     def save(self, path: Path) -> None:
         """Write `task.toml`. Raises TaskError where an argument is no plain value."""
+        path.write_text(self.to_toml(), "utf-8")
+
+    def to_toml(self) -> str:
+        """Give the text that `save` writes. Raises TaskError where an argument is no plain value."""
         unset = [name for name, value in self.arguments.items() if value is None]  # TOML has no None
         given = {name: value for name, value in self.arguments.items() if value is not None}
         known = {"name": self.name, "file": self.file, "module": self.module, "none": unset or None, "arguments": given}
         try:
-            text = tomlkit.dumps({key: value for key, value in known.items() if value is not None})
+            return tomlkit.dumps({key: value for key, value in known.items() if value is not None})
         except ValueError as error:
             raise TaskError(f"The task's arguments {given} cannot be recorded: {error}. Give plain values.") from error
-        path.write_text(text, "utf-8")
 
     @staticmethod
     def read(path: Path) -> Source:
@@ -118,13 +121,13 @@ class Task:
         name: a short name, used for the run's folder.
         step: `step(model, batch)` -> the loss or `(loss, weight)`, where a step is not `loss(model(x), y)`. Averages and
             accumulation use the weight (tokens, say).
-        evaluate: `evaluate(model, batch)` -> the loss or `(loss, weight)` for validation, or `(outputs, targets)` as a
-            pair of tensors is not meant: metrics need `loss`. Default: `step`.
-        per_example_loss: `per_example_loss(model, batch)` -> one loss an example; kept for naming examples, not called yet.
+        evaluate: `evaluate(model, batch)` -> the loss or `(loss, weight)` for validation; a pair `(outputs, targets)` is no
+            such result (metrics need `loss`). Default: `step`.
+        per_example_loss: `per_example_loss(model, batch)` -> one loss per example; for naming examples, not called yet.
         select: the criterion of best: "loss" or the name of a metric.
         mode: "min" or "max" of that criterion.
         collate_fn: puts single examples together into a batch, for ragged data.
-        weights: one sampling weight an example, for drawing with replacement.
+        weights: one sampling weight per example, for drawing with replacement.
 
     Raises TaskError where the parts cannot be a task.
     """
@@ -175,28 +178,33 @@ class Task:
                 "`model` is a TorchScript module, which cannot be copied. Give the module itself, or a factory."
             )
         if isinstance(self.model, nn.Module):
-            return _copied(self.model)
+            return _copy(self.model)
         try:
             model = self.model()
         except ThalwegError:
             raise
         except Exception as error:
-            raise TaskError(f"The model's factory failed: {_told(error)}") from error
+            raise TaskError(f"The model's factory failed: {_error_text(error)}") from error
         if not isinstance(model, nn.Module):
             raise TaskError(
                 f"The model's factory returned a {type(model).__name__}, not an nn.Module. Return the module."
             )
-        if sys.getrefcount(model) > 2:  # somebody else holds it too, so it is no fresh one
-            return _copied(model)
+        # A factory such as `lambda: model` returns the caller's own module, which training must not change, and every
+        # trial of a search would start from the weights that the one before left. A module made by the factory has two
+        # references here (the name `model` and the argument of getrefcount); more mean that somebody else holds it.
+        # Without this, such a factory would train the caller's module in place; copying always would double the memory of
+        # every large model for the sake of the rare factory.
+        if sys.getrefcount(model) > 2:
+            return _copy(model)
         return model
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
         raise TaskError(
-            f"The model cannot be copied, and training must not change yours: {_told(error)}. Give a factory that makes it:"
+            f"The model cannot be copied, and training must not change yours: {_error_text(error)}. Give a factory that makes it:"
             f" model=make_model."
         ) from error
 
@@ -308,8 +316,8 @@ def _run_file(path: Path) -> types.ModuleType:
         raise TaskError(f"{path} is no Python file. A task file ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses, pickling and loader workers look the module up by its name
-    beside = str(path.parent)
-    sys.path.insert(0, beside)  # a task file may import what lies beside it, as a script may
+    folder = str(path.parent)
+    sys.path.insert(0, folder)  # a task file may import what lies beside it, as a script may
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -321,15 +329,15 @@ def _run_file(path: Path) -> types.ModuleType:
             f"{path} ends the process ({_place(error, path)}exit). Take that out of a task file."
         ) from error
     except Exception as error:
-        raise TaskError(f"{path} does not run: {_place(error, path)}{_told(error)}") from error
+        raise TaskError(f"{path} does not run: {_place(error, path)}{_error_text(error)}") from error
     finally:
-        sys.path.remove(beside)
-        if beside not in sys.path:
-            sys.path.append(beside)  # for what its functions import later
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)  # for what its functions import later
     return module
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -365,7 +373,7 @@ def _call(function: Callable[..., Task], source: Source) -> Task:
         raise
     except Exception as error:
         place = _place(error, Path(source.file)) if source.file else ""
-        raise TaskError(f"{source.where}: {source.name}() failed: {place}{_told(error)}") from error
+        raise TaskError(f"{source.where}: {source.name}() failed: {place}{_error_text(error)}") from error
     if not isinstance(task, Task):
         raise TaskError(
             f"{source.where}: {source.name}() returned a {type(task).__name__}, not a thalweg.Task. Return the task."

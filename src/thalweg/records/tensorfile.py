@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file, with its sha256 taken on the way, in one pass, without a second copy in memory.
+"""Tensors in a safetensors file, written or read together with its sha256 in one pass, without a second copy in memory.
 
 The format is the published one (8 bytes of header length, a JSON header, the tensors' bytes), so any safetensors reader
 opens the files. Two things are why the library itself does not write and read them here: the sum is of the bytes that
@@ -104,7 +104,7 @@ def check(path: Path, expected: FileSum) -> None:
 
 
 def check_length(path: Path, expected: FileSum) -> None:
-    """Raise CheckpointError unless the file is there, plain and as long as expected; its bytes are not looked at."""
+    """Raise CheckpointError unless the file is there, plain and as long as expected; its bytes are not read."""
     try:
         status = path.lstat()
     except OSError as error:
@@ -151,7 +151,7 @@ def _read_each(file: BufferedReader, length: int, digest: Any) -> Iterator[tuple
     header = json.loads(_exactly(file, header_length, digest))
     header.pop("__metadata__", None)
     position = 0
-    # Nothing is believed before the sum is known: no entry may ask for more memory than the file has bytes.
+    # The header is untrusted until the sum is known: no entry may allocate more memory than the file has bytes.
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         begin, end = entry["data_offsets"]
         dtype, shape = DTYPES[entry["dtype"]], [int(size) for size in entry["shape"]]

@@ -1,4 +1,4 @@
-"""Weights by name: taken from a model, and put back bit for bit."""
+"""Weights by name: read from a model, and loaded into one bit for bit."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def is_strided(tensor: Tensor) -> bool:
 
 def make_writable(model: nn.Module) -> None:
     """Give tensors of their own to buffers and parameters that cannot be written to: expanded, or made in inference mode."""
-    fresh: dict[int, Tensor] = {}
+    copies: dict[int, Tensor] = {}
     for module in model.modules():
-        for kept in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
-            for name, tensor in kept.items():
-                if tensor is None or not _is_closed(tensor):
+        for tensors in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
+            for name, tensor in tensors.items():
+                if tensor is None or not _is_read_only(tensor):
                     continue
-                copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+                copy = tensor.detach().clone(memory_format=torch.contiguous_format)
                 if isinstance(tensor, nn.Parameter):
-                    copied = nn.Parameter(copied, tensor.requires_grad)
-                kept[name] = fresh.setdefault(id(tensor), copied)  # pyright: ignore[reportArgumentType]
+                    copy = nn.Parameter(copy, tensor.requires_grad)
+                tensors[name] = copies.setdefault(id(tensor), copy)  # pyright: ignore[reportArgumentType]
 
 
-def _is_closed(tensor: Tensor) -> bool:
+def _is_read_only(tensor: Tensor) -> bool:
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer) or not is_strided(tensor):
         return False
     return tensor.is_inference() or any(
@@ -61,10 +61,12 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
     wrong = sorted(n for n in present.keys() & state.keys() if present[n].shape != state[n].shape)
     if missing or extra or wrong:
-        told = [f"{name} is missing there" for name in missing[:3]] + [f"{name} is unknown here" for name in extra[:3]]
-        told += [f"{n} is {tuple(state[n].shape)} there and {tuple(present[n].shape)} here" for n in wrong[:3]]
+        differences = [f"{name} is missing there" for name in missing[:3]] + [
+            f"{name} is unknown here" for name in extra[:3]
+        ]
+        differences += [f"{n} is {tuple(state[n].shape)} there and {tuple(present[n].shape)} here" for n in wrong[:3]]
         raise CheckpointError(
-            f"The checkpoint is of another model: {'; '.join(told)}. Use the task the run was made with."
+            f"The checkpoint is of another model: {'; '.join(differences)}. Use the task the run was made with."
         )
     with torch.no_grad():
         for name, tensor in present.items():

@@ -1,4 +1,4 @@
-"""Update rules: one equation a file, looked up by name.
+"""Update rules: one equation per file, looked up by name.
 
 The table below is written by `tools/tables.py` from the folder's listing, so that types, linters and completion see every name.
 A third party's rule comes by an entry point of the group `thalweg.rules` and is looked for only when a name is unknown here.

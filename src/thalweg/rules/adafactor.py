@@ -1,14 +1,14 @@
-"""Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights.
+"""Adafactor: a second moment stored as one number per row and per column, and steps in proportion to the weights.
 
-    share   = t^beta2_decay                                           1 - beta2 at step t: all at first, ever less
+    share   = t^beta2_decay                                           1 - beta2 at step t: 1 at first, then less and less
     row    <- (1 - share) row + share mean of g² along each row       matrices
     column <- (1 - share) column + share mean of g² down each column  matrices
     v       = row column / mean(row)                                  matrices; of vectors the running mean of g² itself
     u       = g / max(sqrt(v), eps1)
     w      <- (1 - lr weight_decay) w - min(lr, 1 / sqrt(t)) max(eps2, RMS(w)) u / max(1, RMS(u) / d)
 
-So `lr` is a share of the weights' own size. A matrix of r rows and c columns keeps r + c numbers; of more than two dimensions the
-last two are factored.
+So `lr` is a share of the weights' own size. The state of a matrix of r rows and c columns is r + c numbers; of more than two
+dimensions the last two are factored.
 
 Source: Shazeer & Stern 2018, arXiv:1804.04235, algorithm 4, with PyTorch's place of eps1 (the paper adds it, 1e-30, to g²), its
 `lr` in place of the paper's 0.01, and its decoupled weight decay. PyTorch's eps1 is None, the step of the weights' dtype at 1;
@@ -26,7 +26,7 @@ from thalweg.rules.rule import matrix_rule
 
 
 def schedule(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Give the share of the newest square, and the longest relative step."""
+    """Give the share of the newest square, and the largest relative step."""
     lr, falling = numbers["lr"], step**-0.5
     return {"share": step ** numbers["beta2_decay"], "longest": where(lr < falling, lr, falling)}
 
@@ -58,7 +58,7 @@ def adafactor(
     share: float,
     longest: float,
 ) -> tuple[Any, Any, Any, Any]:
-    """Adafactor: a second moment kept as one number a row and one a column, and steps in proportion to the weights."""
+    """Adafactor: a second moment stored as one number per row and per column, and steps in proportion to the weights."""
     if w.ndim < 2:
         v = lerp(v, finite(g * g), share)
         root = sqrt(v)

@@ -1,4 +1,4 @@
-"""Adagrad: each weight's step shrinks with all that its gradient has ever been.
+"""Adagrad: each weight's step is divided by the size of all its gradients so far.
 
     s <- s + g²                                            s = initial_accumulator_value before the first step
     w <- w - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
@@ -37,6 +37,6 @@ def adagrad(
     eps: float = 1e-10,
     slowed: float,
 ) -> tuple[float, float]:
-    """Adagrad: each weight's step shrinks with all that its gradient has ever been."""
+    """Adagrad: each weight's step is divided by the size of all its gradients so far."""
     s = s + g * g
     return w - (lr / slowed) * g / (sqrt(s) + eps), s

@@ -4,7 +4,7 @@
     u <- max(beta2 u, |g| + eps)
     w <- w - lr / (1 - beta1^t) m / u
 
-Source: Kingma & Ba 2015, arXiv:1412.6980, section 7.1; eps stands where PyTorch has it.
+Source: Kingma & Ba 2015, arXiv:1412.6980, section 7.1; eps is where PyTorch has it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 velocity ← momentum · velocity + g
 w ← w − η · velocity
 
-The formula is what runs: the lines come from the syntax tree that the engines compile too, with branches on constants taken.
+The formula is what runs: the lines come from the syntax tree that the engines compile too, with branches on constants resolved.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Assignment(NamedTuple):
 def equation(rule: Rule, constants: Mapping[str, Any] | None = None) -> tuple[Assignment, ...]:
     """Give a rule's equation line by line, under constants that decide its branches (default: its own).
 
-    What the equation returns as it was is left out, and so are lines that only give a thing another name; the rest comes in an
-    order in which no line reads what an earlier one has already replaced.
+    States that do not change are left out, and so are lines that only give a value another name; the rest comes in an order in
+    which no line reads what an earlier one has already replaced.
 
     Raises RuleError for a matrix rule, whose equation is a program, and for what no equation may contain.
     """
@@ -48,20 +48,20 @@ def equation(rule: Rule, constants: Mapping[str, Any] | None = None) -> tuple[As
 
 
 def summands(rule: Rule, constants: Mapping[str, Any] | None = None) -> tuple[tuple[Assignment, ...], list[ast.expr]]:
-    """Give what a rule adds up over all weights before they move, if it does: the lines before, and each summand."""
+    """Give what a rule sums over all weights before they move (`Rule.sums`): the lines before, and each summand."""
     if rule.sums is None:
         return (), []
     program = read_sums(rule, rule.complete(constants or {}))
     return _lines(program), list(program.results)
 
 
-def of_a_step(rule: Rule) -> tuple[Assignment, ...]:
-    """Give what `Rule.scalars` computes once a step, as a formula of the step's number t, from 1, and the constants.
+def scalars(rule: Rule) -> tuple[Assignment, ...]:
+    """Give what `Rule.scalars` computes once per step, as a formula of the step's number t, from 1, and the constants.
 
-    Raises RuleError where that is no straight line of arithmetic.
+    Raises RuleError where that is more than assignments of arithmetic.
 
     >>> from thalweg.rules.adam import adam
-    >>> print(as_text(of_a_step(adam)))
+    >>> print(as_text(scalars(adam)))
     c₁ ← 1 − β₁ᵗ
     c₂ ← 1 − β₂ᵗ
     """
@@ -70,13 +70,13 @@ def of_a_step(rule: Rule) -> tuple[Assignment, ...]:
     tree = _function(rule.scalars)
     step, constants = (argument.arg for argument in tree.args.args)
     lines: list[Assignment] = []
-    for statement in _Plain(step, constants).visit(tree).body:
+    for statement in _PythonToEquation(step, constants).visit(tree).body:
         lines += _assignments(statement)
-    return tuple(line for line in lines if not _is_itself(line))
+    return tuple(line for line in lines if not _is_unchanged(line))
 
 
 def average(rule: Rule) -> ast.expr | None:
-    """Give the weights that a rule is judged by, in its equation's names, where they are not those it steps from.
+    """Give `Rule.average`, the weights to evaluate and save, in the names of the rule's equation; None where it has none.
 
     >>> from thalweg.rules.momentum import momentum
     >>> average(momentum) is None
@@ -94,7 +94,7 @@ def average(rule: Rule) -> ast.expr | None:
 
 
 def as_text(lines: Iterable[Assignment], becomes: str = "←") -> str:
-    """Write assignments as text, one a line, with this sign between the sides."""
+    """Write assignments as text, one per line, with this sign between the sides."""
     return "\n".join(f"{symbol(name)} {becomes} {text(value)}" for name, value in lines)
 
 
@@ -118,27 +118,30 @@ def _lines(program: Program) -> tuple[Assignment, ...]:
 def _without_aliases(
     lines: Sequence[Assignment], results: Sequence[Assignment]
 ) -> tuple[list[Assignment], list[Assignment]]:
-    """Put the thing itself where a line only gave it another name, which nothing replaces later."""
-    known, kept = dict[str, str](), list[Assignment]()
+    """Leave out lines that only give a value another name, and use the value's own; not where a later line replaces that."""
+    aliases, others = dict[str, str](), list[Assignment]()
     for place, line in enumerate(lines):
-        value = _renamed(line.value, known)
-        known = {alias: name for alias, name in known.items() if alias != line.name}
+        value = _renamed(line.value, aliases)
+        aliases = {alias: name for alias, name in aliases.items() if alias != line.name}
         if isinstance(value, ast.Name) and value.id not in {later.name for later in lines[place:]}:
-            known[line.name] = value.id
+            aliases[line.name] = value.id
         else:
-            kept.append(Assignment(line.name, value))
-    return kept, [Assignment(name, _renamed(value, known)) for name, value in results]
+            others.append(Assignment(line.name, value))
+    return others, [Assignment(name, _renamed(value, aliases)) for name, value in results]
 
 
 def _in_order(results: Sequence[Assignment]) -> list[Assignment]:
-    """Order assignments that happen at once so that they may happen one by one; those in a circle get a prime."""
-    waiting, ordered = [result for result in results if not _is_itself(result)], list[Assignment]()
-    while waiting:
-        free = [one for one in waiting if not any(_reads(other, one.name) for other in waiting if other is not one)]
-        if not free:
-            return [*ordered, *(Assignment(f"{name}′", value) for name, value in waiting)]
-        ordered.append(free[0])
-        waiting.remove(free[0])
+    """Order assignments that are made all at once so that they can be made one after the other.
+
+    A name can be replaced once no other line reads it. Names that read each other in a circle cannot: they get a prime.
+    """
+    left, ordered = [result for result in results if not _is_unchanged(result)], list[Assignment]()
+    while left:
+        unread = [one for one in left if not any(_reads(other, one.name) for other in left if other is not one)]
+        if not unread:
+            return [*ordered, *(Assignment(f"{name}′", value) for name, value in left)]
+        ordered.append(unread[0])
+        left.remove(unread[0])
     return ordered
 
 
@@ -146,14 +149,14 @@ def _reads(line: Assignment, name: str) -> bool:
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(line.value))
 
 
-def _is_itself(line: Assignment) -> bool:
+def _is_unchanged(line: Assignment) -> bool:
     return isinstance(line.value, ast.Name) and line.value.id == line.name
 
 
 def _function(function: Callable[..., Any]) -> ast.FunctionDef:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     if not isinstance(tree, ast.FunctionDef) or tree.name != function.__name__:
-        raise RuleError(f"{function.__name__} is no function of its own that can be read.")
+        raise RuleError(f"{function.__name__} is not a function by itself, whose source can be read.")
     return tree
 
 
@@ -183,8 +186,8 @@ class _Renamed(ast.NodeTransformer):
         return ast.Name(self.names.get(node.id, node.id), ast.Load())
 
 
-class _Plain(ast.NodeTransformer):
-    """Make of Python what an equation would say: `constants["beta1"]` is `beta1`, `a if c else b` is `where(c, a, b)`."""
+class _PythonToEquation(ast.NodeTransformer):
+    """Rewrites Python as an equation has it: `constants["beta1"]` as `beta1`, `a if c else b` as `where(c, a, b)`."""
 
     def __init__(self, step: str, constants: str) -> None:
         self.step, self.constants = step, constants

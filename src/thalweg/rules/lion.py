@@ -1,4 +1,4 @@
-"""Lion: every weight moves by exactly the rate, in the direction of a momentum that looks at the newest gradient once more.
+"""Lion: every weight moves by exactly the rate, in the direction of a momentum that weighs the newest gradient more.
 
     w <- (1 - lr weight_decay) w - lr sign(m + (1 - beta1)(g - m))
     m <- m + (1 - beta2)(g - m)

@@ -1,7 +1,7 @@
 """The few functions that an update rule may use besides + - * /.
 
-Each is a `functools.singledispatch` function for plain numbers; an engine registers its own kind of value (a tensor, an
-array, a compiled scalar), so that one equation runs everywhere. The *first* argument decides: put the tensor first.
+Each is a `functools.singledispatch` function for Python's numbers; an engine registers its own kind of value (a tensor, an
+array, a compiled scalar), so that one equation runs everywhere. The type of the *first* argument decides: put the tensor first.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 @singledispatch
 def sign(x: Any) -> Any:
-    """-1, 0 or 1. What it makes of NaN is the engine's own (torch says 0): gradients with NaN never get here.
+    """-1, 0 or 1. Of NaN engines make different things (torch gives 0): steps with such gradients are skipped.
 
     >>> sign(-3.5)
     -1.0
@@ -89,7 +89,7 @@ def rms(x: Any) -> Any:
 
 @singledispatch
 def lerp(x: Any, y: Any, share: float) -> Any:
-    """Go from `x` a share of the way to `y`: `(1 - share) x + share y`.
+    """Interpolate linearly from `x` to `y`: `(1 - share) x + share y`.
 
     >>> lerp(0.0, 8.0, 0.25)
     2.0
@@ -99,19 +99,19 @@ def lerp(x: Any, y: Any, share: float) -> Any:
 
 @singledispatch
 def gemm(x: Any, y: Any, z: Any, a: float, c: float) -> Any:
-    """Give `a x + c y z`, where y z is a product of matrices, in one sweep where the engine can."""
+    """Give `a x + c y z`, where y z is a product of matrices; one operation where the engine has it."""
     return a * x + c * (y @ z)
 
 
 @singledispatch
 def half(x: Any) -> Any:
-    """Round to bfloat16, eight bits of precision, where there is such a thing; else as it is."""
+    """Round to bfloat16 (eight bits of precision) where the engine has it; else give the value as it is."""
     return x
 
 
 @singledispatch
 def add(x: Any, y: Any, c: float) -> Any:
-    """Give `x + c y` in the precision of `x`, rounded once where the engine can.
+    """Give `x + c y` in the precision of `x`, with one rounding where the engine can.
 
     >>> add(1.0, 2.0, -0.25)
     0.5

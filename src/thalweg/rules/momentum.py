@@ -18,7 +18,7 @@ from thalweg.rules.rule import rule
 
 
 def share_of_newest(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
-    """Give what the newest gradient weighs; the first, all."""
+    """Give the weight of the newest gradient: 1 for the first, then 1 - dampening."""
     return {"newest": where(step == 1, 1.0, 1 - constants["dampening"])}
 
 

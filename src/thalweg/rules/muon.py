@@ -9,13 +9,13 @@
     scale = sqrt(max(1, rows / columns))               "original"
 
 `o` comes of ns_steps of `x <- a x + (b A + c A²) x`, A = x x', from x = u / max(|u|, eps); a, b, c are ns_coefficients. What has
-more than two dimensions (filters) is taken as a matrix of its first against the others; what has fewer goes by AdamW. The
+more than two dimensions (filters) is taken as a matrix of its first against the others; what has fewer is moved by AdamW. The
 authors leave embeddings and the output layer to AdamW too: give those a group of their own, with "rule": "adamw".
 
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; "match_rms_adamw": Liu et al. 2025, arXiv:2502.16982, so
-that one learning rate and decay serve the matrices and what AdamW moves. PyTorch's `Muon` is "original" where nothing is said and
+that one learning rate and decay serve the matrices and what AdamW moves. PyTorch's `Muon` is "original" by default and
 iterates in bfloat16, as this does with `half`: on accelerators and CPUs that multiply bfloat16 it takes half the time, on others
-five to thirty times as long as float32. Where |u| falls below eps the step fades.
+five to thirty times as long as float32. Where |u| falls below eps the step becomes smaller.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     mu  = beta1 (1 - 0.96^(t momentum_decay) / 2)              mu' the same at t + 1;  M <- M mu, M = 1 before the first step
     w  <- w - lr ((1 - mu) / (1 - M) g + mu' / (1 - M mu') m) / (sqrt(v̂) + eps)              v̂ = v / (1 - beta2^t)
 
-Source: Dozat 2016, ICLR workshop, with the schedule of mu that the report proposes, in PyTorch's form. There M is kept in float32
-unless the default dtype is float64, here in float64. Weight decay is coupled (added to the gradient); with
+Source: Dozat 2016, ICLR workshop, with the schedule of mu that the report proposes, in PyTorch's form. There M is float32
+unless the default dtype is float64, here float64. Weight decay is coupled (added to the gradient); with
 `decoupled_weight_decay` it shrinks the weights themselves, by 1 - lr weight_decay, as in AdamW.
 """
 
@@ -20,7 +20,7 @@ from thalweg.rules.rule import rule
 
 
 def schedule(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Give what gradient and momentum weigh at a step, and the product of all momenta so far."""
+    """Give the weights of gradient and momentum at a step, and the product of all mu so far."""
     mu = numbers["beta1"] * (1 - 0.5 * 0.96 ** (step * numbers["momentum_decay"]))
     following = numbers["beta1"] * (1 - 0.5 * 0.96 ** ((step + 1) * numbers["momentum_decay"]))
     product = numbers["mu_product"] * mu

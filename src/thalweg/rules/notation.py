@@ -1,4 +1,4 @@
-"""How arithmetic is written: expressions of an equation's syntax tree as text, or as LaTeX."""
+"""Writes expressions of an equation's syntax tree as text, or as LaTeX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple, final
 
 from thalweg.errors import RuleError
 
-# How tightly a piece of formula holds together: brackets go round what is looser than its place.
+# Precedence, from loosest to tightest: a part that binds more loosely than its place needs is put in brackets.
 _CONDITION, _SUM, _QUOTIENT, _PRODUCT, _POWER, _ATOM = range(6)
 
 _LETTERS = {
@@ -54,7 +54,7 @@ def latex(value: ast.expr) -> str:
 
 
 def symbol(name: str) -> str:
-    """Give the sign for a name: Greek where it is a Greek letter's, the number at its end below the line.
+    """Give the symbol for a name: a Greek letter where the name is that letter's, a number at its end as a subscript.
 
     >>> [symbol(name) for name in ("lr", "beta1", "weight_decay", "lr_max", "velocity")]
     ['η', 'β₁', 'λ', 'η_max', 'velocity']
@@ -64,7 +64,7 @@ def symbol(name: str) -> str:
 
 
 def latex_symbol(name: str) -> str:
-    r"""Give the sign for a name in LaTeX.
+    r"""Give the symbol for a name in LaTeX.
 
     >>> print(latex_symbol("beta1"), latex_symbol("lr_max"), latex_symbol("velocity"))
     \beta_1 \eta_{\mathrm{max}} \mathit{velocity}
@@ -77,7 +77,7 @@ def latex_symbol(name: str) -> str:
 
 
 def _parts(name: str) -> tuple[str, str, str]:
-    """Split a name into its sign, the number below the line, and the words below the line."""
+    """Split a name into its symbol, the number in its subscript, and the word in its subscript."""
     if name in _SIGNS:
         return _SIGNS[name], "", ""
     found = re.fullmatch(r"([A-Za-z]+?)(\d*)(?:_([a-z]+))?", name)
@@ -88,11 +88,11 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 class _Written(NamedTuple):
     text: str
-    rank: int
+    precedence: int
 
 
 class _Notation(ABC):
-    """Writes expressions; what is text and what LaTeX differs in these few signs."""
+    """Writes expressions; text and LaTeX differ only in the methods that are abstract here."""
 
     def written(self, node: ast.expr) -> _Written:
         match node:
@@ -112,12 +112,12 @@ class _Notation(ABC):
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
                 return self._call(name, args)
             case _:
-                raise RuleError(f"`{ast.unparse(node)}` is no part of a formula.")
+                raise RuleError(f"`{ast.unparse(node)}` cannot be written as a formula.")
 
-    def within(self, node: ast.expr, rank: int) -> str:
-        """Write an expression for a place that asks for at least this rank."""
+    def within(self, node: ast.expr, precedence: int) -> str:
+        """Write an expression, in brackets if it binds more loosely than this."""
         found = self.written(node)
-        return found.text if found.rank >= rank else self.brackets(found.text)
+        return found.text if found.precedence >= precedence else self.brackets(found.text)
 
     def _power(self, base: ast.expr, exponent: ast.expr) -> _Written:
         if isinstance(exponent, ast.Constant) and exponent.value == 0.5:
@@ -139,7 +139,7 @@ class _Notation(ABC):
             case ast.Pow():
                 return self._power(left, right)
             case _:
-                raise RuleError(f"{type(op).__name__} is no operation of a formula.")
+                raise RuleError(f"{type(op).__name__} cannot be written as a formula.")
 
     def _call(self, name: str, args: Sequence[ast.expr]) -> _Written:
         match name, args:
@@ -155,7 +155,9 @@ class _Notation(ABC):
                 inside = ", ".join(self.written(part).text for part in args)
                 return _Written(self.function({"maximum": "max"}.get(name, name), inside), _ATOM)
             case _:
-                raise RuleError(f"{name}({', '.join(ast.unparse(part) for part in args)}) is no part of a formula.")
+                raise RuleError(
+                    f"{name}({', '.join(ast.unparse(part) for part in args)}) cannot be written as a formula."
+                )
 
     minus: str
 
@@ -204,7 +206,7 @@ class _Text(_Notation):
         return sign
 
     def product(self, left: str, right: str) -> str:
-        # Words side by side would read as a phrase, a word before a bracket as a function, two numbers as one.
+        # A dot where the factors side by side would be misread: two words, a word before a bracket, or two numbers.
         word = re.search(r"[A-Za-z]{2,}[₀-₉]*$|_[a-z]+$", left)
         before_word = re.search(r"\w$", left) and re.match(r"\d|[A-Za-z]{2,}(?![a-z]*\()|\w+_", right)
         return f"{left} · {right}" if word or before_word else f"{left} {right}"

@@ -1,4 +1,4 @@
-"""Prodigy: Adam that finds its own rate d, as large as the way from the start to where the gradients point is shown to be.
+"""Prodigy: Adam that finds its own rate d, a growing estimate of the distance from the starting weights to the solution.
 
     r   <- beta3 r + (d / d0) lr d <g, w0 - w>               sums over all weights; w0 is where they started
     s   <- beta3 s + (d / d0) lr d g
@@ -9,7 +9,7 @@
     w   <- (1 - lr d weight_decay) w - lr d m / (sqrt(v) + d' eps)
 
 d never falls and grows within some dozens of steps from d0 to where a tuned rate would lie, whatever the scale of the
-gradients. Leave `lr` at 1; it multiplies d, and a schedule goes through it. `d_coef` is the knob to turn where d comes out too
+gradients. Leave `lr` at 1; it multiplies d, and a schedule goes through it. `d_coef` is to be changed where d turns out too
 large or too small. Sixteen-bit weights do not move by a millionth of themselves, so d would never begin to grow: give d0=0.01.
 
 - beta3 = 0 means sqrt(beta2), which the authors' `None` means.
@@ -20,7 +20,7 @@ large or too small. Sixteen-bit weights do not move by a millionth of themselves
 
 Source: Mishchenko & Defazio 2023, arXiv:2306.06101, as in the authors' package `prodigyopt` 1.1, where d is one number over all
 groups and other rates than 0 in a group are refused: here groups of different rates or constants find each their own d. There,
-a step at the rate 0 changes nothing; here the averages of the gradients go on. There, beta1 = 0 alone has d' g for m; here d g.
+a step at the rate 0 changes nothing; here it changes the averages of the gradients. With beta1 = 0, m is d' g there, d g here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from thalweg.rules.rule import rule
 
 
 def rates(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Give how far this step goes (lr d), how much it weighs in s, and what s keeps."""
+    """Give the length of this step (lr d), its weight in s, and the factor by which the old s is multiplied."""
     beta1, beta2, d = numbers["beta1"], numbers["beta2"], numbers["d"]
     correction = (1 - beta2**step) ** 0.5 / (1 - beta1**step) if numbers["use_bias_correction"] else 1.0
     length = d * numbers["lr"] * correction
@@ -48,13 +48,13 @@ def rates(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
 def evidence(
     w: float, g: float, start: float, m: float, v: float, s: float, *, weight: float, kept: float
 ) -> tuple[float, float]:
-    """How far down the gradients point back to the start, and how large they are together."""
+    """Give the summands of <g, w0 - w> and of |s|: how far the gradients point back to the start, and how large they are."""
     s = kept * s + weight * g
     return g * (start - w), maximum(s, -s)
 
 
 def grow(sums: Sequence[float], numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Estimate d, and let it grow; where `where` asks, the answer may lie on an accelerator."""
+    """Estimate d, and let it grow. Conditions are in `where`, since the sums may be tensors on an accelerator."""
     back, size = sums[0], sums[1]
     d, d_max, d0 = numbers["d"], numbers["d_max"], numbers["d0"]
     numerator = numbers["kept"] * numbers["d_numerator"] + d / d0 * numbers["length"] * back
@@ -118,7 +118,7 @@ def prodigy(
     weight: float,
     kept: float,
 ) -> tuple[float, float, float, float, float]:
-    """Prodigy: Adam that finds its own rate, as large as the way from the start to where the gradients point."""
+    """Prodigy: Adam that finds its own rate, a growing estimate of the distance from the starting weights to the solution."""
     s = kept * s + weight * g
     m = beta1 * m + (1 - beta1) * (d_before * g)
     v = beta2 * v + (1 - beta2) * ((d_before * g) * (d_before * g))

@@ -1,10 +1,10 @@
-"""An equation as a program: straight lines of arithmetic, read from the syntax tree, branches on constants already taken.
+"""An equation as a program: assignments in a row, read from its syntax tree, with its branches on constants resolved.
 
-Whoever turns equations into something else (a compiled kernel, a formula, another language) starts here, so that what an
+Whatever turns equations into something else (a compiled kernel, a formula, another language) starts here, so that what an
 equation may contain is decided in one place: assignments of `+ - * / **` and the functions of `maths`, comparisons inside
 them, `if` on whether constants are set, and a `return`.
 
-What is read must be what runs: of all functions in the file, the one is taken that compiles to the very code that is called.
+What is read must be what runs: of all functions in the source file, the one is taken that compiles to the code that is called.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from thalweg.rules import maths
 from thalweg.rules.rule import Rule
 
 FUNCTIONS = ("sqrt", "maximum", "where", "sign", "power")
-_TAKES = {name: len(inspect.signature(getattr(maths, name)).parameters) for name in FUNCTIONS}
+_ARGUMENTS = {name: len(inspect.signature(getattr(maths, name)).parameters) for name in FUNCTIONS}
 
 _RESERVED = {*FUNCTIONS, "min", "max", "range"}
-"""What a kernel calls, so that no number of an equation may be called so."""
+"""Names of functions that compiled kernels call, which no number of an equation may have."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One assignment; `each` says whether it is one value a weight, rather than one a step."""
+    """One assignment; `per_weight` tells whether each weight has its own value, rather than all the same one in a step."""
 
     name: str
     value: ast.expr
-    each: bool
+    per_weight: bool
 
 
 @dataclass(frozen=True)
 class Program:
-    """The equation under given switches.
+    """An equation under given constants.
 
-    `state` are the names of what is carried; `lines` come in order; `results` are the new weight and the new state, in the
-    order of `state`.
+    - `state`: names of the active states.
+    - `lines`: the assignments, in order.
+    - `results`: the new weight and the new states, in the order of `state`.
     """
 
     state: tuple[str, ...]
@@ -53,7 +54,7 @@ class Program:
 
 @cache
 def switches(rule: Rule) -> tuple[str, ...]:
-    """Name the constants that an equation branches on, or that switch state on.
+    """Name the constants that an equation branches on, or on which a state depends.
 
     >>> from thalweg.rules.rmsprop import rmsprop
     >>> switches(rmsprop)
@@ -63,7 +64,7 @@ def switches(rule: Rule) -> tuple[str, ...]:
     for equation in (rule.equation, *((rule.sums,) if rule.sums else ())):
         for node in ast.walk(_function(equation)):
             if isinstance(node, ast.If):
-                found |= dict.fromkeys(_asked(rule, node))
+                found |= dict.fromkeys(_tested_constants(rule, node))
     return tuple(found)
 
 
@@ -73,14 +74,14 @@ def read(rule: Rule, constants: Mapping[str, Any]) -> Program:
     if len(reader.results) != 1 + len(rule.state):
         wanted = ", ".join(("the new weight", *(f"the new {state.name}" for state in rule.state)))
         raise RuleError(f"The equation {rule.name} must return {wanted}, not {len(reader.results)} values.")
-    absent = {state.name for state in rule.state} - {state.name for state in rule.states(constants)}
+    active = tuple(state.name for state in rule.states(constants))
     named = zip(["w", *(s.name for s in rule.state)], reader.results, strict=True)
-    kept = [value for name, value in named if name not in absent]
-    return Program(tuple(s.name for s in rule.states(constants)), tuple(reader.lines), tuple(kept))
+    results = tuple(value for name, value in named if name in ("w", *active))
+    return Program(active, tuple(reader.lines), results)
 
 
 def read_sums(rule: Rule, constants: Mapping[str, Any]) -> Program:
-    """Read what a rule adds up over all weights: `results` are the summands."""
+    """Read what a rule sums over all weights (`Rule.sums`): `results` are the summands."""
     assert rule.sums is not None
     reader = _read(rule, rule.sums, constants)
     return Program(tuple(s.name for s in rule.states(constants)), tuple(reader.lines), tuple(reader.results))
@@ -88,7 +89,7 @@ def read_sums(rule: Rule, constants: Mapping[str, Any]) -> Program:
 
 @cache
 def scalars(equation: Callable[..., Any]) -> tuple[str, ...]:
-    """Name the numbers that an equation takes once a step: `lr`, constants, and what `Rule.scalars` gives.
+    """Name the numbers that an equation takes, the same for all weights: `lr`, constants, and what `Rule.scalars` gives.
 
     >>> from thalweg.rules.adagrad import adagrad
     >>> scalars(adagrad.equation)
@@ -97,39 +98,39 @@ def scalars(equation: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(argument.arg for argument in _function(equation).args.kwonlyargs)
 
 
-def is_each(expression: ast.expr, each: set[str]) -> bool:
-    """Whether an expression has one value a weight."""
-    return any(isinstance(node, ast.Name) and node.id in each for node in ast.walk(expression))
+def is_per_weight(expression: ast.expr, per_weight: set[str]) -> bool:
+    """Tell whether each weight has its own value of an expression: whether it reads a name that has."""
+    return any(isinstance(node, ast.Name) and node.id in per_weight for node in ast.walk(expression))
 
 
 def _read(rule: Rule, equation: Callable[..., Any], constants: Mapping[str, Any]) -> _Reader:
     tree = _function(equation)
     given = [argument.arg for argument in (*tree.args.posonlyargs, *tree.args.args)]
     wanted = ["w", "g", *(state.name for state in rule.state)]
-    if given != wanted:  # a kernel goes by the names, a call by the order
+    if given != wanted:  # compiled kernels pass arguments by name, other engines by order
         raise RuleError(
             f"`sums` of {rule.name} must take ({', '.join(wanted)}) before the star, not ({', '.join(given)})."
         )
     names = [state.name for state in rule.states(constants)]
     reader = _Reader(rule, constants, {"w", "g", *names}, {argument.arg for argument in tree.args.kwonlyargs})
     reader.absent = {state.name for state in rule.state} - set(names)
-    for name in sorted({*names, *reader.once}):
+    for name in sorted({*names, *reader.per_step}):
         reader.check_name(name)
-    if not reader.walk(tree.body):
+    if not reader.read_statements(tree.body):
         raise RuleError(f"The equation {rule.name} must end in a return, whichever branches it takes.")
     return reader
 
 
-def _asked(rule: Rule, branch: ast.If) -> Iterator[str]:
-    """Name the constants that an `if` asks for; only whether they are set, since kernels know no more of them."""
+def _tested_constants(rule: Rule, branch: ast.If) -> Iterator[str]:
+    """Name the constants that an `if` tests. It may test only whether they are set: kernels are compiled for that alone."""
     for node in ast.walk(branch.test):
         if isinstance(node, ast.Name) and node.id in rule.constants:
             yield node.id
         elif not isinstance(node, ast.BoolOp | ast.And | ast.Or | ast.UnaryOp | ast.Not | ast.Load):
             raise RuleError(
                 f"The equation {rule.name} has `if {ast.unparse(branch.test)}` in line {branch.lineno}: an `if` may ask"
-                " whether constants are set, with `and`, `or`, `not`, and nothing else. Write `where` for weights, work out"
-                " in `scalars` what hangs on a number."
+                " whether constants are set, with `and`, `or`, `not`, and nothing else. Write `where` for weights, and compute"
+                " in `scalars` what depends on a number."
             )
 
 
@@ -150,18 +151,18 @@ def _function(equation: Callable[..., Any]) -> ast.FunctionDef:
             f"The source of the equation {name} cannot be read ({missing}): put it into a file or a notebook's cell. On the"
             " CPU engine='tensors' calls it without reading it."
         ) from missing
-    alike = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda) and _is_of(node, code))
-    found = min(alike, key=lambda node: abs(node.lineno - code.co_firstlineno), default=None)
+    equal = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda) and _is_of(node, code))
+    found = min(equal, key=lambda node: abs(node.lineno - code.co_firstlineno), default=None)
     if found is None:
         raise RuleError(
-            f"The equation {name} is not what {code.co_filename} says any more: the file was edited after it was imported."
-            " Import it anew."
+            f"The equation {name} is no longer what stands in {code.co_filename}: the file was edited after it was imported."
+            " Import it again."
         )
     _check_functions(equation, code, name)
-    return found if isinstance(found, ast.FunctionDef) else _defined(found)
+    return found if isinstance(found, ast.FunctionDef) else _as_function(found)
 
 
-def _defined(node: ast.Lambda) -> ast.FunctionDef:
+def _as_function(node: ast.Lambda) -> ast.FunctionDef:
     body: list[ast.stmt] = [ast.copy_location(ast.Return(node.body), node.body)]
     return ast.copy_location(ast.FunctionDef("<lambda>", node.args, body, []), node)
 
@@ -172,33 +173,33 @@ def _is_of(node: ast.FunctionDef | ast.Lambda, code: CodeType) -> bool:
         return False
     bare: Any = copy.deepcopy(node)
     bare.decorator_list = bare.type_params = []
-    # Within a function that has what it takes from around it, as it had where it stood.
-    module = ast.parse(f"def around({', '.join(code.co_freevars)}): pass")
-    (around,) = (line for line in module.body if isinstance(line, ast.FunctionDef))
-    around.body = [bare if isinstance(node, ast.FunctionDef) else ast.copy_location(ast.Expr(bare), bare)]
-    (outer,) = _within(compile(module, "<equation>", "exec", dont_inherit=True))
-    return any(_face(inner) == _face(code) for inner in _within(outer))
+    # A closure compiles to other code than a function without free variables: compile it in a function that has them.
+    module = ast.parse(f"def enclosing({', '.join(code.co_freevars)}): pass")
+    (enclosing,) = (line for line in module.body if isinstance(line, ast.FunctionDef))
+    enclosing.body = [bare if isinstance(node, ast.FunctionDef) else ast.copy_location(ast.Expr(bare), bare)]
+    (outer,) = _nested_code(compile(module, "<equation>", "exec", dont_inherit=True))
+    return any(_behaviour(inner) == _behaviour(code) for inner in _nested_code(outer))
 
 
-def _within(code: CodeType) -> list[CodeType]:
-    return [held for held in code.co_consts if isinstance(held, CodeType)]
+def _nested_code(code: CodeType) -> list[CodeType]:
+    return [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
-def _face(code: CodeType) -> tuple[Any, ...]:
-    """Give all of a code that decides what it does, and nothing of where it stands."""
-    # 1, 1.0 and True are equal and not the same; a code within has an address in its `repr`.
-    constants = [held.co_name if isinstance(held, CodeType) else repr(held) for held in code.co_consts]
+def _behaviour(code: CodeType) -> tuple[Any, ...]:
+    """Give what decides what a code does, without its file and line numbers: equal for two codes that do the same."""
+    # By `repr`, since 1, 1.0 and True are equal; a nested code by its name, since its `repr` has its address.
+    constants = [c.co_name if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     names = code.co_names, code.co_varnames, code.co_freevars
     return code.co_name, code.co_code, constants, names, code.co_argcount, code.co_kwonlyargcount
 
 
 def _check_functions(equation: Callable[..., Any], code: CodeType, name: str) -> None:
-    """Raise RuleError where `sqrt` and the like are not those of `maths`: whoever compiles an equation takes those."""
-    around = dict(zip(code.co_freevars, getattr(equation, "__closure__", None) or (), strict=True))
+    """Raise RuleError where a name such as `sqrt` is not the function of `maths`, which is what a compiled kernel calls."""
+    cells = dict(zip(code.co_freevars, getattr(equation, "__closure__", None) or (), strict=True))
     for function in sorted({*FUNCTIONS} & {*code.co_names, *code.co_freevars}):
-        held = around.get(function)
-        meant = held.cell_contents if held is not None else getattr(equation, "__globals__", {}).get(function)
-        if meant is not getattr(maths, function):
+        cell = cells.get(function)
+        called = cell.cell_contents if cell is not None else getattr(equation, "__globals__", {}).get(function)
+        if called is not getattr(maths, function):
             raise RuleError(
                 f"The equation {name} calls a `{function}` that is not the one of thalweg.rules.maths: import it from there,"
                 " or give your own another name."
@@ -206,13 +207,19 @@ def _check_functions(equation: Callable[..., Any], code: CodeType, name: str) ->
 
 
 class _Reader:
-    def __init__(self, rule: Rule, constants: Mapping[str, Any], each: set[str], once: set[str]) -> None:
-        self.rule, self.constants, self.each, self.once = rule, constants, each, once
+    """Reads statements into lines and results.
+
+    `per_weight` and `per_step` are the names known so far, of what each weight has its own value and of what all share;
+    `absent` are the states that do not exist under the constants.
+    """
+
+    def __init__(self, rule: Rule, constants: Mapping[str, Any], per_weight: set[str], per_step: set[str]) -> None:
+        self.rule, self.constants, self.per_weight, self.per_step = rule, constants, per_weight, per_step
         self.absent = set[str]()
         self.lines: list[Line] = []
         self.results: list[ast.expr] = []
 
-    def walk(self, statements: Sequence[ast.stmt]) -> bool:
+    def read_statements(self, statements: Sequence[ast.stmt]) -> bool:
         """Read statements up to a return; tells whether there was one."""
         for statement in statements:
             match statement:
@@ -221,7 +228,7 @@ class _Reader:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
                     self._assign(name, value)
                 case ast.If():
-                    if self.walk(statement.body if self._holds(statement) else statement.orelse):
+                    if self.read_statements(statement.body if self._is_true(statement) else statement.orelse):
                         return True
                 case ast.Return(value=value) if value is not None:
                     self.results = list(value.elts) if isinstance(value, ast.Tuple) else [value]
@@ -244,27 +251,27 @@ class _Reader:
     def _assign(self, name: str, value: ast.expr) -> None:
         self.check_name(name)
         self._check(value)
-        each = is_each(value, self.each)
-        # Numbers of a step are worked out before the sweep over the weights, where there is no before and after of a line.
-        if not each and name in (self.each | self.once):
+        per_weight = is_per_weight(value, self.per_weight)
+        # Kernels compute what all weights share before they go over the weights, so that it cannot change from line to line.
+        if not per_weight and name in (self.per_weight | self.per_step):
             raise RuleError(
                 f"The equation {self.rule.name} gives {name} another value in line {value.lineno}, one for all weights: give"
                 " that a name of its own."
             )
-        self.lines.append(Line(name, value, each))
-        (self.each if each else self.once).add(name)
+        self.lines.append(Line(name, value, per_weight))
+        (self.per_weight if per_weight else self.per_step).add(name)
         self.absent -= {name}
 
-    def _holds(self, branch: ast.If) -> bool:
-        held = {name: bool(self.constants[name]) for name in _asked(self.rule, branch)}
-        return bool(eval(compile(ast.Expression(branch.test), "<equation>", "eval"), {"__builtins__": {}}, held))
+    def _is_true(self, branch: ast.If) -> bool:
+        values = {name: bool(self.constants[name]) for name in _tested_constants(self.rule, branch)}
+        return bool(eval(compile(ast.Expression(branch.test), "<equation>", "eval"), {"__builtins__": {}}, values))
 
     def _check(self, expression: ast.expr) -> None:
         for node in ast.walk(expression):
             match node:
-                case ast.Call(func=ast.Name(id=name), args=values) if len(values) == _TAKES.get(name):
+                case ast.Call(func=ast.Name(id=name), args=values) if len(values) == _ARGUMENTS.get(name):
                     continue
-                case ast.Name(id=name) if name not in self.each | self.once | {*FUNCTIONS}:
+                case ast.Name(id=name) if name not in self.per_weight | self.per_step | {*FUNCTIONS}:
                     self._refuse_name(node)
                 case ast.Compare(ops=[_, _, *_]) | ast.Call():
                     self._refuse(node)
@@ -282,8 +289,8 @@ class _Reader:
             else "is neither an argument nor assigned before"
         )
         raise RuleError(
-            f"The equation {self.rule.name} reads {node.id} in line {node.lineno}, which {why}. A number from around it must"
-            " be a constant: an argument after the star, with a default."
+            f"The equation {self.rule.name} reads {node.id} in line {node.lineno}, which {why}. A number from outside must be a"
+            " constant: an argument after the star, with a default."
         )
 
     def _refuse(self, node: ast.AST) -> None:

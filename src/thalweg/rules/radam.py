@@ -25,7 +25,9 @@ def rectification(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     correction2 = 1 - beta2**step
     most = 2 / (1 - beta2) - 1
     rho = most - 2 * step * beta2**step / correction2
-    below = maximum((most - 4) * (most - 2) * rho, 1e-30)  # which it is wherever rho is above 5
+    below = maximum(
+        (most - 4) * (most - 2) * rho, 1e-30
+    )  # no change where rho is above 5; elsewhere it avoids a division by 0
     r = where(rho > 5, sqrt((rho - 4) * (rho - 2) * most / below), 0.0)
     return {"correction1": 1 - beta1**step, "root2": sqrt(correction2), "rectified": r}
 

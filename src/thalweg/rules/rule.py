@@ -1,7 +1,7 @@
 """An update rule is one equation: a pure function of one scalar weight, its gradient and its state.
 
 `@rule` turns such a function into a `Rule`, a frozen value that says all an engine must know: which state the equation
-carries and what PyTorch calls it, the constants with their defaults and ranges, and what is computed once a step.
+carries and what PyTorch calls it, the constants with their defaults and ranges, and what is computed once per step.
 `@matrix_rule` does the same for an equation that needs whole tensors (products of matrices, norms).
 """
 
@@ -29,12 +29,12 @@ _ENGINE_NAMES = ("lr", DECAY)
 class State(NamedTuple):
     """What the equation carries from step to step for each weight.
 
-    `key` is the name in `state_dict` (PyTorch's, where PyTorch has the same thing), `start` is "zeros", "weights" (a copy
-    of the weight), a number, or the name of the constant that holds it, and `when` names a constant without whose being set
-    (true, not 0) the state does not exist.
-
-    Of matrix rules only: `shape` is "weights", "rows" (one number a row of the last two dimensions) or "columns", and `only`
-    says whether it is kept for "matrices" (two dimensions or more) or "vectors" alone.
+    - `name`: in the equation.
+    - `key`: in `state_dict` (PyTorch's name, where PyTorch has the same thing).
+    - `start`: "zeros", "weights" (a copy of the weight), a number, or the name of the constant that holds it.
+    - `when`: the name of a constant; the state exists only where that is true or not 0.
+    - `shape`, of matrix rules: "weights", "rows" (one number per row of the last two dimensions) or "columns".
+    - `only`, of matrix rules: the state exists for "matrices" (two dimensions or more) or for "vectors" alone.
     """
 
     name: str
@@ -45,13 +45,13 @@ class State(NamedTuple):
     only: str | None = None
 
     def begin(self, constants: Mapping[str, Any]) -> float | str:
-        """Give the start as a number, or "weights"."""
+        """Give what the state starts from: a number, or "weights"."""
         if self.start == "zeros":
             return 0.0
         return self.start if self.start == "weights" else float(constants.get(str(self.start), self.start))
 
     def is_kept(self, matrix: bool) -> bool:
-        """Whether it is kept for a tensor that is, or is not, a matrix."""
+        """Tell whether the state exists for a tensor that is, or is not, a matrix."""
         return self.only is None or (self.only == "matrices") == matrix
 
 
@@ -92,23 +92,24 @@ class Rule:
     - `equation(w, g, *state, lr=…, **constants, **scalars)` gives the new weight and the new state, in the order of `state`.
     - `constants`: name to default; `ranges`: name to the interval the constant must lie in.
     - `choices`: of a constant that is a word, name to the values it may have.
-    - `scalars(step, numbers)`: what depends on the step alone (bias corrections), in float64, once a step; the first step is 1,
+    - `scalars(step, numbers)`: what depends on the step alone (bias corrections), in float64, once per step. The first step is 1,
       `numbers` are the constants, `lr` and what is carried. What it gives under a name of `carried` is carried to the next step.
-    - `carried`: numbers that are carried from step to step, each to its start: a number or the name of a constant.
-    - `sums(w, g, *state, lr=…, …)`: an equation like the rule's own, of which each result is added up over all weights of a
+    - `carried`: numbers that are carried from step to step, each with its start: a number or the name of a constant.
+    - `sums(w, g, *state, lr=…, …)`: an equation like the rule's own, of which each result is summed over all weights of a
       group, before they move; `decide(sums, numbers)` makes scalars (and carried numbers) of the totals.
-    - `average(w, *state, **constants)`: the weights to judge by, where the rule descends at others (`Optimizer.averaged`).
+    - `average(w, *state, **constants)`: the weights to evaluate and to save, where gradients are taken at others
+      (`Optimizer.averaged`).
     - `finds_rate`: the rule finds its own learning rate, which `lr` only multiplies: it stays at 1.
     - `second_moment`: the expression, in the equation's names, of the mean square that divides the gradient, if one does.
-    - `rest`: of a matrix rule, the rule for whatever is no matrix.
+    - `rest`: of a matrix rule, the rule for tensors of fewer than two dimensions.
     - `takes_decay`: the equation takes `weight_decay` itself (decoupled); otherwise the engine adds `weight_decay * w` to the
       gradient (coupled), as it does where the constant that `decoupled` names is false.
     - `takes`: the names of all numbers that the equation takes, weight decay included.
     - `grouped`: PyTorch's name for several constants at once (`betas`).
-    - `fixed`: PyTorch's options that this rule knows one value of; they are written into the parameter groups, and a
+    - `fixed`: PyTorch's options of which this rule supports one value; they are written into the parameter groups, and a
       `state_dict` with another value is refused.
-    - `counts_steps`: whether `state_dict` has a `step`. `scalars` of a rule that counts none is told 1 at the first step and
-      2 at every later one: where there is state, the first is behind.
+    - `counts_steps`: whether `state_dict` has a `step`. Without one, `scalars` gets 1 for a parameter's first step (while it has
+      no state) and 2 for every later one.
     - `optimizer`: the name of the class in `thalweg.optim`.
     """
 
@@ -140,7 +141,7 @@ class Rule:
     rest: Rule | None = None
 
     def __call__(self, *values: Any, **constants: Any) -> Any:
-        """Evaluate the equation as it stands, on numbers or anything that calculates."""
+        """Evaluate the equation itself, on numbers, arrays or tensors."""
         return self.equation(*values, **constants)
 
     def __repr__(self) -> str:
@@ -153,7 +154,7 @@ class Rule:
         return self
 
     def states(self, constants: Mapping[str, Any]) -> tuple[State, ...]:
-        """Name the state that exists under these constants (`centered`, `momentum` of RMSprop switch theirs on)."""
+        """Give the active states: those that exist under these constants (RMSprop's `centered` and `momentum` add one each)."""
         return tuple(s for s in self.state if s.when is None or constants[s.when])
 
     @property
@@ -170,7 +171,7 @@ class Rule:
         return {name: float(constants.get(str(start), start)) for name, start in self.carried.items()}
 
     def numbers(self, step: int, carried: Mapping[str, float], constants: Mapping[str, Any], lr: Any) -> dict[str, Any]:
-        """Give all numbers that the equation takes at a step, by name, weight decay apart; `sums` are not yet looked at.
+        """Give the numbers that the equation takes at a step, by name: all but weight decay and what `decide` makes of `sums`.
 
         >>> from thalweg.rules.adam import adam
         >>> round(adam.numbers(1, {}, adam.constants, 0.1)["correction1"], 12)
@@ -181,7 +182,7 @@ class Rule:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of the constants in a parameter group."""
+        """The constants' names in a parameter group."""
         return tuple(self.group_defaults())
 
     def group_defaults(self) -> dict[str, Any]:
@@ -264,7 +265,7 @@ class Rule:
             raise RuleError(
                 f"{name} of {self.name} holds {len(members)} numbers ({', '.join(members)}), not {len(values)}."
             )
-        # PyTorch's None is "the default" (Adafactor's first eps).
+        # PyTorch has None for the default of Adafactor's first eps.
         return {m: self.constants[m] if v is None else v for m, v in zip(members, values, strict=True)}
 
     def unknown(self, name: str) -> str:
@@ -297,8 +298,8 @@ def rule(
     """Make a `Rule` of an equation `f(w, g, *state, *, lr, constants with defaults, scalars without)`.
 
     - A default of `lr` is the rule's learning rate where nobody gives one.
-    - `optimizer`: the class's name where it is not the equation's in CamelCase (`RMSprop`).
-    - `state`: name in the equation to (name in `state_dict`, start[, constant that switches it on]), or just names.
+    - `optimizer`: the class's name in `thalweg.optim`, where it is not the equation's name in CamelCase (`RMSprop`).
+    - `state`: name in the equation to (key, start, …) as in `State`, or just names.
     - `ranges`: constant to an interval such as "[0, 1)"; a constant without one may be any finite number.
     - `source`: where the equation comes from; the title is the first line of its docstring (or of its file's).
     - Everything else: see `Rule`.
@@ -315,7 +316,7 @@ def rule(
 
     def decorate(equation: Callable[..., Any]) -> Rule:
         states = _states(state)
-        constants, free = _constants(equation, states)
+        constants, from_scalars = _constants(equation, states)
         signature = inspect.signature(equation).parameters
         made = Rule(
             name=equation.__name__,
@@ -343,7 +344,7 @@ def rule(
             finds_rate=finds_rate,
             second_moment=second_moment,
         )
-        _check_scalars(made, free)
+        _check_scalars(made, from_scalars)
         return made
 
     return decorate
@@ -352,9 +353,9 @@ def rule(
 def matrix_rule(*, rest: Rule | None = None, **description: Any) -> Callable[[Callable[..., Any]], Rule]:
     """Make a `Rule` of an equation that takes whole tensors: `w` and `g` in the parameter's shape, state in its own.
 
-    It may use what tensors and arrays share (`@`, `.mT`, `.reshape`, `.shape`) and `maths`. State that is not kept for a tensor
-    (`State.only`) comes as 0. With `rest` it is asked for matrices (two dimensions or more) alone, and `rest` moves the others,
-    at its defaults. Everything else: see `rule`.
+    It may use what tensors and arrays share (`@`, `.mT`, `.reshape`, `.shape`) and `maths`. A state that does not exist for a
+    tensor (`State.only`) is given as 0. With `rest` the equation moves matrices (two dimensions or more) alone, and the rule
+    `rest`, at its defaults, the others. Everything else: see `rule`.
     """
 
     def decorate(equation: Callable[..., Any]) -> Rule:
@@ -370,7 +371,7 @@ def _states(state: Mapping[str, tuple[Any, ...]] | Iterable[str]) -> tuple[State
 
 
 def _constants(equation: Callable[..., Any], states: tuple[State, ...]) -> tuple[dict[str, Any], set[str]]:
-    """Split the equation's keywords into constants (with a default) and what `scalars` must give (without)."""
+    """Split the equation's keyword arguments into constants (with a default) and what `scalars` must give (without one)."""
     parameters = inspect.signature(equation).parameters.values()
     positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     if positional != ["w", "g", *(s.name for s in states)]:
@@ -384,21 +385,20 @@ def _constants(equation: Callable[..., Any], states: tuple[State, ...]) -> tuple
     return constants, {p.name for p in own} - set(constants)
 
 
-def _check_scalars(made: Rule, free: set[str]) -> None:
+def _check_scalars(made: Rule, wanted: set[str]) -> None:
     numbers = {**made.constants, **made.begin(made.constants), "lr": made.learning_rate or 1.0}
     given = {*made.carried, *(made.scalars(1, numbers) if made.scalars else ())}
     if (made.sums is None) != (made.decide is None):
         raise RuleError(f"The equation {made.name} needs `sums` and `decide` together, or neither.")
-    if made.sums is None and not free <= given <= free | set(
-        made.carried
-    ):  # what `decide` gives is known with the sums
+    # Where there are sums, `decide` gives some of the numbers, which are not known before there is a gradient.
+    if made.sums is None and not wanted <= given <= wanted | set(made.carried):
         raise RuleError(
-            f"The equation {made.name} needs {sorted(free)} from `scalars`, which gives {sorted(given)}; "
+            f"The equation {made.name} needs {sorted(wanted)} from `scalars`, which gives {sorted(given)}; "
             "give a constant a default, or compute it there."
         )
     if made.scalars is not None and not made.counts_steps and not made.state:
         raise RuleError(
-            f"The equation {made.name} counts no steps and has no state, so nothing could tell `scalars` which step it is: "
+            f"The equation {made.name} counts no steps and has no state, so that `scalars` cannot know which step it is: "
             "leave counts_steps out."
         )
     for name, value in made.constants.items():
@@ -429,5 +429,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _find(module: str, name: str) -> Rule:
-    """Find a rule again by the module that defines it (rules are pickled by name, like functions)."""
+    """Give the rule of a name that a module defines (a rule is pickled by name, as a function is)."""
     return getattr(importlib.import_module(module), name)

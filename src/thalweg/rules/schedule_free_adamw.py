@@ -1,23 +1,23 @@
-"""Schedule-free AdamW: steps as long as Adam's from a fast sequence z, and its running average x is what is kept.
+"""Schedule-free AdamW: steps as long as Adam's from a fast sequence z, whose running average x is the result.
 
     v <- beta2 v + (1 - beta2) g²
-    u  = g / (sqrt(v̂) + eps) + weight_decay y          v̂ = v / (1 - beta2^t),  g felt at y
+    u  = g / (sqrt(v̂) + eps) + weight_decay y          v̂ = v / (1 - beta2^t),  g taken at y
     z <- z - lr u
     x <- (1 - c) x + c z                  c = s / Σ s over the steps so far,  s = t^r lr_max^weight_lr_power
     y <- beta1 x + (1 - beta1) z
 
-The weights held are y; x is not stored: x = (y - (1 - beta1) z) / beta1. So the two lines for x and y are one,
+The parameters are y; x is not stored: x = (y - (1 - beta1) z) / beta1. So the two lines for x and y are one,
 
     y <- y + c (z - y) + lr (beta1 (1 - c) - 1) u
 
 There is no first moment: y between x and z does its work, with beta1 as the share of x. An average over all of the run takes the
-place of a falling rate: the rate stays constant after its warm-up. Judge and keep x, never y. beta1, by which x is told from
-y, stays as it is from the first step to the last.
+place of a falling rate: the rate stays constant after its warm-up. Evaluate and save x, never y. beta1, with which x is computed
+from y, must not change during a run.
 
 Source: Defazio et al. 2024, arXiv:2405.15682, as in the authors' package `schedulefree` 1.4, whose training mode holds y too.
 Weight decay is decoupled and taken at y, as there. The paper's algorithm 1 (there `AdamWScheduleFreePaper`) has sqrt(1 - beta2^t)
-in the rate, so that the first steps weigh less in the average too. There, steps are counted a group, here a parameter: a
-parameter that misses gradients keeps its own average. The warm-up is the schedule's, not an option of the rule.
+in the rate, so that the first steps weigh less in the average too. There, steps are counted per group, here per parameter: a
+parameter that gets no gradient in some steps has an average of its own. The warm-up is the schedule's, not an option of the rule.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def share_of_newest(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
 
 
 def average(y: Any, z: Any, v: Any, *, beta1: float, **others: float) -> Any:
-    """Give x, the weights to judge by."""
+    """Give x, the weights to evaluate and to save."""
     return y + (1 - 1 / beta1) * (z - y)
 
 
@@ -76,7 +76,7 @@ def schedule_free_adamw(
     share: float,
     correction2: float,
 ) -> tuple[float, float, float]:
-    """Schedule-free AdamW: steps as long as Adam's from a fast sequence, whose running average is kept."""
+    """Schedule-free AdamW: steps as long as Adam's from a fast sequence, whose running average is the result."""
     v = beta2 * v + (1 - beta2) * (g * g)
     step = g / (sqrt(v / correction2) + eps) + weight_decay * w
     return w + share * (z - w) + lr * (beta1 * (1 - share) - 1) * step, z - lr * step, v

@@ -1,20 +1,20 @@
-"""Schedule-free descent: gradients are felt between a fast sequence z and its running average x, and x is what is kept.
+"""Schedule-free descent: gradients are taken between a fast sequence z and its running average x, and x is the result.
 
     z <- z - lr g(y)
     x <- (1 - c) x + c z                  c = s / Σ s over the steps so far,  s = t^r lr_max^weight_lr_power
     y <- momentum x + (1 - momentum) z
 
-The weights held are y; x is not stored: x = (y - (1 - momentum) z) / momentum. So the two lines for x and y are one,
+The parameters are y; x is not stored: x = (y - (1 - momentum) z) / momentum. So the two lines for x and y are one,
 
     y <- y + c (z - y) + lr (momentum (1 - c) - 1) g
 
 An average over all of the run takes the place of a falling rate, and the run's length need not be known: the rate stays
-constant after its warm-up (`lr_max`, the largest so far, weighs the early steps less). Judge and keep x, never y. `momentum`, by
-which x is told from y, stays as it is from the first step to the last.
+constant after its warm-up (`lr_max`, the largest so far, weighs the early steps less). Evaluate and save x, never y. `momentum`,
+with which x is computed from y, must not change during a run.
 
 Source: Defazio et al. 2024, arXiv:2405.15682, as in the authors' package `schedulefree` 1.4, whose training mode holds y too.
-Weight decay is added to the gradient at y, as there. There, steps are counted a group, here a parameter: a parameter
-that misses gradients keeps its own average. The warm-up is the schedule's, not an option of the rule.
+Weight decay is added to the gradient at y, as there. There, steps are counted per group, here per parameter: a parameter
+that gets no gradient in some steps has an average of its own. The warm-up is the schedule's, not an option of the rule.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def share_of_newest(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
 
 
 def average(y: Any, z: Any, *, momentum: float, **others: float) -> Any:
-    """Give x, the weights to judge by."""
+    """Give x, the weights to evaluate and to save."""
     return y + (1 - 1 / momentum) * (z - y)
 
 
@@ -60,5 +60,5 @@ def schedule_free_sgd(
     weight_lr_power: float = 2.0,
     share: float,
 ) -> tuple[float, float]:
-    """Schedule-free SGD: gradients are felt between a fast sequence and its running average, and the average is kept."""
+    """Schedule-free SGD: gradients are taken between a fast sequence and its running average, and the average is the result."""
     return w + share * (z - w) + lr * (momentum * (1 - share) - 1) * g, z - lr * g

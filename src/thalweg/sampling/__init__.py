@@ -1,4 +1,4 @@
-"""Drawing batches: the order is a function of (seed, epoch), the position an integer, so a resumed run sees the same ones."""
+"""Drawing batches: the order is a function of (seed, epoch), the position two integers, so a resumed run sees the same ones."""
 
 from thalweg.sampling.batches import Batches, Draw, check_weights, once, smallest_part
 from thalweg.sampling.order import mix, order

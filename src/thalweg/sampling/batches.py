@@ -1,7 +1,8 @@
-"""Batches in their order, from any position."""
+"""Draws the batches of a run in their order, from any position."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -26,17 +27,20 @@ class Draw(NamedTuple):
 
 
 class Batches:
-    """Draws one step's examples after another; `position` says where it is, and setting it takes it anywhere.
+    """Draws the examples of one step after another.
+
+    The position is `epoch` and `within`, the steps already drawn from that epoch; `load_state_dict` goes to any position.
 
     Arguments:
         source: from `open_source`.
-        batch_size: examples a step; None: all of them.
-        accumulate: micro-batches a step.
+        batch_size: examples per step; None: all of them.
+        accumulate: micro-batches per step.
         seed: the order is a function of it and the epoch.
-        shuffle, replacement, weights, drop_last, rank, world: see `order`.
+        drop_last: leave out an epoch's last batch where it is smaller than the others.
+        shuffle, replacement, weights, rank, world: see `order`.
         workers: loader processes for indexed data and streams.
-        recent: of a stream, how many of this epoch's last draws are kept in `recent`. One that keeps its place itself is not
-            gone through again to a position, so there it is the last draw alone.
+        recent: how many of a stream's last draws of this epoch to hold in `recent`, for those who must go back a few steps. At
+            most one for a loader with a `state_dict`: going to a position does not read its earlier batches again.
 
     Raises DataError where a batch is larger than the data, or weights do not fit them.
     """
@@ -61,13 +65,14 @@ class Batches:
         self.shuffle, self.replacement, self.weights, self.drop_last = shuffle, replacement, weights, drop_last
         self.rank, self.world = rank, world
         check_weights(weights, source)
-        self.batch_size = self._settle_batch_size(batch_size)
+        self.batch_size = self._checked_batch_size(batch_size)
         self.steps_per_epoch = self._count_steps()
-        self.epoch, self.within = 0, 0  # `within`: steps already drawn from this epoch
-        kept = min(recent, 1) if isinstance(source, StreamSource) and source.stateful else recent
-        self.recent = deque[Draw](maxlen=kept)
-        self._order: tuple[int, Tensor] | None = None
-        self._feed: Generator[Any] | None = None
+        self.epoch, self.within = 0, 0
+        self.recent = deque[Draw](
+            maxlen=min(recent, 1) if isinstance(source, StreamSource) and source.stateful else recent
+        )
+        self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
+        self._loaded: Generator[Any] | None = None  # micro-batches from a loader or a stream, from this position on
 
     def draw(self) -> Draw:
         """Give the next step's examples."""
@@ -95,14 +100,14 @@ class Batches:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether every step sees the whole data set: plain (batch) gradient descent."""
-        plain = not (self.replacement or self.weights is not None or isinstance(self.source, StreamSource))
-        return plain and self.batch_size == self._length()
+        """Whether every step uses the whole data set, once: full-batch gradient descent."""
+        once_each = not (self.replacement or self.weights is not None or isinstance(self.source, StreamSource))
+        return once_each and self.batch_size == self._length()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the position as plain values."""
+        """Give the position: two integers, and the loader's own state where it has one."""
         state: dict[str, Any] = {"epoch": self.epoch, "within": self.within}
-        if isinstance(self.source, StreamSource) and self.source.stateful and self._feed is not None:
+        if isinstance(self.source, StreamSource) and self.source.stateful and self._loaded is not None:
             state["loader"] = self.source.batches.state_dict()
         return state
 
@@ -114,7 +119,7 @@ class Batches:
         if isinstance(self.source, StreamSource):
             if "loader" in state:
                 self.source.batches.load_state_dict(state["loader"])
-                self._feed = self._open_stream(self.source)
+                self._loaded = self._open_stream(self.source)
             else:
                 self._fast_forward(self.source)
 
@@ -123,21 +128,21 @@ class Batches:
         """Whether steps can be cut into more micro-batches."""
         return self.micro > 1 and not isinstance(self.source, StreamSource)
 
-    def split(self, accumulate: int, place: tuple[int, int]) -> None:
-        """Cut steps into more micro-batches from a place (epoch, within) on; the examples of a step stay the same."""
+    def split(self, accumulate: int, position: tuple[int, int]) -> None:
+        """Cut steps into more micro-batches from a position (epoch, within) on; the examples of a step stay the same."""
         self.accumulate = accumulate
-        self.load_state_dict({"epoch": place[0], "within": place[1]})
+        self.load_state_dict({"epoch": position[0], "within": position[1]})
 
     def close(self) -> None:
         """End loader workers."""
-        if self._feed is not None:
-            self._feed.close()
-        self._feed = None
+        if self._loaded is not None:
+            self._loaded.close()
+        self._loaded = None
 
     def _length(self) -> int:
         return len(cast("TensorSource | ItemSource", self.source))
 
-    def _settle_batch_size(self, batch_size: int | None) -> int:
+    def _checked_batch_size(self, batch_size: int | None) -> int:
         if isinstance(self.source, StreamSource):
             own = self.source.batch_size
             return (own or batch_size or 1) if own is None else own * self.accumulate
@@ -161,7 +166,7 @@ class Batches:
 
     @property
     def micro(self) -> int:
-        """Examples a micro-batch."""
+        """Examples per micro-batch."""
         return math.ceil(self.batch_size / self.accumulate)
 
     def _slice(self, source: TensorSource) -> Draw:
@@ -170,47 +175,51 @@ class Batches:
         indices = self.indices(self.epoch, self.within)
         if self.accumulate == 1:
             return Draw([source.take(indices)], [len(indices)], indices)
-        lots = indices.split(self.micro)
-        return Draw([source.take(lot) for lot in lots], [len(lot) for lot in lots], indices)
+        parts = indices.split(self.micro)
+        return Draw([source.take(part) for part in parts], [len(part) for part in parts], indices)
 
     def _load(self, source: ItemSource) -> Draw:
         indices = self.indices(self.epoch, self.within)
-        sizes = [len(lot) for lot in indices.split(self.micro)]
-        if self._feed is None:
-            self._feed = source.feed(self._lots(self.epoch, self.within), self.seed, self.workers)
-        return Draw([next(self._feed) for _ in sizes], sizes, indices)
+        sizes = [len(part) for part in indices.split(self.micro)]
+        if self._loaded is None:
+            self._loaded = source.load(self._index_lists(self.epoch, self.within), self.seed, self.workers)
+        return Draw([next(self._loaded) for _ in sizes], sizes, indices)
 
-    def _lots(self, epoch: int, within: int) -> Iterator[list[tuple[int, int]]]:
-        # Runs ahead of the training by the loader's prefetching, so it must not touch the position or the cached order.
-        ahead = Batches.__new__(Batches)
-        ahead.__dict__.update(self.__dict__)
+    def _index_lists(self, epoch: int, within: int) -> Iterator[list[tuple[int, int]]]:
+        """Give the (epoch, index) pairs of one micro-batch after another, from a position on, without end."""
+        # A loader that prefetches asks for later epochs than the training is in. So this works on a shallow copy: `indices`
+        # caches one epoch's order, and caching a later one here would have the training compute its own again at each step.
+        ahead = copy.copy(self)
         while True:
-            for lot in ahead.indices(epoch, within).split(self.micro):
-                yield [(epoch, index) for index in lot.tolist()]
+            for part in ahead.indices(epoch, within).split(self.micro):
+                yield [(epoch, index) for index in part.tolist()]
             within += 1
             if within == self.steps_per_epoch:
                 epoch, within = epoch + 1, 0
 
     def _stream(self, source: StreamSource) -> Draw:
-        if self._feed is None:
-            self._feed = self._open_stream(source)
-            self.recent.clear()  # so that going to a position fills it as the way there did
-        parts = list(self._take(self._feed))
+        if self._loaded is None:
+            self._loaded = self._open_stream(source)
+            self.recent.clear()  # holds draws of this epoch alone, which `_fast_forward` makes again
+        parts = list(self._next_parts(self._loaded))
         if not parts and self.within == 0:
             raise DataError(
-                f"The data stream gave no batch in epoch {self.epoch + 1}. It must start anew each time it is gone through:"
+                f"The data stream gave no batch in epoch {self.epoch + 1}. It must start again each time it is iterated over:"
                 f" give an object whose __iter__ makes a fresh iterator, or an endless one."
             )
         self.within += 1
         if not parts or self.within == self.steps_per_epoch:
-            self.epoch, self.within, self._feed = self.epoch + 1, 0, None
+            self.epoch, self.within, self._loaded = self.epoch + 1, 0, None
         return Draw(parts, [_rows(part) for part in parts], None) if parts else self._stream(source)
 
-    def _take(self, feed: Iterator[Any]) -> Iterator[Any]:
+    def _next_parts(self, stream: Iterator[Any]) -> Iterator[Any]:
+        """Give the micro-batches of the next step: fewer than `accumulate`, or none, where the stream ends."""
         for part in range(self.accumulate):
-            seed_all(mix(self.seed, self.epoch, self.within, part))  # fast-forwarding draws the same random numbers
+            seed_all(
+                mix(self.seed, self.epoch, self.within, part)
+            )  # so that `_fast_forward` draws the same random numbers
             try:
-                yield next(feed)
+                yield next(stream)
             except StopIteration:
                 return
 
@@ -218,6 +227,7 @@ class Batches:
         return source.open(self.epoch, mix(self.seed, self.epoch), self.micro, self.workers)
 
     def _fast_forward(self, source: StreamSource) -> None:
+        """Read a stream from the start of its epoch up to the position."""
         aim, self.within = self.within, 0
         while self.within < aim:
             self.recent.append(self._stream(source))
@@ -233,7 +243,7 @@ def check_weights(weights: Tensor | None, source: Source) -> None:
         )
     if weights.shape != (len(source),):
         raise DataError(
-            f"`weights` has the shape {tuple(weights.shape)}, but the data have {len(source)} examples: give one each."
+            f"`weights` has the shape {tuple(weights.shape)}, but the data have {len(source)} examples: give one weight for each."
         )
     wrong = ~(torch.isfinite(weights) & (weights >= 0))
     if wrong.any():
@@ -244,7 +254,7 @@ def check_weights(weights: Tensor | None, source: Source) -> None:
 
 
 def smallest_part(count: int, batch_size: int, accumulate: int) -> int:
-    """Give the examples of the smallest micro-batch of an epoch.
+    """Give the number of examples in the smallest micro-batch of an epoch.
 
     >>> smallest_part(100, 64, 1), smallest_part(65, 32, 1), smallest_part(64, 32, 1), smallest_part(100, 34, 2)
     (36, 1, 32, 15)
@@ -255,7 +265,7 @@ def smallest_part(count: int, batch_size: int, accumulate: int) -> int:
 
 
 def once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:
-    """Go through all examples once, in their own order, as (batch, number of examples)."""
+    """Go through all examples once, unshuffled, as pairs (batch, number of examples)."""
     if isinstance(source, StreamSource):
         for batch in source.open(0, 0, micro, 0):
             yield batch, _rows(batch)
@@ -266,11 +276,13 @@ def once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:
         for start, size in zip(starts, sizes, strict=True):
             yield source.take(slice(start, start + size)), size
     else:
-        lots = ([(0, index) for index in range(start, start + size)] for start, size in zip(starts, sizes, strict=True))
-        yield from zip(source.feed(lots, 0, 0), sizes, strict=True)
+        pairs = (
+            [(0, index) for index in range(start, start + size)] for start, size in zip(starts, sizes, strict=True)
+        )
+        yield from zip(source.load(pairs, 0, 0), sizes, strict=True)
 
 
 def _rows(batch: Any) -> int:
-    """Count the examples of a batch by its first tensor's first dimension; one whose target is a single number is one."""
-    found = leaves(batch)
-    return len(found[0]) if found and found[0].ndim and found[-1].ndim else 1
+    """Count a batch's examples: the first tensor's first dimension; 1 where the last tensor, the target, has none."""
+    tensors = leaves(batch)
+    return len(tensors[0]) if tensors and tensors[0].ndim and tensors[-1].ndim else 1

@@ -38,7 +38,7 @@ def order(
     rank: int = 0,
     world: int = 1,
 ) -> Tensor:
-    """Give the indices of one epoch, int64, of length `count` (over all ranks).
+    """Give the indices of one epoch: int64, `count` of them, or one process's part of these.
 
     Arguments:
         count: number of examples.
@@ -46,8 +46,8 @@ def order(
         shuffle: a random permutation; False: 0, 1, 2, …
         replacement: draw each index independently, uniformly or by `weights`.
         weights: float, shape (count,), not negative; implies `replacement`.
-        rank, world: this process's share of the epoch, every `world`-th index; short shares are filled from the start, so
-            that all ranks have the same number.
+        rank, world: of which process the indices are, and how many processes there are; each gets every `world`-th index. Where
+            the count cannot be divided, indices are repeated so that all ranks get the same number.
 
     >>> sorted(order(5, seed=1, epoch=0).tolist())
     [0, 1, 2, 3, 4]
@@ -56,7 +56,7 @@ def order(
     if weights is not None:
         edges = weights.double().cumsum(0)
         points = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
-        last = int(weights.nonzero()[-1])  # rounding must not reach an example of weight zero behind it
+        last = int(weights.nonzero()[-1])  # after it, examples of weight zero: rounding must not choose them
         indices = torch.searchsorted(edges, points, right=True).clamp_(max=last)
     elif replacement:
         indices = torch.randint(count, (count,), generator=generator)
@@ -66,6 +66,6 @@ def order(
         indices = torch.arange(count)
     if world > 1:
         padding = -count % world
-        filling = indices.repeat(math.ceil(padding / count))[:padding] if padding else indices[:0]
-        indices = torch.cat([indices, filling])[rank::world]
+        repeated = indices.repeat(math.ceil(padding / count))[:padding] if padding else indices[:0]
+        indices = torch.cat([indices, repeated])[rank::world]
     return indices

@@ -1,4 +1,4 @@
-"""Reading single examples and putting them together, so that a failure says which example and where in whose code."""
+"""Reads examples and collates them, so that an error names the example, and the file and line in the user's code."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Collate = Callable[[list[Any]], Any]
 
 
 class SeededItems:
-    """Reads each item under random states that are a function of (seed, epoch, index), so that augmentation repeats."""
+    """Seeds the random generators from (seed, epoch, index) before it reads an item, so that augmentation is reproducible."""
 
     def __init__(self, items: Any, seed: int, name: str = "data") -> None:
         self.items = items
         self.seed = seed
         self.name = name
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        epoch, index = place
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Any:
+        epoch, index = epoch_and_index
         seed_all(mix(self.seed, epoch, index))
         try:
             return self.items[index]
@@ -33,15 +33,15 @@ class SeededItems:
             raise DataError(f"Example {index} of `{self.name}` cannot be read: {described(error)}.") from error
 
 
-class Together:
-    """Puts examples together into a batch: by the person's `collate_fn`, else by PyTorch's own."""
+class Collator:
+    """Collates examples into a batch, with the user's `collate_fn`, else with PyTorch's."""
 
     def __init__(self, collate_fn: Collate | None, name: str = "data") -> None:
         self.collate_fn = collate_fn
         self.name = name
 
     def __call__(self, examples: list[Any]) -> Any:
-        """Give the batch. Raises DataError where the examples do not go together."""
+        """Give the batch. Raises DataError where the examples cannot be collated."""
         try:
             return (self.collate_fn or default_collate)(examples)
         except ThalwegError:
@@ -55,8 +55,8 @@ class Together:
             ) from error
 
 
-def begun(data: Iterable[Any], name: str) -> Iterator[Any]:
-    """Start to read. Raises DataError where that fails, as loader workers may."""
+def start_iterator(data: Iterable[Any], name: str) -> Iterator[Any]:
+    """Give `iter(data)`. Raises DataError where that fails, as starting loader workers may."""
     try:
         return iter(data)
     except ThalwegError:
@@ -65,12 +65,10 @@ def begun(data: Iterable[Any], name: str) -> Iterator[Any]:
         raise DataError(f"Reading `{name}` cannot begin: {described(error)}.") from error
 
 
-def retold(batches: Iterator[Any], name: str) -> Generator[Any]:
-    """Pass batches on; what fails in reading them, here or in a loader's worker, is told in one sentence.
+def with_data_errors(batches: Iterator[Any], name: str) -> Generator[Any]:
+    """Give the same batches; an error in reading them, here or in a loader's worker, becomes a DataError of one sentence.
 
-    Closing it ends a loader's workers at once, whoever still holds the loader (a traceback, say).
-
-    Raises DataError.
+    Closing the generator ends a loader's workers at once, even while something else (a traceback, say) refers to the loader.
     """
     try:
         while True:
@@ -82,20 +80,21 @@ def retold(batches: Iterator[Any], name: str) -> Generator[Any]:
                 lines = str(error).strip().splitlines()
                 if len(lines) == 1:
                     raise
-                raise DataError(lines[-1].partition("DataError: ")[2] or lines[-1]) from error  # from a worker
+                # From a worker it comes with the worker's traceback: its last line is the message.
+                raise DataError(lines[-1].partition("DataError: ")[2] or lines[-1]) from error
             except ThalwegError:
                 raise
             except Exception as error:
                 raise DataError(f"Reading `{name}` failed: {described(error)}.") from error
             yield batch
     finally:
-        end = getattr(batches, "_shutdown_workers", None)
-        if end is not None:
-            end()
+        shut_down = getattr(batches, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
 
 
 def described(error: BaseException) -> str:
-    """Tell an error in one line: its kind, its first line, and the place in the person's code where it was raised."""
+    """Describe an error in one line: its type, its first line, and the file and line in the user's code that raised it."""
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     if text.startswith("Caught ") and " in DataLoader worker" in text:  # the last line is the error itself
         return str(error).strip().splitlines()[-1]

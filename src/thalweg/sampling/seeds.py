@@ -1,4 +1,4 @@
-"""Seeding the generators that a person's code draws from."""
+"""Seeding the global random generators, which a user's own code draws from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seed torch's generators (an accelerator's where one is in use), NumPy's global one, and Python's."""
+    """Seed the global generators of torch (the GPUs' where CUDA is in use), NumPy and Python."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

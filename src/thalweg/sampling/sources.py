@@ -15,10 +15,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from thalweg.errors import DataError
 from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.order import mix
-from thalweg.sampling.reading import Collate, SeededItems, Together, begun, retold
+from thalweg.sampling.reading import Collate, Collator, SeededItems, start_iterator, with_data_errors
 from thalweg.sampling.seeds import seed_all
 
 Resume = Literal["exact", "state_dict", "fast-forward"]
+"""How a source goes to a position: by index, by the loader's own state, or by reading its epoch again up to there."""
 
 
 class TensorSource:
@@ -38,21 +39,21 @@ class TensorSource:
                 f" must be the same in all."
             )
         self.length = lengths.pop()
-        # The usual (x, y) in the CPU's memory is taken without a walk over the nest.
+        # For the usual tuple (x, y) on the CPU, `take` needs no `tree_map`.
         self.flat = type(nest) is tuple and all(isinstance(part, Tensor) and part.device.type == "cpu" for part in nest)
 
     def __len__(self) -> int:
         return self.length
 
     def digest(self) -> str:
-        """Give a short sum over shapes and some rows from all over: other data give another."""
+        """Give a checksum of the shapes and of some rows, evenly spread, by which other data are recognised."""
         rows = torch.linspace(0, self.length - 1, min(self.length, 64)).round().long()
-        return summed(
+        return checksum(
             [(str(tuple(leaf.shape)), leaf.index_select(0, rows.to(leaf.device))) for leaf in leaves(self.nest)]
         )
 
     def take(self, indices: Tensor | slice) -> Any:
-        """Give copies of the examples at `indices` as one batch: a model may work in place on what it is given."""
+        """Give the examples at `indices` as one batch: copies, since a model may change its input in place."""
         if self.flat and not isinstance(indices, slice):
             return tuple([leaf.index_select(0, indices) for leaf in self.nest])
         if isinstance(indices, slice):
@@ -61,79 +62,84 @@ class TensorSource:
 
 
 class ItemSource:
-    """Examples by index from a `Dataset`-like object, put together by `collate_fn`, with loader workers where asked."""
+    """Examples by index from a `Dataset` or a sequence, collated by `collate_fn`, with loader workers if wanted.
+
+    `loader` are more arguments of the `DataLoader` that reads them.
+    """
 
     resume: Resume = "exact"
 
     def __init__(self, items: Any, collate_fn: Collate | None = None, *, name: str = "data", **loader: Any) -> None:
         self.items = items
         self.name = name
-        self.together = Together(collate_fn, name)
+        self.collator = Collator(collate_fn, name)
         self.loader = loader
 
     def __len__(self) -> int:
         return len(self.items)
 
     def digest(self) -> str | None:
-        """Give nothing: reading items may cost much, and may draw random numbers."""
+        """Give None: reading items may be slow, and may draw random numbers."""
         return None
 
-    def feed(self, lots: Iterator[list[tuple[int, int]]], seed: int, workers: int) -> Generator[Any]:
-        """Load lots of (epoch, index) pairs, one batch a lot, in their order."""
-        sampler = cast("BatchSampler", _Lots(lots))
+    def load(self, batches: Iterator[list[tuple[int, int]]], seed: int, workers: int) -> Generator[Any]:
+        """Load one batch for each list of (epoch, index) pairs, in their order."""
+        sampler = cast("BatchSampler", _Iterable(batches))
         needs_workers = ("prefetch_factor", "multiprocessing_context", "timeout")
         options = {key: value for key, value in self.loader.items() if workers or key not in needs_workers}
         loader = DataLoader(
             cast("Dataset[Any]", SeededItems(self.items, seed, self.name)),
             batch_sampler=sampler,
-            collate_fn=self.together,
+            collate_fn=self.collator,
             num_workers=workers,
-            generator=torch.Generator().manual_seed(
-                mix(seed, 0)
-            ),  # else each loader takes one draw from the global state
+            # Without a generator of its own a loader draws its seed from the global one.
+            generator=torch.Generator().manual_seed(mix(seed, 0)),
             **options,
         )
-        return retold(begun(loader, self.name), self.name)
+        return with_data_errors(start_iterator(loader, self.name), self.name)
 
 
-class _Lots:
-    def __init__(self, lots: Iterator[list[tuple[int, int]]]) -> None:
-        self.lots = lots
+class _Iterable:
+    """What gives an iterator when iterated over, and nothing else: all that a `DataLoader` asks of a batch sampler."""
+
+    def __init__(self, batches: Iterator[list[tuple[int, int]]]) -> None:
+        self.batches = batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.lots
+        return self.batches
 
 
 class StreamSource:
-    """Batches as they come from a person's loader or an `IterableDataset`; a new pass over it is a new epoch.
+    """Batches as they come from a user's loader or an `IterableDataset`; iterating over it again is a new epoch.
 
-    Random states, those of a `generator=` in the loader, its sampler or data set too, are seeded from (seed, epoch) at each
-    pass, so fast-forwarding repeats it; only what a loader's own code carries from pass to pass is not repeated.
+    The global random generators, and a `generator` of the loader, its sampler or its data set, are seeded from (seed, epoch) at
+    each epoch, so that reading it again gives the same batches. Only state of other kinds that a loader carries from epoch to
+    epoch is not restored.
     """
 
     def __init__(
         self, batches: Any, *, batch_size: int | None, collate_fn: Collate | None = None, name: str = "data"
     ) -> None:
         self.batches = batches
-        self.collate_fn = collate_fn  # for a bare `IterableDataset`, which gives single examples
+        self.collate_fn = collate_fn  # for an `IterableDataset` without a loader, which gives single examples
         self.name = name
-        self.batch_size = batch_size  # the loader's own; None: not known
+        self.batch_size = batch_size  # the loader's; None: not known
         self.stateful = all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
 
     def digest(self) -> str | None:
-        """Give nothing: a stream may differ from pass to pass."""
+        """Give None: a stream may differ from epoch to epoch."""
         return None
 
     def count(self) -> int | None:
-        """Batches in a pass, None where the stream does not know."""
+        """Give the number of batches per epoch; None where the stream does not tell."""
         try:
             return len(self.batches)
         except TypeError:
             return None
 
     def open(self, epoch: int, seed: int, micro: int, workers: int) -> Generator[Any]:
-        """Start a pass; a bare `IterableDataset` is cut into batches of `micro` examples."""
+        """Start an epoch; an `IterableDataset` without a loader is cut into batches of `micro` examples."""
         parts = (getattr(self.batches, name, None) for name in ("sampler", "batch_sampler", "dataset"))
         for number, holder in enumerate((self.batches, *parts)):
             if callable(getattr(holder, "set_epoch", None)):
@@ -143,16 +149,16 @@ class StreamSource:
         seed_all(seed)
         if isinstance(self.batches, IterableDataset):
             own = torch.Generator().manual_seed(seed)
-            together = Together(self.collate_fn, self.name)
-            loader = DataLoader(self.batches, batch_size=micro, num_workers=workers, generator=own, collate_fn=together)
-            return retold(begun(loader, self.name), self.name)
-        return self._pass(begun(self.batches, self.name))
+            collator = Collator(self.collate_fn, self.name)
+            loader = DataLoader(self.batches, batch_size=micro, num_workers=workers, generator=own, collate_fn=collator)
+            return with_data_errors(start_iterator(loader, self.name), self.name)
+        return self._pass(start_iterator(self.batches, self.name))
 
     def _pass(self, batches: Iterator[Any]) -> Generator[Any]:
         try:
-            yield from retold(batches, self.name)
+            yield from with_data_errors(batches, self.name)
         finally:
-            # Workers that persist would carry random states from epoch to epoch, which fast-forwarding cannot repeat.
+            # Persistent workers would carry random states from epoch to epoch, so that an epoch could not be read again.
             if getattr(self.batches, "_iterator", None) is not None:
                 self.batches._iterator = None
 
@@ -163,10 +169,10 @@ Source = TensorSource | ItemSource | StreamSource
 def open_source(
     data: Any, *, float_dtype: torch.dtype = torch.float32, collate_fn: Collate | None = None, name: str = "data"
 ) -> Source:
-    """Find out what kind of data these are.
+    """Make a source of a user's data, whatever they are.
 
-    A `DataLoader` over indexed items in plain or shuffled order is taken apart, because then its order becomes a function of
-    (seed, epoch) and resuming is exact; any other loader is a stream.
+    Of a `DataLoader` over indexed items, in order or shuffled, only the data set and the options are used, because then the
+    order becomes a function of (seed, epoch) and resuming is exact; any other loader is a stream.
 
     Raises DataError where the data are empty, not numbers, or of unequal lengths.
     """
@@ -246,21 +252,23 @@ class Rows:
 
 
 def _open_loader(loader: DataLoader[Any], name: str) -> Source:
-    plain = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
-    ordered = type(loader.sampler) in (RandomSampler, SequentialSampler)
-    replaced = isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples)
-    if not (plain and ordered) or replaced:
+    standard = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
+    known_order = type(loader.sampler) in (RandomSampler, SequentialSampler)
+    drawn = isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples)
+    if not (standard and known_order) or drawn:
         return StreamSource(loader, batch_size=loader.batch_size, name=name)
-    kept = {key: getattr(loader, key) for key in ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")}
+    options = {
+        key: getattr(loader, key) for key in ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+    }
     if loader.num_workers:
-        kept["prefetch_factor"] = loader.prefetch_factor
-    return ItemSource(loader.dataset, loader.collate_fn, name=name, **{k: v for k, v in kept.items() if v})
+        options["prefetch_factor"] = loader.prefetch_factor
+    return ItemSource(loader.dataset, loader.collate_fn, name=name, **{k: v for k, v in options.items() if v})
 
 
-def given_batch(data: Any) -> dict[str, Any]:
-    """Give the knobs that a person's own `DataLoader` has already decided, as entries of a plan.
+def loader_knobs(data: Any) -> dict[str, Any]:
+    """Give the knobs that a user's `DataLoader` has already decided, as entries of a plan.
 
-    >>> given_batch(DataLoader([1, 2, 3], batch_size=2, shuffle=True))
+    >>> loader_knobs(DataLoader([1, 2, 3], batch_size=2, shuffle=True))
     {'workers': 0, 'batch_size': 2, 'drop_last': False, 'shuffle': True}
     """
     if not isinstance(data, DataLoader):
@@ -268,14 +276,14 @@ def given_batch(data: Any) -> dict[str, Any]:
     loader = cast("DataLoader[Any]", data)
     knobs: dict[str, Any] = {"workers": loader.num_workers}
     if loader.batch_size is not None:
-        knobs |= {"batch_size": _fitting(loader), "drop_last": loader.drop_last}
+        knobs |= {"batch_size": _batch_size(loader), "drop_last": loader.drop_last}
     elif isinstance(getattr(loader.batch_sampler, "batch_size", None), int):
         knobs["batch_size"] = cast(Any, loader.batch_sampler).batch_size
     return knobs | {"shuffle": not isinstance(loader.sampler, SequentialSampler)}
 
 
-def _fitting(loader: DataLoader[Any]) -> int:
-    """Give a loader's batch size; a loader over fewer examples than that gives them all as one batch."""
+def _batch_size(loader: DataLoader[Any]) -> int:
+    """Give a loader's batch size, at most the number of examples: with fewer, a loader gives all of them as one batch."""
     assert loader.batch_size is not None
     if isinstance(loader.dataset, IterableDataset) or loader.drop_last or not hasattr(loader.dataset, "__len__"):
         return loader.batch_size
@@ -293,19 +301,19 @@ def leaves(nest: Any) -> list[Tensor]:
     return []
 
 
-def summed(parts: Sequence[tuple[str, Tensor]], size: int = 8) -> str:
-    """Give a short sum over texts and tensors, bit by bit."""
-    sums = hashlib.blake2b(digest_size=size)
+def checksum(parts: Sequence[tuple[str, Tensor]], size: int = 8) -> str:
+    """Give a checksum of texts and tensors, `size` bytes long, in hexadecimal: any bit changes it."""
+    checksum = hashlib.blake2b(digest_size=size)
     for text, tensor in parts:
-        sums.update(text.encode())
-        sums.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return sums.hexdigest()
+        checksum.update(text.encode())
+        checksum.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
-def spoilt_rows(batch: Any) -> list[int]:
+def nonfinite_rows(batch: Any) -> list[int]:
     """Give the rows of a batch that hold NaN or infinity.
 
-    >>> spoilt_rows((torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), torch.tensor([0, 1])))
+    >>> nonfinite_rows((torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), torch.tensor([0, 1])))
     [1]
     """
     rows = set[int]()
@@ -317,7 +325,7 @@ def spoilt_rows(batch: Any) -> list[int]:
 
 
 def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
-    """Apply a function to each leaf of a nest of tuples (named ones too) and dicts; a list is a leaf where it holds numbers."""
+    """Apply a function to each leaf of a nest of tuples (named ones too), dicts and lists of such; other lists are leaves."""
     if isinstance(nest, Mapping):
         return {key: tree_map(function, part) for key, part in nest.items()}
     if isinstance(nest, tuple):
@@ -326,3 +334,10 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
     if isinstance(nest, list) and any(isinstance(part, Tensor | Mapping | tuple) for part in nest):
         return [tree_map(function, part) for part in nest]
     return function(nest)
+
+
+def to_device(nest: Any, device: torch.device) -> Any:
+    """Move a batch's tensors."""
+    if device.type == "cpu":
+        return nest
+    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, nest)

@@ -14,25 +14,37 @@ Length = int | float | str
 
 
 class Option(NamedTuple):
-    """What an option may be; `strict` shuts its bounds out; a default of None, or `unless` the other is given, leaves it out."""
+    """What an option of a shape may be.
+
+    - `default`: taken where the option is not given; None: it is left out then.
+    - `kind`: a number, a whole number, a length (such as 200, "3 epochs" or 0.05), several lengths, or one of `choices`.
+    - `low`, `high`: bounds of numbers; the least of whole numbers and lengths. They are allowed themselves unless `exclusive`.
+    - `unless`: another option that replaces this one: both at once are refused, and with the other this has no default.
+    """
 
     default: Any = None
-    kind: Literal["number", "count", "length", "lengths", "word"] = "number"
+    kind: Literal["number", "integer", "length", "lengths", "choice"] = "number"
     low: float = 0
     high: float = math.inf
-    strict: bool = False
-    words: tuple[str, ...] = ()
+    exclusive: bool = False
+    choices: tuple[str, ...] = ()
     unless: str = ""
 
 
-class Clock(NamedTuple):
-    """What is known for turning lengths into steps: those of the whole, and those of an epoch."""
+class StepCounts(NamedTuple):
+    """How many steps the whole has, of which shares are taken, and how many an epoch has; None where that is not known."""
 
     whole: int | None
     epoch: int | None
 
-    def steps(self, length: Length, name: str, least: int = 0) -> int:
-        """Turn a checked length into steps, the nearest whole number, at least `least`."""
+    def to_steps(self, length: Length, name: str, least: int = 0) -> int:
+        """Turn a checked length into steps, the nearest whole number, at least `least`.
+
+        Raises ScheduleError where what it is a share or a multiple of is not known.
+
+        >>> StepCounts(whole=1000, epoch=50).to_steps("3 epochs", "`warmup`")
+        150
+        """
         if isinstance(length, int):
             return length
         if isinstance(length, float):
@@ -48,54 +60,54 @@ class Clock(NamedTuple):
         return max(round(float(length.split()[0]) * self.epoch), least)
 
 
-def one_of(word: Any, choices: Iterable[str], what: str) -> str:
-    """Check a word, with the nearest one in the message."""
+def check_choice(word: Any, choices: Iterable[str], what: str) -> str:
+    """Check that a word is one of the choices; `what` says what they are. Raises ScheduleError with the nearest of them."""
     known = list(choices)
     if not isinstance(word, str) or word not in known:
         raise ScheduleError(
             f"{word!r} is no {what}.{nearest(word, known) if isinstance(word, str) else ''} Give one of {', '.join(known)}."
         )
-    return str(word)
+    return str(word)  # a plain str: TOML documents have a kind of their own
 
 
-def number(value: Any, name: str, option: Option) -> float:
-    """Check a number against an option's bounds."""
+def check_number(value: Any, name: str, option: Option) -> float:
+    """Check that a value is a finite number within the option's bounds, and give it as a float."""
     try:
-        figure = math.nan if isinstance(value, str | bool) else float(value)
+        number = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        figure = math.nan
-    inside = option.low < figure < option.high if option.strict else option.low <= figure <= option.high
-    if not inside or math.isinf(figure):
+        number = math.nan
+    inside = option.low < number < option.high if option.exclusive else option.low <= number <= option.high
+    if not inside or math.isinf(number):
         raise ScheduleError(f"{name} is {value!r}, but it must be a number {_bounds(option)}.")
-    return figure
+    return number
 
 
 def _bounds(option: Option) -> str:
     if math.isinf(option.high):
-        return f"above {option.low:g}" if option.strict else f"of at least {option.low:g}"
-    return f"between {option.low:g} and {option.high:g}" + (", neither of them" if option.strict else "")
+        return f"above {option.low:g}" if option.exclusive else f"of at least {option.low:g}"
+    return f"between {option.low:g} and {option.high:g}" + (", neither of them" if option.exclusive else "")
 
 
-def count(value: Any, name: str, option: Option) -> int:
-    """Check a whole number against an option's bounds."""
-    figure = number(value, name, option)
-    if not figure.is_integer():
+def check_integer(value: Any, name: str, option: Option) -> int:
+    """Check that a value is a whole number within the option's bounds, and give it as an int."""
+    number = check_number(value, name, option)
+    if not number.is_integer():
         raise ScheduleError(f"{name} is {value!r}, but it must be a whole number {_bounds(option)}.")
-    return int(figure)
+    return int(number)
 
 
-_WORDS = re.compile(r"\s*(\d*\.?\d+(?:e[+-]?\d+)?)\s*(steps?|epochs?|%)\s*", re.IGNORECASE | re.ASCII)
+_NUMBER_AND_UNIT = re.compile(r"\s*(\d*\.?\d+(?:e[+-]?\d+)?)\s*(steps?|epochs?|%)\s*", re.IGNORECASE | re.ASCII)
 
 
-def length(value: Any, name: str, least: int = 0) -> Length:
+def check_length(value: Any, name: str, least: int = 0) -> Length:
     """Check a length: an int of steps, a float share between 0 and 1, or "N epochs" (also "N steps" and "N %").
 
-    >>> length("5 %", "warmup"), length("3 Epochs", "total"), length(2e3, "total")
+    >>> check_length("5 %", "warmup"), check_length("3 Epochs", "total"), check_length(2e3, "total")
     (0.05, '3 epochs', 2000)
     """
     advice = f'{name} is {value!r}: give steps such as 2000, epochs such as "3 epochs", or a share between 0 and 1'
     if isinstance(value, str):
-        return _length_in_words(value, name, least, advice)
+        return _length_from_text(value, name, least, advice)
     if isinstance(value, bool):
         raise ScheduleError(f"{advice}.")
     try:
@@ -104,30 +116,30 @@ def length(value: Any, name: str, least: int = 0) -> Length:
         return _length_from_float(value, least, advice)
 
 
-def _length_in_words(text: str, name: str, least: int, advice: str) -> Length:
-    match = _WORDS.fullmatch(text)
+def _length_from_text(text: str, name: str, least: int, advice: str) -> Length:
+    match = _NUMBER_AND_UNIT.fullmatch(text)
     if not match:
         raise ScheduleError(f"{advice}.")
-    figure, unit = float(match[1]), match[2].lower()
+    number, unit = float(match[1]), match[2].lower()
     if not unit.startswith("epoch"):
-        return length(figure / 100 if unit == "%" else count(figure, name, Option()), name, least)
-    if figure == 0 or math.isinf(figure):
+        return check_length(number / 100 if unit == "%" else check_integer(number, name, Option()), name, least)
+    if number == 0 or math.isinf(number):
         raise ScheduleError(f"{advice}.")
-    return f"{int(figure) if figure.is_integer() else figure} epoch{'s' * (figure != 1)}"
+    return f"{int(number) if number.is_integer() else number} epoch{'s' * (number != 1)}"
 
 
 def _length_from_float(value: Any, least: int, advice: str) -> Length:
     try:
-        figure = float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise ScheduleError(f"{advice}.") from None
-    if 0 < figure < 1:
-        return figure
-    if figure == 1:
+    if 0 < number < 1:
+        return number
+    if number == 1:
         raise ScheduleError(f"{advice}. 1.0 might be one step or the whole: give 1, or leave it out for the whole run.")
-    if not figure.is_integer():  # nan and the infinities are none either
+    if not number.is_integer():  # neither are nan and the infinities
         raise ScheduleError(f"{advice}.")
-    return _steps(int(figure), least, advice)
+    return _steps(int(number), least, advice)
 
 
 def _steps(steps: int, least: int, advice: str) -> int:
@@ -136,23 +148,23 @@ def _steps(steps: int, least: int, advice: str) -> int:
     return steps
 
 
-def option(value: Any, name: str, spec: Option) -> Any:
-    """Check one option's value and give it as a plain one."""
-    if spec.kind == "word":
-        return one_of(value, spec.words, f"value for {name}")
-    if spec.kind == "length":
-        return length(value, name, least=int(spec.low))
-    if spec.kind == "lengths":
+def check_option(value: Any, name: str, option: Option) -> Any:
+    """Check the value of a shape's option, and give it as an int, float, str or tuple of lengths."""
+    if option.kind == "choice":
+        return check_choice(value, option.choices, f"value for {name}")
+    if option.kind == "length":
+        return check_length(value, name, least=int(option.low))
+    if option.kind == "lengths":
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise ScheduleError(f"{name} is {value!r}, but it must be a list of lengths, such as [0.5, 0.75].")
-        return tuple(length(item, name, least=int(spec.low)) for item in value)
-    return (count if spec.kind == "count" else number)(value, name, spec)
+        return tuple(check_length(item, name, least=int(option.low)) for item in value)
+    return (check_integer if option.kind == "integer" else check_number)(value, name, option)
 
 
-def say(length: Length) -> str:
-    """Say a length in words.
+def length_in_words(length: Length) -> str:
+    """Say a length.
 
-    >>> say(0.05), say(200), say("3 epochs")
+    >>> length_in_words(0.05), length_in_words(200), length_in_words("3 epochs")
     ('5 %', '200', '3 epochs')
     """
     return f"{100 * length:g} %" if isinstance(length, float) else str(length)

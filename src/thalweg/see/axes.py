@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thalweg.see.wording import compact
+from thalweg.formatting import compact
 
 Values = npt.NDArray[np.float64]
 WIDE = 20.0  # ratio of largest to smallest from which a logarithmic axis shows more
-DECADES = 15.0  # shown at most: what lies further down touches the bottom
+DECADES = 15.0  # shown at most by a logarithmic axis: smaller values are drawn at the bottom
 FINEST = 1e-9  # relative span below which values are one value with rounding errors
 LARGEST = 1e300  # keeps margins and spans from overflowing
 
@@ -74,7 +74,7 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def choose(values: Sequence[Values], *, log: bool | None = None, zero: bool = False) -> Axis:
-    """Choose a range for values; those that are not finite have no say.
+    """Choose a range for values; those that are not finite are ignored.
 
     It is logarithmic where nothing is below zero and what is above it spans more than a factor of 20, unless `log` says so.
     `zero`: begin a linear axis at zero.
@@ -82,13 +82,13 @@ def choose(values: Sequence[Values], *, log: bool | None = None, zero: bool = Fa
     >>> choose([np.array([2.0, 0.001])]).log, choose([np.array([2.0, -1.0])]).log, choose([np.array([2.0, 1.0])]).log
     (True, False, False)
     """
-    seen = np.concatenate([np.zeros(0), *(v[np.isfinite(v)] for v in values)]).clip(-LARGEST, LARGEST)
-    above = seen[seen > 1 / LARGEST]
+    finite = np.concatenate([np.zeros(0), *(v[np.isfinite(v)] for v in values)]).clip(-LARGEST, LARGEST)
+    above = finite[finite > 1 / LARGEST]
     if log is None:
-        log = len(above) > 0 and seen.min() >= 0 and bool(above.max() > WIDE * above.min())
+        log = len(above) > 0 and finite.min() >= 0 and bool(above.max() > WIDE * above.min())
     if log and len(above):
         return _log_axis(float(above.min()), float(above.max()))
-    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     most = max(abs(low), abs(high))

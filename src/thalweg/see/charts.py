@@ -13,26 +13,39 @@ from typing import NamedTuple
 
 import numpy as np
 
+from thalweg.formatting import format_number, percent, printable
 from thalweg.see.axes import LARGEST, Axis, Values, choose
-from thalweg.see.reduction import Columns, reduce, smooth
-from thalweg.see.wording import number, percent, plain
+from thalweg.see.downsampling import Columns, reduce, smooth
 
 FULL = 10_000  # coordinates of the plot's far corner
-MOST_DOTS = 40  # points of a line that are drawn as dots too
-MOST_MARKS = 60
-REACH = 100.0  # times the highest value: further up nothing that stands aside is given room
+MAX_DOTS = 40  # points of a line that are drawn as dots too
+MAX_MARKS = 60
+MAX_ASIDE = 100.0  # the y axis makes room for an `aside` series up to so many times the highest value of the others
 MARKS = {  # kind of event -> its sign and what it says in the legend
     "best": ("★", "kept weights"),
-    "rollback": ("↩", "went back"),
-    "nonfinite": ("✕", "not finite"),
-    "diverging": ("▲", "diverging"),
+    "rollback": ("↩", "rolled back"),
+    "left_out": ("✕", "batch left out"),
     "diverged": ("▲", "given up"),
-    "resume": ("▸", "went on after a stop"),
+    "resume": ("▸", "resumed"),
     "interrupt": ("‖", "interrupted"),
     "out_of_memory": ("◆", "memory ran out"),
     "early_stop": ("■", "stopped early"),
     "chosen": ("◆", "chosen"),
 }
+
+
+def mark_sign(kind: str) -> tuple[str, str]:
+    """Give the sign and the legend of a kind of event; that of a diagnosis is the name of its cause.
+
+    >>> mark_sign("rollback"), mark_sign("learning-rate-too-high")
+    (('↩', 'rolled back'), ('▲', 'learning rate too high'))
+    """
+    return MARKS.get(kind, ("▲", escape(printable(kind.replace("-", " ").replace("_", " ")))))
+
+
+def color_class(kind: str) -> str:
+    """Give the style sheet's class of a kind of event: all diagnoses share one."""
+    return kind if kind in MARKS else "diagnosis"
 
 
 class Series(NamedTuple):
@@ -54,7 +67,7 @@ class Series(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Something that happened at a place: a sign with a vertical line."""
+    """An event at one x: a sign with a vertical line."""
 
     x: float
     kind: str
@@ -62,19 +75,19 @@ class Mark(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A shaded range along x, such as steps that were walked anew."""
+    """A shaded range along x, such as steps that were repeated after a rollback."""
 
     start: float
     end: float
     text: str
 
 
-class Drawn(NamedTuple):
-    """A series in its columns; `lost` are the places of values that are not finite."""
+class Prepared(NamedTuple):
+    """A series reduced to what is drawn: its columns, and the x of each value that is not finite."""
 
     series: Series
     columns: Columns
-    lost: Values
+    nonfinite: Values
 
 
 def chart(
@@ -90,88 +103,88 @@ def chart(
     log_y: bool | None = None,
     zero: bool = False,
     share: bool = False,
-    lost: str = "not finite",
+    nonfinite: str = "not finite",
 ) -> str:
     """Draw a chart as an HTML figure; empty text where no value is finite.
 
     `note` is a sentence below the title. `y_name` says what the y axis measures; default: the title. That axis is logarithmic
     where the data ask for it and `log_y` does not decide; `zero` begins a linear one at zero, `share` labels it in percent.
-    `lost` says what a value that is not finite means.
+    `nonfinite` says what a value that is not finite means.
     """
-    drawn = [d for d in (_prepare(s) for s in series) if len(d.columns.x) or len(d.lost)]
-    if not any(len(d.columns.x) for d in drawn):
+    prepared = [p for p in (_prepare(s) for s in series) if len(p.columns.x) or len(p.nonfinite)]
+    if not any(len(p.columns.x) for p in prepared):
         return ""
-    across = _across([np.concatenate([d.columns.x, d.lost]) for d in drawn], log_x)
-    up = choose(_heights(drawn), log=log_y, zero=zero)
-    kept = _spread([m for m in marks if across.low <= m.x <= across.high], across)
-    shapes = "".join(_shapes(d, across, up) for d in drawn)
-    labels = _labels(across, up, _axis_name(x_name, across), share)
+    x_axis = _x_axis([np.concatenate([p.columns.x, p.nonfinite]) for p in prepared], log_x)
+    y_axis = choose(_y_values(prepared), log=log_y, zero=zero)
+    shown = _joined([m for m in marks if x_axis.low <= m.x <= x_axis.high], x_axis)
+    shapes = "".join(_shapes(p, x_axis, y_axis) for p in prepared)
+    labels = _labels(x_axis, y_axis, _axis_name(x_name, x_axis), share)
     svg = (
-        f'<svg viewBox="0 0 {FULL} {FULL}" preserveAspectRatio="none" role="img" aria-label="{_spoken(title, drawn)}">'
-        f"{_grid(across, up)}{''.join(_stretch(s, across) for s in stretches)}{shapes}</svg>"
+        f'<svg viewBox="0 0 {FULL} {FULL}" preserveAspectRatio="none" role="img" aria-label="{_description(title, prepared)}">'
+        f"{_grid(x_axis, y_axis)}{''.join(_stretch(s, x_axis) for s in stretches)}{shapes}</svg>"
     )
-    inside = f"{svg}{labels}{''.join(_mark(m, across) for m in kept)}{_lost(drawn, across, lost)}"
-    caption = f"<b>{escape(title)}</b>{_legend(drawn, kept, stretches, lost)}"
-    notes = " ".join(text for text in (note, _cut(drawn, up)) if text)
-    told = f'<p class="note">{escape(notes)}</p>' if notes else ""
-    measured = escape(_axis_name(y_name or f"{title[:1].lower()}{title[1:]}", up))
+    inside = f"{svg}{labels}{''.join(_mark(m, x_axis) for m in shown)}{_nonfinite_signs(prepared, x_axis, nonfinite)}"
+    caption = f"<b>{escape(title)}</b>{_legend(prepared, shown, stretches, nonfinite)}"
+    notes = " ".join(text for text in (note, _beyond_axis(prepared, y_axis)) if text)
+    note_html = f'<p class="note">{escape(notes)}</p>' if notes else ""
+    y_label = escape(_axis_name(y_name or f"{title[:1].lower()}{title[1:]}", y_axis))
     return (
-        f'<figure class="chart"><figcaption>{caption}</figcaption>{told}<p class="y-name">{measured}</p>'
+        f'<figure class="chart"><figcaption>{caption}</figcaption>{note_html}<p class="y-name">{y_label}</p>'
         f'<div class="plot">{inside}</div>'
-        f'<p class="readout" aria-hidden="true"></p>{_data(drawn, across, x_name)}</figure>'
+        f'<p class="readout" aria-hidden="true"></p>{_read_out(prepared, x_axis, x_name)}</figure>'
     )
 
 
-def _prepare(series: Series) -> Drawn:
-    good = np.isfinite(series.y)
-    y = series.y[good].clip(-LARGEST, LARGEST)
-    return Drawn(series, reduce(series.x[good], y), series.x[~good])
+def _prepare(series: Series) -> Prepared:
+    finite = np.isfinite(series.y)
+    y = series.y[finite].clip(-LARGEST, LARGEST)
+    return Prepared(series, reduce(series.x[finite], y), series.x[~finite])
 
 
-def _across(places: list[Values], log: bool) -> Axis:
+def _x_axis(values: list[Values], log: bool) -> Axis:
     if log:
-        return choose(places, log=True)
-    low, high = min(float(p.min()) for p in places if len(p)), max(float(p.max()) for p in places if len(p))
+        return choose(values, log=True)
+    low, high = min(float(v.min()) for v in values if len(v)), max(float(v.max()) for v in values if len(v))
     return Axis(low, high, whole=True) if high > low else Axis(low - 1, high + 1, whole=True)
 
 
-def _heights(drawn: Sequence[Drawn]) -> list[Values]:
+def _y_values(prepared: Sequence[Prepared]) -> list[Values]:
     """The values that the y axis makes room for."""
-    main = [v for d in drawn if not d.series.aside for v in (d.columns.low, d.columns.high)]
+    main = [v for p in prepared if not p.series.aside for v in (p.columns.low, p.columns.high)]
     most = max((float(v.max()) for v in main if len(v)), default=math.inf)
-    room = most + REACH * abs(most)
-    return main + [v.clip(max=room) for d in drawn if d.series.aside for v in (d.columns.low, d.columns.high)]
+    room = most + MAX_ASIDE * abs(most)
+    return main + [v.clip(max=room) for p in prepared if p.series.aside for v in (p.columns.low, p.columns.high)]
 
 
 def _axis_name(name: str, axis: Axis) -> str:
     return f"{name}, logarithmic" if axis.log else name
 
 
-def _cut(drawn: Sequence[Drawn], up: Axis) -> str:
-    """Say where values lie beyond the axis, which shows them on its edge."""
-    shown = [d.columns for d in drawn if len(d.columns.x)]
-    told: list[str] = []
-    if lowest := [c.low.min() for c in shown if c.low.min() < up.low]:
-        zero = min(lowest) == 0 and all((c.low[c.low < up.low] == 0).all() for c in shown)
-        which = "Values of exactly zero" if zero else f"Values below {number(up.low)}"
-        told.append(f"{which} are drawn on the lower edge.")
-    if any(c.high.max() > up.high for c in shown):
-        told.append(f"Values above {number(up.high)} are drawn on the upper edge.")
-    return " ".join(told)
+def _beyond_axis(prepared: Sequence[Prepared], y_axis: Axis) -> str:
+    """Say whether there are values beyond the axis, which are drawn on its edge."""
+    shown = [p.columns for p in prepared if len(p.columns.x)]
+    sentences: list[str] = []
+    if lowest := [c.low.min() for c in shown if c.low.min() < y_axis.low]:
+        zero = min(lowest) == 0 and all((c.low[c.low < y_axis.low] == 0).all() for c in shown)
+        which = "Values of exactly zero" if zero else f"Values below {format_number(y_axis.low)}"
+        sentences.append(f"{which} are drawn on the lower edge.")
+    if any(c.high.max() > y_axis.high for c in shown):
+        sentences.append(f"Values above {format_number(y_axis.high)} are drawn on the upper edge.")
+    return " ".join(sentences)
 
 
-def _shapes(drawn: Drawn, across: Axis, up: Axis) -> str:
-    series, columns = drawn.series, drawn.columns
-    x = across.at(columns.x)
+def _shapes(prepared: Prepared, x_axis: Axis, y_axis: Axis) -> str:
+    series, columns = prepared.series, prepared.columns
+    x = x_axis.at(columns.x)
     if not len(x):
         return ""
-    line, parts = up.at(columns.mean), list[str]()
-    few = len(x) <= MOST_DOTS
+    line, parts = y_axis.at(columns.mean), list[str]()
+    few = len(x) <= MAX_DOTS
     if series.smooth and len(x) > 2:
-        parts.append(_raw(columns, x, up))
-        line = up.at(smooth(columns.mean))
+        parts.append(_faint(columns, x, y_axis))
+        line = y_axis.at(smooth(columns.mean))
     elif columns.high is not columns.low:
-        parts.append(_raw(columns, x, up))
+        parts.append(_faint(columns, x, y_axis))
     if not series.dots and len(x) > 1:
         kind = "line dashed" if series.dashed else "line"
         parts.append(f'<path class="{kind}" d="{path(x, line)}"/>')
@@ -180,11 +193,11 @@ def _shapes(drawn: Drawn, across: Axis, up: Axis) -> str:
     return f'<g class="{series.colour}">{"".join(parts)}</g>'
 
 
-def _raw(columns: Columns, x: Values, up: Axis) -> str:
-    """The values as they are: a faint line where each has its column, else the band from lowest to highest."""
+def _faint(columns: Columns, x: Values, y_axis: Axis) -> str:
+    """Draw the unsmoothed values: a faint line where each has a column of its own, else a band from lowest to highest."""
     if columns.low is columns.high:
-        return f'<path class="raw" d="{path(x, up.at(columns.mean))}"/>'
-    around, edge = np.r_[x, x[::-1]], np.r_[up.at(columns.high), up.at(columns.low)[::-1]]
+        return f'<path class="raw" d="{path(x, y_axis.at(columns.mean))}"/>'
+    around, edge = np.r_[x, x[::-1]], np.r_[y_axis.at(columns.high), y_axis.at(columns.low)[::-1]]
     return f'<path class="band" d="{path(around, edge)}z"/>'
 
 
@@ -194,10 +207,10 @@ def path(x: Values, y: Values) -> str:
     >>> path(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 0.5]))
     'M0 10000l5000 -10000 5000 5000'
     """
-    across = np.rint(x * FULL).astype(np.int64)
+    right = np.rint(x * FULL).astype(np.int64)
     down = np.rint((1 - y) * FULL).astype(np.int64)
-    steps = " ".join(f"{a} {b}" for a, b in zip(np.diff(across).tolist(), np.diff(down).tolist(), strict=True))
-    return f"M{across[0]} {down[0]}" + (f"l{steps}" if steps else "")
+    steps = " ".join(f"{a} {b}" for a, b in zip(np.diff(right).tolist(), np.diff(down).tolist(), strict=True))
+    return f"M{right[0]} {down[0]}" + (f"l{steps}" if steps else "")
 
 
 def _dots(x: Values, y: Values) -> str:
@@ -205,62 +218,68 @@ def _dots(x: Values, y: Values) -> str:
     return "".join(path(x[i : i + 1], y[i : i + 1]) + "h0" for i in range(len(x)))
 
 
-def _grid(across: Axis, up: Axis) -> str:
-    rows = "".join(f"M0 {round((1 - place) * FULL)}H{FULL}" for place, _ in up.labels())
-    columns = "".join(f"M{round(place * FULL)} 0V{FULL}" for place, _ in across.labels(6))
+def _grid(x_axis: Axis, y_axis: Axis) -> str:
+    rows = "".join(f"M0 {round((1 - place) * FULL)}H{FULL}" for place, _ in y_axis.labels())
+    columns = "".join(f"M{round(place * FULL)} 0V{FULL}" for place, _ in x_axis.labels(6))
     return f'<path class="grid" d="{rows}{columns}"/>'
 
 
-def _labels(across: Axis, up: Axis, x_name: str, share: bool) -> str:
-    heights = [(float(up.at(t)), percent(t)) for t in up.ticks()] if share else up.labels()
+def _labels(x_axis: Axis, y_axis: Axis, x_name: str, share: bool) -> str:
+    heights = [(float(y_axis.at(t)), percent(t)) for t in y_axis.ticks()] if share else y_axis.labels()
     rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in heights)
     columns = "".join(
         f'<span class="x{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'
-        for i, (p, text) in enumerate(across.labels(6))
+        for i, (p, text) in enumerate(x_axis.labels(6))
     )
     return f'{rows}{columns}<span class="x-name">{escape(x_name)}</span>'
 
 
-def _spread(marks: list[Mark], across: Axis) -> list[Mark]:
-    """Join marks of one kind that would lie on top of each other, and leave out what no eye could tell apart."""
+def _joined(marks: list[Mark], x_axis: Axis) -> list[Mark]:
+    """Join marks of one kind within the same hundredth of the width; at most MAX_MARKS are shown."""
     places: dict[tuple[str, int], list[Mark]] = {}
     for mark in marks:
-        places.setdefault((mark.kind, int(100 * float(across.at(mark.x)))), []).append(mark)
+        places.setdefault((mark.kind, int(100 * float(x_axis.at(mark.x)))), []).append(mark)
     joined = [
         m[0] if len(m) == 1 else m[0]._replace(text=f"{m[0].text} (and {len(m) - 1} more)") for m in places.values()
     ]
-    return joined[:MOST_MARKS]
+    return joined[:MAX_MARKS]
 
 
-def _mark(mark: Mark, across: Axis) -> str:
-    sign, _ = MARKS[mark.kind]
-    place, told = 100 * float(across.at(mark.x)), escape(plain(mark.text))
-    return f'<span class="mark {mark.kind}" style="left:{place:.2f}%" title="{told}"><b>{sign}</b></span>'
+def _mark(mark: Mark, x_axis: Axis) -> str:
+    sign, _ = mark_sign(mark.kind)
+    left, text = 100 * float(x_axis.at(mark.x)), escape(printable(mark.text))
+    return f'<span class="mark {color_class(mark.kind)}" style="left:{left:.2f}%" title="{text}"><b>{sign}</b></span>'
 
 
-def _lost(drawn: Sequence[Drawn], across: Axis, told: str) -> str:
-    places = sorted({round(200 * float(across.at(x))) / 2 for d in drawn for x in reduce(d.lost, d.lost, 200).x})
-    return "".join(f'<span class="lost" style="left:{p:.1f}%" title="{escape(told)}">×</span>' for p in places)
+def _nonfinite_signs(prepared: Sequence[Prepared], x_axis: Axis, meaning: str) -> str:
+    """Draw a cross at the top for each value that is not finite, or one for several that lie close together."""
+    places = sorted(
+        {round(200 * float(x_axis.at(x))) / 2 for p in prepared for x in reduce(p.nonfinite, p.nonfinite, 200).x}
+    )
+    return "".join(f'<span class="lost" style="left:{p:.1f}%" title="{escape(meaning)}">×</span>' for p in places)
 
 
-def _stretch(stretch: Stretch, across: Axis) -> str:
-    left, right = (round(float(across.at(x)) * FULL) for x in (stretch.start, stretch.end))
-    told = escape(plain(stretch.text))
+def _stretch(stretch: Stretch, x_axis: Axis) -> str:
+    left, right = (round(float(x_axis.at(x)) * FULL) for x in (stretch.start, stretch.end))
+    text = escape(printable(stretch.text))
     return (
-        f'<rect class="stretch" x="{left}" width="{max(right - left, 10)}" height="{FULL}"><title>{told}</title></rect>'
+        f'<rect class="stretch" x="{left}" width="{max(right - left, 10)}" height="{FULL}"><title>{text}</title></rect>'
     )
 
 
-def _legend(drawn: Sequence[Drawn], marks: Sequence[Mark], stretches: Sequence[Stretch], told: str) -> str:
-    named = {(d.series.name, d.series.colour, d.series.dashed): None for d in drawn if d.series.name}
+def _legend(prepared: Sequence[Prepared], marks: Sequence[Mark], stretches: Sequence[Stretch], nonfinite: str) -> str:
+    named = {(p.series.name, p.series.colour, p.series.dashed): None for p in prepared if p.series.name}
     keys = [
-        f'<span class="key {c}{" dashed" if dashed else ""}">{escape(plain(name))}</span>' for name, c, dashed in named
+        f'<span class="key {c}{" dashed" if dashed else ""}">{escape(printable(name))}</span>'
+        for name, c, dashed in named
     ]
-    keys += [f'<span class="sign {kind}"><b>{MARKS[kind][0]}</b> {MARKS[kind][1]}</span>' for kind in _kinds(marks)]
+    for kind in _kinds(marks):
+        sign, meaning = mark_sign(kind)
+        keys.append(f'<span class="sign {color_class(kind)}"><b>{sign}</b> {meaning}</span>')
     if stretches:
-        keys.append('<span class="sign walked"><b>▒</b> walked anew</span>')
-    if lost := sum(len(d.lost) for d in drawn):
-        keys.append(f'<span class="sign nonfinite"><b>×</b> {lost:,} {escape(told)}</span>')
+        keys.append('<span class="sign repeated"><b>▒</b> repeated steps</span>')
+    if count := sum(len(p.nonfinite) for p in prepared):
+        keys.append(f'<span class="sign diagnosis"><b>×</b> {count:,} {escape(nonfinite)}</span>')
     return f'<span class="legend">{"".join(keys)}</span>'
 
 
@@ -268,31 +287,36 @@ def _kinds(marks: Sequence[Mark]) -> list[str]:
     return list(dict.fromkeys(mark.kind for mark in marks))
 
 
-def _spoken(title: str, drawn: Sequence[Drawn]) -> str:
-    """Say the chart for those who do not see it."""
-    said = [
-        f"{d.series.name} from {number(float(d.columns.mean[0]))} to {number(float(d.columns.mean[-1]))}"
-        for d in drawn
-        if len(d.columns.x) and d.series.name
-    ]
-    return escape(plain(f"{title}: {'; '.join(said)}"))
-
-
-def _data(drawn: Sequence[Drawn], across: Axis, x_name: str) -> str:
-    """Give what the read-out shows, as JSON that cannot end its element."""
+def _description(title: str, prepared: Sequence[Prepared]) -> str:
+    """Describe the chart in words, for a screen reader."""
     lines = [
-        {"name": plain(d.series.name), "colour": d.series.colour, "x": _short(d.columns.x), "y": _short(d.columns.mean)}
-        for d in drawn
-        if len(d.columns.x) and d.series.name
+        f"{p.series.name} from {format_number(float(p.columns.mean[0]))} to {format_number(float(p.columns.mean[-1]))}"
+        for p in prepared
+        if len(p.columns.x) and p.series.name
     ]
-    data = {"x": plain(x_name), "low": across.low, "high": across.high, "log": across.log, "lines": lines}
+    return escape(printable(f"{title}: {'; '.join(lines)}"))
+
+
+def _read_out(prepared: Sequence[Prepared], x_axis: Axis, x_name: str) -> str:
+    """Give what the read-out under the pointer shows, as JSON that cannot close the script element it stands in."""
+    lines = [
+        {
+            "name": printable(p.series.name),
+            "colour": p.series.colour,
+            "x": _rounded(p.columns.x),
+            "y": _rounded(p.columns.mean),
+        }
+        for p in prepared
+        if len(p.columns.x) and p.series.name
+    ]
+    data = {"x": printable(x_name), "low": x_axis.low, "high": x_axis.high, "log": x_axis.log, "lines": lines}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return f'<script type="application/json">{text}</script>'
 
 
-def _short(values: Values) -> list[float | int]:
+def _rounded(values: Values) -> list[float | int]:
     rounded = (
         float(f"{v:.4g}") if abs(v) < 1e4 else round(v) if abs(v) < 1e9 else float(f"{v:.4g}") for v in values.tolist()
     )

@@ -8,69 +8,71 @@ from collections.abc import Iterator
 import numpy as np
 
 from thalweg.errors import ThalwegError
+from thalweg.formatting import format_number, is_share, several
 from thalweg.records.run import Run
-from thalweg.see import happenings, knobs, story
-from thalweg.see.abandoned import abandoned
+from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
-from thalweg.see.wording import is_share, number, several
+from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind
+from thalweg.see.rolled_back import rolled_back_stretches
 
-MOST_METRICS = 8
-SPREAD = 4.0  # ratio of scores from which the good ones need a logarithmic axis to be told apart
-PLANNED = 400  # points of the planned schedule
+MAX_METRICS = 8
+PLANNED_POINTS = 400  # points of the planned schedule
 
 
 def loss(run: Run) -> str:
-    """Draw training and validation loss, and the losses for which the run went back."""
-    beside = "validation" if story.validated(run) else "training, evaluated"
-    judged = ", ".join(filter(None, [beside, story.own_average(run)]))
+    """Draw training and validation loss, and the losses of the steps that were rolled back."""
+    data = "validation" if run_text.validated(run) else "training, evaluated"
+    validation = ", ".join(filter(None, [data, run_text.own_average(run)]))
     lines = [
-        Series("training", *story.recorded(run, "loss"), "train", smooth=True),
-        Series(judged, *story.recorded(run, "validation/loss"), "validation"),
-        Series(f"{beside}, averaged weights (EMA)", *story.recorded(run, "ema/loss"), "ema"),
-        *_undone(run, "loss"),
+        Series("training", *run_text.recorded(run, "loss"), "train", smooth=True),
+        Series(validation, *run_text.recorded(run, "validation/loss"), "validation"),
+        Series(f"{data}, averaged weights (EMA)", *run_text.recorded(run, "ema/loss"), "ema"),
+        *_rolled_back(run, "loss"),
     ]
     note = "Each step's loss stands faintly behind its running mean. Lower is better."
-    if not story.validated(run):
+    if not run_text.validated(run):
         note += " Evaluated: on a sample of the training examples, with the weights at rest and without dropout."
-    return chart("Loss", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
+    return chart("Loss", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
 
 
 def metrics(run: Run) -> list[str]:
     """Draw each metric of the validation."""
     names = [key.removeprefix("validation/") for key in run.history if key.startswith("validation/")]
     charts: list[str] = []
-    judged = ", ".join(filter(None, ["validation", story.own_average(run)]))
-    for name in [n for n in names if n != "loss"][:MOST_METRICS]:
+    validation = ", ".join(filter(None, ["validation", run_text.own_average(run)]))
+    for name in [n for n in names if n != "loss"][:MAX_METRICS]:
         lines = [
-            Series(judged, *story.recorded(run, f"validation/{name}"), "validation"),
-            Series("averaged weights (EMA)", *story.recorded(run, f"ema/{name}"), "ema"),
+            Series(validation, *run_text.recorded(run, f"validation/{name}"), "validation"),
+            Series("averaged weights (EMA)", *run_text.recorded(run, f"ema/{name}"), "ema"),
         ]
-        title = story.called(run, name)
+        title = run_text.metric_label(run, name)
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         share = is_share(name) and bool(((values >= 0) & (values <= 1)).all())
-        charts.append(chart(title[:1].upper() + title[1:], _there(lines), marks=_kept(run), share=share))
+        charts.append(
+            chart(title[:1].upper() + title[1:], _not_empty(lines), marks=_kept_weights_mark(run), share=share)
+        )
     return charts
 
 
 def rate(run: Run) -> str:
     """Draw the learning rate that was used, and the planned one where it differs."""
-    x, y = story.recorded(run, "learning_rate")
+    x, y = run_text.recorded(run, "learning_rate")
     planned_x, planned_y = planned(run)
     lines = [Series("used", x, y, "train")]
-    note = f"The planned schedule: {knobs.value(run.plan, 'schedule')}." if run.plan.steps else ""
-    if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _departs(x, y, planned_x, planned_y)):
+    note = f"The planned schedule: {plan_text.value(run.plan, 'schedule')}." if run.plan.steps else ""
+    if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _differs(x, y, planned_x, planned_y)):
         lines.insert(0, Series("planned", planned_x, planned_y, "limit", dashed=True))
-    lines += _undone(run, "learning_rate")
-    return chart("Learning rate", _there(lines), note=note, marks=marks(run), log_y=False, zero=True)
+    lines += _rolled_back(run, "learning_rate")
+    return chart("Learning rate", _not_empty(lines), note=note, marks=marks(run), log_y=False, zero=True)
 
 
 def planned(run: Run) -> tuple[Values, Values]:
-    """Give the schedule as planned: steps and rates. A reduction that waits for validations is not foreseen."""
+    """Give the schedule as planned: steps and rates. Reductions at plateaus are left out: they depend on validations."""
     plan = run.plan
     if not plan.steps:
         return np.zeros(0), np.zeros(0)
-    x = np.unique(np.linspace(1, plan.steps, min(PLANNED, plan.steps)).round())
+    x = np.unique(np.linspace(1, plan.steps, min(PLANNED_POINTS, plan.steps)).round())
     try:
         schedule = plan.schedule.resolve(plan.steps, plan.steps_per_epoch)
         return x, np.array([plan.learning_rate * schedule.factor(int(step) - 1) for step in x])
@@ -78,7 +80,7 @@ def planned(run: Run) -> tuple[Values, Values]:
         return np.zeros(0), np.zeros(0)
 
 
-def _departs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool:
+def _differs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool:
     same = np.isin(planned_x, x) & (planned_x <= x[-1])
     used = y[np.searchsorted(x, planned_x[same])]
     return not np.allclose(used, planned_y[same], rtol=1e-3, atol=0, equal_nan=True)
@@ -86,32 +88,33 @@ def _departs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool
 
 def gradient(run: Run) -> str:
     """Draw the gradient's norm before clipping, and the limit at which it was clipped."""
-    x, y = story.recorded(run, "gradient_norm")
+    x, y = run_text.recorded(run, "gradient_norm")
     lines = [Series("gradient norm", x, y, "train", smooth=True)]
     if len(x):
         limit_x, limit_y = clip_line(run, float(x[0]), float(x[-1]))
         lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
-    lines += _undone(run, "gradient_norm")
-    scales = story.recorded(run, "clip_scale")[1]
-    seen = scales[np.isfinite(scales)]
-    clipped = int((seen < 1).sum())
+    lines += _rolled_back(run, "gradient_norm")
+    scales = run_text.recorded(run, "clip_scale")[1]
+    finite = scales[np.isfinite(scales)]
+    clipped = int((finite < 1).sum())
     note = (
-        f"Before clipping. {several(clipped, 'step')} of {len(seen):,} were shortened to the limit."
-        if len(seen)
+        f"Before clipping. {several(clipped, 'step')} of {len(finite):,} were shortened to the limit."
+        if len(finite)
         else ""
     )
-    return chart("Gradient norm", _there(lines), note=note, marks=marks(run), stretches=stretches(run))
+    return chart("Gradient norm", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
 
 
-def _undone(run: Run, key: str) -> list[Series]:
-    """Give the steps that the run went back on, a line for each time."""
+def _rolled_back(run: Run, key: str) -> list[Series]:
+    """Give the steps that rollbacks undid, a line for each rollback."""
     return [
-        Series("abandoned steps", part["step"], part[key], "gone", dashed=True, aside=True) for part in abandoned(run)
+        Series("rolled-back steps", part["step"], part[key], "rolled-back", dashed=True, aside=True)
+        for part in rolled_back_stretches(run)
     ]
 
 
 def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
-    """Give the limit over the steps: the plan's, and what cures made of it."""
+    """Give the clipping limit over the steps: the plan's, and what cures changed it to."""
     x, y = [first], [run.plan.clip_norm or math.nan]
     for event in run.events:
         cured = event.data.get("clip_norm") if event.kind == "rollback" else None
@@ -124,53 +127,57 @@ def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
 
 
 def marks(run: Run) -> list[Mark]:
-    """Give what happened, and where the kept weights are from."""
-    told = [
-        Mark(e.step, e.kind, f"{happenings.place(e)}: {said}")
-        for e, said in happenings.happened(run)
-        if e.kind in MARKS
+    """Give the events that have a sign, and the step whose weights were kept."""
+    return [
+        *_kept_weights_mark(run),
+        *(
+            Mark(e.step, mark_kind(e), f"{event_place(e)}: {text}")
+            for e, text in event_sentences(run)
+            if mark_kind(e) in MARKS or is_diagnosis(e)
+        ),
     ]
-    return [*_kept(run), *told]
 
 
-def _kept(run: Run) -> list[Mark]:
-    kept = run.summary.get("weights")
-    return [Mark(kept["step"], "best", story.weights(run))] if kept else []
+def _kept_weights_mark(run: Run) -> list[Mark]:
+    weights = run.summary.get("weights")
+    return [Mark(weights["step"], "best", run_text.weights(run))] if weights else []
 
 
-def stretches(run: Run) -> list[Stretch]:
-    """Give the steps that were walked anew after going back."""
+def repeated_stretches(run: Run) -> list[Stretch]:
+    """Give the steps that were repeated after a rollback; of several to the same step, the longest."""
     back = [(e.data.get("to", e.step), e.data.get("from")) for e in run.events if e.kind == "rollback"]
     widest: dict[float, float] = {}
     for to, start in back:
         if start is not None:
             widest[float(to)] = max(widest.get(float(to), 0.0), float(start))
-    return [Stretch(to, end, f"steps {to:,.0f} to {end:,.0f} were walked anew") for to, end in widest.items()]
+    return [Stretch(to, end, f"steps {to:,.0f} to {end:,.0f} were repeated") for to, end in widest.items()]
 
 
 def search(run: Run) -> str:
     """Draw the search for the learning rate: one line for each length of the short runs, a point for each rate."""
-    seen = run.plan.why("learning_rate").figures
+    figures = run.plan.why("learning_rate").figures
     trials = list(_trials(run))
     if not trials:
         return ""
     lengths = sorted({steps for _, steps, _ in trials})
     lines: list[Series] = []
     for k, steps in enumerate(lengths):
-        these = sorted((rate, score) for rate, length, score in trials if length == steps)
-        x, y = (np.array(values, np.float64) for values in zip(*these, strict=True))
+        pairs = sorted((rate, score) for rate, length, score in trials if length == steps)
+        x, y = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
         colour = f"r{min(3, k if len(lengths) < 4 else k * 4 // len(lengths)) + (1 if len(lengths) < 4 else 0)}"
         rates = np.unique(x)
         with np.errstate(over="ignore", invalid="ignore"):
             means = np.array([y[x == r].mean() for r in rates])
         lines.append(Series(several(steps, "step"), rates, means, colour))
-    chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {number(run.plan.learning_rate)}")
-    select = story.called(run, str(run.summary.get("select", "loss")))
+    chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
+    select = run_text.metric_label(run, str(run.summary.get("select", "loss")))
     note = f"{several(len(trials), 'short training run')}, each with its whole schedule."
     if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
         note += " Where a rate was tried from several seeds, its point is their mean."
-    if "price" in seen:
-        note += f" Search and training together cost as much as {number(float(seen['price']))} full trainings."
+    if "price" in figures:
+        note += (
+            f" Search and training together cost as much as {format_number(float(figures['price']))} full trainings."
+        )
     return chart(
         "Learning-rate search",
         lines,
@@ -179,21 +186,21 @@ def search(run: Run) -> str:
         x_name="learning rate",
         y_name=f"{select} at the end",
         log_x=True,
-        lost="diverged",
+        nonfinite="diverged",
     )
 
 
 def _trials(run: Run) -> Iterator[tuple[float, int, float]]:
-    seen = run.plan.why("learning_rate").figures
+    figures = run.plan.why("learning_rate").figures
     sign = -1.0 if run.summary.get("mode") == "max" else 1.0
-    for trial in zip(*(seen.get(key, []) for key in ("learning_rates", "steps", "scores")), strict=False):
+    for trial in zip(*(figures.get(key, []) for key in ("learning_rates", "steps", "scores")), strict=False):
         try:
             rate, steps, score = float(trial[0]), int(trial[1]), float(trial[2])
         except (TypeError, ValueError):
-            continue  # somebody else's figures
+            continue  # evidence that another program wrote in another form
         if rate > 0:
             yield rate, steps, sign * score
 
 
-def _there(lines: list[Series]) -> list[Series]:
+def _not_empty(lines: list[Series]) -> list[Series]:
     return [line for line in lines if len(line.x)]

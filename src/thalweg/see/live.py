@@ -1,4 +1,4 @@
-"""A descent as it goes, in the terminal: a bar where there is one, plain lines where output goes to a file or pipe."""
+"""Progress in the terminal while a descent runs: a bar, or lines of text where the output goes to a file or pipe."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from thalweg.formatting import figure, format_number, grouped, printable, seconds
 from thalweg.records.plan import Plan
-from thalweg.see.happenings import QUIET
-from thalweg.see.wording import figure, grouped, number, plain, seconds
+from thalweg.records.step_figures import StepFigures
+from thalweg.see.events import ROUTINE
 
-REFRESH = 0.1  # seconds between two pictures of the bar
-LINE = 5.0  # seconds between two plain lines
-SOON = 1.0  # seconds after a plain line before a validation gives another
-SMOOTHING = 0.95
-NARROW = 100  # columns below which the bar says less
+REFRESH_SECONDS = 0.1  # between two updates of the bar
+LINE_SECONDS = 5.0  # between two lines
+VALIDATION_SECONDS = 1.0  # after a line, before a validation is printed on another
+SMOOTHING = 0.95  # weight of the running mean of the losses before
+WIDE_COLUMNS = 100  # of the terminal, from which the bar shows learning rate and speed too
 Clock = Callable[[], float]
 
 
 class Pace:
-    """Loss and speed as a person wants them: the loss smoothed, the speed and the time left from where this part began.
+    """The figures of progress: a smoothed loss, and speed and remaining time since this process began to train.
 
-    `validation`: whether there are validation data; None where nobody has said.
+    `validation`: whether there are validation data; None where that is not known.
     """
 
     def __init__(self, clock: Clock, step: int = 0, total: int | None = None, validation: bool | None = None) -> None:
@@ -39,38 +40,38 @@ class Pace:
         self.validation = validation
 
     def add(self, step: int, loss: float, rate: float, examples: int) -> None:
-        """Take in a step; called every step."""
+        """Add a step; called every step."""
         before = self.loss
-        if before != before or loss - loss != 0:  # the first, or one that is not finite: shown as it is, then forgotten
+        if before != before or loss - loss != 0:  # the first loss, or one that is not finite: it enters no mean
             self.loss = loss if loss - loss == 0 or before != before else before
         else:
             self.loss = SMOOTHING * before + (1 - SMOOTHING) * loss
         self.last, self.rate = step, rate
         self.examples += examples
 
-    def speed(self) -> float:
-        """Examples a second."""
+    def examples_per_second(self) -> float:
+        """Examples per second."""
         return self.examples / max(1e-9, self.clock() - self.started)
 
-    def left(self) -> float | None:
-        """Seconds to the end, at the pace so far; None while nothing says."""
+    def seconds_left(self) -> float | None:
+        """Seconds to the end, at the speed so far; None where the length is unknown or no step is done."""
         done = self.last - self.first
         if self.total is None or done <= 0:
             return None
         return (self.total - self.last) * (self.clock() - self.started) / done
 
     def figures_text(self) -> str:
-        """Say the last evaluation: on validation data or, without any, of the training loss on a sample."""
+        """Give the last evaluation as text: on validation data or, without any, of the training loss on a sample."""
         validation = True if len(self.figures) > 1 else self.validation  # other metrics are of validation data alone
         loss = {True: "validation loss", False: "evaluated training loss", None: "evaluated loss"}[validation]
         return ", ".join(
-            f"{loss if name == 'loss' else plain(name)} {figure(name, float(value))}"
+            f"{loss if name == 'loss' else printable(name)} {figure(name, float(value))}"
             for name, value in self.figures.items()
         )
 
 
 class RichProgress:
-    """A bar with loss, validation, learning rate, examples a second and time left."""
+    """A bar with loss, validation, learning rate, examples per second and time left."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self.console, self.clock = console, clock
@@ -79,7 +80,7 @@ class RichProgress:
         self.task = TaskID(0)
 
     def begin(self, plan: Plan, step: int, validation: bool | None = None) -> None:
-        """Show the bar. Nothing runs beside the descent: it draws from within its own steps."""
+        """Show the bar. No thread refreshes it: it is drawn in `step`."""
         self.end()
         columns = (
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=30)),
@@ -91,100 +92,100 @@ class RichProgress:
         self.pace, self.due = Pace(self.clock, step, plan.steps, validation), 0.0
         self.bar.start()
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
-        """Take in a step; the picture changes ten times a second at most."""
-        self.pace.add(step, loss, rate, examples)
+    def step(self, figures: StepFigures) -> None:
+        """Add a step; the bar is redrawn ten times per second at most."""
+        self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
         now = self.clock()
         if now >= self.due:
-            self.due = now + REFRESH
+            self.due = now + REFRESH_SECONDS
             self._draw()
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Remember the validation for the next picture."""
+        """Keep the validation for the next time the bar is drawn."""
         self.pace.figures = dict(figures)
 
     def event(self, step: int, kind: str, message: str) -> None:
-        """Say what happened above the bar."""
-        if kind not in QUIET:
-            self.console.print(Text(grouped(plain(message))))
+        """Print what happened above the bar."""
+        if kind not in ROUTINE:
+            self.console.print(Text(grouped(printable(message))))
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
     def _draw(self) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.pace.last, description=self._told(), refresh=True)
+            self.bar.update(self.task, completed=self.pace.last, description=self._description(), refresh=True)
 
-    def _told(self) -> str:
-        # Figures keep their width, else the bar would tremble.
-        pace, left = self.pace, self.pace.left()
-        parts = [f"loss {number(pace.loss):<7}"]
+    def _description(self) -> str:
+        # Each figure keeps its width, so that the bar beside it does not change its length with every step.
+        pace, seconds_left = self.pace, self.pace.seconds_left()
+        parts = [f"loss {format_number(pace.loss):<7}"]
         if pace.figures:
             parts.append(pace.figures_text())
-        if self.console.width >= NARROW:
-            parts += [f"rate {number(pace.rate):<8}", f"{pace.speed():>7,.0f} examples/s"]
-        return "  ".join([*parts, *([f"{seconds(round(left))} left"] if left is not None else [])])
+        if self.console.width >= WIDE_COLUMNS:
+            parts += [f"rate {format_number(pace.rate):<8}", f"{pace.examples_per_second():>7,.0f} examples/s"]
+        return "  ".join([*parts, *([f"{seconds(round(seconds_left))} left"] if seconds_left is not None else [])])
 
 
-class PlainProgress:
+class LineProgress:
     """A line every few seconds, at validations and at events, without control characters."""
 
     def __init__(self, stream: IO[str], clock: Clock = time.monotonic) -> None:
         self.stream, self.clock = stream, clock
         self.pace, self.due, self.soon = Pace(clock), 0.0, 0.0
-        self.untold = False
+        self.unprinted = False
 
     def begin(self, plan: Plan, step: int, validation: bool | None = None) -> None:
-        """Remember the length."""
-        self.pace, self.untold = Pace(self.clock, step, plan.steps, validation), False
-        self.due, self.soon = self.clock() + LINE, self.clock() + SOON
+        """Start with the first step of this process."""
+        self.pace, self.unprinted = Pace(self.clock, step, plan.steps, validation), False
+        self.due, self.soon = self.clock() + LINE_SECONDS, self.clock() + VALIDATION_SECONDS
 
-    def step(self, step: int, loss: float, rate: float, examples: int) -> None:
-        """Take in a step."""
-        self.pace.add(step, loss, rate, examples)
+    def step(self, figures: StepFigures) -> None:
+        """Add a step."""
+        self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
         if self.clock() >= self.due:
-            self._tell()
+            self._print_figures()
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Say the validation, unless a line has just been said: then with the next one."""
-        self.pace.figures, self.untold = dict(figures), True
+        """Print the validation, unless a line was printed just before: then with the next one."""
+        self.pace.figures, self.unprinted = dict(figures), True
         if self.clock() >= self.soon:
-            self._tell()
+            self._print_figures()
 
     def event(self, step: int, kind: str, message: str) -> None:
-        """Say what happened."""
-        if kind not in QUIET:
-            self._say(grouped(message))
+        """Print what happened."""
+        if kind not in ROUTINE:
+            self._print(grouped(message))
 
     def end(self) -> None:
-        """Say the last validation, where it has not been said."""
-        if self.untold and self.pace.last > self.pace.first:
-            self._tell()
+        """Print the last validation, where it has not been printed."""
+        if self.unprinted and self.pace.last > self.pace.first:
+            self._print_figures()
 
-    def _tell(self) -> None:
-        pace, now, left = self.pace, self.clock(), self.pace.left()
-        self.due, self.soon, self.untold = now + LINE, now + SOON, False
-        parts = [f"loss {number(pace.loss)}"] if pace.last > pace.first else []
+    def _print_figures(self) -> None:
+        pace, now, seconds_left = self.pace, self.clock(), self.pace.seconds_left()
+        self.due, self.soon, self.unprinted = now + LINE_SECONDS, now + VALIDATION_SECONDS, False
+        parts = [f"loss {format_number(pace.loss)}"] if pace.last > pace.first else []
         if pace.figures:
             parts.append(pace.figures_text())
         if pace.last > pace.first:
-            parts += [f"rate {number(pace.rate)}", f"{pace.speed():,.0f} examples/s"]
-        if left is not None and left >= 1:
-            parts.append(f"{seconds(round(left))} left")
+            parts += [f"rate {format_number(pace.rate)}", f"{pace.examples_per_second():,.0f} examples/s"]
+        if seconds_left is not None and seconds_left >= 1:
+            parts.append(f"{seconds(round(seconds_left))} left")
         total = f" of {pace.total:,}" if pace.total else ""
-        self._say(f"step {pace.last:,}{total}: {', '.join(parts)}")
+        self._print(f"step {pace.last:,}{total}: {', '.join(parts)}")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        print(plain(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
+        print(printable(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
 
 
-def make_progress(console: Console | None = None) -> RichProgress | PlainProgress:
-    """Choose: a bar for a terminal, lines for anything else; default: the standard output."""
+def make_progress(console: Console | None = None) -> RichProgress | LineProgress:
+    """Give a bar for a terminal, lines for anything else; default: the standard output."""
     shown = console or Console()
     if shown.is_terminal and not shown.is_dumb_terminal:
         return RichProgress(shown)
-    return PlainProgress(sys.stdout if console is None else shown.file)
+    return LineProgress(sys.stdout if console is None else shown.file)

@@ -9,35 +9,38 @@ from importlib import resources
 from pathlib import Path
 
 from thalweg.errors import RunError
-from thalweg.records.run import REPORT, Run
-from thalweg.see import sections, story
+from thalweg.records.run import Run
+from thalweg.records.run_folder import REPORT
+from thalweg.see import report_sections, run_text
 
 
 def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
-    """Write the report in one move and give its path; default: report.html in the run's folder.
+    """Write the report, replacing an old one atomically, and give its path; default: report.html in the run's folder.
 
     Raises RunError where there is neither folder nor path, or the disk refuses.
     """
     if path is None and run.folder is None:
         raise RunError("This run has no folder to put its report in. Say where: thalweg.report(run, 'report.html').")
-    place = Path(path) if path is not None else Path(run.folder or ".") / REPORT
-    fresh = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    target = Path(path) if path is not None else Path(run.folder or ".") / REPORT
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     content = render(run).encode("utf-8", "replace")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(content)
-        fresh.replace(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(target)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise RunError(f"{place} cannot be written: {error.strerror}. Free some space or give another path.") from error
-    return place
+        temporary.unlink(missing_ok=True)
+        raise RunError(
+            f"{target} cannot be written: {error.strerror}. Free some space or give another path."
+        ) from error
+    return target
 
 
 def render(run: Run) -> str:
     """Give the report's HTML.
 
-    Nothing is loaded from elsewhere, and the browser is told to run no script but our own, known by its hash: should a
-    stranger's text ever slip through unescaped, it stays text.
+    Nothing is loaded from elsewhere, and the content security policy lets the browser run no script but our own, known by
+    its hash: should text from outside ever slip through unescaped, it is not executed.
     """
     style, script = _file("report.css"), _file("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -45,15 +48,15 @@ def render(run: Run) -> str:
     body = "\n".join(
         make(run)
         for make in (
-            sections.heading,
-            sections.tiles,
-            sections.advice,
-            sections.charts,
-            sections.plan,
-            sections.events,
-            sections.diagnoses,
-            sections.use,
-            sections.environment,
+            report_sections.heading,
+            report_sections.tiles,
+            report_sections.advice,
+            report_sections.charts,
+            report_sections.plan,
+            report_sections.events,
+            report_sections.diagnoses,
+            report_sections.use,
+            report_sections.environment,
         )
     )
     return f"""<!doctype html>
@@ -63,7 +66,7 @@ def render(run: Run) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{sections.safe(story.name(run))}: thalweg report</title>
+<title>{report_sections.safe(run_text.name(run))}: thalweg report</title>
 <style>
 {style}</style>
 </head>

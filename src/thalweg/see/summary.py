@@ -1,4 +1,4 @@
-"""The run's summary in the terminal: what came out, the plan and why, what happened, what to do next."""
+"""The run's summary in the terminal: final figures, the plan and why, what happened, what to do next."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from thalweg.records.run import REPORT, Run
-from thalweg.see import happenings, knobs, story
+from thalweg.formatting import format_number, grouped, printable
+from thalweg.records.run import Run
+from thalweg.records.run_folder import REPORT
+from thalweg.see import events, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.axes import Values
-from thalweg.see.plot import plot
-from thalweg.see.wording import grouped, number, plain
+from thalweg.see.terminal_plot import plot
 
-MOST_EVENTS = 6
+MAX_EVENTS = 6
 SOURCE_STYLES = {"searched": "green", "measured": "blue", "derived": "magenta", "given": "yellow", "default": "dim"}
-BOOKKEEPING = ("validate_every", "threads", "seed")  # the report has them
-FEWEST = 10  # steps worth a plot
+MIN_STEPS = 10  # steps worth a plot
 MARGIN = (0, 0, 0, 2)
 
 
 def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> RenderableType:
-    """Lay the summary out for a terminal of so many columns.
+    """Lay the summary out for a terminal of `width` columns.
 
     `unicode`: draw with braille dots; None: where the standard output can show them.
     """
-    parts: list[RenderableType] = [Text(f"\n{story.headline(run)}", style="bold")]
-    if kept := story.weights(run):
-        parts.append(Text(kept, style="dim"))
-    pictured = _picture(run, min(width, 100) - 4, unicode)
-    parts += [_title("Loss"), Padding(Text(pictured), MARGIN)] if pictured else []
+    parts: list[RenderableType] = [Text(f"\n{run_text.headline(run)}", style="bold")]
+    if weights := run_text.weights(run):
+        parts.append(Text(weights, style="dim"))
+    plot_text = _loss_plot(run, min(width, 100) - 4, unicode)
+    parts += [_title("Loss"), Padding(Text(plot_text), MARGIN)] if plot_text else []
     parts += [_title("Plan"), Padding(_plan(run), MARGIN)]
-    if told := _events(run):
-        parts += [_title("What happened"), *told]
+    if event_lines := _events(run):
+        parts += [_title("What happened"), *event_lines]
     parts += [_title("What to do next"), *[_bullet(_with_code(line)) for line in next_steps(run)]]
-    if notes := [plain(str(note)) for note in run.summary.get("notes", [])]:
+    if notes := [printable(str(note)) for note in run.summary.get("notes", [])]:
         parts += [_title("Notes"), *[_bullet(Text(grouped(note))) for note in notes]]
-    return Group(*parts, *_places(run))
+    return Group(*parts, *_report_path(run))
 
 
 def print_summary(run: Run, console: Console | None = None) -> None:
@@ -66,26 +66,24 @@ def _plan(run: Run) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for knob in knobs.split(run.plan)[0]:
-        if knob in BOOKKEEPING:
-            continue
-        why = run.plan.why(knob)
-        told = Text.assemble((knobs.value(run.plan, knob), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
+    for name in plan_text.in_terminal(run.plan):
+        why = run.plan.why(name)
+        text = Text.assemble((plan_text.value(run.plan, name), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
         if why.reason:
-            told.append("\n" + grouped(plain(why.reason)), style="dim")
-        table.add_row(knobs.label(knob), told)
+            text.append("\n" + grouped(printable(why.reason)), style="dim")
+        table.add_row(plan_text.label(name), text)
     return table
 
 
-def _picture(run: Run, width: int, unicode: bool | None) -> str:
+def _loss_plot(run: Run, width: int, unicode: bool | None) -> str:
     """Plot the losses over the steps; nothing where there are too few to see."""
-    step = story.column(run, "step")
-    if len(step) < FEWEST or not np.isfinite(story.column(run, "loss")).any():
+    step = run_text.column(run, "step")
+    if len(step) < MIN_STEPS or not np.isfinite(run_text.column(run, "loss")).any():
         return ""
-    losses = {"training": story.column(run, "loss")}
-    validated = story.column(run, "validation/loss")
-    if story.validated(run) and np.isfinite(validated).sum() > 2:
-        losses["validation"] = fill_forward(validated)
+    losses = {"training": run_text.column(run, "loss")}
+    validation = run_text.column(run, "validation/loss")
+    if run_text.validated(run) and np.isfinite(validation).sum() > 2:
+        losses["validation"] = fill_forward(validation)
     return plot(losses, width=width, height=9, ends=(step[0], step[-1]), unicode=unicode)
 
 
@@ -100,10 +98,14 @@ def fill_forward(values: Values) -> Values:
 
 
 def _events(run: Run) -> list[RenderableType]:
-    told = happenings.happened(run)
-    lines: list[RenderableType] = [_bullet(Text(f"{happenings.place(e)}: {said}")) for e, said in told[:MOST_EVENTS]]
-    if len(told) > MOST_EVENTS:
-        lines.append(_bullet(Text(f"and {number(len(told) - MOST_EVENTS)} more, in the report", style="dim")))
+    described = events.event_sentences(run)
+    lines: list[RenderableType] = [
+        _bullet(Text(f"{events.event_place(e)}: {text}")) for e, text in described[:MAX_EVENTS]
+    ]
+    if len(described) > MAX_EVENTS:
+        lines.append(
+            _bullet(Text(f"and {format_number(len(described) - MAX_EVENTS)} more, in the report", style="dim"))
+        )
     return lines
 
 
@@ -120,8 +122,8 @@ def _bullet(text: Text) -> RenderableType:
     return Padding(grid, MARGIN)
 
 
-def _places(run: Run) -> list[Any]:
-    """Say where the report is; a path is never broken over lines, so that it can be clicked and copied."""
+def _report_path(run: Run) -> list[Any]:
+    """Name the report's path, never broken over lines, so that it can be clicked and copied."""
     if run.folder is None or not (run.folder / REPORT).exists():
         return []
-    return [Text(f"\nReport: {plain(os.path.relpath(run.folder / REPORT))}", no_wrap=True, overflow="ignore")]
+    return [Text(f"\nReport: {printable(os.path.relpath(run.folder / REPORT))}", no_wrap=True, overflow="ignore")]

@@ -1,4 +1,4 @@
-"""The contract of an update rule: what every one in `thalweg.rules` keeps, for a third party's too.
+"""The contract of an update rule: claims that hold for every one in `thalweg.rules`, and that a third party's can be tested for.
 
 Each claim is a function of a rule and a set of its constants that raises AssertionError; `check_rule` runs all of them.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
+from thalweg.rules.plain_form import PlainForm
 from thalweg.rules.rule import Rule
-from thalweg.rules.walk import Walk
 
 Constants = Mapping[str, Any]
 Claim = Callable[[Rule, Constants], None]
@@ -74,7 +74,7 @@ def it_refuses_constants_outside_their_range(rule: Rule, constants: Constants) -
 
 
 def it_is_a_pure_function_of_scalars(rule: Rule, constants: Constants) -> None:
-    """Plain numbers in, as many finite numbers out, and the same ones again (of one weight: no claim about matrices)."""
+    """Python's numbers give finite numbers, a new weight and each state, and the same ones each time (not of matrix rules)."""
     if rule.is_matrix:
         return
     numbers = [0.7, -0.3, *(0.2 for _ in rule.state)]
@@ -85,7 +85,7 @@ def it_is_a_pure_function_of_scalars(rule: Rule, constants: Constants) -> None:
 
 
 def it_is_elementwise(rule: Rule, constants: Constants) -> None:
-    """Arrays and tensors hold, entry by entry, what scalars give (within 4 ulp of float64)."""
+    """Arrays and tensors give, element by element, what scalars give (within 4 ulp of float64)."""
     if rule.is_matrix:
         return
     values = _values(1 + 1 + len(rule.state), 7)
@@ -98,13 +98,13 @@ def it_is_elementwise(rule: Rule, constants: Constants) -> None:
 
 
 def it_gives_matrices_the_same_as_tensors_and_as_arrays(rule: Rule, constants: Constants) -> None:
-    """Finite, as many and in the shapes that went in, twice the same; at the defaults tensors hold what arrays hold."""
+    """Finite values in the shapes of the input, the same each time; at the defaults arrays give what tensors give."""
     if not rule.is_matrix:
         return
     arrays, tensors = _matrices(rule), [torch.from_numpy(array) for array in _matrices(rule)]
     first, again = (_evaluate(rule, constants, list(tensors)) for _ in range(2))
     shapes = [tuple(given.shape) for given in (tensors[0], *tensors[2:])]
-    assert [tuple(value.shape) for value in first] == shapes, "shapes of weights and state do not stay"
+    assert [tuple(value.shape) for value in first] == shapes, "shapes of weights or state change"
     assert all(bool(value.isfinite().all()) for value in first), f"gives {first} for finite input"
     assert _equal([*first], [*again]), "gives other values when called again"
     if constants == dict(rule.constants):
@@ -128,25 +128,25 @@ def it_stands_still_at_rate_zero(rule: Rule, constants: Constants) -> None:
 
 
 def it_stands_still_where_it_is_level(rule: Rule, constants: Constants) -> None:
-    """With no slope, no decay and nothing behind it, no weight moves."""
+    """With gradients of 0, no decay and no steps before, no weight moves."""
     weights = _starts(rule)
     _descend(_optimizer(rule, constants, weights, weight_decay=0.0), weights, 3, sign=0.0)
     assert torch.equal(weights[0], _starts(rule)[0]), "weights moved though all gradients were 0"
 
 
 def it_moves_on_every_engine_as_in_its_plain_form(rule: Rule, constants: Constants) -> None:
-    """Five steps are those of `thalweg.rules.walk.Walk`, in float64, with weight decay; of a matrix rule at its defaults."""
+    """Five steps are those of `rules.plain_form.PlainForm`, in float64, with weight decay; of a matrix rule at its defaults."""
     if rule.is_matrix and constants != dict(rule.constants):
         return  # `half` rounds on tensors only
     for engine in ("tensors", "auto"):
         weights = _starts(rule)
-        walk = Walk(rule, weights[0].numpy().copy(), lr=0.01, weight_decay=0.1, constants=constants)
+        form = PlainForm(rule, weights[0].numpy().copy(), lr=0.01, weight_decay=0.1, constants=constants)
         optimizer = _optimizer(rule, constants, weights, weight_decay=0.1, engine=engine)
         for step in range(5):
             weights[0].grad = (weights[0] * (step + 1)).sin() + 0.1
-            walk.step(weights[0].grad.numpy().copy())
+            form.step(weights[0].grad.numpy().copy())
             optimizer.step()
-            np.testing.assert_allclose(weights[0].numpy(), walk.w, rtol=1e-9, atol=1e-11, err_msg=f"engine {engine}")
+            np.testing.assert_allclose(weights[0].numpy(), form.w, rtol=1e-9, atol=1e-11, err_msg=f"engine {engine}")
 
 
 def it_stays_finite_under_one_huge_gradient_that_is_clipped(rule: Rule, constants: Constants) -> None:
@@ -157,8 +157,8 @@ def it_stays_finite_under_one_huge_gradient_that_is_clipped(rule: Rule, constant
         weights[0].grad = torch.ones_like(weights[0])
         weights[0].grad.view(-1)[:2] = torch.tensor([huge, 0.0])
         optimizer.step()
-        held = [value for entry in optimizer.state.values() for value in entry.values()]
-        assert all(bool(t.isfinite().all()) for t in [*weights, *held]), "weights or state are not finite any more"
+        states = [value for entry in optimizer.state.values() for value in entry.values()]
+        assert all(bool(t.isfinite().all()) for t in [*weights, *states]), "weights or state are no longer finite"
 
 
 def it_goes_downhill(rule: Rule, constants: Constants) -> None:
@@ -221,7 +221,7 @@ def it_continues_from_its_state_dict(rule: Rule, constants: Constants) -> None:
     assert torch.equal(straight, weights[0]), "a loaded state does not continue bit for bit"
 
 
-def it_is_not_spoilt_by_a_nonfinite_gradient(rule: Rule, constants: Constants) -> None:
+def it_skips_a_nonfinite_gradient(rule: Rule, constants: Constants) -> None:
     """NaN or infinity in a gradient leaves weights and state as they were."""
     weights = _starts(rule)
     optimizer = _optimizer(rule, constants, weights)
@@ -237,7 +237,7 @@ def it_is_not_spoilt_by_a_nonfinite_gradient(rule: Rule, constants: Constants) -
 
 
 def it_is_found_again_by_name(rule: Rule, constants: Constants) -> None:
-    """A rule that stands in a module is pickled by name and comes back as itself."""
+    """A rule that is defined in a module is pickled by name and comes back as itself."""
     del constants
     if getattr(importlib.import_module(rule.equation.__module__), rule.name, None) is rule:
         assert pickle.loads(pickle.dumps(rule)) is rule, "pickling gives another rule"
@@ -259,7 +259,7 @@ CLAIMS: tuple[Claim, ...] = (
     it_climbs_as_it_descends,
     it_gives_the_same_bits_gathered_or_alone,
     it_continues_from_its_state_dict,
-    it_is_not_spoilt_by_a_nonfinite_gradient,
+    it_skips_a_nonfinite_gradient,
     it_is_found_again_by_name,
 )
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 import resource
-import statistics
 import sys
 import time
 from typing import NamedTuple
 
 import torch
 
-from thalweg.descent.ambient import ambient
-from thalweg.descent.budget import with_fitting_batches
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.loop import feel, set_rate
-from thalweg.descent.memory import out_of_memory
+from thalweg.descent.out_of_memory import out_of_memory
 from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Silent
-from thalweg.descent.state import Descent
+from thalweg.descent.settle import with_fitting_batches
+from thalweg.descent.timing import time_steps
 from thalweg.records.plan import Evidence, Plan
 
 SMALLEST, LARGEST = 32, 1024
@@ -27,7 +22,7 @@ PATIENCE = 1.5  # seconds that measuring may take, about
 
 
 class Measured(NamedTuple):
-    """One candidate: seconds a step (None where memory ran out), examples a second, peak memory in bytes."""
+    """One candidate: seconds per step (None where memory ran out), examples per second, peak memory in bytes."""
 
     batch_size: int
     seconds: float | None
@@ -52,7 +47,7 @@ def measure(problem: Problem, plan: Plan) -> list[Measured]:
     measured: list[Measured] = []
     started = time.perf_counter()
     for size in candidates(problem.count):
-        seconds = _seconds(problem, plan.replace(batch_size=size, steps=1000))
+        seconds = _seconds(problem, plan.replace(batch_size=size))
         if seconds is None:
             measured.append(Measured(size, None, 0.0, peak_bytes(problem.device)))
             break
@@ -63,31 +58,20 @@ def measure(problem: Problem, plan: Plan) -> list[Measured]:
 
 
 def _seconds(problem: Problem, plan: Plan) -> float | None:
-    descent, keeper, times = Descent(problem, with_fitting_batches(problem, plan)), Keeper(), list[float]()
+    """Give the seconds per step, None where memory does not hold a step's examples at once."""
     try:
-        with ambient(plan.threads):
-            for _ in range(7):
-                start = time.perf_counter()
-                set_rate(descent)
-                feel(descent, keeper, Silent())
-                descent.optimizer.step()
-                times.append(time.perf_counter() - start)
-                if sum(times) > PATIENCE / 2:
-                    break
+        timed = time_steps(problem, with_fitting_batches(problem, plan), count=5, patience=PATIENCE / 2)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         return None
-    finally:
-        descent.batches.close()
-    fits = descent.accumulate == plan.accumulate
-    return statistics.median(times[2:] or times) if fits else None
+    return timed.seconds if timed.fits else None
 
 
 def choose(measured: list[Measured], epochs: float | None, count: int | None) -> tuple[int, Evidence]:
     """Give the largest batch that fits and leaves 5,000 updates, the smallest where none does.
 
-    Smaller batches give more updates for the same examples, larger ones more examples a second. Below some thousand updates
+    Smaller batches give more updates for the same examples, larger ones more examples per second. Below some thousand updates
     the updates are what is short: on the table example 32 beat 64 and 128 at every seed, with 7,575 updates against 3,795
     and 1,905.
     """
@@ -97,7 +81,7 @@ def choose(measured: list[Measured], epochs: float | None, count: int | None) ->
     elif epochs is None or count is None:
         fastest = max(m.examples_per_second for m in fitting)
         chosen = next(m for m in fitting if m.examples_per_second >= 0.5 * fastest)
-        reason = "the smallest of those measured that is at least half as fast, in examples a second, as the fastest"
+        reason = "the smallest of those measured that is at least half as fast, in examples per second, as the fastest"
     else:
         leaving = [m for m in fitting if epochs * count / m.batch_size >= FEWEST_STEPS]
         chosen = (leaving or fitting[:1])[-1]

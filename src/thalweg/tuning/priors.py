@@ -11,35 +11,34 @@ from thalweg import rules
 from thalweg import schedule as shapes
 from thalweg.records.plan import Evidence
 from thalweg.rules import Rule
-from thalweg.rules.walk import Walk
+from thalweg.rules.plain_form import PlainForm
 from thalweg.schedule import Schedule
 
 TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
 WARMUP_SHARE = 0.1
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
-RANGES = {True: (1e-5, 1.0), False: (1e-4, 10.0)}  # of learning rates worth asking about, adaptive or not
-HOME = {
-    True: (3e-4, 3e-2),
-    False: (3e-4, 0.3),
-}  # a rule's default in here says nothing beyond habit (PyTorch's SGD: 1e-3)
-MIDDLE = {True: 1e-3, False: 0.1}
+# Of adaptive rules (True) and others (False):
+RANGES = {True: (1e-5, 1.0), False: (1e-4, 10.0)}  # learning rates worth trying
+COMMON = {True: (3e-4, 3e-2), False: (3e-4, 0.3)}  # defaults that are habit (PyTorch's SGD: 1e-3), no hint of scale
+MIDDLE = {True: 1e-3, False: 0.1}  # what any other default is compared with
 
 
 def is_adaptive(rule: str) -> bool:
     """Tell whether a rule's steps are as long whatever the gradient's scale, so that its rate does not scale with the loss.
 
-    Asked of the equation itself: gradients a hundred times as large move an adaptive rule's weight no farther.
+    The equation itself is tried: gradients a hundred times as large move an adaptive rule's weight no farther.
 
     >>> is_adaptive("adamw"), is_adaptive("radam"), is_adaptive("lion"), is_adaptive("momentum")
     (True, True, True, False)
     """
-    return _reach(rules.get(rule), 100.0) < 10 * _reach(rules.get(rule), 1.0)
+    one = rules.get(rule)
+    return _step_length(one, 100.0) < 10 * _step_length(one, 1.0)
 
 
-def _reach(rule: Rule, gradient: float, steps: int = 10) -> float:
+def _step_length(rule: Rule, gradient: float, steps: int = 10) -> float:
     """Give how far a weight moves in the last of some steps under one and the same gradient."""
-    walk, before = Walk(rule, np.zeros((1, 1)) if rule.is_matrix else 0.0, lr=1.0), 0.0
+    walk, before = PlainForm(rule, np.zeros((1, 1)) if rule.is_matrix else 0.0, lr=1.0), 0.0
     for _ in range(steps):
         before = walk.w
         walk.step(gradient + 0.0 * walk.w)
@@ -47,10 +46,10 @@ def _reach(rule: Rule, gradient: float, steps: int = 10) -> float:
 
 
 def rate_range(rule: str) -> tuple[float, float]:
-    """Give the learning rates worth asking about: 1e-5 to 1 for Adam-like rules, 1e-4 to 10 for plain descent.
+    """Give the learning rates worth trying: 1e-5 to 1 for Adam-like rules, 1e-4 to 10 for plain descent.
 
-    Of a rule whose own default is of another order (Lion: 1e-4, Adadelta: 1) they lie as much lower or higher; of a rule that
-    finds its own rate, a tenth to ten times that.
+    Of a rule whose own default is of another order (Lion: 1e-4, Adadelta: 1) both ends are as much lower or higher; of a rule
+    that finds its own rate, a tenth to ten times that.
 
     >>> rate_range("adamw"), rate_range("lion"), rate_range("adadelta")
     ((1e-05, 1.0), (1e-06, 0.1), (0.01, 1000.0))
@@ -62,7 +61,7 @@ def rate_range(rule: str) -> tuple[float, float]:
 
 
 def usual_rate(rule: str) -> float:
-    """Give a rate that serves most small networks under such a rule, where nothing is searched.
+    """Give a rate that works for most small networks under such a rule, where nothing is searched.
 
     Three times the rule's own default where it is adaptive, as 3e-3 is of Adam's: of eight rules for which that is another rate,
     six did better by it over 5 and over 20 epochs of the digits (Lion did worse, RMSprop over 5). 0.1 for plain descent, whose
@@ -78,9 +77,9 @@ def usual_rate(rule: str) -> float:
 
 
 def _order(rule: str) -> float:
-    """Give by how much a rule's rates are larger than others of its kind."""
+    """Give the factor by which a rule's rates are larger than those of others of its kind."""
     own, adaptive = rules.get(rule).learning_rate, is_adaptive(rule)
-    low, high = HOME[adaptive]
+    low, high = COMMON[adaptive]
     return 1.0 if own is None or low <= own <= high else own / MIDDLE[adaptive]
 
 
@@ -88,16 +87,16 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def constants(rule: str, steps: int) -> tuple[dict[str, float | bool], dict[str, Evidence]]:
+def constants(rule: str, steps: int) -> tuple[dict[str, float | bool], Evidence]:
     """Give the rule's constants where a run's length says more than the rule's defaults."""
     known = rules.get(rule).constants
     if known.get("beta2", 0.0) <= 0.99 or steps >= SHORT:
-        return {}, {}
+        return {}, Evidence("default")
     reason = f"beta2 = 0.99 below {SHORT:,} steps, so that the second moment has many lifetimes within the run"
-    return {"beta2": 0.99}, {"constants": Evidence("derived", reason)}
+    return {"beta2": 0.99}, Evidence("derived", reason)
 
 
-def warmup_steps(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[int, str]:
+def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[int, str]:
     """Give the steps of warm-up and the reason.
 
     2 / (1 - beta2) for Adam-like rules (Ma & Yarats 2019, arXiv:1910.04209: as good as RAdam), at most a tenth of the run.
@@ -111,8 +110,8 @@ def warmup_steps(rule: str, chosen: dict[str, float | bool], steps: int) -> tupl
     return min(wanted, most), f"2 / (1 - {beta2:g}) = {wanted} steps (arXiv:1910.04209), at most a tenth of the run"
 
 
-def schedule(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[Schedule, Evidence]:
-    """Give the schedule: linear to zero after a warm-up, but for rules that bring an average or a rate of their own."""
+def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule, Evidence]:
+    """Give the schedule: linear to zero after a warm-up, except for rules that average the weights or find their own rate."""
     one = rules.get(rule)
     if one.finds_rate:
         reason = (
@@ -123,7 +122,7 @@ def schedule(rule: str, chosen: dict[str, float | bool], steps: int) -> tuple[Sc
     warmup, why = warmup_steps(rule, chosen, steps)
     if one.average is not None:
         reason = (
-            f"constant: the rule's own average of the weights takes the place of a fall ({one.source.split(', ')[-1]})"
+            f"constant: the rule's own average of the weights takes the place of a decay ({one.source.split(', ')[-1]})"
         )
         return shapes.constant(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
     reason = "linear to zero matches or beats cosine (arXiv:2310.07831, arXiv:2502.15938)"
@@ -139,11 +138,12 @@ def weight_decay(
     is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken; where the rule finds its own rate the
     timescale is not known beforehand, and AdamW's usual 0.01 is taken.
     """
-    if rules.get(rule).couples(rules.get(rule).complete(chosen or {})):
+    one = rules.get(rule)
+    if one.couples(one.complete(chosen or {})):
         return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
-    if rules.get(rule).finds_rate:
+    if one.finds_rate:
         return 0.01, Evidence(
-            "default", "AdamW's usual constant, as the rate that it works with is found only on the way"
+            "default", "AdamW's usual constant, as the rate that it works with is found only in training"
         )
     value = min(1.0, 1.0 / (learning_rate * TIMESCALE * steps))
     reason = (

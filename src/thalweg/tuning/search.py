@@ -1,127 +1,148 @@
-"""The learning rate: successive halving over short runs that are complete schedules, with paired seeds."""
+"""The learning rate: successive halving over short runs that are complete schedules, with paired seeds.
+
+The search chooses trials and is told their figures; it runs none, and knows neither the task nor where they are run.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from thalweg.descent.keeper import Keeper
-from thalweg.descent.loop import descend
-from thalweg.descent.problem import Problem
-from thalweg.descent.progress import Silent
-from thalweg.descent.state import Descent
-from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
 
+WIDENINGS = 2  # how often a winner at the edge moves the edge
 FAILED = math.inf
 
 
-@dataclass
-class Trial:
-    """One short run: at which rate, how many steps, from which seed, and its score (lower is better, inf: failed)."""
+class Rung(NamedTuple):
+    """A stage of the search: how many rates are tried, over how many steps, from how many seeds."""
+
+    rates: int
+    steps: int
+    seeds: int
+
+
+class Trial(NamedTuple):
+    """One short run: at which rate, how many steps, from which seed."""
 
     rate: float
     steps: int
     seed: int
-    score: float
 
 
 @dataclass
 class Search:
-    """A search under way: the price paid so far in examples, and the trials.
+    """A search under way: ask for plans, run them anywhere, tell their figures, until no more are asked for.
 
-    `plan_for(rate, steps)` gives a complete plan of a short run.
+    The figures that were told are its whole state: a new search that is told the same goes on where the old one was.
+
+    Arguments:
+        plan_for: `plan_for(rate, steps)` -> the complete plan of a short run.
+        low, high: the range of rates.
+        rungs: ever fewer rates over ever longer runs.
+        seed: the first seed; every rate is tried from the same ones.
+        select, mode: the figure that decides, and whether its "min" or "max" is best.
+        say: called with a sentence when a rung begins.
     """
 
-    problem: Problem
     plan_for: Callable[[float, int], Plan]
-    seed: int
+    low: float
+    high: float
+    rungs: list[Rung]
+    seed: int = 0
+    select: str = "loss"
+    mode: Literal["min", "max"] = "min"
     say: Callable[[str], None] = lambda _: None
-    trials: list[Trial] = field(default_factory=list[Trial])
+    scores: dict[Trial, float] = field(default_factory=dict[Trial, float])  # lower is better, inf: failed
 
-    def run(self, rate: float, steps: int, replicate: int = 0) -> float:
-        """Train one short run and give its score; the same replicate number is the same seed for every rate."""
-        seed = self.seed + 1000 * replicate
-        known = [t for t in self.trials if (t.rate, t.steps, t.seed) == (rate, steps, seed)]
-        if known:
-            return known[0].score
-        plan = self.plan_for(rate, steps).replace(
-            seed=seed, watch=True, snapshot_every=0, digest_every=0, validate_every=steps, keep="last", ema=None
-        )
-        score = self._score(plan)
-        self.trials.append(Trial(rate, steps, seed, score))
-        return score
+    def __post_init__(self) -> None:
+        self.best: float | None = None  # the winner of the last rung, once the search is over
+        self._asked: list[Plan] = []
+        self._rounds = self._halve()
 
-    def _score(self, plan: Plan) -> float:
-        task = self.problem.task
-        descent = Descent(self.problem, plan)
-        try:
-            descend(descent, Keeper(), Silent())
-        except DivergedError:
-            return FAILED
-        value = descent.last[task.select]
-        if not math.isfinite(value):
-            return FAILED
-        return value if task.mode == "min" else -value
+    def ask(self) -> list[Plan]:
+        """Give the plans whose figures are wanted next, in any order; none where the search is over."""
+        while self.best is None:
+            untold = [plan for plan in self._asked if _trial(plan) not in self.scores]
+            if untold:
+                return untold
+            self._asked = next(self._rounds, [])
+        return []
 
-    def halve(self, low: float, high: float, rungs: list[tuple[int, int, int]]) -> float:
-        """Ask ever fewer rates over ever longer runs, and give the best.
+    def tell(self, plan: Plan, figures: Mapping[str, float]) -> None:
+        """Take in the figures of a run; where the one that decides is missing or not finite, it failed."""
+        value = figures.get(self.select, math.nan)
+        self.scores[_trial(plan)] = FAILED if not math.isfinite(value) else value if self.mode == "min" else -value
 
-        `rungs` holds (rates, steps, replicates) each. The first rung is a logarithmic grid over the range; between rungs the
-        survivors are joined by the midpoints to their neighbours. A winner at the edge widens the range once.
+    def _halve(self) -> Iterator[list[Plan]]:
+        """Give the plans of one round after the other; each goes on from the scores of those before.
+
+        The first is a logarithmic grid over the range, which a winner at the edge widens; between rungs the survivors are joined
+        by the midpoints to their neighbours.
         """
-        rates, steps, replicates = rungs[0]
-        grid = _grid(low, high, rates)
-        ranked = self._rank(grid, steps, replicates)
-        ranked = self._widened(ranked, grid, steps, replicates)
-        spacing = grid[1] / grid[0] if len(grid) > 1 else 10.0
-        for rates, steps, replicates in rungs[1:]:
+        rung = self.rungs[0]
+        rates = _grid(self.low, self.high, rung.rates)
+        spacing = rates[1] / rates[0] if len(rates) > 1 else 10.0
+        yield self._begin(rates, rung)
+        for _ in range(WIDENINGS if len(rates) > 1 else 0):
+            rates = self._widened(rates, rung)
+            yield self._plans(rates, rung)
+        for following in self.rungs[1:]:
             spacing = math.sqrt(spacing)
-            keep = max(1, (rates + 1) // 2)
-            asked = dict.fromkeys(ranked[:keep])
-            for rate in ranked[:keep]:
-                for near in (rate * spacing, rate / spacing):
-                    if len(asked) < rates and not any(abs(math.log(near / other)) < 0.1 for other in asked):
-                        asked[near] = None
-            self.say(f"learning rate: {len(asked)} candidates over {steps} steps")
-            ranked = self._rank(list(asked), steps, replicates)
-        return ranked[0]
+            rates = _survivors(self._ranked(rates, rung), following.rates, spacing)
+            rung = following
+            yield self._begin(rates, rung)
+        self.best = self._ranked(rates, rung)[0]
 
-    def _rank(self, rates: list[float], steps: int, replicates: int) -> list[float]:
-        scores = {rate: sum(self.run(rate, steps, r) for r in range(replicates)) / replicates for rate in rates}
-        return sorted(rates, key=lambda rate: (scores[rate], rate))
+    def _begin(self, rates: list[float], rung: Rung) -> list[Plan]:
+        self.say(f"learning rate: {len(rates)} candidates over {rung.steps} steps")
+        return self._plans(rates, rung)
 
-    def _widened(self, ranked: list[float], grid: list[float], steps: int, replicates: int) -> list[float]:
-        for _ in range(2 if len(grid) > 1 else 0):
-            spacing = grid[1] / grid[0]
-            if ranked[0] == grid[-1] and self._finite(ranked[0]):
-                grid = [*grid, grid[-1] * spacing]
-            elif ranked[0] == grid[0] and self._finite(ranked[0]):
-                grid = [grid[0] / spacing, *grid]
-            else:
-                break
-            ranked = self._rank(grid, steps, replicates)
-        return ranked
+    def _plans(self, rates: list[float], rung: Rung) -> list[Plan]:
+        untold = [trial for trial in self._trials(rates, rung) if trial not in self.scores]
+        return [self.plan_for(trial.rate, trial.steps).replace(seed=trial.seed) for trial in untold]
 
-    def _finite(self, rate: float) -> bool:
-        return any(t.rate == rate and math.isfinite(t.score) for t in self.trials)
+    def _trials(self, rates: list[float], rung: Rung) -> list[Trial]:
+        return [Trial(rate, rung.steps, self.seed + 1000 * number) for rate in rates for number in range(rung.seeds)]
+
+    def _ranked(self, rates: list[float], rung: Rung) -> list[float]:
+        """Order rates by their mean score, the best first."""
+
+        def mean(rate: float) -> float:
+            return sum(self.scores[trial] for trial in self._trials([rate], rung)) / rung.seeds
+
+        return sorted(rates, key=lambda rate: (mean(rate), rate))
+
+    def _widened(self, rates: list[float], rung: Rung) -> list[float]:
+        """Add a rate beyond the edge where the best one lies there."""
+        best, spacing = self._ranked(rates, rung)[0], rates[1] / rates[0]
+        if not any(math.isfinite(self.scores[trial]) for trial in self._trials([best], rung)):
+            return rates
+        if best == rates[-1]:
+            return [*rates, rates[-1] * spacing]
+        return [rates[0] / spacing, *rates] if best == rates[0] else rates
 
     @property
     def steps_paid(self) -> int:
         """Steps of all trials together, the failed ones counted whole."""
-        return sum(t.steps for t in self.trials)
+        return sum(trial.steps for trial in self.scores)
 
     def figures(self) -> dict[str, Any]:
-        """Give what was seen, for the evidence."""
-        kept = sorted(self.trials, key=lambda t: (t.steps, t.rate))
+        """Give all trials with their scores, for the evidence."""
+        trials = sorted(self.scores, key=lambda trial: (trial.steps, trial.rate, trial.seed))
         return {
-            "learning_rates": [float(f"{t.rate:.3g}") for t in kept],
-            "steps": [t.steps for t in kept],
-            "seeds": [t.seed for t in kept],
-            "scores": [float(f"{t.score:.5g}") for t in kept],
+            "learning_rates": [float(f"{trial.rate:.3g}") for trial in trials],
+            "steps": [trial.steps for trial in trials],
+            "seeds": [trial.seed for trial in trials],
+            "scores": [float(f"{self.scores[trial]:.5g}") for trial in trials],
         }
+
+
+def _trial(plan: Plan) -> Trial:
+    assert plan.steps is not None
+    return Trial(plan.learning_rate, plan.steps, plan.seed)
 
 
 def _grid(low: float, high: float, count: int) -> list[float]:
@@ -129,3 +150,14 @@ def _grid(low: float, high: float, count: int) -> list[float]:
         return [math.sqrt(low * high)]
     ratio = (high / low) ** (1 / (count - 1))
     return [low * ratio**k for k in range(count)]
+
+
+def _survivors(ranked: list[float], count: int, spacing: float) -> list[float]:
+    """Give the better half of `count` rates, filled up with new ones `spacing` times higher and lower."""
+    best = ranked[: max(1, (count + 1) // 2)]
+    rates = list(best)
+    for rate in best:
+        for near in (rate * spacing, rate / spacing):
+            if len(rates) < count and not any(abs(math.log(near / other)) < 0.1 for other in rates):
+                rates.append(near)
+    return rates

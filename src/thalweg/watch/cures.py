@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from thalweg.records.diagnosis import Cure
+from thalweg.watch.window import Window
 
 
-def calm(norms: Sequence[float], attempt: int, rate: float) -> Cure:
+def calm(window: Window, attempt: int) -> Cure:
     """Go back, lower the learning rate and clip.
 
     The first attempt halves the rate; every further one at the same place squares the boldness (1/4, 1/8, …), so that a rate
@@ -16,17 +16,12 @@ def calm(norms: Sequence[float], attempt: int, rate: float) -> Cure:
     all was well, 1.0 where none were seen.
     """
     factor = 0.5**attempt
-    finite = sorted(n for n in norms if math.isfinite(n) and n > 0)
+    finite = sorted(n for n in window.norms if math.isfinite(n) and n > 0)
     clip = finite[int(0.9 * (len(finite) - 1))] if len(finite) >= 20 else 1.0
     return Cure(
-        action=f"Go back to the last good snapshot, lower the rate from {rate:.3g} by a factor of {factor:g}, and clip the"
+        action=f"Go back to the last good snapshot, lower the rate from {window.rate:.3g} by a factor of {factor:g}, and clip the"
         f" gradient's norm at {clip:.3g}.",
         rollback=True,
         rate_factor=factor,
         clip_norm=clip,
     )
-
-
-def skip() -> Cure:
-    """Leave this batch out."""
-    return Cure(action="Leave this batch out and go on.")

@@ -7,6 +7,8 @@ import statistics
 from collections import deque
 from typing import Any
 
+from thalweg.records.step_figures import StepFigures
+
 LENGTH = 128
 SMOOTHING = 0.9
 FIRST = 5  # losses whose mean is the start: one alone may be a lucky batch
@@ -36,15 +38,16 @@ class Window:
         self.norms: deque[float] = deque(maxlen=LENGTH)
         self.smoothed = math.nan
         self.best = math.inf  # the smoothed loss's; the start until that is worth something
-        self.above: deque[int] = deque(maxlen=RECENT)
         self.seen = 0
         self.stood_out = False
         self._sum = 0.0
         self._weight = 0.0
 
-    def push(self, step: int, loss: float, gradient_norm: float, rate: float, skipped: bool) -> None:
+    def push(self, figures: StepFigures) -> None:
         """Take in one step."""
-        self.step, self.loss, self.gradient_norm, self.rate, self.skipped = step, loss, gradient_norm, rate, skipped
+        loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
+        self.step, self.rate = figures.step, figures.learning_rate
+        self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
         if math.isfinite(loss):
             alone = not self.stood_out
             self.stood_out = self._stands_out(loss)
@@ -52,6 +55,11 @@ class Window:
                 self._take_in(loss)
         if math.isfinite(gradient_norm) and not skipped:
             self.norms.append(gradient_norm)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient of the last step were finite, so that it could be taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm) and not self.skipped
 
     def usual(self) -> tuple[float, float] | None:
         """Give mean and standard deviation of the losses before the last ten, None where there are too few."""
@@ -86,7 +94,6 @@ class Window:
             "losses": list(self.losses),
             "norms": list(self.norms),
             "best": self.best,
-            "above": list(self.above),
             "seen": self.seen,
             "stood_out": self.stood_out,
             "sum": self._sum,
@@ -99,5 +106,4 @@ class Window:
         self.expected, self.seen, self.stood_out = state["expected"], state["seen"], state["stood_out"]
         self.losses = deque(state["losses"], maxlen=LENGTH)
         self.norms = deque(state["norms"], maxlen=LENGTH)
-        self.above = deque(state["above"], maxlen=RECENT)
         self.smoothed = self._sum / self._weight if self._weight else math.nan

@@ -329,7 +329,7 @@ class _Writer:
         """Write the assignments that have one value per weight."""
         found: list[str] = []
         for line in self.read.lines:
-            if line.each:
+            if line.per_weight:
                 found.append(f"{line.name} = {self.write(line.value)}")
                 self.per_weight.add(line.name)
             else:
@@ -338,7 +338,7 @@ class _Writer:
 
     def write(self, node: ast.expr) -> str:
         """Write an expression."""
-        if not program.is_each(node, self.per_weight):
+        if not program.is_per_weight(node, self.per_weight):
             return self._rounded(ast.unparse(node))
         match node:
             case ast.Name(id=name):

@@ -1,1 +1,73 @@
-"""One question a file: asked of the window of recent steps, answered with a diagnosis or nothing."""
+"""What can be wrong: one cause a file, asked before training, during it and after it.
+
+The table below is written by `tools/tables.py` from the folder's listing, so that types, linters and completion see every name.
+A third party's cause comes by an entry point of the group `thalweg.causes`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from thalweg.watch.cause import Cause
+from thalweg.watch.causes.bad_data_scale import bad_data_scale
+from thalweg.watch.causes.diverging import diverging
+from thalweg.watch.causes.learning_rate_too_high import learning_rate_too_high
+from thalweg.watch.causes.learning_rate_too_low import learning_rate_too_low
+from thalweg.watch.causes.no_gradient import no_gradient
+from thalweg.watch.causes.nonfinite import nonfinite
+from thalweg.watch.causes.nothing_learnt import nothing_learnt
+from thalweg.watch.causes.nothing_to_learn import nothing_to_learn
+from thalweg.watch.causes.overfitting import overfitting
+from thalweg.watch.causes.train_validation_leak import train_validation_leak
+from thalweg.watch.causes.unfittable_batch import unfittable_batch
+from thalweg.watch.causes.unused_parameter import unused_parameter
+from thalweg.watch.causes.wrong_output import wrong_output
+
+CAUSES: dict[str, Cause] = {
+    "bad-data-scale": bad_data_scale,
+    "diverging": diverging,
+    "learning-rate-too-high": learning_rate_too_high,
+    "learning-rate-too-low": learning_rate_too_low,
+    "no-gradient": no_gradient,
+    "nonfinite": nonfinite,
+    "nothing-learnt": nothing_learnt,
+    "nothing-to-learn": nothing_to_learn,
+    "overfitting": overfitting,
+    "train-validation-leak": train_validation_leak,
+    "unfittable-batch": unfittable_batch,
+    "unused-parameter": unused_parameter,
+    "wrong-output": wrong_output,
+}
+
+__all__ = ["CAUSES", "all_causes", "summary_of"]
+
+
+@cache
+def all_causes() -> tuple[Cause, ...]:
+    """List all causes, third parties' included; of those, one that cannot be loaded is left out with a warning."""
+    return (*CAUSES.values(), *(cause for point in entry_points(group="thalweg.causes") for cause in _loaded(point)))
+
+
+def summary_of(name: str, evidence: Mapping[str, Any]) -> str:
+    """Say a finding of a cause in one short sentence; nothing where the cause has no such sentence, or is not known here."""
+    cause = next((cause for cause in all_causes() if cause.name == name), None)
+    try:
+        return cause.summary(evidence) if cause is not None and cause.summary is not None else ""
+    except (KeyError, TypeError):  # evidence of another version
+        return ""
+
+
+def _loaded(point: EntryPoint) -> list[Cause]:
+    try:
+        found = point.load()
+    except Exception as error:
+        found = error
+    if isinstance(found, Cause):
+        return [found]
+    given = f"fails: {found!r}" if isinstance(found, Exception) else f"gives a {type(found).__name__}, not a Cause"
+    warnings.warn(f"The entry point '{point.name}' of group thalweg.causes {given}. It is left out.", stacklevel=2)
+    return []

@@ -1,18 +1,22 @@
-"""Is the loss or the gradient still a number?"""
+"""Is the loss or the gradient still a number, and if not, is this batch at fault?"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.watch.cause import Cause, each_step
+from thalweg.watch.cures import calm
+from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.window import Window
 
 
-def nonfinite(window: Window) -> Diagnosis | None:
+def is_nonfinite(window: Window) -> Diagnosis | None:
     """Say so where loss or gradient norm is NaN or infinite; the optimiser has already left the weights untouched."""
-    loss, norm = window.loss, window.gradient_norm
-    if math.isfinite(loss) and math.isfinite(norm) and not window.skipped:
+    if window.is_finite:
         return None
+    loss, norm = window.loss, window.gradient_norm
     what = "loss" if not math.isfinite(loss) else "gradient"
     return Diagnosis(
         symptom="non-finite",
@@ -27,3 +31,34 @@ def nonfinite(window: Window) -> Diagnosis | None:
         },
         not_measured=("which module gave it first",),
     )
+
+
+def batch_or_rate(found: Diagnosis, batch: Batch, replay: Replay | None) -> Diagnosis:
+    """Decide whether the batch is at fault, to be left out, or the rate, which the usual cure lowers.
+
+    The batch is, where its own data are not finite, and where it gives no finite gradient at the last snapshot's weights
+    either, which did well before. Where nothing can be replayed it gets the benefit of the doubt: it is left out.
+    """
+    rows = batch.nonfinite_rows()
+    replayed = not rows and replay is not None
+    if replayed and replay is not None:
+        (again,) = replay([batch])
+        if math.isfinite(again.loss) and not again.nonfinite:
+            return replace(found, ruled_out=("bad batch",))
+    return replace(
+        found,
+        cause=f"{found.cause} {batch.fault(rows, replayed=replayed)}",
+        examples=batch.examples(rows),
+        ruled_out=("learning rate",) if rows or replayed else (),
+        cure=Cure(action="Leave this batch out and go on.", skip_batch=True, rollback=replayed),
+    )
+
+
+nonfinite = Cause(
+    name="nonfinite",
+    meaning="the loss or the gradient is NaN or infinite",
+    rank=10,
+    during=each_step(is_nonfinite),
+    test=batch_or_rate,
+    cure=calm,
+)

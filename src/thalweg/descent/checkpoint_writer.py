@@ -1,0 +1,53 @@
+"""Writing a run's checkpoints: when one is due, the state to resume from, and the weights that validated best."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from thalweg.descent.state import BestWeights
+from thalweg.records import checkpoint
+from thalweg.records.json_values import without_tuples
+from thalweg.records.run_folder import BEST, RunFolder
+
+KEEP = 2  # checkpoints besides the best weights: should the newest be damaged, the one before it serves
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, and remembers what it wrote, so that nothing is written twice.
+
+    `written_step` is the step of the state that was written last. Set it to None where training goes back to an earlier step:
+    the same step is then reached again with another state.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.written_step: int | None = None
+        self._written_best: tuple[int, float] | None = None  # step and value
+        self._written_at: float | None = None  # by the monotonic clock
+
+    def is_due(self, interval: float, grace: float = 0.0) -> bool:
+        """Whether `interval` + `grace` seconds have passed since the last checkpoint, or since this was first asked."""
+        now = time.monotonic()
+        if self._written_at is None:
+            self._written_at = now
+        return now >= self._written_at + interval + grace
+
+    def write(self, state: dict[str, Any], best: BestWeights | None, step: int) -> None:
+        """Write the state after `step` steps and the best weights, each unless it is on the disk already.
+
+        Raises CheckpointError where the disk refuses.
+        """
+        if best is not None and self._written_best != (best.step, best.value):
+            checkpoint.save(self.folder.checkpoints_path, best.state_dict(), step=best.step, name=BEST)
+            self._written_best = best.step, best.value
+        if self.written_step != step:
+            checkpoint.save(self.folder.checkpoints_path, without_tuples(state), step=step, keep=KEEP)
+            self.written_step = step
+        self._written_at = time.monotonic()
+
+    def load_best(self) -> BestWeights:
+        """Read the best weights back. Raises CheckpointError where they are missing or damaged."""
+        best = BestWeights.from_state(checkpoint.load(self.folder.best_path).state)
+        self._written_best = best.step, best.value
+        return best

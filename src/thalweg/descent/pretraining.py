@@ -1,0 +1,319 @@
+"""Before training: measure the initial model on some examples, by short trial fits on copies."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg import optim
+from thalweg.descent.ambient import ambient, rng_lock
+from thalweg.descent.problem import Problem, start_model
+from thalweg.landscape.initial_figures import (
+    RATES,
+    Fit,
+    InitialFigures,
+    Repeats,
+    alike,
+    ample,
+    constant_loss,
+    extent,
+    goal,
+    measure_initial,
+    out_of_reach,
+    reaction,
+    repeats,
+    scales,
+    target_of,
+)
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.sampling import Batches, TensorSource, mix, once
+from thalweg.sampling.opening import FIRST, first_batch
+from thalweg.sampling.sources import leaves, seed_all, to_device, tree_map
+from thalweg.watch.moments import before_training
+
+STEPS = 100
+SECONDS = 8.0
+EXAMPLES, MOST_BATCHES = 64, 16  # of the sample that shows whether anything carries over from some examples to others
+ENOUGH = 8  # batches: below that a sample says little
+ROUNDS = 25  # passes over the half of the sample that is learnt from
+CARRIES = 0.9  # of the constant predictor's loss, on other examples: no need to look on
+PUSH = 0.1  # rate that takes a bias ten units far in a hundred steps: well beyond where a sigmoid or tanh ends
+NEAR = 0.1  # of a bound, in the mean, are outputs that were pushed against it
+BOUNDS = (0.0, 1.0)  # of size, as ReLU, sigmoid and tanh have them
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def check_task(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> list[Diagnosis]:
+    """Give what is wrong with a task before training, gravest first. Each part of the measuring stops after `seconds`."""
+    return before_training(measure_before_training(problem, seed, seconds))
+
+
+def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> InitialFigures:
+    """Measure the task's start: loss, gradients, reaction, scale, whether one batch can be fitted, and what carries over.
+
+    Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged; pushing
+    outputs against their bounds is part of fitting.
+    """
+    with ambient(), rng_lock:
+        problem = problem.with_own_loss()
+        sample = _sample(problem, seed, seconds)
+        batch = to_device(_some(problem, seed), problem.device)
+        start = measure_initial(problem.objective, start_model(problem, seed), batch)
+        until = time.perf_counter() + seconds
+        start, seen = _with_fit(problem, start, batch, seed, until)
+        start = replace(
+            start,
+            bounds=_bounds(problem, start, batch, seed, seen, until),
+            held_out=_carry_over(problem, sample, seed, seconds),
+            repeats=_repeats(problem),
+        )
+        return start if problem.task.step else _with_data(problem, start, sample or _all(problem), batch)
+
+
+def _with_data(problem: Problem, start: InitialFigures, batches: list[Any], batch: Any) -> InitialFigures:
+    """Add what many examples tell, or the few of one batch where there are no more."""
+    some = batches or [batch]
+    targets = [target_of(problem.objective, part, start.compares) for part in some]
+    return replace(
+        start,
+        scale=scales(problem.objective, some, start.compares),
+        out_of_reach=out_of_reach(targets, start.bounds),
+        target_alike=alike(targets) if batches else None,
+    )
+
+
+def _some(problem: Problem, seed: int) -> object:
+    """Give a few examples from all over the data, which may lie sorted; of a stream its first."""
+    if problem.count is None:
+        return first_batch(problem.train, problem.device)
+    batches = Batches(problem.train, min(FIRST, problem.count), seed=seed)
+    try:
+        return batches.draw().parts[0]
+    finally:
+        batches.close()
+
+
+def _sample(problem: Problem, seed: int, seconds: float) -> list[object]:
+    """Draw some batches from all over the data; fewer where reading is slow, none where there are too few examples."""
+    if problem.count is not None and problem.count < ENOUGH * EXAMPLES:
+        return []
+    batches = Batches(problem.train, EXAMPLES, seed=seed, drop_last=True)
+    sample: list[object] = []
+    started = time.perf_counter()
+    while len(sample) < min(MOST_BATCHES, batches.steps_per_epoch or MOST_BATCHES):
+        sample.append(to_device(batches.draw().parts[0], problem.device))
+        if time.perf_counter() - started > seconds / 2:
+            break
+    batches.close()
+    return sample if len(sample) >= ENOUGH else []
+
+
+def _all(problem: Problem) -> list[object]:
+    """Give all examples of a small data set as one batch, nothing for a stream."""
+    if problem.count is None or problem.count >= ENOUGH * EXAMPLES:
+        return []
+    return [batch for batch, _ in once(problem.train, problem.count)]
+
+
+def _repeats(problem: Problem) -> Repeats | None:
+    """Look for training rows in the validation data, where both are in memory."""
+    if not isinstance(problem.train, TensorSource) or not isinstance(problem.validation, TensorSource):
+        return None
+    return repeats(leaves(problem.train.nest), leaves(problem.validation.nest))
+
+
+def _carry_over(problem: Problem, sample: list[object], seed: int, seconds: float) -> tuple[float, float] | None:
+    """Learn from half of the sample, and give the best loss on the other half with the constant predictor's loss there.
+
+    A larger rate is tried where a usual one gets nowhere. None where the constant predictor's loss is not known, the sample is
+    too small or time ran out: then it is not judged.
+    """
+    half = len(sample) // 2
+    if not half or problem.task.step is not None:
+        return None
+    learnt, others, until = sample[:half], sample[half:], time.perf_counter() + seconds
+    best, constant = math.inf, math.nan
+    for rate in RATES[:2]:
+        model = start_model(problem, seed)
+        optimizer = _optimizer(model, rate)
+        for turn in range(ROUNDS):
+            if not _learnt(problem, model, optimizer, learnt, mix(seed, turn), until):
+                return None
+            known = _held_out(problem, model, others)
+            if known is None:
+                return None
+            best, constant = min(best, known[0]), known[1]
+            if best < CARRIES * constant:
+                return best, constant
+    return best, constant
+
+
+def _learnt(
+    problem: Problem, model: nn.Module, optimizer: optim.Optimizer, batches: list[object], seed: int, until: float
+) -> bool:
+    """Take a step on each batch; False where time ran out."""
+    model.train()
+    for number, batch in enumerate(batches):
+        seed_all(mix(seed, number))
+        optimizer.zero_grad(set_to_none=True)
+        loss, _ = problem.objective.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        if time.perf_counter() > until:
+            return False
+    return True
+
+
+def _held_out(problem: Problem, model: nn.Module, batches: list[object]) -> tuple[float, float] | None:
+    """Give the mean loss of the batches with the constant predictor's, None where that is not known."""
+    objective = problem.objective
+    model.eval()
+    losses, known = list[float](), list[float]()
+    with torch.no_grad():
+        for batch in batches:
+            constant = constant_loss(objective, *objective.outputs(model, batch))
+            if constant is None:
+                return None
+            known.append(constant[0])
+            losses.append(float(objective.loss(model, batch)[0]))
+    return sum(losses) / len(losses), sum(known) / len(known)
+
+
+def _optimizer(model: nn.Module, rate: float = RATES[0]) -> optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return optim.build("adamw", parameters, lr=rate, clip_norm=1.0, on_nonfinite="skip")
+
+
+def _without_dropout(problem: Problem, seed: int) -> nn.Module:
+    model = start_model(problem, seed)
+    for module in model.modules():
+        if isinstance(module, _DROPOUTS):
+            module.p = 0.0
+    return model.train()
+
+
+def _with_fit(
+    problem: Problem, start: InitialFigures, batch: Any, seed: int, until: float
+) -> tuple[InitialFigures, tuple[float, float] | None]:
+    """Add how a few examples of the batch were fitted, and give the range of the outputs after that."""
+    few, judged = _few(problem, batch, seed)
+    tries, model = _tries(problem, few, seed, until)
+    heeds = reaction(problem.objective, model, batch)
+    if start.reaction is not None and heeds is not None:
+        # A last layer that starts at zero heeds its input from now on.
+        start = replace(start, reaction=max(start.reaction, heeds))
+    if judged and tries and (tries[-1].done or len(tries) == len(RATES)):
+        start = replace(start, fit=min(tries, key=lambda tried: tried.reached))
+    if problem.task.step is not None:
+        return start, None
+    with torch.no_grad():
+        return start, extent(problem.objective.outputs(model, batch)[0])
+
+
+def _tries(problem: Problem, batch: Any, seed: int, until: float) -> tuple[list[Fit], nn.Module]:
+    """Fit a batch at one rate after the other until one does, or time has run out; give the last model too."""
+    tries: list[Fit] = []
+    while True:
+        model = _without_dropout(problem, seed)
+        tried = _fit(problem, model, batch, seed, RATES[len(tries)], until)
+        tries += [tried] if tried else []
+        if tried is None or tried.done or len(tries) == len(RATES):
+            return tries, model
+
+
+def _few(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
+    """Give as many examples as the model has room for, of unlike targets, and whether it has any: a parameter an output.
+
+    So many can be learnt by heart, by a linear model too: its n + 1 parameters an output pass through any n + 1 points.
+    """
+    if problem.task.step is not None:
+        return batch, True
+    model = start_model(problem, seed).eval()
+    with torch.no_grad():
+        output, target = problem.objective.outputs(model, batch)
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not target.ndim or not target.numel():
+        return batch, True
+    room, count = sum(p.numel() for p in model.parameters() if p.requires_grad), len(target)
+    wanted = max(2, room * count // output.numel())
+    if wanted >= count:
+        return batch, True
+    if room * count < 2 * target.numel() or any(not leaf.ndim or len(leaf) != count for leaf in leaves(batch)):
+        return batch, False
+    chosen = _unlike(target, wanted)
+    return tree_map(lambda leaf: leaf[chosen] if isinstance(leaf, Tensor) else leaf, batch), True
+
+
+def _unlike(target: Tensor, count: int) -> Tensor:
+    """Choose examples from the first one to the one whose target is farthest from its, evenly.
+
+    >>> _unlike(torch.tensor([3, 3, 9, 3, 5]), 3)
+    tensor([0, 3, 2])
+    """
+    values = target if target.is_complex() else target.double()
+    order = (values - values[:1]).abs().reshape(len(target), -1).sum(1).argsort(stable=True)
+    return order[torch.linspace(0, len(target) - 1, count).round().long().to(order.device)]
+
+
+def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float, until: float) -> Fit | None:
+    """Train on one batch at one rate, and give the loss reached; None where time ran out first."""
+    optimizer = _optimizer(model, rate)
+    known = None
+    if problem.task.step is None:
+        with torch.no_grad():
+            known = constant_loss(problem.objective, *problem.objective.outputs(model, batch))
+    constant = known[0] if known else None
+    size = max((len(leaf) for leaf in leaves(batch) if leaf.ndim), default=1)
+    started = best = math.nan
+    step = 0
+    for step in range(1, STEPS + 1):
+        optimizer.zero_grad(set_to_none=True)
+        seed_all(mix(seed, step))
+        loss, _ = problem.objective.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        value = float(loss.detach())
+        started, best = (value, value) if step == 1 else (started, min(best, value))
+        if 0 < best < ample(started, constant):
+            break
+        if time.perf_counter() > until:
+            return None
+    return Fit(started, best, goal(started, constant), ample(started, constant), constant, size, step, rate)
+
+
+def _bounds(
+    problem: Problem, start: InitialFigures, batch: Any, seed: int, fitted: tuple[float, float] | None, until: float
+) -> tuple[float | None, float | None]:
+    """Give the bounds that outputs do not pass when a copy of the model is pushed down, and up; None where there is none.
+
+    Only outputs that were seen within [-1, 1], or on one side of it, at the start and after the fit are pushed: all others are
+    known to be free.
+    """
+    if start.compares in ("", "log-probabilities") or start.output_range is None or fitted is None:
+        return None, None
+    (least, most), size = zip(start.output_range, fitted, strict=True), max(BOUNDS)
+    low = _pushed(problem, batch, seed, -1.0, until) if min(least) >= -size else None
+    high = _pushed(problem, batch, seed, 1.0, until) if max(most) <= size else None
+    return (None, None) if low == high else (low, high)  # outputs that nothing moves
+
+
+def _pushed(problem: Problem, batch: Any, seed: int, way: float, until: float) -> float | None:
+    """Train a copy to give the least outputs it can (`way` -1), or the largest (1): the bound where they all end, if any."""
+    model = _without_dropout(problem, seed)
+    optimizer = _optimizer(model, PUSH)
+    farthest, mean = -math.inf, 0.0
+    for step in range(STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        seed_all(mix(seed, step))
+        output = way * problem.objective.outputs(model, batch)[0]
+        farthest, mean = max(farthest, float(output.detach().max())), float(output.detach().mean())
+        if not farthest <= max(BOUNDS) or time.perf_counter() > until or not output.requires_grad:
+            return None
+        (-output.mean()).backward()
+        optimizer.step()
+    ends = [size for size in BOUNDS if farthest <= size + 1e-6 and mean >= size - NEAR]
+    return (way * ends[0] or 0.0) if ends else None  # no -0.0

@@ -1,0 +1,199 @@
+"""The recorder: what happens in a descent goes to its history, to a progress display and into checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from thalweg.descent.ambient import StopRequest
+from thalweg.descent.checkpoint_writer import CheckpointWriter
+from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
+from thalweg.descent.state import Descent, clone_into
+from thalweg.errors import CheckpointError
+from thalweg.records import checkpoint
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.json_values import without_tuples
+from thalweg.records.plan import Plan
+from thalweg.records.run_folder import RunFolder
+from thalweg.records.step_figures import StepFigures
+
+
+class Progress(Protocol):
+    """A display of a descent under way. `step` is called every step and must be cheap."""
+
+    def begin(self, plan: Plan, step: int, validation: bool) -> None:
+        """A descent starts, or goes on, after `step` steps; `validation`: there are validation data."""
+
+    def step(self, figures: StepFigures) -> None:
+        """A step was taken."""
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """The validation gave these figures."""
+
+    def event(self, step: int, kind: str, message: str) -> None:
+        """Something happened."""
+
+    def end(self) -> None:
+        """The descent is over, for whatever reason."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, plan: Plan, step: int, validation: bool) -> None:
+        """Show nothing."""
+
+    def step(self, figures: StepFigures) -> None:
+        """Show nothing."""
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def event(self, step: int, kind: str, message: str) -> None:
+        """Show nothing."""
+
+    def end(self) -> None:
+        """Show nothing."""
+
+
+class Recorder:
+    """Writes history, events and checkpoints of a descent, and passes the same on to a progress display.
+
+    Arguments:
+        folder: the run's folder; None keeps everything in memory.
+        history: where figures and events are written; None: memory.
+        diagnoses: what was diagnosed before the descent.
+        progress: shows the descent while it goes; None: nobody.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None = None,
+        history: HistoryWriter | None = None,
+        diagnoses: Sequence[Diagnosis] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.folder = folder
+        self.history: HistoryWriter = history or MemoryHistory()
+        self.diagnoses: list[Diagnosis] = list(diagnoses)
+        self.progress: Progress = progress or Silent()
+        self.stop_request = StopRequest()
+        self._checkpoints = None if folder is None else CheckpointWriter(folder)
+
+    def begin(self, descent: Descent) -> None:
+        """Announce that a descent starts, or continues."""
+        self.progress.begin(descent.plan, descent.step, descent.problem.validation is not None)
+
+    def end(self) -> None:
+        """Announce that the descent is over, for whatever reason."""
+        self.progress.end()
+
+    def step(self, figures: StepFigures, *, taken: bool = True) -> None:
+        """Record a step, and show it where it was taken.
+
+        A step that was not taken, or that a rollback is about to undo, is in the history only, until its number is used again.
+        """
+        self.history.append(figures.step, figures.scalars())
+        if taken:
+            self.progress.step(figures)
+
+    def validated(self, step: int, row: Mapping[str, float], shown: Mapping[str, float]) -> None:
+        """Record a validation: `row` goes into the history; `shown`, the figures of the better weights, to the display."""
+        self.history.append(step, row)
+        self.progress.validated(step, shown)
+
+    def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Record that something happened, and show it."""
+        self.history.event(step, kind, message, without_tuples(data or {}))
+        self.progress.event(step, kind, message)
+
+    def diagnose(self, found: Diagnosis) -> None:
+        """Keep a diagnosis."""
+        self.diagnoses.append(found)
+
+    def supersede(self, after: int) -> None:
+        """Mark all that was recorded after a step as superseded: training continues from there."""
+        self.history.supersede(after + 1)
+        if self._checkpoints is not None:
+            self._checkpoints.written_step = None
+
+    def checkpoint_when_due(self, descent: Descent) -> None:
+        """Write a checkpoint where the plan's `checkpoint_seconds` have passed since the last one.
+
+        With snapshots on, twice as long: a snapshot saves a copy of its own, so `checkpoint_snapshot` is waited for. The clock
+        decides only when something is written, never what the descent does.
+
+        Raises KeyboardInterrupt where the person asked to stop.
+        """
+        if self.stop_request.received:
+            self._stop(descent)
+        seconds = descent.plan.checkpoint_seconds
+        grace = 0.0 if descent.snapshot is None else max(seconds, 1.0)
+        if self._checkpoints is not None and self._checkpoints.is_due(seconds, grace):
+            self.checkpoint(descent)
+
+    def checkpoint_snapshot(self, descent: Descent) -> None:
+        """Write the snapshot just taken as the checkpoint, where one is due: both then need one copy and one file."""
+        if self._checkpoints is not None and self._checkpoints.is_due(descent.plan.checkpoint_seconds):
+            assert descent.snapshot is not None
+            self._write(descent, dict(descent.snapshot))
+
+    def checkpoint(self, descent: Descent) -> None:
+        """Write the present state, the best weights where they changed, and the snapshot where it is another state."""
+        state = descent.state_dict()
+        if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
+            state["snapshot"] = descent.snapshot
+        self._write(descent, state)
+
+    def _write(self, descent: Descent, state: dict[str, Any]) -> None:
+        if self._checkpoints is None:
+            return
+        # The history goes to the disk first. In the other order a power cut could leave a checkpoint ahead of its history, and
+        # the resumed run would lack the figures of the steps in between.
+        self.history.flush(durable=True)
+        diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
+        state["loop"] = {**state["loop"], "diagnoses": diagnoses}
+        self._checkpoints.write(state, descent.best_weights, descent.step)
+
+    def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
+        """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
+        descent.load_state_dict(loaded.state)
+        self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
+        if "snapshot" in loaded.state:
+            descent.snapshot = clone_into(None, loaded.state["snapshot"])
+        elif descent.plan.snapshot_every:  # the checkpoint itself was the snapshot
+            descent.take_snapshot()
+        if descent.best_validation is not None and descent.keeps_best:
+            self._restore_best(descent)
+        self.supersede(descent.step)
+        if self._checkpoints is not None:
+            self._checkpoints.written_step = descent.step
+
+    def _restore_best(self, descent: Descent) -> None:
+        # The file may be of a later step than the checkpoint. That does no harm: the resumed run comes to that step again and
+        # finds the same weights, and until then `best_validation` says what is to be beaten.
+        assert self._checkpoints is not None
+        assert descent.best_validation is not None
+        try:
+            descent.best_weights = self._checkpoints.load_best()
+        except CheckpointError as error:
+            step, descent.best_validation = descent.best_validation["step"], None
+            message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
+            self.history.event(descent.step, "note", message)
+
+    def finish(self, descent: Descent) -> None:
+        """Write the last checkpoint. Raises KeyboardInterrupt where the person asked to stop before the end."""
+        if self.stop_request.received and not descent.is_over:
+            self._stop(descent)
+        self.checkpoint(descent)
+        self.history.flush()
+
+    def _stop(self, descent: Descent) -> None:
+        outcome = "nothing was written, as the run has no folder"
+        if self.folder is not None:
+            self.checkpoint(descent)
+            outcome = f"saved; go on with: thalweg resume {os.path.relpath(self.folder.path)}"
+        message = f"Interrupted at step {descent.step}: {outcome}"
+        self.event(descent.step, "interrupt", message)
+        raise KeyboardInterrupt(message)

@@ -1,0 +1,263 @@
+"""The rehearsal of a task: one batch through model and loss before training, so that what does not fit is said in plain words."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.errors import DataError, TaskError, ThalwegError
+from thalweg.landscape.objective import (
+    ONE_EXAMPLE_ERROR,
+    ONE_EXAMPLE_HINT,
+    Casts,
+    Objective,
+    check_labels,
+    shape,
+    weighted,
+)
+from thalweg.records.task import Task
+from thalweg.sampling.sources import leaves, nonfinite_rows
+
+_DTYPE_WORDS = ("dtype", "scalar type", "Byte", "Input type")  # of PyTorch's messages for inputs of a wrong dtype
+Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.split` gives it
+
+
+class Rehearsal(NamedTuple):
+    """What a first batch gave: the loss, the model's output (None under a `step` of the task's own), and the casts it needs."""
+
+    loss: Tensor
+    output: Any
+    casts: Casts
+
+
+def rehearse(
+    task: Task, model: nn.Module, batch: Any, given: Casts | None = None, *, training: bool = True
+) -> Rehearsal:
+    """Run one batch through model and loss, and refuse what does not fit.
+
+    The model's buffers, such as running averages, may change: give one that is thrown away afterwards. `given`: casts that are
+    known to be needed; what else inputs or target need is found out.
+
+    Raises TaskError or DataError that names what does not fit and what to do.
+    """
+    if training and not any(p.requires_grad for p in model.parameters()):
+        raise TaskError(_untrainable(model))
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    given = given or Casts()
+    floats = given._replace(floats=dtype)
+    first_error: _DtypeMismatchError | None = None
+    for casts in (given, floats, floats._replace(whole=torch.int64), floats._replace(whole=dtype)):
+        try:
+            rehearsal = _run(task, casts, model, batch, training)
+        except _DtypeMismatchError as error:
+            first_error = first_error or error
+        else:
+            _check_loss(rehearsal.loss, training, batch)
+            return rehearsal
+    raise TaskError(str(first_error)) from first_error
+
+
+def _untrainable(model: nn.Module) -> str:
+    """Say why nothing of a model can be trained."""
+    if any(True for _ in model.parameters()):
+        return (
+            "The model has no trainable parameter: all are frozen. Set requires_grad on those that are to be trained."
+        )
+    return "The model has no parameter, so there is nothing to train. Give it layers that have some, made in __init__."
+
+
+class _DtypeMismatchError(Exception):
+    """The model refused its inputs for their dtype: another cast may do."""
+
+
+def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool) -> Rehearsal:
+    """Run one batch with these casts, and find the one that its target needs."""
+    where = "first training batch" if training else "first validation batch"
+    own = task.step if training else task.evaluate or task.step
+    if own is None:
+        return _run_model_and_loss(Objective(task, casts), model, batch, where)
+    who = "step" if own is task.step else "evaluate"
+    loss, weight = _translate(lambda: weighted(own(model, batch), who), f"`{who}` failed on the {where}")
+    _check_weight(weight, who)
+    return Rehearsal(loss, None, casts)
+
+
+def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str) -> Rehearsal:
+    task, parts = objective.task, objective.split(batch)
+    output, target = _translate(
+        lambda: objective.outputs(model, batch),
+        f"The model failed on the {where} ({_describe(parts)})",
+        lambda text: _model_hint(text, parts),
+        tells_dtype=True,
+    )
+    check_labels(task, output, target)
+    failed = f"The loss failed on the {where}: the model gives {shape(output)}, the target is {shape(target)}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss, dtype = _translate(
+            lambda: _loss_and_target_dtype(task, output, target), failed, lambda _: _loss_hint(output, target)
+        )
+    casts = objective.cast_inputs
+    if dtype is not None:
+        casts, target = casts._replace(target=dtype), target.to(dtype)
+    _check_broadcast(task, output, target, [str(w.message) for w in caught])
+    return Rehearsal(loss, output, casts)
+
+
+def _loss_and_target_dtype(task: Task, output: Any, target: Any) -> tuple[Any, torch.dtype | None]:
+    """Give the loss, and the dtype to which the target had to be cast for it (None: it was right as it is)."""
+    first_error: Exception | None = None
+    for dtype in _target_dtypes(output, target):
+        try:
+            return cast(Any, task.loss)(output, target if dtype is None else target.to(dtype)), dtype
+        except Exception as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise first_error
+
+
+def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
+    """List the dtypes to try for the target, in order; None leaves it as it is."""
+    if not isinstance(target, Tensor) or not isinstance(output, Tensor) or target.is_complex():
+        return [None]
+    if target.is_floating_point():
+        unlike = output.is_floating_point() and output.dtype != target.dtype
+        return [output.dtype if unlike and torch.float64 in (output.dtype, target.dtype) else None]
+    # Losses on classes want int64; those that compare output and target, such as binary cross-entropy, the output's floats.
+    choices: list[torch.dtype | None] = [None]
+    if target.dtype != torch.int64:
+        choices.append(torch.int64)
+    if target.shape == output.shape and output.is_floating_point():
+        choices.append(output.dtype)
+    return choices
+
+
+def _translate(
+    run: Callable[[], Any], failed: str, hint: Callable[[str], str] = lambda _: "", *, tells_dtype: bool = False
+) -> Any:
+    """Call `run`, and turn whatever it raises into a TaskError: `failed`, the error in a line, and a hint from its text.
+
+    Errors of ours and of memory that ran out pass as they are. With `tells_dtype` an error about dtypes becomes a
+    `_DtypeMismatchError`, after which other dtypes are tried.
+    """
+    try:
+        return run()
+    except (ThalwegError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+            raise
+        message = f"{failed}: {type(error).__name__}{': ' if text else ''}{text}.{hint(text)}"
+        if tells_dtype and isinstance(error, RuntimeError) and any(word in text for word in _DTYPE_WORDS):
+            raise _DtypeMismatchError(message) from error
+        raise TaskError(message) from error
+
+
+def _model_hint(text: str, parts: Parts) -> str:
+    whole = [leaf for leaf in leaves(parts[:2]) if not leaf.is_floating_point() and leaf.numel()]
+    if "index out of range" in text and whole:
+        largest, least = max(int(leaf.max()) for leaf in whole), min(int(leaf.min()) for leaf in whole)
+        return f" Inputs run from {least} to {largest}: an embedding needs {largest + 1} rows, and none below 0."
+    if ONE_EXAMPLE_ERROR in text:
+        return ONE_EXAMPLE_HINT
+    return " Compare these shapes with what the model's first layers take."
+
+
+def _loss_hint(output: Any, target: Any) -> str:
+    if not isinstance(target, Tensor):
+        return " Targets must be numbers: code labels as 0, 1, 2, …"
+    if isinstance(output, Tensor) and output.numel() == target.numel() and output.shape != target.shape:
+        return " Give both the same shape: y[:, None], or output.squeeze(1)."
+    return " Make the model's last layer, the targets and the loss fit each other."
+
+
+def _describe(parts: Parts) -> str:
+    arguments, keywords, _ = parts
+    shown = [shape(part) for part in arguments] + [f"{key}={shape(part)}" for key, part in keywords.items()]
+    return "inputs " + ", ".join(shown)
+
+
+def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) -> None:
+    """Refuse a loss that broadcasts outputs against targets, which averages over all pairs of them.
+
+    PyTorch's own losses warn of it (`warned`); others are tried out.
+    """
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.shape == target.shape:
+        return
+    if any("target size" in text for text in warned) or _broadcasts(task, output, target):
+        raise DataError(
+            f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
+            f" other: it compares every output with every target. Give both the same shape (y[:, None], or output.squeeze(1))."
+        )
+
+
+def _broadcasts(task: Task, output: Tensor, target: Tensor) -> bool:
+    """Tell whether the loss depends on which target belongs to which output only once both have the same shape."""
+    if output.numel() != target.numel() or len(output) < 3 or not output.is_floating_point():
+        return False
+    guess = torch.linspace(0.1, 0.9, output.numel()).square().reshape(output.shape).to(output)
+    shaped = target.reshape(output.shape)
+
+    def depends_on_order(targets: Tensor) -> bool:
+        losses = [float(cast(Any, task.loss)(guess, t)) for t in (targets, targets.roll(1, 0))]
+        return not math.isclose(*losses, rel_tol=1e-4)
+
+    try:
+        return depends_on_order(shaped) and not depends_on_order(target)
+    except Exception:
+        return False  # this loss wants the target, or the whole batch, as it is
+
+
+def _check_weight(weight: Any, who: str) -> None:
+    if weight is None:
+        return
+    try:
+        value = float(weight.detach() if isinstance(weight, Tensor) else weight)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"`{who}` returned the weight {weight!r}. It is one number, such as a count of tokens."
+        ) from error
+    if not (math.isfinite(value) and value > 0):
+        raise TaskError(f"`{who}` returned the weight {value:g} for the first batch. It must be above zero and finite.")
+
+
+def _check_loss(loss: Any, training: bool, batch: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TaskError(
+            f"The loss is a {type(loss).__name__}, not a tensor. Return the tensor itself, without .item()."
+        )
+    if loss.numel() != 1:
+        raise TaskError(
+            f"The loss has the shape {tuple(loss.shape)}, but it must be one number: the mean over the batch."
+            f" Use reduction='mean', or call .mean()."
+        )
+    if loss.is_complex() or not loss.is_floating_point():
+        raise TaskError(f"The loss is {loss.dtype}, but gradients need a real floating-point number.")
+    if training:
+        _check_gradient(loss)
+        _check_loss_is_finite(loss, batch)
+
+
+def _check_gradient(loss: Tensor) -> None:
+    if not loss.requires_grad:
+        raise TaskError(
+            "The loss has no gradient: nothing that can be trained leads to it. Look for .detach(), .item(), .data,"
+            " torch.no_grad() or an argmax between the parameters and the loss."
+        )
+
+
+def _check_loss_is_finite(loss: Tensor, batch: Any) -> None:
+    if not torch.isfinite(loss.detach()).all():
+        rows = nonfinite_rows(batch)
+        if rows:
+            raise DataError(f"The first batch has NaN or infinity in rows {rows[:5]}. Drop or fill them.")
+        raise TaskError(
+            f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero, or"
+            f" weights that are not finite, and for outputs that overflow."
+        )

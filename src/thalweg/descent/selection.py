@@ -1,0 +1,94 @@
+"""Validation within a descent: measure the weights, keep the best ones, and count validations without improvement.
+
+Measured are the weights, and beside them their exponential moving average (EMA) where the plan has one. Where the update rule
+itself keeps an average (schedule-free rules), only that average is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+from thalweg.descent.averages import averaged
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.state import BestWeights, Descent, clone_into
+from thalweg.descent.validation import LARGEST, validate
+from thalweg.records.task import Task
+from thalweg.records.weights import model_state
+
+
+def validate_and_select(descent: Descent, recorder: Recorder) -> None:
+    """Validate, keep the weights where they are the best so far, and record an early stop where the plan's patience ends."""
+    task, step, plan = descent.problem.task, descent.step, descent.plan
+    better = figures = _measure_and_compare(descent, average=descent.evaluates_average_only and step > 0)
+    row = {f"validation/{name}": value for name, value in figures.items()}
+    if plan.ema is not None and step > 0:
+        ema = _measure_and_compare(descent, average=True)
+        row |= {f"ema/{name}": value for name, value in ema.items()}
+        better = min(figures, ema, key=lambda figures: _cost(task, figures))
+    if step == 0:
+        descent.initial_validation = figures
+        if task.evaluate is None:  # else it may be another figure than the training loss
+            descent.monitor.expect(figures["loss"])
+    descent.last_validation = better
+    if descent.schedule_state and step > 0:
+        descent.schedule_state = descent.schedule.observe(descent.schedule_state, better[task.select], step)
+    recorder.validated(step, row, better)
+    improved = descent.best_validation is not None and descent.best_validation["step"] == step
+    descent.validations_since_best = 0 if improved else descent.validations_since_best + 1
+    if descent.out_of_patience:
+        message = f"No better {task.select} in {descent.validations_since_best} validations: stopped at step {step}."
+        recorder.event(step, "early_stop", message)
+
+
+def keep_last(descent: Descent) -> None:
+    """Keep the last weights, or their average where it validates better. No step may follow: the weights are not copied."""
+    task, average_only = descent.problem.task, descent.evaluates_average_only
+    figures = {} if average_only else measure(descent)
+    if average_only or descent.plan.ema is not None:
+        with averaged(descent):
+            of_average = measure(descent)
+            if average_only or _cost(task, of_average) < _cost(task, figures):
+                _keep_copy(descent, of_average, averaged=True)
+                return
+    value, weights = figures[task.select], model_state(descent.model)
+    descent.best_weights = BestWeights(value, descent.step, figures, averaged=False, model=weights)
+
+
+def measure(descent: Descent) -> dict[str, float]:
+    """Give the validation figures of the weights that the model holds now."""
+    plan = descent.plan
+    descent.optimizer.zero_grad(set_to_none=True)  # not needed any more, and a validation may need the memory
+    # Where training ran out of memory (and split its batches), a large validation batch would too.
+    micro = LARGEST if descent.accumulate == plan.accumulate else min(LARGEST, descent.batches.micro)
+    return validate(descent.problem, descent.model, plan.precision, micro, plan.seed)
+
+
+def _measure_and_compare(descent: Descent, *, average: bool) -> dict[str, float]:
+    with averaged(descent) if average else nullcontext():
+        figures = measure(descent)
+        if _is_best(descent, figures):
+            descent.best_validation = {"value": figures[descent.problem.task.select], "step": descent.step}
+            if descent.keeps_best:
+                _keep_copy(descent, figures, averaged=average)
+    return figures
+
+
+def _is_best(descent: Descent, figures: dict[str, float]) -> bool:
+    value, best = figures[descent.problem.task.select], descent.best_validation
+    sign = 1 if descent.problem.task.mode == "min" else -1
+    return math.isfinite(value) and (best is None or sign * value < sign * best["value"])
+
+
+def _keep_copy(descent: Descent, figures: dict[str, float], averaged: bool) -> None:
+    previous = descent.best_weights.model if descent.best_weights else None
+    weights = clone_into(previous, model_state(descent.model))
+    value = figures[descent.problem.task.select]
+    descent.best_weights = BestWeights(value, descent.step, figures, averaged, weights)
+
+
+def _cost(task: Task, figures: Mapping[str, float]) -> float:
+    """Give the criterion as a figure to be lowered; one that is NaN is never chosen."""
+    value = figures[task.select] if task.mode == "min" else -figures[task.select]
+    return math.inf if math.isnan(value) else value

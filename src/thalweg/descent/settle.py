@@ -1,0 +1,172 @@
+"""Settling a plan: what depends on data, model and machine is filled in, and the budget becomes a number of steps.
+
+From here on nothing that changes the trajectory reads the clock.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import torch
+
+from thalweg import rules
+from thalweg.descent.problem import Problem
+from thalweg.descent.state import default_validate_every
+from thalweg.descent.timing import time_steps
+from thalweg.errors import PlanError
+from thalweg.optim.engines import fastest_engine
+from thalweg.records.plan import Evidence, Group, Plan
+from thalweg.records.request import Request
+from thalweg.sampling import Batches, smallest_part
+from thalweg.sampling.sources import loader_knobs
+
+POSITIONS = {
+    "exact": "the order of the data follows from seed and epoch, so a resumed run knows its place",
+    "state_dict": "the loader keeps its place itself, and is asked for it",
+    "fast-forward": "a stream is gone through again up to there, which is exact unless its own code carries"
+    " random numbers from pass to pass",
+}
+SHARE = 0.9  # of the seconds, for steps; the rest is validation, checkpoints and start-up
+
+Choice = tuple[object, Evidence]
+"""A knob's value, and why it has it."""
+
+
+def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
+    """Fill in what depends on data and model: batch size where the person's loader has one, steps, validation interval, threads,
+    and what a rule of matrices leaves to another.
+
+    Raises PlanError where no budget is known, or the batch size does not fit the data.
+    """
+    plan = with_fitting_batches(problem, _with_batch_size(problem, plan))
+    plan = _with_end_groups(problem, plan)
+    per_epoch = steps_per_epoch(problem, plan)
+    steps, why = _steps(problem, plan, request, per_epoch)
+    choices: dict[str, Choice] = {
+        "steps": (steps, why),
+        "position": (problem.train.resume, Evidence("measured", POSITIONS[problem.train.resume])),
+    }
+    if per_epoch is not None:
+        choices["steps_per_epoch"] = per_epoch, Evidence("measured", "counted from the data and the batch size")
+    if plan.validate_every is None:
+        every = default_validate_every(steps, per_epoch)
+        choices["validate_every"] = every, Evidence("derived", "an epoch, within 5 to 50 validations per run")
+    if plan.engine == "auto":
+        reason = f"the fastest there is for weights on {problem.device.type}"
+        choices["engine"] = fastest_engine(problem.device), Evidence("derived", reason)
+    if plan.threads is None and problem.device.type == "cpu":
+        choices["threads"] = torch.get_num_threads(), Evidence("measured", "as found in this process")
+    return with_choices(plan, choices)
+
+
+def with_choices(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
+    """Give the plan with these knobs set, each with its evidence."""
+    values = {knob: value for knob, (value, _) in choices.items()}
+    return plan.replace(**values, evidence={**plan.evidence, **{knob: why for knob, (_, why) in choices.items()}})
+
+
+def steps_per_epoch(problem: Problem, plan: Plan) -> int | None:
+    """Count the steps of an epoch; None for a stream that does not know its length."""
+    return Batches(
+        problem.train,
+        plan.batch_size,
+        seed=plan.seed,
+        accumulate=plan.accumulate,
+        replacement=plan.replacement or problem.task.weights is not None,
+        drop_last=plan.drop_last,
+    ).steps_per_epoch
+
+
+def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
+    """Take the loader's batch size where it has one, and cut a default one down to the data."""
+    knobs = loader_knobs(problem.task.data)
+    for knob, value in knobs.items():
+        if plan.why(knob).source == "given" and getattr(plan, knob) != value:
+            raise PlanError(
+                f"`{knob}` is {getattr(plan, knob)} in the plan, but the DataLoader has decided on {value}. Leave it out of the"
+                f" plan, or give the data set instead of the loader."
+            )
+    if knobs:
+        return with_choices(
+            plan, {knob: (value, Evidence("given", "by the DataLoader")) for knob, value in knobs.items()}
+        )
+    count = problem.count
+    if count is not None and plan.batch_size is not None and plan.batch_size > count and not plan.replacement:
+        if plan.why("batch_size").source in ("default", "derived"):
+            why = Evidence("derived", f"the data have {count} examples")
+            return with_choices(plan, {"batch_size": (count, why)})
+        raise PlanError(f"`batch_size` is {plan.batch_size}, but the data have {count} examples. Give at most {count}.")
+    return plan
+
+
+def _with_end_groups(problem: Problem, plan: Plan) -> Plan:
+    """Enter the matrices at both ends of the network as groups, where the rule leaves them to another (Muon to AdamW).
+
+    They come first, so that what the person says of the same weights holds; what was entered for another rule or model goes.
+    """
+    rest, before = rules.get(plan.rule).rest, plan.why("groups").figures.get("entered", {})
+    given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
+    decided = [pattern for pattern, group in given.items() if group.rule is not None]
+    ends = {name: place for name, place in problem.matrices.items() if rest is not None and place != "hidden"}
+    ends = {name: place for name, place in ends.items() if not any(fnmatchcase(name, pattern) for pattern in decided)}
+    if rest is None or not ends:
+        why = Evidence("given" if given else "default")
+        return with_choices(plan, {"groups": (given, why)}) if before else plan
+    entered = {glob.escape(name): Group(rule=rest.name) for name in ends}
+    own = {p: replace(group, rule=rest.name) if p in entered else group for p, group in given.items()}
+    hidden = sum(place == "hidden" for place in problem.matrices.values())
+    moved = f"{hidden or 'no'} hidden {'matrix' if hidden == 1 else 'matrices'}"
+    left = ", ".join(f"{name} ({place})" for name, place in ends.items())
+    reason = (
+        f"{plan.rule} moves {moved}; {rest.name} moves {left} and all that is no matrix, as {plan.rule}'s authors do"
+    )
+    why = Evidence("given" if given else "derived", reason, {"entered": dict.fromkeys(entered, rest.name)})
+    groups = {**{p: group for p, group in entered.items() if p not in own}, **own}
+    return with_choices(plan, {"groups": (groups, why)})
+
+
+def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:
+    """Leave out an epoch's last batch where it would hold a single example that batch normalisation cannot take.
+
+    Raises PlanError where it was decided that it stays, or where every step has such a part.
+    """
+    count = problem.count
+    if not problem.needs_two or count is None:
+        return plan
+    size = plan.batch_size or count
+    if smallest_part(size, size, plan.accumulate) == 1:
+        raise PlanError(
+            f"Batches of {size} in {plan.accumulate} parts have a part of one example, which batch normalisation cannot take."
+            f" Give another `batch_size` or `accumulate`."
+        )
+    if plan.drop_last or smallest_part(count, size, plan.accumulate) > 1:
+        return plan
+    reason = "an epoch's last batch has a part of one example, which batch normalisation cannot take"
+    if plan.why("drop_last").source not in ("default", "derived"):
+        raise PlanError(
+            f"With {count} examples in batches of {size} {reason}. Set drop_last=True, or another batch size."
+        )
+    return with_choices(plan, {"drop_last": (True, Evidence("derived", reason))})
+
+
+def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None) -> tuple[int, Evidence]:
+    """Turn the budget that is asked for into steps, else take the plan's own."""
+    if request.steps is not None:
+        return request.steps, Evidence("given")
+    if request.epochs is not None:
+        if per_epoch is None:
+            raise PlanError("The data are a stream of unknown length, so epochs say nothing. Give steps= or seconds=.")
+        reason = f"{request.epochs:g} epochs of {per_epoch} steps"
+        return max(1, round(request.epochs * per_epoch)), Evidence("derived", reason)
+    seconds = request.seconds_per_training
+    if seconds is not None:
+        each = time_steps(problem, plan).seconds
+        reason = f"{seconds:g} seconds, less a tenth for validation, at {each * 1e3:.3g} ms per step"
+        figures = {"seconds": seconds, "seconds_per_step": each}
+        return max(1, int(SHARE * seconds / each)), Evidence("measured", reason, figures)
+    if plan.steps is None:
+        raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")
+    return plan.steps, plan.why("steps")

@@ -1,0 +1,45 @@
+"""Timing: the seconds that a step takes, from a few steps of a descent that is then thrown away."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from typing import NamedTuple
+
+from thalweg.descent.ambient import ambient
+from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.problem import Problem
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.state import Descent
+from thalweg.records.plan import Plan
+
+WARM_UP = 2  # steps before those that count
+LONG = 1000  # steps of the descent to be timed, where the plan has no budget yet: only a few are taken
+
+
+class StepTime(NamedTuple):
+    """Seconds per step, and whether a step's examples fitted into memory at once (else they were cut into parts)."""
+
+    seconds: float
+    fits: bool
+
+
+def time_steps(problem: Problem, plan: Plan, count: int = 12, patience: float = math.inf) -> StepTime:
+    """Time steps of a throw-away descent: the median of `count` after two for warm-up; fewer where `patience` seconds are over.
+
+    Raises TaskError where memory runs out with a single example.
+    """
+    descent = Descent(problem, plan if plan.steps else plan.replace(steps=LONG))
+    recorder, times = Recorder(), list[float]()
+    try:
+        with ambient(plan.threads):
+            while len(times) < WARM_UP + count and sum(times) <= patience:
+                started = time.perf_counter()
+                descent.set_rate(descent.rate())
+                compute_gradient(descent, recorder)
+                descent.optimizer.step()
+                times.append(time.perf_counter() - started)
+    finally:
+        descent.batches.close()
+    return StepTime(statistics.median(times[WARM_UP:] or times), descent.accumulate == plan.accumulate)

@@ -1,0 +1,52 @@
+"""A lock on an open file: held by one process and thread at a time, and released when its process ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+
+_held: set[int] = set()  # descriptors of the locks that this process holds
+
+
+def _close_in_child() -> None:
+    # A lock belongs to the open file, which a forked child (a worker of a DataLoader) shares. Without this, a child that
+    # outlives its killed parent by some seconds would keep the lock for as long, and the run could not be resumed at once.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def acquire(descriptor: int) -> None:
+    """Lock an open file without waiting; `release` unlocks and closes it.
+
+    Raises BlockingIOError where somebody else holds the lock; the file is closed then.
+    """
+    try:
+        _lock(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _held.add(descriptor)
+
+
+def release(descriptor: int) -> None:
+    """Unlock and close a file that `acquire` locked."""
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        except OSError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,149 @@
+"""The request: what a person asks of `fit`, `tune` or `estimate`, in one record that is checked where it is made."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, SupportsFloat
+
+from thalweg import rules
+from thalweg.errors import PlanError, nearest
+from thalweg.records.knob import knobs
+from thalweg.records.plan import Plan
+
+EFFORTS = {"quick": 2.0, "standard": 4.0, "thorough": 12.0}  # in full trainings, the final one included
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for.
+
+    Arguments:
+        epochs, steps, seconds: the budget, at most one of them; `seconds` includes the search.
+        effort: the price of it all in full trainings: 1 (no search), "quick" 2, "standard" 4, "thorough" 12, or a number.
+        seed: of everything random.
+        fixed: knobs that are decided, such as {"batch_size": 64}; they are given the types that a plan has them in.
+        device: "auto", "cpu", "cuda", …; whether it is there is found out when the task is opened.
+
+    Raises PlanError that says which of them cannot be, and what it may be.
+
+    >>> Request(epochs=20, effort="quick").trainings, Request(steps=9, fixed={"learning_rate": 0.1}).trainings
+    (2.0, 1.0)
+    """
+
+    epochs: float | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    effort: str | float = "standard"
+    seed: int = 0
+    fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            **_budget({"epochs": self.epochs, "steps": self.steps, "seconds": self.seconds}),
+            "seed": _seed(self.seed),
+            "effort": _effort(self.effort),
+            "fixed": _knobs(self.fixed),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def searches_rate(self) -> bool:
+        """Whether the learning rate is to be searched: nobody has decided it, and the rule does not find it itself."""
+        return "learning_rate" not in self.fixed and not rules.get(self.fixed.get("rule", "adamw")).finds_rate
+
+    @property
+    def trainings(self) -> float:
+        """What is paid in full trainings, the final one included: the effort's price, or one where nothing is searched."""
+        price = EFFORTS[self.effort] if isinstance(self.effort, str) else self.effort
+        return price if self.searches_rate else 1.0
+
+    @property
+    def seconds_per_training(self) -> float | None:
+        """The budget's seconds shared out among the trainings that are paid for."""
+        return None if self.seconds is None else self.seconds / self.trainings
+
+    def after(self, seconds: float) -> Request:
+        """Give what is left to ask for when so many seconds have passed; half of a budget in seconds stays at the least."""
+        if self.seconds is None:
+            return self
+        return replace(self, seconds=max(self.seconds - seconds, 0.5 * self.seconds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, for JSON."""
+        knobs = _plan_with(self.fixed).to_dict()
+        return {**vars(self), "fixed": {name: knobs.get(name) for name in self.fixed}, "device": str(self.device)}
+
+    @staticmethod
+    def from_dict(entries: Mapping[str, Any]) -> Request:
+        """Read what `to_dict` gave. Raises PlanError as a new request does."""
+        knobs = entries["fixed"]
+        plan = Plan.from_dict({name: value for name, value in knobs.items() if value is not None})
+        values: dict[str, Any] = {**entries, "fixed": {name: getattr(plan, name) for name in knobs}}
+        return Request(**values)
+
+
+def _budget(budgets: Mapping[str, Any]) -> dict[str, float | int]:
+    """Give the budget that is named as a number, a whole one of steps; nothing where none is."""
+    named = {name: value for name, value in budgets.items() if value is not None}
+    if len(named) > 1:
+        raise PlanError(f"Give one budget, not several: {', '.join(f'{k}={v}' for k, v in named.items())}.")
+    for name, value in named.items():
+        if not _is_finite_number(value) or value <= 0:
+            raise PlanError(f"`{name}` is {value!r}, but a budget must be a number above zero and finite.")
+        if name == "steps" and value != int(value):
+            raise PlanError(f"`steps` is {value}, but it is a whole number.")
+    return {name: int(value) if name == "steps" else float(value) for name, value in named.items()}
+
+
+def _seed(seed: Any) -> int:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(seed, bool):
+        raise PlanError(f"`seed` is {seed!r}, but it is a whole number, at least 0.")
+    return number
+
+
+def _effort(effort: Any) -> str | float:
+    if isinstance(effort, str):
+        if effort not in EFFORTS:
+            raise PlanError(
+                f"`effort` is '{effort}', which is none of {', '.join(EFFORTS)}, and no number.{nearest(effort, EFFORTS)}"
+            )
+        return effort
+    if not _is_finite_number(effort) or effort < 1:
+        raise PlanError(
+            f"`effort` is {effort}, but it is at least 1: one full training. 1 takes stated defaults alone."
+        )
+    return float(effort)
+
+
+def _knobs(fixed: Any) -> dict[str, Any]:
+    """Give the decided knobs as a plan has them."""
+    known = list(knobs(Plan))
+    if not isinstance(fixed, Mapping):
+        raise PlanError(f"`fixed` is {fixed!r}, but it is a table of knobs, such as {{'batch_size': 64}}.")
+    if "steps" in fixed:
+        raise PlanError("`fixed` has 'steps', which is the budget: give it as steps=….")
+    for name in fixed:
+        if name not in known:
+            raise PlanError(
+                f"`fixed` has '{name}', which is no knob of a plan.{nearest(str(name), known)} Knobs: {', '.join(known)}."
+            )
+    plan = _plan_with(fixed)  # raises where a value cannot be
+    return {name: getattr(plan, name) for name in fixed}
+
+
+def _plan_with(fixed: Mapping[str, Any]) -> Plan:
+    values: dict[str, Any] = {"batch_size": None, **fixed}  # whatever else is fixed fits the whole data set as a batch
+    return Plan(**values)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool) and math.isfinite(value)

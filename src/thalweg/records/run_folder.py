@@ -1,0 +1,282 @@
+"""A run's folder: the one place where its files are named, written and read.
+
+| file | holds | written |
+| --- | --- | --- |
+| `plan.toml` | the plan | when the folder is created |
+| `task.toml` | how to make the task again, where that is known | when the folder is created |
+| `run.json` | the status: "status", "summary", "metrics", "diagnoses" | when the run starts and whenever it stops, in one move |
+| `history.sqlite` | figures and events, see `records/history.py` | while it trains |
+| `checkpoints/` | states to resume from and the best weights, see `records/checkpoint.py` | while it trains |
+| `report.html` | the report, see `see/report.py` | when somebody asks for it |
+| `.lock` | nothing; it is locked by the process that writes | |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from thalweg.errors import RunError
+from thalweg.records import file_lock, json_values
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.history import FILE as HISTORY
+from thalweg.records.history import History
+from thalweg.records.plan import Plan
+from thalweg.records.task import Source, Task
+
+PLAN, TASK, STATUS, REPORT = "plan.toml", "task.toml", "run.json", "report.html"
+CHECKPOINTS, BEST = "checkpoints", "best"
+LOCK, STATUS_DRAFT = ".lock", f".{STATUS}.tmp"
+
+DATA = {
+    "examples": "number of training examples",
+    "data": "training data",
+    "held_out": "validation data",
+}
+"""What the status's summary says of the data, which a resumed run must find unchanged: key and words for it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. Nothing is read or written until a method is called.
+
+    >>> RunFolder.at("runs/mine").history_path.as_posix()
+    'runs/mine/history.sqlite'
+    """
+
+    path: Path
+
+    @staticmethod
+    def at(folder: str | os.PathLike[str]) -> RunFolder:
+        """Take what somebody gave as a run's folder. Raises RunError where it cannot be a path."""
+        return RunFolder(as_folder(folder))
+
+    @property
+    def plan_path(self) -> Path:
+        """The plan."""
+        return self.path / PLAN
+
+    @property
+    def task_path(self) -> Path:
+        """How to make the task again; missing where the task was passed as an object."""
+        return self.path / TASK
+
+    @property
+    def status_path(self) -> Path:
+        """The status, by which a folder is known as a run's."""
+        return self.path / STATUS
+
+    @property
+    def history_path(self) -> Path:
+        """Figures and events."""
+        return self.path / HISTORY
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def best_path(self) -> Path:
+        """The checkpoint of the weights that validated best."""
+        return self.checkpoints_path / BEST
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was created here."""
+        return self.status_path.exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run came to its end here."""
+        with suppress(RunError):  # no run, or a status that is damaged and will be written anew
+            return self.read_status().get("status") == "finished"
+        return False
+
+    # Writing
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Make the folder where it is missing, and be the only process and thread that writes into it.
+
+        The lock ends with the process, so that nothing needs to be tidied after a crash.
+
+        Raises RunError where the folder cannot be made or somebody else writes to it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            file_lock.acquire(descriptor)
+        except BlockingIOError as error:
+            raise RunError(
+                f"Another process is writing to {self.path}. Wait for it, or give another folder."
+            ) from error
+        try:
+            yield
+        finally:
+            file_lock.release(descriptor)
+
+    def create(self, plan: Plan, source: Source | None, summary: Mapping[str, Any]) -> None:
+        """Write what a new run starts with; `summary` is the status's until the run has one of its own.
+
+        The status comes last: a process killed before that leaves a folder that holds no run yet, and in which the same call
+        succeeds.
+
+        Raises RunError where the folder holds a run, or things that are no run's.
+        """
+        self.check_vacant()
+        try:
+            self._write(self.plan_path, plan.to_toml())
+            if source is not None:
+                self._write(self.task_path, source.to_toml())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.write_status({"status": "running", "summary": {"status": "running", **summary}})
+
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        """Write `run.json` under another name and rename it, so that a reader never sees half of it. Raises RunError."""
+        draft = self.path / STATUS_DRAFT
+        try:
+            self._write(draft, json.dumps(json_values.encode(dict(status)), indent=1, allow_nan=False))
+            draft.replace(self.status_path)
+        except OSError as error:
+            raise RunError(
+                f"{self.status_path} cannot be written: {error.strerror}. Free some space or choose another folder."
+            ) from error
+
+    def _write(self, path: Path, text: str) -> None:
+        path.write_text(text, "utf-8")
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(f"{self.path} cannot be written: {error.strerror}. Choose another folder with out=.")
+
+    # Reading
+
+    def read_plan(self) -> Plan:
+        """Read the plan. Raises PlanError where it is missing or damaged."""
+        return Plan.load(self.plan_path)
+
+    def read_task(self) -> Task:
+        """Make the task again from what the folder says of it. Raises RunError where it says nothing."""
+        if not self.task_path.is_file():
+            raise RunError(
+                f"{self.path} does not say how to make its task, as it was passed as an object. Pass it again, as task=…."
+            )
+        return Source.read(self.task_path).load()
+
+    def read_status(self) -> dict[str, Any]:
+        """Read `run.json`: "status", "summary", "metrics", "diagnoses". Raises RunError where the folder is no run's."""
+        try:
+            status = json_values.decode(json.loads(self.status_path.read_text("utf-8")))
+            for entry in (status, status["summary"], status.setdefault("metrics", {})):
+                if not isinstance(entry, dict) or not all(
+                    isinstance(key, str) for key in cast("dict[Any, Any]", entry)
+                ):
+                    raise TypeError(f"{entry!r:.60} is no table")
+            for entries in status.setdefault("diagnoses", []):
+                Diagnosis.from_dict(entries)
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{self.path} is not the folder of a run: it has no {STATUS}. Give the folder that `out` named."
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RunError(
+                f"{self.status_path} cannot be read ({type(error).__name__}: {error}). Restore it from a copy, or resume the"
+                f" run, which writes it anew."
+            ) from error
+        return status
+
+    def open_history(self, *, readonly: bool = False) -> History:
+        """Open the history, to write it (it is made where it is missing) or only to read it."""
+        return History(self.history_path, readonly=readonly)
+
+    # Refusing
+
+    def check_usable(self) -> None:
+        """Refuse, before anything is spent, a folder that no new run can be written to; it is made. Raises RunError."""
+        check_writable(self.path)
+        self.check_vacant()
+
+    def check_vacant(self) -> None:
+        """Refuse a folder that holds a run, or things that are no run's. Raises RunError."""
+        if self.holds_run:
+            raise RunError(
+                f"{self.path} already holds a run. Resume it (thalweg resume {self.path}), or give a new folder."
+            )
+        started = {PLAN, TASK, HISTORY, CHECKPOINTS, LOCK, STATUS_DRAFT}  # left by a process killed in `create`
+        strange = [path.name for path in self.path.iterdir() if path.name not in started]
+        if strange:
+            raise RunError(
+                f"{self.path} holds other things ({', '.join(sorted(strange)[:3])}) and is no run. Give a new folder."
+            )
+
+    def check_holds_run(self) -> None:
+        """Refuse a folder that has no run to resume. Raises RunError."""
+        if not self.holds_run:
+            raise RunError(f"{self.path} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
+
+    def check_plan(self, plan: Plan) -> Plan:
+        """Refuse another plan than the recorded one, and give the recorded one.
+
+        What was measured for both is no difference: the number of threads, and the steps that fit into the same seconds.
+
+        Raises RunError with the first knob that differs.
+        """
+        recorded = self.read_plan()
+        there, here = recorded.to_dict(), plan.to_dict()
+        knobs = {**there, **here}.keys() - {"evidence"} - _measured_knobs(recorded, plan)
+        differing = sorted(knob for knob in knobs if there.get(knob) != here.get(knob))
+        if differing:
+            knob, more = differing[0], len(differing) - 1
+            raise RunError(
+                f"{self.path} already holds a run with another plan: {knob} is {there.get(knob)} there and {here.get(knob)}"
+                f" here{f', and {more} more differ' if more else ''}. Give a new folder, or resume that run."
+            )
+        return recorded
+
+    def check_data(self, here: Mapping[str, Any]) -> None:
+        """Refuse to resume with other data: `here` are the entries named in `DATA`. Raises RunError."""
+        there: dict[str, Any] = {}
+        with suppress(RunError):  # a damaged status says nothing of them
+            there = self.read_status()["summary"]
+        for key, words in DATA.items():
+            if there.get(key) is not None and there[key] != here[key]:
+                raise RunError(
+                    f"The {words} is {there[key]} for the run in {self.path}, and {here[key]} now: the task gives other data."
+                    f" Where it splits or draws them at random, seed that; or start a new run in another folder."
+                )
+
+
+def as_folder(folder: str | os.PathLike[str]) -> Path:
+    """Turn what somebody gave as a run's folder into a path. Raises RunError where it cannot be one."""
+    if not isinstance(folder, str | os.PathLike) or "\0" in os.fspath(folder):
+        raise RunError(f"{folder!r} cannot be a run's folder. Give a path, such as 'runs/mine'.")
+    return Path(folder).expanduser()
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, and a file in it that is removed again. Raises RunError where that fails."""
+    probe = folder / ".probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another place with out=.") from error
+
+
+def _measured_knobs(one: Plan, other: Plan) -> set[str]:
+    """Name the knobs that two plans for the same task may have with different values, as each plan's were measured."""
+    knobs = {"threads"} if {one.why("threads").source, other.why("threads").source} <= {"measured"} else set[str]()
+    seconds = {plan.why("steps").figures.get("seconds") for plan in (one, other)}
+    if len(seconds) == 1 and None not in seconds:
+        knobs |= {"steps", "validate_every"}
+    return knobs

@@ -1,0 +1,46 @@
+"""The figures of one step: made once per step, and given to the history, to whoever shows progress, and to the watch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StepFigures(NamedTuple):
+    """What one step saw and did.
+
+    - `step`: its number, from 1; `loss`: of its batch, before the weights moved; `learning_rate`: the one it was taken with.
+    - `gradient_norm`: Euclidean norm of all gradients before clipping; `clip_scale`: what the gradients were multiplied by.
+    - `skipped`: no weight moved; `nonfinite`: elements of the gradient that were NaN or infinite.
+    - `examples`: how many the step averaged over; `seconds`: how long it took.
+    - `gradient_norms`: of each parameter's gradient, in the order of the optimiser's groups; `weight_norms`, `update_norms` and
+      `gradient_ratios` (RMS(g / sqrt(v))): likewise, None where they were not measured.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    clip_scale: float = 1.0
+    skipped: bool = False
+    nonfinite: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    gradient_norms: Sequence[float] = ()
+    weight_norms: Tensor | None = None
+    update_norms: Tensor | None = None
+    gradient_ratios: Tensor | None = None
+
+    def scalars(self) -> Mapping[str, float]:
+        """Give the figures that the history keeps of every step, by column."""
+        return {
+            "loss": self.loss,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
+            "clip_scale": self.clip_scale,
+            "examples": self.examples,
+            "seconds": self.seconds,
+        }

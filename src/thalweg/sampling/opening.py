@@ -1,0 +1,86 @@
+"""Opening a task's data for training: cast, checked, and on the device where they are small enough to lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thalweg.errors import DataError, few
+from thalweg.sampling.batches import once
+from thalweg.sampling.sources import (
+    Source,
+    TensorSource,
+    leaves,
+    nonfinite_rows,
+    open_source,
+    to_device,
+    tree_map,
+)
+
+FIRST = 32  # examples of a first batch: more than one, for batch normalisation, and few, for speed
+
+
+def open_data(
+    data: Any,
+    *,
+    float_dtype: torch.dtype,
+    device: torch.device,
+    name: str,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    has_targets: bool = True,
+) -> tuple[Source, list[str]]:
+    """Open data; what lies in memory is cast, checked for NaN and infinity, and moved to the device.
+
+    Arguments:
+        data: as `Task` takes them.
+        float_dtype: that floating-point data are cast to.
+        device: where data in memory are to lie.
+        name: what messages call the data.
+        collate_fn: makes a batch of examples.
+        has_targets: whether the last part is a target; whole numbers among targets become int64.
+
+    Gives the source, and what a person should know of the casts. Raises DataError as `open_source` does, and for NaN or infinity.
+    """
+    source = open_source(data, float_dtype=float_dtype, collate_fn=collate_fn, name=name)
+    if not isinstance(source, TensorSource):
+        return source, []
+    notes = [f"`{name}` is float64 and was cast to the model's {float_dtype}."] if _is_wider(data, float_dtype) else []
+    _check_finite(source, name)
+    nest = source.nest
+    if isinstance(nest, tuple) and len(nest) > 1 and has_targets:
+        nest = (*nest[:-1], tree_map(_widen, nest[-1]))
+    return TensorSource(to_device(nest, device)), notes
+
+
+def _is_wider(data: Any, dtype: torch.dtype) -> bool:
+    parts = data if isinstance(data, tuple) else (data,)
+    return dtype != torch.float64 and any("float64" in str(getattr(part, "dtype", "")) for part in parts)
+
+
+def _widen(target: Tensor) -> Tensor:
+    # PyTorch's classification losses want class numbers as int64.
+    return target.long() if target.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else target
+
+
+def _check_finite(source: TensorSource, name: str) -> None:
+    """Raise DataError, with the first rows and columns, where the data have NaN or infinity."""
+    for number, leaf in enumerate(leaves(source.nest)):
+        rows = nonfinite_rows(leaf)
+        if not rows:
+            continue
+        columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
+        raise DataError(
+            f"`{name}` (part {number + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
+            f" rows {few(rows)}, columns {few(columns)}. Drop or fill them (or scale what is too large for {leaf.dtype})."
+        )
+
+
+def first_batch(source: Source, device: torch.device, count: int = FIRST) -> Any:
+    """Give the first examples as a batch on the device. Raises DataError where there are none."""
+    batch, _ = next(once(source, count), (None, 0))
+    if batch is None:
+        raise DataError("The data stream gave no batch. It must start again each time it is iterated over.")
+    return to_device(batch, device)

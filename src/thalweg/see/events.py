@@ -1,0 +1,103 @@
+"""A run's events in short sentences: what happened, what was done about it, and whether that helped."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from thalweg.formatting import format_number, grouped, printable, sentence, times_as
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.history import Event
+from thalweg.records.run import Run
+from thalweg.see import run_text
+from thalweg.watch.causes import summary_of
+from thalweg.watch.monitor import SAME_PLACE
+
+ROUTINE = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
+
+
+def event_sentences(run: Run) -> list[tuple[Event, str]]:
+    """Give the events that need a person's attention, each in a short sentence."""
+    return [(event, _sentence(run, event)) for event in run.events if event.kind not in ROUTINE]
+
+
+def event_place(event: Event) -> str:
+    """Say at which step an event happened; for a rollback, recorded at the step it returns to, where it started."""
+    step = event.data.get("from", event.step) if event.kind == "rollback" else event.step
+    return f"step {step:,}"
+
+
+def is_diagnosis(event: Event) -> bool:
+    """Tell whether an event holds a diagnosis, or the batch that was left out on one."""
+    return "symptom" in event.data or "batch" in event.data
+
+
+def mark_kind(event: Event) -> str:
+    """Give the kind under which an event is marked in charts: a batch that was left out, else its own."""
+    return "left_out" if "batch" in event.data else event.kind
+
+
+def _sentence(run: Run, event: Event) -> str:
+    if event.kind == "rollback" and "from" in event.data:
+        return f"Went back to step {event.step:,}{_changes(run, event)}."
+    if summary := summary_of(event.kind, event.data.get("evidence") or {}):
+        return summary
+    text = str(event.data["cause"]).partition(";")[0] if "cause" in event.data else event.message
+    text = re.sub(r"^step [\d,]+: ", "", printable(text).partition("; go on with")[0], flags=re.IGNORECASE)
+    return sentence(grouped(text if text.endswith((".", "!", "?", "…")) else f"{text}."))
+
+
+def _changes(run: Run, event: Event) -> str:
+    """Say what a rollback changed. Its figures are those of all cures so far together, so they are compared with the plan."""
+    factor, clip = event.data.get("rate_factor"), event.data.get("clip_norm")
+    changed: list[str] = []
+    if factor is not None and 0 < factor < 1:
+        rate = format_number(run.plan.learning_rate * factor)
+        changed.append(
+            f"{times_as(factor)} the planned learning rate ({rate} instead of {format_number(run.plan.learning_rate)})"
+        )
+    if clip is not None and math.isfinite(clip):
+        changed.append(f"gradients clipped at {format_number(float(clip))}")
+    return f", with {' and '.join(changed)}" if changed else ""
+
+
+def treatments(run: Run) -> list[tuple[Diagnosis, str]]:
+    """Give each diagnosis with what was done about it and what followed; nothing where nothing was done.
+
+    Matched from the end: a run that was stopped and resumed may have an event twice, but only one diagnosis of it.
+    """
+    treated: list[tuple[Diagnosis, str]] = []
+    candidates = list(range(len(run.events)))
+    for found in reversed(run.diagnoses):
+        k = next((k for k in reversed(candidates) if _is_of(run.events[k], found)), None)
+        candidates = candidates if k is None else candidates[: candidates.index(k)]
+        treated.append((found, "" if k is None else _what_was_done(run, k)))
+    return treated[::-1]
+
+
+def _is_of(event: Event, found: Diagnosis) -> bool:
+    """Tell whether an event belongs to a diagnosis: it holds the diagnosis, or the batch that was left out."""
+    left_out = "batch" in event.data and found.name in (event.kind, "")
+    return event.step == found.step and (left_out or event.data.get("symptom") == found.symptom)
+
+
+def _what_was_done(run: Run, k: int) -> str:
+    """Say what was done about the k-th event, and whether the trouble came back afterwards."""
+    trouble, after = run.events[k], run.events[k + 1 :]
+    if "batch" in trouble.data:
+        return "The batch was left out, and no weight took this step."
+    if after and after[0].kind == "diverged":
+        return "Nothing was left to try: the descent was given up."
+    if not after or after[0].kind != "rollback":
+        return ""
+    return f"{_sentence(run, after[0])} {_outcome(run, trouble, after[1:])}"
+
+
+def _outcome(run: Run, trouble: Event, after: tuple[Event, ...]) -> str:
+    later = next((event for event in after if "symptom" in event.data), None)
+    if later is None:
+        until = "" if run_text.status(run) in ("finished", "stopped early") else f" until step {run_text.steps(run):,}"
+        return f"That helped: the trouble did not come back{until}."
+    if later.step <= trouble.step + SAME_PLACE:
+        return f"That was not enough: the trouble came back at step {later.step:,}."
+    return f"That helped until step {later.step:,}, where the trouble came back."

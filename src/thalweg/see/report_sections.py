@@ -1,0 +1,361 @@
+"""The report's sections, each from a run to HTML. Text from outside (names, messages) passes through `safe`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thalweg.formatting import format_number, grouped, printable, seconds, sentence, several
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.history import Event
+from thalweg.records.run import Run
+from thalweg.see import curves, plan_text, run_text
+from thalweg.see.advice import next_steps
+from thalweg.see.charts import MARKS, color_class, mark_sign
+from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind, treatments
+
+MAX_EVENTS, MAX_DIAGNOSES, MAX_FIGURES = 200, 40, 60
+STATUS_CLASSES = {
+    "finished": "",
+    "stopped early": "",
+    "running": "warn",
+    "interrupted": "warn",
+    "diverged": "bad",
+    "failed": "bad",
+}
+TEST_NAMES = {
+    "critical step": "how long a step may be here before the loss rises",
+    "bad batch": "whether a single bad batch was at fault",
+    "which module gave it first": "which layer gave it first",
+}
+FIGURE_NAMES = {  # names in the figures, where they say too little by themselves
+    "learning_rates": "learning rate",
+    "seeds": "seed",
+    "scores": "score (lower is better)",
+    "batch_sizes": "batch size",
+    "examples_per_second": "examples per second",
+    "peak_megabytes": "memory, MB",
+    "seconds_per_step": "seconds per step",
+    "best_of_short_runs": "best learning rate of the short runs",
+    "price": "price of search and training, in full trainings",
+    "seconds": "seconds that it took",
+}
+VERIFIED = {True: "It was seen to work.", False: "It was tried and did not help.", None: ""}
+
+
+def safe(text: Any) -> str:
+    """Escape text from outside for HTML.
+
+    >>> safe("<b>\\x00'")
+    '&lt;b&gt;&#x27;'
+    """
+    return escape(printable(str(text)))
+
+
+def with_code(text: str) -> str:
+    """Turn words between backticks into code, and escape the rest.
+
+    >>> with_code("run `a < b`")
+    'run <code>a &lt; b</code>'
+    """
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", safe(text))
+
+
+def heading(run: Run) -> str:
+    """The task's name, the run's status, and how it ended."""
+    status = run_text.status(run)
+    chip = f'<span class="state {STATUS_CLASSES.get(status, "warn")}">{safe(status)}</span>'
+    weights = run_text.weights(run)
+    return (
+        f'<header><div class="top"><h1>{safe(run_text.name(run))}</h1>{chip}</div>'
+        f'<p class="lead">{safe(run_text.headline(run))}</p>{f"<p class=dim>{safe(weights)}</p>" if weights else ""}</header>'
+    )
+
+
+def tiles(run: Run) -> str:
+    """The final figures, large."""
+    shown = [*run_text.figures(run), *_steps_and_time(run)]
+    inside = "".join(
+        f'<div class="tile"><span>{safe(name)}</span><b>{safe(value)}</b><small>{safe(comparison)}</small></div>'
+        for name, value, comparison in shown
+    )
+    return f'<div class="tiles">{inside}</div>' if inside else ""
+
+
+def _steps_and_time(run: Run) -> list[tuple[str, str, str]]:
+    steps, took = run_text.steps(run), run.summary.get("seconds")
+    if not steps:
+        return []
+    return [("steps", f"{steps:,}", run_text.epochs(run, steps))] + (
+        [("time", seconds(float(took)), f"on {run_text.device(run)}")] if took is not None else []
+    )
+
+
+def advice(run: Run) -> str:
+    """What to do next."""
+    inside = "".join(f"<li>{with_code(line)}</li>" for line in next_steps(run))
+    return f'<section class="card next"><h2>What to do next</h2><ul>{inside}</ul></section>'
+
+
+def charts(run: Run) -> str:
+    """The curves."""
+    rest = [*curves.metrics(run), curves.rate(run), curves.gradient(run)]
+    first, rest = curves.loss(run), [c for c in rest if c]
+    if not first and not rest:
+        return section("How it went", '<p class="dim">No step has been recorded yet.</p>')
+    large = f'<div class="tall">{first}</div>' if first else ""
+    return section("How it went", f'{large}<div class="pair">{"".join(rest)}</div>')
+
+
+def plan(run: Run) -> str:
+    """Every knob with its value and its evidence; what was measured for it is drawn."""
+    shown, rest = plan_text.split(run.plan)
+    legend = "".join(
+        f'<span><span class="chip {source}">{source}</span>{safe(meaning)}</span>'
+        for source, meaning in plan_text.SOURCES.items()
+    )
+    hidden = (
+        f"<details><summary>{several(len(rest), 'more knob')}, which nobody had to choose</summary>"
+        f"{_knobs(run, rest)}</details>"
+        if rest
+        else ""
+    )
+    charts_found = "".join(c for c in (curves.search(run), batches(run)) if c)
+    charts_html = f'<div class="pair">{charts_found}</div>' if charts_found else ""
+    return section(
+        "The plan, and why",
+        f'<p class="note sources">{legend}</p><div class="card">{_knobs(run, shown)}{hidden}</div>{charts_html}',
+    )
+
+
+def _knobs(run: Run, names: Iterable[str]) -> str:
+    return f'<table class="knobs"><tbody>{"".join(_knob(run, name) for name in names)}</tbody></table>'
+
+
+def _knob(run: Run, name: str) -> str:
+    why = run.plan.why(name)
+    chip = f'<span class="chip {why.source}">{why.source}</span>'
+    details = f"<details><summary>figures</summary>{figures_table(why.figures)}</details>" if why.figures else ""
+    return (
+        f"<tr><th scope=row>{safe(plan_text.label(name))}<small>{safe(plan_text.meaning(name))}</small></th>"
+        f"<td>{safe(plan_text.value(run.plan, name))}</td><td>{chip}{safe(grouped(why.reason))}{details}</td></tr>"
+    )
+
+
+def figures_table(figures: Mapping[str, Any]) -> str:
+    """Numbers and texts by name; lists of the same length are the columns of a second table."""
+    lists = {key: list(v) for key, v in figures.items() if isinstance(v, list | tuple)}
+    length = max(map(len, lists.values()), default=0)
+    columns = {key: v for key, v in lists.items() if len(v) == length > 1}
+    columns = columns if len(columns) > 1 else {}
+    rows = "".join(
+        f"<tr><th scope=row>{_column_name(key)}</th><td>{_value(v)}</td></tr>"
+        for key, v in figures.items()
+        if key not in columns
+    )
+    single = f'<table class="figures"><tbody>{rows}</tbody></table>' if rows else ""
+    return single + (_columns(columns, length) if columns else "")
+
+
+def _columns(columns: Mapping[str, list[Any]], length: int) -> str:
+    head = "".join(f"<th scope=col>{_column_name(key)}</th>" for key in columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_cell(key, v[row])}</td>" for key, v in columns.items()) + "</tr>"
+        for row in range(min(length, MAX_FIGURES))
+    )
+    more = f"<p class=dim>and {length - MAX_FIGURES:,} more.</p>" if length > MAX_FIGURES else ""
+    table = f'<table class="figures rows"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="wide">{table}</div>{more}'
+
+
+def _column_name(key: str) -> str:
+    return safe(FIGURE_NAMES.get(key, key.replace("_", " ")))
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "scores" and value == math.inf:
+        return "diverged"
+    return safe(value) if key == "seeds" else safe(format_number(value))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        more = f", and {len(value) - MAX_FIGURES} more" if len(value) > MAX_FIGURES else ""
+        return safe(", ".join(format_number(v) for v in value[:MAX_FIGURES]) + more)
+    if isinstance(value, Mapping):
+        return safe(", ".join(f"{k} {format_number(v)}" for k, v in value.items()))
+    return safe(format_number(value))
+
+
+def batches(run: Run) -> str:
+    """The measured batch sizes, as bars of examples per second."""
+    figures = run.plan.why("batch_size").figures
+    sizes, speeds = figures.get("batch_sizes", []), figures.get("examples_per_second", [])
+    memory = list(figures.get("peak_megabytes", []))
+    memory += [None] * (len(sizes) - len(memory))
+    if len(sizes) < 2 or len(sizes) != len(speeds):
+        return ""
+    top = max([1.0, *(float(s) for s in speeds)])
+    rows = "".join(_bar(run, *measured, top) for measured in zip(sizes, speeds, memory, strict=False))
+    return (
+        '<figure><figcaption><b>Batch size</b></figcaption><p class="note">Examples per second at each size, and the process\'s'
+        f" largest memory until then.{_why_not_fastest(run, sizes, speeds)}</p>"
+        f'<table class="bars"><tbody>{rows}</tbody></table></figure>'
+    )
+
+
+def _why_not_fastest(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
+    """Say why a size was chosen that is not the fastest."""
+    chosen, fastest = run.plan.batch_size, sizes[int(np.argmax(np.array(speeds, np.float64)))]
+    if chosen not in sizes or fastest <= chosen or not run.plan.steps:
+        return ""
+    return (
+        f" {chosen:,} was chosen although {format_number(fastest)} is faster: it gives {fastest / chosen:.3g} times as many steps"
+        f" for the same examples, here {run.plan.steps:,}, and a short run lacks steps rather than speed."
+    )
+
+
+def _bar(run: Run, size: Any, speed: Any, memory: Any, top: float) -> str:
+    chosen = ' class="chosen"' if size == run.plan.batch_size else ""
+    speed_text = f"{float(speed):,.0f}/s" if speed else "out of memory"
+    memory_cell = f"<td>{safe(format_number(memory))} MB</td>" if memory is not None else "<td></td>"
+    width = f'<span class="bar" style="width:{100 * float(speed) / top:.1f}%"></span>'
+    size_text = f"{safe(format_number(size))}{' ◆' if chosen else ''}"
+    return f"<tr{chosen}><td>{size_text}</td><td>{width}</td><td>{speed_text}</td>{memory_cell}</tr>"
+
+
+def events(run: Run) -> str:
+    """What happened during the run, in order."""
+    described = event_sentences(run)
+    if not described:
+        return section("What happened", '<p class="dim">Nothing out of the ordinary: no step had to be corrected.</p>')
+    rows = "".join(_event(event, text) for event, text in described[:MAX_EVENTS])
+    more = (
+        f"<p class=dim>and {len(described) - MAX_EVENTS:,} more, in the history.</p>"
+        if len(described) > MAX_EVENTS
+        else ""
+    )
+    return section(
+        "What happened", f'<div class="card"><table class="events"><tbody>{rows}</tbody></table>{more}</div>'
+    )
+
+
+def _event(event: Event, text: str) -> str:
+    row_class = ' class="superseded"' if event.superseded else ""
+    # After a diagnosis the rollback is an event of its own.
+    continued = event.superseded and not is_diagnosis(event)
+    note = " <small>The run later continued from an earlier step.</small>" if continued else ""
+    kind = mark_kind(event)
+    marked = is_diagnosis(event) or kind in MARKS
+    name, color = (mark_sign(kind)[1], color_class(kind)) if marked else (safe(kind.replace("_", " ")), safe(kind))
+    kind = f'<small class="kind {color}">{name}</small>'
+    return f"<tr{row_class}><th scope=row>{event_place(event)}{kind}</th><td>{safe(text)}{note}</td></tr>"
+
+
+def diagnoses(run: Run) -> str:
+    """What went wrong, on what evidence, and what was done."""
+    if not run.diagnoses:
+        return ""
+    cards = "".join(_diagnosis(diagnosis, done) for diagnosis, done in treatments(run)[:MAX_DIAGNOSES])
+    more = len(run.diagnoses) - MAX_DIAGNOSES
+    return section("Diagnoses", cards + (f"<p class=dim>and {more:,} more of the kind.</p>" if more > 0 else ""))
+
+
+def _diagnosis(diagnosis: Diagnosis, done: str) -> str:
+    when = f"Step {diagnosis.step:,}" if diagnosis.step is not None else "Before training"
+    since = f", abnormal since step {diagnosis.since:,}" if diagnosis.since not in (None, diagnosis.step) else ""
+    probability = f" ({diagnosis.probability:.0%} sure)" if diagnosis.probability is not None else ""
+    parts = [f"<h3>{when}: {safe(diagnosis.symptom)}{since}{probability}</h3><p>{safe(sentence(diagnosis.cause))}</p>"]
+    if done:
+        parts.append(f"<p><b>Done:</b> {safe(done)} {VERIFIED[diagnosis.verified]}</p>")
+    elif diagnosis.cure:
+        parts.append(f"<p><b>What to do:</b> {safe(diagnosis.cure.action)} {VERIFIED[diagnosis.verified]}</p>")
+    for word, names in (
+        ("Ruled out", diagnosis.ruled_out),
+        ("Follows from it", diagnosis.consequences),
+        ("Training examples", diagnosis.examples[:MAX_FIGURES]),
+    ):
+        if names:
+            parts.append(f"<p class=dim>{word}: {safe(', '.join(map(str, names)))}.</p>")
+    not_measured = ", ".join(TEST_NAMES.get(name, name) for name in diagnosis.not_measured)
+    not_measured_html = f"<p class=dim>Not looked into: {safe(not_measured)}.</p>" if not_measured else ""
+    if diagnosis.evidence or not_measured_html:
+        parts.append(f"<details><summary>figures</summary>{_evidence(diagnosis)}{not_measured_html}</details>")
+    return f'<div class="card found {diagnosis.severity}">{"".join(parts)}</div>'
+
+
+def _evidence(diagnosis: Diagnosis) -> str:
+    texts: dict[str, Any] = {}
+    for name, entry in diagnosis.evidence.items():
+        label = "measured" if name == diagnosis.symptom else name
+        if isinstance(entry, Mapping) and "value" in entry:
+            texts[label] = f"{format_number(entry['value'])}{_expected(entry)}"
+        else:
+            texts[label] = entry
+    return figures_table(texts)
+
+
+def _expected(entry: Mapping[str, Any]) -> str:
+    """Say what value was expected: the measured one lies on the wrong side of the threshold."""
+    value, limit = entry["value"], entry.get("threshold")
+    if limit is None:
+        return ""
+    numbers = all(isinstance(part, int | float) for part in (value, limit))
+    side = ("at most " if value > limit else "at least ") if numbers else ""
+    return f" (expected: {side}{format_number(limit)})"
+
+
+def use(run: Run) -> str:
+    """How to use the model, resume the run or repeat it."""
+    shown = "".join(
+        f"<h3>{safe(title)}</h3><pre><code>{_code(code)}</code></pre>" for title, code in run_text.commands(run)
+    )
+    return section("Use it", shown)
+
+
+def _code(code: str) -> str:
+    return "\n".join(safe(line) for line in code.split("\n"))
+
+
+def environment(run: Run) -> str:
+    """Where and on what it ran."""
+    summary = run.summary
+    took = run_text.column(run, "seconds")
+    median = float(np.nanmedian(took)) if np.isfinite(took).any() else None
+    entries = {
+        "device": run_text.device(run),
+        "torch": summary.get("torch"),
+        "CPU threads": run.plan.threads,
+        "precision": run.plan.precision,
+        "trainable and fixed parameters": summary.get("parameters"),
+        "training examples": summary.get("examples"),
+        "milliseconds per step (median)": None if median is None else 1000 * median,
+        "folder": None if run.folder is None else Path(run.folder).absolute(),
+        "report written by": _version(),
+    }
+    table = figures_table({key: value for key, value in entries.items() if value is not None})
+    notes = "".join(f"<li>{with_code(grouped(str(note)))}</li>" for note in summary.get("notes", []))
+    return section("Environment", f'<div class="card">{table}{f"<ul>{notes}</ul>" if notes else ""}</div>')
+
+
+def _version() -> str:
+    from importlib.metadata import (
+        PackageNotFoundError,
+        version,
+    )  # tens of milliseconds that `import thalweg` can do without
+
+    try:
+        return f"thalweg {version('thalweg')}"
+    except PackageNotFoundError:  # run from a source tree
+        return "thalweg"
+
+
+def section(title: str, inside: str) -> str:
+    """A section with its title."""
+    return f"<section><h2>{escape(title)}</h2>{inside}</section>"

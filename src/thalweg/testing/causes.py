@@ -1,0 +1,74 @@
+"""What every cause keeps to, ours and a third party's: `check_cause(cause)` raises AssertionError that says what it does not."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+
+from thalweg.landscape.initial_figures import InitialFigures
+from thalweg.records import json_values
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.step_figures import StepFigures
+from thalweg.watch.cause import Cause, Detector
+from thalweg.watch.finished import FinishedHistory
+from thalweg.watch.window import Window
+
+STEPS = 300
+
+
+def check_cause(cause: Cause) -> None:
+    """Hold a cause to the contract: names, silence where nothing is known or all is well, and state that can be saved.
+
+    Raises AssertionError that names the cause and what it breaks.
+    """
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cause.name), f"{cause.name!r}: a name has small letters and hyphens"
+    assert cause.meaning, f"{cause.name}: `meaning` says in a sentence what the cause is"
+    asked = (cause.before, cause.during, cause.after)
+    assert any(question is not None for question in asked), f"{cause.name}: no question at any moment"
+    if cause.before is not None:
+        found = list(cause.before(InitialFigures(loss=2.3)))
+        assert not found, f"{cause.name}: judges figures that were not measured: {found}"
+    if cause.after is not None:
+        found = list(cause.after(FinishedHistory(columns={"step": np.zeros(0), "loss": np.zeros(0)})))
+        assert not found, f"{cause.name}: judges an empty history: {found}"
+    if cause.during is not None:
+        _check_detector(cause, cause.during(), cause.during())
+
+
+def _check_detector(cause: Cause, detector: Detector, other: Detector) -> None:
+    """A healthy loss raises no alarm, and a detector that continues from saved state answers as the one that was saved."""
+    window = Window()
+    for figures in _healthy(STEPS):
+        window.push(figures)
+        found = detector.observe(window)
+        assert not _is_alarm(found), f"{cause.name}: alarm on a healthy loss at step {figures.step}: {found}"
+    saved = json.loads(json.dumps(json_values.encode(detector.state_dict())))
+    other.load_state_dict(json_values.decode(saved))
+    for figures in _diverging(STEPS):
+        window.push(figures)
+        one, two = detector.observe(window), other.observe(window)
+        assert str(one) == str(two), (
+            f"{cause.name}: answers otherwise after its state was saved and restored: {one}, {two}"
+        )
+        assert one is None or isinstance(one, Diagnosis), f"{cause.name}: gives a {type(one).__name__}, not a Diagnosis"
+        assert detector.suspicious == other.suspicious, f"{cause.name}: `suspicious` is not part of its state"
+        if one is not None and cause.cure is not None:
+            assert cause.cure(window, 1).action, f"{cause.name}: a cure says what to do in a sentence"
+
+
+def _is_alarm(found: Diagnosis | None) -> bool:
+    return found is not None and found.severity != "note"
+
+
+def _healthy(count: int) -> list[StepFigures]:
+    falling = [2.3 * math.exp(-step / 100) + 0.05 * (1 + math.sin(step)) for step in range(count)]
+    return [StepFigures(step, loss, 1e-3, 1.0, examples=32) for step, loss in enumerate(falling, 1)]
+
+
+def _diverging(count: int) -> list[StepFigures]:
+    rising = [0.1 * math.exp(min(step / 5, 700)) for step in range(count)]
+    losses = [*rising[: count // 2], math.nan, *rising[: count // 2]]
+    return [StepFigures(count + step, loss, 1.0, loss, examples=32) for step, loss in enumerate(losses, 1)]

@@ -1,0 +1,34 @@
+"""A trial: one short run, from a task and a plan to figures, wherever it is run."""
+
+from __future__ import annotations
+
+from thalweg.descent.loop import descend
+from thalweg.descent.problem import Problem, pose
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.state import Descent
+from thalweg.errors import DivergedError
+from thalweg.records.plan import Plan
+from thalweg.records.task import Source, Task
+from thalweg.tuning.search import Search
+
+
+def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") -> dict[str, float]:
+    """Train a settled plan in memory, in silence, and give the figures of its last validation; none where it diverged.
+
+    Another process is sent a task's `Source` (or the task, where that can be pickled) and gives the same bits; here an open
+    problem serves, whose data are not opened again.
+    """
+    task = source.load() if isinstance(source, Source) else source
+    descent = Descent(pose(task, device) if isinstance(task, Task) else task, plan)
+    try:
+        descend(descent, Recorder())
+    except DivergedError:
+        return {}
+    return dict(descent.last_validation)
+
+
+def run_trials(search: Search, problem: Problem) -> None:
+    """Run all trials that a search asks for, here and one after the other."""
+    while plans := search.ask():
+        for plan in plans:
+            search.tell(plan, evaluate(problem, plan))

@@ -1,0 +1,106 @@
+"""A cause: one question about a training run, which can be asked before it, during it and after it.
+
+Each cause is one file in `watch/causes/`. It says nothing of who asks: `check`, the monitor of a descent, `diagnose` and the
+report ask all causes in the same way, and a third party's cause comes by an entry point of the group `thalweg.causes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from thalweg.landscape.initial_figures import InitialFigures
+from thalweg.records.diagnosis import Cure, Diagnosis, Severity
+from thalweg.watch.finished import FinishedHistory
+from thalweg.watch.replay import Batch, Replay
+from thalweg.watch.window import Window
+
+
+class Detector(Protocol):
+    """Asks a cause's question after every step of one run. What it remembers from step to step is its own."""
+
+    def observe(self, window: Window) -> Diagnosis | None:
+        """Give a diagnosis where the last steps show the symptom."""
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether a recent step looked abnormal, though not enough for a diagnosis: such a state is not kept as a snapshot."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what is remembered, as plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that can be wrong with a training run.
+
+    Arguments:
+        name: stable name, as the file's, with hyphens: "learning-rate-too-low". It is the kind of the events about it.
+        meaning: what it is, in a sentence for people.
+        rank: of several findings of one severity, those of lower rank come first: what is certain before what is likely.
+        before: the question asked before training, of the figures of the initial model; gives any number of diagnoses.
+        during: makes the detector that asks after every step of a run; `each_step` makes one of a plain function.
+        after: the question asked of a finished run's history.
+        cure: the cure for what was found during training, from the recent steps and the number of the attempt at this place.
+        test: decides what the figures leave open, by the batch at hand and by replaying it from the last snapshot (None where
+            there is none); gives the diagnosis with what it found, and with a cure where another one than `cure` is due.
+        summary: says the finding in one short sentence, from its evidence, for lists of events; None: its cause does.
+        explains: symptoms that follow from this cause: where both are found, they are named as its consequences.
+        refutable: symptoms, found before training, that a training which learns disproves.
+    """
+
+    name: str
+    meaning: str
+    rank: int = 50
+    before: Callable[[InitialFigures], Iterable[Diagnosis]] | None = None
+    during: Callable[[], Detector] | None = None
+    after: Callable[[FinishedHistory], Iterable[Diagnosis]] | None = None
+    cure: Callable[[Window, int], Cure] | None = None
+    test: Callable[[Diagnosis, Batch, Replay | None], Diagnosis] | None = None
+    summary: Callable[[Mapping[str, Any]], str] | None = None
+    explains: tuple[str, ...] = ()
+    refutable: tuple[str, ...] = ()
+
+
+class _EachStep:
+    """A detector that remembers nothing."""
+
+    suspicious = False
+
+    def __init__(self, question: Callable[[Window], Diagnosis | None]) -> None:
+        self.question = question
+
+    def observe(self, window: Window) -> Diagnosis | None:
+        return self.question(window)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+def each_step(question: Callable[[Window], Diagnosis | None]) -> Callable[[], Detector]:
+    """Make a detector of a question that needs only the recent steps, and remembers nothing itself."""
+    return lambda: _EachStep(question)
+
+
+def finding(
+    symptom: str,
+    cause: str,
+    cure: str,
+    severity: Severity,
+    figure: str,
+    value: object,
+    threshold: object,
+    **more: object,
+) -> Diagnosis:
+    """Give a diagnosis that rests on one figure and its threshold, with a cure that a person applies."""
+    evidence = {figure: {"value": value, "threshold": threshold}, **more}
+    return Diagnosis(symptom=symptom, cause=cause, severity=severity, evidence=evidence, cure=Cure(cure))

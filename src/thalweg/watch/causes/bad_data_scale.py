@@ -1,0 +1,143 @@
+"""Do inputs and targets have a scale that a model can learn from?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from thalweg.formatting import typed_number
+from thalweg.landscape.initial_figures import InitialFigures, Scale, is_finite
+from thalweg.records.diagnosis import Diagnosis, Severity
+from thalweg.watch.cause import Cause, finding
+
+SPREAD = 1e3  # of columns' standard deviations
+OFFSET = 10.0  # mean over standard deviation
+LARGE_TARGET = 30.0  # root mean square under squared error: an output moves about as far as the rate in a step
+SMALL_TARGET = 0.01  # standard deviation under squared error: outputs start some tenths away from each other
+NARROW = 0.1  # largest minus least input
+HIGH_START = 3.0  # times the constant predictor's loss, or that of equal shares where that is higher
+
+
+def unlike_scales(figures: InitialFigures) -> Iterator[Diagnosis]:
+    """Say where inputs, columns or targets hinder learning by their scale, and where the loss starts far too high."""
+    yield from _inputs(figures)
+    yield from _columns(figures)
+    yield from _target_scale(figures)
+    yield from _start_loss(figures)
+
+
+def _inputs(figures: InitialFigures) -> Iterator[Diagnosis]:
+    inputs = figures.scale.get("inputs")
+    if figures.column_offset is not None and figures.column_offset[1] > OFFSET:
+        column, offset = figures.column_offset
+        yield finding(
+            "column far from zero",
+            f"the mean of input column {column} is {typed_number(offset)} standard deviations away from zero.",
+            "Subtract each column's mean and divide by its standard deviation (of the training part).",
+            "warning",
+            "mean over standard deviation of the column",
+            offset,
+            OFFSET,
+        )
+    elif inputs is not None and _offset(inputs) > OFFSET:
+        yield finding(
+            "inputs far from zero",
+            f"inputs have mean {typed_number(inputs.mean)} and standard deviation {typed_number(inputs.sd)}.",
+            f"{_standardise(inputs)}.",
+            "warning",
+            "mean over standard deviation of the inputs",
+            _offset(inputs),
+            OFFSET,
+        )
+    if inputs is not None and 0 < inputs.high - inputs.low < NARROW:
+        yield finding(
+            "tiny inputs",
+            f"all inputs lie between {inputs.low:.3g} and {inputs.high:.3g}, so the model hardly feels their differences"
+            f"{_coped(figures)}.",
+            f"{_standardise(inputs)}, or each column by its own.",
+            "note" if figures.fit is not None and figures.fit.easy else "warning",
+            "largest minus least input",
+            inputs.high - inputs.low,
+            NARROW,
+        )
+
+
+def _columns(figures: InitialFigures) -> Iterator[Diagnosis]:
+    if figures.column_spread is not None and figures.column_spread > SPREAD:
+        yield finding(
+            "columns of unlike scale",
+            f"the widest input column spreads {figures.column_spread:.3g} times as far as the narrowest.",
+            "Standardise each column: subtract its mean, divide by its standard deviation (of the training part).",
+            "warning",
+            "widest over narrowest column",
+            figures.column_spread,
+            SPREAD,
+        )
+
+
+def _target_scale(figures: InitialFigures) -> Iterator[Diagnosis]:
+    targets = figures.scale.get("targets")
+    if figures.compares != "distance" or targets is None or targets.sd == 0:
+        return
+    mean, sd = typed_number(targets.mean), typed_number(targets.sd)
+    described = f"targets have mean {mean} and standard deviation {sd}"
+    cure = f"{_standardise(targets)}, and undo it on the outputs: {sd} * output + {mean}."
+    severity: Severity = "note" if figures.fit is not None and figures.fit.easy else "warning"
+    if targets.size > LARGE_TARGET:
+        cause = f"{described}: outputs that start near 0 need very many steps to get there{_coped(figures)}."
+        figure = "root mean square of the targets"
+        yield finding("large targets", cause, cure, severity, figure, targets.size, LARGE_TARGET)
+    elif _offset(targets) > OFFSET and abs(targets.mean) > 1:
+        cause = f"{described}: what tells them apart is small against what they share{_coped(figures)}."
+        figure = "mean over standard deviation of the targets"
+        yield finding("targets far from zero", cause, cure, severity, figure, _offset(targets), OFFSET)
+    elif targets.sd < SMALL_TARGET:
+        cause = f"{described}: outputs start much farther apart, and a usual step is larger than that{_coped(figures)}."
+        figure = "standard deviation of the targets"
+        yield finding("small targets", cause, cure, severity, figure, targets.sd, SMALL_TARGET)
+
+
+def _start_loss(figures: InitialFigures) -> Iterator[Diagnosis]:
+    constant = figures.constant_loss
+    if (
+        constant is None
+        or not is_finite(figures.loss)
+        or constant <= 0
+        or figures.constant_kind != "entropy of the labels"
+    ):
+        return
+    limit = HIGH_START * max(constant, math.log(figures.classes or 1))
+    if figures.loss > limit:
+        inputs = figures.scale.get("inputs")
+        now = "" if inputs is None else f" (now {typed_number(inputs.mean)} and {typed_number(inputs.sd)})"
+        yield finding(
+            "high start",
+            f"the loss starts at {figures.loss:.4g}, while one fixed answer for all examples gives {constant:.4g}:"
+            f" the first steps go into unlearning.",
+            f"Scale the inputs to mean 0 and standard deviation 1{now}, or start the last layer with smaller weights.",
+            "warning",
+            "loss at the start",
+            figures.loss,
+            limit,
+        )
+
+
+def _offset(scale: Scale) -> float:
+    return abs(scale.mean) / scale.sd if scale.sd > 0 else 0.0
+
+
+def _standardise(scale: Scale) -> str:
+    return f"Standardise: subtract {typed_number(scale.mean)} and divide by {typed_number(scale.sd)}"
+
+
+def _coped(figures: InitialFigures) -> str:
+    return "; this model coped on one batch" if figures.fit is not None and figures.fit.easy else ""
+
+
+bad_data_scale = Cause(
+    name="bad-data-scale",
+    meaning="inputs or targets are orders of magnitude apart, or far from zero",
+    rank=40,
+    before=unlike_scales,
+    explains=("one batch cannot be fitted",),
+)

@@ -1,0 +1,54 @@
+"""Did the training achieve anything?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from thalweg.formatting import format_number, sentence
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.watch.cause import Cause
+from thalweg.watch.finished import MATTERS, FinishedHistory
+
+
+def achieved_nothing(history: FinishedHistory) -> Iterator[Diagnosis]:
+    """Compare the criterion with the start: worse, or as good as unchanged."""
+    before, after = history.initial.get(history.select, math.nan), float(history.final.get(history.select, math.nan))
+    if not math.isfinite(before) or history.fell_steadily_and_hardly():  # then the way down is known: longer steps
+        return
+    name, check = history.metric_name(history.select), _where_to_look(history)
+    if not math.isfinite(after):
+        cause = f"The {name} ended not finite."
+        yield _found(
+            history, "non-finite", cause, f"Look for log(0), division by zero or overflow in the loss; {check}."
+        )
+    elif abs(after - before) <= MATTERS * abs(before):
+        cause = f"Nothing was learnt worth the name: the {name} is {history.change_text()}."
+        yield _found(history, "stagnant", cause, f"{sentence(check)}.")
+    elif history.better(before, after):
+        cause = f"The model is worse than before the first step: the {name} is {history.change_text()}."
+        yield _found(history, "diverging", cause, f"{sentence(check)}.")
+    elif history.final.get("r2", 1.0) <= 0:
+        r2 = format_number(float(history.final["r2"]))
+        cause = f"An r2 of {r2} is no better than always predicting the mean."
+        yield _found(history, "stagnant", cause, f"{sentence(check)}.")
+
+
+def _found(history: FinishedHistory, symptom: str, cause: str, cure: str) -> Diagnosis:
+    value, threshold = history.final.get(history.select, math.nan), history.initial.get(history.select)
+    evidence = {history.select: {"value": value, "threshold": threshold}}
+    return Diagnosis(symptom, cause, "warning", step=history.steps, evidence=evidence, cure=Cure(cure))
+
+
+def _where_to_look(history: FinishedHistory) -> str:
+    if history.found_before:
+        return "what was found before training is the likely cause"
+    return "`thalweg check` looks for the cause before training"
+
+
+nothing_learnt = Cause(
+    name="nothing-learnt",
+    meaning="the model ended no better than it was before the first step",
+    rank=30,
+    after=achieved_nothing,
+)

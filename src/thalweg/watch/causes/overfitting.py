@@ -1,0 +1,49 @@
+"""Does the model get worse on validation data while it gets better on the training data?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from thalweg.formatting import format_number, several
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.watch.cause import Cause
+from thalweg.watch.finished import FinishedHistory
+
+
+def overfits(history: FinishedHistory) -> Iterator[Diagnosis]:
+    """Say so where the criterion was best early, as the median of the last fifth shows, and the training loss fell on."""
+    seen = history.worsened()
+    if seen is None:
+        return
+    early, last = history.training_loss(seen.step), history.training_loss()
+    if math.isfinite(last) and last > early:
+        return
+    fell = (
+        f", while the training loss went from {format_number(early)} to {format_number(last)}"
+        if math.isfinite(last)
+        else ""
+    )
+    keeps_best = history.plan is not None and history.plan.keep == "best"
+    kept = "The best weights were kept. " if keeps_best else 'Keep the best weights (`keep = "best"`). '
+    fewer = f"fewer steps ({history.epochs(seen.step) or several(seen.step, 'step')} were enough)"
+    yield Diagnosis(
+        symptom="overfitting",
+        cause=f"{history.worsened_text(seen)}{fell}: overfitting.",
+        severity="warning",
+        step=history.last_step,
+        since=seen.step,
+        evidence={
+            history.select: {"value": seen.late, "threshold": seen.best},
+            "training loss": {"value": last},
+        },
+        cure=Cure(f"{kept}More data, augmentation, dropout or more weight decay would help, or {fewer}."),
+    )
+
+
+overfitting = Cause(
+    name="overfitting",
+    meaning="validation gets worse while the training loss still falls",
+    rank=70,
+    after=overfits,
+)

@@ -1,0 +1,38 @@
+"""Can a few examples be learnt by heart?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from thalweg.landscape.initial_figures import RATES, InitialFigures, is_finite
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.watch.cause import Cause, finding
+
+
+def cannot_fit(figures: InitialFigures) -> Iterator[Diagnosis]:
+    """Say so where many steps on a few examples did not bring their loss down, at several learning rates."""
+    fit = figures.fit
+    if fit is None or fit.done or not is_finite(fit.started) or not is_finite(fit.reached):
+        return
+    same = f", where one fixed answer for all gives {fit.constant:.4g}" if fit.constant else ""
+    rates = ", ".join(f"{rate:g}" for rate in RATES)
+    yield finding(
+        "one batch cannot be fitted",
+        f"{fit.steps} steps on {fit.examples} examples took the loss from {fit.started:.4g} to {fit.reached:.4g}, at the best of"
+        f" the learning rates {rates}{same}.",
+        "Check that labels belong to their examples, that the last layer fits the loss, that nothing is frozen, and that no"
+        " layer's units are all off.",
+        "warning",
+        f"loss after {fit.steps} steps",
+        fit.reached,
+        fit.goal,
+    )
+
+
+unfittable_batch = Cause(
+    name="unfittable-batch",
+    meaning="not even a few examples can be fitted",
+    rank=60,
+    before=cannot_fit,
+    refutable=("one batch cannot be fitted",),
+)

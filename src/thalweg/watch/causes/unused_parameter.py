@@ -1,0 +1,55 @@
+"""Is every trainable parameter used by the loss?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from thalweg.formatting import printable
+from thalweg.landscape.initial_figures import InitialFigures
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.watch.cause import Cause, finding
+from thalweg.watch.finished import FinishedHistory
+
+SYMPTOM = "parameter without gradient"
+
+
+def without_gradient(figures: InitialFigures) -> Iterator[Diagnosis]:
+    """Say which trainable parameters the first backward pass left without a gradient."""
+    if figures.idle:
+        names = ", ".join(figures.idle[:5]) + (" …" if len(figures.idle) > 5 else "")
+        yield finding(
+            SYMPTOM,
+            f"{len(figures.idle)} parameters got no gradient from the first batch: {names}.",
+            "Use them in the forward pass, or freeze them with requires_grad_(False).",
+            "warning",
+            "parameters without gradient",
+            len(figures.idle),
+            0,
+            parameters=list(figures.idle),
+        )
+
+
+def never_trained(history: FinishedHistory) -> Iterator[Diagnosis]:
+    """Say which parameters got no gradient when the run was prepared."""
+    idle = [printable(str(name)) for name in history.summary.get("idle_parameters", [])]
+    if idle:
+        more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
+        yield finding(
+            SYMPTOM,
+            f"No gradient reached {', '.join(idle[:4])}{more}: as good as frozen.",
+            "Use them in the forward pass, or drop them.",
+            "warning",
+            "parameters without gradient",
+            len(idle),
+            0,
+            parameters=idle,
+        )
+
+
+unused_parameter = Cause(
+    name="unused-parameter",
+    meaning="a trainable parameter takes no part in the loss, so it is never trained",
+    rank=70,
+    before=without_gradient,
+    after=never_trained,
+)

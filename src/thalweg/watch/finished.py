@@ -1,0 +1,201 @@
+"""A finished history: what causes are asked about after training, of a run of ours or of somebody else's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from thalweg.formatting import figure, printable
+from thalweg.records.history import Event
+from thalweg.records.plan import Plan
+from thalweg.records.run import Run
+
+Values = npt.NDArray[np.float64]
+LATE = 0.8  # of the run: a best before this is early, and what improved after it was improving to the end
+MATTERS = 0.02  # share of the improvement over the start that a later loss of it, or a difference, must reach
+WORSENED = 0.2  # share of the best by which it must have worsened since, where that is less than MATTERS
+SLIGHT = 0.005  # share of the improvement over the start that it must be all the same
+
+
+HARDLY = 0.1  # share of the loss at the start: a fall by less is hardly anything
+FALLING = 0.75  # share of the validations that must be lower than the one before, for a steady fall
+UNSPENT = 0.3  # share of the fall in the second half of the sum of rates: half of it would be a straight line
+
+
+class Worsened(NamedTuple):
+    """The criterion was best at a step and is about `late` at the end: the median of the last fifth of the run."""
+
+    step: int
+    best: float
+    late: float
+
+
+@dataclass(frozen=True)
+class FinishedHistory:
+    """Figures of a run, and what is known of how it was trained.
+
+    Arguments:
+        columns: name -> one value per row, "step" among them; NaN where a row has no such figure.
+        select, mode: the criterion, and whether less ("min") or more ("max") of it is better.
+        validated: whether there were validation data.
+        status: "finished", "interrupted", "diverged", "failed", "running" or "stopped early".
+        initial, final: figures before the first step and after the last one.
+        plan, events, summary: as in a `Run`; what a foreign history does not know is None or empty.
+        found_before: whether something worth mending was found before training.
+    """
+
+    columns: Mapping[str, Values]
+    select: str = "loss"
+    mode: str = "min"
+    validated: bool = False
+    status: str = "finished"
+    steps: int = 0
+    initial: Mapping[str, float] = field(default_factory=dict[str, float])
+    final: Mapping[str, float] = field(default_factory=dict[str, float])
+    plan: Plan | None = None
+    events: tuple[Event, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    found_before: bool = False
+
+    @staticmethod
+    def of(run: Run) -> FinishedHistory:
+        """Read a run's record."""
+        summary = run.summary
+        status = str(summary.get("status", "finished"))
+        stopped_early = status == "finished" and summary.get("stopped_early")
+        taken = summary.get("steps")
+        last = np.asarray(run.history.get("step", np.zeros(0))).astype(int).tolist()[-1:]
+        return FinishedHistory(
+            columns=run.history,
+            select=str(summary.get("select", "loss")),
+            mode=str(summary.get("mode", "min")),
+            validated=bool(summary.get("validated")),
+            status="stopped early" if stopped_early else status,
+            steps=int(taken) if taken is not None else max([0, *last]),
+            initial=summary.get("start") or {},
+            final=run.metrics,
+            plan=run.plan,
+            events=run.events,
+            summary=summary,
+            found_before=any(found.step is None and found.severity != "note" for found in run.diagnoses),
+        )
+
+    def column(self, name: str) -> Values:
+        """Give a column as float64, empty where there is none."""
+        values = self.columns.get(name)
+        return np.zeros(0) if values is None else np.asarray(values, np.float64)
+
+    def recorded(self, name: str) -> tuple[Values, Values]:
+        """Give the steps and values of a figure where it was recorded, values that are not finite included."""
+        x, y = self.column("step"), self.column(name)
+        if not len(y):
+            return y, y
+        there = ~np.isnan(y)
+        if "/" not in name:  # taken every step: where there is a rate, a NaN was measured
+            there |= np.isfinite(self.column("learning_rate")) if "learning_rate" in self.columns else there
+        return x[there], y[there]
+
+    def criterion(self) -> tuple[Values, Values]:
+        """Give the validations of the criterion, the better of raw and averaged weights at each step."""
+        x, y = self.recorded(f"validation/{self.select}")
+        averaged = self.column(f"ema/{self.select}")
+        if len(averaged):
+            there = np.isin(self.column("step"), x)
+            costs = np.stack([self.cost(y), self.cost(averaged[there])])
+            y = self.cost(np.where(np.isnan(costs).all(0), np.nan, np.nan_to_num(costs, nan=np.inf).min(0)))
+        good = np.isfinite(y)
+        return x[good], y[good]
+
+    def cost(self, values: Any) -> Any:
+        """Turn values of the criterion into costs, of which less is better, and back."""
+        return -values if self.mode == "max" else values
+
+    def better(self, first: float, second: float) -> bool:
+        """Tell whether the first value of the criterion is better than the second."""
+        return first > second if self.mode == "max" else first < second
+
+    def training_loss(self, step: int | None = None) -> float:
+        """Give the training loss around a step, or at the end: the mean over the last fiftieth of the run before it."""
+        x, y = self.recorded("loss")
+        if step is not None:
+            x, y = x[x <= step], y[x <= step]
+        y = y[np.isfinite(y)]
+        return float(y[-max(1, self.steps // 50) :].mean()) if len(y) else math.nan
+
+    def worsened(self) -> Worsened | None:
+        """Tell whether the criterion was best early and lost much of it afterwards."""
+        x, y = self.criterion()
+        if not self.validated or len(y) < 4 or self.status == "running":
+            return None
+        best = int(np.argmin(self.cost(y)))
+        scale = abs(y[best] - y[0])
+        late = float(np.median(y[x >= LATE * x[-1]]))
+        worse = self.cost(late) - self.cost(y[best])
+        clearly = max(SLIGHT * scale, min(MATTERS * scale, WORSENED * abs(y[best])))
+        if best == 0 or x[best] >= LATE * x[-1] or worse < clearly:
+            return None
+        return Worsened(int(x[best]), float(y[best]), late)
+
+    def fell_steadily_and_hardly(self) -> bool:
+        """Tell whether the loss fell steadily and hardly at all: steps in the right direction that are far too short.
+
+        Progress is measured against the sum of the rates, so that a rate that falls to zero does not look like a loss that has
+        levelled off.
+        """
+        x, y = self.recorded("validation/loss")
+        steps, rates = self.recorded("learning_rate")
+        x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+        if (
+            any(_is_trouble(event) for event in self.events)
+            or self.status != "finished"
+            or len(y) < 5
+            or not len(rates)
+        ):
+            return False
+        fell = y[0] - y[-1]
+        travelled = np.interp(x, steps, np.cumsum(np.nan_to_num(rates)), left=0.0)
+        later = np.interp(travelled[-1] / 2, travelled, y) - y[-1]
+        falling = float((np.diff(y) < 0).mean()) >= FALLING
+        return bool(0 < fell <= HARDLY * abs(y[0]) and falling and later >= UNSPENT * fell)
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last validation."""
+        x, _ = self.criterion()
+        return int(x[-1]) if len(x) else self.steps
+
+    def epochs(self, step: float) -> str:
+        """Say a step in epochs, where an epoch's length is known."""
+        length = None if self.plan is None else self.plan.steps_per_epoch
+        return f"{step / length:.3g} {'epoch' if step == length else 'epochs'}" if length else ""
+
+    def metric_name(self, metric: str) -> str:
+        """Name a metric for people."""
+        name = printable(metric.replace("_", " "))
+        return f"{'validation' if self.validated else 'evaluated training'} loss" if metric == "loss" else name
+
+    def change_text(self) -> str:
+        """Say where the criterion ended and where it began."""
+        before, after = self.initial.get(self.select, math.nan), float(self.final.get(self.select, math.nan))
+        return f"{self.value_text(after)} at the end, {self.value_text(before)} at the start"
+
+    def worsened_text(self, seen: Worsened) -> str:
+        """Say when the criterion was best and what became of it."""
+        return (
+            f"The {self.metric_name(self.select)} was best at step {seen.step:,} of {self.last_step:,}"
+            f" ({self.value_text(seen.best)}) and about {self.value_text(seen.late)} over the last fifth of the run"
+        )
+
+    def value_text(self, value: float) -> str:
+        """Say a value of the criterion."""
+        return figure(self.select, value)
+
+
+def _is_trouble(event: Event) -> bool:
+    """Tell whether something went wrong at an event: training went back, left a batch out, or found something critical."""
+    return event.kind == "rollback" or "batch" in event.data or event.data.get("severity") == "critical"

@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+import thalweg as tw
+from thalweg.errors import RunError
+from thalweg.records.run_folder import RunFolder
+from thalweg.records.task import Source
+
+DATA = {"examples": 30, "data": "0123", "held_out": None}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path)
+
+
+def created(folder, plan=None):
+    folder.create(plan or tw.Plan(steps=5), None, {"name": "small", **DATA})
+    return folder
+
+
+def test_a_status_comes_back_exactly(folder):
+    status = {"status": "running", "summary": {"loss": float("inf"), "n": 2**60, "x": None, "deep": [1, {"a": True}]}}
+    folder.write_status(status)
+    assert folder.read_status() == {**status, "metrics": {}, "diagnoses": []}
+    json.loads(folder.status_path.read_text("utf-8"), parse_constant=pytest.fail)  # other programs read it
+    assert [p.name for p in folder.path.iterdir()] == ["run.json"]
+
+
+def test_a_status_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(
+        RunError, match=r"run\.json cannot be written: No such file or directory\. Free some space or choose"
+    ):
+        RunFolder(tmp_path / "none").write_status({})
+
+
+def test_a_recorded_task_is_made_again(folder):
+    with pytest.raises(RunError, match=r"does not say how to make its task"):
+        folder.read_task()
+    source = Source(module="thalweg.examples.letters")
+    folder.create(tw.Plan(steps=5), source, DATA)
+    assert folder.read_task().source == source
+
+
+def test_a_created_folder_holds_a_run_that_is_not_finished(folder):
+    assert not folder.holds_run
+    created(folder)
+    assert folder.holds_run
+    assert not folder.is_finished
+    assert folder.read_status()["summary"] == {"status": "running", "name": "small", **DATA}
+    assert folder.read_plan() == tw.Plan(steps=5)
+    folder.write_status({**folder.read_status(), "status": "finished"})
+    assert folder.is_finished
+
+
+@pytest.mark.parametrize("left", [[], ["plan.toml"], ["plan.toml", "task.toml", ".lock", ".run.json.tmp"]])
+def test_what_a_process_killed_while_creating_leaves_is_no_run(folder, left):
+    for name in left:
+        (folder.path / name).write_text("half a")
+    folder.check_usable()
+    assert created(folder).read_plan() == tw.Plan(steps=5)
+
+
+def test_a_folder_with_a_run_or_other_things_is_refused(folder):
+    (folder.path / "thesis.tex").write_text("mine")
+    for refused in (folder.check_usable, lambda: created(folder)):
+        with pytest.raises(RunError, match=r"holds other things \(thesis\.tex\) and is no run"):
+            refused()
+    (folder.path / "thesis.tex").unlink()
+    created(folder)
+    with pytest.raises(RunError, match=r"already holds a run\. Resume it"):
+        folder.check_usable()
+
+
+def test_another_plan_or_other_data_are_refused(folder):
+    created(folder)
+    assert folder.check_plan(tw.Plan(steps=5)) == tw.Plan(steps=5)
+    with pytest.raises(RunError, match=r"another plan: seed is 0 there and 1 here, and 1 more differ\."):
+        folder.check_plan(tw.Plan(steps=6, seed=1))
+    folder.check_data(DATA)
+    with pytest.raises(RunError, match=r"The number of training examples is 30 for the run in .*, and 31 now"):
+        folder.check_data({**DATA, "examples": 31})
+    folder.status_path.write_text("{")  # a status that is damaged says nothing of the data
+    folder.check_data({**DATA, "examples": 31})
+
+
+def test_one_writer_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path / "made" / "here")
+    with folder.locked():
+        with pytest.raises(RunError, match="Another process is writing"), folder.locked():
+            pass
+    with pytest.raises(BlockingIOError, match="of the body"), folder.locked():
+        raise BlockingIOError("of the body")
+    with folder.locked():
+        pass
+
+
+def test_what_cannot_be_a_folder_is_refused():
+    for given in (3, "a\0b"):
+        with pytest.raises(RunError, match="cannot be a run's folder"):
+            RunFolder.at(given)
