@@ -19,6 +19,7 @@ from thalweg.see import curves, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.charts import MARKS, color_class, mark_sign
 from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind, treatments
+from thalweg.watch.finished import FinishedHistory
 
 MAX_EVENTS, MAX_DIAGNOSES, MAX_FIGURES = 200, 40, 60
 STATUS_CLASSES = {
@@ -69,7 +70,7 @@ def with_code(text: str) -> str:
 
 def heading(run: Run) -> str:
     """The task's name, the run's status, and how it ended."""
-    status = run_text.status(run)
+    status = FinishedHistory.of(run).status
     chip = f'<span class="state {STATUS_CLASSES.get(status, "warn")}">{safe(status)}</span>'
     weights = run_text.weights(run)
     return (
@@ -89,11 +90,11 @@ def tiles(run: Run) -> str:
 
 
 def _steps_and_time(run: Run) -> list[tuple[str, str, str]]:
-    steps, took = run_text.steps(run), run.summary.get("seconds")
-    if not steps:
+    history, duration = FinishedHistory.of(run), run.summary.get("seconds")
+    if not history.steps:
         return []
-    return [("steps", f"{steps:,}", run_text.epochs(run, steps))] + (
-        [("time", seconds(float(took)), f"on {run_text.device(run)}")] if took is not None else []
+    return [("steps", f"{history.steps:,}", history.epochs(history.steps))] + (
+        [("time", seconds(float(duration)), f"on {run_text.device(run)}")] if duration is not None else []
     )
 
 
@@ -326,8 +327,8 @@ def _code(code: str) -> str:
 def environment(run: Run) -> str:
     """Where and on what it ran."""
     summary = run.summary
-    took = run_text.column(run, "seconds")
-    median = float(np.nanmedian(took)) if np.isfinite(took).any() else None
+    step_seconds = FinishedHistory.of(run).column("seconds")
+    median = float(np.nanmedian(step_seconds)) if np.isfinite(step_seconds).any() else None
     entries = {
         "device": run_text.device(run),
         "torch": summary.get("torch"),

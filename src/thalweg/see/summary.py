@@ -19,6 +19,7 @@ from thalweg.see import events, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.axes import Values
 from thalweg.see.terminal_plot import plot
+from thalweg.watch.finished import FinishedHistory
 
 MAX_EVENTS = 6
 SOURCE_STYLES = {"searched": "green", "measured": "blue", "derived": "magenta", "given": "yellow", "default": "dim"}
@@ -77,12 +78,12 @@ def _plan(run: Run) -> Table:
 
 def _loss_plot(run: Run, width: int, unicode: bool | None) -> str:
     """Plot the losses over the steps; nothing where there are too few to see."""
-    step = run_text.column(run, "step")
-    if len(step) < MIN_STEPS or not np.isfinite(run_text.column(run, "loss")).any():
+    history = FinishedHistory.of(run)
+    step, training, validation = (history.column(name) for name in ("step", "loss", "validation/loss"))
+    if len(step) < MIN_STEPS or not np.isfinite(training).any():
         return ""
-    losses = {"training": run_text.column(run, "loss")}
-    validation = run_text.column(run, "validation/loss")
-    if run_text.validated(run) and np.isfinite(validation).sum() > 2:
+    losses = {"training": training}
+    if history.validated and np.isfinite(validation).sum() > 2:
         losses["validation"] = fill_forward(validation)
     return plot(losses, width=width, height=9, ends=(step[0], step[-1]), unicode=unicode)
 
