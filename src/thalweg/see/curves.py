@@ -13,7 +13,7 @@ from thalweg.records.run import Run
 from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
-from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind
+from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind
 from thalweg.see.rolled_back import rolled_back_stretches
 from thalweg.watch.finished import FinishedHistory
 
@@ -31,9 +31,9 @@ def loss(run: Run) -> str:
         Series(f"{data}, averaged weights (EMA)", *history.recorded("ema/loss"), "ema"),
         *_rolled_back(run, "loss"),
     ]
-    note = "Each step's loss stands faintly behind its running mean. Lower is better."
+    note = "Each step's loss is drawn faintly behind the running mean. Lower is better."
     if not history.validated:
-        note += " Evaluated: on a sample of the training examples, with the weights at rest and without dropout."
+        note += " Evaluated: on a sample of the training examples, in eval mode."
     return chart("Loss", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
 
 
@@ -43,7 +43,7 @@ def _with_average(run: Run, data: str) -> str:
 
 
 def metrics(run: Run) -> list[str]:
-    """Draw each metric of the validation."""
+    """Draw each metric that validations measure."""
     history = FinishedHistory.of(run)
     names = [key.removeprefix("validation/") for key in run.history if key.startswith("validation/")]
     charts: list[str] = []
@@ -87,9 +87,9 @@ def planned(run: Run) -> tuple[Values, Values]:
 
 
 def _differs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool:
-    same = np.isin(planned_x, x) & (planned_x <= x[-1])
-    used = y[np.searchsorted(x, planned_x[same])]
-    return not np.allclose(used, planned_y[same], rtol=1e-3, atol=0, equal_nan=True)
+    common = np.isin(planned_x, x) & (planned_x <= x[-1])
+    used = y[np.searchsorted(x, planned_x[common])]
+    return not np.allclose(used, planned_y[common], rtol=1e-3, atol=0, equal_nan=True)
 
 
 def gradient(run: Run) -> str:
@@ -115,8 +115,8 @@ def gradient(run: Run) -> str:
 def _rolled_back(run: Run, key: str) -> list[Series]:
     """Give the steps that rollbacks undid, a line for each rollback."""
     return [
-        Series("rolled-back steps", part["step"], part[key], "rolled-back", dashed=True, aside=True)
-        for part in rolled_back_stretches(run)
+        Series("rolled-back steps", steps["step"], steps[key], "rolled-back", dashed=True, secondary=True)
+        for steps in rolled_back_stretches(run)
     ]
 
 
@@ -134,11 +134,11 @@ def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
 
 
 def marks(run: Run) -> list[Mark]:
-    """Give the events that have a sign, and the step whose weights were kept."""
+    """Mark the step whose weights were kept, and the events that have a sign in the charts."""
     return [
         *_kept_weights_mark(run),
         *(
-            Mark(e.step, mark_kind(e), f"{event_place(e)}: {text}")
+            Mark(e.step, mark_kind(e), f"{event_step(e)}: {text}")
             for e, text in event_sentences(run)
             if mark_kind(e) in MARKS or is_diagnosis(e)
         ),
@@ -215,7 +215,7 @@ def _trials(run: Run) -> Iterator[tuple[float, int, float]]:
         try:
             rate, steps, score = float(trial[0]), int(trial[1]), float(trial[2])
         except (TypeError, ValueError):
-            continue  # evidence that another program wrote in another form
+            continue  # a plan from another program may hold other things here
         if rate > 0:
             yield rate, steps, sign * score
 

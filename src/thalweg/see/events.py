@@ -21,7 +21,7 @@ def event_sentences(run: Run) -> list[tuple[Event, str]]:
     return [(event, _sentence(run, event)) for event in run.events if event.kind not in ROUTINE]
 
 
-def event_place(event: Event) -> str:
+def event_step(event: Event) -> str:
     """Say at which step an event happened; for a rollback, recorded at the step it returns to, where it started."""
     step = event.data.get("from", event.step) if event.kind == "rollback" else event.step
     return f"step {step:,}"

@@ -1,4 +1,4 @@
-"""The report's sections, each from a run to HTML. Text from outside (names, messages) passes through `safe`."""
+"""The report's sections: each function gives a part of a run's report as HTML. Text that is not ours passes through `safe`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thalweg.records.run import Run
 from thalweg.see import curves, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.charts import MARKS, color_class, mark_sign
-from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind, treatments
+from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind, treatments
 from thalweg.watch.finished import FinishedHistory
 
 MAX_EVENTS, MAX_DIAGNOSES, MAX_FIGURES = 200, 40, 60
@@ -30,12 +30,12 @@ STATUS_CLASSES = {
     "diverged": "bad",
     "failed": "bad",
 }
-TEST_NAMES = {
+TEST_NAMES = {  # names in `Diagnosis.not_measured`, for people
     "critical step": "how long a step may be here before the loss rises",
     "bad batch": "whether a single bad batch was at fault",
     "which module gave it first": "which layer gave it first",
 }
-FIGURE_NAMES = {  # names in the figures, where they say too little by themselves
+FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "learning_rates": "learning rate",
     "seeds": "seed",
     "scores": "score (lower is better)",
@@ -45,13 +45,13 @@ FIGURE_NAMES = {  # names in the figures, where they say too little by themselve
     "seconds_per_step": "seconds per step",
     "best_of_short_runs": "best learning rate of the short runs",
     "price": "price of search and training, in full trainings",
-    "seconds": "seconds that it took",
+    "seconds": "duration, seconds",
 }
-VERIFIED = {True: "It was seen to work.", False: "It was tried and did not help.", None: ""}
+VERIFIED = {True: "It was tried and works.", False: "It was tried and did not help.", None: ""}  # None: not tried
 
 
 def safe(text: Any) -> str:
-    """Escape text from outside for HTML.
+    """Escape a text that a task or a user chose for HTML.
 
     >>> safe("<b>\\x00'")
     '&lt;b&gt;&#x27;'
@@ -60,7 +60,7 @@ def safe(text: Any) -> str:
 
 
 def with_code(text: str) -> str:
-    """Turn words between backticks into code, and escape the rest.
+    """Format words between backticks as code, and escape the text.
 
     >>> with_code("run `a < b`")
     'run <code>a &lt; b</code>'
@@ -115,20 +115,19 @@ def charts(run: Run) -> str:
 
 
 def plan(run: Run) -> str:
-    """Every knob with its value and its evidence; what was measured for it is drawn."""
+    """Every knob with its value and its evidence, and charts of what was measured to choose it."""
     shown, rest = plan_text.split(run.plan)
     legend = "".join(
         f'<span><span class="chip {source}">{source}</span>{safe(meaning)}</span>'
         for source, meaning in plan_text.SOURCES.items()
     )
     hidden = (
-        f"<details><summary>{several(len(rest), 'more knob')}, which nobody had to choose</summary>"
-        f"{_knobs(run, rest)}</details>"
+        f"<details><summary>{several(len(rest), 'more knob')}, which nobody had to choose</summary>{_knobs(run, rest)}</details>"
         if rest
         else ""
     )
-    charts_found = "".join(c for c in (curves.search(run), batches(run)) if c)
-    charts_html = f'<div class="pair">{charts_found}</div>' if charts_found else ""
+    drawn = "".join([curves.search(run), batches(run)])
+    charts_html = f'<div class="pair">{drawn}</div>' if drawn else ""
     return section(
         "The plan, and why",
         f'<p class="note sources">{legend}</p><div class="card">{_knobs(run, shown)}{hidden}</div>{charts_html}',
@@ -150,7 +149,7 @@ def _knob(run: Run, name: str) -> str:
 
 
 def figures_table(figures: Mapping[str, Any]) -> str:
-    """Numbers and texts by name; lists of the same length are the columns of a second table."""
+    """A table of figures by name; lists of one length become the columns of a second table."""
     lists = {key: list(v) for key, v in figures.items() if isinstance(v, list | tuple)}
     length = max(map(len, lists.values()), default=0)
     columns = {key: v for key, v in lists.items() if len(v) == length > 1}
@@ -202,11 +201,11 @@ def batches(run: Run) -> str:
     memory += [None] * (len(sizes) - len(memory))
     if len(sizes) < 2 or len(sizes) != len(speeds):
         return ""
-    top = max([1.0, *(float(s) for s in speeds)])
-    rows = "".join(_bar(run, *measured, top) for measured in zip(sizes, speeds, memory, strict=False))
+    fastest = max([1.0, *(float(s) for s in speeds)])
+    rows = "".join(_bar(run, *measured, fastest) for measured in zip(sizes, speeds, memory, strict=False))
     return (
         '<figure><figcaption><b>Batch size</b></figcaption><p class="note">Examples per second at each size, and the process\'s'
-        f" largest memory until then.{_why_not_fastest(run, sizes, speeds)}</p>"
+        f" peak memory so far.{_why_not_fastest(run, sizes, speeds)}</p>"
         f'<table class="bars"><tbody>{rows}</tbody></table></figure>'
     )
 
@@ -222,17 +221,17 @@ def _why_not_fastest(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
     )
 
 
-def _bar(run: Run, size: Any, speed: Any, memory: Any, top: float) -> str:
+def _bar(run: Run, size: Any, speed: Any, memory: Any, fastest: float) -> str:
     chosen = ' class="chosen"' if size == run.plan.batch_size else ""
     speed_text = f"{float(speed):,.0f}/s" if speed else "out of memory"
     memory_cell = f"<td>{safe(format_number(memory))} MB</td>" if memory is not None else "<td></td>"
-    width = f'<span class="bar" style="width:{100 * float(speed) / top:.1f}%"></span>'
+    width = f'<span class="bar" style="width:{100 * float(speed) / fastest:.1f}%"></span>'
     size_text = f"{safe(format_number(size))}{' ◆' if chosen else ''}"
     return f"<tr{chosen}><td>{size_text}</td><td>{width}</td><td>{speed_text}</td>{memory_cell}</tr>"
 
 
 def events(run: Run) -> str:
-    """What happened during the run, in order."""
+    """The events of the run, in order."""
     described = event_sentences(run)
     if not described:
         return section("What happened", '<p class="dim">Nothing out of the ordinary: no step had to be corrected.</p>')
@@ -249,18 +248,17 @@ def events(run: Run) -> str:
 
 def _event(event: Event, text: str) -> str:
     row_class = ' class="superseded"' if event.superseded else ""
-    # After a diagnosis the rollback is an event of its own.
-    continued = event.superseded and not is_diagnosis(event)
-    note = " <small>The run later continued from an earlier step.</small>" if continued else ""
+    undone = event.superseded and not is_diagnosis(event)  # a diagnosis is followed by an event of the rollback itself
+    note = " <small>The run later continued from an earlier step.</small>" if undone else ""
     kind = mark_kind(event)
     marked = is_diagnosis(event) or kind in MARKS
     name, color = (mark_sign(kind)[1], color_class(kind)) if marked else (safe(kind.replace("_", " ")), safe(kind))
     kind = f'<small class="kind {color}">{name}</small>'
-    return f"<tr{row_class}><th scope=row>{event_place(event)}{kind}</th><td>{safe(text)}{note}</td></tr>"
+    return f"<tr{row_class}><th scope=row>{event_step(event)}{kind}</th><td>{safe(text)}{note}</td></tr>"
 
 
 def diagnoses(run: Run) -> str:
-    """What went wrong, on what evidence, and what was done."""
+    """The diagnoses, each with its evidence and what was done about it."""
     if not run.diagnoses:
         return ""
     cards = "".join(_diagnosis(diagnosis, done) for diagnosis, done in treatments(run)[:MAX_DIAGNOSES])
@@ -285,7 +283,7 @@ def _diagnosis(diagnosis: Diagnosis, done: str) -> str:
         if names:
             parts.append(f"<p class=dim>{word}: {safe(', '.join(map(str, names)))}.</p>")
     not_measured = ", ".join(TEST_NAMES.get(name, name) for name in diagnosis.not_measured)
-    not_measured_html = f"<p class=dim>Not looked into: {safe(not_measured)}.</p>" if not_measured else ""
+    not_measured_html = f"<p class=dim>Not measured: {safe(not_measured)}.</p>" if not_measured else ""
     if diagnosis.evidence or not_measured_html:
         parts.append(f"<details><summary>figures</summary>{_evidence(diagnosis)}{not_measured_html}</details>")
     return f'<div class="card found {diagnosis.severity}">{"".join(parts)}</div>'
@@ -303,7 +301,7 @@ def _evidence(diagnosis: Diagnosis) -> str:
 
 
 def _expected(entry: Mapping[str, Any]) -> str:
-    """Say what value was expected: the measured one lies on the wrong side of the threshold."""
+    """Say what value would have been normal: the measured one lies on the other side of the threshold."""
     value, limit = entry["value"], entry.get("threshold")
     if limit is None:
         return ""
@@ -325,7 +323,7 @@ def _code(code: str) -> str:
 
 
 def environment(run: Run) -> str:
-    """Where and on what it ran."""
+    """The device, versions and sizes of the run."""
     summary = run.summary
     step_seconds = FinishedHistory.of(run).column("seconds")
     median = float(np.nanmedian(step_seconds)) if np.isfinite(step_seconds).any() else None
@@ -358,5 +356,5 @@ def _version() -> str:
 
 
 def section(title: str, inside: str) -> str:
-    """A section with its title."""
+    """A section of the report with its title."""
     return f"<section><h2>{escape(title)}</h2>{inside}</section>"

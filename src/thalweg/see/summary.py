@@ -48,15 +48,15 @@ def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> Render
 
 def print_summary(run: Run, console: Console | None = None) -> None:
     """Print the summary; characters that the output cannot show become question marks."""
-    shown = console or Console(highlight=False)
-    encoding = shown.encoding or "ascii"
-    with shown.capture() as captured:
-        shown.print(
-            summary(run, width=shown.width, unicode=encoding.lower().replace("-", "").startswith("utf")), crop=False
+    output = console or Console(highlight=False)
+    encoding = output.encoding or "ascii"
+    with output.capture() as captured:
+        output.print(
+            summary(run, width=output.width, unicode=encoding.lower().replace("-", "").startswith("utf")), crop=False
         )
     text = "\n".join(line.rstrip() for line in captured.get().split("\n"))
-    shown.file.write(text.encode(encoding, "replace").decode(encoding))
-    shown.file.flush()
+    output.file.write(text.encode(encoding, "replace").decode(encoding))
+    output.file.flush()
 
 
 def _title(text: str) -> Text:
@@ -89,7 +89,7 @@ def _loss_plot(run: Run, width: int, unicode: bool | None) -> str:
 
 
 def fill_forward(values: Values) -> Values:
-    """Carry each value on until the next, so that a sparse series draws as a line.
+    """Repeat each value until the next, so that a sparse series is drawn as a line.
 
     >>> fill_forward(np.array([np.nan, 2.0, np.nan, 1.0])).tolist()
     [nan, 2.0, 2.0, 1.0]
@@ -101,7 +101,7 @@ def fill_forward(values: Values) -> Values:
 def _events(run: Run) -> list[RenderableType]:
     described = events.event_sentences(run)
     lines: list[RenderableType] = [
-        _bullet(Text(f"{events.event_place(e)}: {text}")) for e, text in described[:MAX_EVENTS]
+        _bullet(Text(f"{events.event_step(e)}: {text}")) for e, text in described[:MAX_EVENTS]
     ]
     if len(described) > MAX_EVENTS:
         lines.append(
