@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from thalweg import rules
-from thalweg.formatting import format_number, is_share, percent, printable, sentence, several
+from thalweg.formatting import capitalized, format_count, format_number, format_share, is_share, printable
 from thalweg.records.run import Run
 from thalweg.see import run_text
 from thalweg.tuning.priors import is_adaptive
@@ -53,14 +53,14 @@ def _before_training(run: Run, history: FinishedHistory) -> tuple[list[str], lis
             continue
         cure = f" {printable(diagnosis.cure.action)}" if diagnosis.cure else ""
         target = refuted_and_notes if diagnosis.severity == "note" else faults
-        target.append(f"{text} {sentence(printable(diagnosis.cause))}{cure}")
+        target.append(f"{text} {capitalized(printable(diagnosis.cause))}{cure}")
     return faults, refuted_and_notes
 
 
 def _after_training(run: Run) -> list[str]:
     """Say what the finished history shows that was not diagnosed during the run, each with its cure."""
     new = diagnose_run(run)[len(run.diagnoses) :]
-    return [f"{sentence(each.cause)} {each.cure.action}" if each.cure else sentence(each.cause) for each in new]
+    return [f"{capitalized(each.cause)} {each.cure.action}" if each.cure else capitalized(each.cause) for each in new]
 
 
 def _halved_the_loss(run: Run, history: FinishedHistory) -> bool:
@@ -110,7 +110,7 @@ def _skipped_batches(run: Run) -> list[str]:
     if not skipped or any(event.kind == "rollback" for event in run.events):
         return []
     return [
-        f"{several(skipped, 'batch')} gave a loss or gradient that is not finite and were left out. Look for bad rows"
+        f"{format_count(skipped, 'batch')} gave a loss or gradient that is not finite and were left out. Look for bad rows"
         f" in the data, and for log(0) or overflow in the loss."
     ]
 
@@ -129,7 +129,7 @@ def _still_improving(run: Run, history: FinishedHistory) -> list[str]:
         return []
     if _is_perfect(run, history) or history.fell_steadily_and_hardly():
         return []
-    longer = f"Give it twice the budget ({history.epochs(2 * x[-1]) or several(2 * int(x[-1]), 'step')})"
+    longer = f"Give it twice the budget ({history.epochs(2 * x[-1]) or format_count(2 * int(x[-1]), 'step')})"
     if run.plan.schedule.shape != "constant":
         longer += ", from the start: the schedule is cut to the run's length"
     return [
@@ -160,7 +160,7 @@ def _clipping(run: Run, history: FinishedHistory) -> list[str]:
         return []
     median, higher = float(np.median(norms)), f"{float(np.quantile(norms, 0.9)):.3g}"
     text = (
-        f"The gradient was shortened in {percent(clipped)} of the steps (median norm {format_number(median)}, `clip_norm`"
+        f"The gradient was shortened in {format_share(clipped)} of the steps (median norm {format_number(median)}, `clip_norm`"
         f" {format_number(run.plan.clip_norm)}), so most steps were equally long, however steep the slope."
     )
     if run.plan.why("learning_rate").source == "searched":

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thalweg.formatting import compact
+from thalweg.formatting import format_tick
 
 Values = npt.NDArray[np.float64]
 LOG_RATIO = 20.0  # of the largest to the smallest value, above which the axis is logarithmic
@@ -63,7 +63,7 @@ class Axis(NamedTuple):
 
     def labels(self, count: int = 5) -> list[tuple[float, str]]:
         """Give each tick's position and its text."""
-        return [(float(self.position(tick)), compact(tick)) for tick in self.ticks(count)]
+        return [(float(self.position(tick)), format_tick(tick)) for tick in self.ticks(count)]
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thalweg.formatting import format_number, percent, printable
+from thalweg.formatting import format_number, format_share, printable
 from thalweg.see.axes import LARGEST, Axis, Values, choose_axis
 from thalweg.see.downsampling import Columns, downsample, smooth
 
@@ -227,7 +227,7 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
 
 
 def _labels(x_axis: Axis, y_axis: Axis, x_name: str, share: bool) -> str:
-    heights = [(float(y_axis.position(t)), percent(t)) for t in y_axis.ticks()] if share else y_axis.labels()
+    heights = [(float(y_axis.position(t)), format_share(t)) for t in y_axis.ticks()] if share else y_axis.labels()
     rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in heights)
     columns = "".join(
         f'<span class="x{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from thalweg.errors import ThalwegError
-from thalweg.formatting import format_number, is_share, several
+from thalweg.formatting import format_count, format_number, is_share
 from thalweg.records.run import Run
 from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
@@ -105,7 +105,7 @@ def gradient(run: Run) -> str:
     finite = scales[np.isfinite(scales)]
     clipped = int((finite < 1).sum())
     note = (
-        f"Before clipping. {several(clipped, 'step')} of {len(finite):,} were shortened to the limit."
+        f"Before clipping. {format_count(clipped, 'step')} of {len(finite):,} were shortened to the limit."
         if len(finite)
         else ""
     )
@@ -175,7 +175,7 @@ def search(run: Run) -> str:
     ]
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
     history = FinishedHistory.of(run)
-    note = f"{several(len(trials), 'short training run')}, each with its whole schedule."
+    note = f"{format_count(len(trials), 'short training run')}, each with its whole schedule."
     if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
         note += " Where a rate was tried from several seeds, its point is their mean."
     if "price" in figures:
@@ -200,7 +200,7 @@ def _search_line(steps: int, pairs: list[tuple[float, float]], colour: str) -> S
     rates = np.unique(x)
     with np.errstate(over="ignore", invalid="ignore"):
         means = np.array([y[x == rate].mean() for rate in rates])
-    return Series(several(steps, "step"), rates, means, colour)
+    return Series(format_count(steps, "step"), rates, means, colour)
 
 
 def _shade(index: int, count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from thalweg.formatting import format_number, grouped, printable, sentence, times_as
+from thalweg.formatting import capitalized, format_fraction, format_number, group_digits, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
@@ -44,7 +44,7 @@ def _sentence(run: Run, event: Event) -> str:
         return summary
     text = str(event.data["cause"]).partition(";")[0] if "cause" in event.data else event.message
     text = re.sub(r"^step [\d,]+: ", "", printable(text).partition("; go on with")[0], flags=re.IGNORECASE)
-    return sentence(grouped(text if text.endswith((".", "!", "?", "…")) else f"{text}."))
+    return capitalized(group_digits(text if text.endswith((".", "!", "?", "…")) else f"{text}."))
 
 
 def _changes(run: Run, event: Event) -> str:
@@ -54,7 +54,7 @@ def _changes(run: Run, event: Event) -> str:
     if factor is not None and 0 < factor < 1:
         rate = format_number(run.plan.learning_rate * factor)
         changed.append(
-            f"{times_as(factor)} the planned learning rate ({rate} instead of {format_number(run.plan.learning_rate)})"
+            f"{format_fraction(factor)} the planned learning rate ({rate} instead of {format_number(run.plan.learning_rate)})"
         )
     if clip is not None and math.isfinite(clip):
         changed.append(f"gradients clipped at {format_number(float(clip))}")

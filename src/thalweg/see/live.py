@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from thalweg.formatting import figure, format_number, grouped, printable, seconds
+from thalweg.formatting import format_metric, format_number, format_seconds, group_digits, printable
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import ROUTINE
@@ -65,7 +65,7 @@ class Pace:
         validation = True if len(self.figures) > 1 else self.validation  # other metrics are of validation data alone
         loss = {True: "validation loss", False: "evaluated training loss", None: "evaluated loss"}[validation]
         return ", ".join(
-            f"{loss if name == 'loss' else printable(name)} {figure(name, float(value))}"
+            f"{loss if name == 'loss' else printable(name)} {format_metric(name, float(value))}"
             for name, value in self.figures.items()
         )
 
@@ -107,7 +107,7 @@ class RichProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened above the bar."""
         if kind not in ROUTINE:
-            self.console.print(Text(grouped(printable(message))))
+            self.console.print(Text(group_digits(printable(message))))
 
     def end(self) -> None:
         """Remove the bar."""
@@ -127,7 +127,9 @@ class RichProgress:
             parts.append(pace.figures_text())
         if self.console.width >= WIDE_COLUMNS:
             parts += [f"rate {format_number(pace.rate):<8}", f"{pace.examples_per_second():>7,.0f} examples/s"]
-        return "  ".join([*parts, *([f"{seconds(round(seconds_left))} left"] if seconds_left is not None else [])])
+        return "  ".join(
+            [*parts, *([f"{format_seconds(round(seconds_left))} left"] if seconds_left is not None else [])]
+        )
 
 
 class LineProgress:
@@ -158,7 +160,7 @@ class LineProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened."""
         if kind not in ROUTINE:
-            self._print(grouped(message))
+            self._print(group_digits(message))
 
     def end(self) -> None:
         """Print the last validation, where it has not been printed."""
@@ -174,7 +176,7 @@ class LineProgress:
         if pace.last > pace.first:
             parts += [f"rate {format_number(pace.rate)}", f"{pace.examples_per_second():,.0f} examples/s"]
         if seconds_left is not None and seconds_left >= 1:
-            parts.append(f"{seconds(round(seconds_left))} left")
+            parts.append(f"{format_seconds(round(seconds_left))} left")
         total = f" of {pace.total:,}" if pace.total else ""
         self._print(f"step {pace.last:,}{total}: {', '.join(parts)}")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from thalweg.formatting import grouped, printable, seconds
+from thalweg.formatting import format_seconds, group_digits, printable
 from thalweg.records.knob import Knob, knobs
 from thalweg.records.plan import Group, Plan
 from thalweg.schedule import Schedule
@@ -93,11 +93,11 @@ def _setting_text(knob: Knob, setting: Any) -> str:
     if setting is None or setting != setting:  # NaN: a default that depends on other knobs
         return knob.unset
     if isinstance(setting, Schedule):
-        return grouped(setting.describe())
+        return group_digits(setting.describe())
     if knob.zero and setting == 0:
         return knob.zero
     if knob.unit == "seconds":
-        return seconds(setting)
+        return format_seconds(setting)
     if isinstance(setting, Mapping):
         return printable(_table_text(setting)) or knob.empty
     counted = isinstance(setting, int) and not isinstance(setting, bool) and knob.unit

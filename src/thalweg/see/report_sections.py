@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.formatting import format_number, grouped, printable, seconds, sentence, several
+from thalweg.formatting import capitalized, format_count, format_number, format_seconds, group_digits, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
@@ -94,7 +94,7 @@ def _steps_and_time(run: Run) -> list[tuple[str, str, str]]:
     if not history.steps:
         return []
     return [("steps", f"{history.steps:,}", history.epochs(history.steps))] + (
-        [("time", seconds(float(duration)), f"on {run_text.device(run)}")] if duration is not None else []
+        [("time", format_seconds(float(duration)), f"on {run_text.device(run)}")] if duration is not None else []
     )
 
 
@@ -121,11 +121,8 @@ def plan(run: Run) -> str:
         f'<span><span class="chip {source}">{source}</span>{safe(meaning)}</span>'
         for source, meaning in plan_text.SOURCES.items()
     )
-    hidden = (
-        f"<details><summary>{several(len(rest), 'more knob')}, which nobody had to choose</summary>{_knobs(run, rest)}</details>"
-        if rest
-        else ""
-    )
+    title = f"{format_count(len(rest), 'more knob')}, which nobody had to choose"
+    hidden = f"<details><summary>{title}</summary>{_knobs(run, rest)}</details>" if rest else ""
     drawn = "".join([curves.search(run), batches(run)])
     charts_html = f'<div class="pair">{drawn}</div>' if drawn else ""
     return section(
@@ -144,7 +141,7 @@ def _knob(run: Run, name: str) -> str:
     details = f"<details><summary>figures</summary>{figures_table(why.figures)}</details>" if why.figures else ""
     return (
         f"<tr><th scope=row>{safe(plan_text.label(name))}<small>{safe(plan_text.meaning(name))}</small></th>"
-        f"<td>{safe(plan_text.value(run.plan, name))}</td><td>{chip}{safe(grouped(why.reason))}{details}</td></tr>"
+        f"<td>{safe(plan_text.value(run.plan, name))}</td><td>{chip}{safe(group_digits(why.reason))}{details}</td></tr>"
     )
 
 
@@ -270,7 +267,9 @@ def _diagnosis(diagnosis: Diagnosis, done: str) -> str:
     when = f"Step {diagnosis.step:,}" if diagnosis.step is not None else "Before training"
     since = f", abnormal since step {diagnosis.since:,}" if diagnosis.since not in (None, diagnosis.step) else ""
     probability = f" ({diagnosis.probability:.0%} sure)" if diagnosis.probability is not None else ""
-    parts = [f"<h3>{when}: {safe(diagnosis.symptom)}{since}{probability}</h3><p>{safe(sentence(diagnosis.cause))}</p>"]
+    parts = [
+        f"<h3>{when}: {safe(diagnosis.symptom)}{since}{probability}</h3><p>{safe(capitalized(diagnosis.cause))}</p>"
+    ]
     if done:
         parts.append(f"<p><b>Done:</b> {safe(done)} {VERIFIED[diagnosis.verified]}</p>")
     elif diagnosis.cure:
@@ -339,7 +338,7 @@ def environment(run: Run) -> str:
         "report written by": _version(),
     }
     table = figures_table({key: value for key, value in entries.items() if value is not None})
-    notes = "".join(f"<li>{with_code(grouped(str(note)))}</li>" for note in summary.get("notes", []))
+    notes = "".join(f"<li>{with_code(group_digits(str(note)))}</li>" for note in summary.get("notes", []))
     return section("Environment", f'<div class="card">{table}{f"<ul>{notes}</ul>" if notes else ""}</div>')
 
 

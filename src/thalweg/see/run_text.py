@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thalweg import rules
 from thalweg.errors import ThalwegError
-from thalweg.formatting import figure, printable, seconds, several
+from thalweg.formatting import format_count, format_metric, format_seconds, printable
 from thalweg.records.run import Run
 from thalweg.records.run_folder import PLAN, TASK
 from thalweg.records.task import Source
@@ -29,9 +29,9 @@ def headline(run: Run) -> str:
     changes = [_change(history, metric) for metric in metrics[:3]]
     epochs = history.epochs(history.steps)
     seconds_taken = run.summary.get("seconds")
-    cost = f"{several(history.steps, 'step')}{f' ({epochs})' if epochs else ''}"
+    cost = f"{format_count(history.steps, 'step')}{f' ({epochs})' if epochs else ''}"
     if seconds_taken is not None:
-        cost += f" and {seconds(float(seconds_taken))} on {device(run)}"
+        cost += f" and {format_seconds(float(seconds_taken))} on {device(run)}"
     result = " and ".join([", ".join(changes[:-1]), changes[-1]] if len(changes) > 1 else changes)
     if not result:
         return f"{_status_sentence(run, history)}{cost}; there are no figures yet."
@@ -54,12 +54,12 @@ def _change(history: FinishedHistory, metric: str) -> str:
     before, after = history.initial.get(metric, math.nan), float(history.final[metric])
     label = history.metric_name(metric)
     if not math.isfinite(before):
-        return f"{label} is {figure(metric, after)}"
-    if not math.isfinite(after) or figure(metric, before) == figure(metric, after):
+        return f"{label} is {format_metric(metric, after)}"
+    if not math.isfinite(after) or format_metric(metric, before) == format_metric(metric, after):
         verb = "stayed at" if math.isfinite(after) else "ended not finite, after"
-        return f"{label} {verb} {figure(metric, before)}"
+        return f"{label} {verb} {format_metric(metric, before)}"
     verb = "rose" if after > before else "fell"
-    return f"{label} {verb} from {figure(metric, before)} to {figure(metric, after)}"
+    return f"{label} {verb} from {format_metric(metric, before)} to {format_metric(metric, after)}"
 
 
 def device(run: Run) -> str:
@@ -92,13 +92,13 @@ def figures(run: Run) -> list[tuple[str, str, str]]:
     history, rows = FinishedHistory.of(run), list[tuple[str, str, str]]()
     for metric, value in run.metrics.items():
         before = history.initial.get(metric, math.nan)
-        comparison = f"{figure(metric, before)} at the start" if math.isfinite(before) else ""
-        rows.append((history.metric_name(metric), figure(metric, float(value)), comparison))
+        comparison = f"{format_metric(metric, before)} at the start" if math.isfinite(before) else ""
+        rows.append((history.metric_name(metric), format_metric(metric, float(value)), comparison))
     chosen = run.summary.get("weights")
     training = history.training_loss(chosen["step"] if chosen else None)
     if history.validated and math.isfinite(training):
         when = f"around step {chosen['step']:,}" if chosen else "at the end"
-        rows.append(("training loss", figure("loss", training), when))
+        rows.append(("training loss", format_metric("loss", training), when))
     return rows
 
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from thalweg.formatting import format_number, grouped, printable
+from thalweg.formatting import format_number, group_digits, printable
 from thalweg.records.run import Run
 from thalweg.records.run_folder import REPORT
 from thalweg.see import events, plan_text, run_text
@@ -42,7 +42,7 @@ def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> Render
         parts += [_title("What happened"), *event_lines]
     parts += [_title("What to do next"), *[_bullet(_with_code(line)) for line in next_steps(run)]]
     if notes := [printable(str(note)) for note in run.summary.get("notes", [])]:
-        parts += [_title("Notes"), *[_bullet(Text(grouped(note))) for note in notes]]
+        parts += [_title("Notes"), *[_bullet(Text(group_digits(note))) for note in notes]]
     return Group(*parts, *_report_path(run))
 
 
@@ -71,7 +71,7 @@ def _plan(run: Run) -> Table:
         why = run.plan.why(name)
         text = Text.assemble((plan_text.value(run.plan, name), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
         if why.reason:
-            text.append("\n" + grouped(printable(why.reason)), style="dim")
+            text.append("\n" + group_digits(printable(why.reason)), style="dim")
         table.add_row(plan_text.label(name), text)
     return table
 
