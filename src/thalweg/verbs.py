@@ -66,12 +66,12 @@ def fit(
     folder = None if out is None else RunFolder.at(out)
     if folder is not None:
         folder.check_usable()  # before the search has cost anything
-    problem = _posed(task, request.device)
+    problem = _opened(task, request.device)
     limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
     found = check_task(problem, request.seed, seconds=limit)
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
-    request = request.after(time.perf_counter() - started)  # opening and checking the data is part of it
+    request = request.with_seconds_spent(time.perf_counter() - started)  # opening and checking the data is part of it
     start = start_plan(problem, request, say)
     say(str(estimate_cost(problem, request, start)))
     plan = complete_plan(problem, request, start, say)
@@ -101,7 +101,7 @@ def estimate(
     from thalweg.tuning.tune import estimate_cost, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
-    problem = _posed(task, request.device)
+    problem = _opened(task, request.device)
     return str(estimate_cost(problem, request, start_plan(problem, request)))
 
 
@@ -126,7 +126,7 @@ def tune(
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
     path = None if out is None else _plan_file(out)
-    problem = _posed(task, request.device)
+    problem = _opened(task, request.device)
     plan = complete_plan(problem, request, start_plan(problem, request, say), say)
     if path is not None:
         try:
@@ -171,7 +171,7 @@ def train(
     if seed is not None:
         plan = plan.replace(seed=seed)
     request = Request(epochs, steps, seconds, effort=1, seed=plan.seed, device=device)
-    problem = _posed(task, request.device)
+    problem = _opened(task, request.device)
     return train_plan(problem, settle(problem, plan, request), out, progress)
 
 
@@ -189,16 +189,16 @@ def resume(
 
     folder = RunFolder.at(out)
     folder.check_holds_run()
-    problem = _posed(task or folder.read_task(), device)
+    problem = _opened(task or folder.read_task(), device)
     return train_plan(problem, folder.read_plan(), folder.path, progress)
 
 
-def _posed(task: Task, device: str) -> Problem:
-    from thalweg.descent.problem import pose
+def _opened(task: Task, device: str) -> Problem:
+    from thalweg.descent.problem import open_task
 
     if not isinstance(task, Task):
         raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
-    return pose(task, device)
+    return open_task(task, device)
 
 
 def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]:
@@ -211,12 +211,12 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     from thalweg.descent.pretraining import check_task
 
     request = Request(seed=seed, device=device)
-    return check_task(_posed(task, request.device), request.seed)
+    return check_task(_opened(task, request.device), request.seed)
 
 
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     """Give what went wrong in a run, finished or still going: what was found before and during it, and what its history shows."""
-    from thalweg.watch.moments import diagnose_run
+    from thalweg.watch.findings import diagnose_run
 
     return diagnose_run(run if isinstance(run, Run) else Run.open(run))
 

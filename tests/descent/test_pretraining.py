@@ -7,9 +7,9 @@ from torch import nn
 
 import thalweg as tw
 from thalweg.descent.pretraining import _few, _unlike, measure_before_training
-from thalweg.descent.problem import pose
+from thalweg.descent.problem import open_task
 from thalweg.landscape.initial_figures import RATES
-from thalweg.watch.moments import before_training
+from thalweg.watch.findings import findings_before_training
 
 X = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -20,7 +20,7 @@ def net(*last, outputs=2):
 
 
 def problem(model=None, loss=F.cross_entropy, data=(X, Y), **more):
-    return pose(tw.Task(model=model or net(), loss=loss, data=data, **more), "cpu")
+    return open_task(tw.Task(model=model or net(), loss=loss, data=data, **more), "cpu")
 
 
 def scored(*last):
@@ -32,7 +32,7 @@ def test_where_time_runs_out_nothing_is_guessed():
     assert start.fit is None
     assert start.held_out is None
     assert measure_before_training(scored(nn.Sigmoid()), seconds=0.0).bounds == (None, None)
-    assert before_training(start) == []
+    assert findings_before_training(start) == []
 
 
 def test_a_fit_is_tried_at_larger_rates_until_one_serves():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thalweg.records.plan import Plan
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 from thalweg.see import curves, run_text
 
 
@@ -97,5 +97,5 @@ def test_a_run_in_memory_says_how_to_keep_its_weights(make_run):
 
 
 def test_an_empty_run_has_no_steps_and_no_figures():
-    run = Run(plan=Plan(), history=Figures())
+    run = Run(plan=Plan(), history=HistoryColumns())
     assert (run_text.steps(run), run_text.figures(run)) == (0, [])

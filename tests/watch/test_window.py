@@ -28,7 +28,7 @@ def test_what_is_no_number_stays_out():
     ):
         window.push(StepFigures(step, loss, 0.1, norm, skipped=skipped))
     assert list(window.losses) == [2.0]
-    assert list(window.norms) == [1.0]
+    assert list(window.gradient_norms) == [1.0]
     assert window.smoothed == 2.0
 
 

@@ -50,7 +50,7 @@ def apply(descent: Descent, recorder: Recorder, figures: StepFigures, found: Dia
     if cure is not None and cure.skip_batch:
         leave_out(descent, recorder, figures, found)
         return
-    recorder.diagnose(found)
+    recorder.add_diagnosis(found)
     recorder.event(figures.step, found.name, f"Step {figures.step:,}: {found.cause}", found.to_dict())
     if cure is not None and cure.rollback:
         go_back(descent, recorder, figures, found)
@@ -76,10 +76,10 @@ def leave_out(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     descent.skipped_batches.append(descent.last_position)
     descent.consecutive_skips += 1
     if found is not None:
-        recorder.diagnose(found)
+        recorder.add_diagnosis(found)
     kind = "nonfinite" if found is None else found.name
-    data = {"epoch": batch.epoch, "batch": batch.number, "rows": rows}
-    recorder.event(step, kind, f"Step {step}: the batch ({batch.place}) was left out. {reason}", data)
+    data = {"epoch": batch.epoch, "batch": batch.index_in_epoch, "rows": rows}
+    recorder.event(step, kind, f"Step {step}: the batch ({batch.label}) was left out. {reason}", data)
     if descent.consecutive_skips >= (MOST_SPOILT if rows else MOST_SKIPS):
         raise NonFiniteError(
             f"Step {step}: {descent.consecutive_skips} batches in a row gave a loss or gradient that is not finite; no weight"
@@ -89,7 +89,7 @@ def leave_out(descent: Descent, recorder: Recorder, figures: StepFigures, found:
         return
     if descent.snapshot is None:
         raise NonFiniteError(
-            f"Step {step}: a batch ({batch.place}) put NaN into running statistics of the model, such as batch normalisation's."
+            f"Step {step}: a batch ({batch.label}) put NaN into running statistics of the model, such as batch normalisation's."
             f" {reason} Mend the data, or plan with snapshot_every=50, so that there is a state to go back to."
         )
     _restore_snapshot(descent, recorder)

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from thalweg.descent.ambient import rng_lock
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
+from thalweg.descent.process_state import rng_lock
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import TaskError

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg import optim
-from thalweg.descent.ambient import ambient, rng_lock
 from thalweg.descent.problem import Problem, start_model
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.landscape.initial_figures import (
     RATES,
     Fit,
@@ -34,7 +34,7 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.sampling import Batches, TensorSource, mix, once
 from thalweg.sampling.opening import FIRST, first_batch
 from thalweg.sampling.sources import leaves, seed_all, to_device, tree_map
-from thalweg.watch.moments import before_training
+from thalweg.watch.findings import findings_before_training
 
 STEPS = 100
 SECONDS = 8.0
@@ -50,7 +50,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 def check_task(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> list[Diagnosis]:
     """Give what is wrong with a task before training, gravest first. Each part of the measuring stops after `seconds`."""
-    return before_training(measure_before_training(problem, seed, seconds))
+    return findings_before_training(measure_before_training(problem, seed, seconds))
 
 
 def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> InitialFigures:
@@ -59,7 +59,7 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
     Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged; pushing
     outputs against their bounds is part of fitting.
     """
-    with ambient(), rng_lock:
+    with preserve_process_state(), rng_lock:
         problem = problem.with_own_loss()
         sample = _sample(problem, seed, seconds)
         batch = to_device(_some(problem, seed), problem.device)

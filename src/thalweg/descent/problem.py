@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from thalweg.descent.ambient import ambient, rng_lock
+from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
-from thalweg.descent.places import places
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import Rehearsal, rehearse
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, check_labels
@@ -34,8 +34,8 @@ class Problem:
     - `objective`, `validation_objective`: the loss, with the casts that training and validation data need.
     - `train`, `validation`: the opened data.
     - `weights`: of each training example, for drawing with replacement.
-    - `idle`: names of the parameters that got no gradient from the first batch.
-    - `needs_two`: whether a batch of a single example fails in training.
+    - without_gradient: names of the parameters that got no gradient from the first batch.
+    - `needs_two_examples`: whether a batch of a single example fails in training.
     - `notes`: what the user should know about data and model.
     """
 
@@ -46,8 +46,8 @@ class Problem:
     validation: Source | None
     device: torch.device
     weights: Tensor | None = None
-    idle: tuple[str, ...] = ()
-    needs_two: bool = False
+    without_gradient: tuple[str, ...] = ()
+    needs_two_examples: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def with_own_loss(self) -> Problem:
@@ -62,21 +62,21 @@ class Problem:
         return None if isinstance(self.train, StreamSource) else len(self.train)
 
     @cached_property
-    def matrices(self) -> Mapping[str, str]:
+    def matrix_roles(self) -> Mapping[str, str]:
         """Names of the trainable matrices, each with its place in the network: see `places`. Few rules ask for them."""
-        with ambient(), rng_lock:
+        with preserve_process_state(), rng_lock:
             model = start_model(self, 0).train()
             loss, _ = self.objective.loss(model, first_batch(self.train, self.device, 2))
-            return places(model, loss)
+            return matrix_roles(model, loss)
 
 
-def pose(task: Task, device: str | torch.device = "auto") -> Problem:
+def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
     """Open a task's data, and run one batch through a model of it: all mistakes that show there are refused before any step.
 
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
     place = choose_device(device)
-    with ambient(), rng_lock:
+    with preserve_process_state(), rng_lock:
         model = build_model(task, 0, place)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         options: dict[str, Any] = {
@@ -95,7 +95,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         model.train()
         own = Objective(task).with_own_loss(place).task
         rehearsal, count = _rehearse_training(own, model, train, place)
-        idle = _without_gradient(model, rehearsal.loss)
+        without_gradient = _without_gradient(model, rehearsal.loss)
         _check_all_labels(task, rehearsal.output, train, validation)
         casts = rehearsal.casts
         if validation is not None:
@@ -103,7 +103,7 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
             casts = rehearse(own, model, first_batch(validation, place, count), training=False).casts
             model.train()
         notes += _extra_state(model)
-        needs_two = _needs_two(Objective(own, rehearsal.casts), model, train, place)
+        needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, place)
     return Problem(
         task,
         Objective(task, rehearsal.casts),
@@ -112,8 +112,8 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         validation,
         place,
         weights,
-        idle,
-        needs_two,
+        without_gradient,
+        needs_two_examples,
         tuple(notes),
     )
 
@@ -210,7 +210,7 @@ def _extra_state(model: nn.Module) -> list[str]:
     return [f"{', '.join(own[:3])} keep extra state, which no checkpoint holds: a resumed run may differ there."]
 
 
-def _needs_two(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:
+def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:
     """Tell whether a single example fails in training; tried only where there is batch normalisation."""
     if isinstance(train, StreamSource) or not any(isinstance(m, _BatchNorm) for m in model.modules()):
         return False

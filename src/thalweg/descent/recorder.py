@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from thalweg.descent.ambient import StopRequest
 from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
+from thalweg.descent.process_state import StopRequest
 from thalweg.descent.state import Descent, clone_into
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
@@ -38,7 +38,7 @@ class Progress(Protocol):
         """The descent is over, for whatever reason."""
 
 
-class Silent:
+class NoProgress:
     """Shows nothing."""
 
     def begin(self, plan: Plan, step: int, validation: bool) -> None:
@@ -77,7 +77,7 @@ class Recorder:
         self.folder = folder
         self.history: HistoryWriter = history or MemoryHistory()
         self.diagnoses: list[Diagnosis] = list(diagnoses)
-        self.progress: Progress = progress or Silent()
+        self.progress: Progress = progress or NoProgress()
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder)
 
@@ -108,7 +108,7 @@ class Recorder:
         self.history.event(step, kind, message, without_tuples(data or {}))
         self.progress.event(step, kind, message)
 
-    def diagnose(self, found: Diagnosis) -> None:
+    def add_diagnosis(self, found: Diagnosis) -> None:
         """Keep a diagnosis."""
         self.diagnoses.append(found)
 

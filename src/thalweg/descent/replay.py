@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from thalweg.descent.ambient import rng_lock
 from thalweg.descent.gradient import backward
+from thalweg.descent.process_state import rng_lock
 from thalweg.descent.state import Descent
 from thalweg.records.diagnosis import Cure
 from thalweg.records.step_figures import StepFigures
@@ -49,7 +49,7 @@ class SnapshotReplay:
         rate = factor * descent.rate(step)
         descent.set_rate(rate)
         with rng_lock:
-            loss = backward(descent, batch.draw, (batch.epoch, batch.number))
+            loss = backward(descent, batch.draw, (batch.epoch, batch.index_in_epoch))
         gradients = [p.grad for p in descent.parameters if p.grad is not None]
         nonfinite = sum(int((~torch.isfinite(g)).sum()) for g in gradients)
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients)) if not nonfinite else math.nan

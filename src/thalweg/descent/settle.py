@@ -110,14 +110,14 @@ def _with_end_groups(problem: Problem, plan: Plan) -> Plan:
     rest, before = rules.get(plan.rule).rest, plan.why("groups").figures.get("entered", {})
     given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
     decided = [pattern for pattern, group in given.items() if group.rule is not None]
-    ends = {name: place for name, place in problem.matrices.items() if rest is not None and place != "hidden"}
+    ends = {name: place for name, place in problem.matrix_roles.items() if rest is not None and place != "hidden"}
     ends = {name: place for name, place in ends.items() if not any(fnmatchcase(name, pattern) for pattern in decided)}
     if rest is None or not ends:
         why = Evidence("given" if given else "default")
         return with_choices(plan, {"groups": (given, why)}) if before else plan
     entered = {glob.escape(name): Group(rule=rest.name) for name in ends}
     own = {p: replace(group, rule=rest.name) if p in entered else group for p, group in given.items()}
-    hidden = sum(place == "hidden" for place in problem.matrices.values())
+    hidden = sum(place == "hidden" for place in problem.matrix_roles.values())
     moved = f"{hidden or 'no'} hidden {'matrix' if hidden == 1 else 'matrices'}"
     left = ", ".join(f"{name} ({place})" for name, place in ends.items())
     reason = (
@@ -134,7 +134,7 @@ def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:
     Raises PlanError where it was decided that it stays, or where every step has such a part.
     """
     count = problem.count
-    if not problem.needs_two or count is None:
+    if not problem.needs_two_examples or count is None:
         return plan
     size = plan.batch_size or count
     if smallest_part(size, size, plan.accumulate) == 1:

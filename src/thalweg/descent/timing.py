@@ -7,9 +7,9 @@ import statistics
 import time
 from typing import NamedTuple
 
-from thalweg.descent.ambient import ambient
 from thalweg.descent.gradient import compute_gradient
 from thalweg.descent.problem import Problem
+from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.records.plan import Plan
@@ -33,7 +33,7 @@ def time_steps(problem: Problem, plan: Plan, count: int = 12, patience: float = 
     descent = Descent(problem, plan if plan.steps else plan.replace(steps=LONG))
     recorder, times = Recorder(), list[float]()
     try:
-        with ambient(plan.threads):
+        with preserve_process_state(plan.threads):
             while len(times) < WARM_UP + count and sum(times) <= patience:
                 started = time.perf_counter()
                 descent.set_rate(descent.rate())

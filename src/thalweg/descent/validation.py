@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.descent.ambient import rng_lock
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem
+from thalweg.descent.process_state import rng_lock
 from thalweg.errors import DataError, TaskError, few
-from thalweg.landscape.objective import Objective, shape
+from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import mix, once
 from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device, tree_map
 
-LARGEST = 1024  # examples per validation batch; a loader or stream has batches of its own
+LARGEST_BATCH = 1024  # examples per validation batch; a loader or stream has batches of its own
 _VALIDATION = 3  # makes the seeds of validations others than those of the steps
 MOST_BATCHES = 100_000  # a stream that gives more is endless
 SAMPLE = 4096  # training examples that are measured where there are no validation data
@@ -50,7 +50,7 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
 
 
 def validate(
-    problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST, seed: int = 0
+    problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST_BATCH, seed: int = 0
 ) -> dict[str, float]:
     """Give {"loss": …, metric: …} over the validation set, or only the loss over first training examples where there is none.
 
@@ -140,7 +140,7 @@ def _call_metric(name: str, call: Any, *pair: Any) -> Any:
     try:
         return call(*pair)
     except Exception as error:
-        on = f" on outputs {shape(pair[0])} and targets {shape(pair[1])}" if pair else ""
+        on = f" on outputs {describe(pair[0])} and targets {describe(pair[1])}" if pair else ""
         raise TaskError(f"Metric '{name}' failed{on}: {type(error).__name__}: {error}.") from error
 
 

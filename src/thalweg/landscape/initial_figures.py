@@ -75,11 +75,11 @@ class Fit(NamedTuple):
 
 
 class Repeats(NamedTuple):
-    """Validation rows that are training rows, of those looked at."""
+    """Validation rows that are training rows, of those compared."""
 
     found: int
-    looked: int
-    natural: float  # share of training rows that have a twin in training
+    compared: int
+    twins_in_training: float  # share of training rows that equal another one
     rows: tuple[tuple[int, int], ...]  # some of them: (validation row, training row)
 
 
@@ -93,7 +93,7 @@ class InitialFigures:
     constant_kind: str = ""
     classes: int | None = None
     gradients: Mapping[str, float] = field(default_factory=dict[str, float])  # parameter -> RMS of its gradient
-    idle: tuple[str, ...] = ()
+    without_gradient: tuple[str, ...] = ()
     reaction: float | None = None  # see `reaction`; the larger one of before and after fitting one batch
     fit: Fit | None = None
     scale: Mapping[str, Scale] = field(default_factory=dict[str, Scale])  # of "inputs" and "targets", where numbers
@@ -158,10 +158,10 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> Initi
     loss, _ = objective.loss(model, batch)
     loss.backward()
     gradients = {n: _rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-    idle = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    without_gradient = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     model.zero_grad(set_to_none=True)
     if objective.task.step is not None:
-        return InitialFigures(loss=float(loss.detach()), gradients=gradients, idle=idle)
+        return InitialFigures(loss=float(loss.detach()), gradients=gradients, without_gradient=without_gradient)
     model.eval()
     with torch.no_grad():
         output, target = objective.outputs(model, batch)
@@ -174,7 +174,7 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> Initi
         constant_kind=known[1] if known else "",
         classes=class_count(objective.task, output),
         gradients=gradients,
-        idle=idle,
+        without_gradient=without_gradient,
         reaction=reaction(objective, model, batch),
         scale=scales(objective, [batch], kind),
         column_spread=_spread(first),
@@ -337,7 +337,7 @@ def repeats(train: Sequence[Tensor], validation: Sequence[Tensor]) -> Repeats | 
 
     >>> rows = torch.arange(10.0)[:, None]
     >>> repeats([rows], [rows[6:8]])
-    Repeats(found=2, looked=2, natural=0.0, rows=((0, 6), (1, 7)))
+    Repeats(found=2, compared=2, twins_in_training=0.0, rows=((0, 6), (1, 7)))
     """
     kinds = [[(part.dtype, part.shape[1:]) for part in parts] for parts in (train, validation)]
     if kinds[0] != kinds[1] or not train or any(part.numel() == 0 for part in (*train, *validation)):

@@ -25,7 +25,7 @@ class Casts(NamedTuple):
     """Dtypes to which a batch's floating-point inputs, integer inputs and target are cast; None leaves them as they are."""
 
     floats: torch.dtype | None = None
-    whole: torch.dtype | None = None
+    integers: torch.dtype | None = None
     target: torch.dtype | None = None
 
 
@@ -91,7 +91,7 @@ class Objective:
         Raises DataError for a label the model has no output for, TaskError for one example under batch normalisation.
         """
         if self.task.step is not None:
-            return weighted(self.task.step(model, batch), "step")
+            return loss_and_weight(self.task.step(model, batch), "step")
         output = target = None
         try:
             output, target = self.outputs(model, batch)
@@ -112,7 +112,7 @@ class Objective:
     def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
         """Give the loss for validation."""
         if self.task.evaluate is not None:
-            return weighted(self.task.evaluate(model, batch), "evaluate")
+            return loss_and_weight(self.task.evaluate(model, batch), "evaluate")
         return self.loss(model, batch)
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
@@ -145,11 +145,11 @@ class Objective:
     def _cast(self, value: Any) -> Any:
         if not self._casts or not isinstance(value, Tensor) or value.is_complex():
             return value
-        dtype = self.cast_inputs.floats if value.is_floating_point() else self.cast_inputs.whole
+        dtype = self.cast_inputs.floats if value.is_floating_point() else self.cast_inputs.integers
         return value if dtype is None else value.to(dtype)
 
 
-def weighted(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | None]:
+def loss_and_weight(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | None]:
     """Read what a task's `step` or `evaluate` returned.
 
     Raises TaskError where it is neither a loss nor a pair (loss, weight).
@@ -164,10 +164,10 @@ def weighted(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | Non
     )
 
 
-def shape(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe a value for a message: a tensor's shape and dtype, else its type.
 
-    >>> shape(torch.zeros(2, 3))
+    >>> describe(torch.zeros(2, 3))
     '(2, 3) float32'
     """
     if isinstance(value, Tensor):
@@ -199,7 +199,7 @@ def check_labels(task: Task, output: Any, target: Any, *, where: str = "") -> No
         return
     if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
         raise DataError(
-            f"The targets are {shape(target)}, but class numbers have one dimension. Give y without the trailing dimension"
+            f"The targets are {describe(target)}, but class numbers have one dimension. Give y without the trailing dimension"
             f" of 1: y.squeeze(1), or y[:, 0]."
         )
     ignored = getattr(task.loss, "ignore_index", -100)
@@ -212,7 +212,7 @@ def check_labels(task: Task, output: Any, target: Any, *, where: str = "") -> No
 def _check_probabilities(output: Tensor, target: Tensor) -> None:
     if target.shape != output.shape:
         raise DataError(
-            f"The targets are {shape(target)}, but this loss wants class numbers (int64), or probabilities of the"
+            f"The targets are {describe(target)}, but this loss wants class numbers (int64), or probabilities of the"
             f" output's shape {tuple(output.shape)}. Give y as integers, without a trailing dimension of 1."
         )
 

@@ -17,17 +17,17 @@ from typing import Any, cast
 
 import numpy as np
 
-Place = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 DEEPEST = 100
 EXACT_IN_EVERY_READER = 2**53
 
 
-class NotPlainError(TypeError):
+class NotJsonError(TypeError):
     """A value that has no place in JSON; the message names where it stands and what to give instead."""
 
 
-def where(place: Place) -> str:
+def where(place: KeyPath) -> str:
     """Name a place in nested values for a message.
 
     >>> where(("optimizer", "state", "0"))
@@ -36,28 +36,28 @@ def where(place: Place) -> str:
     return "/".join(place) or "the value itself"
 
 
-def refuse(value: object, place: Place) -> object:
-    """Raise NotPlainError: JSON has no such type, and the caller encodes no further ones."""
+def refuse(value: object, place: KeyPath) -> object:
+    """Raise NotJsonError: JSON has no such type, and the caller encodes no further ones."""
     if isinstance(value, tuple):
-        raise NotPlainError(f"{where(place)} is a tuple, which would come back as a list: give a list.")
-    raise NotPlainError(
+        raise NotJsonError(f"{where(place)} is a tuple, which would come back as a list: give a list.")
+    raise NotJsonError(
         f"{where(place)} is of type {type(value).__name__}: give int, float, str, bool, None, a list or a dict of those."
     )
 
 
-def encode(value: object, place: Place = (), other: Callable[[object, Place], object] = refuse) -> object:
+def encode(value: object, place: KeyPath = (), other: Callable[[object, KeyPath], object] = refuse) -> object:
     """Turn nested values into what `json.dumps(…, allow_nan=False)` takes.
 
     `other` encodes values of types that JSON lacks (a checkpoint encodes tensors with it). NumPy scalars and subclasses of
     int, float and dict come back as the built-in type.
 
-    Raises NotPlainError for tuples, keys that are neither str nor int, and nesting deeper than 100.
+    Raises NotJsonError for tuples, keys that are neither str nor int, and nesting deeper than 100.
 
     >>> encode({"rate": float("inf"), 0: [1, None]})
     {'~dict': [['rate', {'~float': 'inf'}], [0, [1, None]]]}
     """
     if len(place) > DEEPEST:
-        raise NotPlainError(f"{where(place[:3])} is nested deeper than {DEEPEST}, or contains itself.")
+        raise NotJsonError(f"{where(place[:3])} is nested deeper than {DEEPEST}, or contains itself.")
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, str)):
@@ -110,10 +110,12 @@ def decode(value: Any, special: Mapping[str, Callable[[Any], Any]] | None = None
     return (special or {})[mark](pairs[mark])
 
 
-def _encode_mapping(value: Mapping[object, object], place: Place, other: Callable[[object, Place], object]) -> object:
+def _encode_mapping(
+    value: Mapping[object, object], place: KeyPath, other: Callable[[object, KeyPath], object]
+) -> object:
     for key in value:
         if not isinstance(key, (str, int)):
-            raise NotPlainError(f"{where(place)} has a key of type {type(key).__name__}: give str or int keys.")
+            raise NotJsonError(f"{where(place)} has a key of type {type(key).__name__}: give str or int keys.")
     pairs = [(cast("str | int", key), encode(item, (*place, str(key)), other)) for key, item in value.items()]
     if all(isinstance(key, str) and not key.startswith("~") for key, _ in pairs):
         return dict(pairs)

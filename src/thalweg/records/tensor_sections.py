@@ -15,7 +15,7 @@ import torch
 
 from thalweg.errors import CheckpointError
 from thalweg.records import json_values, tensorfile
-from thalweg.records.json_values import Place
+from thalweg.records.json_values import KeyPath
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class SplitState:
     name_of: dict[object, str] = field(default_factory=dict[object, str])
     used_names: set[str] = field(default_factory=set[str])
 
-    def replace_tensor(self, value: object, place: Place) -> object:
+    def replace_tensor(self, value: object, place: KeyPath) -> object:
         """Add a tensor to its section and give the mark for its place; the same memory a second time becomes an alias."""
         if not isinstance(value, torch.Tensor):
             return json_values.refuse(value, place)
@@ -50,7 +50,7 @@ class SplitState:
         section, _, within = name.partition("/")
         self.tensors.setdefault(section, {})[within] = tensor
 
-    def _name(self, place: Place) -> str:
+    def _name(self, place: KeyPath) -> str:
         """The name of a place: section and keys joined by "/", with "~1" for a "/" within a key and "~0" for "~"."""
         keys = [key.replace("~", "~0").replace("/", "~1") for key in place[1:]]
         # A lone surrogate has no UTF-8, which safetensors asks for.
@@ -72,16 +72,16 @@ def split(state: Mapping[str, Any]) -> SplitState:
             raise CheckpointError(f"a section cannot be named {section!r}: use lower-case letters, digits and _.")
         try:
             parts.values[section] = json_values.encode(value, (section,), parts.replace_tensor)
-        except json_values.NotPlainError as error:
+        except json_values.NotJsonError as error:
             raise CheckpointError(f"the checkpoint cannot hold this: {error}") from error
     return parts
 
 
-def _refuse_unusual(tensor: torch.Tensor, place: Place) -> None:
+def _refuse_unusual(tensor: torch.Tensor, place: KeyPath) -> None:
     known = tensor.dtype in tensorfile.CODES or tensor.dtype in (torch.complex32, torch.complex64, torch.complex128)
     if not known or tensor.layout is not torch.strided or tensor.is_meta:
         kind = "without data (meta)" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-        raise json_values.NotPlainError(
+        raise json_values.NotJsonError(
             f"{json_values.where(place)} is a tensor {kind}: give a dense one of a common dtype."
         )
 

@@ -17,8 +17,8 @@ from thalweg.records.run import Run
 from thalweg.see import run_text
 from thalweg.tuning.priors import is_adaptive
 from thalweg.watch.causes import all_causes
-from thalweg.watch.finished import LATE, FinishedHistory
-from thalweg.watch.moments import diagnose_run
+from thalweg.watch.findings import diagnose_run
+from thalweg.watch.finished import LATE_SHARE, FinishedHistory
 
 NEGLIGIBLE = 1e-3  # share of the improvement over the start below which a further one is not worth a longer run
 STILL = 0.05  # share by which the last fifth must have improved for a longer budget to be worth it
@@ -118,7 +118,7 @@ def _still_improving(run: Run) -> list[str]:
     x, y = history.criterion()
     if history.status != "finished" or len(y) < 6 or int(np.argmin(history.cost(y))) < len(y) - 2:
         return []
-    earlier = y[x <= LATE * x[-1]]
+    earlier = y[x <= LATE_SHARE * x[-1]]
     before, after = float(earlier[-1]), float(y[-1])
     left = abs(before) if run.summary.get("mode", "min") == "min" else abs(before - y[0])
     gained = abs(after - before)
@@ -128,7 +128,7 @@ def _still_improving(run: Run) -> list[str]:
         or not run_text.is_better(run, after, before)
     ):
         return []
-    if _perfect(run) or history.fell_steadily_and_hardly():
+    if _perfect(run) or history.fell_steadily_but_little():
         return []
     told = run_text.metric_label(run, str(run.summary.get("select", "loss")))
     longer = f"Give it twice the budget ({run_text.epochs(run, 2 * x[-1]) or several(2 * int(x[-1]), 'step')})"
@@ -182,7 +182,7 @@ def _search(run: Run) -> list[str]:
     if (
         why.source == "default"
         and run_text.status(run) == "finished"
-        and not FinishedHistory.of(run).fell_steadily_and_hardly()
+        and not FinishedHistory.of(run).fell_steadily_but_little()
     ):
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
     ranked = trials_by_rate(run)
@@ -234,7 +234,7 @@ def _memory(run: Run) -> list[str]:
 
 def _well(run: Run) -> str:
     x, y = FinishedHistory.of(run).criterion()
-    flat = len(y) >= 6 and all(abs(b - a) < STILL * abs(y[0]) for a, b in pairwise(y[x >= LATE * x[-1]].tolist()))
+    flat = len(y) >= 6 and all(abs(b - a) < STILL * abs(y[0]) for a, b in pairwise(y[x >= LATE_SHARE * x[-1]].tolist()))
     levelled = " and had levelled off by the end" if flat else ""
     told = run_text.metric_label(run, str(run.summary.get("select", "loss")))
     return f"All is well: the {told} improved{levelled}, and nothing had to be corrected. {_left_to_gain(run)}"

@@ -152,7 +152,7 @@ def weight_decay(
     return float(f"{value:.3g}"), Evidence("derived", reason, {"learning_rate": learning_rate, "steps": steps})
 
 
-def shorter_runs_rate(rate: float, short: int, full: int) -> float:
+def rate_for_longer_run(rate: float, short: int, full: int) -> float:
     """Carry the best rate of a short finished run to a longer one: rates fall as (short / full)^0.3, half of it is trusted.
 
     Source: arXiv:2409.19913 measures an exponent of 0.3 +- 0.15 on language models; its lower end is used.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thalweg.descent.loop import descend
-from thalweg.descent.problem import Problem, pose
+from thalweg.descent.problem import Problem, open_task
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
@@ -19,7 +19,7 @@ def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") 
     problem serves, whose data are not opened again.
     """
     task = source.load() if isinstance(source, Source) else source
-    descent = Descent(pose(task, device) if isinstance(task, Task) else task, plan)
+    descent = Descent(open_task(task, device) if isinstance(task, Task) else task, plan)
     try:
         descend(descent, Recorder())
     except DivergedError:

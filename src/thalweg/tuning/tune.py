@@ -177,7 +177,7 @@ def _found_rate(search: Search, full: int, seconds: float, validated: bool) -> t
             f" away. Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
         )
     best, longest = search.best, search.rungs[-1].steps
-    rate = float(f"{priors.shorter_runs_rate(best, longest, full):.3g}")
+    rate = float(f"{priors.rate_for_longer_run(best, longest, full):.3g}")
     figures = {
         **search.figures(),
         "best_of_short_runs": float(f"{best:.3g}"),

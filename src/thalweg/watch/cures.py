@@ -8,7 +8,7 @@ from thalweg.records.diagnosis import Cure
 from thalweg.watch.window import Window
 
 
-def calm(window: Window, attempt: int) -> Cure:
+def lower_rate_and_clip(window: Window, attempt: int) -> Cure:
     """Go back, lower the learning rate and clip.
 
     The first attempt halves the rate; every further one at the same place squares the boldness (1/4, 1/8, …), so that a rate
@@ -16,7 +16,7 @@ def calm(window: Window, attempt: int) -> Cure:
     all was well, 1.0 where none were seen.
     """
     factor = 0.5**attempt
-    finite = sorted(n for n in window.norms if math.isfinite(n) and n > 0)
+    finite = sorted(n for n in window.gradient_norms if math.isfinite(n) and n > 0)
     clip = finite[int(0.9 * (len(finite) - 1))] if len(finite) >= 20 else 1.0
     return Cure(
         action=f"Go back to the last good snapshot, lower the rate from {window.rate:.3g} by a factor of {factor:g}, and clip the"

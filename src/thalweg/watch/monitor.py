@@ -11,7 +11,7 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, Detector
 from thalweg.watch.causes import all_causes
-from thalweg.watch.moments import ranked
+from thalweg.watch.findings import ranked
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.window import Window
 
@@ -41,7 +41,7 @@ class Monitor:
     def expect(self, loss: float) -> None:
         """Take in the loss before the first step, measured on many examples: a better start than one batch's loss."""
         if math.isfinite(loss):
-            self.window.expected = loss
+            self.window.initial_loss = loss
 
     def observe(self, figures: StepFigures, at_hand: AtHand | None = None) -> list[Diagnosis]:
         """Take in one step, and give what the causes find, gravest first.
@@ -101,7 +101,7 @@ class Monitor:
         window = self.window
         if not math.isfinite(loss) or window.start is None:
             return math.isfinite(loss)
-        mean, deviation = window.usual() or (window.start, 0.0)
+        mean, deviation = window.mean_and_deviation() or (window.start, 0.0)
         return loss <= max(window.start, *window.losses, mean + MOST_DEVIATIONS * deviation)
 
     @property

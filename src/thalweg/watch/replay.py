@@ -17,12 +17,12 @@ class Batch(NamedTuple):
 
     draw: Draw
     epoch: int
-    number: int
+    index_in_epoch: int
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """Name the batch for people, counted from 1."""
-        return f"epoch {self.epoch + 1}, batch {self.number + 1}"
+        return f"epoch {self.epoch + 1}, batch {self.index_in_epoch + 1}"
 
     def nonfinite_rows(self) -> list[int]:
         """Give the rows, counted within the batch, that hold NaN or infinity."""

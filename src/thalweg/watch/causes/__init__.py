@@ -68,6 +68,6 @@ def _loaded(point: EntryPoint) -> list[Cause]:
         found = error
     if isinstance(found, Cause):
         return [found]
-    given = f"fails: {found!r}" if isinstance(found, Exception) else f"gives a {type(found).__name__}, not a Cause"
-    warnings.warn(f"The entry point '{point.name}' of group thalweg.causes {given}. It is left out.", stacklevel=2)
+    problem = f"fails: {found!r}" if isinstance(found, Exception) else f"gives a {type(found).__name__}, not a Cause"
+    warnings.warn(f"The entry point '{point.name}' of group thalweg.causes {problem}. It is left out.", stacklevel=2)
     return []

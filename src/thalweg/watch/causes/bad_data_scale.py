@@ -10,12 +10,12 @@ from thalweg.landscape.initial_figures import InitialFigures, Scale, is_finite
 from thalweg.records.diagnosis import Diagnosis, Severity
 from thalweg.watch.cause import Cause, finding
 
-SPREAD = 1e3  # of columns' standard deviations
+SPREAD = 1e3  # widest over narrowest column, by standard deviation
 OFFSET = 10.0  # mean over standard deviation
-LARGE_TARGET = 30.0  # root mean square under squared error: an output moves about as far as the rate in a step
-SMALL_TARGET = 0.01  # standard deviation under squared error: outputs start some tenths away from each other
-NARROW = 0.1  # largest minus least input
-HIGH_START = 3.0  # times the constant predictor's loss, or that of equal shares where that is higher
+LARGE_TARGET = 30.0  # root mean square: outputs move by about the learning rate per step, so this is far away
+SMALL_TARGET = 0.01  # standard deviation: the outputs of a new model already differ by some tenths
+NARROW = 0.1  # largest minus least input: less is hard to react to
+HIGH_START = 3.0  # times the constant predictor's loss, or that of equal probabilities where that is higher
 
 
 def unlike_scales(figures: InitialFigures) -> Iterator[Diagnosis]:
@@ -23,7 +23,7 @@ def unlike_scales(figures: InitialFigures) -> Iterator[Diagnosis]:
     yield from _inputs(figures)
     yield from _columns(figures)
     yield from _target_scale(figures)
-    yield from _start_loss(figures)
+    yield from _initial_loss(figures)
 
 
 def _inputs(figures: InitialFigures) -> Iterator[Diagnosis]:
@@ -52,8 +52,8 @@ def _inputs(figures: InitialFigures) -> Iterator[Diagnosis]:
     if inputs is not None and 0 < inputs.high - inputs.low < NARROW:
         yield finding(
             "tiny inputs",
-            f"all inputs lie between {inputs.low:.3g} and {inputs.high:.3g}, so the model hardly feels their differences"
-            f"{_coped(figures)}.",
+            f"all inputs lie between {inputs.low:.3g} and {inputs.high:.3g}, so the model hardly reacts to their differences"
+            f"{_fitted_anyway(figures)}.",
             f"{_standardise(inputs)}, or each column by its own.",
             "note" if figures.fit is not None and figures.fit.easy else "warning",
             "largest minus least input",
@@ -84,20 +84,20 @@ def _target_scale(figures: InitialFigures) -> Iterator[Diagnosis]:
     cure = f"{_standardise(targets)}, and undo it on the outputs: {sd} * output + {mean}."
     severity: Severity = "note" if figures.fit is not None and figures.fit.easy else "warning"
     if targets.size > LARGE_TARGET:
-        cause = f"{described}: outputs that start near 0 need very many steps to get there{_coped(figures)}."
+        cause = f"{described}: outputs that start near 0 need very many steps to get there{_fitted_anyway(figures)}."
         figure = "root mean square of the targets"
         yield finding("large targets", cause, cure, severity, figure, targets.size, LARGE_TARGET)
     elif _offset(targets) > OFFSET and abs(targets.mean) > 1:
-        cause = f"{described}: what tells them apart is small against what they share{_coped(figures)}."
+        cause = f"{described}: what tells them apart is small against what they share{_fitted_anyway(figures)}."
         figure = "mean over standard deviation of the targets"
         yield finding("targets far from zero", cause, cure, severity, figure, _offset(targets), OFFSET)
     elif targets.sd < SMALL_TARGET:
-        cause = f"{described}: outputs start much farther apart, and a usual step is larger than that{_coped(figures)}."
+        cause = f"{described}: outputs start much farther apart, and a usual step is larger than that{_fitted_anyway(figures)}."
         figure = "standard deviation of the targets"
         yield finding("small targets", cause, cure, severity, figure, targets.sd, SMALL_TARGET)
 
 
-def _start_loss(figures: InitialFigures) -> Iterator[Diagnosis]:
+def _initial_loss(figures: InitialFigures) -> Iterator[Diagnosis]:
     constant = figures.constant_loss
     if (
         constant is None
@@ -130,8 +130,8 @@ def _standardise(scale: Scale) -> str:
     return f"Standardise: subtract {typed_number(scale.mean)} and divide by {typed_number(scale.sd)}"
 
 
-def _coped(figures: InitialFigures) -> str:
-    return "; this model coped on one batch" if figures.fit is not None and figures.fit.easy else ""
+def _fitted_anyway(figures: InitialFigures) -> str:
+    return "; this model could fit one batch all the same" if figures.fit is not None and figures.fit.easy else ""
 
 
 bad_data_scale = Cause(

@@ -10,7 +10,7 @@ from thalweg.watch.cause import Cause, finding
 
 
 def zero_gradients(figures: InitialFigures) -> Iterator[Diagnosis]:
-    """Say which parameters' gradients are exactly zero; all of them is critical."""
+    """Say which parameters have a gradient of exactly zero; critical where all do."""
     dead = [name for name, size in figures.gradients.items() if size == 0.0]
     if dead and len(dead) == len(figures.gradients):
         yield finding(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause, each_step
-from thalweg.watch.cures import calm
+from thalweg.watch.cures import lower_rate_and_clip
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.window import Window
 
@@ -60,5 +60,5 @@ nonfinite = Cause(
     rank=10,
     during=each_step(is_nonfinite),
     test=batch_or_rate,
-    cure=calm,
+    cure=lower_rate_and_clip,
 )

@@ -20,23 +20,25 @@ def repeated_rows(figures: InitialFigures) -> Iterator[Diagnosis]:
     seen = figures.repeats
     if seen is None or not seen.found:
         return
-    share = seen.found / seen.looked
-    expected = seen.natural * seen.looked  # as many twins as training rows have among themselves, give or take
+    share = seen.found / seen.compared
+    expected = (
+        seen.twins_in_training * seen.compared
+    )  # as many twins as training rows have among themselves, give or take
     natural = seen.found <= expected + 3 * math.sqrt(expected)
     if natural and share < CROWDED:
         return
     pairs = ", ".join(f"{i} (training {j})" for i, j in seen.rows) + (" …" if seen.found > len(seen.rows) else "")
-    told = f"; {seen.natural:.0%} of the training rows have a twin in training too" if natural else ""
+    told = f"; {seen.twins_in_training:.0%} of the training rows have a twin in training too" if natural else ""
     grave = not natural and seen.found >= FEW and share >= REPEATED
     found = finding(
         "validation repeats training",
-        f"{seen.found} of {seen.looked} validation rows looked at are training rows, number for number: rows {pairs}{told}."
+        f"{seen.found} of {seen.compared} validation rows looked at are training rows, number for number: rows {pairs}{told}."
         f" Their loss does not tell how the model does on new examples.",
         "Drop double rows before splitting the data, and split by whatever several rows share (a person, a day, a source).",
         "warning" if grave else "note",
         "share of validation rows that are training rows",
         share,
-        max(REPEATED, seen.natural),
+        max(REPEATED, seen.twins_in_training),
     )
     yield replace(found, examples=tuple(j for _, j in seen.rows))
 

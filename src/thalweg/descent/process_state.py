@@ -26,7 +26,7 @@ _states_before: dict[str, Any] = {}
 
 
 @contextmanager
-def ambient(threads: int | None = None) -> Generator[None]:
+def preserve_process_state(threads: int | None = None) -> Generator[None]:
     """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards the process is as it was before.
 
     Bodies may be nested and may run in several threads at once. The random states are saved by the first that begins and

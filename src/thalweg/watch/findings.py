@@ -17,7 +17,7 @@ SEVERITIES = ("critical", "warning", "note")
 Evidence = TypeVar("Evidence")
 
 
-def before_training(figures: InitialFigures, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
+def findings_before_training(figures: InitialFigures, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
     """Ask all causes of the figures of an initial model; gravest first.
 
     A symptom that a graver finding explains is named as its consequence, and is no finding of its own.
@@ -26,8 +26,8 @@ def before_training(figures: InitialFigures, causes: Iterable[Cause] | None = No
     return _asked([(cause, cause.before) for cause in asked if cause.before is not None], figures)
 
 
-def after_training(history: FinishedHistory, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
-    """Ask all causes of a finished run's history; gravest first, consequences as in `before_training`."""
+def findings_after_training(history: FinishedHistory, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
+    """Ask all causes of a finished run's history; gravest first, consequences as in `findings_before_training`."""
     asked = all_causes() if causes is None else causes
     return _asked([(cause, cause.after) for cause in asked if cause.after is not None], history)
 
@@ -35,7 +35,7 @@ def after_training(history: FinishedHistory, causes: Iterable[Cause] | None = No
 def diagnose_run(run: Run) -> list[Diagnosis]:
     """Give what was diagnosed before and during a run, and what its history shows besides."""
     known = {(found.name, found.symptom) for found in run.diagnoses}
-    found = after_training(FinishedHistory.of(run))
+    found = findings_after_training(FinishedHistory.of(run))
     return [*run.diagnoses, *(diagnosis for diagnosis in found if (diagnosis.name, diagnosis.symptom) not in known)]
 
 
