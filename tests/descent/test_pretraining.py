@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.pretraining import _few, _unlike, measure_before_training
+from thalweg.descent.pretraining import _different, _fittable_part, measure_before_training
 from thalweg.descent.problem import open_task
 from thalweg.landscape.initial_figures import RATES
 from thalweg.watch.findings import findings_before_training
@@ -70,21 +70,23 @@ def test_outputs_that_nothing_moves_have_no_bounds():
 
 def test_no_more_examples_are_asked_for_than_there_is_room_for():
     batch = (X[:32], Y[:32])
-    few, judged = _few(problem(lambda: nn.Linear(4, 2)), batch, 0)  # ten parameters, two outputs
+    few, judged = _fittable_part(problem(lambda: nn.Linear(4, 2)), batch, 0)  # ten parameters, two outputs
     assert judged
     assert len(few[0]) == len(few[1]) == 5
     assert set(few[1].tolist()) == {0, 1}
-    assert _few(problem(), batch, 0) == (batch, True)
+    assert _fittable_part(problem(), batch, 0) == (batch, True)
 
 
 def test_a_model_without_room_for_two_examples_is_not_judged():
     pictures = torch.randn(40, 1, 8, 8)
-    assert not _few(problem(lambda: nn.Conv2d(1, 1, 1), F.mse_loss, (pictures, pictures)), (pictures, pictures), 0)[1]
+    assert not _fittable_part(
+        problem(lambda: nn.Conv2d(1, 1, 1), F.mse_loss, (pictures, pictures)), (pictures, pictures), 0
+    )[1]
 
 
 def test_unlike_targets_are_chosen():
-    assert _unlike(torch.tensor([1, 1, 1, 0]), 2).tolist() == [0, 3]
-    assert _unlike(torch.tensor([[True], [True], [False]]), 2).tolist() == [0, 2]
+    assert _different(torch.tensor([1, 1, 1, 0]), 2).tolist() == [0, 3]
+    assert _different(torch.tensor([[True], [True], [False]]), 2).tolist() == [0, 2]
 
 
 def test_repeats_are_looked_for_where_both_data_are_in_memory():

@@ -134,13 +134,13 @@ class Objective:
         return tuple(self._cast(part) for part in inputs), {}, target
 
     def _split_mapping(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        named = [key for key in batch if key in _TARGET_KEYS]
-        if len(named) != 1:
+        targets = [key for key in batch if key in _TARGET_KEYS]
+        if len(targets) != 1:
             raise TaskError(
                 f"A batch is a mapping with the keys {list(batch)}, and which is the target is not clear."
                 f" Call exactly one of them {' or '.join(_TARGET_KEYS)}, or give `step`."
             )
-        return (), {key: self._cast(value) for key, value in batch.items() if key != named[0]}, batch[named[0]]
+        return (), {key: self._cast(value) for key, value in batch.items() if key != targets[0]}, batch[targets[0]]
 
     def _cast(self, value: Any) -> Any:
         if not self._casts or not isinstance(value, Tensor) or value.is_complex():
@@ -149,7 +149,7 @@ class Objective:
         return value if dtype is None else value.to(dtype)
 
 
-def loss_and_weight(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | None]:
+def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
     """Read what a task's `step` or `evaluate` returned.
 
     Raises TaskError where it is neither a loss nor a pair (loss, weight).
@@ -159,7 +159,7 @@ def loss_and_weight(result: StepResult, who: str) -> tuple[Tensor, float | Tenso
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
         return result[0], result[1]
     raise TaskError(
-        f"`{who}` returned a {type(result).__name__}. It returns the loss, or (loss, weight), both scalars; several losses"
+        f"`{function}` returned a {type(result).__name__}. It returns the loss, or (loss, weight), both scalars; several losses"
         f" with an optimiser each (a GAN, say) are not what thalweg trains."
     )
 
@@ -217,9 +217,9 @@ def _check_probabilities(output: Tensor, target: Tensor) -> None:
         )
 
 
-def _wrong_label(label: int, place: str, classes: int) -> str:
+def _wrong_label(label: int, where: str, classes: int) -> str:
     remedy = f"Give the model {label + 1} outputs or check the labels." if label > 0 else "Number the classes from 0."
     return (
-        f"The target is {label} in {place}, but the model has {classes} output{'s' * (classes != 1)}: labels run from"
+        f"The target is {label} in {where}, but the model has {classes} output{'s' * (classes != 1)}: labels run from"
         f" 0 to {classes - 1}. {remedy}"
     )

@@ -23,7 +23,7 @@ LARGEST_INTEGER = 2**63 - 1  # of TOML and SQLite
 
 @dataclass(frozen=True)
 class Knob:
-    """What there is to say of one knob.
+    """The description of one knob.
 
     Arguments:
         meaning: what it does, in one line.
@@ -37,7 +37,7 @@ class Knob:
         label: its name for people; default: the field's name with spaces.
         shown: "main": always; "chosen": where somebody or something chose it; "report": likewise, but only in the report;
             "note": found with the data and nobody's choice, so never among the chosen.
-        rank: its place among the main ones.
+        rank: its position among the main ones.
 
     The rest is read from the field by `knobs`: its name, default, type, whether it may be None, and its choices.
     """
@@ -127,7 +127,7 @@ def reference(record: type[Any], width: int = 120) -> str:
 
 
 def convert_types(record: Any) -> None:
-    """Turn NumPy's and torch's scalars into Python's, so that a record is plain values whoever made it.
+    """Turn NumPy's and torch's scalars into Python's.
 
     Raises PlanError for None where a value is needed and for a value of another type.
     """
@@ -185,7 +185,7 @@ def _out_of_range(value: Any, knob: Knob) -> str:
 
 
 def builtin_value(value: Any, name: str) -> Any:
-    """Give plain numbers, texts, lists and tables, as TOML knows them. Raises PlanError for anything else.
+    """Turn a value into built-in numbers, strings, lists and dicts, as TOML has them. Raises PlanError for anything else.
 
     >>> import numpy as np
     >>> builtin_value({"rates": np.array([0.5, 1.0])}, "figures")

@@ -11,7 +11,7 @@ from thalweg.records.history import Event
 from thalweg.records.run import Run
 from thalweg.see import run_text
 from thalweg.watch.causes import summary_of
-from thalweg.watch.monitor import SAME_PLACE
+from thalweg.watch.monitor import SAME_FAILURE_STEPS
 
 ROUTINE = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
 
@@ -98,6 +98,6 @@ def _outcome(run: Run, trouble: Event, after: tuple[Event, ...]) -> str:
     if later is None:
         until = "" if run_text.status(run) in ("finished", "stopped early") else f" until step {run_text.steps(run):,}"
         return f"That helped: the trouble did not come back{until}."
-    if later.step <= trouble.step + SAME_PLACE:
+    if later.step <= trouble.step + SAME_FAILURE_STEPS:
         return f"That was not enough: the trouble came back at step {later.step:,}."
     return f"That helped until step {later.step:,}, where the trouble came back."

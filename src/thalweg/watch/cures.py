@@ -1,4 +1,4 @@
-"""Cures as values: what to change, chosen from what was seen. Whoever runs the descent applies them."""
+"""Cures as values: what to change, chosen from recent steps. The descent applies them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from thalweg.watch.window import Window
 def lower_rate_and_clip(window: Window, attempt: int) -> Cure:
     """Go back, lower the learning rate and clip.
 
-    The first attempt halves the rate; every further one at the same place squares the boldness (1/4, 1/8, …), so that a rate
-    that is a thousandfold too high is found in a few attempts. The clip is the 90th percentile of the gradient norms while
-    all was well, 1.0 where none were seen.
+    The first attempt halves the rate; the next ones divide it by 4, 8, … on top of that, so that a rate a thousand times too
+    high is lowered enough in four attempts. The clip norm is the 90th percentile of the recent gradient norms, 1.0 where
+    there are fewer than twenty.
     """
     factor = 0.5**attempt
     finite = sorted(n for n in window.gradient_norms if math.isfinite(n) and n > 0)

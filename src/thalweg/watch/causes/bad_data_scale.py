@@ -31,47 +31,49 @@ def _inputs(figures: InitialFigures) -> Iterator[Diagnosis]:
     if figures.column_offset is not None and figures.column_offset[1] > OFFSET:
         column, offset = figures.column_offset
         yield finding(
-            "column far from zero",
-            f"the mean of input column {column} is {typed_number(offset)} standard deviations away from zero.",
-            "Subtract each column's mean and divide by its standard deviation (of the training part).",
-            "warning",
-            "mean over standard deviation of the column",
-            offset,
-            OFFSET,
+            symptom="column far from zero",
+            cause=f"the mean of input column {column} is {typed_number(offset)} standard deviations away from zero.",
+            cure="Subtract each column's mean and divide by its standard deviation (of the training part).",
+            severity="warning",
+            figure="mean over standard deviation of the column",
+            value=offset,
+            threshold=OFFSET,
         )
     elif inputs is not None and _offset(inputs) > OFFSET:
         yield finding(
-            "inputs far from zero",
-            f"inputs have mean {typed_number(inputs.mean)} and standard deviation {typed_number(inputs.sd)}.",
-            f"{_standardise(inputs)}.",
-            "warning",
-            "mean over standard deviation of the inputs",
-            _offset(inputs),
-            OFFSET,
+            symptom="inputs far from zero",
+            cause=f"inputs have mean {typed_number(inputs.mean)} and standard deviation {typed_number(inputs.sd)}.",
+            cure=f"{_standardise(inputs)}.",
+            severity="warning",
+            figure="mean over standard deviation of the inputs",
+            value=_offset(inputs),
+            threshold=OFFSET,
         )
     if inputs is not None and 0 < inputs.high - inputs.low < NARROW:
         yield finding(
-            "tiny inputs",
-            f"all inputs lie between {inputs.low:.3g} and {inputs.high:.3g}, so the model hardly reacts to their differences"
-            f"{_fitted_anyway(figures)}.",
-            f"{_standardise(inputs)}, or each column by its own.",
-            "note" if figures.fit is not None and figures.fit.easy else "warning",
-            "largest minus least input",
-            inputs.high - inputs.low,
-            NARROW,
+            symptom="tiny inputs",
+            cause=(
+                f"all inputs lie between {inputs.low:.3g} and {inputs.high:.3g}, so the model hardly reacts to their differences"
+                f"{_fitted_anyway(figures)}."
+            ),
+            cure=f"{_standardise(inputs)}, or each column by its own.",
+            severity="note" if figures.fit is not None and figures.fit.easy else "warning",
+            figure="largest minus least input",
+            value=inputs.high - inputs.low,
+            threshold=NARROW,
         )
 
 
 def _columns(figures: InitialFigures) -> Iterator[Diagnosis]:
     if figures.column_spread is not None and figures.column_spread > SPREAD:
         yield finding(
-            "columns of unlike scale",
-            f"the widest input column spreads {figures.column_spread:.3g} times as far as the narrowest.",
-            "Standardise each column: subtract its mean, divide by its standard deviation (of the training part).",
-            "warning",
-            "widest over narrowest column",
-            figures.column_spread,
-            SPREAD,
+            symptom="columns of unlike scale",
+            cause=f"the widest input column spreads {figures.column_spread:.3g} times as far as the narrowest.",
+            cure="Standardise each column: subtract its mean, divide by its standard deviation (of the training part).",
+            severity="warning",
+            figure="widest over narrowest column",
+            value=figures.column_spread,
+            threshold=SPREAD,
         )
 
 
@@ -111,14 +113,16 @@ def _initial_loss(figures: InitialFigures) -> Iterator[Diagnosis]:
         inputs = figures.scale.get("inputs")
         now = "" if inputs is None else f" (now {typed_number(inputs.mean)} and {typed_number(inputs.sd)})"
         yield finding(
-            "high start",
-            f"the loss starts at {figures.loss:.4g}, while one fixed answer for all examples gives {constant:.4g}:"
-            f" the first steps go into unlearning.",
-            f"Scale the inputs to mean 0 and standard deviation 1{now}, or start the last layer with smaller weights.",
-            "warning",
-            "loss at the start",
-            figures.loss,
-            limit,
+            symptom="high start",
+            cause=(
+                f"the loss starts at {figures.loss:.4g}, while one fixed answer for all examples gives {constant:.4g}:"
+                f" the first steps go into unlearning."
+            ),
+            cure=f"Scale the inputs to mean 0 and standard deviation 1{now}, or start the last layer with smaller weights.",
+            severity="warning",
+            figure="loss at the start",
+            value=figures.loss,
+            threshold=limit,
         )
 
 

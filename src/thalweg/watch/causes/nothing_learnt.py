@@ -12,7 +12,7 @@ from thalweg.watch.finished import RELEVANT, FinishedHistory
 
 
 def achieved_nothing(history: FinishedHistory) -> Iterator[Diagnosis]:
-    """Compare the criterion with the start: worse, or as good as unchanged."""
+    """Diagnose a criterion that is worse than at the start, or practically unchanged."""
     before, after = history.initial.get(history.select, math.nan), float(history.final.get(history.select, math.nan))
     if not math.isfinite(before) or history.fell_steadily_but_little():  # the steps were too short: a cause of its own
         return

@@ -18,13 +18,13 @@ def without_gradient(figures: InitialFigures) -> Iterator[Diagnosis]:
     if figures.without_gradient:
         names = ", ".join(figures.without_gradient[:5]) + (" …" if len(figures.without_gradient) > 5 else "")
         yield finding(
-            SYMPTOM,
-            f"{len(figures.without_gradient)} parameters got no gradient from the first batch: {names}.",
-            "Use them in the forward pass, or freeze them with requires_grad_(False).",
-            "warning",
-            "parameters without gradient",
-            len(figures.without_gradient),
-            0,
+            symptom=SYMPTOM,
+            cause=f"{len(figures.without_gradient)} parameters got no gradient from the first batch: {names}.",
+            cure="Use them in the forward pass, or freeze them with requires_grad_(False).",
+            severity="warning",
+            figure="parameters without gradient",
+            value=len(figures.without_gradient),
+            threshold=0,
             parameters=list(figures.without_gradient),
         )
 
@@ -35,13 +35,13 @@ def never_trained(history: FinishedHistory) -> Iterator[Diagnosis]:
     if unused:
         more = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
         yield finding(
-            SYMPTOM,
-            f"No gradient reached {', '.join(unused[:4])}{more}: as good as frozen.",
-            "Use them in the forward pass, or drop them.",
-            "warning",
-            "parameters without gradient",
-            len(unused),
-            0,
+            symptom=SYMPTOM,
+            cause=f"No gradient reached {', '.join(unused[:4])}{more}: as good as frozen.",
+            cure="Use them in the forward pass, or drop them.",
+            severity="warning",
+            figure="parameters without gradient",
+            value=len(unused),
+            threshold=0,
             parameters=unused,
         )
 
