@@ -35,8 +35,8 @@ def is_adaptive(rule: str) -> bool:
     >>> is_adaptive("adamw"), is_adaptive("radam"), is_adaptive("lion"), is_adaptive("momentum")
     (True, True, True, False)
     """
-    found = rules.get(rule)
-    return _step_length(found, 100.0) < 10 * _step_length(found, 1.0)
+    definition = rules.get(rule)
+    return _step_length(definition, 100.0) < 10 * _step_length(definition, 1.0)
 
 
 def _step_length(rule: Rule, gradient: float, steps: int = 10) -> float:
@@ -73,10 +73,10 @@ def usual_rate(rule: str) -> float:
     >>> usual_rate("adamw"), usual_rate("momentum"), usual_rate("lion"), usual_rate("prodigy")
     (0.003, 0.1, 0.0003, 1.0)
     """
-    found = rules.get(rule)
-    if found.finds_rate:
+    definition = rules.get(rule)
+    if definition.finds_rate:
         return 1.0
-    return _rounded(3 * (found.learning_rate or 1e-3) if is_adaptive(rule) else 0.1 * _order(rule))
+    return _rounded(3 * (definition.learning_rate or 1e-3) if is_adaptive(rule) else 0.1 * _order(rule))
 
 
 def _order(rule: str) -> float:
@@ -115,16 +115,17 @@ def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[int,
 
 def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule, Evidence]:
     """Give the schedule: linear to zero after a warm-up, except for rules that average the weights or find their own rate."""
-    found = rules.get(rule)
-    if found.finds_rate:
+    definition = rules.get(rule)
+    if definition.finds_rate:
         reason = (
-            f"half a cosine to zero, as the rule's authors advise ({found.source.split(', ')[-1]}); no warm-up, whose slow progress"
-            f" would mislead a rule that finds its own rate"
+            f"half a cosine to zero, as the rule's authors advise ({definition.source.split(', ')[-1]}); no warm-up, whose slow"
+            f" progress would mislead a rule that finds its own rate"
         )
         return shapes.cosine(), Evidence("derived", reason)
     warmup, why = warmup_steps(rule, chosen, steps)
-    if found.average is not None:
-        reason = f"constant: the rule's own average of the weights takes the place of a decay ({found.source.split(', ')[-1]})"
+    if definition.average is not None:
+        source = definition.source.split(", ")[-1]
+        reason = f"constant: the rule's own average of the weights takes the place of a decay ({source})"
         return shapes.constant(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
     reason = "linear to zero matches or beats cosine (arXiv:2310.07831, arXiv:2502.15938)"
     return shapes.linear(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
@@ -139,10 +140,10 @@ def weight_decay(
     is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken; where the rule finds its own rate the
     timescale is not known beforehand, and AdamW's usual 0.01 is taken.
     """
-    found = rules.get(rule)
-    if found.couples(found.complete(chosen or {})):
+    definition = rules.get(rule)
+    if definition.couples(definition.complete(chosen or {})):
         return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
-    if found.finds_rate:
+    if definition.finds_rate:
         return 0.01, Evidence(
             "default", "AdamW's usual constant, as the rate that it works with is found only in training"
         )

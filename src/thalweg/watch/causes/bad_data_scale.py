@@ -116,7 +116,7 @@ def _initial_loss(figures: InitialFigures) -> Iterator[Diagnosis]:
             symptom="high start",
             cause=(
                 f"the loss starts at {figures.loss:.4g}, while one fixed answer for all examples gives {constant:.4g}:"
-                f" the first steps go into unlearning."
+                f" the first steps only undo that."
             ),
             cure=f"Scale the inputs to mean 0 and standard deviation 1{now}, or start the last layer with smaller weights.",
             severity="warning",

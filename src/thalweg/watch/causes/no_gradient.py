@@ -16,7 +16,7 @@ def zero_gradients(figures: InitialFigures) -> Iterator[Diagnosis]:
         yield finding(
             symptom="no slope",
             cause="every parameter's gradient is exactly zero: no step will move anything.",
-            cure="Look for units that are all off (ReLU of negative inputs), an output that ignores the model, or a clamped loss.",
+            cure="Look for dead units (ReLU of negative inputs), an output that ignores the model, or a clamped loss.",
             severity="critical",
             figure="parameters whose gradient is zero",
             value=len(dead),

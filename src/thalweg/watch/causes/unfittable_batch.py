@@ -19,8 +19,8 @@ def cannot_fit(figures: InitialFigures) -> Iterator[Diagnosis]:
     yield finding(
         symptom="one batch cannot be fitted",
         cause=(
-            f"{fit.steps} steps on {fit.examples} examples took the loss from {fit.started:.4g} to {fit.reached:.4g}, at the best of"
-            f" the learning rates {rates}{constant}."
+            f"{fit.steps} steps on {fit.examples} examples took the loss from {fit.started:.4g} to {fit.reached:.4g}, at the best"
+            f" of the learning rates {rates}{constant}."
         ),
         cure=(
             "Check that labels belong to their examples, that the last layer fits the loss, that nothing is frozen, and that no"

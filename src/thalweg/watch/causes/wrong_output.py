@@ -81,8 +81,8 @@ def _squashed(figures: InitialFigures) -> Iterator[Diagnosis]:
         yield finding(
             symptom="squashed scores",
             cause=(
-                f"outputs stay {_within(low, high)} even where the model is pushed out, as after a {_ending(low, high)}; this loss"
-                " takes scores of either sign and applies the sigmoid itself, so no probability can go below 0.5."
+                f"outputs stay {_within(low, high)} even where the model is pushed out, as after a {_ending(low, high)}; this"
+                " loss takes scores of either sign and applies the sigmoid itself, so no probability can go below 0.5."
             ),
             cure=f"End the model without the {_ending(low, high)}, or use BCELoss after a sigmoid.",
             severity="warning",
@@ -94,8 +94,8 @@ def _squashed(figures: InitialFigures) -> Iterator[Diagnosis]:
         yield finding(
             symptom="squashed scores",
             cause=(
-                f"outputs stay {_within(low, high)} even where the model is pushed out, as after a {_ending(low, high)}; this loss"
-                " takes scores of any size and makes probabilities of them itself, so none can come near 1."
+                f"outputs stay {_within(low, high)} even where the model is pushed out, as after a {_ending(low, high)}; this"
+                " loss takes scores of any size and makes probabilities of them itself, so none can come near 1."
             ),
             cure=f"End the model without the {_ending(low, high)}.",
             severity="warning",
@@ -111,9 +111,9 @@ def _out_of_reach(figures: InitialFigures) -> Iterator[Diagnosis]:
         yield finding(
             symptom="targets out of reach",
             cause=(
-                f"{share:.0%} of the targets, which run from {typed_number(targets.low)} to {typed_number(targets.high)}, are values"
-                f" that this model cannot give: its outputs stay {_within(*figures.bounds)} even where it is pushed out, as after a"
-                f" {_ending(*figures.bounds)}."
+                f"{share:.0%} of the targets, which run from {typed_number(targets.low)} to {typed_number(targets.high)}, are"
+                f" values that this model cannot give: its outputs stay {_within(*figures.bounds)} even where it is pushed out,"
+                f" as after a {_ending(*figures.bounds)}."
             ),
             cure=f"End the model without the {_ending(*figures.bounds)}, or scale the targets into its range.",
             severity="warning",
