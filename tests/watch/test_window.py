@@ -28,11 +28,11 @@ def test_what_is_no_number_stays_out():
     ):
         window.push(StepFigures(step, loss, 0.1, norm, skipped=skipped))
     assert list(window.losses) == [2.0]
-    assert list(window.norms) == [1.0]
+    assert list(window.gradient_norms) == [1.0]
     assert window.smoothed == 2.0
 
 
-def test_one_loss_that_stands_out_stays_out_and_two_are_let_in():
+def test_a_single_outlier_is_left_out_and_the_second_in_a_row_is_included():
     window = Window()
     for step in range(20):
         window.push(StepFigures(step, 1.0 + step % 2, 0.1, 1.0, skipped=False))

@@ -16,7 +16,7 @@ class Cure:
     Arguments:
         action: what to do in one sentence, for a person.
         rollback: go back to the last good snapshot first.
-        skip_batch: leave the batch at hand out.
+        skip_batch: leave this step's batch out.
         rate_factor: multiplies the learning rate from here on, in (0, 1].
         clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
     """
@@ -66,7 +66,7 @@ class Diagnosis:
         return f"{place}{self.symptom}: {self.cause}{remedy}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for JSON; tuples become lists."""
+        """Give built-in types, for JSON; tuples become lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @staticmethod

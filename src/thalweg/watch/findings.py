@@ -14,38 +14,38 @@ from thalweg.watch.causes import all_causes
 from thalweg.watch.finished import FinishedHistory
 
 SEVERITIES = ("critical", "warning", "note")
-Evidence = TypeVar("Evidence")
+Subject = TypeVar("Subject")  # what causes are asked about: figures before training, or a finished history
 
 
-def before_training(figures: InitialFigures, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
+def findings_before_training(figures: InitialFigures, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
     """Ask all causes of the figures of an initial model; gravest first.
 
-    A symptom that a graver finding explains is named as its consequence, and is no finding of its own.
+    A symptom that a graver finding explains is listed in that finding's `consequences`, not as a finding of its own.
     """
-    asked = all_causes() if causes is None else causes
-    return _asked([(cause, cause.before) for cause in asked if cause.before is not None], figures)
+    causes = all_causes() if causes is None else causes
+    return _ask([(cause, cause.before) for cause in causes if cause.before is not None], figures)
 
 
-def after_training(history: FinishedHistory, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
-    """Ask all causes of a finished run's history; gravest first, consequences as in `before_training`."""
-    asked = all_causes() if causes is None else causes
-    return _asked([(cause, cause.after) for cause in asked if cause.after is not None], history)
+def findings_after_training(history: FinishedHistory, causes: Iterable[Cause] | None = None) -> list[Diagnosis]:
+    """Ask all causes of a finished run's history; gravest first, consequences as in `findings_before_training`."""
+    causes = all_causes() if causes is None else causes
+    return _ask([(cause, cause.after) for cause in causes if cause.after is not None], history)
 
 
 def diagnose_run(run: Run) -> list[Diagnosis]:
-    """Give what was diagnosed before and during a run, and what its history shows besides."""
+    """Give what was diagnosed before and during a run, and what its history shows in addition."""
     known = {(found.name, found.symptom) for found in run.diagnoses}
     # Older runs do not name their findings. Those from before training are told by their symptom, which no other cause has.
     unnamed = {found.symptom for found in run.diagnoses if not found.name and found.step is None}
-    found = after_training(FinishedHistory.of(run))
+    found = findings_after_training(FinishedHistory.of(run))
     new = (each for each in found if (each.name, each.symptom) not in known and each.symptom not in unnamed)
     return [*run.diagnoses, *new]
 
 
-def _asked(
-    questions: Iterable[tuple[Cause, Callable[[Evidence], Iterable[Diagnosis]]]], evidence: Evidence
+def _ask(
+    questions: Iterable[tuple[Cause, Callable[[Subject], Iterable[Diagnosis]]]], subject: Subject
 ) -> list[Diagnosis]:
-    found = [(cause, diagnosis) for cause, question in questions for diagnosis in question(evidence)]
+    found = [(cause, diagnosis) for cause, question in questions for diagnosis in question(subject)]
     return with_consequences(ranked(found))
 
 
@@ -56,10 +56,10 @@ def ranked(found: Iterable[tuple[Cause, Diagnosis]]) -> list[tuple[Cause, Diagno
 
 
 def with_consequences(found: list[tuple[Cause, Diagnosis]]) -> list[Diagnosis]:
-    """Give ranked findings, those that the first one explains named as its consequences."""
-    for place, (cause, diagnosis) in enumerate(found):
+    """Move those of the ranked findings that another one explains into its `consequences`."""
+    for index, (cause, diagnosis) in enumerate(found):
         explained = tuple(d.symptom for _, d in found if d.symptom in cause.explains)
         if explained and diagnosis.severity != "note":
-            found[place] = cause, replace(diagnosis, consequences=explained)
+            found[index] = cause, replace(diagnosis, consequences=explained)
             return [d for _, d in found if d.symptom not in explained]
     return [diagnosis for _, diagnosis in found]
