@@ -81,7 +81,7 @@ class Series(NamedTuple):
 
 
 class Superseded(NamedTuple):
-    """Figures of one segment that a later one, `by`, took the place of: "step" and each name that was asked for."""
+    """Figures of one segment that a later one, `by`, replaces: "step" and each name that was asked for."""
 
     segment: int
     by: int

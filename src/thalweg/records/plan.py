@@ -228,7 +228,7 @@ class Plan:
     position: Literal["exact", "state_dict", "fast-forward"] = setting(
         "exact",
         Knob(
-            "how a resumed run finds its place in the data again",
+            "how a resumed run finds its position in the data",
             "exact: the order is a function of seed and epoch; state_dict: the loader is asked for its own; fast-forward: a"
             " stream is read again up to there, exact where it gives the same each time. Set when the data are opened.",
             shown="note",
