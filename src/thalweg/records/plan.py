@@ -341,6 +341,8 @@ class Plan:
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
 
+        Raises PlanError as a new plan does, and for a name that is no knob.
+
         >>> Plan().replace(learning_rate=0.01).evidence["learning_rate"].source
         'given'
         """
