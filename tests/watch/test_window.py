@@ -13,7 +13,7 @@ finite = st.floats(-1e6, 1e6)
 def test_the_smoothed_loss_is_the_debiased_average(losses):
     window = Window()
     for loss in losses:
-        window._take_in(loss)
+        window._add(loss)
     shares = [SMOOTHING ** (len(losses) - 1 - k) for k in range(len(losses))]
     wanted = sum(s * loss for s, loss in zip(shares, losses, strict=True)) / sum(shares)
     assert math.isclose(window.smoothed, wanted, rel_tol=1e-9, abs_tol=1e-6)
