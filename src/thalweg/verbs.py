@@ -123,7 +123,7 @@ def tune(
 ) -> Plan:
     """Choose a plan, each knob with its evidence; `out` is a TOML file to write it to, or a folder for plan.toml.
 
-    Arguments and errors as for `fit`.
+    Arguments and errors as for `fit`; RunError where `out` is a run's plan or cannot be written.
     """
     from thalweg.tuning.tune import complete_plan, start_plan
 

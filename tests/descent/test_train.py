@@ -243,7 +243,7 @@ def test_with_no_intact_checkpoint_the_run_stops_and_starts_anew_only_where_they
     for manifest in (tmp_path / "r" / "checkpoints").glob("step-*/MANIFEST.json"):
         manifest.unlink()
     for _ in range(2):
-        with pytest.raises(tw.CheckpointError, match=r"cannot go on: .*To start it anew, remove .*checkpoints"):
+        with pytest.raises(tw.CheckpointError, match=r"cannot continue: .*To start it anew, remove .*checkpoints"):
             tw.resume(tmp_path / "r", classes())
     assert best.read_bytes() == before
     shutil.rmtree(tmp_path / "r" / "checkpoints")

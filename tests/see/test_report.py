@@ -158,7 +158,7 @@ def test_knobs_that_nobody_chose_are_folded_away_with_a_word_on_what_they_are(ma
     run = make_run(plan={"position": "state_dict"})
     text = render(run)
     folded = text[text.index("more knobs, which nobody had to choose") :]
-    assert "how a resumed run finds its place in the data again" in folded
+    assert "how a resumed run finds its position in the data" in folded
 
 
 def test_counts_of_steps_have_commas_wherever_they_come_from(make_run):

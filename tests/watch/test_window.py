@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.records.step_figures import StepFigures
-from thalweg.watch.window import FIRST, LENGTH, SMOOTHING, Window
+from thalweg.watch.window import LENGTH, SMOOTHING, START_LOSSES, Window
 
 finite = st.floats(-1e6, 1e6)
 
@@ -13,11 +13,13 @@ finite = st.floats(-1e6, 1e6)
 def test_the_smoothed_loss_is_the_debiased_average(losses):
     window = Window()
     for loss in losses:
-        window._take_in(loss)
+        window._add(loss)
     shares = [SMOOTHING ** (len(losses) - 1 - k) for k in range(len(losses))]
     wanted = sum(s * loss for s, loss in zip(shares, losses, strict=True)) / sum(shares)
     assert math.isclose(window.smoothed, wanted, rel_tol=1e-9, abs_tol=1e-6)
-    assert math.isclose(window.start, sum(losses[:FIRST]) / len(losses[:FIRST]), rel_tol=1e-9, abs_tol=1e-6)
+    assert math.isclose(
+        window.start, sum(losses[:START_LOSSES]) / len(losses[:START_LOSSES]), rel_tol=1e-9, abs_tol=1e-6
+    )
     assert list(window.losses) == losses
 
 

@@ -20,21 +20,21 @@ MOST_BAD_BATCHES = 10  # likewise, of batches that hold NaN or infinity: a few s
 
 
 def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> bool:
-    """Ask the monitor about a step, apply the cures of its diagnoses, and tell whether the step is kept.
+    """Ask the monitor about a step, apply the cures of its diagnoses, and tell whether the step is accepted.
 
     Raises NonFiniteError after several batches in a row that are not finite, DivergedError where no cure is left.
     """
     found = descent.monitor.observe(figures, lambda: _batch_and_replay(descent)) if descent.plan.watch else []
     if not found and not figures.skipped:
         return True
-    kept = not figures.skipped and not any(intervenes(diagnosis.cure) for diagnosis in found)
-    if not kept:
+    accepted = not figures.skipped and not any(intervenes(diagnosis.cure) for diagnosis in found)
+    if not accepted:
         recorder.step(figures, taken=False)
     if not found:
         leave_batch_out(descent, recorder, figures, None)
     for diagnosis in found:
         apply(descent, recorder, figures, diagnosis)
-    return kept
+    return accepted
 
 
 def _batch_and_replay(descent: Descent) -> tuple[Batch, Replay | None]:

@@ -24,9 +24,9 @@ from thalweg.sampling import Batches, smallest_part
 from thalweg.sampling.sources import loader_knobs
 
 POSITIONS = {
-    "exact": "the order of the data follows from seed and epoch, so a resumed run knows its place",
-    "state_dict": "the loader keeps its place itself, and is asked for it",
-    "fast-forward": "a stream is gone through again up to there, which is exact unless its own code carries"
+    "exact": "the order of the data follows from seed and epoch, so a resumed run knows its position",
+    "state_dict": "the loader's own state_dict holds its position",
+    "fast-forward": "a stream is read again up to that position, which is exact unless its own code carries"
     " random numbers from pass to pass",
 }
 STEP_SHARE = 0.9  # of a budget in seconds; the rest is for validation, checkpoints and start-up
@@ -111,18 +111,21 @@ def _with_rest_groups(problem: Problem, plan: Plan) -> Plan:
     given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
     decided = [pattern for pattern, group in given.items() if group.rule is not None]
     roles = {} if rest is None else problem.matrix_roles  # which costs a forward pass
-    ends = {name: role for name, role in roles.items() if role != "hidden"}
-    ends = {name: role for name, role in ends.items() if not any(fnmatchcase(name, pattern) for pattern in decided)}
-    if rest is None or not ends:
+    left_out = {
+        name: role
+        for name, role in roles.items()
+        if role != "hidden" and not any(fnmatchcase(name, pattern) for pattern in decided)
+    }
+    if rest is None or not left_out:
         why = Evidence("given" if given else "default")
         return with_choices(plan, {"groups": (given, why)}) if before else plan
-    entered = {glob.escape(name): Group(rule=rest.name) for name in ends}
+    entered = {glob.escape(name): Group(rule=rest.name) for name in left_out}
     own = {p: replace(group, rule=rest.name) if p in entered else group for p, group in given.items()}
     hidden = sum(role == "hidden" for role in problem.matrix_roles.values())
     moved = f"{hidden or 'no'} hidden {'matrix' if hidden == 1 else 'matrices'}"
-    left = ", ".join(f"{name} ({role})" for name, role in ends.items())
+    others = ", ".join(f"{name} ({role})" for name, role in left_out.items())
     reason = (
-        f"{plan.rule} moves {moved}; {rest.name} moves {left} and all that is no matrix, as {plan.rule}'s authors do"
+        f"{plan.rule} moves {moved}; {rest.name} moves {others} and all that is no matrix, as {plan.rule}'s authors do"
     )
     why = Evidence("given" if given else "derived", reason, {"entered": dict.fromkeys(entered, rest.name)})
     groups = {**{p: group for p, group in entered.items() if p not in own}, **own}

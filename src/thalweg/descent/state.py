@@ -150,7 +150,7 @@ class Descent:
 
     @property
     def snapshot_due(self) -> bool:
-        """Whether the plan asks for a snapshot of the present step, none was taken of it, and nothing looks wrong."""
+        """Whether the plan asks for a snapshot of the present step, none was taken of it, and no recent step was abnormal."""
         every = self.plan.snapshot_every
         taken = self.snapshot is not None and self.snapshot["loop"]["step"] == self.step
         return bool(every) and self.step % every == 0 and not taken and self.monitor.healthy
@@ -300,7 +300,7 @@ def with_metric_mode(schedule: Schedule, mode: str) -> Schedule:
 
 
 def clone_into(target: Any, source: Any) -> Any:
-    """Copy nested dicts of tensors and plain values, into the tensors of an earlier copy where shape and dtype agree.
+    """Copy nested dicts of tensors and other values, into the tensors of an earlier copy where shape and dtype agree.
 
     Repeated copies then allocate nothing. Gives the copy; `target`, the earlier one, may be None.
     """

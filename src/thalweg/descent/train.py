@@ -73,7 +73,7 @@ def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> 
     except CheckpointError as error:
         if checkpoint.steps(folder.checkpoints_path):
             raise CheckpointError(
-                f"The run in {folder.path} cannot go on: {error} To start it anew, remove {folder.checkpoints_path}."
+                f"The run in {folder.path} cannot continue: {error} To start it anew, remove {folder.checkpoints_path}."
             ) from error
         if len(steps):
             message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."

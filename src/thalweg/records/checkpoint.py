@@ -42,7 +42,7 @@ CheckpointState: TypeAlias = Mapping[str, Any]
 
 
 class NewerFormatError(CheckpointError):
-    """A checkpoint of a later version of the format: not damaged, so no older one is read in its place."""
+    """A checkpoint of a later version of the format: not damaged, so no older one is read instead."""
 
 
 class Loaded(NamedTuple):

@@ -1,4 +1,4 @@
-"""The diagnosis: what went wrong, why we say so, and what cures it."""
+"""The diagnosis: what went wrong, the evidence for it, and the cure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Severity = Literal["note", "warning", "critical"]
 
 @dataclass(frozen=True)
 class Cure:
-    """A remedy as a value: whoever runs the descent applies it, and it is logged.
+    """A remedy as a value: the descent applies and logs it.
 
     Arguments:
         action: what to do in one sentence, for a person.
@@ -61,9 +61,9 @@ class Diagnosis:
     name: str = ""
 
     def __str__(self) -> str:
-        place = f"step {self.step}: " if self.step is not None else ""
+        when = f"step {self.step}: " if self.step is not None else ""
         remedy = f" {self.cure.action}" if self.cure else ""
-        return f"{place}{self.symptom}: {self.cause}{remedy}"
+        return f"{when}{self.symptom}: {self.cause}{remedy}"
 
     def to_dict(self) -> dict[str, Any]:
         """Give built-in types, for JSON; tuples become lists."""

@@ -81,7 +81,7 @@ class Series(NamedTuple):
 
 
 class Superseded(NamedTuple):
-    """Figures of one segment that a later one, `by`, took the place of: "step" and each name that was asked for."""
+    """Figures of one segment that a later one, `by`, replaces: "step" and each name that was asked for."""
 
     segment: int
     by: int
@@ -147,7 +147,10 @@ class History:
     # Writing
 
     def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
-        """Record figures of a step; a second call for the same step adds to the first. None is left out."""
+        """Record figures of a step; a second call for the same step adds to the first. None is left out.
+
+        Raises RunError for what is not a number, a figure named "step", and a step before the present segment.
+        """
         try:
             given = {name: float(value) for name, value in values.items() if value is not None}
         except (TypeError, ValueError, OverflowError) as error:
@@ -164,7 +167,10 @@ class History:
                 self.flush()
 
     def append_array(self, step: int, name: str, array: npt.ArrayLike) -> None:
-        """Record an array (as float32) under a name, such as one norm per tensor; each name has one shape."""
+        """Record an array (as float32) under a name, such as one norm per tensor.
+
+        Raises RunError where the name was used for another shape.
+        """
         data, shape = np.ascontiguousarray(array, dtype="<f4"), json.dumps(np.shape(array))
         with self._lock:
             if self._shapes.setdefault(name, shape) != shape:
@@ -179,7 +185,10 @@ class History:
             self._digests[int(step)] = text
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
-        """Record that something happened, and flush. `data`: built-in types, NaN and infinities included."""
+        """Record that something happened, and flush. `data`: built-in types, NaN and infinities included.
+
+        Raises RunError for data of other types.
+        """
         try:
             text = json.dumps(json_values.encode(dict(data or {})), allow_nan=False)
         except json_values.NotJsonError as error:

@@ -35,8 +35,8 @@ class Knob:
         zero: how zero reads, where it switches something off.
         empty: how an empty table reads.
         label: its name for people; default: the field's name with spaces.
-        shown: "main": always; "chosen": where somebody or something chose it; "report": likewise, but only in the report;
-            "note": found with the data and nobody's choice, so never among the chosen.
+        shown: "main": always; "chosen": where the user or a rule chose it; "report": likewise, but only in the report;
+            "note": derived from the data, so no choice and never among the chosen.
         rank: its position among the main ones.
 
     The rest is read from the field by `knobs`: its name, default, type, whether it may be None, and its choices.

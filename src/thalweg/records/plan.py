@@ -228,7 +228,7 @@ class Plan:
     position: Literal["exact", "state_dict", "fast-forward"] = setting(
         "exact",
         Knob(
-            "how a resumed run finds its place in the data again",
+            "how a resumed run finds its position in the data",
             "exact: the order is a function of seed and epoch; state_dict: the loader is asked for its own; fast-forward: a"
             " stream is read again up to there, exact where it gives the same each time. Set when the data are opened.",
             shown="note",
@@ -340,6 +340,8 @@ class Plan:
 
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
+
+        Raises PlanError as a new plan does, and for a name that is no knob.
 
         >>> Plan().replace(learning_rate=0.01).evidence["learning_rate"].source
         'given'

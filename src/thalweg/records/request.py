@@ -53,7 +53,7 @@ class Request:
 
     @property
     def searches_rate(self) -> bool:
-        """Whether the learning rate is to be searched: nobody has decided it, and the rule does not find it itself."""
+        """Whether the learning rate is to be searched: it is not fixed, and the rule does not find it itself."""
         return "learning_rate" not in self.fixed and not rules.get(self.fixed.get("rule", "adamw")).finds_rate
 
     @property

@@ -106,7 +106,7 @@ class RunFolder:
 
         The lock ends with the process, so that nothing needs to be tidied after a crash.
 
-        Raises RunError where the folder cannot be made or somebody else writes to it.
+        Raises RunError where the folder cannot be made or another process writes to it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,10 @@ def with_priors(plan: Plan, request: Request) -> Plan:
 
 
 def with_learning_rate(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
-    """Search the learning rate for the price less the final training, or take the stated default where that is too little."""
+    """Search the learning rate for the price less the final training, or take the stated default where that is too little.
+
+    Raises DivergedError where no rate trains, KeyboardInterrupt where the user pressed Ctrl-C.
+    """
     assert plan.steps is not None
     rungs = plan_rungs(plan.steps, request.trainings - 1)
     if not rungs:

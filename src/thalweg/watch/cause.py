@@ -45,7 +45,7 @@ class Cause:
         meaning: what it is, in a sentence for people.
         rank: of several findings of one severity, those of lower rank come first; certain causes have low ranks.
         before: the question asked before training, of the figures of the initial model; gives any number of diagnoses.
-        during: makes the detector that asks after every step of a run; `each_step` makes one of a plain function.
+        during: makes the detector that asks after every step of a run; `each_step` makes one of a function without state.
         after: the question asked of a finished run's history.
         cure: the cure for what was found during training, from the recent steps and how often it was tried here.
         test: decides between causes where figures do not, from the step's batch and by replaying it from the last snapshot

@@ -1,4 +1,4 @@
-"""A finished history: what causes are asked about after training, of a run of ours or of somebody else's."""
+"""A finished history: what causes are asked about after training, of thalweg's own runs or of other programs'."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from thalweg.records.step_figures import StepFigures
 
 LENGTH = 128  # losses and gradient norms
 SMOOTHING = 0.9  # decay of the smoothed loss
-FIRST = 5  # losses whose mean is the start: one alone may be a lucky batch
+START_LOSSES = 5  # losses whose mean is `start`: one alone may be a lucky batch
 MIN_LOSSES = 10  # fewer say nothing about the best smoothed loss or about outliers
 RECENT = 10  # steps
 OUTLIER = 2.0  # a loss so many times as far above the median as the largest before it is an outlier
@@ -31,14 +31,13 @@ class Window:
         self.rate = math.nan
         self.skipped = False
         self.initial_loss: float | None = None  # before training, if it was measured, on many examples
-        self.start: float | None = (
-            None  # `initial_loss` or the first loss, whichever is larger; without it the mean of the first losses
-        )
+        # The larger of `initial_loss` and the first loss; without the former the mean of the first losses.
+        self.start: float | None = None
         self.losses: deque[float] = deque(maxlen=LENGTH)
         self.gradient_norms: deque[float] = deque(maxlen=LENGTH)
         self.smoothed = math.nan
         self.best = math.inf  # smoothed loss; `start` until there are MIN_LOSSES
-        self.count = 0  # of losses taken in
+        self.count = 0  # of losses added
         self.was_outlier = False  # whether the last loss was an outlier
         self._sum = 0.0
         self._weight = 0.0
@@ -74,7 +73,7 @@ class Window:
         self.smoothed = self._sum / self._weight
         if self.initial_loss is not None and self.count == 1:
             self.start = self.best = max(self.initial_loss, loss)
-        elif self.initial_loss is None and self.count <= FIRST:
+        elif self.initial_loss is None and self.count <= START_LOSSES:
             self.start = self.best = statistics.fmean(self.losses)
         elif self.count >= MIN_LOSSES:
             self.best = min(self.best, self.smoothed)

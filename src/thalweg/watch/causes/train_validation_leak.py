@@ -10,13 +10,13 @@ from thalweg.landscape.initial_figures import InitialFigures
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause, finding
 
-REPEATED = 0.01  # share of validation rows
+REPEATED = 0.01  # share of validation rows that may be training rows
 FEW = 3  # validation rows that may have a twin by chance
 MANY_REPEATED = 0.3  # share of validation rows: with so many, validation says little, whatever the data are like
 
 
 def repeated_rows(figures: InitialFigures) -> Iterator[Diagnosis]:
-    """Say which validation rows are training rows, beyond what such data have among themselves anyway."""
+    """Say which validation rows are training rows, where more are than training rows repeat among themselves."""
     repeats = figures.repeats
     if repeats is None or not repeats.found:
         return
@@ -33,7 +33,7 @@ def repeated_rows(figures: InitialFigures) -> Iterator[Diagnosis]:
     found = finding(
         symptom="validation repeats training",
         cause=(
-            f"{repeats.found} of {repeats.compared} validation rows looked at are training rows, number for number: rows"
+            f"{repeats.found} of {repeats.compared} validation rows compared are training rows, number for number: rows"
             f" {pairs}{more}. Their loss does not tell how the model does on new examples."
         ),
         cure="Drop double rows before splitting the data, and split by whatever several rows share (a person, a day, a source).",
