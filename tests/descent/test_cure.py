@@ -326,3 +326,49 @@ def test_a_cure_may_go_back_without_clipping(monkeypatch: pytest.MonkeyPatch) ->
     (back,) = [event for event in run.events if event.kind == "rollback"]
     assert back.message.endswith("with a rate of 0.005.")
     assert run.summary["cures"] == {"rate_factor": 0.5, "clip_norm": None}
+
+
+def odd_batch(step: int, times: int = 1) -> Cause:
+    """A cause that wants the batch of a step left out so many times, though its gradient is finite."""
+    left = iter(range(times))
+
+    def question(window: Any) -> Diagnosis | None:
+        odd = window.step == step and next(left, None) is not None
+        return Diagnosis("odd", "this batch is odd.", "critical", window.step) if odd else None
+
+    cure = Cure("Leave this batch out.", skip_batch=True)
+    return Cause("odd-batch", "a test", during=each_step(question), cure=lambda window, attempt: cure)
+
+
+def test_a_batch_that_has_moved_the_weights_is_left_out_from_the_snapshot_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thalweg.watch import monitor
+
+    monkeypatch.setattr(monitor, "all_causes", lambda: (odd_batch(14),))
+    run = tw.train(classes(), plan(steps=20))
+    (event,) = [event for event in run.events if event.kind == "odd-batch"]
+    assert event.message.endswith("was left out. This batch is odd.")
+    assert event.superseded
+    assert run.history["step"][-1] == 20
+    monkeypatch.setattr(monitor, "all_causes", lambda: ())
+    descent, recorder = started(classes(), plan(steps=20))
+    descent.skipped_batches = [(event.data["epoch"], event.data["batch"])]
+    walk(descent, recorder)
+    assert torch.equal(weights(run.model), weights(descent.model))  # as if the batch had not been there
+    assert run.diagnoses[0].name == "odd-batch"
+
+
+def test_without_a_snapshot_a_step_on_an_odd_batch_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thalweg.watch import monitor
+
+    monkeypatch.setattr(monitor, "all_causes", lambda: (odd_batch(14),))
+    run = tw.train(classes(), plan(steps=20, snapshot_every=0))
+    assert [event.kind for event in run.events] == ["odd-batch"]
+    assert len(run.history["loss"]) == 21
+
+
+def test_batches_that_are_all_odd_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from thalweg.watch import monitor
+
+    monkeypatch.setattr(monitor, "all_causes", lambda: (odd_batch(14, times=99),))
+    with pytest.raises(tw.DivergedError, match=r"batches in a row were left out.*This batch is odd"):
+        tw.train(classes(), plan(steps=20))

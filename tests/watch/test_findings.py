@@ -12,6 +12,8 @@ from torch import nn
 import thalweg as tw
 from thalweg import examples
 from thalweg.landscape.initial_figures import Fit, InitialFigures, Repeats, Scale
+from thalweg.watch.cause import Cause
+from thalweg.watch.causes import CAUSES
 from thalweg.watch.findings import findings_after_training, findings_before_training
 from thalweg.watch.finished import FinishedHistory
 
@@ -481,3 +483,12 @@ def test_what_an_older_run_found_before_training_without_a_name_is_not_found_aga
     run = tw.fit(task(Unused), epochs=1, effort=1)
     unnamed = tuple(replace(found, name="") for found in run.diagnoses)
     assert len(tw.diagnose(replace(run, diagnoses=unnamed))) == len(tw.diagnose(run))
+
+
+def test_a_cause_that_fails_after_training_is_left_out():
+    broken = Cause("broken", "a test", after=lambda history: [1 / 0])
+    seen = history(fall(), [2.0, 0.8, 0.5, 0.7, 0.9, 1.0])
+    with pytest.warns(RuntimeWarning, match="The cause 'broken' failed and is left out"):
+        assert [found.name for found in findings_after_training(seen, [broken, CAUSES["overfitting"]])] == [
+            "overfitting"
+        ]

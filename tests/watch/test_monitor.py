@@ -1,5 +1,6 @@
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -238,3 +239,38 @@ def test_leaving_a_batch_out_is_no_attempt_with_the_rate():
     monitor = Monitor([noting("spoilt", cure=Cure("Leave it out.", skip_batch=True), at=(5,))])
     observed(monitor, range(6))
     assert (monitor.attempts, monitor.failed_at) == (0, 5)
+
+
+def failing(*_):
+    raise ZeroDivisionError("by nought")
+
+
+class Unwritable:
+    pass
+
+
+BROKEN = {
+    "fails": Cause("broken", "a test", during=each_step(failing)),
+    "gives a text": Cause("broken", "a test", during=each_step(lambda window: "odd")),
+    "an unknown severity": Cause(
+        "broken", "a test", during=each_step(lambda window: Diagnosis("odd", "it is.", "fatal"))
+    ),
+    "evidence that cannot be written": Cause(
+        "broken", "a test", during=each_step(lambda window: Diagnosis("odd", "it is.", evidence={"x": Unwritable()}))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_cause_that_fails_is_left_out_and_the_others_are_asked_on(case):
+    monitor = Monitor([BROKEN[case], noting("sound")])
+    with pytest.warns(RuntimeWarning, match="The cause 'broken' failed and is left out of the rest of this run"):
+        assert observed(monitor, [1]) == [["sound"]]
+    assert observed(monitor, range(2, 30))[-1] == []  # without another warning
+
+
+def test_a_cause_whose_test_or_cure_fails_goes_by_its_figures():
+    odd = replace(noting("odd"), test=failing, cure=failing)
+    with pytest.warns(RuntimeWarning, match="'odd' failed and (is not tested|proposes no cure)") as warned:
+        (found,) = Monitor([odd]).observe(taken(1, 1.0, 1.0, 0.1, False), lambda: (None, None))
+    assert (found.name, found.cure, len(warned)) == ("odd", None, 2)

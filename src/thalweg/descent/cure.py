@@ -10,6 +10,7 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError, NonFiniteError
+from thalweg.formatting import capitalized
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.monitor import intervenes
@@ -27,7 +28,7 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> b
     found = descent.monitor.observe(figures, lambda: _batch_and_replay(descent)) if descent.plan.watch else []
     if not found and not figures.skipped:
         return True
-    accepted = not figures.skipped and not any(intervenes(diagnosis.cure) for diagnosis in found)
+    accepted = not figures.skipped and not any(_undoes(descent, diagnosis.cure) for diagnosis in found)
     if not accepted:
         recorder.step(figures, taken=False)
     if not found:
@@ -35,6 +36,11 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> b
     for diagnosis in found:
         apply(descent, recorder, figures, diagnosis)
     return accepted
+
+
+def _undoes(descent: Descent, cure: Cure | None) -> bool:
+    """Tell whether a cure undoes a step that was taken. Leaving out a batch that has moved the weights needs a snapshot."""
+    return intervenes(cure) and (descent.snapshot is not None or (cure is not None and not cure.skip_batch))
 
 
 def _batch_and_replay(descent: Descent) -> tuple[Batch, Replay | None]:
@@ -47,7 +53,7 @@ def _batch_and_replay(descent: Descent) -> tuple[Batch, Replay | None]:
 def apply(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:
     """Apply the cure of a diagnosis; one that changes nothing is recorded all the same."""
     cure = found.cure
-    if cure is not None and cure.skip_batch:
+    if cure is not None and cure.skip_batch and (figures.skipped or descent.snapshot is not None):
         leave_batch_out(descent, recorder, figures, found)
         return
     recorder.add_diagnosis(found)
@@ -59,28 +65,35 @@ def apply(descent: Descent, recorder: Recorder, figures: StepFigures, found: Dia
 
 
 def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis | None) -> None:
-    """Skip the batch of a step that the optimiser did not take; training continues with the next one.
+    """Skip the batch of a step; training continues with the next one where the optimiser did not take the step.
 
-    `found` is None where the plan has no watch and the gradient was not finite. Where the batch was replayed, so that the model
-    holds the snapshot's weights, and where the forward pass has put NaN into running statistics (batch normalisation),
-    training continues from the snapshot, without this batch.
+    `found` is None where the plan has no watch and the gradient was not finite. Training continues from the snapshot, without
+    this batch, where the step was taken, where the batch was replayed, so that the model holds the snapshot's weights, and where
+    the forward pass has put NaN into running statistics (batch normalisation).
 
     Raises NonFiniteError after three batches in a row (ten where their data hold NaN or infinity), or where running
-    statistics are NaN and there is no snapshot.
+    statistics are NaN and there is no snapshot; DivergedError after three in a row that were finite.
     """
     assert descent.last_draw is not None
     step, batch = figures.step, Batch(descent.last_draw, *descent.last_position)
     rows = batch.nonfinite_rows()
     rolls_back = found is not None and found.cure is not None and found.cure.rollback
     reason = batch.fault(rows, replayed=rolls_back)
+    if found is not None and not figures.skipped:
+        rolls_back, reason = True, capitalized(found.cause)
     descent.skipped_batches.append(descent.last_position)
-    descent.consecutive_skips += 1
+    descent.consecutive_skips += int(figures.skipped)
     if found is not None:
         recorder.add_diagnosis(found)
     kind = "nonfinite" if found is None else found.name
     data = {"epoch": batch.epoch, "batch": batch.index_in_epoch, "rows": rows}
     recorder.event(step, kind, f"Step {step}: the batch ({batch.label}) was left out. {reason}", data)
-    if descent.consecutive_skips >= (MOST_BAD_BATCHES if rows else MOST_SKIPS):
+    many = descent.consecutive_skips >= (MOST_BAD_BATCHES if rows else MOST_SKIPS)
+    if many and not figures.skipped:
+        raise DivergedError(
+            f"Step {step}: {descent.consecutive_skips} batches in a row were left out, and the next one is like them: {reason}"
+        )
+    if many:
         raise NonFiniteError(
             f"Step {step}: {descent.consecutive_skips} batches in a row gave a loss or gradient that is not finite; no weight"
             f" took any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."

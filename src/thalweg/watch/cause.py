@@ -6,11 +6,13 @@ the report ask all causes in the same way, and a third party's cause comes by an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from thalweg.landscape.initial_figures import InitialFigures
+from thalweg.records import json_values
 from thalweg.records.diagnosis import Cure, Diagnosis, Severity
 from thalweg.watch.finished import FinishedHistory
 from thalweg.watch.replay import Batch, Replay
@@ -89,6 +91,25 @@ class _EachStep:
 def each_step(question: Callable[[Window], Diagnosis | None]) -> Callable[[], Detector]:
     """Make a detector of a question that needs only the recent steps, and has no state."""
     return lambda: _EachStep(question)
+
+
+def warn_of_failure(cause: Cause, error: Exception, consequence: str) -> None:
+    """Say that a cause itself failed. No cause stops a training or a report, however it fails."""
+    warnings.warn(
+        f"The cause '{cause.name}' failed and {consequence} ({type(error).__name__}: {error}).",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def check_diagnosis(diagnosis: Diagnosis) -> Diagnosis:
+    """Give a diagnosis that can be ranked and written down. Raises TypeError or ValueError for another one."""
+    if not isinstance(diagnosis, Diagnosis):
+        raise TypeError(f"it gave a {type(diagnosis).__name__}, not a Diagnosis")
+    if diagnosis.severity not in get_args(Severity):
+        raise ValueError(f"its severity is {diagnosis.severity!r}, which is none of {', '.join(get_args(Severity))}")
+    json_values.encode(diagnosis.to_dict())
+    return diagnosis
 
 
 def finding(

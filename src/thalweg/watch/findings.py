@@ -9,7 +9,7 @@ from typing import TypeVar
 from thalweg.landscape.initial_figures import InitialFigures
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.run import Run
-from thalweg.watch.cause import Cause
+from thalweg.watch.cause import Cause, check_diagnosis, warn_of_failure
 from thalweg.watch.causes import all_causes
 from thalweg.watch.finished import FinishedHistory
 
@@ -45,7 +45,12 @@ def diagnose_run(run: Run) -> list[Diagnosis]:
 def _ask(
     questions: Iterable[tuple[Cause, Callable[[Subject], Iterable[Diagnosis]]]], subject: Subject
 ) -> list[Diagnosis]:
-    found = [(cause, diagnosis) for cause, question in questions for diagnosis in question(subject)]
+    found: list[tuple[Cause, Diagnosis]] = []
+    for cause, question in questions:
+        try:
+            found += [(cause, check_diagnosis(diagnosis)) for diagnosis in question(subject)]
+        except Exception as error:
+            warn_of_failure(cause, error, "is left out")
     return with_consequences(ranked(found))
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from thalweg.errors import ThalwegError
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
-from thalweg.watch.cause import Cause, Detector
+from thalweg.watch.cause import Cause, Detector, check_diagnosis, warn_of_failure
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import ranked
 from thalweg.watch.replay import Batch, Replay
@@ -53,9 +54,13 @@ class Monitor:
         window.push(figures)
         found: list[tuple[Cause, Diagnosis]] = []
         for cause, detector in self.detectors:
-            diagnosis = detector.observe(window)
-            if diagnosis is not None:
-                found.append((cause, diagnosis))
+            try:
+                diagnosis = detector.observe(window)
+                if diagnosis is not None:
+                    found.append((cause, check_diagnosis(diagnosis)))
+            except Exception as error:
+                warn_of_failure(cause, error, "is left out of the rest of this run")
+                self.detectors = [pair for pair in self.detectors if pair[0] is not cause]
         return self._with_cures(ranked(found), figures, batch_and_replay) if found else []
 
     def _with_cures(
@@ -66,7 +71,7 @@ class Monitor:
         changed = False
         for cause, diagnosis in found:
             if cause.test is not None and batch_and_replay is not None:
-                diagnosis = cause.test(diagnosis, *batch_and_replay())
+                diagnosis = _tested(cause, diagnosis, batch_and_replay)
             if diagnosis.cure is None and cause.cure is not None:
                 diagnosis = replace(diagnosis, cure=self._cure(cause, figures.step))
             if intervenes(diagnosis.cure):
@@ -78,9 +83,13 @@ class Monitor:
                 diagnoses.append(diagnosis)
         return diagnoses
 
-    def _cure(self, cause: Cause, step: int) -> Cure:
+    def _cure(self, cause: Cause, step: int) -> Cure | None:
         assert cause.cure is not None
-        return cause.cure(self.window, self._attempts_at(step) + 1)
+        try:
+            return cause.cure(self.window, self._attempts_at(step) + 1)
+        except Exception as error:
+            warn_of_failure(cause, error, "proposes no cure")
+            return None
 
     def _attempts_at(self, step: int) -> int:
         return self.attempts if step <= self.failed_at + SAME_FAILURE_STEPS else 0
@@ -135,6 +144,18 @@ class Monitor:
         if not keep_attempts:
             self.attempts, self.failed_at = state["attempts"], state["failed_at"]
             self.noted_at = dict(state.get("noted_at", {}))
+
+
+def _tested(cause: Cause, diagnosis: Diagnosis, batch_and_replay: BatchAndReplay) -> Diagnosis:
+    """Let a cause decide by trial what figures leave open; where its test fails, the figures decide."""
+    assert cause.test is not None
+    try:
+        return check_diagnosis(cause.test(diagnosis, *batch_and_replay()))
+    except ThalwegError:
+        raise
+    except Exception as error:
+        warn_of_failure(cause, error, "is not tested")
+        return diagnosis
 
 
 def intervenes(cure: Cure | None) -> bool:

@@ -37,6 +37,7 @@ class Window:
         self.gradient_norms: deque[float] = deque(maxlen=LENGTH)
         self.smoothed = math.nan
         self.best = math.inf  # smoothed loss; `start` until there are MIN_LOSSES
+        self.is_finite = True  # loss and gradient of the last step were, and it was taken
         self.count = 0  # of losses added
         self.was_outlier = False  # whether the last loss was an outlier
         self._sum = 0.0
@@ -47,18 +48,15 @@ class Window:
         loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
         self.step, self.rate = figures.step, figures.learning_rate
         self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
-        if math.isfinite(loss):
+        finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
+        self.is_finite = finite_loss and finite_norm and not skipped
+        if finite_loss:
             after_outlier = self.was_outlier
             self.was_outlier = self._is_outlier(loss)
             if after_outlier or not self.was_outlier:
                 self._add(loss)
-        if math.isfinite(gradient_norm) and not skipped:
+        if finite_norm and not skipped:
             self.gradient_norms.append(gradient_norm)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether loss and gradient of the last step were finite, so that it could be taken."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm) and not self.skipped
 
     def mean_and_deviation(self) -> tuple[float, float] | None:
         """Give mean and standard deviation of the losses before the last ten, None where there are too few."""

@@ -62,7 +62,7 @@ def summary_of(name: str, evidence: Mapping[str, Any]) -> str:
     cause = next((cause for cause in all_causes() if cause.name == name), None)
     try:
         return cause.summary(evidence) if cause is not None and cause.summary is not None else ""
-    except (KeyError, TypeError):  # evidence of another version
+    except Exception:  # evidence of another version, or a third party's mistake
         return ""
 
 
