@@ -1,6 +1,6 @@
-"""What it costs to keep a run: history each step and a checkpoint a minute, as shares of the run's time.
+"""What it costs to record a run: history at each step and one checkpoint per minute, as shares of the run's time.
 
-Each part is timed by itself, on what a real run writes: a difference of two whole runs would drown in their spread.
+Each part is timed by itself, on what a real run writes: the difference of two whole runs would be smaller than their spread.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def parts_of(model: str, folder: Path) -> dict[str, Callable[[], float]]:
     descent.load_state_dict(state)
 
     def step() -> float:
-        with tempfile.TemporaryDirectory() as place:
-            ours.train(case.make, x, y, case.steps, Path(place))
+        with tempfile.TemporaryDirectory() as path:
+            ours.train(case.make, x, y, case.steps, Path(path))
         return microseconds(case.steps)
 
     def history() -> float:
-        with tempfile.TemporaryDirectory() as place, History(place) as kept:
+        with tempfile.TemporaryDirectory() as path, History(path) as written:
             started = time.perf_counter()
             for number in range(ROWS):
-                kept.append(number, row(number))
-            kept.flush()
+                written.append(number, row(number))
+            written.flush()
             return (time.perf_counter() - started) / ROWS * 1e6
 
     return {

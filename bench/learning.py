@@ -1,8 +1,8 @@
 """How far `thalweg fit` gets on the examples, against AdamW as PyTorch sets it up, over seeds.
 
-Paired: the same data split, the same weights to start from, the same order of examples where batches are of one size, as
-many epochs. AdamW has a rate of 1e-3, weight decay 1e-2, no schedule, batches of 64. For both the best of equally many
-validations counts; the last one is given beside it.
+Both have the same data split, the same initial weights, the same number of epochs, and the same order of examples where the
+batch sizes are equal. AdamW has a rate of 1e-3, weight decay 1e-2, no schedule, batches of 64. For both the best of equally many
+validations counts; the last one is given too.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def run(options: Any) -> dict[str, Any]:
         for seed in seeds:
             for who, train in (("adamw", adamw), ("thalweg", ours)):
                 started = time.perf_counter()
-                found = train(task, epochs, seed)
+                result = train(task, epochs, seed)
                 seconds = round(time.perf_counter() - started, 1)
                 metric = next(iter(task.metrics))
-                sample = {"example": name, "who": who, "seed": seed, "epochs": epochs, "metric": metric, **found}
+                sample = {"example": name, "who": who, "seed": seed, "epochs": epochs, "metric": metric, **result}
                 samples.append({**sample, "seconds": seconds})
-                best = ", ".join(f"{key} {value:.4f}" for key, value in found["best"].items())
+                best = ", ".join(f"{key} {value:.4f}" for key, value in result["best"].items())
                 print(
-                    f"learning: {name}, seed {seed}, {who}: {best}, last loss {found['last']['loss']:.4f}", flush=True
+                    f"learning: {name}, seed {seed}, {who}: {best}, last loss {result['last']['loss']:.4f}", flush=True
                 )
     return {"settings": {"seeds": list(seeds), "threads": torch.get_num_threads()}, "samples": samples}
 
@@ -62,13 +62,16 @@ def adamw(task: tw.Task, epochs: float, seed: int) -> dict[str, Any]:
     with preserve_process_state():
         model = build_model(task, seed, problem.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
-        seen = [validate(problem, model)]
+        validations = [validate(problem, model)]
         for step in range(1, total + 1):
             descend(problem, model, optimizer, batches)
             if step % every == 0 or step == total:
-                seen.append(validate(problem, model))
+                validations.append(validate(problem, model))
     sign = 1 if task.mode == "min" else -1
-    return {"best": rounded(min(seen, key=lambda found: sign * found[task.select])), "last": rounded(seen[-1])}
+    return {
+        "best": rounded(min(validations, key=lambda figures: sign * figures[task.select])),
+        "last": rounded(validations[-1]),
+    }
 
 
 def descend(problem: Problem, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: Batches) -> None:

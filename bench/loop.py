@@ -1,7 +1,7 @@
 """How long a step of the whole loop takes, against a loop written by hand and against others' trainers.
 
-Each peer lives in a process of its own; in every round all of them train once, forwards in one round and backwards in the
-next, and a ratio is of two times of one round.
+Each peer has a process of its own. In every round all of them train once, in one order in one round and in the reverse one in
+the next, and a ratio is of two times of one round.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ def run(options: Any) -> dict[str, Any]:
     try:
         for threads in settings["threads"]:
             for model in settings["models"]:
-                for number in range(-1, settings["rounds"]):  # round -1 warms up and is not kept
+                for number in range(-1, settings["rounds"]):  # round -1 warms up
                     for peer in peers[:: 1 if number % 2 else -1]:
-                        found = workers[peer].ask(model=model, threads=threads)
+                        figures = workers[peer].ask(model=model, threads=threads)
                         if number >= 0:
-                            samples.append({"model": model, "threads": threads, "peer": peer, "round": number, **found})
+                            samples.append(
+                                {"model": model, "threads": threads, "peer": peer, "round": number, **figures}
+                            )
                 print(f"loop: {model}, {threads} threads, {settings['rounds']} rounds", flush=True)
     finally:
         for worker in workers.values():
@@ -45,9 +47,9 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.peer = peer
 
-    def ask(self, **wish: Any) -> dict[str, Any]:
+    def ask(self, **request: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
-        print(json.dumps(wish), file=self.process.stdin, flush=True)
+        print(json.dumps(request), file=self.process.stdin, flush=True)
         return self.answer()
 
     def answer(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What was measured on what: the facts that go with every set of samples. Nothing names a place or a host."""
+"""The machine and the versions that samples were measured with. No path and no host name is among them."""
 
 from __future__ import annotations
 

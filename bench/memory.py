@@ -1,6 +1,6 @@
 """How much memory a descent takes beyond the bare loop's: `python bench/memory.py VARIANT` is one process that trains.
 
-Imports and data are in memory before; what counts is how far the resident set rises from there at its highest.
+Imports and data are loaded before; what is measured is how far the resident set rises from there at its peak.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def child(variant: str) -> dict[str, float]:
     import thalweg as tw
     from models import CASES, data
     from peers import bare
-    from runs import plan_of, task_of
+    from runs import plan_of
 
-    assert sqlite3
+    assert sqlite3  # both are imported so that what they take is not counted
     assert filelock
     case, knobs = CASES["11m"], VARIANTS[variant]
     x, y = data(case)
@@ -61,16 +61,16 @@ def child(variant: str) -> dict[str, float]:
     before = resident("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         if knobs is None:
-            kept: Any = bare.train(case.make, x, y, case.steps, Path(folder))
+            model: Any = bare.train(case.make, x, y, case.steps, Path(folder))
         else:
             task = tw.Task(model=case.make, loss=torch.nn.functional.cross_entropy, data=(x, y))
-            kept = tw.train(task, plan_of(case.steps, **knobs), out=Path(folder) / "run")
-    del kept, task_of
+            model = tw.train(task, plan_of(case.steps, **knobs), out=Path(folder) / "run")
+    del model
     return {"mib": round(resident("VmHWM") - before, 1), "before_mib": round(before, 1)}
 
 
 def resident(key: str) -> float:
-    """Read the resident set now (VmRSS) or at its highest (VmHWM), in MiB."""
+    """Read the resident set now (VmRSS) or at its peak (VmHWM), in MiB."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 

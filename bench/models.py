@@ -1,7 +1,7 @@
-"""The models that are timed, their data, and the clock that reads the same way in every peer.
+"""The models that are timed, their data, and a clock that works alike for every peer.
 
-A model notes the time at every training-mode forward pass; the stretch between two such notes is one whole step of
-whatever loop drives it, with all that the loop does in between. No peer needs a hook, and none can hide anything.
+A model records the time at every training-mode forward pass. The time between two of these is one whole step of the loop that
+calls the model, with all that the loop does in between, so that no peer needs a hook.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STAMPS: list[float] = []
 
 
 class Stamped(nn.Module):
-    """Notes the time of every training-mode forward pass."""
+    """Records the time of every training-mode forward pass."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ CASES = {
 
 
 def data(case: Case) -> tuple[Tensor, Tensor]:
-    """Make examples of ten classes that a linear map tells apart."""
+    """Make examples of ten classes that a linear map separates."""
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(case.examples, *case.shape, generator=generator)
     flat = x.flatten(1) - 0.5
@@ -76,6 +76,6 @@ def data(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def microseconds(steps: int) -> float:
-    """Give the mean time of a step over the last nine tenths of the run just made."""
+    """Give the mean time per step over the last nine tenths of the run just made, in microseconds."""
     stamps = STAMPS[-steps:][steps // 10 :]
     return (stamps[-1] - stamps[0]) / (len(stamps) - 1) * 1e6

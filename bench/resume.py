@@ -1,7 +1,7 @@
-"""What a checkpoint costs: seconds to write it, bytes on the disk, and seconds from the call to go on to the first step.
+"""What a checkpoint costs: seconds to write it, bytes on the disk, and seconds from the call that resumes to the first step.
 
-A model of 11.0 million parameters under AdamW. Files are in the system's cache when they are read, for everybody alike.
-Each peer writes and goes on once a round, forwards in one round and backwards in the next.
+A model of 11.0 million parameters under AdamW. Files are in the system's cache when they are read, for all peers alike.
+Each peer writes and resumes once per round; the peers take turns in one order in one round and in the reverse one in the next.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ STOP = 4  # steps taken before the checkpoint; one more is taken after it
 
 
 class Peer(NamedTuple):
-    """Two things to time: `write()` gives the file or folder it wrote; `go_on()` ends after one step. `prepare()` is not."""
+    """What is timed of a peer: `write()`, which gives what it wrote, and `resume()`, which takes one step; not `prepare()`."""
 
     write: Callable[[], Path]
-    go_on: Callable[[], object]
+    resume: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
 
 
@@ -43,9 +43,9 @@ def run(options: Any) -> dict[str, Any]:
         peers = {name: make(Path(folder) / name) for name, make in PEERS.items()}
         for number in range(-1, rounds):
             for name in list(peers)[:: 1 if number % 2 else -1]:
-                found = measure(peers[name])
-                if number >= 0:
-                    samples.append({"peer": name, "round": number, **found})
+                figures = measure(peers[name])
+                if number >= 0:  # round -1 warms up
+                    samples.append({"peer": name, "round": number, **figures})
     settings = {"peers": list(PEERS), "parameters": 11_036_682, "threads": torch.get_num_threads(), "rounds": rounds}
     return {"settings": settings, "samples": samples}
 
@@ -58,18 +58,18 @@ def measure(peer: Peer) -> dict[str, Any]:
     peer.prepare()
     STAMPS.clear()
     started = time.perf_counter()
-    peer.go_on()
+    peer.resume()
     return {"write_seconds": round(write, 4), "bytes": size, "restart_seconds": round(STAMPS[-1] - started, 4)}
 
 
 # PyTorch by hand
 
 
-def plain(folder: Path, *, sync: bool) -> Peer:
+def torch_save(folder: Path, *, sync: bool) -> Peer:
     folder.mkdir()
     file = folder / "checkpoint.pt"
     x, y = data(CASE)
-    model, optimizer = begun()
+    model, optimizer = fresh()
     for _ in range(STOP):
         step(model, optimizer, x, y)
 
@@ -82,17 +82,17 @@ def plain(folder: Path, *, sync: bool) -> Peer:
                 os.fsync(stream.fileno())
         return file
 
-    def go_on() -> None:
-        fresh, own = begun()
+    def resume() -> None:
+        model, optimizer = fresh()
         state = torch.load(file)
-        fresh.load_state_dict(state["model"])
-        own.load_state_dict(state["optimizer"])
-        step(fresh, own, x, y)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step(model, optimizer, x, y)
 
-    return Peer(write, go_on)
+    return Peer(write, resume)
 
 
-def begun() -> tuple[nn.Module, torch.optim.Optimizer]:
+def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
     model = CASE.make()
     return model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
@@ -136,10 +136,10 @@ def lightning(folder: Path) -> Peer:
         first.save_checkpoint(file)
         return file
 
-    def go_on() -> None:
+    def resume() -> None:
         trainer(STOP + 1).fit(Classifier(CASE.make()), loader, ckpt_path=file)
 
-    return Peer(write, go_on)
+    return Peer(write, resume)
 
 
 # thalweg
@@ -147,23 +147,23 @@ def lightning(folder: Path) -> Peer:
 
 def ours(folder: Path, **knobs: Any) -> Peer:
     task, plan = task_of(CASE), plan_of(STOP + 1, **knobs)
-    taken = interrupted(task, plan, STOP, folder / "run")
-    state = checkpoint.load(taken).state
+    written = interrupted(task, plan, STOP, folder / "run")
+    state = checkpoint.load(written).state
 
     def write() -> Path:
         shutil.rmtree(folder / "again", ignore_errors=True)
         return checkpoint.save(folder / "again", state, step=STOP)
 
     def prepare() -> None:
-        shutil.rmtree(folder / "going", ignore_errors=True)
-        shutil.copytree(folder / "run", folder / "going")
+        shutil.rmtree(folder / "resumed", ignore_errors=True)
+        shutil.copytree(folder / "run", folder / "resumed")
 
-    return Peer(write, lambda: tw.resume(folder / "going", task), prepare)
+    return Peer(write, lambda: tw.resume(folder / "resumed", task), prepare)
 
 
 PEERS: dict[str, Callable[[Path], Peer]] = {
-    "torch.save": lambda folder: plain(folder, sync=False),
-    "torch.save, fsync": lambda folder: plain(folder, sync=True),
+    "torch.save": lambda folder: torch_save(folder, sync=False),
+    "torch.save, fsync": lambda folder: torch_save(folder, sync=True),
     "Lightning": lightning,
     "thalweg": lambda folder: ours(folder, ema=None, snapshot_every=0),
     "thalweg, EMA": lambda folder: ours(folder, snapshot_every=0),

@@ -6,7 +6,7 @@ rule's sums read before the update. So an engine that makes copies shows them as
 `a += s * b` on two flat tensors of as many numbers (`torch.add` in place: three words per number), measured in the same round
 with as many threads.
 
-"Everything on" is clipping by the global norm, an average of the weights (unless the rule is one), and every tensor's norms.
+"Everything on" is clipping by the global norm, an average of the weights (unless the rule keeps one), and every tensor's norms.
 
 The AdamW kernel alone (without the Python around it, and without the norms of the gradients) is timed too: right after torch's
 threads have worked, when they still spin on their cores, and after they have gone to sleep.
@@ -55,7 +55,7 @@ def run(options: Any) -> dict[str, Any]:
             for name in rules:
                 print(f"rules: {name}, {model}, {count} threads", file=sys.stderr, flush=True)
                 samples += [{"threads": count, **sample} for sample in measured(RULES[name], shapes, rounds)]
-            samples += [{"threads": count, **sample} for sample in sweeps(shapes, rounds)]
+            samples += [{"threads": count, **sample} for sample in kernel_samples(shapes, rounds)]
     sizes = {model: sum(map(math.prod, MODELS[model])) for model in SIZES}
     return {"settings": {"rules": rules, "sizes": sizes, "threads": threads, "rounds": rounds}, "samples": samples}
 
@@ -63,8 +63,8 @@ def run(options: Any) -> dict[str, Any]:
 def measured(rule: Rule, shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
     """Time a rule with everything off and on, between two measurements of the memory bandwidth."""
     add, count = adding(shapes), sum(map(math.prod, shapes))
-    made = {full: optimizer(rule, shapes, full) for full in (False, True)}
-    steps = {full: stepping(one, full) for full, one in made.items()}
+    optimizers = {full: optimizer(rule, shapes, full) for full in (False, True)}
+    steps = {full: stepping(one, full) for full, one in optimizers.items()}
     for step in (add, *steps.values()):
         step()
     samples = list[dict[str, Any]]()
@@ -73,7 +73,7 @@ def measured(rule: Rule, shapes: list[tuple[int, ...]], rounds: int) -> list[dic
         times = {full: timed(steps[full]) for full in [False, True][:: 1 if number % 2 else -1]}
         bandwidth = 3 * WORD * count / ((before + timed(add)) / 2)
         for full, seconds in times.items():
-            size = moved(rule, made[full])
+            size = bytes_moved(rule, optimizers[full])
             samples.append(
                 {
                     "rule": rule.name,
@@ -89,7 +89,7 @@ def measured(rule: Rule, shapes: list[tuple[int, ...]], rounds: int) -> list[dic
     return samples
 
 
-def sweeps(shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
+def kernel_samples(shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
     """Time the kernel that updates the weights by AdamW, while torch's threads spin beside it and while they sleep."""
     add, count = adding(shapes), sum(map(math.prod, shapes))
     one = optimizer(RULES["adamw"], shapes, full=False)
@@ -112,7 +112,7 @@ def sweeps(shapes: list[tuple[int, ...]], rounds: int) -> list[dict[str, Any]]:
     fused.run = timed_kernel
     try:
         one.step()
-        size = moved(RULES["adamw"], one) - WORD * count
+        size = bytes_moved(RULES["adamw"], one) - WORD * count
         for number in range(rounds):
             before = timed(add)
             times_of = {spins: median_time(spins) for spins in [False, True][:: 1 if number % 2 else -1]}
@@ -169,7 +169,7 @@ def timed(step: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def moved(rule: Rule, one: tw.optim.Optimizer) -> int:
+def bytes_moved(rule: Rule, one: tw.optim.Optimizer) -> int:
     """Give the bytes that a step must read and write, by the state that the optimiser has."""
     weights: list[Tensor] = one.param_groups[0]["params"]
     numbers = sum(w.numel() for w in weights)

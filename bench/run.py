@@ -1,8 +1,8 @@
 """Measure and write the tables: `python bench/run.py loop step rules resume cost memory learning`.
 
---only NAME     only these peers (loop, step), models (step), rules or examples (learning), to be looked at: printed, not kept
---rounds N      so many rounds instead of the benchmark's own number
---threads N     so many threads instead of the benchmark's own numbers (loop, step, rules)
+--only NAME     only these peers (loop, step), models (step), rules or examples (learning), to try something: printed, not written
+--rounds N      this number of rounds instead of the benchmark's own
+--threads N     this number of threads instead of the benchmark's own (loop, step, rules)
 --provisional   say in the tables that the machine had other work to do
 """
 
@@ -31,19 +31,19 @@ def main() -> None:
     for name in options.benchmarks:
         started = time.perf_counter()
         module = importlib.import_module(name)
-        made = facts(getattr(module, "PACKAGES", PACKAGES))
+        machine = facts(getattr(module, "PACKAGES", PACKAGES))
         measured = module.run(options)
         seconds = round(time.perf_counter() - started)
-        head = {"benchmark": name, "provisional": options.provisional, "seconds": seconds, "machine": made}
+        head = {"benchmark": name, "provisional": options.provisional, "seconds": seconds, "machine": machine}
         print(f"{name}: {seconds} s\n\n{tables.render(head | measured)}\n", flush=True)
         if not options.only:
-            keep(name, head | measured)
+            write_samples(name, head | measured)
             tables.write()
-            tables.front(check=False)
+            tables.update_project_readme(check=False)
 
 
-def keep(name: str, measured: dict[str, Any]) -> None:
-    """Write the samples, one a line, so that a later measurement shows as such in the history of the file."""
+def write_samples(name: str, measured: dict[str, Any]) -> None:
+    """Write the samples, one per line, so that a diff of the file shows which were measured anew."""
     samples = measured.pop("samples")
     head = json.dumps(measured, indent=1)[:-2]
     lines = ",\n".join("  " + json.dumps(sample) for sample in samples)

@@ -1,4 +1,4 @@
-"""Runs of thalweg that stop half-way, and what is needed to go on with them."""
+"""Runs of thalweg that are interrupted, and the task and plan to resume them with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thalweg.records.step_figures import StepFigures
 
 
 class StopAt:
-    """A progress that presses Ctrl-C after a step."""
+    """A progress display that raises SIGINT, as Ctrl-C does, after a step."""
 
     def __init__(self, step: int) -> None:
         self.last = step
@@ -40,7 +40,7 @@ def task_of(case: Case) -> tw.Task:
 
 
 def plan_of(steps: int, **knobs: Any) -> tw.Plan:
-    """Give the plan that all benchmarks train, for one more knob or less."""
+    """Give the plan that all benchmarks train; `knobs` replace some of its values."""
     settings: dict[str, Any] = {
         "rule": "adamw",
         "learning_rate": 1e-3,
@@ -58,7 +58,7 @@ def plan_of(steps: int, **knobs: Any) -> tw.Plan:
 
 def interrupted(task: tw.Task, plan: tw.Plan, step: int, folder: Path) -> Path:
     """Train up to a step, stop there as a person would, and give the checkpoint that was written."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background have it ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore SIGINT
     try:
         with suppress(KeyboardInterrupt):
             tw.train(task, plan, out=folder, progress=StopAt(step))

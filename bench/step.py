@@ -52,12 +52,12 @@ def run(options: Any) -> dict[str, Any]:
         workers = {peer: Worker(PEERS[peer], "stepper.py", str(count)) for peer in chosen}
         try:
             left_out |= {peer: why for peer, worker in workers.items() if (why := worker.answer()["missing"])}
-            if found := ALWAYS & left_out.keys():
-                raise RuntimeError(f"{found.pop()} failed; BENCH_SHOW_ERRORS=1 in the environment shows why.")
-            there = {peer: worker for peer, worker in workers.items() if peer not in left_out}
+            if failed := ALWAYS & left_out.keys():
+                raise RuntimeError(f"{failed.pop()} failed; BENCH_SHOW_ERRORS=1 in the environment shows why.")
+            present = {peer: worker for peer, worker in workers.items() if peer not in left_out}
             for model in models:
-                print(f"step: {model}, {count} threads, {', '.join(there)}", file=sys.stderr, flush=True)
-                samples += measured(there, model, count, rounds)
+                print(f"step: {model}, {count} threads, {', '.join(present)}", file=sys.stderr, flush=True)
+                samples += measured(present, model, count, rounds)
         finally:
             for worker in workers.values():
                 worker.close()
@@ -76,21 +76,21 @@ def measured(workers: dict[str, Worker], model: str, threads: int, rounds: int) 
     """Time all, many steps per round, in one order and the reverse by turns; round -1 warms up and is not recorded."""
     samples = list[dict[str, Any]]()
     for number in range(-1, rounds):
-        found = {
+        figures = {
             who: workers[who].ask(model=model, proof=number < 0) for who in list(workers)[:: 1 if number % 2 else -1]
         }
         if number < 0:
-            check({who: one["moved"] for who, one in found.items()})
+            check({who: one["moved"] for who, one in figures.items()})
         else:
             shared = {"model": model, "threads": threads, "round": number}
-            samples += [{**shared, "who": who, **one} for who, one in found.items()]
+            samples += [{**shared, "who": who, **one} for who, one in figures.items()]
     return samples
 
 
 def check(moved: dict[str, tuple[float, float]]) -> None:
-    """Raise RuntimeError where a peer's weights have not moved as far as torch's along the gradients, or not shrunk as much.
+    """Raise RuntimeError where a peer's weights moved another way along the gradients, or shrank by another amount, than torch's.
 
-    A hundredth is allowed for eps, which not all correct for the bias.
+    One per cent is allowed, since not all peers correct eps for the bias of the second moment.
     """
     down, shrunk = moved["torch"]
     for who, (along_gradients, along_starts) in moved.items():

@@ -26,13 +26,13 @@ from step import MODELS  # noqa: E402
 
 
 class Timed:
-    """A peer and the gradients that it is given again and again, for one model at a time."""
+    """A peer and the gradients that each of its steps is given, for one model at a time."""
 
     def __init__(self, peer: Any) -> None:
         self.peer, self.model = peer, ""
 
     def measure(self, model: str, proof: bool) -> dict[str, Any]:
-        """Give the median time of a step; with `proof`, how far the weights moved along gradients and starts."""
+        """Give the median time per step; with `proof`, how far the weights moved along gradients and initial weights."""
         if model != self.model:
             self.begin(model)
         times = list[float]()
@@ -49,19 +49,19 @@ class Timed:
         return found
 
     def begin(self, model: str) -> None:
-        self.stepper = None  # its memory is needed
+        self.stepper = None  # frees its memory before the next is made
         gc.collect()
         starts, self.gradients = drawn(model)
         self.model, self.count = model, sum(g.numel() for g in self.gradients)
         self.stepper = self.peer.make(starts)
 
     def along(self, moves: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-        """Give the mean over all weights of move times gradient (or start)."""
+        """Give the mean over all weights of the move times the gradient (or the initial weight)."""
         return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(moves, others, strict=True)) / self.count
 
 
 def drawn(model: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Draw a model's starts and gradients, the same every time."""
+    """Draw a model's initial weights and gradients, the same every time."""
     generator = torch.Generator().manual_seed(0)
     starts, gradients = ([torch.randn(shape, generator=generator) for shape in MODELS[model]] for _ in range(2))
     return starts, gradients

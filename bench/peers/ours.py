@@ -1,6 +1,6 @@
 """thalweg with everything on: clipping, an average of the weights, a run's folder with its history, watch and progress.
 
-Snapshots to go back to and digests of the weights are at their defaults, each 50 steps.
+Snapshots for rollbacks and digests of the weights are taken every 50 steps, as is the default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""skorch: an estimator with scikit-learn's face, at its defaults apart from the common settings."""
+"""skorch: an estimator with scikit-learn's interface, at its defaults but for the common settings."""
 
 from __future__ import annotations
 

@@ -1,18 +1,17 @@
-"""Figures, lengths of time and words from outside, as people read them."""
+"""Numbers, durations and untrusted text as people read them."""
 
 from __future__ import annotations
 
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
 SHARES = ("accuracy", "acc", "error_rate", "precision", "recall", "f1", "top1", "top5", "hit_rate")
 
 
 def format_number(value: Any, digits: int = 3) -> str:
-    """Say a value: figures with about three digits, whole numbers in full, None as "off".
+    """Give a value as text: numbers with about three digits, whole numbers in full, None as "off".
 
     >>> [format_number(v) for v in (0.03123456, 1.2e-05, 12345, 1234.56, True, "adamw", None)]
     ['0.0312', '1.2e-05', '12,345', '1,235', 'yes', 'adamw', 'off']
@@ -33,7 +32,7 @@ def format_number(value: Any, digits: int = 3) -> str:
 
 
 def typed_number(value: float) -> str:
-    """Say a number as one would type it: three digits, or all of a large whole part, and no comma.
+    """Give a number as one types it in code: three digits, or all of a large whole part, and no comma.
 
     >>> typed_number(152.13), typed_number(77.1), typed_number(123456.7), typed_number(1e9)
     ('152', '77.1', '123457', '1e+09')
@@ -41,10 +40,10 @@ def typed_number(value: float) -> str:
     return f"{value:.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.3g}"
 
 
-def compact(value: float) -> str:
-    """Say a round figure in few characters, for an axis.
+def format_tick(value: float) -> str:
+    """Give a round number in few characters, for an axis.
 
-    >>> [compact(v) for v in (0.0, 250.0, 20000.0, 1.5e6, 0.001, 1e-05, 3e12)]
+    >>> [format_tick(v) for v in (0.0, 250.0, 20000.0, 1.5e6, 0.001, 1e-05, 3e12)]
     ['0', '250', '20k', '1.5M', '0.001', '1e-05', '3e+12']
     """
     for unit, sign in ((1e6, "M"), (1e3, "k")):
@@ -53,17 +52,17 @@ def compact(value: float) -> str:
     return f"{value:.6g}"
 
 
-def percent(share: float) -> str:
-    """Say a share.
+def format_share(share: float) -> str:
+    """Give a share in per cent.
 
-    >>> percent(0.9777), percent(0.5), percent(1.0), percent(0.0004)
+    >>> format_share(0.9777), format_share(0.5), format_share(1.0), format_share(0.0004)
     ('97.8 %', '50 %', '100 %', '0.04 %')
     """
     return f"{100 * share:.3g} %"
 
 
 def is_share(name: str) -> bool:
-    """Tell whether a metric of this name is a share of one, such as an accuracy.
+    """Tell whether a metric of this name lies between 0 and 1, such as an accuracy.
 
     >>> is_share("accuracy"), is_share("top5_accuracy"), is_share("loss")
     (True, True, False)
@@ -72,19 +71,19 @@ def is_share(name: str) -> bool:
     return word in SHARES or word.endswith("accuracy")
 
 
-def figure(name: str, value: float) -> str:
-    """Say a metric's value: a share as a percentage, anything else as a number.
+def format_metric(name: str, value: float) -> str:
+    """Give a metric's value as text: a share in per cent, anything else as a number.
 
-    >>> figure("accuracy", 0.9777), figure("loss", 0.10383), figure("accuracy", 97.77)
+    >>> format_metric("accuracy", 0.9777), format_metric("loss", 0.10383), format_metric("accuracy", 97.77)
     ('97.8 %', '0.104', '97.8')
     """
-    return percent(value) if is_share(name) and 0 <= value <= 1 else format_number(float(value))
+    return format_share(value) if is_share(name) and 0 <= value <= 1 else format_number(float(value))
 
 
-def seconds(value: float) -> str:
-    """Say a length of time.
+def format_seconds(value: float) -> str:
+    """Give a duration as text.
 
-    >>> seconds(0.04), seconds(3.42), seconds(41.7), seconds(200), seconds(9000)
+    >>> format_seconds(0.04), format_seconds(3.42), format_seconds(41.7), format_seconds(200), format_seconds(9000)
     ('0.04 s', '3.4 s', '42 s', '3 min 20 s', '2 h 30 min')
     """
     if value < 90:
@@ -95,18 +94,8 @@ def seconds(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def change(name: str, start: Mapping[str, float], end: Mapping[str, float]) -> str:
-    """Say how a figure changed, or only where it ended.
-
-    >>> change("accuracy", {"accuracy": 0.078}, {"accuracy": 0.9777}), change("loss", {}, {"loss": 0.25})
-    ('7.8 % to 97.8 %', '0.25')
-    """
-    after = figure(name, float(end[name]))
-    return f"{figure(name, float(start[name]))} to {after}" if math.isfinite(start.get(name, math.nan)) else after
-
-
 def printable(text: str) -> str:
-    r"""Drop what is no visible character from text from outside, and turn line breaks into spaces.
+    r"""Drop control and format characters from untrusted text, and turn line breaks into spaces.
 
     >>> printable("a\x1b[31mb\nc")
     'a[31mb c'
@@ -116,29 +105,29 @@ def printable(text: str) -> str:
     )
 
 
-def grouped(text: str) -> str:
-    """Give counts of steps and examples in a ready-made sentence the comma that they have everywhere else.
+def group_digits(text: str) -> str:
+    """Group the digits of counts of steps, examples and updates in a sentence, as `format_count` does.
 
-    >>> grouped("constant over 3420 steps, the first 1000 in warm-up (arXiv:2310.07831)")
+    >>> group_digits("constant over 3420 steps, the first 1000 in warm-up (arXiv:2310.07831)")
     'constant over 3,420 steps, the first 1,000 in warm-up (arXiv:2310.07831)'
     """
     counts = r"(?<=\bstep )\d{4,}\b|(?<=\bfirst )\d{4,}\b|(?<![\w.,:/-])\d{4,}(?= (?:steps?|examples?|updates)\b)"
-    return re.sub(counts, lambda found: f"{int(found[0]):,}", text, flags=re.IGNORECASE)
+    return re.sub(counts, lambda match: f"{int(match[0]):,}", text, flags=re.IGNORECASE)
 
 
-def sentence(text: str) -> str:
-    """Begin with a capital letter.
+def capitalized(text: str) -> str:
+    """Give the text with a capital first letter.
 
-    >>> sentence("the loss is not finite."), sentence("1 step"), sentence("")
+    >>> capitalized("the loss is not finite."), capitalized("1 step"), capitalized("")
     ('The loss is not finite.', '1 step', '')
     """
     return text[:1].upper() + text[1:]
 
 
-def times_as(factor: float) -> str:
-    """Say a factor below one, of a rate.
+def format_fraction(factor: float) -> str:
+    """Give a factor below one as words before a noun, such as a learning rate.
 
-    >>> times_as(0.5), times_as(0.125), times_as(0.3)
+    >>> format_fraction(0.5), format_fraction(0.125), format_fraction(0.3)
     ('half', '1/8 of', '0.3 times')
     """
     if factor == 0.5:
@@ -147,10 +136,10 @@ def times_as(factor: float) -> str:
     return f"1/{whole} of" if whole and math.isclose(whole * factor, 1) else f"{factor:.3g} times"
 
 
-def several(count: int, word: str) -> str:
-    """Say how many.
+def format_count(count: int, word: str) -> str:
+    """Give a count with its noun, in the plural unless it is one.
 
-    >>> several(1, "step"), several(1200, "step"), several(2, "batch")
+    >>> format_count(1, "step"), format_count(1200, "step"), format_count(2, "batch")
     ('1 step', '1,200 steps', '2 batches')
     """
     ending = "" if count == 1 else "es" if word.endswith(("ch", "s", "x")) else "s"

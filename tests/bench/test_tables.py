@@ -116,7 +116,7 @@ def test_a_ratio_is_of_two_times_of_one_round(tables):
     assert lines[-1].split("|")[2:4] == [" 240 ", " 1.20 (1.20 to 1.20) "]
 
 
-def test_steppers_stand_beside_torch_and_who_is_missing_is_told(tables):
+def test_steppers_stand_beside_torch_and_the_missing_are_named(tables):
     samples = [
         {"model": "small", "threads": 1, "who": who, "round": number, "microseconds": time}
         for number, (torchs, ours) in enumerate([(100.0, 50.0), (200.0, 100.0), (400.0, 200.0)])
@@ -132,7 +132,7 @@ def test_steppers_stand_beside_torch_and_who_is_missing_is_told(tables):
     settings["left_out"] = {"optax": "no package jax"}
     lines = tables.step({"settings": settings, "samples": samples})
     assert lines[0].endswith("Left out: optax, one `jax.jit` (no package jax).")
-    assert lines[2].startswith("| small: 7,000 weights | us a step, 1 thread |")
+    assert lines[2].startswith("| small: 7,000 weights | us per step, 1 thread |")
     assert lines[-1] == "| **thalweg** | 100 | 0.50 (0.50 to 0.50) |"
 
 
@@ -152,7 +152,7 @@ def test_rules_are_told_with_everything_off_and_on_and_the_sweep_alone(tables):
 
 def test_markers_that_are_missing_are_named(tables):
     with pytest.raises(SystemExit, match="table: loop"):
-        tables.placed("no markers here", "loop", "| a |")
+        tables.with_table("no markers here", "loop", "| a |")
 
 
 def test_a_figure_changed_on_the_first_page_is_noticed(copied):

@@ -146,3 +146,23 @@ def test_a_step_of_ones_own_is_seen_through() -> None:
 
     descent, _ = started(classes(loss=None, step=step, metrics={}), plan_of(rule="muon"))
     assert list(descent.plan.groups) == ["2.weight"]
+
+
+class Counting(nn.Module):
+    """A loss with a buffer that every call changes, and that changes the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        return F.cross_entropy(output, target) * self.calls
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_a_loss_with_buffers_begins_training_as_it_was_given(rule: str) -> None:
+    loss = Counting()
+    descent, _ = started(classes(loss=loss), plan_of(rule=rule))
+    assert loss.calls.item() == 0
+    assert [buffer.item() for buffer in descent.problem.objective.loss_buffers.values()] == [0]

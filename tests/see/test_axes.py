@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from thalweg.see.axes import Axis, choose
+from thalweg.see.axes import Axis, choose_axis
 
 FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 
@@ -15,12 +15,12 @@ FLOATS = st.floats(allow_nan=True, allow_infinity=True)
 @given(st.lists(FLOATS, max_size=30))
 @example([1.0, 6.920590994735129e16])  # whose logarithm rounds to below that of the axis's end
 def test_any_values_get_a_finite_range_that_holds_them(values):
-    axis = choose([np.array(values)])
+    axis = choose_axis([np.array(values)])
     assert axis.low < axis.high
     assert math.isfinite(axis.low)
     assert math.isfinite(axis.high)
-    places = axis.at(np.array([v for v in values if math.isfinite(v)]))
-    assert ((places >= 0) & (places <= 1)).all()
+    positions = axis.position(np.array([v for v in values if math.isfinite(v)]))
+    assert ((positions >= 0) & (positions <= 1)).all()
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.booleans())
@@ -40,28 +40,28 @@ def test_a_logarithmic_axis_has_at_least_two_ticks(decades):
 
 
 @pytest.mark.parametrize("axis", [Axis(-3.0, 7.0), Axis(1e-5, 10.0, True)])
-def test_back_undoes_at(axis):
-    places = np.linspace(0, 1, 11)
-    np.testing.assert_allclose(axis.at(axis.back(places)), places, atol=1e-12)
+def test_value_is_the_inverse_of_position(axis):
+    positions = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(axis.position(axis.value(positions)), positions, atol=1e-12)
 
 
 def test_zeros_do_not_keep_a_loss_from_a_logarithmic_axis():
-    axis = choose([np.array([0.0, 1e-3, 1.0])])
+    axis = choose_axis([np.array([0.0, 1e-3, 1.0])])
     assert axis.log
-    assert axis.at(0.0) == 0
+    assert axis.position(0.0) == 0
 
 
 def test_a_loss_that_falls_to_nothing_leaves_the_rest_to_be_seen():
-    axis = choose([np.array([1e-200, 1e-3, 1.0])])
-    assert axis.at(1e-3) > 0.5
+    axis = choose_axis([np.array([1e-200, 1e-3, 1.0])])
+    assert axis.position(1e-3) > 0.5
 
 
 def test_values_below_zero_keep_the_axis_linear():
-    assert not choose([np.array([-1e-3, 1e6])]).log
+    assert not choose_axis([np.array([-1e-3, 1e6])]).log
 
 
 def test_a_linear_axis_from_zero_begins_exactly_there():
-    assert choose([np.array([2.0, 3.0])], log=False, zero=True).low == 0
+    assert choose_axis([np.array([2.0, 3.0])], log=False, zero=True).low == 0
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 7, 1000])

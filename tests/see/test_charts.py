@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.see.axes import choose
+from thalweg.see.axes import choose_axis
 from thalweg.see.charts import Mark, Series, Stretch, chart
 
 X = np.arange(10.0)
@@ -89,10 +89,10 @@ def line_of(text):
 def test_the_smoothed_line_is_the_arithmetic_mean_on_a_logarithmic_axis_too():
     y = np.tile([1.0, 1e-4], 200)
     text = chart("t", [Series("s", np.arange(400.0), y, smooth=True)])
-    place = 1 - np.median(line_of(text)) / 10_000
-    up = choose([y])
+    position = 1 - np.median(line_of(text)) / 10_000
+    up = choose_axis([y])
     assert up.log
-    assert up.back(np.array([place]))[0] == pytest.approx(y.mean(), rel=0.05)
+    assert up.value(np.array([position]))[0] == pytest.approx(y.mean(), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_values_below_a_logarithmic_axis_are_told(values, said):
     assert "edge" not in text if said is None else said in text
 
 
-def test_what_stands_aside_gets_room_within_reason_and_is_told_where_it_gets_none():
+def test_a_secondary_series_gets_room_within_reason_and_values_beyond_it_are_mentioned():
     main = Series("s", X, X + 1)
-    near = chart("t", [main, Series("a", X, X + 200, aside=True)])
-    far = chart("t", [main, Series("a", X, np.full(10, 1e30), aside=True)])
+    near = chart("t", [main, Series("a", X, X + 200, secondary=True)])
+    far = chart("t", [main, Series("a", X, np.full(10, 1e30), secondary=True)])
     assert "edge" not in near
     assert "are drawn on the upper edge" in far
     assert ">1e+06<" not in far

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.see.downsampling import COLUMNS, reduce, smooth
+from thalweg.see.downsampling import COLUMNS, downsample, smooth
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**32 - 1), st.integers(1, 900))
@@ -13,7 +13,7 @@ def test_extremes_and_mean_survive_any_reduction(length, seed, count):
     random = np.random.default_rng(seed)
     x = np.sort(random.uniform(0, 1e5, length))
     y = random.standard_cauchy(length)
-    columns = reduce(x, y, count)
+    columns = downsample(x, y, count)
     assert len(columns.x) <= max(count, 1)
     assert columns.low.min() == y.min()
     assert columns.high.max() == y.max()
@@ -24,20 +24,20 @@ def test_extremes_and_mean_survive_any_reduction(length, seed, count):
 def test_a_spike_of_one_step_keeps_its_place():
     y = np.ones(200_000)
     y[123_456] = 50.0
-    columns = reduce(np.arange(200_000.0), y)
+    columns = downsample(np.arange(200_000.0), y)
     assert len(columns.x) == COLUMNS
     assert abs(columns.x[int(columns.high.argmax())] - 123_456) <= 200_000 / COLUMNS
 
 
 def test_a_gap_leaves_its_columns_out():
     x = np.r_[np.arange(1000.0), np.arange(9000.0, 10_000.0)]
-    columns = reduce(x, np.ones(2000))
+    columns = downsample(x, np.ones(2000))
     assert not ((columns.x > 1010) & (columns.x < 8990)).any()
 
 
 def test_short_series_are_kept_as_they_are():
     x, y = np.arange(5.0), np.array([3.0, 1.0, 4.0, 1.0, 5.0])
-    columns = reduce(x, y)
+    columns = downsample(x, y)
     assert columns.low is columns.high is columns.mean is y
 
 

@@ -6,6 +6,7 @@ import pytest
 from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
 from thalweg.see import curves, run_text
+from thalweg.watch.finished import FinishedHistory
 
 
 def test_a_figure_that_did_not_move_stayed(make_run):
@@ -54,14 +55,14 @@ def test_an_average_of_the_rules_own_is_named_as_what_it_is(make_run):
 
 def test_the_training_loss_is_that_of_the_steps_before_the_kept_weights(make_run):
     run = make_run(history={"loss": np.r_[np.nan, np.full(200, 2.0), np.full(200, 1.0)]})
-    assert run_text.training_loss(run, 200) == 2.0
-    assert run_text.training_loss(run) == 1.0
+    assert FinishedHistory.of(run).training_loss(200) == 2.0
+    assert FinishedHistory.of(run).training_loss() == 1.0
 
 
 def test_a_nan_that_was_measured_is_told_from_a_step_without_a_figure(make_run):
     losses = make_run().history["loss"].copy()
     losses[5] = np.nan
-    x, y = run_text.recorded(make_run(history={"loss": losses}), "loss")
+    x, y = FinishedHistory.of(make_run(history={"loss": losses})).recorded("loss")
     assert len(x) == 400  # step 0 took no step
     assert np.isnan(y[x == 5]).all()
 
@@ -98,4 +99,4 @@ def test_a_run_in_memory_says_how_to_keep_its_weights(make_run):
 
 def test_an_empty_run_has_no_steps_and_no_figures():
     run = Run(plan=Plan(), history=HistoryColumns())
-    assert (run_text.steps(run), run_text.figures(run)) == (0, [])
+    assert (FinishedHistory.of(run).steps, run_text.figures(run)) == (0, [])

@@ -1,5 +1,7 @@
 """`check`: the right finding on faulty tasks, and none on healthy ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -473,3 +475,9 @@ def test_what_was_found_before_training_is_not_found_again_after_it():
     assert [found.name for found in tw.diagnose(run)].count("unused-parameter") == 1
     checked = tw.fit(task(Unused), epochs=1, effort=1)
     assert [found.name for found in tw.diagnose(checked)].count("unused-parameter") == 1
+
+
+def test_what_an_older_run_found_before_training_without_a_name_is_not_found_again():
+    run = tw.fit(task(Unused), epochs=1, effort=1)
+    unnamed = tuple(replace(found, name="") for found in run.diagnoses)
+    assert len(tw.diagnose(replace(run, diagnoses=unnamed))) == len(tw.diagnose(run))

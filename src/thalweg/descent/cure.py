@@ -111,7 +111,7 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     _combine(descent, found.cure)
     _restore_snapshot(descent, recorder)
     rate, clip = descent.plan.learning_rate * descent.cures["rate_factor"], descent.cures["clip_norm"]
-    settings = f"with a rate of {rate:.3g} and gradients clipped at {clip:.3g}"
+    settings = f"with a rate of {rate:.3g}" + ("" if clip is None else f" and gradients clipped at {clip:.3g}")
     message = f"Went back from step {step:,} to step {descent.step:,}, {settings}."
     recorder.event(descent.step, "rollback", message, {"from": step, "to": descent.step, **descent.cures})
 

@@ -65,8 +65,9 @@ class Problem:
     def matrix_roles(self) -> Mapping[str, str]:
         """Names of the trainable matrices, each with its role in the network. Computed only for rules that need it."""
         with preserve_process_state(), rng_lock:
-            model = start_model(self, 0).train()
-            loss, _ = self.objective.loss(model, first_batch(self.train, self.device, 2))
+            problem = self.with_own_loss()  # a loss that counts its calls, say, must begin each run as it was given
+            model = start_model(problem, 0).train()
+            loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2))
             return matrix_roles(model, loss)
 
 

@@ -110,7 +110,8 @@ def _with_rest_groups(problem: Problem, plan: Plan) -> Plan:
     rest, before = rules.get(plan.rule).rest, plan.why("groups").figures.get("entered", {})
     given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
     decided = [pattern for pattern, group in given.items() if group.rule is not None]
-    left_out = {name: role for name, role in problem.matrix_roles.items() if rest is not None and role != "hidden"}
+    roles = {} if rest is None else problem.matrix_roles  # which costs a forward pass
+    left_out = {name: role for name, role in roles.items() if role != "hidden"}
     left_out = {
         name: role for name, role in left_out.items() if not any(fnmatchcase(name, pattern) for pattern in decided)
     }

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thalweg.formatting import compact
+from thalweg.formatting import format_tick
 
 Values = npt.NDArray[np.float64]
-WIDE = 20.0  # ratio of largest to smallest from which a logarithmic axis shows more
-DECADES = 15.0  # shown at most by a logarithmic axis: smaller values are drawn at the bottom
-FINEST = 1e-9  # relative span below which values are one value with rounding errors
-LARGEST = 1e300  # keeps margins and spans from overflowing
+LOG_RATIO = 20.0  # of the largest to the smallest value, above which the axis is logarithmic
+MAX_DECADES = 15.0  # of a logarithmic axis; smaller values are drawn at its lower end
+MIN_SPAN = 1e-9  # relative; values that span less differ by rounding errors only
+LARGEST = 1e300  # values are clipped to it, so that margins and spans do not overflow
 
 
 class Axis(NamedTuple):
@@ -26,24 +26,26 @@ class Axis(NamedTuple):
     log: bool = False
     whole: bool = False
 
-    def at(self, values: Values | float) -> Values:
-        """Give the place of values: 0 at the low end, 1 at the high end, what lies outside on the nearer end.
+    def position(self, values: Values | float) -> Values:
+        """Give the position of values on the axis: 0 at the low end, 1 at the high end, values outside at the nearer end.
 
-        >>> Axis(0.01, 100, log=True).at(np.array([0.0, 0.1, 1.0, 1e9])).tolist()
+        >>> Axis(0.01, 100, log=True).position(np.array([0.0, 0.1, 1.0, 1e9])).tolist()
         [0.0, 0.25, 0.5, 1.0]
         """
         inside = np.clip(np.asarray(values, np.float64), self.low, self.high)
         if not self.log:
             return (inside - self.low) / (self.high - self.low)
         low, high = math.log10(self.low), math.log10(self.high)
-        return np.clip((np.log10(inside) - low) / (high - low), 0.0, 1.0)  # logarithms round
+        return np.clip(
+            (np.log10(inside) - low) / (high - low), 0.0, 1.0
+        )  # the logarithms are rounded, so the ends may come out just outside
 
-    def back(self, places: Values) -> Values:
-        """Give the values at places: the inverse of `at` within the range."""
+    def value(self, positions: Values) -> Values:
+        """Give the values at positions: the inverse of `position` within the range."""
         if not self.log:
-            return self.low + places * (self.high - self.low)
+            return self.low + positions * (self.high - self.low)
         low, high = math.log10(self.low), math.log10(self.high)
-        return 10.0 ** (low + places * (high - low))
+        return 10.0 ** (low + positions * (high - low))
 
     def ticks(self, count: int = 5) -> list[float]:
         """Give round numbers within the range, about `count`.
@@ -60,8 +62,8 @@ class Axis(NamedTuple):
         return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 
     def labels(self, count: int = 5) -> list[tuple[float, str]]:
-        """Give each tick's place and its text."""
-        return [(float(self.at(tick)), compact(tick)) for tick in self.ticks(count)]
+        """Give each tick's position and its text."""
+        return [(float(self.position(tick)), format_tick(tick)) for tick in self.ticks(count)]
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
@@ -73,30 +75,30 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
     return [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
 
 
-def choose(values: Sequence[Values], *, log: bool | None = None, zero: bool = False) -> Axis:
+def choose_axis(values: Sequence[Values], *, log: bool | None = None, zero: bool = False) -> Axis:
     """Choose a range for values; those that are not finite are ignored.
 
-    It is logarithmic where nothing is below zero and what is above it spans more than a factor of 20, unless `log` says so.
+    It is logarithmic where no value is negative and the positive ones span more than a factor of 20, unless `log` says so.
     `zero`: begin a linear axis at zero.
 
-    >>> choose([np.array([2.0, 0.001])]).log, choose([np.array([2.0, -1.0])]).log, choose([np.array([2.0, 1.0])]).log
-    (True, False, False)
+    >>> [choose_axis([np.array([2.0, other])]).log for other in (0.001, -1.0, 1.0)]
+    [True, False, False]
     """
     finite = np.concatenate([np.zeros(0), *(v[np.isfinite(v)] for v in values)]).clip(-LARGEST, LARGEST)
-    above = finite[finite > 1 / LARGEST]
+    positive = finite[finite > 1 / LARGEST]
     if log is None:
-        log = len(above) > 0 and finite.min() >= 0 and bool(above.max() > WIDE * above.min())
-    if log and len(above):
-        return _log_axis(float(above.min()), float(above.max()))
+        log = len(positive) > 0 and finite.min() >= 0 and bool(positive.max() > LOG_RATIO * positive.min())
+    if log and len(positive):
+        return _log_axis(float(positive.min()), float(positive.max()))
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    most = max(abs(low), abs(high))
-    margin = 0.05 * (high - low) if high - low > FINEST * most else 0.05 * most or 1.0
+    largest = max(abs(low), abs(high))
+    margin = 0.05 * (high - low) if high - low > MIN_SPAN * largest else 0.05 * largest or 1.0
     return Axis(low if zero and low == 0 else low - margin, high + margin)
 
 
 def _log_axis(low: float, high: float) -> Axis:
-    low = max(low, high / 10**DECADES)
+    low = max(low, high / 10**MAX_DECADES)
     margin = max((high / low) ** 0.05, 1.1)
     return Axis(low / margin, high * margin, log=True)

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG under HTML labels: they stretch to any width, and need no JavaScript but for the read-out.
+"""Line charts as inline SVG under HTML labels: they stretch to any width; only the read-out under the pointer needs JavaScript.
 
 Coordinates are integers from 0 to 10,000 and relative, which keeps 800 columns within a few kilobytes.
 """
@@ -13,14 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thalweg.formatting import format_number, percent, printable
-from thalweg.see.axes import LARGEST, Axis, Values, choose
-from thalweg.see.downsampling import Columns, reduce, smooth
+from thalweg.formatting import format_number, format_share, printable
+from thalweg.see.axes import LARGEST, Axis, Values, choose_axis
+from thalweg.see.downsampling import Columns, downsample, smooth
 
-FULL = 10_000  # coordinates of the plot's far corner
+SIZE = 10_000  # width and height of the plot in its own coordinates
 MAX_DOTS = 40  # points of a line that are drawn as dots too
 MAX_MARKS = 60
-MAX_ASIDE = 100.0  # the y axis makes room for an `aside` series up to so many times the highest value of the others
+MAX_SECONDARY = (
+    100.0  # the y axis makes room for a secondary series up to this many times the highest value of the others
+)
 MARKS = {  # kind of event -> its sign and what it says in the legend
     "best": ("★", "kept weights"),
     "rollback": ("↩", "rolled back"),
@@ -51,8 +53,8 @@ def color_class(kind: str) -> str:
 class Series(NamedTuple):
     """One line.
 
-    `colour` is a class of the style sheet. `smooth`: the values stand faintly behind their running mean. `dots`: points only.
-    `aside`: drawn, but the axis makes room only for what is within a hundredfold of the others.
+    `colour` is a class of the style sheet. `smooth`: the values are drawn faintly behind their running mean. `dots`: points only.
+    `secondary`: the y axis makes room for its values only up to `MAX_SECONDARY` times those of the others.
     Without a name it is in neither legend nor read-out.
     """
 
@@ -63,7 +65,7 @@ class Series(NamedTuple):
     smooth: bool = False
     dots: bool = False
     dashed: bool = False
-    aside: bool = False
+    secondary: bool = False
 
 
 class Mark(NamedTuple):
@@ -83,7 +85,7 @@ class Stretch(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A series reduced to what is drawn: its columns, and the x of each value that is not finite."""
+    """A series ready to be drawn: downsampled to columns, with the x of each value that is not finite."""
 
     series: Series
     columns: Columns
@@ -115,12 +117,12 @@ def chart(
     if not any(len(p.columns.x) for p in prepared):
         return ""
     x_axis = _x_axis([np.concatenate([p.columns.x, p.nonfinite]) for p in prepared], log_x)
-    y_axis = choose(_y_values(prepared), log=log_y, zero=zero)
-    shown = _joined([m for m in marks if x_axis.low <= m.x <= x_axis.high], x_axis)
+    y_axis = choose_axis(_y_values(prepared), log=log_y, zero=zero)
+    shown = _merge_marks([m for m in marks if x_axis.low <= m.x <= x_axis.high], x_axis)
     shapes = "".join(_shapes(p, x_axis, y_axis) for p in prepared)
     labels = _labels(x_axis, y_axis, _axis_name(x_name, x_axis), share)
     svg = (
-        f'<svg viewBox="0 0 {FULL} {FULL}" preserveAspectRatio="none" role="img" aria-label="{_description(title, prepared)}">'
+        f'<svg viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none" role="img" aria-label="{_description(title, prepared)}">'
         f"{_grid(x_axis, y_axis)}{''.join(_stretch(s, x_axis) for s in stretches)}{shapes}</svg>"
     )
     inside = f"{svg}{labels}{''.join(_mark(m, x_axis) for m in shown)}{_nonfinite_signs(prepared, x_axis, nonfinite)}"
@@ -138,22 +140,22 @@ def chart(
 def _prepare(series: Series) -> Prepared:
     finite = np.isfinite(series.y)
     y = series.y[finite].clip(-LARGEST, LARGEST)
-    return Prepared(series, reduce(series.x[finite], y), series.x[~finite])
+    return Prepared(series, downsample(series.x[finite], y), series.x[~finite])
 
 
 def _x_axis(values: list[Values], log: bool) -> Axis:
     if log:
-        return choose(values, log=True)
+        return choose_axis(values, log=True)
     low, high = min(float(v.min()) for v in values if len(v)), max(float(v.max()) for v in values if len(v))
     return Axis(low, high, whole=True) if high > low else Axis(low - 1, high + 1, whole=True)
 
 
 def _y_values(prepared: Sequence[Prepared]) -> list[Values]:
     """The values that the y axis makes room for."""
-    main = [v for p in prepared if not p.series.aside for v in (p.columns.low, p.columns.high)]
-    most = max((float(v.max()) for v in main if len(v)), default=math.inf)
-    room = most + MAX_ASIDE * abs(most)
-    return main + [v.clip(max=room) for p in prepared if p.series.aside for v in (p.columns.low, p.columns.high)]
+    main = [v for p in prepared if not p.series.secondary for v in (p.columns.low, p.columns.high)]
+    highest = max((float(v.max()) for v in main if len(v)), default=math.inf)
+    limit = highest + MAX_SECONDARY * abs(highest)
+    return main + [v.clip(max=limit) for p in prepared if p.series.secondary for v in (p.columns.low, p.columns.high)]
 
 
 def _axis_name(name: str, axis: Axis) -> str:
@@ -175,16 +177,16 @@ def _beyond_axis(prepared: Sequence[Prepared], y_axis: Axis) -> str:
 
 def _shapes(prepared: Prepared, x_axis: Axis, y_axis: Axis) -> str:
     series, columns = prepared.series, prepared.columns
-    x = x_axis.at(columns.x)
+    x = x_axis.position(columns.x)
     if not len(x):
         return ""
-    line, parts = y_axis.at(columns.mean), list[str]()
+    line, parts = y_axis.position(columns.mean), list[str]()
     few = len(x) <= MAX_DOTS
     if series.smooth and len(x) > 2:
-        parts.append(_faint(columns, x, y_axis))
-        line = y_axis.at(smooth(columns.mean))
+        parts.append(_unsmoothed(columns, x, y_axis))
+        line = y_axis.position(smooth(columns.mean))
     elif columns.high is not columns.low:
-        parts.append(_faint(columns, x, y_axis))
+        parts.append(_unsmoothed(columns, x, y_axis))
     if not series.dots and len(x) > 1:
         kind = "line dashed" if series.dashed else "line"
         parts.append(f'<path class="{kind}" d="{path(x, line)}"/>')
@@ -193,22 +195,22 @@ def _shapes(prepared: Prepared, x_axis: Axis, y_axis: Axis) -> str:
     return f'<g class="{series.colour}">{"".join(parts)}</g>'
 
 
-def _faint(columns: Columns, x: Values, y_axis: Axis) -> str:
+def _unsmoothed(columns: Columns, x: Values, y_axis: Axis) -> str:
     """Draw the unsmoothed values: a faint line where each has a column of its own, else a band from lowest to highest."""
     if columns.low is columns.high:
-        return f'<path class="raw" d="{path(x, y_axis.at(columns.mean))}"/>'
-    around, edge = np.r_[x, x[::-1]], np.r_[y_axis.at(columns.high), y_axis.at(columns.low)[::-1]]
+        return f'<path class="raw" d="{path(x, y_axis.position(columns.mean))}"/>'
+    around, edge = np.r_[x, x[::-1]], np.r_[y_axis.position(columns.high), y_axis.position(columns.low)[::-1]]
     return f'<path class="band" d="{path(around, edge)}z"/>'
 
 
 def path(x: Values, y: Values) -> str:
-    """Give an SVG path through places between 0 and 1, y upwards.
+    """Give an SVG path through points whose coordinates are between 0 and 1, y upwards.
 
     >>> path(np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 0.5]))
     'M0 10000l5000 -10000 5000 5000'
     """
-    right = np.rint(x * FULL).astype(np.int64)
-    down = np.rint((1 - y) * FULL).astype(np.int64)
+    right = np.rint(x * SIZE).astype(np.int64)
+    down = np.rint((1 - y) * SIZE).astype(np.int64)
     steps = " ".join(f"{a} {b}" for a, b in zip(np.diff(right).tolist(), np.diff(down).tolist(), strict=True))
     return f"M{right[0]} {down[0]}" + (f"l{steps}" if steps else "")
 
@@ -219,13 +221,13 @@ def _dots(x: Values, y: Values) -> str:
 
 
 def _grid(x_axis: Axis, y_axis: Axis) -> str:
-    rows = "".join(f"M0 {round((1 - place) * FULL)}H{FULL}" for place, _ in y_axis.labels())
-    columns = "".join(f"M{round(place * FULL)} 0V{FULL}" for place, _ in x_axis.labels(6))
+    rows = "".join(f"M0 {round((1 - position) * SIZE)}H{SIZE}" for position, _ in y_axis.labels())
+    columns = "".join(f"M{round(position * SIZE)} 0V{SIZE}" for position, _ in x_axis.labels(6))
     return f'<path class="grid" d="{rows}{columns}"/>'
 
 
 def _labels(x_axis: Axis, y_axis: Axis, x_name: str, share: bool) -> str:
-    heights = [(float(y_axis.at(t)), percent(t)) for t in y_axis.ticks()] if share else y_axis.labels()
+    heights = [(float(y_axis.position(t)), format_share(t)) for t in y_axis.ticks()] if share else y_axis.labels()
     rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in heights)
     columns = "".join(
         f'<span class="x{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'
@@ -234,36 +236,40 @@ def _labels(x_axis: Axis, y_axis: Axis, x_name: str, share: bool) -> str:
     return f'{rows}{columns}<span class="x-name">{escape(x_name)}</span>'
 
 
-def _joined(marks: list[Mark], x_axis: Axis) -> list[Mark]:
-    """Join marks of one kind within the same hundredth of the width; at most MAX_MARKS are shown."""
-    places: dict[tuple[str, int], list[Mark]] = {}
+def _merge_marks(marks: list[Mark], x_axis: Axis) -> list[Mark]:
+    """Merge marks of one kind within the same hundredth of the width; at most MAX_MARKS are shown."""
+    groups: dict[tuple[str, int], list[Mark]] = {}  # by kind and hundredth of the width
     for mark in marks:
-        places.setdefault((mark.kind, int(100 * float(x_axis.at(mark.x)))), []).append(mark)
-    joined = [
-        m[0] if len(m) == 1 else m[0]._replace(text=f"{m[0].text} (and {len(m) - 1} more)") for m in places.values()
+        groups.setdefault((mark.kind, int(100 * float(x_axis.position(mark.x)))), []).append(mark)
+    merged = [
+        m[0] if len(m) == 1 else m[0]._replace(text=f"{m[0].text} (and {len(m) - 1} more)") for m in groups.values()
     ]
-    return joined[:MAX_MARKS]
+    return merged[:MAX_MARKS]
 
 
 def _mark(mark: Mark, x_axis: Axis) -> str:
     sign, _ = mark_sign(mark.kind)
-    left, text = 100 * float(x_axis.at(mark.x)), escape(printable(mark.text))
+    left, text = 100 * float(x_axis.position(mark.x)), escape(printable(mark.text))
     return f'<span class="mark {color_class(mark.kind)}" style="left:{left:.2f}%" title="{text}"><b>{sign}</b></span>'
 
 
 def _nonfinite_signs(prepared: Sequence[Prepared], x_axis: Axis, meaning: str) -> str:
     """Draw a cross at the top for each value that is not finite, or one for several that lie close together."""
-    places = sorted(
-        {round(200 * float(x_axis.at(x))) / 2 for p in prepared for x in reduce(p.nonfinite, p.nonfinite, 200).x}
+    positions = sorted(
+        {
+            round(200 * float(x_axis.position(x))) / 2
+            for p in prepared
+            for x in downsample(p.nonfinite, p.nonfinite, 200).x
+        }
     )
-    return "".join(f'<span class="lost" style="left:{p:.1f}%" title="{escape(meaning)}">×</span>' for p in places)
+    return "".join(f'<span class="lost" style="left:{p:.1f}%" title="{escape(meaning)}">×</span>' for p in positions)
 
 
 def _stretch(stretch: Stretch, x_axis: Axis) -> str:
-    left, right = (round(float(x_axis.at(x)) * FULL) for x in (stretch.start, stretch.end))
+    left, right = (round(float(x_axis.position(x)) * SIZE) for x in (stretch.start, stretch.end))
     text = escape(printable(stretch.text))
     return (
-        f'<rect class="stretch" x="{left}" width="{max(right - left, 10)}" height="{FULL}"><title>{text}</title></rect>'
+        f'<rect class="stretch" x="{left}" width="{max(right - left, 10)}" height="{SIZE}"><title>{text}</title></rect>'
     )
 
 
@@ -298,7 +304,7 @@ def _description(title: str, prepared: Sequence[Prepared]) -> str:
 
 
 def _read_out(prepared: Sequence[Prepared], x_axis: Axis, x_name: str) -> str:
-    """Give what the read-out under the pointer shows, as JSON that cannot close the script element it stands in."""
+    """Give the values that the read-out under the pointer shows, as JSON in a script element, escaped so as not to close it."""
     lines = [
         {
             "name": printable(p.series.name),

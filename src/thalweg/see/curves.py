@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from thalweg.errors import ThalwegError
-from thalweg.formatting import format_number, is_share, several
+from thalweg.formatting import format_count, format_number, is_share
 from thalweg.records.run import Run
 from thalweg.see import plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
-from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind
+from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind
 from thalweg.see.rolled_back import rolled_back_stretches
+from thalweg.watch.finished import FinishedHistory
 
 MAX_METRICS = 8
 PLANNED_POINTS = 400  # points of the planned schedule
@@ -22,31 +23,36 @@ PLANNED_POINTS = 400  # points of the planned schedule
 
 def loss(run: Run) -> str:
     """Draw training and validation loss, and the losses of the steps that were rolled back."""
-    data = "validation" if run_text.validated(run) else "training, evaluated"
-    validation = ", ".join(filter(None, [data, run_text.own_average(run)]))
+    history = FinishedHistory.of(run)
+    data = "validation" if history.validated else "training, evaluated"
     lines = [
-        Series("training", *run_text.recorded(run, "loss"), "train", smooth=True),
-        Series(validation, *run_text.recorded(run, "validation/loss"), "validation"),
-        Series(f"{data}, averaged weights (EMA)", *run_text.recorded(run, "ema/loss"), "ema"),
+        Series("training", *history.recorded("loss"), "train", smooth=True),
+        Series(_with_average(run, data), *history.recorded("validation/loss"), "validation"),
+        Series(f"{data}, averaged weights (EMA)", *history.recorded("ema/loss"), "ema"),
         *_rolled_back(run, "loss"),
     ]
-    note = "Each step's loss stands faintly behind its running mean. Lower is better."
-    if not run_text.validated(run):
-        note += " Evaluated: on a sample of the training examples, with the weights at rest and without dropout."
+    note = "Each step's loss is drawn faintly behind the running mean. Lower is better."
+    if not history.validated:
+        note += " Evaluated: on a sample of the training examples, in eval mode."
     return chart("Loss", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
 
 
+def _with_average(run: Run, data: str) -> str:
+    """Name what was evaluated, with the rule's own average of the weights where it keeps one."""
+    return ", ".join(filter(None, [data, run_text.rule_average(run)]))
+
+
 def metrics(run: Run) -> list[str]:
-    """Draw each metric of the validation."""
+    """Draw each metric that validations measure."""
+    history = FinishedHistory.of(run)
     names = [key.removeprefix("validation/") for key in run.history if key.startswith("validation/")]
     charts: list[str] = []
-    validation = ", ".join(filter(None, ["validation", run_text.own_average(run)]))
     for name in [n for n in names if n != "loss"][:MAX_METRICS]:
         lines = [
-            Series(validation, *run_text.recorded(run, f"validation/{name}"), "validation"),
-            Series("averaged weights (EMA)", *run_text.recorded(run, f"ema/{name}"), "ema"),
+            Series(_with_average(run, "validation"), *history.recorded(f"validation/{name}"), "validation"),
+            Series("averaged weights (EMA)", *history.recorded(f"ema/{name}"), "ema"),
         ]
-        title = run_text.metric_label(run, name)
+        title = history.metric_name(name)
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         share = is_share(name) and bool(((values >= 0) & (values <= 1)).all())
         charts.append(
@@ -57,7 +63,7 @@ def metrics(run: Run) -> list[str]:
 
 def rate(run: Run) -> str:
     """Draw the learning rate that was used, and the planned one where it differs."""
-    x, y = run_text.recorded(run, "learning_rate")
+    x, y = FinishedHistory.of(run).recorded("learning_rate")
     planned_x, planned_y = planned(run)
     lines = [Series("used", x, y, "train")]
     note = f"The planned schedule: {plan_text.value(run.plan, 'schedule')}." if run.plan.steps else ""
@@ -81,24 +87,25 @@ def planned(run: Run) -> tuple[Values, Values]:
 
 
 def _differs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool:
-    same = np.isin(planned_x, x) & (planned_x <= x[-1])
-    used = y[np.searchsorted(x, planned_x[same])]
-    return not np.allclose(used, planned_y[same], rtol=1e-3, atol=0, equal_nan=True)
+    common = np.isin(planned_x, x) & (planned_x <= x[-1])
+    used = y[np.searchsorted(x, planned_x[common])]
+    return not np.allclose(used, planned_y[common], rtol=1e-3, atol=0, equal_nan=True)
 
 
 def gradient(run: Run) -> str:
     """Draw the gradient's norm before clipping, and the limit at which it was clipped."""
-    x, y = run_text.recorded(run, "gradient_norm")
+    history = FinishedHistory.of(run)
+    x, y = history.recorded("gradient_norm")
     lines = [Series("gradient norm", x, y, "train", smooth=True)]
     if len(x):
         limit_x, limit_y = clip_line(run, float(x[0]), float(x[-1]))
         lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
     lines += _rolled_back(run, "gradient_norm")
-    scales = run_text.recorded(run, "clip_scale")[1]
+    _, scales = history.recorded("clip_scale")
     finite = scales[np.isfinite(scales)]
     clipped = int((finite < 1).sum())
     note = (
-        f"Before clipping. {several(clipped, 'step')} of {len(finite):,} were shortened to the limit."
+        f"Before clipping. {format_count(clipped, 'step')} of {len(finite):,} were shortened to the limit."
         if len(finite)
         else ""
     )
@@ -108,30 +115,30 @@ def gradient(run: Run) -> str:
 def _rolled_back(run: Run, key: str) -> list[Series]:
     """Give the steps that rollbacks undid, a line for each rollback."""
     return [
-        Series("rolled-back steps", part["step"], part[key], "rolled-back", dashed=True, aside=True)
-        for part in rolled_back_stretches(run)
+        Series("rolled-back steps", steps["step"], steps[key], "rolled-back", dashed=True, secondary=True)
+        for steps in rolled_back_stretches(run)
     ]
 
 
 def clip_line(run: Run, first: float, last: float) -> tuple[Values, Values]:
-    """Give the clipping limit over the steps: the plan's, and what cures changed it to."""
+    """Give the clipping limit over the steps: the plan's, and the one that a rollback set."""
     x, y = [first], [run.plan.clip_norm or math.nan]
     for event in run.events:
-        cured = event.data.get("clip_norm") if event.kind == "rollback" else None
-        if cured is None or event.superseded:
+        new_limit = event.data.get("clip_norm") if event.kind == "rollback" else None
+        if new_limit is None or event.superseded:
             continue
-        place = min(max(float(event.step), first), last)
-        x, y = [*x, place, place], [*y, y[-1], float(cured)]
-    places, limits = np.array([*x, last]), np.array([*y, y[-1]])
-    return places[np.isfinite(limits)], limits[np.isfinite(limits)]
+        step = min(max(float(event.step), first), last)
+        x, y = [*x, step, step], [*y, y[-1], float(new_limit)]
+    steps, limits = np.array([*x, last]), np.array([*y, y[-1]])
+    return steps[np.isfinite(limits)], limits[np.isfinite(limits)]
 
 
 def marks(run: Run) -> list[Mark]:
-    """Give the events that have a sign, and the step whose weights were kept."""
+    """Mark the step whose weights were kept, and the events that have a sign in the charts."""
     return [
         *_kept_weights_mark(run),
         *(
-            Mark(e.step, mark_kind(e), f"{event_place(e)}: {text}")
+            Mark(e.step, mark_kind(e), f"{event_step(e)}: {text}")
             for e, text in event_sentences(run)
             if mark_kind(e) in MARKS or is_diagnosis(e)
         ),
@@ -144,13 +151,13 @@ def _kept_weights_mark(run: Run) -> list[Mark]:
 
 
 def repeated_stretches(run: Run) -> list[Stretch]:
-    """Give the steps that were repeated after a rollback; of several to the same step, the longest."""
-    back = [(e.data.get("to", e.step), e.data.get("from")) for e in run.events if e.kind == "rollback"]
-    widest: dict[float, float] = {}
-    for to, start in back:
-        if start is not None:
-            widest[float(to)] = max(widest.get(float(to), 0.0), float(start))
-    return [Stretch(to, end, f"steps {to:,.0f} to {end:,.0f} were repeated") for to, end in widest.items()]
+    """Give the steps that were repeated after a rollback; of several rollbacks to one step, the longest stretch."""
+    rollbacks = [(e.data.get("to", e.step), e.data.get("from")) for e in run.events if e.kind == "rollback"]
+    ends: dict[float, float] = {}  # by the step that the stretch starts at
+    for start, end in rollbacks:
+        if end is not None:
+            ends[float(start)] = max(ends.get(float(start), 0.0), float(end))
+    return [Stretch(start, end, f"steps {start:,.0f} to {end:,.0f} were repeated") for start, end in ends.items()]
 
 
 def search(run: Run) -> str:
@@ -160,18 +167,15 @@ def search(run: Run) -> str:
     if not trials:
         return ""
     lengths = sorted({steps for _, steps, _ in trials})
-    lines: list[Series] = []
-    for k, steps in enumerate(lengths):
-        pairs = sorted((rate, score) for rate, length, score in trials if length == steps)
-        x, y = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
-        colour = f"r{min(3, k if len(lengths) < 4 else k * 4 // len(lengths)) + (1 if len(lengths) < 4 else 0)}"
-        rates = np.unique(x)
-        with np.errstate(over="ignore", invalid="ignore"):
-            means = np.array([y[x == r].mean() for r in rates])
-        lines.append(Series(several(steps, "step"), rates, means, colour))
+    lines = [
+        _search_line(
+            steps, [(rate, score) for rate, length, score in trials if length == steps], _shade(k, len(lengths))
+        )
+        for k, steps in enumerate(lengths)
+    ]
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
-    select = run_text.metric_label(run, str(run.summary.get("select", "loss")))
-    note = f"{several(len(trials), 'short training run')}, each with its whole schedule."
+    history = FinishedHistory.of(run)
+    note = f"{format_count(len(trials), 'short training run')}, each with its whole schedule."
     if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
         note += " Where a rate was tried from several seeds, its point is their mean."
     if "price" in figures:
@@ -184,10 +188,24 @@ def search(run: Run) -> str:
         note=note,
         marks=[chosen],
         x_name="learning rate",
-        y_name=f"{select} at the end",
+        y_name=f"{history.metric_name(history.select)} at the end",
         log_x=True,
         nonfinite="diverged",
     )
+
+
+def _search_line(steps: int, pairs: list[tuple[float, float]], colour: str) -> Series:
+    """Make the line of one length of the short runs: the mean score of each rate."""
+    x, y = (np.array(values, np.float64) for values in zip(*sorted(pairs), strict=True))
+    rates = np.unique(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        means = np.array([y[x == rate].mean() for rate in rates])
+    return Series(format_count(steps, "step"), rates, means, colour)
+
+
+def _shade(index: int, count: int) -> str:
+    """Give the style sheet's class, r0 (shortest runs) to r3 (longest), of one line of several; up to three begin at r1."""
+    return f"r{index + 1}" if count < 4 else f"r{index * 4 // count}"
 
 
 def _trials(run: Run) -> Iterator[tuple[float, int, float]]:
@@ -197,7 +215,7 @@ def _trials(run: Run) -> Iterator[tuple[float, int, float]]:
         try:
             rate, steps, score = float(trial[0]), int(trial[1]), float(trial[2])
         except (TypeError, ValueError):
-            continue  # evidence that another program wrote in another form
+            continue  # a plan from another program may hold other things here
         if rate > 0:
             yield rate, steps, sign * score
 

@@ -1,4 +1,4 @@
-"""Downsampling of long series to few columns that keep their lowest and highest value, so no one-step spike vanishes."""
+"""Downsampling of long series to few columns that decay their lowest and highest value, so no one-step spike vanishes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Columns(NamedTuple):
     high: Values
 
 
-def reduce(x: Values, y: Values, count: int = COLUMNS) -> Columns:
+def downsample(x: Values, y: Values, count: int = COLUMNS) -> Columns:
     """Gather a series, sorted by x and finite, into at most `count` columns of equal width; empty ones are left out.
 
-    >>> reduce(np.arange(6.0), np.array([1.0, 1, 1, 1, 9, 1]), 2).high.tolist()
+    >>> downsample(np.arange(6.0), np.array([1.0, 1, 1, 1, 9, 1]), 2).high.tolist()
     [1.0, 9.0]
     """
     if len(x) <= count:
@@ -42,18 +42,18 @@ def reduce(x: Values, y: Values, count: int = COLUMNS) -> Columns:
 def smooth(values: Values, share: float = 1 / 60) -> Values:
     """Average exponentially in both directions, so that the line does not lag behind what it follows.
 
-    A value at a distance of d entries has the weight keep^d; the weights of those there are sum to one, at the ends too.
+    A value d entries away has a weight in proportion to decay^d; the weights sum to one, at the ends of the series too.
 
     `share`: distance, as a share of the series, at which a weight has fallen to 1/e.
 
     >>> smooth(np.full(5, 3.0)).round(12).tolist()
     [3.0, 3.0, 3.0, 3.0, 3.0]
     """
-    keep = math.exp(-1 / max(1.0, share * len(values)))
-    weights = (1 - keep ** np.arange(1, len(values) + 1)) / (1 - keep)
-    both = _sums(values, keep) + _sums(values[::-1], keep)[::-1] - values
+    decay = math.exp(-1 / max(1.0, share * len(values)))
+    weights = (1 - decay ** np.arange(1, len(values) + 1)) / (1 - decay)
+    both = _decaying_sums(values, decay) + _decaying_sums(values[::-1], decay)[::-1] - values
     return both / (weights + weights[::-1] - 1)
 
 
-def _sums(values: Values, keep: float) -> Values:
-    return np.fromiter(accumulate(values.tolist(), lambda total, v: keep * total + v), np.float64, len(values))
+def _decaying_sums(values: Values, decay: float) -> Values:
+    return np.fromiter(accumulate(values.tolist(), lambda total, v: decay * total + v), np.float64, len(values))

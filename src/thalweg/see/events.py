@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import re
 
-from thalweg.formatting import format_number, grouped, printable, sentence, times_as
+from thalweg.formatting import capitalized, format_fraction, format_number, group_digits, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
-from thalweg.see import run_text
 from thalweg.watch.causes import summary_of
+from thalweg.watch.finished import FinishedHistory
 from thalweg.watch.monitor import SAME_FAILURE_STEPS
 
-ROUTINE = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that need no person's attention
+ROUTINE = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that are not shown to people
 
 
 def event_sentences(run: Run) -> list[tuple[Event, str]]:
-    """Give the events that need a person's attention, each in a short sentence."""
+    """Give the events that are shown to people, each with a short sentence."""
     return [(event, _sentence(run, event)) for event in run.events if event.kind not in ROUTINE]
 
 
-def event_place(event: Event) -> str:
+def event_step(event: Event) -> str:
     """Say at which step an event happened; for a rollback, recorded at the step it returns to, where it started."""
     step = event.data.get("from", event.step) if event.kind == "rollback" else event.step
     return f"step {step:,}"
@@ -44,7 +44,7 @@ def _sentence(run: Run, event: Event) -> str:
         return summary
     text = str(event.data["cause"]).partition(";")[0] if "cause" in event.data else event.message
     text = re.sub(r"^step [\d,]+: ", "", printable(text).partition("; go on with")[0], flags=re.IGNORECASE)
-    return sentence(grouped(text if text.endswith((".", "!", "?", "…")) else f"{text}."))
+    return capitalized(group_digits(text if text.endswith((".", "!", "?", "…")) else f"{text}."))
 
 
 def _changes(run: Run, event: Event) -> str:
@@ -54,7 +54,7 @@ def _changes(run: Run, event: Event) -> str:
     if factor is not None and 0 < factor < 1:
         rate = format_number(run.plan.learning_rate * factor)
         changed.append(
-            f"{times_as(factor)} the planned learning rate ({rate} instead of {format_number(run.plan.learning_rate)})"
+            f"{format_fraction(factor)} the planned learning rate ({rate} instead of {format_number(run.plan.learning_rate)})"
         )
     if clip is not None and math.isfinite(clip):
         changed.append(f"gradients clipped at {format_number(float(clip))}")
@@ -67,37 +67,38 @@ def treatments(run: Run) -> list[tuple[Diagnosis, str]]:
     Matched from the end: a run that was stopped and resumed may have an event twice, but only one diagnosis of it.
     """
     treated: list[tuple[Diagnosis, str]] = []
-    candidates = list(range(len(run.events)))
-    for found in reversed(run.diagnoses):
-        k = next((k for k in reversed(candidates) if _is_of(run.events[k], found)), None)
-        candidates = candidates if k is None else candidates[: candidates.index(k)]
-        treated.append((found, "" if k is None else _what_was_done(run, k)))
+    end = len(run.events)  # the events of earlier diagnoses lie before this index
+    for diagnosis in reversed(run.diagnoses):
+        index = next((i for i in reversed(range(end)) if _belongs_to(run.events[i], diagnosis)), None)
+        end = end if index is None else index
+        treated.append((diagnosis, "" if index is None else _treatment(run, index)))
     return treated[::-1]
 
 
-def _is_of(event: Event, found: Diagnosis) -> bool:
-    """Tell whether an event belongs to a diagnosis: it holds the diagnosis, or the batch that was left out."""
-    left_out = "batch" in event.data and found.name in (event.kind, "")
-    return event.step == found.step and (left_out or event.data.get("symptom") == found.symptom)
+def _belongs_to(event: Event, diagnosis: Diagnosis) -> bool:
+    """Tell whether an event holds this diagnosis, or the batch that was left out because of it."""
+    left_out = "batch" in event.data and diagnosis.name in (event.kind, "")
+    return event.step == diagnosis.step and (left_out or event.data.get("symptom") == diagnosis.symptom)
 
 
-def _what_was_done(run: Run, k: int) -> str:
-    """Say what was done about the k-th event, and whether the trouble came back afterwards."""
-    trouble, after = run.events[k], run.events[k + 1 :]
-    if "batch" in trouble.data:
+def _treatment(run: Run, index: int) -> str:
+    """Say what was done about the diagnosis that this event holds, and whether the fault recurred afterwards."""
+    diagnosed, after = run.events[index], run.events[index + 1 :]
+    if "batch" in diagnosed.data:
         return "The batch was left out, and no weight took this step."
     if after and after[0].kind == "diverged":
         return "Nothing was left to try: the descent was given up."
     if not after or after[0].kind != "rollback":
         return ""
-    return f"{_sentence(run, after[0])} {_outcome(run, trouble, after[1:])}"
+    return f"{_sentence(run, after[0])} {_outcome(run, diagnosed, after[1:])}"
 
 
-def _outcome(run: Run, trouble: Event, after: tuple[Event, ...]) -> str:
+def _outcome(run: Run, diagnosed: Event, after: tuple[Event, ...]) -> str:
     later = next((event for event in after if "symptom" in event.data), None)
     if later is None:
-        until = "" if run_text.status(run) in ("finished", "stopped early") else f" until step {run_text.steps(run):,}"
+        history = FinishedHistory.of(run)
+        until = "" if history.status in ("finished", "stopped early") else f" until step {history.steps:,}"
         return f"That helped: the trouble did not come back{until}."
-    if later.step <= trouble.step + SAME_FAILURE_STEPS:
+    if later.step <= diagnosed.step + SAME_FAILURE_STEPS:
         return f"That was not enough: the trouble came back at step {later.step:,}."
     return f"That helped until step {later.step:,}, where the trouble came back."

@@ -13,15 +13,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from thalweg.formatting import figure, format_number, grouped, printable, seconds
+from thalweg.formatting import format_metric, format_number, format_seconds, group_digits, printable
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import ROUTINE
 
 REFRESH_SECONDS = 0.1  # between two updates of the bar
 LINE_SECONDS = 5.0  # between two lines
-VALIDATION_SECONDS = 1.0  # after a line, before a validation is printed on another
-SMOOTHING = 0.95  # weight of the running mean of the losses before
+VALIDATION_SECONDS = 1.0  # least time from a line to one that is printed for a validation
+SMOOTHING = 0.95  # weight of the earlier losses in the running mean
 WIDE_COLUMNS = 100  # of the terminal, from which the bar shows learning rate and speed too
 Clock = Callable[[], float]
 
@@ -41,11 +41,11 @@ class Pace:
 
     def add(self, step: int, loss: float, rate: float, examples: int) -> None:
         """Add a step; called every step."""
-        before = self.loss
-        if before != before or loss - loss != 0:  # the first loss, or one that is not finite: it enters no mean
-            self.loss = loss if loss - loss == 0 or before != before else before
-        else:
-            self.loss = SMOOTHING * before + (1 - SMOOTHING) * loss
+        mean = self.loss
+        if mean != mean:  # NaN: no number so far
+            self.loss = loss
+        elif loss - loss == 0:  # finite, by a test that costs less than a call; other losses do not enter the mean
+            self.loss = SMOOTHING * mean + (1 - SMOOTHING) * loss
         self.last, self.rate = step, rate
         self.examples += examples
 
@@ -65,7 +65,7 @@ class Pace:
         validation = True if len(self.figures) > 1 else self.validation  # other metrics are of validation data alone
         loss = {True: "validation loss", False: "evaluated training loss", None: "evaluated loss"}[validation]
         return ", ".join(
-            f"{loss if name == 'loss' else printable(name)} {figure(name, float(value))}"
+            f"{loss if name == 'loss' else printable(name)} {format_metric(name, float(value))}"
             for name, value in self.figures.items()
         )
 
@@ -75,7 +75,7 @@ class RichProgress:
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self.console, self.clock = console, clock
-        self.pace, self.due = Pace(clock), 0.0
+        self.pace, self.next_update = Pace(clock), 0.0
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
@@ -89,15 +89,15 @@ class RichProgress:
         )
         self.bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, expand=True)
         self.task = self.bar.add_task("", total=plan.steps, completed=step)
-        self.pace, self.due = Pace(self.clock, step, plan.steps, validation), 0.0
+        self.pace, self.next_update = Pace(self.clock, step, plan.steps, validation), 0.0
         self.bar.start()
 
     def step(self, figures: StepFigures) -> None:
         """Add a step; the bar is redrawn ten times per second at most."""
         self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
         now = self.clock()
-        if now >= self.due:
-            self.due = now + REFRESH_SECONDS
+        if now >= self.next_update:
+            self.next_update = now + REFRESH_SECONDS
             self._draw()
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
@@ -107,7 +107,7 @@ class RichProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened above the bar."""
         if kind not in ROUTINE:
-            self.console.print(Text(grouped(printable(message))))
+            self.console.print(Text(group_digits(printable(message))))
 
     def end(self) -> None:
         """Remove the bar."""
@@ -127,7 +127,9 @@ class RichProgress:
             parts.append(pace.figures_text())
         if self.console.width >= WIDE_COLUMNS:
             parts += [f"rate {format_number(pace.rate):<8}", f"{pace.examples_per_second():>7,.0f} examples/s"]
-        return "  ".join([*parts, *([f"{seconds(round(seconds_left))} left"] if seconds_left is not None else [])])
+        return "  ".join(
+            [*parts, *([f"{format_seconds(round(seconds_left))} left"] if seconds_left is not None else [])]
+        )
 
 
 class LineProgress:
@@ -135,30 +137,30 @@ class LineProgress:
 
     def __init__(self, stream: IO[str], clock: Clock = time.monotonic) -> None:
         self.stream, self.clock = stream, clock
-        self.pace, self.due, self.soon = Pace(clock), 0.0, 0.0
+        self.pace, self.next_update, self.next_validation = Pace(clock), 0.0, 0.0
         self.unprinted = False
 
     def begin(self, plan: Plan, step: int, validation: bool | None = None) -> None:
         """Start with the first step of this process."""
         self.pace, self.unprinted = Pace(self.clock, step, plan.steps, validation), False
-        self.due, self.soon = self.clock() + LINE_SECONDS, self.clock() + VALIDATION_SECONDS
+        self.next_update, self.next_validation = self.clock() + LINE_SECONDS, self.clock() + VALIDATION_SECONDS
 
     def step(self, figures: StepFigures) -> None:
         """Add a step."""
         self.pace.add(figures.step, figures.loss, figures.learning_rate, figures.examples)
-        if self.clock() >= self.due:
+        if self.clock() >= self.next_update:
             self._print_figures()
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
         """Print the validation, unless a line was printed just before: then with the next one."""
         self.pace.figures, self.unprinted = dict(figures), True
-        if self.clock() >= self.soon:
+        if self.clock() >= self.next_validation:
             self._print_figures()
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened."""
         if kind not in ROUTINE:
-            self._print(grouped(message))
+            self._print(group_digits(message))
 
     def end(self) -> None:
         """Print the last validation, where it has not been printed."""
@@ -167,14 +169,14 @@ class LineProgress:
 
     def _print_figures(self) -> None:
         pace, now, seconds_left = self.pace, self.clock(), self.pace.seconds_left()
-        self.due, self.soon, self.unprinted = now + LINE_SECONDS, now + VALIDATION_SECONDS, False
+        self.next_update, self.next_validation, self.unprinted = now + LINE_SECONDS, now + VALIDATION_SECONDS, False
         parts = [f"loss {format_number(pace.loss)}"] if pace.last > pace.first else []
         if pace.figures:
             parts.append(pace.figures_text())
         if pace.last > pace.first:
             parts += [f"rate {format_number(pace.rate)}", f"{pace.examples_per_second():,.0f} examples/s"]
         if seconds_left is not None and seconds_left >= 1:
-            parts.append(f"{seconds(round(seconds_left))} left")
+            parts.append(f"{format_seconds(round(seconds_left))} left")
         total = f" of {pace.total:,}" if pace.total else ""
         self._print(f"step {pace.last:,}{total}: {', '.join(parts)}")
 

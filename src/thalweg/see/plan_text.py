@@ -1,4 +1,4 @@
-"""A plan's knobs for people: their names, their values, and which are shown first. Their descriptions are in the plan."""
+"""A plan's knobs as text: names, values, and which are shown first. Their descriptions are `Knob`s, fields of `Plan`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from thalweg.formatting import grouped, printable, seconds
+from thalweg.formatting import format_seconds, group_digits, printable
 from thalweg.records.knob import Knob, knobs
 from thalweg.records.plan import Group, Plan
 from thalweg.schedule import Schedule
@@ -39,7 +39,7 @@ def meaning(name: str) -> str:
 
 
 def split(plan: Plan) -> tuple[list[str], list[str]]:
-    """Give the knobs to show first, the main ones before the others that were chosen, and those at defaults or kept as notes.
+    """Give the names of the knobs to show first, the main ones and then others that are not at defaults, and of the rest.
 
     >>> split(Plan(clip_norm=1.0))[0]
     ['learning_rate', 'schedule', 'batch_size', 'weight_decay', 'rule', 'steps', 'clip_norm']
@@ -56,19 +56,19 @@ def in_terminal(plan: Plan) -> list[str]:
 
 
 def value(plan: Plan, name: str) -> str:
-    """Say a knob's value in full: somebody will type it in again.
+    """Give a knob's value as text with all its digits, so that it can be typed in again.
 
     >>> value(Plan(learning_rate=0.0123456), "learning_rate"), value(Plan(), "ema"), value(Plan(), "schedule")
     ('0.0123456', 'off', 'constant over the whole run')
     """
-    found: Any = getattr(plan, name)
-    if isinstance(found, Schedule) and plan.steps:
-        found = found.resolve(plan.steps, plan.steps_per_epoch)
-    return _say(knobs(Plan)[name], found)
+    setting: Any = getattr(plan, name)
+    if isinstance(setting, Schedule) and plan.steps:
+        setting = setting.resolve(plan.steps, plan.steps_per_epoch)
+    return _setting_text(knobs(Plan)[name], setting)
 
 
 def help_lines() -> list[tuple[str, str]]:
-    """Give each knob's name and a line on it for the command's help: meaning, range, default, and how none reads.
+    """Give each knob's name and a line on it for the command's help: meaning, range, default, and what `none` and 0 mean.
 
     >>> dict(help_lines())["batch_size"]
     'examples that one step averages over (examples, at least 1; none: the whole data set; default 64)'
@@ -79,44 +79,46 @@ def help_lines() -> list[tuple[str, str]]:
 def _facts(knob: Knob) -> list[str]:
     none = f"none: {knob.unset}" if knob.optional else ""
     zero = f"0: {knob.zero}" if knob.zero else ""
-    return [fact for fact in (knob.range(), none, zero, f"default {_typed(knob)}") if fact]
+    return [fact for fact in (knob.range(), none, zero, f"default {_default_text(knob)}") if fact]
 
 
-def _typed(knob: Knob) -> str:
-    """Say a default as one types it in a command, or in words where it is a table or depends on other knobs."""
+def _default_text(knob: Knob) -> str:
+    """Give a default as one types it in a command, or in words where it is a table or depends on other knobs."""
     if knob.default is None or isinstance(knob.default, bool):
         return str(knob.default).lower()
-    return _say(replace(knob, zero="", unit=""), knob.default)
+    return _setting_text(replace(knob, zero="", unit=""), knob.default)
 
 
-def _say(knob: Knob, found: Any) -> str:
-    if found is None or found != found:  # NaN: a default that depends on other knobs
+def _setting_text(knob: Knob, setting: Any) -> str:
+    if setting is None or setting != setting:  # NaN: a default that depends on other knobs
         return knob.unset
-    if isinstance(found, Schedule):
-        return grouped(found.describe())
-    if knob.zero and found == 0:
+    if isinstance(setting, Schedule):
+        return group_digits(setting.describe())
+    if knob.zero and setting == 0:
         return knob.zero
     if knob.unit == "seconds":
-        return seconds(found)
-    if isinstance(found, Mapping):
-        return printable(_table(found)) or knob.empty
-    counted = isinstance(found, int) and not isinstance(found, bool) and knob.unit
-    return f"{found:,}" if counted else _plain(found)
+        return format_seconds(setting)
+    if isinstance(setting, Mapping):
+        return printable(_table_text(setting)) or knob.empty
+    counted = isinstance(setting, int) and not isinstance(setting, bool) and knob.unit
+    return f"{setting:,}" if counted else _all_digits(setting)
 
 
-def _table(found: Mapping[str, Any]) -> str:
-    if any(isinstance(part, Group) for part in found.values()):
-        return "; ".join(f"{pattern}: {_group(group)}" for pattern, group in found.items())
-    return ", ".join(f"{name} {_plain(part)}" for name, part in found.items())
+def _table_text(setting: Mapping[str, Any]) -> str:
+    if any(isinstance(part, Group) for part in setting.values()):
+        return "; ".join(f"{pattern}: {_group_text(group)}" for pattern, group in setting.items())
+    return ", ".join(f"{name} {_all_digits(part)}" for name, part in setting.items())
 
 
-def _group(group: Group) -> str:
+def _group_text(group: Group) -> str:
     factors = f"rate x {group.learning_rate:g}, decay x {group.weight_decay:g}"
     return factors if group.rule is None else f"by {group.rule}, {factors}"
 
 
-def _plain(found: Any) -> str:
-    """Say a value with all its digits."""
-    if isinstance(found, bool):
-        return "yes" if found else "no"
-    return f"{found:g}" if isinstance(found, float) and float(f"{found:g}") == found else printable(str(found))
+def _all_digits(setting: Any) -> str:
+    """Give a value as text with all its digits."""
+    if isinstance(setting, bool):
+        return "yes" if setting else "no"
+    return (
+        f"{setting:g}" if isinstance(setting, float) and float(f"{setting:g}") == setting else printable(str(setting))
+    )

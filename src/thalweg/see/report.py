@@ -40,9 +40,9 @@ def render(run: Run) -> str:
     """Give the report's HTML.
 
     Nothing is loaded from elsewhere, and the content security policy lets the browser run no script but our own, known by
-    its hash: should text from outside ever slip through unescaped, it is not executed.
+    its hash: a text that were left unescaped by mistake would not be executed.
     """
-    style, script = _file("report.css"), _file("report.js")
+    style, script = _read_asset("report.css"), _read_asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     body = "\n".join(
@@ -78,5 +78,5 @@ def render(run: Run) -> str:
 """
 
 
-def _file(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (resources.files("thalweg.see") / name).read_text("utf-8")

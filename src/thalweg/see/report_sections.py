@@ -1,4 +1,4 @@
-"""The report's sections, each from a run to HTML. Text from outside (names, messages) passes through `safe`."""
+"""The report's sections: each function gives a part of a run's report as HTML. Text that is not ours passes through `safe`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.formatting import format_number, grouped, printable, seconds, sentence, several
+from thalweg.formatting import capitalized, format_count, format_number, format_seconds, group_digits, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
 from thalweg.see import curves, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.charts import MARKS, color_class, mark_sign
-from thalweg.see.events import event_place, event_sentences, is_diagnosis, mark_kind, treatments
+from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind, treatments
+from thalweg.watch.finished import FinishedHistory
 
 MAX_EVENTS, MAX_DIAGNOSES, MAX_FIGURES = 200, 40, 60
 STATUS_CLASSES = {
@@ -29,12 +30,12 @@ STATUS_CLASSES = {
     "diverged": "bad",
     "failed": "bad",
 }
-TEST_NAMES = {
+TEST_NAMES = {  # names in `Diagnosis.not_measured`, for people
     "critical step": "how long a step may be here before the loss rises",
     "bad batch": "whether a single bad batch was at fault",
     "which module gave it first": "which layer gave it first",
 }
-FIGURE_NAMES = {  # names in the figures, where they say too little by themselves
+FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "learning_rates": "learning rate",
     "seeds": "seed",
     "scores": "score (lower is better)",
@@ -44,13 +45,13 @@ FIGURE_NAMES = {  # names in the figures, where they say too little by themselve
     "seconds_per_step": "seconds per step",
     "best_of_short_runs": "best learning rate of the short runs",
     "price": "price of search and training, in full trainings",
-    "seconds": "seconds that it took",
+    "seconds": "duration, seconds",
 }
-VERIFIED = {True: "It was seen to work.", False: "It was tried and did not help.", None: ""}
+VERIFIED = {True: "It was tried and works.", False: "It was tried and did not help.", None: ""}  # None: not tried
 
 
 def safe(text: Any) -> str:
-    """Escape text from outside for HTML.
+    """Escape a text that a task or a user chose for HTML.
 
     >>> safe("<b>\\x00'")
     '&lt;b&gt;&#x27;'
@@ -59,7 +60,7 @@ def safe(text: Any) -> str:
 
 
 def with_code(text: str) -> str:
-    """Turn words between backticks into code, and escape the rest.
+    """Format words between backticks as code, and escape the text.
 
     >>> with_code("run `a < b`")
     'run <code>a &lt; b</code>'
@@ -69,7 +70,7 @@ def with_code(text: str) -> str:
 
 def heading(run: Run) -> str:
     """The task's name, the run's status, and how it ended."""
-    status = run_text.status(run)
+    status = FinishedHistory.of(run).status
     chip = f'<span class="state {STATUS_CLASSES.get(status, "warn")}">{safe(status)}</span>'
     weights = run_text.weights(run)
     return (
@@ -89,11 +90,11 @@ def tiles(run: Run) -> str:
 
 
 def _steps_and_time(run: Run) -> list[tuple[str, str, str]]:
-    steps, took = run_text.steps(run), run.summary.get("seconds")
-    if not steps:
+    history, duration = FinishedHistory.of(run), run.summary.get("seconds")
+    if not history.steps:
         return []
-    return [("steps", f"{steps:,}", run_text.epochs(run, steps))] + (
-        [("time", seconds(float(took)), f"on {run_text.device(run)}")] if took is not None else []
+    return [("steps", f"{history.steps:,}", history.epochs(history.steps))] + (
+        [("time", format_seconds(float(duration)), f"on {run_text.device(run)}")] if duration is not None else []
     )
 
 
@@ -114,20 +115,16 @@ def charts(run: Run) -> str:
 
 
 def plan(run: Run) -> str:
-    """Every knob with its value and its evidence; what was measured for it is drawn."""
+    """Every knob with its value and its evidence, and charts of what was measured to choose it."""
     shown, rest = plan_text.split(run.plan)
     legend = "".join(
         f'<span><span class="chip {source}">{source}</span>{safe(meaning)}</span>'
         for source, meaning in plan_text.SOURCES.items()
     )
-    hidden = (
-        f"<details><summary>{several(len(rest), 'more knob')}, which nobody had to choose</summary>"
-        f"{_knobs(run, rest)}</details>"
-        if rest
-        else ""
-    )
-    charts_found = "".join(c for c in (curves.search(run), batches(run)) if c)
-    charts_html = f'<div class="pair">{charts_found}</div>' if charts_found else ""
+    title = f"{format_count(len(rest), 'more knob')}, which nobody had to choose"
+    hidden = f"<details><summary>{title}</summary>{_knobs(run, rest)}</details>" if rest else ""
+    drawn = "".join([curves.search(run), batches(run)])
+    charts_html = f'<div class="pair">{drawn}</div>' if drawn else ""
     return section(
         "The plan, and why",
         f'<p class="note sources">{legend}</p><div class="card">{_knobs(run, shown)}{hidden}</div>{charts_html}',
@@ -144,12 +141,12 @@ def _knob(run: Run, name: str) -> str:
     details = f"<details><summary>figures</summary>{figures_table(why.figures)}</details>" if why.figures else ""
     return (
         f"<tr><th scope=row>{safe(plan_text.label(name))}<small>{safe(plan_text.meaning(name))}</small></th>"
-        f"<td>{safe(plan_text.value(run.plan, name))}</td><td>{chip}{safe(grouped(why.reason))}{details}</td></tr>"
+        f"<td>{safe(plan_text.value(run.plan, name))}</td><td>{chip}{safe(group_digits(why.reason))}{details}</td></tr>"
     )
 
 
 def figures_table(figures: Mapping[str, Any]) -> str:
-    """Numbers and texts by name; lists of the same length are the columns of a second table."""
+    """A table of figures by name; lists of one length become the columns of a second table."""
     lists = {key: list(v) for key, v in figures.items() if isinstance(v, list | tuple)}
     length = max(map(len, lists.values()), default=0)
     columns = {key: v for key, v in lists.items() if len(v) == length > 1}
@@ -201,11 +198,11 @@ def batches(run: Run) -> str:
     memory += [None] * (len(sizes) - len(memory))
     if len(sizes) < 2 or len(sizes) != len(speeds):
         return ""
-    top = max([1.0, *(float(s) for s in speeds)])
-    rows = "".join(_bar(run, *measured, top) for measured in zip(sizes, speeds, memory, strict=False))
+    fastest = max([1.0, *(float(s) for s in speeds)])
+    rows = "".join(_bar(run, *measured, fastest) for measured in zip(sizes, speeds, memory, strict=False))
     return (
         '<figure><figcaption><b>Batch size</b></figcaption><p class="note">Examples per second at each size, and the process\'s'
-        f" largest memory until then.{_why_not_fastest(run, sizes, speeds)}</p>"
+        f" peak memory so far.{_why_not_fastest(run, sizes, speeds)}</p>"
         f'<table class="bars"><tbody>{rows}</tbody></table></figure>'
     )
 
@@ -221,17 +218,17 @@ def _why_not_fastest(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
     )
 
 
-def _bar(run: Run, size: Any, speed: Any, memory: Any, top: float) -> str:
+def _bar(run: Run, size: Any, speed: Any, memory: Any, fastest: float) -> str:
     chosen = ' class="chosen"' if size == run.plan.batch_size else ""
     speed_text = f"{float(speed):,.0f}/s" if speed else "out of memory"
     memory_cell = f"<td>{safe(format_number(memory))} MB</td>" if memory is not None else "<td></td>"
-    width = f'<span class="bar" style="width:{100 * float(speed) / top:.1f}%"></span>'
+    width = f'<span class="bar" style="width:{100 * float(speed) / fastest:.1f}%"></span>'
     size_text = f"{safe(format_number(size))}{' ◆' if chosen else ''}"
     return f"<tr{chosen}><td>{size_text}</td><td>{width}</td><td>{speed_text}</td>{memory_cell}</tr>"
 
 
 def events(run: Run) -> str:
-    """What happened during the run, in order."""
+    """The events of the run, in order."""
     described = event_sentences(run)
     if not described:
         return section("What happened", '<p class="dim">Nothing out of the ordinary: no step had to be corrected.</p>')
@@ -248,18 +245,17 @@ def events(run: Run) -> str:
 
 def _event(event: Event, text: str) -> str:
     row_class = ' class="superseded"' if event.superseded else ""
-    # After a diagnosis the rollback is an event of its own.
-    continued = event.superseded and not is_diagnosis(event)
-    note = " <small>The run later continued from an earlier step.</small>" if continued else ""
+    undone = event.superseded and not is_diagnosis(event)  # a diagnosis is followed by an event of the rollback itself
+    note = " <small>The run later continued from an earlier step.</small>" if undone else ""
     kind = mark_kind(event)
     marked = is_diagnosis(event) or kind in MARKS
     name, color = (mark_sign(kind)[1], color_class(kind)) if marked else (safe(kind.replace("_", " ")), safe(kind))
     kind = f'<small class="kind {color}">{name}</small>'
-    return f"<tr{row_class}><th scope=row>{event_place(event)}{kind}</th><td>{safe(text)}{note}</td></tr>"
+    return f"<tr{row_class}><th scope=row>{event_step(event)}{kind}</th><td>{safe(text)}{note}</td></tr>"
 
 
 def diagnoses(run: Run) -> str:
-    """What went wrong, on what evidence, and what was done."""
+    """The diagnoses, each with its evidence and what was done about it."""
     if not run.diagnoses:
         return ""
     cards = "".join(_diagnosis(diagnosis, done) for diagnosis, done in treatments(run)[:MAX_DIAGNOSES])
@@ -271,7 +267,9 @@ def _diagnosis(diagnosis: Diagnosis, done: str) -> str:
     when = f"Step {diagnosis.step:,}" if diagnosis.step is not None else "Before training"
     since = f", abnormal since step {diagnosis.since:,}" if diagnosis.since not in (None, diagnosis.step) else ""
     probability = f" ({diagnosis.probability:.0%} sure)" if diagnosis.probability is not None else ""
-    parts = [f"<h3>{when}: {safe(diagnosis.symptom)}{since}{probability}</h3><p>{safe(sentence(diagnosis.cause))}</p>"]
+    parts = [
+        f"<h3>{when}: {safe(diagnosis.symptom)}{since}{probability}</h3><p>{safe(capitalized(diagnosis.cause))}</p>"
+    ]
     if done:
         parts.append(f"<p><b>Done:</b> {safe(done)} {VERIFIED[diagnosis.verified]}</p>")
     elif diagnosis.cure:
@@ -284,7 +282,7 @@ def _diagnosis(diagnosis: Diagnosis, done: str) -> str:
         if names:
             parts.append(f"<p class=dim>{word}: {safe(', '.join(map(str, names)))}.</p>")
     not_measured = ", ".join(TEST_NAMES.get(name, name) for name in diagnosis.not_measured)
-    not_measured_html = f"<p class=dim>Not looked into: {safe(not_measured)}.</p>" if not_measured else ""
+    not_measured_html = f"<p class=dim>Not measured: {safe(not_measured)}.</p>" if not_measured else ""
     if diagnosis.evidence or not_measured_html:
         parts.append(f"<details><summary>figures</summary>{_evidence(diagnosis)}{not_measured_html}</details>")
     return f'<div class="card found {diagnosis.severity}">{"".join(parts)}</div>'
@@ -302,7 +300,7 @@ def _evidence(diagnosis: Diagnosis) -> str:
 
 
 def _expected(entry: Mapping[str, Any]) -> str:
-    """Say what value was expected: the measured one lies on the wrong side of the threshold."""
+    """Say what value would have been normal: the measured one lies on the other side of the threshold."""
     value, limit = entry["value"], entry.get("threshold")
     if limit is None:
         return ""
@@ -324,10 +322,10 @@ def _code(code: str) -> str:
 
 
 def environment(run: Run) -> str:
-    """Where and on what it ran."""
+    """The device, versions and sizes of the run."""
     summary = run.summary
-    took = run_text.column(run, "seconds")
-    median = float(np.nanmedian(took)) if np.isfinite(took).any() else None
+    step_seconds = FinishedHistory.of(run).column("seconds")
+    median = float(np.nanmedian(step_seconds)) if np.isfinite(step_seconds).any() else None
     entries = {
         "device": run_text.device(run),
         "torch": summary.get("torch"),
@@ -340,7 +338,7 @@ def environment(run: Run) -> str:
         "report written by": _version(),
     }
     table = figures_table({key: value for key, value in entries.items() if value is not None})
-    notes = "".join(f"<li>{with_code(grouped(str(note)))}</li>" for note in summary.get("notes", []))
+    notes = "".join(f"<li>{with_code(group_digits(str(note)))}</li>" for note in summary.get("notes", []))
     return section("Environment", f'<div class="card">{table}{f"<ul>{notes}</ul>" if notes else ""}</div>')
 
 
@@ -357,5 +355,5 @@ def _version() -> str:
 
 
 def section(title: str, inside: str) -> str:
-    """A section with its title."""
+    """A section of the report with its title."""
     return f"<section><h2>{escape(title)}</h2>{inside}</section>"

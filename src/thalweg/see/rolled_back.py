@@ -13,7 +13,7 @@ SHOWN = ("loss", "learning_rate", "gradient_norm")
 def rolled_back_stretches(run: Run) -> list[HistoryColumns]:
     """Give each stretch of steps that a rollback undid, as columns; none for a run that is in memory only.
 
-    Steps that were repeated because a stopped run was resumed are left out: they came out the same.
+    Steps that were repeated because a stopped run was resumed are left out: repeating them gave the same figures.
     """
     rollbacks = {event.segment for event in run.events if event.kind == "rollback"}  # each begins a segment
     if run.folder is None or not rollbacks:

@@ -12,13 +12,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from thalweg.formatting import format_number, grouped, printable
+from thalweg.formatting import format_number, group_digits, printable
 from thalweg.records.run import Run
 from thalweg.records.run_folder import REPORT
 from thalweg.see import events, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.axes import Values
 from thalweg.see.terminal_plot import plot
+from thalweg.watch.finished import FinishedHistory
 
 MAX_EVENTS = 6
 SOURCE_STYLES = {"searched": "green", "measured": "blue", "derived": "magenta", "given": "yellow", "default": "dim"}
@@ -41,21 +42,21 @@ def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> Render
         parts += [_title("What happened"), *event_lines]
     parts += [_title("What to do next"), *[_bullet(_with_code(line)) for line in next_steps(run)]]
     if notes := [printable(str(note)) for note in run.summary.get("notes", [])]:
-        parts += [_title("Notes"), *[_bullet(Text(grouped(note))) for note in notes]]
+        parts += [_title("Notes"), *[_bullet(Text(group_digits(note))) for note in notes]]
     return Group(*parts, *_report_path(run))
 
 
 def print_summary(run: Run, console: Console | None = None) -> None:
     """Print the summary; characters that the output cannot show become question marks."""
-    shown = console or Console(highlight=False)
-    encoding = shown.encoding or "ascii"
-    with shown.capture() as captured:
-        shown.print(
-            summary(run, width=shown.width, unicode=encoding.lower().replace("-", "").startswith("utf")), crop=False
+    output = console or Console(highlight=False)
+    encoding = output.encoding or "ascii"
+    with output.capture() as captured:
+        output.print(
+            summary(run, width=output.width, unicode=encoding.lower().replace("-", "").startswith("utf")), crop=False
         )
     text = "\n".join(line.rstrip() for line in captured.get().split("\n"))
-    shown.file.write(text.encode(encoding, "replace").decode(encoding))
-    shown.file.flush()
+    output.file.write(text.encode(encoding, "replace").decode(encoding))
+    output.file.flush()
 
 
 def _title(text: str) -> Text:
@@ -70,25 +71,25 @@ def _plan(run: Run) -> Table:
         why = run.plan.why(name)
         text = Text.assemble((plan_text.value(run.plan, name), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
         if why.reason:
-            text.append("\n" + grouped(printable(why.reason)), style="dim")
+            text.append("\n" + group_digits(printable(why.reason)), style="dim")
         table.add_row(plan_text.label(name), text)
     return table
 
 
 def _loss_plot(run: Run, width: int, unicode: bool | None) -> str:
     """Plot the losses over the steps; nothing where there are too few to see."""
-    step = run_text.column(run, "step")
-    if len(step) < MIN_STEPS or not np.isfinite(run_text.column(run, "loss")).any():
+    history = FinishedHistory.of(run)
+    step, training, validation = (history.column(name) for name in ("step", "loss", "validation/loss"))
+    if len(step) < MIN_STEPS or not np.isfinite(training).any():
         return ""
-    losses = {"training": run_text.column(run, "loss")}
-    validation = run_text.column(run, "validation/loss")
-    if run_text.validated(run) and np.isfinite(validation).sum() > 2:
+    losses = {"training": training}
+    if history.validated and np.isfinite(validation).sum() > 2:
         losses["validation"] = fill_forward(validation)
     return plot(losses, width=width, height=9, ends=(step[0], step[-1]), unicode=unicode)
 
 
 def fill_forward(values: Values) -> Values:
-    """Carry each value on until the next, so that a sparse series draws as a line.
+    """Repeat each value until the next, so that a sparse series is drawn as a line.
 
     >>> fill_forward(np.array([np.nan, 2.0, np.nan, 1.0])).tolist()
     [nan, 2.0, 2.0, 1.0]
@@ -100,7 +101,7 @@ def fill_forward(values: Values) -> Values:
 def _events(run: Run) -> list[RenderableType]:
     described = events.event_sentences(run)
     lines: list[RenderableType] = [
-        _bullet(Text(f"{events.event_place(e)}: {text}")) for e, text in described[:MAX_EVENTS]
+        _bullet(Text(f"{events.event_step(e)}: {text}")) for e, text in described[:MAX_EVENTS]
     ]
     if len(described) > MAX_EVENTS:
         lines.append(

@@ -30,7 +30,7 @@ LARGEST = sys.float_info.max
 
 
 class _Frame(NamedTuple):
-    """The plane: its range of values and of entries, and its size in cells."""
+    """The area that is drawn in: its range of values, how many entries it spans, and its size in characters."""
 
     low: float
     high: float
@@ -50,12 +50,12 @@ def plot(
 ) -> str:
     """Draw one or several series over their index.
 
-    The first is drawn as a fine line, the others with a letter each, so that they are told apart without colours.
+    The first is drawn as a line of dots, the others with a letter each, so that no colours are needed.
 
     Arguments:
         series: one 1-D array (anything that becomes float64), or name -> array; NaN where a series has no value.
         width: characters of a line, labels included; at least 12 columns are drawn.
-        height: lines of the plane; at least 2.
+        height: lines of the plot without axis, title and legend; at least 2.
         title: a line above.
         ends: x of the first and the last entry, for the labels; default: 0 and the number of entries less one.
         unicode: braille; None: where the standard output can show it.
@@ -164,48 +164,48 @@ def _dot_grid(row: Values, frame: _Frame, cell: tuple[int, int]) -> Dots:
     dots = np.zeros((height, width), np.bool_)
     if not len(row):
         return dots
-    # In units of the largest, so that neither 1e308 less -1e308 overflows nor a range of 5e-324 vanishes.
+    # Divided by the largest value, so that neither 1e308 - (-1e308) overflows nor a range of 5e-324 underflows.
     unit = max(abs(frame.low), abs(frame.high))
     low, high = frame.low / unit, frame.high / unit
     share = (np.where(np.isfinite(row), row, np.nan) / unit - low) / (high - low)
-    places = np.rint((1 - share) * (height - 1))
+    heights = np.rint((1 - share) * (height - 1))  # row of dots from the top
     columns = np.rint(np.arange(len(row)) * ((width - 1) / max(frame.entries - 1, 1))).astype(np.int64)
     starts = np.flatnonzero(np.diff(columns, prepend=-1))
-    tops, bottoms = np.fmin.reduceat(places, starts), np.fmax.reduceat(places, starts)
+    tops, bottoms = np.fmin.reduceat(heights, starts), np.fmax.reduceat(heights, starts)
     for column, top, bottom in zip(columns[starts], tops, bottoms, strict=True):
-        if top == top:
+        if top == top:  # not NaN
             dots[int(top) : int(bottom) + 1, column] = True
     for start in starts[1:]:
-        before, after = places[start - 1], places[start]
-        if before == before and after == after:
+        before, after = heights[start - 1], heights[start]
+        if before == before and after == after:  # neither is NaN
             _join(dots, (int(columns[start - 1]), int(before)), (int(columns[start]), int(after)))
     return dots
 
 
 def _join(dots: Dots, begin: tuple[int, int], end: tuple[int, int]) -> None:
-    """Draw a straight line, without a hole where it is steep."""
+    """Draw a straight line without gaps."""
     count = max(end[0] - begin[0], abs(end[1] - begin[1]))
     columns = np.rint(np.linspace(begin[0], end[0], count + 1)).astype(np.int64)
-    places = np.rint(np.linspace(begin[1], end[1], count + 1)).astype(np.int64)
-    dots[places, columns] = True
+    rows = np.rint(np.linspace(begin[1], end[1], count + 1)).astype(np.int64)
+    dots[rows, columns] = True
 
 
 def _labels(frame: _Frame) -> list[str]:
-    """Label the highest, the middle and the lowest line, with as many digits as tell them apart."""
-    where = {0: frame.high, frame.rows - 1: frame.low}
+    """Label the highest, the middle and the lowest line, with as many digits as make the labels differ."""
+    values = {0: frame.high, frame.rows - 1: frame.low}
     if frame.rows >= 7 and frame.rows % 2:
-        where[frame.rows // 2] = frame.high / 2 + frame.low / 2
-    texts = [_number(value, 3) for value in where.values()]
+        values[frame.rows // 2] = frame.high / 2 + frame.low / 2
+    texts = [_number(value, 3) for value in values.values()]
     for digits in range(4, 18):
         if len(set(texts)) == len(texts):
             break
-        texts = [_number(value, digits) for value in where.values()]
-    named = dict(zip(where, texts, strict=True))
-    return [named.get(line, "") for line in range(frame.rows)]
+        texts = [_number(value, digits) for value in values.values()]
+    labels = dict(zip(values, texts, strict=True))
+    return [labels.get(line, "") for line in range(frame.rows)]
 
 
 def _number(value: float, digits: int) -> str:
-    """Say a value with so many digits, a larger whole part in full."""
+    """Give a value as text with this many digits, or all digits of a longer whole part."""
     whole = len(str(int(abs(value)))) if 1000 <= abs(value) < 1e6 else 0
     return f"{value:,.{max(digits, whole)}g}"
 
@@ -216,13 +216,13 @@ def _axis(ends: tuple[float, float], columns: int) -> str:
 
 
 def _legend(rows: Mapping[str, Values], margin: int, braille: bool) -> list[str]:
-    """Name the series, and count what could not be drawn."""
+    """Name the series, and count their infinite values, which are not drawn."""
     marks = ["⠒" if braille else "*", *LETTERS * len(rows)]
-    words: list[str] = []
+    entries: list[str] = []
     for (name, row), mark in zip(rows.items(), marks, strict=False):
         infinite = int(np.isinf(row).sum())
         parts = [name] if name else []
         parts += [f"({infinite} infinite)"] if infinite else []
         if parts:
-            words.append(" ".join([mark, *parts]))
-    return [" " * margin + "   ".join(words)] if words else []
+            entries.append(" ".join([mark, *parts]))
+    return [" " * margin + "   ".join(entries)] if entries else []

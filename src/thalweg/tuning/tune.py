@@ -15,7 +15,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.settle import Choice, settle, with_choices, with_fitting_batches
 from thalweg.descent.timing import time_steps
 from thalweg.errors import DivergedError
-from thalweg.formatting import seconds
+from thalweg.formatting import format_seconds
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling.sources import loader_knobs
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.steps:,} steps of {self.batch_size or 'all'} examples; with the search {self.trainings:g} trainings' worth:"
-            f" about {seconds(self.seconds)}, validation not counted"
+            f" about {format_seconds(self.seconds)}, validation not counted"
         )
 
 

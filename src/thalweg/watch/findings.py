@@ -35,8 +35,11 @@ def findings_after_training(history: FinishedHistory, causes: Iterable[Cause] | 
 def diagnose_run(run: Run) -> list[Diagnosis]:
     """Give what was diagnosed before and during a run, and what its history shows in addition."""
     known = {(found.name, found.symptom) for found in run.diagnoses}
+    # Older runs do not name their findings. Those from before training are told by their symptom, which no other cause has.
+    unnamed = {found.symptom for found in run.diagnoses if not found.name and found.step is None}
     found = findings_after_training(FinishedHistory.of(run))
-    return [*run.diagnoses, *(diagnosis for diagnosis in found if (diagnosis.name, diagnosis.symptom) not in known)]
+    new = (each for each in found if (each.name, each.symptom) not in known and each.symptom not in unnamed)
+    return [*run.diagnoses, *new]
 
 
 def _ask(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from thalweg.formatting import figure, printable
+from thalweg.formatting import format_metric, printable
 from thalweg.records.history import Event
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
@@ -192,7 +192,7 @@ class FinishedHistory:
 
     def value_text(self, value: float) -> str:
         """Say a value of the criterion."""
-        return figure(self.select, value)
+        return format_metric(self.select, value)
 
 
 def _is_trouble(event: Event) -> bool:

@@ -127,12 +127,14 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any], *, keep_attempts: bool = False) -> None:
         """Restore `state_dict`'s values; after a rollback the count of attempts, and what was noted, is kept."""
         self.window.load_state_dict(state["window"])
+        # Checkpoints written before causes had states of their own hold that of the only one that had any in the window.
+        causes = state.get("causes", {"diverging": {"above": state["window"].get("above", [])}})
         for cause, detector in self.detectors:
-            if cause.name in state["causes"]:
-                detector.load_state_dict(state["causes"][cause.name])
+            if cause.name in causes:
+                detector.load_state_dict(causes[cause.name])
         if not keep_attempts:
             self.attempts, self.failed_at = state["attempts"], state["failed_at"]
-            self.noted_at = dict(state["noted_at"])
+            self.noted_at = dict(state.get("noted_at", {}))
 
 
 def intervenes(cure: Cure | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from thalweg.formatting import format_number, sentence
+from thalweg.formatting import capitalized, format_number
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.finished import RELEVANT, FinishedHistory
@@ -24,14 +24,14 @@ def achieved_nothing(history: FinishedHistory) -> Iterator[Diagnosis]:
         )
     elif abs(after - before) <= RELEVANT * abs(before):
         cause = f"Nothing was learnt worth the name: the {name} is {history.change_text()}."
-        yield _found(history, "stagnant", cause, f"{sentence(check)}.")
+        yield _found(history, "stagnant", cause, f"{capitalized(check)}.")
     elif history.better(before, after):
         cause = f"The model is worse than before the first step: the {name} is {history.change_text()}."
-        yield _found(history, "diverging", cause, f"{sentence(check)}.")
+        yield _found(history, "diverging", cause, f"{capitalized(check)}.")
     elif history.final.get("r2", 1.0) <= 0:
         r2 = format_number(float(history.final["r2"]))
         cause = f"An r2 of {r2} is no better than always predicting the mean."
-        yield _found(history, "stagnant", cause, f"{sentence(check)}.")
+        yield _found(history, "stagnant", cause, f"{capitalized(check)}.")
 
 
 def _found(history: FinishedHistory, symptom: str, cause: str, cure: str) -> Diagnosis:

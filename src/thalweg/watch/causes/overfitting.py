@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from thalweg.formatting import format_number, several
+from thalweg.formatting import format_count, format_number
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.finished import FinishedHistory
@@ -26,7 +26,7 @@ def overfits(history: FinishedHistory) -> Iterator[Diagnosis]:
     )
     keeps_best = history.plan is not None and history.plan.keep == "best"
     best_weights = "The best weights were kept. " if keeps_best else 'Keep the best weights (`keep = "best"`). '
-    fewer = f"fewer steps ({history.epochs(worsened.step) or several(worsened.step, 'step')} were enough)"
+    fewer = f"fewer steps ({history.epochs(worsened.step) or format_count(worsened.step, 'step')} were enough)"
     yield Diagnosis(
         symptom="overfitting",
         cause=f"{history.worsened_text(worsened)}{fell}: overfitting.",
