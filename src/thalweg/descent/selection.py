@@ -61,7 +61,7 @@ def measure(descent: Descent) -> dict[str, float]:
     plan = descent.plan
     descent.optimizer.zero_grad(set_to_none=True)  # not needed any more, and a validation may need the memory
     # Where training ran out of memory (and split its batches), a large validation batch would too.
-    micro = LARGEST if descent.accumulate == plan.accumulate else min(LARGEST, descent.batches.micro)
+    micro = LARGEST if descent.accumulate == plan.accumulate else min(LARGEST, descent.batches.micro_batch_size)
     return validate(descent.problem, descent.model, plan.precision, micro, plan.seed)
 
 
