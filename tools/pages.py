@@ -265,7 +265,7 @@ def _bytes(state: State) -> str:
 
 def _memory(rule: Rule) -> str:
     """Say how large a rule's state is for a matrix, at its defaults, in float32."""
-    shapes = [state.shape for state in rule.states(rule.constants) if state.is_kept(matrix=True)]
+    shapes = [state.shape for state in rule.states(rule.constants) if state.exists_for(matrix=True)]
     parts = [f"{BYTES * shapes.count(shape)} {_BYTES_PER[shape]}" for shape in dict.fromkeys(shapes)]
     return " and ".join(parts) or "nothing"
 
