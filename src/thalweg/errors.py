@@ -46,7 +46,7 @@ class DivergedError(ThalwegError):
 
 
 class NonFiniteError(DivergedError):
-    """Loss or gradient stayed NaN or infinite; no weight has taken a step on it."""
+    """Loss or gradient stayed NaN or infinite; no weight was updated with it."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

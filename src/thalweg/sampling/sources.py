@@ -143,11 +143,11 @@ class StreamSource:
     def open(self, epoch: int, seed: int, micro: int, workers: int) -> Generator[Any]:
         """Start an epoch; an `IterableDataset` without a loader is cut into batches of `micro` examples."""
         parts = (getattr(self.batches, name, None) for name in ("sampler", "batch_sampler", "dataset"))
-        for number, holder in enumerate((self.batches, *parts)):
-            if callable(getattr(holder, "set_epoch", None)):
-                cast(Any, holder).set_epoch(epoch)
-            if isinstance(getattr(holder, "generator", None), torch.Generator):
-                cast(Any, holder).generator.manual_seed(mix(seed, number))
+        for number, part in enumerate((self.batches, *parts)):
+            if callable(getattr(part, "set_epoch", None)):
+                cast(Any, part).set_epoch(epoch)
+            if isinstance(getattr(part, "generator", None), torch.Generator):
+                cast(Any, part).generator.manual_seed(mix(seed, number))
         seed_all(seed)
         if isinstance(self.batches, IterableDataset):
             generator = torch.Generator().manual_seed(seed)
