@@ -16,7 +16,7 @@ import torch
 from models import CASES, data, microseconds
 from peers import ours
 from runs import interrupted, plan_of, task_of
-from thalweg.descent.problem import pose
+from thalweg.descent.problem import open_task
 from thalweg.descent.state import Descent
 from thalweg.records import checkpoint
 from thalweg.records.history import History
@@ -50,7 +50,7 @@ def parts_of(model: str, folder: Path) -> dict[str, Callable[[], float]]:
     x, y = data(case)
     written = interrupted(task_of(case), plan_of(STOP + 1), STOP, folder / "run")
     state = checkpoint.load(written).state
-    descent = Descent(pose(task_of(case)), plan_of(STOP + 1))
+    descent = Descent(open_task(task_of(case)), plan_of(STOP + 1))
     descent.load_state_dict(state)
 
     def step() -> float:

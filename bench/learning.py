@@ -15,8 +15,8 @@ import torch
 import thalweg as tw
 from models import BATCH
 from thalweg import examples
-from thalweg.descent.ambient import ambient
-from thalweg.descent.problem import Problem, build_model, pose
+from thalweg.descent.problem import Problem, build_model, open_task
+from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.state import default_validate_every
 from thalweg.descent.validation import validate
 from thalweg.sampling import Batches
@@ -54,12 +54,12 @@ def ours(task: tw.Task, epochs: float, seed: int) -> dict[str, Any]:
 
 
 def adamw(task: tw.Task, epochs: float, seed: int) -> dict[str, Any]:
-    problem = pose(task)
+    problem = open_task(task)
     batches = Batches(problem.train, BATCH, seed=seed)
     assert batches.steps_per_epoch is not None
     total = round(epochs * batches.steps_per_epoch)
     every = default_validate_every(total, batches.steps_per_epoch)
-    with ambient():
+    with preserve_process_state():
         model = build_model(task, seed, problem.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
         validations = [validate(problem, model)]

@@ -333,7 +333,10 @@ def test_a_task_that_was_passed_as_an_object_is_asked_for(capsys):
 def test_weights_of_another_model_are_refused(run, capsys):
     text = Path("mine.py").read_text().replace("8", "9")
     Path("mine.py").write_text(text)
-    with pytest.raises(tw.CheckpointError, match=r"of another model: .*0\.weight is \(8, 4\) there and \(9, 4\) here"):
+    with pytest.raises(
+        tw.CheckpointError,
+        match=r"of another model: .*0\.weight is \(8, 4\) in the checkpoint and \(9, 4\) in the model",
+    ):
         _ = tw.Run.open("run").model
 
 

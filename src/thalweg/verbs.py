@@ -1,6 +1,6 @@
-"""The verbs: each takes records and gives a record, and reads like its sentence.
+"""The verbs: functions that take records (task, plan, run) and give a record.
 
-What a verb runs is imported when it is called, so that `import thalweg` costs little beyond `import torch`.
+The modules that a verb needs are imported when it is called, so that `import thalweg` costs little beyond `import torch`.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def fit(
         progress: a display that is shown every step.
         say: called with a sentence about each stage.
 
-    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot be used; DivergedError where the
-    descent cannot be saved.
+    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot be used; DivergedError where
+    training diverges and no cure helps.
     """
     from thalweg.descent.pretraining import SECONDS, check_task
     from thalweg.descent.train import train_plan
@@ -66,12 +66,12 @@ def fit(
     folder = None if out is None else RunFolder.at(out)
     if folder is not None:
         folder.check_usable()  # before the search has cost anything
-    problem = _posed(task, request.device)
+    problem = _open(task, request.device)
     limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
     found = check_task(problem, request.seed, seconds=limit)
     for diagnosis in found:
         say(f"{diagnosis.severity}: {diagnosis}")
-    request = request.after(time.perf_counter() - started)  # opening and checking the data is part of it
+    request = request.with_seconds_spent(time.perf_counter() - started)  # opening and checking the data is part of it
     start = start_plan(problem, request, say)
     say(str(estimate_cost(problem, request, start)))
     plan = complete_plan(problem, request, start, say)
@@ -79,7 +79,7 @@ def fit(
         run = train_plan(problem, plan, folder and folder.path, progress, found)
     except (DivergedError, KeyboardInterrupt):
         if folder is not None:
-            report(Run.open(folder.path, problem.task))  # what happened is most wanted where it ended badly
+            report(Run.open(folder.path, problem.task))  # a report is needed most for a run that failed
         raise
     if run.folder is not None:
         report(run)
@@ -97,11 +97,14 @@ def estimate(
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> str:
-    """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is kept."""
+    """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is written.
+
+    Arguments and errors as for `fit`.
+    """
     from thalweg.tuning.tune import estimate_cost, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
-    problem = _posed(task, request.device)
+    problem = _open(task, request.device)
     return str(estimate_cost(problem, request, start_plan(problem, request)))
 
 
@@ -120,13 +123,13 @@ def tune(
 ) -> Plan:
     """Choose a plan, each knob with its evidence; `out` is a TOML file to write it to, or a folder for plan.toml.
 
-    Arguments and errors as for `fit`.
+    Arguments and errors as for `fit`; RunError where `out` is a run's plan or cannot be written.
     """
     from thalweg.tuning.tune import complete_plan, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
     path = None if out is None else _plan_file(out)
-    problem = _posed(task, request.device)
+    problem = _open(task, request.device)
     plan = complete_plan(problem, request, start_plan(problem, request, say), say)
     if path is not None:
         try:
@@ -171,7 +174,7 @@ def train(
     if seed is not None:
         plan = plan.replace(seed=seed)
     request = Request(epochs, steps, seconds, effort=1, seed=plan.seed, device=device)
-    problem = _posed(task, request.device)
+    problem = _open(task, request.device)
     return train_plan(problem, settle(problem, plan, request), out, progress)
 
 
@@ -189,40 +192,46 @@ def resume(
 
     folder = RunFolder.at(out)
     folder.check_holds_run()
-    problem = _posed(task or folder.read_task(), device)
+    problem = _open(task or folder.read_task(), device)
     return train_plan(problem, folder.read_plan(), folder.path, progress)
 
 
-def _posed(task: Task, device: str) -> Problem:
-    from thalweg.descent.problem import pose
+def _open(task: Task, device: str) -> Problem:
+    from thalweg.descent.problem import open_task
 
     if not isinstance(task, Task):
         raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
-    return pose(task, device)
+    return open_task(task, device)
 
 
 def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]:
-    """Look the task over before training, in seconds: what is found, gravest first; an empty list means nothing was.
+    """Check the task before training, in seconds. Gives the faults found, gravest first; none is an empty list.
 
     Loss at the start against the constant predictor, a gradient for every parameter, outputs that depend on inputs, one batch
-    that can be fitted, the scale of the data, the output layer. What cannot be trained at all is raised as TaskError or
-    DataError.
+    that can be fitted, the scale of the data, the output layer. Raises TaskError or DataError for what cannot be trained at
+    all.
     """
     from thalweg.descent.pretraining import check_task
 
     request = Request(seed=seed, device=device)
-    return check_task(_posed(task, request.device), request.seed)
+    return check_task(_open(task, request.device), request.seed)
 
 
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
-    """Give what went wrong in a run, finished or still going: what was found before and during it, and what its history shows."""
-    from thalweg.watch.moments import diagnose_run
+    """Give what went wrong in a run, finished or not: what was found before and during it, and what its history shows.
+
+    Raises RunError where the path is no run's folder, or its files are damaged.
+    """
+    from thalweg.watch.findings import diagnose_run
 
     return diagnose_run(run if isinstance(run, Run) else Run.open(run))
 
 
 def report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
-    """Write the run's report, one self-contained HTML file, and give its path."""
+    """Write the run's report, one self-contained HTML file, and give its path.
+
+    Raises RunError where the file cannot be written.
+    """
     from thalweg.see.report import write_report
 
     return write_report(run, path)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import thalweg as tw
 from thalweg.descent.loop import descend
-from thalweg.descent.problem import pose
+from thalweg.descent.problem import open_task
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
@@ -49,7 +49,7 @@ def plan(**knobs: Any) -> tw.Plan:
 
 
 def started(task: tw.Task, made: tw.Plan) -> tuple[Descent, Recorder]:
-    problem = pose(task)
+    problem = open_task(task)
     return Descent(problem, settle(problem, made, Request())), Recorder()
 
 

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 import thalweg as tw
+from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.sampling import Draw
+from thalweg.watch import monitor
+from thalweg.watch.cause import Cause, each_step
 from thalweg.watch.replay import Batch
+from thalweg.watch.window import Window
 
 
 class Items(Dataset[Any]):
@@ -306,3 +310,19 @@ def test_a_run_that_went_back_ends_with_the_same_bits_again() -> None:
     one, other = tw.train(parabola(), made), tw.train(parabola(), made)
     assert "rollback" in kinds(one)
     assert same_bits(one.model, other.model)
+
+
+def test_a_cure_may_go_back_without_clipping(monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(window: Window) -> Diagnosis | None:
+        if window.step != 30 or fired:
+            return None
+        fired.append(30)
+        return Diagnosis("odd", "it is odd.", step=30, cure=Cure("Go back.", rollback=True, rate_factor=0.5))
+
+    fired: list[int] = []
+    odd = Cause("odd", "a test", during=each_step(once))
+    monkeypatch.setattr(monitor, "all_causes", lambda: (odd,))
+    run = tw.train(parabola(), plan(learning_rate=0.01, steps=60))
+    (back,) = [event for event in run.events if event.kind == "rollback"]
+    assert back.message.endswith("with a rate of 0.005.")
+    assert run.summary["cures"] == {"rate_factor": 0.5, "clip_norm": None}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import thalweg as tw
 from thalweg.descent import loop
-from thalweg.descent.recorder import Silent
+from thalweg.descent.recorder import NoProgress
 from thalweg.descent.train import train_plan
 from thalweg.records.step_figures import StepFigures
 
@@ -185,7 +185,7 @@ def test_the_factor_of_a_group_multiplies_its_rate() -> None:
 
 
 def test_progress_hears_every_step_and_every_end() -> None:
-    class Listening(Silent):
+    class Listening(NoProgress):
         def __init__(self) -> None:
             self.heard: list[str] = []
 
@@ -207,10 +207,10 @@ def test_progress_hears_every_step_and_every_end() -> None:
 
 
 def test_train_plan_asks_for_a_budget() -> None:
-    from thalweg.descent.problem import pose
+    from thalweg.descent.problem import open_task
 
     with pytest.raises(tw.PlanError, match="budget"):
-        train_plan(pose(classes()), tw.Plan())
+        train_plan(open_task(classes()), tw.Plan())
 
 
 @pytest.mark.parametrize("budget", [{"epochs": "3"}, {"steps": [3]}, {"seconds": True}])
@@ -231,7 +231,7 @@ def test_a_metric_that_fails_is_named() -> None:
 def test_a_first_step_that_compiles_is_announced(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
-    class Listening(Silent):
+    class Listening(NoProgress):
         def event(self, step: int, kind: str, message: str) -> None:
             told.append(message)
 

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.pretraining import _few, _unlike, measure_before_training
-from thalweg.descent.problem import pose
+from thalweg.descent.pretraining import _different, _fittable_part, measure_before_training
+from thalweg.descent.problem import open_task
 from thalweg.landscape.initial_figures import RATES
-from thalweg.watch.moments import before_training
+from thalweg.watch.findings import findings_before_training
 
 X = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -20,7 +20,7 @@ def net(*last, outputs=2):
 
 
 def problem(model=None, loss=F.cross_entropy, data=(X, Y), **more):
-    return pose(tw.Task(model=model or net(), loss=loss, data=data, **more), "cpu")
+    return open_task(tw.Task(model=model or net(), loss=loss, data=data, **more), "cpu")
 
 
 def scored(*last):
@@ -32,7 +32,7 @@ def test_where_time_runs_out_nothing_is_guessed():
     assert start.fit is None
     assert start.held_out is None
     assert measure_before_training(scored(nn.Sigmoid()), seconds=0.0).bounds == (None, None)
-    assert before_training(start) == []
+    assert findings_before_training(start) == []
 
 
 def test_a_fit_is_tried_at_larger_rates_until_one_serves():
@@ -70,21 +70,23 @@ def test_outputs_that_nothing_moves_have_no_bounds():
 
 def test_no_more_examples_are_asked_for_than_there_is_room_for():
     batch = (X[:32], Y[:32])
-    few, judged = _few(problem(lambda: nn.Linear(4, 2)), batch, 0)  # ten parameters, two outputs
+    few, judged = _fittable_part(problem(lambda: nn.Linear(4, 2)), batch, 0)  # ten parameters, two outputs
     assert judged
     assert len(few[0]) == len(few[1]) == 5
     assert set(few[1].tolist()) == {0, 1}
-    assert _few(problem(), batch, 0) == (batch, True)
+    assert _fittable_part(problem(), batch, 0) == (batch, True)
 
 
 def test_a_model_without_room_for_two_examples_is_not_judged():
     pictures = torch.randn(40, 1, 8, 8)
-    assert not _few(problem(lambda: nn.Conv2d(1, 1, 1), F.mse_loss, (pictures, pictures)), (pictures, pictures), 0)[1]
+    assert not _fittable_part(
+        problem(lambda: nn.Conv2d(1, 1, 1), F.mse_loss, (pictures, pictures)), (pictures, pictures), 0
+    )[1]
 
 
 def test_unlike_targets_are_chosen():
-    assert _unlike(torch.tensor([1, 1, 1, 0]), 2).tolist() == [0, 3]
-    assert _unlike(torch.tensor([[True], [True], [False]]), 2).tolist() == [0, 2]
+    assert _different(torch.tensor([1, 1, 1, 0]), 2).tolist() == [0, 3]
+    assert _different(torch.tensor([[True], [True], [False]]), 2).tolist() == [0, 2]
 
 
 def test_repeats_are_looked_for_where_both_data_are_in_memory():

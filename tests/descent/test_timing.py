@@ -11,7 +11,7 @@ from small import classes
 
 import thalweg as tw
 from thalweg.descent import timing
-from thalweg.descent.problem import pose
+from thalweg.descent.problem import open_task
 from thalweg.descent.timing import time_steps
 
 
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_median_after_two_steps_of_warm_up_is_given(clock: list[float]) -> None:
-    assert time_steps(pose(classes()), tw.Plan(batch_size=16), count=5) == (5.0, True)
+    assert time_steps(open_task(classes()), tw.Plan(batch_size=16), count=5) == (5.0, True)
     assert len(clock) == 14
 
 
@@ -37,12 +37,12 @@ def test_the_median_after_two_steps_of_warm_up_is_given(clock: list[float]) -> N
     ("patience", "seconds", "steps"), [(0.5, 1.0, 1), (1.0, 1.5, 2), (3.5, 3.0, 3), (math.inf, 5.0, 7)]
 )
 def test_it_stops_where_patience_ends(clock: list[float], patience: float, seconds: float, steps: int) -> None:
-    found = time_steps(pose(classes()), tw.Plan(batch_size=16), count=5, patience=patience)
+    found = time_steps(open_task(classes()), tw.Plan(batch_size=16), count=5, patience=patience)
     assert (found.seconds, len(clock)) == (seconds, 2 * steps)
 
 
 def test_steps_that_memory_does_not_hold_at_once_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = pose(classes())
+    problem = open_task(classes())
     forward = torch.nn.Linear.forward
 
     def narrow(self: torch.nn.Linear, x: torch.Tensor) -> Any:

@@ -16,7 +16,7 @@ from small import blobs, classes, kinds, network, plan, same_bits
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.problem import pose
+from thalweg.descent.problem import open_task
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.settle import settle
 from thalweg.descent.train import create
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) 
 
 
 def test_a_run_that_was_killed_before_its_end_knows_its_data_too(tmp_path: Path) -> None:
-    problem = pose(classes())
+    problem = open_task(classes())
     (tmp_path / "r").mkdir()
     create(RunFolder(tmp_path / "r"), problem, settle(problem, plan(), Request()))
     with pytest.raises(tw.RunError, match="The training data is"):
@@ -243,7 +243,7 @@ def test_with_no_intact_checkpoint_the_run_stops_and_starts_anew_only_where_they
     for manifest in (tmp_path / "r" / "checkpoints").glob("step-*/MANIFEST.json"):
         manifest.unlink()
     for _ in range(2):
-        with pytest.raises(tw.CheckpointError, match=r"cannot go on: .*To start it anew, remove .*checkpoints"):
+        with pytest.raises(tw.CheckpointError, match=r"cannot continue: .*To start it anew, remove .*checkpoints"):
             tw.resume(tmp_path / "r", classes())
     assert best.read_bytes() == before
     shutil.rmtree(tmp_path / "r" / "checkpoints")

@@ -57,7 +57,7 @@ def test_figures_of_a_plain_tbefore_training():
     start = measure_initial(objective(), model, (X, Y))
     assert start.loss == pytest.approx(float(F.cross_entropy(model(X), Y).detach()))
     assert set(start.gradients) == {"weight", "bias"}
-    assert start.idle == ()
+    assert start.without_gradient == ()
     assert start.reaction > 0.1
     figures = X.mean(), X.std(), X.min(), X.max()
     assert start.scale == {"inputs": tuple(pytest.approx(float(figure)) for figure in figures)}
@@ -162,19 +162,19 @@ def test_targets_beyond_the_bounds_are_counted():
 
 def test_rows_that_repeat_are_found_in_all_their_parts():
     found = repeats([X, Y[:, None]], [X[[5, 7, 9]], torch.stack((Y[5:6], Y[7:8] + 1, Y[9:10]))])
-    assert (found.found, found.looked, found.natural) == (2, 3, 0.0)
+    assert (found.found, found.compared, found.twins_in_training) == (2, 3, 0.0)
     assert found.rows == ((0, 5), (2, 9))
     assert repeats([X], [X + 1e-3]).found == 0
 
 
 def test_twins_in_training_are_counted():
-    assert repeats([torch.cat((X, X[:50]))], [X[60:]]).natural == pytest.approx(100 / 250)
+    assert repeats([torch.cat((X, X[:50]))], [X[60:]]).twins_in_training == pytest.approx(100 / 250)
 
 
 def test_of_many_rows_some_are_looked_at():
     many = torch.arange(300_000)[:, None].expand(-1, 2)
     found = repeats([many], [many[::2]])
-    assert found.looked == 2_000
+    assert found.compared == 2_000
     assert 0 < found.found <= 2_000
 
 

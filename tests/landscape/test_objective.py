@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import Objective, check_labels, class_count, shape, weighted
+from thalweg.landscape.objective import Objective, check_labels, class_count, describe, loss_and_weight
 from thalweg.records.task import Task
 
 N = 8
@@ -104,10 +104,10 @@ def test_classes_are_counted_where_the_loss_is_known():
 
 
 def test_weighted_reads_pairs():
-    assert weighted(X.sum(), "step") == (X.sum(), None)
-    assert weighted((X.sum(), 2), "step") == (X.sum(), 2)
+    assert loss_and_weight(X.sum(), "step") == (X.sum(), None)
+    assert loss_and_weight((X.sum(), 2), "step") == (X.sum(), 2)
 
 
 def test_shapes_are_told_shortly():
-    assert shape(Y) == "(8,) int64"
-    assert shape({"a": 1}) == "dict"
+    assert describe(Y) == "(8,) int64"
+    assert describe({"a": 1}) == "dict"

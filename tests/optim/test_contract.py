@@ -71,13 +71,13 @@ def crossed(w, g, m, r, *, lr, beta=0.5):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_carried_numbers_follow_the_plain_form(engine):
     parameters = weights()
-    walks = [PlainForm(faded, p.detach().numpy().copy(), lr=0.1) for p in parameters]
+    plain_forms = [PlainForm(faded, p.detach().numpy().copy(), lr=0.1) for p in parameters]
     optimizer = Optimizer(parameters, faded, lr=0.1, engine=engine)
     ends = descend(optimizer, parameters)
-    for i, (walk, end) in enumerate(zip(walks, ends, strict=True)):
+    for i, (plain_form, end) in enumerate(zip(plain_forms, ends, strict=True)):
         for _ in range(5):
-            walk.step(np.sin(walk.w * (i + 1)) + 0.1)
-        np.testing.assert_allclose(end.numpy(), walk.w, rtol=1e-13)
+            plain_form.step(np.sin(plain_form.w * (i + 1)) + 0.1)
+        np.testing.assert_allclose(end.numpy(), plain_form.w, rtol=1e-13)
         assert optimizer.state[parameters[i]]["product"].item() == pytest.approx(2.0 * 0.9**5)
 
 

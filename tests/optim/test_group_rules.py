@@ -40,7 +40,7 @@ def apart(w, engine="auto"):
     ]
 
 
-def walk(weights, *steppers, steps=5):
+def take_steps(weights, *steppers, steps=5):
     for _ in range(steps):
         for i, w in enumerate(weights):
             w.grad = torch.sin((i + 1) * w) + 0.1
@@ -55,8 +55,8 @@ def same(a, b):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_group_moves_as_under_an_optimiser_of_its_rule(engine):
     a, b = starts(), starts()
-    walk(a, mixed(a, engine=engine))
-    walk(b, *apart(b, engine))
+    take_steps(a, mixed(a, engine=engine))
+    take_steps(b, *apart(b, engine))
     assert same(a, b)
 
 
@@ -66,8 +66,8 @@ def test_the_norm_that_clips_and_the_average_are_of_all_groups_together():
     for one in others:
         one.ema = 0.9
     for _ in range(3):
-        walk(a, optimizer, steps=1)
-        walk(b, steps=1)
+        take_steps(a, optimizer, steps=1)
+        take_steps(b, steps=1)
         torch.nn.utils.clip_grad_norm_(b, 1.0)
         for one in others:
             one.step()
@@ -100,8 +100,8 @@ def test_a_group_may_be_added_later():
     a, b = starts(), starts()
     optimizer, others = Optimizer(a[:1], "muon", lr=0.02, weight_decay=0.1), apart(b)
     optimizer.add_param_group({"params": a[1:2], "rule": "adamw", "lr": 3e-3, "betas": (0.9, 0.95)})
-    walk(a[:2], optimizer)
-    walk(b[:2], *others[:2])
+    take_steps(a[:2], optimizer)
+    take_steps(b[:2], *others[:2])
     assert same(a[:2], b[:2])
 
 
@@ -116,24 +116,24 @@ def through_a_file(state):
 def test_saved_and_loaded_it_goes_on_bit_for_bit_also_in_an_optimiser_whose_groups_named_none(engine):
     a = starts()
     optimizer = mixed(a, engine=engine)
-    walk(a, optimizer)
+    take_steps(a, optimizer)
     b = [w.clone() for w in a]
     other = Optimizer([{"params": [w]} for w in b], "muon", lr=0.5, engine=engine)
     other.load_state_dict(through_a_file(optimizer.state_dict()))
     assert [g.get("rule") for g in other.param_groups] == [None, "adamw", "lion", "momentum"]
-    walk(a, optimizer)
-    walk(b, other)
+    take_steps(a, optimizer)
+    take_steps(b, other)
     assert same(a, b)
 
 
 def test_a_copy_goes_on_by_the_same_rules():
     a = starts()
     optimizer = mixed(a)
-    walk(a, optimizer)
+    take_steps(a, optimizer)
     other = copy.deepcopy(optimizer)
     b = [p for g in other.param_groups for p in g["params"]]
-    walk(a, optimizer)
-    walk(b, other)
+    take_steps(a, optimizer)
+    take_steps(b, other)
     assert same(a, b)
 
 
@@ -183,8 +183,8 @@ def test_torchs_schedules_drive_the_rates_of_all_groups(own, named, schedule):
     theirs, other = schedule(alone), Optimizer(b[1:], named, lr=0.01, weight_decay=0.0)
     for _ in range(10):
         other.param_groups[0]["lr"] = alone.param_groups[0]["lr"]
-        walk(a, together, steps=1)
-        walk(b, alone, other, steps=1)
+        take_steps(a, together, steps=1)
+        take_steps(b, alone, other, steps=1)
         ours.step()
         theirs.step()
     assert same(a, b)
@@ -230,7 +230,7 @@ def test_a_rule_that_averages_has_no_place_in_a_group_beside_an_average():
 def test_the_average_of_a_group_that_keeps_one_is_shown_beside_the_weights_of_others():
     w, v = torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     optimizer = optim.AdamW([{"params": [w]}, {"params": [v], "rule": "schedule_free_sgd", "lr": 0.1}], lr=0.1)
-    walk([w, v], optimizer)
+    take_steps([w, v], optimizer)
     trained = [w.clone(), v.clone()]
     with optimizer.averaged():
         assert torch.equal(w, trained[0])

@@ -32,7 +32,7 @@ def feel(params, scale=1.0):
         p.grad = (scale * (p.detach() - 0.5)).to(p.dtype)
 
 
-def walk(optimizer, steps=1):
+def take_steps(optimizer, steps=1):
     for _ in range(steps):
         feel(p for g in optimizer.param_groups for p in g["params"])
         optimizer.step()
@@ -71,11 +71,11 @@ def test_measure_gives_the_next_steps_weight_and_update_norms(size):
     optimizer = optim.SGD(params, lr=0.1, momentum=0.9)
     before = [p.detach().clone() for p in params]
     optimizer.measure = True
-    walk(optimizer)
+    take_steps(optimizer)
     torch.testing.assert_close(optimizer.last.weight_norms, torch.stack([b.norm() for b in before]).float())
     moved = torch.stack([(p.detach() - b).norm() for p, b in zip(params, before, strict=True)]).float()
     torch.testing.assert_close(optimizer.last.update_norms, moved)
-    walk(optimizer)
+    take_steps(optimizer)
     assert optimizer.last.update_norms is None
 
 
@@ -117,7 +117,7 @@ def test_the_gradient_is_only_read():
 def test_a_gradient_that_is_not_finite_leaves_every_bit(name, size, bad):
     params = weights((3,), (size,), (2,))
     optimizer = getattr(optim, name)(params, lr=0.1, ema=0.9, clip_norm=1.0, clip_value=0.3)
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     before = bits(optimizer)
     feel(params)
     params[1].grad[size - 1] = bad
@@ -137,8 +137,8 @@ def test_a_first_step_that_is_skipped_makes_no_state_and_the_next_counts_as_firs
     params[0].grad[0, 0] = math.nan
     optimizer.step()
     assert len(optimizer.state) == 0
-    walk(optimizer, 3)
-    walk(other, 3)
+    take_steps(optimizer, 3)
+    take_steps(other, 3)
     assert same(bits(optimizer), bits(other))
 
 
@@ -154,7 +154,7 @@ def test_three_skips_in_a_row_raise_and_name_the_parameter():
     module = nn.Linear(3, 2)
     optimizer = optim.AdamW(module.named_parameters(), lr=0.1)
     spoil(optimizer, 2)
-    walk(optimizer)
+    take_steps(optimizer)
     spoil(optimizer, 2)
     before = bits(optimizer)
     with pytest.raises(NonFiniteError, match=r"3 steps in a row .* 1 elements, of weight\. No weight took any of them"):
@@ -212,21 +212,21 @@ def test_a_clipped_gradient_is_never_longer_than_the_norm_nor_turned(entries, cl
 def test_clip_norm_may_be_turned_on_between_steps():
     params = weights()
     optimizer = optim.SGD(params, lr=0.1)
-    walk(optimizer)
+    take_steps(optimizer)
     assert optimizer.last.clip_scale == 1.0
     optimizer.clip_norm = 1e-3
-    walk(optimizer)
+    take_steps(optimizer)
     assert optimizer.last.clip_scale < 0.01
 
 
 def test_a_rate_that_became_nan_moves_nothing():
     params = weights()
     optimizer = optim.AdamW(params, lr=0.1)
-    walk(optimizer)
+    take_steps(optimizer)
     before = bits(optimizer)
     optimizer.param_groups[0]["lr"] = math.nan
     with pytest.raises(RuleError, match="learning rate has become nan"):
-        walk(optimizer)
+        take_steps(optimizer)
     assert same(before, bits(optimizer))
 
 
@@ -239,7 +239,7 @@ def test_the_average_is_the_weighted_mean_of_the_weights_visited(size):
     decay, visited = 0.8, []
     optimizer = optim.AdamW(params, lr=0.1, ema=decay)
     for t in range(1, 8):
-        walk(optimizer)
+        take_steps(optimizer)
         visited.append(params[0].detach().clone())
         shares = torch.tensor([decay ** (t - s) for s in range(1, t + 1)], dtype=torch.float64)
         expected = (shares[:, None] * torch.stack(visited)).sum(0) / shares.sum()
@@ -249,7 +249,7 @@ def test_the_average_is_the_weighted_mean_of_the_weights_visited(size):
 def test_averaged_swaps_the_average_in_and_the_very_bits_back():
     params = weights((5,), (40_000,))
     optimizer = optim.SGD(params, lr=0.1, ema=0.9)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     before = bits(optimizer)
     with optimizer.averaged() as averages:
         for p in params:
@@ -261,33 +261,33 @@ def test_averaged_swaps_the_average_in_and_the_very_bits_back():
 def test_averaged_gives_the_bits_back_when_something_raises_inside():
     params = weights()
     optimizer = optim.SGD(params, lr=0.1, ema=0.9)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     before = bits(optimizer)
     with pytest.raises(KeyError), optimizer.averaged():
         raise KeyError
     assert same(before, bits(optimizer))
-    walk(optimizer)
+    take_steps(optimizer)
 
 
 def test_a_step_or_a_second_entry_inside_averaged_is_refused():
     optimizer = optim.SGD(weights(), lr=0.1, ema=0.9)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     with optimizer.averaged():
         with pytest.raises(RuleError, match="A step inside"):
-            walk(optimizer)
+            take_steps(optimizer)
         with pytest.raises(RuleError, match="cannot be entered twice"), optimizer.averaged():
             pass
         for verb in (optimizer.state_dict, lambda: copy.deepcopy(optimizer), lambda: optimizer.load_state_dict({})):
             with pytest.raises(RuleError, match="leave it first"):
                 verb()
-    walk(optimizer)
+    take_steps(optimizer)
 
 
 def test_averaged_needs_room_for_one_tensor_at_a_time():
     """Weights and average change places: what held the average holds the weights meanwhile."""
     params = weights((5,), (40_000,))
     optimizer = optim.SGD(params, lr=0.1, ema=0.9)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     own = [p.detach().clone() for p in params]
     with optimizer.averaged():
         assert all(torch.equal(optimizer.state[p]["ema"], w) for p, w in zip(params, own, strict=True))
@@ -301,9 +301,9 @@ def test_averaged_without_ema_says_what_to_do():
 def test_the_average_may_be_turned_on_late():
     params = weights()
     optimizer = optim.SGD(params, lr=0.1, momentum=0.9)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     optimizer.ema = 0.5
-    walk(optimizer)
+    take_steps(optimizer)
     with optimizer.averaged() as averages:
         assert set(averages) == set(params)
 
@@ -333,7 +333,7 @@ def test_transposed_weights_move_as_contiguous_ones(name, shape):
     assert not turned.is_contiguous()
     for w in (plain, turned):
         optimizer = getattr(optim, name)([w], lr=0.01, ema=0.9)
-        walk(optimizer, 3)
+        take_steps(optimizer, 3)
     assert torch.equal(plain, turned)
 
 
@@ -362,7 +362,7 @@ def test_hooks_run_around_the_step():
     optimizer.register_step_post_hook(lambda o, a, k: seen.append(("after", o.last is None)))
     optimizer.register_state_dict_post_hook(lambda o, d: seen.append("saved"))
     optimizer.register_load_state_dict_pre_hook(lambda o, d: seen.append("loading"))
-    walk(optimizer)
+    take_steps(optimizer)
     optimizer.load_state_dict(optimizer.state_dict())
     assert seen == [("before", True), ("after", False), "saved", "loading"]
 
@@ -389,23 +389,23 @@ def test_it_prints_its_groups_and_its_rule(name):
 def test_a_copy_continues_on_its_own_with_the_same_bits(name, way):
     optimizer = getattr(optim, name)(weights((4,), (40_000,)), lr=0.1, ema=0.9, clip_norm=1.0)
     torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     other = way(optimizer)
     assert type(other) is type(optimizer)
     assert (other.clip_norm, other.ema, other.rule) == (1.0, 0.9, optimizer.rule)
     before = bits(optimizer)
-    walk(other, 2)
+    take_steps(other, 2)
     assert same(before, bits(optimizer))
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     assert same(bits(optimizer), bits(other))
 
 
 def test_a_model_and_its_optimiser_are_copied_together():
     model = nn.Linear(2, 2)
     both = {"model": model, "optimizer": optim.AdamW(model.parameters(), lr=0.1)}
-    walk(both["optimizer"])
+    take_steps(both["optimizer"])
     other = copy.deepcopy(both)
-    walk(other["optimizer"])
+    take_steps(other["optimizer"])
     assert other["optimizer"].param_groups[0]["params"][0] is other["model"].weight
     assert not torch.equal(other["model"].weight, model.weight)
 
@@ -414,43 +414,43 @@ def test_a_model_and_its_optimiser_are_copied_together():
 def test_state_goes_through_a_file_without_unpickling_code(rule):
     ema = 0.9 if RULES[rule].average is None else None
     optimizer = Optimizer(weights(), rule, lr=0.1, ema=ema)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     other = Optimizer([p.detach().clone() for p in optimizer.param_groups[0]["params"]], rule, lr=0.5, ema=ema)
     other.load_state_dict(saved)
-    walk(optimizer, 3)
-    walk(other, 3)
+    take_steps(optimizer, 3)
+    take_steps(other, 3)
     assert same(bits(optimizer), bits(other))
     assert other.param_groups[0]["lr"] == 0.1
 
 
 def test_a_loaded_state_is_a_copy_and_an_earlier_one_stays_what_it_was():
     optimizer = optim.AdamW(weights(), lr=0.1)
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     early = optimizer.state_dict()
     kept = copy.deepcopy(early)
-    walk(optimizer, 1)
+    take_steps(optimizer, 1)
     optimizer.load_state_dict(copy.deepcopy(kept))
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     optimizer.load_state_dict(kept)
     saved = {k: v.clone() for k, v in kept["state"][0].items()}
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     assert all(torch.equal(v, saved[k]) for k, v in kept["state"][0].items())
 
 
 def test_a_state_tensor_that_somebody_replaced_or_changed_is_used():
     params, others = weights(), weights()
     optimizer, other = optim.SGD(params, lr=0.1, momentum=0.9), optim.SGD(others, lr=0.1, momentum=0.9)
-    walk(optimizer, 2)
-    walk(other, 2)
+    take_steps(optimizer, 2)
+    take_steps(other, 2)
     replaced = torch.full_like(params[0], 3.0)
     optimizer.state[params[0]]["momentum_buffer"] = replaced
     other.state[others[0]]["momentum_buffer"].fill_(3.0)
-    walk(optimizer, 2)
-    walk(other, 2)
+    take_steps(optimizer, 2)
+    take_steps(other, 2)
     assert same(bits(optimizer), bits(other))
     assert (replaced == 3.0).all()
 
@@ -458,27 +458,27 @@ def test_a_state_tensor_that_somebody_replaced_or_changed_is_used():
 def test_state_that_somebody_cleared_starts_anew():
     params, others = weights(), weights()
     optimizer = optim.AdamW(params, lr=0.1)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     with torch.no_grad():
         for p, q in zip(params, others, strict=True):
             q.copy_(p)
     optimizer.state.clear()
     fresh = optim.AdamW(others, lr=0.1)
-    walk(optimizer, 2)
-    walk(fresh, 2)
+    take_steps(optimizer, 2)
+    take_steps(fresh, 2)
     assert same(bits(optimizer), bits(fresh))
 
 
 def test_a_step_count_that_somebody_set_is_believed():
     params, others = weights(), weights()
     optimizer, other = optim.AdamW(params, lr=0.1), torch.optim.AdamW(others, lr=0.1)
-    walk(optimizer, 2)
-    walk(other, 2)
+    take_steps(optimizer, 2)
+    take_steps(other, 2)
     for one, of in ((optimizer, params), (other, others)):
         for p in of:
             one.state[p]["step"].fill_(50.0)
-    walk(optimizer, 2)
-    walk(other, 2)
+    take_steps(optimizer, 2)
+    take_steps(other, 2)
     for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
     assert optimizer.state[params[0]]["step"] == 52.0
@@ -487,9 +487,9 @@ def test_a_step_count_that_somebody_set_is_believed():
 def test_steps_beyond_what_float32_counts_are_still_counted():
     (w,) = weights((3,))
     optimizer = optim.AdamW([w], lr=0.1)
-    walk(optimizer)
+    take_steps(optimizer)
     optimizer.state[w]["step"].fill_(2.0**24 - 1)
-    walk(optimizer, 6)
+    take_steps(optimizer, 6)
     assert optimizer.state[w]["step"] == 2.0**24 + 4
 
 
@@ -497,7 +497,7 @@ def test_a_parameter_moved_to_another_dtype_takes_its_state_along():
     (w,) = weights((3,), dtype=torch.float32)
     p = nn.Parameter(w.detach())
     optimizer = optim.AdamW([p], lr=0.1, ema=0.9)
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     before = optimizer.state[p]["exp_avg"].clone()
     p.data = p.data.double()
     p.grad = torch.zeros_like(p)
@@ -509,9 +509,9 @@ def test_a_parameter_moved_to_another_dtype_takes_its_state_along():
 def test_weights_whose_storage_is_replaced_are_followed():
     p = nn.Parameter(torch.ones(3))
     optimizer = optim.SGD([p], lr=0.5)
-    walk(optimizer)
+    take_steps(optimizer)
     p.data = torch.full((3,), 4.5)
-    walk(optimizer)
+    take_steps(optimizer)
     assert torch.equal(p.detach(), torch.full((3,), 2.5))
 
 
@@ -519,7 +519,7 @@ def test_dtypes_mix_in_one_group_and_halves_keep_their_state_in_float32():
     dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
     params = [torch.ones(5, dtype=d) for d in dtypes] + [torch.ones(40_000, dtype=torch.bfloat16)]
     optimizer = optim.AdamW(params, lr=0.01, ema=0.9, clip_norm=1.0)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     assert [p.dtype for p in params] == [*dtypes, torch.bfloat16]
     held = [optimizer.state[p]["exp_avg_sq"].dtype for p in params]
     assert held == [torch.float64, torch.float32, torch.float32, torch.float32, torch.float32]
@@ -531,12 +531,12 @@ def test_dtypes_mix_in_one_group_and_halves_keep_their_state_in_float32():
 def test_halves_state_survives_loading_to_the_bit():
     params = [torch.linspace(-1, 1, 9).bfloat16()]
     optimizer = optim.AdamW(params, lr=0.01, ema=0.9)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     others = [p.clone() for p in params]
     other = optim.AdamW(others, lr=0.01, ema=0.9)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    walk(optimizer, 3)
-    walk(other, 3)
+    take_steps(optimizer, 3)
+    take_steps(other, 3)
     assert same(bits(optimizer), bits(other))
 
 
@@ -563,7 +563,7 @@ def test_empty_parameters_do_no_harm():
     params = [torch.zeros(0), torch.ones(2), torch.zeros(3, 0)]
     optimizer = optim.AdamW(params, lr=0.1, ema=0.9, clip_norm=1.0)
     optimizer.measure = True
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     assert optimizer.last.gradient_norms[0] == 0.0
 
 
@@ -580,17 +580,17 @@ def test_autograd_notices_that_weights_were_changed():
 def test_a_parameter_group_is_added_with_its_own_settings():
     params = weights((2,), (3,))
     optimizer = optim.AdamW(params[:1], lr=0.1)
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     optimizer.add_param_group({"params": params[1], "lr": 0.2, "beta2": 0.9})
     assert optimizer.param_groups[1]["betas"] == (0.9, 0.9)
-    walk(optimizer, 2)
+    take_steps(optimizer, 2)
     assert [float(optimizer.state[p]["step"]) for p in params] == [4.0, 2.0]
 
 
 def test_it_leaves_the_process_as_it_found_it():
     torch.manual_seed(11)
     expected = (torch.get_rng_state(), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
-    walk(optim.AdamW(weights(), lr=0.1, ema=0.9, clip_norm=1.0), 2)
+    take_steps(optim.AdamW(weights(), lr=0.1, ema=0.9, clip_norm=1.0), 2)
     assert torch.equal(torch.get_rng_state(), expected[0])
     assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()) == expected[1:]
 
@@ -642,7 +642,7 @@ def test_a_sparse_gradient_is_refused_before_anything_moves():
 
 def test_loading_what_does_not_fit_changes_nothing():
     optimizer = optim.Adam(weights(), lr=0.1)
-    walk(optimizer)
+    take_steps(optimizer)
     before, groups = bits(optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
     for spoil_group, message in [
         ({"amsgrad": "yes"}, "amsgrad of adam"),
@@ -684,6 +684,6 @@ def test_a_rule_may_be_given_as_a_value_and_carry_any_start():
     (w,) = weights((3,))
     start = w.detach().clone()
     optimizer = Optimizer([w], leashed, lr=0.1)
-    walk(optimizer, 3)
+    take_steps(optimizer, 3)
     assert torch.equal(optimizer.state[w]["anchor"], start)
     assert torch.equal(optimizer.state[w]["count"], torch.full((3,), 4.0, dtype=torch.float64))

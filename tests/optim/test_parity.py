@@ -98,7 +98,7 @@ def slopes(weights, generator):
     return [torch.sin(3 * w) + w + 0.1 * torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
 
 
-def walk(ours, theirs, a, b, steps=100, clip_norm=None, clip_value=None, tolerance=1e-12):
+def take_steps(ours, theirs, a, b, steps=100, clip_norm=None, clip_value=None, tolerance=1e-12):
     generator = torch.Generator().manual_seed(2)
     with all_of_it() if isinstance(theirs, torch.optim.NAdam) else contextlib.nullcontext():
         _walk(ours, theirs, a, b, generator, steps, clip_norm, clip_value, tolerance)
@@ -132,13 +132,13 @@ def _walk(ours, theirs, a, b, generator, steps, clip_norm, clip_value, tolerance
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_a_hundred_steps_are_torchs_to_1e_12(name, options):
     a, b = starts(shapes=SMALL), starts(shapes=SMALL)
-    walk(getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options), a, b)
+    take_steps(getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options), a, b)
 
 
 @pytest.mark.parametrize(("name", "options"), [(name, grid[-1]) for name, grid in GRID.items()])
 def test_a_hundred_steps_of_a_large_tensor_are_torchs_to_1e_12(name, options):
     a, b = starts(), starts()
-    walk(getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options), a, b)
+    take_steps(getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options), a, b)
 
 
 def descend_together(optimizers, steps, read):
@@ -228,21 +228,21 @@ def test_in_float32_the_way_errs_no_more_than_torchs(name, options):
 def test_clipping_is_torchs_value_first_then_norm(name, clip):
     a, b = starts(), starts()
     options = {"lr": 0.01, "weight_decay": 0.1}
-    walk(getattr(optim, name)(a, **options, **clip), getattr(torch.optim, name)(b, **options), a, b, 30, **clip)
+    take_steps(getattr(optim, name)(a, **options, **clip), getattr(torch.optim, name)(b, **options), a, b, 30, **clip)
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])
 def test_in_float32_the_way_stays_close(name):
     a, b = starts(torch.float32), starts(torch.float32)
     options = {"lr": 0.01, "weight_decay": 0.1}
-    walk(getattr(optim, name)(a, **options), getattr(torch.optim, name)(b, **options), a, b, tolerance=2e-4)
+    take_steps(getattr(optim, name)(a, **options), getattr(torch.optim, name)(b, **options), a, b, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])
 def test_complex_weights_are_pairs_of_reals_as_in_torch(name):
     a, b = (starts(torch.complex128, [(4, 3), (2,)]) for _ in range(2))
     options = {"lr": 0.01, "weight_decay": 0.1}
-    walk(getattr(optim, name)(a, **options), getattr(torch.optim, name)(b, **options), a, b, steps=20)
+    take_steps(getattr(optim, name)(a, **options), getattr(torch.optim, name)(b, **options), a, b, steps=20)
     saved = {k: v.dtype for k, v in getattr(optim, name)(a, lr=0.1).state_dict()["state"].get(0, {}).items()}
     assert saved.get("exp_avg", torch.complex128) is torch.complex128
 
@@ -252,7 +252,7 @@ def test_the_rules_by_their_own_names_are_torchs_sgd(name):
     options = {"Momentum": {"momentum": 0.9}, "Nesterov": {"momentum": 0.9}, "GradientDescent": {}}[name]
     a, b = starts(), starts()
     theirs = torch.optim.SGD(b, lr=0.01, nesterov=name == "Nesterov", **options)
-    walk(getattr(optim, name)(a, lr=0.01, **options), theirs, a, b, steps=30)
+    take_steps(getattr(optim, name)(a, lr=0.01, **options), theirs, a, b, steps=30)
 
 
 LAYOUTS = [
@@ -278,18 +278,18 @@ LAYOUTS = [
 def test_torchs_state_is_continued_here(name, options):
     a, b = starts(), starts()
     ours, theirs = getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options)
-    walk(getattr(torch.optim, name)(a, lr=0.01, **options), theirs, a, b, steps=5)
+    take_steps(getattr(torch.optim, name)(a, lr=0.01, **options), theirs, a, b, steps=5)
     ours.load_state_dict(theirs.state_dict())
-    walk(ours, theirs, a, b, steps=20)
+    take_steps(ours, theirs, a, b, steps=20)
 
 
 @pytest.mark.parametrize(("name", "options"), LAYOUTS)
 def test_our_state_is_continued_by_torch(name, options):
     a, b = starts(), starts()
     ours, theirs = getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options)
-    walk(ours, getattr(torch.optim, name)(b, lr=0.01, **options), a, b, steps=5)
+    take_steps(ours, getattr(torch.optim, name)(b, lr=0.01, **options), a, b, steps=5)
     theirs.load_state_dict(copy.deepcopy(ours.state_dict()))  # torch would share our tensors
-    walk(ours, theirs, a, b, steps=20)
+    take_steps(ours, theirs, a, b, steps=20)
 
 
 def looks(entry):
@@ -302,7 +302,7 @@ def looks(entry):
 def test_the_layout_of_the_state_is_torchs(name, options):
     a, b = starts(), starts()
     ours, theirs = getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options)
-    walk(ours, theirs, a, b, steps=2)
+    take_steps(ours, theirs, a, b, steps=2)
     mine, its = ours.state_dict()["state"], theirs.state_dict()["state"]
     for number, entry in its.items():
         assert looks(mine.get(number, {})) == looks(entry)
@@ -316,9 +316,9 @@ def test_a_generic_optimisers_state_is_loaded_by_torchs_sgd(rule):
     ours = optim.build(rule, a, lr=0.01)
     momentum = {} if rule == "gradient_descent" else {"momentum": 0.9}
     theirs = torch.optim.SGD(b, lr=0.01)
-    walk(ours, torch.optim.SGD(b, lr=0.01, nesterov=rule == "nesterov", **momentum), a, b, steps=3)
+    take_steps(ours, torch.optim.SGD(b, lr=0.01, nesterov=rule == "nesterov", **momentum), a, b, steps=3)
     theirs.load_state_dict(copy.deepcopy(ours.state_dict()))  # torch would share our tensors
-    walk(ours, theirs, a, b, steps=5)
+    take_steps(ours, theirs, a, b, steps=5)
 
 
 def test_groups_differ_in_rate_decay_and_constants():
@@ -330,7 +330,7 @@ def test_groups_differ_in_rate_decay_and_constants():
         ]
 
     a, b = starts(), starts()
-    walk(optim.AdamW(grouped(a), lr=0.01), torch.optim.AdamW(grouped(b), lr=0.01), a, b, steps=30)
+    take_steps(optim.AdamW(grouped(a), lr=0.01), torch.optim.AdamW(grouped(b), lr=0.01), a, b, steps=30)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
@@ -339,7 +339,9 @@ def test_groups_that_differ_only_in_decay_are_torchs_though_they_move_together(n
         return [{"params": w[::2], "weight_decay": 0.3}, {"params": w[1::2], "weight_decay": 0.0}]
 
     a, b = starts(), starts()
-    walk(getattr(optim, name)(grouped(a), lr=0.01), getattr(torch.optim, name)(grouped(b), lr=0.01), a, b, steps=30)
+    take_steps(
+        getattr(optim, name)(grouped(a), lr=0.01), getattr(torch.optim, name)(grouped(b), lr=0.01), a, b, steps=30
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_torchs_schedules_drive_rate_and_momentum(schedule, name, options):
     ours, theirs = getattr(optim, name)(a, lr=0.01, **options), getattr(torch.optim, name)(b, lr=0.01, **options)
     mine, its = schedule(ours), schedule(theirs)
     for _ in range(35):
-        walk(ours, theirs, a, b, steps=1)
+        take_steps(ours, theirs, a, b, steps=1)
         mine.step()
         its.step()
     assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
@@ -375,7 +377,7 @@ def test_the_rate_may_be_a_tensor_that_a_schedule_fills():
     )
     mine, its = (torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (ours, theirs))
     for _ in range(5):
-        walk(ours, theirs, a, b, steps=1)
+        take_steps(ours, theirs, a, b, steps=1)
         mine.step()
         its.step()
     assert isinstance(ours.param_groups[0]["lr"], torch.Tensor)
@@ -418,27 +420,27 @@ def test_a_buffer_that_torch_saved_says_that_the_first_step_is_behind(engine, em
     options = {"lr": 0.01, "momentum": 0.9, "dampening": 0.5}
     a, b = starts(), starts()
     theirs = torch.optim.SGD(b, **options)
-    walk(torch.optim.SGD(a, **options), theirs, a, b, steps=3)
+    take_steps(torch.optim.SGD(a, **options), theirs, a, b, steps=3)
     saved = theirs.state_dict()
     del saved["state"][1], saved["state"][4]  # these two are to begin, in full, beside others that go on
     theirs.load_state_dict(copy.deepcopy(saved))
     ours = optim.SGD(a, **options, engine=engine, ema=ema)
     ours.load_state_dict(copy.deepcopy(saved))
-    walk(ours, theirs, a, b, steps=5)
+    take_steps(ours, theirs, a, b, steps=5)
 
 
 @pytest.mark.parametrize("engine", ["cpu", "tensors"])
 def test_momentum_that_a_group_turns_on_later_begins_with_the_whole_gradient_as_in_torch(engine):
     a, b = starts(), starts()
     ours, theirs = optim.SGD(a, lr=0.01, ema=0.9, engine=engine), torch.optim.SGD(b, lr=0.01)
-    walk(ours, theirs, a, b, steps=3)
+    take_steps(ours, theirs, a, b, steps=3)
     for optimizer in (ours, theirs):
         optimizer.param_groups[0].update(momentum=0.9, dampening=0.5)
-    walk(ours, theirs, a, b, steps=5)
+    take_steps(ours, theirs, a, b, steps=5)
 
 
 @pytest.mark.parametrize("engine", ["cpu", "tensors"])
 def test_a_complex_sum_starts_with_the_value_in_both_parts(engine):
     a, b = (starts(torch.complex128, [(4, 3), (2,)]) for _ in range(2))
     options = {"lr": 0.1, "initial_accumulator_value": 0.5}
-    walk(optim.Adagrad(a, **options, engine=engine), torch.optim.Adagrad(b, **options), a, b, steps=5)
+    take_steps(optim.Adagrad(a, **options, engine=engine), torch.optim.Adagrad(b, **options), a, b, steps=5)

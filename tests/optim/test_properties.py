@@ -79,8 +79,8 @@ def reach(rule, constants, scale, w=0.0):
     shape = (3, 4) if rule.is_matrix else ()
     draws = np.random.default_rng(3).standard_normal((6, *shape))
     named = scaled(rule, constants, scale)
-    walk = PlainForm(rule, w + np.zeros(shape), lr=1.0, constants=named)
-    return np.array([walk.step(scale * g) for g in draws])
+    plain_form = PlainForm(rule, w + np.zeros(shape), lr=1.0, constants=named)
+    return np.array([plain_form.step(scale * g) for g in draws])
 
 
 def scaled(rule, constants, scale):
@@ -353,11 +353,11 @@ def test_every_engine_gives_what_the_plain_form_gives(rule, constants, engine, s
     if rule.is_matrix and constants != rule.constants:
         return  # `half` rounds on tensors only
     own = constants if matrix or rule.rest is None else {}
-    walk = PlainForm(rule, weights[0].numpy().copy(), lr=0.01, weight_decay=decay, constants=own)
+    plain_form = PlainForm(rule, weights[0].numpy().copy(), lr=0.01, weight_decay=decay, constants=own)
     mine = [weights[0].clone()]
     optimizer = optimizer_of(rule, constants, mine, engine, lr=0.01, weight_decay=decay)
     for (g,) in gradients:
         mine[0].grad = g.clone()
         optimizer.step()
-        walk.step(g.numpy())
-        np.testing.assert_allclose(mine[0].numpy(), walk.w, rtol=1e-9, atol=1e-11)
+        plain_form.step(g.numpy())
+        np.testing.assert_allclose(mine[0].numpy(), plain_form.w, rtol=1e-9, atol=1e-11)

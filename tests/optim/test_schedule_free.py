@@ -163,7 +163,7 @@ def test_state_has_the_authors_names():
     assert {"betas", "eps", "r", "weight_lr_power"} <= optimizer.param_groups[0].keys()
 
 
-def test_the_average_of_a_noisy_descent_lies_lower_than_where_it_walks():
+def test_the_average_of_a_noisy_descent_lies_lower_than_the_weights():
     """On a quadratic with noisy gradients at a constant rate: the noise is averaged away, over 8 seeds each."""
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)

@@ -177,7 +177,7 @@ def test_a_damaged_one_does_not_count_among_those_kept(tmp_path):
     for step in (1, 2):
         save(tmp_path, small(step), step=step)
     flip(tmp_path / "step-00000002" / "model.safetensors", 100)
-    checkpoint._known_sums.clear()  # as in the process that resumes
+    checkpoint._intact.clear()  # as in the process that resumes
     save(tmp_path, small(3), step=3, keep=2)
     assert steps(tmp_path) == [1, 2, 3]
     save(tmp_path, small(4), step=4, keep=2)
@@ -246,7 +246,7 @@ def test_one_flipped_bit_in_any_file_is_found_and_passed_over(intact, name, data
     assert same(loaded.state, small(1))
     assert len(loaded.messages) == 1
     assert "step-00000002" in loaded.messages[0]
-    assert "Going on from step-00000001" in loaded.messages[0]
+    assert "Continuing from step-00000001" in loaded.messages[0]
     assert verify(intact) == []
 
 

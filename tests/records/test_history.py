@@ -203,14 +203,14 @@ def test_after_a_resume_the_rows_behind_it_live_no_longer_but_are_kept(tmp_path)
         for step in range(5):
             history.append(step, {"loss": step})
             history.digest(step, f"first {step}")
-            history.append_blob(step, "norms", [step])
+            history.append_array(step, "norms", [step])
         history.supersede(3)
         for step in (3, 4, 5):
             history.append(step, {"loss": 10 * step})
             history.digest(step, f"second {step}")
-            history.append_blob(step, "norms", [10 * step])
+            history.append_array(step, "norms", [10 * step])
         assert history.columns()["loss"].tolist() == [0, 1, 2, 30, 40, 50]
-        assert history.table("norms").values[:, 0].tolist() == [0, 1, 2, 30, 40, 50]
+        assert history.arrays("norms").values[:, 0].tolist() == [0, 1, 2, 30, 40, 50]
         assert list(history.digests().values()) == [f"first {i}" for i in range(3)] + [f"second {i}" for i in (3, 4, 5)]
         assert history.digests(segment=1) == {step: f"first {step}" for step in range(5)}
         assert history.digests(segment=2) == {step: f"second {step}" for step in (3, 4, 5)}
@@ -284,12 +284,12 @@ def test_arrays_are_kept_as_float32_with_their_shape(tmp_path):
     arrays = {0: np.array([[1, 2], [3, math.nan]]), 10: np.array([[math.inf, -0.0], [0.1, 1e30]])}
     with History(tmp_path) as history:
         for step, array in arrays.items():
-            history.append_blob(step, "norms", array)
-        history.append_blob(3, "scalar", torch.tensor(2.0))
-        history.append_blob(3, "none", [])
-        table = history.table("norms")
-        assert history.table("scalar").values.tolist() == [2.0]
-        assert history.table("none").values.shape == (1, 0)
+            history.append_array(step, "norms", array)
+        history.append_array(3, "scalar", torch.tensor(2.0))
+        history.append_array(3, "none", [])
+        table = history.arrays("norms")
+        assert history.arrays("scalar").values.tolist() == [2.0]
+        assert history.arrays("none").values.shape == (1, 0)
     assert table.steps.tolist() == [0, 10]
     assert table.values.dtype == np.float32
     np.testing.assert_array_equal(table.values, np.stack(list(arrays.values())).astype(np.float32))
@@ -297,11 +297,11 @@ def test_arrays_are_kept_as_float32_with_their_shape(tmp_path):
 
 def test_an_array_of_another_shape_is_refused_at_once(tmp_path):
     with History(tmp_path) as history:
-        history.append_blob(1, "norms", [1, 2])
+        history.append_array(1, "norms", [1, 2])
     with History(tmp_path) as history:
         with pytest.raises(RunError, match="use another name"):
-            history.append_blob(2, "norms", [1, 2, 3])
-        assert history.table("norms").values.shape == (1, 2)
+            history.append_array(2, "norms", [1, 2, 3])
+        assert history.arrays("norms").values.shape == (1, 2)
 
 
 def test_events_come_back_in_order_with_their_data(tmp_path):
@@ -321,7 +321,7 @@ def test_events_come_back_in_order_with_their_data(tmp_path):
 
 def test_what_an_event_cannot_hold_is_refused_by_name(tmp_path):
     with History(tmp_path) as history:
-        with pytest.raises(RunError, match="the event 'note' cannot be kept: place is a tuple"):
+        with pytest.raises(RunError, match="the event 'note' cannot be stored: place is a tuple"):
             history.event(1, "note", "", {"place": (1, 2)})
         assert history.events() == []
 
@@ -353,13 +353,13 @@ def test_an_unknown_name_is_an_error_with_the_nearest(tmp_path):
         with pytest.raises(RunError, match="Did you mean 'loss'"):
             history.series("los")
         with pytest.raises(RunError, match="no array 'norms'"):
-            history.table("norms")
+            history.arrays("norms")
 
 
 def test_more_figures_than_a_row_holds_are_refused(tmp_path):
     history = History(tmp_path)
     history.append(1, {f"weight {i}": 0.0 for i in range(2001)})
-    with pytest.raises(RunError, match="append_blob"):
+    with pytest.raises(RunError, match="append_array"):
         history.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.records.json_values import NotPlainError, decode, encode
+from thalweg.records.json_values import NotJsonError, decode, encode
 
 KEYS = st.text(st.characters()) | st.sampled_from(["~int", "~float", "~dict", "~tensor", "a/b", ""]) | st.integers()
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters())
@@ -101,7 +101,7 @@ def circle():
     ],
 )
 def test_what_has_no_place_is_refused_by_its_place(value, said):
-    with pytest.raises(NotPlainError, match=said):
+    with pytest.raises(NotJsonError, match=said):
         encode(value)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from thalweg.errors import PlanError
-from thalweg.records.knob import Knob, check_ranges, knobs, reference, setting, settle_types
+from thalweg.records.knob import Knob, check_ranges, convert_types, knobs, reference, setting
 from thalweg.records.plan import Group, Plan
 
 
@@ -24,7 +24,7 @@ class Record:
 
 def checked(**values):
     record = Record(**values)
-    settle_types(record)
+    convert_types(record)
     check_ranges(record)
     return record
 

@@ -187,7 +187,7 @@ def test_what_was_derived_from_a_knob_that_is_changed_says_so():
     plan = Plan(learning_rate=0.1, weight_decay=10.0, evidence={"weight_decay": found})
     assert plan.replace(learning_rate=0.1).why("weight_decay") == found
     told = plan.replace(learning_rate=0.2).why("weight_decay").reason
-    assert told == "1 / rate; found for learning_rate 0.1, which is another now"
+    assert told == "1 / rate; derived for learning_rate 0.1, which has changed since"
 
 
 def test_replacing_a_knob_makes_it_given_and_leaves_the_other_evidence():

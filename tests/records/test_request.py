@@ -116,9 +116,9 @@ def test_the_rate_is_searched_where_nobody_and_no_rule_knows_it(fixed, searched)
 
 
 def test_seconds_that_have_passed_are_taken_off_but_half_of_them_stays():
-    assert Request(seconds=10).after(3).seconds == 7
-    assert Request(seconds=10).after(8).seconds == 5
-    assert Request(epochs=10).after(8) == Request(epochs=10)
+    assert Request(seconds=10).with_seconds_spent(3).seconds == 7
+    assert Request(seconds=10).with_seconds_spent(8).seconds == 5
+    assert Request(epochs=10).with_seconds_spent(8) == Request(epochs=10)
 
 
 @given(

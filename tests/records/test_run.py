@@ -8,7 +8,7 @@ from torch import nn
 
 import thalweg as tw
 from thalweg.errors import CheckpointError, RunError
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(30) % 3
@@ -50,7 +50,7 @@ def test_the_model_needs_the_task_where_it_was_passed_as_an_object(finished):
     ):
         _ = opened.model
     with pytest.raises(RunError, match=r"neither a model nor a folder"):
-        _ = Run(tw.Plan(), Figures()).model
+        _ = Run(tw.Plan(), HistoryColumns()).model
 
 
 def test_the_weights_of_another_model_are_refused(finished):

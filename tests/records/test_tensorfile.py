@@ -104,5 +104,5 @@ def test_an_existing_file_is_never_written_over(tmp_path):
 
 def test_a_pipe_under_a_files_name_does_not_block_the_reader(tmp_path):
     os.mkfifo(tmp_path / "t")
-    with pytest.raises(CheckpointError, match="not a plain file"):
+    with pytest.raises(CheckpointError, match="not a regular file"):
         read_tensors(tmp_path / "t", FileSum(0, hashlib.sha256().hexdigest()))

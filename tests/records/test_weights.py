@@ -53,10 +53,11 @@ def test_another_models_weights_are_refused_by_name():
     state = copied(model_state(nn.Linear(3, 4)))
     with pytest.raises(
         CheckpointError,
-        match=r"of another model: 0\.bias is missing there; 0\.weight is missing there; bias is unknown here",
+        match=r"of another model: 0\.bias is not in the checkpoint; 0\.weight is not in the checkpoint; bias is not in the model",
     ):
         load_model_state(nn.Sequential(nn.Linear(3, 4)), state)
     with pytest.raises(
-        CheckpointError, match=r"weight is \(4, 3\) there and \(4, 5\) here.*Use the task the run was made with\."
+        CheckpointError,
+        match=r"weight is \(4, 3\) in the checkpoint and \(4, 5\) in the model.*Use the task the run was made with\.",
     ):
         load_model_state(nn.Linear(5, 4), state)

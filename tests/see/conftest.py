@@ -11,14 +11,14 @@ from thalweg import schedule
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.history import FILE, Event, History
 from thalweg.records.plan import Evidence, Plan
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 from thalweg.records.run_folder import PLAN, RunFolder
 
 RATE = schedule.linear(warmup=0.1)
 HOSTILE = "<script>alert('x')</script>\"'&\x1b[31m\x00\n"
 
 
-def columns(steps: int, every: int, *, validation: bool = True, ema: bool = False, end: float = 0.1) -> Figures:
+def columns(steps: int, every: int, *, validation: bool = True, ema: bool = False, end: float = 0.1) -> HistoryColumns:
     """The history of a run that learns: step 0 has a validation alone, every further step its figures."""
     random = np.random.default_rng(0)
     step = np.arange(steps + 1, dtype=np.float64)
@@ -43,7 +43,7 @@ def columns(steps: int, every: int, *, validation: bool = True, ema: bool = Fals
         figures["validation/accuracy"] = np.where(told, 0.98 - 0.9 * (1 - share) ** 4, np.nan)
     if ema:
         figures["ema/loss"] = np.where(told & (step > 0), curve + 0.02, np.nan)
-    return Figures({"step": step, **figures})
+    return HistoryColumns({"step": step, **figures})
 
 
 def searched() -> dict[str, Evidence]:
@@ -80,7 +80,7 @@ def make_run() -> Callable[..., Run]:
         every = max(1, steps // 20)
         figures = columns(steps, every, validation=validation, ema=ema)
         if history is not None:
-            figures = Figures({**figures, **history})
+            figures = HistoryColumns({**figures, **history})
         knobs: dict[str, Any] = {
             "learning_rate": 0.003,
             "batch_size": 32,
@@ -166,7 +166,7 @@ def hostile(make_run: Callable[..., Run]) -> Run:
     return replace(
         plain,
         plan=plain.plan.replace(evidence=evidence),
-        history=Figures(figures),
+        history=HistoryColumns(figures),
         events=(
             Event(3, HOSTILE, HOSTILE, {}, 1, False),
             Event(4, "rollback", HOSTILE, {"from": 9, "to": 4}, 1, False),

@@ -50,7 +50,7 @@ def test_what_happened_again_after_a_stop_is_not_taken_for_a_trouble_that_came_b
 
 def test_a_batch_left_out_is_told_as_done_and_what_nobody_could_do_as_nothing(make_run):
     gone = Diagnosis("non-finite", "the loss is inf.", step=99, cure=Cure("Go back.", rollback=True))
-    left = Diagnosis("non-finite", "the loss is nan.", step=3, cure=Cure("Leave this batch out and go on."))
+    left = Diagnosis("non-finite", "the loss is nan.", step=3, cure=Cure("Leave this batch out and continue."))
     before = Diagnosis("high start", "it starts at 9.", cure=Cure("Scale the inputs."))
     event = Event(3, "nonfinite", "Step 3: the batch was left out.", {"epoch": 0, "batch": 2, "rows": []}, 1, False)
     told = treatments(make_run(events=(event,), diagnoses=(before, left, gone)))

@@ -14,7 +14,7 @@ from thalweg.errors import RunError
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.plan import Evidence, Plan
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 from thalweg.see.report import render, write_report
 
 VOID = {"meta", "path"}
@@ -158,7 +158,7 @@ def test_knobs_that_nobody_chose_are_folded_away_with_a_word_on_what_they_are(ma
     run = make_run(plan={"position": "state_dict"})
     text = render(run)
     folded = text[text.index("more knobs, which nobody had to choose") :]
-    assert "how a resumed run finds its place in the data again" in folded
+    assert "how a resumed run finds its position in the data" in folded
 
 
 def test_counts_of_steps_have_commas_wherever_they_come_from(make_run):
@@ -171,7 +171,9 @@ def test_a_rate_that_cures_lowered_is_drawn_beside_the_planned_one(make_run):
     run = make_run()
     halved = np.where(run.history["step"] > 200, 0.5, 1.0)
     used = np.array([np.nan, *(0.003 * run.plan.schedule.resolve(400).factor(s) for s in range(400))])
-    same, lowered = (replace(run, history=Figures({**run.history, "learning_rate": y})) for y in (used, used * halved))
+    same, lowered = (
+        replace(run, history=HistoryColumns({**run.history, "learning_rate": y})) for y in (used, used * halved)
+    )
     assert "planned</span>" not in render(same)
     assert "planned</span>" in render(lowered)
 
@@ -193,7 +195,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(make_run, keep, tmp_path, st
 
 
 def test_a_run_that_has_not_taken_a_step_has_a_report(tmp_path):
-    page = Page(render(Run(plan=Plan(), history=Figures(), summary={"status": "running", "name": "new"})))
+    page = Page(render(Run(plan=Plan(), history=HistoryColumns(), summary={"status": "running", "name": "new"})))
     assert page.says("No step has been recorded yet.")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thalweg.records.history import FILE, History
-from thalweg.records.run import Figures
+from thalweg.records.run import HistoryColumns
 from thalweg.see import curves
 from thalweg.see.rolled_back import rolled_back_stretches
 
@@ -23,7 +23,7 @@ def wild(make_run, tmp_path):
         history.supersede(31)
         history.event(30, "rollback", "Went back.", {"from": 35, "to": 30, "rate_factor": 0.5, "clip_norm": 1.0})
         record(history, 31, 40, 1.0)
-        events, columns = tuple(history.events()), Figures(history.columns())
+        events, columns = tuple(history.events()), HistoryColumns(history.columns())
     return replace(make_run(steps=40), history=columns, events=events, folder=tmp_path)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from thalweg.records.plan import Plan
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 from thalweg.see import curves, run_text
 from thalweg.watch.finished import FinishedHistory
 
@@ -98,5 +98,5 @@ def test_a_run_in_memory_says_how_to_keep_its_weights(make_run):
 
 
 def test_an_empty_run_has_no_steps_and_no_figures():
-    run = Run(plan=Plan(), history=Figures())
+    run = Run(plan=Plan(), history=HistoryColumns())
     assert (FinishedHistory.of(run).steps, run_text.figures(run)) == (0, [])

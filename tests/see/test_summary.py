@@ -9,7 +9,7 @@ from rich.console import Console
 
 from thalweg.records.history import Event
 from thalweg.records.plan import Evidence, Plan
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 from thalweg.see import run_text
 from thalweg.see.report import write_report
 from thalweg.see.summary import print_summary
@@ -72,7 +72,7 @@ def test_the_reports_path_is_one_word_to_copy(make_run, keep, tmp_path, monkeypa
 
 
 def test_a_run_without_figures_is_summarised(make_run):
-    text = printed(Run(plan=Plan(), history=Figures(), summary={"status": "running", "name": "x"}))
+    text = printed(Run(plan=Plan(), history=HistoryColumns(), summary={"status": "running", "name": "x"}))
     assert "there are no figures yet" in text
     run = make_run(steps=1)
-    assert "Loss" not in printed(replace(run, history=Figures({"step": np.array([0.0])})))
+    assert "Loss" not in printed(replace(run, history=HistoryColumns({"step": np.array([0.0])})))

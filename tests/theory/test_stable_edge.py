@@ -54,8 +54,8 @@ def test_switches_that_are_on_do_not_move_the_edge():
 
 def test_scales_are_found_in_the_mirror():
     assert linearise("adamw", {"amsgrad": True}, lr=1.0).scales == ("v", "largest")
-    response = linearise("rmsprop", {"centered": True, "momentum": 0.5}, lr=1.0)
-    assert (response.names, response.scales) == (("w", "mean", "velocity"), ("v",))
+    linear = linearise("rmsprop", {"centered": True, "momentum": 0.5}, lr=1.0)
+    assert (linear.names, linear.scales) == (("w", "mean", "velocity"), ("v",))
     assert linearise("adadelta", lr=1.0).scales == ("v", "u")
     assert linearise("nesterov", lr=1.0).scales == ()
 
@@ -204,8 +204,10 @@ def test_the_stationary_variance_is_the_closed_form(share):
 
 
 def test_the_stationary_covariance_is_scipys():
-    response = linearise("rmsprop", {"centered": True, "momentum": 0.9}, lr=0.01)
-    solved = scipy.linalg.solve_discrete_lyapunov(response.at(50.0), np.outer(response.push, response.push))
+    linear = linearise("rmsprop", {"centered": True, "momentum": 0.9}, lr=0.01)
+    solved = scipy.linalg.solve_discrete_lyapunov(
+        linear.at(50.0), np.outer(linear.gradient_vector, linear.gradient_vector)
+    )
     ours = variance("rmsprop", {"centered": True, "momentum": 0.9}, lr=0.01, curvature=50.0, noise=1.0)
     assert ours == pytest.approx(solved[0, 0], rel=1e-9)
 

@@ -86,5 +86,5 @@ def test_every_schedule_says_where_it_comes_from(rule):
 
 
 def test_longer_runs_get_smaller_rates():
-    assert priors.shorter_runs_rate(0.1, 100, 100) == 0.1
-    assert priors.shorter_runs_rate(0.1, 100, 10_000) == pytest.approx(0.1 * 100**-0.15)
+    assert priors.rate_for_longer_run(0.1, 100, 100) == 0.1
+    assert priors.rate_for_longer_run(0.1, 100, 10_000) == pytest.approx(0.1 * 100**-0.15)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import thalweg as tw
-from thalweg.descent.problem import pose
+from thalweg.descent.problem import open_task
 from thalweg.descent.settle import settle
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
@@ -43,7 +43,7 @@ def settled(problem, **knobs):
 
 
 def test_a_trial_gives_the_same_bits_in_another_process(source):
-    problem = pose(source.load())
+    problem = open_task(source.load())
     plan = settled(problem)
     call = pickle.dumps((evaluate, source, plan))
     there = subprocess.run([sys.executable, "-c", ELSEWHERE], input=call, capture_output=True, check=True).stdout
@@ -53,13 +53,13 @@ def test_a_trial_gives_the_same_bits_in_another_process(source):
 
 
 def test_a_trial_gives_what_training_gives(source):
-    problem = pose(source.load())
+    problem = open_task(source.load())
     plan = settled(problem, keep="last")
     assert evaluate(problem, plan) == tw.train(source.load(), plan).metrics
 
 
 def test_a_trial_that_diverges_gives_no_figures():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    problem = pose(tw.Task(model=lambda: nn.Linear(3, 1), loss=F.mse_loss, data=(x, x[:, :1])))
+    problem = open_task(tw.Task(model=lambda: nn.Linear(3, 1), loss=F.mse_loss, data=(x, x[:, :1])))
     plan = settled(problem, rule="gradient_descent", learning_rate=1e4, snapshot_every=0)
     assert evaluate(problem, plan) == {}

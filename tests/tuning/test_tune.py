@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import thalweg as tw
-from thalweg.descent.problem import pose
+from thalweg.descent.problem import open_task
 from thalweg.errors import DivergedError, PlanError
 from thalweg.records.request import Request
 from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, plan_rungs, start_plan
@@ -36,12 +36,12 @@ def task(**parts):
 
 
 def tuned(made=None, say=lambda _: None, **options):
-    problem, request = pose(made or task()), Request(**{"steps": 60, "effort": 4, **options})
+    problem, request = open_task(made or task()), Request(**{"steps": 60, "effort": 4, **options})
     return complete_plan(problem, request, start_plan(problem, request, say), say)
 
 
 def cost(**options):
-    problem, request = pose(task()), Request(**options)
+    problem, request = open_task(task()), Request(**options)
     return estimate_cost(problem, request, start_plan(problem, request))
 
 

@@ -125,8 +125,15 @@ class Point:
         return self.value
 
 
-@pytest.mark.parametrize(("value", "words"), [(ImportError("no theirs"), "fails"), (3.0, "gives a float")])
-def test_an_entry_point_that_is_no_cause_is_left_out_with_a_warning(value, words, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (ImportError("no theirs"), "fails"),
+        (3.0, "gives a float"),
+        (Cause("diverging", "our name, for something else"), "gives a cause named 'diverging', of which there is one"),
+    ],
+)
+def test_an_entry_point_that_gives_no_new_cause_is_left_out_with_a_warning(value, words, monkeypatch) -> None:
     monkeypatch.setattr(causes, "entry_points", lambda group: [Point(value)])
     causes.all_causes.cache_clear()
     try:

@@ -173,6 +173,19 @@ def test_going_on_from_saved_values_changes_nothing(before, after):
     assert str(one.state_dict()) == str(other.state_dict())
 
 
+def test_the_state_of_a_run_from_before_causes_had_their_own_is_read() -> None:
+    one, other = Monitor(), Monitor()
+    losses = [2.0] * 20 + [9.0] * 7  # seven of the eight steps above the limit that make a divergence
+    for step, loss in enumerate(losses):
+        one.observe(taken(step, loss, 1.0, 0.1, False))
+    state = one.state_dict()
+    state["window"]["above"] = state.pop("causes")["diverging"]["above"]
+    del state["noted_at"]
+    other.load_state_dict(state)
+    assert str(other.state_dict()) == str(one.state_dict())
+    assert not other.healthy
+
+
 def test_after_going_back_the_count_of_attempts_is_kept():
     monitor = Monitor()
     fresh = monitor.state_dict()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thalweg.records.step_figures import StepFigures
-from thalweg.watch.window import FIRST, LENGTH, SMOOTHING, Window
+from thalweg.watch.window import LENGTH, SMOOTHING, START_LOSSES, Window
 
 finite = st.floats(-1e6, 1e6)
 
@@ -13,11 +13,13 @@ finite = st.floats(-1e6, 1e6)
 def test_the_smoothed_loss_is_the_debiased_average(losses):
     window = Window()
     for loss in losses:
-        window._take_in(loss)
+        window._add(loss)
     shares = [SMOOTHING ** (len(losses) - 1 - k) for k in range(len(losses))]
     wanted = sum(s * loss for s, loss in zip(shares, losses, strict=True)) / sum(shares)
     assert math.isclose(window.smoothed, wanted, rel_tol=1e-9, abs_tol=1e-6)
-    assert math.isclose(window.start, sum(losses[:FIRST]) / len(losses[:FIRST]), rel_tol=1e-9, abs_tol=1e-6)
+    assert math.isclose(
+        window.start, sum(losses[:START_LOSSES]) / len(losses[:START_LOSSES]), rel_tol=1e-9, abs_tol=1e-6
+    )
     assert list(window.losses) == losses
 
 
@@ -28,11 +30,11 @@ def test_what_is_no_number_stays_out():
     ):
         window.push(StepFigures(step, loss, 0.1, norm, skipped=skipped))
     assert list(window.losses) == [2.0]
-    assert list(window.norms) == [1.0]
+    assert list(window.gradient_norms) == [1.0]
     assert window.smoothed == 2.0
 
 
-def test_one_loss_that_stands_out_stays_out_and_two_are_let_in():
+def test_a_single_outlier_is_left_out_and_the_second_in_a_row_is_included():
     window = Window()
     for step in range(20):
         window.push(StepFigures(step, 1.0 + step % 2, 0.1, 1.0, skipped=False))

@@ -1,1 +1,1 @@
-"""The descent: the loop, and the small things it calls at named places."""
+"""The descent: the training loop, and the parts that it calls."""

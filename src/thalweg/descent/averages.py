@@ -1,4 +1,4 @@
-"""Validating the average of the weights: batch normalisation layers get the statistics of these very weights first."""
+"""Validating the average of the weights: batch normalisation layers get statistics for these weights first."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from thalweg.descent.ambient import rng_lock
 from thalweg.descent.precision import autocast
+from thalweg.descent.process_state import rng_lock
 from thalweg.descent.state import Descent
 from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling import Batches, StreamSource, mix
 from thalweg.sampling.sources import nonfinite_rows, seed_all, to_device
 
-_STATISTICS = 4  # makes the seeds of these forward passes others than those of the steps
-MOST_BATCHES = 50  # that statistics are estimated from; fewer where validations are fewer steps apart
+_STATISTICS = 4  # mixed into the seeds of these forward passes, so that they differ from those of the steps
+MOST_BATCHES = 50  # from which statistics are estimated; fewer where validations are fewer steps apart
 FEWEST_BATCHES = 10
 
 
 @contextmanager
 def averaged(descent: Descent) -> Generator[None]:
-    """Within, the model holds the average of its weights, with batch statistics of its own; afterwards its own bits again.
+    """Within, the model holds the average of its weights, with batch statistics for it; afterwards its own weights again.
 
     The statistics come from forward passes over training batches. Their order and random numbers depend on (seed, step) only,
     and the position of training in the data does not move: training continues to the same bits with and without them. A model
@@ -36,10 +36,8 @@ def averaged(descent: Descent) -> Generator[None]:
             buffers = [(buffer, buffer.clone()) for buffer in descent.problem.objective.loss_buffers.values()]
             with rng_lock:
                 stack.enter_context(recalibrated(descent.model, _batches(descent), _forward(descent)))
-            for (
-                buffer,
-                before,
-            ) in buffers:  # a `step` of the task may have called the loss, which may change its own buffers
+            # A `step` of the task may have called the loss, which may change its own buffers.
+            for buffer, before in buffers:
                 buffer.copy_(before)
         yield
 
@@ -72,7 +70,7 @@ def _batches(descent: Descent) -> Iterator[Any]:
 def _micro_batches(descent: Descent) -> Iterator[Any]:
     source, plan = descent.problem.train, descent.plan
     if isinstance(source, StreamSource):
-        # A second iterator over a stream might disturb the one that training draws from, so the last batches serve again.
+        # A second iterator over a stream might disturb the one that training draws from, so the last batches are used again.
         yield from reversed([part for draw in descent.batches.recent for part in draw.parts])
         return
     batches = Batches(

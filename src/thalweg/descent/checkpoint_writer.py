@@ -10,7 +10,7 @@ from thalweg.records import checkpoint
 from thalweg.records.json_values import without_tuples
 from thalweg.records.run_folder import BEST, RunFolder
 
-KEEP = 2  # checkpoints besides the best weights: should the newest be damaged, the one before it serves
+KEEP = 2  # checkpoints besides the best weights: where the newest is damaged, the one before it is used
 
 
 class CheckpointWriter:
@@ -36,7 +36,7 @@ class CheckpointWriter:
     def write(self, state: dict[str, Any], best: BestWeights | None, step: int) -> None:
         """Write the state after `step` steps and the best weights, each unless it is on the disk already.
 
-        Raises CheckpointError where the disk refuses.
+        Raises CheckpointError where they cannot be written.
         """
         if best is not None and self._written_best != (best.step, best.value):
             checkpoint.save(self.folder.checkpoints_path, best.state_dict(), step=best.step, name=BEST)

@@ -6,16 +6,16 @@ import math
 
 import torch
 
-from thalweg.descent.ambient import rng_lock
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
+from thalweg.descent.process_state import rng_lock
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import TaskError
 from thalweg.sampling import Draw, mix
 from thalweg.sampling.sources import seed_all, to_device
 
-_STEP = 2  # makes the seeds of the steps others than that of the initialisation
+_STEP = 2  # mixed into the seeds of the steps, so that they differ from that of the initialisation
 
 
 def compute_gradient(descent: Descent, recorder: Recorder) -> tuple[float, int]:
@@ -95,7 +95,7 @@ def _multiply_gradients(descent: Descent, factor: float) -> None:
 
 
 def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -> None:
-    """Double the accumulation from the batch that did not fit on, which is drawn again."""
+    """Double the accumulation, and draw the batch that did not fit again. Raises TaskError where nothing is left to halve."""
     batches = descent.batches
     if not batches.can_split:
         what = (

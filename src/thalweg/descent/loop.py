@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-from thalweg.descent.ambient import ambient
 from thalweg.descent.cure import accept_step
 from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import keep_last, validate_and_select
 from thalweg.descent.state import Descent, default_validate_every
@@ -29,7 +29,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     end = min(descent.total_steps, until or descent.total_steps)
     recorder.begin(descent)
     try:
-        with ambient(plan.threads), recorder.stop_request.listening():
+        with preserve_process_state(plan.threads), recorder.stop_request.listening():
             if descent.step == 0 and not descent.initial_validation:
                 validate_and_select(descent, recorder)
             if plan.snapshot_every and descent.snapshot is None:

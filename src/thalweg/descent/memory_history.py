@@ -1,4 +1,4 @@
-"""Where a descent writes what happens: the run's history file, or memory for trials and runs without a folder."""
+"""What a descent needs of a history, and a history in memory, for trials and runs without a folder."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class HistoryWriter(Protocol):
         """Record that something happened."""
 
     def supersede(self, from_step: int) -> None:
-        """The steps from here on are superseded."""
+        """Mark everything from this step on as superseded."""
 
     def columns(self) -> dict[str, Float64s]:
         """Give all live figures as columns."""
         ...
 
     def events(self) -> list[Event]:
-        """Give what happened."""
+        """Give all events."""
         ...
 
     def flush(self, *, durable: bool = False) -> None:
-        """Write what waits; `durable`: and see it safely on the disk."""
+        """Write what is buffered; `durable`: wait until the disk confirms it."""
 
     def close(self) -> None:
-        """Close."""
+        """Flush and close."""
 
 
 class MemoryHistory:
@@ -67,7 +67,7 @@ class MemoryHistory:
         self._events.append(Event(step, kind, message, dict(data or {}), self._segment, False))
 
     def supersede(self, from_step: int) -> None:
-        """Drop figures from here on; events stay, marked."""
+        """Drop the figures from this step on; events stay, marked as superseded."""
         self.rows = {step: row for step, row in self.rows.items() if step < from_step}
         self.digests = {step: text for step, text in self.digests.items() if step < from_step}
         self._events = [e._replace(superseded=e.superseded or e.step >= from_step) for e in self._events]
@@ -84,11 +84,11 @@ class MemoryHistory:
         return columns
 
     def events(self) -> list[Event]:
-        """Give what happened, in order."""
+        """Give all events, in order."""
         return list(self._events)
 
     def flush(self, *, durable: bool = False) -> None:
-        """Nothing waits."""
+        """Do nothing: nothing is buffered."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""

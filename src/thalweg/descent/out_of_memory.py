@@ -1,4 +1,4 @@
-"""Running out of memory: recognising it, on whatever device, and giving back what can be given back."""
+"""Running out of memory: recognising it on any device, and releasing cached memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give the device's cached blocks back, so that smaller ones can be cut from them."""
+    """Release the device's cached blocks, so that smaller ones can be allocated."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -31,9 +31,9 @@ class LossScale:
         self.steps_since_overflow = 0
 
     def update(self, loss: float, skipped: bool) -> bool:
-        """Adapt the scale to a step's loss and whether the step was skipped; give whether the scale was what made it overflow.
+        """Adapt the scale to a step's loss and whether the step was skipped; give whether the scale made the gradient overflow.
 
-        It was not where the loss itself is not finite, nor at a scale of 1: then something else is wrong with the step.
+        Where the loss itself is not finite, or the scale is 1, the scale is not the reason: the step is abnormal.
         """
         if not self.active or not math.isfinite(loss):
             return False
@@ -49,7 +49,7 @@ class LossScale:
         return False
 
     def state_dict(self) -> dict[str, float | int]:
-        """Give plain values."""
+        """Give the state as built-in types."""
         return {"value": self.value, "good": self.steps_since_overflow}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg import optim
-from thalweg.descent.ambient import ambient, rng_lock
 from thalweg.descent.problem import Problem, start_model
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.landscape.initial_figures import (
     RATES,
     Fit,
@@ -34,60 +34,60 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.sampling import Batches, TensorSource, iterate_once, mix
 from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch
 from thalweg.sampling.sources import leaves, seed_all, to_device, tree_map
-from thalweg.watch.moments import before_training
+from thalweg.watch.findings import findings_before_training
 
-STEPS = 100
+STEPS = 100  # at most, of each trial fit
 SECONDS = 8.0
-EXAMPLES, MOST_BATCHES = 64, 16  # of the sample that shows whether anything carries over from some examples to others
-ENOUGH = 8  # batches: below that a sample says little
-ROUNDS = 25  # passes over the half of the sample that is learnt from
-CARRIES = 0.9  # of the constant predictor's loss, on other examples: no need to look on
-PUSH = 0.1  # rate that takes a bias ten units far in a hundred steps: well beyond where a sigmoid or tanh ends
-NEAR = 0.1  # of a bound, in the mean, are outputs that were pushed against it
-BOUNDS = (0.0, 1.0)  # of size, as ReLU, sigmoid and tanh have them
+EXAMPLES, MOST_BATCHES = 64, 16  # per batch, and batches of the sample that shows whether learning generalises
+FEWEST_BATCHES = 8  # of a sample that is worth judging
+EPOCHS = 25  # over the half of the sample that is learnt from
+GENERALISES = 0.9  # share of the constant predictor's loss: a lower loss on held-out examples ends the search
+PUSH_RATE = 0.1  # learning rate that moves a bias by ten in a hundred steps: far into where sigmoid and tanh are flat
+NEAR = 0.1  # largest mean distance from a bound of outputs that were pushed against it
+BOUNDS = (0.0, 1.0)  # absolute values that bound the outputs of ReLU, sigmoid and tanh
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def check_task(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> list[Diagnosis]:
-    """Give what is wrong with a task before training, gravest first. Each part of the measuring stops after `seconds`."""
-    return before_training(measure_before_training(problem, seed, seconds))
+    """Give what is wrong with a task before training, gravest first. Each part of the measuring takes at most `seconds`."""
+    return findings_before_training(measure_before_training(problem, seed, seconds))
 
 
 def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> InitialFigures:
-    """Measure the task's start: loss, gradients, reaction, scale, whether one batch can be fitted, and what carries over.
+    """Measure the initial model: loss, gradients, reaction, scale, whether one batch can be fitted and learning generalises.
 
-    Fitting one batch, drawing a sample and learning from it stop after `seconds` each, and are then not judged; pushing
-    outputs against their bounds is part of fitting.
+    Fitting one batch (with finding the bounds of the outputs), drawing a sample and learning from it take at most `seconds`
+    each; what is not done by then is not judged.
     """
-    with ambient(), rng_lock:
+    with preserve_process_state(), rng_lock:
         problem = problem.with_own_loss()
         sample = _sample(problem, seed, seconds)
-        batch = to_device(_some(problem, seed), problem.device)
-        start = measure_initial(problem.objective, start_model(problem, seed), batch)
+        batch = to_device(_small_batch(problem, seed), problem.device)
+        figures = measure_initial(problem.objective, start_model(problem, seed), batch)
         until = time.perf_counter() + seconds
-        start, seen = _with_fit(problem, start, batch, seed, until)
-        start = replace(
-            start,
-            bounds=_bounds(problem, start, batch, seed, seen, until),
-            held_out=_carry_over(problem, sample, seed, seconds),
+        figures, fitted_range = _with_fit(problem, figures, batch, seed, until)
+        figures = replace(
+            figures,
+            bounds=_bounds(problem, figures, batch, seed, fitted_range, until),
+            held_out=_generalisation(problem, sample, seed, seconds),
             repeats=_repeats(problem),
         )
-        return start if problem.task.step else _with_data(problem, start, sample or _all(problem), batch)
+        return figures if problem.task.step else _with_data(problem, figures, sample or _all_examples(problem), batch)
 
 
-def _with_data(problem: Problem, start: InitialFigures, batches: list[Any], batch: Any) -> InitialFigures:
-    """Add what many examples tell, or the few of one batch where there are no more."""
-    some = batches or [batch]
-    targets = [target_of(problem.objective, part, start.compares) for part in some]
+def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], batch: Any) -> InitialFigures:
+    """Add figures of many examples, or of one batch where the data are not in `batches`."""
+    parts = batches or [batch]
+    targets = [target_of(problem.objective, part, figures.compares) for part in parts]
     return replace(
-        start,
-        scale=scales(problem.objective, some, start.compares),
-        out_of_reach=out_of_reach(targets, start.bounds),
+        figures,
+        scale=scales(problem.objective, parts, figures.compares),
+        out_of_reach=out_of_reach(targets, figures.bounds),
         target_alike=alike(targets) if batches else None,
     )
 
 
-def _some(problem: Problem, seed: int) -> object:
+def _small_batch(problem: Problem, seed: int) -> object:
     """Give a few examples from all over the data, which may lie sorted; of a stream its first."""
     if problem.count is None:
         return first_batch(problem.train, problem.device)
@@ -100,7 +100,7 @@ def _some(problem: Problem, seed: int) -> object:
 
 def _sample(problem: Problem, seed: int, seconds: float) -> list[object]:
     """Draw some batches from all over the data; fewer where reading is slow, none where there are too few examples."""
-    if problem.count is not None and problem.count < ENOUGH * EXAMPLES:
+    if problem.count is not None and problem.count < FEWEST_BATCHES * EXAMPLES:
         return []
     batches = Batches(problem.train, EXAMPLES, seed=seed, drop_last=True)
     sample: list[object] = []
@@ -110,12 +110,12 @@ def _sample(problem: Problem, seed: int, seconds: float) -> list[object]:
         if time.perf_counter() - started > seconds / 2:
             break
     batches.close()
-    return sample if len(sample) >= ENOUGH else []
+    return sample if len(sample) >= FEWEST_BATCHES else []
 
 
-def _all(problem: Problem) -> list[object]:
+def _all_examples(problem: Problem) -> list[object]:
     """Give all examples of a small data set as one batch, nothing for a stream."""
-    if problem.count is None or problem.count >= ENOUGH * EXAMPLES:
+    if problem.count is None or problem.count >= FEWEST_BATCHES * EXAMPLES:
         return []
     return [batch for batch, _ in iterate_once(problem.train, problem.count)]
 
@@ -127,33 +127,33 @@ def _repeats(problem: Problem) -> Repeats | None:
     return repeats(leaves(problem.train.nest), leaves(problem.validation.nest))
 
 
-def _carry_over(problem: Problem, sample: list[object], seed: int, seconds: float) -> tuple[float, float] | None:
+def _generalisation(problem: Problem, sample: list[object], seed: int, seconds: float) -> tuple[float, float] | None:
     """Learn from half of the sample, and give the best loss on the other half with the constant predictor's loss there.
 
     A larger rate is tried where a usual one gets nowhere. None where the constant predictor's loss is not known, the sample is
-    too small or time ran out: then it is not judged.
+    too small or time ran out.
     """
     half = len(sample) // 2
     if not half or problem.task.step is not None:
         return None
-    learnt, others, until = sample[:half], sample[half:], time.perf_counter() + seconds
+    learnt, held_out, until = sample[:half], sample[half:], time.perf_counter() + seconds
     best, constant = math.inf, math.nan
     for rate in RATES[:2]:
         model = start_model(problem, seed)
         optimizer = _optimizer(model, rate)
-        for turn in range(ROUNDS):
-            if not _learnt(problem, model, optimizer, learnt, mix(seed, turn), until):
+        for epoch in range(EPOCHS):
+            if not _train_epoch(problem, model, optimizer, learnt, mix(seed, epoch), until):
                 return None
-            known = _held_out(problem, model, others)
+            known = _held_out(problem, model, held_out)
             if known is None:
                 return None
             best, constant = min(best, known[0]), known[1]
-            if best < CARRIES * constant:
+            if best < GENERALISES * constant:
                 return best, constant
     return best, constant
 
 
-def _learnt(
+def _train_epoch(
     problem: Problem, model: nn.Module, optimizer: optim.Optimizer, batches: list[object], seed: int, until: float
 ) -> bool:
     """Take a step on each batch; False where time ran out."""
@@ -198,21 +198,21 @@ def _without_dropout(problem: Problem, seed: int) -> nn.Module:
 
 
 def _with_fit(
-    problem: Problem, start: InitialFigures, batch: Any, seed: int, until: float
+    problem: Problem, figures: InitialFigures, batch: Any, seed: int, until: float
 ) -> tuple[InitialFigures, tuple[float, float] | None]:
     """Add how a few examples of the batch were fitted, and give the range of the outputs after that."""
-    few, judged = _few(problem, batch, seed)
-    tries, model = _tries(problem, few, seed, until)
-    heeds = reaction(problem.objective, model, batch)
-    if start.reaction is not None and heeds is not None:
-        # A last layer that starts at zero heeds its input from now on.
-        start = replace(start, reaction=max(start.reaction, heeds))
-    if judged and tries and (tries[-1].done or len(tries) == len(RATES)):
-        start = replace(start, fit=min(tries, key=lambda tried: tried.reached))
+    part, can_judge = _fittable_part(problem, batch, seed)
+    tries, model = _tries(problem, part, seed, until)
+    fitted_reaction = reaction(problem.objective, model, batch)
+    if figures.reaction is not None and fitted_reaction is not None:
+        # A last layer that starts at zero reacts to its input only once it is fitted.
+        figures = replace(figures, reaction=max(figures.reaction, fitted_reaction))
+    if can_judge and tries and (tries[-1].done or len(tries) == len(RATES)):
+        figures = replace(figures, fit=min(tries, key=lambda tried: tried.reached))
     if problem.task.step is not None:
-        return start, None
+        return figures, None
     with torch.no_grad():
-        return start, extent(problem.objective.outputs(model, batch)[0])
+        return figures, extent(problem.objective.outputs(model, batch)[0])
 
 
 def _tries(problem: Problem, batch: Any, seed: int, until: float) -> tuple[list[Fit], nn.Module]:
@@ -226,10 +226,10 @@ def _tries(problem: Problem, batch: Any, seed: int, until: float) -> tuple[list[
             return tries, model
 
 
-def _few(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
-    """Give as many examples as the model has room for, of unlike targets, and whether it has any: a parameter an output.
+def _fittable_part(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
+    """Give as many examples, of different targets, as the model has parameters per output; and whether it can fit any.
 
-    So many can be learnt by heart, by a linear model too: its n + 1 parameters an output pass through any n + 1 points.
+    Even a linear model can fit so many: with n + 1 parameters per output it passes through any n + 1 points.
     """
     if problem.task.step is not None:
         return batch, True
@@ -238,20 +238,20 @@ def _few(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
         output, target = problem.objective.outputs(model, batch)
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not target.ndim or not target.numel():
         return batch, True
-    room, count = sum(p.numel() for p in model.parameters() if p.requires_grad), len(target)
-    wanted = max(2, room * count // output.numel())
+    parameters, count = sum(p.numel() for p in model.parameters() if p.requires_grad), len(target)
+    wanted = max(2, parameters * count // output.numel())
     if wanted >= count:
         return batch, True
-    if room * count < 2 * target.numel() or any(not leaf.ndim or len(leaf) != count for leaf in leaves(batch)):
+    if parameters * count < 2 * target.numel() or any(not leaf.ndim or len(leaf) != count for leaf in leaves(batch)):
         return batch, False
-    chosen = _unlike(target, wanted)
+    chosen = _different(target, wanted)
     return tree_map(lambda leaf: leaf[chosen] if isinstance(leaf, Tensor) else leaf, batch), True
 
 
-def _unlike(target: Tensor, count: int) -> Tensor:
+def _different(target: Tensor, count: int) -> Tensor:
     """Choose examples from the first one to the one whose target is farthest from its, evenly.
 
-    >>> _unlike(torch.tensor([3, 3, 9, 3, 5]), 3)
+    >>> _different(torch.tensor([3, 3, 9, 3, 5]), 3)
     tensor([0, 3, 2])
     """
     values = target if target.is_complex() else target.double()
@@ -286,34 +286,39 @@ def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float,
 
 
 def _bounds(
-    problem: Problem, start: InitialFigures, batch: Any, seed: int, fitted: tuple[float, float] | None, until: float
+    problem: Problem,
+    figures: InitialFigures,
+    batch: Any,
+    seed: int,
+    fitted_range: tuple[float, float] | None,
+    until: float,
 ) -> tuple[float | None, float | None]:
-    """Give the bounds that outputs do not pass when a copy of the model is pushed down, and up; None where there is none.
+    """Give the bounds of the outputs of a copy of the model that is trained to give small, and large ones; None: no bound.
 
-    Only outputs that were seen within [-1, 1], or on one side of it, at the start and after the fit are pushed: all others are
-    known to be free.
+    Only outputs that were within [-1, 1], or on one side of it, before and after the fit are tried: all others have no such
+    bounds.
     """
-    if start.compares in ("", "log-probabilities") or start.output_range is None or fitted is None:
+    if figures.compares in ("", "log-probabilities") or figures.output_range is None or fitted_range is None:
         return None, None
-    (least, most), size = zip(start.output_range, fitted, strict=True), max(BOUNDS)
+    (least, most), size = zip(figures.output_range, fitted_range, strict=True), max(BOUNDS)
     low = _pushed(problem, batch, seed, -1.0, until) if min(least) >= -size else None
     high = _pushed(problem, batch, seed, 1.0, until) if max(most) <= size else None
-    return (None, None) if low == high else (low, high)  # outputs that nothing moves
+    return (None, None) if low == high else (low, high)  # equal bounds: the outputs do not move at all
 
 
-def _pushed(problem: Problem, batch: Any, seed: int, way: float, until: float) -> float | None:
-    """Train a copy to give the least outputs it can (`way` -1), or the largest (1): the bound where they all end, if any."""
+def _pushed(problem: Problem, batch: Any, seed: int, sign: float, until: float) -> float | None:
+    """Train a copy to give the least outputs it can (`sign` -1), or the largest (1): the bound where they all end, if any."""
     model = _without_dropout(problem, seed)
-    optimizer = _optimizer(model, PUSH)
+    optimizer = _optimizer(model, PUSH_RATE)
     farthest, mean = -math.inf, 0.0
     for step in range(STEPS):
         optimizer.zero_grad(set_to_none=True)
         seed_all(mix(seed, step))
-        output = way * problem.objective.outputs(model, batch)[0]
+        output = sign * problem.objective.outputs(model, batch)[0]
         farthest, mean = max(farthest, float(output.detach().max())), float(output.detach().mean())
         if not farthest <= max(BOUNDS) or time.perf_counter() > until or not output.requires_grad:
             return None
         (-output.mean()).backward()
         optimizer.step()
     ends = [size for size in BOUNDS if farthest <= size + 1e-6 and mean >= size - NEAR]
-    return (way * ends[0] or 0.0) if ends else None  # no -0.0
+    return (sign * ends[0] or 0.0) if ends else None  # `or`: 0.0 instead of -0.0

@@ -1,4 +1,4 @@
-"""Poses a task: opens and checks its data, chooses the device, and rehearses one batch."""
+"""Opening a task: its data are opened and checked, the device is chosen, and one batch is rehearsed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from thalweg.descent.ambient import ambient, rng_lock
+from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
-from thalweg.descent.places import places
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import Rehearsal, rehearse
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, check_labels
@@ -24,7 +24,7 @@ from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch, open_data
 from thalweg.sampling.sources import seed_all
 
-_INIT = 1  # mixed into the seed of the initialisation, so that its random numbers are not those of the steps
+_INIT = 1  # mixed into the seed of the initialisation, so that it differs from those of the steps
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Problem:
     - `objective`, `validation_objective`: the loss, with the casts that training and validation data need.
     - `train`, `validation`: the opened data.
     - `weights`: of each training example, for drawing with replacement.
-    - `idle`: names of the parameters that got no gradient from the first batch.
-    - `needs_two`: whether a batch of a single example fails in training.
+    - `without_gradient`: names of the parameters that got no gradient from the first batch.
+    - `needs_two_examples`: whether a batch of a single example fails in training.
     - `notes`: what the user should know about data and model.
     """
 
@@ -46,8 +46,8 @@ class Problem:
     validation: Source | None
     device: torch.device
     weights: Tensor | None = None
-    idle: tuple[str, ...] = ()
-    needs_two: bool = False
+    without_gradient: tuple[str, ...] = ()
+    needs_two_examples: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def with_own_loss(self) -> Problem:
@@ -62,26 +62,27 @@ class Problem:
         return None if isinstance(self.train, StreamSource) else len(self.train)
 
     @cached_property
-    def matrices(self) -> Mapping[str, str]:
-        """Names of the trainable matrices, each with its place in the network: see `places`. Few rules ask for them."""
-        with ambient(), rng_lock:
-            model = start_model(self, 0).train()
-            loss, _ = self.objective.loss(model, first_batch(self.train, self.device, 2))
-            return places(model, loss)
+    def matrix_roles(self) -> Mapping[str, str]:
+        """Names of the trainable matrices, each with its role in the network. Computed only for rules that need it."""
+        with preserve_process_state(), rng_lock:
+            problem = self.with_own_loss()  # a loss that counts its calls, say, must begin each run as it was given
+            model = start_model(problem, 0).train()
+            loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2))
+            return matrix_roles(model, loss)
 
 
-def pose(task: Task, device: str | torch.device = "auto") -> Problem:
-    """Open a task's data, and run one batch through a model of it: all mistakes that show there are refused before any step.
+def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
+    """Open a task's data, and run one batch through a model of it: mistakes that show there raise before any step.
 
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
-    place = choose_device(device)
-    with ambient(), rng_lock:
-        model = build_model(task, 0, place)
+    chosen_device = choose_device(device)
+    with preserve_process_state(), rng_lock:
+        model = build_model(task, 0, chosen_device)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         options: dict[str, Any] = {
             "float_dtype": dtype,
-            "device": place,
+            "device": chosen_device,
             "collate_fn": task.collate_fn,
             "has_targets": task.loss is not None,
         }
@@ -93,27 +94,27 @@ def pose(task: Task, device: str | torch.device = "auto") -> Problem:
         weights = None if task.weights is None else as_tensor(task.weights, torch.float64, "weights")
         check_weights(weights, train)
         model.train()
-        own = Objective(task).with_own_loss(place).task
-        rehearsal, count = _rehearse_training(own, model, train, place)
-        idle = _without_gradient(model, rehearsal.loss)
+        own = Objective(task).with_own_loss(chosen_device).task
+        rehearsal, count = _rehearse_training(own, model, train, chosen_device)
+        without_gradient = _without_gradient(model, rehearsal.loss)
         _check_all_labels(task, rehearsal.output, train, validation)
         casts = rehearsal.casts
         if validation is not None:
             model.eval()
-            casts = rehearse(own, model, first_batch(validation, place, count), training=False).casts
+            casts = rehearse(own, model, first_batch(validation, chosen_device, count), training=False).casts
             model.train()
         notes += _extra_state(model)
-        needs_two = _needs_two(Objective(own, rehearsal.casts), model, train, place)
+        needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
     return Problem(
         task,
         Objective(task, rehearsal.casts),
         Objective(task, casts),
         train,
         validation,
-        place,
+        chosen_device,
         weights,
-        idle,
-        needs_two,
+        without_gradient,
+        needs_two_examples,
         tuple(notes),
     )
 
@@ -125,13 +126,13 @@ def choose_device(device: str | torch.device) -> torch.device:
     if not isinstance(device, str | torch.device):
         raise TaskError(f"`device` is {device!r}. Give 'auto', 'cpu', 'cuda' or another of PyTorch's.")
     try:
-        place = torch.device(device)
-        torch.empty(1, device=place).tolist()
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen).tolist()
     except (RuntimeError, AssertionError, TypeError) as error:
         raise TaskError(
             f"The device {str(device)!r} cannot be used here ({_first_line(error)}). Use 'auto' or 'cpu'."
         ) from error
-    return place
+    return chosen
 
 
 def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
@@ -181,17 +182,17 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
                 raise TaskError(f"Memory runs out with a first small batch ({error}). Give a smaller model.") from error
         release(device)
         count //= 2
-    late = [name for name, _ in model.named_parameters() if name not in known]
-    if late:
+    added = [name for name, _ in model.named_parameters() if name not in known]
+    if added:
         raise TaskError(
-            f"The model makes parameters in its first forward pass ({', '.join(late[:3])}), which no optimiser would know."
+            f"The model makes parameters in its first forward pass ({', '.join(added[:3])}), which no optimiser would know."
             f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
         )
     return rehearsal, count
 
 
 def _without_gradient(model: nn.Module, loss: Tensor) -> tuple[str, ...]:
-    """Give the names of the trainable parameters that get no gradient from a loss."""
+    """Give the names of the trainable parameters that get no gradient from a loss. Raises TaskError where backward fails."""
     try:
         loss.backward()
     except RuntimeError as error:
@@ -200,18 +201,18 @@ def _without_gradient(model: nn.Module, loss: Tensor) -> tuple[str, ...]:
 
 
 def _extra_state(model: nn.Module) -> list[str]:
-    own = [
+    stateful = [
         name or "the model"
         for name, m in model.named_modules()
         if type(m).get_extra_state is not nn.Module.get_extra_state
     ]
-    if not own:
+    if not stateful:
         return []
-    return [f"{', '.join(own[:3])} keep extra state, which no checkpoint holds: a resumed run may differ there."]
+    return [f"{', '.join(stateful[:3])} keep extra state, which no checkpoint holds: a resumed run may differ there."]
 
 
-def _needs_two(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:
-    """Tell whether a single example fails in training; tried only where there is batch normalisation."""
+def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:
+    """Tell whether a batch of one example fails in training; tried only where there is batch normalisation."""
     if isinstance(train, StreamSource) or not any(isinstance(m, _BatchNorm) for m in model.modules()):
         return False
     try:
@@ -223,7 +224,7 @@ def _needs_two(objective: Objective, model: nn.Module, train: Source, device: to
 
 
 def _check_all_labels(task: Task, output: Any, *sources: Source | None) -> None:
-    """Check the labels of all data in memory, not of the first batch alone, against what the model gives for that."""
+    """Check the labels of all data in memory against the number of outputs. Raises DataError."""
     for source in sources:
         if isinstance(source, TensorSource) and isinstance(source.nest, tuple) and len(source.nest) > 1:
             target = source.nest[-1]

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from thalweg.descent.ambient import StopRequest
 from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
+from thalweg.descent.process_state import StopRequest
 from thalweg.descent.state import Descent, clone_into
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
@@ -23,7 +23,7 @@ class Progress(Protocol):
     """A display of a descent under way. `step` is called every step and must be cheap."""
 
     def begin(self, plan: Plan, step: int, validation: bool) -> None:
-        """A descent starts, or goes on, after `step` steps; `validation`: there are validation data."""
+        """A descent starts, or continues, after `step` steps; `validation`: there are validation data."""
 
     def step(self, figures: StepFigures) -> None:
         """A step was taken."""
@@ -38,7 +38,7 @@ class Progress(Protocol):
         """The descent is over, for whatever reason."""
 
 
-class Silent:
+class NoProgress:
     """Shows nothing."""
 
     def begin(self, plan: Plan, step: int, validation: bool) -> None:
@@ -64,7 +64,7 @@ class Recorder:
         folder: the run's folder; None keeps everything in memory.
         history: where figures and events are written; None: memory.
         diagnoses: what was diagnosed before the descent.
-        progress: shows the descent while it goes; None: nobody.
+        progress: shows the descent while it runs; None: nothing is shown.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Recorder:
         self.folder = folder
         self.history: HistoryWriter = history or MemoryHistory()
         self.diagnoses: list[Diagnosis] = list(diagnoses)
-        self.progress: Progress = progress or Silent()
+        self.progress: Progress = progress or NoProgress()
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder)
 
@@ -108,8 +108,8 @@ class Recorder:
         self.history.event(step, kind, message, without_tuples(data or {}))
         self.progress.event(step, kind, message)
 
-    def diagnose(self, found: Diagnosis) -> None:
-        """Keep a diagnosis."""
+    def add_diagnosis(self, found: Diagnosis) -> None:
+        """Add a diagnosis to those of the run."""
         self.diagnoses.append(found)
 
     def supersede(self, after: int) -> None:
@@ -121,10 +121,10 @@ class Recorder:
     def checkpoint_when_due(self, descent: Descent) -> None:
         """Write a checkpoint where the plan's `checkpoint_seconds` have passed since the last one.
 
-        With snapshots on, twice as long: a snapshot saves a copy of its own, so `checkpoint_snapshot` is waited for. The clock
+        With snapshots, twice as long: most often `checkpoint_snapshot` then comes first, which needs no further copy. The clock
         decides only when something is written, never what the descent does.
 
-        Raises KeyboardInterrupt where the person asked to stop.
+        Raises KeyboardInterrupt where the user pressed Ctrl-C.
         """
         if self.stop_request.received:
             self._stop(descent)
@@ -171,8 +171,8 @@ class Recorder:
             self._checkpoints.written_step = descent.step
 
     def _restore_best(self, descent: Descent) -> None:
-        # The file may be of a later step than the checkpoint. That does no harm: the resumed run comes to that step again and
-        # finds the same weights, and until then `best_validation` says what is to be beaten.
+        # The file may be of a later step than the checkpoint. That does no harm: the resumed run reaches that step again
+        # and finds the same weights, and until then `best_validation` holds the value to improve on.
         assert self._checkpoints is not None
         assert descent.best_validation is not None
         try:
@@ -183,7 +183,7 @@ class Recorder:
             self.history.event(descent.step, "note", message)
 
     def finish(self, descent: Descent) -> None:
-        """Write the last checkpoint. Raises KeyboardInterrupt where the person asked to stop before the end."""
+        """Write the last checkpoint. Raises KeyboardInterrupt where the user pressed Ctrl-C before the end."""
         if self.stop_request.received and not descent.is_over:
             self._stop(descent)
         self.checkpoint(descent)

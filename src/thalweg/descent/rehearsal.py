@@ -1,4 +1,4 @@
-"""The rehearsal of a task: one batch through model and loss before training, so that what does not fit is said in plain words."""
+"""The rehearsal of a task: one batch through model and loss before training, so that errors name what does not fit."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from thalweg.landscape.objective import (
     Casts,
     Objective,
     check_labels,
-    shape,
-    weighted,
+    describe,
+    loss_and_weight,
 )
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, nonfinite_rows
@@ -51,7 +51,7 @@ def rehearse(
     given = given or Casts()
     floats = given._replace(floats=dtype)
     first_error: _DtypeMismatchError | None = None
-    for casts in (given, floats, floats._replace(whole=torch.int64), floats._replace(whole=dtype)):
+    for casts in (given, floats, floats._replace(integers=torch.int64), floats._replace(integers=dtype)):
         try:
             rehearsal = _run(task, casts, model, batch, training)
         except _DtypeMismatchError as error:
@@ -81,9 +81,11 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool)
     own = task.step if training else task.evaluate or task.step
     if own is None:
         return _run_model_and_loss(Objective(task, casts), model, batch, where)
-    who = "step" if own is task.step else "evaluate"
-    loss, weight = _translate(lambda: weighted(own(model, batch), who), f"`{who}` failed on the {where}")
-    _check_weight(weight, who)
+    function = "step" if own is task.step else "evaluate"
+    loss, weight = _translate(
+        lambda: loss_and_weight(own(model, batch), function), f"`{function}` failed on the {where}"
+    )
+    _check_weight(weight, function)
     return Rehearsal(loss, None, casts)
 
 
@@ -93,10 +95,10 @@ def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, wher
         lambda: objective.outputs(model, batch),
         f"The model failed on the {where} ({_describe(parts)})",
         lambda text: _model_hint(text, parts),
-        tells_dtype=True,
+        raises_dtype_mismatch=True,
     )
     check_labels(task, output, target)
-    failed = f"The loss failed on the {where}: the model gives {shape(output)}, the target is {shape(target)}"
+    failed = f"The loss failed on the {where}: the model gives {describe(output)}, the target is {describe(target)}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loss, dtype = _translate(
@@ -126,8 +128,8 @@ def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
     if not isinstance(target, Tensor) or not isinstance(output, Tensor) or target.is_complex():
         return [None]
     if target.is_floating_point():
-        unlike = output.is_floating_point() and output.dtype != target.dtype
-        return [output.dtype if unlike and torch.float64 in (output.dtype, target.dtype) else None]
+        differ = output.is_floating_point() and output.dtype != target.dtype
+        return [output.dtype if differ and torch.float64 in (output.dtype, target.dtype) else None]
     # Losses on classes want int64; those that compare output and target, such as binary cross-entropy, the output's floats.
     choices: list[torch.dtype | None] = [None]
     if target.dtype != torch.int64:
@@ -138,12 +140,16 @@ def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
 
 
 def _translate(
-    run: Callable[[], Any], failed: str, hint: Callable[[str], str] = lambda _: "", *, tells_dtype: bool = False
+    run: Callable[[], Any],
+    failed: str,
+    hint: Callable[[str], str] = lambda _: "",
+    *,
+    raises_dtype_mismatch: bool = False,
 ) -> Any:
     """Call `run`, and turn whatever it raises into a TaskError: `failed`, the error in a line, and a hint from its text.
 
-    Errors of ours and of memory that ran out pass as they are. With `tells_dtype` an error about dtypes becomes a
-    `_DtypeMismatchError`, after which other dtypes are tried.
+    thalweg's own errors and those of memory that ran out pass unchanged. With `raises_dtype_mismatch` an error about dtypes
+    becomes a `_DtypeMismatchError`, after which other dtypes are tried.
     """
     try:
         return run()
@@ -154,15 +160,15 @@ def _translate(
         if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
             raise
         message = f"{failed}: {type(error).__name__}{': ' if text else ''}{text}.{hint(text)}"
-        if tells_dtype and isinstance(error, RuntimeError) and any(word in text for word in _DTYPE_WORDS):
+        if raises_dtype_mismatch and isinstance(error, RuntimeError) and any(word in text for word in _DTYPE_WORDS):
             raise _DtypeMismatchError(message) from error
         raise TaskError(message) from error
 
 
 def _model_hint(text: str, parts: Parts) -> str:
-    whole = [leaf for leaf in leaves(parts[:2]) if not leaf.is_floating_point() and leaf.numel()]
-    if "index out of range" in text and whole:
-        largest, least = max(int(leaf.max()) for leaf in whole), min(int(leaf.min()) for leaf in whole)
+    integers = [leaf for leaf in leaves(parts[:2]) if not leaf.is_floating_point() and leaf.numel()]
+    if "index out of range" in text and integers:
+        largest, least = max(int(leaf.max()) for leaf in integers), min(int(leaf.min()) for leaf in integers)
         return f" Inputs run from {least} to {largest}: an embedding needs {largest + 1} rows, and none below 0."
     if ONE_EXAMPLE_ERROR in text:
         return ONE_EXAMPLE_HINT
@@ -179,7 +185,7 @@ def _loss_hint(output: Any, target: Any) -> str:
 
 def _describe(parts: Parts) -> str:
     arguments, keywords, _ = parts
-    shown = [shape(part) for part in arguments] + [f"{key}={shape(part)}" for key, part in keywords.items()]
+    shown = [describe(part) for part in arguments] + [f"{key}={describe(part)}" for key, part in keywords.items()]
     return "inputs " + ", ".join(shown)
 
 
@@ -214,17 +220,19 @@ def _broadcasts(task: Task, output: Tensor, target: Tensor) -> bool:
         return False  # this loss wants the target, or the whole batch, as it is
 
 
-def _check_weight(weight: Any, who: str) -> None:
+def _check_weight(weight: Any, function: str) -> None:
     if weight is None:
         return
     try:
         value = float(weight.detach() if isinstance(weight, Tensor) else weight)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TaskError(
-            f"`{who}` returned the weight {weight!r}. It is one number, such as a count of tokens."
+            f"`{function}` returned the weight {weight!r}. It is one number, such as a count of tokens."
         ) from error
     if not (math.isfinite(value) and value > 0):
-        raise TaskError(f"`{who}` returned the weight {value:g} for the first batch. It must be above zero and finite.")
+        raise TaskError(
+            f"`{function}` returned the weight {value:g} for the first batch. It must be above zero and finite."
+        )
 
 
 def _check_loss(loss: Any, training: bool, batch: Any) -> None:

@@ -1,6 +1,6 @@
 """Validation within a descent: measure the weights, keep the best ones, and count validations without improvement.
 
-Measured are the weights, and beside them their exponential moving average (EMA) where the plan has one. Where the update rule
+The weights are measured, and so is their exponential moving average (EMA) where the plan has one. Where the update rule
 itself keeps an average (schedule-free rules), only that average is measured.
 """
 
@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from thalweg.descent.averages import averaged
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import BestWeights, Descent, clone_into
-from thalweg.descent.validation import LARGEST, validate
+from thalweg.descent.validation import LARGEST_BATCH, validate
 from thalweg.records.task import Task
 from thalweg.records.weights import model_state
 
@@ -48,9 +48,9 @@ def keep_last(descent: Descent) -> None:
     figures = {} if average_only else measure(descent)
     if average_only or descent.plan.ema is not None:
         with averaged(descent):
-            of_average = measure(descent)
-            if average_only or _cost(task, of_average) < _cost(task, figures):
-                _keep_copy(descent, of_average, averaged=True)
+            average_figures = measure(descent)
+            if average_only or _cost(task, average_figures) < _cost(task, figures):
+                _keep_copy(descent, average_figures, averaged=True)
                 return
     value, weights = figures[task.select], model_state(descent.model)
     descent.best_weights = BestWeights(value, descent.step, figures, averaged=False, model=weights)
@@ -61,7 +61,8 @@ def measure(descent: Descent) -> dict[str, float]:
     plan = descent.plan
     descent.optimizer.zero_grad(set_to_none=True)  # not needed any more, and a validation may need the memory
     # Where training ran out of memory (and split its batches), a large validation batch would too.
-    micro = LARGEST if descent.accumulate == plan.accumulate else min(LARGEST, descent.batches.micro_batch_size)
+    split = descent.accumulate != plan.accumulate
+    micro = min(LARGEST_BATCH, descent.batches.micro_batch_size) if split else LARGEST_BATCH
     return validate(descent.problem, descent.model, plan.precision, micro, plan.seed)
 
 

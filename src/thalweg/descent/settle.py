@@ -24,25 +24,25 @@ from thalweg.sampling import Batches, smallest_part
 from thalweg.sampling.sources import loader_knobs
 
 POSITIONS = {
-    "exact": "the order of the data follows from seed and epoch, so a resumed run knows its place",
-    "state_dict": "the loader keeps its place itself, and is asked for it",
-    "fast-forward": "a stream is gone through again up to there, which is exact unless its own code carries"
+    "exact": "the order of the data follows from seed and epoch, so a resumed run knows its position",
+    "state_dict": "the loader's own state_dict holds its position",
+    "fast-forward": "a stream is read again up to that position, which is exact unless its own code carries"
     " random numbers from pass to pass",
 }
-SHARE = 0.9  # of the seconds, for steps; the rest is validation, checkpoints and start-up
+STEP_SHARE = 0.9  # of a budget in seconds; the rest is for validation, checkpoints and start-up
 
 Choice = tuple[object, Evidence]
 """A knob's value, and why it has it."""
 
 
 def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
-    """Fill in what depends on data and model: batch size where the person's loader has one, steps, validation interval, threads,
-    and what a rule of matrices leaves to another.
+    """Fill in what depends on data and model: a DataLoader's batch size, steps, validation interval, threads, and the groups of
+    parameters that a rule for matrices only leaves to another rule.
 
     Raises PlanError where no budget is known, or the batch size does not fit the data.
     """
     plan = with_fitting_batches(problem, _with_batch_size(problem, plan))
-    plan = _with_end_groups(problem, plan)
+    plan = _with_rest_groups(problem, plan)
     per_epoch = steps_per_epoch(problem, plan)
     steps, why = _steps(problem, plan, request, per_epoch)
     choices: dict[str, Choice] = {
@@ -102,26 +102,30 @@ def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
     return plan
 
 
-def _with_end_groups(problem: Problem, plan: Plan) -> Plan:
-    """Enter the matrices at both ends of the network as groups, where the rule leaves them to another (Muon to AdamW).
+def _with_rest_groups(problem: Problem, plan: Plan) -> Plan:
+    """Enter embeddings and output layer as groups, where the rule leaves them to another rule (Muon to AdamW).
 
-    They come first, so that what the person says of the same weights holds; what was entered for another rule or model goes.
+    They come first, so that the user's own groups override them; groups entered for another rule or model are removed.
     """
     rest, before = rules.get(plan.rule).rest, plan.why("groups").figures.get("entered", {})
     given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
     decided = [pattern for pattern, group in given.items() if group.rule is not None]
-    ends = {name: place for name, place in problem.matrices.items() if rest is not None and place != "hidden"}
-    ends = {name: place for name, place in ends.items() if not any(fnmatchcase(name, pattern) for pattern in decided)}
-    if rest is None or not ends:
+    roles = {} if rest is None else problem.matrix_roles  # which costs a forward pass
+    left_out = {
+        name: role
+        for name, role in roles.items()
+        if role != "hidden" and not any(fnmatchcase(name, pattern) for pattern in decided)
+    }
+    if rest is None or not left_out:
         why = Evidence("given" if given else "default")
         return with_choices(plan, {"groups": (given, why)}) if before else plan
-    entered = {glob.escape(name): Group(rule=rest.name) for name in ends}
+    entered = {glob.escape(name): Group(rule=rest.name) for name in left_out}
     own = {p: replace(group, rule=rest.name) if p in entered else group for p, group in given.items()}
-    hidden = sum(place == "hidden" for place in problem.matrices.values())
+    hidden = sum(role == "hidden" for role in problem.matrix_roles.values())
     moved = f"{hidden or 'no'} hidden {'matrix' if hidden == 1 else 'matrices'}"
-    left = ", ".join(f"{name} ({place})" for name, place in ends.items())
+    others = ", ".join(f"{name} ({role})" for name, role in left_out.items())
     reason = (
-        f"{plan.rule} moves {moved}; {rest.name} moves {left} and all that is no matrix, as {plan.rule}'s authors do"
+        f"{plan.rule} moves {moved}; {rest.name} moves {others} and all that is no matrix, as {plan.rule}'s authors do"
     )
     why = Evidence("given" if given else "derived", reason, {"entered": dict.fromkeys(entered, rest.name)})
     groups = {**{p: group for p, group in entered.items() if p not in own}, **own}
@@ -131,10 +135,10 @@ def _with_end_groups(problem: Problem, plan: Plan) -> Plan:
 def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:
     """Leave out an epoch's last batch where it would hold a single example that batch normalisation cannot take.
 
-    Raises PlanError where it was decided that it stays, or where every step has such a part.
+    Raises PlanError where the user's `drop_last` forbids it, or where every step has such a part.
     """
     count = problem.count
-    if not problem.needs_two or count is None:
+    if not problem.needs_two_examples or count is None:
         return plan
     size = plan.batch_size or count
     if smallest_part(size, size, plan.accumulate) == 1:
@@ -153,7 +157,7 @@ def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:
 
 
 def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None) -> tuple[int, Evidence]:
-    """Turn the budget that is asked for into steps, else take the plan's own."""
+    """Turn the requested budget into steps; without one take the plan's own. Raises PlanError where there is neither."""
     if request.steps is not None:
         return request.steps, Evidence("given")
     if request.epochs is not None:
@@ -166,7 +170,7 @@ def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None
         each = time_steps(problem, plan).seconds
         reason = f"{seconds:g} seconds, less a tenth for validation, at {each * 1e3:.3g} ms per step"
         figures = {"seconds": seconds, "seconds_per_step": each}
-        return max(1, int(SHARE * seconds / each)), Evidence("measured", reason, figures)
+        return max(1, int(STEP_SHARE * seconds / each)), Evidence("measured", reason, figures)
     if plan.steps is None:
         raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")
     return plan.steps, plan.why("steps")

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg import optim
-from thalweg.descent.ambient import ambient, rng_lock
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.errors import PlanError, nearest
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.plan import Plan
@@ -24,7 +24,7 @@ from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
 
-RECENT = 10  # steps of a stream whose batches are kept in memory, for the batch statistics of averaged weights
+RECENT_STEPS = 10  # of a stream: their batches stay in memory, to measure the batch statistics of averaged weights
 
 
 class Descent:
@@ -50,7 +50,7 @@ class Descent:
         if plan.steps is None:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
         self.problem, self.plan, self.total_steps = problem.with_own_loss(), plan, plan.steps
-        with ambient(), rng_lock:
+        with preserve_process_state(), rng_lock:
             self.model = start_model(problem, plan.seed)
         self.optimizer, self.rate_factors = build_optimizer(self.model, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -65,7 +65,7 @@ class Descent:
             weights=problem.weights,
             drop_last=plan.drop_last,
             workers=plan.workers,
-            recent=RECENT if self.optimizer.averages and gathers_statistics(self.model) else 0,
+            recent=RECENT_STEPS if self.optimizer.averages and gathers_statistics(self.model) else 0,
         )
         self.steps_per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
         schedule = with_metric_mode(plan.schedule, problem.task.mode)
@@ -150,7 +150,7 @@ class Descent:
 
     @property
     def snapshot_due(self) -> bool:
-        """Whether the plan asks for a snapshot of the present step, none was taken of it, and nothing looks wrong."""
+        """Whether the plan asks for a snapshot of the present step, none was taken of it, and no recent step was abnormal."""
         every = self.plan.snapshot_every
         taken = self.snapshot is not None and self.snapshot["loop"]["step"] == self.step
         return bool(every) and self.step % every == 0 and not taken and self.monitor.healthy
@@ -162,7 +162,7 @@ class Descent:
         them when the loss is known. The first copy is small; the second is made only of states worth keeping.
         """
         loop = self._loop_state()
-        # Everything in it is a fresh copy, but for the state that a person's own loader gives for its position.
+        # All of it is a fresh copy, except the position that a user's own loader returns from its `state_dict`.
         loop["batches"] = copy.deepcopy(loop["batches"])
         buffers = {name: b for name, b in self.model.named_buffers() if is_strided(b)}
         return {
@@ -172,7 +172,7 @@ class Descent:
         }
 
     def take_snapshot(self, before: Mapping[str, Any] | None = None) -> None:
-        """Copy the state into `snapshot`, over the memory of the one before.
+        """Copy the state into `snapshot`, into the tensors of the previous snapshot.
 
         With `before`, from `state_before_gradient`, it is the state as it was then; weights and optimiser state must not have
         changed since.
@@ -195,9 +195,9 @@ class Descent:
         return {"model": model_state(self.model), "optimizer": self._optimizer_state(), **loss}
 
     def _optimizer_state(self) -> dict[str, Any]:
-        # By parameter names instead of PyTorch's numbers, so that others can read the file. Groups are made from the plan again.
-        numbered = self.optimizer.state_dict()["state"]
-        return {name: dict(numbered[i]) for i, name in enumerate(self._parameter_names()) if i in numbered}
+        # By parameter names instead of PyTorch's indices, so that other programs can read the file. The plan gives the groups.
+        by_index = self.optimizer.state_dict()["state"]
+        return {name: dict(by_index[i]) for i, name in enumerate(self._parameter_names()) if i in by_index}
 
     def _load_optimizer_state(self, named: Mapping[str, Any]) -> None:
         full = self.optimizer.state_dict()
@@ -254,7 +254,7 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
     """Make the optimiser with its parameter groups, and each group's factor on the learning rate.
 
     Parameters of fewer than two dimensions (biases, normalisation) are not decayed unless the plan says so. A group of the plan
-    may have another update rule; the parameters that Muon leaves to AdamW are such a group of a settled plan.
+    may have another update rule; `settle` enters the parameters that Muon leaves to AdamW as such groups.
 
     Raises PlanError where a pattern of the plan's groups matches no parameter.
     """
@@ -300,9 +300,9 @@ def with_metric_mode(schedule: Schedule, mode: str) -> Schedule:
 
 
 def clone_into(target: Any, source: Any) -> Any:
-    """Copy nested dicts of tensors and plain values, into the tensors of an earlier copy where shape and dtype agree.
+    """Copy nested dicts of tensors and other values, into the tensors of an earlier copy where shape and dtype agree.
 
-    So copies that are made again and again need no new memory. The copy is what is returned; `target` may be None.
+    Repeated copies then allocate nothing. Gives the copy; `target`, the earlier one, may be None.
     """
     if isinstance(source, Mapping):
         return {

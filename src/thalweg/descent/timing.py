@@ -7,15 +7,15 @@ import statistics
 import time
 from typing import NamedTuple
 
-from thalweg.descent.ambient import ambient
 from thalweg.descent.gradient import compute_gradient
 from thalweg.descent.problem import Problem
+from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.records.plan import Plan
 
-WARM_UP = 2  # steps before those that count
-LONG = 1000  # steps of the descent to be timed, where the plan has no budget yet: only a few are taken
+WARM_UP = 2  # first steps, whose time is not counted
+PLACEHOLDER_STEPS = 1000  # budget of a plan that has none yet: only a few of them are taken
 
 
 class StepTime(NamedTuple):
@@ -26,14 +26,14 @@ class StepTime(NamedTuple):
 
 
 def time_steps(problem: Problem, plan: Plan, count: int = 12, patience: float = math.inf) -> StepTime:
-    """Time steps of a throw-away descent: the median of `count` after two for warm-up; fewer where `patience` seconds are over.
+    """Time steps of a throw-away descent: the median of `count` after two for warm-up; fewer once they took `patience` seconds.
 
     Raises TaskError where memory runs out with a single example.
     """
-    descent = Descent(problem, plan if plan.steps else plan.replace(steps=LONG))
+    descent = Descent(problem, plan if plan.steps else plan.replace(steps=PLACEHOLDER_STEPS))
     recorder, times = Recorder(), list[float]()
     try:
-        with ambient(plan.threads):
+        with preserve_process_state(plan.threads):
             while len(times) < WARM_UP + count and sum(times) <= patience:
                 started = time.perf_counter()
                 descent.set_rate(descent.rate())

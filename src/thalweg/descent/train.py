@@ -21,7 +21,7 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE, History
 from thalweg.records.json_values import without_tuples
 from thalweg.records.plan import Plan
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.weights import load_model_state
 
@@ -73,7 +73,7 @@ def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> 
     except CheckpointError as error:
         if checkpoint.steps(folder.checkpoints_path):
             raise CheckpointError(
-                f"The run in {folder.path} cannot go on: {error} To start it anew, remove {folder.checkpoints_path}."
+                f"The run in {folder.path} cannot continue: {error} To start it anew, remove {folder.checkpoints_path}."
             ) from error
         if len(steps):
             message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."
@@ -124,7 +124,7 @@ def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
     descent.optimizer.zero_grad(set_to_none=True)
     return Run(
         plan=descent.plan,
-        history=Figures(recorder.history.columns()),
+        history=HistoryColumns(recorder.history.columns()),
         events=tuple(recorder.history.events()),
         diagnoses=tuple(recorder.diagnoses),
         metrics=_final_figures(descent),
@@ -170,7 +170,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "cures": dict(descent.cures),
         "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
         "notes": list(problem.notes),
-        "idle_parameters": list(problem.idle),
+        "idle_parameters": list(problem.without_gradient),
     }
 
 

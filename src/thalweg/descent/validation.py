@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.descent.ambient import rng_lock
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem
+from thalweg.descent.process_state import rng_lock
 from thalweg.errors import DataError, TaskError, few
-from thalweg.landscape.objective import Objective, shape
+from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import iterate_once, mix
 from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device, tree_map
 
-LARGEST = 1024  # examples per validation batch; a loader or stream has batches of its own
-_VALIDATION = 3  # makes the seeds of validations others than those of the steps
+LARGEST_BATCH = 1024  # examples per validation batch; a DataLoader or stream has its own batches
+_VALIDATION = 3  # mixed into the seeds of validations, so that they differ from those of the steps
 MOST_BATCHES = 100_000  # a stream that gives more is endless
 SAMPLE = 4096  # training examples that are measured where there are no validation data
 
@@ -50,7 +50,7 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
 
 
 def validate(
-    problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST, seed: int = 0
+    problem: Problem, model: nn.Module, precision: str = "float32", micro: int = LARGEST_BATCH, seed: int = 0
 ) -> dict[str, float]:
     """Give {"loss": …, metric: …} over the validation set, or only the loss over first training examples where there is none.
 
@@ -88,11 +88,11 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                 examples += size
                 bad_rows = [] if torch.isfinite(loss) else nonfinite_rows(batch)
                 if bad_rows:
-                    _refuse(problem, [examples - size + row for row in bad_rows])
+                    _refuse_nonfinite(problem, [examples - size + row for row in bad_rows])
                     size -= len(bad_rows)
                     if not size:
                         continue
-                    batch = _without(batch, bad_rows)
+                    batch = _without_rows(batch, bad_rows)
                     loss, weight, pair = _measure(problem, model, batch, bool(metrics))
             weight = problem.validation_objective.divisor(batch, size) if weight is None else float(weight)
             if weight:  # where the loss ignores all targets of a batch, it has no mean
@@ -109,7 +109,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
     return figures
 
 
-def _refuse(problem: Problem, rows: list[int]) -> None:
+def _refuse_nonfinite(problem: Problem, rows: list[int]) -> None:
     """Refuse validation data with NaN or infinity. Raises DataError with the rows.
 
     Of training examples, which are measured where there are no validation data, such rows are only left out, as steps skip them.
@@ -118,7 +118,7 @@ def _refuse(problem: Problem, rows: list[int]) -> None:
         raise DataError(f"`validation` has NaN or infinity in rows {few(rows)}. Drop or fill them.")
 
 
-def _without(batch: Any, rows: list[int]) -> Any:
+def _without_rows(batch: Any, rows: list[int]) -> Any:
     count = max(len(leaf) for leaf in leaves(batch) if leaf.ndim)
     good_rows = torch.tensor([row for row in range(count) if row not in set(rows)])
 
@@ -140,7 +140,7 @@ def _call_metric(name: str, call: Any, *pair: Any) -> Any:
     try:
         return call(*pair)
     except Exception as error:
-        on = f" on outputs {shape(pair[0])} and targets {shape(pair[1])}" if pair else ""
+        on = f" on outputs {describe(pair[0])} and targets {describe(pair[1])}" if pair else ""
         raise TaskError(f"Metric '{name}' failed{on}: {type(error).__name__}: {error}.") from error
 
 

@@ -16,14 +16,18 @@ from thalweg.landscape.objective import Objective, class_count
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, tree_map
 
-TELLING = 20  # targets: fewer may well be alike by chance
-RATES = (3e-3, 3e-2, 0.3)  # of the trial fit: one that serves most models, and two for those that have far to go
-FITTED = 0.98  # of the constant predictor's loss: below it is only what inputs tell, and a few can be learnt by heart
-AMPLE = 0.7  # of it: the trial need not go on
-FELL = 0.25  # of the loss at the start: what fell so far went somewhere, wherever it stands
-MOVED = 0.02  # of the start, to be taken away where no such loss is known (it may be all noise, or negative)
-LOOKED, KEPT = 2_000, 200_000  # rows of validation and of training that are compared
-KEPT_BYTES = 2**28
+FEWEST_TARGETS = 20  # fewer may all be alike by chance
+RATES = (
+    3e-3,
+    3e-2,
+    0.3,
+)  # learning rates of the trial fit: one for most models, and two for outputs far from their targets
+FITTED = 0.98  # of the constant predictor's loss: a lower one shows that the inputs are used
+AMPLE = 0.7  # of the constant predictor's loss: the trial fit stops there
+FELL = 0.25  # of the loss at the start: a fall to this is enough, even above FITTED
+MOVED = 0.02  # of the loss at the start, by which it must fall where the constant predictor's is unknown
+MOST_VALIDATION_ROWS, MOST_TRAINING_ROWS = 2_000, 200_000  # that are compared
+MOST_BYTES = 2**28  # of either
 BLOCK = 1_024  # rows hashed at once
 
 Compares = Literal["log-probabilities", "class scores", "binary scores", "distance", ""]
@@ -38,7 +42,7 @@ _COMPARES: dict[Any, Compares] = {
 
 
 class Scale(NamedTuple):
-    """Where numbers lie."""
+    """Mean, standard deviation and range of some numbers."""
 
     mean: float
     sd: float
@@ -47,12 +51,12 @@ class Scale(NamedTuple):
 
     @property
     def size(self) -> float:
-        """Root of the mean square: how far from zero they are."""
+        """Root mean square."""
         return math.hypot(self.mean, self.sd)
 
 
 class Fit(NamedTuple):
-    """The least loss that some steps on a few examples came to, at the best of the rates tried."""
+    """The lowest loss that some steps on a few examples reached, at one learning rate."""
 
     started: float
     reached: float
@@ -70,16 +74,16 @@ class Fit(NamedTuple):
 
     @property
     def easy(self) -> bool:
-        """Whether the rate that serves most models fitted them amply."""
+        """Whether the first rate, which suits most models, reached `ample`."""
         return self.rate == RATES[0] and self.reached <= self.ample
 
 
 class Repeats(NamedTuple):
-    """Validation rows that are training rows, of those looked at."""
+    """Validation rows that are training rows, of those compared."""
 
     found: int
-    looked: int
-    natural: float  # share of training rows that have a twin in training
+    compared: int
+    twins_in_training: float  # share of training rows that equal another one
     rows: tuple[tuple[int, int], ...]  # some of them: (validation row, training row)
 
 
@@ -88,12 +92,12 @@ class InitialFigures:
     """Figures of a model before training, measured on a batch and some more examples; None: not measurable for this task."""
 
     loss: float
-    compares: Compares = ""  # what the loss takes the outputs for, where that is known
+    compares: Compares = ""  # what kind of outputs the loss takes, where that is known
     constant_loss: float | None = None
     constant_kind: str = ""
     classes: int | None = None
     gradients: Mapping[str, float] = field(default_factory=dict[str, float])  # parameter -> RMS of its gradient
-    idle: tuple[str, ...] = ()
+    without_gradient: tuple[str, ...] = ()  # trainable parameters that the loss gives none
     reaction: float | None = None  # see `reaction`; the larger one of before and after fitting one batch
     fit: Fit | None = None
     scale: Mapping[str, Scale] = field(default_factory=dict[str, Scale])  # of "inputs" and "targets", where numbers
@@ -102,14 +106,12 @@ class InitialFigures:
         None  # the column whose mean is most standard deviations away from zero, and how many
     )
     output_sum_to_one: bool = False
-    output_log_sum: float | None = None  # log of the sum over classes of exp(output), the one farthest from 0
+    output_log_sum: float | None = None  # log sum exp(output) over classes, of the example where it is farthest from 0
     output_range: tuple[float, float] | None = None
-    bounds: tuple[float | None, float | None] = (None, None)  # that outputs were seen not to pass when pushed
+    bounds: tuple[float | None, float | None] = (None, None)  # of the outputs, as found by training them to extremes
     out_of_reach: float | None = None  # share of targets beyond these bounds
-    target_alike: bool | None = None  # whether all targets of a larger sample are one and the same
-    held_out: tuple[float, float] | None = (
-        None  # best loss on examples not learnt from, and the constant predictor's there
-    )
+    target_alike: bool | None = None  # whether all targets of a larger sample are equal
+    held_out: tuple[float, float] | None = None  # lowest loss on examples not learnt from, and the constant predictor's
     repeats: Repeats | None = None
 
 
@@ -132,7 +134,7 @@ def constant_loss(objective: Objective, output: Any, target: Any) -> tuple[float
 
 
 def goal(loss: float, constant: float | None) -> float:
-    """Give the loss that a few examples can at least be brought down to.
+    """Give the loss that a few examples reach if they can be fitted.
 
     >>> goal(2.3, 2.0), goal(40.0, 2.0), goal(1.0, None)
     (1.96, 10.0, 0.98)
@@ -152,21 +154,21 @@ def ample(loss: float, constant: float | None) -> float:
 
 
 def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> InitialFigures:
-    """Measure a throw-away model on one batch; its parameters keep their values, its buffers may not."""
+    """Measure a model on one batch; parameters stay as they are, buffers may change."""
     model.train()
     model.zero_grad(set_to_none=True)
     loss, _ = objective.loss(model, batch)
     loss.backward()
     gradients = {n: _rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-    idle = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    without_gradient = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     model.zero_grad(set_to_none=True)
     if objective.task.step is not None:
-        return InitialFigures(loss=float(loss.detach()), gradients=gradients, idle=idle)
+        return InitialFigures(loss=float(loss.detach()), gradients=gradients, without_gradient=without_gradient)
     model.eval()
     with torch.no_grad():
         output, target = objective.outputs(model, batch)
     known = constant_loss(objective, output, target)
-    first, kind = _first(objective, batch), compares(objective.task, output, target)
+    inputs, kind = _float_input(objective, batch), compares(objective.task, output, target)
     return InitialFigures(
         loss=float(loss.detach()),
         compares=kind,
@@ -174,11 +176,11 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> Initi
         constant_kind=known[1] if known else "",
         classes=class_count(objective.task, output),
         gradients=gradients,
-        idle=idle,
+        without_gradient=without_gradient,
         reaction=reaction(objective, model, batch),
         scale=scales(objective, [batch], kind),
-        column_spread=_spread(first),
-        column_offset=_offset(first),
+        column_spread=_spread(inputs),
+        column_offset=_offset(inputs),
         output_sum_to_one=_is_probability(output),
         output_log_sum=_log_sum(output),
         output_range=extent(output),
@@ -189,21 +191,21 @@ def _rms(tensor: Tensor) -> float:
     return float(tensor.detach().double().square().mean().sqrt())
 
 
-def _first(objective: Objective, batch: Any) -> Tensor | None:
+def _float_input(objective: Objective, batch: Any) -> Tensor | None:
     """Give a batch's first input of floating-point numbers."""
-    inputs = objective.split(batch)
-    return next((leaf for leaf in leaves((inputs[0], inputs[1])) if leaf.is_floating_point()), None)
+    arguments, keywords, _ = objective.split(batch)
+    return next((leaf for leaf in leaves((arguments, keywords)) if leaf.is_floating_point()), None)
 
 
 def target_of(objective: Objective, batch: Any, kind: Compares = "") -> Any:
     """Give a batch's target; whole numbers as floating-point ones where the loss measures a distance to them."""
     target = objective.split(batch)[2]
-    whole = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
-    return target.double() if whole and kind == "distance" else target
+    integers = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
+    return target.double() if integers and kind == "distance" else target
 
 
 def compares(task: Task, output: Any, target: Any) -> Compares:
-    """Say what the loss takes the outputs for: what PyTorch's own losses are known for, else what it does on numbers.
+    """Say what kind of outputs the loss takes: known for PyTorch's losses, else found by calling it on a few numbers.
 
     A distance is 0 between equals, and the same whichever way and wherever the output is off by one: so are the squared, the
     absolute and Huber's error.
@@ -214,19 +216,19 @@ def compares(task: Task, output: Any, target: Any) -> Compares:
     if known or not (numbers and output.is_floating_point() and not target.is_complex()):
         return known
     if isinstance(loss, nn.Module) and loss.state_dict():
-        return ""  # it may remember what it is asked
-    zero = torch.zeros(output.shape, dtype=output.dtype)  # where a refusal does no harm: on the CPU
+        return ""  # calling it might change its state
+    zero = torch.zeros(output.shape, dtype=output.dtype)  # on the CPU, where an error does no harm
     pairs = ((zero, zero), (zero + 1, zero), (zero - 1, zero), (zero + 8, zero + 7))
     try:
         with torch.no_grad():
             same, *off = (float(cast(Any, loss)(*pair)) for pair in pairs)
     except Exception:
-        return ""  # this loss wants other numbers
+        return ""  # the loss does not take these numbers
     return "distance" if same == 0 < off[0] and all(math.isclose(off[0], o, rel_tol=1e-4) for o in off) else ""
 
 
 def reaction(objective: Objective, model: nn.Module, batch: Any) -> float | None:
-    """Give how far outputs move, relative to their size, when inputs change places among examples; None where unknown."""
+    """Give how far outputs move, relative to their size, when the examples' inputs are exchanged; None where unknown."""
     count = len(leaves(batch)[0]) if leaves(batch) else 0
     if count < 2 or objective.task.step is not None:
         return None
@@ -242,7 +244,7 @@ def reaction(objective: Objective, model: nn.Module, batch: Any) -> float | None
 
 def scales(objective: Objective, batches: Sequence[Any], kind: Compares = "") -> dict[str, Scale]:
     """Give the scale of the first input and of the target, over some batches, where they are floating-point numbers."""
-    inputs = [_first(objective, batch) for batch in batches]
+    inputs = [_float_input(objective, batch) for batch in batches]
     targets = [target_of(objective, batch, kind) for batch in batches]
     found = {"inputs": _scale(inputs), "targets": _scale(targets)}
     return {part: scale for part, scale in found.items() if scale is not None}
@@ -282,8 +284,11 @@ def _offset(inputs: Tensor | None) -> tuple[int, float] | None:
 
 
 def alike(targets: list[Any]) -> bool | None:
-    """Tell whether all targets of some batches are one and the same; None where they are no tensors, or fewer than twenty."""
-    if not all(isinstance(target, Tensor) and target.ndim for target in targets) or sum(map(len, targets)) < TELLING:
+    """Tell whether all targets of some batches are equal; None where they are no tensors, or fewer than twenty."""
+    if (
+        not all(isinstance(target, Tensor) and target.ndim for target in targets)
+        or sum(map(len, targets)) < FEWEST_TARGETS
+    ):
         return None
     first = targets[0][:1]
     return all(target.shape[1:] == first.shape[1:] and bool((target == first).all()) for target in targets)
@@ -311,8 +316,7 @@ def extent(output: Any) -> tuple[float, float] | None:
     """Give the least and the largest output."""
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.numel() == 0:
         return None
-    seen = output.detach()
-    return float(seen.min()), float(seen.max())
+    return float(output.detach().min()), float(output.detach().max())
 
 
 def out_of_reach(targets: Sequence[Any], bounds: tuple[float | None, float | None]) -> float | None:
@@ -337,32 +341,35 @@ def repeats(train: Sequence[Tensor], validation: Sequence[Tensor]) -> Repeats | 
 
     >>> rows = torch.arange(10.0)[:, None]
     >>> repeats([rows], [rows[6:8]])
-    Repeats(found=2, looked=2, natural=0.0, rows=((0, 6), (1, 7)))
+    Repeats(found=2, compared=2, twins_in_training=0.0, rows=((0, 6), (1, 7)))
     """
     kinds = [[(part.dtype, part.shape[1:]) for part in parts] for parts in (train, validation)]
     if kinds[0] != kinds[1] or not train or any(part.numel() == 0 for part in (*train, *validation)):
         return None
     size = sum(part[0].numel() * part.element_size() for part in train)
-    kept = _spread_out(len(train[0]), min(KEPT, max(1, KEPT_BYTES // size)))
-    looked = _spread_out(len(validation[0]), min(LOOKED, max(1, KEPT_BYTES // size)))
-    prints = list(_prints(train, kept))
-    where = dict(zip(reversed(prints), reversed(kept), strict=True))  # the first of those alike
-    pairs = [(row, where[seen]) for row, seen in zip(looked, _prints(validation, looked), strict=True) if seen in where]
+    trained = _spread_out(len(train[0]), min(MOST_TRAINING_ROWS, max(1, MOST_BYTES // size)))
+    compared = _spread_out(len(validation[0]), min(MOST_VALIDATION_ROWS, max(1, MOST_BYTES // size)))
+    hashes = list(_hashes(train, trained))
+    row_of = dict(zip(reversed(hashes), reversed(trained), strict=True))  # of equal rows the first
+    found = zip(compared, _hashes(validation, compared), strict=True)
+    pairs = [(row, row_of[value]) for row, value in found if value in row_of]
     same = [(i, j) for i, j in pairs if all(torch.equal(v[i], t[j]) for v, t in zip(validation, train, strict=True))]
-    twins = sum(count for count in Counter(prints).values() if count > 1)
-    return Repeats(len(same), len(looked), twins / len(kept), tuple(same[:5]))
+    twins = sum(count for count in Counter(hashes).values() if count > 1)
+    return Repeats(len(same), len(compared), twins / len(trained), tuple(same[:5]))
 
 
 def _spread_out(count: int, most: int) -> range:
     return range(0, count, math.ceil(count / most))
 
 
-def _prints(parts: Sequence[Tensor], rows: range) -> Iterator[int]:
+def _hashes(parts: Sequence[Tensor], rows: range) -> Iterator[int]:
     """Give a hash of each row's bytes."""
     for start in range(0, len(rows), BLOCK):
-        some = rows[start : start + BLOCK]
-        cut = slice(some.start, some.stop, some.step)
-        block = [part[cut].cpu().reshape(len(some), -1).clone(memory_format=torch.contiguous_format) for part in parts]
+        part_rows = rows[start : start + BLOCK]
+        cut = slice(part_rows.start, part_rows.stop, part_rows.step)
+        block = [
+            part[cut].cpu().reshape(len(part_rows), -1).clone(memory_format=torch.contiguous_format) for part in parts
+        ]
         yield from (hash(row.tobytes()) for row in torch.cat([part.view(torch.uint8) for part in block], 1).numpy())
 
 

@@ -25,7 +25,7 @@ class Casts(NamedTuple):
     """Dtypes to which a batch's floating-point inputs, integer inputs and target are cast; None leaves them as they are."""
 
     floats: torch.dtype | None = None
-    whole: torch.dtype | None = None
+    integers: torch.dtype | None = None
     target: torch.dtype | None = None
 
 
@@ -91,7 +91,7 @@ class Objective:
         Raises DataError for a label the model has no output for, TaskError for one example under batch normalisation.
         """
         if self.task.step is not None:
-            return weighted(self.task.step(model, batch), "step")
+            return loss_and_weight(self.task.step(model, batch), "step")
         output = target = None
         try:
             output, target = self.outputs(model, batch)
@@ -112,7 +112,7 @@ class Objective:
     def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
         """Give the loss for validation."""
         if self.task.evaluate is not None:
-            return weighted(self.task.evaluate(model, batch), "evaluate")
+            return loss_and_weight(self.task.evaluate(model, batch), "evaluate")
         return self.loss(model, batch)
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
@@ -134,22 +134,22 @@ class Objective:
         return tuple(self._cast(part) for part in inputs), {}, target
 
     def _split_mapping(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        named = [key for key in batch if key in _TARGET_KEYS]
-        if len(named) != 1:
+        targets = [key for key in batch if key in _TARGET_KEYS]
+        if len(targets) != 1:
             raise TaskError(
                 f"A batch is a mapping with the keys {list(batch)}, and which is the target is not clear."
                 f" Call exactly one of them {' or '.join(_TARGET_KEYS)}, or give `step`."
             )
-        return (), {key: self._cast(value) for key, value in batch.items() if key != named[0]}, batch[named[0]]
+        return (), {key: self._cast(value) for key, value in batch.items() if key != targets[0]}, batch[targets[0]]
 
     def _cast(self, value: Any) -> Any:
         if not self._casts or not isinstance(value, Tensor) or value.is_complex():
             return value
-        dtype = self.cast_inputs.floats if value.is_floating_point() else self.cast_inputs.whole
+        dtype = self.cast_inputs.floats if value.is_floating_point() else self.cast_inputs.integers
         return value if dtype is None else value.to(dtype)
 
 
-def weighted(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | None]:
+def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
     """Read what a task's `step` or `evaluate` returned.
 
     Raises TaskError where it is neither a loss nor a pair (loss, weight).
@@ -159,15 +159,15 @@ def weighted(result: StepResult, who: str) -> tuple[Tensor, float | Tensor | Non
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
         return result[0], result[1]
     raise TaskError(
-        f"`{who}` returned a {type(result).__name__}. It returns the loss, or (loss, weight), both scalars; several losses"
+        f"`{function}` returned a {type(result).__name__}. It returns the loss, or (loss, weight), both scalars; several losses"
         f" with an optimiser each (a GAN, say) are not what thalweg trains."
     )
 
 
-def shape(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe a value for a message: a tensor's shape and dtype, else its type.
 
-    >>> shape(torch.zeros(2, 3))
+    >>> describe(torch.zeros(2, 3))
     '(2, 3) float32'
     """
     if isinstance(value, Tensor):
@@ -199,7 +199,7 @@ def check_labels(task: Task, output: Any, target: Any, *, where: str = "") -> No
         return
     if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
         raise DataError(
-            f"The targets are {shape(target)}, but class numbers have one dimension. Give y without the trailing dimension"
+            f"The targets are {describe(target)}, but class numbers have one dimension. Give y without the trailing dimension"
             f" of 1: y.squeeze(1), or y[:, 0]."
         )
     ignored = getattr(task.loss, "ignore_index", -100)
@@ -212,14 +212,14 @@ def check_labels(task: Task, output: Any, target: Any, *, where: str = "") -> No
 def _check_probabilities(output: Tensor, target: Tensor) -> None:
     if target.shape != output.shape:
         raise DataError(
-            f"The targets are {shape(target)}, but this loss wants class numbers (int64), or probabilities of the"
+            f"The targets are {describe(target)}, but this loss wants class numbers (int64), or probabilities of the"
             f" output's shape {tuple(output.shape)}. Give y as integers, without a trailing dimension of 1."
         )
 
 
-def _wrong_label(label: int, place: str, classes: int) -> str:
+def _wrong_label(label: int, where: str, classes: int) -> str:
     remedy = f"Give the model {label + 1} outputs or check the labels." if label > 0 else "Number the classes from 0."
     return (
-        f"The target is {label} in {place}, but the model has {classes} output{'s' * (classes != 1)}: labels run from"
+        f"The target is {label} in {where}, but the model has {classes} output{'s' * (classes != 1)}: labels run from"
         f" 0 to {classes - 1}. {remedy}"
     )

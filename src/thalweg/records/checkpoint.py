@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or not there: folders of safetensors, JSON, and a manifest with every file's sum.
 
     checkpoints/step-00001234/model.safetensors       tensors of the section "model", keys joined by "/"
-                              optimizer.safetensors   … one file a section that has tensors
+                              optimizer.safetensors   … one file per section that has tensors
                               loop.json               everything that is not a tensor, and which tensor belongs where
                               MANIFEST.json           written last: length and sha256 of each file, and its own sum
 
@@ -42,7 +42,7 @@ CheckpointState: TypeAlias = Mapping[str, Any]
 
 
 class NewerFormatError(CheckpointError):
-    """A checkpoint of a later version of the format: not damaged, so no older one is read in its place."""
+    """A checkpoint of a later version of the format: not damaged, so no older one is read instead."""
 
 
 class Loaded(NamedTuple):
@@ -68,7 +68,7 @@ def save(
       superseded (by a rollback, or by a resume from an earlier step).
     name: a folder of this name instead, such as "best", replaced in one move; never removed.
 
-    Returns the folder. Raises CheckpointError where a value cannot be kept, or the disk is full or not writable: nothing
+    Returns the folder. Raises CheckpointError where a value cannot be stored, or the disk is full or not writable: nothing
     is left behind and the older checkpoints are as they were.
     """
     if step < 0 or keep < 1:
@@ -91,7 +91,7 @@ def save(
     except BaseException:
         _clean_up(temporary, final)
         raise
-    _known_sums.add(_folder_identity(final))
+    _intact.add(_folder_identity(final))
     if name is None:
         _remove_superseded(folder, step, keep)
     return final
@@ -119,7 +119,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
             problems.append(str(error))
             continue
         return Loaded(
-            state, step, candidate, tuple(f"passed over: {text} Going on from {candidate.name}." for text in problems)
+            state, step, candidate, tuple(f"passed over: {text} Continuing from {candidate.name}." for text in problems)
         )
     raise CheckpointError(_none_intact(path, problems))
 
@@ -245,14 +245,14 @@ def _remove_superseded(folder: Path, step: int, keep: int) -> None:
 
 def _is_intact(path: Path) -> bool:
     """Whether the sums agree. Each folder is read once per process, so that a save does not read older checkpoints each time."""
-    mark = _folder_identity(path)
-    if mark not in _known_sums and not verify(path):
-        _known_sums.add(mark)
-    return mark in _known_sums
+    identity = _folder_identity(path)
+    if identity not in _intact and not verify(path):
+        _intact.add(identity)
+    return identity in _intact
 
 
 def _folder_identity(path: Path) -> tuple[str, int, int]:
-    """Identify a folder by more than its name, which another may have later."""
+    """Identify a folder by more than its name, which may later be another folder's."""
     try:
         status = (path / MANIFEST).stat()
     except OSError:
@@ -260,7 +260,7 @@ def _folder_identity(path: Path) -> tuple[str, int, int]:
     return str(path.absolute()), status.st_ino, status.st_mtime_ns
 
 
-_known_sums: set[tuple[str, int, int]] = set()
+_intact: set[tuple[str, int, int]] = set()
 
 
 def _cannot_write(final: Path, parts: SplitState, error: OSError) -> str:

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from thalweg.errors import RunError
 
-READ_FORMAT_AT = 19
-WRITE_AHEAD = 2
-ATTEMPTS = 5
+READ_VERSION_OFFSET = 19  # byte of SQLite's file header that says which journal mode a reader must know
+WRITE_AHEAD = 2  # its value in write-ahead mode
+ATTEMPTS = 5  # to read a file that a writer opens meanwhile
 
 Result = TypeVar("Result")
 
@@ -80,7 +80,8 @@ def read(
 ) -> Result:
     """Open a file of this kind for reading, run one query on it, and close it.
 
-    An empty file, as a process leaves it that was killed in its first milliseconds, is one without tables.
+    An empty file, whose writer was killed before it made the tables, is read as one without tables.
+
     Raises RunError where the file is missing, another kind of file, of a newer format, or damaged.
     """
     for _ in range(ATTEMPTS):
@@ -127,7 +128,7 @@ def _read_once(
 
 
 def _open_reader(path: Path, stack: ExitStack, busy_seconds: float) -> sqlite3.Connection:
-    """Read through the write-ahead log where there is one; else nobody writes, and `immutable` leaves the file untouched."""
+    """Open a file with its write-ahead log; without a log nobody writes, and `immutable` leaves the file untouched."""
     if not _log(path).exists() and _is_write_ahead(path):
         return _connect(path, "immutable=1", busy_seconds)
     try:
@@ -176,10 +177,10 @@ def _is_write_ahead(path: Path) -> bool:
     # Only asked while there is no log, so no writer of this process holds a lock that closing the file would drop.
     try:
         with open(path, "rb") as file:
-            header = file.read(READ_FORMAT_AT + 1)
+            header = file.read(READ_VERSION_OFFSET + 1)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    return len(header) > READ_FORMAT_AT and header[READ_FORMAT_AT] == WRITE_AHEAD
+    return len(header) > READ_VERSION_OFFSET and header[READ_VERSION_OFFSET] == WRITE_AHEAD
 
 
 def _error_message(path: Path, error: sqlite3.Error) -> str:

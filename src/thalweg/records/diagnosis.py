@@ -1,4 +1,4 @@
-"""The diagnosis: what went wrong, why we say so, and what cures it."""
+"""The diagnosis: what went wrong, the evidence for it, and the cure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Severity = Literal["note", "warning", "critical"]
 
 @dataclass(frozen=True)
 class Cure:
-    """A remedy as a value: whoever runs the descent applies it, and it is logged.
+    """A remedy as a value: the descent applies and logs it.
 
     Arguments:
         action: what to do in one sentence, for a person.
         rollback: go back to the last good snapshot first.
-        skip_batch: leave the batch at hand out.
+        skip_batch: leave this step's batch out.
         rate_factor: multiplies the learning rate from here on, in (0, 1].
         clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
     """
@@ -61,12 +61,12 @@ class Diagnosis:
     name: str = ""
 
     def __str__(self) -> str:
-        place = f"step {self.step}: " if self.step is not None else ""
+        when = f"step {self.step}: " if self.step is not None else ""
         remedy = f" {self.cure.action}" if self.cure else ""
-        return f"{place}{self.symptom}: {self.cause}{remedy}"
+        return f"{when}{self.symptom}: {self.cause}{remedy}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for JSON; tuples become lists."""
+        """Give built-in types, for JSON; tuples become lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @staticmethod

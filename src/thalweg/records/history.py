@@ -1,4 +1,4 @@
-"""The history of a run: figures of every step, arrays at a stride, digests of the weights and events, in one SQLite file.
+"""The history of a run: figures of every step, arrays of some steps, digests of the weights and events, in one SQLite file.
 
 Training appends to it, which takes a few microseconds per step; rows are written together, one transaction per flush, in
 write-ahead mode: others can read while it grows, and a process killed at any moment leaves a file that opens again.
@@ -28,9 +28,9 @@ from thalweg.records import database, json_values
 from thalweg.records.database import Result
 
 FORMAT = 1
-KIND = "thalweg history"
+KIND = "thalweg history"  # in the file, to tell it from other SQLite files
 FILE = "history.sqlite"
-ENDLESS = 2**63 - 1
+ENDLESS = 2**63 - 1  # `live_until` of the last segment
 MOST_COLUMNS = 1900  # SQLite takes 2,000.
 
 LIVE = """CREATE VIEW live AS SELECT {shown} FROM figures JOIN segment ON segment = id
@@ -81,15 +81,15 @@ class Series(NamedTuple):
 
 
 class Superseded(NamedTuple):
-    """Figures of one segment that a later one, `by`, took the place of: "step" and each name that was asked for."""
+    """Figures of one segment that a later one, `by`, replaces: "step" and each name that was asked for."""
 
     segment: int
     by: int
     columns: dict[str, Float64s]
 
 
-class Table(NamedTuple):
-    """Arrays recorded at a stride: `values[i]` (float32) belongs to `steps[i]`."""
+class ArraySeries(NamedTuple):
+    """The arrays recorded under one name: `values[i]` (float32) belongs to `steps[i]`."""
 
     steps: Steps
     values: npt.NDArray[np.float32]
@@ -100,7 +100,7 @@ class History:
 
     where: the run's folder, or the path of its `history.sqlite`; a writer makes what is missing.
     readonly: only read; nothing is created or changed, and each query sees what has been flushed by then.
-    flush_rows, flush_seconds: rows are written when so many wait or so long has passed, whichever is first.
+    flush_rows, flush_seconds: rows are written when so many are buffered or so long has passed, whichever is first.
     busy_seconds: how long to wait for another process's lock.
 
     Raises RunError where the file is missing (readonly), something else, of a newer format, locked, damaged or unwritable.
@@ -133,7 +133,7 @@ class History:
         self._next_flush = time.monotonic() + flush_seconds
         self._connection: sqlite3.Connection | None = None
         if readonly:
-            self._read(_columns)
+            self._read(_columns)  # raises where the file cannot be read
             return
         self._connection = database.open_writer(
             self.path, kind=KIND, format=FORMAT, schema=SCHEMA, busy_seconds=busy_seconds
@@ -141,20 +141,23 @@ class History:
         with database.explain_errors(self.path):
             self._columns = _columns(self._connection)
             self._segment, self._first_step, _ = _segments(self._connection)[-1]
-            self._last_step = self._latest()
+            self._last_step = self._latest_step()
             self._shapes: dict[str, str] = dict(_all(self._connection, "SELECT DISTINCT name, shape FROM arrays"))
 
     # Writing
 
     def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
-        """Record figures of a step; a second call for the same step adds to the first. None is as if not given."""
+        """Record figures of a step; a second call for the same step adds to the first. None is left out.
+
+        Raises RunError for what is not a number, a figure named "step", and a step before the present segment.
+        """
         try:
             given = {name: float(value) for name, value in values.items() if value is not None}
         except (TypeError, ValueError, OverflowError) as error:
             raise RunError(f"a figure of step {step} is not a number: {error}. Give numbers or None.") from error
         with self._lock:
             if self._connection is None or step < self._first_step or "step" in given:
-                self._refuse(step)
+                self._refuse_figures(step)
             row = self._rows.get(step)
             if row is None:
                 self._rows[step] = given
@@ -163,8 +166,11 @@ class History:
             if len(self._rows) >= self._flush_rows or time.monotonic() >= self._next_flush:
                 self.flush()
 
-    def append_blob(self, step: int, name: str, array: npt.ArrayLike) -> None:
-        """Record an array (as float32) under a name, such as one norm per tensor; each name has one shape."""
+    def append_array(self, step: int, name: str, array: npt.ArrayLike) -> None:
+        """Record an array (as float32) under a name, such as one norm per tensor.
+
+        Raises RunError where the name was used for another shape.
+        """
         data, shape = np.ascontiguousarray(array, dtype="<f4"), json.dumps(np.shape(array))
         with self._lock:
             if self._shapes.setdefault(name, shape) != shape:
@@ -179,17 +185,20 @@ class History:
             self._digests[int(step)] = text
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
-        """Record that something happened, and flush. `data`: plain values, NaN and infinities included."""
+        """Record that something happened, and flush. `data`: built-in types, NaN and infinities included.
+
+        Raises RunError for data of other types.
+        """
         try:
             text = json.dumps(json_values.encode(dict(data or {})), allow_nan=False)
-        except json_values.NotPlainError as error:
-            raise RunError(f"the data of the event {kind!r} cannot be kept: {error}") from error
+        except json_values.NotJsonError as error:
+            raise RunError(f"the data of the event {kind!r} cannot be stored: {error}") from error
         with self._lock:
             self._events.append((int(step), kind, message, text))
             self.flush()
 
     def supersede(self, from_step: int) -> None:
-        """Begin a new segment at `from_step`: what was recorded from there on is kept, but is no longer live."""
+        """Begin a new segment at `from_step`: what was recorded from there on stays in the file, but is no longer live."""
         with self._lock:
             self.flush()
             connection = self._writer()
@@ -202,7 +211,7 @@ class History:
             self._segment, self._first_step, self._last_step = segment or 1, from_step, from_step - 1
 
     def flush(self, *, durable: bool = False) -> None:
-        """Write what waits, in one transaction. If that fails, it still waits, and the file is as it was.
+        """Write the buffered rows in one transaction. If that fails they stay buffered, and the file is as it was.
 
         A killed process loses nothing that was flushed. A power cut may lose it unless the disk has confirmed it (`durable`, a
         few milliseconds): use that before a checkpoint, so that the history is never behind it.
@@ -290,7 +299,7 @@ class History:
             for (segment, by), part in found.items()
         ]
 
-    def table(self, name: str) -> Table:
+    def arrays(self, name: str) -> ArraySeries:
         """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
         sql = """SELECT step, shape, data FROM arrays JOIN segment ON segment = id
                    WHERE name = ? AND step >= first_step AND step < live_until ORDER BY step"""
@@ -298,7 +307,7 @@ class History:
         if not rows:
             raise RunError(f"the history has no array {name!r}.")
         values = [np.frombuffer(data, "<f4").reshape(json.loads(shape)) for _, shape, data in rows]
-        return Table(np.array([row[0] for row in rows], np.int64), np.stack(values).astype(np.float32))
+        return ArraySeries(np.array([row[0] for row in rows], np.int64), np.stack(values).astype(np.float32))
 
     def events(self) -> list[Event]:
         """List everything that happened, in order, superseded or not."""
@@ -344,14 +353,15 @@ class History:
                     return query(self._connection)
         return database.read(self.path, query, kind=KIND, format=FORMAT, busy_seconds=self._busy_seconds)
 
-    def _refuse(self, step: int) -> None:
+    def _refuse_figures(self, step: int) -> None:
+        """Raise the RunError that says why `append` cannot record these."""
         self._writer()
         if step < self._first_step:
             begins = f"where this segment begins: call supersede({step}) first"
             raise RunError(f"step {step} lies before {self._first_step}, {begins}.")
         raise RunError("a figure cannot be named 'step', which is the name of the column of steps.")
 
-    def _latest(self) -> int:
+    def _latest_step(self) -> int:
         sql = "SELECT coalesce(max(step), ?) FROM figures WHERE segment = ?"
         return self._writer().execute(sql, (self._first_step - 1, self._segment)).fetchone()[0]
 
@@ -362,8 +372,8 @@ class History:
             self._write_rest(connection)
         self._columns = columns
         self._last_step = max([self._last_step, *self._rows])
-        for waiting in (self._rows, self._arrays, self._digests, self._events):
-            waiting.clear()
+        for buffered in (self._rows, self._arrays, self._digests, self._events):
+            buffered.clear()
 
     def _with_new_columns(self, connection: sqlite3.Connection) -> dict[str, int]:
         """Add a column for each name that is new, and show it in the view `live`, which is for other programs."""
@@ -373,7 +383,7 @@ class History:
         columns = self._columns | {name: number for number, name in enumerate(new, len(self._columns) + 1)}
         if len(columns) > MOST_COLUMNS:
             raise RunError(
-                f"the history has room for {MOST_COLUMNS} figures per step: record more as one array (append_blob)."
+                f"the history has room for {MOST_COLUMNS} figures per step: record more as one array (append_array)."
             )
         for name in new:
             connection.execute("INSERT INTO name VALUES (?, ?)", (columns[name], name))

@@ -17,47 +17,47 @@ from typing import Any, cast
 
 import numpy as np
 
-Place = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
-DEEPEST = 100
-EXACT_IN_EVERY_READER = 2**53
-
-
-class NotPlainError(TypeError):
-    """A value that has no place in JSON; the message names where it stands and what to give instead."""
+DEEPEST = 100  # levels of nesting
+EXACT_IN_EVERY_READER = 2**53  # larger integers are rounded by readers that use float64
 
 
-def where(place: Place) -> str:
-    """Name a place in nested values for a message.
+class NotJsonError(TypeError):
+    """A value that JSON cannot represent; the message names its path and what to give instead."""
 
-    >>> where(("optimizer", "state", "0"))
+
+def path_text(path: KeyPath) -> str:
+    """Give the path of a nested value as text, for a message.
+
+    >>> path_text(("optimizer", "state", "0"))
     'optimizer/state/0'
     """
-    return "/".join(place) or "the value itself"
+    return "/".join(path) or "the value itself"
 
 
-def refuse(value: object, place: Place) -> object:
-    """Raise NotPlainError: JSON has no such type, and the caller encodes no further ones."""
+def refuse(value: object, path: KeyPath) -> object:
+    """Raise NotJsonError: JSON has no such type, and the caller encodes no further ones."""
     if isinstance(value, tuple):
-        raise NotPlainError(f"{where(place)} is a tuple, which would come back as a list: give a list.")
-    raise NotPlainError(
-        f"{where(place)} is of type {type(value).__name__}: give int, float, str, bool, None, a list or a dict of those."
+        raise NotJsonError(f"{path_text(path)} is a tuple, which would come back as a list: give a list.")
+    raise NotJsonError(
+        f"{path_text(path)} is of type {type(value).__name__}: give int, float, str, bool, None, a list or a dict of those."
     )
 
 
-def encode(value: object, place: Place = (), other: Callable[[object, Place], object] = refuse) -> object:
+def encode(value: object, path: KeyPath = (), other: Callable[[object, KeyPath], object] = refuse) -> object:
     """Turn nested values into what `json.dumps(…, allow_nan=False)` takes.
 
     `other` encodes values of types that JSON lacks (a checkpoint encodes tensors with it). NumPy scalars and subclasses of
     int, float and dict come back as the built-in type.
 
-    Raises NotPlainError for tuples, keys that are neither str nor int, and nesting deeper than 100.
+    Raises NotJsonError for tuples, keys that are neither str nor int, and nesting deeper than 100.
 
     >>> encode({"rate": float("inf"), 0: [1, None]})
     {'~dict': [['rate', {'~float': 'inf'}], [0, [1, None]]]}
     """
-    if len(place) > DEEPEST:
-        raise NotPlainError(f"{where(place[:3])} is nested deeper than {DEEPEST}, or contains itself.")
+    if len(path) > DEEPEST:
+        raise NotJsonError(f"{path_text(path[:3])} is nested deeper than {DEEPEST}, or contains itself.")
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, str)):
@@ -68,10 +68,10 @@ def encode(value: object, place: Place = (), other: Callable[[object, Place], ob
         return float(value) if math.isfinite(value) else {"~float": _nonfinite_text(value)}
     if isinstance(value, list):
         items = cast("list[object]", value)
-        return [encode(item, (*place, str(index)), other) for index, item in enumerate(items)]
+        return [encode(item, (*path, str(index)), other) for index, item in enumerate(items)]
     if isinstance(value, Mapping):
-        return _encode_mapping(cast("Mapping[object, object]", value), place, other)
-    return other(value, place)
+        return _encode_mapping(cast("Mapping[object, object]", value), path, other)
+    return other(value, path)
 
 
 def without_tuples(value: Any) -> Any:
@@ -110,11 +110,13 @@ def decode(value: Any, special: Mapping[str, Callable[[Any], Any]] | None = None
     return (special or {})[mark](pairs[mark])
 
 
-def _encode_mapping(value: Mapping[object, object], place: Place, other: Callable[[object, Place], object]) -> object:
+def _encode_mapping(
+    value: Mapping[object, object], path: KeyPath, other: Callable[[object, KeyPath], object]
+) -> object:
     for key in value:
         if not isinstance(key, (str, int)):
-            raise NotPlainError(f"{where(place)} has a key of type {type(key).__name__}: give str or int keys.")
-    pairs = [(cast("str | int", key), encode(item, (*place, str(key)), other)) for key, item in value.items()]
+            raise NotJsonError(f"{path_text(path)} has a key of type {type(key).__name__}: give str or int keys.")
+    pairs = [(cast("str | int", key), encode(item, (*path, str(key)), other)) for key, item in value.items()]
     if all(isinstance(key, str) and not key.startswith("~") for key, _ in pairs):
         return dict(pairs)
     return {"~dict": [[encode(key), item] for key, item in pairs]}

@@ -23,7 +23,7 @@ LARGEST_INTEGER = 2**63 - 1  # of TOML and SQLite
 
 @dataclass(frozen=True)
 class Knob:
-    """What there is to say of one knob.
+    """The description of one knob.
 
     Arguments:
         meaning: what it does, in one line.
@@ -35,9 +35,9 @@ class Knob:
         zero: how zero reads, where it switches something off.
         empty: how an empty table reads.
         label: its name for people; default: the field's name with spaces.
-        shown: "main": always; "chosen": where somebody or something chose it; "report": likewise, but only in the report;
-            "note": found with the data and nobody's choice, so never among the chosen.
-        rank: its place among the main ones.
+        shown: "main": always; "chosen": where the user or a rule chose it; "report": likewise, but only in the report;
+            "note": derived from the data, so no choice and never among the chosen.
+        rank: its position among the main ones.
 
     The rest is read from the field by `knobs`: its name, default, type, whether it may be None, and its choices.
     """
@@ -126,8 +126,8 @@ def reference(record: type[Any], width: int = 120) -> str:
     return "\n".join(lines)
 
 
-def settle_types(record: Any) -> None:
-    """Turn NumPy's and torch's scalars into Python's, so that a record is plain values whoever made it.
+def convert_types(record: Any) -> None:
+    """Turn NumPy's and torch's scalars into Python's.
 
     Raises PlanError for None where a value is needed and for a value of another type.
     """
@@ -143,7 +143,7 @@ def settle_types(record: Any) -> None:
 
 def _converted(name: str, value: Any, kind: Any) -> Any:
     if kind is bool:
-        flag = plain_value(value, name)
+        flag = builtin_value(value, name)
         if not isinstance(flag, bool):
             raise PlanError(f"`{name}` is {flag!r}, but it is true or false.")
         return flag
@@ -184,19 +184,19 @@ def _out_of_range(value: Any, knob: Knob) -> str:
     return ""
 
 
-def plain_value(value: Any, name: str) -> Any:
-    """Give plain numbers, texts, lists and tables, as TOML knows them. Raises PlanError for anything else.
+def builtin_value(value: Any, name: str) -> Any:
+    """Turn a value into built-in numbers, strings, lists and dicts, as TOML has them. Raises PlanError for anything else.
 
     >>> import numpy as np
-    >>> plain_value({"rates": np.array([0.5, 1.0])}, "figures")
+    >>> builtin_value({"rates": np.array([0.5, 1.0])}, "figures")
     {'rates': [0.5, 1.0]}
     """
     if isinstance(value, Mapping):
-        return {str(key): plain_value(part, name) for key, part in value.items()}
+        return {str(key): builtin_value(part, name) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_value(part, name) for part in value]
+        return [builtin_value(part, name) for part in value]
     if not isinstance(value, bool | int | float | str) and hasattr(value, "tolist"):
-        return plain_value(value.tolist(), name)  # NumPy's and torch's numbers and arrays
+        return builtin_value(value.tolist(), name)  # NumPy's and torch's numbers and arrays
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)

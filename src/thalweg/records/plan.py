@@ -16,12 +16,12 @@ from thalweg.errors import PlanError, ThalwegError, nearest
 from thalweg.records.knob import (
     LARGEST_INTEGER,
     Knob,
+    builtin_value,
     check_ranges,
+    convert_types,
     knobs,
-    plain_value,
     reference,
     setting,
-    settle_types,
 )
 from thalweg.rules import Rule
 from thalweg.schedule import Schedule
@@ -29,8 +29,8 @@ from thalweg.schedule import Schedule
 EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 1
-OF_THE_RULE = float("nan")
-"""Stands for a learning rate that is not given, until the plan is made."""
+RULE_DEFAULT_RATE = float("nan")
+"""The default of `Plan.learning_rate`, which the new plan replaces by that of its rule."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Evidence:
     """Why a knob has its value.
 
     `source` is one of "given", "default", "derived" (a stated rule), "measured" or "searched"; `reason` is a sentence with
-    the rule's name and where it comes from; `figures` are what was seen, plain numbers, texts and lists of them.
+    the rule's name and where it comes from; `figures` are what was measured, as numbers, texts and lists of them.
     """
 
     source: EvidenceSource
@@ -53,7 +53,9 @@ class Evidence:
             raise PlanError(
                 f"Evidence has a text `reason` and a table `figures`, not {self.reason!r} and {self.figures!r}."
             )
-        object.__setattr__(self, "figures", {str(name): plain_value(f, str(name)) for name, f in self.figures.items()})
+        object.__setattr__(
+            self, "figures", {str(name): builtin_value(f, str(name)) for name, f in self.figures.items()}
+        )
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.reason else self.source
@@ -74,7 +76,7 @@ class Group:
     def __post_init__(self) -> None:
         if self.rule is not None:
             rules.get(_rule_name(self.rule))
-        settle_types(self)
+        convert_types(self)
         check_ranges(self)
 
 
@@ -94,7 +96,7 @@ class Plan:
         Knob("how gradients become steps", 'The update rule\'s name, such as "adamw".', shown="main", rank=5),
     )
     learning_rate: float = setting(
-        OF_THE_RULE,
+        RULE_DEFAULT_RATE,
         Knob(
             "how far a step goes",
             "This is the peak; the schedule multiplies it. Default: the rule's own, for most 0.001.",
@@ -191,7 +193,10 @@ class Plan:
     )
     precision: Precision = setting(
         "float32",
-        Knob("numbers used in the forward pass", "float32 stands for the model's own dtype, the others for autocast."),
+        Knob(
+            "floating-point format of the forward pass",
+            "float32 stands for the model's own dtype, the others for autocast.",
+        ),
     )
     seed: int = setting(
         0,
@@ -212,7 +217,7 @@ class Plan:
         Knob(
             "parameters with settings of their own",
             'A pattern of parameter names (shell style, such as "head.*") -> `Group`. Under a rule for matrices only (Muon),'
-            " embeddings and the output layer are entered here when the data are seen, with the rule AdamW.",
+            " embeddings and the output layer are entered here when the data are opened, with the rule AdamW.",
             empty="one for all",
         ),
     )
@@ -223,9 +228,9 @@ class Plan:
     position: Literal["exact", "state_dict", "fast-forward"] = setting(
         "exact",
         Knob(
-            "how a resumed run finds its place in the data again",
+            "how a resumed run finds its position in the data",
             "exact: the order is a function of seed and epoch; state_dict: the loader is asked for its own; fast-forward: a"
-            " stream is read again up to there, exact where it gives the same each time. Set when the data are seen.",
+            " stream is read again up to there, exact where it gives the same each time. Set when the data are opened.",
             shown="note",
         ),
     )
@@ -299,8 +304,8 @@ class Plan:
     evidence: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence])
 
     def __post_init__(self) -> None:
-        unset = self.learning_rate is OF_THE_RULE
-        settle_types(self)
+        unset = self.learning_rate is RULE_DEFAULT_RATE
+        convert_types(self)
         _settle_tables(self)
         rule = rules.get(self.rule)
         rule.complete(self.constants)  # raises where a constant is unknown or out of range
@@ -316,7 +321,9 @@ class Plan:
         }
         if self.learning_rate == rate:
             stated["learning_rate"] = why
-        known = {knob: e for knob, e in self.evidence.items() if e != default}  # a value changed by hand is no default
+        known = {
+            knob: e for knob, e in self.evidence.items() if e != default
+        }  # a field changed since is no default any more
         object.__setattr__(self, "evidence", {**stated, **known})
 
     def _check_together(self, rule: Rule) -> None:
@@ -327,12 +334,14 @@ class Plan:
             )
         if self.ema is not None and rule.average is not None:
             raise PlanError(
-                f"`ema` is {self.ema}, but {self.rule} averages the weights itself, and that average is what is judged and kept."
+                f"`ema` is {self.ema}, but {self.rule} averages the weights itself, and that average is validated and saved."
                 f" Leave `ema` out, or take another rule."
             )
 
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
+
+        Raises PlanError as a new plan does, and for a name that is no knob.
 
         >>> Plan().replace(learning_rate=0.01).evidence["learning_rate"].source
         'given'
@@ -348,7 +357,7 @@ class Plan:
             evidence = {knob: _noting_changes(evidence, changes) for knob, evidence in self.evidence.items()}
             evidence |= {name: Evidence("given") for name in changes}
             if self._changes_default_rate(changes):
-                changes["learning_rate"] = OF_THE_RULE
+                changes["learning_rate"] = RULE_DEFAULT_RATE
                 del evidence["learning_rate"]
             changes["evidence"] = evidence
         return replace(self, **changes)
@@ -364,7 +373,7 @@ class Plan:
         return self.evidence.get(knob, Evidence("default"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values without None, for TOML or JSON."""
+        """Give the plan as built-in types without None, for TOML or JSON."""
         entries: dict[str, Any] = {"format": FORMAT}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -453,12 +462,12 @@ def default_rate(rule: Rule) -> tuple[float, Evidence]:
 
 
 def _noting_changes(evidence: Evidence, changes: Mapping[str, Any]) -> Evidence:
-    """Add to the reason of a derived value what it was derived for, where that is changed now."""
+    """Note in a derived value's reason which of the values it was derived from are changed now."""
     changed = [name for name in changes if name in evidence.figures and evidence.figures[name] != changes[name]]
     if evidence.source != "derived" or not changed:
         return evidence
-    found = ", ".join(f"{name} {evidence.figures[name]}" for name in changed)
-    return replace(evidence, reason=f"{evidence.reason}; found for {found}, which is another now")
+    before = ", ".join(f"{name} {evidence.figures[name]}" for name in changed)
+    return replace(evidence, reason=f"{evidence.reason}; derived for {before}, which has changed since")
 
 
 def _as_record(kind: type[Any], entries: Any, where: str) -> Any:
@@ -479,7 +488,7 @@ def _as_record(kind: type[Any], entries: Any, where: str) -> Any:
 
 
 def _settle_tables(plan: Plan) -> None:
-    """Turn what stands for a schedule, a group or an evidence (a name, a table) into the record, and constants into numbers."""
+    """Turn names and tables into schedule, groups and evidence, and constants into numbers. Raises PlanError."""
     if isinstance(plan.schedule, str | Mapping):
         entries = {"shape": plan.schedule} if isinstance(plan.schedule, str) else plan.schedule
         object.__setattr__(plan, "schedule", Schedule.from_dict(entries))
@@ -491,7 +500,7 @@ def _settle_tables(plan: Plan) -> None:
     for name in ("constants", "groups", "evidence"):
         if not isinstance(getattr(plan, name), Mapping):
             raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is a table.")
-    object.__setattr__(plan, "constants", {str(k): plain_value(v, str(k)) for k, v in plan.constants.items()})
+    object.__setattr__(plan, "constants", {str(k): builtin_value(v, str(k)) for k, v in plan.constants.items()})
     object.__setattr__(plan, "groups", {p: _as_record(Group, g, f"groups.{p}") for p, g in plan.groups.items()})
     known = list(knobs(Plan))
     for knob in plan.evidence:

@@ -24,10 +24,10 @@ class Request:
         epochs, steps, seconds: the budget, at most one of them; `seconds` includes the search.
         effort: the price of it all in full trainings: 1 (no search), "quick" 2, "standard" 4, "thorough" 12, or a number.
         seed: of everything random.
-        fixed: knobs that are decided, such as {"batch_size": 64}; they are given the types that a plan has them in.
+        fixed: knobs that are decided, such as {"batch_size": 64}; converted to the types that a plan holds.
         device: "auto", "cpu", "cuda", …; whether it is there is found out when the task is opened.
 
-    Raises PlanError that says which of them cannot be, and what it may be.
+    Raises PlanError that names what is not allowed, and says what is.
 
     >>> Request(epochs=20, effort="quick").trainings, Request(steps=9, fixed={"learning_rate": 0.1}).trainings
     (2.0, 1.0)
@@ -53,12 +53,12 @@ class Request:
 
     @property
     def searches_rate(self) -> bool:
-        """Whether the learning rate is to be searched: nobody has decided it, and the rule does not find it itself."""
+        """Whether the learning rate is to be searched: it is not fixed, and the rule does not find it itself."""
         return "learning_rate" not in self.fixed and not rules.get(self.fixed.get("rule", "adamw")).finds_rate
 
     @property
     def trainings(self) -> float:
-        """What is paid in full trainings, the final one included: the effort's price, or one where nothing is searched."""
+        """The price in full trainings, the final one included: the effort's, or 1 where nothing is searched."""
         price = EFFORTS[self.effort] if isinstance(self.effort, str) else self.effort
         return price if self.searches_rate else 1.0
 
@@ -67,14 +67,14 @@ class Request:
         """The budget's seconds shared out among the trainings that are paid for."""
         return None if self.seconds is None else self.seconds / self.trainings
 
-    def after(self, seconds: float) -> Request:
-        """Give what is left to ask for when so many seconds have passed; half of a budget in seconds stays at the least."""
+    def with_seconds_spent(self, seconds: float) -> Request:
+        """Give the request less the seconds that have passed; at least half of a budget in seconds remains."""
         if self.seconds is None:
             return self
         return replace(self, seconds=max(self.seconds - seconds, 0.5 * self.seconds))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for JSON."""
+        """Give the request as built-in types, for JSON."""
         knobs = _plan_with(self.fixed).to_dict()
         return {**vars(self), "fixed": {name: knobs.get(name) for name in self.fixed}, "device": str(self.device)}
 
@@ -125,7 +125,7 @@ def _effort(effort: Any) -> str | float:
 
 
 def _knobs(fixed: Any) -> dict[str, Any]:
-    """Give the decided knobs as a plan has them."""
+    """Give the fixed knobs with the types that a plan holds."""
     known = list(knobs(Plan))
     if not isinstance(fixed, Mapping):
         raise PlanError(f"`fixed` is {fixed!r}, but it is a table of knobs, such as {{'batch_size': 64}}.")

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import pandas
 
 
-class Figures(dict[str, npt.NDArray[np.float64]]):
+class HistoryColumns(dict[str, npt.NDArray[np.float64]]):
     """The history as columns: "step", "loss", "learning_rate", "validation/loss", …; NaN where a step has no such figure.
 
-    The first row is step 0: what was validated before the first step.
+    The first row is step 0: the validation before the first step.
     """
 
     def __missing__(self, name: object) -> npt.NDArray[np.float64]:
@@ -47,12 +47,13 @@ class Figures(dict[str, npt.NDArray[np.float64]]):
 class Run:
     """What happened.
 
-    `metrics` are the final figures of `model` ("loss" is the validation loss where there are validation data), `summary` says
-    in plain values how the run went: status, steps, seconds, which weights `model` has, the figures at the start.
+    `metrics` are the final figures of `model` ("loss" is the validation loss where there are validation data). `summary` says
+    how the run went: status, steps, seconds, which weights `model` has, the figures at the start. `trained` is the model of
+    a run that this process trained.
     """
 
     plan: Plan
-    history: Figures
+    history: HistoryColumns
     events: tuple[Event, ...] = ()
     diagnoses: tuple[Diagnosis, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -87,12 +88,12 @@ class Run:
     def open(folder: str | os.PathLike[str], task: Task | None = None) -> Run:
         """Open a run's folder, finished or still being written.
 
-        Raises RunError where it is no run's folder, or its files are damaged.
+        Raises RunError where it is no run's folder, or its files are damaged; PlanError where its plan is.
         """
         files = RunFolder.at(folder)
         status = files.read_status()
         with files.open_history(readonly=True) as history:
-            figures, events = Figures(history.columns()), tuple(history.events())
+            figures, events = HistoryColumns(history.columns()), tuple(history.events())
         return Run(
             plan=files.read_plan(),
             history=figures,

@@ -53,7 +53,7 @@ class RunFolder:
 
     @staticmethod
     def at(folder: str | os.PathLike[str]) -> RunFolder:
-        """Take what somebody gave as a run's folder. Raises RunError where it cannot be a path."""
+        """Give the run folder at a path. Raises RunError where it cannot be a path."""
         return RunFolder(as_folder(folder))
 
     @property
@@ -106,7 +106,7 @@ class RunFolder:
 
         The lock ends with the process, so that nothing needs to be tidied after a crash.
 
-        Raises RunError where the folder cannot be made or somebody else writes to it.
+        Raises RunError where the folder cannot be made or another process writes to it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -125,12 +125,12 @@ class RunFolder:
             file_lock.release(descriptor)
 
     def create(self, plan: Plan, source: Source | None, summary: Mapping[str, Any]) -> None:
-        """Write what a new run starts with; `summary` is the status's until the run has one of its own.
+        """Write plan, task source and status of a new run; `summary` is the status's until the run has one of its own.
 
         The status comes last: a process killed before that leaves a folder that holds no run yet, and in which the same call
         succeeds.
 
-        Raises RunError where the folder holds a run, or things that are no run's.
+        Raises RunError where the folder holds a run or other files.
         """
         self.check_vacant()
         try:
@@ -195,7 +195,7 @@ class RunFolder:
         return status
 
     def open_history(self, *, readonly: bool = False) -> History:
-        """Open the history, to write it (it is made where it is missing) or only to read it."""
+        """Open the history, to write it (made where it is missing) or only to read it. Raises RunError as `History` does."""
         return History(self.history_path, readonly=readonly)
 
     # Refusing
@@ -206,16 +206,16 @@ class RunFolder:
         self.check_vacant()
 
     def check_vacant(self) -> None:
-        """Refuse a folder that holds a run, or things that are no run's. Raises RunError."""
+        """Refuse a folder that holds a run or other files. Raises RunError."""
         if self.holds_run:
             raise RunError(
                 f"{self.path} already holds a run. Resume it (thalweg resume {self.path}), or give a new folder."
             )
         started = {PLAN, TASK, HISTORY, CHECKPOINTS, LOCK, STATUS_DRAFT}  # left by a process killed in `create`
-        strange = [path.name for path in self.path.iterdir() if path.name not in started]
-        if strange:
+        others = [path.name for path in self.path.iterdir() if path.name not in started]
+        if others:
             raise RunError(
-                f"{self.path} holds other things ({', '.join(sorted(strange)[:3])}) and is no run. Give a new folder."
+                f"{self.path} holds other things ({', '.join(sorted(others)[:3])}) and is no run. Give a new folder."
             )
 
     def check_holds_run(self) -> None:
@@ -256,7 +256,7 @@ class RunFolder:
 
 
 def as_folder(folder: str | os.PathLike[str]) -> Path:
-    """Turn what somebody gave as a run's folder into a path. Raises RunError where it cannot be one."""
+    """Turn the argument for a run's folder into a path. Raises RunError where it cannot be one."""
     if not isinstance(folder, str | os.PathLike) or "\0" in os.fspath(folder):
         raise RunError(f"{folder!r} cannot be a run's folder. Give a path, such as 'runs/mine'.")
     return Path(folder).expanduser()

@@ -1,4 +1,4 @@
-"""The figures of one step: made once per step, and given to the history, to whoever shows progress, and to the watch."""
+"""The figures of one step: made once per step, for the history, the progress display and the monitor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class StepFigures(NamedTuple):
-    """What one step saw and did.
+    """The figures of one step.
 
     - `step`: its number, from 1; `loss`: of its batch, before the weights moved; `learning_rate`: the one it was taken with.
     - `gradient_norm`: Euclidean norm of all gradients before clipping; `clip_scale`: what the gradients were multiplied by.

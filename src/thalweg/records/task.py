@@ -321,15 +321,15 @@ def _run_file(path: Path) -> types.ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        place = f", line {error.lineno}" if error.lineno else ""
+        line_number = f", line {error.lineno}" if error.lineno else ""
         line = f": {error.text.strip()}" if error.text and error.text.strip() else ""
-        raise TaskError(f"{error.filename or path}{place}: {error.msg}{line}. Mend the file.") from error
+        raise TaskError(f"{error.filename or path}{line_number}: {error.msg}{line}. Mend the file.") from error
     except SystemExit as error:
         raise TaskError(
-            f"{path} ends the process ({_place(error, path)}exit). Take that out of a task file."
+            f"{path} ends the process ({_line_text(error, path)}exit). Take that out of a task file."
         ) from error
     except Exception as error:
-        raise TaskError(f"{path} does not run: {_place(error, path)}{_error_text(error)}") from error
+        raise TaskError(f"{path} does not run: {_line_text(error, path)}{_error_text(error)}") from error
     finally:
         sys.path.remove(folder)
         if folder not in sys.path:
@@ -342,7 +342,7 @@ def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: BaseException, path: Path) -> str:
+def _line_text(error: BaseException, path: Path) -> str:
     trace, line = error.__traceback__, None
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
@@ -372,8 +372,8 @@ def _call(function: Callable[..., Task], source: Source) -> Task:
     except ThalwegError:
         raise
     except Exception as error:
-        place = _place(error, Path(source.file)) if source.file else ""
-        raise TaskError(f"{source.where}: {source.name}() failed: {place}{_error_text(error)}") from error
+        line = _line_text(error, Path(source.file)) if source.file else ""
+        raise TaskError(f"{source.where}: {source.name}() failed: {line}{_error_text(error)}") from error
     if not isinstance(task, Task):
         raise TaskError(
             f"{source.where}: {source.name}() returned a {type(task).__name__}, not a thalweg.Task. Return the task."

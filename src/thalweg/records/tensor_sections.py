@@ -15,7 +15,7 @@ import torch
 
 from thalweg.errors import CheckpointError
 from thalweg.records import json_values, tensorfile
-from thalweg.records.json_values import Place
+from thalweg.records.json_values import KeyPath
 
 
 @dataclass(slots=True)
@@ -32,13 +32,13 @@ class SplitState:
     name_of: dict[object, str] = field(default_factory=dict[object, str])
     used_names: set[str] = field(default_factory=set[str])
 
-    def replace_tensor(self, value: object, place: Place) -> object:
+    def replace_tensor(self, value: object, path: KeyPath) -> object:
         """Add a tensor to its section and give the mark for its place; the same memory a second time becomes an alias."""
         if not isinstance(value, torch.Tensor):
-            return json_values.refuse(value, place)
-        _refuse_unusual(value, place)
+            return json_values.refuse(value, path)
+        _refuse_unusual(value, path)
         identity = _identity(value)
-        name = self._name(place)
+        name = self._name(path)
         if identity in self.name_of:
             self.aliases[name] = self.name_of[identity]
         else:
@@ -50,11 +50,11 @@ class SplitState:
         section, _, within = name.partition("/")
         self.tensors.setdefault(section, {})[within] = tensor
 
-    def _name(self, place: Place) -> str:
-        """The name of a place: section and keys joined by "/", with "~1" for a "/" within a key and "~0" for "~"."""
-        keys = [key.replace("~", "~0").replace("/", "~1") for key in place[1:]]
+    def _name(self, path: KeyPath) -> str:
+        """The name for a path: section and keys joined by "/", with "~1" for a "/" within a key and "~0" for "~"."""
+        keys = [key.replace("~", "~0").replace("/", "~1") for key in path[1:]]
         # A lone surrogate has no UTF-8, which safetensors asks for.
-        first = f"{place[0]}/" + ("/".join(keys).encode("utf-8", "backslashreplace").decode() or "tensor")
+        first = f"{path[0]}/" + ("/".join(keys).encode("utf-8", "backslashreplace").decode() or "tensor")
         name, count = first, 1
         # The keys 1 and "1" side by side would have one name; "__metadata__" is reserved by safetensors.
         while name in self.used_names or name.endswith("/__metadata__"):
@@ -65,24 +65,24 @@ class SplitState:
 
 
 def split(state: Mapping[str, Any]) -> SplitState:
-    """Split a state. Raises CheckpointError, with the place, for what a checkpoint cannot hold."""
+    """Split a state. Raises CheckpointError, with the path, for what a checkpoint cannot hold."""
     parts = SplitState()
     for section, value in state.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", section):
             raise CheckpointError(f"a section cannot be named {section!r}: use lower-case letters, digits and _.")
         try:
             parts.values[section] = json_values.encode(value, (section,), parts.replace_tensor)
-        except json_values.NotPlainError as error:
+        except json_values.NotJsonError as error:
             raise CheckpointError(f"the checkpoint cannot hold this: {error}") from error
     return parts
 
 
-def _refuse_unusual(tensor: torch.Tensor, place: Place) -> None:
+def _refuse_unusual(tensor: torch.Tensor, path: KeyPath) -> None:
     known = tensor.dtype in tensorfile.CODES or tensor.dtype in (torch.complex32, torch.complex64, torch.complex128)
     if not known or tensor.layout is not torch.strided or tensor.is_meta:
         kind = "without data (meta)" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
-        raise json_values.NotPlainError(
-            f"{json_values.where(place)} is a tensor {kind}: give a dense one of a common dtype."
+        raise json_values.NotJsonError(
+            f"{json_values.path_text(path)} is a tensor {kind}: give a dense one of a common dtype."
         )
 
 

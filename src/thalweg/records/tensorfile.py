@@ -1,9 +1,9 @@
 """Tensors in a safetensors file, written or read together with its sha256 in one pass, without a second copy in memory.
 
 The format is the published one (8 bytes of header length, a JSON header, the tensors' bytes), so any safetensors reader
-opens the files. Two things are why the library itself does not write and read them here: the sum is of the bytes that
-were meant, not of what the disk gave back; and what is read lies in memory of torch's own allocator, aligned as in the
-run that wrote it, not in a mapping of a file that may change underneath.
+opens the files. The library itself is not used, for two reasons: the sum here is of the bytes in memory, not of what the
+disk gave back; and tensors are read into memory of torch's own allocator, aligned as in the run that wrote them, not
+mapped from a file that may change meanwhile.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def read(path: Path, expected: FileSum) -> bytes:
 def read_tensors(path: Path, expected: FileSum) -> dict[str, torch.Tensor]:
     """Read a safetensors file into tensors on the CPU and give them only if length and sum are the expected ones.
 
-    Raises CheckpointError where the file is missing, not plain, of another length, altered, or no safetensors file.
+    Raises CheckpointError where the file is missing, not regular, of another length, altered, or no safetensors file.
     """
     digest = hashlib.sha256()
     with _opened(path, expected) as file:
@@ -104,14 +104,14 @@ def check(path: Path, expected: FileSum) -> None:
 
 
 def check_length(path: Path, expected: FileSum) -> None:
-    """Raise CheckpointError unless the file is there, plain and as long as expected; its bytes are not read."""
+    """Raise CheckpointError unless the file is there, regular and as long as expected; its bytes are not read."""
     try:
         status = path.lstat()
     except OSError as error:
         raise CheckpointError(f"{path.name} is missing or cannot be read ({error.strerror}).") from error
     # A pipe planted under the name would block the reader for ever.
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path.name} is not a plain file.")
+        raise CheckpointError(f"{path.name} is not a regular file.")
     if status.st_size != expected.bytes:
         raise CheckpointError(f"{path.name} has {status.st_size:,} bytes where {expected.bytes:,} were written.")
 
@@ -140,7 +140,7 @@ def _parts(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview | bytes]:
     yield len(text).to_bytes(8, "little")
     yield text
     for tensor in tensors.values():
-        yield _memory(tensor.detach().resolve_conj().resolve_neg().cpu().contiguous())
+        yield _bytes_of(tensor.detach().resolve_conj().resolve_neg().cpu().contiguous())
 
 
 def _read_each(file: BufferedReader, length: int, digest: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -158,7 +158,7 @@ def _read_each(file: BufferedReader, length: int, digest: Any) -> Iterator[tuple
         if begin != position or end - begin != math.prod(shape) * dtype.itemsize or end > length - 8 - header_length:
             raise ValueError("offsets do not fit")
         tensor = torch.empty(shape, dtype=dtype)
-        _fill(file, _memory(tensor), digest)
+        _fill(file, _bytes_of(tensor), digest)
         yield name, tensor
         position = end
     if position != length - 8 - header_length:
@@ -181,6 +181,6 @@ def _fill(file: BufferedReader, memory: memoryview, digest: Any) -> None:
         digest.update(chunk)
 
 
-def _memory(tensor: torch.Tensor) -> memoryview:
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, shared, not copied."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -28,7 +28,7 @@ def is_strided(tensor: Tensor) -> bool:
 
 
 def make_writable(model: nn.Module) -> None:
-    """Give tensors of their own to buffers and parameters that cannot be written to: expanded, or made in inference mode."""
+    """Replace by copies the parameters and buffers that cannot be written to: expanded, or made in inference mode."""
     copies: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):  # pyright: ignore[reportPrivateUsage]
@@ -52,7 +52,7 @@ def _is_read_only(tensor: Tensor) -> bool:
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy values into a model's parameters and buffers.
 
-    Raises CheckpointError where names or shapes are another model's.
+    Raises CheckpointError where names or shapes differ.
     """
     present = model_state(model)
     for name in present.keys() & state.keys():
@@ -61,10 +61,13 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing, extra = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
     wrong = sorted(n for n in present.keys() & state.keys() if present[n].shape != state[n].shape)
     if missing or extra or wrong:
-        differences = [f"{name} is missing there" for name in missing[:3]] + [
-            f"{name} is unknown here" for name in extra[:3]
+        differences = [f"{name} is not in the checkpoint" for name in missing[:3]] + [
+            f"{name} is not in the model" for name in extra[:3]
         ]
-        differences += [f"{n} is {tuple(state[n].shape)} there and {tuple(present[n].shape)} here" for n in wrong[:3]]
+        differences += [
+            f"{n} is {tuple(state[n].shape)} in the checkpoint and {tuple(present[n].shape)} in the model"
+            for n in wrong[:3]
+        ]
         raise CheckpointError(
             f"The checkpoint is of another model: {'; '.join(differences)}. Use the task the run was made with."
         )

@@ -16,8 +16,8 @@ from thalweg.records.run import Run
 from thalweg.see import run_text
 from thalweg.tuning.priors import is_adaptive
 from thalweg.watch.causes import all_causes
-from thalweg.watch.finished import LATE, FinishedHistory
-from thalweg.watch.moments import diagnose_run
+from thalweg.watch.findings import diagnose_run
+from thalweg.watch.finished import LATE_SHARE, FinishedHistory
 
 NEGLIGIBLE = 1e-3  # share of the improvement over the start below which a further one is not worth a longer run
 STILL_IMPROVING = 0.05  # share by which the last fifth must have improved for a longer budget to be worth it
@@ -120,14 +120,14 @@ def _still_improving(run: Run, history: FinishedHistory) -> list[str]:
     x, y = history.criterion()
     if history.status != "finished" or len(y) < 6 or int(np.argmin(history.cost(y))) < len(y) - 2:
         return []
-    earlier = y[x <= LATE * x[-1]]
+    earlier = y[x <= LATE_SHARE * x[-1]]
     before, after = float(earlier[-1]), float(y[-1])
     scale = abs(before) if history.mode == "min" else abs(before - y[0])
     gain = abs(after - before)
     worthwhile = max(STILL_IMPROVING * scale, NEGLIGIBLE * abs(after - y[0]))
     if not scale or gain < worthwhile or not history.better(after, before):
         return []
-    if _is_perfect(run, history) or history.fell_steadily_and_hardly():
+    if _is_perfect(run, history) or history.fell_steadily_but_little():
         return []
     longer = f"Give it twice the budget ({history.epochs(2 * x[-1]) or format_count(2 * int(x[-1]), 'step')})"
     if run.plan.schedule.shape != "constant":
@@ -180,7 +180,7 @@ def _search(run: Run, history: FinishedHistory) -> list[str]:
     why = run.plan.why("learning_rate")
     if rules.get(run.plan.rule).finds_rate:
         return []
-    if why.source == "default" and history.status == "finished" and not history.fell_steadily_and_hardly():
+    if why.source == "default" and history.status == "finished" and not history.fell_steadily_but_little():
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
     ranked = trials_by_rate(run)
     if why.source != "searched" or len(ranked) < 3:
@@ -231,7 +231,7 @@ def _memory(run: Run) -> list[str]:
 
 def _all_is_well(run: Run, history: FinishedHistory) -> str:
     x, y = history.criterion()
-    late = y[x >= LATE * x[-1]].tolist() if len(y) >= 6 else []
+    late = y[x >= LATE_SHARE * x[-1]].tolist() if len(y) >= 6 else []
     flat = len(y) >= 6 and all(abs(b - a) < STILL_IMPROVING * abs(y[0]) for a, b in pairwise(late))
     levelled = " and had levelled off by the end" if flat else ""
     metric = history.metric_name(history.select)

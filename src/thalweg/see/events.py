@@ -11,7 +11,7 @@ from thalweg.records.history import Event
 from thalweg.records.run import Run
 from thalweg.watch.causes import summary_of
 from thalweg.watch.finished import FinishedHistory
-from thalweg.watch.monitor import SAME_PLACE
+from thalweg.watch.monitor import SAME_FAILURE_STEPS
 
 ROUTINE = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that are not shown to people
 
@@ -99,6 +99,6 @@ def _outcome(run: Run, diagnosed: Event, after: tuple[Event, ...]) -> str:
         history = FinishedHistory.of(run)
         until = "" if history.status in ("finished", "stopped early") else f" until step {history.steps:,}"
         return f"That helped: the trouble did not come back{until}."
-    if later.step <= diagnosed.step + SAME_PLACE:
+    if later.step <= diagnosed.step + SAME_FAILURE_STEPS:
         return f"That was not enough: the trouble came back at step {later.step:,}."
     return f"That helped until step {later.step:,}, where the trouble came back."

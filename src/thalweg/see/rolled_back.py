@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from thalweg.errors import RunError
 from thalweg.records.history import FILE, History
-from thalweg.records.run import Figures, Run
+from thalweg.records.run import HistoryColumns, Run
 from thalweg.see.axes import Values
 
 SHOWN = ("loss", "learning_rate", "gradient_norm")
 
 
-def rolled_back_stretches(run: Run) -> list[Figures]:
+def rolled_back_stretches(run: Run) -> list[HistoryColumns]:
     """Give each stretch of steps that a rollback undid, as columns; none for a run that is in memory only.
 
     Steps that were repeated because a stopped run was resumed are left out: repeating them gave the same figures.
@@ -27,6 +27,6 @@ def rolled_back_stretches(run: Run) -> list[Figures]:
     return [columns for columns in trained if len(columns["step"])]
 
 
-def _without_start(columns: dict[str, Values]) -> Figures:
+def _without_start(columns: dict[str, Values]) -> HistoryColumns:
     """Drop step 0, which is the validation before the first step."""
-    return Figures((name, values[columns["step"] > 0]) for name, values in columns.items())
+    return HistoryColumns((name, values[columns["step"] > 0]) for name, values in columns.items())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from thalweg.theory.closed_forms import edge_form, temperature_form
 from thalweg.theory.stable_edge import (
     Edge,
-    Response,
+    LinearStep,
     convergence_rate,
     linearise,
     stable_edge,
@@ -20,7 +20,7 @@ from thalweg.theory.stable_edge import (
 
 __all__ = [
     "Edge",
-    "Response",
+    "LinearStep",
     "convergence_rate",
     "edge_form",
     "linearise",

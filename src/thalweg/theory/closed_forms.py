@@ -1,8 +1,8 @@
 """Closed forms of a rule's stable edge and temperature, for the rules that have one.
 
-A form is not looked up by a rule's name. It is compared with what `stable_edge` finds from the rule's equation, at several
-rates and momenta, all else at the rule's defaults, and given only where both agree; so it is a claim about the equation as it
-stands, and a new rule gets its forms without being entered anywhere.
+A form is not assigned to a rule by name. It is compared with what `stable_edge` finds from the rule's equation, at several
+rates and momenta, all else at the rule's defaults, and given only where both agree; so it holds for the equation as it
+is, and a new rule gets its forms without an entry anywhere.
 
 Sources: Cohen et al. 2021, arXiv:2103.00065, and 2022, arXiv:2207.14484 (edges); Liu, Ziyin & Ueda 2021, arXiv:2012.03636
 (momentum's temperature). Those with q follow in the same way from the recursion of two steps that remains when the momentum is
@@ -40,8 +40,8 @@ _TEMPERATURES: list[Form] = [
     ["q = 1 - (1 - {b}) * lr * L", f"T = (1 - {{b}}) * lr * (sigma * sigma) * {_LOOKING_AHEAD}"],
     ["T = lr * (sigma * sigma) / (2 - lr * L)"],
 ]
-_TOLERANCE = 1e-4  # relative: eps, and numbers that have not quite reached their limit, make that much
-_TRIED = [(0.02, 0.2), (0.02, 0.9), (0.5, 0.6)]  # rates and momenta at which forms are compared
+_TOLERANCE = 1e-4  # relative difference that eps and not quite converged numbers make
+_COMPARED = [(0.02, 0.2), (0.02, 0.9), (0.5, 0.6)]  # rates and momenta at which forms are compared
 _SHARE, _SIGMA = 0.3, 0.7  # temperatures are compared at this share of the edge, with noise of this standard deviation
 
 
@@ -90,7 +90,7 @@ def _agreeing(
     momentum = next((name for name in ("momentum", "beta1") if name in rule.constants), None)
     if rule.is_matrix:
         return []
-    found = [(find(rule, {momentum: b} if momentum else {}, lr), lr, b) for lr, b in _TRIED]
+    found = [(find(rule, {momentum: b} if momentum else {}, lr), lr, b) for lr, b in _COMPARED]
     for form in forms:
         if momentum is None and any("{b}" in line for line in form):
             continue

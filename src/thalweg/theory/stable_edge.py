@@ -66,20 +66,22 @@ class Edge(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Response:
-    """A step near a minimum, x <- carry x + push g, with x = `names` (the weight first, then its momenta).
+class LinearStep:
+    """A step near a minimum, x <- A x + b g, with x = `names` (the weight first, then its momenta).
+
+    `state_matrix` is A and `gradient_vector` b.
 
     `scales` are the states that were held at 1 for it.
     """
 
     names: tuple[str, ...]
-    carry: Array
-    push: Array
+    state_matrix: Array
+    gradient_vector: Array
     scales: tuple[str, ...]
 
     def at(self, curvature: float) -> Array:
         """Give the matrix M(L) by which a step multiplies x in a bowl of this curvature."""
-        return self.carry + curvature * self.push[:, None] * np.eye(len(self.names))[0]
+        return self.state_matrix + curvature * self.gradient_vector[:, None] * np.eye(len(self.names))[0]
 
     def radius(self, curvature: float) -> float:
         """Give the factor by which a step shrinks (or stretches) x in the long run: the largest modulus of an eigenvalue."""
@@ -114,18 +116,18 @@ def stable_edge(rule: Rule | str, constants: Constants | None = None, *, lr: flo
     True
     """
     try:
-        response = linearise(rule, constants, lr=lr)
+        linear = linearise(rule, constants, lr=lr)
     except _NotLinearError as error:
         return Edge(None, (), str(error))
     curvatures = _SCANNED / lr
-    unstable = np.flatnonzero(response.radii(curvatures) > 1 + _ROUNDING)
+    unstable = np.flatnonzero(linear.radii(curvatures) > 1 + _ROUNDING)
     if not unstable.size:
-        return Edge(math.inf, response.scales, "No curvature makes it diverge.")
+        return Edge(math.inf, linear.scales, "No curvature makes it diverge.")
     first = int(unstable[0])
     if first == 0:
-        return Edge(0.0, response.scales, "It diverges in every bowl, however shallow.")
+        return Edge(0.0, linear.scales, "It diverges in every bowl, however shallow.")
     low, high = float(curvatures[first - 1]), float(curvatures[first])
-    return Edge(_bisect(lambda curvature: response.radius(curvature) > 1 + _ROUNDING, low, high), response.scales)
+    return Edge(_bisect(lambda curvature: linear.radius(curvature) > 1 + _ROUNDING, low, high), linear.scales)
 
 
 def convergence_rate(
@@ -142,8 +144,8 @@ def convergence_rate(
     >>> round(convergence_rate("gradient_descent", [1.0, 9.0], lr=0.2), 12)
     0.8
     """
-    response = linearise(rule, constants, lr=lr)
-    return max(response.radius(curvature) for curvature in curvatures)
+    linear = linearise(rule, constants, lr=lr)
+    return max(linear.radius(curvature) for curvature in curvatures)
 
 
 def variance(
@@ -161,13 +163,13 @@ def variance(
     >>> round(variance("gradient_descent", lr=0.1, curvature=10.0, noise=2.0), 12)
     0.04
     """
-    response = linearise(rule, constants, lr=lr)
-    if response.radius(curvature) >= 1:
+    linear = linearise(rule, constants, lr=lr)
+    if linear.radius(curvature) >= 1:
         return math.inf
-    step = response.at(curvature)
-    driven = noise**2 * np.outer(response.push, response.push)
-    unknown = np.eye(step.size) - np.kron(step, step)
-    return float(np.linalg.solve(unknown, driven.ravel())[0])
+    step = linear.at(curvature)
+    added = noise**2 * np.outer(linear.gradient_vector, linear.gradient_vector)
+    system = np.eye(step.size) - np.kron(step, step)
+    return float(np.linalg.solve(system, added.ravel())[0])
 
 
 def temperature(
@@ -185,13 +187,13 @@ def temperature(
     return curvature * variance(rule, constants, lr=lr, curvature=curvature, noise=noise)
 
 
-def linearise(rule: Rule | str, constants: Constants | None = None, *, lr: float) -> Response:
+def linearise(rule: Rule | str, constants: Constants | None = None, *, lr: float) -> LinearStep:
     """Find A and b of a rule's step near a minimum, by evaluating its equation.
 
     Raises RuleError where the step is not linear there, with the reason; otherwise as `stable_edge`.
 
-    >>> response = linearise("momentum", {"momentum": 0.5}, lr=0.25)
-    >>> response.names, response.carry.tolist(), response.push.tolist()
+    >>> linear = linearise("momentum", {"momentum": 0.5}, lr=0.25)
+    >>> linear.names, linear.state_matrix.tolist(), linear.gradient_vector.tolist()
     (('w', 'velocity'), [[1.0, -0.125], [0.0, 0.5]], [-0.25, 1.0])
     """
     rule = rules.get(rule)
@@ -205,7 +207,7 @@ def linearise(rule: Rule | str, constants: Constants | None = None, *, lr: float
     basis = np.eye(len(names) + 1)  # one vector for each of x, the last for the gradient
     columns = np.array([step(row) for row in basis]).T
     _check_is_linear(step, columns)
-    return Response(names, columns[:, :-1], columns[:, -1], scales)
+    return LinearStep(names, columns[:, :-1], columns[:, -1], scales)
 
 
 def _check_is_elementwise(rule: Rule) -> None:
@@ -299,7 +301,7 @@ def _has_fixed_length(step: Callable[[Array], Array], count: int) -> bool:
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Find between `low`, where a condition is false, and `high`, where it is true, the place where it changes, to 12 digits."""
+    """Find between `low`, where a condition is false, and `high`, where it is true, the point where it changes, to 12 digits."""
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)

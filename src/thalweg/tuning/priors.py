@@ -14,35 +14,38 @@ from thalweg.rules import Rule
 from thalweg.rules.plain_form import PlainForm
 from thalweg.schedule import Schedule
 
-TIMESCALE = 0.3  # of the run: over how many steps weight decay forgets
-WARMUP_SHARE = 0.1
+TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
+WARMUP_SHARE = 0.1  # of the run, at most
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
 # Of adaptive rules (True) and others (False):
 RANGES = {True: (1e-5, 1.0), False: (1e-4, 10.0)}  # learning rates worth trying
-COMMON = {True: (3e-4, 3e-2), False: (3e-4, 0.3)}  # defaults that are habit (PyTorch's SGD: 1e-3), no hint of scale
-MIDDLE = {True: 1e-3, False: 0.1}  # what any other default is compared with
+COMMON = {
+    True: (3e-4, 3e-2),
+    False: (3e-4, 0.3),
+}  # defaults within say nothing of the rule's scale (PyTorch's SGD: 1e-3)
+MIDDLE = {True: 1e-3, False: 0.1}  # usual rate, with which a default outside COMMON is compared
 
 
 def is_adaptive(rule: str) -> bool:
     """Tell whether a rule's steps are as long whatever the gradient's scale, so that its rate does not scale with the loss.
 
-    The equation itself is tried: gradients a hundred times as large move an adaptive rule's weight no farther.
+    The equation is evaluated: gradients a hundred times as large move an adaptive rule's weight no farther.
 
     >>> is_adaptive("adamw"), is_adaptive("radam"), is_adaptive("lion"), is_adaptive("momentum")
     (True, True, True, False)
     """
-    one = rules.get(rule)
-    return _step_length(one, 100.0) < 10 * _step_length(one, 1.0)
+    definition = rules.get(rule)
+    return _step_length(definition, 100.0) < 10 * _step_length(definition, 1.0)
 
 
 def _step_length(rule: Rule, gradient: float, steps: int = 10) -> float:
     """Give how far a weight moves in the last of some steps under one and the same gradient."""
-    walk, before = PlainForm(rule, np.zeros((1, 1)) if rule.is_matrix else 0.0, lr=1.0), 0.0
+    form, before = PlainForm(rule, np.zeros((1, 1)) if rule.is_matrix else 0.0, lr=1.0), 0.0
     for _ in range(steps):
-        before = walk.w
-        walk.step(gradient + 0.0 * walk.w)
-    return float(np.max(abs(walk.w - before)))
+        before = form.w
+        form.step(gradient + 0.0 * form.w)
+    return float(np.max(abs(form.w - before)))
 
 
 def rate_range(rule: str) -> tuple[float, float]:
@@ -65,15 +68,15 @@ def usual_rate(rule: str) -> float:
 
     Three times the rule's own default where it is adaptive, as 3e-3 is of Adam's: of eight rules for which that is another rate,
     six did better by it over 5 and over 20 epochs of the digits (Lion did worse, RMSprop over 5). 0.1 for plain descent, whose
-    default in PyTorch says nothing.
+    default in PyTorch is no recommendation.
 
     >>> usual_rate("adamw"), usual_rate("momentum"), usual_rate("lion"), usual_rate("prodigy")
     (0.003, 0.1, 0.0003, 1.0)
     """
-    one = rules.get(rule)
-    if one.finds_rate:
+    definition = rules.get(rule)
+    if definition.finds_rate:
         return 1.0
-    return _rounded(3 * (one.learning_rate or 1e-3) if is_adaptive(rule) else 0.1 * _order(rule))
+    return _rounded(3 * (definition.learning_rate or 1e-3) if is_adaptive(rule) else 0.1 * _order(rule))
 
 
 def _order(rule: str) -> float:
@@ -112,18 +115,17 @@ def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[int,
 
 def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule, Evidence]:
     """Give the schedule: linear to zero after a warm-up, except for rules that average the weights or find their own rate."""
-    one = rules.get(rule)
-    if one.finds_rate:
+    definition = rules.get(rule)
+    if definition.finds_rate:
         reason = (
-            f"half a cosine to zero, as the rule's authors advise ({one.source.split(', ')[-1]}); no warm-up, whose slow progress"
-            f" would mislead a rule that finds its own rate"
+            f"half a cosine to zero, as the rule's authors advise ({definition.source.split(', ')[-1]}); no warm-up, whose slow"
+            f" progress would mislead a rule that finds its own rate"
         )
         return shapes.cosine(), Evidence("derived", reason)
     warmup, why = warmup_steps(rule, chosen, steps)
-    if one.average is not None:
-        reason = (
-            f"constant: the rule's own average of the weights takes the place of a decay ({one.source.split(', ')[-1]})"
-        )
+    if definition.average is not None:
+        source = definition.source.split(", ")[-1]
+        reason = f"constant: the rule's own average of the weights takes the place of a decay ({source})"
         return shapes.constant(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
     reason = "linear to zero matches or beats cosine (arXiv:2310.07831, arXiv:2502.15938)"
     return shapes.linear(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
@@ -132,16 +134,16 @@ def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule
 def weight_decay(
     rule: str, learning_rate: float, steps: int, chosen: Mapping[str, Any] | None = None
 ) -> tuple[float, Evidence]:
-    """Give the weight decay under which weights forget over 0.3 of the run: 1 / (rate x 0.3 x steps), at most 1.
+    """Give the weight decay under which weights shrink by a factor of e over 0.3 of the run: 1 / (rate x 0.3 x steps), at most 1.
 
     Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
     is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken; where the rule finds its own rate the
     timescale is not known beforehand, and AdamW's usual 0.01 is taken.
     """
-    one = rules.get(rule)
-    if one.couples(one.complete(chosen or {})):
+    definition = rules.get(rule)
+    if definition.couples(definition.complete(chosen or {})):
         return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
-    if one.finds_rate:
+    if definition.finds_rate:
         return 0.01, Evidence(
             "default", "AdamW's usual constant, as the rate that it works with is found only in training"
         )
@@ -152,9 +154,9 @@ def weight_decay(
     return float(f"{value:.3g}"), Evidence("derived", reason, {"learning_rate": learning_rate, "steps": steps})
 
 
-def shorter_runs_rate(rate: float, short: int, full: int) -> float:
-    """Carry the best rate of a short finished run to a longer one: rates fall as (short / full)^0.3, half of it is trusted.
+def rate_for_longer_run(rate: float, short: int, full: int) -> float:
+    """Carry the best rate of a short finished run to a longer one: multiply it by (short / full)^0.15.
 
-    Source: arXiv:2409.19913 measures an exponent of 0.3 +- 0.15 on language models; its lower end is used.
+    Source: arXiv:2409.19913 measures an exponent of 0.3 +- 0.15 on language models; the lower end is used.
     """
     return rate * (short / full) ** 0.15

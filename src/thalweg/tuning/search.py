@@ -1,6 +1,6 @@
 """The learning rate: successive halving over short runs that are complete schedules, with paired seeds.
 
-The search chooses trials and is told their figures; it runs none, and knows neither the task nor where they are run.
+The search chooses trials and takes in their figures; it runs none, and depends neither on the task nor on where they run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 from thalweg.records.plan import Plan
 
-WIDENINGS = 2  # how often a winner at the edge moves the edge
-FAILED = math.inf
+WIDENINGS = 2  # times that the grid is extended where the best rate is its first or last
+FAILED = math.inf  # score of a trial that gave no finite figure
 
 
 class Rung(NamedTuple):
@@ -34,9 +34,9 @@ class Trial(NamedTuple):
 
 @dataclass
 class Search:
-    """A search under way: ask for plans, run them anywhere, tell their figures, until no more are asked for.
+    """A search with Optuna's interface: `ask` for plans, run them anywhere, and `tell` their figures, until `ask` gives none.
 
-    The figures that were told are its whole state: a new search that is told the same goes on where the old one was.
+    The figures are its whole state: a new search with the same ones continues where the old one was.
 
     Arguments:
         plan_for: `plan_for(rate, steps)` -> the complete plan of a short run.
@@ -65,22 +65,22 @@ class Search:
     def ask(self) -> list[Plan]:
         """Give the plans whose figures are wanted next, in any order; none where the search is over."""
         while self.best is None:
-            untold = [plan for plan in self._asked if _trial(plan) not in self.scores]
-            if untold:
-                return untold
+            pending = [plan for plan in self._asked if _trial(plan) not in self.scores]
+            if pending:
+                return pending
             self._asked = next(self._rounds, [])
         return []
 
     def tell(self, plan: Plan, figures: Mapping[str, float]) -> None:
-        """Take in the figures of a run; where the one that decides is missing or not finite, it failed."""
+        """Take in the figures of a run; it failed where `select` is missing or not finite."""
         value = figures.get(self.select, math.nan)
         self.scores[_trial(plan)] = FAILED if not math.isfinite(value) else value if self.mode == "min" else -value
 
     def _halve(self) -> Iterator[list[Plan]]:
-        """Give the plans of one round after the other; each goes on from the scores of those before.
+        """Yield the plans of one round after the other; each builds on the scores of those before.
 
-        The first is a logarithmic grid over the range, which a winner at the edge widens; between rungs the survivors are joined
-        by the midpoints to their neighbours.
+        The first is a logarithmic grid over the range, extended where the best rate is at its edge; from rung to rung the better
+        rates stay, and new ones are tried midway to their neighbours.
         """
         rung = self.rungs[0]
         rates = _grid(self.low, self.high, rung.rates)
@@ -101,8 +101,8 @@ class Search:
         return self._plans(rates, rung)
 
     def _plans(self, rates: list[float], rung: Rung) -> list[Plan]:
-        untold = [trial for trial in self._trials(rates, rung) if trial not in self.scores]
-        return [self.plan_for(trial.rate, trial.steps).replace(seed=trial.seed) for trial in untold]
+        pending = [trial for trial in self._trials(rates, rung) if trial not in self.scores]
+        return [self.plan_for(trial.rate, trial.steps).replace(seed=trial.seed) for trial in pending]
 
     def _trials(self, rates: list[float], rung: Rung) -> list[Trial]:
         return [Trial(rate, rung.steps, self.seed + 1000 * number) for rate in rates for number in range(rung.seeds)]

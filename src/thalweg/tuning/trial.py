@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thalweg.descent.loop import descend
-from thalweg.descent.problem import Problem, pose
+from thalweg.descent.problem import Problem, open_task
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
@@ -13,13 +13,13 @@ from thalweg.tuning.search import Search
 
 
 def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") -> dict[str, float]:
-    """Train a settled plan in memory, in silence, and give the figures of its last validation; none where it diverged.
+    """Train a settled plan in memory, and give the figures of its last validation; none where it diverged.
 
-    Another process is sent a task's `Source` (or the task, where that can be pickled) and gives the same bits; here an open
-    problem serves, whose data are not opened again.
+    `source`: for another process a task's `Source`, or the task where it can be pickled; in this one a problem, whose data
+    are then not opened again. All give the same bits.
     """
     task = source.load() if isinstance(source, Source) else source
-    descent = Descent(pose(task, device) if isinstance(task, Task) else task, plan)
+    descent = Descent(open_task(task, device) if isinstance(task, Task) else task, plan)
     try:
         descend(descent, Recorder())
     except DivergedError:
@@ -28,7 +28,7 @@ def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") 
 
 
 def run_trials(search: Search, problem: Problem) -> None:
-    """Run all trials that a search asks for, here and one after the other."""
+    """Run all trials that a search asks for, in this process, one after the other."""
     while plans := search.ask():
         for plan in plans:
             search.tell(plan, evaluate(problem, plan))

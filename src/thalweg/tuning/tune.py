@@ -23,7 +23,7 @@ from thalweg.tuning import batch_size, priors
 from thalweg.tuning.search import Rung, Search
 from thalweg.tuning.trial import run_trials
 
-GRID = 11  # rates of the first rung: half decades over five
+GRID = 11  # rates of the first rung: two per decade over five decades
 FEWEST = 10  # steps of the shortest trial
 Say = Callable[[str], None]
 
@@ -100,7 +100,7 @@ def with_threads(problem: Problem, request: Request, plan: Plan) -> Plan:
 
 
 def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
-    """Measure batch sizes and choose one, unless the person or their loader has."""
+    """Measure batch sizes and choose one, unless the user or their DataLoader has."""
     if "batch_size" in request.fixed or loader_knobs(problem.task.data):
         return plan
     if problem.count is None and request.epochs is not None:
@@ -124,7 +124,10 @@ def with_priors(plan: Plan, request: Request) -> Plan:
 
 
 def with_learning_rate(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
-    """Search the learning rate for what is paid beyond the final training, or take the stated default where that buys nothing."""
+    """Search the learning rate for the price less the final training, or take the stated default where that is too little.
+
+    Raises DivergedError where no rate trains, KeyboardInterrupt where the user pressed Ctrl-C.
+    """
     assert plan.steps is not None
     rungs = plan_rungs(plan.steps, request.trainings - 1)
     if not rungs:
@@ -148,7 +151,7 @@ def with_learning_rate(problem: Problem, request: Request, plan: Plan, say: Say)
 
 
 def plan_rungs(full: int, price: float) -> list[Rung]:
-    """Cut the search's price, in trainings of `full` steps, into rungs, a third of it each; none where it buys too little.
+    """Divide the search's price, in trainings of `full` steps, into rungs, a third of it each; none where it is too little.
 
     >>> [tuple(rung) for rung in plan_rungs(900, 3.0)]
     [(11, 81, 1), (4, 225, 1), (2, 225, 2)]
@@ -177,7 +180,7 @@ def _found_rate(search: Search, full: int, seconds: float, validated: bool) -> t
             f" away. Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
         )
     best, longest = search.best, search.rungs[-1].steps
-    rate = float(f"{priors.shorter_runs_rate(best, longest, full):.3g}")
+    rate = float(f"{priors.rate_for_longer_run(best, longest, full):.3g}")
     figures = {
         **search.figures(),
         "best_of_short_runs": float(f"{best:.3g}"),

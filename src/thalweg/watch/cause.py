@@ -1,7 +1,7 @@
 """A cause: one question about a training run, which can be asked before it, during it and after it.
 
-Each cause is one file in `watch/causes/`. It says nothing of who asks: `check`, the monitor of a descent, `diagnose` and the
-report ask all causes in the same way, and a third party's cause comes by an entry point of the group `thalweg.causes`.
+Each cause is one file in `watch/causes/`. It does not depend on who asks: `check`, the monitor of a descent, `diagnose` and
+the report ask all causes in the same way, and a third party's cause comes by an entry point of the group `thalweg.causes`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from thalweg.watch.window import Window
 
 
 class Detector(Protocol):
-    """Asks a cause's question after every step of one run. What it remembers from step to step is its own."""
+    """Asks a cause's question after every step of one run, and holds its own state between steps."""
 
     def observe(self, window: Window) -> Diagnosis | None:
         """Give a diagnosis where the last steps show the symptom."""
 
     @property
     def suspicious(self) -> bool:
-        """Whether a recent step looked abnormal, though not enough for a diagnosis: such a state is not kept as a snapshot."""
+        """Whether a recent step looked abnormal, though not enough for a diagnosis: no snapshot is taken then."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what is remembered, as plain values."""
+        """Give the state as built-in types."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -43,16 +43,16 @@ class Cause:
     Arguments:
         name: stable name, as the file's, with hyphens: "learning-rate-too-low". It is the kind of the events about it.
         meaning: what it is, in a sentence for people.
-        rank: of several findings of one severity, those of lower rank come first: what is certain before what is likely.
+        rank: of several findings of one severity, those of lower rank come first; certain causes have low ranks.
         before: the question asked before training, of the figures of the initial model; gives any number of diagnoses.
-        during: makes the detector that asks after every step of a run; `each_step` makes one of a plain function.
+        during: makes the detector that asks after every step of a run; `each_step` makes one of a function without state.
         after: the question asked of a finished run's history.
-        cure: the cure for what was found during training, from the recent steps and the number of the attempt at this place.
-        test: decides what the figures leave open, by the batch at hand and by replaying it from the last snapshot (None where
-            there is none); gives the diagnosis with what it found, and with a cure where another one than `cure` is due.
-        summary: says the finding in one short sentence, from its evidence, for lists of events; None: its cause does.
+        cure: the cure for what was found during training, from the recent steps and how often it was tried here.
+        test: decides between causes where figures do not, from the step's batch and by replaying it from the last snapshot
+            (None where there is none); gives the diagnosis completed, with a cure where it is not to be that of `cure`.
+        summary: says the finding in one short sentence, from its evidence, for lists of events; None: the diagnosis's own.
         explains: symptoms that follow from this cause: where both are found, they are named as its consequences.
-        refutable: symptoms, found before training, that a training which learns disproves.
+        refutable: symptoms found before training that are disproved where the training then learns.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Cause:
 
 
 class _EachStep:
-    """A detector that remembers nothing."""
+    """A detector without state."""
 
     suspicious = False
 
@@ -87,7 +87,7 @@ class _EachStep:
 
 
 def each_step(question: Callable[[Window], Diagnosis | None]) -> Callable[[], Detector]:
-    """Make a detector of a question that needs only the recent steps, and remembers nothing itself."""
+    """Make a detector of a question that needs only the recent steps, and has no state."""
     return lambda: _EachStep(question)
 
 

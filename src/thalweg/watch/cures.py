@@ -1,4 +1,4 @@
-"""Cures as values: what to change, chosen from what was seen. Whoever runs the descent applies them."""
+"""Cures as values: what to change, chosen from recent steps. The descent applies them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from thalweg.records.diagnosis import Cure
 from thalweg.watch.window import Window
 
 
-def calm(window: Window, attempt: int) -> Cure:
+def lower_rate_and_clip(window: Window, attempt: int) -> Cure:
     """Go back, lower the learning rate and clip.
 
-    The first attempt halves the rate; every further one at the same place squares the boldness (1/4, 1/8, …), so that a rate
-    that is a thousandfold too high is found in a few attempts. The clip is the 90th percentile of the gradient norms while
-    all was well, 1.0 where none were seen.
+    The first attempt halves the rate; the next ones divide it by 4, 8, … on top of that, so that a rate a thousand times too
+    high is lowered enough in four attempts. The clip norm is the 90th percentile of the recent gradient norms, 1.0 where
+    there are fewer than twenty.
     """
     factor = 0.5**attempt
-    finite = sorted(n for n in window.norms if math.isfinite(n) and n > 0)
+    finite = sorted(n for n in window.gradient_norms if math.isfinite(n) and n > 0)
     clip = finite[int(0.9 * (len(finite) - 1))] if len(finite) >= 20 else 1.0
     return Cure(
         action=f"Go back to the last good snapshot, lower the rate from {window.rate:.3g} by a factor of {factor:g}, and clip the"

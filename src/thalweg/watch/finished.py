@@ -1,4 +1,4 @@
-"""A finished history: what causes are asked about after training, of a run of ours or of somebody else's."""
+"""A finished history: what causes are asked about after training, of thalweg's own runs or of other programs'."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 
 Values = npt.NDArray[np.float64]
-LATE = 0.8  # of the run: a best before this is early, and what improved after it was improving to the end
-MATTERS = 0.02  # share of the improvement over the start that a later loss of it, or a difference, must reach
-WORSENED = 0.2  # share of the best by which it must have worsened since, where that is less than MATTERS
-SLIGHT = 0.005  # share of the improvement over the start that it must be all the same
+LATE_SHARE = 0.8  # of the run: steps after this share of it are late
+RELEVANT = 0.02  # smallest change that matters, as a share of the improvement or of the value at the start
+RELEVANT_OF_BEST = 0.2  # a rise by this share of the best value matters too, even where it is less than RELEVANT
+NEGLIGIBLE = 0.005  # share of the improvement: a smaller rise never matters
 
-
-HARDLY = 0.1  # share of the loss at the start: a fall by less is hardly anything
-FALLING = 0.75  # share of the validations that must be lower than the one before, for a steady fall
-UNSPENT = 0.3  # share of the fall in the second half of the sum of rates: half of it would be a straight line
+SMALL_FALL = 0.1  # share of the loss at the start: where it falls by less, hardly anything was learnt
+STEADY = 0.75  # share of the validations that are lower than the one before, in a steady fall
+STILL_FALLING = 0.3  # share of the fall in the second half of the summed learning rates; a straight line has 0.5
 
 
 class Worsened(NamedTuple):
-    """The criterion was best at a step and is about `late` at the end: the median of the last fifth of the run."""
+    """The criterion was best at `step`, early in the run; `last_fifth` is its median over the last fifth of the run."""
 
     step: int
     best: float
-    late: float
+    last_fifth: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class FinishedHistory:
         status: "finished", "interrupted", "diverged", "failed", "running" or "stopped early".
         initial, final: figures before the first step and after the last one.
         plan, events, summary: as in a `Run`; what a foreign history does not know is None or empty.
-        found_before: whether something worth mending was found before training.
+        fault_before_training: whether a warning or worse was found before training.
     """
 
     columns: Mapping[str, Values]
@@ -60,7 +59,7 @@ class FinishedHistory:
     plan: Plan | None = None
     events: tuple[Event, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    found_before: bool = False
+    fault_before_training: bool = False
 
     @staticmethod
     def of(run: Run) -> FinishedHistory:
@@ -68,7 +67,7 @@ class FinishedHistory:
         summary = run.summary
         status = str(summary.get("status", "finished"))
         stopped_early = status == "finished" and summary.get("stopped_early")
-        taken = summary.get("steps")
+        steps = summary.get("steps")
         last = np.asarray(run.history.get("step", np.zeros(0))).astype(int).tolist()[-1:]
         return FinishedHistory(
             columns=run.history,
@@ -76,13 +75,13 @@ class FinishedHistory:
             mode=str(summary.get("mode", "min")),
             validated=bool(summary.get("validated")),
             status="stopped early" if stopped_early else status,
-            steps=int(taken) if taken is not None else max([0, *last]),
+            steps=int(steps) if steps is not None else max([0, *last]),
             initial=summary.get("start") or {},
             final=run.metrics,
             plan=run.plan,
             events=run.events,
             summary=summary,
-            found_before=any(found.step is None and found.severity != "note" for found in run.diagnoses),
+            fault_before_training=any(found.step is None and found.severity != "note" for found in run.diagnoses),
         )
 
     def column(self, name: str) -> Values:
@@ -95,21 +94,21 @@ class FinishedHistory:
         x, y = self.column("step"), self.column(name)
         if not len(y):
             return y, y
-        there = ~np.isnan(y)
-        if "/" not in name:  # taken every step: where there is a rate, a NaN was measured
-            there |= np.isfinite(self.column("learning_rate")) if "learning_rate" in self.columns else there
-        return x[there], y[there]
+        present = ~np.isnan(y)
+        if "/" not in name:  # recorded at every step: where a step has a rate, a NaN is a value and not a gap
+            present |= np.isfinite(self.column("learning_rate")) if "learning_rate" in self.columns else present
+        return x[present], y[present]
 
     def criterion(self) -> tuple[Values, Values]:
         """Give the validations of the criterion, the better of raw and averaged weights at each step."""
         x, y = self.recorded(f"validation/{self.select}")
         averaged = self.column(f"ema/{self.select}")
         if len(averaged):
-            there = np.isin(self.column("step"), x)
-            costs = np.stack([self.cost(y), self.cost(averaged[there])])
+            validated = np.isin(self.column("step"), x)
+            costs = np.stack([self.cost(y), self.cost(averaged[validated])])
             y = self.cost(np.where(np.isnan(costs).all(0), np.nan, np.nan_to_num(costs, nan=np.inf).min(0)))
-        good = np.isfinite(y)
-        return x[good], y[good]
+        finite = np.isfinite(y)
+        return x[finite], y[finite]
 
     def cost(self, values: Any) -> Any:
         """Turn values of the criterion into costs, of which less is better, and back."""
@@ -128,21 +127,21 @@ class FinishedHistory:
         return float(y[-max(1, self.steps // 50) :].mean()) if len(y) else math.nan
 
     def worsened(self) -> Worsened | None:
-        """Tell whether the criterion was best early and lost much of it afterwards."""
+        """Find where the criterion was best, if that was before the last fifth of the run and it is clearly worse there."""
         x, y = self.criterion()
         if not self.validated or len(y) < 4 or self.status == "running":
             return None
         best = int(np.argmin(self.cost(y)))
-        scale = abs(y[best] - y[0])
-        late = float(np.median(y[x >= LATE * x[-1]]))
-        worse = self.cost(late) - self.cost(y[best])
-        clearly = max(SLIGHT * scale, min(MATTERS * scale, WORSENED * abs(y[best])))
-        if best == 0 or x[best] >= LATE * x[-1] or worse < clearly:
+        improvement = abs(y[best] - y[0])
+        last_fifth = float(np.median(y[x >= LATE_SHARE * x[-1]]))
+        worse = self.cost(last_fifth) - self.cost(y[best])
+        limit = max(NEGLIGIBLE * improvement, min(RELEVANT * improvement, RELEVANT_OF_BEST * abs(y[best])))
+        if best == 0 or x[best] >= LATE_SHARE * x[-1] or worse < limit:
             return None
-        return Worsened(int(x[best]), float(y[best]), late)
+        return Worsened(int(x[best]), float(y[best]), last_fifth)
 
-    def fell_steadily_and_hardly(self) -> bool:
-        """Tell whether the loss fell steadily and hardly at all: steps in the right direction that are far too short.
+    def fell_steadily_but_little(self) -> bool:
+        """Tell whether the loss fell steadily but hardly at all: steps go in the right direction and are far too short.
 
         Progress is measured against the sum of the rates, so that a rate that falls to zero does not look like a loss that has
         levelled off.
@@ -157,11 +156,11 @@ class FinishedHistory:
             or not len(rates)
         ):
             return False
-        fell = y[0] - y[-1]
-        travelled = np.interp(x, steps, np.cumsum(np.nan_to_num(rates)), left=0.0)
-        later = np.interp(travelled[-1] / 2, travelled, y) - y[-1]
-        falling = float((np.diff(y) < 0).mean()) >= FALLING
-        return bool(0 < fell <= HARDLY * abs(y[0]) and falling and later >= UNSPENT * fell)
+        fall = y[0] - y[-1]
+        summed_rates = np.interp(x, steps, np.cumsum(np.nan_to_num(rates)), left=0.0)
+        late_fall = np.interp(summed_rates[-1] / 2, summed_rates, y) - y[-1]
+        falling = float((np.diff(y) < 0).mean()) >= STEADY
+        return bool(0 < fall <= SMALL_FALL * abs(y[0]) and falling and late_fall >= STILL_FALLING * fall)
 
     @property
     def last_step(self) -> int:
@@ -184,11 +183,11 @@ class FinishedHistory:
         before, after = self.initial.get(self.select, math.nan), float(self.final.get(self.select, math.nan))
         return f"{self.value_text(after)} at the end, {self.value_text(before)} at the start"
 
-    def worsened_text(self, seen: Worsened) -> str:
+    def worsened_text(self, worsened: Worsened) -> str:
         """Say when the criterion was best and what became of it."""
         return (
-            f"The {self.metric_name(self.select)} was best at step {seen.step:,} of {self.last_step:,}"
-            f" ({self.value_text(seen.best)}) and about {self.value_text(seen.late)} over the last fifth of the run"
+            f"The {self.metric_name(self.select)} was best at step {worsened.step:,} of {self.last_step:,}"
+            f" ({self.value_text(worsened.best)}) and about {self.value_text(worsened.last_fifth)} over the last fifth of the run"
         )
 
     def value_text(self, value: float) -> str:
@@ -197,5 +196,5 @@ class FinishedHistory:
 
 
 def _is_trouble(event: Event) -> bool:
-    """Tell whether something went wrong at an event: training went back, left a batch out, or found something critical."""
+    """Tell whether something went wrong at an event: a rollback, a batch that was left out, or a critical finding."""
     return event.kind == "rollback" or "batch" in event.data or event.data.get("severity") == "critical"

@@ -11,43 +11,43 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, Detector
 from thalweg.watch.causes import all_causes
-from thalweg.watch.moments import ranked
+from thalweg.watch.findings import ranked
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.window import Window
 
-AtHand = Callable[[], tuple[Batch, Replay | None]]
+BatchAndReplay = Callable[[], tuple[Batch, Replay | None]]
 MOST_ATTEMPTS = 8
-MOST_DEVIATIONS = 5.0  # above the mean loss, of weights worth going back to
-SAME_PLACE = 10  # steps after a failure within which another one is at the same place
+MOST_DEVIATIONS = 5.0  # above the mean loss, for a snapshot to be taken
+SAME_FAILURE_STEPS = 10  # a failure so soon after another one counts as the same failure
 
 
 class Monitor:
-    """Sees every step of one run; `observe` gives diagnoses with their cures.
+    """Observes every step of one run, and gives diagnoses with their cures.
 
-    `attempts` counts rollbacks at one place: a failure at most ten steps behind the furthest failed step is at the same place.
+    `attempts` counts the rollbacks for one failure; one at most ten steps after the latest failed step is the same failure.
 
     Arguments:
-        causes: what to ask; None: all causes there are, third parties' included.
+        causes: the causes to ask; None: all, third parties' included.
     """
 
     def __init__(self, causes: Iterable[Cause] | None = None) -> None:
         self.window = Window()
         self.attempts = 0
         self.failed_at = -1
-        self.noted_at: dict[str, int] = {}  # cause -> last step at which it was found, of those that change nothing
+        self.noted_at: dict[str, int] = {}  # cause -> last step of a diagnosis whose cure changes nothing
         asked = [cause for cause in (all_causes() if causes is None else causes) if cause.during is not None]
         self.detectors: list[tuple[Cause, Detector]] = [(cause, cause.during()) for cause in asked if cause.during]
 
     def expect(self, loss: float) -> None:
-        """Take in the loss before the first step, measured on many examples: a better start than one batch's loss."""
+        """Set the loss before the first step, measured on many examples: less noisy than the first batch's loss."""
         if math.isfinite(loss):
-            self.window.expected = loss
+            self.window.initial_loss = loss
 
-    def observe(self, figures: StepFigures, at_hand: AtHand | None = None) -> list[Diagnosis]:
-        """Take in one step, and give what the causes find, gravest first.
+    def observe(self, figures: StepFigures, batch_and_replay: BatchAndReplay | None = None) -> list[Diagnosis]:
+        """Add one step to the window, and give what the causes find, gravest first.
 
-        `at_hand`: asked only where something is found, gives the step's batch and a replay (None where there is no snapshot),
-        by which a cause decides what the figures leave open. Without it a cause goes by the figures.
+        `batch_and_replay`: called only where something is found, gives the step's batch and a replay (None where there is no
+        snapshot), for causes that figures alone do not decide.
         """
         window = self.window
         window.push(figures)
@@ -56,66 +56,66 @@ class Monitor:
             diagnosis = detector.observe(window)
             if diagnosis is not None:
                 found.append((cause, diagnosis))
-        return self._answer(ranked(found), figures, at_hand) if found else []
+        return self._with_cures(ranked(found), figures, batch_and_replay) if found else []
 
-    def _answer(
-        self, found: list[tuple[Cause, Diagnosis]], figures: StepFigures, at_hand: AtHand | None
+    def _with_cures(
+        self, found: list[tuple[Cause, Diagnosis]], figures: StepFigures, batch_and_replay: BatchAndReplay | None
     ) -> list[Diagnosis]:
-        """Pair findings with cures. Of those that undo the step only the first is answered: the others may follow from it."""
-        answered: list[Diagnosis] = []
+        """Pair findings with cures. Of those that undo the step only the first is given: the others may follow from it."""
+        diagnoses: list[Diagnosis] = []
         changed = False
         for cause, diagnosis in found:
-            if cause.test is not None and at_hand is not None:
-                diagnosis = cause.test(diagnosis, *at_hand())
+            if cause.test is not None and batch_and_replay is not None:
+                diagnosis = cause.test(diagnosis, *batch_and_replay())
             if diagnosis.cure is None and cause.cure is not None:
                 diagnosis = replace(diagnosis, cure=self._cure(cause, figures.step))
             if intervenes(diagnosis.cure):
                 if not changed:
                     self._count(diagnosis, figures.step)
-                    answered.append(diagnosis)
+                    diagnoses.append(diagnosis)
                 changed = True
             elif self._is_new(cause, figures.step):
-                answered.append(diagnosis)
-        return answered
+                diagnoses.append(diagnosis)
+        return diagnoses
 
     def _cure(self, cause: Cause, step: int) -> Cure:
         assert cause.cure is not None
         return cause.cure(self.window, self._attempts_at(step) + 1)
 
     def _attempts_at(self, step: int) -> int:
-        return self.attempts if step <= self.failed_at + SAME_PLACE else 0
+        return self.attempts if step <= self.failed_at + SAME_FAILURE_STEPS else 0
 
     def _count(self, diagnosis: Diagnosis, step: int) -> None:
-        skips = diagnosis.cure is not None and diagnosis.cure.skip_batch  # then the rate was not at fault
+        skips = diagnosis.cure is not None and diagnosis.cure.skip_batch  # a bad batch says nothing about the rate
         self.attempts = self._attempts_at(step) + (0 if skips else 1)
         self.failed_at = max(self.failed_at, step)
 
     def _is_new(self, cause: Cause, step: int) -> bool:
-        """Tell whether a finding that changes nothing is another one than that of the last steps, which is known."""
-        before = self.noted_at.get(cause.name)
+        """Tell whether a finding that changes nothing was not made in the last steps already."""
+        last = self.noted_at.get(cause.name)
         self.noted_at[cause.name] = step
-        return before is None or step > before + SAME_PLACE
+        return last is None or step > last + SAME_FAILURE_STEPS
 
     def trusts(self, loss: float) -> bool:
-        """Whether weights that gave this loss are worth going back to: it is finite and within what was seen before."""
+        """Whether weights that gave this loss are worth a snapshot: it is finite and within the usual range."""
         window = self.window
         if not math.isfinite(loss) or window.start is None:
             return math.isfinite(loss)
-        mean, deviation = window.usual() or (window.start, 0.0)
+        mean, deviation = window.mean_and_deviation() or (window.start, 0.0)
         return loss <= max(window.start, *window.losses, mean + MOST_DEVIATIONS * deviation)
 
     @property
     def exhausted(self) -> bool:
-        """Whether the cures at hand were all tried at this place."""
+        """Whether the most attempts were made for this failure."""
         return self.attempts > MOST_ATTEMPTS
 
     @property
     def healthy(self) -> bool:
-        """Whether this is a state worth going back to: nothing looked abnormal lately."""
+        """Whether this state is worth a snapshot: no recent step was abnormal."""
         return not self.window.skipped and not any(detector.suspicious for _, detector in self.detectors)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Give the state as built-in types."""
         return {
             "window": self.window.state_dict(),
             "attempts": self.attempts,
@@ -127,12 +127,14 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any], *, keep_attempts: bool = False) -> None:
         """Restore `state_dict`'s values; after a rollback the count of attempts, and what was noted, is kept."""
         self.window.load_state_dict(state["window"])
+        # Checkpoints written before causes had states of their own hold that of the only one that had any in the window.
+        causes = state.get("causes", {"diverging": {"above": state["window"].get("above", [])}})
         for cause, detector in self.detectors:
-            if cause.name in state["causes"]:
-                detector.load_state_dict(state["causes"][cause.name])
+            if cause.name in causes:
+                detector.load_state_dict(causes[cause.name])
         if not keep_attempts:
             self.attempts, self.failed_at = state["attempts"], state["failed_at"]
-            self.noted_at = dict(state["noted_at"])
+            self.noted_at = dict(state.get("noted_at", {}))
 
 
 def intervenes(cure: Cure | None) -> bool:

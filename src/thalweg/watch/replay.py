@@ -1,4 +1,4 @@
-"""Replay: what a cause may ask of whoever runs the descent, to decide by trial what figures leave open."""
+"""Replay: a cause has the descent take steps again, to decide what the figures leave open."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from thalweg.sampling.sources import nonfinite_rows
 
 
 class Batch(NamedTuple):
-    """The examples of one step: what was drawn, and where it stands in the data (epoch and batch, both from 0)."""
+    """The examples of one step: what was drawn, and its position in the data (epoch, and index in it, both from 0)."""
 
     draw: Draw
     epoch: int
-    number: int
+    index_in_epoch: int
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """Name the batch for people, counted from 1."""
-        return f"epoch {self.epoch + 1}, batch {self.number + 1}"
+        return f"epoch {self.epoch + 1}, batch {self.index_in_epoch + 1}"
 
     def nonfinite_rows(self) -> list[int]:
         """Give the rows, counted within the batch, that hold NaN or infinity."""
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     def fault(self, rows: Sequence[int], *, replayed: bool) -> str:
         """Say in a sentence why the batch gave no finite gradient.
 
-        `replayed`: it gave none from the last snapshot either.
+        `replayed`: it gave none at the last snapshot's weights either.
         """
         if not rows:
             more = (
@@ -58,8 +58,8 @@ class Replay(Protocol):
     """Takes steps again from the last snapshot. Afterwards the descent must return to that snapshot."""
 
     def __call__(self, batches: Sequence[Batch], change: Cure | None = None) -> list[StepFigures]:
-        """Restore the snapshot, take a step on each batch with this change, and give what each step saw.
+        """Restore the snapshot, take a step on each batch with this change, and give the figures of each.
 
-        Of the last step only loss and gradient are computed: what it would do to the weights shows in no figure.
+        Of the last step only loss and gradient are computed: no figure depends on what it would do to the weights.
         """
         ...

@@ -1,4 +1,4 @@
-"""The window: what the causes are asked about. Recent losses and gradient norms, smoothed and at their best."""
+"""The window: recent losses and gradient norms, and the smoothed loss with its best value, which causes are asked about."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from thalweg.records.step_figures import StepFigures
 
-LENGTH = 128
-SMOOTHING = 0.9
-FIRST = 5  # losses whose mean is the start: one alone may be a lucky batch
-ARMED = 10  # losses before the smoothed one is worth being called the best
-RECENT = 10
-STANDS_OUT = 2.0  # times the way from the median to the largest, beyond the median
+LENGTH = 128  # losses and gradient norms
+SMOOTHING = 0.9  # decay of the smoothed loss
+START_LOSSES = 5  # losses whose mean is `start`: one alone may be a lucky batch
+MIN_LOSSES = 10  # fewer say nothing about the best smoothed loss or about outliers
+RECENT = 10  # steps
+OUTLIER = 2.0  # a loss so many times as far above the median as the largest before it is an outlier
 
 
 class Window:
     """The last steps' figures.
 
-    Values that are not finite stay out, so that one NaN does not blind it, and so does a loss that stands out alone: one bad
-    batch is no trend. Two in a row are let in.
+    Values that are not finite are left out, since one NaN would make the means NaN, and so is a single outlier among the
+    losses: one bad batch is no trend. The second of two outliers in a row is included.
     """
 
     def __init__(self) -> None:
@@ -30,80 +30,79 @@ class Window:
         self.gradient_norm = math.nan
         self.rate = math.nan
         self.skipped = False
-        self.expected: float | None = None  # the loss before training, where somebody measured it on many examples
-        self.start: float | None = (
-            None  # that or the first loss, whichever is larger; else the mean of the first losses
-        )
+        self.initial_loss: float | None = None  # before training, if it was measured, on many examples
+        # The larger of `initial_loss` and the first loss; without the former the mean of the first losses.
+        self.start: float | None = None
         self.losses: deque[float] = deque(maxlen=LENGTH)
-        self.norms: deque[float] = deque(maxlen=LENGTH)
+        self.gradient_norms: deque[float] = deque(maxlen=LENGTH)
         self.smoothed = math.nan
-        self.best = math.inf  # the smoothed loss's; the start until that is worth something
-        self.seen = 0
-        self.stood_out = False
+        self.best = math.inf  # smoothed loss; `start` until there are MIN_LOSSES
+        self.count = 0  # of losses added
+        self.was_outlier = False  # whether the last loss was an outlier
         self._sum = 0.0
         self._weight = 0.0
 
     def push(self, figures: StepFigures) -> None:
-        """Take in one step."""
+        """Add one step."""
         loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
         self.step, self.rate = figures.step, figures.learning_rate
         self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
         if math.isfinite(loss):
-            alone = not self.stood_out
-            self.stood_out = self._stands_out(loss)
-            if not (self.stood_out and alone):
-                self._take_in(loss)
+            after_outlier = self.was_outlier
+            self.was_outlier = self._is_outlier(loss)
+            if after_outlier or not self.was_outlier:
+                self._add(loss)
         if math.isfinite(gradient_norm) and not skipped:
-            self.norms.append(gradient_norm)
+            self.gradient_norms.append(gradient_norm)
 
     @property
     def is_finite(self) -> bool:
         """Whether loss and gradient of the last step were finite, so that it could be taken."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm) and not self.skipped
 
-    def usual(self) -> tuple[float, float] | None:
+    def mean_and_deviation(self) -> tuple[float, float] | None:
         """Give mean and standard deviation of the losses before the last ten, None where there are too few."""
         before = list(self.losses)[:-RECENT]
         return (statistics.fmean(before), statistics.pstdev(before)) if len(before) >= RECENT else None
 
-    def _take_in(self, loss: float) -> None:
-        self.seen += 1
+    def _add(self, loss: float) -> None:
+        self.count += 1
         self.losses.append(loss)
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
         self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
         self.smoothed = self._sum / self._weight
-        if self.expected is not None and self.seen == 1:
-            self.start = self.best = max(self.expected, loss)
-        elif self.expected is None and self.seen <= FIRST:
+        if self.initial_loss is not None and self.count == 1:
+            self.start = self.best = max(self.initial_loss, loss)
+        elif self.initial_loss is None and self.count <= START_LOSSES:
             self.start = self.best = statistics.fmean(self.losses)
-        elif self.seen >= ARMED:
+        elif self.count >= MIN_LOSSES:
             self.best = min(self.best, self.smoothed)
 
-    def _stands_out(self, loss: float) -> bool:
-        # Only the largest so far can stand out, and to ask that costs nothing.
-        if self.seen < ARMED or loss <= max(self.losses):
+    def _is_outlier(self, loss: float) -> bool:
+        # Only the largest so far can be an outlier, and that is a cheap test.
+        if self.count < MIN_LOSSES or loss <= max(self.losses):
             return False
         middle = statistics.median(self.losses)
-        return loss - middle > STANDS_OUT * (max(self.losses) - middle)
+        return loss - middle > OUTLIER * (max(self.losses) - middle)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Give the state as built-in types."""
         return {
-            "expected": self.expected,
+            "expected": self.initial_loss,
             "start": self.start,
             "losses": list(self.losses),
-            "norms": list(self.norms),
+            "norms": list(self.gradient_norms),
             "best": self.best,
-            "seen": self.seen,
-            "stood_out": self.stood_out,
+            "seen": self.count,
+            "stood_out": self.was_outlier,
             "sum": self._sum,
             "weight": self._weight,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s values."""
+        """Restore `state_dict`'s values."""
         self.start, self.best, self._sum, self._weight = state["start"], state["best"], state["sum"], state["weight"]
-        self.expected, self.seen, self.stood_out = state["expected"], state["seen"], state["stood_out"]
+        self.initial_loss, self.count, self.was_outlier = state["expected"], state["seen"], state["stood_out"]
         self.losses = deque(state["losses"], maxlen=LENGTH)
-        self.norms = deque(state["norms"], maxlen=LENGTH)
+        self.gradient_norms = deque(state["norms"], maxlen=LENGTH)
         self.smoothed = self._sum / self._weight if self._weight else math.nan

@@ -138,9 +138,9 @@ class FusedBlock(Block):
         if self.owns_state:
             return
         past_first_step = has_rule_state(state.get(self.parameters[0], {}), self.states)
-        for described in self.states:
+        for spec in self.states:
             entries = [state.setdefault(p, {}) for p in self.parameters]
-            tensors = [self._reused(e.get(described.key), p) for e, p in zip(entries, self.parameters, strict=True)]
+            tensors = [self._reused(e.get(spec.key), p) for e, p in zip(entries, self.parameters, strict=True)]
             self.allocations += [tensor for tensor in tensors if tensor is not None]
             small = [
                 p for p, tensor in zip(self.parameters, tensors, strict=True) if tensor is None and p.numel() < SMALL
@@ -156,9 +156,9 @@ class FusedBlock(Block):
                     tensor = next(views)
                 elif tensor is None:
                     self.allocations.append(tensor := torch.empty_like(p))
-                fill_state(tensor, entry.get(described.key), self.initial_values[described.key], p)
-                tensors[i] = entry[described.key] = tensor
-            self.register_state(described.key, cast("list[Tensor]", tensors))
+                fill_state(tensor, entry.get(spec.key), self.initial_values[spec.key], p)
+                tensors[i] = entry[spec.key] = tensor
+            self.register_state(spec.key, cast("list[Tensor]", tensors))
             self.state_tensors += cast("list[Tensor]", tensors)
         self.reusable = {}
         self.state_addresses = np.zeros(len(self.state_tensors), np.int64)

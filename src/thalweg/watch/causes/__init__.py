@@ -48,8 +48,13 @@ __all__ = ["CAUSES", "all_causes", "summary_of"]
 
 @cache
 def all_causes() -> tuple[Cause, ...]:
-    """List all causes, third parties' included; of those, one that cannot be loaded is left out with a warning."""
-    return (*CAUSES.values(), *(cause for point in entry_points(group="thalweg.causes") for cause in _loaded(point)))
+    """List all causes, third parties' included; of those, one that cannot be loaded, or whose name is taken, is left out with a
+    warning."""
+    causes = dict(CAUSES)
+    for point in entry_points(group="thalweg.causes"):
+        for cause in _loaded(point, causes):
+            causes[cause.name] = cause
+    return tuple(causes.values())
 
 
 def summary_of(name: str, evidence: Mapping[str, Any]) -> str:
@@ -61,13 +66,16 @@ def summary_of(name: str, evidence: Mapping[str, Any]) -> str:
         return ""
 
 
-def _loaded(point: EntryPoint) -> list[Cause]:
+def _loaded(point: EntryPoint, known: Mapping[str, Cause]) -> list[Cause]:
     try:
         found = point.load()
     except Exception as error:
         found = error
-    if isinstance(found, Cause):
+    if isinstance(found, Cause) and found.name not in known:
         return [found]
-    given = f"fails: {found!r}" if isinstance(found, Exception) else f"gives a {type(found).__name__}, not a Cause"
+    if isinstance(found, Cause):  # a detector's state and the kind of its events go by the name
+        given = f"gives a cause named '{found.name}', of which there is one already"
+    else:
+        given = f"fails: {found!r}" if isinstance(found, Exception) else f"gives a {type(found).__name__}, not a Cause"
     warnings.warn(f"The entry point '{point.name}' of group thalweg.causes {given}. It is left out.", stacklevel=2)
     return []

@@ -10,20 +10,21 @@ from typing import Any
 from thalweg.formatting import format_number
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause
-from thalweg.watch.cures import calm
-from thalweg.watch.window import ARMED, RECENT, Window
+from thalweg.watch.cures import lower_rate_and_clip
+from thalweg.watch.window import MIN_LOSSES, RECENT, Window
 
-GROWTH = 2.0  # times the best smoothed loss
-SUSTAINED = 8  # of the last ten steps
-NOISE = 5 * 0.23  # standard deviations of single losses: five of their smoothed mean, whose own is 0.23 of theirs
-FAR, RUSHED = 100.0, 3  # so many times the start, so many steps in a row: no need to wait
-EXPLODED = 1e6  # times the loss at the very start, within the first steps: two more such steps, and numbers end
+GROWTH = 2.0  # times the best smoothed loss: more is abnormal
+SUSTAINED = 8  # abnormal steps among the last ten
+NOISE = 5 * 0.23  # five standard deviations of the smoothed loss, each 0.23 of a single loss's
+FAR, FAR_STEPS = 100.0, 3  # losses beyond FAR times the start, so many in a row, are diagnosed at once
+EXPLODED = 1e6  # times the initial loss within the first steps, at once: two more such steps would overflow
 
 
 class Diverging:
-    """Finds a loss that is above the start, above twice the best, and out of what is usual, in eight of the last ten steps.
+    """Finds that in eight of the last ten steps loss and smoothed loss were above the start, above twice the best smoothed loss
+    and beyond the usual noise.
 
-    Both the loss and the smoothed loss must be. A loss below zero (a likelihood of densities, say) has no such ratio; there the
+    A loss below zero (a likelihood of densities, say) has no such ratio; there the
     distance to the start counts instead.
     """
 
@@ -36,19 +37,19 @@ class Diverging:
         return sum(self.above) > 0
 
     def observe(self, window: Window) -> Diagnosis | None:
-        """Ask after a step; one that was not finite says nothing of a trend."""
+        """Diagnose divergence after a step; a step that was not finite is ignored."""
         start = window.start
         if start is None or not window.is_finite:
             return None
         best, smoothed = window.best, window.smoothed
         limit = max(GROWTH * best, start) if best > 0 else start + abs(start - best)
-        above, rushes = False, _explodes(window)
+        above, at_once = False, _exploded(window)
         if min(smoothed, window.loss) > limit:
-            mean, deviation = window.usual() or (best, 0.0)
+            mean, deviation = window.mean_and_deviation() or (best, 0.0)
             limit = max(limit, mean + NOISE * deviation)
-            above, rushes = smoothed > limit, rushes or _rushes(window, FAR * max(start, best, mean))
+            above, at_once = smoothed > limit, at_once or _is_far(window, FAR * max(start, best, mean))
         self.above.append(int(above))
-        if sum(self.above) < SUSTAINED and not rushes:
+        if sum(self.above) < SUSTAINED and not at_once:
             return None
         return self._diagnosis(window, start, limit)
 
@@ -70,7 +71,7 @@ class Diverging:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Give plain values."""
+        """Give the state as built-in types."""
         return {"above": list(self.above)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -78,16 +79,20 @@ class Diverging:
         self.above = deque(state["above"], maxlen=RECENT)
 
 
-def _rushes(window: Window, limit: float) -> bool:
-    return limit > 0 and window.seen >= RUSHED and all(loss > limit for loss in islice(reversed(window.losses), RUSHED))
+def _is_far(window: Window, limit: float) -> bool:
+    return (
+        limit > 0
+        and window.count >= FAR_STEPS
+        and all(loss > limit for loss in islice(reversed(window.losses), FAR_STEPS))
+    )
 
 
-def _explodes(window: Window) -> bool:
-    first = window.losses[0] if window.expected is None else window.start
-    return window.seen < ARMED and first is not None and window.loss > EXPLODED * first > 0
+def _exploded(window: Window) -> bool:
+    first = window.losses[0] if window.initial_loss is None else window.start
+    return window.count < MIN_LOSSES and first is not None and window.loss > EXPLODED * first > 0
 
 
-def ran_away(evidence: Mapping[str, Any]) -> str:
+def summarise(evidence: Mapping[str, Any]) -> str:
     """Say the finding in one sentence."""
     smoothed, best = (format_number(evidence[name]["value"]) for name in ("smoothed_loss", "best_smoothed_loss"))
     return f"The loss ran away: its running mean was {smoothed}, after {best} at its best."
@@ -98,6 +103,6 @@ diverging = Cause(
     meaning="the loss grows instead of falling, because steps at this learning rate overshoot",
     rank=20,
     during=Diverging,
-    cure=calm,
-    summary=ran_away,
+    cure=lower_rate_and_clip,
+    summary=summarise,
 )

@@ -11,21 +11,21 @@ from thalweg.watch.finished import FinishedHistory
 
 
 def ended_worse(history: FinishedHistory) -> Iterator[Diagnosis]:
-    """Say so where validation and training loss were both better earlier in the run."""
-    seen = history.worsened()
-    if seen is None:
+    """Diagnose a run in which both the criterion and the training loss were better earlier."""
+    worsened = history.worsened()
+    if worsened is None:
         return
-    early, last = history.training_loss(seen.step), history.training_loss()
+    early, last = history.training_loss(worsened.step), history.training_loss()
     if not math.isfinite(last) or last <= early:
         return
     yield Diagnosis(
         symptom="diverging",
-        cause=f"{history.worsened_text(seen)}, and so did the training loss get worse: not overfitting, but steps too long.",
+        cause=f"{history.worsened_text(worsened)}, and so did the training loss get worse: not overfitting, but steps too long.",
         severity="warning",
         step=history.last_step,
-        since=seen.step,
+        since=worsened.step,
         evidence={
-            history.select: {"value": seen.late, "threshold": seen.best},
+            history.select: {"value": worsened.last_fifth, "threshold": worsened.best},
             "training loss": {"value": last, "threshold": early},
         },
         cure=Cure("Try a lower rate."),

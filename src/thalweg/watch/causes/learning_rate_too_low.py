@@ -10,15 +10,15 @@ from thalweg.formatting import format_number
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.watch.cause import Cause
-from thalweg.watch.finished import HARDLY, FinishedHistory
+from thalweg.watch.finished import SMALL_FALL, FinishedHistory
 
 SHORT = 100  # steps below which a run may be too short rather than its rate too low
 
 
 def hardly_moved(history: FinishedHistory) -> Iterator[Diagnosis]:
-    """Say so where the loss fell steadily to the end, and hardly at all."""
+    """Diagnose a loss that fell steadily to the end, but hardly at all."""
     before = history.initial.get(history.select, math.nan)
-    if not math.isfinite(before) or history.plan is None or not history.fell_steadily_and_hardly():
+    if not math.isfinite(before) or history.plan is None or not history.fell_steadily_but_little():
         return
     plan, after = history.plan, float(history.final.get("loss", math.nan))
     finds_rate = rules.get(plan.rule).finds_rate
@@ -37,7 +37,7 @@ def hardly_moved(history: FinishedHistory) -> Iterator[Diagnosis]:
         evidence={
             "share of the loss that is gone": {
                 "value": 1 - after / history.initial.get("loss", math.nan),
-                "threshold": HARDLY,
+                "threshold": SMALL_FALL,
             },
             "learning_rate": {"value": plan.learning_rate},
         },
@@ -54,8 +54,8 @@ def _tenfold(plan: Plan) -> str:
 
 
 def _or_search(plan: Plan) -> str:
-    known = plan.why("learning_rate").source == "searched" or rules.get(plan.rule).finds_rate
-    return "" if known else ", or let `thalweg fit` search for it"
+    needless = plan.why("learning_rate").source == "searched" or rules.get(plan.rule).finds_rate
+    return "" if needless else ", or let `thalweg fit` search for it"
 
 
 learning_rate_too_low = Cause(

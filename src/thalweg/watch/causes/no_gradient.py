@@ -10,27 +10,27 @@ from thalweg.watch.cause import Cause, finding
 
 
 def zero_gradients(figures: InitialFigures) -> Iterator[Diagnosis]:
-    """Say which parameters' gradients are exactly zero; all of them is critical."""
+    """Say which parameters have a gradient of exactly zero; critical where all do."""
     dead = [name for name, size in figures.gradients.items() if size == 0.0]
     if dead and len(dead) == len(figures.gradients):
         yield finding(
-            "no slope",
-            "every parameter's gradient is exactly zero: no step will move anything.",
-            "Look for units that are all off (ReLU of negative inputs), an output that ignores the model, or a clamped loss.",
-            "critical",
-            "parameters whose gradient is zero",
-            len(dead),
-            0,
+            symptom="no slope",
+            cause="every parameter's gradient is exactly zero: no step will move anything.",
+            cure="Look for dead units (ReLU of negative inputs), an output that ignores the model, or a clamped loss.",
+            severity="critical",
+            figure="parameters whose gradient is zero",
+            value=len(dead),
+            threshold=0,
         )
     elif dead:
         yield finding(
-            "zero gradient",
-            f"{len(dead)} parameters' gradients are exactly zero: {', '.join(dead[:5])}.",
-            "If they start at zero on purpose (a gate, a residual branch) all is well; else look at the units they feed.",
-            "note",
-            "parameters whose gradient is zero",
-            len(dead),
-            0,
+            symptom="zero gradient",
+            cause=f"{len(dead)} parameters' gradients are exactly zero: {', '.join(dead[:5])}.",
+            cure="If they start at zero on purpose (a gate, a residual branch) all is well; else look at the units they feed.",
+            severity="note",
+            figure="parameters whose gradient is zero",
+            value=len(dead),
+            threshold=0,
         )
 
 

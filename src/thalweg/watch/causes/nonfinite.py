@@ -7,20 +7,20 @@ from dataclasses import replace
 
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause, each_step
-from thalweg.watch.cures import calm
+from thalweg.watch.cures import lower_rate_and_clip
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.window import Window
 
 
 def is_nonfinite(window: Window) -> Diagnosis | None:
-    """Say so where loss or gradient norm is NaN or infinite; the optimiser has already left the weights untouched."""
+    """Diagnose a loss or gradient norm that is NaN or infinite; the optimiser has left the weights untouched."""
     if window.is_finite:
         return None
     loss, norm = window.loss, window.gradient_norm
-    what = "loss" if not math.isfinite(loss) else "gradient"
+    part = "loss" if not math.isfinite(loss) else "gradient"
     return Diagnosis(
         symptom="non-finite",
-        cause=f"the {what} is not finite ({loss if what == 'loss' else norm}); no weight took this step.",
+        cause=f"the {part} is not finite ({loss if part == 'loss' else norm}); no weight took this step.",
         severity="critical",
         step=window.step,
         since=window.step,
@@ -34,23 +34,23 @@ def is_nonfinite(window: Window) -> Diagnosis | None:
 
 
 def batch_or_rate(found: Diagnosis, batch: Batch, replay: Replay | None) -> Diagnosis:
-    """Decide whether the batch is at fault, to be left out, or the rate, which the usual cure lowers.
+    """Decide whether the batch is at fault, and is left out, or the learning rate, which `Cause.cure` lowers.
 
-    The batch is, where its own data are not finite, and where it gives no finite gradient at the last snapshot's weights
-    either, which did well before. Where nothing can be replayed it gets the benefit of the doubt: it is left out.
+    The batch is where its own data are not finite, and where it gives no finite gradient at the last snapshot's weights either.
+    Without a snapshot to replay from it is left out too.
     """
     rows = batch.nonfinite_rows()
     replayed = not rows and replay is not None
     if replayed and replay is not None:
-        (again,) = replay([batch])
-        if math.isfinite(again.loss) and not again.nonfinite:
+        (figures,) = replay([batch])
+        if math.isfinite(figures.loss) and not figures.nonfinite:
             return replace(found, ruled_out=("bad batch",))
     return replace(
         found,
         cause=f"{found.cause} {batch.fault(rows, replayed=replayed)}",
         examples=batch.examples(rows),
         ruled_out=("learning rate",) if rows or replayed else (),
-        cure=Cure(action="Leave this batch out and go on.", skip_batch=True, rollback=replayed),
+        cure=Cure(action="Leave this batch out and continue.", skip_batch=True, rollback=replayed),
     )
 
 
@@ -60,5 +60,5 @@ nonfinite = Cause(
     rank=10,
     during=each_step(is_nonfinite),
     test=batch_or_rate,
-    cure=calm,
+    cure=lower_rate_and_clip,
 )

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from thalweg.formatting import capitalized, format_number
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
-from thalweg.watch.finished import MATTERS, FinishedHistory
+from thalweg.watch.finished import RELEVANT, FinishedHistory
 
 
 def achieved_nothing(history: FinishedHistory) -> Iterator[Diagnosis]:
-    """Compare the criterion with the start: worse, or as good as unchanged."""
+    """Diagnose a criterion that is worse than at the start, or practically unchanged."""
     before, after = history.initial.get(history.select, math.nan), float(history.final.get(history.select, math.nan))
-    if not math.isfinite(before) or history.fell_steadily_and_hardly():  # then the way down is known: longer steps
+    if not math.isfinite(before) or history.fell_steadily_but_little():  # the steps were too short: a cause of its own
         return
     name, check = history.metric_name(history.select), _where_to_look(history)
     if not math.isfinite(after):
@@ -22,7 +22,7 @@ def achieved_nothing(history: FinishedHistory) -> Iterator[Diagnosis]:
         yield _found(
             history, "non-finite", cause, f"Look for log(0), division by zero or overflow in the loss; {check}."
         )
-    elif abs(after - before) <= MATTERS * abs(before):
+    elif abs(after - before) <= RELEVANT * abs(before):
         cause = f"Nothing was learnt worth the name: the {name} is {history.change_text()}."
         yield _found(history, "stagnant", cause, f"{capitalized(check)}.")
     elif history.better(before, after):
@@ -41,7 +41,7 @@ def _found(history: FinishedHistory, symptom: str, cause: str, cure: str) -> Dia
 
 
 def _where_to_look(history: FinishedHistory) -> str:
-    if history.found_before:
+    if history.fault_before_training:
         return "what was found before training is the likely cause"
     return "`thalweg check` looks for the cause before training"
 

@@ -12,11 +12,11 @@ from thalweg.watch.finished import FinishedHistory
 
 
 def overfits(history: FinishedHistory) -> Iterator[Diagnosis]:
-    """Say so where the criterion was best early, as the median of the last fifth shows, and the training loss fell on."""
-    seen = history.worsened()
-    if seen is None:
+    """Diagnose a criterion that is worse in the last fifth of the run than before, while the training loss kept falling."""
+    worsened = history.worsened()
+    if worsened is None:
         return
-    early, last = history.training_loss(seen.step), history.training_loss()
+    early, last = history.training_loss(worsened.step), history.training_loss()
     if math.isfinite(last) and last > early:
         return
     fell = (
@@ -25,19 +25,19 @@ def overfits(history: FinishedHistory) -> Iterator[Diagnosis]:
         else ""
     )
     keeps_best = history.plan is not None and history.plan.keep == "best"
-    kept = "The best weights were kept. " if keeps_best else 'Keep the best weights (`keep = "best"`). '
-    fewer = f"fewer steps ({history.epochs(seen.step) or format_count(seen.step, 'step')} were enough)"
+    best_weights = "The best weights were kept. " if keeps_best else 'Keep the best weights (`keep = "best"`). '
+    fewer = f"fewer steps ({history.epochs(worsened.step) or format_count(worsened.step, 'step')} were enough)"
     yield Diagnosis(
         symptom="overfitting",
-        cause=f"{history.worsened_text(seen)}{fell}: overfitting.",
+        cause=f"{history.worsened_text(worsened)}{fell}: overfitting.",
         severity="warning",
         step=history.last_step,
-        since=seen.step,
+        since=worsened.step,
         evidence={
-            history.select: {"value": seen.late, "threshold": seen.best},
+            history.select: {"value": worsened.last_fifth, "threshold": worsened.best},
             "training loss": {"value": last},
         },
-        cure=Cure(f"{kept}More data, augmentation, dropout or more weight decay would help, or {fewer}."),
+        cure=Cure(f"{best_weights}More data, augmentation, dropout or more weight decay would help, or {fewer}."),
     )
 
 

@@ -10,35 +10,39 @@ from thalweg.landscape.initial_figures import InitialFigures
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause, finding
 
-REPEATED = 0.01  # share of validation rows
+REPEATED = 0.01  # share of validation rows that may be training rows
 FEW = 3  # validation rows that may have a twin by chance
-CROWDED = 0.3  # share of validation rows that say little new, however natural their twins
+MANY_REPEATED = 0.3  # share of validation rows: with so many, validation says little, whatever the data are like
 
 
 def repeated_rows(figures: InitialFigures) -> Iterator[Diagnosis]:
-    """Say which validation rows are training rows, beyond what such data have among themselves anyway."""
-    seen = figures.repeats
-    if seen is None or not seen.found:
+    """Say which validation rows are training rows, where more are than training rows repeat among themselves."""
+    repeats = figures.repeats
+    if repeats is None or not repeats.found:
         return
-    share = seen.found / seen.looked
-    expected = seen.natural * seen.looked  # as many twins as training rows have among themselves, give or take
-    natural = seen.found <= expected + 3 * math.sqrt(expected)
-    if natural and share < CROWDED:
+    share = repeats.found / repeats.compared
+    expected = repeats.twins_in_training * repeats.compared  # as often as training rows repeat among themselves
+    usual = repeats.found <= expected + 3 * math.sqrt(expected)
+    if usual and share < MANY_REPEATED:
         return
-    pairs = ", ".join(f"{i} (training {j})" for i, j in seen.rows) + (" …" if seen.found > len(seen.rows) else "")
-    told = f"; {seen.natural:.0%} of the training rows have a twin in training too" if natural else ""
-    grave = not natural and seen.found >= FEW and share >= REPEATED
-    found = finding(
-        "validation repeats training",
-        f"{seen.found} of {seen.looked} validation rows looked at are training rows, number for number: rows {pairs}{told}."
-        f" Their loss does not tell how the model does on new examples.",
-        "Drop double rows before splitting the data, and split by whatever several rows share (a person, a day, a source).",
-        "warning" if grave else "note",
-        "share of validation rows that are training rows",
-        share,
-        max(REPEATED, seen.natural),
+    pairs = ", ".join(f"{i} (training {j})" for i, j in repeats.rows) + (
+        " …" if repeats.found > len(repeats.rows) else ""
     )
-    yield replace(found, examples=tuple(j for _, j in seen.rows))
+    more = f"; {repeats.twins_in_training:.0%} of the training rows have a twin in training too" if usual else ""
+    grave = not usual and repeats.found >= FEW and share >= REPEATED
+    found = finding(
+        symptom="validation repeats training",
+        cause=(
+            f"{repeats.found} of {repeats.compared} validation rows compared are training rows, number for number: rows"
+            f" {pairs}{more}. Their loss does not tell how the model does on new examples."
+        ),
+        cure="Drop double rows before splitting the data, and split by whatever several rows share (a person, a day, a source).",
+        severity="warning" if grave else "note",
+        figure="share of validation rows that are training rows",
+        value=share,
+        threshold=max(REPEATED, repeats.twins_in_training),
+    )
+    yield replace(found, examples=tuple(j for _, j in repeats.rows))
 
 
 train_validation_leak = Cause(

@@ -1,4 +1,4 @@
-"""Can a few examples be learnt by heart?"""
+"""Can a few examples be fitted?"""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from thalweg.watch.cause import Cause, finding
 
 
 def cannot_fit(figures: InitialFigures) -> Iterator[Diagnosis]:
-    """Say so where many steps on a few examples did not bring their loss down, at several learning rates."""
+    """Diagnose a few examples whose loss did not fall in many steps, at several learning rates."""
     fit = figures.fit
     if fit is None or fit.done or not is_finite(fit.started) or not is_finite(fit.reached):
         return
-    same = f", where one fixed answer for all gives {fit.constant:.4g}" if fit.constant else ""
+    constant = f", where one fixed answer for all gives {fit.constant:.4g}" if fit.constant else ""
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     yield finding(
-        "one batch cannot be fitted",
-        f"{fit.steps} steps on {fit.examples} examples took the loss from {fit.started:.4g} to {fit.reached:.4g}, at the best of"
-        f" the learning rates {rates}{same}.",
-        "Check that labels belong to their examples, that the last layer fits the loss, that nothing is frozen, and that no"
-        " layer's units are all off.",
-        "warning",
-        f"loss after {fit.steps} steps",
-        fit.reached,
-        fit.goal,
+        symptom="one batch cannot be fitted",
+        cause=(
+            f"{fit.steps} steps on {fit.examples} examples took the loss from {fit.started:.4g} to {fit.reached:.4g}, at the best"
+            f" of the learning rates {rates}{constant}."
+        ),
+        cure=(
+            "Check that labels belong to their examples, that the last layer fits the loss, that nothing is frozen, and that no"
+            " layer's units are all off."
+        ),
+        severity="warning",
+        figure=f"loss after {fit.steps} steps",
+        value=fit.reached,
+        threshold=fit.goal,
     )
 
 

@@ -15,34 +15,34 @@ SYMPTOM = "parameter without gradient"
 
 def without_gradient(figures: InitialFigures) -> Iterator[Diagnosis]:
     """Say which trainable parameters the first backward pass left without a gradient."""
-    if figures.idle:
-        names = ", ".join(figures.idle[:5]) + (" …" if len(figures.idle) > 5 else "")
+    if figures.without_gradient:
+        names = ", ".join(figures.without_gradient[:5]) + (" …" if len(figures.without_gradient) > 5 else "")
         yield finding(
-            SYMPTOM,
-            f"{len(figures.idle)} parameters got no gradient from the first batch: {names}.",
-            "Use them in the forward pass, or freeze them with requires_grad_(False).",
-            "warning",
-            "parameters without gradient",
-            len(figures.idle),
-            0,
-            parameters=list(figures.idle),
+            symptom=SYMPTOM,
+            cause=f"{len(figures.without_gradient)} parameters got no gradient from the first batch: {names}.",
+            cure="Use them in the forward pass, or freeze them with requires_grad_(False).",
+            severity="warning",
+            figure="parameters without gradient",
+            value=len(figures.without_gradient),
+            threshold=0,
+            parameters=list(figures.without_gradient),
         )
 
 
 def never_trained(history: FinishedHistory) -> Iterator[Diagnosis]:
     """Say which parameters got no gradient when the run was prepared."""
-    idle = [printable(str(name)) for name in history.summary.get("idle_parameters", [])]
-    if idle:
-        more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
+    unused = [printable(str(name)) for name in history.summary.get("idle_parameters", [])]
+    if unused:
+        more = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
         yield finding(
-            SYMPTOM,
-            f"No gradient reached {', '.join(idle[:4])}{more}: as good as frozen.",
-            "Use them in the forward pass, or drop them.",
-            "warning",
-            "parameters without gradient",
-            len(idle),
-            0,
-            parameters=idle,
+            symptom=SYMPTOM,
+            cause=f"No gradient reached {', '.join(unused[:4])}{more}: as good as frozen.",
+            cure="Use them in the forward pass, or drop them.",
+            severity="warning",
+            figure="parameters without gradient",
+            value=len(unused),
+            threshold=0,
+            parameters=unused,
         )
 
 

@@ -1,6 +1,7 @@
-"""The place of each weight matrix in its network: embedding, hidden, or output layer.
+"""The role of each weight matrix in its network: embedding, hidden, or output layer.
 
-Muon's authors (Jordan et al. 2024) leave embeddings and the output layer to AdamW, and so does any rule here that has a `rest`.
+Muon's authors (Jordan et al. 2024) leave embeddings and the output layer to AdamW. So do the update rules here
+whose `Rule.rest` names another rule for them.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ SHAPES = (
 """Autograd operations that only reshape, copy or cast the weights."""
 
 
-def places(model: nn.Module, loss: Tensor) -> dict[str, str]:
-    """Give the place of every trainable matrix, by its name: "embedding", "hidden" or "output layer".
+def matrix_roles(model: nn.Module, loss: Tensor) -> dict[str, str]:
+    """Give the role of every trainable matrix, by its name: "embedding", "hidden" or "output layer".
 
     Embeddings are the weights of `nn.Embedding` and `nn.EmbeddingBag`. The output layer is the matrix nearest to the loss in
-    autograd graph: it may be registered in any order, tied to an embedding, or used without a module. Where the graph shows no
-    such product (a compiled model is one operation) it is the last linear layer registered, else the last matrix.
+    the autograd graph: it may be registered in any order, tied to an embedding, or used without a module. Where the graph
+    shows no such product (a compiled model is one operation) it is the last linear layer registered, else the last matrix.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.Linear(4, 2))
-    >>> places(model, model(torch.tensor([1, 4])).sum())
+    >>> matrix_roles(model, model(torch.tensor([1, 4])).sum())
     {'0.weight': 'embedding', '1.weight': 'hidden', '2.weight': 'output layer'}
     """
     matrices = {id(p): name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    last = _nearest_to_loss(loss, matrices) or _last_registered(model, matrices)
-    ends = {**dict.fromkeys(last, "output layer"), **dict.fromkeys(tables, "embedding")}
-    return {name: ends.get(i, "hidden") for i, name in matrices.items()}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    outputs = _nearest_to_loss(loss, matrices) or _last_registered(model, matrices)
+    roles = {**dict.fromkeys(outputs, "output layer"), **dict.fromkeys(embeddings, "embedding")}
+    return {name: roles.get(i, "hidden") for i, name in matrices.items()}
 
 
 def _nearest_to_loss(loss: Tensor, matrices: Collection[int]) -> set[int]:

@@ -1,4 +1,4 @@
-"""What a run uses of the whole process, and leaves as it was: random states, gradient mode, autocast, CPU threads,
+"""Settings of the whole process that a run changes and restores: random states, gradient mode, autocast, CPU threads,
 and the handling of Ctrl-C."""
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Random generators belong to the process, not to a thread. Of two runs in two thr
 one would draw from the other's seed, and neither would have the same bits twice.
 """
 
-_lock = threading.Lock()  # guards the two below, and changes of the number of threads
+_lock = threading.Lock()  # guards `_active_bodies`, `_states_before` and changes of the number of threads
 _active_bodies = 0
 _states_before: dict[str, Any] = {}
 
 
 @contextmanager
-def ambient(threads: int | None = None) -> Generator[None]:
+def preserve_process_state(threads: int | None = None) -> Generator[None]:
     """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards the process is as it was before.
 
     Bodies may be nested and may run in several threads at once. The random states are saved by the first that begins and

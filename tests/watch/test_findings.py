@@ -1,5 +1,7 @@
 """`check`: the right finding on faulty tasks, and none on healthy ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,8 @@ from torch import nn
 import thalweg as tw
 from thalweg import examples
 from thalweg.landscape.initial_figures import Fit, InitialFigures, Repeats, Scale
+from thalweg.watch.findings import findings_after_training, findings_before_training
 from thalweg.watch.finished import FinishedHistory
-from thalweg.watch.moments import after_training, before_training
 
 PIXELS, DIGITS = load_digits(return_X_y=True)
 PIXELS = (PIXELS / 16).astype(np.float32)
@@ -375,14 +377,14 @@ def test_check_leaves_the_model_as_it_was():
 
 
 def test_what_was_not_measured_is_not_judged():
-    assert before_training(InitialFigures(loss=2.3)) == []
+    assert findings_before_training(InitialFigures(loss=2.3)) == []
 
 
 SLOW = Fit(started=2.3, reached=2.29, goal=2.1, ample=1.5, constant=2.2, examples=32, steps=100, rate=0.03)
 
 
 def test_a_batch_that_cannot_be_fitted_is_told_with_what_it_is_compared_with():
-    found = before_training(InitialFigures(loss=2.3, fit=SLOW))[0]
+    found = findings_before_training(InitialFigures(loss=2.3, fit=SLOW))[0]
     assert found.symptom == "one batch cannot be fitted"
     assert "from 2.3 to 2.29" in found.cause
     assert "one fixed answer for all gives 2.2" in found.cause
@@ -390,7 +392,9 @@ def test_a_batch_that_cannot_be_fitted_is_told_with_what_it_is_compared_with():
 
 
 def test_what_follows_from_a_known_cause_is_no_finding_of_its_own():
-    found = before_training(InitialFigures(loss=2.3, fit=SLOW, scale={"inputs": Scale(0.0, 1e-3, -2e-3, 2e-3)}))
+    found = findings_before_training(
+        InitialFigures(loss=2.3, fit=SLOW, scale={"inputs": Scale(0.0, 1e-3, -2e-3, 2e-3)})
+    )
     assert [f.symptom for f in found] == ["tiny inputs"]
     assert found[0].consequences == ("one batch cannot be fitted",)
 
@@ -414,7 +418,7 @@ def test_a_cure_names_the_numbers_to_standardise_by():
     ],
 )
 def test_more_twins_than_training_rows_have_among_themselves_are_a_leak(repeats, severity):
-    found = before_training(InitialFigures(loss=1.0, repeats=repeats))
+    found = findings_before_training(InitialFigures(loss=1.0, repeats=repeats))
     assert [f.severity for f in found] == ([severity] if severity else [])
     assert all("3 (training 7)" in f.cause and f.examples == (7,) for f in found)
 
@@ -457,11 +461,11 @@ def fall(count=200, to=0.1):
     ],
 )
 def test_a_finished_history_is_asked_too(seen, names):
-    assert [found.name for found in after_training(seen)] == names
+    assert [found.name for found in findings_after_training(seen)] == names
 
 
 def test_without_a_plan_what_needs_none_is_found_all_the_same():
-    assert [f.name for f in after_training(history(fall(), [2.0, 0.8, 0.5, 0.7, 0.9, 1.0], plan=None))] == [
+    assert [f.name for f in findings_after_training(history(fall(), [2.0, 0.8, 0.5, 0.7, 0.9, 1.0], plan=None))] == [
         "overfitting"
     ]
 
@@ -471,3 +475,9 @@ def test_what_was_found_before_training_is_not_found_again_after_it():
     assert [found.name for found in tw.diagnose(run)].count("unused-parameter") == 1
     checked = tw.fit(task(Unused), epochs=1, effort=1)
     assert [found.name for found in tw.diagnose(checked)].count("unused-parameter") == 1
+
+
+def test_what_an_older_run_found_before_training_without_a_name_is_not_found_again():
+    run = tw.fit(task(Unused), epochs=1, effort=1)
+    unnamed = tuple(replace(found, name="") for found in run.diagnoses)
+    assert len(tw.diagnose(replace(run, diagnoses=unnamed))) == len(tw.diagnose(run))

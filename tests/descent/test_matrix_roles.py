@@ -9,11 +9,11 @@ from small import classes, started
 from small import plan as plan_of
 from torch import Tensor, nn
 
-from thalweg.descent.places import places
+from thalweg.descent.matrix_roles import matrix_roles
 
 
 def ends_of(model: nn.Module, loss: Tensor) -> dict[str, str]:
-    return {name: place for name, place in places(model, loss).items() if place != "hidden"}
+    return {name: place for name, place in matrix_roles(model, loss).items() if place != "hidden"}
 
 
 def perceptron() -> nn.Sequential:
@@ -34,7 +34,11 @@ X, Y = torch.linspace(-1, 1, 20).view(5, 4), torch.tensor([0, 1, 2, 0, 1])
 )
 def test_the_last_linear_layer_is_the_output_whatever_the_loss(loss: Any) -> None:
     model = perceptron()
-    assert places(model, loss(model(X))) == {"0.weight": "hidden", "2.weight": "hidden", "4.weight": "output layer"}
+    assert matrix_roles(model, loss(model(X))) == {
+        "0.weight": "hidden",
+        "2.weight": "hidden",
+        "4.weight": "output layer",
+    }
 
 
 def test_a_penalty_on_all_weights_does_not_bring_them_nearer() -> None:
@@ -67,7 +71,7 @@ def test_tied_weights_are_one_embedding_and_used_without_a_module() -> None:
 
     model = Tied()
     loss = F.cross_entropy(model(torch.tensor([[1, 2], [3, 4]])).flatten(0, 1), torch.tensor([1, 2, 3, 4]))
-    assert places(model, loss) == {"words.weight": "embedding", "mix.weight": "hidden", "spare.weight": "hidden"}
+    assert matrix_roles(model, loss) == {"words.weight": "embedding", "mix.weight": "hidden", "spare.weight": "hidden"}
 
 
 @pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
@@ -130,7 +134,7 @@ def test_where_the_graph_shows_no_product_the_last_linear_layer_registered_is_ta
 def test_frozen_weights_have_no_place() -> None:
     model = perceptron()
     model[0].weight.requires_grad_(False)
-    assert places(model, F.cross_entropy(model(X), Y)) == {"2.weight": "hidden", "4.weight": "output layer"}
+    assert matrix_roles(model, F.cross_entropy(model(X), Y)) == {"2.weight": "hidden", "4.weight": "output layer"}
 
 
 def test_a_step_of_ones_own_is_seen_through() -> None:
@@ -142,3 +146,23 @@ def test_a_step_of_ones_own_is_seen_through() -> None:
 
     descent, _ = started(classes(loss=None, step=step, metrics={}), plan_of(rule="muon"))
     assert list(descent.plan.groups) == ["2.weight"]
+
+
+class Counting(nn.Module):
+    """A loss with a buffer that every call changes, and that changes the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        return F.cross_entropy(output, target) * self.calls
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_a_loss_with_buffers_begins_training_as_it_was_given(rule: str) -> None:
+    loss = Counting()
+    descent, _ = started(classes(loss=loss), plan_of(rule=rule))
+    assert loss.calls.item() == 0
+    assert [buffer.item() for buffer in descent.problem.objective.loss_buffers.values()] == [0]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import thalweg as tw
-from thalweg.descent.ambient import ambient
+from thalweg.descent.process_state import preserve_process_state
 
 
 def state_of_the_process() -> list[Any]:
@@ -113,13 +113,13 @@ def test_threads_are_given_back_whoever_ends_first() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with ambient(3):
+        with preserve_process_state(3):
             entered.set()
             leave.wait()
 
     walker = threading.Thread(target=other)
     before = torch.get_num_threads()
-    with ambient(2):
+    with preserve_process_state(2):
         walker.start()
         entered.wait()
     leave.set()
