@@ -268,7 +268,7 @@ def test_pairs_of_another_form_are_told(pair):
 
 def test_a_table_is_set_in_one_way():
     with pytest.raises(
-        PlanError, match=r"'schedule\.warmup=3' reaches into 'schedule', which another pair has set as a whole"
+        PlanError, match=r"'schedule\.warmup=3' sets an entry of 'schedule', which another pair has set as a whole"
     ):
         cli.read_knobs(["schedule=linear", "schedule.warmup=3"])
 

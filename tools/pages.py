@@ -59,31 +59,31 @@ with optimizer.averaged():  # the weights to evaluate and to save
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or with `--check` say whether they are as they would be written."""
-    wanted = pages(json.loads(MEASURED.read_text("utf-8"))["samples"] if MEASURED.exists() else [])
-    stale = [path for path, body in wanted.items() if not path.exists() or path.read_text("utf-8") != body]
-    gone = [path for path in PAGES.glob("*.md") if path not in wanted]
+    current = pages(json.loads(MEASURED.read_text("utf-8"))["samples"] if MEASURED.exists() else [])
+    stale = [path for path, body in current.items() if not path.exists() or path.read_text("utf-8") != body]
+    obsolete = [path for path in PAGES.glob("*.md") if path not in current]
     if "--check" in arguments:
-        for path in [*stale, *gone]:
+        for path in [*stale, *obsolete]:
             print(f"{path.relative_to(ROOT)} is not what its rule gives: run `make docs`.")
-        return int(bool(stale or gone))
+        return int(bool(stale or obsolete))
     PAGES.mkdir(parents=True, exist_ok=True)
     for path in stale:
-        path.write_text(wanted[path], "utf-8")
-    for path in gone:
+        path.write_text(current[path], "utf-8")
+    for path in obsolete:
         path.unlink()
     return 0
 
 
 def pages(samples: Samples) -> dict[Path, str]:
     """Give every page's text, with its costs from these measurements."""
-    made = {PAGES / f"{name}.md": page(rule, samples) for name, rule in RULES.items()}
-    return {**made, PAGES / "README.md": index(RULES)}
+    rule_pages = {PAGES / f"{name}.md": page(rule, samples) for name, rule in RULES.items()}
+    return {**rule_pages, PAGES / "README.md": index(RULES)}
 
 
 def page(rule: Rule, samples: Samples) -> str:
     """Write a rule's page."""
     sections = {
-        "Equation": [*_equation(rule), *_summed(rule), *_scalars(rule), *_averaged(rule)],
+        "Equation": [*_equation(rule), *_sums(rule), *_scalars(rule), *_average(rule)],
         "Constants": [_constants(rule), _decay(rule)],
         "State": _state(rule),
         "In a bowl": _bowl(rule),
@@ -150,7 +150,7 @@ def _equation(rule: Rule) -> list[str]:
     return parts
 
 
-def _summed(rule: Rule) -> list[str]:
+def _sums(rule: Rule) -> list[str]:
     lines, totals = summands(rule)
     if not totals:
         return []
@@ -172,7 +172,7 @@ def _scalars(rule: Rule) -> list[str]:
     return [f"{intro}; carried from step to step: {starts}:" if starts else f"{intro}:", shown]
 
 
-def _averaged(rule: Rule) -> list[str]:
+def _average(rule: Rule) -> list[str]:
     if rule.average is None:
         return []
     try:
@@ -265,7 +265,7 @@ def _bytes(state: State) -> str:
 
 def _memory(rule: Rule) -> str:
     """Say how large a rule's state is for a matrix, at its defaults, in float32."""
-    shapes = [state.shape for state in rule.states(rule.constants) if state.is_kept(matrix=True)]
+    shapes = [state.shape for state in rule.states(rule.constants) if state.exists_for(matrix=True)]
     parts = [f"{BYTES * shapes.count(shape)} {_BYTES_PER[shape]}" for shape in dict.fromkeys(shapes)]
     return " and ".join(parts) or "nothing"
 
@@ -277,7 +277,7 @@ def _bowl(rule: Rule) -> list[str]:
     edge = stable_edge(rule, lr=_rate(rule))
     if not edge.curvature or math.isinf(edge.curvature):
         return [f"No stable edge can be given. {edge.reason}"]
-    value = f"At its defaults and the rate {_number(_rate(rule))} that is {_number(edge.curvature)}.{_held(rule, edge)}"
+    value = f"At its defaults and the rate {_number(_rate(rule))} that is {_number(edge.curvature)}.{_edge_notes(rule, edge)}"
     form = edge_form(rule)
     here = "It converges in a bowl of curvature $L$, where the gradient is $L w$, up to the stable edge"
     start = (
@@ -286,9 +286,9 @@ def _bowl(rule: Rule) -> list[str]:
     return [*start, value, *_temperature(rule, edge.curvature)]
 
 
-def _held(rule: Rule, edge: Edge) -> str:
-    held = " and ".join(f"`{scale}`" for scale in edge.scales)
-    scales = f" Curvature and noise are the preconditioned ones: measured with {held} at 1." if held else ""
+def _edge_notes(rule: Rule, edge: Edge) -> str:
+    scaled = " and ".join(f"`{scale}`" for scale in edge.scales)
+    scales = f" Curvature and noise are the preconditioned ones: measured with {scaled} at 1." if scaled else ""
     steps = " That is of the weights at which gradients are taken, after many steps; their average varies less."
     return scales + (steps if rule.average else "")
 
@@ -315,15 +315,15 @@ def _rate(rule: Rule) -> float:
 
 def _use(rule: Rule) -> list[str]:
     rate = f"lr={_number(_rate(rule))}"
-    known = hasattr(optim, rule.optimizer)
-    made = (
+    has_class = hasattr(optim, rule.optimizer)
+    optimizer = (
         f"tw.optim.{rule.optimizer}(model.parameters(), {rate})"
-        if known
+        if has_class
         else f'tw.optim.Optimizer(model.parameters(), "{rule.name}", {rate})'
     )
     return [
         "In your own loop:",
-        _fenced("python", EXAMPLE.format(optimizer=made) + (AVERAGED if rule.average else "")),
+        _fenced("python", EXAMPLE.format(optimizer=optimizer) + (AVERAGED if rule.average else "")),
         f'In a plan: `tw.Plan(rule="{rule.name}")`. From the command line, with all else chosen around it:',
         _fenced("console", f"$ thalweg fit digits --rule {rule.name}"),
     ]
@@ -332,14 +332,16 @@ def _use(rule: Rule) -> list[str]:
 def _cost(samples: Samples) -> list[str]:
     if not samples:
         return ["Not measured yet."]
-    found: dict[tuple[str, int, int], dict[bool, list[float]]] = {}
+    nanoseconds: dict[tuple[str, int, int], dict[bool, list[float]]] = {}
     for sample in samples:
         if "full" in sample:  # a whole step; others are parts of one
-            times = found.setdefault((sample["engine"], sample["threads"], sample["weights"]), {True: [], False: []})
+            times = nanoseconds.setdefault(
+                (sample["engine"], sample["threads"], sample["weights"]), {True: [], False: []}
+            )
             times[sample["full"]].append(sample["nanoseconds"])
     rows = [
         [engine, str(threads), f"{weights:,}", *(f"{statistics.median(times[full]):.3g}" for full in (False, True))]
-        for (engine, threads, weights), times in sorted(found.items())
+        for (engine, threads, weights), times in sorted(nanoseconds.items())
     ]
     return [
         _table(["engine", "threads", "weights", "ns per weight", "with clipping, average and norms"], rows),

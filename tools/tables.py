@@ -1,4 +1,4 @@
-"""Write what follows from rules, causes and decay shapes: `python tools/tables.py` (or `--check`).
+"""Write the code that follows from rules, causes and decay shapes: `python tools/tables.py` (or `--check`).
 
 A cause is one file in `watch/causes/`, named as the `Cause` in it; from the listing comes the table in its `__init__.py`.
 A rule is one file in `rules/`, named as its equation. From the listing come the table in `rules/__init__.py`, a class for each
@@ -159,7 +159,7 @@ def class_of(rule: Rule) -> str:
     """Write a rule's class: its constants in PyTorch's order where PyTorch has a class of that name, else in the equation's."""
     options = _options(rule)
     own = _constants(rule)
-    names = _in_torchs_order(["lr", *own], rule.optimizer)
+    names = _in_torch_order(["lr", *own], rule.optimizer)
     lr = "float | Tensor" if rule.learning_rate is None else f"float | Tensor = {_literal(rule.learning_rate)}"
     typed = {"lr": lr, **{name: f"{kind} = {_literal(default)}" for name, (kind, default, _) in own.items()}}
     notes = {"lr": _rate_note(rule), **{name: note for name, (_, _, note) in own.items()}}
@@ -181,10 +181,10 @@ def _constants(rule: Rule) -> dict[str, tuple[str, Any, str]]:
     """Give weight decay and the constants in the equation's order, grouped ones as one: type, default, docstring."""
     parameters = inspect.signature(rule.equation).parameters
     group_of = {member: group for group, members in rule.grouped.items() for member in members}
-    found: dict[str, tuple[str, Any, str]] = {}
+    described: dict[str, tuple[str, Any, str]] = {}
     for name in parameters:
         if name == "weight_decay":
-            found[name] = (
+            described[name] = (
                 "float",
                 rule.weight_decay,
                 f"{_literal(rule.weight_decay)}, at least 0; {_decay_note(rule)}.",
@@ -193,22 +193,22 @@ def _constants(rule: Rule) -> dict[str, tuple[str, Any, str]]:
             members = rule.grouped[group_of[name]]
             kind = f"tuple[{', '.join(_kind(parameters[m]) for m in members)}]"
             note = "; ".join(f"{m} = {_constant_note(rule, m)}" for m in members)
-            found[group_of[name]] = (kind, tuple(rule.constants[m] for m in members), f"{note}.")
+            described[group_of[name]] = (kind, tuple(rule.constants[m] for m in members), f"{note}.")
         elif name in rule.constants:
-            found[name] = (_kind(parameters[name]), rule.constants[name], f"{_constant_note(rule, name)}.")
+            described[name] = (_kind(parameters[name]), rule.constants[name], f"{_constant_note(rule, name)}.")
     return {
-        **found,
-        "weight_decay": found.get("weight_decay", ("float", 0.0, f"0.0, at least 0; {_decay_note(rule)}.")),
+        **described,
+        "weight_decay": described.get("weight_decay", ("float", 0.0, f"0.0, at least 0; {_decay_note(rule)}.")),
     }
 
 
-def _in_torchs_order(names: list[str], name: str) -> list[str]:
+def _in_torch_order(names: list[str], name: str) -> list[str]:
     import torch
 
-    theirs = getattr(torch.optim, name, None)
-    if theirs is None:
+    torch_class = getattr(torch.optim, name, None)
+    if torch_class is None:
         return names
-    order = [p.name for p in inspect.signature(theirs).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    order = [p.name for p in inspect.signature(torch_class).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     return [*(n for n in order if n in names), *(n for n in names if n not in order)]
 
 
@@ -218,7 +218,7 @@ def _options(rule: Rule) -> dict[str, str]:
 
     parameters = inspect.signature(Optimizer.__init__).parameters.values()
     common = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("lr", "weight_decay")]
-    absent = ("ema", "cautious") if rule.average is not None else ()  # the rule averages itself
+    absent = ("ema", "cautious") if rule.average is not None else ()  # the rule keeps an average itself
     return {p.name: f"{_kind(p)} = {_literal(p.default)}" for p in common if p.name not in absent}
 
 
@@ -301,10 +301,10 @@ def constructor_of(shape: Shape) -> str:
 
 
 def _constructor_body(shape: Shape) -> str:
-    made = f'    return Schedule("{shape.name}", total, warmup, warmup_shape'
+    call = f'    return Schedule("{shape.name}", total, warmup, warmup_shape'
     pairs = [f'"{name}": {name}' for name in shape.options]
-    short = f"{made}, {{{', '.join(pairs)}}})" if pairs else f"{made})"
-    return short if len(short) <= 120 else f"    options = {{\n{_lines(pairs, 8)}\n    }}\n{made}, options)"
+    short = f"{call}, {{{', '.join(pairs)}}})" if pairs else f"{call})"
+    return short if len(short) <= 120 else f"    options = {{\n{_lines(pairs, 8)}\n    }}\n{call}, options)"
 
 
 def _option_kind(option: Option) -> str:
@@ -342,36 +342,36 @@ def main(arguments: list[str]) -> int:
     check = "--check" in arguments
     _make_importable()
     names = rule_names(RULES)
-    differing = [_written(RULES / "__init__.py", lambda text: with_rules(text, names), check)]
+    differing = [_rewrite(RULES / "__init__.py", lambda text: with_rules(text, names), check)]
     rules: Mapping[str, Rule] = {name: getattr(import_module(f"thalweg.rules.{name}"), name) for name in names}
-    differing.append(_written(CAUSES / "__init__.py", lambda text: with_causes(text, cause_names(CAUSES)), check))
-    differing.append(_written(OPTIM / "classes.py", lambda _: class_file(rules.values()), check))
+    differing.append(_rewrite(CAUSES / "__init__.py", lambda text: with_causes(text, cause_names(CAUSES)), check))
+    differing.append(_rewrite(OPTIM / "classes.py", lambda _: class_file(rules.values()), check))
     classes = [rule.optimizer for rule in rules.values()]
-    differing.append(_written(OPTIM / "__init__.py", lambda text: with_classes(text, classes), check))
+    differing.append(_rewrite(OPTIM / "__init__.py", lambda text: with_classes(text, classes), check))
     differing += _schedule_tables(check)
     if check:
-        wrong = [path for path in differing if path]
-        print(f"{', '.join(wrong)}: run `make tables`." if wrong else "The tables are up to date.")
-        return int(bool(wrong))
+        stale = [path for path in differing if path]
+        print(f"{', '.join(stale)}: run `make tables`." if stale else "The tables are up to date.")
+        return int(bool(stale))
     return 0
 
 
 def _schedule_tables(check: bool) -> list[str]:
     shapes: Mapping[str, Shape] = import_module("thalweg.schedule.lookup").SHAPES
     return [
-        _written(SCHEDULE / "constructors.py", lambda _: constructors_file(shapes.values()), check),
-        _written(SCHEDULE / "__init__.py", lambda text: with_constructors(text, [*shapes]), check),
+        _rewrite(SCHEDULE / "constructors.py", lambda _: constructors_file(shapes.values()), check),
+        _rewrite(SCHEDULE / "__init__.py", lambda text: with_constructors(text, [*shapes]), check),
     ]
 
 
-def _written(path: Path, change: Callable[[str], str], check: bool) -> str:
+def _rewrite(path: Path, change: Callable[[str], str], check: bool) -> str:
     """Rewrite a file, unless it is only to be checked; give its name where it was not up to date, else an empty text."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    wanted = change(text)
-    if wanted == text:
+    current = change(text)
+    if current == text:
         return ""
     if not check:
-        path.write_text(wanted, encoding="utf-8")
+        path.write_text(current, encoding="utf-8")
     return str(path)
 
 

@@ -1,4 +1,4 @@
-"""Lightning: progress bar and logger at their defaults; checkpoints off, as none falls into the stretch that is timed."""
+"""Lightning: progress bar and logger at their defaults; checkpoints off, as none would be written while steps are timed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.model = model
 
-    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         loss = F.cross_entropy(self.model(x), y)
         self.log("train_loss", loss, prog_bar=True)

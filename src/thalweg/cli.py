@@ -25,10 +25,10 @@ from thalweg.records.task import Source, Task, find_task, parse_source
 
 STATUSES: Mapping[str, int] = {
     "well": 0,  # done; `check` and `diagnose`: nothing found
-    "failed": 1,  # something nobody foresaw, with a traceback
+    "failed": 1,  # an unexpected error, with a traceback
     "bad input": 2,  # a ThalwegError: what, where, what to do
-    "diverged": 3,  # the descent could not be saved
-    "warning": 10,  # `check` and `diagnose`: the gravest finding
+    "diverged": 3,  # training diverged, and no cure helped
+    "warning": 10,  # `check` and `diagnose`: the most severe diagnosis
     "critical": 11,
     "interrupted": 130,  # Ctrl-C; what was done is saved
 }
@@ -144,13 +144,13 @@ def _add_train(verbs: Any) -> None:
 
 
 def _add_check(verbs: Any) -> None:
-    check = _task_verb(verbs, "check", run_check, "look a task over before training, in seconds")
+    check = _task_verb(verbs, "check", run_check, "look for faults in a task before training, in seconds")
     _add_device_and_seed(check)
     _describe_exit_status(check)
 
 
 def _add_resume(verbs: Any) -> None:
-    resume = _verb(verbs, "resume", run_resume, "go on with a run where it stopped")
+    resume = _verb(verbs, "resume", run_resume, "resume a run where it stopped")
     resume.add_argument("folder", help="the run's folder")
     resume.add_argument("--device", default="auto")
     _add_quiet(resume)
@@ -175,7 +175,7 @@ def _add_examples(verbs: Any) -> None:
 
 
 def _verb(verbs: Any, name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
-    """Add a verb's parser; its `run` takes the parsed options and the words that are none of them."""
+    """Add a verb's parser; `run` takes the parsed options and the remaining words of the command line."""
     parser = cast(argparse.ArgumentParser, verbs.add_parser(name, help=summary, description=summary.capitalize() + "."))
     parser.set_defaults(verb=run)
     return parser
@@ -226,7 +226,7 @@ def _add_device_and_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_unused_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="taken as by the other verbs; nothing is computed here")
+    parser.add_argument("--device", default="auto", help="accepted as by the other verbs, but not used")
 
 
 def _describe_exit_status(parser: argparse.ArgumentParser) -> None:
@@ -239,11 +239,11 @@ def _describe_knobs(parser: argparse.ArgumentParser) -> None:
     from thalweg.see.plan_text import help_lines
 
     width = shutil.get_terminal_size().columns - 2
-    listed = [
+    knobs = [
         fill(text, width, initial_indent=f"  {name:18}  ", subsequent_indent=" " * 22) for name, text in help_lines()
     ]
-    tables = "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate=2 reach into tables."
-    parser.epilog = "\n".join([fill(parser.epilog or "", width), "", "knobs:", *listed, "", fill(tables, width)])
+    tables = "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate=2 set entries of tables."
+    parser.epilog = "\n".join([fill(parser.epilog or "", width), "", "knobs:", *knobs, "", fill(tables, width)])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
@@ -264,7 +264,7 @@ def _number(text: str) -> float:
 def open_task(address: str, task_words: Sequence[str], command_options: Sequence[str] = ()) -> Task:
     """Find a task by an example's name or a file's path, with its arguments from the command line.
 
-    `command_options` are the command's own options: an unknown one may be a misspelling of these.
+    `command_options` are the command's own options, of which an unknown option may be a misspelling.
 
     Raises TaskError where there is none, or it refuses the arguments.
     """
@@ -282,11 +282,11 @@ def open_task(address: str, task_words: Sequence[str], command_options: Sequence
             f"'{address}' is neither an example nor a Python file.{hint}"
             f" Examples: {', '.join(examples.EXAMPLES)}; or give path/to/task.py."
         )
-    found = find_task(source)
-    parameters = {} if isinstance(found, Task) else dict(inspect.signature(found).parameters)
+    task_or_function = find_task(source)
+    parameters = {} if isinstance(task_or_function, Task) else dict(inspect.signature(task_or_function).parameters)
     return Source(
         source.name, source.file, source.module, read_arguments(task_words, parameters, command_options)
-    ).load(found)
+    ).load(task_or_function)
 
 
 def read_arguments(
@@ -324,7 +324,7 @@ def read_arguments(
 
 
 def _flag(name: str, parameter: inspect.Parameter | None) -> bool:
-    """Read an option without a value: true, unless its default says that it is something else."""
+    """Read an option without a value as true. Raises TaskError where its default is no truth value."""
     default = None if parameter is None or parameter.default is parameter.empty else parameter.default
     if default is not None and not isinstance(default, bool):
         raise TaskError(f"--{name} needs a value, such as --{name} {default}.")
@@ -332,7 +332,7 @@ def _flag(name: str, parameter: inspect.Parameter | None) -> bool:
 
 
 def _argument(name: str, text: str, parameter: inspect.Parameter | None) -> Any:
-    """Read one value as the parameter's default, or else its annotation, says it is."""
+    """Read a value as the type of the parameter's default, or else of its annotation."""
     default = None if parameter is None or parameter.default is parameter.empty else parameter.default
     if isinstance(default, str) or (parameter is not None and parameter.annotation in (str, "str")):
         return text
@@ -364,8 +364,8 @@ def _value(text: str) -> Any:
 
 
 def read_knobs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99`, `schedule.warmup=100` and `groups.*.bias.learning_rate=2` reach into
-    tables.
+    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99`, `schedule.warmup=100` and `groups.*.bias.learning_rate=2` set
+    entries of tables.
 
     Raises PlanError for another form.
 
@@ -382,7 +382,7 @@ def read_knobs(pairs: Sequence[str]) -> dict[str, Any]:
         value: Any = None if head == "batch_size" and text.strip() == "all" else _value(text)
         if key and not isinstance(knobs.get(head, {}), dict):
             raise PlanError(
-                f"'{pair}' reaches into '{head}', which another pair has set as a whole. Give it in one way."
+                f"'{pair}' sets an entry of '{head}', which another pair has set as a whole. Give it in one way."
             )
         if key and head == "groups":
             pattern, _, setting = key.rpartition(".")
@@ -421,10 +421,10 @@ def _run_folder(options: argparse.Namespace, task: Task) -> Path:
     if options.out:
         return Path(options.out)
     base = Path("runs") / (re.sub(r"[^\w.-]+", "-", task.name).strip("-.") or "task")
-    number, folder = 1, base
+    suffix, folder = 1, base
     while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
+        suffix += 1
+        folder = base.with_name(f"{base.name}-{suffix}")
     return folder
 
 
@@ -448,7 +448,7 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
         return STATUSES["well"]
     folder = _run_folder(options, task)
-    say, progress = _say_function(options), None if options.quiet else make_progress()
+    say, progress = _message_printer(options), None if options.quiet else make_progress()
     run = verbs.fit(
         task,
         **budget,
@@ -464,8 +464,8 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     return STATUSES["well"]
 
 
-def _say_function(options: argparse.Namespace) -> Callable[[str], None]:
-    """Give the function that prints what `fit` says; with --quiet only what was found wrong."""
+def _message_printer(options: argparse.Namespace) -> Callable[[str], None]:
+    """Give the function that prints the messages of `fit`; with --quiet only warnings and critical ones."""
     if options.quiet:
         return lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None
     return lambda text: print(text, flush=True)
@@ -527,7 +527,7 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 
 
 def _print_if_already_finished(run: Run) -> None:
-    if run.trained is None:  # opened, not trained
+    if run.trained is None:  # opened from its folder
         print(f"The run in {run.folder} had finished already: nothing was done.")
 
 
@@ -535,10 +535,10 @@ def run_check(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg check`."""
     from thalweg import verbs
 
-    found = verbs.check(
+    diagnoses = verbs.check(
         open_task(options.task, task_words, options.command_options), device=options.device, seed=options.seed or 0
     )
-    return _print_diagnoses(found, "Nothing suspicious was found.")
+    return _print_diagnoses(diagnoses, "Nothing suspicious was found.")
 
 
 def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
@@ -550,7 +550,7 @@ def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     run = Run.open(options.folder)
     status = run.summary.get("status", "unknown")
     if status == "running":
-        print("The run is under way, or was ended from outside.")
+        print("The run is still running, or its process was killed.")
     elif status != "finished":
         print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
     exit_status = _print_diagnoses(verbs.diagnose(run), "No failure was noticed.", treatments(run))
@@ -562,7 +562,7 @@ def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 def _print_diagnoses(
     diagnoses: Sequence[Diagnosis], none_found: str, treatments: Sequence[tuple[Diagnosis, str]] = ()
 ) -> int:
-    """Print diagnoses, those that were treated with what was done, and give the exit status."""
+    """Print the diagnoses, with what was done about those that were treated, and give the exit status."""
     done = {id(diagnosis): treatment for diagnosis, treatment in treatments}
     for diagnosis in diagnoses:
         treatment = done.get(id(diagnosis))
@@ -605,11 +605,9 @@ def run_examples(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     from thalweg import examples
 
     for name, line in examples.EXAMPLES.items():
-        known = examples.info(name)
-        expected = ", ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in known.expected.items())
-        print(
-            f"{name:10s} {line}\n{'':10s} {known.epochs:g} epochs, about {known.seconds:g} s; usual result: {expected}"
-        )
+        info = examples.info(name)
+        expected = ", ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in info.expected.items())
+        print(f"{name:10s} {line}\n{'':10s} {info.epochs:g} epochs, about {info.seconds:g} s; usual result: {expected}")
     return STATUSES["well"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class ThalwegError(Exception):
-    """Whatever thalweg refuses or cannot do; catch this to catch all of it."""
+    """The base class of all of thalweg's errors."""
 
 
 class TaskError(ThalwegError):
@@ -19,7 +19,7 @@ class DataError(TaskError):
 
 
 class PlanError(ThalwegError):
-    """A knob of the plan has a value that cannot be, or a name that does not exist."""
+    """A knob of the plan has a value that is not allowed, or a name that does not exist."""
 
 
 class RuleError(PlanError, ValueError):
@@ -34,7 +34,7 @@ class ScheduleError(PlanError):
 
 
 class RunError(ThalwegError):
-    """A run's folder cannot be written, read, continued or told apart from another run."""
+    """A run's folder cannot be written, read or resumed, or it holds another run."""
 
 
 class CheckpointError(RunError):
@@ -46,17 +46,17 @@ class DivergedError(ThalwegError):
 
 
 class NonFiniteError(DivergedError):
-    """Loss or gradient stayed NaN or infinite; no weight has taken a step on it."""
+    """Loss or gradient stayed NaN or infinite; no weight was updated with it."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Give `" Did you mean 'x'?"` for a mistyped word, or nothing where no choice is near.
+    """Give `" Did you mean 'x'?"` for a mistyped word, or an empty text where no choice is similar.
 
     >>> nearest("adamww", ["adam", "adamw", "momentum"])
     " Did you mean 'adamw'?"
     """
-    found = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean '{found[0]}'?" if found else ""
+    matches = difflib.get_close_matches(word, list(choices), n=1)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
 def few(numbers: Sequence[int]) -> str:

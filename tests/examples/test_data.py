@@ -58,4 +58,4 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(TaskError, match=r'needs sklearn: pip install "thalweg\[examples\]"'):
-        data.needs("sklearn.datasets")
+        data.import_data_package("sklearn.datasets")

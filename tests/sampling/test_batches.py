@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 
 from thalweg.errors import DataError
-from thalweg.sampling import Batches, once, open_source
+from thalweg.sampling import Batches, iterate_once, open_source
 
 N = 23
 X = torch.arange(N, dtype=torch.float32)[:, None]
@@ -178,7 +178,7 @@ def test_an_epoch_shows_every_example_once(size, accumulate, drop_last, seed, sh
     for _ in range(made.steps_per_epoch or 0):
         drawn = made.draw()
         assert sum(drawn.sizes) == sum(len(part[0]) for part in drawn.parts) <= size
-        assert max(drawn.sizes) <= made.micro
+        assert max(drawn.sizes) <= made.micro_batch_size
         rows += [float(value) for part in drawn.parts for value in part[0]]
     assert (made.epoch, made.within) == (1, 0)
     assert len(set(rows)) == len(rows) == (N // size * size if drop_last else N)
@@ -210,11 +210,11 @@ def test_the_whole_data_set_is_one_batch_that_may_be_worked_on_in_place():
     data = (X, X.clone())
     made = Batches(open_source(data), None, seed=0)
     drawn = made.draw()
-    assert made.whole
+    assert made.is_full_batch
     assert made.steps_per_epoch == 1
     drawn.parts[0][0].zero_()
     assert torch.equal(data[0], data[1])
-    for batch, _ in once(made.source, 7):
+    for batch, _ in iterate_once(made.source, 7):
         batch[0].zero_()
     assert torch.equal(data[0], data[1])
 
@@ -293,7 +293,7 @@ def test_a_stream_that_runs_dry_after_one_pass_is_refused():
 @pytest.mark.parametrize("kind", ["tensors", "items", "stream", "loader over a stream"])
 def test_going_through_once_shows_all_in_their_own_order(kind):
     rows: list[int] = []
-    for batch, size in once(open_source(KINDS[kind]()), 5):
+    for batch, size in iterate_once(open_source(KINDS[kind]()), 5):
         first = batch[0] if isinstance(batch, tuple | list) else batch
         assert len(first) == size
         rows += [int(value) for value in first]

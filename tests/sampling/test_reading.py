@@ -4,7 +4,7 @@ from torch.utils.data import Dataset
 
 from thalweg.errors import DataError, TaskError
 from thalweg.sampling import Batches, open_source
-from thalweg.sampling.reading import described, with_data_errors
+from thalweg.sampling.reading import describe_error, with_data_errors
 
 
 class Corrupt(Dataset):
@@ -84,5 +84,5 @@ def test_errors_of_the_family_pass_as_they_are():
 
 
 def test_an_error_is_one_line_whatever_it_says():
-    assert described(ValueError("first\nsecond")) == "ValueError: first"
-    assert described(KeyError()) == "KeyError"
+    assert describe_error(ValueError("first\nsecond")) == "ValueError: first"
+    assert describe_error(KeyError()) == "KeyError"

@@ -43,7 +43,7 @@ BROKEN = {
     "not measured": replace(SOUND, before=lambda figures: [Diagnosis("high", "it is.")]),
     "empty history": replace(SOUND, after=lambda history: [Diagnosis("high", "it is.")]),
     "alarm on a healthy loss": replace(SOUND, during=each_step(lambda window: Diagnosis("high", "it is."))),
-    "saved and restored": replace(SOUND, during=Forgetful),
+    "saved and loaded": replace(SOUND, during=Forgetful),
 }
 
 

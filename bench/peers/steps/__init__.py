@@ -1,7 +1,7 @@
-"""One file a peer, in full: `make(starts)` gives what takes AdamW's step with everything around it.
+"""One file per peer, in full: `make(starts)` gives a `Stepper`, which takes a whole step from the initial weights `starts`.
 
-All clip by the global norm 1.0, look whether it is finite, take AdamW at 1e-3 with a decay of 0.01, and keep an average of the
-weights at 0.999. A package that is not there raises ImportError when the peer is imported.
+All clip by the global norm 1.0, check that it is finite, take AdamW at 1e-3 with a decay of 0.01, and keep an average of the
+weights at 0.999. A package that is not installed raises ImportError when the peer is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Stepper(NamedTuple):
-    """A peer at work: `prepare` takes a step's gradients, outside the clock, `step` is timed, `weights` shows where they are."""
+    """What is called of a peer: `prepare` with a step's gradients, not timed; `step`, timed; `weights` gives the current ones."""
 
     prepare: Callable[[list[Tensor]], None]
     step: Callable[[], object]

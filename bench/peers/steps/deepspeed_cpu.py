@@ -1,4 +1,4 @@
-"""DeepSpeed's CPUAdam: C++ with AVX, which it compiles when it is first made (g++ and ninja, some minutes, then kept)."""
+"""DeepSpeed's CPUAdam: C++ with AVX, which it compiles when it is first made (g++ and ninja, some minutes; then cached)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where pip has put ninja
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where pip installs ninja
 
 from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor

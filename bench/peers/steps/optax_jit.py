@@ -1,4 +1,4 @@
-"""optax: the whole step is one function under `jax.jit`, and everything but the gradients is given away to be written over."""
+"""optax: the whole step is one function under `jax.jit`, and all buffers but the gradients are donated."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def make(starts: list[Tensor]) -> Stepper:
         return weights, state, optax.incremental_update(weights, average, 0.001)
 
     weights, average = ([jnp.array(start.numpy()) for start in starts] for _ in range(2))
-    held = [weights, transformation.init(weights), average]
-    now = list[Any]()
+    buffers = [weights, transformation.init(weights), average]
+    current_gradients = list[Any]()
 
     def prepare(gradients: list[Tensor]) -> None:
-        now[:] = jax.block_until_ready([jnp.array(g.numpy()) for g in gradients])
+        current_gradients[:] = jax.block_until_ready([jnp.array(g.numpy()) for g in gradients])
 
     def step() -> None:
-        held[:] = jax.block_until_ready(update(*held, now))
+        buffers[:] = jax.block_until_ready(update(*buffers, current_gradients))
 
-    return Stepper(prepare, step, lambda: [torch.tensor(np.asarray(w)) for w in held[0]])
+    return Stepper(prepare, step, lambda: [torch.tensor(np.asarray(w)) for w in buffers[0]])

@@ -1,4 +1,4 @@
-"""The fastest way to the whole step from PyTorch, around any optimiser: foreach clipping, one look at the norm, foreach lerp."""
+"""The fastest whole step that PyTorch has, around any optimiser: foreach clipping, one check of the norm, foreach lerp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""thalweg's AdamW, which has the rest inside."""
+"""thalweg's AdamW, whose step includes clipping, the check and the average."""
 
 from __future__ import annotations
 

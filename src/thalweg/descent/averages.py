@@ -75,7 +75,7 @@ def _micro_batches(descent: Descent) -> Iterator[Any]:
         return
     batches = Batches(
         source,
-        descent.batches.micro,
+        descent.batches.micro_batch_size,
         seed=mix(plan.seed, _STATISTICS, descent.step),
         replacement=plan.replacement,
         weights=descent.problem.weights,

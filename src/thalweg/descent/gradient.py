@@ -98,7 +98,11 @@ def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -
     """Double the accumulation, and draw the batch that did not fit again. Raises TaskError where nothing is left to halve."""
     batches = descent.batches
     if not batches.can_split:
-        what = "a single example" if batches.micro == 1 else f"the loader's own batches of {batches.micro} examples"
+        what = (
+            "a single example"
+            if batches.micro_batch_size == 1
+            else f"the loader's own batches of {batches.micro_batch_size} examples"
+        )
         raise TaskError(
             f"Memory ran out in step {descent.step + 1} with {what} ({error}). Give smaller batches or a smaller model."
         ) from error
@@ -107,8 +111,8 @@ def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -
     descent.accumulate *= 2
     batches.split(descent.accumulate, descent.last_position)
     message = (
-        f"Memory ran out: steps of {batches.batch_size} examples now go in {descent.accumulate} parts of {batches.micro}."
-        f" Effective batch and schedule stay."
+        f"Memory ran out: steps of {batches.batch_size} examples now go in {descent.accumulate} parts of"
+        f" {batches.micro_batch_size}. Effective batch and schedule stay."
     )
-    figures = {"accumulate": descent.accumulate, "micro_batch": batches.micro}
+    figures = {"accumulate": descent.accumulate, "micro_batch": batches.micro_batch_size}
     recorder.event(descent.step + 1, "out_of_memory", message, figures)

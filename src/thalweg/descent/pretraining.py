@@ -31,8 +31,8 @@ from thalweg.landscape.initial_figures import (
     target_of,
 )
 from thalweg.records.diagnosis import Diagnosis
-from thalweg.sampling import Batches, TensorSource, mix, once
-from thalweg.sampling.opening import FIRST, first_batch
+from thalweg.sampling import Batches, TensorSource, iterate_once, mix
+from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch
 from thalweg.sampling.sources import leaves, seed_all, to_device, tree_map
 from thalweg.watch.findings import findings_before_training
 
@@ -91,7 +91,7 @@ def _small_batch(problem: Problem, seed: int) -> object:
     """Give a few examples from all over the data, which may lie sorted; of a stream its first."""
     if problem.count is None:
         return first_batch(problem.train, problem.device)
-    batches = Batches(problem.train, min(FIRST, problem.count), seed=seed)
+    batches = Batches(problem.train, min(FIRST_BATCH_SIZE, problem.count), seed=seed)
     try:
         return batches.draw().parts[0]
     finally:
@@ -117,7 +117,7 @@ def _all_examples(problem: Problem) -> list[object]:
     """Give all examples of a small data set as one batch, nothing for a stream."""
     if problem.count is None or problem.count >= FEWEST_BATCHES * EXAMPLES:
         return []
-    return [batch for batch, _ in once(problem.train, problem.count)]
+    return [batch for batch, _ in iterate_once(problem.train, problem.count)]
 
 
 def _repeats(problem: Problem) -> Repeats | None:

@@ -21,7 +21,7 @@ from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix
 from thalweg.sampling.arrays import as_tensor
-from thalweg.sampling.opening import FIRST, first_batch, open_data
+from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch, open_data
 from thalweg.sampling.sources import seed_all
 
 _INIT = 1  # mixed into the seed of the initialisation, so that it differs from those of the steps
@@ -170,7 +170,7 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
     Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
     """
     known = [name for name, _ in model.named_parameters()]
-    count = FIRST
+    count = FIRST_BATCH_SIZE
     while True:
         try:
             rehearsal = rehearse(task, model, first_batch(train, device, count))

@@ -61,7 +61,8 @@ def measure(descent: Descent) -> dict[str, float]:
     plan = descent.plan
     descent.optimizer.zero_grad(set_to_none=True)  # not needed any more, and a validation may need the memory
     # Where training ran out of memory (and split its batches), a large validation batch would too.
-    micro = LARGEST_BATCH if descent.accumulate == plan.accumulate else min(LARGEST_BATCH, descent.batches.micro)
+    split = descent.accumulate != plan.accumulate
+    micro = min(LARGEST_BATCH, descent.batches.micro_batch_size) if split else LARGEST_BATCH
     return validate(descent.problem, descent.model, plan.precision, micro, plan.seed)
 
 

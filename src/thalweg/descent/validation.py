@@ -18,7 +18,7 @@ from thalweg.descent.process_state import rng_lock
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import StreamingMetric
-from thalweg.sampling import mix, once
+from thalweg.sampling import iterate_once, mix
 from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device, tree_map
 
 LARGEST_BATCH = 1024  # examples per validation batch; a DataLoader or stream has its own batches
@@ -165,7 +165,7 @@ def _in_float32(value: Any) -> Any:
 def _batches(problem: Problem, micro: int) -> Iterator[tuple[Any, int]]:
     source = problem.train if problem.validation is None else problem.validation
     remaining = SAMPLE if problem.validation is None else None
-    for number, (batch, size) in enumerate(once(source, micro)):
+    for number, (batch, size) in enumerate(iterate_once(source, micro)):
         if number == MOST_BATCHES:
             raise DataError(
                 f"`validation` has given {number:,} batches and does not end. Give data that end, or a part of the stream"

@@ -1,4 +1,4 @@
-"""Tasks on real data, each a file written as a person would write theirs; `thalweg examples` lists them."""
+"""Tasks on real data, each in a file such as a user would write; `thalweg examples` lists them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Info:
-    """What is known of an example: data source and licence, budget, expected figures (lowest, highest) and seconds."""
+    """Facts about an example: data source and licence, budget, expected figures (lowest, highest) and seconds."""
 
     title: str
     source: str
@@ -31,7 +31,7 @@ class Info:
 
 
 def info(name: str) -> Info:
-    """Give what is known of an example. Raises TaskError for one that does not exist, with the nearest name."""
+    """Give the facts about an example. Raises TaskError for one that does not exist, with the nearest name."""
     module = _module(name)
     return Info(EXAMPLES[name], module.SOURCE, module.LICENCE, module.EPOCHS, module.SECONDS, module.EXPECTED)
 

@@ -43,7 +43,7 @@ def bits(scores: Tensor, following: Tensor) -> float:
 
 
 def paragraphs() -> list[str]:
-    """Give the paragraphs of the text in order, each once: a fifth of them stands on several pages."""
+    """Give the paragraphs of the text in order, each once, since a fifth of them is on several pages."""
     from pydoc_data.topics import topics
 
     return list(dict.fromkeys("\n\n".join(topics[page] for page in sorted(topics)).split("\n\n")))
@@ -65,12 +65,12 @@ def pieces(text: str, alphabet: str, length: int) -> tuple[Tensor, Tensor]:
 
 
 def task(width: int = 128, length: int = 64, held_out: float = 0.1) -> tw.Task:
-    """Make the task: `width` of embedding and memory, rows of `length` characters, the last share of the text held out."""
+    """Make the task: layers of `width` units, rows of `length` characters, the last share of the text held out."""
     if not 0 < held_out < 1:
         raise TaskError(f"held_out is {held_out}, but it is a share between 0 and 1, such as 0.1.")
     text = paragraphs()
     alphabet = "".join(sorted(set("\n\n".join(text))))
-    cut = round((1 - held_out) * len(text))  # the end, not rows at random: the text around a row tells too much of it
+    cut = round((1 - held_out) * len(text))  # the end, not rows at random: neighbouring rows are too much alike
 
     return tw.Task(
         model=lambda: Characters(len(alphabet), width),

@@ -13,7 +13,7 @@ from thalweg.errors import TaskError
 Indices = npt.NDArray[np.intp]
 
 
-def needs(module: str) -> Any:
+def import_data_package(module: str) -> Any:
     """Import a module of a package that brings data. Raises TaskError that says how to install it."""
     try:
         return importlib.import_module(module)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import thalweg as tw
-from thalweg.examples.data import needs, split
+from thalweg.examples.data import import_data_package, split
 
 SOURCE = "UCI: Optical Recognition of Handwritten Digits, as shipped with scikit-learn"
 LICENCE = "CC BY 4.0"
@@ -27,7 +27,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
 
 def task(hidden: int = 128, held_out: float = 0.2) -> tw.Task:
     """Make the task: `hidden` units in each of two layers, a share of the images held out for validation."""
-    pixels, labels = needs("sklearn.datasets").load_digits(return_X_y=True)
+    pixels, labels = import_data_package("sklearn.datasets").load_digits(return_X_y=True)
     x = (pixels / 16).astype(np.float32)  # ink from 0 to 1
     train, validation = split(len(x), held_out, labels)
 

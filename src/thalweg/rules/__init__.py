@@ -71,15 +71,15 @@ def get(name: str | Rule) -> Rule:
         return known[name]
     for point in entry_points(group="thalweg.rules"):
         if point.name == name:
-            return _loaded(point.name, point.load())
+            return _checked(point.name, point.load())
     raise RuleError(
         f"There is no update rule {name!r}; there are {', '.join(names())}.{nearest(name, [*known, *names()])}"
     )
 
 
-def _loaded(name: str, found: object) -> Rule:
-    if isinstance(found, Rule):
-        return found
+def _checked(name: str, loaded: object) -> Rule:
+    if isinstance(loaded, Rule):
+        return loaded
     raise RuleError(
-        f"The entry point {name!r} of group thalweg.rules gives {type(found).__name__}, not a Rule; decorate it with @rule."
+        f"The entry point {name!r} of group thalweg.rules gives {type(loaded).__name__}, not a Rule; decorate it with @rule."
     )

@@ -120,10 +120,10 @@ def _without_aliases(
 ) -> tuple[list[Assignment], list[Assignment]]:
     """Leave out lines that only give a value another name, and use the value's own; not where a later line replaces that."""
     aliases, others = dict[str, str](), list[Assignment]()
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         value = _renamed(line.value, aliases)
         aliases = {alias: name for alias, name in aliases.items() if alias != line.name}
-        if isinstance(value, ast.Name) and value.id not in {later.name for later in lines[place:]}:
+        if isinstance(value, ast.Name) and value.id not in {later.name for later in lines[index:]}:
             aliases[line.name] = value.id
         else:
             others.append(Assignment(line.name, value))
@@ -135,13 +135,15 @@ def _in_order(results: Sequence[Assignment]) -> list[Assignment]:
 
     A name can be replaced once no other line reads it. Names that read each other in a circle cannot: they get a prime.
     """
-    left, ordered = [result for result in results if not _is_unchanged(result)], list[Assignment]()
-    while left:
-        unread = [one for one in left if not any(_reads(other, one.name) for other in left if other is not one)]
+    remaining, ordered = [result for result in results if not _is_unchanged(result)], list[Assignment]()
+    while remaining:
+        unread = [
+            one for one in remaining if not any(_reads(other, one.name) for other in remaining if other is not one)
+        ]
         if not unread:
-            return [*ordered, *(Assignment(f"{name}′", value) for name, value in left)]
+            return [*ordered, *(Assignment(f"{name}′", value) for name, value in remaining)]
         ordered.append(unread[0])
-        left.remove(unread[0])
+        remaining.remove(unread[0])
     return ordered
 
 
@@ -175,10 +177,10 @@ def _assignments(statement: ast.stmt) -> list[Assignment]:
 
 
 def _renamed(value: ast.expr, names: Mapping[str, str]) -> ast.expr:
-    return _Renamed(names).visit(copy.deepcopy(value))
+    return _Renamer(names).visit(copy.deepcopy(value))
 
 
-class _Renamed(ast.NodeTransformer):
+class _Renamer(ast.NodeTransformer):
     def __init__(self, names: Mapping[str, str]) -> None:
         self.names = names
 

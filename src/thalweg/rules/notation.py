@@ -10,7 +10,7 @@ from typing import NamedTuple, final
 
 from thalweg.errors import RuleError
 
-# Precedence, from loosest to tightest: a part that binds more loosely than its place needs is put in brackets.
+# Precedence, from loosest to tightest: a part that binds more loosely than the operation around it is put in brackets.
 _CONDITION, _SUM, _QUOTIENT, _PRODUCT, _POWER, _ATOM = range(6)
 
 _LETTERS = {
@@ -41,7 +41,7 @@ def text(value: ast.expr) -> str:
     >>> text(expression("where(g > 0, sqrt(v) * g, power(g * g, 0.25))"))
     '(√v g if g > 0, else (g²)^0.25)'
     """
-    return _TEXT.written(value).text
+    return _TEXT.write(value).text
 
 
 def latex(value: ast.expr) -> str:
@@ -50,7 +50,7 @@ def latex(value: ast.expr) -> str:
     >>> print(latex(expression("lr * m / (sqrt(v) + eps)")))
     \frac{\eta\,m}{\sqrt{v} + \epsilon}
     """
-    return _MATH.written(value).text
+    return _MATH.write(value).text
 
 
 def symbol(name: str) -> str:
@@ -70,23 +70,25 @@ def latex_symbol(name: str) -> str:
     \beta_1 \eta_{\mathrm{max}} \mathit{velocity}
     """
     stem, number, rest = _parts(name.rstrip("′"))
-    written = _LATEX.get(stem, stem if len(stem) == 1 else rf"\mathit{{{stem}}}".replace("_", r"\_"))
+    sign = _LATEX.get(stem, stem if len(stem) == 1 else rf"\mathit{{{stem}}}".replace("_", r"\_"))
     below = ",".join(part for part in (number, rf"\mathrm{{{rest}}}" if rest else "") if part)
-    written += f"_{below}" if len(below) == 1 else f"_{{{below}}}" if below else ""
-    return written + "'" * name.count("′")
+    sign += f"_{below}" if len(below) == 1 else f"_{{{below}}}" if below else ""
+    return sign + "'" * name.count("′")
 
 
 def _parts(name: str) -> tuple[str, str, str]:
     """Split a name into its symbol, the number in its subscript, and the word in its subscript."""
     if name in _SIGNS:
         return _SIGNS[name], "", ""
-    found = re.fullmatch(r"([A-Za-z]+?)(\d*)(?:_([a-z]+))?", name)
-    if found and (found[1] in _SIGNS or len(found[1]) == 1 or not found[3]):
-        return _SIGNS.get(found[1], found[1]), found[2], found[3] or ""
+    match = re.fullmatch(r"([A-Za-z]+?)(\d*)(?:_([a-z]+))?", name)
+    if match and (match[1] in _SIGNS or len(match[1]) == 1 or not match[3]):
+        return _SIGNS.get(match[1], match[1]), match[2], match[3] or ""
     return name, "", ""
 
 
-class _Written(NamedTuple):
+class _Part(NamedTuple):
+    """A part of a formula, and how tightly its outermost operation binds."""
+
     text: str
     precedence: int
 
@@ -94,19 +96,19 @@ class _Written(NamedTuple):
 class _Notation(ABC):
     """Writes expressions; text and LaTeX differ only in the methods that are abstract here."""
 
-    def written(self, node: ast.expr) -> _Written:
+    def write(self, node: ast.expr) -> _Part:
         match node:
             case ast.Name(id=name):
-                return _Written(self.name(name), _ATOM)
+                return _Part(self.name(name), _ATOM)
             case ast.Constant(value=bool() | int() | float() as value):
-                return _Written(f"{value:g}" if value == int(value) else repr(value), _ATOM)
+                return _Part(f"{value:g}" if value == int(value) else repr(value), _ATOM)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return _Written(self.minus + self.within(operand, _PRODUCT), _SUM)
+                return _Part(self.minus + self.bracketed(operand, _PRODUCT), _SUM)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return self.written(operand)
+                return self.write(operand)
             case ast.Compare(left=left, ops=[op], comparators=[right]):
                 sign = self.comparison(_COMPARISONS[type(op)])
-                return _Written(f"{self.within(left, _SUM)} {sign} {self.within(right, _SUM)}", _CONDITION)
+                return _Part(f"{self.bracketed(left, _SUM)} {sign} {self.bracketed(right, _SUM)}", _CONDITION)
             case ast.BinOp(left=left, op=op, right=right):
                 return self._operation(left, op, right)
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
@@ -114,26 +116,26 @@ class _Notation(ABC):
             case _:
                 raise RuleError(f"`{ast.unparse(node)}` cannot be written as a formula.")
 
-    def within(self, node: ast.expr, precedence: int) -> str:
+    def bracketed(self, node: ast.expr, precedence: int) -> str:
         """Write an expression, in brackets if it binds more loosely than this."""
-        found = self.written(node)
-        return found.text if found.precedence >= precedence else self.brackets(found.text)
+        part = self.write(node)
+        return part.text if part.precedence >= precedence else self.brackets(part.text)
 
-    def _power(self, base: ast.expr, exponent: ast.expr) -> _Written:
+    def _power(self, base: ast.expr, exponent: ast.expr) -> _Part:
         if isinstance(exponent, ast.Constant) and exponent.value == 0.5:
-            return _Written(self.root(base), _ATOM)
-        return _Written(self.raised(self.within(base, _ATOM), self.exponent(exponent)), _POWER)
+            return _Part(self.root(base), _ATOM)
+        return _Part(self.raised(self.bracketed(base, _ATOM), self.exponent(exponent)), _POWER)
 
-    def _operation(self, left: ast.expr, op: ast.operator, right: ast.expr) -> _Written:
+    def _operation(self, left: ast.expr, op: ast.operator, right: ast.expr) -> _Part:
         match op:
             case ast.Add():
-                return _Written(f"{self.within(left, _SUM)} + {self.within(right, _QUOTIENT)}", _SUM)
+                return _Part(f"{self.bracketed(left, _SUM)} + {self.bracketed(right, _QUOTIENT)}", _SUM)
             case ast.Sub():
-                return _Written(f"{self.within(left, _SUM)} {self.minus} {self.within(right, _QUOTIENT)}", _SUM)
+                return _Part(f"{self.bracketed(left, _SUM)} {self.minus} {self.bracketed(right, _QUOTIENT)}", _SUM)
             case ast.Mult() if ast.dump(left) == ast.dump(right):
-                return _Written(self.raised(self.within(left, _ATOM), "2"), _POWER)
+                return _Part(self.raised(self.bracketed(left, _ATOM), "2"), _POWER)
             case ast.Mult():
-                return _Written(self.product(self.within(left, _PRODUCT), self.within(right, _PRODUCT)), _PRODUCT)
+                return _Part(self.product(self.bracketed(left, _PRODUCT), self.bracketed(right, _PRODUCT)), _PRODUCT)
             case ast.Div():
                 return self.quotient(left, right)
             case ast.Pow():
@@ -141,19 +143,19 @@ class _Notation(ABC):
             case _:
                 raise RuleError(f"{type(op).__name__} cannot be written as a formula.")
 
-    def _call(self, name: str, args: Sequence[ast.expr]) -> _Written:
+    def _call(self, name: str, args: Sequence[ast.expr]) -> _Part:
         match name, args:
             case "sqrt", [x]:
-                return _Written(self.root(x), _ATOM)
+                return _Part(self.root(x), _ATOM)
             case "power", [x, exponent]:
                 return self._power(x, exponent)
             case "where", [condition, x, y]:
-                return _Written(self.cases(*(self.written(part).text for part in (condition, x, y))), _ATOM)
+                return _Part(self.cases(*(self.write(part).text for part in (condition, x, y))), _ATOM)
             case ("maximum", [x, ast.UnaryOp(op=ast.USub(), operand=mirrored)]) if ast.dump(x) == ast.dump(mirrored):
-                return _Written(f"|{self.written(x).text}|", _ATOM)
+                return _Part(f"|{self.write(x).text}|", _ATOM)
             case (("sign" | "maximum" | "max" | "min" | "exp" | "log"), _):
-                inside = ", ".join(self.written(part).text for part in args)
-                return _Written(self.function({"maximum": "max"}.get(name, name), inside), _ATOM)
+                inside = ", ".join(self.write(part).text for part in args)
+                return _Part(self.function({"maximum": "max"}.get(name, name), inside), _ATOM)
             case _:
                 raise RuleError(
                     f"{name}({', '.join(ast.unparse(part) for part in args)}) cannot be written as a formula."
@@ -174,7 +176,7 @@ class _Notation(ABC):
     def product(self, left: str, right: str) -> str: ...
 
     @abstractmethod
-    def quotient(self, above: ast.expr, below: ast.expr) -> _Written: ...
+    def quotient(self, above: ast.expr, below: ast.expr) -> _Part: ...
 
     @abstractmethod
     def exponent(self, node: ast.expr) -> str: ...
@@ -211,11 +213,11 @@ class _Text(_Notation):
         before_word = re.search(r"\w$", left) and re.match(r"\d|[A-Za-z]{2,}(?![a-z]*\()|\w+_", right)
         return f"{left} · {right}" if word or before_word else f"{left} {right}"
 
-    def quotient(self, above: ast.expr, below: ast.expr) -> _Written:
-        return _Written(f"{self.within(above, _QUOTIENT)} / {self.within(below, _POWER)}", _QUOTIENT)
+    def quotient(self, above: ast.expr, below: ast.expr) -> _Part:
+        return _Part(f"{self.bracketed(above, _QUOTIENT)} / {self.bracketed(below, _POWER)}", _QUOTIENT)
 
     def exponent(self, node: ast.expr) -> str:
-        return self.within(node, _ATOM)
+        return self.bracketed(node, _ATOM)
 
     def raised(self, base: str, exponent: str) -> str:
         if re.fullmatch(r"\d+|t", exponent):
@@ -223,7 +225,7 @@ class _Text(_Notation):
         return f"{base}^{exponent}"
 
     def root(self, node: ast.expr) -> str:
-        return f"√{self.written(node).text}" if isinstance(node, ast.Name) else f"√({self.written(node).text})"
+        return f"√{self.write(node).text}" if isinstance(node, ast.Name) else f"√({self.write(node).text})"
 
     def cases(self, condition: str, x: str, y: str) -> str:
         return f"({x} if {condition}, else {y})"
@@ -249,22 +251,22 @@ class _Math(_Notation):
         apart = right[:1].isdigit() or (re.search(r"\\mathit\{\w+\}$", left) and right.startswith(r"\mathit"))
         return rf"{left} \cdot {right}" if apart else rf"{left}\,{right}"
 
-    def quotient(self, above: ast.expr, below: ast.expr) -> _Written:
+    def quotient(self, above: ast.expr, below: ast.expr) -> _Part:
         match above:
             case ast.BinOp(left=factor, op=ast.Mult(), right=rest) if _has_quotient(factor):
                 fraction = self.quotient(rest, below).text
-                return _Written(self.product(self.within(factor, _PRODUCT), fraction), _PRODUCT)
+                return _Part(self.product(self.bracketed(factor, _PRODUCT), fraction), _PRODUCT)
             case _:
-                return _Written(rf"\frac{{{self.written(above).text}}}{{{self.written(below).text}}}", _PRODUCT)
+                return _Part(rf"\frac{{{self.write(above).text}}}{{{self.write(below).text}}}", _PRODUCT)
 
     def exponent(self, node: ast.expr) -> str:
-        return self.written(node).text
+        return self.write(node).text
 
     def raised(self, base: str, exponent: str) -> str:
         return f"{base}^{exponent}" if len(exponent) == 1 else f"{base}^{{{exponent}}}"
 
     def root(self, node: ast.expr) -> str:
-        return rf"\sqrt{{{self.written(node).text}}}"
+        return rf"\sqrt{{{self.write(node).text}}}"
 
     def cases(self, condition: str, x: str, y: str) -> str:
         return rf"\begin{{cases}} {x} & \text{{if }} {condition} \\ {y} & \text{{else}} \end{{cases}}"

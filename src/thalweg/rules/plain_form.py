@@ -43,7 +43,7 @@ class PlainForm:
         self.constants = rule.complete(constants or {})
         active = rule.states(self.constants)
         self.state: list[Any] = [
-            _start(state, w, state.begin(self.constants)) if state in active and state.is_kept(matrix) else 0.0
+            _start(state, w, state.begin(self.constants)) if state in active and state.exists_for(matrix) else 0.0
             for state in rule.state
         ]
         self.carried = rule.begin(self.constants)

@@ -33,7 +33,7 @@ from thalweg.rules.rule import rule
 
 
 def rates(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Give the length of this step (lr d), its weight in s, and the factor by which the old s is multiplied."""
+    """Give the length of this step (lr d), the weight of its gradient in s, and the factor on the old s (`kept`)."""
     beta1, beta2, d = numbers["beta1"], numbers["beta2"], numbers["d"]
     correction = (1 - beta2**step) ** 0.5 / (1 - beta1**step) if numbers["use_bias_correction"] else 1.0
     length = d * numbers["lr"] * correction
@@ -45,7 +45,7 @@ def rates(step: int, numbers: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def evidence(
+def summands(
     w: float, g: float, start: float, m: float, v: float, s: float, *, weight: float, kept: float
 ) -> tuple[float, float]:
     """Give the summands of <g, w0 - w> and of |s|: how far the gradients point back to the start, and how large they are."""
@@ -54,17 +54,17 @@ def evidence(
 
 
 def grow(sums: Sequence[float], numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Estimate d, and let it grow. Conditions are in `where`, since the sums may be tensors on an accelerator."""
-    back, size = sums[0], sums[1]
+    """Estimate d, and let it grow. Conditions use `where`, since the sums may be tensors on an accelerator."""
+    towards_start, s_size = sums[0], sums[1]  # <g, w0 - w> and Σ |s|
     d, d_max, d0 = numbers["d"], numbers["d_max"], numbers["d0"]
-    numerator = numbers["kept"] * numbers["d_numerator"] + d / d0 * numbers["length"] * back
-    estimate = numbers["d_coef"] * numerator / where(size > 0, size, 1.0)
+    numerator = numbers["kept"] * numbers["d_numerator"] + d / d0 * numbers["length"] * towards_start
+    estimate = numbers["d_coef"] * numerator / where(s_size > 0, s_size, 1.0)
     d = where((d == d0) & (estimate > d), estimate, d)
     d_max = where(estimate > d_max, estimate, d_max)
     limit = d * numbers["growth_rate"] if numbers["growth_rate"] else d_max
-    found = {"d": where(limit < d_max, limit, d_max), "d_max": d_max, "d_numerator": numerator}
-    grows = (size > 0) & (numbers["lr"] > 0)
-    return {name: where(grows, value, numbers[name]) for name, value in found.items()}
+    updated = {"d": where(limit < d_max, limit, d_max), "d_max": d_max, "d_numerator": numerator}
+    grows = (s_size > 0) & (numbers["lr"] > 0)
+    return {name: where(grows, value, numbers[name]) for name, value in updated.items()}
 
 
 @rule(
@@ -84,7 +84,7 @@ def grow(sums: Sequence[float], numbers: Mapping[str, Any]) -> dict[str, float]:
         "growth_rate": "[0, inf)",
     },
     scalars=rates,
-    sums=evidence,
+    sums=summands,
     decide=grow,
     carried={"d": "d0", "d_max": "d0", "d_numerator": 0.0},
     grouped={"betas": ("beta1", "beta2")},

@@ -4,7 +4,7 @@ Whatever turns equations into something else (a compiled kernel, a formula, anot
 equation may contain is decided in one place: assignments of `+ - * / **` and the functions of `maths`, comparisons inside
 them, `if` on whether constants are set, and a `return`.
 
-What is read must be what runs: of all functions in the source file, the one is taken that compiles to the code that is called.
+The source that is read must be the code that runs: of all functions in the file, the one is taken that compiles to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FUNCTIONS = ("sqrt", "maximum", "where", "sign", "power")
 _ARGUMENTS = {name: len(inspect.signature(getattr(maths, name)).parameters) for name in FUNCTIONS}
 
 _RESERVED = {*FUNCTIONS, "min", "max", "range"}
-"""Names of functions that compiled kernels call, which no number of an equation may have."""
+"""Names of functions that compiled kernels call: no variable of an equation may have one of them."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def switches(rule: Rule) -> tuple[str, ...]:
     >>> switches(rmsprop)
     ('centered', 'momentum')
     """
-    found = {state.when: None for state in rule.state if state.when}
+    names = {state.when: None for state in rule.state if state.when}
     for equation in (rule.equation, *((rule.sums,) if rule.sums else ())):
         for node in ast.walk(_function(equation)):
             if isinstance(node, ast.If):
-                found |= dict.fromkeys(_tested_constants(rule, node))
-    return tuple(found)
+                names |= dict.fromkeys(_tested_constants(rule, node))
+    return tuple(names)
 
 
 def read(rule: Rule, constants: Mapping[str, Any]) -> Program:
@@ -151,15 +151,17 @@ def _function(equation: Callable[..., Any]) -> ast.FunctionDef:
             f"The source of the equation {name} cannot be read ({missing}): put it into a file or a notebook's cell. On the"
             " CPU engine='tensors' calls it without reading it."
         ) from missing
-    equal = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda) and _is_of(node, code))
-    found = min(equal, key=lambda node: abs(node.lineno - code.co_firstlineno), default=None)
-    if found is None:
+    matching = (
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda) and _compiles_to(node, code)
+    )
+    definition = min(matching, key=lambda node: abs(node.lineno - code.co_firstlineno), default=None)
+    if definition is None:
         raise RuleError(
             f"The equation {name} is no longer what stands in {code.co_filename}: the file was edited after it was imported."
             " Import it again."
         )
     _check_functions(equation, code, name)
-    return found if isinstance(found, ast.FunctionDef) else _as_function(found)
+    return definition if isinstance(definition, ast.FunctionDef) else _as_function(definition)
 
 
 def _as_function(node: ast.Lambda) -> ast.FunctionDef:
@@ -167,7 +169,7 @@ def _as_function(node: ast.Lambda) -> ast.FunctionDef:
     return ast.copy_location(ast.FunctionDef("<lambda>", node.args, body, []), node)
 
 
-def _is_of(node: ast.FunctionDef | ast.Lambda, code: CodeType) -> bool:
+def _compiles_to(node: ast.FunctionDef | ast.Lambda, code: CodeType) -> bool:
     """Tell whether a definition compiles to this code."""
     if code.co_name != (node.name if isinstance(node, ast.FunctionDef) else "<lambda>"):
         return False
@@ -186,7 +188,7 @@ def _nested_code(code: CodeType) -> list[CodeType]:
 
 
 def _behaviour(code: CodeType) -> tuple[Any, ...]:
-    """Give what decides what a code does, without its file and line numbers: equal for two codes that do the same."""
+    """Give a code's instructions, constants and names without its file and line numbers, to compare two codes."""
     # By `repr`, since 1, 1.0 and True are equal; a nested code by its name, since its `repr` has its address.
     constants = [c.co_name if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     names = code.co_names, code.co_varnames, code.co_freevars
@@ -244,7 +246,7 @@ class _Reader:
         """Raise RuleError for a name that a kernel uses for something else."""
         if name in _RESERVED or name.endswith("_"):
             raise RuleError(
-                f"The equation {self.rule.name} calls a number {name!r}, which means something else in a compiled kernel, as"
+                f"The equation {self.rule.name} has a variable {name!r}, which means something else in a compiled kernel, as"
                 " do all names that end in _: give it another name."
             )
 

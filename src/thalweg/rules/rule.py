@@ -50,7 +50,7 @@ class State(NamedTuple):
             return 0.0
         return self.start if self.start == "weights" else float(constants.get(str(self.start), self.start))
 
-    def is_kept(self, matrix: bool) -> bool:
+    def exists_for(self, matrix: bool) -> bool:
         """Tell whether the state exists for a tensor that is, or is not, a matrix."""
         return self.only is None or (self.only == "matrices") == matrix
 
@@ -148,7 +148,7 @@ class Rule:
         return f"<rule {self.name}: {self.title}>"
 
     def __reduce__(self) -> tuple[Callable[[str, str], Rule], tuple[str, str]]:
-        return _find, (self.equation.__module__, self.name)
+        return _load_rule, (self.equation.__module__, self.name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
         return self
@@ -204,13 +204,10 @@ class Rule:
 
     def from_group(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Pick the equation's constants from a parameter group."""
-        found: dict[str, Any] = {}
-        for name in self.constants:
-            if name in group:
-                found[name] = group[name]
+        constants = {name: group[name] for name in self.constants if name in group}
         for name in self.grouped:
-            found.update(self._ungroup(name, group[name]))
-        return found
+            constants.update(self._ungroup(name, group[name]))
+        return constants
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Fill the constants given, by their own or PyTorch's grouped names, with defaults, and check each.
@@ -241,7 +238,9 @@ class Rule:
         if name in self.choices:
             if not any(type(value) is type(choice) and value == choice for choice in self.choices[name]):
                 choices = " or ".join(map(repr, self.choices[name]))
-                raise RuleError(f"{name} of {self.name} is {choices}, not {value!r}.{_near(value, self.choices[name])}")
+                raise RuleError(
+                    f"{name} of {self.name} is {choices}, not {value!r}.{_did_you_mean(value, self.choices[name])}"
+                )
             return
         if isinstance(self.constants[name], bool):
             if not isinstance(value, bool):
@@ -415,7 +414,7 @@ def _title(equation: Callable[..., Any]) -> str:
     return text.splitlines()[0].rstrip(".")
 
 
-def _near(value: Any, choices: Iterable[Any]) -> str:
+def _did_you_mean(value: Any, choices: Iterable[Any]) -> str:
     return nearest(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
 
 
@@ -428,6 +427,6 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _find(module: str, name: str) -> Rule:
-    """Give the rule of a name that a module defines (a rule is pickled by name, as a function is)."""
+def _load_rule(module: str, name: str) -> Rule:
+    """Give a module's rule by its name: unpickling, since a rule is pickled by name, as a function is."""
     return getattr(importlib.import_module(module), name)

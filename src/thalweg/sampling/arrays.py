@@ -16,8 +16,8 @@ _LABELS = "Code labels as 0, 1, 2, … (pandas.factorize does it)."
 def as_tensor(value: Any, float_dtype: torch.dtype, name: str) -> Tensor:
     """Turn an array, frame, series, list or tensor into a tensor; floats get `float_dtype`. The original is not changed.
 
-    Raises DataError where the values are no numbers, rows have different lengths, or the data are sparse; `name` is what
-    messages call them.
+    Raises DataError where the values are no numbers, rows have different lengths, or the data are sparse; `name` is
+    their name in messages.
     """
     tensor = _dense(value, name) if isinstance(value, Tensor) else torch.from_numpy(_as_array(value, name))
     if tensor.is_complex():
@@ -44,7 +44,7 @@ def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     if callable(getattr(value, "toarray", None)):
         raise DataError(f"`{name}` is a sparse matrix. Give .toarray(), or a Dataset that gives dense examples.")
     if np.ma.is_masked(value):
-        value = value.astype(np.float64).filled(np.nan)  # masked values are missing values
+        value = value.astype(np.float64).filled(np.nan)  # NaN, as missing values are in pandas
     try:
         array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
     except ValueError as error:
@@ -67,9 +67,9 @@ def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
 def _from_objects(array: np.ndarray[Any, Any], value: Any, name: str) -> np.ndarray[Any, Any]:
     """Read an array of Python objects as numbers: integers stay integers, missing values become NaN."""
     try:
-        found = np.asarray(array.tolist())
-        if found.dtype.kind in "biuf":
-            return found
+        numbers = np.asarray(array.tolist())
+        if numbers.dtype.kind in "biuf":
+            return numbers
         present = array.astype(str) != "<NA>"  # pandas' missing value, which float() refuses
         return np.where(present, array, np.nan).astype(np.float64)
     except (TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSou
 
 
 class Draw(NamedTuple):
-    """The examples of one step: its micro-batches, how many examples each holds, and their indices where they have any."""
+    """The examples of one step: its micro-batches, the number of examples in each, and the indices of all, except of a stream."""
 
     parts: list[Any]
     sizes: list[int]
@@ -39,7 +39,7 @@ class Batches:
         drop_last: leave out an epoch's last batch where it is smaller than the others.
         shuffle, replacement, weights, rank, world: see `order`.
         workers: loader processes for indexed data and streams.
-        recent: how many of a stream's last draws of this epoch to hold in `recent`, for those who must go back a few steps. At
+        recent: how many of a stream's last draws of this epoch to hold in `recent`, so that a run can repeat its last steps. At
             most one for a loader with a `state_dict`: going to a position does not read its earlier batches again.
 
     Raises DataError where a batch is larger than the data, or weights do not fit them.
@@ -72,7 +72,7 @@ class Batches:
             maxlen=min(recent, 1) if isinstance(source, StreamSource) and source.stateful else recent
         )
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
-        self._loaded: Generator[Any] | None = None  # micro-batches from a loader or a stream, from this position on
+        self._loaded: Generator[Any] | None = None  # the next micro-batches, from a loader or a stream
 
     def draw(self) -> Draw:
         """Give the next step's examples."""
@@ -92,17 +92,17 @@ class Batches:
     def indices(self, epoch: int, within: int) -> Tensor:
         """Give the indices of one step."""
         if self._order is None or self._order[0] != epoch:
-            options = {"shuffle": self.shuffle and not self.whole, "replacement": self.replacement}
+            options = {"shuffle": self.shuffle and not self.is_full_batch, "replacement": self.replacement}
             shares = {"weights": self.weights, "rank": self.rank, "world": self.world}
             self._order = (epoch, order(self._length(), self.seed, epoch, **options, **cast(Any, shares)))
         start = within * self.batch_size
         return self._order[1][start : start + self.batch_size]
 
     @cached_property
-    def whole(self) -> bool:
-        """Whether every step uses the whole data set, once: full-batch gradient descent."""
-        once_each = not (self.replacement or self.weights is not None or isinstance(self.source, StreamSource))
-        return once_each and self.batch_size == self._length()
+    def is_full_batch(self) -> bool:
+        """Whether every step uses the whole data set, each example once."""
+        without_repeats = not (self.replacement or self.weights is not None or isinstance(self.source, StreamSource))
+        return without_repeats and self.batch_size == self._length()
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position: two integers, and the loader's own state where it has one."""
@@ -126,7 +126,7 @@ class Batches:
     @property
     def can_split(self) -> bool:
         """Whether steps can be cut into more micro-batches."""
-        return self.micro > 1 and not isinstance(self.source, StreamSource)
+        return self.micro_batch_size > 1 and not isinstance(self.source, StreamSource)
 
     def split(self, accumulate: int, position: tuple[int, int]) -> None:
         """Cut steps into more micro-batches from a position (epoch, within) on; the examples of a step stay the same."""
@@ -144,8 +144,8 @@ class Batches:
 
     def _checked_batch_size(self, batch_size: int | None) -> int:
         if isinstance(self.source, StreamSource):
-            own = self.source.batch_size
-            return (own or batch_size or 1) if own is None else own * self.accumulate
+            loader_size = self.source.batch_size
+            return batch_size or 1 if loader_size is None else loader_size * self.accumulate
         count = self._length()
         if batch_size is not None and batch_size > count:
             raise DataError(
@@ -159,28 +159,28 @@ class Batches:
             if count is None:
                 return None
             if self.source.batch_size is None and isinstance(self.source.batches, IterableDataset):
-                count = math.ceil(count / self.micro)  # such a data set counts examples, not batches
+                count = math.ceil(count / self.micro_batch_size)  # such a data set counts examples, not batches
             return max(1, math.ceil(count / self.accumulate))
-        share = math.ceil(self._length() / self.world)
-        return max(1, share // self.batch_size if self.drop_last else math.ceil(share / self.batch_size))
+        own = math.ceil(self._length() / self.world)  # examples of this process
+        return max(1, own // self.batch_size if self.drop_last else math.ceil(own / self.batch_size))
 
     @property
-    def micro(self) -> int:
+    def micro_batch_size(self) -> int:
         """Examples per micro-batch."""
         return math.ceil(self.batch_size / self.accumulate)
 
     def _slice(self, source: TensorSource) -> Draw:
-        if self.whole and self.accumulate == 1:
+        if self.is_full_batch and self.accumulate == 1:
             return Draw([source.take(slice(None))], [source.length], None)
         indices = self.indices(self.epoch, self.within)
         if self.accumulate == 1:
             return Draw([source.take(indices)], [len(indices)], indices)
-        parts = indices.split(self.micro)
+        parts = indices.split(self.micro_batch_size)
         return Draw([source.take(part) for part in parts], [len(part) for part in parts], indices)
 
     def _load(self, source: ItemSource) -> Draw:
         indices = self.indices(self.epoch, self.within)
-        sizes = [len(part) for part in indices.split(self.micro)]
+        sizes = [len(part) for part in indices.split(self.micro_batch_size)]
         if self._loaded is None:
             self._loaded = source.load(self._index_lists(self.epoch, self.within), self.seed, self.workers)
         return Draw([next(self._loaded) for _ in sizes], sizes, indices)
@@ -191,7 +191,7 @@ class Batches:
         # caches one epoch's order, and caching a later one here would have the training compute its own again at each step.
         ahead = copy.copy(self)
         while True:
-            for part in ahead.indices(epoch, within).split(self.micro):
+            for part in ahead.indices(epoch, within).split(self.micro_batch_size):
                 yield [(epoch, index) for index in part.tolist()]
             within += 1
             if within == self.steps_per_epoch:
@@ -224,12 +224,12 @@ class Batches:
                 return
 
     def _open_stream(self, source: StreamSource) -> Generator[Any]:
-        return source.open(self.epoch, mix(self.seed, self.epoch), self.micro, self.workers)
+        return source.open(self.epoch, mix(self.seed, self.epoch), self.micro_batch_size, self.workers)
 
     def _fast_forward(self, source: StreamSource) -> None:
         """Read a stream from the start of its epoch up to the position."""
-        aim, self.within = self.within, 0
-        while self.within < aim:
+        target, self.within = self.within, 0
+        while self.within < target:
             self.recent.append(self._stream(source))
 
 
@@ -245,9 +245,9 @@ def check_weights(weights: Tensor | None, source: Source) -> None:
         raise DataError(
             f"`weights` has the shape {tuple(weights.shape)}, but the data have {len(source)} examples: give one weight for each."
         )
-    wrong = ~(torch.isfinite(weights) & (weights >= 0))
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
+    invalid = ~(torch.isfinite(weights) & (weights >= 0))
+    if invalid.any():
+        row = int(invalid.nonzero()[0])
         raise DataError(f"`weights` is {float(weights[row])} in row {row}. Weights are finite and not negative.")
     if not weights.any():
         raise DataError("`weights` are all zero, so no example can be drawn. Give some of them a weight.")
@@ -264,8 +264,8 @@ def smallest_part(count: int, batch_size: int, accumulate: int) -> int:
     return min(last % micro or micro, batch_size % micro or micro)
 
 
-def once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:
-    """Go through all examples once, unshuffled, as pairs (batch, number of examples)."""
+def iterate_once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:
+    """Go through all examples once, unshuffled, in batches of `micro`: pairs (batch, number of examples)."""
     if isinstance(source, StreamSource):
         for batch in source.open(0, 0, micro, 0):
             yield batch, _rows(batch)

@@ -1,4 +1,4 @@
-"""Opening a task's data for training: cast, checked, and on the device where they are small enough to lie in memory."""
+"""Opening a task's data for training: data in memory are cast, checked and moved to the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import DataError, few
-from thalweg.sampling.batches import once
+from thalweg.sampling.batches import iterate_once
 from thalweg.sampling.sources import (
     Source,
     TensorSource,
@@ -20,7 +20,7 @@ from thalweg.sampling.sources import (
     tree_map,
 )
 
-FIRST = 32  # examples of a first batch: more than one, for batch normalisation, and few, for speed
+FIRST_BATCH_SIZE = 32  # more than one, for batch normalisation, and few, for speed
 
 
 def open_data(
@@ -32,17 +32,17 @@ def open_data(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     has_targets: bool = True,
 ) -> tuple[Source, list[str]]:
-    """Open data; what lies in memory is cast, checked for NaN and infinity, and moved to the device.
+    """Open data; arrays and tensors are cast, checked for NaN and infinity, and moved to the device.
 
     Arguments:
         data: as `Task` takes them.
-        float_dtype: that floating-point data are cast to.
-        device: where data in memory are to lie.
-        name: what messages call the data.
+        float_dtype: dtype that floating-point data are cast to.
+        device: device that data in memory are moved to.
+        name: name of the data in messages.
         collate_fn: makes a batch of examples.
         has_targets: whether the last part is a target; whole numbers among targets become int64.
 
-    Gives the source, and what a person should know of the casts. Raises DataError as `open_source` does, and for NaN or infinity.
+    Gives the source, and notes on casts that lose precision. Raises DataError as `open_source` does, and for NaN or infinity.
     """
     source = open_source(data, float_dtype=float_dtype, collate_fn=collate_fn, name=name)
     if not isinstance(source, TensorSource):
@@ -67,20 +67,20 @@ def _widen(target: Tensor) -> Tensor:
 
 def _check_finite(source: TensorSource, name: str) -> None:
     """Raise DataError, with the first rows and columns, where the data have NaN or infinity."""
-    for number, leaf in enumerate(leaves(source.nest)):
+    for part, leaf in enumerate(leaves(source.nest)):
         rows = nonfinite_rows(leaf)
         if not rows:
             continue
         columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
         raise DataError(
-            f"`{name}` (part {number + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
+            f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
             f" rows {few(rows)}, columns {few(columns)}. Drop or fill them (or scale what is too large for {leaf.dtype})."
         )
 
 
-def first_batch(source: Source, device: torch.device, count: int = FIRST) -> Any:
+def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE) -> Any:
     """Give the first examples as a batch on the device. Raises DataError where there are none."""
-    batch, _ = next(once(source, count), (None, 0))
+    batch, _ = next(iterate_once(source, count), (None, 0))
     if batch is None:
         raise DataError("The data stream gave no batch. It must start again each time it is iterated over.")
     return to_device(batch, device)

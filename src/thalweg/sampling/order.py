@@ -1,4 +1,4 @@
-"""The order in which examples are seen, as a pure function of (seed, epoch)."""
+"""The order in which examples are drawn, as a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def order(
     if weights is not None:
         edges = weights.double().cumsum(0)
         points = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
-        last = int(weights.nonzero()[-1])  # after it, examples of weight zero: rounding must not choose them
+        last = int(weights.nonzero()[-1])  # without the clamp rounding might choose an example of weight zero after it
         indices = torch.searchsorted(edges, points, right=True).clamp_(max=last)
     elif replacement:
         indices = torch.randint(count, (count,), generator=generator)

@@ -30,7 +30,7 @@ class SeededItems:
         try:
             return self.items[index]
         except Exception as error:
-            raise DataError(f"Example {index} of `{self.name}` cannot be read: {described(error)}.") from error
+            raise DataError(f"Example {index} of `{self.name}` cannot be read: {describe_error(error)}.") from error
 
 
 class Collator:
@@ -48,9 +48,9 @@ class Collator:
             raise
         except Exception as error:
             if self.collate_fn not in (None, default_collate):
-                raise DataError(f"`collate_fn` failed on {len(examples)} examples: {described(error)}.") from error
+                raise DataError(f"`collate_fn` failed on {len(examples)} examples: {describe_error(error)}.") from error
             raise DataError(
-                f"Examples of `{self.name}` cannot be put together into a batch: {described(error)}. Make them equal in"
+                f"Examples of `{self.name}` cannot be put together into a batch: {describe_error(error)}. Make them equal in"
                 f" shape and type, or give `collate_fn`, which pads or packs a list of examples."
             ) from error
 
@@ -62,7 +62,7 @@ def start_iterator(data: Iterable[Any], name: str) -> Iterator[Any]:
     except ThalwegError:
         raise
     except Exception as error:
-        raise DataError(f"Reading `{name}` cannot begin: {described(error)}.") from error
+        raise DataError(f"Reading `{name}` cannot begin: {describe_error(error)}.") from error
 
 
 def with_data_errors(batches: Iterator[Any], name: str) -> Generator[Any]:
@@ -80,12 +80,12 @@ def with_data_errors(batches: Iterator[Any], name: str) -> Generator[Any]:
                 lines = str(error).strip().splitlines()
                 if len(lines) == 1:
                     raise
-                # From a worker it comes with the worker's traceback: its last line is the message.
+                # An error from a worker has the worker's traceback as its text, whose last line is the message.
                 raise DataError(lines[-1].partition("DataError: ")[2] or lines[-1]) from error
             except ThalwegError:
                 raise
             except Exception as error:
-                raise DataError(f"Reading `{name}` failed: {described(error)}.") from error
+                raise DataError(f"Reading `{name}` failed: {describe_error(error)}.") from error
             yield batch
     finally:
         shut_down = getattr(batches, "_shutdown_workers", None)
@@ -93,14 +93,14 @@ def with_data_errors(batches: Iterator[Any], name: str) -> Generator[Any]:
             shut_down()
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Describe an error in one line: its type, its first line, and the file and line in the user's code that raised it."""
     text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     if text.startswith("Caught ") and " in DataLoader worker" in text:  # the last line is the error itself
         return str(error).strip().splitlines()[-1]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+    location = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{location}"
 
 
 def _is_ours(path: str) -> bool:

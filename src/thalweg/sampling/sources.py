@@ -40,13 +40,15 @@ class TensorSource:
             )
         self.length = lengths.pop()
         # For the usual tuple (x, y) on the CPU, `take` needs no `tree_map`.
-        self.flat = type(nest) is tuple and all(isinstance(part, Tensor) and part.device.type == "cpu" for part in nest)
+        self.is_cpu_tuple = type(nest) is tuple and all(
+            isinstance(part, Tensor) and part.device.type == "cpu" for part in nest
+        )
 
     def __len__(self) -> int:
         return self.length
 
     def digest(self) -> str:
-        """Give a checksum of the shapes and of some rows, evenly spread, by which other data are recognised."""
+        """Give a checksum of the shapes and of some rows, evenly spread, to notice that the data are no longer the same."""
         rows = torch.linspace(0, self.length - 1, min(self.length, 64)).round().long()
         return checksum(
             [(str(tuple(leaf.shape)), leaf.index_select(0, rows.to(leaf.device))) for leaf in leaves(self.nest)]
@@ -54,7 +56,7 @@ class TensorSource:
 
     def take(self, indices: Tensor | slice) -> Any:
         """Give the examples at `indices` as one batch: copies, since a model may change its input in place."""
-        if self.flat and not isinstance(indices, slice):
+        if self.is_cpu_tuple and not isinstance(indices, slice):
             return tuple([leaf.index_select(0, indices) for leaf in self.nest])
         if isinstance(indices, slice):
             return tree_map(lambda leaf: leaf[indices].clone(), self.nest)
@@ -64,7 +66,7 @@ class TensorSource:
 class ItemSource:
     """Examples by index from a `Dataset` or a sequence, collated by `collate_fn`, with loader workers if wanted.
 
-    `loader` are more arguments of the `DataLoader` that reads them.
+    `loader`: further arguments for the `DataLoader` that reads them.
     """
 
     resume: Resume = "exact"
@@ -92,7 +94,7 @@ class ItemSource:
             batch_sampler=sampler,
             collate_fn=self.collator,
             num_workers=workers,
-            # Without a generator of its own a loader draws its seed from the global one.
+            # Without this a loader draws its seed from the global generator.
             generator=torch.Generator().manual_seed(mix(seed, 0)),
             **options,
         )
@@ -100,7 +102,7 @@ class ItemSource:
 
 
 class _Iterable:
-    """What gives an iterator when iterated over, and nothing else: all that a `DataLoader` asks of a batch sampler."""
+    """An object whose `__iter__` gives this iterator: all that a `DataLoader` needs of a batch sampler."""
 
     def __init__(self, batches: Iterator[list[tuple[int, int]]]) -> None:
         self.batches = batches
@@ -132,7 +134,7 @@ class StreamSource:
         return None
 
     def count(self) -> int | None:
-        """Give the number of batches per epoch; None where the stream does not tell."""
+        """Give the number of batches per epoch; None where the stream has no `len`."""
         try:
             return len(self.batches)
         except TypeError:
@@ -141,20 +143,22 @@ class StreamSource:
     def open(self, epoch: int, seed: int, micro: int, workers: int) -> Generator[Any]:
         """Start an epoch; an `IterableDataset` without a loader is cut into batches of `micro` examples."""
         parts = (getattr(self.batches, name, None) for name in ("sampler", "batch_sampler", "dataset"))
-        for number, holder in enumerate((self.batches, *parts)):
-            if callable(getattr(holder, "set_epoch", None)):
-                cast(Any, holder).set_epoch(epoch)
-            if isinstance(getattr(holder, "generator", None), torch.Generator):
-                cast(Any, holder).generator.manual_seed(mix(seed, number))
+        for number, part in enumerate((self.batches, *parts)):
+            if callable(getattr(part, "set_epoch", None)):
+                cast(Any, part).set_epoch(epoch)
+            if isinstance(getattr(part, "generator", None), torch.Generator):
+                cast(Any, part).generator.manual_seed(mix(seed, number))
         seed_all(seed)
         if isinstance(self.batches, IterableDataset):
-            own = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed)
             collator = Collator(self.collate_fn, self.name)
-            loader = DataLoader(self.batches, batch_size=micro, num_workers=workers, generator=own, collate_fn=collator)
+            loader = DataLoader(
+                self.batches, batch_size=micro, num_workers=workers, generator=generator, collate_fn=collator
+            )
             return with_data_errors(start_iterator(loader, self.name), self.name)
-        return self._pass(start_iterator(self.batches, self.name))
+        return self._read_epoch(start_iterator(self.batches, self.name))
 
-    def _pass(self, batches: Iterator[Any]) -> Generator[Any]:
+    def _read_epoch(self, batches: Iterator[Any]) -> Generator[Any]:
         try:
             yield from with_data_errors(batches, self.name)
         finally:
@@ -169,7 +173,7 @@ Source = TensorSource | ItemSource | StreamSource
 def open_source(
     data: Any, *, float_dtype: torch.dtype = torch.float32, collate_fn: Collate | None = None, name: str = "data"
 ) -> Source:
-    """Make a source of a user's data, whatever they are.
+    """Make a source of a user's data: arrays, tensors, frames, a data set, or a loader.
 
     Of a `DataLoader` over indexed items, in order or shuffled, only the data set and the options are used, because then the
     order becomes a function of (seed, epoch) and resuming is exact; any other loader is a stream.
@@ -254,8 +258,10 @@ class Rows:
 def _open_loader(loader: DataLoader[Any], name: str) -> Source:
     standard = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
     known_order = type(loader.sampler) in (RandomSampler, SequentialSampler)
-    drawn = isinstance(loader.sampler, RandomSampler) and (loader.sampler.replacement or loader.sampler._num_samples)
-    if not (standard and known_order) or drawn:
+    not_each_once = isinstance(loader.sampler, RandomSampler) and (
+        loader.sampler.replacement or loader.sampler._num_samples
+    )
+    if not (standard and known_order) or not_each_once:
         return StreamSource(loader, batch_size=loader.batch_size, name=name)
     options = {
         key: getattr(loader, key) for key in ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
@@ -302,12 +308,12 @@ def leaves(nest: Any) -> list[Tensor]:
 
 
 def checksum(parts: Sequence[tuple[str, Tensor]], size: int = 8) -> str:
-    """Give a checksum of texts and tensors, `size` bytes long, in hexadecimal: any bit changes it."""
-    checksum = hashlib.blake2b(digest_size=size)
+    """Give a checksum of `size` bytes, in hexadecimal, of texts and tensors."""
+    digest = hashlib.blake2b(digest_size=size)
     for text, tensor in parts:
-        checksum.update(text.encode())
-        checksum.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return checksum.hexdigest()
+        digest.update(text.encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def nonfinite_rows(batch: Any) -> list[int]:
@@ -319,8 +325,8 @@ def nonfinite_rows(batch: Any) -> list[int]:
     rows = set[int]()
     for leaf in leaves(batch):
         if (leaf.is_floating_point() or leaf.is_complex()) and leaf.ndim and not torch.isfinite(leaf.sum()):
-            bad = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
-            rows.update(bad.nonzero().flatten().tolist())
+            nonfinite = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
+            rows.update(nonfinite.nonzero().flatten().tolist())
     return sorted(rows)
 
 

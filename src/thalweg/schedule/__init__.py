@@ -1,11 +1,11 @@
-"""Schedules: what the peak learning rate is multiplied by at each step, as a record and a pure function of the step.
+"""Schedules: the factor on the peak learning rate at each step, as a record and a pure function of the step.
 
     rate(step) = peak rate * schedule.factor(step, state)
 
 Step 0 is the first update. A linear warm-up of w steps has the factors 1/(w+1) … w/(w+1), so that no step is wasted on a
 rate of zero; the shape then begins at its full height at step w and would reach its end at step `total`, so that the last
 step, total - 1, still moves. From `total` on the factor stays at the end. `state` is an empty dict except for
-reduce-on-plateau, whose state is what earlier validations came to: so a run resumes at any step without repeating others.
+reduce-on-plateau, whose state sums up the earlier validations: so a run resumes at any step without repeating others.
 
 A length is a number of steps (2000), of epochs ("3 epochs"), or a share (0.05): of the run where it is the `total`, of the
 schedule's own total where it is anything else. `resolve` turns them into steps once the run's length is known.

@@ -120,7 +120,7 @@ def step(
 ) -> Schedule:
     """Drop to `gamma` (0 to 1) times itself at each milestone, or `every` so many steps after the warm-up.
 
-    Milestones count from step 0, warm-up included, and increase; default: half and three quarters of the way.
+    Milestones count from step 0, warm-up included, and increase; default: half and three quarters of the total.
     Raises ScheduleError where both are given. PyTorch: MultiStepLR and StepLR.
 
     >>> [step(milestones=[1, 3]).factor(s) for s in range(3)]
@@ -160,7 +160,7 @@ def one_cycle(
     """Rise from `start` along half a cosine for `rise` steps, then fall along half a cosine to `final` at the last step.
 
     Source: Smith & Topin 2018, arXiv:1708.07120. As PyTorch's OneCycleLR (pct_start, div_factor and final_div_factor at
-    their defaults), which also cycles the momentum and refuses to go on after its end: ours does neither.
+    their defaults), which also cycles the momentum and raises after its end: ours does neither.
 
     >>> [round(one_cycle(total=10, rise=4).factor(step), 6) for step in (0, 3, 9)]
     [0.04, 1.0, 4e-06]

@@ -11,15 +11,15 @@ from thalweg.schedule import shapes
 from thalweg.schedule.lengths import check_choice
 from thalweg.schedule.shape import Shape
 
-SHAPES: Mapping[str, Shape] = {name: found for name, found in vars(shapes).items() if isinstance(found, Shape)}
+SHAPES: Mapping[str, Shape] = {name: value for name, value in vars(shapes).items() if isinstance(value, Shape)}
 SEQUENCE = "sequence"
-"""What a `Schedule` that is made of other schedules has as its shape's name: it has no curve of its own."""
+"""The `shape` of a `Schedule` that is made of other schedules; it has no curve of its own."""
 
 
 def names() -> list[str]:
-    """List what a schedule's shape may be: ours, third parties' (without importing them), and "sequence"."""
-    theirs = {point.name for point in entry_points(group="thalweg.shapes")}
-    return [*SHAPES, *sorted(theirs - {*SHAPES}), SEQUENCE]
+    """List the names of all shapes: ours, third parties' (without importing them), and "sequence"."""
+    third_party = {point.name for point in entry_points(group="thalweg.shapes")}
+    return [*SHAPES, *sorted(third_party - {*SHAPES}), SEQUENCE]
 
 
 def check_name(name: Any) -> str:
@@ -39,13 +39,13 @@ def get(name: str) -> Shape:
     if name in SHAPES:
         return SHAPES[name]
     check_choice(name, names(), "shape of a schedule")
-    return next(_loaded(name, point.load()) for point in entry_points(group="thalweg.shapes") if point.name == name)
+    return next(_checked(name, point.load()) for point in entry_points(group="thalweg.shapes") if point.name == name)
 
 
-def _loaded(name: str, found: object) -> Shape:
-    if isinstance(found, Shape) and found.name == name:
-        return found
-    kind = f"the shape {found.name!r}" if isinstance(found, Shape) else f"a {type(found).__name__}"
+def _checked(name: str, loaded: object) -> Shape:
+    if isinstance(loaded, Shape) and loaded.name == name:
+        return loaded
+    kind = f"the shape {loaded.name!r}" if isinstance(loaded, Shape) else f"a {type(loaded).__name__}"
     raise ScheduleError(
         f"The entry point {name!r} of group thalweg.shapes gives {kind}; it must give a function of its own name, decorated"
         " with @shape."

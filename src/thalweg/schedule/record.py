@@ -103,10 +103,10 @@ class Schedule:
             return next_state(state, float(metric), self.options)
         after = dict(state)
         for index, (start, stop, part) in enumerate(self._spans if state else ()):
-            of_part = _part_state(state, index)
-            if of_part and (step is None or start <= step < stop):
-                of_part = part.observe(of_part, metric, None if step is None else step - int(start))
-                after |= {f"{index}/{key}": value for key, value in of_part.items()}
+            part_state = _part_state(state, index)
+            if part_state and (step is None or start <= step < stop):
+                part_state = part.observe(part_state, metric, None if step is None else step - int(start))
+                after |= {f"{index}/{key}": value for key, value in part_state.items()}
         return after
 
     def attach(

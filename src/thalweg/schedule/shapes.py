@@ -15,6 +15,7 @@ from thalweg.errors import ScheduleError
 from thalweg.schedule.lengths import Option
 from thalweg.schedule.shape import Curve, Span, of_peak, shape, with_unit
 
+# p: the share of the warm-up, or of the decay, that has passed
 WARMUPS: Mapping[str, Callable[[float], float]] = {
     "linear": lambda p: p,
     "cosine": lambda p: (1 - math.cos(math.pi * p)) / 2,
@@ -129,7 +130,7 @@ def _drops_in_words(o: Mapping[str, Any]) -> str:
 def step(span: Span, *, milestones: tuple[int, ...] = (), every: int = 0, gamma: float) -> Curve:
     """Drop to `gamma` (0 to 1) times itself at each milestone, or `every` so many steps after the warm-up.
 
-    Milestones count from step 0, warm-up included, and increase; default: half and three quarters of the way.
+    Milestones count from step 0, warm-up included, and increase; default: half and three quarters of the total.
     Raises ScheduleError where both are given. PyTorch: MultiStepLR and StepLR.
 
     >>> [step(milestones=[1, 3]).factor(s) for s in range(3)]
@@ -182,7 +183,7 @@ def one_cycle(span: Span, *, rise: int, start: float, final: float) -> Curve:
     """Rise from `start` along half a cosine for `rise` steps, then fall along half a cosine to `final` at the last step.
 
     Source: Smith & Topin 2018, arXiv:1708.07120. As PyTorch's OneCycleLR (pct_start, div_factor and final_div_factor at
-    their defaults), which also cycles the momentum and refuses to go on after its end: ours does neither.
+    their defaults), which also cycles the momentum and raises after its end: ours does neither.
 
     >>> [round(one_cycle(total=10, rise=4).factor(step), 6) for step in (0, 3, 9)]
     [0.04, 1.0, 4e-06]
@@ -220,20 +221,20 @@ def cosine_restarts(span: Span, *, period: int, growth: float, final: float) -> 
     [1.0, 0.5, 1.0, 0.854, 0.5, 0.146, 1.0]
     """
 
-    def height(p: float) -> float:
+    def factor(p: float) -> float:
         return final + (1 - final) * (1 + math.cos(math.pi * p)) / 2
 
     if growth == 1:
-        return lambda t: height(t % period / period)
+        return lambda t: factor(t % period / period)
 
-    def begins(cycle: int) -> float:
+    def start(cycle: int) -> float:
         return period * (growth**cycle - 1) / (growth - 1)
 
     def curve(t: int) -> float:
         cycle = int(math.log(t / period * (growth - 1) + 1) / math.log(growth))
         # The logarithm may round across a restart.
-        cycle += (begins(cycle + 1) <= t) - (begins(cycle) > t)
-        return height((t - begins(cycle)) / (period * growth**cycle))
+        cycle += (start(cycle + 1) <= t) - (start(cycle) > t)
+        return factor((t - start(cycle)) / (period * growth**cycle))
 
     return curve
 
@@ -262,4 +263,4 @@ def plateau(span: Span, **options: Any) -> Curve:
     >>> schedule.factor(7, schedule.observe(schedule.observe(schedule.initial_state(), 1.0), 1.0))
     0.5
     """
-    return lambda t: 1.0  # what lowers the rate is the state of the schedule, which `schedule/plateau.py` keeps
+    return lambda t: 1.0  # the rate is lowered through the schedule's state: `schedule/plateau.py`

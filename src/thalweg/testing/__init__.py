@@ -1,4 +1,4 @@
-"""The contracts that a third party's part can be run through, as our own are."""
+"""The contracts of rules, causes and decay shapes, for third parties' as well as our own."""
 
 from __future__ import annotations
 

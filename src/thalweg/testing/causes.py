@@ -1,4 +1,4 @@
-"""What every cause keeps to, ours and a third party's: `check_cause(cause)` raises AssertionError that says what it does not."""
+"""The contract of a cause, ours or a third party's: `check_cause(cause)` raises AssertionError with what is broken."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ STEPS = 300
 
 
 def check_cause(cause: Cause) -> None:
-    """Hold a cause to the contract: names, silence where nothing is known or all is well, and state that can be saved.
+    """Check a cause's names, that it finds nothing where nothing was measured or all is well, and that its state can be saved.
 
     Raises AssertionError that names the cause and what it breaks.
     """
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cause.name), f"{cause.name!r}: a name has small letters and hyphens"
     assert cause.meaning, f"{cause.name}: `meaning` says in a sentence what the cause is"
-    asked = (cause.before, cause.during, cause.after)
-    assert any(question is not None for question in asked), f"{cause.name}: no question at any moment"
+    questions = (cause.before, cause.during, cause.after)
+    assert any(question is not None for question in questions), f"{cause.name}: no question at any moment"
     if cause.before is not None:
-        found = list(cause.before(InitialFigures(loss=2.3)))
-        assert not found, f"{cause.name}: judges figures that were not measured: {found}"
+        diagnoses = list(cause.before(InitialFigures(loss=2.3)))
+        assert not diagnoses, f"{cause.name}: judges figures that were not measured: {diagnoses}"
     if cause.after is not None:
-        found = list(cause.after(FinishedHistory(columns={"step": np.zeros(0), "loss": np.zeros(0)})))
-        assert not found, f"{cause.name}: judges an empty history: {found}"
+        diagnoses = list(cause.after(FinishedHistory(columns={"step": np.zeros(0), "loss": np.zeros(0)})))
+        assert not diagnoses, f"{cause.name}: judges an empty history: {diagnoses}"
     if cause.during is not None:
         _check_detector(cause, cause.during(), cause.during())
 
 
 def _check_detector(cause: Cause, detector: Detector, other: Detector) -> None:
-    """A healthy loss raises no alarm, and a detector that continues from saved state answers as the one that was saved."""
+    """Check that a healthy loss raises no alarm, and that a detector with loaded state answers as the one that was saved."""
     window = Window()
     for figures in _healthy(STEPS):
         window.push(figures)
-        found = detector.observe(window)
-        assert not _is_alarm(found), f"{cause.name}: alarm on a healthy loss at step {figures.step}: {found}"
+        diagnosis = detector.observe(window)
+        assert not _is_alarm(diagnosis), f"{cause.name}: alarm on a healthy loss at step {figures.step}: {diagnosis}"
     saved = json.loads(json.dumps(json_values.encode(detector.state_dict())))
     other.load_state_dict(json_values.decode(saved))
     for figures in _diverging(STEPS):
         window.push(figures)
         one, two = detector.observe(window), other.observe(window)
         assert str(one) == str(two), (
-            f"{cause.name}: answers otherwise after its state was saved and restored: {one}, {two}"
+            f"{cause.name}: gives another answer after its state was saved and loaded: {one}, {two}"
         )
         assert one is None or isinstance(one, Diagnosis), f"{cause.name}: gives a {type(one).__name__}, not a Diagnosis"
         assert detector.suspicious == other.suspicious, f"{cause.name}: `suspicious` is not part of its state"
@@ -59,8 +59,8 @@ def _check_detector(cause: Cause, detector: Detector, other: Detector) -> None:
             assert cause.cure(window, 1).action, f"{cause.name}: a cure says what to do in a sentence"
 
 
-def _is_alarm(found: Diagnosis | None) -> bool:
-    return found is not None and found.severity != "note"
+def _is_alarm(diagnosis: Diagnosis | None) -> bool:
+    return diagnosis is not None and diagnosis.severity != "note"
 
 
 def _healthy(count: int) -> list[StepFigures]:

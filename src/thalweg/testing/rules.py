@@ -45,12 +45,12 @@ def check_rule(rule: Rule) -> None:
 
 
 def variants(rule: Rule) -> list[dict[str, Any]]:
-    """Give the constants to test at: the defaults, and where there are switches or shares of nothing, all of them on."""
-    on: dict[str, Any] = {name: True for name, value in rule.constants.items() if isinstance(value, bool)}
+    """Give the constants to test at: the defaults, and the same with every switch True and every share of 0 at 0.5."""
+    changed: dict[str, Any] = {name: True for name, value in rule.constants.items() if isinstance(value, bool)}
     for name, value in rule.constants.items():
         if isinstance(value, float) and value == 0 and name in rule.ranges and rule.ranges[name].high <= 1:
-            on[name] = 0.5
-    return [dict(rule.constants), {**rule.constants, **on}] if on else [dict(rule.constants)]
+            changed[name] = 0.5
+    return [dict(rule.constants), {**rule.constants, **changed}] if changed else [dict(rule.constants)]
 
 
 def it_says_where_it_comes_from(rule: Rule, constants: Constants) -> None:
@@ -92,9 +92,11 @@ def it_is_elementwise(rule: Rule, constants: Constants) -> None:
     one_by_one = np.array([_evaluate(rule, constants, row) for row in values.T.tolist()]).T
     arrays = _evaluate(rule, constants, list(values))
     tensors = _evaluate(rule, constants, [torch.from_numpy(row) for row in values])
-    for place, column in enumerate(one_by_one):
-        for seen in (arrays[place], tensors[place]):
-            np.testing.assert_allclose(np.broadcast_to(np.asarray(seen), column.shape), column, rtol=1e-15, atol=1e-15)
+    for index, column in enumerate(one_by_one):
+        for result in (arrays[index], tensors[index]):
+            np.testing.assert_allclose(
+                np.broadcast_to(np.asarray(result), column.shape), column, rtol=1e-15, atol=1e-15
+            )
 
 
 def it_gives_matrices_the_same_as_tensors_and_as_arrays(rule: Rule, constants: Constants) -> None:
@@ -127,7 +129,7 @@ def it_stands_still_at_rate_zero(rule: Rule, constants: Constants) -> None:
     assert torch.equal(w, _starts(rule)[0]), "weights moved at lr=0"
 
 
-def it_stands_still_where_it_is_level(rule: Rule, constants: Constants) -> None:
+def it_stands_still_where_gradients_are_zero(rule: Rule, constants: Constants) -> None:
     """With gradients of 0, no decay and no steps before, no weight moves."""
     weights = _starts(rule)
     _descend(_optimizer(rule, constants, weights, weight_decay=0.0), weights, 3, sign=0.0)
@@ -179,7 +181,7 @@ def it_gives_the_same_bits_gathered_or_alone(rule: Rule, constants: Constants) -
     """Small tensors in one block and the same numbers in one large tensor move alike, in float64; matrices are never cut.
 
     The tensor engine gives the same bits. A compiled kernel may contract a product and a sum otherwise at a tensor's end than in
-    its midst, and what a rule sums up over all weights is rounded block by block: those need only come close.
+    the middle, and sums over all weights are rounded block by block: those need only come close.
     """
     if rule.is_matrix:
         return
@@ -236,7 +238,7 @@ def it_skips_a_nonfinite_gradient(rule: Rule, constants: Constants) -> None:
     assert _equal(before, [weights, list(optimizer.state.values())]), "weights or state changed"
 
 
-def it_is_found_again_by_name(rule: Rule, constants: Constants) -> None:
+def it_is_pickled_by_name(rule: Rule, constants: Constants) -> None:
     """A rule that is defined in a module is pickled by name and comes back as itself."""
     del constants
     if getattr(importlib.import_module(rule.equation.__module__), rule.name, None) is rule:
@@ -252,7 +254,7 @@ CLAIMS: tuple[Claim, ...] = (
     it_gives_matrices_the_same_as_tensors_and_as_arrays,
     it_does_not_write_into_its_arguments,
     it_stands_still_at_rate_zero,
-    it_stands_still_where_it_is_level,
+    it_stands_still_where_gradients_are_zero,
     it_moves_on_every_engine_as_in_its_plain_form,
     it_stays_finite_under_one_huge_gradient_that_is_clipped,
     it_goes_downhill,
@@ -260,7 +262,7 @@ CLAIMS: tuple[Claim, ...] = (
     it_gives_the_same_bits_gathered_or_alone,
     it_continues_from_its_state_dict,
     it_skips_a_nonfinite_gradient,
-    it_is_found_again_by_name,
+    it_is_pickled_by_name,
 )
 
 
@@ -269,7 +271,7 @@ def _refused(rule: Rule, constants: Constants) -> None:
         rule.complete(constants)
     except RuleError:
         return
-    raise AssertionError(f"{dict(constants)} was taken")
+    raise AssertionError(f"{dict(constants)} was accepted")
 
 
 def _evaluate(rule: Rule, constants: Constants, values: list[Any]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The contract of a decay shape: claims that hold for every one in `thalweg.schedule`, and that others can be tested for.
+"""The contract of a decay shape: claims that hold for every one in `thalweg.schedule` and can be tested for a third party's.
 
 Each claim is a function of a shape that raises AssertionError; `check_shape` runs all of them.
 """
@@ -42,7 +42,7 @@ def check_shape(shape: Shape) -> None:
 
 
 def it_is_found_by_its_name(shape: Shape) -> None:
-    """A plan has the name alone."""
+    """`lookup.get` gives the shape for its name, which is all that a plan records."""
     assert lookup.get(shape.name) is shape, f"{shape.name!r} is the name of another shape"
 
 
@@ -52,7 +52,7 @@ def it_says_what_it_does(shape: Shape) -> None:
     assert first.endswith("."), "the docstring does not begin with a sentence in one line"
     text = Schedule(shape.name, 60, 5).describe()
     assert "\n" not in text, "the description has several lines"
-    assert "None" not in text, f"the description speaks of None: {text}"
+    assert "None" not in text, f"the description contains None: {text}"
 
 
 def it_gives_finite_factors_between_zero_and_the_peak(shape: Shape) -> None:
@@ -65,7 +65,7 @@ def it_gives_finite_factors_between_zero_and_the_peak(shape: Shape) -> None:
 
 
 def it_is_a_pure_function_of_the_step(shape: Shape) -> None:
-    """The same factors in any order, so that a resumed run has the rates of an uninterrupted one."""
+    """The same factors in whatever order they are asked for, so that a resumed run has the rates of an uninterrupted one."""
     for schedule in _schedules(shape):
         steps = _steps(schedule)
         forward = [schedule.factor(step) for step in steps]
@@ -85,7 +85,7 @@ def it_rises_in_the_warm_up_and_stays_at_its_end(shape: Shape) -> None:
 
 
 def it_comes_back_from_its_record(shape: Shape) -> None:
-    """From a dict through JSON, from a pickle, and from a copy, with lengths of every kind."""
+    """Through a dict and JSON, a pickle, and a deep copy, with lengths of every kind."""
     for schedule in [Schedule(shape.name), Schedule(shape.name, "3 epochs", 0.1), *_schedules(shape)]:
         assert Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
         assert pickle.loads(pickle.dumps(schedule)) == schedule
@@ -113,14 +113,14 @@ CLAIMS: tuple[Claim, ...] = (
 
 def _schedules(shape: Shape) -> list[Schedule]:
     """Make schedules of several lengths, in steps; lengths that do not fit into one another are left out."""
-    found: list[Schedule] = []
+    schedules: list[Schedule] = []
     for total, warmup in product(TOTALS, WARMUPS):
         try:
-            found.append(Schedule(shape.name, total, warmup).resolve(steps_per_epoch=EPOCH))
+            schedules.append(Schedule(shape.name, total, warmup).resolve(steps_per_epoch=EPOCH))
         except ScheduleError:
             continue
-    assert found, f"no schedule of {TOTALS} steps can be made"
-    return found
+    assert schedules, f"no schedule of {TOTALS} steps can be made"
+    return schedules
 
 
 def _steps(schedule: Schedule) -> list[int]:
@@ -150,4 +150,4 @@ def _refused(shape: Shape, name: str, value: object) -> None:
         Schedule(shape.name, options={name: value})
     except ScheduleError:
         return
-    raise AssertionError(f"{name}={value!r} was taken")
+    raise AssertionError(f"{name}={value!r} was accepted")

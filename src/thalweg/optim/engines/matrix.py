@@ -22,7 +22,7 @@ class MatrixBlock(Block):
 
     def __init__(self, parameters: Sequence[Tensor], states: Sequence[State], group: GroupStep) -> None:
         (parameter,) = parameters
-        present = [s for s in states if s.is_kept(parameter.ndim >= 2)]
+        present = [s for s in states if s.exists_for(parameter.ndim >= 2)]
         super().__init__(parameters, states, group)
         self.is_present = [s in present for s in states]
         self.state_tensors = [_empty(s, parameter, self.compute_dtype) for s in present]

@@ -132,7 +132,7 @@ def _state_problem(parameter: Tensor, entry: Mapping[str, Any], states: Sequence
 def _state_shape(state: State, parameter: Tensor) -> torch.Size | None:
     """Give the shape that state must have; None where there is none for such a parameter."""
     is_matrix = parameter.ndim >= 2
-    if not state.is_kept(is_matrix):
+    if not state.exists_for(is_matrix):
         return None
     if state.shape == "weights" or not is_matrix:
         return parameter.shape
