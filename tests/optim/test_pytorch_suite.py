@@ -164,7 +164,7 @@ def problem(info, kwargs, dtype=torch.float32, strided=False, params=lambda weig
     return SimpleNamespace(weight=weight, bias=bias, optimizer=optimizer, closure=closure)
 
 
-def walk(one, schedules=(), steps=20):
+def take_steps(one, schedules=(), steps=20):
     """Go, and give the loss before and after."""
     before = float(one.closure().detach())
     for _ in range(steps):
@@ -269,7 +269,7 @@ def test_a_sparse_gradient_is_refused_with_what_to_do(info):
 @every_input
 def test_it_goes_the_right_direction(info, place, engine, strided):
     kwargs = kwargs_of(info, place)
-    assert goes_right(*walk(problem(info, {**kwargs, "engine": engine}, strided=strided)), kwargs)
+    assert goes_right(*take_steps(problem(info, {**kwargs, "engine": engine}, strided=strided)), kwargs)
 
 
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
@@ -278,7 +278,7 @@ def test_it_goes_the_right_direction_with_torchs_schedules(info, place, strided)
     for makers in info.scheduler_inputs:
         kwargs = kwargs_of(info, place)
         one = problem(info, kwargs, strided=strided)
-        assert goes_right(*walk(one, [make(one.optimizer) for make in makers]), kwargs)
+        assert goes_right(*take_steps(one, [make(one.optimizer) for make in makers]), kwargs)
 
 
 @every_class
@@ -289,7 +289,7 @@ def test_groups_with_schedules_go_the_right_direction(info):
             info.optim_inputs_func("cpu")[0].kwargs,
             params=lambda weight, bias: [{"params": [weight]}, {"params": [bias], "lr": 0.01}],
         )
-        assert goes_right(*walk(one, [make(one.optimizer) for make in makers]), {})
+        assert goes_right(*take_steps(one, [make(one.optimizer) for make in makers]), {})
 
 
 @every_class
@@ -301,8 +301,8 @@ def test_a_rate_in_a_tensor_is_the_rate(info):
         torch.manual_seed(5)
         other = problem(info, {**kwargs, "lr": torch.tensor(0.125)})
         for _ in range(5):
-            walk(one, steps=1)
-            walk(other, steps=1)
+            take_steps(one, steps=1)
+            take_steps(other, steps=1)
             assert torch.equal(other.weight, one.weight)
             assert torch.equal(other.bias, one.bias)
         assert isinstance(other.optimizer.param_groups[0]["lr"], torch.Tensor)
@@ -319,7 +319,7 @@ def test_a_groups_own_weight_decay_goes_the_right_direction(info, place):
             {"params": [bias], **kwargs, "weight_decay": 0.0},
         ],
     )
-    assert goes_right(*walk(one), kwargs)
+    assert goes_right(*take_steps(one), kwargs)
     assert one.optimizer.param_groups[1]["weight_decay"] == 0.0
 
 
@@ -340,7 +340,7 @@ def test_a_group_whose_rate_is_next_to_nothing_stays(info, place):
         return loss
 
     one.closure = with_still
-    assert goes_right(*walk(one), kwargs)
+    assert goes_right(*take_steps(one), kwargs)
     assert torch.equal(still.detach(), start)
 
 
@@ -607,7 +607,7 @@ both_names = pytest.mark.parametrize(
 def test_a_loaded_optimiser_goes_on_bit_for_bit_and_its_state_is_the_same(info, place, first, second):
     kwargs = kwargs_of(info, place)
     one = problem(info, kwargs, params=lambda weight, bias: named([weight, bias], first))
-    walk(one, steps=10)
+    take_steps(one, steps=10)
     torch.manual_seed(1)  # the same input
     other = problem(info, kwargs_of(info, place), params=lambda weight, bias: named([weight, bias], second))
     with torch.no_grad():
@@ -615,8 +615,8 @@ def test_a_loaded_optimiser_goes_on_bit_for_bit_and_its_state_is_the_same(info, 
         other.bias.copy_(one.bias)
     other.optimizer.load_state_dict(copy.deepcopy(one.optimizer.state_dict()))
     for _ in range(10):
-        walk(one, steps=1)
-        walk(other, steps=1)
+        take_steps(one, steps=1)
+        take_steps(other, steps=1)
         assert torch.equal(one.weight, other.weight)
         assert torch.equal(one.bias, other.bias)
     saved = contents(one.optimizer.state_dict(), names=False)
@@ -630,7 +630,7 @@ def test_a_loaded_optimiser_goes_on_bit_for_bit_and_its_state_is_the_same(info, 
 def test_a_state_from_before_an_option_existed_is_loaded(info):
     for place in range(len(info.optim_inputs_func("cpu"))):
         one = problem(info, kwargs_of(info, place))
-        walk(one, steps=3)
+        take_steps(one, steps=3)
         old = copy.deepcopy(one.optimizer.state_dict())
         deleted = [
             group.pop(flag) for group in old["param_groups"] for flag in info.not_og_supported_flags if flag in group
@@ -638,14 +638,14 @@ def test_a_state_from_before_an_option_existed_is_loaded(info):
         assert deleted
         one.optimizer.load_state_dict(old)
         before = one.weight.detach().clone()
-        walk(one, steps=1)
+        take_steps(one, steps=1)
         assert not torch.equal(one.weight.detach(), before)
 
 
 @every_class
 def test_a_state_that_another_implementation_of_torchs_saved_is_loaded(info):
     one = problem(info, {})
-    walk(one, steps=2)
+    take_steps(one, steps=2)
     saved = copy.deepcopy(one.optimizer.state_dict())
     saved["param_groups"][0].update(foreach=True, fused=True, capturable=True, differentiable=False)
     for entry in saved["state"].values():
@@ -653,7 +653,7 @@ def test_a_state_that_another_implementation_of_torchs_saved_is_loaded(info):
             entry["step"] = entry["step"].double()
     one.optimizer.load_state_dict(saved)
     before = one.weight.detach().clone()
-    walk(one, steps=1)
+    take_steps(one, steps=1)
     assert not torch.equal(one.weight.detach(), before)
     assert all(e["step"].dtype is torch.float32 for e in one.optimizer.state.values() if "step" in e)
 
@@ -663,7 +663,7 @@ def test_a_state_that_another_implementation_of_torchs_saved_is_loaded(info):
 def test_what_a_file_gives_back_is_what_was_saved_with_weights_only(info, has_names):
     for place in range(len(info.optim_inputs_func("cpu"))):
         one = problem(info, kwargs_of(info, place), params=lambda weight, bias: named([weight, bias], has_names))
-        walk(one, steps=3)
+        take_steps(one, steps=3)
         saved = one.optimizer.state_dict()
         file = io.BytesIO()
         torch.save(saved, file)
@@ -676,13 +676,13 @@ def test_what_a_file_gives_back_is_what_was_saved_with_weights_only(info, has_na
 def test_a_count_that_was_saved_as_a_number_is_loaded(info):
     for place in range(len(info.optim_inputs_func("cpu"))):
         one = problem(info, kwargs_of(info, place))
-        walk(one, steps=3)
+        take_steps(one, steps=3)
         saved = copy.deepcopy(one.optimizer.state_dict())
         for entry in saved["state"].values():
             if "step" in entry:
                 entry["step"] = entry["step"].item()
         one.optimizer.load_state_dict(saved)
-        walk(one, steps=1)
+        take_steps(one, steps=1)
         assert all(float(e["step"]) == 4.0 for e in one.optimizer.state.values() if "step" in e)
 
 
@@ -698,7 +698,7 @@ def test_torchs_class_and_ours_load_each_others_file(info, place, way):
     saving, loading = (options, {}) if way == "ours" else ({}, options)
     chosen = (lambda weight, bias: [weight]) if info.name in MATRICES_ONLY else (lambda weight, bias: [weight, bias])
     one = problem(saver, {**kwargs_of(info, place), **saving}, dtype=torch.float64, params=chosen)
-    walk(one, steps=3)
+    take_steps(one, steps=3)
     file = io.BytesIO()
     torch.save(one.optimizer.state_dict(), file)
     file.seek(0)
@@ -708,8 +708,8 @@ def test_torchs_class_and_ours_load_each_others_file(info, place, way):
         other.weight.copy_(one.weight)
         other.bias.copy_(one.bias)
     other.optimizer.load_state_dict(torch.load(file, weights_only=True))
-    walk(one, steps=3)
-    walk(other, steps=3)
+    take_steps(one, steps=3)
+    take_steps(other, steps=3)
     rtol, atol = LESS_NEAR.get(info.name, NEAR[torch.float64])
     torch.testing.assert_close(other.weight, one.weight, rtol=rtol, atol=atol)
     torch.testing.assert_close(other.bias, one.bias, rtol=rtol, atol=atol)
@@ -856,7 +856,7 @@ def test_it_can_be_printed(info):
 def test_a_copy_has_all_public_attributes(info):
     for place in range(len(info.optim_inputs_func("cpu"))):
         one = problem(info, kwargs_of(info, place))
-        walk(one, steps=3)
+        take_steps(one, steps=3)
 
         def public(optimizer):
             return {name for name in vars(optimizer) if not name.startswith("_")}

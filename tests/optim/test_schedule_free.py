@@ -172,9 +172,9 @@ def test_the_average_of_a_noisy_descent_lies_lower_than_the_weights():
         for _ in range(2000):
             weights[0].grad = weights[0] + torch.randn(100, generator=generator, dtype=torch.float64)
             optimizer.step()
-        walked = float((optimizer.state[weights[0]]["z"] ** 2).mean())
+        of_weights = float((optimizer.state[weights[0]]["z"] ** 2).mean())
         with optimizer.averaged():
-            assert float((weights[0] ** 2).mean()) < walked / 10
+            assert float((weights[0] ** 2).mean()) < of_weights / 10
 
 
 def test_the_authors_saved_state_goes_on_where_its_weights_were_y():

@@ -67,8 +67,8 @@ class BoundRule:
         def formula(decay: Any, w: Any, g: Any, *states: Any, cautious_scale: Any = None) -> Sequence[Any]:
             g = self.gradient(w, g, decay)
             w = w if cautious_scale is None else _in_float64(w)
-            inside = decay if decoupled and cautious_scale is None else 0.0
-            new, *rest = self._evaluate(rule.equation, w, g, states, inside)
+            equation_decay = decay if decoupled and cautious_scale is None else 0.0
+            new, *rest = self._evaluate(rule.equation, w, g, states, equation_decay)
             if cautious_scale is None:
                 return [new, *rest]
             update = new - w
