@@ -106,7 +106,7 @@ def test_sums_go_over_all_weights_of_a_group_whatever_blocks_they_are_in(engine)
     for _ in range(5):
         whole.step(np.sin(whole.w * factors) + 0.1)
     np.testing.assert_allclose(torch.cat([e.flatten() for e in ends]).numpy(), whole.w, rtol=1e-10)
-    assert optimizer.state[parameters[0]]["far"].item() == pytest.approx(whole.numbers["far"], rel=1e-12)
+    assert optimizer.state[parameters[0]]["far"].item() == pytest.approx(whole.carried["far"], rel=1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
