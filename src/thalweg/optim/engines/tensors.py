@@ -183,6 +183,7 @@ class TensorEngine:
 
         Together are parameters of one device, dtype and step count, in the kinds of block that take several.
         """
+        # Keyed by ids, since tensors compare by element. A block holds its tensors, so no id of one can be another's meanwhile.
         earlier = [block for _, _, partition in self._partitions for block, _ in partition]
         old = {(block.rule, block.states, *map(id, block.parameters)): block for block in earlier}
         fused = [block for block in old.values() if isinstance(block, FusedBlock)]
