@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,19 @@ REFUSED = {
         {"mode": "maximum"},
         r"`mode` is 'maximum'\. Give 'min' where less of 'loss' is better, else 'max'\.",
     ),
+    "a criterion whose direction nobody knows": (
+        {"metrics": {"swing": max}, "validation": (X, Y), "select": "swing"},
+        r"Whether less or more of 'swing' is better does not follow from its name\. Say so: mode=\"min\" or mode=\"max\"\.",
+    ),
+    "a criterion turned round": (
+        {"metrics": {"neg_mse": max}, "validation": (X, Y), "select": "neg_mse"},
+        r"Whether less or more of 'neg_mse' is better does not follow",
+    ),
+    "a criterion of both kinds": (
+        {"metrics": {"accuracy_error": max}, "validation": (X, Y), "select": "accuracy_error"},
+        r"Whether less or more of 'accuracy_error' is better does not follow",
+    ),
+    "a loss to be climbed": ({"mode": "max"}, r"`mode` is 'max', but of the loss less is better\."),
     "a name that is a number": ({"name": 3}, r"`name` is 3\. Give a short text; it names the run's folder\."),
     "an empty name": ({"name": " "}, r"`name` is ' '\. Give a short text"),
     "a step that is data": ({"step": X}, r"`step` is a Tensor, which cannot be called\. Give a function\."),
@@ -102,6 +116,37 @@ def test_parts_that_cannot_be_a_task_are_refused(case):
     parts, told = REFUSED[case]
     with pytest.raises(TaskError, match=told):
         task(**parts)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "mode"),
+    [
+        ("loss", "min"),
+        ("accuracy", "max"),
+        ("val_acc", "max"),
+        ("Top5-Accuracy", "max"),
+        ("macro f1", "max"),
+        ("roc_auc_score", "max"),
+        ("r2", "max"),
+        ("mean_average_precision", "max"),
+        ("rmse", "min"),
+        ("mean_absolute_error", "min"),
+        ("error_rate", "min"),
+        ("cross_entropy", "min"),
+        ("perplexity", "min"),
+    ],
+)
+def test_the_direction_of_a_well_known_criterion_follows_from_its_name(criterion, mode):
+    metrics = {} if criterion == "loss" else {criterion: max}
+    assert task(metrics=metrics, validation=(X, Y), select=criterion).mode == mode
+    if criterion != "loss":
+        other = {"min": "max", "max": "min"}[mode]
+        assert task(metrics=metrics, validation=(X, Y), select=criterion, mode=other).mode == other
+
+
+def test_a_direction_survives_a_changed_task():
+    made = task(metrics={"swing": max}, validation=(X, Y), select="swing", mode="max")
+    assert dataclasses.replace(made, name="other").mode == "max"
 
 
 def test_a_module_is_copied_and_never_changed():

@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import tomllib
 import types
@@ -106,6 +107,61 @@ class Source:
             raise TaskError(f"{path}: cannot be read as a task's source ({error}). Pass the task itself.") from error
 
 
+MORE_IS_BETTER = {
+    *(
+        "accuracy",
+        "acc",
+        "precision",
+        "recall",
+        "sensitivity",
+        "specificity",
+        "f1",
+        "auc",
+        "auroc",
+        "auprc",
+        "ap",
+        "map",
+    ),
+    *(
+        "iou",
+        "miou",
+        "dice",
+        "r2",
+        "mcc",
+        "kappa",
+        "top1",
+        "top5",
+        "ndcg",
+        "mrr",
+        "bleu",
+        "rouge",
+        "psnr",
+        "ssim",
+        "likelihood",
+    ),
+}
+LESS_IS_BETTER = {
+    *(
+        "loss",
+        "error",
+        "err",
+        "mse",
+        "rmse",
+        "mae",
+        "mape",
+        "smape",
+        "msle",
+        "nll",
+        "crossentropy",
+        "perplexity",
+        "ppl",
+    ),
+    *("brier", "cer", "wer", "fid", "ece", "bpc", "deviance"),
+}
+INVERTED = {"neg", "negative", "minus", "inverse"}
+"""Words in a criterion's name that tell whether less or more of it is better, and such as may turn it round."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What to descend.
@@ -125,7 +181,8 @@ class Task:
             such result (metrics need `loss`). Default: `step`.
         per_example_loss: `per_example_loss(model, batch)` -> one loss per example; for naming examples, not called yet.
         select: the criterion of best: "loss" or the name of a metric.
-        mode: "min" or "max" of that criterion.
+        mode: "min" or "max" of that criterion; "auto" goes by its name where that is well known ("accuracy", "val_rmse"), and
+            is refused for any other metric.
         collate_fn: puts single examples together into a batch, for ragged data.
         weights: one sampling weight per example, for drawing with replacement.
 
@@ -142,7 +199,7 @@ class Task:
     evaluate: Callable[[nn.Module, Any], StepResult] | None = None
     per_example_loss: Callable[[nn.Module, Any], Tensor] | None = None
     select: str = "loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max", "auto"] = "auto"
     collate_fn: Callable[[list[Any]], Any] | None = None
     weights: Any = None
     source: Source | None = None
@@ -167,6 +224,8 @@ class Task:
         if self.data is None:
             raise TaskError("The task has no `data`. Give (x, y), a Dataset, an IterableDataset or a DataLoader.")
         _check_metrics(self)
+        if self.mode == "auto":
+            object.__setattr__(self, "mode", _known_mode(self.select))
 
     def make_model(self) -> nn.Module:
         """Make a model to start from: the factory's, or a copy of the person's module.
@@ -251,8 +310,10 @@ def _check_metrics(task: Task) -> None:
     choices = ["loss", *task.metrics]
     if task.select not in choices:
         raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{nearest(task.select, choices)}")
-    if task.mode not in ("min", "max"):
+    if task.mode not in ("min", "max", "auto"):
         raise TaskError(f"`mode` is '{task.mode}'. Give 'min' where less of '{task.select}' is better, else 'max'.")
+    if task.select == "loss" and task.mode == "max":
+        raise TaskError("`mode` is 'max', but of the loss less is better. Leave `mode` out, or select a metric.")
     if task.select != "loss" and task.validation is None:
         raise TaskError(f"`select` is '{task.select}', which is measured on validation data. Give `validation`.")
     if task.metrics and task.validation is None:
@@ -261,6 +322,17 @@ def _check_metrics(task: Task) -> None:
         raise TaskError(
             "Metrics are computed from model outputs and targets, which needs `loss`. Give it beside `step`."
         )
+
+
+def _known_mode(criterion: str) -> Literal["min", "max"]:
+    """Tell by a criterion's name whether less or more of it is better. Raises TaskError where the name does not say."""
+    words = set(re.findall(r"[a-z0-9]+", criterion.lower().replace("cross_entropy", "crossentropy")))
+    more, less = bool(words & MORE_IS_BETTER), bool(words & LESS_IS_BETTER)
+    if more == less or words & INVERTED:
+        raise TaskError(
+            f'Whether less or more of \'{criterion}\' is better does not follow from its name. Say so: mode="min" or mode="max".'
+        )
+    return "max" if more else "min"
 
 
 def parse_source(address: str, arguments: Mapping[str, Any] | None = None) -> Source:

@@ -188,9 +188,12 @@ def _found_rate(search: Search, full: int, seconds: float, validated: bool) -> t
         "price": round(1 + search.steps_paid / full, 2),
         "seconds": seconds,
     }
+    judged = "" if validated else "; judged by the training loss, as there are no validation data"
+    if search.select != "loss":
+        judged = f"; judged by {search.select}, of which {'more' if search.mode == 'max' else 'less'} is better"
     reason = (
         f"best of {len(search.scores)} short runs, each a complete schedule, up to {longest} steps;"
         f" {best:.3g} there, {rate:.3g} for {full} steps, as longer runs want lower rates"
-        f"{'' if validated else '; judged by the training loss, as there are no validation data'}"
+        f"{judged}"
     )
     return rate, Evidence("searched", reason, figures)
