@@ -135,7 +135,8 @@ def with_learning_rate(problem: Problem, request: Request, plan: Plan, say: Say)
         return with_choices(plan, {"learning_rate": (plan.learning_rate, Evidence("default", reason))})
     low, high = priors.rate_range(plan.rule)
     task = problem.task
-    search = Search(partial(trial_plan, plan, request), low, high, rungs, request.seed, task.select, task.mode, say)
+    mode = "max" if task.mode == "max" else "min"
+    search = Search(partial(trial_plan, plan, request), low, high, rungs, request.seed, task.select, mode, say)
     started = time.perf_counter()
     try:
         run_trials(search, problem)
