@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thalweg.landscape.objective import Objective, class_count
+from thalweg.landscape.reduction import loss_option, unwrap
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, tree_map
 
@@ -121,14 +122,14 @@ def constant_loss(objective: Objective, output: Any, target: Any) -> tuple[float
     if not isinstance(target, Tensor) or not isinstance(output, Tensor):
         return None
     if class_count(task, output) is not None and not target.is_floating_point():
-        labels = target[target != getattr(task.loss, "ignore_index", -100)].flatten()
+        labels = target[target != loss_option(task.loss, "ignore_index", -100)].flatten()
         counts = torch.bincount(labels).double()
-        weight = getattr(task.loss, "weight", None)
+        weight = loss_option(task.loss, "weight")
         if isinstance(weight, Tensor):
             counts *= weight[: len(counts)].to(counts)
         shares = counts / counts.sum().clamp_min(1e-12)
         return float(-(shares * shares.clamp_min(1e-12).log()).sum()), "entropy of the labels"
-    if task.loss is nn.functional.mse_loss or isinstance(task.loss, nn.MSELoss):
+    if unwrap(task.loss)[0] is F.mse_loss or isinstance(task.loss, nn.MSELoss):
         return float(target.double().var(0, correction=0).mean()), "variance of the targets"
     return None
 
@@ -211,7 +212,8 @@ def compares(task: Task, output: Any, target: Any) -> Compares:
     absolute and Huber's error.
     """
     loss = task.loss
-    known = _COMPARES.get(loss if loss in _COMPARES else type(loss), "")
+    inner, _ = unwrap(loss)
+    known = _COMPARES.get(inner if inner in _COMPARES else type(inner), "")
     numbers = isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape == target.shape
     if known or not (numbers and output.is_floating_point() and not target.is_complex()):
         return known
