@@ -194,11 +194,11 @@ REFUSED = {
     ),
     "a loss that fails": (
         (classifier, lambda o, t: 1 / 0, (X, Y)),
-        r"The loss failed on the first training batch.*ZeroDivisionError: division by zero\.",
+        r"The loss failed on the first training batch.*ZeroDivisionError: division by zero \(test_rehearsal\.py, line \d+\)\.$",
     ),
     "a loss of one argument": (
         (classifier, lambda o: o.mean(), (X, Y)),
-        r"The loss failed .*takes 1 positional argument",
+        r"The loss failed .*takes 1 positional argument.*It is called as loss\(output, target\)\.$",
     ),
     "a frozen model": (
         (lambda: classifier().requires_grad_(False), F.cross_entropy, (X, Y)),
@@ -273,14 +273,30 @@ def test_a_step_may_read_what_a_hugging_face_model_returns():
 @pytest.mark.parametrize(
     ("step", "told"),
     [
-        (lambda m, b: None, r"`step` returned a NoneType\. It returns the loss, or \(loss, weight\)"),
+        (lambda m, b: None, r"`step` returned nothing\. End it with `return loss`\.$"),
         (
-            lambda m, b: {"loss": m(b[0]).mean()},
-            r"`step` returned a dict\. .* \(a GAN, say\) are not what thalweg trains",
+            lambda m, b: m(b[0]).mean().item(),
+            r"`step` returned a float\. Return the loss as a tensor, without \.item\(\)\.$",
         ),
+        (
+            lambda m, b: {"total_loss": m(b[0]).mean()},
+            r"`step` returned a dict\. .*: losses\['total_loss'\], or the sum",
+        ),
+        (
+            lambda m, b: SimpleNamespace(loss=m(b[0]).mean()),
+            r"`step` returned a SimpleNamespace\. Return its loss: outputs\.loss\.$",
+        ),
+        (
+            lambda m, b: [m(b[0]).mean(), m(b[0]).mean()],
+            r"`step` returned a list\. It returns the loss, .*\(a GAN, say\) are not what thalweg trains",
+        ),
+        (lambda m, b: (m(b[0]).mean(), m(b[0])), r"`step` returned the weight \(8, 3\) float32.*Return the loss alone"),
         (lambda m, b: (m(b[0]).mean(), 0), r"`step` returned the weight 0 for the first batch\. It must be above zero"),
         (lambda m, b: (m(b[0]).mean(), -2.0), r"returned the weight -2 for"),
-        (lambda m, b: (m(b[0]).mean(), torch.ones(3)), r"`step` returned the weight .*It is one number"),
+        (
+            lambda m, b: (m(b[0]).mean(), torch.ones(3)),
+            r"`step` returned the weight \(3,\) float32, but \(loss, weight\) has one number",
+        ),
         (lambda m, b: m.no_such_thing, r"`step` failed on the first training batch: AttributeError"),
         (lambda m, b: m(b[0]), r"The loss has the shape \(8, 3\)"),
     ],
@@ -288,6 +304,51 @@ def test_a_step_may_read_what_a_hugging_face_model_returns():
 def test_a_step_that_returns_something_else_is_told(step, told):
     with pytest.raises(TaskError, match=told):
         rehearse(own_step(step), classifier(), (X, Y))
+
+
+def left_gradients(model, batch):
+    loss = model(batch[0]).square().mean()
+    loss.backward(retain_graph=True)
+    return loss
+
+
+def trained_by_itself(model, batch):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    loss = model(batch[0]).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def linear_in_the_weights(model, batch):
+    loss = model[0](batch[0]).mean()  # its second backward() does not fail
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("step", [left_gradients, trained_by_itself, linear_in_the_weights])
+def test_a_step_that_calls_backward_is_refused(step):
+    with pytest.raises(
+        TaskError,
+        match=r"^`step` called backward\(\), and left gradients.*Return the loss alone: gradient and optimizer step",
+    ):
+        rehearse(own_step(step), classifier(), (X, Y))
+
+
+def test_a_step_may_take_gradients_that_it_does_not_leave():
+    def by_inputs(model, batch):
+        x = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return slope.square().mean()
+
+    def adversarial(model, batch):
+        x = batch[0].clone().requires_grad_()
+        F.cross_entropy(model(x), batch[1]).backward()
+        model.zero_grad()
+        return F.cross_entropy(model(x.detach() + 0.1 * x.grad.sign()), batch[1])
+
+    rehearse(own_step(by_inputs), classifier(), (X, Y))
+    rehearse(own_step(adversarial), classifier(), (X, Y))
 
 
 def test_evaluate_may_go_without_gradients():

@@ -15,6 +15,7 @@ from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import Rehearsal, rehearse
+from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, check_labels
 from thalweg.records.task import Task
@@ -96,7 +97,8 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
         rehearsal, count = _rehearse_training(own, model, train, chosen_device)
-        without_gradient = _without_gradient(model, rehearsal.loss)
+        batch = first_batch(train, chosen_device, count)
+        without_gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         _check_all_labels(task, rehearsal.output, train, validation)
         casts = rehearsal.casts
         if validation is not None:
@@ -189,15 +191,6 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
             f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
         )
     return rehearsal, count
-
-
-def _without_gradient(model: nn.Module, loss: Tensor) -> tuple[str, ...]:
-    """Give the names of the trainable parameters that get no gradient from a loss. Raises TaskError where backward fails."""
-    try:
-        loss.backward()
-    except RuntimeError as error:
-        raise TaskError(f"The gradient failed on the first batch: {_first_line(error)}") from error
-    return tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
 
 
 def _extra_state(model: nn.Module) -> list[str]:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.errors import DataError, TaskError, ThalwegError
-from thalweg.landscape.objective import (
-    ONE_EXAMPLE_ERROR,
-    ONE_EXAMPLE_HINT,
-    Casts,
-    Objective,
-    check_labels,
-    describe,
-    loss_and_weight,
-)
+from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
+from thalweg.errors import DataError, TaskError
+from thalweg.landscape.objective import Casts, Objective, check_labels, describe, loss_and_weight
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, nonfinite_rows
 
-_DTYPE_WORDS = ("dtype", "scalar type", "Byte", "Input type")  # of PyTorch's messages for inputs of a wrong dtype
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.split` gives it
 
 
@@ -82,28 +73,38 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool)
     if own is None:
         return _run_model_and_loss(Objective(task, casts), model, batch, where)
     function = "step" if own is task.step else "evaluate"
-    loss, weight = _translate(
-        lambda: loss_and_weight(own(model, batch), function), f"`{function}` failed on the {where}"
-    )
+    with naming_errors(f"`{function}`", f"on the {where}"):
+        loss, weight = loss_and_weight(own(model, batch), function)
     _check_weight(weight, function)
+    if training:
+        _check_no_own_backward(model)
     return Rehearsal(loss, None, casts)
+
+
+def _check_no_own_backward(model: nn.Module) -> None:
+    """Refuse a `step` that leaves gradients: the loop's own would be added to them."""
+    if any(p.grad is not None and p.grad.any() for p in model.parameters()):
+        raise TaskError(
+            "`step` called backward(), and left gradients to which that of the loss it returns is added. Return the loss alone:"
+            " gradient and optimizer step are done for it (torch.autograd.grad gives gradients for a loss that needs them)."
+        )
 
 
 def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str) -> Rehearsal:
     task, parts = objective.task, objective.split(batch)
-    output, target = _translate(
-        lambda: objective.outputs(model, batch),
-        f"The model failed on the {where} ({_describe(parts)})",
-        lambda text: _model_hint(text, parts),
-        raises_dtype_mismatch=True,
-    )
+    try:
+        with naming_errors("The model", f"on the {where} ({_describe(parts)})", advice=lambda e: _model_hint(e, parts)):
+            output, target = objective.outputs(model, batch)
+    except TaskError as error:
+        if is_dtype_mismatch(error.__cause__):
+            raise _DtypeMismatchError(str(error)) from error
+        raise
     check_labels(task, output, target)
-    failed = f"The loss failed on the {where}: the model gives {describe(output)}, the target is {describe(target)}"
+    shapes = f"on the {where}: the model gives {describe(output)}, the target is {describe(target)}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loss, dtype = _translate(
-            lambda: _loss_and_target_dtype(task, output, target), failed, lambda _: _loss_hint(output, target)
-        )
+        with naming_errors("The loss", shapes, advice=lambda e: _loss_hint(e, output, target)):
+            loss, dtype = _loss_and_target_dtype(task, output, target)
     casts = objective.cast_inputs
     if dtype is not None:
         casts, target = casts._replace(target=dtype), target.to(dtype)
@@ -139,48 +140,28 @@ def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
     return choices
 
 
-def _translate(
-    run: Callable[[], Any],
-    failed: str,
-    hint: Callable[[str], str] = lambda _: "",
-    *,
-    raises_dtype_mismatch: bool = False,
-) -> Any:
-    """Call `run`, and turn whatever it raises into a TaskError: `failed`, the error in a line, and a hint from its text.
-
-    thalweg's own errors and those of memory that ran out pass unchanged. With `raises_dtype_mismatch` an error about dtypes
-    becomes a `_DtypeMismatchError`, after which other dtypes are tried.
-    """
-    try:
-        return run()
-    except (ThalwegError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
-            raise
-        message = f"{failed}: {type(error).__name__}{': ' if text else ''}{text}.{hint(text)}"
-        if raises_dtype_mismatch and isinstance(error, RuntimeError) and any(word in text for word in _DTYPE_WORDS):
-            raise _DtypeMismatchError(message) from error
-        raise TaskError(message) from error
-
-
-def _model_hint(text: str, parts: Parts) -> str:
+def _model_hint(error: Exception, parts: Parts) -> str:
+    text = str(error)
     integers = [leaf for leaf in leaves(parts[:2]) if not leaf.is_floating_point() and leaf.numel()]
     if "index out of range" in text and integers:
         largest, least = max(int(leaf.max()) for leaf in integers), min(int(leaf.min()) for leaf in integers)
-        return f" Inputs run from {least} to {largest}: an embedding needs {largest + 1} rows, and none below 0."
-    if ONE_EXAMPLE_ERROR in text:
-        return ONE_EXAMPLE_HINT
-    return " Compare these shapes with what the model's first layers take."
+        return f"Inputs run from {least} to {largest}: an embedding needs {largest + 1} rows, and none below 0."
+    return advice_on(error) or "Compare these shapes with what the model's first layers take."
 
 
-def _loss_hint(output: Any, target: Any) -> str:
+def _loss_hint(error: Exception, output: Any, target: Any) -> str:
+    known = advice_on(error)
+    if known:
+        return known
+    if isinstance(error, TypeError) and "positional argument" in str(error):
+        return "It is called as loss(output, target)."
     if not isinstance(target, Tensor):
-        return " Targets must be numbers: code labels as 0, 1, 2, …"
+        return "Targets must be numbers: code labels as 0, 1, 2, …"
     if isinstance(output, Tensor) and output.numel() == target.numel() and output.shape != target.shape:
-        return " Give both the same shape: y[:, None], or output.squeeze(1)."
-    return " Make the model's last layer, the targets and the loss fit each other."
+        return "Give both the same shape: y[:, None], or output.squeeze(1)."
+    if isinstance(error, IndexError | RuntimeError | ValueError):  # what PyTorch raises for shapes and values
+        return "Make the model's last layer, the targets and the loss fit each other."
+    return ""
 
 
 def _describe(parts: Parts) -> str:
@@ -227,7 +208,8 @@ def _check_weight(weight: Any, function: str) -> None:
         value = float(weight.detach() if isinstance(weight, Tensor) else weight)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TaskError(
-            f"`{function}` returned the weight {weight!r}. It is one number, such as a count of tokens."
+            f"`{function}` returned the weight {describe(weight)}, but (loss, weight) has one number as its weight, such as a"
+            f" count of tokens. Return the loss alone where the second is something else."
         ) from error
     if not (math.isfinite(value) and value > 0):
         raise TaskError(

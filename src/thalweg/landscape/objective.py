@@ -168,9 +168,26 @@ def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | 
         return result, None
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
         return result[0], result[1]
-    raise TaskError(
-        f"`{function}` returned a {type(result).__name__}. It returns the loss, or (loss, weight), both scalars; several losses"
-        f" with an optimiser each (a GAN, say) are not what thalweg trains."
+    raise TaskError(f"`{function}` returned {_returned(result, function)}")
+
+
+def _returned(result: Any, function: str) -> str:
+    """Say what `step` or `evaluate` returned instead of a loss, and what to return."""
+    what = f"a {type(result).__name__}"
+    if result is None:
+        return "nothing. End it with `return loss`."
+    if isinstance(result, int | float):
+        return f"{what}. Return the loss as a tensor, without .item()."
+    if isinstance(getattr(result, "loss", None), Tensor):
+        return f"{what}. Return its loss: outputs.loss."
+    if isinstance(result, Mapping):
+        key = next((key for key in cast("Mapping[Any, Any]", result) if "loss" in str(key)), "loss")
+        return f"{what}. Return the loss that is to fall: losses[{key!r}], or the sum of several."
+    if function == "evaluate" and isinstance(result, tuple):
+        what += " that does not begin with the loss"
+    return (
+        f"{what}. It returns the loss, or (loss, weight), both scalars: the sum of several losses; several losses with an"
+        f" optimiser each (a GAN, say) are not what thalweg trains."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from torch.utils.data import default_collate
@@ -13,6 +14,7 @@ from thalweg.errors import DataError, ThalwegError
 from thalweg.sampling.order import mix
 from thalweg.sampling.seeds import seed_all
 
+LONGEST = 240  # characters of an error's own text: some of PyTorch's go on for thousands
 Collate = Callable[[list[Any]], Any]
 
 
@@ -95,7 +97,7 @@ def with_data_errors(batches: Iterator[Any], name: str) -> Generator[Any]:
 
 def describe_error(error: BaseException) -> str:
     """Describe an error in one line: its type, its first line, and the file and line in the user's code that raised it."""
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    text = shorten((str(error).strip().splitlines() or [""])[0], LONGEST, placeholder=" …").rstrip(".")
     if text.startswith("Caught ") and " in DataLoader worker" in text:  # the last line is the error itself
         return str(error).strip().splitlines()[-1]
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
