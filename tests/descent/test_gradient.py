@@ -106,7 +106,7 @@ def test_out_of_memory_with_one_example_is_an_error_that_says_so() -> None:
         walk(descent, recorder)
 
 
-def test_another_error_of_the_model_is_passed_on() -> None:
+def test_another_error_of_the_model_is_told_with_its_step_and_line_and_is_the_cause() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -118,8 +118,10 @@ def test_another_error_of_the_model_is_passed_on() -> None:
                 raise RuntimeError("my own mistake")
             return self.inner(x)
 
-    with pytest.raises(RuntimeError, match="my own mistake"):
+    told = r"The model or the loss failed in step \d: RuntimeError: my own mistake \(test_gradient.py, line \d+\)"
+    with pytest.raises(tw.TaskError, match=told) as caught:
         tw.train(classes(model=Broken), plan())
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_dropout_is_a_function_of_seed_and_place() -> None:

@@ -46,9 +46,13 @@ class Reduction:
     def weight(self, target: Any, size: int) -> float:
         """Give the weight of a part of `size` examples; 0 where all its targets are ignored, so that it has no mean.
 
+        The loss of the whole is the parts' weighted average; where it is a sum, their sum: all weigh 1.
+
         >>> Reduction("targets", ignored=-100).weight(torch.tensor([3, -100, 1]), 3)
         2.0
         """
+        if self.kind == "sum":
+            return 1.0
         if self.kind != "targets" or not isinstance(target, Tensor) or target.is_complex():
             return float(size)
         counts = _counting(target, self.ignored)
@@ -133,7 +137,9 @@ def measure_reduction(loss: Callable[[Any, Any], Any], output: Any, target: Any,
     return _agreeing(whole, losses, list(zip(candidates, weights, strict=True)))
 
 
-def compare_parts(whole: Sequence[float], parts: Sequence[float], weights: Sequence[Any], sizes: Sequence[int]) -> Reduction:
+def compare_parts(
+    whole: Sequence[float], parts: Sequence[float], weights: Sequence[Any], sizes: Sequence[int]
+) -> Reduction:
     """Find the reduction from losses alone, for a task's own `step`: two of the whole batch, and one of each part.
 
     `weights` are those that the step returned beside the parts' losses, or None.
@@ -150,7 +156,7 @@ def _agreeing(
     whole: Sequence[float], parts: Sequence[float], candidates: Sequence[tuple[Reduction, Sequence[float]]]
 ) -> Reduction:
     """Give the first of the candidates, each with the weights of the parts, under which the parts make up the whole."""
-    if not all(math.isfinite(value) for value in (*whole, *parts)) or not _close(*whole, parts):
+    if not all(math.isfinite(value) for value in (*whole, *parts)) or not _close(whole[0], whole[1], parts):
         return Reduction("unknown")  # not finite, or random
     for candidate, weights in candidates:
         if _close(_average(parts, weights), whole[0], parts):

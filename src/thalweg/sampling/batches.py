@@ -288,8 +288,8 @@ def smallest_part(count: int, batch_size: int, accumulate: int) -> int:
 def iterate_once(source: Source, size: int, *, own: bool = True) -> Iterator[tuple[Any, int]]:
     """Go through all examples once: pairs (batch, number of examples).
 
-    Batches of `size` examples in the order of the data. Those of a user's loader have the loader's own size, `drop_last` and, where
-    it shuffles, an order that is always the same one; with `own=False` its examples too come in batches of `size`.
+    Batches of `size` examples in the order of the data. Those of a user's loader have the loader's own size and `drop_last` and,
+    where it shuffles, an order that is always the same one; with `own=False` its examples too come in batches of `size`.
     """
     if isinstance(source, StreamSource):
         for batch in source.open(0, 0, size, 0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,16 +65,24 @@ def _widen(target: Tensor) -> Tensor:
     return target.long() if target.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else target
 
 
-def nonfinite_text(source: Source, name: str) -> str | None:
-    """Say where data in memory hold NaN or infinity: how many rows, and the first rows and columns; None where nowhere."""
+class NonFinite(NamedTuple):
+    """Where data in memory hold NaN or infinity: in words, and the rows of the first part that does."""
+
+    text: str
+    rows: list[int]
+
+
+def find_nonfinite(source: Source, name: str) -> NonFinite | None:
+    """Look for NaN and infinity in data in memory; None where there are none, or the data are read one by one."""
     for part, leaf in enumerate(leaves(source.nest) if isinstance(source, TensorSource) else []):
         rows = nonfinite_rows(leaf)
         if rows:
             columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
-            return (
+            text = (
                 f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
                 f" rows {few(rows)}, columns {few(columns)}"
             )
+            return NonFinite(text, rows)
     return None
 
 

@@ -282,27 +282,38 @@ class Rows:
 
 
 def _open_loader(loader: DataLoader[Any], name: str) -> Source:
-    standard = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
-    known_order = type(loader.sampler) in (RandomSampler, SequentialSampler)
-    not_each_once = isinstance(loader.sampler, RandomSampler) and (
-        loader.sampler.replacement or loader.sampler._num_samples
-    )
-    if not (standard and known_order) or not_each_once:
-        return StreamSource(loader, batch_size=loader.batch_size, name=name)
+    own = _own_batches(loader)
+    if own is None:
+        return StreamSource(loader, batch_size=_batch_size(loader), name=name)
+    count = len(cast(Any, loader.dataset))
+    if own.drop_last and 0 < count < own.size:
+        raise DataError(
+            f"`{name}` gives no batch: its loader drops what is smaller than {own.size}, and there are {count} examples."
+            f" Set drop_last=False, or a smaller batch_size."
+        )
     options = {
         key: getattr(loader, key) for key in ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
     }
     if loader.num_workers:
         options["prefetch_factor"] = loader.prefetch_factor
-    assert loader.batch_size is not None
-    own = OwnBatches(loader.batch_size, loader.drop_last, not isinstance(loader.sampler, SequentialSampler))
-    if loader.drop_last and len(cast(Any, loader.dataset)) < loader.batch_size:
-        raise DataError(
-            f"`{name}` gives no batch: its loader drops what is smaller than {loader.batch_size}, and there are"
-            f" {len(cast(Any, loader.dataset))} examples. Set drop_last=False, or a smaller batch_size."
-        )
     given = {key: value for key, value in options.items() if value}
     return ItemSource(loader.dataset, loader.collate_fn, name=name, own_batches=own, **given)
+
+
+def _own_batches(loader: DataLoader[Any]) -> OwnBatches | None:
+    """Give how a loader cuts its data where it goes through all of them once, in order or shuffled; else None."""
+    cutter = loader.batch_sampler
+    if type(loader) is not DataLoader or type(cutter) is not BatchSampler:
+        return None
+    sampler = cast(
+        Any, cutter.sampler
+    )  # not the loader's own, which stands for nothing where it was given a batch sampler
+    shuffle = type(sampler) is RandomSampler
+    if not shuffle and type(sampler) is not SequentialSampler:
+        return None
+    if (shuffle and (sampler.replacement or sampler._num_samples)) or sampler.data_source is not loader.dataset:
+        return None
+    return OwnBatches(cutter.batch_size, cutter.drop_last, shuffle)
 
 
 def loader_knobs(data: Any) -> dict[str, Any]:
@@ -315,19 +326,26 @@ def loader_knobs(data: Any) -> dict[str, Any]:
         return {}
     loader = cast("DataLoader[Any]", data)
     knobs: dict[str, Any] = {"workers": loader.num_workers}
-    if loader.batch_size is not None:
-        knobs |= {"batch_size": _batch_size(loader), "drop_last": loader.drop_last}
-    elif isinstance(getattr(loader.batch_sampler, "batch_size", None), int):
-        knobs["batch_size"] = cast(Any, loader.batch_sampler).batch_size
-    return knobs | {"shuffle": not isinstance(loader.sampler, SequentialSampler)}
+    cutter, size = loader.batch_sampler, _batch_size(loader)
+    if size is not None:
+        knobs["batch_size"] = _at_most_all(loader, size)
+        if loader.batch_size is not None or isinstance(getattr(cutter, "drop_last", None), bool):
+            knobs["drop_last"] = bool(getattr(cutter, "drop_last", loader.drop_last))
+    sampler = getattr(cutter, "sampler", loader.sampler)
+    return knobs | {"shuffle": not isinstance(sampler, SequentialSampler)}
 
 
-def _batch_size(loader: DataLoader[Any]) -> int:
-    """Give a loader's batch size, at most the number of examples: with fewer, a loader gives all of them as one batch."""
-    assert loader.batch_size is not None
+def _batch_size(loader: DataLoader[Any]) -> int | None:
+    """Give the batch size of a loader or its batch sampler, where it has one."""
+    size = loader.batch_size if loader.batch_size is not None else getattr(loader.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _at_most_all(loader: DataLoader[Any], size: int) -> int:
+    """Give a batch size, at most the number of examples: with fewer, a loader gives all of them as one batch."""
     if isinstance(loader.dataset, IterableDataset) or loader.drop_last or not hasattr(loader.dataset, "__len__"):
-        return loader.batch_size
-    return min(loader.batch_size, max(1, len(cast(Any, loader.dataset))))
+        return size
+    return min(size, max(1, len(cast(Any, loader.dataset))))
 
 
 def leaves(nest: Any) -> list[Tensor]:

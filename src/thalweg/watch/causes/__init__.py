@@ -22,6 +22,7 @@ from thalweg.watch.causes.nonfinite import nonfinite
 from thalweg.watch.causes.nothing_learnt import nothing_learnt
 from thalweg.watch.causes.nothing_to_learn import nothing_to_learn
 from thalweg.watch.causes.overfitting import overfitting
+from thalweg.watch.causes.summed_loss import summed_loss
 from thalweg.watch.causes.train_validation_leak import train_validation_leak
 from thalweg.watch.causes.unfittable_batch import unfittable_batch
 from thalweg.watch.causes.unused_parameter import unused_parameter
@@ -37,6 +38,7 @@ CAUSES: dict[str, Cause] = {
     "nothing-learnt": nothing_learnt,
     "nothing-to-learn": nothing_to_learn,
     "overfitting": overfitting,
+    "summed-loss": summed_loss,
     "train-validation-leak": train_validation_leak,
     "unfittable-batch": unfittable_batch,
     "unused-parameter": unused_parameter,
