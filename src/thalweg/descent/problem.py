@@ -14,13 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.rehearsal import Rehearsal, rehearse
+from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse
+from thalweg.descent.target_check import check_targets
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError
-from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, check_labels
+from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
-from thalweg.sampling import Source, StreamSource, TensorSource, check_weights, mix
+from thalweg.sampling import Source, StreamSource, check_weights, mix
 from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch, open_data
 from thalweg.sampling.sources import seed_all
@@ -99,11 +100,13 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         rehearsal, count = _rehearse_training(own, model, train, chosen_device)
         batch = first_batch(train, chosen_device, count)
         without_gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
-        _check_all_labels(task, rehearsal.output, train, validation)
+        notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
         casts = rehearsal.casts
         if validation is not None:
             model.eval()
-            casts = rehearse(own, model, first_batch(validation, chosen_device, count), training=False).casts
+            rehearsed = rehearse(own, model, first_batch(validation, chosen_device, count), training=False)
+            casts = rehearsed.casts
+            notes += check_targets(Objective(own, casts), model, validation, rehearsed.calls, count, VALIDATION)
             model.train()
         notes += _extra_state(model)
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
@@ -214,15 +217,6 @@ def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, d
     except Exception as error:
         return ONE_EXAMPLE_ERROR in str(error)
     return False
-
-
-def _check_all_labels(task: Task, output: Any, *sources: Source | None) -> None:
-    """Check the labels of all data in memory against the number of outputs. Raises DataError."""
-    for source in sources:
-        if isinstance(source, TensorSource) and isinstance(source.nest, tuple) and len(source.nest) > 1:
-            target = source.nest[-1]
-            if isinstance(target, Tensor) and not target.is_floating_point():
-                check_labels(task, output, target)
 
 
 def _first_line(error: BaseException) -> str:

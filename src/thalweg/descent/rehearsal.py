@@ -11,19 +11,24 @@ from torch import Tensor, nn
 
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import Casts, Objective, check_labels, describe, loss_and_weight
+from thalweg.landscape.loss_calls import LossCalls
+from thalweg.landscape.loss_contracts import LossCall
+from thalweg.landscape.objective import Casts, Objective, describe, loss_and_weight
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, nonfinite_rows
 
+VALIDATION = " of `validation`"  # after a row's number in messages
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.split` gives it
 
 
 class Rehearsal(NamedTuple):
-    """What a first batch gave: the loss, the model's output (None under a `step` of the task's own), and the casts it needs."""
+    """What a first batch gave: the loss, the model's output (None under a `step` of the task's own), the casts it needs, and
+    which of PyTorch's losses were called."""
 
     loss: Tensor
     output: Any
     casts: Casts
+    calls: tuple[LossCall, ...] = ()
 
 
 def rehearse(
@@ -71,14 +76,14 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool)
     where = "first training batch" if training else "first validation batch"
     own = task.step if training else task.evaluate or task.step
     if own is None:
-        return _run_model_and_loss(Objective(task, casts), model, batch, where)
+        return _run_model_and_loss(Objective(task, casts), model, batch, where, "" if training else VALIDATION)
     function = "step" if own is task.step else "evaluate"
-    with naming_errors(f"`{function}`", f"on the {where}"):
+    with naming_errors(f"`{function}`", f"on the {where}"), LossCalls("" if training else VALIDATION) as noted:
         loss, weight = loss_and_weight(own(model, batch), function)
     _check_weight(weight, function)
     if training:
         _check_no_own_backward(model)
-    return Rehearsal(loss, None, casts)
+    return Rehearsal(loss, None, casts, tuple(noted.calls))
 
 
 def _check_no_own_backward(model: nn.Module) -> None:
@@ -90,7 +95,7 @@ def _check_no_own_backward(model: nn.Module) -> None:
         )
 
 
-def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str) -> Rehearsal:
+def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str, data: str) -> Rehearsal:
     task, parts = objective.task, objective.split(batch)
     try:
         with naming_errors("The model", f"on the {where} ({_describe(parts)})", advice=lambda e: _model_hint(e, parts)):
@@ -99,25 +104,28 @@ def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, wher
         if is_dtype_mismatch(error.__cause__):
             raise _DtypeMismatchError(str(error)) from error
         raise
-    check_labels(task, output, target)
     shapes = f"on the {where}: the model gives {describe(output)}, the target is {describe(target)}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with naming_errors("The loss", shapes, advice=lambda e: _loss_hint(e, output, target)):
-            loss, dtype = _loss_and_target_dtype(task, output, target)
+            loss, dtype, calls = _loss_and_target_dtype(task, output, target, data)
     casts = objective.cast_inputs
     if dtype is not None:
         casts, target = casts._replace(target=dtype), target.to(dtype)
     _check_broadcast(task, output, target, [str(w.message) for w in caught])
-    return Rehearsal(loss, output, casts)
+    return Rehearsal(loss, output, casts, calls)
 
 
-def _loss_and_target_dtype(task: Task, output: Any, target: Any) -> tuple[Any, torch.dtype | None]:
-    """Give the loss, and the dtype to which the target had to be cast for it (None: it was right as it is)."""
+def _loss_and_target_dtype(
+    task: Task, output: Any, target: Any, data: str
+) -> tuple[Any, torch.dtype | None, tuple[LossCall, ...]]:
+    """Give the loss, the dtype to which the target had to be cast for it (None: it was right as it is), and what was called."""
     first_error: Exception | None = None
     for dtype in _target_dtypes(output, target):
         try:
-            return cast(Any, task.loss)(output, target if dtype is None else target.to(dtype)), dtype
+            with LossCalls(data) as noted:
+                loss = cast(Any, task.loss)(output, target if dtype is None else target.to(dtype))
+            return loss, dtype, tuple(noted.calls)
         except Exception as error:
             first_error = first_error or error
     assert first_error is not None

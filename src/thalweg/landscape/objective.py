@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.errors import DataError, TaskError
+from thalweg.landscape.loss_contracts import LossCall, misfits
 from thalweg.records.task import StepResult, Task
 
 ONE_EXAMPLE_ERROR = (
@@ -204,39 +205,14 @@ def class_count(task: Task, output: Any) -> int | None:
 
 
 def check_labels(task: Task, output: Any, target: Any, *, where: str = "") -> None:
-    """Refuse class labels that the model has no output for, and targets of another form than class numbers.
+    """Refuse class labels that the model has no output for, where the loss is known.
 
-    Raises DataError; of a label it names the first such row, followed by `where`.
+    Raises DataError that names the first such row, followed by `where`.
     """
-    classes = class_count(task, output)
-    if classes is None or not isinstance(target, Tensor):
+    if class_count(task, output) is None or not isinstance(target, Tensor):
         return
-    if target.is_floating_point():
-        _check_probabilities(output, target)
-        return
-    if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
-        raise DataError(
-            f"The targets are {describe(target)}, but class numbers have one dimension. Give y without the trailing dimension"
-            f" of 1: y.squeeze(1), or y[:, 0]."
-        )
-    ignored = getattr(task.loss, "ignore_index", -100)
-    wrong = ((target < 0) | (target >= classes)) & (target != ignored)
-    if wrong.any():
-        row = int(wrong.reshape(len(target), -1).any(1).nonzero()[0])
-        raise DataError(_wrong_label(int(target[wrong][0]), f"row {row}{where}", classes))
-
-
-def _check_probabilities(output: Tensor, target: Tensor) -> None:
-    if target.shape != output.shape:
-        raise DataError(
-            f"The targets are {describe(target)}, but this loss wants class numbers (int64), or probabilities of the"
-            f" output's shape {tuple(output.shape)}. Give y as integers, without a trailing dimension of 1."
-        )
-
-
-def _wrong_label(label: int, where: str, classes: int) -> str:
-    remedy = f"Give the model {label + 1} outputs or check the labels." if label > 0 else "Number the classes from 0."
-    return (
-        f"The target is {label} in {where}, but the model has {classes} output{'s' * (classes != 1)}: labels run from"
-        f" 0 to {classes - 1}. {remedy}"
-    )
+    name = "nll_loss" if isinstance(task.loss, nn.NLLLoss) or task.loss is nn.functional.nll_loss else "cross_entropy"
+    options = {"ignore_index": getattr(task.loss, "ignore_index", -100)}
+    for misfit in misfits(LossCall(name, output, target, options, where)):
+        if misfit.certain:
+            raise DataError(misfit.message)
