@@ -29,11 +29,17 @@ class LossCall(NamedTuple):
 
 
 class Misfit(NamedTuple):
-    """What is wrong with a loss's targets: in a sentence, whether the loss then means nothing, and rows where it is so."""
+    """What is wrong with a loss's targets, what to do, whether the loss means nothing with them, and rows where it is so."""
 
-    message: str
+    fault: str
+    remedy: str
     certain: bool
     rows: tuple[int, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """The fault and what to do."""
+        return f"{self.fault} {self.remedy}"
 
 
 def check_form(call: LossCall) -> None:
@@ -86,11 +92,11 @@ def _class_numbers(call: LossCall) -> Iterator[Misfit]:
         remedy = (
             f"Give the model {label + 1} outputs or check the labels." if label > 0 else "Number the classes from 0."
         )
-        message = (
+        fault = (
             f"The target is {label} in row {rows[0]}{call.data}, but the model has {classes} output{'s' * (classes != 1)}: labels"
-            f" run from 0 to {classes - 1}. {remedy}"
+            f" run from 0 to {classes - 1}."
         )
-        yield Misfit(message, True, rows)
+        yield Misfit(fault, remedy, True, rows)
 
 
 def _check_class_weight(call: LossCall) -> None:
@@ -224,17 +230,11 @@ def _distribution(call: LossCall) -> Iterator[Misfit]:
             wrong, call, "kl_div takes probabilities", "Set log_target=True where these are their logarithms."
         )
     elif not _sums_to_one(target.exp() if logs else target):
-        message = (
-            "The targets do not sum to 1 over the classes, but kl_div takes probabilities. Divide them by"
-            " y.sum(-1, keepdim=True)."
-        )
-        yield Misfit(message, False)
+        fault = "The targets do not sum to 1 over the classes, but kl_div takes probabilities."
+        yield Misfit(fault, "Divide them by y.sum(-1, keepdim=True).", False)
     if not _sums_to_one(call.output.detach().exp()):
-        message = (
-            "The model's outputs are no log-probabilities, but kl_div takes these, and can fall without end with others."
-            " End the model with nn.LogSoftmax(-1)."
-        )
-        yield Misfit(message, False)
+        fault = "The model's outputs are no log-probabilities, but kl_div takes these, and can fall without end with others."
+        yield Misfit(fault, "End the model with nn.LogSoftmax(-1).", False)
 
 
 def _sums_to_one(probabilities: Tensor) -> bool:
@@ -242,7 +242,7 @@ def _sums_to_one(probabilities: Tensor) -> bool:
         return bool((sums - 1).abs().max() <= 10 * TOLERANCE) if sums.numel() else True
 
     return (
-        any(is_one(probabilities.double().sum(dim)) for dim in range(probabilities.ndim))
+        any(is_one(probabilities.sum(dim, dtype=torch.float64)) for dim in range(probabilities.ndim))
         if probabilities.ndim
         else True
     )
@@ -253,19 +253,19 @@ def _class_probabilities(call: LossCall) -> Iterator[Misfit]:
     if not target.is_floating_point() or target.ndim < 2 or target.shape[1:] != call.output.shape[1:]:
         return
     wrong = target < -TOLERANCE
-    sums = target.double().sum(1)
+    sums = target.sum(1, dtype=torch.float64)
     off = ((sums - 1).abs() > 10 * TOLERANCE) & (sums != 0)  # a row of zeros counts for nothing, on purpose
     if wrong.any():
         remedy = "Give class numbers or probabilities, or use a loss of distances such as mse_loss."
         takes = "cross_entropy takes class numbers or probabilities, and can fall without end with others"
         yield _misfit(wrong, call, takes, remedy)
     elif off.any():
-        message = (
+        fault = (
             f"The targets are {float(sums[off][0]):.4g} in sum over the classes in row {_rows(off)[0]}{call.data}, but"
-            f" cross_entropy takes probabilities, which sum to 1. Divide them by their sum, or use"
-            f" binary_cross_entropy_with_logits for several classes per example."
+            f" cross_entropy takes probabilities, which sum to 1."
         )
-        yield Misfit(message, False, _rows(off))
+        remedy = "Divide them by their sum, or use binary_cross_entropy_with_logits for several classes per example."
+        yield Misfit(fault, remedy, False, _rows(off))
 
 
 def _counts(call: LossCall) -> Iterator[Misfit]:
@@ -279,13 +279,15 @@ def _lists_of_classes(call: LossCall) -> Iterator[Misfit]:
     """Of `multilabel_margin_loss`: each row lists its classes, once each, and goes on with -1."""
     target = call.target.reshape(-1, call.target.shape[-1]) if call.target.ndim else call.target.reshape(1, 1)
     listed = (target >= 0).long().cumprod(1).bool()
-    alike = (target[:, :, None] == target[:, None, :]) & listed[:, :, None] & listed[:, None, :]
-    twice = alike.sum((1, 2)) > listed.sum(1)
+    columns = torch.arange(target.shape[1], device=target.device)
+    classes = torch.where(listed, target, -1 - columns).sort(1).values  # what is not listed is unlike all others
+    twice = (classes[:, 1:] == classes[:, :-1]).any(1)
     if twice.any():
-        takes = "multilabel_margin_loss takes lists of class numbers that end with -1, each once"
-        remedy = "For rows of 0 and 1 use multilabel_soft_margin_loss."
-        message = f"The targets name a class twice in row {_rows(twice)[0]}{call.data}, but {takes}. {remedy}"
-        yield Misfit(message, True, _rows(twice))
+        fault = (
+            f"The targets name a class twice in row {_rows(twice)[0]}{call.data}, but multilabel_margin_loss takes lists of class"
+            f" numbers that end with -1, each once."
+        )
+        yield Misfit(fault, "For rows of 0 and 1 use multilabel_soft_margin_loss.", True, _rows(twice))
 
 
 def _counted(wrong: Tensor, call: LossCall) -> Tensor:
@@ -302,8 +304,8 @@ def _counted(wrong: Tensor, call: LossCall) -> Tensor:
 def _misfit(wrong: Tensor, call: LossCall, takes: str, remedy: str, *, certain: bool = True) -> Misfit:
     rows = _rows(wrong)
     value = float(call.target[wrong][0]) if wrong.ndim else float(call.target)
-    message = f"The target is {value:.4g} in row {rows[0]}{call.data} (targets run {_extent(call.target)}), but {takes}. {remedy}"
-    return Misfit(message, certain, rows)
+    fault = f"The target is {value:.4g} in row {rows[0]}{call.data} (targets run {_extent(call.target)}), but {takes}."
+    return Misfit(fault, remedy, certain, rows)
 
 
 def _rows(wrong: Tensor) -> tuple[int, ...]:
