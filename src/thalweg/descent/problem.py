@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.descent.matrix_roles import matrix_roles
+from thalweg.descent.metrics import rehearse_metrics
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse
@@ -107,6 +108,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
             rehearsed = rehearse(own, model, first_batch(validation, chosen_device, count), training=False)
             casts = rehearsed.casts
             notes += check_targets(Objective(own, casts), model, validation, rehearsed.calls, count, VALIDATION)
+            rehearse_metrics(task.metrics, Objective(own, casts), model, validation, chosen_device, count)
             model.train()
         notes += _extra_state(model)
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)

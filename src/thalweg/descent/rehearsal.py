@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.metrics import spreads
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.loss_calls import LossCalls
@@ -185,28 +186,11 @@ def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) ->
     """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.shape == target.shape:
         return
-    if any("target size" in text for text in warned) or _broadcasts(task, output, target):
+    if any("target size" in text for text in warned) or spreads(cast(Any, task.loss), output, target):
         raise DataError(
             f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
             f" other: it compares every output with every target. Give both the same shape (y[:, None], or output.squeeze(1))."
         )
-
-
-def _broadcasts(task: Task, output: Tensor, target: Tensor) -> bool:
-    """Tell whether the loss depends on which target belongs to which output only once both have the same shape."""
-    if output.numel() != target.numel() or len(output) < 3 or not output.is_floating_point():
-        return False
-    guess = torch.linspace(0.1, 0.9, output.numel()).square().reshape(output.shape).to(output)
-    shaped = target.reshape(output.shape)
-
-    def depends_on_order(targets: Tensor) -> bool:
-        losses = [float(cast(Any, task.loss)(guess, t)) for t in (targets, targets.roll(1, 0))]
-        return not math.isclose(*losses, rel_tol=1e-4)
-
-    try:
-        return depends_on_order(shaped) and not depends_on_order(target)
-    except Exception:
-        return False  # this loss wants the target, or the whole batch, as it is
 
 
 def _check_weight(weight: Any, function: str) -> None:
