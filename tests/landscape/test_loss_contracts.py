@@ -269,7 +269,7 @@ FORMS: dict[str, tuple[Any, torch.Tensor, torch.Tensor, str]] = {
         functools.partial(F.cross_entropy, weight=torch.ones(K).double()),
         SCORES,
         LABELS,
-        r"^`weight` of cross_entropy is float64, but the scores are float32\. Give weight\.to\(output\.dtype\)",
+        r"^`weight` of cross_entropy is float64, but the scores are float32\. Give weight\.to\(torch\.float32\)\.$",
     ),
     "class weights of another number of classes": (
         lambda o, t: F.nll_loss(o, t, torch.ones(K + 1)),

@@ -19,7 +19,7 @@ from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse
 from thalweg.descent.target_check import check_targets
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError
-from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective
+from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, with_weights_cast
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import Source, StreamSource, check_weights, mix
@@ -89,7 +89,9 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
             "collate_fn": task.collate_fn,
             "has_targets": task.loss is not None,
         }
-        train, notes = open_data(task.data, name="data", **options)
+        task, notes = with_weights_cast(task, dtype)
+        train, more = open_data(task.data, name="data", **options)
+        notes += more
         validation = None
         if task.validation is not None:
             validation, more = open_data(task.validation, name="validation", **options)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.descent.metrics import spreads
+from thalweg.descent.model_call import call_advice
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.loss_calls import LossCalls
@@ -99,7 +100,9 @@ def _check_no_own_backward(model: nn.Module) -> None:
 def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str, data: str) -> Rehearsal:
     task, parts = objective.task, objective.split(batch)
     try:
-        with naming_errors("The model", f"on the {where} ({_describe(parts)})", advice=lambda e: _model_hint(e, parts)):
+        with naming_errors(
+            "The model", f"on the {where} ({_describe(parts)})", advice=lambda e: _model_hint(e, model, parts)
+        ):
             output, target = objective.outputs(model, batch)
     except TaskError as error:
         if is_dtype_mismatch(error.__cause__):
@@ -149,13 +152,17 @@ def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
     return choices
 
 
-def _model_hint(error: Exception, parts: Parts) -> str:
-    text = str(error)
+def _model_hint(error: Exception, model: nn.Module, parts: Parts) -> str:
+    text, known = str(error), call_advice(error, model, *parts[:2])
+    if known:
+        return known
     integers = [leaf for leaf in leaves(parts[:2]) if not leaf.is_floating_point() and leaf.numel()]
     if "index out of range" in text and integers:
         largest, least = max(int(leaf.max()) for leaf in integers), min(int(leaf.min()) for leaf in integers)
         return f"Inputs run from {least} to {largest}: an embedding needs {largest + 1} rows, and none below 0."
-    return advice_on(error) or "Compare these shapes with what the model's first layers take."
+    if isinstance(error, RuntimeError | ValueError | IndexError):  # what PyTorch raises for shapes and values
+        return advice_on(error) or "Compare these shapes with what the model's first layers take."
+    return advice_on(error)
 
 
 def _loss_hint(error: Exception, output: Any, target: Any) -> str:

@@ -105,8 +105,7 @@ def _check_class_weight(call: LossCall) -> None:
         return
     if weight.dtype != output.dtype:
         raise DataError(
-            f"`weight` of {call.name} is {_dtype(weight)}, but the scores are {_dtype(output)}. Give weight.to(output.dtype), or"
-            f" the loss as a module (nn.CrossEntropyLoss(weight=...)), whose weights are cast."
+            f"`weight` of {call.name} is {_dtype(weight)}, but the scores are {_dtype(output)}. Give weight.to({output.dtype})."
         )
     if weight.ndim == 1 and len(weight) != output.shape[1]:
         raise DataError(

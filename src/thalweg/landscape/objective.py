@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.loss_contracts import LossCall, misfits
@@ -150,6 +151,30 @@ class Objective:
         return value if dtype is None else value.to(dtype)
 
 
+def with_weights_cast(task: Task, dtype: torch.dtype) -> tuple[Task, list[str]]:
+    """Cast the weights of PyTorch's losses, as `CrossEntropyLoss(weight=...)` has, to the model's dtype, as the data are.
+
+    Gives the task with a copy of its loss, and a sentence where anything was cast. The user's own module stays as it is.
+    """
+    if not isinstance(task.loss, nn.Module) or not list(_unlike_weights(task.loss, dtype)):
+        return task, []
+    loss = copy.deepcopy(task.loss, {id(p): p for p in task.loss.parameters()})
+    cast_names: list[str] = []
+    for module, name, weight in list(_unlike_weights(loss, dtype)):
+        setattr(module, name, weight.to(dtype))
+        cast_names.append(f"`{name}` of {type(module).__name__} is {_dtype(weight)}")
+    return replace(task, loss=loss), [f"{', '.join(cast_names)} and was cast to the model's {dtype}."]
+
+
+def _unlike_weights(loss: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    for module in loss.modules():
+        for name, weight in module.named_buffers(recurse=False):
+            # Only float64 is sure to be no choice: outputs may be float32 of a model in half precision.
+            unlike = weight.dtype != dtype and torch.float64 in (weight.dtype, dtype)
+            if isinstance(module, _Loss) and weight.is_floating_point() and unlike:
+                yield module, name, weight
+
+
 def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
     """Read what a task's `step` or `evaluate` returned.
 
@@ -189,8 +214,12 @@ def describe(value: Any) -> str:
     '(2, 3) float32'
     """
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        return f"{tuple(value.shape)} {_dtype(value)}"
     return type(value).__name__
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_class_loss(task: Task) -> bool:
