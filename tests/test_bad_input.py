@@ -76,7 +76,7 @@ CASES = {
     ),
     "a label below zero": bad("y[5] = -1", r"The target is -1 in row 5, .* Number the classes from 0\."),
     "labels in words": bad(
-        "parts['data'] = (x, np.array(['a'] * 40))", r"holds <U1 values such as \['a'\].*Code labels as 0"
+        "parts['data'] = (x, np.array(['a'] * 40))", r"holds what is no number \('a' in row 0\)\. Code labels as 0"
     ),
     "a loss that is no scalar": bad(
         "parts['loss'] = lambda o, t: F.cross_entropy(o, t, reduction='none')",
