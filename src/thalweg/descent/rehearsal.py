@@ -14,7 +14,7 @@ from thalweg.descent.model_call import call_advice
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.loss_calls import LossCalls
-from thalweg.landscape.loss_contracts import LossCall
+from thalweg.landscape.loss_contracts import LossCall, misfits
 from thalweg.landscape.objective import Casts, Objective, describe, loss_and_weight
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, nonfinite_rows
@@ -55,9 +55,19 @@ def rehearse(
         except _DtypeMismatchError as error:
             first_error = first_error or error
         else:
+            _check_meaning(rehearsal)
             _check_loss(rehearsal.loss, training, batch)
             return rehearsal
     raise TaskError(str(first_error)) from first_error
+
+
+def _check_meaning(rehearsal: Rehearsal) -> None:
+    """Refuse a loss that is not finite for targets that it does not take; others are looked at in all data, `check_targets`."""
+    if isinstance(rehearsal.loss, Tensor) and not torch.isfinite(rehearsal.loss.detach()).all():
+        for call in rehearsal.calls:
+            for misfit in misfits(call):
+                if misfit.certain:
+                    raise DataError(misfit.message)
 
 
 def _untrainable(model: nn.Module) -> str:
