@@ -72,11 +72,11 @@ CASES = {
         r"The target is 12 in row 37, but the model has 3 outputs: labels run from 0 to 2\. Give the model 13 outputs",
     ),
     "a validation label out of range": bad(
-        "parts['validation'] = (x, y + 1)", r"The target is 3 in row 2, but the model has 3 outputs"
+        "parts['validation'] = (x, y + 1)", r"The target is 3 in row 2 of `validation`, but the model has 3 outputs"
     ),
     "a label below zero": bad("y[5] = -1", r"The target is -1 in row 5, .* Number the classes from 0\."),
     "labels in words": bad(
-        "parts['data'] = (x, np.array(['a'] * 40))", r"holds <U1 values such as \['a'\].*Code labels as 0"
+        "parts['data'] = (x, np.array(['a'] * 40))", r"holds what is no number \('a' in row 0\)\. Code labels as 0"
     ),
     "a loss that is no scalar": bad(
         "parts['loss'] = lambda o, t: F.cross_entropy(o, t, reduction='none')",

@@ -465,7 +465,7 @@ def test_metrics_of_every_kind_agree():
 
 def test_a_metric_that_gives_nothing_is_named():
     made = task(data=(X, Y), validation=(X, Y), metrics={"f1": lambda o, t: None})
-    with pytest.raises(tw.TaskError, match=r"Metric 'f1' gave a NoneType, but it must give one number\."):
+    with pytest.raises(tw.TaskError, match=r"Metric 'f1' gave nothing, but it must give one number\."):
         tw.train(made, tw.Plan(batch_size=8), steps=2)
 
 

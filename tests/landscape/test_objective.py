@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import Objective, check_labels, class_count, describe, loss_and_weight
+from thalweg.landscape.objective import (
+    Objective,
+    check_labels,
+    class_count,
+    describe,
+    loss_and_weight,
+    with_weights_cast,
+)
 from thalweg.records.task import Task
 
 N = 8
@@ -111,3 +118,49 @@ def test_weighted_reads_pairs():
 def test_shapes_are_told_shortly():
     assert describe(Y) == "(8,) int64"
     assert describe({"a": 1}) == "dict"
+
+
+class Focal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.CrossEntropyLoss(weight=torch.ones(3, dtype=torch.float64), reduction="none")
+        self.register_buffer("alpha", torch.ones((), dtype=torch.float64))  # not PyTorch's: perhaps so on purpose
+
+    def forward(self, output, target):
+        loss = self.inner(output, target)
+        return ((1 - (-loss).exp()) ** 2 * loss).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "output", "target"),
+    [
+        (nn.CrossEntropyLoss(weight=torch.ones(3).double()), torch.randn(N, 3, generator=generator), Y),
+        (nn.NLLLoss(weight=torch.ones(3).double()), torch.randn(N, 3, generator=generator), Y),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.ones(3).double()), X[:, :3], (X[:, 3:] > 0).float()),
+        (nn.MultiMarginLoss(weight=torch.ones(3).double()), X[:, :3], Y),
+        (Focal(), torch.randn(N, 3, generator=generator), Y),
+    ],
+)
+def test_weights_of_a_loss_are_cast_to_the_models_dtype_in_a_copy(loss, output, target):
+    task, notes = with_weights_cast(objective(loss).task, torch.float32)
+    assert task.loss(output, target).dtype == torch.float32
+    (note,) = notes
+    assert "is float64 and was cast to the model's torch.float32." in note
+    assert {b.dtype for b in loss.buffers()} == {torch.float64}
+    assert with_weights_cast(task, torch.float32) == (task, [])
+
+
+def test_weights_of_a_loss_are_cast_up_for_a_model_in_double_precision():
+    loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+    task, notes = with_weights_cast(objective(loss).task, torch.float64)
+    assert task.loss(torch.randn(N, 3, generator=generator).double(), Y).dtype == torch.float64
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    "loss", [F.cross_entropy, nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=torch.ones(3)), nn.MSELoss()]
+)
+def test_a_loss_whose_weights_fit_is_left_as_it_is(loss):
+    task = objective(loss).task
+    assert with_weights_cast(task, torch.float32) == (task, [])
+    assert with_weights_cast(task, torch.bfloat16) == (task, [])  # such a model may give float32

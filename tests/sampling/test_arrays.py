@@ -1,3 +1,5 @@
+import decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.lib import recfunctions
 
 from thalweg.errors import DataError
 from thalweg.sampling.arrays import as_tensor
@@ -55,6 +58,7 @@ def test_numbers_come_as_floats_of_the_models_dtype(kind):
         pd.Series(LABELS).astype("Int64"),
         pd.Series(pd.factorize(pd.Series(["c", "a", "b", "c"]), sort=True)[0]),
         LABELS[::-1][::-1],
+        ["2", "0", "1", "2"],
     ],
 )
 def test_labels_stay_whole_numbers(labels):
@@ -101,10 +105,9 @@ def test_missing_values_become_nan_so_that_their_rows_can_be_named():
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (np.array(["a", "b"]), r"`data` holds <U1 values such as \['a'\]\. Give numbers\. Code labels as 0, 1, 2, …"),
-        (np.array(["2020-01-01"], dtype="datetime64[D]"), r"`data` holds datetime64\[D\] values"),
-        (pd.DataFrame({"a": [1.0], "town": ["Ulm"]}), r"no numbers in columns \['town'\] \(could not convert"),
-        (pd.Series(pd.Categorical(["u", "v"])), r"holds values that are no numbers .* Code labels as 0, 1, 2"),
+        (np.array(["a", "b"]), r"`data` holds what is no number \('a' in row 0\)\. Code labels as 0, 1, 2, …"),
+        (pd.Series([[1, 2], [3]]), r"holds rows of different lengths"),
+        (pd.DataFrame({"a": pd.interval_range(0, 2)}), r"\(\(0, 1\] in row 0 of column 'a'\)\. Give numbers\."),
         ([[1, 2], [3]], r"holds rows of different lengths\. Pad them, or give `collate_fn`\."),
         (np.float32(3), r"`data` is the single value 3\.0\. The first dimension counts examples\."),
         (torch.tensor(3), r"`data` is the single value 3\. The first dimension counts examples\."),
@@ -120,3 +123,113 @@ def test_sparse_matrices_are_refused():
     sparse = pytest.importorskip("scipy.sparse")
     with pytest.raises(DataError, match=r"`data` is a sparse matrix\. Give \.toarray\(\)"):
         as_tensor(sparse.eye(3, format="csr"), torch.float32, "data")
+
+
+FRAME = pd.DataFrame({"a": [1.5, 2.0, 3.0], "n": [1, 2, 3]})
+MIXED = {
+    "flags": FRAME.assign(f=[True, False, True]),
+    "flags beside whole numbers": FRAME[["n"]].assign(f=[True, False, True]),
+    "nullable numbers": FRAME.assign(
+        f=pd.array([1, 0, 1], dtype="Int64"), g=pd.array([0.5, 1.5, 2.5], dtype="Float64")
+    ),
+    "nullable flags": FRAME.assign(f=pd.array([True, False, True], dtype="boolean")),
+    "categories that are numbers": FRAME.assign(f=pd.Categorical([1, 0, 1])),
+    "decimals": FRAME.assign(f=[decimal.Decimal("0.5")] * 3),
+    "objects that are numbers": FRAME.assign(f=np.array([1, 0.5, 2], dtype=object)),
+    "texts that are numbers": FRAME.assign(f=["1", "0.5", "1e2"]),
+    "dummies of words": pd.get_dummies(FRAME.assign(f=["u", "v", "u"]), columns=["f"]),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_frames_of_several_kinds_of_numbers_come_as_numbers(case):
+    frame = MIXED[case]
+    tensor = as_tensor(frame, torch.float64, "data")
+    assert torch.equal(tensor.double(), torch.from_numpy(frame.astype(float).to_numpy().copy()))
+
+
+def days(dates):
+    return (dates - dates.min()) / np.timedelta64(1, "D")
+
+
+WORDS = FRAME.assign(f=[True, False, True], town=["Ulm", "Bonn", "Ulm"])
+DATES = pd.Series(pd.to_datetime(["2020-01-01", "2020-01-03", "2020-01-02"]))
+SECONDS = pd.Series(pd.to_timedelta([1, 2, 3], unit="s"))
+GAPS = FRAME.assign(d=["1", "n/a", "3"])
+
+# what is given, what is told, and the same mended as it says
+TOLD = {
+    "words beside flags": (
+        WORDS,
+        r"in columns \['town'\] \('Ulm' in row 0 of 'town'\)\. pandas\.get_dummies\(frame, columns=\['town'\]\) makes columns",
+        pd.get_dummies(WORDS, columns=["town"]),
+    ),
+    "categories": (
+        FRAME.assign(c=pd.Categorical(list("uvu")), d=["x", "y", "z"]),
+        r"in columns \['c', 'd'\] .*get_dummies\(frame, columns=\['c', 'd'\]\)",
+        pd.get_dummies(FRAME.assign(c=pd.Categorical(list("uvu")), d=["x", "y", "z"]), columns=["c", "d"]),
+    ),
+    "dates": (
+        FRAME.assign(d=DATES),
+        r"\(2020-01-01.* in row 0 of 'd'\)\. \(frame\['d'\] - frame\['d'\]\.min\(\)\) / numpy\.timedelta64\(1, 'D'\) makes days",
+        FRAME.assign(d=days(DATES)),
+    ),
+    "durations": (
+        FRAME.assign(d=SECONDS),
+        r"frame\['d'\] / numpy\.timedelta64\(1, 's'\) makes seconds",
+        FRAME.assign(d=SECONDS / np.timedelta64(1, "s")),
+    ),
+    "numbers with a word among them": (
+        GAPS,
+        r"\('n/a' in row 1 of 'd'\)\. pandas\.to_numeric\(frame\['d'\], errors='coerce'\)\.fillna\(0\) reads the numbers",
+        GAPS.assign(d=pd.to_numeric(GAPS["d"], errors="coerce").fillna(0)),
+    ),
+    "several kinds": (
+        WORDS.assign(d=DATES),
+        r"in columns \['town', 'd'\] .*get_dummies\(frame, columns=\['town'\]\).*\(frame\['d'\] - frame",
+        pd.get_dummies(WORDS.assign(d=days(DATES)), columns=["town"]),
+    ),
+    "periods": (
+        FRAME.assign(p=pd.period_range("2020", periods=3)),
+        r"Leave them out: frame\.drop\(columns=\['p'\]\)\.$",
+        FRAME,
+    ),
+    "labels": (
+        pd.Series(list("uvu")),
+        r"\('u' in row 0\)\. Code labels as .*: pandas\.factorize\(y\)\[0\]\.$",
+        pd.factorize(np.array(list("uvu")))[0],
+    ),
+    "labels that are categories": (
+        pd.Series(pd.Categorical(list("uvu"))),
+        r"pandas\.factorize\(y\)\[0\]",
+        pd.factorize(pd.Series(pd.Categorical(list("uvu"))))[0],
+    ),
+    "labels in a frame of one column": (
+        pd.DataFrame({"kind": list("uvu")}),
+        r"\('u' in row 0 of column 'kind'\)\. Code labels as",
+        pd.factorize(pd.Series(list("uvu")))[0],
+    ),
+    "dates alone": (DATES, r"\(y - y\.min\(\)\) / numpy\.timedelta64\(1, 'D'\) makes days", days(DATES)),
+    "dates in an array": (DATES.to_numpy(), r"\(y - y\.min\(\)\) / numpy", days(DATES.to_numpy())),
+    "words in an array": (
+        np.array([["1", "u"], ["2", "v"]]),
+        r"\('u' in row 0 of column 1\)\. Of frame = pandas\.DataFrame\(x\), pandas\.get_dummies\(frame, columns=\[1\]\)",
+        pd.get_dummies(pd.DataFrame(np.array([["1", "u"], ["2", "v"]])), columns=[1]),
+    ),
+    "records": (
+        np.array([(1, 2.0), (3, 4.0)], dtype=[("a", int), ("b", float)]),
+        r"an array of records with the fields \['a', 'b'\]\..*structured_to_unstructured\(x\)",
+        recfunctions.structured_to_unstructured(np.array([(1, 2.0), (3, 4.0)], dtype=[("a", int), ("b", float)])),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_what_is_no_number_is_told_with_its_column_and_the_advice_works(case):
+    value, told, mended = TOLD[case]
+    with pytest.raises(DataError, match=told) as raised:
+        as_tensor(value, torch.float32, "data")
+    assert "'f'" not in str(raised.value)  # flags are numbers
+    tensor = as_tensor(mended, torch.float32, "data")
+    assert len(tensor) == len(value)
+    assert torch.isfinite(tensor).all()

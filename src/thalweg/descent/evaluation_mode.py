@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.metrics import rehearse_metrics
 from thalweg.descent.parts import function_reduction
-from thalweg.descent.rehearsal import Rehearsal, rehearse, wants_gradient
+from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse, wants_gradient
+from thalweg.descent.target_check import check_targets
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.objective import Casts
+from thalweg.landscape.objective import Casts, Objective
 from thalweg.landscape.reduction import Reduction
 from thalweg.records.task import Task
 from thalweg.sampling import Source, TensorSource
@@ -59,41 +61,54 @@ def rehearse_evaluation(
     batches = [batch] if found is None else [batch, batch_of_rows(cast(TensorSource, validation), found.rows)]
     model.eval()
     try:
-        rehearsal, needs_gradient = _evaluate(task, model, batches, where, found)
+        rehearsal, needs_gradient = _evaluate(
+            task, model, batches, where, "" if validation is None else VALIDATION, found
+        )
+        objective = Objective(task, rehearsal.casts, needs_gradient=needs_gradient)
+        notes = _other_output(trained, rehearsal)
+        if validation is not None:
+            notes += check_targets(objective, model, validation, rehearsal.calls, count, VALIDATION)
+            rehearse_metrics(task.metrics, objective, model, validation, device, count)
+        if found is not None:
+            notes.append(f"{found.text}. The loss is finite all the same, so they stay as they are.")
         own = task.evaluate or task.step
         reduction = None if own is None else function_reduction(own, model, source, device)
-        notes = [] if found is None else [f"{found.text}. The loss is finite all the same, so they stay as they are."]
-        notes += _other_output(trained, rehearsal)
         return Evaluation(rehearsal.casts, needs_gradient, reduction, found is not None, notes)
-    except DataError:
-        raise
-    except TaskError as error:
-        if task.evaluate is None and _passes_in_training(task, model, batch):
-            raise TaskError(
-                f"{error} In training mode the same batch passes: where the model gives something else in evaluation mode, say"
-                f" how to evaluate it with evaluate(model, batch)."
-            ) from error
-        raise
     finally:
         model.train()
 
 
 def _evaluate(
-    task: Task, model: nn.Module, batches: list[object], where: str, found: NonFinite | None
+    task: Task, model: nn.Module, batches: list[object], where: str, data: str, found: NonFinite | None
 ) -> tuple[Rehearsal, bool]:
-    """Evaluate batches without gradients, or with them where that fails for want of one; tell which it was."""
-    nonfinite = None if found is None else found.text
-    for needs_gradient in (False, True):
-        with torch.set_grad_enabled(needs_gradient):
-            try:
-                rehearsals = [
-                    rehearse(task, model, batch, training=False, where=where, nonfinite=nonfinite) for batch in batches
-                ]
-                return rehearsals[0], needs_gradient
-            except TaskError as error:
-                if needs_gradient or not wants_gradient(error):
-                    raise
-    raise AssertionError("unreachable")
+    """Evaluate batches without gradients, or with them where that fails for want of one; tell which it was.
+
+    Raises TaskError that names `evaluate` where only evaluation mode fails.
+    """
+    options: dict[str, Any] = {"where": where, "data": data, "nonfinite": None if found is None else found.text}
+    try:
+        try:
+            with torch.no_grad():
+                return _rehearse_all(task, model, batches, options), False
+        except TaskError as error:
+            if not wants_gradient(error):
+                raise
+        return _rehearse_all(task, model, batches, options), True
+    except DataError:
+        raise
+    except TaskError as error:
+        if task.evaluate is None and _passes_in_training(task, model, batches[0]):
+            raise TaskError(
+                f"{error} In training mode the same batch passes: where the model gives something else in evaluation mode, say"
+                f" how to evaluate it with evaluate(model, batch)."
+            ) from error
+        raise
+
+
+def _rehearse_all(task: Task, model: nn.Module, batches: list[object], options: dict[str, Any]) -> Rehearsal:
+    """Rehearse all batches, and give the rehearsal of the first."""
+    first, *_ = [rehearse(task, model, batch, training=False, **options) for batch in batches]
+    return first
 
 
 def _other_output(trained: Rehearsal, evaluated: Rehearsal) -> list[str]:

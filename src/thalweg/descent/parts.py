@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from thalweg.descent.rehearsal import Rehearsal
+from thalweg.landscape.loss_contracts import LossCall
 from thalweg.landscape.objective import loss_and_weight
 from thalweg.landscape.reduction import Reduction, compare_parts, measure_reduction
 from thalweg.records.task import Task
@@ -28,12 +29,22 @@ def training_reduction(
     """
     if task.step is None:
         assert task.loss is not None
-        return measure_reduction(task.loss, rehearsal.output, rehearsal.target, count_examples(batch))
+        stated = _stated_by_calls(rehearsal.calls)
+        return measure_reduction(task.loss, rehearsal.output, rehearsal.target, count_examples(batch), stated)
     model.eval()  # without dropout, and without batch normalisation, which makes examples depend on each other
     try:
         return function_reduction(task.step, model, train, device)
     finally:
         model.train()
+
+
+def _stated_by_calls(calls: Sequence[LossCall]) -> Reduction | None:
+    """Give what the one loss on classes that was called says of itself, whoever called it: a lambda, say."""
+    called = [call for call in calls if call.name in ("cross_entropy", "nll_loss")]
+    if len(called) != 1 or called[0].target.is_floating_point():
+        return None
+    options = called[0].options
+    return Reduction("targets", options.get("ignore_index", -100), options.get("weight"))
 
 
 def function_reduction(

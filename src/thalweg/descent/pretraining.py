@@ -29,6 +29,7 @@ from thalweg.landscape.initial_figures import (
     reaction,
     repeats,
     scales,
+    target_misfits,
     target_of,
 )
 from thalweg.records.diagnosis import Diagnosis
@@ -112,8 +113,10 @@ def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], ba
     """Add figures of many examples, or of one batch where the data are not in `batches`."""
     parts = batches or [batch]
     targets = [target_of(problem.objective, part, figures.compares) for part in parts]
+    found = target_misfits(problem.objective, start_model(problem, 0), batches) if batches else ()
     return replace(
         figures,
+        misfits=found or figures.misfits,
         scale=scales(problem.objective, parts, figures.compares),
         out_of_reach=out_of_reach(targets, figures.bounds),
         target_alike=alike(targets) if batches else None,

@@ -17,9 +17,10 @@ from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.parts import training_reduction
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import Rehearsal, check_gradient_is_finite, rehearse
+from thalweg.descent.target_check import check_targets
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError, few
-from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, check_labels
+from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, check_weights, mix
@@ -96,7 +97,9 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
             "collate_fn": task.collate_fn,
             "has_targets": task.loss is not None,
         }
-        train, notes = open_data(task.data, name="data", **options)
+        task, notes = with_weights_cast(task, dtype)
+        train, more = open_data(task.data, name="data", **options)
+        notes += more
         validation = None
         if task.validation is not None:
             validation, more = open_data(task.validation, name="validation", **options)
@@ -108,7 +111,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         rehearsal, count = _rehearse_training(own, model, train, chosen_device)
         batch = first_batch(train, chosen_device, count, own=count == FIRST_BATCH_SIZE)
         without_gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
-        _check_all_labels(task, rehearsal.output, train, validation)
+        notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
         reduction = training_reduction(own, model, rehearsal, batch, train, chosen_device)
@@ -243,15 +246,6 @@ def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, d
     except Exception as error:
         return ONE_EXAMPLE_ERROR in str(error)
     return False
-
-
-def _check_all_labels(task: Task, output: Any, *sources: Source | None) -> None:
-    """Check the labels of all data in memory against the number of outputs. Raises DataError."""
-    for source in sources:
-        if isinstance(source, TensorSource) and isinstance(source.nest, tuple) and len(source.nest) > 1:
-            target = source.nest[-1]
-            if isinstance(target, Tensor) and not target.is_floating_point():
-                check_labels(task, output, target)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,22 +9,29 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.metrics import spreads
+from thalweg.descent.model_call import call_advice
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
 from thalweg.errors import DataError, TaskError, few
-from thalweg.landscape.objective import Casts, Objective, check_labels, describe, loss_and_weight
+from thalweg.landscape.loss_calls import LossCalls
+from thalweg.landscape.loss_contracts import LossCall, misfits
+from thalweg.landscape.objective import Casts, Objective, describe, loss_and_weight
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, nonfinite_rows
 
+VALIDATION = " of `validation`"  # after a row's number in messages
 Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.split` gives it
 
 
 class Rehearsal(NamedTuple):
-    """What a first batch gave: the loss, output and target (None under a `step` of the task's own), and the casts it needs."""
+    """What a first batch gave: the loss, output and target (None under a `step` of the task's own), the casts it needs, and
+    which of PyTorch's losses were called."""
 
     loss: Tensor
     output: Any
     target: Any
     casts: Casts
+    calls: tuple[LossCall, ...] = ()
 
 
 def rehearse(
@@ -35,6 +42,7 @@ def rehearse(
     *,
     training: bool = True,
     where: str = "first training batch",
+    data: str = "",
     nonfinite: str | None = None,
 ) -> Rehearsal:
     """Run one batch through model and loss, and refuse what does not fit.
@@ -45,6 +53,7 @@ def rehearse(
         given: casts that are known to be needed; what else inputs or target need is found out.
         training: whether a gradient is to be taken; else the batch is only evaluated.
         where: names the batch in messages.
+        data: words after a row's number in messages; see `VALIDATION`.
         nonfinite: where the data hold NaN or infinity, in words, for the message where the loss is not finite.
 
     Raises TaskError or DataError that names what does not fit and what to do.
@@ -57,15 +66,25 @@ def rehearse(
     first_error: _DtypeMismatchError | None = None
     for casts in (given, floats, floats._replace(integers=torch.int64), floats._replace(integers=dtype)):
         try:
-            rehearsal = _run(task, casts, model, batch, training, where)
+            rehearsal = _run(task, casts, model, batch, training, where, data)
         except _DtypeMismatchError as error:
             first_error = first_error or error
         else:
+            _check_meaning(rehearsal)
             _check_loss(rehearsal.loss, training)
             if training or nonfinite is not None:
                 _check_loss_is_finite(rehearsal.loss, batch, where, nonfinite)
             return rehearsal
     raise TaskError(str(first_error)) from first_error
+
+
+def _check_meaning(rehearsal: Rehearsal) -> None:
+    """Refuse a loss that is not finite for targets that it does not take; others are looked at in all data, `check_targets`."""
+    if isinstance(rehearsal.loss, Tensor) and not torch.isfinite(rehearsal.loss.detach()).all():
+        for call in rehearsal.calls:
+            for misfit in misfits(call):
+                if misfit.certain:
+                    raise DataError(misfit.message)
 
 
 def _untrainable(model: nn.Module) -> str:
@@ -81,18 +100,18 @@ class _DtypeMismatchError(Exception):
     """The model refused its inputs for their dtype: another cast may do."""
 
 
-def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool, where: str) -> Rehearsal:
+def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool, where: str, data: str) -> Rehearsal:
     """Run one batch with these casts, and find the one that its target needs."""
     own = task.step if training else task.evaluate or task.step
     if own is None:
-        return _run_model_and_loss(Objective(task, casts), model, batch, where)
+        return _run_model_and_loss(Objective(task, casts), model, batch, where, data)
     function = "step" if own is task.step else "evaluate"
-    with naming_errors(f"`{function}`", f"on the {where}"):
+    with naming_errors(f"`{function}`", f"on the {where}"), LossCalls(data) as noted:
         loss, weight = loss_and_weight(own(model, batch), function)
     _check_weight(weight, function)
     if training:
         _check_no_own_backward(model)
-    return Rehearsal(loss, None, None, casts)
+    return Rehearsal(loss, None, None, casts, tuple(noted.calls))
 
 
 def _check_no_own_backward(model: nn.Module) -> None:
@@ -104,34 +123,39 @@ def _check_no_own_backward(model: nn.Module) -> None:
         )
 
 
-def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str) -> Rehearsal:
+def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, where: str, data: str) -> Rehearsal:
     task, parts = objective.task, objective.split(batch)
     try:
-        with naming_errors("The model", f"on the {where} ({_describe(parts)})", advice=lambda e: _model_hint(e, parts)):
+        with naming_errors(
+            "The model", f"on the {where} ({_describe(parts)})", advice=lambda e: _model_hint(e, model, parts)
+        ):
             output, target = objective.outputs(model, batch)
     except TaskError as error:
         if is_dtype_mismatch(error.__cause__):
             raise _DtypeMismatchError(str(error)) from error
         raise
-    check_labels(task, output, target)
     shapes = f"on the {where}: the model gives {describe(output)}, the target is {describe(target)}"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with naming_errors("The loss", shapes, advice=lambda e: _loss_hint(e, output, target)):
-            loss, dtype = _loss_and_target_dtype(task, output, target)
+            loss, dtype, calls = _loss_and_target_dtype(task, output, target, data)
     casts = objective.cast_inputs
     if dtype is not None:
         casts, target = casts._replace(target=dtype), target.to(dtype)
     _check_broadcast(task, output, target, [str(w.message) for w in caught])
-    return Rehearsal(loss, output, target, casts)
+    return Rehearsal(loss, output, target, casts, calls)
 
 
-def _loss_and_target_dtype(task: Task, output: Any, target: Any) -> tuple[Any, torch.dtype | None]:
-    """Give the loss, and the dtype to which the target had to be cast for it (None: it was right as it is)."""
+def _loss_and_target_dtype(
+    task: Task, output: Any, target: Any, data: str
+) -> tuple[Any, torch.dtype | None, tuple[LossCall, ...]]:
+    """Give the loss, the dtype to which the target had to be cast for it (None: it was right as it is), and what was called."""
     first_error: Exception | None = None
     for dtype in _target_dtypes(output, target):
         try:
-            return cast(Any, task.loss)(output, target if dtype is None else target.to(dtype)), dtype
+            with LossCalls(data) as noted:
+                loss = cast(Any, task.loss)(output, target if dtype is None else target.to(dtype))
+            return loss, dtype, tuple(noted.calls)
         except Exception as error:
             first_error = first_error or error
     assert first_error is not None
@@ -154,13 +178,17 @@ def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
     return choices
 
 
-def _model_hint(error: Exception, parts: Parts) -> str:
-    text = str(error)
+def _model_hint(error: Exception, model: nn.Module, parts: Parts) -> str:
+    text, known = str(error), call_advice(error, model, *parts[:2])
+    if known:
+        return known
     integers = [leaf for leaf in leaves(parts[:2]) if not leaf.is_floating_point() and leaf.numel()]
     if "index out of range" in text and integers:
         largest, least = max(int(leaf.max()) for leaf in integers), min(int(leaf.min()) for leaf in integers)
         return f"Inputs run from {least} to {largest}: an embedding needs {largest + 1} rows, and none below 0."
-    return advice_on(error) or "Compare these shapes with what the model's first layers take."
+    if isinstance(error, RuntimeError | ValueError | IndexError):  # what PyTorch raises for shapes and values
+        return advice_on(error) or "Compare these shapes with what the model's first layers take."
+    return advice_on(error)
 
 
 def _loss_hint(error: Exception, output: Any, target: Any) -> str:
@@ -191,28 +219,11 @@ def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) ->
     """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.shape == target.shape:
         return
-    if any("target size" in text for text in warned) or _broadcasts(task, output, target):
+    if any("target size" in text for text in warned) or spreads(cast(Any, task.loss), output, target):
         raise DataError(
             f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
             f" other: it compares every output with every target. Give both the same shape (y[:, None], or output.squeeze(1))."
         )
-
-
-def _broadcasts(task: Task, output: Tensor, target: Tensor) -> bool:
-    """Tell whether the loss depends on which target belongs to which output only once both have the same shape."""
-    if output.numel() != target.numel() or len(output) < 3 or not output.is_floating_point():
-        return False
-    guess = torch.linspace(0.1, 0.9, output.numel()).square().reshape(output.shape).to(output)
-    shaped = target.reshape(output.shape)
-
-    def depends_on_order(targets: Tensor) -> bool:
-        losses = [float(cast(Any, task.loss)(guess, t)) for t in (targets, targets.roll(1, 0))]
-        return not math.isclose(*losses, rel_tol=1e-4)
-
-    try:
-        return depends_on_order(shaped) and not depends_on_order(target)
-    except Exception:
-        return False  # this loss wants the target, or the whole batch, as it is
 
 
 def _check_weight(weight: Any, function: str) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.metrics import as_number, call_metric, join_all
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import rng_lock
 from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import DataError, TaskError, few
-from thalweg.landscape.objective import Objective, describe
+from thalweg.landscape.objective import Objective
 from thalweg.records.task import StreamingMetric
 from thalweg.sampling import Source, StreamSource, iterate_once, mix
 from thalweg.sampling.reading import describe_error
@@ -104,7 +104,7 @@ def _validate(
     metrics = problem.task.metrics if problem.validation is not None else {}
     streaming = {name: metric for name, metric in metrics.items() if isinstance(metric, StreamingMetric)}
     for name, metric in streaming.items():
-        _call_metric(name, metric.reset)
+        call_metric(name, metric.reset)
     weighted_loss, weights, examples = 0.0, 0.0, 0
     pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
     batches = _batches(problem, micro, own)
@@ -130,15 +130,15 @@ def _validate(
                 weighted_loss, weights = weighted_loss + float(loss) * weight, weights + weight
             if pair is not None:
                 for name, metric in streaming.items():
-                    _call_metric(name, metric.update, *pair)
+                    call_metric(name, metric.update, *pair)
                 if len(streaming) < len(metrics):
                     pairs.append(pair)
     if problem.validation_objective.reduction.kind == "sum" and examples:
         weights = examples / min(nominal, examples)  # a sum over as many examples as a batch of training has
     figures = {"loss": weighted_loss / weights if weights else float("nan")}
-    outputs, targets = _join_all("outputs", [o for o, _ in pairs]), _join_all("targets", [t for _, t in pairs])
+    outputs, targets = join_all("outputs", [o for o, _ in pairs]), join_all("targets", [t for _, t in pairs])
     for name, metric in metrics.items():
-        figures[name] = _as_float(name, _compute(name, metric, outputs, targets))
+        figures[name] = as_number(name, _compute(name, metric, outputs, targets))
     return figures
 
 
@@ -180,17 +180,8 @@ def _without_rows(batch: Any, rows: list[int]) -> Any:
 
 def _compute(name: str, metric: Any, outputs: Any, targets: Any) -> Any:
     if isinstance(metric, StreamingMetric):
-        return _call_metric(name, metric.compute)
-    return _call_metric(name, metric, outputs, targets)
-
-
-def _call_metric(name: str, call: Any, *pair: Any) -> Any:
-    """Call a metric or one of its methods with (outputs, targets) or nothing. Raises TaskError where it fails."""
-    try:
-        return call(*pair)
-    except Exception as error:
-        on = f" on outputs {describe(pair[0])} and targets {describe(pair[1])}" if pair else ""
-        raise TaskError(f"Metric '{name}' failed{on}: {type(error).__name__}: {error}.") from error
+        return call_metric(name, metric.compute)
+    return call_metric(name, metric, outputs, targets)
 
 
 def _measure(problem: Problem, model: nn.Module, batch: Any, with_outputs: bool) -> tuple[Tensor, Any, Any]:
@@ -239,38 +230,3 @@ def _batches(problem: Problem, micro: int, own: bool) -> Iterator[tuple[Any, int
             remaining -= size
             if remaining <= 0:
                 return
-
-
-def _join_all(what: str, parts: list[Any]) -> Any:
-    try:
-        return _join(parts)
-    except (RuntimeError, KeyError, IndexError) as error:
-        raise TaskError(
-            f"The {what} of the validation batches differ in shape ({error}), so they cannot be joined for a metric over the"
-            f" whole set. Give metrics with reset, update and compute, which see batch by batch."
-        ) from error
-
-
-def _join(parts: list[Any]) -> Any:
-    """Concatenate tensors, or whatever nest of tensors a model gives, leaf by leaf."""
-    if not parts:
-        return None
-    if isinstance(parts[0], Tensor):
-        return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
-    if isinstance(parts[0], dict):
-        return {key: _join([part[key] for part in parts]) for key in parts[0]}
-    if isinstance(parts[0], tuple):
-        joined = [_join([part[i] for part in parts]) for i in range(len(parts[0]))]
-        return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
-    if is_dataclass(parts[0]) and not isinstance(parts[0], type):
-        named = [f.name for f in fields(parts[0])]
-        return replace(parts[0], **{name: _join([getattr(part, name) for part in parts]) for name in named})
-    return [item for part in parts for item in (part if isinstance(part, list) else [part])]
-
-
-def _as_float(name: str, value: Any) -> float:
-    tensors = leaves(value)
-    try:
-        return float(tensors[0]) if len(tensors) == 1 and tensors[0].numel() == 1 else float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TaskError(f"Metric '{name}' gave a {type(value).__name__}, but it must give one number.") from error

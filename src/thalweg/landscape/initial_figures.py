@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thalweg.landscape.loss_calls import LossCalls
+from thalweg.landscape.loss_contracts import Misfit, misfits
 from thalweg.landscape.objective import Objective, class_count
 from thalweg.landscape.reduction import loss_option, unwrap
 from thalweg.records.task import Task
@@ -29,6 +31,7 @@ FELL = 0.25  # of the loss at the start: a fall to this is enough, even above FI
 MOVED = 0.02  # of the loss at the start, by which it must fall where the constant predictor's is unknown
 MOST_VALIDATION_ROWS, MOST_TRAINING_ROWS = 2_000, 200_000  # that are compared
 MOST_BYTES = 2**28  # of either
+SAMPLE = " of a sample"  # after a row's number in messages
 BLOCK = 1_024  # rows hashed at once
 
 Compares = Literal["log-probabilities", "class scores", "binary scores", "distance", ""]
@@ -93,6 +96,7 @@ class InitialFigures:
     """Figures of a model before training, measured on a batch and some more examples; None: not measurable for this task."""
 
     loss: float
+    misfits: tuple[Misfit, ...] = ()  # of targets, or outputs, and the loss
     compares: Compares = ""  # what kind of outputs the loss takes, where that is known
     constant_loss: float | None = None
     constant_kind: str = ""
@@ -161,13 +165,15 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: A
     """Measure a model on one batch; parameters stay as they are, buffers may change. `other`: see `reaction`."""
     model.train()
     model.zero_grad(set_to_none=True)
-    loss, _ = objective.loss(model, batch)
+    with LossCalls(SAMPLE) as noted:
+        loss, _ = objective.loss(model, batch)
     loss.backward()
+    found = _unlike(misfit for call in noted.calls for misfit in misfits(call))
     gradients = {n: _rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
     without_gradient = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     model.zero_grad(set_to_none=True)
     if objective.task.step is not None:
-        return InitialFigures(loss=float(loss.detach()), gradients=gradients, without_gradient=without_gradient)
+        return InitialFigures(float(loss.detach()), found, gradients=gradients, without_gradient=without_gradient)
     model.eval()
     with objective.gradient_mode():
         output, target = objective.outputs(model, batch)
@@ -175,6 +181,7 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: A
     inputs, kind = _float_input(objective, batch), compares(objective.task, output, target)
     return InitialFigures(
         loss=float(loss.detach()),
+        misfits=found,
         compares=kind,
         constant_loss=known[0] if known else None,
         constant_kind=known[1] if known else "",
@@ -189,6 +196,21 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: A
         output_log_sum=_log_sum(output),
         output_range=extent(output),
     )
+
+
+def target_misfits(objective: Objective, model: nn.Module, batches: Sequence[Any]) -> tuple[Misfit, ...]:
+    """Find targets that are not what PyTorch's losses take, where the loss calls any."""
+    with LossCalls(SAMPLE) as noted:
+        for number, batch in enumerate(batches):
+            objective.loss(model, batch)
+            if number == 0 and not noted.calls:
+                return ()
+    return _unlike(misfit for call in noted.calls for misfit in misfits(call))
+
+
+def _unlike(found: Iterable[Misfit]) -> tuple[Misfit, ...]:
+    """Leave out what is found again in other rows."""
+    return tuple({(misfit.certain, misfit.remedy): misfit for misfit in found}.values())
 
 
 def _rms(tensor: Tensor) -> float:

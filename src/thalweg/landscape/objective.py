@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.reduction import Reduction, is_class_loss, loss_option, stated_reduction
+from thalweg.landscape.loss_contracts import LossCall, misfits
+from thalweg.landscape.reduction import Reduction, is_class_loss, loss_option, stated_reduction, unwrap
 from thalweg.records.task import StepResult, Task
 
 ONE_EXAMPLE_ERROR = (
@@ -159,6 +161,30 @@ class Objective:
         return value if dtype is None else value.to(dtype)
 
 
+def with_weights_cast(task: Task, dtype: torch.dtype) -> tuple[Task, list[str]]:
+    """Cast the weights of PyTorch's losses, as `CrossEntropyLoss(weight=...)` has, to the model's dtype, as the data are.
+
+    Gives the task with a copy of its loss, and a sentence where anything was cast. The user's own module stays as it is.
+    """
+    if not isinstance(task.loss, nn.Module) or not list(_unlike_weights(task.loss, dtype)):
+        return task, []
+    loss = copy.deepcopy(task.loss, {id(p): p for p in task.loss.parameters()})
+    cast_names: list[str] = []
+    for module, name, weight in list(_unlike_weights(loss, dtype)):
+        setattr(module, name, weight.to(dtype))
+        cast_names.append(f"`{name}` of {type(module).__name__} is {_dtype(weight)}")
+    return replace(task, loss=loss), [f"{', '.join(cast_names)} and was cast to the model's {dtype}."]
+
+
+def _unlike_weights(loss: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    for module in loss.modules():
+        for name, weight in module.named_buffers(recurse=False):
+            # Only float64 is sure to be no choice: outputs may be float32 of a model in half precision.
+            unlike = weight.dtype != dtype and torch.float64 in (weight.dtype, dtype)
+            if isinstance(module, _Loss) and weight.is_floating_point() and unlike:
+                yield module, name, weight
+
+
 def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
     """Read what a task's `step` or `evaluate` returned.
 
@@ -198,8 +224,12 @@ def describe(value: Any) -> str:
     '(2, 3) float32'
     """
     if isinstance(value, Tensor):
-        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        return f"{tuple(value.shape)} {_dtype(value)}"
     return type(value).__name__
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def class_count(task: Task, output: Any) -> int | None:
@@ -210,39 +240,15 @@ def class_count(task: Task, output: Any) -> int | None:
 
 
 def check_labels(task: Task, output: Any, target: Any, *, where: str = "") -> None:
-    """Refuse class labels that the model has no output for, and targets of another form than class numbers.
+    """Refuse class labels that the model has no output for, where the loss is known.
 
-    Raises DataError; of a label it names the first such row, followed by `where`.
+    Raises DataError that names the first such row, followed by `where`.
     """
-    classes = class_count(task, output)
-    if classes is None or not isinstance(target, Tensor):
+    if class_count(task, output) is None or not isinstance(target, Tensor):
         return
-    if target.is_floating_point():
-        _check_probabilities(output, target)
-        return
-    if output.ndim == 2 and target.ndim == 2 and target.shape[1] == 1:
-        raise DataError(
-            f"The targets are {describe(target)}, but class numbers have one dimension. Give y without the trailing dimension"
-            f" of 1: y.squeeze(1), or y[:, 0]."
-        )
-    ignored = loss_option(task.loss, "ignore_index", -100)
-    wrong = ((target < 0) | (target >= classes)) & (target != ignored)
-    if wrong.any():
-        row = int(wrong.reshape(len(target), -1).any(1).nonzero()[0])
-        raise DataError(_wrong_label(int(target[wrong][0]), f"row {row}{where}", classes))
-
-
-def _check_probabilities(output: Tensor, target: Tensor) -> None:
-    if target.shape != output.shape:
-        raise DataError(
-            f"The targets are {describe(target)}, but this loss wants class numbers (int64), or probabilities of the"
-            f" output's shape {tuple(output.shape)}. Give y as integers, without a trailing dimension of 1."
-        )
-
-
-def _wrong_label(label: int, where: str, classes: int) -> str:
-    remedy = f"Give the model {label + 1} outputs or check the labels." if label > 0 else "Number the classes from 0."
-    return (
-        f"The target is {label} in {where}, but the model has {classes} output{'s' * (classes != 1)}: labels run from"
-        f" 0 to {classes - 1}. {remedy}"
-    )
+    inner, _ = unwrap(task.loss)
+    name = "nll_loss" if isinstance(inner, nn.NLLLoss) or inner is nn.functional.nll_loss else "cross_entropy"
+    options = {"ignore_index": loss_option(task.loss, "ignore_index", -100)}
+    for misfit in misfits(LossCall(name, output, target, options, where)):
+        if misfit.certain:
+            raise DataError(misfit.message)

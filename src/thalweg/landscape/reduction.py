@@ -108,13 +108,15 @@ def stated_reduction(loss: Any, target: Any = None) -> Reduction:
     return Reduction("targets", ignored, weights if isinstance(weights, Tensor) else None)
 
 
-def measure_reduction(loss: Callable[[Any, Any], Any], output: Any, target: Any, count: int) -> Reduction:
+def measure_reduction(
+    loss: Callable[[Any, Any], Any], output: Any, target: Any, count: int, stated: Reduction | None = None
+) -> Reduction:
     """Find a loss's reduction by calling it on a batch of `count` examples and on parts of it.
 
-    What the loss says of itself is kept where it agrees with that. "unknown" where outputs or targets cannot be cut, the loss
-    draws random numbers, or it fails on a part.
+    What the loss says of itself (`stated`; None: see `stated_reduction`) is kept where it agrees with that. "unknown" where
+    outputs or targets cannot be cut, the loss draws random numbers, or it fails on a part.
     """
-    stated = stated_reduction(loss, target)
+    stated = stated or stated_reduction(loss, target)
     rows = _common_length(output, target)
     if rows is None or rows < 2:
         return stated if stated.kind == "targets" else Reduction("unknown")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import DataError
+from thalweg.sampling.no_numbers import no_numbers
 
-_LABELS = "Code labels as 0, 1, 2, … (pandas.factorize does it)."
+_UNEQUAL = "`{name}` holds rows of different lengths. Pad them, or give `collate_fn`."
 
 
 def as_tensor(value: Any, float_dtype: torch.dtype, name: str) -> Tensor:
@@ -48,35 +49,32 @@ def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     try:
         array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
     except ValueError as error:
-        raise DataError(f"`{name}` holds rows of different lengths. Pad them, or give `collate_fn`.") from error
-    if array.dtype == object:
+        raise DataError(_UNEQUAL.format(name=name)) from error
+    if array.ndim == 0:
+        raise DataError(f"`{name}` is the single value {array}. The first dimension counts examples.")
+    if array.dtype == object or array.dtype.kind in "US":
         array = _from_objects(array, value, name)
     if array.dtype.kind not in "biufc":
-        example = array.reshape(-1)[:1].tolist()
-        raise DataError(f"`{name}` holds {array.dtype} values such as {example}. Give numbers. {_LABELS}")
+        raise DataError(no_numbers(value, array, name))
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     if array.dtype.itemsize > 16 or array.dtype == np.longdouble:  # torch has no dtype that wide
         array = array.astype(np.float64)
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) if array.ndim else array
-    if array.ndim == 0:
-        raise DataError(f"`{name}` is the single value {array}. The first dimension counts examples.")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return array if array.flags.writeable else array.copy()
 
 
 def _from_objects(array: np.ndarray[Any, Any], value: Any, name: str) -> np.ndarray[Any, Any]:
-    """Read an array of Python objects as numbers: integers stay integers, missing values become NaN."""
+    """Read an array of Python objects or texts as numbers: integers stay integers, missing values become NaN."""
     try:
+        if all(isinstance(entry, str) and entry.strip().lstrip("+-").isdecimal() for entry in array.flat):
+            return array.astype(np.int64)
         numbers = np.asarray(array.tolist())
         if numbers.dtype.kind in "biuf":
             return numbers
         present = array.astype(str) != "<NA>"  # pandas' missing value, which float() refuses
         return np.where(present, array, np.nan).astype(np.float64)
     except (TypeError, ValueError) as error:
-        columns = [str(c) for c in getattr(value, "columns", []) if not _is_numeric(value[c])]
-        where = f" in columns {columns}" if columns else ""
-        raise DataError(f"`{name}` holds values that are no numbers{where} ({error}). {_LABELS}") from error
-
-
-def _is_numeric(column: Any) -> bool:
-    return np.issubdtype(np.asarray(column).dtype, np.number)
+        if any(isinstance(row, list | tuple | np.ndarray) for row in array.flat):
+            raise DataError(_UNEQUAL.format(name=name)) from error
+        raise DataError(no_numbers(value, array, name)) from error

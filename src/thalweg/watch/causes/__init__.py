@@ -27,6 +27,7 @@ from thalweg.watch.causes.train_validation_leak import train_validation_leak
 from thalweg.watch.causes.unfittable_batch import unfittable_batch
 from thalweg.watch.causes.unused_parameter import unused_parameter
 from thalweg.watch.causes.wrong_output import wrong_output
+from thalweg.watch.causes.wrong_target import wrong_target
 
 CAUSES: dict[str, Cause] = {
     "bad-data-scale": bad_data_scale,
@@ -43,6 +44,7 @@ CAUSES: dict[str, Cause] = {
     "unfittable-batch": unfittable_batch,
     "unused-parameter": unused_parameter,
     "wrong-output": wrong_output,
+    "wrong-target": wrong_target,
 }
 
 __all__ = ["CAUSES", "all_causes", "summary_of"]

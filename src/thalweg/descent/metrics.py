@@ -1,0 +1,219 @@
+"""Metrics: called with the outputs and targets of the validation set, and tried on a batch before anything is paid for."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.descent.user_errors import advice_on, naming_errors
+from thalweg.errors import TaskError
+from thalweg.landscape.objective import Objective, describe
+from thalweg.records.task import Metric, StreamingMetric
+from thalweg.sampling import Source, iterate_once
+from thalweg.sampling.opening import first_batch
+from thalweg.sampling.sources import leaves, to_device, tree_map
+
+Pair = tuple[Any, Any]  # outputs and targets
+MOST_EXAMPLES = 65_536  # on which a metric that fails on a first batch is tried before it is refused
+BATCH = 1024
+_ALWAYS = (TypeError, AttributeError, NameError, ImportError)  # errors that no other data would mend
+
+
+def call_metric(name: str, call: Callable[..., Any], *pair: Any) -> Any:
+    """Call a metric or one of its methods with (outputs, targets) or nothing. Raises TaskError where it fails."""
+    on = f"on outputs {describe(pair[0])} and targets {describe(pair[1])}" if pair else ""
+    with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, bool(pair))):
+        return call(*pair)
+
+
+def _advice(error: Exception, called_with_pair: bool) -> str:
+    if called_with_pair and isinstance(error, TypeError) and "positional argument" in str(error):
+        return "It is called as metric(outputs, targets)."
+    return advice_on(error)
+
+
+def as_number(name: str, value: Any) -> float:
+    """Give a metric's figure as a number. Raises TaskError where it is none, or several."""
+    tensors = leaves(value)
+    try:
+        return float(tensors[0]) if len(tensors) == 1 and tensors[0].numel() == 1 else float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = "nothing" if value is None else f"a {type(value).__name__}"
+        shape = getattr(value, "shape", None)
+        given += f" of shape {tuple(shape)}" if shape is not None and not isinstance(value, type) else ""
+        raise TaskError(
+            f"Metric '{name}' gave {given}, but it must give one number. Return a mean, say, and make several metrics of several"
+            f" figures."
+        ) from error
+
+
+def measure(name: str, metric: Metric, pairs: Iterable[Pair]) -> float:
+    """Give a metric's figure over some batches. Raises TaskError where it fails or gives no number."""
+    if isinstance(metric, StreamingMetric):
+        call_metric(name, metric.reset)
+        for pair in pairs:
+            call_metric(name, metric.update, *pair)
+        return as_number(name, call_metric(name, metric.compute))
+    outputs, targets = zip(*pairs, strict=True)
+    joined = join_all("outputs", list(outputs)), join_all("targets", list(targets))
+    return as_number(name, call_metric(name, metric, *joined))
+
+
+def join_all(what: str, parts: list[Any]) -> Any:
+    """Join the outputs or the targets of all batches. Raises TaskError where they differ in shape."""
+    try:
+        return _join(parts)
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise TaskError(
+            f"The {what} of the validation batches differ in shape ({error}), so they cannot be joined for a metric over the"
+            f" whole set. Give metrics with reset, update and compute, which see batch by batch."
+        ) from error
+
+
+def _join(parts: list[Any]) -> Any:
+    """Concatenate tensors, or whatever nest of tensors a model gives, leaf by leaf."""
+    if not parts:
+        return None
+    if isinstance(parts[0], Tensor):
+        return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
+    if isinstance(parts[0], dict):
+        return {key: _join([part[key] for part in parts]) for key in parts[0]}
+    if isinstance(parts[0], tuple):
+        joined = [_join([part[i] for part in parts]) for i in range(len(parts[0]))]
+        return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
+    if is_dataclass(parts[0]) and not isinstance(parts[0], type):
+        named = [f.name for f in fields(parts[0])]
+        return replace(parts[0], **{name: _join([getattr(part, name) for part in parts]) for name in named})
+    return [item for part in parts for item in (part if isinstance(part, list) else [part])]
+
+
+def rehearse_metrics(
+    metrics: Mapping[str, Metric],
+    objective: Objective,
+    model: nn.Module,
+    validation: Source,
+    device: torch.device,
+    count: int,
+) -> None:
+    """Try each metric on a first validation batch of `count` examples; afterwards those that keep a state are reset.
+
+    A metric may need more than a few examples (both classes, say): one that fails is tried again on more of the set, and
+    refused only where it fails there too. The model is in evaluation mode, and is thrown away.
+
+    Raises TaskError for a metric that fails, gives no number, changes what it is given, or spreads outputs over targets.
+    """
+    if not metrics:
+        return
+    with objective.gradient_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a metric warns of, the first validation says again
+        pair = _outputs(objective, model, first_batch(validation, device, count))
+        for name, metric in metrics.items():
+            try:
+                own = tree_map(_clone, pair)
+                if _works(name, metric, own, lambda: _more_pairs(objective, model, validation, device)):
+                    _check_unchanged(name, own, pair)
+                    _check_spread(name, metric, pair)
+            finally:
+                if isinstance(metric, StreamingMetric):
+                    call_metric(name, metric.reset)
+
+
+def _outputs(objective: Objective, model: nn.Module, batch: Any) -> Pair:
+    with naming_errors("The model", "on a validation batch, for the metrics"):
+        return objective.outputs(model, batch)
+
+
+def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple[list[Pair], bool]]) -> bool:
+    """Tell whether a metric works on a first batch. Raises TaskError where it does neither there nor on more of the set."""
+    try:
+        _figure(name, metric, pair)
+    except TaskError as error:
+        if isinstance(error.__cause__, _ALWAYS):
+            raise
+        pairs, is_whole = more_pairs()
+        try:
+            measure(name, metric, pairs)
+        except TaskError:
+            if is_whole:
+                raise
+        return False
+    return True
+
+
+def _figure(name: str, metric: Metric, pair: Pair) -> float:
+    """Give a metric's figure of one batch, which it is given itself: `measure` joins batches, which copies them."""
+    if isinstance(metric, StreamingMetric):
+        return measure(name, metric, [pair])
+    return as_number(name, call_metric(name, metric, *pair))
+
+
+def _more_pairs(
+    objective: Objective, model: nn.Module, validation: Source, device: torch.device
+) -> tuple[list[Pair], bool]:
+    """Give outputs and targets of the validation set, and whether it is the whole: of a very large one a first part will do."""
+    pairs: list[Pair] = []
+    examples = 0
+    for batch, size in iterate_once(validation, BATCH):
+        if examples >= MOST_EXAMPLES:
+            return pairs, False
+        pairs.append(_outputs(objective, model, to_device(batch, device)))
+        examples += size
+    return pairs, True
+
+
+def _clone(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _check_unchanged(name: str, used: Pair, before: Pair) -> None:
+    for what, after, original in zip(("outputs", "targets"), used, before, strict=True):
+        for one, other in zip(leaves(after), leaves(original), strict=False):
+            if one.shape != other.shape or not torch.equal(one.nan_to_num(), other.nan_to_num()):
+                raise TaskError(
+                    f"Metric '{name}' changes the {what} in place, which other metrics are given too. Let it begin with"
+                    f" {what} = {what}.clone()."
+                )
+
+
+def _check_spread(name: str, metric: Metric, pair: Pair) -> None:
+    """Refuse a metric that broadcasts outputs against targets, and so compares every output with every target."""
+    outputs, targets = pair
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or outputs.shape == targets.shape:
+        return
+
+    def figure(outputs: Tensor, targets: Tensor) -> float:
+        return _figure(name, metric, (outputs.clone(), targets.clone()))
+
+    if spreads(figure, outputs, targets):
+        raise TaskError(
+            f"Metric '{name}' spreads outputs {tuple(outputs.shape)} over targets {tuple(targets.shape)}: it compares every"
+            f" output with every target. Let it begin with outputs = outputs.reshape(targets.shape)."
+        )
+
+
+def spreads(figure: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> bool:
+    """Tell whether a figure depends on which target belongs to which output only once both have the same shape."""
+    if outputs.numel() != targets.numel() or not outputs.ndim or len(outputs) < 3 or not outputs.is_floating_point():
+        return False
+    positive = ((0.618 * torch.arange(1, outputs.numel() + 1)) % 1.0).clamp(0.1, 0.9).square()  # in no order
+    guesses = [guess.reshape(outputs.shape).to(outputs) for guess in (positive, 6 * positive - 1)]
+    shaped = targets.reshape(outputs.shape)
+
+    def depends_on_order(targets: Tensor) -> bool:
+        return any(_differ([float(figure(guess, targets.roll(by, 0))) for by in (0, 1, 2, 5)]) for guess in guesses)
+
+    try:
+        return depends_on_order(shaped) and not depends_on_order(targets)
+    except Exception:
+        return False  # it wants the targets, or the whole batch, as they are
+
+
+def _differ(figures: list[float]) -> bool:
+    finite = [figure for figure in figures if math.isfinite(figure)]
+    return any(not math.isclose(finite[0], figure, rel_tol=1e-4) for figure in finite)

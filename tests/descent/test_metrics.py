@@ -1,0 +1,205 @@
+"""Metrics are tried before training: what fails, gives no number or spreads is refused; what needs more examples is not."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.utils.data import IterableDataset
+
+import thalweg as tw
+from thalweg.descent.problem import open_task
+from thalweg.errors import TaskError
+
+N = 80
+generator = torch.Generator().manual_seed(0)
+X = torch.randn(N, 4, generator=generator)
+FLAT = X[:, 0] + 0.1
+FLAGS = (torch.arange(N) > 50).float()  # of one class in any first batch
+
+
+def task(metric: Any, y: Any = FLAT, *, loss: Any = None, width: int = 1, **more: Any) -> tw.Task:
+    loss = loss or (lambda o, t: F.mse_loss(o.squeeze(1), t))
+    parts = {"data": (X, y), "validation": (X, y), "metrics": {"m": metric}, "mode": "min", **more}
+    return tw.Task(model=lambda: nn.Linear(4, width), loss=loss, **parts)
+
+
+class Streaming:
+    """A mean over batches of what a function gives."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.reset()
+
+    def reset(self) -> None:
+        self.parts: list[torch.Tensor] = []
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        self.parts.append(torch.as_tensor(self.function(outputs, targets)))
+
+    def compute(self) -> Any:
+        return torch.stack(self.parts).mean()
+
+
+SPREADING = {
+    "absolute error": lambda o, t: (o - t).abs().mean(),
+    "root mean square": lambda o, t: (o - t).square().mean().sqrt(),
+    "R2": lambda o, t: 1 - (t - o).square().sum() / (t - t.mean()).square().sum(),
+    "share of signs": lambda o, t: ((o > 0) == (t > 0)).float().mean(),
+    "numpy": lambda o, t: np.abs(o.numpy() - t.numpy()).mean(),
+    "largest": lambda o, t: (o - t).abs().max(),
+    "streaming": Streaming(lambda o, t: (o - t).abs().mean()),
+}
+
+
+@pytest.mark.parametrize("case", SPREADING)
+def test_a_metric_that_spreads_outputs_over_targets_is_refused(case):
+    told = (
+        r"^Metric 'm' spreads outputs \(32, 1\) over targets \(32,\).*outputs = outputs\.reshape\(targets\.shape\)\.$"
+    )
+    for call in (tw.check, lambda made: tw.train(made, tw.Plan(), steps=1), lambda made: tw.fit(made, steps=2)):
+        with pytest.raises(TaskError, match=told):
+            call(task(SPREADING[case]))
+
+
+@pytest.mark.parametrize("case", [case for case in SPREADING if case != "streaming"])
+def test_the_advice_works_when_followed(case):
+    def mended(outputs, targets):
+        return SPREADING[case](outputs.reshape(targets.shape), targets)
+
+    run = tw.train(task(mended), tw.Plan(), steps=2)
+    assert run.metrics["m"] == pytest.approx(float(mended(run.model(X).detach(), FLAT)), rel=1e-4)
+    streaming = tw.train(task(Streaming(mended)), tw.Plan(), steps=2)
+    assert streaming.metrics["m"] == pytest.approx(run.metrics["m"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda o, t: o.mean() - t.mean(),
+        lambda o, t: (o.flatten() - t).abs().mean(),
+        lambda o, t: torch.corrcoef(torch.stack([o.flatten(), t]))[0, 1],
+        lambda o, t: float(np.corrcoef(o.numpy().ravel(), t.numpy())[0, 1]),
+        lambda o, t: len(t),
+    ],
+)
+def test_metrics_of_both_as_wholes_or_of_like_shapes_pass(metric):
+    open_task(task(metric), "cpu")
+
+
+def test_targets_in_a_column_under_flat_outputs_are_found_too():
+    class Flat(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze(1)
+
+    spread = tw.Task(
+        model=lambda: Flat(4, 1),
+        loss=lambda o, t: F.mse_loss(o, t[:, 0]),
+        data=(X, FLAT[:, None]),
+        validation=(X, FLAT[:, None]),
+        metrics={"mae": F.l1_loss},
+    )
+    with pytest.raises(TaskError, match=r"^Metric 'mae' spreads outputs \(32,\) over targets \(32, 1\)"):
+        open_task(spread, "cpu")
+
+
+def changes_outputs(outputs, targets):
+    return outputs.sigmoid_().mean()
+
+
+def changes_targets_by_numpy(outputs, targets):
+    array = targets.numpy()
+    array -= array.mean()
+    return float(array.std())
+
+
+def needs_a_module(outputs, targets):
+    return importlib.import_module("nothing_of_the_kind")
+
+
+FAILING: dict[str, tuple[Any, str]] = {
+    "a mistake": (
+        lambda o, t: o.no_such_thing,
+        r"failed on outputs \(32, 1\) .*AttributeError: .*\(test_metrics\.py, line \d+\)",
+    ),
+    "one argument": (
+        lambda o: o.mean(),
+        r"failed on .* takes 1 positional argument .*It is called as metric\(outputs, targets\)\.$",
+    ),
+    "another shape": (lambda o, t: (o @ t[:3]).mean(), r"failed on outputs \(80, 1\) .*mat1|size mismatch"),
+    "a module that is not there": (
+        needs_a_module,
+        r"failed on .*ModuleNotFoundError: No module named 'nothing_of_the_kind'",
+    ),
+    "nothing": (lambda o, t: None, r"gave nothing, but it must give one number\."),
+    "a number for each example": (
+        lambda o, t: o.squeeze(1) - t,
+        r"gave a Tensor of shape \(80,\), but it must",
+    ),
+    "several figures": (
+        lambda o, t: {"a": o.mean(), "b": t.mean()},
+        r"gave a dict, .* make several metrics of several",
+    ),
+    "outputs changed in place": (changes_outputs, r"changes the outputs in place.*outputs = outputs\.clone\(\)\.$"),
+    "targets changed in place": (
+        changes_targets_by_numpy,
+        r"changes the targets in place.*targets = targets\.clone\(\)\.$",
+    ),
+    "a streaming mistake": (Streaming(lambda o, t: 1 / 0), r"failed on outputs .*ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("case", FAILING)
+def test_a_metric_that_fails_is_told_before_anything_is_paid_for(case):
+    metric, told = FAILING[case]
+    with pytest.raises(TaskError, match=rf"^Metric 'm' {told}") as raised:
+        open_task(task(metric), "cpu")
+    assert "\n" not in str(raised.value)
+
+
+def needs_both_classes(outputs, targets):
+    if len(targets.unique()) < 2:
+        raise ValueError("Only one class present in y_true.")
+    return float(outputs[targets == 1].mean() - outputs[targets == 0].mean())
+
+
+def needs_fifty(outputs, targets):
+    return float(outputs.squeeze(1)[:60][targets[:60] > 0][5])
+
+
+@pytest.mark.parametrize("metric", [needs_both_classes, needs_fifty, lambda o, t: 1 / (float(t.sum()) > 0)])
+def test_a_metric_that_needs_more_than_a_first_batch_passes(metric):
+    bce = {"loss": lambda o, t: F.binary_cross_entropy_with_logits(o.squeeze(1), t)}
+    problem = open_task(task(metric, FLAGS, **bce), "cpu")
+    assert problem.task.metrics["m"] is metric
+    with pytest.raises(TaskError, match=r"^Metric 'm' failed on outputs \(80, 1\)"):
+        open_task(task(metric, FLAGS * 0, **bce), "cpu")  # nor does it work on the whole set
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield X[0], FLAGS[0]
+
+
+def test_of_a_set_without_end_a_first_part_is_tried_and_the_metric_is_given_the_benefit_of_the_doubt(monkeypatch):
+    monkeypatch.setattr("thalweg.descent.metrics.MOST_EXAMPLES", 200)
+    open_task(task(needs_both_classes, FLAGS, validation=Endless()), "cpu")
+
+
+def test_a_streaming_metric_is_reset_afterwards():
+    metric = Streaming(lambda o, t: (o.squeeze(1) - t).abs().mean())
+    open_task(task(metric), "cpu")
+    assert metric.parts == []
+
+
+def test_areas_under_curves_pass_where_both_classes_come_late():
+    bce = {"loss": lambda o, t: F.binary_cross_entropy_with_logits(o.squeeze(1), t)}
+    run = tw.train(
+        task(lambda o, t: roc_auc_score(t.numpy(), o.numpy()) if t.any() else 1 / 0, FLAGS, **bce), tw.Plan(), steps=1
+    )
+    assert 0 <= run.metrics["m"] <= 1
