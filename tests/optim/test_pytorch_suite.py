@@ -511,25 +511,6 @@ def test_the_default_dtype_changes_no_bit_and_the_count_stays_float32(info, defa
 # Steps that do nothing
 
 
-@pytest.mark.parametrize("scale", [None, 1.0])
-@every_class
-def test_no_step_is_taken_where_found_inf_is_set(info, scale):
-    for place in range(len(info.optim_inputs_func("cpu"))):
-        params = [torch.ones(1) for _ in range(5)]
-        for p in params:
-            p.grad = torch.ones(1)
-        optimizer = info.optim_cls(params, **kwargs_of(info, place))
-        optimizer.grad_scale = None if scale is None else torch.tensor([scale])
-        optimizer.found_inf = torch.ones(())
-        optimizer.step()
-        assert all(torch.equal(p, torch.ones(1)) for p in params)
-        assert not optimizer.state
-        assert optimizer.last.skipped
-        optimizer.found_inf = torch.zeros(())
-        optimizer.step()
-        assert not any(torch.equal(p, torch.ones(1)) for p in params)
-
-
 @every_class
 def test_on_the_meta_device_a_step_is_refused_and_goes_on_when_the_model_is_made_real(info):
     with torch.device("meta"):

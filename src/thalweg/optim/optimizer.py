@@ -25,7 +25,7 @@ from thalweg.optim.engines import make_engine
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, as_real, count_nonfinite
 from thalweg.optim.engines.blocks import EMA
 from thalweg.optim.engines.device_resident import DeviceSkipCounter
-from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms
+from thalweg.optim.engines.interface import DeviceNorms, GroupStep
 from thalweg.optim.engines.validate import why_invalid
 from thalweg.optim.fast_path import FastPath
 from thalweg.rules.rule import Rule
@@ -92,8 +92,9 @@ class Optimizer(torch.optim.Optimizer):
     the rule is of that kind, the rule's equation (with decoupled decay inside, if it has one), average of the weights. A
     gradient that is not finite leaves every bit of weights and state as it was. The parameters' `grad` is only read.
 
-    Under a `torch.amp.GradScaler` the step itself divides by the scale, so clipping and `last` are of the unscaled gradient, and
-    a step that the scaler skips is recorded in `last` as skipped.
+    Under a `torch.amp.GradScaler`, Lightning or Accelerate it is what `torch.optim`'s classes are: the scaler divides `p.grad` by
+    the scale, and where a gradient overflowed it does not call `step`, so that `last` and `skips` stay those of the last step
+    that was taken.
 
     Arguments:
         params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
@@ -125,8 +126,6 @@ class Optimizer(torch.optim.Optimizer):
     >>> (w * w).sum().backward(); optimizer.step(); w
     tensor([ 0.8000, -1.6000], requires_grad=True)
     """
-
-    _step_supports_amp_scaling = True  # `GradScaler.step` sets `grad_scale` and `found_inf`, and always calls `step`
 
     def __init__(
         self,
@@ -207,20 +206,14 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step. A closure recomputes the loss, and its value is given back.
 
-        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip"; a step that a
-        gradient scaler skips counts only once its scale is down to 1, when it is no longer the scale that overflows.
+        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip".
         RuleError, with nothing changed, where a parameter, its gradient and its state do not fit together (any more).
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, closure)
-        try:
-            if not self._has_hooks_or_profiler():
-                return self._step(closure)
-            return _hooked_step(self) if closure is None else _hooked_step(self, closure)
-        except BaseException:  # a gradient scaler deletes what it sets only after a step that returns
-            self.__dict__.pop("grad_scale", None)
-            self.__dict__.pop("found_inf", None)
-            raise
+        if not self._has_hooks_or_profiler():
+            return self._step(closure)
+        return _hooked_step(self) if closure is None else _hooked_step(self, closure)
 
     # torch wraps `step` of every class without this mark, to call hooks and the profiler; the wrapper costs as much as a small
     # step. `step` calls them itself where there are any. Without the mark they would also be called twice.
@@ -257,8 +250,7 @@ class Optimizer(torch.optim.Optimizer):
             # On an accelerator `skipped` is a tensor, which to read would synchronise: there `_skip_counter` counts skips.
             if self.last.skipped is True:
                 try:
-                    if not self._scaler_will_lower_scale():
-                        self._count_skip(group_steps, self.last)
+                    self._count_skip(group_steps, self.last)
                 finally:
                     self._engine.release_gradients()
         return loss
@@ -478,27 +470,21 @@ class Optimizer(torch.optim.Optimizer):
         return constants
 
     def _general_step(self, group_steps: Sequence[GroupStep]) -> StepRecord:
-        loss_scale: Any = self.__dict__.get("grad_scale")
-        if loss_scale is None or loss_scale.device.type == "cpu":
-            loss_scale = self._loss_scale() or 1.0
-        clip_value: Any = None if self.clip_value is None else self.clip_value * loss_scale
-        clips = clip_value if self.clip_norm is not None else None
+        clips = self.clip_value if self.clip_norm is not None else None
         try:
             norms = self._engine.measure_gradients(group_steps, self.state, clip_value=clips, ema=self.ema is not None)
         except (RuntimeError, LookupError, ValueError, ArithmeticError):
             self._raise_why_invalid(group_steps)
             raise
         if isinstance(norms, DeviceNorms):
-            return self._device_resident_step(group_steps, norms, loss_scale, clip_value)
-        if loss_scale != 1.0:
-            norms = _unscaled(norms, loss_scale)
+            return self._device_resident_step(group_steps, norms)
         each = self._in_parameter_order(group_steps, norms.each)
-        if norms.nonfinite or self._found_inf():
+        if norms.nonfinite:
             return StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
         self.skips = 0
         scale = self.clip_scale(norms.clipped)
         norms_of_update = self._engine.update(
-            self.state, scale=scale / loss_scale, clip_value=clip_value, ema=self.ema, record_norms=self.measure
+            self.state, scale=scale, clip_value=self.clip_value, ema=self.ema, record_norms=self.measure
         )
         if norms_of_update is None:
             return StepRecord(norms.total, scale, False, 0, each)
@@ -512,45 +498,34 @@ class Optimizer(torch.optim.Optimizer):
         )
         return StepRecord(norms.total, scale, False, 0, each, *in_order)
 
-    @property
-    def has_grad_scaler(self) -> bool:
-        """Whether a gradient scaler takes part in this step: it sets `grad_scale` and `found_inf` before it calls `step`."""
-        attributes = self.__dict__
-        return attributes.get("grad_scale") is not None or attributes.get("found_inf") is not None
-
     def clip_scale(self, norm: float) -> float:
         """Give what gradients of this total norm are multiplied by: PyTorch's formula, with its 1e-6, so that results agree."""
         return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
 
-    def _device_resident_step(
-        self, group_steps: Sequence[GroupStep], norms: DeviceNorms, loss_scale: Any, clip_value: Any
-    ) -> StepRecord:
+    def _device_resident_step(self, group_steps: Sequence[GroupStep], norms: DeviceNorms) -> StepRecord:
         """Go on with the step on an accelerator without host synchronisation: scale and whether to skip are tensors there."""
-        finite, found = norms.total.isfinite(), self.__dict__.get("found_inf")
-        if found is not None:
-            finite &= found.to(finite.device) == 0
+        finite = norms.total.isfinite()
         scale: Any = 1.0
         if self.clip_norm is not None:
-            scale = (self.clip_norm / (norms.clipped / loss_scale + 1e-6)).clamp(max=1.0)
+            scale = (self.clip_norm / (norms.clipped + 1e-6)).clamp(max=1.0)
         norms_of_update = self._engine.update(
             self.state,
-            scale=scale / loss_scale,
-            clip_value=clip_value,
+            scale=scale,
+            clip_value=self.clip_value,
             ema=self.ema,
             record_norms=self.measure,
             finite=finite,
         )
         self.measure = False
-        if found is None:
-            self._skip_counter.update(finite)
-            self.skips = self._skip_counter.skips
-            if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
-                raise NonFiniteError(_message_some_steps_late(self.skips))
-        each: Any = norms.each / loss_scale
+        self._skip_counter.update(finite)
+        self.skips = self._skip_counter.skips
+        if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
+            raise NonFiniteError(_message_some_steps_late(self.skips))
+        each: Any = norms.each
         recorded = norms_of_update or ()
         if self._is_reordered or len(each) < sum(len(group["params"]) for group in self.param_groups):
             each, *recorded = (self._in_parameter_order_on_device(group_steps, values) for values in (each, *recorded))
-        total: Any = norms.total / loss_scale
+        total: Any = norms.total
         return StepRecord(total, scale, cast(Any, ~finite), cast(Any, norms.nonfinite), each, *recorded)
 
     def _in_parameter_order_on_device(self, group_steps: Sequence[GroupStep], values: Tensor) -> Tensor:
@@ -565,21 +540,6 @@ class Optimizer(torch.optim.Optimizer):
                 why = why_invalid(p, gradient, self.state.get(p, {}), states)
                 if why is not None:
                     raise RuleError(why.format(name=self._names({id(p)})[0]))
-
-    def _loss_scale(self) -> float | None:
-        """Give the scale of the loss, by which this step must divide the gradients; None without a gradient scaler."""
-        scale = self.__dict__.get("grad_scale")
-        return None if scale is None else float(scale)
-
-    def _found_inf(self) -> bool:
-        """Whether a gradient scaler skips this step; it may have seen gradients of other processes too."""
-        found = self.__dict__.get("found_inf")
-        return found is not None and bool(found)
-
-    def _scaler_will_lower_scale(self) -> bool:
-        """Whether the gradient scaler skipped this step and will try a smaller scale, which may be all that is needed."""
-        scale = self._loss_scale()
-        return self._found_inf() and (scale is None or scale > 1.0)
 
     def _in_parameter_order(self, group_steps: Sequence[GroupStep], values: Sequence[float]) -> Sequence[float]:
         """Give values, one per parameter with a gradient, in the order of all parameters; NaN for those without."""
@@ -644,11 +604,6 @@ def _message_some_steps_late(skips: int) -> str:
         " took any of them. Lower the learning rate, clip, or look for log(0), a division by zero or a root of zero in the loss;"
         " on_nonfinite='skip' goes on for ever."
     )
-
-
-def _unscaled(norms: Norms, scale: float) -> Norms:
-    """Give the norms of the gradients divided by the loss scale."""
-    return Norms([n / scale for n in norms.each], norms.total / scale, norms.clipped / scale, norms.nonfinite)
 
 
 @contextmanager
