@@ -143,9 +143,11 @@ class Optimizer(torch.optim.Optimizer):
         engine: str = "auto",
         **constants: Any,
     ) -> None:
-        groups.refuse_flags(constants)
-        constants = {name: value for name, value in constants.items() if name not in groups.FLAGS}
+        groups.check_flags(constants)
+        flags = {name: constants.get(name, value) for name, value in groups.FLAGS.items()}
+        constants = {name: value for name, value in constants.items() if name not in flags}
         self.rule = rules.get(rule)
+        constants = groups.without_fixed(constants, self.rule, self._fixed())
         groups.check("clip_norm", clip_norm, clip_norm is None or groups.is_above_zero(clip_norm), "above zero")
         groups.check("clip_value", clip_value, clip_value is None or groups.is_above_zero(clip_value), "above zero")
         groups.check("ema", ema, ema is None or (groups.is_above_zero(ema) and ema < 1), "between 0 and 1")
@@ -170,6 +172,7 @@ class Optimizer(torch.optim.Optimizer):
             "weight_decay": self.rule.weight_decay if weight_decay is None else weight_decay,
             "maximize": maximize,
             **self._constants(constants),
+            **flags,
         }
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -193,7 +196,8 @@ class Optimizer(torch.optim.Optimizer):
                 rule = groups.named(param_group["rule"])
                 groups.check_own(param_group, rule, defaults)
                 defaults = groups.defaults_of(rule, defaults)
-            param_group = groups.normalized(param_group, rule, defaults)
+            fixed = rule.fixed if "rule" in param_group else self._fixed()
+            param_group = groups.normalized(groups.without_fixed(param_group, rule, fixed), rule, defaults)
             param_group |= {name: value for name, value in defaults.items() if name not in param_group}
             self._check(param_group)
             groups.check_parameters(param_group["params"], rule)
@@ -365,6 +369,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _constants(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check the constants given, and complete them under the names that a group has."""
+        for name in given:
+            if name not in self.rule.constants and name not in self.rule.grouped:
+                raise RuleError(self.rule.unknown(name, groups.BESIDE_CONSTANTS))
         return self.rule.to_group(self.rule.complete(given))
 
     def _fixed(self) -> Mapping[str, Any]:
@@ -378,7 +385,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         groups.check_rates(group)
-        self.rule.complete(self.rule.from_group(group))
+        groups.check_constants(group, self.rule)
 
     # `_rule`, `_fixed` and `_check_group`, which a subclass may override, are about groups that name no rule of their own; those
     # that follow are about any group.
@@ -396,7 +403,7 @@ class Optimizer(torch.optim.Optimizer):
             return
         rule = groups.named(group["rule"])
         groups.check_rates(group)
-        rule.complete(rule.from_group(group))
+        groups.check_constants(group, rule)
         self._check_average(rule)
 
     def _check_average(self, rule: Rule) -> None:
@@ -405,13 +412,17 @@ class Optimizer(torch.optim.Optimizer):
             raise RuleError(f"{rule.name} averages the weights itself, so {what} has no place beside it: leave it out.")
 
     def _loadable(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a saved group, and complete it with defaults where another library saved fewer options."""
+        """Check a saved group, and complete it with defaults where another library saved fewer options.
+
+        How a step is calculated is no part of what was saved: PyTorch's flags stay as this optimiser has them.
+        """
         fixed = self._fixed_of(group)
         for name, value in fixed.items():
             if group.get(name, value) != value:
                 raise RuleError(f"The state was saved with {name}={group[name]}, which {self.rule.name} does not have.")
         own = groups.defaults_of(groups.named(group["rule"]), self.defaults) if "rule" in group else {}
-        complete = {**self.defaults, **own, **{name: value for name, value in group.items() if name not in fixed}}
+        left_out = {*fixed, *groups.FLAGS}
+        complete = {**self.defaults, **own, **{name: value for name, value in group.items() if name not in left_out}}
         self._check(complete)
         return complete
 

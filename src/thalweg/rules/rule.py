@@ -106,8 +106,8 @@ class Rule:
       gradient (coupled), as it does where the constant that `decoupled` names is false.
     - `takes`: the names of all numbers that the equation takes, weight decay included.
     - `grouped`: PyTorch's name for several constants at once (`betas`).
-    - `fixed`: PyTorch's options of which this rule supports one value; they are written into the parameter groups, and a
-      `state_dict` with another value is refused.
+    - `fixed`: PyTorch's options of which this rule supports one value; they are written into a `state_dict`, and
+      another value is refused there and when an optimiser is made.
     - `counts_steps`: whether `state_dict` has a `step`. Without one, `scalars` gets 1 for a parameter's first step (while it has
       no state) and 2 for every later one.
     - `optimizer`: the name of the class in `thalweg.optim`.
@@ -267,11 +267,11 @@ class Rule:
         # PyTorch has None for the default of Adafactor's first eps.
         return {m: self.constants[m] if v is None else v for m, v in zip(members, values, strict=True)}
 
-    def unknown(self, name: str) -> str:
-        """Say that there is no constant of this name."""
+    def unknown(self, name: str, beside: Iterable[str] = ()) -> str:
+        """Say that there is no constant of this name; `beside` are other names that may have been meant."""
         known = [*self.constants, *self.grouped]
         listed = f"its constants are {', '.join(known)}" if known else "it has no constants"
-        return f"{self.name} has no constant {name!r}; {listed}.{nearest(name, known)}"
+        return f"{self.name} has no constant {name!r}; {listed}.{nearest(name, [*known, *beside])}"
 
 
 def rule(
