@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thalweg.landscape.objective import Objective, class_count
+from thalweg.landscape.objective import Objective, class_count, make_gradients_dense
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, tree_map
 
@@ -159,6 +159,7 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> Initi
     model.zero_grad(set_to_none=True)
     loss, _ = objective.loss(model, batch)
     loss.backward()
+    make_gradients_dense(model.parameters())
     gradients = {n: _rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
     without_gradient = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     model.zero_grad(set_to_none=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -147,6 +147,13 @@ class Objective:
             return value
         dtype = self.cast_inputs.floats if value.is_floating_point() else self.cast_inputs.integers
         return value if dtype is None else value.to(dtype)
+
+
+def make_gradients_dense(parameters: Iterable[Tensor]) -> None:
+    """Make the gradients of `nn.Embedding(sparse=True)` what they are with sparse=False, which is the same gradient."""
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.to_dense()
 
 
 def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:

@@ -96,6 +96,9 @@ class Optimizer(torch.optim.Optimizer):
     the scale, and where a gradient overflowed it does not call `step`, so that `last` and `skips` stay those of the last step
     that was taken.
 
+    Sparse gradients (`nn.Embedding(sparse=True)`) are taken where PyTorch's class takes them: by SGD's three rules and Adagrad,
+    without weight decay. They are made dense for the step, so they save no memory in it.
+
     Arguments:
         params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
             or float16 (calculated, and their state kept, in float32), complex64 or complex128 (as pairs of reals). A group may
@@ -113,8 +116,8 @@ class Optimizer(torch.optim.Optimizer):
         on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
         engine: "auto", "cpu" (compiled with Numba; parameters on other devices, not dense in memory or of sixteen bits go by
             "tensors" all the same) or "tensors". On CUDA and XPU the first step compiles too, for up to some minutes.
-        constants: the rule's own, by the equation's names or PyTorch's (`betas`). PyTorch's `foreach`, `fused`, `capturable`
-            and `differentiable` may be None or False, which changes nothing.
+        constants: the rule's own, by the equation's names or PyTorch's (`betas`). Whatever PyTorch's class of the same name has
+            by default may be given too. `foreach` and `fused` change nothing; `capturable` and `differentiable` cannot be True.
 
     Attributes: `last` is the last step's `StepRecord` (None before the first); `measure = True` has the next step record
     `weight_norms` and `update_norms` too, which costs a copy of the small tensors.
@@ -334,7 +337,7 @@ class Optimizer(torch.optim.Optimizer):
 
         def take(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             saved.update(given, param_groups=[self._loadable(group) for group in given["param_groups"]])
-            saved["state"] = self._with_carried(given)
+            saved["state"] = {number: _dense(entry) for number, entry in self._with_carried(given).items()}
             return saved
 
         # After the caller's own pre-hooks, which may rewrite what is to be loaded, and before the caller's post-hooks.
@@ -451,12 +454,10 @@ class Optimizer(torch.optim.Optimizer):
             return []
         if len(gradients) < len(parameters):
             parameters = [p for p in parameters if p.grad is not None]
-        if not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
-            raise RuleError(
-                f"{type(self).__name__} has no sparse gradients: make the embedding with sparse=False, "
-                "or give its weights to torch.optim.SparseAdam."
-            )
         rule = self._rule_of(group)
+        if not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
+            self._check_sparse(rule, group, parameters)
+            gradients = [g.to_dense() for g in gradients]
         options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
         group_step = GroupStep(rule, self._read_constants(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
@@ -464,6 +465,20 @@ class Optimizer(torch.optim.Optimizer):
         self._is_reordered = True
         others = replace(group_step.with_only(lambda p: p.ndim < 2), rule=rule.rest, constants=rule.rest.constants)
         return [one for one in (group_step.with_only(lambda p: p.ndim >= 2), others) if one.parameters]
+
+    def _check_sparse(self, rule: Rule, group: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Raise RuleError where a gradient is sparse and PyTorch's class of this rule would not take it either."""
+        (name, *_) = self._names({id(p) for p in parameters if cast(Tensor, p.grad).layout is not torch.strided})
+        if not rule.takes_sparse:
+            raise RuleError(
+                f"The gradient of {name} is sparse, which {rule.name} does not take, but SGD and Adagrad do: make the embedding "
+                'with sparse=False, or give its weights a group of their own with "rule": "adagrad", "weight_decay": 0.'
+            )
+        if group["weight_decay"]:
+            raise RuleError(
+                f"The gradient of {name} is sparse, and weight decay would move all its weights: put it into a group of its own "
+                "with weight_decay=0, or make the embedding with sparse=False."
+            )
 
     def _read_constants(self, rule: Rule, group: Mapping[str, Any]) -> Mapping[str, Any]:
         """Read a rule's constants from a group; the same mapping as at the last step where none has changed.
@@ -615,6 +630,12 @@ def _message_some_steps_late(skips: int) -> str:
         " took any of them. Lower the learning rate, clip, or look for log(0), a division by zero or a root of zero in the loss;"
         " on_nonfinite='skip' goes on for ever."
     )
+
+
+def _dense(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a parameter's state as a step needs it: PyTorch's momentum of sparse gradients is sparse."""
+    sparse = {k: v.to_dense() for k, v in entry.items() if isinstance(v, Tensor) and v.layout is torch.sparse_coo}
+    return {**entry, **sparse}
 
 
 @contextmanager
