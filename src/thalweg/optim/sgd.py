@@ -28,7 +28,8 @@ class SGD(Optimizer):
         weight_decay: coupled (added to the gradient), at least 0.
         nesterov: look ahead; needs momentum above 0 and no dampening.
 
-    All others: see `Optimizer`.
+    All others: see `Optimizer`. Sparse gradients are taken, without weight decay. Arguments come in the order of
+    `torch.optim.SGD`.
 
     >>> import torch
     >>> SGD([torch.zeros(2)], momentum=1.5)
