@@ -78,6 +78,16 @@ def test_groups_of_torchs_class_are_taken_as_they_are_and_the_descent_is_torchs(
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # PyTorch's NAdam has a product in float32
 
 
+def test_a_group_that_names_its_rule_may_have_torchs_defaults_of_that_rule_too():
+    for name, rule in (("Adam", "adam"), ("Adagrad", "adagrad"), ("RMSprop", "rmsprop")):
+        group = {**getattr(torch.optim, name)(parameters()).defaults, "params": parameters(), "rule": rule}
+        optimizer = optim.AdamW([{"params": parameters()}, group])
+        step(optimizer)
+        loaded(optimizer)
+    with pytest.raises(RuleError, match="adam has no constant 'decoupled_weight_decay'"):
+        optim.AdamW([{"params": parameters(), "rule": "adam", "decoupled_weight_decay": True}])
+
+
 OTHER_STEPS = [
     (optim.Adam, {"decoupled_weight_decay": True}, r"`decoupled_weight_decay` of adam is always False.*Take AdamW"),
     (optim.AdamW, {"decoupled_weight_decay": False}, r"`decoupled_weight_decay` of adamw is always True.*Take Adam\."),

@@ -112,10 +112,12 @@ def defaults_of(rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
 def check_own(group: Mapping[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> None:
     """Raise RuleError where a group that names its rule sets a constant of another one.
 
-    One with the value of the optimiser's own default is no mistake: `torch.optim` puts the defaults into every group.
+    One with the value of the optimiser's own default is no mistake: `torch.optim` puts the defaults into every group. Nor is one
+    with the only value that the rule has of it.
     """
     for name in (_all_constants() | {*defaults}) - {*SHARED, *FLAGS, *rule.constants, *rule.grouped}:
-        if name in group and not (name in defaults and group[name] == defaults[name]):
+        known = [values[name] for values in (defaults, rule.fixed) if name in values]
+        if name in group and group[name] not in known:
             raise RuleError(f"A parameter group goes by the rule {group['rule']!r}. {rule.unknown(name)}")
 
 

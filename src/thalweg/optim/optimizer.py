@@ -199,8 +199,9 @@ class Optimizer(torch.optim.Optimizer):
                 rule = groups.named(param_group["rule"])
                 groups.check_own(param_group, rule, defaults)
                 defaults = groups.defaults_of(rule, defaults)
-            fixed = rule.fixed if "rule" in param_group else self._fixed()
-            param_group = groups.normalized(groups.without_fixed(param_group, rule, fixed), rule, defaults)
+            else:
+                param_group = groups.without_fixed(param_group, rule, self._fixed())
+            param_group = groups.normalized(param_group, rule, defaults)
             param_group |= {name: value for name, value in defaults.items() if name not in param_group}
             self._check(param_group)
             groups.check_parameters(param_group["params"], rule)
