@@ -101,3 +101,15 @@ def test_looking_leaves_random_numbers_as_they_were():
     before = torch.get_rng_state()
     measure_before_training(made)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_embeddings_are_asked_about_as_dense_ones(table):
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(2)
+        words = nn.Sequential(table(20, 3, sparse=sparse), nn.Flatten(), nn.LazyLinear(2))
+        ids = torch.arange(240).reshape(60, 4) * 7 % 20
+        words(ids[:2])
+        found.append(tw.check(tw.Task(model=words, loss=nn.CrossEntropyLoss(), data=(ids, (ids.sum(1) > 38).long()))))
+    assert found[0] == found[1]

@@ -13,6 +13,7 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import TaskError
+from thalweg.landscape.objective import make_gradients_dense
 from thalweg.sampling import Draw, mix
 from thalweg.sampling.sources import seed_all, to_device
 
@@ -78,7 +79,7 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
             loss, _ = objective.loss(descent.model, to_device(batch.parts[0], device))
         with descending:
             (loss * scale if scale != 1.0 else loss).backward()
-        _multiply_gradients(descent, 1.0 / scale)
+        _finish_gradients(descent, 1.0 / scale)
         return loss.item()
     weighted_loss, weights = 0.0, 0.0
     for part, size in zip(batch.parts, batch.sizes, strict=True):
@@ -97,11 +98,14 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
         return math.nan
     if weights <= 0:
         raise TaskError(f"The weights that `step` returned for this step add up to {weights}; they must be above zero.")
-    _multiply_gradients(descent, 1.0 / (scale * weights))
+    _finish_gradients(descent, 1.0 / (scale * weights))
     return weighted_loss / weights
 
 
-def _multiply_gradients(descent: Descent, factor: float) -> None:
+def _finish_gradients(descent: Descent, factor: float) -> None:
+    """Make the gradients dense, and multiply them."""
+    if descent.problem.sparse_gradients:
+        make_gradients_dense(descent.parameters)
     if factor == 1.0:
         return
     gradients = [p.grad for g in descent.optimizer.param_groups for p in g["params"] if p.grad is not None]

@@ -32,6 +32,7 @@ from thalweg.landscape.initial_figures import (
     target_misfits,
     target_of,
 )
+from thalweg.landscape.objective import make_gradients_dense
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.sampling import (
     Batches,
@@ -241,6 +242,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss, _ = problem.objective.loss(model, batch)
         loss.backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
         if time.perf_counter() > until:
             return False
@@ -360,6 +362,7 @@ def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float,
         seed_all(mix(seed, step))
         loss, _ = problem.objective.loss(model, batch)
         loss.backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
         value = float(loss.detach())
         if step == 1 and not math.isfinite(value):
@@ -406,6 +409,7 @@ def _pushed(problem: Problem, batch: Any, seed: int, sign: float, until: float) 
         if not farthest <= max(BOUNDS) or time.perf_counter() > until or not output.requires_grad:
             return None
         (-output.mean()).backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
     ends = [size for size in BOUNDS if farthest <= size + 1e-6 and mean >= size - NEAR]
     return (sign * ends[0] or 0.0) if ends else None  # `or`: 0.0 instead of -0.0

@@ -45,6 +45,7 @@ class Problem:
     - `train`, `validation`: the opened data.
     - `weights`: of each training example, for drawing with replacement.
     - `without_gradient`: names of the parameters that got no gradient from the first batch.
+    - `sparse_gradients`: whether a parameter's gradient is sparse, as that of `nn.Embedding(sparse=True)`.
     - `needs_two_examples`: whether a batch of a single example fails in training.
     - `takes_nonfinite`: whether the data hold NaN or infinity with which the loss is finite all the same.
     - `notes`: what the user should know about data and model.
@@ -58,6 +59,7 @@ class Problem:
     device: torch.device
     weights: Tensor | None = None
     without_gradient: tuple[str, ...] = ()
+    sparse_gradients: bool = False
     needs_two_examples: bool = False
     takes_nonfinite: bool = False
     notes: tuple[str, ...] = field(default=())
@@ -110,7 +112,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         own = Objective(task).with_own_loss(chosen_device).task
         rehearsal, count = _rehearse_training(own, model, train, chosen_device)
         batch = first_batch(train, chosen_device, count, own=count == FIRST_BATCH_SIZE)
-        without_gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
+        gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
@@ -125,7 +127,8 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         validation,
         chosen_device,
         weights,
-        without_gradient,
+        gradient.missing,
+        gradient.sparse,
         needs_two_examples,
         bool(nonfinite) or evaluation.takes_nonfinite,
         tuple(notes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -96,8 +96,15 @@ def is_dtype_mismatch(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _DTYPE_ERRORS)
 
 
-def rehearse_gradient(objective: Objective, model: nn.Module, batch: Any, loss: torch.Tensor) -> tuple[str, ...]:
-    """Take a first gradient, and one more after it as the second step will; give the parameters that got none.
+class FirstGradient(NamedTuple):
+    """Trainable parameters without a gradient, and whether any gradient is sparse."""
+
+    missing: tuple[str, ...]
+    sparse: bool
+
+
+def rehearse_gradient(objective: Objective, model: nn.Module, batch: Any, loss: torch.Tensor) -> FirstGradient:
+    """Take a first gradient, and one more after it as the second step will.
 
     What a model or a loss keeps from one batch to the next with its graph fails only in the second.
 
@@ -105,11 +112,12 @@ def rehearse_gradient(objective: Objective, model: nn.Module, batch: Any, loss: 
     """
     with naming_errors("The backward pass", "on the first training batch"):
         loss.backward()
-    without_gradient = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    missing = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
+    sparse = any(p.grad is not None and p.grad.is_sparse for p in model.parameters())
     model.zero_grad(set_to_none=True)
     with naming_errors("The model or the loss", "on a second training batch"):
         again, _ = objective.loss(model, batch)
     with naming_errors("The backward pass", "on a second training batch"):
         again.backward()
     model.zero_grad(set_to_none=True)
-    return without_gradient
+    return FirstGradient(missing, sparse)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import Misfit, misfits
-from thalweg.landscape.objective import Objective, class_count
+from thalweg.landscape.objective import Objective, class_count, make_gradients_dense
 from thalweg.landscape.reduction import loss_option, unwrap
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves
@@ -168,6 +168,7 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: A
     with LossCalls(SAMPLE) as noted:
         loss, _ = objective.loss(model, batch)
     loss.backward()
+    make_gradients_dense(model.parameters())
     found = _unlike(misfit for call in noted.calls for misfit in misfits(call))
     gradients = {n: _rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
     without_gradient = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -183,6 +183,13 @@ def _unlike_weights(loss: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Mo
             unlike = weight.dtype != dtype and torch.float64 in (weight.dtype, dtype)
             if isinstance(module, _Loss) and weight.is_floating_point() and unlike:
                 yield module, name, weight
+
+
+def make_gradients_dense(parameters: Iterable[Tensor]) -> None:
+    """Make the gradients of `nn.Embedding(sparse=True)` what they are with sparse=False, which is the same gradient."""
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.to_dense()
 
 
 def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
