@@ -160,6 +160,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         **_describe_data(problem),
         "parameters": sum(p.numel() for p in descent.model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in descent.model.parameters() if p.requires_grad),
         "device": str(problem.device),
         "torch": torch.__version__,
         "select": problem.task.select,
