@@ -43,7 +43,15 @@ def test_where_memory_never_suffices_the_smallest_is_cut_into_parts():
 def test_the_evidence_shows_what_was_measured():
     _, why = choose(measured(100, 200), 1, 10)
     assert why.source == "measured"
-    assert why.figures == {"batch_sizes": [32, 64], "examples_per_second": [100, 200], "peak_megabytes": [1, 1]}
+    assert why.figures == {"batch_sizes": [32, 64], "examples_per_second": [100, 200]}
+
+
+@pytest.mark.parametrize(
+    ("peaks", "shown"), [((464, 464, 465), None), ((400, 410, 419), None), ((400, 450, 800), [400, 450, 800])]
+)
+def test_memory_is_evidence_only_where_the_sizes_differ_in_it(peaks, shown):
+    found = [Measured(32 * 2**k, 1.0, 100.0, peak * 2**20) for k, peak in enumerate(peaks)]
+    assert choose(found, 1, 10)[1].figures.get("peak_megabytes") == shown
 
 
 def test_this_process_uses_memory():

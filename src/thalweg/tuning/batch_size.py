@@ -18,6 +18,7 @@ from thalweg.records.plan import Evidence, Plan
 
 SMALLEST, LARGEST = 32, 1024
 FEWEST_STEPS = 5000  # of a run: a larger batch that leaves fewer is not worth its speed
+DIFFERS = 1.05  # largest over smallest peak of memory, above which the sizes differ in it
 SECONDS = 1.5  # that measuring takes, about
 
 
@@ -91,8 +92,10 @@ def choose(measured: list[Measured], epochs: float | None, count: int | None) ->
     figures = {
         "batch_sizes": [m.batch_size for m in measured],
         "examples_per_second": [round(m.examples_per_second) for m in measured],
-        "peak_megabytes": [round(m.peak_bytes / 2**20) for m in measured],
     }
+    peaks = [m.peak_bytes for m in measured]
+    if max(peaks) > DIFFERS * min(peaks):
+        figures["peak_megabytes"] = [round(peak / 2**20) for peak in peaks]
     return chosen.batch_size, Evidence("measured", reason, figures)
 
 
