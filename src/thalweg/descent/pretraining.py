@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from thalweg import optim
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.landscape.initial_figures import (
     RATES,
     Fit,
@@ -71,8 +72,19 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
             bounds=_bounds(problem, figures, batch, seed, fitted_range, until),
             held_out=_generalisation(problem, sample, seed, seconds),
             repeats=_repeats(problem),
+            drifting_statistics=_drifting(problem, batch, seed),
         )
         return figures if problem.task.step else _with_data(problem, figures, sample or _all_examples(problem), batch)
+
+
+def _drifting(problem: Problem, batch: Any, seed: int) -> tuple[str, ...]:
+    """Name frozen layers whose statistics move in a step, which may itself put them into evaluation mode."""
+    model = start_model(problem, seed)
+    if not drifting_statistics(model):
+        return ()
+    with torch.no_grad():
+        problem.objective.loss(model, batch)
+    return drifting_statistics(model)
 
 
 def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], batch: Any) -> InitialFigures:
