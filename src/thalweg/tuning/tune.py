@@ -106,7 +106,7 @@ def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) ->
     if problem.count is None and request.epochs is not None:
         return plan
     say("batch size: measuring throughput and memory")
-    measured = batch_size.measure(problem, plan)
+    measured = batch_size.measure(problem, plan, request.epochs)
     return with_choices(plan, {"batch_size": batch_size.choose(measured, request.epochs, problem.count)})
 
 
