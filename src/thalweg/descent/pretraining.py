@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from thalweg import optim
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.landscape.initial_figures import (
     RATES,
     Fit,
@@ -92,6 +93,7 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
             figures,
             bounds=unless_it_fails(lambda: _bounds(problem, figures, batch, seed, fitted_range, until), (None, None)),
             repeats=_repeats(problem),
+            drifting_statistics=_drifting(problem, batch, seed),
         )
         sample = unless_it_fails(lambda: _sample(problem, seed, seconds), [])
         figures = replace(
@@ -108,6 +110,16 @@ def unless_it_fails(measure: Callable[[], T], unknown: T) -> T:
         return measure()
     except Exception:
         return unknown
+
+
+def _drifting(problem: Problem, batch: Any, seed: int) -> tuple[str, ...]:
+    """Name frozen layers whose statistics move in a step, which may itself put them into evaluation mode."""
+    model = start_model(problem, seed)
+    if not drifting_statistics(model):
+        return ()
+    with torch.no_grad():
+        problem.objective.loss(model, batch)
+    return drifting_statistics(model)
 
 
 def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], batch: Any) -> InitialFigures:

@@ -164,8 +164,10 @@ def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
         )
     model = model.to(device)
     make_writable(model)
-    if not any(module.training for module in model.modules()):
-        model.train()
+    if (
+        len({module.training for module in model.modules()}) == 1
+    ):  # with layers in evaluation mode it stays as it was made
+        model.train()  # a model's own `train` may keep layers in evaluation mode
     return model
 
 

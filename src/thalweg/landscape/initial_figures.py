@@ -103,6 +103,7 @@ class InitialFigures:
     classes: int | None = None
     gradients: Mapping[str, float] = field(default_factory=dict[str, float])  # parameter -> RMS of its gradient
     without_gradient: tuple[str, ...] = ()  # trainable parameters that the loss gives none
+    drifting_statistics: tuple[str, ...] = ()  # frozen normalisation layers whose running statistics a step moves
     reaction: float | None = None  # see `reaction`; the larger one of before and after fitting one batch
     fit: Fit | None = None
     scale: Mapping[str, Scale] = field(default_factory=dict[str, Scale])  # of "inputs" and "targets", where numbers
