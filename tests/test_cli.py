@@ -341,3 +341,51 @@ def test_output_to_a_pipe_has_no_control_characters(monkeypatch):
     monkeypatch.setattr(sys, "stdout", held)
     assert cli.main(["train", "mine.py", "--steps", "12", "--out", "r"]) == 0
     assert not [c for c in held.getvalue() if ord(c) < 32 and c != "\n"]
+
+
+SIGNALS = """
+import os, signal, torch, torch.nn.functional as F, thalweg as tw
+from torch import nn
+
+calls = 0
+
+def loss(output, target):
+    global calls
+    calls += 1
+    if calls == int(os.environ.get("AT", 0)):
+        os.kill(os.getpid(), getattr(signal, os.environ["SENT"]))
+    return F.mse_loss(output, target)
+
+x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+task = tw.Task(model=lambda: nn.Linear(4, 1), loss=loss, data=(x, x[:, :1]), validation=(x[:9], x[:9, :1]))
+"""
+
+
+def in_process(words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "thalweg", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_search_that_is_stopped_or_killed_is_resumed_to_the_same_result(folder):
+    (folder / "stopped.py").write_text(SIGNALS)
+    words = ["fit", "stopped.py", "--steps", "300", "--effort", "2", "--fix", "batch_size=16", "--seed", "4", "--out"]
+    assert in_process([*words, "whole"]).returncode == 0
+    for sent, status in (("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)):
+        stopped = in_process([*words, sent], AT="200", SENT=sent)
+        assert stopped.returncode == status, stopped.stderr
+        assert f"begins anew with thalweg resume {sent}" in stopped.stdout
+        assert "Traceback" not in stopped.stderr
+        if status > 0:
+            assert f"nothing is trained yet; begin anew with: thalweg resume {sent}" in stopped.stderr
+        assert sorted(path.name for path in (folder / sent).iterdir()) == [".lock", "request.json", "task.toml"]
+        assert cli.main(["diagnose", sent]) == 2
+    assert cli.main(["resume", "SIGKILL"]) == 0
+    resumed, whole = Run.open("SIGKILL"), Run.open("whole")
+    assert resumed.metrics == whole.metrics
+    assert resumed.plan.learning_rate == whole.plan.learning_rate
+    assert resumed.plan.why("learning_rate").source == "searched"

@@ -8,9 +8,12 @@ run = tw.fit(task, epochs=20, out="runs/digits")
 
 from thalweg import optim, schedule
 from thalweg.errors import (
+    ArgumentError,
+    CallbackError,
     CheckpointError,
     DataError,
     DivergedError,
+    Interrupted,
     NonFiniteError,
     PlanError,
     RuleError,
@@ -28,6 +31,8 @@ from thalweg.verbs import check, diagnose, fit, report, resume, train, tune
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
+    "CallbackError",
     "CheckpointError",
     "Cure",
     "DataError",
@@ -35,6 +40,7 @@ __all__ = [
     "DivergedError",
     "Evidence",
     "Group",
+    "Interrupted",
     "NonFiniteError",
     "Plan",
     "PlanError",

@@ -18,7 +18,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn, cast
 
-from thalweg.errors import DivergedError, PlanError, RunError, TaskError, ThalwegError, nearest
+from thalweg.errors import DivergedError, Interrupted, PlanError, TaskError, ThalwegError, nearest
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.run import Run
 from thalweg.records.task import Source, Task, find_task, parse_source
@@ -31,6 +31,7 @@ STATUSES: Mapping[str, int] = {
     "warning": 10,  # `check` and `diagnose`: the most severe diagnosis
     "critical": 11,
     "interrupted": 130,  # Ctrl-C; what was done is saved
+    "terminated": 143,  # SIGTERM; likewise
 }
 
 BUDGETS = ("epochs", "steps", "seconds")
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.verb(options, task_words)
     except KeyboardInterrupt as interrupt:
         _print_error(str(interrupt) or "Interrupted.")
-        return STATUSES["interrupted"]
+        return interrupt.exit_status if isinstance(interrupt, Interrupted) else STATUSES["interrupted"]
     except DivergedError as error:
         _print_error(str(error))
         return STATUSES["diverged"]
@@ -438,7 +439,6 @@ def _effort(text: str) -> str | float:
 def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg fit`."""
     from thalweg import verbs
-    from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
     task = open_task(options.task, task_words, options.command_options)
@@ -447,8 +447,6 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     if options.dry_run:
         print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
         return STATUSES["well"]
-    folder = _run_folder(options, task)
-    say, progress = _message_printer(options), None if options.quiet else make_progress()
     run = verbs.fit(
         task,
         **budget,
@@ -456,19 +454,19 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         fixed=fixed,
         seed=seed,
         device=options.device,
-        out=folder,
-        progress=progress,
-        say=say,
+        out=_run_folder(options, task),
+        **_shown(options),
     )
     print_summary(run)
     return STATUSES["well"]
 
 
-def _message_printer(options: argparse.Namespace) -> Callable[[str], None]:
-    """Give the function that prints the messages of `fit`; with --quiet only warnings and critical ones."""
+def _shown(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the arguments `progress` and `say` of `fit` and `resume`; with --quiet only warnings and critical ones are said."""
     if options.quiet:
-        return lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None
-    return lambda text: print(text, flush=True)
+        say = lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None  # noqa: E731
+        return {"progress": False, "say": say}
+    return {"progress": True, "say": lambda text: print(text, flush=True)}
 
 
 def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
@@ -496,7 +494,6 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg train`."""
     from thalweg import verbs
     from thalweg.records.plan import Plan
-    from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
     task = open_task(options.task, task_words, options.command_options)
@@ -518,10 +515,9 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         seed=options.seed,
         device=options.device,
         out=_run_folder(options, task),
-        progress=None if options.quiet else make_progress(),
+        progress=not options.quiet,
     )
     _print_if_already_finished(run)
-    verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
 
@@ -580,12 +576,10 @@ def _print_diagnoses(
 def run_resume(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg resume`."""
     from thalweg import verbs
-    from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
-    run = verbs.resume(options.folder, device=options.device, progress=None if options.quiet else make_progress())
+    run = verbs.resume(options.folder, device=options.device, **_shown(options))
     _print_if_already_finished(run)
-    verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
 
@@ -594,9 +588,7 @@ def run_report(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg report`."""
     from thalweg import verbs
 
-    if not Path(options.folder).exists():
-        raise RunError(f"There is no folder {options.folder}.")
-    print(verbs.report(Run.open(options.folder), options.out))
+    print(verbs.report(options.folder, options.out))
     return STATUSES["well"]
 
 

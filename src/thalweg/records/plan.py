@@ -60,6 +60,10 @@ class Evidence:
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.reason else self.source
 
+    def __repr__(self) -> str:
+        figures = f" (figures: {', '.join(self.figures)})" if self.figures else ""
+        return f"<Evidence {self}{figures}>"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -337,6 +341,15 @@ class Plan:
                 f"`ema` is {self.ema}, but {self.rule} averages the weights itself, and that average is validated and saved."
                 f" Leave `ema` out, or take another rule."
             )
+
+    def __repr__(self) -> str:
+        shown = [
+            (knob.label or name.replace("_", " "), getattr(self, name))
+            for name, knob in sorted(knobs(Plan).items(), key=lambda item: item[1].rank or len(knobs(Plan)))
+            if knob.shown == "main" or (knob.shown == "chosen" and getattr(self, name) != knob.default)
+        ]
+        values = [f"{name} {value.shape if isinstance(value, Schedule) else value}" for name, value in shown]
+        return f"<Plan: {', '.join(values)}>"
 
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.

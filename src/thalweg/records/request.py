@@ -51,6 +51,11 @@ class Request:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    def check_budget(self) -> None:
+        """Refuse a request that does not say how long to train. Raises PlanError."""
+        if (self.epochs, self.steps, self.seconds) == (None, None, None):
+            raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")
+
     @property
     def searches_rate(self) -> bool:
         """Whether the learning rate is to be searched: it is not fixed, and the rule does not find it itself."""

@@ -34,6 +34,9 @@ class HistoryColumns(dict[str, npt.NDArray[np.float64]]):
     def __missing__(self, name: object) -> npt.NDArray[np.float64]:
         raise KeyError(f"The history has no column {name!r}.{nearest(str(name), self)} It has {', '.join(self)}.")
 
+    def __repr__(self) -> str:
+        return f"<History of {len(self.get('step', ())):,} rows: {', '.join(self)}>"
+
     def to_pandas(self) -> pandas.DataFrame:
         """Give a data frame indexed by step. Raises RunError where pandas is not installed."""
         try:
@@ -61,6 +64,15 @@ class Run:
     folder: Path | None = None
     task: Task | None = None
     trained: nn.Module | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        words = [str(self.summary.get("status", "")), f"{self.summary.get('steps', 0):,} steps"]
+        words += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        words += (
+            [f"{len(self.diagnoses)} diagnos{'is' if len(self.diagnoses) == 1 else 'es'}"] if self.diagnoses else []
+        )
+        words += [f"in {self.folder}"] if self.folder else []
+        return f"<Run {self.summary.get('name', '')!r}: {', '.join(word for word in words if word)}>"
 
     @property
     def model(self) -> nn.Module:

@@ -227,6 +227,12 @@ class Task:
         if self.mode == "auto":
             object.__setattr__(self, "mode", _known_mode(self.select))
 
+    def __repr__(self) -> str:
+        shown = {"model": _brief(self.model), "loss": _brief(self.loss), "step": _brief(self.step)}
+        shown |= {"data": _brief(self.data), "validation": _brief(self.validation), "metrics": ", ".join(self.metrics)}
+        parts = ", ".join(f"{name} {text}" for name, text in shown.items() if text)
+        return f"<Task {self.name!r}: {parts}>"
+
     def make_model(self) -> nn.Module:
         """Make a model to start from: the factory's, or a copy of the person's module.
 
@@ -256,6 +262,16 @@ class Task:
         if sys.getrefcount(model) > 2:
             return _copy(model)
         return model
+
+
+def _brief(value: Any) -> str:
+    """Describe a part of a task in a word or two: the shape of data, else a name; nothing for None."""
+    if value is None or hasattr(value, "shape"):
+        return "" if value is None else f"({', '.join(map(str, value.shape))})"
+    if type(value) is tuple:
+        return " and ".join(_brief(part) for part in cast("tuple[Any, ...]", value)[:4])
+    name = getattr(value, "__name__", type(value).__name__)
+    return "from a lambda" if name == "<lambda>" else str(name)
 
 
 def _copy(model: nn.Module) -> nn.Module:
