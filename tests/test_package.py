@@ -77,6 +77,7 @@ CALLS = {
     "Run": lambda task, plan, run, folder: tw.Run.open(run.folder, task).model,
     "Task": lambda task, plan, run, folder: task.make_model(),
     "check": lambda task, plan, run, folder: tw.check(task),
+    "evaluate": lambda task, plan, run, folder: tw.evaluate(run, task.data),
     "diagnose": lambda task, plan, run, folder: tw.diagnose(run) + tw.diagnose(run.folder),
     "fit": lambda task, plan, run, folder: tw.fit(task, steps=20, effort=1),
     "report": lambda task, plan, run, folder: tw.report(run).stat(),

@@ -26,7 +26,7 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Task
-from thalweg.verbs import check, diagnose, fit, report, resume, train, tune
+from thalweg.verbs import check, diagnose, evaluate, fit, report, resume, train, tune
 
 __version__ = "0.1.0"
 
@@ -53,6 +53,7 @@ __all__ = [
     "ThalwegError",
     "check",
     "diagnose",
+    "evaluate",
     "fit",
     "optim",
     "report",

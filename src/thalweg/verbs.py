@@ -391,6 +391,28 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     return check_task(_open(task, request.device), request.seed)
 
 
+def evaluate(
+    what: Task | Run | str | os.PathLike[str], data: Any = None, *, task: Task | None = None, device: str = "auto"
+) -> dict[str, float]:
+    """Give {"loss": …, metric: …} on a test set, measured as validation does: in evaluation mode, over all of the data.
+
+    Arguments:
+        what: a run or its folder, whose trained model is measured; or a task, whose model is measured as it is at the start.
+        data: as the task's `validation` takes them, with targets; None: the task's `validation`. `task.data` gives the figures
+            on the training data.
+        task: the task of a run that was opened from a folder which does not say how to make it.
+        device: "auto" is where the run's model is.
+
+    Raises TaskError or DataError where the data do not fit, RunError where the run has no model or its task is not known.
+    """
+    from thalweg.descent.prediction import evaluate
+
+    if isinstance(what, Task):
+        return evaluate(what, data, device)
+    run = _opened(what, task)
+    return evaluate(run if task is None else replace(run, task=_checked_task(task)), data, device)
+
+
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     """Give what went wrong in a run, finished or not: what was found before and during it, and what its history shows.
 

@@ -13,6 +13,7 @@ import torch
 
 from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
+from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress, Recorder
 from thalweg.descent.state import Descent
@@ -124,8 +125,33 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0) -
             raise Interrupted(f"Interrupted at once, after step {descent.step}.", run=run) from error
         raise
     summary = _summarize(descent, "finished", time.perf_counter() - started)
+    _take_kept_weights(descent)
+    summary |= _training_metrics(descent, summary["notes"])
     _write_status(descent, recorder, summary)
     return _run(descent, recorder, summary)
+
+
+def _take_kept_weights(descent: Descent) -> None:
+    """Give the model the weights that the run keeps, where these are not the last ones."""
+    if descent.best_weights is not None:
+        load_model_state(descent.model, descent.best_weights.model)
+    descent.optimizer.zero_grad(set_to_none=True)
+
+
+def _training_metrics(descent: Descent, notes: list[str]) -> dict[str, Any]:
+    """Measure the task's metrics, which are of validation data, on training examples too, with the weights that the run keeps.
+
+    What fails there, where it did not on validation data, does not spoil the run: it is noted.
+    """
+    problem = descent.problem
+    sample = training_sample(problem) if problem.task.metrics else None
+    if sample is None:
+        return {}
+    try:
+        return {"training": validate_model(sample, descent.model, descent.plan.precision, descent.plan.seed)}
+    except Exception as error:
+        notes.append(f"The metrics could not be measured on training data: {' '.join(str(error).split())}")
+        return {}
 
 
 def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seconds: float) -> Run:
@@ -145,9 +171,7 @@ def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seco
 
 def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
     """Make the record of a descent that ended, whose model gets the weights that the run keeps."""
-    if descent.best_weights is not None:
-        load_model_state(descent.model, descent.best_weights.model)
-    descent.optimizer.zero_grad(set_to_none=True)
+    _take_kept_weights(descent)
     return Run(
         plan=descent.plan,
         history=HistoryColumns(recorder.history.columns()),
@@ -197,6 +221,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
         "notes": list(problem.notes),
         "idle_parameters": list(problem.without_gradient),
+        "casts": casts_to_record(problem.objective.cast_inputs),
     }
 
 
