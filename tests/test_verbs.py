@@ -1,3 +1,4 @@
+import math
 import os
 import random
 import signal
@@ -1005,3 +1006,77 @@ def test_records_show_themselves_briefly(tmp_path):
     data = "data (36, 6) and (36), validation (36, 6) and (36)"
     assert repr(made) == f"<Task 'task': model classifier, loss cross_entropy, {data}, metrics accuracy>"
     assert "batch size" in repr(run.plan)
+
+
+def token_step(model, batch):
+    """A mean over the labels that are no padding, as of tokens, with how many these are and the share that is right."""
+    output, kept = model(batch[0]), batch[1] != 2
+    loss = F.cross_entropy(output[kept], batch[1][kept])
+    return loss, kept.sum(), {"right": (output[kept].argmax(1) == batch[1][kept]).float().mean()}
+
+
+def by_hand(model):
+    output, kept = model(torch.tensor(X)), torch.tensor(Y) != 2
+    loss = F.cross_entropy(output[kept], torch.tensor(Y)[kept]).item()
+    right = (output[kept].argmax(1) == torch.tensor(Y)[kept]).float().mean().item()
+    return {"loss": loss, "right": right, "perplexity": math.exp(loss)}
+
+
+@pytest.mark.parametrize("where", ["step", "evaluate", "a loss beside evaluate"])
+@pytest.mark.parametrize("size", [36, 7])
+def test_a_step_of_ones_own_has_metrics_that_are_averaged_by_its_weights(where, size):
+    loader = DataLoader(
+        TensorDataset(torch.tensor(X), torch.tensor(Y)), batch_sampler=BatchSampler(range(N), size, False)
+    )
+    parts = {
+        "step": {"loss": None, "step": token_step},
+        "evaluate": {"loss": None, "step": lambda m, b: token_step(m, b)[0], "evaluate": token_step},
+        "a loss beside evaluate": {"evaluate": token_step},
+    }[where]
+    metrics = {} if where.startswith("a loss") else {"perplexity": lambda figures: math.exp(figures["loss"])}
+    made = task(data=(X, Y), validation=loader, metrics=metrics, **parts)
+    run = tw.train(made, tw.Plan(batch_size=8), steps=5)
+    expected = by_hand(run.model)
+    assert run.metrics == pytest.approx({n: v for n, v in expected.items() if n != "perplexity" or metrics}, rel=1e-5)
+    assert len(run.history["validation/right"]) == 6
+    assert tw.evaluate(run, (X, Y)) == pytest.approx(run.metrics, rel=1e-5)
+
+
+def test_a_figure_of_ones_own_decides_where_it_is_selected():
+    metrics = {"right": lambda figures: figures["right"]}
+    made = task(data=(X, Y), validation=(X, Y), loss=None, step=token_step, metrics=metrics, select="right", mode="max")
+    run = tw.train(made, tw.Plan(batch_size=8, validate_every=1), steps=12)
+    assert run.metrics["right"] == np.nanmax(run.history["validation/right"])
+
+
+def test_a_batch_without_weight_counts_for_nothing_and_an_unknown_weight_by_its_examples():
+    def evaluate(model, batch):
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        return loss, None if batch[1][0] != 1 else 0.0, {"examples": len(batch[1])}
+
+    batches = [(torch.zeros(4, 6), torch.zeros(4).long()), (torch.zeros(9, 6), torch.ones(9).long())]
+    made = task(data=(X, Y), validation=DataLoader(batches, batch_size=None), evaluate=evaluate)
+    run = tw.train(made, tw.Plan(batch_size=8), steps=1)
+    assert run.metrics["examples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"metrics": {"f1": Streaming()}}, r"Metric 'f1' is given outputs and targets, which needs `loss`"),
+        (
+            {"metrics": {"f1": lambda outputs, targets: 0.0}},
+            r"Metric 'f1' failed on the figures loss, right \(without `loss`, a metric is a function of the averaged figures\)",
+        ),
+        ({"metrics": {"f1": lambda f: f["wrong"]}}, r"Metric 'f1' failed on the figures loss, right .*KeyError"),
+        ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, 3.0)}, r"`evaluate` returned 3\.0 as the third of"),
+        ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"loss": 1})}, r"'loss' is taken and '/' separates columns"),
+        ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"a": "b"})}, r"Metric 'a' gave a str, but it must give one"),
+        ({"evaluate": lambda m, b: {"loss": m(b[0]).sum()}}, r"`evaluate` returned a dict\. It returns the loss, or"),
+    ],
+)
+def test_figures_that_do_not_fit_are_told(parts, told):
+    with pytest.raises(tw.TaskError, match=told):
+        tw.train(
+            task(data=(X, Y), validation=(X, Y), loss=None, step=token_step, **parts), tw.Plan(batch_size=8), steps=2
+        )

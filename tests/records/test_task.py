@@ -80,9 +80,9 @@ REFUSED = {
         {"metrics": {"accuracy": max}},
         r"`metrics` are measured on validation data\. Give `validation`, or leave the metrics out\.",
     ),
-    "metrics without a loss": (
-        {"metrics": {"accuracy": max}, "validation": (X, Y), "loss": None, "step": max},
-        r"Metrics are computed from model outputs and targets, which needs `loss`\. Give it beside `step`\.",
+    "metrics of outputs without a loss": (
+        {"metrics": {"accuracy": Accuracy()}, "validation": (X, Y), "loss": None, "step": max},
+        r"Metric 'accuracy' is given outputs and targets, which needs `loss`\. Give it beside `step`; or a function of",
     ),
     "selecting what is not measured": (
         {"metrics": {"accuracy": max}, "validation": (X, Y), "select": "acuracy"},

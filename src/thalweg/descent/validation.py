@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -73,6 +73,8 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
     for name, metric in streaming.items():
         _call_metric(name, metric.reset)
     weighted_loss, weights, examples = 0.0, 0.0, 0
+    sums: dict[str, list[float]] = {}  # of the figures that the task's own `evaluate` gives: weighted sum, and weight
+    with_outputs = bool(metrics) and problem.task.loss is not None
     pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
     batches = _batches(problem, micro)
     with evaluating(model, problem.validation_objective):
@@ -84,7 +86,7 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                 if drawn is None:
                     break
                 batch, size = drawn
-                loss, weight, pair = _measure(problem, model, batch, bool(metrics))
+                loss, weight, pair, own = _measure(problem, model, batch, with_outputs)
                 examples += size
                 bad_rows = [] if torch.isfinite(loss) else nonfinite_rows(batch)
                 if bad_rows:
@@ -93,16 +95,22 @@ def _validate(problem: Problem, model: nn.Module, precision: str, micro: int, se
                     if not size:
                         continue
                     batch = _without_rows(batch, bad_rows)
-                    loss, weight, pair = _measure(problem, model, batch, bool(metrics))
+                    loss, weight, pair, own = _measure(problem, model, batch, with_outputs)
             weight = problem.validation_objective.divisor(batch, size) if weight is None else float(weight)
             if weight:  # where the loss ignores all targets of a batch, it has no mean
                 weighted_loss, weights = weighted_loss + float(loss) * weight, weights + weight
+            for name, value in own.items() if weight else ():
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0], total[1] = total[0] + _as_float(name, value) * weight, total[1] + weight
             if pair is not None:
                 for name, metric in streaming.items():
                     _call_metric(name, metric.update, *pair)
                 if len(streaming) < len(metrics):
                     pairs.append(pair)
     figures = {"loss": weighted_loss / weights if weights else float("nan")}
+    figures |= {name: total / weight for name, (total, weight) in sums.items()}
+    if not with_outputs:
+        return figures | {name: _as_float(name, _call_metric(name, m, dict(figures))) for name, m in metrics.items()}
     outputs, targets = _join_all("outputs", [o for o, _ in pairs]), _join_all("targets", [t for _, t in pairs])
     for name, metric in metrics.items():
         figures[name] = _as_float(name, _compute(name, metric, outputs, targets))
@@ -135,26 +143,37 @@ def _compute(name: str, metric: Any, outputs: Any, targets: Any) -> Any:
     return _call_metric(name, metric, outputs, targets)
 
 
-def _call_metric(name: str, call: Any, *pair: Any) -> Any:
-    """Call a metric or one of its methods with (outputs, targets) or nothing. Raises TaskError where it fails."""
+def _call_metric(name: str, call: Any, *given: Any) -> Any:
+    """Call a metric, or one of its methods, with (outputs, targets), a table of figures, or nothing.
+
+    Raises TaskError where it fails.
+    """
     try:
-        return call(*pair)
+        return call(*given)
     except Exception as error:
-        on = f" on outputs {describe(pair[0])} and targets {describe(pair[1])}" if pair else ""
+        on = f" on outputs {describe(given[0])} and targets {describe(given[1])}" if len(given) == 2 else ""
+        if len(given) == 1:
+            on = f" on the figures {', '.join(given[0])} (without `loss`, a metric is a function of the averaged figures)"
         raise TaskError(f"Metric '{name}' failed{on}: {type(error).__name__}: {error}.") from error
 
 
-def _measure(problem: Problem, model: nn.Module, batch: Any, with_outputs: bool) -> tuple[Tensor, Any, Any]:
-    """Give a batch's mean loss, its weight where the task gives one, and (outputs, targets) where they are asked for."""
+def _measure(
+    problem: Problem, model: nn.Module, batch: Any, with_outputs: bool
+) -> tuple[Tensor, Any, Any, Mapping[str, Any]]:
+    """Give a batch's mean loss, its weight where the task gives one, (outputs, targets) where they are asked for, and the figures
+    that the task's own `evaluate` or `step` gives.
+    """
     objective, task = problem.validation_objective, problem.validation_objective.task
     if not with_outputs:
-        return *objective.evaluate(model, batch), None
+        loss, weight, figures = objective.evaluate(model, batch)
+        return loss, weight, None, figures
     output, target = objective.outputs(model, batch)
     half = torch.is_autocast_enabled(problem.device.type)
     pair = (tree_map(_in_float32, output) if half else output), target
     if task.evaluate is None and task.step is None and task.loss is not None:
-        return task.loss(output, target), None, pair
-    return *objective.evaluate(model, batch), pair
+        return task.loss(output, target), None, pair, {}
+    loss, weight, figures = objective.evaluate(model, batch)
+    return loss, weight, pair, figures
 
 
 def _in_float32(value: Any) -> Any:

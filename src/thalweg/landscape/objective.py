@@ -109,11 +109,13 @@ class Objective:
             target = target.to(self.cast_inputs.target)
         return model(*arguments, **keywords), target
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
-        """Give the loss for validation."""
-        if self.task.evaluate is not None:
-            return loss_and_weight(self.task.evaluate(model, batch), "evaluate")
-        return self.loss(model, batch)
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None, Mapping[str, Any]]:
+        """Give the loss for validation, its weight as `loss` does, and the figures that the task's own function returns."""
+        own = self.task.evaluate or self.task.step
+        if own is None:
+            return *self.loss(model, batch), {}
+        function, result = "step" if self.task.evaluate is None else "evaluate", own(model, batch)
+        return *loss_and_weight(result, function), figures_of(result, function)
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Cut a batch into the model's positional and keyword arguments and the target."""
@@ -152,16 +154,30 @@ class Objective:
 def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
     """Read what a task's `step` or `evaluate` returned.
 
-    Raises TaskError where it is neither a loss nor a pair (loss, weight).
+    Raises TaskError where it is neither a loss nor (loss, weight) nor (loss, weight, figures).
     """
     if isinstance(result, Tensor):
         return result, None
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
+    if isinstance(result, tuple) and len(result) in (2, 3) and isinstance(result[0], Tensor):
         return result[0], result[1]
     raise TaskError(
-        f"`{function}` returned a {type(result).__name__}. It returns the loss, or (loss, weight), both scalars; several losses"
-        f" with an optimiser each (a GAN, say) are not what thalweg trains."
+        f"`{function}` returned a {type(result).__name__}. It returns the loss, or (loss, weight), both scalars, and for"
+        f" validation a table of further figures as a third; several losses with an optimiser each (a GAN, say) are not what"
+        f" thalweg trains."
     )
+
+
+def figures_of(result: StepResult, function: str) -> Mapping[str, Any]:
+    """Give the figures of (loss, weight, figures), none for another result. Raises TaskError where they are no table of them."""
+    figures = result[2] if isinstance(result, tuple) and len(result) == 3 else {}
+    if not isinstance(figures, Mapping) or any(
+        not isinstance(n, str) or n == "loss" or "/" in n for n in cast("Mapping[Any, Any]", figures)
+    ):
+        raise TaskError(
+            f"`{function}` returned {figures!r:.80} as the third of (loss, weight, figures). Give a table of numbers by names,"
+            f" such as {{'accuracy': 0.5}}; 'loss' is taken and '/' separates columns."
+        )
+    return figures
 
 
 def describe(value: Any) -> str:

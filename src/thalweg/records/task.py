@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from thalweg.errors import TaskError, ThalwegError, nearest
 
-StepResult = Tensor | tuple[Tensor, float | int | Tensor]
+StepResult = (
+    Tensor | tuple[Tensor, float | int | Tensor] | tuple[Tensor, float | int | Tensor | None, Mapping[str, Any]]
+)
+"""A loss; or (loss, weight); or, for validation, (loss, weight, figures)."""
 
 
 @runtime_checkable
@@ -38,7 +41,7 @@ class StreamingMetric(Protocol):
         """Give the figure over all batches since `reset`."""
 
 
-Metric = Callable[[Any, Any], Any] | StreamingMetric
+Metric = Callable[[Any, Any], Any] | Callable[[Mapping[str, float]], Any] | StreamingMetric
 
 
 @dataclass(frozen=True)
@@ -168,23 +171,32 @@ class Task:
 
     Arguments:
         model: a factory without arguments that returns an `nn.Module`, or a module, which is copied for every run and never
-            changed (fine-tuning: a seed then varies order and dropout only).
+            changed (fine-tuning: a seed then varies order and dropout only). A batch's inputs reach it as `model(x)`; a tuple of
+            inputs, `(a, b, y)` or `((a, b), y)`, as `model(a, b)`; a mapping, `({"a": a, "b": b}, y)`, as `model(a=a, b=b)`. In
+            a batch that is one mapping, the entry called target, targets, label, labels or y is the target, and the rest are
+            keyword arguments.
         loss: `loss(output, target)` -> mean over the batch, a scalar; a function or a module. Not needed with `step`.
         data: training data: `(x, y)` tensors or arrays (or data frames, nested tuples, dicts), a `Dataset`, an
             `IterableDataset`, or a `DataLoader`, whose batch size is then given. One tensor alone is its own target.
         validation: the same kinds; without it the training loss decides.
         metrics: name -> `f(outputs, targets)` over the whole validation set, or an object with `reset`/`update`/`compute`.
+            Without `loss`, name -> `f(figures)`, of the averaged figures over the whole set: {"loss": …} and whatever `evaluate`
+            returns beside it. Perplexity: `{"perplexity": lambda figures: math.exp(figures["loss"])}`.
         name: a short name, used for the run's folder.
         step: `step(model, batch)` -> the loss or `(loss, weight)`, where a step is not `loss(model(x), y)`. Averages and
             accumulation use the weight (tokens, say).
-        evaluate: `evaluate(model, batch)` -> the loss or `(loss, weight)` for validation; a pair `(outputs, targets)` is no
-            such result (metrics need `loss`). Default: `step`.
-        per_example_loss: `per_example_loss(model, batch)` -> one loss per example; for naming examples, not called yet.
+        evaluate: `evaluate(model, batch)` -> what is measured on a validation batch: the loss, or `(loss, weight)`, or `(loss,
+            weight, {name: figure})`, all means over the batch. They are averaged over the set with the weights (None: the
+            number of examples), the figures under their names. Default: `step`, or the loss of `loss(model(x), y)`.
+        per_example_loss: `per_example_loss(model, batch)` -> a vector, one loss per example of the batch; for tools that name
+            hard examples. Training never calls it.
         select: the criterion of best: "loss" or the name of a metric.
         mode: "min" or "max" of that criterion; "auto" goes by its name where that is well known ("accuracy", "val_rmse"), and
             is refused for any other metric.
         collate_fn: puts single examples together into a batch, for ragged data.
         weights: one sampling weight per example, for drawing with replacement.
+        source: the file or module and the arguments that the task was made from. The command sets it, so that `resume` can make
+            the task again; a task that you make in Python needs none.
 
     Raises TaskError where the parts cannot be a task.
     """
@@ -334,9 +346,11 @@ def _check_metrics(task: Task) -> None:
         raise TaskError(f"`select` is '{task.select}', which is measured on validation data. Give `validation`.")
     if task.metrics and task.validation is None:
         raise TaskError("`metrics` are measured on validation data. Give `validation`, or leave the metrics out.")
-    if task.metrics and task.loss is None:
+    streaming = [name for name, metric in task.metrics.items() if isinstance(metric, StreamingMetric)]
+    if streaming and task.loss is None:
         raise TaskError(
-            "Metrics are computed from model outputs and targets, which needs `loss`. Give it beside `step`."
+            f"Metric '{streaming[0]}' is given outputs and targets, which needs `loss`. Give it beside `step`; or a function of"
+            f" the averaged figures that `evaluate` returns as (loss, weight, {{name: figure}})."
         )
 
 
