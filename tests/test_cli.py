@@ -147,11 +147,11 @@ def test_set_reaches_into_tables(capsys):
     assert plan.constants == {"beta1": 0.5, "beta2": 0.9}
     assert plan.schedule.shape == "cosine"
     assert plan.seed == 3
-    more = ["--set", "schedule.warmup=2", "--set", "groups.*.bias.learning_rate=2", "--out", "r2"]
+    more = ["--set", "schedule.warmup=2", "--set", "groups.*.bias.learning_rate_factor=2", "--out", "r2"]
     assert cli.main([*words[:4], "--quiet", *more]) == 0
     plan = Run.open("r2").plan
     assert plan.schedule.warmup == 2
-    assert plan.groups["*.bias"].learning_rate == 2.0
+    assert plan.groups["*.bias"].learning_rate_factor == 2.0
 
 
 def test_runs_without_a_name_of_their_own_are_numbered():
@@ -257,7 +257,7 @@ def test_arguments_that_do_not_fit_are_told(words, told):
 
 def test_a_mistyped_option_of_the_command_is_recognised(capsys):
     assert cli.main(["fit", "mine.py", "--epoch", "3"]) == 2
-    assert "The task has no option --epoch. Did you mean '--epochs'?" in capsys.readouterr().err
+    assert "The task has no option --epoch. It is called --epochs here." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pair", ["learning_rate", "=3", " = 3"])
@@ -389,3 +389,25 @@ def test_a_search_that_is_stopped_or_killed_is_resumed_to_the_same_result(folder
     assert resumed.metrics == whole.metrics
     assert resumed.plan.learning_rate == whole.plan.learning_rate
     assert resumed.plan.why("learning_rate").source == "searched"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fit", "--lr", "0.1"], "has no option --lr. It is a knob of the plan: --fix learning_rate=0.1."),
+        (["fit", "--lr=0.1"], "--fix learning_rate=0.1."),
+        (["train", "--batch-size", "8"], "has no option --batch_size. It is a knob of the plan: --set batch_size=8."),
+        (["tune", "--wd", "0"], "--fix weight_decay=0."),
+        (["fit", "--optimizer", "sgd"], "has no option --optimizer. It is called --rule here."),
+        (["fit", "--max-epochs", "3"], "It is called --epochs here."),
+        (["train", "--output-dir", "x"], "It is called --out here."),
+        (["check", "--lr", "3"], "The task has no option --lr. Did you mean '--rate'? It takes --hidden"),
+        (["fit", "--momentum", "0.9"], "It is a constant of the rule: --fix constants.momentum=0.9."),
+        (["fit", "--steps", "5", "--fix", "lr=0.1"], "which is no knob of a plan. It is called 'learning_rate' here."),
+        (["train", "--steps", "5", "--set", "wd=0.1"], "A plan has no 'wd'. It is called 'weight_decay' here."),
+        (["train", "--steps", "5", "--set", "groups.*.learning_rate=2"], "It is called 'learning_rate_factor' here."),
+    ],
+)
+def test_names_from_elsewhere_are_answered_with_the_right_word(words, told, capsys):
+    assert cli.main([words[0], "mine.py", *words[1:]]) == 2
+    assert told in capsys.readouterr().err

@@ -72,7 +72,7 @@ CALLS = {
     "Cure": lambda task, plan, run, folder: tw.Cure("Wait."),
     "Diagnosis": lambda task, plan, run, folder: tw.Diagnosis("flat", "nothing moves."),
     "Evidence": lambda task, plan, run, folder: tw.Evidence("given"),
-    "Group": lambda task, plan, run, folder: tw.Group(weight_decay=0),
+    "Group": lambda task, plan, run, folder: tw.Group(weight_decay_factor=0),
     "Plan": lambda task, plan, run, folder: tw.Plan(),
     "Run": lambda task, plan, run, folder: tw.Run.open(run.folder, task).model,
     "Task": lambda task, plan, run, folder: task.make_model(),

@@ -20,8 +20,12 @@ from typing import Any, NoReturn, cast
 
 from thalweg.errors import DivergedError, Interrupted, PlanError, TaskError, ThalwegError, nearest
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.knob import knobs
+from thalweg.records.names import right_word
+from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Source, Task, find_task, parse_source
+from thalweg.rules import RULES
 
 STATUSES: Mapping[str, int] = {
     "well": 0,  # done; `check` and `diagnose`: nothing found
@@ -243,7 +247,9 @@ def _describe_knobs(parser: argparse.ArgumentParser) -> None:
     knobs = [
         fill(text, width, initial_indent=f"  {name:18}  ", subsequent_indent=" " * 22) for name, text in help_lines()
     ]
-    tables = "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate=2 set entries of tables."
+    tables = (
+        "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate_factor=2 set entries of tables."
+    )
     parser.epilog = "\n".join([fill(parser.epilog or "", width), "", "knobs:", *knobs, "", fill(tables, width)])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
@@ -313,7 +319,8 @@ def read_arguments(
             accepted = (
                 f"It takes {', '.join('--' + n for n in parameters)}." if parameters else "It takes none of its own."
             )
-            hint = nearest(f"--{name.replace('_', '-')}", [*command_options, *("--" + n for n in parameters)])
+            value = text or next((word for word in remaining[:1] if not word.startswith("--")), "VALUE")
+            hint = _hint(name, value, parameters, command_options)
             raise TaskError(f"The task has no option --{name}.{hint} {accepted}")
         if equals:
             arguments[name] = _argument(name, text, parameters.get(name))
@@ -322,6 +329,19 @@ def read_arguments(
         else:
             arguments[name] = _flag(name, parameters.get(name))
     return arguments
+
+
+def _hint(name: str, value: str, parameters: Mapping[str, Any], command_options: Sequence[str]) -> str:
+    """Say what an unknown option may mean: an option of the command or the task by another name, or a knob of the plan."""
+    options = {option.removeprefix("--").replace("-", "_") for option in command_options} | set(parameters)
+    if (word := right_word(name, options)) is not None:
+        return f" It is called --{word.replace('_', '-')} here."
+    setting = next((option for option in ("--fix", "--set") if option in command_options), None)
+    if setting is not None and (knob := name if name in knobs(Plan) else right_word(name, knobs(Plan))) is not None:
+        return f" It is a knob of the plan: {setting} {knob}={value}."
+    if setting is not None and any(name in rule.constants for rule in RULES.values()):
+        return f" It is a constant of the rule: {setting} constants.{name}={value}."
+    return nearest(f"--{name.replace('_', '-')}", [*command_options, *("--" + n for n in parameters)])
 
 
 def _flag(name: str, parameter: inspect.Parameter | None) -> bool:
@@ -365,7 +385,7 @@ def _value(text: str) -> Any:
 
 
 def read_knobs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99`, `schedule.warmup=100` and `groups.*.bias.learning_rate=2` set
+    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99`, `schedule.warmup=100` and `groups.*.bias.learning_rate_factor=2` set
     entries of tables.
 
     Raises PlanError for another form.
@@ -493,7 +513,6 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg train`."""
     from thalweg import verbs
-    from thalweg.records.plan import Plan
     from thalweg.see.summary import print_summary
 
     task = open_task(options.task, task_words, options.command_options)

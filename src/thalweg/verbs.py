@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, TaskError, ThalwegError
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.names import verb
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run import Run
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
+@verb
 def fit(
     task: Task,
     *,
@@ -194,6 +196,7 @@ def _reported(run: Run) -> Run:
     return run
 
 
+@verb
 def estimate(
     task: Task,
     *,
@@ -217,6 +220,7 @@ def estimate(
     return str(estimate_cost(problem, request, start_plan(problem, request)))
 
 
+@verb
 def tune(
     task: Task,
     *,
@@ -264,6 +268,7 @@ def _plan_file(out: str | os.PathLike[str]) -> Path:
     return path
 
 
+@verb
 def train(
     task: Task,
     plan: Plan,
@@ -320,6 +325,7 @@ def _train(folder: RunFolder | None, show: _Shown, prepare: Callable[[], tuple[P
             return _reported(train_plan(problem, plan, folder and folder.path, show.display, (), show.callbacks))
 
 
+@verb
 def resume(
     run: Run | str | os.PathLike[str],
     task: Task | None = None,
@@ -378,6 +384,7 @@ def _open(task: Task, device: str) -> Problem:
     return open_task(_checked_task(task), device)
 
 
+@verb
 def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]:
     """Check the task before training, in seconds. Gives the faults found, gravest first; none is an empty list.
 
@@ -391,6 +398,7 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     return check_task(_open(task, request.device), request.seed)
 
 
+@verb
 def evaluate(
     what: Task | Run | str | os.PathLike[str], data: Any = None, *, task: Task | None = None, device: str = "auto"
 ) -> dict[str, float]:
@@ -413,6 +421,7 @@ def evaluate(
     return evaluate(run if task is None else replace(run, task=_checked_task(task)), data, device)
 
 
+@verb
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     """Give what went wrong in a run, finished or not: what was found before and during it, and what its history shows.
 
@@ -426,6 +435,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     return diagnose_run(_opened(run))
 
 
+@verb
 def report(run: Run | str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
     """Write the run's report, one self-contained HTML file, and give its path.
 

@@ -172,7 +172,7 @@ def test_a_factory_that_gives_the_same_module_again_is_copied_too():
         (lambda: None, r"The model's factory returned a NoneType, not an nn\.Module\. Return the module\."),
         (
             lambda width: model(),
-            r"The model's factory failed: TypeError: .*missing 1 required positional argument: 'width'",
+            r"`model` is a function that needs arguments \(width\), but a factory is called without any\. Give model=lambda: ",
         ),
     ],
 )

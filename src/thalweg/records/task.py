@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.errors import TaskError, ThalwegError, nearest
+from thalweg.records.names import checks_names, suggestion
 
 StepResult = (
     Tensor | tuple[Tensor, float | int | Tensor] | tuple[Tensor, float | int | Tensor | None, Mapping[str, Any]]
@@ -165,6 +166,7 @@ INVERTED = {"neg", "negative", "minus", "inverse"}
 """Words in a criterion's name that tell whether less or more of it is better, and such as may turn it round."""
 
 
+@checks_names("A task", TaskError)
 @dataclass(frozen=True)
 class Task:
     """What to descend.
@@ -219,6 +221,11 @@ class Task:
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(self.model):
             _check_model_type(self.model)
+        elif not isinstance(self.model, nn.Module) and (missing := _needed_arguments(self.model)):
+            raise TaskError(
+                f"`model` is a function that needs arguments ({', '.join(missing[:3])}), but a factory is called without any."
+                f" Give model=lambda: {_brief(self.model)}(…)."
+            )
         if self.loss is None and self.step is None:
             raise TaskError("The task has neither `loss` nor `step`. Give loss(output, target) or step(model, batch).")
         for part in ("loss", "step", "evaluate", "per_example_loss", "collate_fn"):
@@ -302,7 +309,7 @@ def _parameters(value: Any) -> list[tuple[str, nn.Parameter]]:
 
 def _check_model_type(model: Any) -> None:
     if isinstance(model, type) and issubclass(model, nn.Module):
-        if _needs_arguments(model):
+        if _needed_arguments(model):
             raise TaskError(
                 f"`model` is the class {model.__name__}, whose constructor needs arguments."
                 f" Give a factory: model=lambda: {model.__name__}(...)."
@@ -311,12 +318,13 @@ def _check_model_type(model: Any) -> None:
     raise TaskError(f"`model` is a {type(model).__name__}. Give an nn.Module, or a function that returns one.")
 
 
-def _needs_arguments(call: Callable[..., Any]) -> bool:
+def _needed_arguments(call: Callable[..., Any]) -> list[str]:
+    """Name the arguments without which something cannot be called."""
     try:
         parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):
-        return False
-    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _check_metrics(task: Task) -> None:
@@ -337,7 +345,7 @@ def _check_metrics(task: Task) -> None:
             )
     choices = ["loss", *task.metrics]
     if task.select not in choices:
-        raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{nearest(task.select, choices)}")
+        raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{suggestion(task.select, choices)}")
     if task.mode not in ("min", "max", "auto"):
         raise TaskError(f"`mode` is '{task.mode}'. Give 'min' where less of '{task.select}' is better, else 'max'.")
     if task.select == "loss" and task.mode == "max":
