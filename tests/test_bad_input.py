@@ -152,7 +152,7 @@ CASES = {
     "a group that matches nothing": knob(
         r"The plan's group '\*\.bais' matches no trainable parameter\.",
         "--set",
-        "groups.*.bais.learning_rate=2",
+        "groups.*.bais.learning_rate_factor=2",
         groups={"*.bais": {"learning_rate": 2}},
     ),
 }
@@ -231,8 +231,9 @@ def test_bad_input_is_refused_before_the_first_step(case, folder, capsys):
             ["train", "mine.py", "--steps", "3", "--hidden", "3"],
             "The task has no option --hidden. It takes none of its own.",
         ),
-        (["resume", "none"], "none holds no run to resume: it has no run.json. Give the folder that `out` named."),
-        (["diagnose", "none"], "none is not the folder of a run: it has no run.json."),
+        (["resume", "none"], "There is no folder none. Give the folder that `out` named."),
+        (["diagnose", "none"], "There is no folder none."),
+        (["resume", "."], "is not the folder of a run: it has no run.json."),
         (["report", "none"], "There is no folder none."),
         (["report", "."], "is not the folder of a run: it has no run.json."),
         (

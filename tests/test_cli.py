@@ -147,11 +147,11 @@ def test_set_reaches_into_tables(capsys):
     assert plan.constants == {"beta1": 0.5, "beta2": 0.9}
     assert plan.schedule.shape == "cosine"
     assert plan.seed == 3
-    more = ["--set", "schedule.warmup=2", "--set", "groups.*.bias.learning_rate=2", "--out", "r2"]
+    more = ["--set", "schedule.warmup=2", "--set", "groups.*.bias.learning_rate_factor=2", "--out", "r2"]
     assert cli.main([*words[:4], "--quiet", *more]) == 0
     plan = Run.open("r2").plan
     assert plan.schedule.warmup == 2
-    assert plan.groups["*.bias"].learning_rate == 2.0
+    assert plan.groups["*.bias"].learning_rate_factor == 2.0
 
 
 def test_runs_without_a_name_of_their_own_are_numbered():
@@ -257,7 +257,7 @@ def test_arguments_that_do_not_fit_are_told(words, told):
 
 def test_a_mistyped_option_of_the_command_is_recognised(capsys):
     assert cli.main(["fit", "mine.py", "--epoch", "3"]) == 2
-    assert "The task has no option --epoch. Did you mean '--epochs'?" in capsys.readouterr().err
+    assert "The task has no option --epoch. It is called --epochs here." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pair", ["learning_rate", "=3", " = 3"])
@@ -341,3 +341,73 @@ def test_output_to_a_pipe_has_no_control_characters(monkeypatch):
     monkeypatch.setattr(sys, "stdout", held)
     assert cli.main(["train", "mine.py", "--steps", "12", "--out", "r"]) == 0
     assert not [c for c in held.getvalue() if ord(c) < 32 and c != "\n"]
+
+
+SIGNALS = """
+import os, signal, torch, torch.nn.functional as F, thalweg as tw
+from torch import nn
+
+calls = 0
+
+def loss(output, target):
+    global calls
+    calls += 1
+    if calls == int(os.environ.get("AT", 0)):
+        os.kill(os.getpid(), getattr(signal, os.environ["SENT"]))
+    return F.mse_loss(output, target)
+
+x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+task = tw.Task(model=lambda: nn.Linear(4, 1), loss=loss, data=(x, x[:, :1]), validation=(x[:9], x[:9, :1]))
+"""
+
+
+def in_process(words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "thalweg", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_search_that_is_stopped_or_killed_is_resumed_to_the_same_result(folder):
+    (folder / "stopped.py").write_text(SIGNALS)
+    words = ["fit", "stopped.py", "--steps", "300", "--effort", "2", "--fix", "batch_size=16", "--seed", "4", "--out"]
+    assert in_process([*words, "whole"]).returncode == 0
+    for sent, status in (("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)):
+        stopped = in_process([*words, sent], AT="200", SENT=sent)
+        assert stopped.returncode == status, stopped.stderr
+        assert f"begins anew with thalweg resume {sent}" in stopped.stdout
+        assert "Traceback" not in stopped.stderr
+        if status > 0:
+            assert f"nothing is trained yet; begin anew with: thalweg resume {sent}" in stopped.stderr
+        assert sorted(path.name for path in (folder / sent).iterdir()) == [".lock", "request.json", "task.toml"]
+        assert cli.main(["diagnose", sent]) == 2
+    assert cli.main(["resume", "SIGKILL"]) == 0
+    resumed, whole = Run.open("SIGKILL"), Run.open("whole")
+    assert resumed.metrics == whole.metrics
+    assert resumed.plan.learning_rate == whole.plan.learning_rate
+    assert resumed.plan.why("learning_rate").source == "searched"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fit", "--lr", "0.1"], "has no option --lr. It is a knob of the plan: --fix learning_rate=0.1."),
+        (["fit", "--lr=0.1"], "--fix learning_rate=0.1."),
+        (["train", "--batch-size", "8"], "has no option --batch_size. It is a knob of the plan: --set batch_size=8."),
+        (["tune", "--wd", "0"], "--fix weight_decay=0."),
+        (["fit", "--optimizer", "sgd"], "has no option --optimizer. It is called --rule here."),
+        (["fit", "--max-epochs", "3"], "It is called --epochs here."),
+        (["train", "--output-dir", "x"], "It is called --out here."),
+        (["check", "--lr", "3"], "The task has no option --lr. Did you mean '--rate'? It takes --hidden"),
+        (["fit", "--momentum", "0.9"], "It is a constant of the rule: --fix constants.momentum=0.9."),
+        (["fit", "--steps", "5", "--fix", "lr=0.1"], "which is no knob of a plan. It is called 'learning_rate' here."),
+        (["train", "--steps", "5", "--set", "wd=0.1"], "A plan has no 'wd'. It is called 'weight_decay' here."),
+        (["train", "--steps", "5", "--set", "groups.*.learning_rate=2"], "It is called 'learning_rate_factor' here."),
+    ],
+)
+def test_names_from_elsewhere_are_answered_with_the_right_word(words, told, capsys):
+    assert cli.main([words[0], "mine.py", *words[1:]]) == 2
+    assert told in capsys.readouterr().err

@@ -72,11 +72,12 @@ CALLS = {
     "Cure": lambda task, plan, run, folder: tw.Cure("Wait."),
     "Diagnosis": lambda task, plan, run, folder: tw.Diagnosis("flat", "nothing moves."),
     "Evidence": lambda task, plan, run, folder: tw.Evidence("given"),
-    "Group": lambda task, plan, run, folder: tw.Group(weight_decay=0),
+    "Group": lambda task, plan, run, folder: tw.Group(weight_decay_factor=0),
     "Plan": lambda task, plan, run, folder: tw.Plan(),
     "Run": lambda task, plan, run, folder: tw.Run.open(run.folder, task).model,
     "Task": lambda task, plan, run, folder: task.make_model(),
     "check": lambda task, plan, run, folder: tw.check(task),
+    "evaluate": lambda task, plan, run, folder: tw.evaluate(run, task.data),
     "diagnose": lambda task, plan, run, folder: tw.diagnose(run) + tw.diagnose(run.folder),
     "fit": lambda task, plan, run, folder: tw.fit(task, steps=20, effort=1),
     "report": lambda task, plan, run, folder: tw.report(run).stat(),
@@ -92,8 +93,8 @@ def test_every_name_of_the_package_does_something(name, done):
     if isinstance(thing, types.ModuleType):
         assert thing.__all__
         assert all(hasattr(thing, inner) for inner in thing.__all__)
-    elif isinstance(thing, type) and issubclass(thing, Exception):
-        assert issubclass(thing, tw.ThalwegError)
+    elif isinstance(thing, type) and issubclass(thing, BaseException):
+        assert issubclass(thing, tw.ThalwegError | KeyboardInterrupt)
         assert str(thing("what, where, what to do")) == "what, where, what to do"
     elif isinstance(thing, type) or callable(thing):
         assert thing.__doc__

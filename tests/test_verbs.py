@@ -1,3 +1,5 @@
+import math
+import os
 import random
 import signal
 import threading
@@ -655,7 +657,7 @@ def test_a_search_that_is_interrupted_says_that_nothing_was_trained(monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Search, "ask", stop)
-    with pytest.raises(KeyboardInterrupt, match="while the learning rate was searched: nothing is trained yet"):
+    with pytest.raises(KeyboardInterrupt, match="while the plan was searched: nothing is trained yet"):
         tw.fit(task(data=(X, Y)), steps=20)
 
 
@@ -773,3 +775,308 @@ def test_single_examples_of_a_loader_count_as_one():
     loader = DataLoader(tensors(), batch_size=None)
     run = tw.train(task(data=loader, loss=lambda o, t: F.cross_entropy(o[None], t[None])), tw.Plan(), steps=3)
     assert run.history["examples"].tolist()[1:] == [1, 1, 1]
+
+
+def ends(number, words):
+    """Give a function for `say=` that sends this process a signal once it is told of a stage."""
+
+    def say(text):
+        if words in text:
+            os.kill(os.getpid(), number)
+
+    return say
+
+
+SEARCH = {"steps": 40, "effort": 2, "seed": 3, "fixed": {"weight_decay": 0.01, "schedule": "cosine"}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["batch size", "40 steps of", "learning rate"])
+def test_a_fit_stopped_in_its_search_begins_anew_from_its_folder(number, stage, tmp_path):
+    made, out = task(data=(X, Y), validation=(X, Y)), tmp_path / "run"
+    with pytest.raises(tw.Interrupted, match=r"nothing is trained yet; begin anew with: thalweg resume .*run$") as told:
+        tw.fit(made, **SEARCH, out=out, say=ends(number, stage))
+    assert (told.value.exit_status, told.value.run) == (128 + number, None)
+    with pytest.raises(tw.RunError, match=r"has not begun: its plan was still searched\. `thalweg resume"):
+        tw.diagnose(out)
+    resumed, whole = tw.resume(out, made), tw.fit(made, **SEARCH)
+    assert resumed.plan.seed == 3
+    assert resumed.plan.schedule == whole.plan.schedule
+    if resumed.plan.batch_size == whole.plan.batch_size:  # which is measured
+        assert resumed.plan.learning_rate == whole.plan.learning_rate
+        assert resumed.metrics == whole.metrics
+    assert (out / "report.html").exists()
+
+
+def test_a_fit_says_that_a_search_is_not_saved(tmp_path):
+    said = []
+    tw.fit(task(data=(X, Y)), steps=40, effort=2, out=tmp_path / "a", say=said.append)
+    assert any(line.startswith("The search is not saved as it goes") for line in said)
+    said.clear()
+    tw.fit(task(data=(X, Y)), steps=40, effort=1, out=tmp_path / "b", say=said.append)
+    tw.fit(task(data=(X, Y)), steps=40, effort=2, fixed={"learning_rate": 0.1}, out=tmp_path / "c", say=said.append)
+    tw.fit(task(data=(X, Y)), steps=20, effort=2, out=tmp_path / "d", say=said.append)  # too short for a search
+    tw.fit(task(data=(X, Y)), steps=40, effort=2, say=said.append)
+    assert not any("not saved" in line for line in said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_short_run_of_the_search_stops_the_search(number, tmp_path):
+    said = []
+
+    def loss(output, target):
+        if any(line.startswith("learning rate") for line in said):
+            said.clear()
+            os.kill(os.getpid(), number)
+        return F.cross_entropy(output, target)
+
+    with pytest.raises(tw.Interrupted, match="while the plan was searched: nothing is trained yet") as told:
+        tw.fit(task(loss=loss, data=(X, Y)), **SEARCH, out=tmp_path / "run", say=said.append)
+    assert told.value.exit_status == 128 + number
+    assert (tmp_path / "run" / "request.json").exists()
+
+
+def stopped_search(out, made=None):
+    with pytest.raises(tw.Interrupted):
+        tw.fit(made or task(data=(X, Y)), **SEARCH, out=out, say=ends(signal.SIGTERM, "learning rate"))
+
+
+def test_the_folder_of_a_stopped_search_serves_the_same_call_and_others(tmp_path):
+    made = task(data=(X, Y))
+    stopped_search(tmp_path / "a")
+    assert tw.fit(made, **SEARCH, out=tmp_path / "a").plan.seed == 3
+    stopped_search(tmp_path / "b")
+    assert tw.fit(made, steps=5, effort=1, out=tmp_path / "b").plan.steps == 5
+    stopped_search(tmp_path / "c")
+    tw.train(made, tw.Plan(batch_size=8), steps=4, out=tmp_path / "c")
+    assert tw.resume(tmp_path / "c", made).plan.steps == 4
+    assert not (tmp_path / "c" / "request.json").exists()
+
+
+def test_a_stopped_search_is_resumed_where_its_task_and_request_can_be_read(tmp_path):
+    stopped_search(tmp_path / "a")
+    with pytest.raises(tw.RunError, match="does not say how to make its task"):
+        tw.resume(tmp_path / "a")
+    with pytest.raises(tw.TaskError, match="The device 'tpu9' cannot be used"):
+        tw.resume(tmp_path / "a", task(data=(X, Y)), device="tpu9")
+    (tmp_path / "a" / "request.json").write_text('{"epochs": 3')
+    with pytest.raises(tw.RunError, match=r"request\.json cannot be read .* Start again in another folder"):
+        tw.resume(tmp_path / "a", task(data=(X, Y)))
+
+
+def test_one_fit_at_a_time_writes_to_a_folder(tmp_path):
+    told = []
+
+    def again(text):
+        with pytest.raises(tw.RunError, match="Another process is writing to"):
+            tw.fit(task(data=(X, Y)), steps=20, out=tmp_path / "run")
+        told.append(text)
+
+    tw.fit(task(data=(X, Y)), steps=20, effort=2, out=tmp_path / "run", say=again)
+    assert told
+
+
+def test_a_stop_outside_of_training_is_said(monkeypatch):
+    made = task(data=(X, Y))
+    with pytest.raises(tw.Interrupted, match=r"searched: nothing is trained yet; start again\. --effort 1"):
+        tw.fit(made, steps=24, effort=2, say=ends(signal.SIGINT, "batch size"))
+    with pytest.raises(tw.Interrupted, match=r"searched: nothing is trained yet; start again"):
+        tw.tune(made, steps=40, effort=2, say=ends(signal.SIGTERM, "learning rate"))
+
+    def stop(*rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thalweg.descent.problem.open_task", stop)
+    with pytest.raises(tw.Interrupted, match="before the first step: nothing has changed"):
+        tw.train(made, tw.Plan(batch_size=8), steps=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progress": 3},
+        {"progress": print},
+        {"say": "loud"},
+        {"on_step": "print"},
+        {"on_validation": {}},
+        {"out": 3},
+        {"seed": -1},
+        {"steps": "many"},
+        {"steps": None},
+        {"fixed": [1]},
+        {"effort": "none"},
+    ],
+)
+def test_every_argument_is_checked_before_the_task_is_opened(options, monkeypatch):
+    monkeypatch.setattr("thalweg.descent.problem.open_task", lambda *a: pytest.fail("opened"))
+    made, stated = task(data=(X, Y)), {"steps": 3, **options}
+    with pytest.raises(tw.ThalwegError, match=r"`|budget|cannot be a run's folder"):
+        tw.fit(made, **stated)
+    if not options.keys() & {"on_step", "on_validation"}:
+        with pytest.raises(tw.ThalwegError):
+            tw.tune(made, **stated)
+    if not options.keys() & {"fixed", "effort", "say"}:
+        with pytest.raises(tw.ThalwegError):
+            tw.train(made, tw.Plan(batch_size=8), **stated)
+    if not options.keys() & {"fixed", "effort", "steps", "seed", "out"}:
+        with pytest.raises(tw.ThalwegError):
+            tw.resume("nowhere", made, **options)
+
+
+def test_train_refuses_a_folder_before_the_task_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr("thalweg.descent.problem.open_task", lambda *a: pytest.fail("opened"))
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(tw.RunError, match=r"holds other things \(thesis\.tex\)"):
+        tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=3, out=tmp_path)
+    with pytest.raises(tw.RunError, match="cannot be written"):
+        tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=3, out=tmp_path / "thesis.tex" / "run")
+
+
+def test_verbs_take_a_run_or_its_folder_alike(tmp_path):
+    made = task(data=(X, Y), validation=(X, Y))
+    run = tw.train(made, tw.Plan(batch_size=8), steps=6, out=tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
+    for given in (run, tmp_path / "run", str(tmp_path / "run")):
+        assert tw.diagnose(given) == tw.diagnose(run)
+        assert tw.report(given).name == "report.html"
+        assert tw.report(given, str(tmp_path / "other.html")).exists()
+        assert tw.resume(given, made).metrics == run.metrics
+    assert tw.resume(run).metrics == run.metrics  # which knows its task
+    in_memory = tw.train(made, tw.Plan(batch_size=8), steps=6)
+    with pytest.raises(tw.RunError, match="is in memory and has no folder to continue from"):
+        tw.resume(in_memory)
+    for verb in (tw.diagnose, tw.report, tw.resume):
+        with pytest.raises(tw.RunError, match="cannot be a run's folder"):
+            verb(3)
+
+
+def test_a_report_that_cannot_be_written_does_not_lose_the_run(tmp_path, monkeypatch):
+    def refuse(*rest):
+        raise tw.RunError("no space")
+
+    monkeypatch.setattr("thalweg.see.report.write_report", refuse)
+    with pytest.raises(tw.RunError, match="no space") as told:
+        tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=6, out=tmp_path / "run")
+    assert told.value.run.summary["status"] == "finished"
+
+
+def test_what_is_said_and_the_progress_show_in_one_place(capsys):
+    made = task(data=(X, Y), validation=(X, Y))
+    tw.fit(made, steps=40, effort=2)
+    assert capsys.readouterr().out == ""
+    tw.fit(made, steps=40, effort=2, progress=True)
+    shown = capsys.readouterr().out
+    assert "learning rate:" in shown
+    assert "step 40 of 40: loss" in shown
+
+    class Own:
+        def __init__(self):
+            self.told = []
+
+        def __getattr__(self, name):
+            return lambda *given: self.told.append((name, given))
+
+    own, said = Own(), []
+    tw.fit(made, steps=40, effort=2, progress=own)
+    assert ("event", "stage") in [(name, given[1]) for name, given in own.told if name == "event"]
+    assert [name for name, _ in own.told].count("step") == 40
+    own.told.clear()
+    tw.tune(made, steps=20, effort=2, progress=own, say=said.append)
+    assert own.told == []
+    assert said
+
+
+def test_records_show_themselves_briefly(tmp_path):
+    made = task(
+        data=(X, Y), validation=(X * 1e6, Y), metrics={"accuracy": lambda o, t: (o.argmax(1) == t).float().mean()}
+    )
+    run = tw.fit(made, steps=30, effort=2, out=tmp_path / "run")
+    wild_plan = tw.Plan(rule="gradient_descent", learning_rate=1e9, batch_size=8, snapshot_every=0)
+    with pytest.raises(tw.DivergedError) as wild:
+        tw.train(task(**REGRESSION), wild_plan, steps=40)
+    shown = [run, made, run.plan, run.history, run.plan.evidence, tw.Run.open(run.folder), wild.value.run]
+    shown += [*run.events, *wild.value.run.events, *wild.value.run.diagnoses, *run.plan.evidence.values()]
+    for record in shown:
+        limit = 6000 if isinstance(record, dict) and "loss" not in record else 420
+        assert len(repr(record)) < limit, repr(record)
+        assert "nan" not in repr(record)
+        assert "array(" not in repr(record)
+        assert "tensor(" not in repr(record)
+    assert repr(run).startswith("<Run 'task': finished, 30 steps, loss ")
+    data = "data (36, 6) and (36), validation (36, 6) and (36)"
+    assert repr(made) == f"<Task 'task': model classifier, loss cross_entropy, {data}, metrics accuracy>"
+    assert "batch size" in repr(run.plan)
+
+
+def token_step(model, batch):
+    """A mean over the labels that are no padding, as of tokens, with how many these are and the share that is right."""
+    output, kept = model(batch[0]), batch[1] != 2
+    loss = F.cross_entropy(output[kept], batch[1][kept])
+    return loss, kept.sum(), {"right": (output[kept].argmax(1) == batch[1][kept]).float().mean()}
+
+
+def by_hand(model):
+    output, kept = model(torch.tensor(X)), torch.tensor(Y) != 2
+    loss = F.cross_entropy(output[kept], torch.tensor(Y)[kept]).item()
+    right = (output[kept].argmax(1) == torch.tensor(Y)[kept]).float().mean().item()
+    return {"loss": loss, "right": right, "perplexity": math.exp(loss)}
+
+
+@pytest.mark.parametrize("where", ["step", "evaluate", "a loss beside evaluate"])
+@pytest.mark.parametrize("size", [36, 7])
+def test_a_step_of_ones_own_has_metrics_that_are_averaged_by_its_weights(where, size):
+    loader = DataLoader(
+        TensorDataset(torch.tensor(X), torch.tensor(Y)), batch_sampler=BatchSampler(range(N), size, False)
+    )
+    parts = {
+        "step": {"loss": None, "step": token_step},
+        "evaluate": {"loss": None, "step": lambda m, b: token_step(m, b)[0], "evaluate": token_step},
+        "a loss beside evaluate": {"evaluate": token_step},
+    }[where]
+    metrics = {} if where.startswith("a loss") else {"perplexity": lambda figures: math.exp(figures["loss"])}
+    made = task(data=(X, Y), validation=loader, metrics=metrics, **parts)
+    run = tw.train(made, tw.Plan(batch_size=8), steps=5)
+    expected = by_hand(run.model)
+    assert run.metrics == pytest.approx({n: v for n, v in expected.items() if n != "perplexity" or metrics}, rel=1e-5)
+    assert len(run.history["validation/right"]) == 6
+    assert tw.evaluate(run, (X, Y)) == pytest.approx(run.metrics, rel=1e-5)
+
+
+def test_a_figure_of_ones_own_decides_where_it_is_selected():
+    metrics = {"right": lambda figures: figures["right"]}
+    made = task(data=(X, Y), validation=(X, Y), loss=None, step=token_step, metrics=metrics, select="right", mode="max")
+    run = tw.train(made, tw.Plan(batch_size=8, validate_every=1), steps=12)
+    assert run.metrics["right"] == np.nanmax(run.history["validation/right"])
+
+
+def test_a_batch_without_weight_counts_for_nothing_and_an_unknown_weight_by_its_examples():
+    def evaluate(model, batch):
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        return loss, None if batch[1][0] != 1 else 0.0, {"examples": len(batch[1])}
+
+    batches = [(torch.zeros(4, 6), torch.zeros(4).long()), (torch.zeros(9, 6), torch.ones(9).long())]
+    made = task(data=(X, Y), validation=DataLoader(batches, batch_size=None), evaluate=evaluate)
+    run = tw.train(made, tw.Plan(batch_size=8), steps=1)
+    assert run.metrics["examples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"metrics": {"f1": Streaming()}}, r"Metric 'f1' is given outputs and targets, which needs `loss`"),
+        (
+            {"metrics": {"f1": lambda outputs, targets: 0.0}},
+            r"Metric 'f1' failed on the figures loss, right \(without `loss`, a metric is a function of the averaged figures\)",
+        ),
+        ({"metrics": {"f1": lambda f: f["wrong"]}}, r"Metric 'f1' failed on the figures loss, right .*KeyError"),
+        ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, 3.0)}, r"`evaluate` returned 3\.0 as the third of"),
+        ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"loss": 1})}, r"'loss' is taken and '/' separates columns"),
+        ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"a": "b"})}, r"Metric 'a' gave a str, but it must give one"),
+        ({"evaluate": lambda m, b: {"loss": m(b[0]).sum()}}, r"`evaluate` returned a dict\. It returns the loss, or"),
+    ],
+)
+def test_figures_that_do_not_fit_are_told(parts, told):
+    with pytest.raises(tw.TaskError, match=told):
+        tw.train(
+            task(data=(X, Y), validation=(X, Y), loss=None, step=token_step, **parts), tw.Plan(batch_size=8), steps=2
+        )

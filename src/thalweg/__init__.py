@@ -8,9 +8,12 @@ run = tw.fit(task, epochs=20, out="runs/digits")
 
 from thalweg import optim, schedule
 from thalweg.errors import (
+    ArgumentError,
+    CallbackError,
     CheckpointError,
     DataError,
     DivergedError,
+    Interrupted,
     NonFiniteError,
     PlanError,
     RuleError,
@@ -23,11 +26,13 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Task
-from thalweg.verbs import check, diagnose, fit, report, resume, train, tune
+from thalweg.verbs import check, diagnose, evaluate, fit, report, resume, train, tune
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
+    "CallbackError",
     "CheckpointError",
     "Cure",
     "DataError",
@@ -35,6 +40,7 @@ __all__ = [
     "DivergedError",
     "Evidence",
     "Group",
+    "Interrupted",
     "NonFiniteError",
     "Plan",
     "PlanError",
@@ -47,6 +53,7 @@ __all__ = [
     "ThalwegError",
     "check",
     "diagnose",
+    "evaluate",
     "fit",
     "optim",
     "report",

@@ -18,10 +18,14 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn, cast
 
-from thalweg.errors import DivergedError, PlanError, RunError, TaskError, ThalwegError, nearest
+from thalweg.errors import DivergedError, Interrupted, PlanError, TaskError, ThalwegError, nearest
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.knob import knobs
+from thalweg.records.names import right_word
+from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Source, Task, find_task, parse_source
+from thalweg.rules import RULES
 
 STATUSES: Mapping[str, int] = {
     "well": 0,  # done; `check` and `diagnose`: nothing found
@@ -31,6 +35,7 @@ STATUSES: Mapping[str, int] = {
     "warning": 10,  # `check` and `diagnose`: the most severe diagnosis
     "critical": 11,
     "interrupted": 130,  # Ctrl-C; what was done is saved
+    "terminated": 143,  # SIGTERM; likewise
 }
 
 BUDGETS = ("epochs", "steps", "seconds")
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.verb(options, task_words)
     except KeyboardInterrupt as interrupt:
         _print_error(str(interrupt) or "Interrupted.")
-        return STATUSES["interrupted"]
+        return interrupt.exit_status if isinstance(interrupt, Interrupted) else STATUSES["interrupted"]
     except DivergedError as error:
         _print_error(str(error))
         return STATUSES["diverged"]
@@ -242,7 +247,9 @@ def _describe_knobs(parser: argparse.ArgumentParser) -> None:
     knobs = [
         fill(text, width, initial_indent=f"  {name:18}  ", subsequent_indent=" " * 22) for name, text in help_lines()
     ]
-    tables = "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate=2 set entries of tables."
+    tables = (
+        "constants.beta2=0.99, schedule.warmup=100 and groups.PATTERN.learning_rate_factor=2 set entries of tables."
+    )
     parser.epilog = "\n".join([fill(parser.epilog or "", width), "", "knobs:", *knobs, "", fill(tables, width)])
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
@@ -312,7 +319,8 @@ def read_arguments(
             accepted = (
                 f"It takes {', '.join('--' + n for n in parameters)}." if parameters else "It takes none of its own."
             )
-            hint = nearest(f"--{name.replace('_', '-')}", [*command_options, *("--" + n for n in parameters)])
+            value = text or next((word for word in remaining[:1] if not word.startswith("--")), "VALUE")
+            hint = _hint(name, value, parameters, command_options)
             raise TaskError(f"The task has no option --{name}.{hint} {accepted}")
         if equals:
             arguments[name] = _argument(name, text, parameters.get(name))
@@ -321,6 +329,19 @@ def read_arguments(
         else:
             arguments[name] = _flag(name, parameters.get(name))
     return arguments
+
+
+def _hint(name: str, value: str, parameters: Mapping[str, Any], command_options: Sequence[str]) -> str:
+    """Say what an unknown option may mean: an option of the command or the task by another name, or a knob of the plan."""
+    options = {option.removeprefix("--").replace("-", "_") for option in command_options} | set(parameters)
+    if (word := right_word(name, options)) is not None:
+        return f" It is called --{word.replace('_', '-')} here."
+    setting = next((option for option in ("--fix", "--set") if option in command_options), None)
+    if setting is not None and (knob := name if name in knobs(Plan) else right_word(name, knobs(Plan))) is not None:
+        return f" It is a knob of the plan: {setting} {knob}={value}."
+    if setting is not None and any(name in rule.constants for rule in RULES.values()):
+        return f" It is a constant of the rule: {setting} constants.{name}={value}."
+    return nearest(f"--{name.replace('_', '-')}", [*command_options, *("--" + n for n in parameters)])
 
 
 def _flag(name: str, parameter: inspect.Parameter | None) -> bool:
@@ -364,7 +385,7 @@ def _value(text: str) -> Any:
 
 
 def read_knobs(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99`, `schedule.warmup=100` and `groups.*.bias.learning_rate=2` set
+    """Read `KNOB=VALUE` pairs; `constants.beta2=0.99`, `schedule.warmup=100` and `groups.*.bias.learning_rate_factor=2` set
     entries of tables.
 
     Raises PlanError for another form.
@@ -438,7 +459,6 @@ def _effort(text: str) -> str | float:
 def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg fit`."""
     from thalweg import verbs
-    from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
     task = open_task(options.task, task_words, options.command_options)
@@ -447,8 +467,6 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     if options.dry_run:
         print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
         return STATUSES["well"]
-    folder = _run_folder(options, task)
-    say, progress = _message_printer(options), None if options.quiet else make_progress()
     run = verbs.fit(
         task,
         **budget,
@@ -456,19 +474,19 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         fixed=fixed,
         seed=seed,
         device=options.device,
-        out=folder,
-        progress=progress,
-        say=say,
+        out=_run_folder(options, task),
+        **_shown(options),
     )
     print_summary(run)
     return STATUSES["well"]
 
 
-def _message_printer(options: argparse.Namespace) -> Callable[[str], None]:
-    """Give the function that prints the messages of `fit`; with --quiet only warnings and critical ones."""
+def _shown(options: argparse.Namespace) -> dict[str, Any]:
+    """Give the arguments `progress` and `say` of `fit` and `resume`; with --quiet only warnings and critical ones are said."""
     if options.quiet:
-        return lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None
-    return lambda text: print(text, flush=True)
+        say = lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None  # noqa: E731
+        return {"progress": False, "say": say}
+    return {"progress": True, "say": lambda text: print(text, flush=True)}
 
 
 def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
@@ -495,8 +513,6 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg train`."""
     from thalweg import verbs
-    from thalweg.records.plan import Plan
-    from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
     task = open_task(options.task, task_words, options.command_options)
@@ -518,10 +534,9 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         seed=options.seed,
         device=options.device,
         out=_run_folder(options, task),
-        progress=None if options.quiet else make_progress(),
+        progress=not options.quiet,
     )
     _print_if_already_finished(run)
-    verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
 
@@ -580,12 +595,10 @@ def _print_diagnoses(
 def run_resume(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg resume`."""
     from thalweg import verbs
-    from thalweg.see.live import make_progress
     from thalweg.see.summary import print_summary
 
-    run = verbs.resume(options.folder, device=options.device, progress=None if options.quiet else make_progress())
+    run = verbs.resume(options.folder, device=options.device, **_shown(options))
     _print_if_already_finished(run)
-    verbs.report(run)
     print_summary(run)
     return STATUSES["well"]
 
@@ -594,9 +607,7 @@ def run_report(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg report`."""
     from thalweg import verbs
 
-    if not Path(options.folder).exists():
-        raise RunError(f"There is no folder {options.folder}.")
-    print(verbs.report(Run.open(options.folder), options.out))
+    print(verbs.report(options.folder, options.out))
     return STATUSES["well"]
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class ThalwegError(Exception):
-    """The base class of all of thalweg's errors."""
+    """The base class of all of thalweg's errors.
+
+    `run` is the `Run` that was trained until then, where training had begun; else None.
+    """
+
+    run: Any = None
+
+
+class ArgumentError(ThalwegError):
+    """An argument of a function is of a kind that it does not take, or has a name that it does not know."""
 
 
 class TaskError(ThalwegError):
@@ -47,6 +58,32 @@ class DivergedError(ThalwegError):
 
 class NonFiniteError(DivergedError):
     """Loss or gradient stayed NaN or infinite; no weight was updated with it."""
+
+
+class CallbackError(ThalwegError):
+    """A function that was given as `on_step` or `on_validation` failed; its error is the `__cause__`, and the run is saved."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped a verb; what was done until then is saved where the run has a folder.
+
+    It is a `KeyboardInterrupt`, and no `ThalwegError`: `except Exception` lets it pass.
+
+    Arguments:
+        message: what was saved, and how to go on.
+        signal: the signal's number, SIGINT or SIGTERM.
+        run: the `Run` that was trained until then, with its model; None where training had not begun.
+    """
+
+    def __init__(self, message: str = "", *, signal: int = signal.SIGINT, run: Any = None) -> None:
+        super().__init__(message)
+        self.signal = int(signal)
+        self.run = run
+
+    @property
+    def exit_status(self) -> int:
+        """The status with which a process conventionally ends on the signal: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.signal
 
 
 _SAME: tuple[tuple[str, ...], ...] = (

@@ -1,6 +1,7 @@
 """The verbs: functions that take records (task, plan, run) and give a record.
 
-The modules that a verb needs are imported when it is called, so that `import thalweg` costs little beyond `import torch`.
+A run may be given as a `Run` or as its folder. Arguments are checked before anything is paid for. The modules that a verb needs
+are imported when it is called, so that `import thalweg` costs little beyond `import torch`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import DivergedError, PlanError, RunError, TaskError
+from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, TaskError, ThalwegError
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.names import verb
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run import Run
@@ -23,10 +27,14 @@ from thalweg.records.task import Task
 CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
 if TYPE_CHECKING:
+    from thalweg.descent.callbacks import Callbacks, OnStep, OnValidation
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
 
+Say = Callable[[str], None]
 
+
+@verb
 def fit(
     task: Task,
     *,
@@ -38,8 +46,10 @@ def fit(
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    progress: bool | Progress | None = None,
+    say: Say | None = None,
+    on_step: OnStep | None = None,
+    on_validation: OnValidation | None = None,
 ) -> Run:
     """Do everything: check the task, choose a plan, train with the watch on, and report.
 
@@ -51,41 +61,142 @@ def fit(
         fixed: knobs you have decided, such as {"batch_size": 64}.
         device: "auto", "cpu", "cuda", …
         out: the run's folder; None keeps the run in memory.
-        progress: a display that is shown every step.
-        say: called with a sentence about each stage.
+        progress: None shows a line that updates where there is a terminal or a notebook, and nothing elsewhere; False shows
+            nothing; True shows lines of text where there is neither; or a display of your own, see `descent/recorder.py`.
+        say: called with a sentence about each stage; None: the sentences are shown where the progress is.
+        on_step: `on_step(model, figures)`, called after every step of the training (not of the search); `figures.step`,
+            `.loss`, `.learning_rate`, `.gradient_norm` and more, see `StepFigures`. Return values are ignored.
+        on_validation: `on_validation(model, step, figures)`, called after every validation, the first before any step; `figures`
+            are {"loss": …, metric: …}.
 
-    Raises TaskError, DataError, PlanError before the first step; RunError where `out` cannot be used; DivergedError where
-    training diverges and no cure helps.
+    A callback gets the model as it is trained and changes no bit of the run unless it changes weights or buffers. An error in it
+    ends the run after saving, with a CallbackError whose `__cause__` it is. One that raises KeyboardInterrupt stops the run.
+
+    Raises TaskError, DataError, PlanError, ArgumentError before the first step; RunError where `out` cannot be used;
+    DivergedError where training diverges and no cure helps; `Interrupted`, a KeyboardInterrupt, where Ctrl-C or SIGTERM stopped
+    it. The errors' `run` is what was trained until then, if anything. `resume` continues a stopped training, and begins a
+    stopped search anew.
     """
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    request.check_budget()
+    folder = None if out is None else RunFolder.at(out)
+    show = _Shown(progress, say, on_step, on_validation)
+    return _fit(_checked_task(task), request, folder, show)
+
+
+class _Shown:
+    """What a verb tells while it works: the arguments `progress`, `say`, `on_step` and `on_validation`, checked."""
+
+    def __init__(
+        self,
+        progress: bool | Progress | None,
+        say: Say | None = None,
+        on_step: OnStep | None = None,
+        on_validation: OnValidation | None = None,
+    ) -> None:
+        from thalweg.descent.callbacks import Callbacks
+        from thalweg.see.display import choose_display
+
+        if say is not None and not callable(say):
+            raise ArgumentError(
+                f"`say` is {say!r:.80}, which cannot be called. Give a function such as print, or None."
+            )
+        self.display = choose_display(progress)
+        self.callbacks: Callbacks = Callbacks(on_step, on_validation)
+        self._say = say
+
+    def say(self, text: str) -> None:
+        """Tell a stage of the work."""
+        if self._say is not None:
+            self._say(text)
+        elif self.display is not None:
+            self.display.event(0, "stage", text)
+
+
+def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -> Run:
+    from thalweg.descent.process_state import interruptible
+    from thalweg.descent.train import train_in, train_plan
+
+    with interruptible(), nullcontext() if folder is None else folder.locked():
+        if folder is not None:
+            folder.record_request(request, task.source)
+        with _telling_how_to_begin_anew(folder, request):
+            problem, plan, found = _prepare(task, request, folder, show)
+        with _reporting():
+            if folder is None:
+                return train_plan(problem, plan, None, show.display, found, show.callbacks)
+            return _reported(train_in(folder, problem, plan, show.display, found, show.callbacks))
+
+
+def _prepare(
+    task: Task, request: Request, folder: RunFolder | None, show: _Shown
+) -> tuple[Problem, Plan, list[Diagnosis]]:
+    """Open and check the task, and choose the plan."""
     from thalweg.descent.pretraining import SECONDS, check_task
-    from thalweg.descent.train import train_plan
-    from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
+    from thalweg.descent.recorder import resume_argument
+    from thalweg.tuning.tune import complete_plan, estimate_cost, plan_rungs, start_plan
 
     started = time.perf_counter()
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
-    folder = None if out is None else RunFolder.at(out)
-    if folder is not None:
-        folder.check_usable()  # before the search has cost anything
     problem = _open(task, request.device)
     limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
     found = check_task(problem, request.seed, seconds=limit)
     for diagnosis in found:
-        say(f"{diagnosis.severity}: {diagnosis}")
+        show.say(f"{diagnosis.severity}: {diagnosis}")
     request = request.with_seconds_spent(time.perf_counter() - started)  # opening and checking the data is part of it
-    start = start_plan(problem, request, say)
-    say(str(estimate_cost(problem, request, start)))
-    plan = complete_plan(problem, request, start, say)
+    start = start_plan(problem, request, show.say)
+    show.say(str(estimate_cost(problem, request, start)))
+    if folder is not None and plan_rungs(start.steps or 0, request.trainings - 1):
+        word = resume_argument(folder.path)
+        show.say(
+            f"The search is not saved as it goes: stopped before its end, it begins anew with thalweg resume {word}"
+        )
+    return problem, complete_plan(problem, request, start, show.say), found
+
+
+@contextmanager
+def _telling_how_to_begin_anew(folder: RunFolder | None, request: Request) -> Generator[None]:
+    """Say of an interruption within that nothing is trained, and how to begin again."""
+    from thalweg.descent.recorder import resume_argument
+
     try:
-        run = train_plan(problem, plan, folder and folder.path, progress, found)
-    except (DivergedError, KeyboardInterrupt):
-        if folder is not None:
-            report(Run.open(folder.path, problem.task))  # a report is needed most for a run that failed
+        yield
+    except KeyboardInterrupt as stopped:
+        again = "start again" if folder is None else f"begin anew with: thalweg resume {resume_argument(folder.path)}"
+        stage = "while the plan was searched" if request.trainings > 1 else "while the plan was made"
+        hint = " --effort 1 (effort=1) leaves the search out." if folder is None and request.trainings > 1 else ""
+        raise Interrupted(
+            f"Interrupted {stage}: nothing is trained yet; {again}{'.' if hint else ''}{hint}", signal=_signal(stopped)
+        ) from stopped
+
+
+def _signal(stopped: KeyboardInterrupt) -> int:
+    return stopped.signal if isinstance(stopped, Interrupted) else Interrupted().signal
+
+
+@contextmanager
+def _reporting() -> Generator[None]:
+    """Write the report of a run in a folder that fails or is stopped within: then it is needed most."""
+    try:
+        yield
+    except (ThalwegError, Interrupted) as error:
+        with suppress(RunError):
+            if isinstance(error.run, Run):
+                _reported(error.run)
         raise
+
+
+def _reported(run: Run) -> Run:
+    """Give the run, with its report written where it has a folder. Raises RunError, with the run, where that fails."""
     if run.folder is not None:
-        report(run)
+        try:
+            report(run)
+        except RunError as error:
+            error.run = run
+            raise
     return run
 
 
+@verb
 def estimate(
     task: Task,
     *,
@@ -104,10 +215,12 @@ def estimate(
     from thalweg.tuning.tune import estimate_cost, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    request.check_budget()
     problem = _open(task, request.device)
     return str(estimate_cost(problem, request, start_plan(problem, request)))
 
 
+@verb
 def tune(
     task: Task,
     *,
@@ -119,18 +232,23 @@ def tune(
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    progress: bool | Progress | None = None,
+    say: Say | None = None,
 ) -> Plan:
     """Choose a plan, each knob with its evidence; `out` is a TOML file to write it to, or a folder for plan.toml.
 
     Arguments and errors as for `fit`; RunError where `out` is a run's plan or cannot be written.
     """
+    from thalweg.descent.process_state import interruptible
     from thalweg.tuning.tune import complete_plan, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    request.check_budget()
+    show = _Shown(progress, say)
     path = None if out is None else _plan_file(out)
-    problem = _open(task, request.device)
-    plan = complete_plan(problem, request, start_plan(problem, request, say), say)
+    with interruptible(), _telling_how_to_begin_anew(None, request):
+        problem = _open(task, request.device)
+        plan = complete_plan(problem, request, start_plan(problem, request, show.say), show.say)
     if path is not None:
         try:
             plan.save(path)
@@ -150,6 +268,7 @@ def _plan_file(out: str | os.PathLike[str]) -> Path:
     return path
 
 
+@verb
 def train(
     task: Task,
     plan: Plan,
@@ -160,50 +279,112 @@ def train(
     seed: int | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
+    on_step: OnStep | None = None,
+    on_validation: OnValidation | None = None,
 ) -> Run:
-    """Train a plan; a budget or seed given here is written into the run's plan.
+    """Train a plan; a budget or seed given here is written into the run's plan. With `out`, a report is written there.
 
-    On an existing `out` the same plan unfinished is resumed and finished is opened. Raises as `fit` does.
+    On an existing `out` the same plan unfinished is resumed and finished is opened. Arguments and errors as for `fit`.
     """
     from thalweg.descent.settle import settle
-    from thalweg.descent.train import train_plan
 
     if not isinstance(plan, Plan):
         raise PlanError(f"`plan` is a {type(plan).__name__}. Give a thalweg.Plan, such as Plan.load('plan.toml').")
     if seed is not None:
         plan = plan.replace(seed=seed)
     request = Request(epochs, steps, seconds, effort=1, seed=plan.seed, device=device)
-    problem = _open(task, request.device)
-    return train_plan(problem, settle(problem, plan, request), out, progress)
+    if plan.steps is None:
+        request.check_budget()
+    show = _Shown(progress, on_step=on_step, on_validation=on_validation)
+    task, folder = _checked_task(task), None if out is None else RunFolder.at(out)
+    if folder is not None and not folder.holds_run:
+        folder.check_usable()
+
+    def prepare() -> tuple[Problem, Plan]:
+        problem = _open(task, request.device)
+        return problem, settle(problem, plan, request)
+
+    return _train(folder, show, prepare)
 
 
-def resume(
-    out: str | os.PathLike[str], task: Task | None = None, *, device: str = "auto", progress: Progress | None = None
-) -> Run:
-    """Continue a run where it stopped, to the same bits as if it had not.
-
-    The task is made again from the file and arguments that the run recorded; one that was passed as an object must be passed
-    again.
-
-    Raises RunError where the folder holds no run, or does not record how its task is made.
-    """
+def _train(folder: RunFolder | None, show: _Shown, prepare: Callable[[], tuple[Problem, Plan]]) -> Run:
+    """Train the plan that `prepare` gives, and write the report of a run in a folder."""
+    from thalweg.descent.process_state import interruptible
     from thalweg.descent.train import train_plan
 
-    folder = RunFolder.at(out)
+    with interruptible():
+        try:
+            problem, plan = prepare()
+        except KeyboardInterrupt as stopped:
+            message = "Interrupted before the first step: nothing has changed."
+            raise Interrupted(message, signal=_signal(stopped)) from stopped
+        if folder is not None:
+            folder.discard_request()
+        with _reporting():
+            return _reported(train_plan(problem, plan, folder and folder.path, show.display, (), show.callbacks))
+
+
+@verb
+def resume(
+    run: Run | str | os.PathLike[str],
+    task: Task | None = None,
+    *,
+    device: str = "auto",
+    progress: bool | Progress | None = None,
+    say: Say | None = None,
+    on_step: OnStep | None = None,
+    on_validation: OnValidation | None = None,
+) -> Run:
+    """Continue a run where it stopped, to the same bits as if it had not; a `fit` that was stopped in its search begins anew.
+
+    Arguments:
+        run: the run, or its folder.
+        task: what to descend; None makes it again from the file and arguments that the run recorded. A task that was passed as
+            an object must be passed again.
+        device, progress, say, on_step, on_validation: as for `fit`.
+
+    Raises RunError where the folder holds no run, or does not record how its task is made; else as `fit` does.
+    """
+    folder = _folder_of(run)
+    show = _Shown(progress, say, on_step, on_validation)
+    task = task if task is not None or not isinstance(run, Run) else run.task
+    task = None if task is None else _checked_task(task)
+    if folder.holds_request:
+        request = folder.read_request()
+        request = request if device == "auto" else replace(request, device=device)
+        return _fit(task or folder.read_task(), request, folder, show)
     folder.check_holds_run()
-    problem = _open(task or folder.read_task(), device)
-    return train_plan(problem, folder.read_plan(), folder.path, progress)
+    plan = folder.read_plan()
+    return _train(folder, show, lambda: (_open(task or folder.read_task(), device), plan))
+
+
+def _folder_of(run: Run | str | os.PathLike[str]) -> RunFolder:
+    """Give a run's folder. Raises RunError for a run in memory."""
+    if not isinstance(run, Run):
+        return RunFolder.at(run)
+    if run.folder is None:
+        raise RunError("This run is in memory and has no folder to continue from. Give `out` when you train.")
+    return RunFolder(run.folder)
+
+
+def _opened(run: Run | str | os.PathLike[str], task: Task | None = None) -> Run:
+    return run if isinstance(run, Run) else Run.open(run, task)
+
+
+def _checked_task(task: Task) -> Task:
+    if not isinstance(task, Task):
+        raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
+    return task
 
 
 def _open(task: Task, device: str) -> Problem:
     from thalweg.descent.problem import open_task
 
-    if not isinstance(task, Task):
-        raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
-    return open_task(task, device)
+    return open_task(_checked_task(task), device)
 
 
+@verb
 def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]:
     """Check the task before training, in seconds. Gives the faults found, gravest first; none is an empty list.
 
@@ -217,21 +398,53 @@ def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]
     return check_task(_open(task, request.device), request.seed)
 
 
+@verb
+def evaluate(
+    what: Task | Run | str | os.PathLike[str], data: Any = None, *, task: Task | None = None, device: str = "auto"
+) -> dict[str, float]:
+    """Give {"loss": …, metric: …} on a test set, measured as validation does: in evaluation mode, over all of the data.
+
+    Arguments:
+        what: a run or its folder, whose trained model is measured; or a task, whose model is measured as it is at the start.
+        data: as the task's `validation` takes them, with targets; None: the task's `validation`. `task.data` gives the figures
+            on the training data.
+        task: the task of a run that was opened from a folder which does not say how to make it.
+        device: "auto" is where the run's model is.
+
+    Raises TaskError or DataError where the data do not fit, RunError where the run has no model or its task is not known.
+    """
+    from thalweg.descent.prediction import evaluate
+
+    if isinstance(what, Task):
+        return evaluate(what, data, device)
+    run = _opened(what, task)
+    return evaluate(run if task is None else replace(run, task=_checked_task(task)), data, device)
+
+
+@verb
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     """Give what went wrong in a run, finished or not: what was found before and during it, and what its history shows.
+
+    Arguments:
+        run: the run, or its folder.
 
     Raises RunError where the path is no run's folder, or its files are damaged.
     """
     from thalweg.watch.findings import diagnose_run
 
-    return diagnose_run(run if isinstance(run, Run) else Run.open(run))
+    return diagnose_run(_opened(run))
 
 
-def report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
+@verb
+def report(run: Run | str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Path:
     """Write the run's report, one self-contained HTML file, and give its path.
 
-    Raises RunError where the file cannot be written.
+    Arguments:
+        run: the run, or its folder.
+        path: the file to write; None: report.html in the run's folder.
+
+    Raises RunError where the file cannot be written, or the folder holds no run.
     """
     from thalweg.see.report import write_report
 
-    return write_report(run, path)
+    return write_report(_opened(run), None if path is None else as_folder(path))

@@ -176,7 +176,7 @@ def test_a_step_of_ones_own_learns_and_its_validation_is_weighted() -> None:
 
 
 def test_the_factor_of_a_group_multiplies_its_rate() -> None:
-    frozen = {"0.*": tw.Group(learning_rate=0.0)}
+    frozen = {"0.*": tw.Group(learning_rate_factor=0.0)}
     descent, recorder = started(classes(), plan(groups=frozen, keep="last"))
     before = [p.detach().clone() for p in descent.model.parameters()]
     walk(descent, recorder)

@@ -1,9 +1,11 @@
 """A run is a guest: it leaves the process, the module and the arrays as it found them."""
 
 import copy
+import os
 import random
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -159,3 +161,86 @@ def test_a_shared_module_that_a_factory_returns_is_not_changed() -> None:
     kept = copy.deepcopy(shared.state_dict())
     tw.train(classes(model=lambda: shared), plan())
     assert all(torch.equal(kept[k], v) for k, v in shared.state_dict().items())
+
+
+def sends(number: int, at: int = 5) -> Callable[..., None]:
+    def send(model: nn.Module, figures: Any) -> None:
+        if figures.step == at:
+            os.kill(os.getpid(), number)
+
+    return send
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_run_which_carries_what_it_was(number: int, status: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(tw.Interrupted, match="Interrupted at step 5: it has no folder; what was trained is") as told:
+        tw.train(classes(), plan(), on_step=sends(number))
+    assert told.value.exit_status == status
+    assert len(told.value.run.history["loss"]) == 6
+    assert not told.value.run.model.training
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_with_what_there_is(number: int) -> None:
+    def twice(model: nn.Module, figures: Any) -> None:
+        if figures.step == 5:
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # where Python looks for signals
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(tw.Interrupted) as told:
+        tw.train(classes(), plan(), on_step=twice)
+    assert told.value.run.summary["steps"] == 5
+
+
+def test_a_handler_of_somebody_else_stays_in_force() -> None:
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda n, _: received.append(n)) for number in numbers]
+    try:
+        for number in numbers:
+            assert tw.train(classes(), plan(), on_step=sends(number)).summary["status"] == "finished"
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert received == list(numbers)
+
+
+def test_a_handler_that_is_installed_within_stays() -> None:
+    def handler(number: int, frame: Any) -> None: ...
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        tw.train(classes(), plan(), on_step=lambda model, figures: signal.signal(signal.SIGTERM, handler))
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_forked_child_ends_as_it_would_without_a_run() -> None:
+    ended: list[int] = []
+
+    def fork(model: nn.Module, figures: Any) -> None:
+        if figures.step == 3:
+            child = os.fork()
+            if child == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0)
+                os._exit(0)
+            ended.append(os.waitpid(child, 0)[1])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a process with threads is forked
+        tw.train(classes(), plan(), on_step=fork)
+    assert [os.waitstatus_to_exitcode(status) for status in ended] == [-signal.SIGTERM]
+
+
+def test_what_diverged_carries_what_was_trained() -> None:
+    x = torch.randn(64, 4)
+    task = tw.Task(model=lambda: nn.Linear(4, 1), loss=nn.MSELoss(), data=(x, x[:, :1]))
+    with pytest.raises(tw.DivergedError) as told:
+        tw.train(task, plan(rule="gradient_descent", learning_rate=1e9, snapshot_every=0))
+    assert told.value.run.summary["status"] == "diverged"
+    assert tw.diagnose(told.value.run)

@@ -156,7 +156,7 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path, monkeypatc
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(tw.RunError, match=r"cannot be written: Permission denied\. Choose another folder"):
+    with pytest.raises(tw.RunError, match=r"cannot be written: Permission denied\. Choose another place"):
         tw.train(classes(), plan(), out=tmp_path / "r")
 
 
@@ -303,9 +303,10 @@ class Model(nn.Module):
     def forward(self, x):
         self.calls += self.training
         if self.training and self.calls == 60 and not os.environ.get("PATIENT"):
-            os.kill(os.getpid(), signal.SIGINT)
+            number = getattr(signal, os.environ.get("SENT", "SIGINT"))
+            os.kill(os.getpid(), number)
             if os.environ.get("TWICE"):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
         return self.inner(x)
 x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 task = tw.Task(model=Model, loss=nn.MSELoss(), data=(x, x[:, :1]), validation=(x, x[:, :1]))
@@ -322,11 +323,13 @@ def command(folder: Path, *words: str, **environment: str) -> subprocess.Complet
     )
 
 
-def test_ctrl_c_saves_says_how_to_resume_and_exits_with_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_saves_says_how_to_resume_and_exits_as_usual(sent: str, status: int, tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(TASK)
     words = ("train", "task.py", "--steps", "100", "--set", "learning_rate=0.01", "--quiet")
-    found = command(tmp_path, *words, "--out", "r")
-    assert found.returncode == 130, found.stderr
+    found = command(tmp_path, *words, "--out", "r", SENT=sent)
+    assert found.returncode == status, found.stderr
+    assert (tmp_path / "r" / "report.html").exists()
     assert "thalweg resume r" in found.stderr + found.stdout
     assert "Traceback" not in found.stderr
     assert checkpoint.steps(tmp_path / "r" / "checkpoints") == [60]

@@ -109,7 +109,9 @@ def test_every_knob_is_in_the_property_above():
 
 def test_other_rules_and_unicode_come_back(tmp_path):
     path = tmp_path / "größe 計画.toml"
-    plan = Plan(rule="rmsprop", constants={"alpha": 0.9, "centered": True}, groups={'a."b"*': {"weight_decay": 0}})
+    plan = Plan(
+        rule="rmsprop", constants={"alpha": 0.9, "centered": True}, groups={'a."b"*': {"weight_decay_factor": 0}}
+    )
     plan.save(path)
     assert Plan.load(path) == plan
 
@@ -204,7 +206,7 @@ def test_replacing_a_knob_makes_it_given_and_leaves_the_other_evidence():
 def test_schedules_and_groups_may_be_given_as_names_and_tables():
     assert Plan(schedule="cosine").schedule == schedule.cosine()
     assert Plan(schedule={"shape": "linear", "warmup": 5}).schedule == schedule.linear(warmup=5)
-    assert Plan(groups={"*.bias": {"learning_rate": 2}}).groups["*.bias"] == Group(learning_rate=2.0)
+    assert Plan(groups={"*.bias": {"learning_rate_factor": 2}}).groups["*.bias"] == Group(learning_rate_factor=2.0)
 
 
 REFUSED = {
@@ -254,11 +256,11 @@ REFUSED = {
     "constants in a list": ({"constants": [0.9]}, r"`constants` is \[0\.9\], but it is a table\."),
     "a group of another shape": (
         {"groups": {"*": 0}},
-        r"'groups\.\*' in the plan is 0, but it is a table of learning_rate, w",
+        r"'groups\.\*' in the plan is 0, but it is a table of learning_rate_factor, w",
     ),
     "a group's unknown key": (
         {"groups": {"*": {"lr": 1}}},
-        r"'groups\.\*' in the plan has the key 'lr'\..*Known: learning_rate",
+        r"'groups\.\*' in the plan has the key 'lr'\. It is called 'learning_rate_factor' here\. Known: learning_rate_factor",
     ),
     "a group's unknown rule": ({"groups": {"*": {"rule": "adamww"}}}, r"no update rule 'adamww'.*Did you mean 'adamw'"),
     "a group's rule that is a number": ({"groups": {"*": {"rule": 3}}}, r"`rule` is 3\. Give an update rule's name"),
@@ -286,8 +288,8 @@ def test_a_knob_that_cannot_be_is_refused_by_name(case):
 
 
 def test_a_group_checks_its_factors():
-    with pytest.raises(PlanError, match=r"`weight_decay` is -1\.0, but it must be at least 0"):
-        Group(weight_decay=-1)
+    with pytest.raises(PlanError, match=r"`weight_decay_factor` is -1\.0, but it must be at least 0"):
+        Group(weight_decay_factor=-1)
 
 
 def test_unknown_names_come_with_the_nearest():
@@ -314,7 +316,7 @@ def test_unknown_names_come_with_the_nearest():
         ("[schedule]\nshape = 'linear'\nwarmp = 3", r"warmp.*Did you mean 'warmup'\?", ScheduleError),
         ("schedule = 3", r"`schedule` is 3\.", PlanError),
         ("learning_rate = ", r"this is not TOML: ", PlanError),
-        ("format = 99", r"The plan has format 99; this thalweg reads up to 1\. Install a newer thalweg\.", PlanError),
+        ("format = 99", r"The plan has format 99; this thalweg reads up to 2\. Install a newer thalweg\.", PlanError),
         ("groups = 3", r"`groups` is 3, but it is a table\.", PlanError),
         (
             "[evidence]\nseed = 'given'",
@@ -380,3 +382,18 @@ def test_two_averages_at_once_are_refused():
         PlanError, match=r"`ema` is 0\.99, but schedule_free_sgd averages the weights itself.*Leave `ema` out"
     ):
         Plan(rule="schedule_free_sgd", ema=0.99)
+
+
+def test_a_plan_of_format_1_has_groups_by_their_older_names(tmp_path):
+    new = Plan(groups={"head.*": Group(0.1, 0.0), "*.bias": Group(rule="lion"), "all": Group(weight_decay_factor=2)})
+    text = new.to_toml()
+    assert "format = 2" in text
+    old = text.replace("format = 2", "format = 1").replace("_factor", "")
+    (tmp_path / "old.toml").write_text(old)
+    assert Plan.load(tmp_path / "old.toml") == new
+    (tmp_path / "hand.toml").write_text('[groups."head.*"]\nlearning_rate = 0.1\n')
+    with pytest.raises(PlanError, match=r"has the key 'learning_rate'\. It is called 'learning_rate_factor' here\."):
+        Plan.load(tmp_path / "hand.toml")
+    (tmp_path / "odd.toml").write_text("format = 1\ngroups = {a = 3}\n")
+    with pytest.raises(PlanError, match=r"'groups\.a' in the plan is 3"):
+        Plan.load(tmp_path / "odd.toml")

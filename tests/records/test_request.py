@@ -133,7 +133,7 @@ def test_seconds_that_have_passed_are_taken_off_but_half_of_them_stays():
                     "clip_norm": st.none() | st.floats(0.1, 9),
                     "schedule": st.sampled_from(["constant", tw.schedule.cosine(warmup=3)]),
                     "constants": st.just({"beta1": 0.5}),
-                    "groups": st.just({"head.*": tw.Group(learning_rate=0.1)}),
+                    "groups": st.just({"head.*": tw.Group(learning_rate_factor=0.1)}),
                     "shuffle": st.booleans(),
                 },
             ),

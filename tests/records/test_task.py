@@ -80,9 +80,9 @@ REFUSED = {
         {"metrics": {"accuracy": max}},
         r"`metrics` are measured on validation data\. Give `validation`, or leave the metrics out\.",
     ),
-    "metrics without a loss": (
-        {"metrics": {"accuracy": max}, "validation": (X, Y), "loss": None, "step": max},
-        r"Metrics are computed from model outputs and targets, which needs `loss`\. Give it beside `step`\.",
+    "metrics of outputs without a loss": (
+        {"metrics": {"accuracy": Accuracy()}, "validation": (X, Y), "loss": None, "step": max},
+        r"Metric 'accuracy' is given outputs and targets, which needs `loss`\. Give it beside `step`; or a function of",
     ),
     "selecting what is not measured": (
         {"metrics": {"accuracy": max}, "validation": (X, Y), "select": "acuracy"},
@@ -172,7 +172,7 @@ def test_a_factory_that_gives_the_same_module_again_is_copied_too():
         (lambda: None, r"The model's factory returned a NoneType, not an nn\.Module\. Return the module\."),
         (
             lambda width: model(),
-            r"The model's factory failed: TypeError: .*missing 1 required positional argument: 'width'",
+            r"`model` is a function that needs arguments \(width\), but a factory is called without any\. Give model=lambda: ",
         ),
     ],
 )

@@ -68,7 +68,8 @@ def rehearse_evaluation(
         notes = _other_output(trained, rehearsal)
         if validation is not None:
             notes += check_targets(objective, model, validation, rehearsal.calls, count, VALIDATION)
-            rehearse_metrics(task.metrics, objective, model, validation, device, count)
+            if task.loss is not None:  # else metrics are functions of averaged figures
+                rehearse_metrics(task.metrics, objective, model, validation, device, count)
         if found is not None:
             notes.append(f"{found.text}. The loss is finite all the same, so they stay as they are.")
         own = task.evaluate or task.step

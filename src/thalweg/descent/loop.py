@@ -22,7 +22,8 @@ NOT_TAKEN = StepRecord(math.nan, 1.0, True, 0, ())  # no gradient norm, not clip
 def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> None:
     """Take steps from the descent's present one to its end (or to step `until`), and record them.
 
-    Raises DivergedError where no cure helps, KeyboardInterrupt where the person stopped it (a checkpoint is written first).
+    Raises DivergedError where no cure helps; Interrupted where the user stopped it and CallbackError where a callback failed (a
+    checkpoint is written first).
     """
     plan = descent.plan
     every = plan.validate_every or default_validate_every(descent.total_steps, descent.steps_per_epoch)

@@ -25,11 +25,18 @@ BATCH = 1024
 _ALWAYS = (TypeError, AttributeError, NameError, ImportError)  # errors that no other data would mend
 
 
-def call_metric(name: str, call: Callable[..., Any], *pair: Any) -> Any:
-    """Call a metric or one of its methods with (outputs, targets) or nothing. Raises TaskError where it fails."""
-    on = f"on outputs {describe(pair[0])} and targets {describe(pair[1])}" if pair else ""
-    with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, bool(pair))):
-        return call(*pair)
+def call_metric(name: str, call: Any, *given: Any) -> Any:
+    """Call a metric or one of its methods with (outputs, targets), with a table of averaged figures, or with nothing.
+
+    Raises TaskError where it fails.
+    """
+    on = ""
+    if len(given) == 2:
+        on = f"on outputs {describe(given[0])} and targets {describe(given[1])}"
+    elif given:
+        on = f"on the figures {', '.join(given[0])} (without `loss`, a metric is a function of the averaged figures)"
+    with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, len(given) == 2)):
+        return call(*given)
 
 
 def _advice(error: Exception, called_with_pair: bool) -> str:
@@ -68,7 +75,7 @@ def measure(name: str, metric: Metric, pairs: Iterable[Pair]) -> float:
 def join_all(what: str, parts: list[Any]) -> Any:
     """Join the outputs or the targets of all batches. Raises TaskError where they differ in shape."""
     try:
-        return _join(parts)
+        return join(parts)
     except (RuntimeError, KeyError, IndexError) as error:
         raise TaskError(
             f"The {what} of the validation batches differ in shape ({error}), so they cannot be joined for a metric over the"
@@ -76,20 +83,20 @@ def join_all(what: str, parts: list[Any]) -> Any:
         ) from error
 
 
-def _join(parts: list[Any]) -> Any:
+def join(parts: list[Any]) -> Any:
     """Concatenate tensors, or whatever nest of tensors a model gives, leaf by leaf."""
     if not parts:
         return None
     if isinstance(parts[0], Tensor):
         return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
     if isinstance(parts[0], dict):
-        return {key: _join([part[key] for part in parts]) for key in parts[0]}
+        return {key: join([part[key] for part in parts]) for key in parts[0]}
     if isinstance(parts[0], tuple):
-        joined = [_join([part[i] for part in parts]) for i in range(len(parts[0]))]
+        joined = [join([part[i] for part in parts]) for i in range(len(parts[0]))]
         return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
     if is_dataclass(parts[0]) and not isinstance(parts[0], type):
         named = [f.name for f in fields(parts[0])]
-        return replace(parts[0], **{name: _join([getattr(part, name) for part in parts]) for name in named})
+        return replace(parts[0], **{name: join([getattr(part, name) for part in parts]) for name in named})
     return [item for part in parts for item in (part if isinstance(part, list) else [part])]
 
 

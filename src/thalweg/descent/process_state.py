@@ -1,17 +1,21 @@
 """Settings of the whole process that a run changes and restores: random states, gradient mode, autocast, CPU threads,
-and the handling of Ctrl-C."""
+and the handling of Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+
+from thalweg.errors import Interrupted
 
 rng_lock = threading.RLock()
 """Hold it from seeding until the last random number is drawn.
@@ -20,6 +24,7 @@ Random generators belong to the process, not to a thread. Of two runs in two thr
 one would draw from the other's seed, and neither would have the same bits twice.
 """
 
+_ours: list[Any] = []  # the signal handlers that are installed from here
 _lock = threading.Lock()  # guards `_active_bodies`, `_states_before` and changes of the number of threads
 _active_bodies = 0
 _states_before: dict[str, Any] = {}
@@ -80,29 +85,80 @@ def _restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-class StopRequest:
-    """Remembers that somebody pressed Ctrl-C."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    @contextmanager
-    def listening(self) -> Generator[None]:
-        """Within, the first Ctrl-C is remembered and a second one interrupts at once; afterwards signals are handled as before.
-
-        Only the main thread receives signals, and a handler that somebody else has installed stays in force.
-        """
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            yield
-            return
-        signal.signal(signal.SIGINT, self._receive)
+@contextmanager
+def preserve_random_states() -> Generator[None]:
+    """Run the body, and put the global random states back."""
+    with rng_lock:
+        before = _random_states()
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            _restore_random_states(before)
 
-    def _receive(self, number: int, frame: Any) -> None:
+
+class StopRequest:
+    """Remembers that somebody pressed Ctrl-C, or that the process was asked to end by SIGTERM: `signal` is which of them."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.signal: int = signal.SIGINT
+
+    @contextmanager
+    def listening(self) -> Generator[None]:
+        """Within, a first signal is remembered and a second one interrupts at once; afterwards signals are handled as before.
+
+        Only the main thread receives signals, and a handler that somebody else has installed stays in force.
+        """
+        with _handled(signal.SIGINT, self._receive), _handled(signal.SIGTERM, self._receive):
+            yield
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
+            _interrupt(number, frame)
+        self.received, self.signal = True, number
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Within, SIGTERM raises `Interrupted` at once, as Ctrl-C raises KeyboardInterrupt, so that it can be said how to go on.
+
+    As for `StopRequest.listening`, only in the main thread, and only where nobody else handles it.
+    """
+    with _handled(signal.SIGTERM, _interrupt):
+        yield
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        signal.default_int_handler(number, frame)
+    raise Interrupted("Terminated at once.", signal=number)
+
+
+@contextmanager
+def _handled(number: int, handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    before = signal.getsignal(number)
+    replaceable = any(before is ours for ours in _ours) or before == (
+        signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    )
+    if threading.current_thread() is not threading.main_thread() or not replaceable:
+        yield
+        return
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            handler(number, frame)
+        elif number == signal.SIGINT:  # in a child that was forked within, which is to end as it would have without us
             signal.default_int_handler(number, frame)
-        self.received = True
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    _ours.append(handle)
+    signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        if signal.getsignal(number) is handle:  # else the user's code has installed another within
+            signal.signal(number, before)
+        _ours.remove(handle)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.process_state import StopRequest
 from thalweg.descent.state import Descent, clone_into
-from thalweg.errors import CheckpointError
+from thalweg.errors import CheckpointError, Interrupted
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.json_values import without_tuples
@@ -57,6 +60,12 @@ class NoProgress:
         """Show nothing."""
 
 
+def resume_argument(folder: Path) -> str:
+    """Give a run's folder as a word for the command line: relative where that is no detour, quoted where the shell needs it."""
+    relative = os.path.relpath(folder)
+    return shlex.quote(str(folder.absolute()) if relative.startswith("..") else relative)
+
+
 class Recorder:
     """Writes history, events and checkpoints of a descent, and passes the same on to a progress display.
 
@@ -65,6 +74,7 @@ class Recorder:
         history: where figures and events are written; None: memory.
         diagnoses: what was diagnosed before the descent.
         progress: shows the descent while it runs; None: nothing is shown.
+        callbacks: functions of the user's that are told of steps and validations; None: there are none.
     """
 
     def __init__(
@@ -73,17 +83,20 @@ class Recorder:
         history: HistoryWriter | None = None,
         diagnoses: Sequence[Diagnosis] = (),
         progress: Progress | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self.folder = folder
         self.history: HistoryWriter = history or MemoryHistory()
         self.diagnoses: list[Diagnosis] = list(diagnoses)
         self.progress: Progress = progress or NoProgress()
+        self.callbacks = callbacks or Callbacks()
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder)
 
     def begin(self, descent: Descent) -> None:
         """Announce that a descent starts, or continues."""
         self.progress.begin(descent.plan, descent.step, descent.problem.validation is not None)
+        self.callbacks.begin(descent)
 
     def end(self) -> None:
         """Announce that the descent is over, for whatever reason."""
@@ -97,11 +110,13 @@ class Recorder:
         self.history.append(figures.step, figures.scalars())
         if taken:
             self.progress.step(figures)
+            self.callbacks.step(figures)
 
     def validated(self, step: int, row: Mapping[str, float], shown: Mapping[str, float]) -> None:
         """Record a validation: `row` goes into the history; `shown`, the figures of the better weights, to the display."""
         self.history.append(step, row)
         self.progress.validated(step, shown)
+        self.callbacks.validated(step, shown)
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, and show it."""
@@ -124,10 +139,9 @@ class Recorder:
         With snapshots, twice as long: most often `checkpoint_snapshot` then comes first, which needs no further copy. The clock
         decides only when something is written, never what the descent does.
 
-        Raises KeyboardInterrupt where the user pressed Ctrl-C.
+        Raises Interrupted where the user pressed Ctrl-C or the process was asked to end, CallbackError where a callback failed.
         """
-        if self.stop_request.received:
-            self._stop(descent)
+        self._stop_where_asked(descent)
         seconds = descent.plan.checkpoint_seconds
         grace = 0.0 if descent.snapshot is None else max(seconds, 1.0)
         if self._checkpoints is not None and self._checkpoints.is_due(seconds, grace):
@@ -183,17 +197,26 @@ class Recorder:
             self.history.event(descent.step, "note", message)
 
     def finish(self, descent: Descent) -> None:
-        """Write the last checkpoint. Raises KeyboardInterrupt where the user pressed Ctrl-C before the end."""
-        if self.stop_request.received and not descent.is_over:
-            self._stop(descent)
+        """Write the last checkpoint. Raises as `checkpoint_when_due` does; a run that is over is not interrupted any more."""
+        self._stop_where_asked(descent)
         self.checkpoint(descent)
         self.history.flush()
 
-    def _stop(self, descent: Descent) -> None:
-        outcome = "nothing was written, as the run has no folder"
-        if self.folder is not None:
-            self.checkpoint(descent)
-            outcome = f"saved; go on with: thalweg resume {os.path.relpath(self.folder.path)}"
-        message = f"Interrupted at step {descent.step}: {outcome}"
-        self.event(descent.step, "interrupt", message)
-        raise KeyboardInterrupt(message)
+    def _stop_where_asked(self, descent: Descent) -> None:
+        """Save, and raise, where a callback failed, somebody interrupted or the process is to end."""
+        failure, stop = self.callbacks.failure, self.callbacks.stop
+        if failure is not None:
+            message = f"{failure} {self._save(descent)}"
+            self.event(descent.step, "interrupt", message)
+            raise type(failure)(message) from failure.__cause__
+        if (self.stop_request.received or stop is not None) and not descent.is_over:
+            message = f"{str(stop or '') or 'Interrupted'} at step {descent.step}: {self._save(descent)}"
+            self.event(descent.step, "interrupt", message)
+            raise Interrupted(message, signal=getattr(stop, "signal", self.stop_request.signal)) from stop
+
+    def _save(self, descent: Descent) -> str:
+        """Write a checkpoint, and say what became of the run."""
+        if self.folder is None:
+            return "it has no folder; what was trained is the exception's `run`"
+        self.checkpoint(descent)
+        return f"saved; go on with: thalweg resume {resume_argument(self.folder.path)}"

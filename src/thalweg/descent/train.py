@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
+from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress, Recorder
 from thalweg.descent.state import Descent
-from thalweg.errors import CheckpointError, DivergedError, ThalwegError
+from thalweg.errors import CheckpointError, DivergedError, Interrupted, ThalwegError
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
@@ -33,29 +35,43 @@ def train_plan(
     out: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     diagnoses: Sequence[Diagnosis] = (),
+    callbacks: Callbacks | None = None,
 ) -> Run:
     """Train a plan whose steps are known; `diagnoses`, made before training, become part of the run.
 
     Where `out` holds a run of the same plan, it is resumed, or opened if it is finished.
 
     Raises RunError where `out` holds another plan's run or other things, DivergedError where the descent diverges and no cure
-    helps.
+    helps, Interrupted where it was stopped, CallbackError where a callback failed; all but the first with what was trained as
+    their `run`.
     """
     if out is None:
-        return _train(Descent(problem, plan), Recorder(diagnoses=diagnoses, progress=progress))
+        return _train(Descent(problem, plan), Recorder(diagnoses=diagnoses, progress=progress, callbacks=callbacks))
     folder = RunFolder.at(out)
     with folder.locked():
-        if not folder.holds_run:
-            create(folder, problem, plan)
-        else:
-            plan = folder.check_plan(plan)
-            if folder.is_finished:
-                return Run.open(folder.path, problem.task)
-            folder.check_data(_describe_data(problem))
-        with folder.open_history() as history:
-            descent, recorder = Descent(problem, plan), Recorder(folder, history, diagnoses, progress)
-            _restore_newest(folder, descent, recorder)
-            return _train(descent, recorder, _seconds_recorded(history))
+        return train_in(folder, problem, plan, progress, diagnoses, callbacks)
+
+
+def train_in(
+    folder: RunFolder,
+    problem: Problem,
+    plan: Plan,
+    progress: Progress | None = None,
+    diagnoses: Sequence[Diagnosis] = (),
+    callbacks: Callbacks | None = None,
+) -> Run:
+    """Train as `train_plan` does, in a folder that the caller has locked."""
+    if not folder.holds_run:
+        create(folder, problem, plan)
+    else:
+        plan = folder.check_plan(plan)
+        if folder.is_finished:
+            return Run.open(folder.path, problem.task)
+        folder.check_data(_describe_data(problem))
+    with folder.open_history() as history:
+        descent, recorder = Descent(problem, plan), Recorder(folder, history, diagnoses, progress, callbacks)
+        _restore_newest(folder, descent, recorder)
+        return _train(descent, recorder, _seconds_recorded(history))
 
 
 def create(folder: RunFolder, problem: Problem, plan: Plan) -> None:
@@ -101,28 +117,62 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0) -
     try:
         descend(descent, recorder)
     except BaseException as error:
+        run = None
         with suppress(ThalwegError):  # where the disk is full this fails too, and the first error says so
-            _record_failure(descent, recorder, error, time.perf_counter() - started)
+            run = _failed_run(descent, recorder, error, time.perf_counter() - started)
+        if isinstance(error, ThalwegError | Interrupted):
+            error.run = run
+        elif isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"Interrupted at once, after step {descent.step}.", run=run) from error
         raise
     summary = _summarize(descent, "finished", time.perf_counter() - started)
+    _take_kept_weights(descent)
+    summary |= _training_metrics(descent, summary["notes"])
     _write_status(descent, recorder, summary)
     return _run(descent, recorder, summary)
 
 
-def _record_failure(descent: Descent, recorder: Recorder, error: BaseException, seconds: float) -> None:
+def _take_kept_weights(descent: Descent) -> None:
+    """Give the model the weights that the run keeps, where these are not the last ones."""
+    if descent.best_weights is not None:
+        load_model_state(descent.model, descent.best_weights.model)
+    descent.optimizer.zero_grad(set_to_none=True)
+
+
+def _training_metrics(descent: Descent, notes: list[str]) -> dict[str, Any]:
+    """Measure the task's metrics, which are of validation data, on training examples too, with the weights that the run keeps.
+
+    What fails there, where it did not on validation data, does not spoil the run: it is noted.
+    """
+    problem = descent.problem
+    sample = training_sample(problem) if problem.task.metrics else None
+    if sample is None:
+        return {}
+    try:
+        return {"training": validate_model(sample, descent.model, descent.plan.precision, descent.plan.seed)}
+    except Exception as error:
+        notes.append(f"The metrics could not be measured on training data: {' '.join(str(error).split())}")
+        return {}
+
+
+def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seconds: float) -> Run:
+    """Record how a descent ended that did not come to its end, and give what it came to.
+
+    Its model has the weights that validated best so far, where the plan keeps those, else the present ones.
+    """
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     if isinstance(error, DivergedError):
         status = "diverged"
         recorder.event(descent.step, "diverged", str(error))
     recorder.history.flush()
-    _write_status(descent, recorder, _summarize(descent, status, seconds))
+    summary = _summarize(descent, status, seconds)
+    _write_status(descent, recorder, summary)
+    return _run(descent, recorder, summary)
 
 
 def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
-    """Make the record of a finished descent, whose model gets the weights that the run keeps."""
-    if descent.best_weights is not None:
-        load_model_state(descent.model, descent.best_weights.model)
-    descent.optimizer.zero_grad(set_to_none=True)
+    """Make the record of a descent that ended, whose model gets the weights that the run keeps."""
+    _take_kept_weights(descent)
     return Run(
         plan=descent.plan,
         history=HistoryColumns(recorder.history.columns()),
@@ -174,6 +224,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "notes": list(problem.notes),
         "idle_parameters": list(problem.without_gradient),
         "drifting_statistics": list(drifting_statistics(descent.model)),
+        "casts": casts_to_record(problem.objective.cast_inputs),
     }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+import math
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from thalweg.descent.process_state import rng_lock
 from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import Objective
-from thalweg.records.task import StreamingMetric
+from thalweg.records.task import Metric, StreamingMetric, Task
 from thalweg.sampling import Source, StreamSource, iterate_once, mix
 from thalweg.sampling.reading import describe_error
 from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device, tree_map
@@ -98,15 +99,67 @@ def _data(problem: Problem) -> Source:
     return problem.train if problem.validation is None else problem.validation
 
 
+class _Measured(NamedTuple):
+    """What one batch gave: its mean loss, the weight of that in the mean over all, (outputs, targets) where there are metrics of
+    them, and the figures of the task's own `evaluate`."""
+
+    loss: float
+    weight: float
+    pair: Any
+    figures: Mapping[str, Any]
+
+
+class _Totals:
+    """Adds up the batches of a validation."""
+
+    def __init__(self, task: Task, metrics: Mapping[str, Metric]) -> None:
+        self.metrics = metrics
+        self.of_outputs = bool(metrics) and task.loss is not None
+        self.examples, self.loss, self.weight = 0, 0.0, 0.0
+        self.sums: dict[str, list[float]] = {}  # of the task's own figures: weighted sum, and weight
+        self.pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
+        self.streaming = {name: m for name, m in metrics.items() if isinstance(m, StreamingMetric)}
+        for name, metric in self.streaming.items():
+            call_metric(name, metric.reset)
+
+    def add(self, measured: _Measured) -> None:
+        """Add a batch; one whose targets the loss ignores, all of them, has no mean."""
+        if measured.weight:
+            self.loss += measured.loss * measured.weight
+            self.weight += measured.weight
+            for name, value in measured.figures.items():
+                total = self.sums.setdefault(name, [0.0, 0.0])
+                total[0] += as_number(name, value) * measured.weight
+                total[1] += measured.weight
+        if measured.pair is not None:
+            for name, metric in self.streaming.items():
+                call_metric(name, metric.update, *measured.pair)
+            if len(self.streaming) < len(self.metrics):
+                self.pairs.append(measured.pair)
+
+    def figures(self, batch_size: int | None) -> dict[str, float]:
+        """Give loss and metrics; `batch_size`: examples of a training batch, where the loss is their sum; else None."""
+        weight = self.weight if batch_size is None else self.examples / max(1, min(batch_size, self.examples))
+        figures = {"loss": self.loss / weight if weight else float("nan")}
+        figures |= {name: total / weight for name, (total, weight) in self.sums.items()}
+        if not self.of_outputs:
+            averages = dict(figures)
+            return figures | {n: as_number(n, call_metric(n, metric, averages)) for n, metric in self.metrics.items()}
+        outputs, targets = zip(*self.pairs, strict=True) if self.pairs else ((), ())
+        joined = join_all("outputs", list(outputs)), join_all("targets", list(targets))
+        for name, metric in self.metrics.items():
+            is_streaming = name in self.streaming
+            value = (
+                call_metric(name, self.streaming[name].compute) if is_streaming else call_metric(name, metric, *joined)
+            )
+            figures[name] = as_number(name, value)
+        return figures
+
+
 def _validate(
     problem: Problem, model: nn.Module, precision: str, micro: int, own: bool, seed: int, nominal: int
 ) -> dict[str, float]:
-    metrics = problem.task.metrics if problem.validation is not None else {}
-    streaming = {name: metric for name, metric in metrics.items() if isinstance(metric, StreamingMetric)}
-    for name, metric in streaming.items():
-        call_metric(name, metric.reset)
-    weighted_loss, weights, examples = 0.0, 0.0, 0
-    pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
+    totals = _Totals(problem.task, problem.task.metrics if problem.validation is not None else {})
     batches = _batches(problem, micro, own)
     with evaluating(model, problem.validation_objective):
         for number in itertools.count():
@@ -116,30 +169,23 @@ def _validate(
                 drawn = next(batches, None)
                 if drawn is None:
                     break
-                batch, size = drawn
-                loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-                good_rows = None if torch.isfinite(loss) else _without_nonfinite(problem, model, batch, size, examples)
-                examples += size
-                if good_rows is not None:
-                    batch, size = good_rows
-                    if not size:
-                        continue
-                    loss, weight, pair = _measure(problem, model, batch, bool(metrics))
-            weight = problem.validation_objective.weight(batch, size) if weight is None else float(weight)
-            if weight:  # where the loss ignores all targets of a batch, it has no mean
-                weighted_loss, weights = weighted_loss + float(loss) * weight, weights + weight
-            if pair is not None:
-                for name, metric in streaming.items():
-                    call_metric(name, metric.update, *pair)
-                if len(streaming) < len(metrics):
-                    pairs.append(pair)
-    if problem.validation_objective.reduction.kind == "sum" and examples:
-        weights = examples / min(nominal, examples)  # a sum over as many examples as a batch of training has
-    figures = {"loss": weighted_loss / weights if weights else float("nan")}
-    outputs, targets = join_all("outputs", [o for o, _ in pairs]), join_all("targets", [t for _, t in pairs])
-    for name, metric in metrics.items():
-        figures[name] = as_number(name, _compute(name, metric, outputs, targets))
-    return figures
+                measured = _measure_finite(problem, model, *drawn, totals)
+            if measured is not None:
+                totals.add(measured)
+    return totals.figures(nominal if problem.validation_objective.reduction.kind == "sum" else None)
+
+
+def _measure_finite(problem: Problem, model: nn.Module, batch: Any, size: int, totals: _Totals) -> _Measured | None:
+    """Measure a batch without the rows whose NaN make the loss NaN; None where none is left. Raises as `_without_nonfinite`."""
+    measured = _measure(problem, model, batch, size, totals.of_outputs)
+    first = totals.examples
+    totals.examples += size
+    if math.isfinite(measured.loss):
+        return measured
+    rest = _without_nonfinite(problem, model, batch, size, first)
+    if rest is None:
+        return measured
+    return _measure(problem, model, *rest, totals.of_outputs) if rest[1] else None
 
 
 def _without_nonfinite(problem: Problem, model: nn.Module, batch: Any, size: int, first: int) -> tuple[Any, int] | None:
@@ -155,7 +201,7 @@ def _without_nonfinite(problem: Problem, model: nn.Module, batch: Any, size: int
     if len(rows) < size:
         rest = _without_rows(batch, rows)
         try:
-            if not torch.isfinite(_measure(problem, model, rest, False)[0]):
+            if not math.isfinite(_measure(problem, model, rest, size - len(rows), False).loss):
                 return None
         except TaskError:  # this batch cannot be cut
             rest = None
@@ -178,38 +224,35 @@ def _without_rows(batch: Any, rows: list[int]) -> Any:
     return tree_map(take, batch)
 
 
-def _compute(name: str, metric: Any, outputs: Any, targets: Any) -> Any:
-    if isinstance(metric, StreamingMetric):
-        return call_metric(name, metric.compute)
-    return call_metric(name, metric, outputs, targets)
-
-
-def _measure(problem: Problem, model: nn.Module, batch: Any, with_outputs: bool) -> tuple[Tensor, Any, Any]:
-    """Give a batch's mean loss, its weight where the task gives one, and (outputs, targets) where they are asked for.
-
-    Raises TaskError where the model or the loss fails.
-    """
+def _measure(problem: Problem, model: nn.Module, batch: Any, size: int, with_outputs: bool) -> _Measured:
+    """Measure a batch. Raises TaskError where the model or the loss fails."""
     task = problem.task
     own = "`evaluate`" if task.evaluate is not None else "`step`" if task.step is not None else "The model or the loss"
     with naming_errors(own, "in validation"):
-        loss, weight, pair = _evaluated(problem, model, batch, with_outputs)
-    return loss.detach(), weight, tree_map(_detached, pair)
+        loss, weight, pair, figures = _evaluate(problem, model, batch, with_outputs)
+    weight = problem.validation_objective.weight(batch, size) if weight is None else float(weight)
+    return _Measured(float(loss.detach()), weight, tree_map(_detached, pair), figures)
 
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _evaluated(problem: Problem, model: nn.Module, batch: Any, with_outputs: bool) -> tuple[Tensor, Any, Any]:
+def _evaluate(
+    problem: Problem, model: nn.Module, batch: Any, with_outputs: bool
+) -> tuple[Tensor, Any, Any, Mapping[str, Any]]:
+    """Give loss, weight, (outputs, targets) where they are asked for, and the figures of the task's own function."""
     objective, task = problem.validation_objective, problem.validation_objective.task
     if not with_outputs:
-        return *objective.evaluate(model, batch), None
+        loss, weight, figures = objective.evaluate(model, batch)
+        return loss, weight, None, figures
     output, target = objective.outputs(model, batch)
     half = torch.is_autocast_enabled(problem.device.type)
     pair = (tree_map(_in_float32, output) if half else output), target
     if task.evaluate is None and task.step is None and task.loss is not None:
-        return task.loss(output, target), None, pair
-    return *objective.evaluate(model, batch), pair
+        return task.loss(output, target), None, pair, {}
+    loss, weight, figures = objective.evaluate(model, batch)
+    return loss, weight, pair, figures
 
 
 def _in_float32(value: Any) -> Any:

@@ -22,7 +22,7 @@ ONE_EXAMPLE_ERROR = (
     "Expected more than 1 value per channel"  # what PyTorch's batch normalisation says of a single example
 )
 ONE_EXAMPLE_HINT = " Batch normalisation needs two examples per batch: set drop_last, or another batch_size."
-_TARGET_KEYS = ("target", "targets", "label", "labels", "y")
+TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 
 
 class Casts(NamedTuple):
@@ -116,11 +116,13 @@ class Objective:
             target = target.to(self.cast_inputs.target)
         return model(*arguments, **keywords), target
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
-        """Give the loss for validation."""
-        if self.task.evaluate is not None:
-            return loss_and_weight(self.task.evaluate(model, batch), "evaluate")
-        return self.loss(model, batch)
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None, Mapping[str, Any]]:
+        """Give the loss for validation, its weight as `loss` does, and the figures that the task's own function returns."""
+        own = self.task.evaluate or self.task.step
+        if own is None:
+            return *self.loss(model, batch), {}
+        function, result = "step" if self.task.evaluate is None else "evaluate", own(model, batch)
+        return *loss_and_weight(result, function), figures_of(result, function)
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Cut a batch into the model's positional and keyword arguments and the target."""
@@ -146,11 +148,11 @@ class Objective:
         return tuple(self._cast(part) for part in inputs), {}, target
 
     def _split_mapping(self, batch: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        targets = [key for key in batch if key in _TARGET_KEYS]
+        targets = [key for key in batch if key in TARGET_KEYS]
         if len(targets) != 1:
             raise TaskError(
                 f"A batch is a mapping with the keys {list(batch)}, and which is the target is not clear."
-                f" Call exactly one of them {' or '.join(_TARGET_KEYS)}, or give `step`."
+                f" Call exactly one of them {' or '.join(TARGET_KEYS)}, or give `step`."
             )
         return (), {key: self._cast(value) for key, value in batch.items() if key != targets[0]}, batch[targets[0]]
 
@@ -195,11 +197,11 @@ def make_gradients_dense(parameters: Iterable[Tensor]) -> None:
 def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
     """Read what a task's `step` or `evaluate` returned.
 
-    Raises TaskError where it is neither a loss nor a pair (loss, weight).
+    Raises TaskError where it is neither a loss nor (loss, weight) nor (loss, weight, figures).
     """
     if isinstance(result, Tensor):
         return result, None
-    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
+    if isinstance(result, tuple) and len(result) in (2, 3) and isinstance(result[0], Tensor):
         return result[0], result[1]
     raise TaskError(f"`{function}` returned {_returned(result, function)}")
 
@@ -222,6 +224,19 @@ def _returned(result: Any, function: str) -> str:
         f"{what}. It returns the loss, or (loss, weight), both scalars: the sum of several losses; several losses with an"
         f" optimiser each (a GAN, say) are not what thalweg trains."
     )
+
+
+def figures_of(result: StepResult, function: str) -> Mapping[str, Any]:
+    """Give the figures of (loss, weight, figures), none for another result. Raises TaskError where they are no table of them."""
+    figures = result[2] if isinstance(result, tuple) and len(result) == 3 else {}
+    if not isinstance(figures, Mapping) or any(
+        not isinstance(n, str) or n == "loss" or "/" in n for n in cast("Mapping[Any, Any]", figures)
+    ):
+        raise TaskError(
+            f"`{function}` returned {figures!r:.80} as the third of (loss, weight, figures). Give a table of numbers by names,"
+            f" such as {{'accuracy': 0.5}}; 'loss' is taken and '/' separates columns."
+        )
+    return figures
 
 
 def describe(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Any, Literal
 
 Severity = Literal["note", "warning", "critical"]
@@ -64,6 +65,9 @@ class Diagnosis:
         when = f"step {self.step}: " if self.step is not None else ""
         remedy = f" {self.cure.action}" if self.cure else ""
         return f"{when}{self.symptom}: {self.cause}{remedy}"
+
+    def __repr__(self) -> str:
+        return f"<Diagnosis {self.severity}: {shorten(str(self), 160, placeholder=' …')}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Give built-in types, for JSON; tuples become lists."""

@@ -64,6 +64,10 @@ class Event(NamedTuple):
     segment: int
     superseded: bool
 
+    def __repr__(self) -> str:
+        undone = ", superseded" if self.superseded else ""
+        return f"<Event {self.kind}, step {self.step}{undone}: {self.message}>"
+
 
 class Segment(NamedTuple):
     """Steps taken without a resume or a rollback between; its rows are live for first_step <= step < live_until."""

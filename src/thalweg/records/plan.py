@@ -23,12 +23,13 @@ from thalweg.records.knob import (
     reference,
     setting,
 )
+from thalweg.records.names import checks_names, suggestion
 from thalweg.rules import Rule
 from thalweg.schedule import Schedule
 
 EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
-FORMAT = 1
+FORMAT = 2  # in 1, the factors of a group were called `learning_rate` and `weight_decay`
 RULE_DEFAULT_RATE = float("nan")
 """The default of `Plan.learning_rate`, which the new plan replaces by that of its rule."""
 
@@ -60,7 +61,12 @@ class Evidence:
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.reason else self.source
 
+    def __repr__(self) -> str:
+        figures = f" (figures: {', '.join(self.figures)})" if self.figures else ""
+        return f"<Evidence {self}{figures}>"
 
+
+@checks_names("A group", PlanError)
 @dataclass(frozen=True)
 class Group:
     """Settings of the parameters whose names match a pattern: factors on the plan's own rate and decay, and another rule.
@@ -69,8 +75,8 @@ class Group:
     KNOBS
     """
 
-    learning_rate: float = setting(1.0, Knob("factor on the plan's learning rate", least=0))
-    weight_decay: float = setting(1.0, Knob("factor on the plan's weight decay", least=0))
+    learning_rate_factor: float = setting(1.0, Knob("factor on the plan's learning rate", least=0))
+    weight_decay_factor: float = setting(1.0, Knob("factor on the plan's weight decay", least=0))
     rule: str | None = setting(None, Knob("how gradients become steps", unset="the plan's rule"))
 
     def __post_init__(self) -> None:
@@ -80,6 +86,7 @@ class Group:
         check_ranges(self)
 
 
+@checks_names("A plan", PlanError)
 @dataclass(frozen=True)
 class Plan:
     """How to descend. What is not given is a stated default.
@@ -338,6 +345,15 @@ class Plan:
                 f" Leave `ema` out, or take another rule."
             )
 
+    def __repr__(self) -> str:
+        shown = [
+            (knob.label or name.replace("_", " "), getattr(self, name))
+            for name, knob in sorted(knobs(Plan).items(), key=lambda item: item[1].rank or len(knobs(Plan)))
+            if knob.shown == "main" or (knob.shown == "chosen" and getattr(self, name) != knob.default)
+        ]
+        values = [f"{name} {value.shape if isinstance(value, Schedule) else value}" for name, value in shown]
+        return f"<Plan: {', '.join(values)}>"
+
     def replace(self, **changes: Any) -> Plan:
         """Give the plan with other values; each changed knob's evidence becomes "given" unless `evidence` is passed.
 
@@ -349,7 +365,7 @@ class Plan:
         known = [f.name for f in fields(self)]
         for name in changes:
             if name not in known:
-                hint = nearest(name, known)
+                hint = suggestion(name, known)
                 if name in rules.get(self.rule).constants:
                     hint = f" It is a constant of the rule: constants.{name}, or constants={{'{name}': …}}."
                 raise PlanError(f"A plan has no '{name}'.{hint} It has {', '.join(known)}.")
@@ -412,10 +428,12 @@ class Plan:
         for name in values:
             if name not in known:
                 raise PlanError(
-                    f"Unknown key '{name}' in the plan.{nearest(name, known)} Known keys: {', '.join(known)}."
+                    f"Unknown key '{name}' in the plan.{suggestion(name, known)} Known keys: {', '.join(known)}."
                 )
         if values.get("batch_size") == "all":
             values["batch_size"] = None
+        if version == 1 and isinstance(values.get("groups"), Mapping):
+            values["groups"] = {pattern: _group_of_format_1(group) for pattern, group in values["groups"].items()}
         return Plan(**values)
 
     def save(self, path: str | Path) -> None:
@@ -479,12 +497,17 @@ def _as_record(kind: type[Any], entries: Any, where: str) -> Any:
     for name in entries:
         if name not in known:
             raise PlanError(
-                f"'{where}' in the plan has the key '{name}'.{nearest(str(name), known)} Known: {', '.join(known)}."
+                f"'{where}' in the plan has the key '{name}'.{suggestion(str(name), known)} Known: {', '.join(known)}."
             )
     try:
         return kind(**entries)
     except TypeError as error:
         raise PlanError(f"'{where}' in the plan is {entries!r}, which does not fit: {error}.") from error
+
+
+def _group_of_format_1(entries: Any) -> Any:
+    old = {"learning_rate": "learning_rate_factor", "weight_decay": "weight_decay_factor"}
+    return {old.get(name, name): value for name, value in entries.items()} if isinstance(entries, Mapping) else entries
 
 
 def _settle_tables(plan: Plan) -> None:
@@ -505,7 +528,7 @@ def _settle_tables(plan: Plan) -> None:
     known = list(knobs(Plan))
     for knob in plan.evidence:
         if knob not in known:
-            raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{nearest(knob, known)}")
+            raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{suggestion(knob, known)}")
     evidence = {k: _as_record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
     object.__setattr__(plan, "evidence", evidence)
 

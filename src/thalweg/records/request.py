@@ -11,8 +11,10 @@ from typing import Any, SupportsFloat
 from thalweg import rules
 from thalweg.errors import PlanError, nearest
 from thalweg.records.knob import knobs
+from thalweg.records.names import suggestion
 from thalweg.records.plan import Plan
 
+BUDGETS = ("epochs", "steps", "seconds")
 EFFORTS = {"quick": 2.0, "standard": 4.0, "thorough": 12.0}  # in full trainings, the final one included
 
 
@@ -50,6 +52,11 @@ class Request:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    def check_budget(self) -> None:
+        """Refuse a request that does not say how long to train. Raises PlanError."""
+        if (self.epochs, self.steps, self.seconds) == (None, None, None):
+            raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")
 
     @property
     def searches_rate(self) -> bool:
@@ -134,10 +141,20 @@ def _knobs(fixed: Any) -> dict[str, Any]:
     for name in fixed:
         if name not in known:
             raise PlanError(
-                f"`fixed` has '{name}', which is no knob of a plan.{nearest(str(name), known)} Knobs: {', '.join(known)}."
+                f"`fixed` has '{name}', which is no knob of a plan.{_hint(str(name), fixed, known)} Knobs: {', '.join(known)}."
             )
     plan = _plan_with(fixed)  # raises where a value cannot be
     return {name: getattr(plan, name) for name in fixed}
+
+
+def _hint(name: str, fixed: Mapping[Any, Any], known: list[str]) -> str:
+    """Say what a name that is no knob may mean."""
+    if name in BUDGETS:
+        return f" It is the budget: give it as {name}=…."
+    rule = fixed.get("rule", "adamw")
+    if rule in rules.RULES and name in rules.RULES[rule].constants:
+        return f" It is a constant of the rule: constants={{'{name}': …}}."
+    return suggestion(name, known)
 
 
 def _plan_with(fixed: Mapping[str, Any]) -> Plan:

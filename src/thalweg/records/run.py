@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ class HistoryColumns(dict[str, npt.NDArray[np.float64]]):
     def __missing__(self, name: object) -> npt.NDArray[np.float64]:
         raise KeyError(f"The history has no column {name!r}.{nearest(str(name), self)} It has {', '.join(self)}.")
 
+    def __repr__(self) -> str:
+        return f"<History of {len(self.get('step', ())):,} rows: {', '.join(self)}>"
+
     def to_pandas(self) -> pandas.DataFrame:
         """Give a data frame indexed by step. Raises RunError where pandas is not installed."""
         try:
@@ -48,8 +52,9 @@ class Run:
     """What happened.
 
     `metrics` are the final figures of `model` ("loss" is the validation loss where there are validation data). `summary` says
-    how the run went: status, steps, seconds, which weights `model` has, the figures at the start. `trained` is the model of
-    a run that this process trained.
+    how the run went: status, steps, seconds, which weights `model` has, the figures at the start, and as "training" the loss and
+    metrics on the training data (the first 4,096 examples at most), where the task has metrics. `trained` is the model of a run
+    that this process trained.
     """
 
     plan: Plan
@@ -62,6 +67,15 @@ class Run:
     task: Task | None = None
     trained: nn.Module | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        words = [str(self.summary.get("status", "")), f"{self.summary.get('steps', 0):,} steps"]
+        words += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
+        words += (
+            [f"{len(self.diagnoses)} diagnos{'is' if len(self.diagnoses) == 1 else 'es'}"] if self.diagnoses else []
+        )
+        words += [f"in {self.folder}"] if self.folder else []
+        return f"<Run {self.summary.get('name', '')!r}: {', '.join(word for word in words if word)}>"
+
     @property
     def model(self) -> nn.Module:
         """The trained model. For an opened run it is rebuilt from the task and the best checkpoint.
@@ -72,6 +86,30 @@ class Run:
             object.__setattr__(self, "trained", self._rebuild())
         assert self.trained is not None
         return self.trained
+
+    def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
+        """Give the model's outputs for inputs, joined over all batches: what `model` returns, its tensors on the CPU.
+
+        The model is in evaluation mode and no gradient is kept; inputs are cast as for training, and a run in half precision
+        gives float32. Modes, random states and whatever else of the process are as they were afterwards.
+
+        Arguments:
+            inputs: an array, tensor, frame or nested list; a tuple of several, for model(*inputs); a mapping, for
+                model(**inputs); or a `Dataset` or `DataLoader` that gives batches as for training, of which the last part, the
+                target, is left out (a batch of one part has none). Outputs are in the order of the data set; a loader that only
+                shuffles is read in order.
+            batch_size: None: 1,024, and less where memory runs out. A loader with a sampler of its own keeps its batches.
+
+        Raises RunError where the run has no model, DataError where the model does not take the inputs.
+        """
+        return _above("descent.prediction").predict(self, inputs, batch_size)
+
+    def plot(self) -> Any:
+        """Draw loss, validation and learning rate over the steps as a matplotlib `Figure`, which a notebook shows.
+
+        Raises RunError where matplotlib is not installed.
+        """
+        return _above("see.figure").plot(self)
 
     def _rebuild(self) -> nn.Module:
         if self.folder is None:
@@ -104,3 +142,8 @@ class Run:
             folder=files.path,
             task=task,
         )
+
+
+def _above(module: str) -> Any:
+    """Give a module that is built on this one; a method that is a face of it hands over to it when it is called."""
+    return importlib.import_module(f"thalweg.{module}")

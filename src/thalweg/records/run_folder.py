@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `plan.toml` | the plan | when the folder is created |
 | `task.toml` | how to make the task again, where that is known | when the folder is created |
+| `request.json` | what was asked of `fit`, from which a stopped search begins anew | when `fit` begins |
 | `run.json` | the status: "status", "summary", "metrics", "diagnoses" | when the run starts and whenever it stops, in one move |
 | `history.sqlite` | figures and events, see `records/history.py` | while it trains |
 | `checkpoints/` | states to resume from and the best weights, see `records/checkpoint.py` | while it trains |
@@ -21,17 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from thalweg.errors import RunError
+from thalweg.errors import PlanError, RunError
 from thalweg.records import file_lock, json_values
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
 from thalweg.records.history import History
 from thalweg.records.plan import Plan
+from thalweg.records.request import Request
 from thalweg.records.task import Source, Task
 
-PLAN, TASK, STATUS, REPORT = "plan.toml", "task.toml", "run.json", "report.html"
+PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", "run.json", "report.html"
 CHECKPOINTS, BEST = "checkpoints", "best"
-LOCK, STATUS_DRAFT = ".lock", f".{STATUS}.tmp"
+LOCK, STATUS_DRAFT, REQUEST_DRAFT = ".lock", f".{STATUS}.tmp", f".{REQUEST}.tmp"
 
 DATA = {
     "examples": "number of training examples",
@@ -67,6 +69,11 @@ class RunFolder:
         return self.path / TASK
 
     @property
+    def request_path(self) -> Path:
+        """What was asked of `fit`; missing where the run was made by another verb."""
+        return self.path / REQUEST
+
+    @property
     def status_path(self) -> Path:
         """The status, by which a folder is known as a run's."""
         return self.path / STATUS
@@ -90,6 +97,11 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Whether a run was created here."""
         return self.status_path.exists()
+
+    @property
+    def holds_request(self) -> bool:
+        """Whether a `fit` began here that was stopped before its plan was found: its request is here, and no run."""
+        return self.request_path.exists() and not self.holds_run
 
     @property
     def is_finished(self) -> bool:
@@ -135,28 +147,55 @@ class RunFolder:
         self.check_vacant()
         try:
             self._write(self.plan_path, plan.to_toml())
-            if source is not None:
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._write_source(source)
+        self.write_status({"status": "running", "summary": {"status": "running", **summary}})
+
+    def record_request(self, request: Request, source: Source | None) -> None:
+        """Write what is asked of `fit`, and how to make its task, before anything is paid for.
+
+        Raises RunError where the folder holds a run or other files.
+        """
+        self.check_vacant()
+        self._write_source(source)
+        self._write_json(self.request_path, REQUEST_DRAFT, request.to_dict())
+
+    def discard_request(self) -> None:
+        """Remove the request of a `fit` that was stopped before its plan was found: another verb uses the folder."""
+        if self.holds_request:
+            self.request_path.unlink(missing_ok=True)
+
+    def write_status(self, status: Mapping[str, Any]) -> None:
+        """Write `run.json`. Raises RunError where that fails."""
+        self._write_json(self.status_path, STATUS_DRAFT, status)
+
+    def _write_source(self, source: Source | None) -> None:
+        """Write how the task is made again; where that is not known, remove what a stopped `fit` wrote of another task."""
+        try:
+            if source is None:
+                self.task_path.unlink(missing_ok=True)
+            else:
                 self._write(self.task_path, source.to_toml())
         except OSError as error:
             raise self._unwritable(error) from error
-        self.write_status({"status": "running", "summary": {"status": "running", **summary}})
 
-    def write_status(self, status: Mapping[str, Any]) -> None:
-        """Write `run.json` under another name and rename it, so that a reader never sees half of it. Raises RunError."""
-        draft = self.path / STATUS_DRAFT
+    def _write_json(self, path: Path, draft_name: str, entries: Mapping[str, Any]) -> None:
+        """Write a file under another name and rename it, so that a reader never sees half of it. Raises RunError."""
+        draft = self.path / draft_name
         try:
-            self._write(draft, json.dumps(json_values.encode(dict(status)), indent=1, allow_nan=False))
-            draft.replace(self.status_path)
+            self._write(draft, json.dumps(json_values.encode(dict(entries)), indent=1, allow_nan=False))
+            draft.replace(path)
         except OSError as error:
             raise RunError(
-                f"{self.status_path} cannot be written: {error.strerror}. Free some space or choose another folder."
+                f"{path} cannot be written: {error.strerror}. Free some space or choose another folder."
             ) from error
 
     def _write(self, path: Path, text: str) -> None:
         path.write_text(text, "utf-8")
 
     def _unwritable(self, error: OSError) -> RunError:
-        return RunError(f"{self.path} cannot be written: {error.strerror}. Choose another folder with out=.")
+        return RunError(f"{self.path} cannot be written: {error.strerror}. Choose another place with out=.")
 
     # Reading
 
@@ -172,6 +211,15 @@ class RunFolder:
             )
         return Source.read(self.task_path).load()
 
+    def read_request(self) -> Request:
+        """Read what was asked of `fit`. Raises RunError where it is damaged."""
+        try:
+            return Request.from_dict(json_values.decode(json.loads(self.request_path.read_text("utf-8"))))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
+            raise RunError(
+                f"{self.request_path} cannot be read ({type(error).__name__}: {error}). Start again in another folder."
+            ) from error
+
     def read_status(self) -> dict[str, Any]:
         """Read `run.json`: "status", "summary", "metrics", "diagnoses". Raises RunError where the folder is no run's."""
         try:
@@ -184,9 +232,7 @@ class RunFolder:
             for entries in status.setdefault("diagnoses", []):
                 Diagnosis.from_dict(entries)
         except FileNotFoundError as error:
-            raise RunError(
-                f"{self.path} is not the folder of a run: it has no {STATUS}. Give the folder that `out` named."
-            ) from error
+            raise RunError(self._not_a_run()) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(
                 f"{self.status_path} cannot be read ({type(error).__name__}: {error}). Restore it from a copy, or resume the"
@@ -211,7 +257,8 @@ class RunFolder:
             raise RunError(
                 f"{self.path} already holds a run. Resume it (thalweg resume {self.path}), or give a new folder."
             )
-        started = {PLAN, TASK, HISTORY, CHECKPOINTS, LOCK, STATUS_DRAFT}  # left by a process killed in `create`
+        # What a process leaves that was killed before the run began.
+        started = {PLAN, TASK, REQUEST, HISTORY, CHECKPOINTS, LOCK, STATUS_DRAFT, REQUEST_DRAFT}
         others = [path.name for path in self.path.iterdir() if path.name not in started]
         if others:
             raise RunError(
@@ -221,7 +268,17 @@ class RunFolder:
     def check_holds_run(self) -> None:
         """Refuse a folder that has no run to resume. Raises RunError."""
         if not self.holds_run:
-            raise RunError(f"{self.path} holds no run to resume: it has no {STATUS}. Give the folder that `out` named.")
+            raise RunError(self._not_a_run())
+
+    def _not_a_run(self) -> str:
+        if self.holds_request:
+            return (
+                f"The run in {self.path} has not begun: its plan was still searched. `thalweg resume {self.path}` begins the"
+                f" search anew."
+            )
+        if not self.path.exists():
+            return f"There is no folder {self.path}. Give the folder that `out` named."
+        return f"{self.path} is not the folder of a run: it has no {STATUS}. Give the folder that `out` named."
 
     def check_plan(self, plan: Plan) -> Plan:
         """Refuse another plan than the recorded one, and give the recorded one.

@@ -34,6 +34,10 @@ class StepFigures(NamedTuple):
     update_norms: Tensor | None = None
     gradient_ratios: Tensor | None = None
 
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.6g}" for name, value in self.scalars().items())
+        return f"<StepFigures of step {self.step}: {figures}>"
+
     def scalars(self) -> Mapping[str, float]:
         """Give the figures that the history keeps of every step, by column."""
         return {

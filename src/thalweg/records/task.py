@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.errors import TaskError, ThalwegError, nearest
+from thalweg.records.names import checks_names, suggestion
 
-StepResult = Tensor | tuple[Tensor, float | int | Tensor]
+StepResult = (
+    Tensor | tuple[Tensor, float | int | Tensor] | tuple[Tensor, float | int | Tensor | None, Mapping[str, Any]]
+)
+"""A loss; or (loss, weight); or, for validation, (loss, weight, figures)."""
 
 
 @runtime_checkable
@@ -38,7 +42,7 @@ class StreamingMetric(Protocol):
         """Give the figure over all batches since `reset`."""
 
 
-Metric = Callable[[Any, Any], Any] | StreamingMetric
+Metric = Callable[[Any, Any], Any] | Callable[[Mapping[str, float]], Any] | StreamingMetric
 
 
 @dataclass(frozen=True)
@@ -162,29 +166,39 @@ INVERTED = {"neg", "negative", "minus", "inverse"}
 """Words in a criterion's name that tell whether less or more of it is better, and such as may turn it round."""
 
 
+@checks_names("A task", TaskError)
 @dataclass(frozen=True)
 class Task:
     """What to descend.
 
     Arguments:
         model: a factory without arguments that returns an `nn.Module`, or a module, which is copied for every run and never
-            changed (fine-tuning: a seed then varies order and dropout only).
+            changed (fine-tuning: a seed then varies order and dropout only). A batch's inputs reach it as `model(x)`; a tuple of
+            inputs, `(a, b, y)` or `((a, b), y)`, as `model(a, b)`; a mapping, `({"a": a, "b": b}, y)`, as `model(a=a, b=b)`. In
+            a batch that is one mapping, the entry called target, targets, label, labels or y is the target, and the rest are
+            keyword arguments.
         loss: `loss(output, target)` -> mean over the batch, a scalar; a function or a module. Not needed with `step`.
         data: training data: `(x, y)` tensors or arrays (or data frames, nested tuples, dicts), a `Dataset`, an
             `IterableDataset`, or a `DataLoader`, whose batch size is then given. One tensor alone is its own target.
         validation: the same kinds; without it the training loss decides.
         metrics: name -> `f(outputs, targets)` over the whole validation set, or an object with `reset`/`update`/`compute`.
+            Without `loss`, name -> `f(figures)`, of the averaged figures over the whole set: {"loss": …} and whatever `evaluate`
+            returns beside it. Perplexity: `{"perplexity": lambda figures: math.exp(figures["loss"])}`.
         name: a short name, used for the run's folder.
         step: `step(model, batch)` -> the loss or `(loss, weight)`, where a step is not `loss(model(x), y)`. Averages and
             accumulation use the weight (tokens, say).
-        evaluate: `evaluate(model, batch)` -> the loss or `(loss, weight)` for validation; a pair `(outputs, targets)` is no
-            such result (metrics need `loss`). Default: `step`.
-        per_example_loss: `per_example_loss(model, batch)` -> one loss per example; for naming examples, not called yet.
+        evaluate: `evaluate(model, batch)` -> what is measured on a validation batch: the loss, or `(loss, weight)`, or `(loss,
+            weight, {name: figure})`, all means over the batch. They are averaged over the set with the weights (None: the
+            number of examples), the figures under their names. Default: `step`, or the loss of `loss(model(x), y)`.
+        per_example_loss: `per_example_loss(model, batch)` -> a vector, one loss per example of the batch; for tools that name
+            hard examples. Training never calls it.
         select: the criterion of best: "loss" or the name of a metric.
         mode: "min" or "max" of that criterion; "auto" goes by its name where that is well known ("accuracy", "val_rmse"), and
             is refused for any other metric.
         collate_fn: puts single examples together into a batch, for ragged data.
         weights: one sampling weight per example, for drawing with replacement.
+        source: the file or module and the arguments that the task was made from. The command sets it, so that `resume` can make
+            the task again; a task that you make in Python needs none.
 
     Raises TaskError where the parts cannot be a task.
     """
@@ -207,6 +221,11 @@ class Task:
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(self.model):
             _check_model_type(self.model)
+        elif not isinstance(self.model, nn.Module) and (missing := _needed_arguments(self.model)):
+            raise TaskError(
+                f"`model` is a function that needs arguments ({', '.join(missing[:3])}), but a factory is called without any."
+                f" Give model=lambda: {_brief(self.model)}(…)."
+            )
         if self.loss is None and self.step is None:
             raise TaskError("The task has neither `loss` nor `step`. Give loss(output, target) or step(model, batch).")
         for part in ("loss", "step", "evaluate", "per_example_loss", "collate_fn"):
@@ -226,6 +245,12 @@ class Task:
         _check_metrics(self)
         if self.mode == "auto":
             object.__setattr__(self, "mode", _known_mode(self.select))
+
+    def __repr__(self) -> str:
+        shown = {"model": _brief(self.model), "loss": _brief(self.loss), "step": _brief(self.step)}
+        shown |= {"data": _brief(self.data), "validation": _brief(self.validation), "metrics": ", ".join(self.metrics)}
+        parts = ", ".join(f"{name} {text}" for name, text in shown.items() if text)
+        return f"<Task {self.name!r}: {parts}>"
 
     def make_model(self) -> nn.Module:
         """Make a model to start from: the factory's, or a copy of the person's module.
@@ -258,6 +283,16 @@ class Task:
         return model
 
 
+def _brief(value: Any) -> str:
+    """Describe a part of a task in a word or two: the shape of data, else a name; nothing for None."""
+    if value is None or hasattr(value, "shape"):
+        return "" if value is None else f"({', '.join(map(str, value.shape))})"
+    if type(value) is tuple:
+        return " and ".join(_brief(part) for part in cast("tuple[Any, ...]", value)[:4])
+    name = getattr(value, "__name__", type(value).__name__)
+    return "from a lambda" if name == "<lambda>" else str(name)
+
+
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
@@ -274,7 +309,7 @@ def _parameters(value: Any) -> list[tuple[str, nn.Parameter]]:
 
 def _check_model_type(model: Any) -> None:
     if isinstance(model, type) and issubclass(model, nn.Module):
-        if _needs_arguments(model):
+        if _needed_arguments(model):
             raise TaskError(
                 f"`model` is the class {model.__name__}, whose constructor needs arguments."
                 f" Give a factory: model=lambda: {model.__name__}(...)."
@@ -283,12 +318,13 @@ def _check_model_type(model: Any) -> None:
     raise TaskError(f"`model` is a {type(model).__name__}. Give an nn.Module, or a function that returns one.")
 
 
-def _needs_arguments(call: Callable[..., Any]) -> bool:
+def _needed_arguments(call: Callable[..., Any]) -> list[str]:
+    """Name the arguments without which something cannot be called."""
     try:
         parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):
-        return False
-    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _check_metrics(task: Task) -> None:
@@ -309,7 +345,7 @@ def _check_metrics(task: Task) -> None:
             )
     choices = ["loss", *task.metrics]
     if task.select not in choices:
-        raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{nearest(task.select, choices)}")
+        raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{suggestion(task.select, choices)}")
     if task.mode not in ("min", "max", "auto"):
         raise TaskError(f"`mode` is '{task.mode}'. Give 'min' where less of '{task.select}' is better, else 'max'.")
     if task.select == "loss" and task.mode == "max":
@@ -318,9 +354,11 @@ def _check_metrics(task: Task) -> None:
         raise TaskError(f"`select` is '{task.select}', which is measured on validation data. Give `validation`.")
     if task.metrics and task.validation is None:
         raise TaskError("`metrics` are measured on validation data. Give `validation`, or leave the metrics out.")
-    if task.metrics and task.loss is None:
+    streaming = [name for name, metric in task.metrics.items() if isinstance(metric, StreamingMetric)]
+    if streaming and task.loss is None:
         raise TaskError(
-            "Metrics are computed from model outputs and targets, which needs `loss`. Give it beside `step`."
+            f"Metric '{streaming[0]}' is given outputs and targets, which needs `loss`. Give it beside `step`; or a function of"
+            f" the averaged figures that `evaluate` returns as (loss, weight, {{name: figure}})."
         )
 
 

@@ -111,7 +111,7 @@ def _table_text(setting: Mapping[str, Any]) -> str:
 
 
 def _group_text(group: Group) -> str:
-    factors = f"rate x {group.learning_rate:g}, decay x {group.weight_decay:g}"
+    factors = f"rate x {group.learning_rate_factor:g}, decay x {group.weight_decay_factor:g}"
     return factors if group.rule is None else f"by {group.rule}, {factors}"
 
 

@@ -126,7 +126,7 @@ def with_priors(plan: Plan, request: Request) -> Plan:
 def with_learning_rate(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
     """Search the learning rate for the price less the final training, or take the stated default where that is too little.
 
-    Raises DivergedError where no rate trains, KeyboardInterrupt where the user pressed Ctrl-C.
+    Raises DivergedError where no rate trains.
     """
     assert plan.steps is not None
     rungs = plan_rungs(plan.steps, request.trainings - 1)
@@ -138,13 +138,7 @@ def with_learning_rate(problem: Problem, request: Request, plan: Plan, say: Say)
     mode = "max" if task.mode == "max" else "min"
     search = Search(partial(trial_plan, plan, request), low, high, rungs, request.seed, task.select, mode, say)
     started = time.perf_counter()
-    try:
-        run_trials(search, problem)
-    except KeyboardInterrupt as stopped:
-        raise KeyboardInterrupt(
-            "Interrupted while the learning rate was searched: nothing is trained yet, so start again. --effort 1 (effort=1)"
-            " leaves the search out."
-        ) from stopped
+    run_trials(search, problem)
     seconds = round(time.perf_counter() - started, 2)
     return with_choices(
         plan, {"learning_rate": _found_rate(search, plan.steps, seconds, problem.validation is not None)}

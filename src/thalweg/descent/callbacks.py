@@ -1,0 +1,79 @@
+"""Functions of the user's that are called while a run trains: after every step, and after every validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from torch import nn
+
+from thalweg.descent.process_state import preserve_random_states
+from thalweg.descent.state import Descent
+from thalweg.errors import ArgumentError, CallbackError
+from thalweg.records.step_figures import StepFigures
+
+OnStep = Callable[[nn.Module, StepFigures], Any]
+OnValidation = Callable[[nn.Module, int, Mapping[str, float]], Any]
+
+
+class Callbacks:
+    """Calls the user's functions; what they return is ignored.
+
+    They get the model as it is trained. They change no bit of the run unless they change its weights or buffers: the modes of
+    its modules are put back, and so are the random states where the data depend on them; random numbers and gradients of a step
+    are made anew in any case.
+
+    An error that one of them raises is kept in `failure`, for the run to end with once it is saved, and none is called any more.
+    A KeyboardInterrupt that one of them raises becomes `stop`.
+
+    Arguments:
+        on_step: `on_step(model, figures)`, after a step was taken.
+        on_validation: `on_validation(model, step, figures)`, after a validation, the first one at step 0. `figures` are those of
+            the averaged weights where these validated better; the model always has the weights that are trained.
+
+    Raises ArgumentError where one cannot be called.
+    """
+
+    def __init__(self, on_step: OnStep | None = None, on_validation: OnValidation | None = None) -> None:
+        for name, function in (("on_step", on_step), ("on_validation", on_validation)):
+            if function is not None and (not callable(function) or isinstance(function, type)):
+                raise ArgumentError(f"`{name}` is {function!r:.80}, which cannot be called. Give a function, or None.")
+        self.on_step, self.on_validation = on_step, on_validation
+        self.failure: CallbackError | None = None
+        self.stop: KeyboardInterrupt | None = None
+        self._descent: Descent | None = None
+        self._modes: list[tuple[nn.Module, bool]] = []
+
+    def begin(self, descent: Descent) -> None:
+        """Take note of the descent whose model is given to the functions."""
+        self._descent = descent
+        self._modes = [(module, module.training) for module in descent.model.modules()]
+
+    def step(self, figures: StepFigures) -> None:
+        """Call `on_step`."""
+        if self.on_step is not None:
+            self._call("on_step", self.on_step, figures.step, figures)
+
+    def validated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Call `on_validation`."""
+        if self.on_validation is not None:
+            self._call("on_validation", self.on_validation, step, step, dict(figures))
+
+    def _call(self, name: str, function: Callable[..., Any], step: int, *arguments: Any) -> None:
+        if self._descent is None or self.failure is not None or self.stop is not None:
+            return
+        exact = self._descent.problem.train.resume == "exact"
+        try:
+            # Data in memory are drawn by seed and position; a stream may draw from the global generators as it goes.
+            with nullcontext() if exact else preserve_random_states():
+                function(self._descent.model, *arguments)
+        except KeyboardInterrupt as stop:
+            self.stop = stop
+        except Exception as error:
+            text = " ".join(str(error).split())
+            self.failure = CallbackError(f"`{name}` failed after step {step}: {type(error).__name__}: {text or '-'}.")
+            self.failure.__cause__ = error
+        for module, training in self._modes:
+            if module.training is not training:
+                module.training = training
