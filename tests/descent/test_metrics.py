@@ -203,3 +203,33 @@ def test_areas_under_curves_pass_where_both_classes_come_late():
         task(lambda o, t: roc_auc_score(t.numpy(), o.numpy()) if t.any() else 1 / 0, FLAGS, **bce), tw.Plan(), steps=1
     )
     assert 0 <= run.metrics["m"] <= 1
+
+
+CLASSES = torch.arange(N) % 3
+COLUMNS = {
+    "accuracy": lambda o, t: (o.argmax(1, keepdim=True) == t).float().mean(),
+    "error": lambda o, t: o.argmax(1, keepdim=True).ne(t).double().mean(),
+    "distance": lambda o, t: (o[:, :1] - t).square().mean(),
+    "streaming": Streaming(lambda o, t: (o.argmax(1, keepdim=True) == t).float().mean()),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_a_column_made_within_a_metric_that_is_spread_over_the_targets_is_refused(case):
+    with pytest.raises(
+        TaskError, match=r"^Metric 'm' compares a column of 32 rows with the \(32,\) targets.*without keepdim"
+    ):
+        open_task(task(COLUMNS[case], CLASSES, loss=F.cross_entropy, width=3), "cpu")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda o, t: (o.argmax(1) == t).float().mean(),
+        lambda o, t: ((t[:, None] == t) * (o @ o.T)).mean(),  # of pairs on purpose
+        lambda o, t: (o.argmax(1, keepdim=True) == t[:, None]).float().mean(),
+        lambda o, t: o.softmax(1).max(1).values.mean(),
+    ],
+)
+def test_metrics_of_pairs_and_of_classes_pass(metric):
+    open_task(task(metric, CLASSES, loss=F.cross_entropy, width=3), "cpu")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from thalweg.errors import DataError
 
 TOLERANCE = 1e-3  # of values against their bounds and of sums against 1: half precision's rounding
+NEARLY = 0.2  # beyond 0 and 1 where pictures come to lie by interpolation
 MOST_CLASSES = 100  # whole numbers up to here may be class numbers
 
 
@@ -191,16 +192,18 @@ def _within_one(call: LossCall) -> Iterator[Misfit]:
 
 def _remedy_within_one(call: LossCall) -> str:
     target = call.target.detach()
-    values, largest = set(target.unique()[:3].tolist()), float(target.max())
+    values, least, largest = set(target.unique()[:3].tolist()), float(target.min()), float(target.max())
     whole = not target.is_floating_point() or bool((target == target.round()).all())
     if values == {-1, 1}:
         return "Give (y + 1) / 2."
     if values == {1, 2}:
         return "Give y - 1."
-    if values == {0, largest} or (whole and largest == 255 and float(target.min()) >= 0):
+    if values == {0, largest} or (whole and largest == 255 and least >= 0):
         return f"Give y / {largest:g}."
-    if whole and float(target.min()) >= 0 and largest < MOST_CLASSES:
+    if whole and least >= 0 and largest < MOST_CLASSES:
         return f"For {largest + 1:g} classes use cross_entropy, with as many outputs, or scale them: y / {largest:g}."
+    if not whole and least > -NEARLY and largest < 1 + NEARLY:
+        return "Give y.clamp(0, 1)."
     return "Scale them into that range, or use a loss of distances such as mse_loss."
 
 
