@@ -169,6 +169,14 @@ CASES = {
         {"data": (X, Y + 1)}, "Give the model 4 outputs", {"model": lambda: nn.Linear(4, 4)}, {"data": (X, Y)}
     ),
     "a label below zero": case({"data": (X, Y - 1)}, r"Number the classes from 0\.", {"data": (X, Y)}),
+    "pixels that are not to count": case(
+        {
+            "model": lambda: nn.Conv2d(1, 3, 1),
+            "data": (TIME[:, None], torch.where(TIME > 1, 255, 1)),
+        },
+        "ignore_index=255 leaves such targets out",
+        {"loss": nn.CrossEntropyLoss(ignore_index=255)},
+    ),
     "a column of labels": case(
         {"data": (X, Y[:, None])}, r"y\.squeeze\(1\), or y\[:, 0\]", {"data": (X, Y[:, None].squeeze(1))}
     ),

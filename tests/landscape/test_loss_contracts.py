@@ -224,7 +224,7 @@ FORMS: dict[str, tuple[Any, torch.Tensor, torch.Tensor, str]] = {
         functools.partial(F.nll_loss, reduction="sum"),
         LOGS,
         LABELS - 1,
-        r"^The target is -1 in row 0, .* Number the classes from 0\.$",
+        r"^The target is -1 in row 0, .* Number the classes from 0\. ignore_index=-1 leaves such targets out\.$",
     ),
     "a label of a margin": (nn.MultiMarginLoss(), SCORES, LABELS + 1, r"^The target is 3 in row 2"),
     "one-hot rows": (

@@ -158,7 +158,7 @@ def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
     choices: list[torch.dtype | None] = [None]
     if target.dtype != torch.int64:
         choices.append(torch.int64)
-    if target.shape == output.shape and output.is_floating_point():
+    if target.numel() == output.numel() and output.is_floating_point():  # the loss may give both one shape
         choices.append(output.dtype)
     return choices
 

@@ -93,6 +93,8 @@ def _class_numbers(call: LossCall) -> Iterator[Misfit]:
         remedy = (
             f"Give the model {label + 1} outputs or check the labels." if label > 0 else "Number the classes from 0."
         )
+        if label < 0 or label == 255:  # the usual marks
+            remedy += f" ignore_index={label} leaves such targets out."
         fault = (
             f"The target is {label} in row {rows[0]}{call.data}, but the model has {classes} output{'s' * (classes != 1)}: labels"
             f" run from 0 to {classes - 1}."
