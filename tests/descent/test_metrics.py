@@ -85,6 +85,8 @@ def test_the_advice_works_when_followed(case):
         lambda o, t: torch.corrcoef(torch.stack([o.flatten(), t]))[0, 1],
         lambda o, t: float(np.corrcoef(o.numpy().ravel(), t.numpy())[0, 1]),
         lambda o, t: len(t),
+        lambda o, t: np.ones(1),
+        lambda o, t: np.float64(0.5),
     ],
 )
 def test_metrics_of_both_as_wholes_or_of_like_shapes_pass(metric):
@@ -128,7 +130,7 @@ FAILING: dict[str, tuple[Any, str]] = {
     ),
     "one argument": (
         lambda o: o.mean(),
-        r"failed on .* takes 1 positional argument .*It is called as metric\(outputs, targets\)\.$",
+        r"failed on .* takes 1 positional argument .*It is called with \(outputs, targets\)\.$",
     ),
     "another shape": (lambda o, t: (o @ t[:3]).mean(), r"failed on outputs \(80, 1\) .*mat1|size mismatch"),
     "a module that is not there": (

@@ -145,3 +145,15 @@ def test_check_looks_at_examples_all_over_a_data_set():
 def test_the_advice_works_when_followed(mended, loss):
     run = tw.train(task(mended, loss), tw.Plan(), steps=2)
     assert not [note for note in run.summary["notes"] if "target" in note]
+
+
+def test_losses_of_single_examples_that_torch_func_traces_pass_unseen():
+    def step(model, batch):
+        weights = dict(model.named_parameters())
+
+        def loss(x, y):
+            return bce(torch.func.functional_call(model, weights, (x[None],)), y[None])
+
+        return torch.vmap(loss)(*batch).mean()
+
+    open_task(task(FLAGS, loss=None, step=step), "cpu")

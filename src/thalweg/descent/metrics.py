@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -35,7 +36,7 @@ def call_metric(name: str, call: Callable[..., Any], *pair: Any) -> Any:
 
 def _advice(error: Exception, called_with_pair: bool) -> str:
     if called_with_pair and isinstance(error, TypeError) and "positional argument" in str(error):
-        return "It is called as metric(outputs, targets)."
+        return "It is called with (outputs, targets)."
     return advice_on(error)
 
 
@@ -43,6 +44,8 @@ def as_number(name: str, value: Any) -> float:
     """Give a metric's figure as a number. Raises TaskError where it is none, or several."""
     tensors = leaves(value)
     try:
+        if isinstance(value, np.ndarray) and value.size == 1:
+            return float(value.item())
         return float(tensors[0]) if len(tensors) == 1 and tensors[0].numel() == 1 else float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         given = "nothing" if value is None else f"a {type(value).__name__}"

@@ -47,7 +47,7 @@ def _whole(call: LossCall, source: Source, count: int) -> LossCall | None:
         return None
     for leaf in reversed(leaves(source.nest)):
         first = leaf[:count]
-        if first.numel() != call.target.numel() or not torch.equal(_flat(first), _flat(call.target)):
+        if first.numel() != call.target.numel() or not _equal(first, call.target):
             continue
         rows = call.target.ndim and len(call.target) == len(first)
         target = leaf.reshape(len(leaf), *call.target.shape[1:]) if rows else leaf
@@ -55,8 +55,15 @@ def _whole(call: LossCall, source: Source, count: int) -> LossCall | None:
     return None
 
 
+def _equal(first: Tensor, target: Tensor) -> bool:
+    try:
+        return torch.equal(_flat(first), _flat(target))
+    except Exception:
+        return False  # a target whose values cannot be looked at
+
+
 def _flat(tensor: Tensor) -> Tensor:
-    return tensor.detach().double().flatten()
+    return tensor.detach().cpu().double().flatten()
 
 
 def _fails(objective: Objective, model: nn.Module, source: Source, misfit: Misfit, count: int) -> bool:

@@ -50,11 +50,19 @@ def check_form(call: LossCall) -> None:
         check(call)
 
 
-def misfits(call: LossCall) -> Iterator[Misfit]:
+def misfits(call: LossCall) -> list[Misfit]:
     """Find targets for which the loss fails, means nothing, or is something that is seldom wanted.
 
-    Of the scores only the shape counts, without the first dimension: the targets may be more than theirs.
+    Of the scores only the shape counts, without the first dimension: the targets may be more than theirs. Nothing is found in
+    tensors whose values cannot be looked at, such as those that `torch.func` traces.
     """
+    try:
+        return list(_found(call))
+    except Exception:
+        return []
+
+
+def _found(call: LossCall) -> Iterator[Misfit]:
     if call.name in _CLASS_LOSSES and not call.target.is_floating_point():
         yield from _class_numbers(call)
     check = _RANGES.get(call.name)
@@ -246,7 +254,7 @@ def _sums_to_one(probabilities: Tensor) -> bool:
         return bool((sums - 1).abs().max() <= 10 * TOLERANCE) if sums.numel() else True
 
     return (
-        any(is_one(probabilities.sum(dim, dtype=torch.float64)) for dim in range(probabilities.ndim))
+        any(is_one(probabilities.sum(dim, dtype=torch.float32)) for dim in range(probabilities.ndim))
         if probabilities.ndim
         else True
     )
@@ -257,7 +265,7 @@ def _class_probabilities(call: LossCall) -> Iterator[Misfit]:
     if not target.is_floating_point() or target.ndim < 2 or target.shape[1:] != call.output.shape[1:]:
         return
     wrong = target < -TOLERANCE
-    sums = target.sum(1, dtype=torch.float64)
+    sums = target.sum(1, dtype=torch.float32)
     off = ((sums - 1).abs() > 10 * TOLERANCE) & (sums != 0)  # a row of zeros counts for nothing, on purpose
     if wrong.any():
         remedy = "Give class numbers or probabilities, or use a loss of distances such as mse_loss."
