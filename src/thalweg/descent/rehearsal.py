@@ -96,7 +96,7 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool)
     _check_weight(weight, function)
     if training:
         _check_no_own_backward(model)
-    return Rehearsal(loss, None, casts, tuple(noted.calls))
+    return Rehearsal(loss, None, casts, noted.settle(loss))
 
 
 def _check_no_own_backward(model: nn.Module) -> None:
@@ -140,7 +140,7 @@ def _loss_and_target_dtype(
         try:
             with LossCalls(data) as noted:
                 loss = cast(Any, task.loss)(output, target if dtype is None else target.to(dtype))
-            return loss, dtype, tuple(noted.calls)
+            return loss, dtype, noted.settle(loss)
         except Exception as error:
             first_error = first_error or error
     assert first_error is not None

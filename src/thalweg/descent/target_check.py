@@ -51,7 +51,8 @@ def _whole(call: LossCall, source: Source, count: int) -> LossCall | None:
             continue
         rows = call.target.ndim and len(call.target) == len(first)
         target = leaf.reshape(len(leaf), *call.target.shape[1:]) if rows else leaf
-        return call._replace(target=target.to(call.target.dtype))
+        counts = None if call.counts is None else torch.ones((), device=leaf.device)  # `_fails` says which do
+        return call._replace(target=target.to(call.target.dtype), counts=counts)
     return None
 
 
@@ -73,9 +74,9 @@ def _fails(objective: Objective, model: nn.Module, source: Source, misfit: Misfi
     rows = torch.tensor([*misfit.rows, *others][: min(count, len(source))])
     try:
         with LossCalls() as noted:
-            objective.loss(model, source.take(rows))
+            loss, _ = objective.loss(model, source.take(rows))
     except DataError:
         return True
     except Exception:
         return False  # such a batch fails otherwise, so nothing is known
-    return any(found.certain for call in noted.calls for found in misfits(call))
+    return any(found.certain for call in noted.settle(loss) for found in misfits(call))

@@ -19,7 +19,8 @@ MOST_CLASSES = 100  # whole numbers up to here may be class numbers
 class LossCall(NamedTuple):
     """One call of a loss of `torch.nn.functional`: its name, its scores and targets, and all its arguments by name.
 
-    `data` says where the targets' rows come from, as it ends "in row 3": " of `validation`".
+    `data` says where the targets' rows come from, as it ends "in row 3": " of `validation`". `counts` says which elements count
+    where the loss was left without a reduction, None where that is not known.
     """
 
     name: str
@@ -27,6 +28,12 @@ class LossCall(NamedTuple):
     target: Tensor
     options: Mapping[str, Any]
     data: str = ""
+    counts: Tensor | None = None
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the loss itself takes the mean or the sum, so that every element counts but for its weight."""
+        return self.options.get("reduction") != "none"
 
 
 class Misfit(NamedTuple):
@@ -66,7 +73,7 @@ def _found(call: LossCall) -> Iterator[Misfit]:
     if call.name in _CLASS_LOSSES and not call.target.is_floating_point():
         yield from _class_numbers(call)
     check = _RANGES.get(call.name)
-    if check is not None and call.options.get("reduction") != "none":  # what is left out afterwards is not known
+    if check is not None and (call.is_reduced or call.counts is not None):
         yield from check(call)
 
 
@@ -219,7 +226,7 @@ def _remedy_within_one(call: LossCall) -> str:
 
 def _signs(call: LossCall) -> Iterator[Misfit]:
     target = call.target
-    zeros, others = target == 0, (target != 0) & (target.abs() != 1)
+    zeros, others = _counted(target == 0, call), _counted((target != 0) & (target.abs() != 1), call)
     takes = f"{call.name} takes -1 and 1"
     if others.any():
         yield _misfit(
@@ -281,7 +288,7 @@ def _class_probabilities(call: LossCall) -> Iterator[Misfit]:
 
 
 def _counts(call: LossCall) -> Iterator[Misfit]:
-    wrong = call.target < 0
+    wrong = _counted(call.target < 0, call)
     if wrong.any():
         takes = f"{call.name} takes counts, which are not negative, and can fall without end with others"
         yield _misfit(wrong, call, takes, "Use a loss of distances, such as mse_loss, for what is no count.")
@@ -303,13 +310,13 @@ def _lists_of_classes(call: LossCall) -> Iterator[Misfit]:
 
 
 def _counted(wrong: Tensor, call: LossCall) -> Tensor:
-    """Leave out what a weight of zero leaves out of the loss."""
-    weight = call.options.get("weight")
-    if isinstance(weight, Tensor) and wrong.any():
-        try:
-            return wrong & (weight != 0)
-        except RuntimeError:  # the weights do not fit the targets: the loss itself says so
-            return wrong
+    """Leave out what does not count: what has a weight of zero, or is left out after the loss."""
+    for counts in (call.options.get("weight"), call.counts):
+        if isinstance(counts, Tensor):
+            try:
+                wrong = wrong & (counts != 0)
+            except RuntimeError:  # they do not fit the targets: the loss itself says so, or trying those rows
+                continue
     return wrong
 
 
