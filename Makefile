@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
+HOSTS_READY := $(VENV)/.hosts-ready
 SOURCES := src tests bench tools
 # Tests run two at a time; more threads than cores wait for each other longer than they work.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -29,8 +30,12 @@ demo: $(READY) ## fit handwritten digits, from choosing the plan to the report
 test: $(READY) lint ## linters, types, contracts, examples of the docs, tests
 	$(PYTEST) -m "not heavy"
 
-test-all: $(READY) lint ## all of that and the long proofs
+test-all: $(HOSTS_READY) lint ## all of that and the long proofs, also inside Lightning, Accelerate and skorch
 	$(PYTEST)
+
+$(HOSTS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test-hosts]"
+	@touch $@
 
 lint: $(READY) ## format, lint, types, import contracts
 	$(BIN)/ruff format --check $(SOURCES)

@@ -324,6 +324,7 @@ def _use(rule: Rule) -> list[str]:
     return [
         "In your own loop:",
         _fenced("python", EXAMPLE.format(optimizer=optimizer) + (AVERAGED if rule.average else "")),
+        *(["It takes sparse gradients, without weight decay."] if rule.takes_sparse else []),
         f'In a plan: `tw.Plan(rule="{rule.name}")`. From the command line, with all else chosen around it:',
         _fenced("console", f"$ thalweg fit digits --rule {rule.name}"),
     ]

@@ -256,7 +256,9 @@ def _notes(rule: Rule) -> str:
         else ""
     )
     average = " Evaluate and save the model within `averaged()` alone." if rule.average is not None else ""
-    return f"All others: see `Optimizer`.{average}{order} The equation: `thalweg.rules.{rule.name}`. Source: {rule.source}."
+    sparse = " Sparse gradients are taken, without weight decay." if rule.takes_sparse else ""
+    source = f"The equation: `thalweg.rules.{rule.name}`. Source: {rule.source}."
+    return f"All others: see `Optimizer`.{average}{sparse}{order} {source}"
 
 
 def _literal(value: Any) -> str:

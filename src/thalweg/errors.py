@@ -49,14 +49,39 @@ class NonFiniteError(DivergedError):
     """Loss or gradient stayed NaN or infinite; no weight was updated with it."""
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Give `" Did you mean 'x'?"` for a mistyped word, or an empty text where no choice is similar.
+_SAME: tuple[tuple[str, ...], ...] = (
+    ("lr", "learning_rate", "learningrate", "step_size", "stepsize", "eta"),
+    ("weight_decay", "wd", "weightdecay", "l2"),
+    ("eps", "epsilon"),
+    ("momentum", "beta1", "betas", "beta", "b1", "mu"),
+    ("beta2", "alpha", "rho", "b2", "betas"),
+    ("clip_norm", "max_grad_norm", "max_norm", "grad_clip", "clip_grad", "clip_grad_norm", "clipnorm"),
+    ("clip_value", "clipvalue", "clip_grad_value"),
+    ("ema", "ema_decay", "ema_momentum"),
+)
+"""Words for the same thing, in the literature and in other libraries."""
 
-    >>> nearest("adamww", ["adam", "adamw", "momentum"])
-    " Did you mean 'adamw'?"
+
+def synonym(word: str, choices: Iterable[str]) -> str | None:
+    """Give the choice that is another word for the same thing; None where there is none.
+
+    >>> synonym("learning_rate", ["betas", "lr"])
+    'lr'
     """
-    matches = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
+    choices = list(choices)
+    return next((other for same in _SAME if word in same for other in choices if other in same), None)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Give `" Did you mean 'x'?"` for a mistyped word or another word for the same, or an empty text where no choice is similar.
+
+    >>> nearest("adamww", ["adam", "adamw", "momentum"]), nearest("wd", ["lr", "weight_decay"])
+    (" Did you mean 'adamw'?", " Did you mean 'weight_decay'?")
+    """
+    choices = list(choices)
+    matches = difflib.get_close_matches(word, choices, n=1)
+    found = synonym(word, choices) or (matches[0] if matches else None)
+    return f" Did you mean '{found}'?" if found else ""
 
 
 def few(numbers: Sequence[int]) -> str:

@@ -106,7 +106,7 @@ def test_out_of_memory_with_one_example_is_an_error_that_says_so() -> None:
         walk(descent, recorder)
 
 
-def test_another_error_of_the_model_is_passed_on() -> None:
+def test_another_error_of_the_model_is_told_with_its_step_and_line_and_is_the_cause() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -118,8 +118,10 @@ def test_another_error_of_the_model_is_passed_on() -> None:
                 raise RuntimeError("my own mistake")
             return self.inner(x)
 
-    with pytest.raises(RuntimeError, match="my own mistake"):
+    told = r"The model or the loss failed in step \d: RuntimeError: my own mistake \(test_gradient.py, line \d+\)"
+    with pytest.raises(tw.TaskError, match=told) as caught:
         tw.train(classes(model=Broken), plan())
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_dropout_is_a_function_of_seed_and_place() -> None:
@@ -133,3 +135,18 @@ def test_dropout_is_a_function_of_seed_and_place() -> None:
     assert all(torch.equal(a, p.grad) for a, p in zip(first, descent.model.parameters(), strict=True))
     compute_gradient(descent, recorder)
     assert not torch.equal(first[0], next(descent.model.parameters()).grad)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "gradient_descent", "momentum"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_sparse_embeddings_descend_as_dense_ones(rule: str, accumulate: int) -> None:
+    ends: list[list[Tensor]] = []
+    for sparse in (False, True):
+        torch.manual_seed(2)
+        words = nn.Sequential(nn.Embedding(20, 3, sparse=sparse), nn.Flatten(), nn.Linear(12, 2))
+        ids = torch.arange(240).reshape(60, 4) * 7 % 20
+        task = tw.Task(model=words, loss=nn.CrossEntropyLoss(), data=(ids, (ids.sum(1) > 38).long()))
+        made = tw.Plan(steps=6, batch_size=12, accumulate=accumulate, rule=rule, learning_rate=0.05)
+        ends.append([*tw.train(task, made).model.parameters()])
+    for one, other in zip(*ends, strict=True):  # sparse parts are added in another order
+        torch.testing.assert_close(one, other)

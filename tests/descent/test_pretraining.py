@@ -9,6 +9,7 @@ import thalweg as tw
 from thalweg.descent.pretraining import _different, _fittable_part, measure_before_training
 from thalweg.descent.problem import open_task
 from thalweg.landscape.initial_figures import RATES
+from thalweg.sampling import Draw
 from thalweg.watch.findings import findings_before_training
 
 X = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
@@ -69,19 +70,18 @@ def test_outputs_that_nothing_moves_have_no_bounds():
 
 
 def test_no_more_examples_are_asked_for_than_there_is_room_for():
-    batch = (X[:32], Y[:32])
+    batch = Draw([(X[:32], Y[:32])], [32], torch.arange(32))
     few, judged = _fittable_part(problem(lambda: nn.Linear(4, 2)), batch, 0)  # ten parameters, two outputs
     assert judged
     assert len(few[0]) == len(few[1]) == 5
     assert set(few[1].tolist()) == {0, 1}
-    assert _fittable_part(problem(), batch, 0) == (batch, True)
+    assert _fittable_part(problem(), batch, 0) == (batch.parts[0], True)
 
 
 def test_a_model_without_room_for_two_examples_is_not_judged():
     pictures = torch.randn(40, 1, 8, 8)
-    assert not _fittable_part(
-        problem(lambda: nn.Conv2d(1, 1, 1), F.mse_loss, (pictures, pictures)), (pictures, pictures), 0
-    )[1]
+    made = problem(lambda: nn.Conv2d(1, 1, 1), F.mse_loss, (pictures, pictures))
+    assert not _fittable_part(made, Draw([(pictures, pictures)], [40], torch.arange(40)), 0)[1]
 
 
 def test_unlike_targets_are_chosen():
@@ -101,3 +101,15 @@ def test_looking_leaves_random_numbers_as_they_were():
     before = torch.get_rng_state()
     measure_before_training(made)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_embeddings_are_asked_about_as_dense_ones(table):
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(2)
+        words = nn.Sequential(table(20, 3, sparse=sparse), nn.Flatten(), nn.LazyLinear(2))
+        ids = torch.arange(240).reshape(60, 4) * 7 % 20
+        words(ids[:2])
+        found.append(tw.check(tw.Task(model=words, loss=nn.CrossEntropyLoss(), data=(ids, (ids.sum(1) > 38).long()))))
+    assert found[0] == found[1]

@@ -54,7 +54,7 @@ def test_class_weights_weigh_in_the_constant_predictors_loss():
 
 def test_figures_of_a_plain_tbefore_training():
     model = nn.Linear(4, 4)
-    start = measure_initial(objective(), model, (X, Y))
+    start = measure_initial(objective(), model, (X, Y), (X.roll(1, 0), Y))
     assert start.loss == pytest.approx(float(F.cross_entropy(model(X), Y).detach()))
     assert set(start.gradients) == {"weight", "bias"}
     assert start.without_gradient == ()
@@ -77,7 +77,7 @@ def test_an_output_that_ignores_its_input_does_not_react():
         def forward(self, x):
             return self.b.expand(len(x), 4)
 
-    assert measure_initial(objective(), Deaf(), (X, Y)).reaction == 0.0
+    assert measure_initial(objective(), Deaf(), (X, Y), (X.roll(1, 0), Y)).reaction == 0.0
 
 
 def test_columns_are_compared():

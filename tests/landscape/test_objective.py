@@ -101,7 +101,7 @@ def test_a_single_example_under_batch_normalisation_is_refused():
 
 
 def test_the_loss_of_a_step_of_ones_own_is_divided_by_the_examples_whatever_its_batches_are():
-    assert own_step(lambda m, b: m(b["x"]).sum(), loss=F.cross_entropy).divisor({"x": X}, 7) == 7.0
+    assert own_step(lambda m, b: m(b["x"]).sum(), loss=F.cross_entropy).weight({"x": X}, 7) == 7.0
 
 
 def test_classes_are_counted_where_the_loss_is_known():

@@ -50,8 +50,7 @@ WITHOUT = {
         "how a step is calculated is chosen by `engine`: here the compiled one must match the plain one",
     ),
     "has_capturable_arg": (False, "part of a step is worked out on the host, which a captured graph would not repeat"),
-    "supports_sparse": (False, "a sparse gradient is refused, with what to do instead"),
-    "only_supports_sparse_grads": (False, "likewise"),
+    "only_supports_sparse_grads": (False, "no rule here takes sparse gradients alone"),
     "step_requires_closure": (False, "no rule here asks for the loss again"),
 }
 """What does not apply to any optimiser here, in `OptimizerInfo`'s own terms, each with the reason."""
@@ -77,16 +76,13 @@ OUR_WORDS = {
         RuleError,
         "parameter 0 is complex, and (adafactor|muon) moves real matrices only",
     ),
-    "lr as Tensor doesn't work with foreach & not capturable": (RuleError, "`foreach` cannot be True here"),
-    r"betas\[0\] as a Tensor is not supported for capturable=False and foreach=True": (
-        RuleError,
-        "`foreach` cannot be True here",
-    ),
+    "betas must be either both floats or both Tensors": (RuleError, "must be all numbers or all tensors"),
 }
 """Where our error says it in other words, or is another than PyTorch's, by the input's description."""
 
 TAKEN = {
-    "betas must be either both floats or both Tensors": "a constant is read as a number, whatever holds it",
+    "lr as Tensor doesn't work with foreach & not capturable": "`foreach` changes nothing",
+    r"betas\[0\] as a Tensor is not supported for capturable=False and foreach=True": "likewise",
     "only support 2D parameters": "what is no matrix is moved by AdamW",
 }
 """Inputs that PyTorch refuses and that are no error here."""
@@ -232,8 +228,6 @@ def test_what_torch_refuses_is_refused_here(info, place):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("foreach", "is chosen by `engine`"),
-        ("fused", "is chosen by `engine`, whose 'cpu' is the fused one"),
         ("capturable", "part of a step is worked out on the host"),
         ("differentiable", "no gradient flows through a step here"),
     ],
@@ -252,13 +246,34 @@ def test_a_flag_of_torchs_may_be_off_and_is_refused_with_the_reason_where_on(inf
         info.optim_cls([{"params": [torch.ones(3)], flag: True}])
 
 
+@pytest.mark.parametrize("flag", ["foreach", "fused"])
 @every_class
-def test_a_sparse_gradient_is_refused_with_what_to_do(info):
+def test_a_flag_of_torchs_that_names_another_way_to_the_same_step_changes_no_bit(info, flag):
+    ends = []
+    for given in ({}, {flag: True}):
+        one = problem(info, given)
+        take_steps(one, steps=3)
+        ends.append(one.weight.detach())
+        assert one.optimizer.param_groups[0][flag] is given.get(flag)
+    assert torch.equal(*ends)
+
+
+@every_class
+def test_a_sparse_gradient_is_taken_where_torch_takes_it_and_else_refused_with_what_to_do(info):
     table = nn.Embedding(5, 3, sparse=True)
     optimizer = info.optim_cls(table.parameters())
     table(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuleError, match=f"{info.name} has no sparse gradients: make the embedding with sparse=False"):
+    before = table.weight.detach().clone()
+    known = THEIRS.get("SGD" if info.name in ("GradientDescent", "Momentum", "Nesterov") else info.name)
+    if known is not None and known.supports_sparse:
         optimizer.step()
+        assert [*(table.weight != before).any(1)] == [False, True, False, False, False]
+    else:
+        with pytest.raises(
+            RuleError, match=r"sparse, which .* does not take, but SGD and Adagrad do: make the embedding"
+        ):
+            optimizer.step()
+        assert torch.equal(table.weight, before)
 
 
 # The right direction
@@ -509,25 +524,6 @@ def test_the_default_dtype_changes_no_bit_and_the_count_stays_float32(info, defa
 
 
 # Steps that do nothing
-
-
-@pytest.mark.parametrize("scale", [None, 1.0])
-@every_class
-def test_no_step_is_taken_where_found_inf_is_set(info, scale):
-    for place in range(len(info.optim_inputs_func("cpu"))):
-        params = [torch.ones(1) for _ in range(5)]
-        for p in params:
-            p.grad = torch.ones(1)
-        optimizer = info.optim_cls(params, **kwargs_of(info, place))
-        optimizer.grad_scale = None if scale is None else torch.tensor([scale])
-        optimizer.found_inf = torch.ones(())
-        optimizer.step()
-        assert all(torch.equal(p, torch.ones(1)) for p in params)
-        assert not optimizer.state
-        assert optimizer.last.skipped
-        optimizer.found_inf = torch.zeros(())
-        optimizer.step()
-        assert not any(torch.equal(p, torch.ones(1)) for p in params)
 
 
 @every_class

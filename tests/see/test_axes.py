@@ -39,7 +39,9 @@ def test_a_logarithmic_axis_has_at_least_two_ticks(decades):
     assert 2 <= len(Axis(0.9, 1.1 * 10.0**decades, True).ticks()) <= 8
 
 
-@pytest.mark.parametrize("axis", [Axis(-3.0, 7.0), Axis(1e-5, 10.0, True)])
+@pytest.mark.parametrize(
+    "axis", [Axis(-3.0, 7.0), Axis(1e-5, 10.0, True), Axis(0.0, 9.0, knee=0.5), Axis(1e-5, 10.0, True, knee=1.0)]
+)
 def test_value_is_the_inverse_of_position(axis):
     positions = np.linspace(0, 1, 11)
     np.testing.assert_allclose(axis.position(axis.value(positions)), positions, atol=1e-12)
@@ -69,3 +71,15 @@ def test_steps_have_whole_numbers_only(last):
     ticks = Axis(0, last, whole=True).ticks()
     assert ticks == [float(int(t)) for t in ticks]
     assert len(ticks) >= 2
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20), st.booleans())
+def test_an_axis_that_enlarges_keeps_the_order_and_its_ticks_are_in_order_and_apart(values, log):
+    y = np.abs(np.array(values)) + 1e-3 if log else np.array(values)
+    axis = choose_axis([y]).enlarging(y[:2], y)
+    positions = axis.position(np.sort(y))
+    assert (np.diff(positions) >= 0).all()
+    assert ((positions >= 0) & (positions <= 1)).all()
+    ticks = axis.ticks()
+    assert ticks == sorted(set(ticks))
+    assert len(ticks) <= 14

@@ -73,11 +73,11 @@ def test_a_screen_reader_hears_where_the_lines_begin_and_end():
 
 def test_each_axis_says_what_it_measures_and_where_it_is_logarithmic():
     wide = chart("Loss", [Series("s", X, 10.0**-X)])
-    assert '<p class="y-name">loss, logarithmic</p>' in wide
+    assert '<span class="y-name">loss, logarithmic</span>' in wide
     assert '<span class="x-name">step</span>' in wide
     narrow = chart("Loss", [Series("s", X + 1, X + 10)], x_name="rate", log_x=True, y_name="score")
-    assert '<p class="y-name">score</p>' in narrow
-    assert '<span class="x-name">rate, logarithmic</span>' in narrow
+    assert '<span class="y-name">score</span>' in narrow
+    assert '<span class="x-name below">rate, logarithmic</span>' in narrow
 
 
 def line_of(text):
@@ -135,3 +135,75 @@ def test_a_rate_axis_is_logarithmic_with_round_numbers():
     text = chart("t", [Series("s", rates, X[:3])], log_x=True)
     assert ">0.001</span>" in text
     assert json.loads(parsed(text).find("script").text)["log"] is True
+
+
+def labels(text, name):
+    """The labels of one row below a chart, with their positions in percent."""
+    return [
+        (float(left), label)
+        for left, label in re.findall(rf'<span class="{name}(?: minor)?" style="left:([\d.]+)%">([^<]*)<', text)
+    ]
+
+
+@pytest.mark.parametrize(("steps", "per_epoch"), [(135, 45), (10, 40), (100_000, 7)])
+def test_steps_are_labelled_in_epochs_too_where_both_say_the_same(steps, per_epoch):
+    x = np.linspace(0, steps, 30)
+    text = chart("t", [Series("s", x, x)], steps_per_epoch=per_epoch)
+    assert '<span class="x-name epoch">epoch</span>' in text
+    (left, step), (epoch_left, epoch) = labels(text, "x")[-1], labels(text, "x epoch")[-1]
+    number = {"k": 1e3}.get(step[-1], 1) * float(step.rstrip("k"))
+    epochs = {"k": 1e3}.get(epoch[-1], 1) * float(epoch.rstrip("k"))
+    assert number / left == pytest.approx(per_epoch * epochs / epoch_left, rel=1e-2)
+    assert json.loads(parsed(text).find("script").text)["epoch"] == per_epoch
+
+
+@pytest.mark.parametrize("per_epoch", [None, 1])
+def test_there_are_no_epochs_where_they_are_unknown_or_the_steps_themselves(per_epoch):
+    assert "epoch" not in chart("t", [Series("s", X, X)], steps_per_epoch=per_epoch)
+
+
+def heights(text):
+    """The heights of each line's points, from 0 at the bottom to 1."""
+    lines = [p.get("d") for p in parsed(text).iter("path") if p.get("class") == "line"]
+    return [1 - np.cumsum(np.array(re.findall(r"-?\d+", d), int).reshape(-1, 2), 0)[:, 1] / 10_000 for d in lines]
+
+
+CLOSE = np.array([0.105, 0.103, 0.1, 0.107])
+
+
+@pytest.mark.parametrize(
+    ("coarse", "fine", "said"),
+    [
+        ([2.3, 2.3, 2.1, 0.4, 0.12, 1.5], CLOSE, "Below 0.1"),
+        ([2e6, 2e3, 10.0, 1.0, 0.12, 9.0], CLOSE, "Below 0.1"),  # on a logarithmic axis
+        ([0.1, 0.11, 0.4, 0.9, 0.94, 0.3], 1.05 - CLOSE, "Above 0.9"),  # more is better
+        ([-2.3, 5.0, 9.0, 1.0, -1.0, 0.0], CLOSE - 2.5, "Below -2.3"),
+    ],
+)
+def test_points_that_lie_close_together_are_told_apart_where_they_are_to_be_enlarged(coarse, fine, said):
+    lines = [Series("80 steps", X[:6], np.array(coarse)), Series("225 steps", X[:4], fine)]
+    plain, enlarged = (heights(chart("t", lines, enlarge=enlarge)) for enlarge in (False, True))
+    assert np.ptp(plain[1]) < 0.2
+    assert np.ptp(enlarged[1]) > 0.25
+    assert (np.argsort(enlarged[0]) == np.argsort(plain[0])).all()
+    text = chart("t", lines, enlarge=True)
+    assert f"{said}" in text
+    assert "the axis is enlarged" in text
+    assert "enlarged" not in chart("t", lines)
+
+
+def test_points_that_are_told_apart_anyway_leave_the_axis_as_it_is():
+    lines = [
+        Series("80 steps", X[:4], np.array([1.0, 0.5, 0.2, 0.4])),
+        Series("225 steps", X[:2], np.array([0.3, 0.9])),
+    ]
+    assert chart("t", lines, enlarge=True) == chart("t", lines)
+
+
+@pytest.mark.parametrize("values", [[0.1], [0.1, 0.1], [0.1, float("inf")], [float("nan")]])
+def test_what_has_no_spread_is_not_enlarged(values):
+    lines = [
+        Series("80 steps", X[:4], np.array([1.0, 0.5, 0.2, 0.4])),
+        Series("225 steps", X[: len(values)], np.array(values)),
+    ]
+    assert "axis is enlarged" not in chart("t", lines, enlarge=True)

@@ -47,15 +47,16 @@ def test_the_bar_says_loss_validation_rate_speed_and_time_left():
     clock, console = Hands(), terminal()
     progress = RichProgress(console, clock)
     progress.begin(Plan(steps=100), 0)
-    progress.validated(0, {"loss": 2.5, "accuracy": 0.5})
     for step in range(1, 51):
         clock.now += 1.0
         progress.step(taken(step, 0.25, 0.0012, 64))
+        if step == 40:
+            progress.validated(40, {"loss": 2.5, "accuracy": 0.5})
     last = console.file.getvalue().split("\r")[-1]
     for words in (
         "50%",
         "loss 0.25",
-        "validation loss 2.5, accuracy 50 %",
+        "validation loss 2.5, accuracy 50 % (step 40)",
         "rate 0.0012",
         "64 examples/s",
         "50 s left",
@@ -186,10 +187,87 @@ def test_a_loss_is_called_a_validation_loss_only_where_there_are_validation_data
     assert words in stream.getvalue()
     bar = RichProgress(terminal(), clock)
     bar.begin(Plan(steps=2), 0, validation)
-    bar.validated(0, figures)
     bar.step(taken(1, 0.25, 0.01, 32))
+    bar.validated(1, figures)
+    clock.now += 1
+    bar.step(taken(2, 0.25, 0.01, 32))
     assert words.split(", ")[1] in bar.console.file.getvalue()
     bar.end()
+
+
+DISPLAYS = [lambda clock: RichProgress(terminal(200), clock), lambda clock: LineProgress(io.StringIO(), clock)]
+
+
+def shown(progress):
+    """All that was shown, and the last of it."""
+    stream = progress.console.file if isinstance(progress, RichProgress) else progress.stream
+    return stream.getvalue(), stream.getvalue().strip().split("\r")[-1].splitlines()[-1]
+
+
+def begun(make, steps=1000):
+    clock = Hands()
+    progress = make(clock)
+    progress.begin(Plan(steps=steps), 0, True)
+
+    def step(number, loss=1.0):
+        clock.now += LINE_SECONDS
+        progress.step(taken(number, loss, 0.01, 32))
+
+    return progress, step
+
+
+@pytest.mark.parametrize("make", DISPLAYS)
+def test_the_validation_before_the_first_step_is_not_shown_beside_the_loss_of_a_later_one(make):
+    progress, step = begun(make)
+    progress.validated(0, {"loss": 2.5, "accuracy": 0.1})
+    for number in range(1, 4):
+        step(number)
+    assert "loss 1" in shown(progress)[1]
+    assert "validation" not in shown(progress)[0]
+    progress.end()
+
+
+@pytest.mark.parametrize("make", DISPLAYS)
+def test_a_validation_of_an_earlier_step_says_of_which(make):
+    progress, step = begun(make)
+    step(1200)
+    progress.validated(1200, {"loss": 0.5})
+    step(1201)
+    assert "validation loss 0.5 (step 1,200)" in shown(progress)[1]
+    progress.end()
+
+
+@pytest.mark.parametrize("make", DISPLAYS)
+def test_a_validation_of_steps_that_were_rolled_back_is_not_shown(make):
+    progress, step = begun(make)
+    step(40)
+    progress.validated(40, {"loss": 77.0})
+    step(21)
+    assert "77" not in shown(progress)[1]
+    step(50)
+    progress.validated(50, {"loss": 0.5})
+    step(51)
+    assert "validation loss 0.5 (step 50)" in shown(progress)[1]
+    progress.end()
+
+
+@pytest.mark.parametrize("make", DISPLAYS)
+@pytest.mark.parametrize("first", [[float("inf")], [float("-inf"), float("nan")], [float("nan"), float("inf")]])
+def test_a_first_loss_that_is_not_finite_gives_way_to_the_first_that_is(make, first):
+    progress, step = begun(make)
+    for number, loss in enumerate([*first, 2.0], 1):
+        step(number, loss)
+    assert "loss 2" in shown(progress)[1]
+    progress.end()
+
+
+@pytest.mark.parametrize("make", DISPLAYS)
+def test_losses_that_ran_away_and_were_rolled_back_leave_the_smoothed_loss(make):
+    progress, step = begun(make)
+    for number, loss in [(1, 2.0), (2, 1e12), (3, 1e15), (2, 2.0), (3, 2.0)]:
+        step(number, loss)
+    assert "loss 2 " in shown(progress)[1].replace(",", " ")
+    progress.end()
 
 
 def test_an_event_has_its_counts_of_steps_with_commas():

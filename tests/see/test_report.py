@@ -112,7 +112,7 @@ def test_rollback_is_marked_shaded_told_and_explained(rescued):
     assert page.says(f"step 120 rolled back {went}")
     assert page.says("Step 120: diverging, abnormal since step 112 (90% sure)")
     assert page.says("9.1 (expected: at most 4.2)")
-    assert page.says(f"Done: {went} That helped: the trouble did not come back. It was tried and works.")
+    assert page.says(f"Done: {went} The trouble did not come back. It was tried and works.")
     assert page.says("Not measured: whether a single bad batch was at fault.")
     assert "Go back, halve" not in text  # it was done, and is told as done
 
@@ -146,6 +146,67 @@ def test_a_batch_size_that_is_not_the_fastest_says_why_it_was_chosen(make_run):
     words = "32 was chosen although 64 is faster: it gives 2 times as many steps for the same examples, here 400"
     assert Page(render(make_run())).says(words)
     assert not Page(render(make_run(plan={"batch_size": 64}))).says("was chosen although")
+
+
+def test_measured_batch_sizes_stand_in_a_table_with_a_header(make_run):
+    page = Page(render(make_run()))
+    assert page.says(
+        "batch size examples per second memory 32 ◆ 9,000 410 MB 64 14,000 411 MB 128 out of memory 900 MB"
+    )
+    assert page.says("Memory: the process's peak until each size was measured.")
+
+
+def test_a_memory_that_was_not_recorded_has_no_column(make_run):
+    figures = {"batch_sizes": [32, 64], "examples_per_second": [9000, 14000]}
+    page = Page(render(make_run(plan={"evidence": {"batch_size": Evidence("measured", "", figures)}})))
+    assert page.says("batch size examples per second 32 ◆ 9,000 64 14,000")
+    assert not page.says("MB")
+
+
+def with_search_seconds(seconds):
+    return {"evidence": {"learning_rate": Evidence("searched", "", {"seconds": seconds})}}
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (with_search_seconds(12.3), "time 3.4 s of training on the CPU search 12 s before it, for the learning rate"),
+        (with_search_seconds(0.5), "time 3.4 s of training on the CPU search 0.5 s before it, for the learning rate"),
+        ({}, "time 3.4 s of training on the CPU What to do next"),
+    ],
+)
+def test_the_time_says_what_it_is_of_and_what_the_search_took(make_run, plan, words):
+    assert Page(render(make_run(plan=plan))).says(words)
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"),
+    [
+        (26_122, "parameters 26,122 training"),
+        (1_290, "parameters 26,122, of which 1,290 are trained"),
+        (None, "parameters 26,122 t"),
+    ],
+)
+def test_parameters_that_are_not_trained_are_told_from_the_others(make_run, trained, words):
+    assert Page(render(make_run(summary={"trainable_parameters": trained}))).says(words)
+
+
+def test_a_run_without_a_limit_has_no_steps_shortened_to_it(make_run):
+    limited, unlimited = (Page(render(make_run(plan={"clip_norm": limit}))) for limit in (10.0, None))
+    assert limited.says("steps of 400 were shortened to the limit.")
+    assert unlimited.says("No limit was set (clip_norm), so none was shortened.")
+    assert not unlimited.says("to the limit")
+
+
+def test_a_limit_that_a_rollback_set_is_one(rescued):
+    run = replace(rescued, plan=rescued.plan.replace(clip_norm=None))
+    assert Page(render(run)).says("of 400 were shortened to the limit.")
+
+
+def test_charts_over_steps_have_epochs_too_where_they_are_known(make_run):
+    text = render(make_run())
+    assert text.count('<span class="x-name epoch">epoch</span>') == 4  # loss, accuracy, rate, gradient
+    assert '"epoch"' not in render(make_run(plan={"steps_per_epoch": None}))
 
 
 def test_one_measured_batch_size_is_no_chart(make_run):

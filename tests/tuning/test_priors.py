@@ -55,6 +55,37 @@ def test_weights_forget_over_a_third_of_the_run():
     assert priors.weight_decay("radam", 0.01, 1000, {"decoupled_weight_decay": True})[0] == value
 
 
+@pytest.mark.parametrize(
+    ("rate", "steps", "words"),
+    [
+        (0.01, 1000, "1 / (rate 0.01 x 0.3 x 1000 steps): weights forget over 30%"),
+        (6.94e-3, 192, "the most that is taken, as 1 / (rate 0.00694 x 0.3 x 192 steps) = 2.5 would be more"),
+        (1e-6, 10, "= 3.33e+05 would be more"),
+    ],
+)
+def test_a_weight_decay_follows_from_what_stands_beside_it(rate, steps, words):
+    value, why = priors.weight_decay("adamw", rate, steps)
+    assert words in why.reason
+    assert value == pytest.approx(min(1.0, 1 / (rate * 0.3 * steps)), rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "chosen", "steps", "expected"),
+    [
+        ("adamw", {"beta2": 0.99}, 10_000, (200, "2 / (1 - 0.99) = 200 steps (arXiv:1910.04209)")),
+        (
+            "adamw",
+            {"beta2": 0.99},
+            135,
+            (13, "a tenth of the run, as 2 / (1 - 0.99) = 200 steps (arXiv:1910.04209) would be more"),
+        ),
+        ("momentum", {}, 120, (12, "a tenth of the run")),
+    ],
+)
+def test_a_warm_up_follows_from_what_stands_beside_it(rule, chosen, steps, expected):
+    assert priors.warmup_steps(rule, chosen, steps) == expected
+
+
 def test_short_runs_have_a_shorter_second_moment():
     assert priors.constants("adamw", 500)[0] == {"beta2": 0.99}
     assert priors.constants("adamw", 10_000)[0] == {}

@@ -61,7 +61,7 @@ def _batches(descent: Descent) -> Iterator[Any]:
     plan = descent.plan
     most = min(MOST_BATCHES, max(FEWEST_BATCHES, plan.validate_every or MOST_BATCHES))
     for number, batch in enumerate(islice(_micro_batches(descent), most)):
-        if nonfinite_rows(batch):
+        if not descent.problem.takes_nonfinite and nonfinite_rows(batch):
             continue
         seed_all(mix(plan.seed, _STATISTICS, descent.step, number))
         yield to_device(batch, descent.problem.device)

@@ -11,10 +11,16 @@ from thalweg.descent.precision import autocast
 from thalweg.descent.process_state import rng_lock
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
+from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import TaskError
+from thalweg.landscape.objective import make_gradients_dense
 from thalweg.sampling import Draw, mix
 from thalweg.sampling.sources import seed_all, to_device
 
+CALLED = {
+    True: "The model or the loss",
+    False: "`step`",
+}  # whether the loss is computed from outputs and targets -> place
 _STEP = 2  # mixed into the seeds of the steps, so that they differ from that of the initialisation
 
 
@@ -22,12 +28,15 @@ def compute_gradient(descent: Descent, recorder: Recorder) -> tuple[float, int]:
     """Leave the gradient of one step's mean loss in the parameters; give that loss and the number of examples.
 
     Out of memory halves the micro-batch and doubles the accumulation; the step's examples and its mean stay the same.
-    Raises TaskError where memory runs out and there is nothing left to halve.
+    Raises TaskError where model, loss or gradient fail, or memory runs out and there is nothing left to halve.
     """
     while True:
         try:
             with rng_lock:
                 batch = draw(descent)
+                if descent.batches.length_note is not None:
+                    recorder.event(descent.step + 1, "note", descent.batches.length_note)
+                    descent.batches.length_note = None
                 return backward(descent, batch), sum(batch.sizes)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -48,11 +57,11 @@ def draw(descent: Descent) -> Draw:
 
 
 def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = None) -> float:
-    """Accumulate the gradient over the micro-batches, each weighted by its share of the step's examples.
+    """Accumulate the gradient over the micro-batches, each with its weight in the mean over the step's examples.
 
     `position` is the batch's epoch and its index within it; None: those of the last one drawn. Where the task's `step` returns
-    a weight, that counts instead of the number of examples. Gives the mean loss; it is NaN, and there is no gradient, where every
-    target is one that the loss ignores.
+    a weight, that counts instead of the number of examples; a loss that is a sum over examples is summed over the parts too.
+    Gives the mean loss; it is NaN, and there is no gradient, where every target is one that the loss ignores.
 
     Raises TaskError where the weights do not add up to more than zero.
     """
@@ -63,35 +72,60 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
         p.grad = None
     objective, device, precision = descent.problem.objective, descent.problem.device, descent.plan.precision
     scale = descent.loss_scale.value
+    computing = naming_errors(CALLED[objective.task.step is None], step=descent.step + 1)
+    descending = naming_errors("The backward pass", step=descent.step + 1)
     if len(batch.parts) == 1:
-        with autocast(precision, device):
+        with computing, autocast(precision, device):
             loss, _ = objective.loss(descent.model, to_device(batch.parts[0], device))
-        (loss * scale if scale != 1.0 else loss).backward()
-        _multiply_gradients(descent, 1.0 / scale)
+        with descending:
+            (loss * scale if scale != 1.0 else loss).backward()
+        _finish_gradients(descent, 1.0 / scale)
         return loss.item()
     weighted_loss, weights = 0.0, 0.0
     for part, size in zip(batch.parts, batch.sizes, strict=True):
-        counted = objective.divisor(part, size)
+        counted = objective.weight(part, size)
         if not counted:  # the loss ignores all its targets, so it has no mean
             continue
-        with autocast(precision, device):
+        with computing, autocast(precision, device):
             loss, own = objective.loss(descent.model, to_device(part, device))
         weight = counted if own is None else float(own)
-        (loss * (scale * weight)).backward()
+        with descending:
+            (loss * (scale * weight)).backward()
         weighted_loss, weights = weighted_loss + float(loss.detach()) * weight, weights + weight
+    if objective.reduction.kind == "sum":
+        weights = 1.0
     if weights <= 0 and objective.task.step is None:
         return math.nan
     if weights <= 0:
         raise TaskError(f"The weights that `step` returned for this step add up to {weights}; they must be above zero.")
-    _multiply_gradients(descent, 1.0 / (scale * weights))
+    _finish_gradients(descent, 1.0 / (scale * weights))
     return weighted_loss / weights
 
 
-def _multiply_gradients(descent: Descent, factor: float) -> None:
+def _finish_gradients(descent: Descent, factor: float) -> None:
+    """Make the gradients dense, and multiply them."""
+    if descent.problem.sparse_gradients:
+        make_gradients_dense(descent.parameters)
     if factor == 1.0:
         return
     gradients = [p.grad for g in descent.optimizer.param_groups for p in g["params"] if p.grad is not None]
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def inexact_parts(descent: Descent) -> str:
+    """Say that the parts of a step do not make up its whole, where that is so; else an empty text."""
+    kind = descent.problem.objective.reduction.kind
+    if kind == "batch":
+        return (
+            " This loss is no mean over its examples, so the parts do not give the gradient of the whole. Where it is a mean"
+            " with weights, return (loss, weight) from step; where it compares the examples of a batch, take smaller batches."
+        )
+    if kind == "unknown":
+        return (
+            " Whether the parts give the gradient of the whole could not be tested: they do where the loss is a mean over"
+            " examples; where it is one over tokens, say, return (loss, weight) from step."
+        )
+    return ""
 
 
 def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -> None:
@@ -112,7 +146,7 @@ def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -
     batches.split(descent.accumulate, descent.last_position)
     message = (
         f"Memory ran out: steps of {batches.batch_size} examples now go in {descent.accumulate} parts of"
-        f" {batches.micro_batch_size}. Effective batch and schedule stay."
+        f" {batches.micro_batch_size}. Effective batch and schedule stay.{inexact_parts(descent)}"
     )
     figures = {"accumulate": descent.accumulate, "micro_batch": batches.micro_batch_size}
     recorder.event(descent.step + 1, "out_of_memory", message, figures)

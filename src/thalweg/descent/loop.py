@@ -6,7 +6,7 @@ import math
 import time
 
 from thalweg.descent.cure import accept_step
-from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.gradient import compute_gradient, inexact_parts
 from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import keep_last, validate_and_select
@@ -31,6 +31,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     try:
         with preserve_process_state(plan.threads), recorder.stop_request.listening():
             if descent.step == 0 and not descent.initial_validation:
+                if descent.accumulate > 1 and (text := inexact_parts(descent)):
+                    recorder.event(0, "note", f"Steps go in {descent.accumulate} parts.{text}")
                 validate_and_select(descent, recorder)
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()

@@ -114,7 +114,7 @@ def rehearse_metrics(
     """
     if not metrics:
         return
-    with torch.no_grad(), warnings.catch_warnings():
+    with objective.gradient_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a metric warns of, the first validation says again
         pair = _outputs(objective, model, first_batch(validation, device, count))
         for name, metric in metrics.items():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from thalweg import optim
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.landscape.initial_figures import (
     RATES,
     Fit,
@@ -31,21 +33,33 @@ from thalweg.landscape.initial_figures import (
     target_misfits,
     target_of,
 )
+from thalweg.landscape.objective import make_gradients_dense
 from thalweg.records.diagnosis import Diagnosis
-from thalweg.sampling import Batches, TensorSource, iterate_once, mix
+from thalweg.sampling import (
+    Batches,
+    Draw,
+    ItemSource,
+    StreamSource,
+    TensorSource,
+    count_examples,
+    iterate_once,
+    mix,
+)
 from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch
 from thalweg.sampling.sources import leaves, seed_all, to_device, tree_map
 from thalweg.watch.findings import findings_before_training
 
 STEPS = 100  # at most, of each trial fit
 SECONDS = 8.0
-EXAMPLES, MOST_BATCHES = 64, 16  # per batch, and batches of the sample that shows whether learning generalises
-FEWEST_BATCHES = 8  # of a sample that is worth judging
+# Of the sample that shows whether learning generalises: the examples of a batch, and the most and fewest batches; more where a
+# user's loader makes smaller ones.
+EXAMPLES, MOST_BATCHES, FEWEST_BATCHES = 64, 16, 8
 EPOCHS = 25  # over the half of the sample that is learnt from
 GENERALISES = 0.9  # share of the constant predictor's loss: a lower loss on held-out examples ends the search
 PUSH_RATE = 0.1  # learning rate that moves a bias by ten in a hundred steps: far into where sigmoid and tanh are flat
 NEAR = 0.1  # largest mean distance from a bound of outputs that were pushed against it
 BOUNDS = (0.0, 1.0)  # absolute values that bound the outputs of ReLU, sigmoid and tanh
+T = TypeVar("T")
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -58,22 +72,54 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
     """Measure the initial model: loss, gradients, reaction, scale, whether one batch can be fitted and learning generalises.
 
     Fitting one batch (with finding the bounds of the outputs), drawing a sample and learning from it take at most `seconds`
-    each; what is not done by then is not judged.
+    each; what is not done by then is not judged. Nor is what fails: a task that trains may still refuse what is tried here, such
+    as a batch of other examples, and that is no fault of its.
     """
     with preserve_process_state(), rng_lock:
         problem = problem.with_own_loss()
-        sample = _sample(problem, seed, seconds)
-        batch = to_device(_small_batch(problem, seed), problem.device)
-        figures = measure_initial(problem.objective, start_model(problem, seed), batch)
+        drawn = _small_batch(problem, seed)
+        batch = to_device(drawn.parts[0], problem.device)
+        other = unless_it_fails(lambda: _other_batch(problem, drawn, seed), None)
+        figures = unless_it_fails(
+            lambda: measure_initial(problem.objective, start_model(problem, seed), batch, other),
+            InitialFigures(math.nan),
+        )
+        figures = replace(figures, reduction=problem.objective.reduction.kind)
         until = time.perf_counter() + seconds
-        figures, fitted_range = _with_fit(problem, figures, batch, seed, until)
+        figures, fitted_range = unless_it_fails(
+            lambda: _with_fit(problem, figures, drawn, other, seed, until), (figures, None)
+        )
         figures = replace(
             figures,
-            bounds=_bounds(problem, figures, batch, seed, fitted_range, until),
-            held_out=_generalisation(problem, sample, seed, seconds),
+            bounds=unless_it_fails(lambda: _bounds(problem, figures, batch, seed, fitted_range, until), (None, None)),
             repeats=_repeats(problem),
+            drifting_statistics=_drifting(problem, batch, seed),
         )
-        return figures if problem.task.step else _with_data(problem, figures, sample or _all_examples(problem), batch)
+        sample = unless_it_fails(lambda: _sample(problem, seed, seconds), [])
+        figures = replace(
+            figures, held_out=unless_it_fails(lambda: _generalisation(problem, sample, seed, seconds), None)
+        )
+        if problem.task.step:
+            return figures
+        return unless_it_fails(lambda: _with_data(problem, figures, sample or _all_examples(problem), batch), figures)
+
+
+def unless_it_fails(measure: Callable[[], T], unknown: T) -> T:
+    """Give what is measured, or `unknown` where that fails."""
+    try:
+        return measure()
+    except Exception:
+        return unknown
+
+
+def _drifting(problem: Problem, batch: Any, seed: int) -> tuple[str, ...]:
+    """Name frozen layers whose statistics move in a step, which may itself put them into evaluation mode."""
+    model = start_model(problem, seed)
+    if not drifting_statistics(model):
+        return ()
+    with torch.no_grad():
+        problem.objective.loss(model, batch)
+    return drifting_statistics(model)
 
 
 def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], batch: Any) -> InitialFigures:
@@ -90,37 +136,79 @@ def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], ba
     )
 
 
-def _small_batch(problem: Problem, seed: int) -> object:
-    """Give a few examples from all over the data, which may lie sorted; of a stream its first."""
-    if problem.count is None:
-        return first_batch(problem.train, problem.device)
-    batches = Batches(problem.train, min(FIRST_BATCH_SIZE, problem.count), seed=seed)
+def _small_batch(problem: Problem, seed: int) -> Draw:
+    """Draw a few examples from all over the data, which may lie sorted; of a stream its first batch."""
+    if isinstance(problem.train, StreamSource):
+        batch = first_batch(problem.train, problem.device)
+        return Draw([batch], [count_examples(batch)], None)
+    batches = Batches(problem.train, _probe_size(problem, FIRST_BATCH_SIZE), seed=seed)
     try:
-        return batches.draw().parts[0]
+        return batches.draw()
+    finally:
+        batches.close()
+
+
+def _probe_size(problem: Problem, wanted: int) -> int:
+    """Give how many examples to put together: no more than a user's loader does, and as many where the model takes no fewer."""
+    source, count = problem.train, problem.count or wanted
+    own = source.own_batches if isinstance(source, ItemSource) else None
+    if own is None or own.size <= wanted:
+        return min(count, wanted if own is None else own.size)
+    try:
+        with problem.objective.gradient_mode():
+            problem.objective.loss(start_model(problem, 0), first_batch(source, problem.device, wanted, own=False))
+    except Exception:
+        return min(count, own.size)
+    return min(count, wanted)
+
+
+def _other_batch(problem: Problem, drawn: Draw, seed: int) -> Any:
+    """Give a batch of other examples in the same places, None where there is none.
+
+    Examples are exchanged before they are put together: a batch that is packed, sorted or one graph cannot be rearranged.
+    """
+    source, size = problem.train, drawn.sizes[0]
+    if isinstance(source, TensorSource):
+        return tree_map(lambda leaf: leaf.roll(1, 0) if isinstance(leaf, Tensor) else leaf, drawn.parts[0])
+    if isinstance(source, StreamSource):
+        batches = iterate_once(source, FIRST_BATCH_SIZE)
+        next(batches)
+        other, _ = next(batches, (None, 0))
+        return to_device(other, problem.device)
+    if len(source) < 2 * size:
+        return None
+    batches = Batches(source, size, seed=seed)
+    try:
+        batches.draw()
+        return to_device(batches.draw().parts[0], problem.device)
     finally:
         batches.close()
 
 
 def _sample(problem: Problem, seed: int, seconds: float) -> list[object]:
     """Draw some batches from all over the data; fewer where reading is slow, none where there are too few examples."""
-    if problem.count is not None and problem.count < FEWEST_BATCHES * EXAMPLES:
+    size = _probe_size(problem, EXAMPLES)
+    fewest, most = (max(2, count * EXAMPLES // size) for count in (FEWEST_BATCHES, MOST_BATCHES))
+    if problem.count is not None and problem.count < fewest * size:
         return []
-    batches = Batches(problem.train, EXAMPLES, seed=seed, drop_last=True)
+    batches = Batches(problem.train, size, seed=seed, drop_last=True)
     sample: list[object] = []
     started = time.perf_counter()
-    while len(sample) < min(MOST_BATCHES, batches.steps_per_epoch or MOST_BATCHES):
-        sample.append(to_device(batches.draw().parts[0], problem.device))
-        if time.perf_counter() - started > seconds / 2:
-            break
-    batches.close()
-    return sample if len(sample) >= FEWEST_BATCHES else []
+    try:
+        while len(sample) < min(most, batches.steps_per_epoch or most):
+            sample.append(to_device(batches.draw().parts[0], problem.device))
+            if time.perf_counter() - started > seconds / 2:
+                break
+    finally:
+        batches.close()
+    return sample if len(sample) >= fewest else []
 
 
 def _all_examples(problem: Problem) -> list[object]:
     """Give all examples of a small data set as one batch, nothing for a stream."""
     if problem.count is None or problem.count >= FEWEST_BATCHES * EXAMPLES:
         return []
-    return [batch for batch, _ in iterate_once(problem.train, problem.count)]
+    return [batch for batch, _ in iterate_once(problem.train, problem.count, own=False)]
 
 
 def _repeats(problem: Problem) -> Repeats | None:
@@ -166,6 +254,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss, _ = problem.objective.loss(model, batch)
         loss.backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
         if time.perf_counter() > until:
             return False
@@ -177,7 +266,7 @@ def _held_out(problem: Problem, model: nn.Module, batches: list[object]) -> tupl
     objective = problem.objective
     model.eval()
     losses, known = list[float](), list[float]()
-    with torch.no_grad():
+    with objective.gradient_mode():
         for batch in batches:
             constant = constant_loss(objective, *objective.outputs(model, batch))
             if constant is None:
@@ -201,12 +290,13 @@ def _without_dropout(problem: Problem, seed: int) -> nn.Module:
 
 
 def _with_fit(
-    problem: Problem, figures: InitialFigures, batch: Any, seed: int, until: float
+    problem: Problem, figures: InitialFigures, drawn: Draw, other: Any, seed: int, until: float
 ) -> tuple[InitialFigures, tuple[float, float] | None]:
     """Add how a few examples of the batch were fitted, and give the range of the outputs after that."""
-    part, can_judge = _fittable_part(problem, batch, seed)
+    batch = to_device(drawn.parts[0], problem.device)
+    part, can_judge = _fittable_part(problem, drawn, seed)
     tries, model = _tries(problem, part, seed, until)
-    fitted_reaction = reaction(problem.objective, model, batch)
+    fitted_reaction = reaction(problem.objective, model, batch, other)
     if figures.reaction is not None and fitted_reaction is not None:
         # A last layer that starts at zero reacts to its input only once it is fitted.
         figures = replace(figures, reaction=max(figures.reaction, fitted_reaction))
@@ -214,7 +304,7 @@ def _with_fit(
         figures = replace(figures, fit=min(tries, key=lambda tried: tried.reached))
     if problem.task.step is not None:
         return figures, None
-    with torch.no_grad():
+    with problem.objective.gradient_mode():
         return figures, extent(problem.objective.outputs(model, batch)[0])
 
 
@@ -229,26 +319,32 @@ def _tries(problem: Problem, batch: Any, seed: int, until: float) -> tuple[list[
             return tries, model
 
 
-def _fittable_part(problem: Problem, batch: Any, seed: int) -> tuple[Any, bool]:
-    """Give as many examples, of different targets, as the model has parameters per output; and whether it can fit any.
+def _fittable_part(problem: Problem, drawn: Draw, seed: int) -> tuple[Any, bool]:
+    """Give as many examples as the model has parameters per output, and whether it can fit any so many.
 
-    Even a linear model can fit so many: with n + 1 parameters per output it passes through any n + 1 points.
+    Even a linear model can fit so many: with n + 1 parameters per output it passes through any n + 1 points. Of data in memory
+    they are of different targets.
     """
+    batch = to_device(drawn.parts[0], problem.device)
     if problem.task.step is not None:
         return batch, True
     model = start_model(problem, seed).eval()
-    with torch.no_grad():
+    with problem.objective.gradient_mode():
         output, target = problem.objective.outputs(model, batch)
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not target.ndim or not target.numel():
         return batch, True
-    parameters, count = sum(p.numel() for p in model.parameters() if p.requires_grad), len(target)
+    parameters, count = sum(p.numel() for p in model.parameters() if p.requires_grad), drawn.sizes[0]
     wanted = max(2, parameters * count // output.numel())
     if wanted >= count:
         return batch, True
-    if parameters * count < 2 * target.numel() or any(not leaf.ndim or len(leaf) != count for leaf in leaves(batch)):
+    if parameters * count < 2 * target.numel() or drawn.indices is None:
         return batch, False
-    chosen = _different(target, wanted)
-    return tree_map(lambda leaf: leaf[chosen] if isinstance(leaf, Tensor) else leaf, batch), True
+    if isinstance(problem.train, TensorSource):
+        chosen = drawn.indices[_different(target, wanted).to(drawn.indices.device)]
+        return problem.train.take(chosen), True
+    few = drawn.indices[torch.linspace(0, count - 1, wanted).round().long()]
+    loaded = cast(ItemSource, problem.train).load(iter([[(0, index) for index in few.tolist()]]), seed, 0)
+    return to_device(next(loaded), problem.device), True
 
 
 def _different(target: Tensor, count: int) -> Tensor:
@@ -267,7 +363,7 @@ def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float,
     optimizer = _optimizer(model, rate)
     known = None
     if problem.task.step is None:
-        with torch.no_grad():
+        with problem.objective.gradient_mode():
             known = constant_loss(problem.objective, *problem.objective.outputs(model, batch))
     constant = known[0] if known else None
     size = max((len(leaf) for leaf in leaves(batch) if leaf.ndim), default=1)
@@ -278,8 +374,11 @@ def _fit(problem: Problem, model: nn.Module, batch: Any, seed: int, rate: float,
         seed_all(mix(seed, step))
         loss, _ = problem.objective.loss(model, batch)
         loss.backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
         value = float(loss.detach())
+        if step == 1 and not math.isfinite(value):
+            return None  # these few examples have no target that counts
         started, best = (value, value) if step == 1 else (started, min(best, value))
         if 0 < best < ample(started, constant):
             break
@@ -322,6 +421,7 @@ def _pushed(problem: Problem, batch: Any, seed: int, sign: float, until: float) 
         if not farthest <= max(BOUNDS) or time.perf_counter() > until or not output.requires_grad:
             return None
         (-output.mean()).backward()
+        make_gradients_dense(model.parameters())
         optimizer.step()
     ends = [size for size in BOUNDS if farthest <= size + 1e-6 and mean >= size - NEAR]
     return (sign * ends[0] or 0.0) if ends else None  # `or`: 0.0 instead of -0.0

@@ -11,21 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from thalweg.descent.evaluation_mode import rehearse_evaluation
 from thalweg.descent.matrix_roles import matrix_roles
-from thalweg.descent.metrics import rehearse_metrics
 from thalweg.descent.out_of_memory import out_of_memory, release
+from thalweg.descent.parts import training_reduction
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse
+from thalweg.descent.rehearsal import Rehearsal, check_gradient_is_finite, rehearse
 from thalweg.descent.target_check import check_targets
 from thalweg.descent.user_errors import rehearse_gradient
-from thalweg.errors import TaskError
-from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Objective, with_weights_cast
+from thalweg.errors import TaskError, few
+from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
-from thalweg.sampling import Source, StreamSource, check_weights, mix
+from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, check_weights, mix
 from thalweg.sampling.arrays import as_tensor
-from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch, open_data
-from thalweg.sampling.sources import seed_all
+from thalweg.sampling.opening import (
+    FIRST_BATCH_SIZE,
+    batch_of_rows,
+    find_nonfinite,
+    first_batch,
+    open_data,
+)
+from thalweg.sampling.sources import nonfinite_rows, seed_all
 
 _INIT = 1  # mixed into the seed of the initialisation, so that it differs from those of the steps
 
@@ -38,7 +45,9 @@ class Problem:
     - `train`, `validation`: the opened data.
     - `weights`: of each training example, for drawing with replacement.
     - `without_gradient`: names of the parameters that got no gradient from the first batch.
+    - `sparse_gradients`: whether a parameter's gradient is sparse, as that of `nn.Embedding(sparse=True)`.
     - `needs_two_examples`: whether a batch of a single example fails in training.
+    - `takes_nonfinite`: whether the data hold NaN or infinity with which the loss is finite all the same.
     - `notes`: what the user should know about data and model.
     """
 
@@ -50,14 +59,15 @@ class Problem:
     device: torch.device
     weights: Tensor | None = None
     without_gradient: tuple[str, ...] = ()
+    sparse_gradients: bool = False
     needs_two_examples: bool = False
+    takes_nonfinite: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def with_own_loss(self) -> Problem:
         """Give the problem with a copy of a loss that is a module, so that its buffers are not shared by several runs."""
         own = self.objective.with_own_loss(self.device)
-        validation_objective = Objective(own.task, self.validation_objective.cast_inputs)
-        return replace(self, objective=own, validation_objective=validation_objective)
+        return replace(self, objective=own, validation_objective=self.validation_objective.of(own.task))
 
     @property
     def count(self) -> int | None:
@@ -101,29 +111,26 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
         rehearsal, count = _rehearse_training(own, model, train, chosen_device)
-        batch = first_batch(train, chosen_device, count)
-        without_gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
+        batch = first_batch(train, chosen_device, count, own=count == FIRST_BATCH_SIZE)
+        gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
-        casts = rehearsal.casts
-        if validation is not None:
-            model.eval()
-            rehearsed = rehearse(own, model, first_batch(validation, chosen_device, count), training=False)
-            casts = rehearsed.casts
-            notes += check_targets(Objective(own, casts), model, validation, rehearsed.calls, count, VALIDATION)
-            rehearse_metrics(task.metrics, Objective(own, casts), model, validation, chosen_device, count)
-            model.train()
-        notes += _extra_state(model)
+        nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch)
+        evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
+        reduction = training_reduction(own, model, rehearsal, batch, train, chosen_device)
+        notes += [*nonfinite, *evaluation.notes, *_extra_state(model)]
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
     return Problem(
         task,
-        Objective(task, rehearsal.casts),
-        Objective(task, casts),
+        Objective(task, rehearsal.casts, reduction, evaluation.needs_gradient),
+        Objective(task, evaluation.casts, evaluation.reduction or reduction, evaluation.needs_gradient),
         train,
         validation,
         chosen_device,
         weights,
-        without_gradient,
+        gradient.missing,
+        gradient.sparse,
         needs_two_examples,
+        bool(nonfinite) or evaluation.takes_nonfinite,
         tuple(notes),
     )
 
@@ -157,8 +164,10 @@ def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
         )
     model = model.to(device)
     make_writable(model)
-    if not any(module.training for module in model.modules()):
-        model.train()
+    if (
+        len({module.training for module in model.modules()}) == 1
+    ):  # with layers in evaluation mode it stays as it was made
+        model.train()  # a model's own `train` may keep layers in evaluation mode
     return model
 
 
@@ -168,7 +177,7 @@ def start_model(problem: Problem, seed: int) -> nn.Module:
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         batch = first_batch(problem.train, problem.device)
         seed_all(mix(seed, _INIT))
-        with torch.no_grad():
+        with problem.validation_objective.gradient_mode():
             problem.objective.loss(model, batch)
     return model
 
@@ -179,10 +188,12 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
     Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
     """
     known = [name for name, _ in model.named_parameters()]
-    count = FIRST_BATCH_SIZE
+    count, found = FIRST_BATCH_SIZE, find_nonfinite(train, "data")
     while True:
         try:
-            rehearsal = rehearse(task, model, first_batch(train, device, count))
+            # Where memory runs out with the batch of a user's loader, training will split it too.
+            batch = first_batch(train, device, count, own=count == FIRST_BATCH_SIZE)
+            rehearsal = rehearse(task, model, batch, nonfinite=found and found.text)
             break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -200,6 +211,23 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
     return rehearsal, count
 
 
+def _check_nonfinite(task: Task, model: nn.Module, casts: Casts, train: Source, batch: Any) -> list[str]:
+    """Give a note where the training data hold NaN or infinity that model and loss take; the loss decides.
+
+    Raises DataError where loss or gradient are not finite with such examples.
+    """
+    found = find_nonfinite(train, "data")
+    if found is None:
+        rows = nonfinite_rows(batch)
+        return [f"The first batch has NaN or infinity in rows {few(rows)}; the loss is finite all the same."] * bool(
+            rows
+        )
+    assert isinstance(train, TensorSource)
+    rehearsal = rehearse(task, model, batch_of_rows(train, found.rows), casts, nonfinite=found.text)
+    check_gradient_is_finite(rehearsal.loss, model, found.text)
+    return [f"{found.text}. Loss and gradient are finite all the same, so they stay as they are."]
+
+
 def _extra_state(model: nn.Module) -> list[str]:
     stateful = [
         name or "the model"
@@ -215,9 +243,11 @@ def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, d
     """Tell whether a batch of one example fails in training; tried only where there is batch normalisation."""
     if isinstance(train, StreamSource) or not any(isinstance(m, _BatchNorm) for m in model.modules()):
         return False
+    if isinstance(train, ItemSource) and train.own_batches is not None and train.own_batches.drop_last:
+        return False  # the loader never gives one, unless all are of one
     try:
         with torch.no_grad():
-            objective.loss(model, first_batch(train, device, 1))
+            objective.loss(model, first_batch(train, device, 1, own=False))
     except Exception as error:
         return ONE_EXAMPLE_ERROR in str(error)
     return False

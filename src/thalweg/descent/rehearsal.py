@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thalweg.descent.metrics import spreads
 from thalweg.descent.model_call import call_advice
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
-from thalweg.errors import DataError, TaskError
+from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LossCall, misfits
 from thalweg.landscape.objective import Casts, Objective, describe, loss_and_weight
@@ -25,22 +25,37 @@ Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.spl
 
 
 class Rehearsal(NamedTuple):
-    """What a first batch gave: the loss, the model's output (None under a `step` of the task's own), the casts it needs, and
+    """What a first batch gave: the loss, output and target (None under a `step` of the task's own), the casts it needs, and
     which of PyTorch's losses were called."""
 
     loss: Tensor
     output: Any
+    target: Any
     casts: Casts
     calls: tuple[LossCall, ...] = ()
 
 
 def rehearse(
-    task: Task, model: nn.Module, batch: Any, given: Casts | None = None, *, training: bool = True
+    task: Task,
+    model: nn.Module,
+    batch: Any,
+    given: Casts | None = None,
+    *,
+    training: bool = True,
+    where: str = "first training batch",
+    data: str = "",
+    nonfinite: str | None = None,
 ) -> Rehearsal:
     """Run one batch through model and loss, and refuse what does not fit.
 
-    The model's buffers, such as running averages, may change: give one that is thrown away afterwards. `given`: casts that are
-    known to be needed; what else inputs or target need is found out.
+    The model's buffers, such as running averages, may change: give one that is thrown away afterwards.
+
+    Arguments:
+        given: casts that are known to be needed; what else inputs or target need is found out.
+        training: whether a gradient is to be taken; else the batch is only evaluated.
+        where: names the batch in messages.
+        data: words after a row's number in messages; see `VALIDATION`.
+        nonfinite: where the data hold NaN or infinity, in words, for the message where the loss is not finite.
 
     Raises TaskError or DataError that names what does not fit and what to do.
     """
@@ -52,12 +67,14 @@ def rehearse(
     first_error: _DtypeMismatchError | None = None
     for casts in (given, floats, floats._replace(integers=torch.int64), floats._replace(integers=dtype)):
         try:
-            rehearsal = _run(task, casts, model, batch, training)
+            rehearsal = _run(task, casts, model, batch, training, where, data)
         except _DtypeMismatchError as error:
             first_error = first_error or error
         else:
             _check_meaning(rehearsal)
-            _check_loss(rehearsal.loss, training, batch)
+            _check_loss(rehearsal.loss, training)
+            if training or nonfinite is not None:
+                _check_loss_is_finite(rehearsal.loss, batch, where, nonfinite)
             return rehearsal
     raise TaskError(str(first_error)) from first_error
 
@@ -84,19 +101,18 @@ class _DtypeMismatchError(Exception):
     """The model refused its inputs for their dtype: another cast may do."""
 
 
-def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool) -> Rehearsal:
+def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool, where: str, data: str) -> Rehearsal:
     """Run one batch with these casts, and find the one that its target needs."""
-    where = "first training batch" if training else "first validation batch"
     own = task.step if training else task.evaluate or task.step
     if own is None:
-        return _run_model_and_loss(Objective(task, casts), model, batch, where, "" if training else VALIDATION)
+        return _run_model_and_loss(Objective(task, casts), model, batch, where, data)
     function = "step" if own is task.step else "evaluate"
-    with naming_errors(f"`{function}`", f"on the {where}"), LossCalls("" if training else VALIDATION) as noted:
+    with naming_errors(f"`{function}`", f"on the {where}"), LossCalls(data) as noted:
         loss, weight = loss_and_weight(own(model, batch), function)
     _check_weight(weight, function)
     if training:
         _check_no_own_backward(model)
-    return Rehearsal(loss, None, casts, noted.settle(loss))
+    return Rehearsal(loss, None, None, casts, noted.settle(loss))
 
 
 def _check_no_own_backward(model: nn.Module) -> None:
@@ -128,7 +144,7 @@ def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, wher
     if dtype is not None:
         casts, target = casts._replace(target=dtype), target.to(dtype)
     _check_broadcast(task, output, target, [str(w.message) for w in caught])
-    return Rehearsal(loss, output, casts, calls)
+    return Rehearsal(loss, output, target, casts, calls)
 
 
 def _loss_and_target_dtype(
@@ -256,7 +272,7 @@ def _check_weight(weight: Any, function: str) -> None:
         )
 
 
-def _check_loss(loss: Any, training: bool, batch: Any) -> None:
+def _check_loss(loss: Any, training: bool) -> None:
     if not isinstance(loss, Tensor):
         raise TaskError(
             f"The loss is a {type(loss).__name__}, not a tensor. Return the tensor itself, without .item()."
@@ -270,7 +286,6 @@ def _check_loss(loss: Any, training: bool, batch: Any) -> None:
         raise TaskError(f"The loss is {loss.dtype}, but gradients need a real floating-point number.")
     if training:
         _check_gradient(loss)
-        _check_loss_is_finite(loss, batch)
 
 
 def _check_gradient(loss: Tensor) -> None:
@@ -281,12 +296,34 @@ def _check_gradient(loss: Tensor) -> None:
         )
 
 
-def _check_loss_is_finite(loss: Tensor, batch: Any) -> None:
-    if not torch.isfinite(loss.detach()).all():
-        rows = nonfinite_rows(batch)
-        if rows:
-            raise DataError(f"The first batch has NaN or infinity in rows {rows[:5]}. Drop or fill them.")
-        raise TaskError(
-            f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero, or"
-            f" weights that are not finite, and for outputs that overflow."
+def _check_loss_is_finite(loss: Tensor, batch: Any, where: str, nonfinite: str | None) -> None:
+    if torch.isfinite(loss.detach()).all():
+        return
+    rows = nonfinite_rows(batch)
+    if rows:
+        found = nonfinite or f"The {where} has NaN or infinity in rows {few(rows)}"
+        raise DataError(
+            f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large), or give a"
+            f" loss that leaves them out."
         )
+    raise TaskError(
+        f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero, or"
+        f" weights that are not finite, and for outputs that overflow."
+    )
+
+
+def check_gradient_is_finite(loss: Tensor, model: nn.Module, nonfinite: str) -> None:
+    """Refuse NaN or infinity in the data that a loss leaves out and its gradient does not. Raises DataError."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    if not all(bool(torch.isfinite(g.to_dense()).all()) for g in gradients if g is not None):
+        raise DataError(
+            f"{nonfinite}. The loss is finite there, but its gradient is not: a NaN times zero is NaN. Replace them before"
+            f" anything is computed of them (torch.nan_to_num, or choose by a mask: output[mask], target[mask])."
+        )
+
+
+def wants_gradient(error: BaseException) -> bool:
+    """Tell whether an error says that gradients were disabled where model or loss take one themselves."""
+    text = f"{error} {error.__cause__}"
+    return any(words in text for words in ("does not require grad", "does not have a grad_fn", "require a gradient"))

@@ -63,7 +63,7 @@ def measure(descent: Descent) -> dict[str, float]:
     # Where training ran out of memory (and split its batches), a large validation batch would too.
     split = descent.accumulate != plan.accumulate
     micro = min(LARGEST_BATCH, descent.batches.micro_batch_size) if split else LARGEST_BATCH
-    return validate(descent.problem, descent.model, plan.precision, micro, plan.seed)
+    return validate(descent.problem, descent.model, plan.precision, micro, plan.seed, descent.batches.micro_batch_size)
 
 
 def _measure_and_compare(descent: Descent, *, average: bool) -> dict[str, float]:

@@ -53,7 +53,7 @@ def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
         choices["steps_per_epoch"] = per_epoch, Evidence("measured", "counted from the data and the batch size")
     if plan.validate_every is None:
         every = default_validate_every(steps, per_epoch)
-        choices["validate_every"] = every, Evidence("derived", "an epoch, within 5 to 50 validations per run")
+        choices["validate_every"] = every, Evidence("derived", _why_every(every, steps, per_epoch))
     if plan.engine == "auto":
         reason = f"the fastest there is for weights on {problem.device.type}"
         choices["engine"] = fastest_engine(problem.device), Evidence("derived", reason)
@@ -156,6 +156,14 @@ def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:
     return with_choices(plan, {"drop_last": (True, Evidence("derived", reason))})
 
 
+def _why_every(every: int, steps: int, per_epoch: int | None) -> str:
+    if every == per_epoch:
+        return "an epoch"
+    if per_epoch is None:
+        return "about 20 validations per run, as the data do not say how long an epoch is"
+    return f"{'at least 5' if every < per_epoch else 'at most 50'} validations per run; an epoch has {per_epoch} steps"
+
+
 def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None) -> tuple[int, Evidence]:
     """Turn the requested budget into steps; without one take the plan's own. Raises PlanError where there is neither."""
     if request.steps is not None:
@@ -168,7 +176,11 @@ def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None
     seconds = request.seconds_per_training
     if seconds is not None:
         each = time_steps(problem, plan).seconds
-        reason = f"{seconds:g} seconds, less a tenth for validation, at {each * 1e3:.3g} ms per step"
+        parts = (
+            f" of the {request.seconds:.3g} s left, as search and training are {request.trainings:g} trainings' worth"
+        )
+        whole = f"{seconds:.3g} s{parts if request.trainings > 1 else ''}"
+        reason = f"{whole}, less a tenth for validation, at {each * 1e3:.3g} ms per step"
         figures = {"seconds": seconds, "seconds_per_step": each}
         return max(1, int(STEP_SHARE * seconds / each)), Evidence("measured", reason, figures)
     if plan.steps is None:

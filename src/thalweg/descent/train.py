@@ -16,6 +16,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress, Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, ThalwegError
+from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE, History
@@ -160,6 +161,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         **_describe_data(problem),
         "parameters": sum(p.numel() for p in descent.model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in descent.model.parameters() if p.requires_grad),
         "device": str(problem.device),
         "torch": torch.__version__,
         "select": problem.task.select,
@@ -171,6 +173,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
         "notes": list(problem.notes),
         "idle_parameters": list(problem.without_gradient),
+        "drifting_statistics": list(drifting_statistics(descent.model)),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -98,8 +98,15 @@ def is_dtype_mismatch(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _DTYPE_ERRORS)
 
 
-def rehearse_gradient(objective: Objective, model: nn.Module, batch: Any, loss: torch.Tensor) -> tuple[str, ...]:
-    """Take a first gradient, and one more after it as the second step will; give the parameters that got none.
+class FirstGradient(NamedTuple):
+    """Trainable parameters without a gradient, and whether any gradient is sparse."""
+
+    missing: tuple[str, ...]
+    sparse: bool
+
+
+def rehearse_gradient(objective: Objective, model: nn.Module, batch: Any, loss: torch.Tensor) -> FirstGradient:
+    """Take a first gradient, and one more after it as the second step will.
 
     What a model or a loss keeps from one batch to the next with its graph fails only in the second.
 
@@ -108,17 +115,18 @@ def rehearse_gradient(objective: Objective, model: nn.Module, batch: Any, loss: 
     with naming_errors("The backward pass", "on the first training batch"):
         loss.backward()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    without_gradient = tuple(name for name, p in trainable.items() if p.grad is None)
-    if len(without_gradient) == len(trainable):
+    missing = tuple(name for name, p in trainable.items() if p.grad is None)
+    if len(missing) == len(trainable):
         where = "step(model, batch)" if objective.task.step is not None else "loss(output, target)"
         raise TaskError(
             f"No parameter of the model gets a gradient: the loss is made of other tensors that can be trained. Use the model, or"
             f" its output, that {where} is given."
         )
+    sparse = any(p.grad is not None and p.grad.is_sparse for p in trainable.values())
     model.zero_grad(set_to_none=True)
     with naming_errors("The model or the loss", "on a second training batch"):
         again, _ = objective.loss(model, batch)
     with naming_errors("The backward pass", "on a second training batch"):
         again.backward()
     model.zero_grad(set_to_none=True)
-    return without_gradient
+    return FirstGradient(missing, sparse)

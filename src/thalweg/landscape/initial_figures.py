@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import Misfit, misfits
-from thalweg.landscape.objective import Objective, class_count
+from thalweg.landscape.objective import Objective, class_count, make_gradients_dense
+from thalweg.landscape.reduction import loss_option, unwrap
 from thalweg.records.task import Task
-from thalweg.sampling.sources import leaves, tree_map
+from thalweg.sampling.sources import leaves
 
 FEWEST_TARGETS = 20  # fewer may all be alike by chance
 RATES = (
@@ -102,6 +103,7 @@ class InitialFigures:
     classes: int | None = None
     gradients: Mapping[str, float] = field(default_factory=dict[str, float])  # parameter -> RMS of its gradient
     without_gradient: tuple[str, ...] = ()  # trainable parameters that the loss gives none
+    drifting_statistics: tuple[str, ...] = ()  # frozen normalisation layers whose running statistics a step moves
     reaction: float | None = None  # see `reaction`; the larger one of before and after fitting one batch
     fit: Fit | None = None
     scale: Mapping[str, Scale] = field(default_factory=dict[str, Scale])  # of "inputs" and "targets", where numbers
@@ -117,6 +119,7 @@ class InitialFigures:
     target_alike: bool | None = None  # whether all targets of a larger sample are equal
     held_out: tuple[float, float] | None = None  # lowest loss on examples not learnt from, and the constant predictor's
     repeats: Repeats | None = None
+    reduction: str = ""  # how the loss of a batch is made of its examples' losses; see `Reduction`
 
 
 def constant_loss(objective: Objective, output: Any, target: Any) -> tuple[float, str] | None:
@@ -125,14 +128,16 @@ def constant_loss(objective: Objective, output: Any, target: Any) -> tuple[float
     if not isinstance(target, Tensor) or not isinstance(output, Tensor):
         return None
     if class_count(task, output) is not None and not target.is_floating_point():
-        labels = target[target != getattr(task.loss, "ignore_index", -100)].flatten()
+        labels = target[target != loss_option(task.loss, "ignore_index", -100)].flatten()
         counts = torch.bincount(labels).double()
-        weight = getattr(task.loss, "weight", None)
+        weight = loss_option(task.loss, "weight")
         if isinstance(weight, Tensor):
             counts *= weight[: len(counts)].to(counts)
         shares = counts / counts.sum().clamp_min(1e-12)
         return float(-(shares * shares.clamp_min(1e-12).log()).sum()), "entropy of the labels"
-    if task.loss is nn.functional.mse_loss or isinstance(task.loss, nn.MSELoss):
+    if unwrap(task.loss)[0] is F.mse_loss or isinstance(task.loss, nn.MSELoss):
+        if not torch.isfinite(target).all():
+            return None
         return float(target.double().var(0, correction=0).mean()), "variance of the targets"
     return None
 
@@ -157,21 +162,22 @@ def ample(loss: float, constant: float | None) -> float:
     return AMPLE * (loss if constant is None or constant <= 0 else constant)
 
 
-def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> InitialFigures:
-    """Measure a model on one batch; parameters stay as they are, buffers may change."""
+def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: Any = None) -> InitialFigures:
+    """Measure a model on one batch; parameters stay as they are, buffers may change. `other`: see `reaction`."""
     model.train()
     model.zero_grad(set_to_none=True)
     with LossCalls(SAMPLE) as noted:
         loss, _ = objective.loss(model, batch)
     found = _unlike(misfit for call in noted.settle(loss) for misfit in misfits(call))
     loss.backward()
+    make_gradients_dense(model.parameters())
     gradients = {n: _rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
     without_gradient = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     model.zero_grad(set_to_none=True)
     if objective.task.step is not None:
         return InitialFigures(float(loss.detach()), found, gradients=gradients, without_gradient=without_gradient)
     model.eval()
-    with torch.no_grad():
+    with objective.gradient_mode():
         output, target = objective.outputs(model, batch)
     known = constant_loss(objective, output, target)
     inputs, kind = _float_input(objective, batch), compares(objective.task, output, target)
@@ -184,7 +190,7 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any) -> Initi
         classes=class_count(objective.task, output),
         gradients=gradients,
         without_gradient=without_gradient,
-        reaction=reaction(objective, model, batch),
+        reaction=reaction(objective, model, batch, other),
         scale=scales(objective, [batch], kind),
         column_spread=_spread(inputs),
         column_offset=_offset(inputs),
@@ -235,7 +241,8 @@ def compares(task: Task, output: Any, target: Any) -> Compares:
     absolute and Huber's error.
     """
     loss = task.loss
-    known = _COMPARES.get(loss if loss in _COMPARES else type(loss), "")
+    inner, _ = unwrap(loss)
+    known = _COMPARES.get(inner if inner in _COMPARES else type(inner), "")
     numbers = isinstance(output, Tensor) and isinstance(target, Tensor) and output.shape == target.shape
     if known or not (numbers and output.is_floating_point() and not target.is_complex()):
         return known
@@ -251,19 +258,22 @@ def compares(task: Task, output: Any, target: Any) -> Compares:
     return "distance" if same == 0 < off[0] and all(math.isclose(off[0], o, rel_tol=1e-4) for o in off) else ""
 
 
-def reaction(objective: Objective, model: nn.Module, batch: Any) -> float | None:
-    """Give how far outputs move, relative to their size, when the examples' inputs are exchanged; None where unknown."""
-    count = len(leaves(batch)[0]) if leaves(batch) else 0
-    if count < 2 or objective.task.step is not None:
+def reaction(objective: Objective, model: nn.Module, batch: Any, other: Any) -> float | None:
+    """Give how far outputs move, relative to their size, when a batch's examples are exchanged for those of another.
+
+    None where there is no other batch (None), or their outputs are not of the same shape.
+    """
+    if other is None or objective.task.step is not None:
         return None
-    rolled = tree_map(lambda leaf: leaf.roll(1, 0) if isinstance(leaf, Tensor) and leaf.ndim else leaf, batch)
     model.eval()
-    with torch.no_grad():
-        output, shifted = objective.outputs(model, batch)[0], objective.outputs(model, rolled)[0]
-    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim == 0:
+    with objective.gradient_mode():
+        output, exchanged = objective.outputs(model, batch)[0], objective.outputs(model, other)[0]
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim == 0 or len(output) < 2:
+        return None
+    if not isinstance(exchanged, Tensor) or exchanged.shape != output.shape:
         return None
     scale = _rms(output)
-    return _rms(shifted - output) / scale if scale > 0 else 0.0
+    return _rms(exchanged - output) / scale if scale > 0 else 0.0
 
 
 def scales(objective: Objective, batches: Sequence[Any], kind: Compares = "") -> dict[str, Scale]:
@@ -277,6 +287,9 @@ def scales(objective: Objective, batches: Sequence[Any], kind: Compares = "") ->
 def _scale(parts: Sequence[Any]) -> Scale | None:
     if not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts):
         return None
+    parts = [
+        part if torch.isfinite(part.sum()) else part[torch.isfinite(part)] for part in parts
+    ]  # some losses take NaN
     count = sum(part.numel() for part in parts)
     if count < 2 or any(part.numel() == 0 for part in parts):
         return None
@@ -287,8 +300,17 @@ def _scale(parts: Sequence[Any]) -> Scale | None:
     return Scale(mean, math.sqrt(squares / (count - 1)), low, high)
 
 
+def _finite_rows(inputs: Tensor | None) -> Tensor | None:
+    """Give the rows of a table without NaN and infinity; None for what is no table, or where fewer than two are left."""
+    if inputs is None or inputs.ndim != 2 or inputs.layout is not torch.strided:
+        return None
+    rows = inputs[torch.isfinite(inputs).all(1)]
+    return rows if len(rows) > 1 else None
+
+
 def _spread(inputs: Tensor | None) -> float | None:
-    if inputs is None or inputs.ndim != 2 or len(inputs) < 2:
+    inputs = _finite_rows(inputs)
+    if inputs is None:
         return None
     spreads = inputs.double().std(0)
     spreads = spreads[spreads > 0]
@@ -296,7 +318,8 @@ def _spread(inputs: Tensor | None) -> float | None:
 
 
 def _offset(inputs: Tensor | None) -> tuple[int, float] | None:
-    if inputs is None or inputs.ndim != 2 or len(inputs) < 2:
+    inputs = _finite_rows(inputs)
+    if inputs is None:
         return None
     spreads = inputs.double().std(0)
     if not (spreads > 0).any():

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils.rnn import PackedSequence
 
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.loss_contracts import LossCall, misfits
+from thalweg.landscape.reduction import Reduction, is_class_loss, loss_option, stated_reduction, unwrap
 from thalweg.records.task import StepResult, Task
 
 ONE_EXAMPLE_ERROR = (
     "Expected more than 1 value per channel"  # what PyTorch's batch normalisation says of a single example
 )
 ONE_EXAMPLE_HINT = " Batch normalisation needs two examples per batch: set drop_last, or another batch_size."
-_CLASS_LOSSES = (nn.functional.cross_entropy, nn.functional.nll_loss)
 _TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 
 
@@ -38,11 +40,22 @@ class Objective:
         task: gives the loss function, or its own `step` and `evaluate`.
         cast_inputs: dtypes that the model and the loss need: images stored as bytes, say, become floats for a model that
             computes on floats.
+        reduction: how the losses of parts make up that of the whole batch; None: as the loss says of itself.
+        needs_gradient: whether model or loss take gradients themselves, of their inputs say, so that they cannot be evaluated
+            with gradients disabled.
     """
 
-    def __init__(self, task: Task, cast_inputs: Casts | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        cast_inputs: Casts | None = None,
+        reduction: Reduction | None = None,
+        needs_gradient: bool = False,
+    ) -> None:
         self.task = task
         self.cast_inputs = cast_inputs or Casts()
+        self.reduction = reduction or (stated_reduction(task.loss) if task.step is None else Reduction())
+        self.needs_gradient = needs_gradient
         self._casts = self.cast_inputs != Casts()
 
     def with_own_loss(self, device: torch.device) -> Objective:
@@ -59,36 +72,28 @@ class Objective:
             copied = copy.deepcopy(loss, cast("dict[int, Any]", shared))
         except Exception:
             return self
-        return Objective(
-            replace(self.task, loss=copied if device.type == "cpu" else copied.to(device)), self.cast_inputs
-        )
+        return self.of(replace(self.task, loss=copied if device.type == "cpu" else copied.to(device)))
+
+    def of(self, task: Task) -> Objective:
+        """Give the same objective of another copy of the task."""
+        return Objective(task, self.cast_inputs, self.reduction, self.needs_gradient)
+
+    def gradient_mode(self) -> AbstractContextManager[Any]:
+        """Within, gradients are disabled, as evaluating wants, except where this objective needs them."""
+        return torch.enable_grad() if self.needs_gradient else torch.no_grad()
 
     @property
     def loss_buffers(self) -> dict[str, Tensor]:
         """The buffers of a loss that is a module; calling it may change them."""
         return dict(self.task.loss.named_buffers()) if isinstance(self.task.loss, nn.Module) else {}
 
-    def divisor(self, batch: Any, size: int) -> float:
-        """Give what the loss of a batch of `size` examples was divided by to be a mean.
-
-        For cross-entropy and negative log-likelihood that is the number of targets that are not ignored, or the sum of their
-        class weights; 0 where all are ignored. Else it is `size`. The mean over several batches is the average of their means
-        weighted with it.
-        """
-        loss = self.task.loss
-        if not _is_class_loss(self.task) or self.task.step is not None:
-            return float(size)
-        target = self.split(batch)[2]
-        if not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
-            return float(size)
-        counts = target != getattr(loss, "ignore_index", -100)
-        weight = getattr(loss, "weight", None)
-        if not isinstance(weight, Tensor):
-            return float(counts.sum())
-        return float(weight[target[counts].long()].sum())
+    def weight(self, batch: Any, size: int) -> float:
+        """Give the weight of the loss of a batch of `size` examples in an average over several; see `Reduction`."""
+        target = self.split(batch)[2] if self.reduction.kind == "targets" else None
+        return self.reduction.weight(target, size)
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
-        """Give the batch's mean loss, and its weight where the task's own step returns one (else None: see `divisor`).
+        """Give the batch's mean loss, and its weight where the task's own step returns one (else None: see `weight`).
 
         Raises DataError for a label the model has no output for, TaskError for one example under batch normalisation.
         """
@@ -125,13 +130,18 @@ class Objective:
             return self._split_mapping(cast("Mapping[str, Any]", batch))
         if isinstance(batch, Tensor):
             return (self._cast(batch),), {}, batch
+        if not isinstance(batch, tuple | list) or isinstance(batch, PackedSequence):
+            raise TaskError(
+                f"A batch is a {type(batch).__name__}, and which part of it is the target is not clear. Let the data give"
+                f" (input, target), or give step(model, batch)."
+            )
         parts = tuple(cast("tuple[Any, ...]", batch))
         if len(parts) == 1:
             return (self._cast(parts[0]),), {}, parts[0]
         inputs, target = parts[:-1], parts[-1]
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             return (), {key: self._cast(value) for key, value in inputs[0].items()}, target
-        if len(inputs) == 1 and isinstance(inputs[0], tuple):
+        if len(inputs) == 1 and type(inputs[0]) is tuple:  # a named tuple or other object is one input, not its fields
             inputs = cast("tuple[Any, ...]", inputs[0])
         return tuple(self._cast(part) for part in inputs), {}, target
 
@@ -173,6 +183,13 @@ def _unlike_weights(loss: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Mo
             unlike = weight.dtype != dtype and torch.float64 in (weight.dtype, dtype)
             if isinstance(module, _Loss) and weight.is_floating_point() and unlike:
                 yield module, name, weight
+
+
+def make_gradients_dense(parameters: Iterable[Tensor]) -> None:
+    """Make the gradients of `nn.Embedding(sparse=True)` what they are with sparse=False, which is the same gradient."""
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.to_dense()
 
 
 def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
@@ -222,13 +239,9 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _is_class_loss(task: Task) -> bool:
-    return task.loss in _CLASS_LOSSES or isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss)
-
-
 def class_count(task: Task, output: Any) -> int | None:
     """Give the number of classes where the loss is PyTorch's cross-entropy or negative log-likelihood, else None."""
-    if not _is_class_loss(task) or not isinstance(output, Tensor) or output.ndim < 1:
+    if not is_class_loss(task.loss) or not isinstance(output, Tensor) or output.ndim < 1:
         return None
     return output.shape[1] if output.ndim > 1 else output.shape[0]
 
@@ -240,8 +253,9 @@ def check_labels(task: Task, output: Any, target: Any, *, where: str = "") -> No
     """
     if class_count(task, output) is None or not isinstance(target, Tensor):
         return
-    name = "nll_loss" if isinstance(task.loss, nn.NLLLoss) or task.loss is nn.functional.nll_loss else "cross_entropy"
-    options = {"ignore_index": getattr(task.loss, "ignore_index", -100)}
+    inner, _ = unwrap(task.loss)
+    name = "nll_loss" if isinstance(inner, nn.NLLLoss) or inner is nn.functional.nll_loss else "cross_entropy"
+    options = {"ignore_index": loss_option(task.loss, "ignore_index", -100)}
     for misfit in misfits(LossCall(name, output, target, options, where)):
         if misfit.certain:
             raise DataError(misfit.message)

@@ -122,8 +122,8 @@ class Adagrad(Optimizer):
         initial_accumulator_value: 0.0, in [0, inf).
         eps: 1e-10, in (0, inf).
 
-    All others: see `Optimizer`. Arguments come in the order of `torch.optim.Adagrad`. The equation:
-    `thalweg.rules.adagrad`. Source: Duchi, Hazan & Singer 2011, JMLR 12.
+    All others: see `Optimizer`. Sparse gradients are taken, without weight decay. Arguments come in the order of
+    `torch.optim.Adagrad`. The equation: `thalweg.rules.adagrad`. Source: Duchi, Hazan & Singer 2011, JMLR 12.
     """
 
     def __init__(
@@ -325,8 +325,8 @@ class GradientDescent(Optimizer):
         lr: learning rate, 0.001, at least 0.
         weight_decay: 0.0, at least 0; added to the gradient.
 
-    All others: see `Optimizer`. The equation: `thalweg.rules.gradient_descent`. Source: Cauchy 1847, Comptes rendus 25,
-    536.
+    All others: see `Optimizer`. Sparse gradients are taken, without weight decay. The equation:
+    `thalweg.rules.gradient_descent`. Source: Cauchy 1847, Comptes rendus 25, 536.
     """
 
     def __init__(
@@ -415,8 +415,8 @@ class Momentum(Optimizer):
         dampening: 0.0, in [0, 1].
         weight_decay: 0.0, at least 0; added to the gradient.
 
-    All others: see `Optimizer`. The equation: `thalweg.rules.momentum`. Source: Polyak 1964,
-    doi:10.1016/0041-5553(64)90137-5.
+    All others: see `Optimizer`. Sparse gradients are taken, without weight decay. The equation:
+    `thalweg.rules.momentum`. Source: Polyak 1964, doi:10.1016/0041-5553(64)90137-5.
     """
 
     def __init__(
@@ -583,8 +583,8 @@ class Nesterov(Optimizer):
         dampening: 0.0, in [0, 1].
         weight_decay: 0.0, at least 0; added to the gradient.
 
-    All others: see `Optimizer`. The equation: `thalweg.rules.nesterov`. Source: Nesterov 1983; Sutskever et al. 2013,
-    ICML.
+    All others: see `Optimizer`. Sparse gradients are taken, without weight decay. The equation:
+    `thalweg.rules.nesterov`. Source: Nesterov 1983; Sutskever et al. 2013, ICML.
     """
 
     def __init__(

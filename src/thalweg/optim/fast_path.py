@@ -13,6 +13,7 @@ from itertools import chain
 from operator import is_, itemgetter
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from thalweg.optim.engines.bound_rule import BoundRule, ema_weight_at
@@ -41,11 +42,6 @@ class SteppedOptimizer(Protocol):
     cautious: bool
     measure: bool
 
-    @property
-    def has_grad_scaler(self) -> bool:
-        """Whether a gradient scaler takes part in this step."""
-        ...
-
     def clip_scale(self, norm: float) -> float:
         """Give what gradients of this total norm are multiplied by."""
         ...
@@ -55,7 +51,7 @@ class FastPath:
     """What a step on the general path found, to compare the next ones with, and what these need.
 
     Steps take the fast path where one fused block holds all parameters, all have gradients, and the optimiser does nothing rare:
-    neither a cautious step nor clipping by value, a gradient scaler or measuring.
+    neither a cautious step nor clipping by value or measuring.
     """
 
     def __init__(
@@ -81,18 +77,15 @@ class FastPath:
         if any(map(_has_tensor_option, optimizer.param_groups)):
             return None
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if any(g.layout is not torch.strided for g in gradients):
+            return None
         return FastPath(block_steps[0], block, optimizer, gradients) if block.can_read_in_place(gradients) else None
 
     def step(self, optimizer: SteppedOptimizer) -> FastStep | None:
         """Take a step; None, with nothing changed, where it must take the general path."""
         block, ema, groups = self.block, optimizer.ema, optimizer.param_groups
         rare = optimizer.cautious or optimizer.measure or optimizer.clip_value is not None
-        if (
-            rare
-            or optimizer.has_grad_scaler
-            or (ema is not None) is not block.has_ema
-            or len(groups) != len(self.options)
-        ):
+        if rare or (ema is not None) is not block.has_ema or len(groups) != len(self.options):
             return None
         parameters, lr = self._unchanged_groups(groups)
         if parameters is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thalweg import rules
-from thalweg.errors import RuleError
+from thalweg.errors import RuleError, nearest, synonym
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE
 from thalweg.rules.rule import Rule
 
@@ -23,20 +23,42 @@ SHARED = ("lr", "weight_decay", "maximize")
 OPTIMIZER_WIDE = ("clip_norm", "clip_value", "ema", "cautious", "on_nonfinite", "engine")
 """Options of the optimiser as a whole: in a group they would have no effect."""
 
-FLAGS = {
-    "foreach": "how a step is calculated is chosen by `engine`",
-    "fused": "how a step is calculated is chosen by `engine`, whose 'cpu' is the fused one",
+FLAGS: Mapping[str, Any] = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+"""PyTorch's options that choose how a step is calculated, with their defaults. They stand in every group, because other programs
+read them there. `foreach` and `fused` change nothing: both are ways to the same step, and here `engine` chooses the way."""
+
+BESIDE_CONSTANTS = (*SHARED, *OPTIMIZER_WIDE, *FLAGS)
+"""What an optimiser may be given besides its rule's constants."""
+
+_REFUSED_FLAGS = {
     "capturable": "part of a step is worked out on the host, which a captured graph would not repeat",
     "differentiable": "no gradient flows through a step here",
 }
-"""PyTorch's options that choose how a step is calculated, each with why it cannot be True here."""
 
 
-def refuse_flags(options: Mapping[str, Any]) -> None:
-    """Raise RuleError where one of PyTorch's flags is set; False and None, which are its defaults, change nothing."""
-    for name, why in FLAGS.items():
+def check_flags(options: Mapping[str, Any]) -> None:
+    """Raise RuleError where one of PyTorch's flags is set that would make another step of it."""
+    for name, why in _REFUSED_FLAGS.items():
         if options.get(name):
             raise RuleError(f"`{name}` cannot be True here: {why}. Leave it out, or take the class of torch.optim.")
+
+
+def without_fixed(options: Mapping[str, Any], rule: Rule, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out PyTorch's options of which this rule has one value only. Raises RuleError where they have another."""
+    for name, value in fixed.items():
+        if options.get(name, value) != value:
+            others = [one.optimizer for one in rules.RULES.values() if one.fixed.get(name) == options[name]]
+            hint = f" Take {' or '.join(others)}." if others else ""
+            raise RuleError(f"`{name}` of {rule.name} is always {value}, not {options[name]!r}.{hint}")
+    return {name: value for name, value in options.items() if name not in fixed}
+
+
+def check_constants(group: Mapping[str, Any], rule: Rule) -> None:
+    """Raise RuleError where a rule's constant in a group is out of its range, or `betas` mix numbers and tensors."""
+    rule.complete(rule.from_group(group))
+    for name in rule.grouped:
+        kinds = {isinstance(value, Tensor) for value in group[name]}
+        check(name, group[name], len(kinds) == 1, "all numbers or all tensors")
 
 
 def check(name: str, value: object, holds: bool, what: str) -> None:
@@ -84,18 +106,25 @@ _named = cache(rules.get)
 
 def defaults_of(rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Give the defaults of a group that names a rule of its own: that rule's constants, and the optimiser's other options."""
-    return {**{name: defaults[name] for name in SHARED}, **rule.group_defaults()}
+    return {**{name: defaults[name] for name in (*SHARED, *FLAGS)}, **rule.group_defaults()}
 
 
 def check_own(group: Mapping[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> None:
     """Raise RuleError where a group that names its rule sets a constant of another one.
 
-    One with the value of the optimiser's own default is no mistake: `torch.optim` puts the defaults into every group.
+    One with the value of the optimiser's own default is no mistake: `torch.optim` puts the defaults into every group. Nor is one
+    with the only value that the rule has of it.
     """
-    others = {name for one in rules.RULES.values() for name in (*one.constants, *one.grouped)} | {*defaults}
-    for name in others - {*SHARED, *rule.constants, *rule.grouped}:
-        if name in group and not (name in defaults and group[name] == defaults[name]):
+    for name in (_all_constants() | {*defaults}) - {*SHARED, *FLAGS, *rule.constants, *rule.grouped}:
+        known = [values[name] for values in (defaults, rule.fixed) if name in values]
+        if name in group and group[name] not in known:
             raise RuleError(f"A parameter group goes by the rule {group['rule']!r}. {rule.unknown(name)}")
+
+
+@cache
+def _all_constants() -> frozenset[str]:
+    """Name the constants of all rules, as an equation and as a group calls them."""
+    return frozenset(name for rule in rules.RULES.values() for name in (*rule.constants, *rule.grouped))
 
 
 def normalized(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +137,7 @@ def normalized(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -
             f"A parameter group has no 'params', only {', '.join(map(repr, group))}. Put its parameters there."
         )
     known = [*defaults, *rule.constants, *rule.grouped, "params", "param_names", "rule"]
-    refuse_flags(group)
+    check_flags(group)
     for name in group:
         if name in OPTIMIZER_WIDE:
             raise RuleError(
@@ -116,8 +145,8 @@ def normalized(group: dict[str, Any], rule: Rule, defaults: Mapping[str, Any]) -
             )
         if name not in known and not name.endswith(tuple(known)):
             near = get_close_matches(name, known, n=1, cutoff=0.8)
-            if near:
-                raise RuleError(f"A parameter group names {name!r}, which is no option here. Did you mean {near[0]!r}?")
+            if near or (name not in _all_constants() and synonym(name, known)):
+                raise RuleError(f"A parameter group names {name!r}, which is no option here.{nearest(name, known)}")
     own = {name: value for name, value in group.items() if name in rule.constants and name not in defaults}
     rest = {name: value for name, value in group.items() if name not in own}
     if not isinstance(rest["params"], Tensor | set):

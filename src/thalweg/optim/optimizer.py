@@ -25,7 +25,7 @@ from thalweg.optim.engines import make_engine
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, as_real, count_nonfinite
 from thalweg.optim.engines.blocks import EMA
 from thalweg.optim.engines.device_resident import DeviceSkipCounter
-from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms
+from thalweg.optim.engines.interface import DeviceNorms, GroupStep
 from thalweg.optim.engines.validate import why_invalid
 from thalweg.optim.fast_path import FastPath
 from thalweg.rules.rule import Rule
@@ -92,8 +92,12 @@ class Optimizer(torch.optim.Optimizer):
     the rule is of that kind, the rule's equation (with decoupled decay inside, if it has one), average of the weights. A
     gradient that is not finite leaves every bit of weights and state as it was. The parameters' `grad` is only read.
 
-    Under a `torch.amp.GradScaler` the step itself divides by the scale, so clipping and `last` are of the unscaled gradient, and
-    a step that the scaler skips is recorded in `last` as skipped.
+    Under a `torch.amp.GradScaler`, Lightning or Accelerate it is what `torch.optim`'s classes are: the scaler divides `p.grad` by
+    the scale, and where a gradient overflowed it does not call `step`, so that `last` and `skips` stay those of the last step
+    that was taken.
+
+    Sparse gradients (`nn.Embedding(sparse=True)`) are taken where PyTorch's class takes them: by SGD's three rules and Adagrad,
+    without weight decay. They are made dense for the step, so they save no memory in it.
 
     Arguments:
         params: parameters, named parameters, or groups of either, as for every `torch.optim` class; float32 or float64, bfloat16
@@ -112,8 +116,8 @@ class Optimizer(torch.optim.Optimizer):
         on_nonfinite: "raise" raises NonFiniteError at the third step in a row whose gradient is not finite, "skip" never does.
         engine: "auto", "cpu" (compiled with Numba; parameters on other devices, not dense in memory or of sixteen bits go by
             "tensors" all the same) or "tensors". On CUDA and XPU the first step compiles too, for up to some minutes.
-        constants: the rule's own, by the equation's names or PyTorch's (`betas`). PyTorch's `foreach`, `fused`, `capturable`
-            and `differentiable` may be None or False, which changes nothing.
+        constants: the rule's own, by the equation's names or PyTorch's (`betas`). Whatever PyTorch's class of the same name has
+            by default may be given too. `foreach` and `fused` change nothing; `capturable` and `differentiable` cannot be True.
 
     Attributes: `last` is the last step's `StepRecord` (None before the first); `measure = True` has the next step record
     `weight_norms` and `update_norms` too, which costs a copy of the small tensors.
@@ -125,8 +129,6 @@ class Optimizer(torch.optim.Optimizer):
     >>> (w * w).sum().backward(); optimizer.step(); w
     tensor([ 0.8000, -1.6000], requires_grad=True)
     """
-
-    _step_supports_amp_scaling = True  # `GradScaler.step` sets `grad_scale` and `found_inf`, and always calls `step`
 
     def __init__(
         self,
@@ -144,9 +146,11 @@ class Optimizer(torch.optim.Optimizer):
         engine: str = "auto",
         **constants: Any,
     ) -> None:
-        groups.refuse_flags(constants)
-        constants = {name: value for name, value in constants.items() if name not in groups.FLAGS}
+        groups.check_flags(constants)
+        flags = {name: constants.get(name, value) for name, value in groups.FLAGS.items()}
+        constants = {name: value for name, value in constants.items() if name not in flags}
         self.rule = rules.get(rule)
+        constants = groups.without_fixed(constants, self.rule, self._fixed())
         groups.check("clip_norm", clip_norm, clip_norm is None or groups.is_above_zero(clip_norm), "above zero")
         groups.check("clip_value", clip_value, clip_value is None or groups.is_above_zero(clip_value), "above zero")
         groups.check("ema", ema, ema is None or (groups.is_above_zero(ema) and ema < 1), "between 0 and 1")
@@ -171,6 +175,7 @@ class Optimizer(torch.optim.Optimizer):
             "weight_decay": self.rule.weight_decay if weight_decay is None else weight_decay,
             "maximize": maximize,
             **self._constants(constants),
+            **flags,
         }
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -194,6 +199,8 @@ class Optimizer(torch.optim.Optimizer):
                 rule = groups.named(param_group["rule"])
                 groups.check_own(param_group, rule, defaults)
                 defaults = groups.defaults_of(rule, defaults)
+            else:
+                param_group = groups.without_fixed(param_group, rule, self._fixed())
             param_group = groups.normalized(param_group, rule, defaults)
             param_group |= {name: value for name, value in defaults.items() if name not in param_group}
             self._check(param_group)
@@ -207,20 +214,14 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Take a step. A closure recomputes the loss, and its value is given back.
 
-        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip"; a step that a
-        gradient scaler skips counts only once its scale is down to 1, when it is no longer the scale that overflows.
+        Raises NonFiniteError at the third gradient in a row that is not finite, unless `on_nonfinite` is "skip".
         RuleError, with nothing changed, where a parameter, its gradient and its state do not fit together (any more).
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, closure)
-        try:
-            if not self._has_hooks_or_profiler():
-                return self._step(closure)
-            return _hooked_step(self) if closure is None else _hooked_step(self, closure)
-        except BaseException:  # a gradient scaler deletes what it sets only after a step that returns
-            self.__dict__.pop("grad_scale", None)
-            self.__dict__.pop("found_inf", None)
-            raise
+        if not self._has_hooks_or_profiler():
+            return self._step(closure)
+        return _hooked_step(self) if closure is None else _hooked_step(self, closure)
 
     # torch wraps `step` of every class without this mark, to call hooks and the profiler; the wrapper costs as much as a small
     # step. `step` calls them itself where there are any. Without the mark they would also be called twice.
@@ -257,8 +258,7 @@ class Optimizer(torch.optim.Optimizer):
             # On an accelerator `skipped` is a tensor, which to read would synchronise: there `_skip_counter` counts skips.
             if self.last.skipped is True:
                 try:
-                    if not self._scaler_will_lower_scale():
-                        self._count_skip(group_steps, self.last)
+                    self._count_skip(group_steps, self.last)
                 finally:
                     self._engine.release_gradients()
         return loss
@@ -338,7 +338,7 @@ class Optimizer(torch.optim.Optimizer):
 
         def take(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             saved.update(given, param_groups=[self._loadable(group) for group in given["param_groups"]])
-            saved["state"] = self._with_carried(given)
+            saved["state"] = {number: _dense(entry) for number, entry in self._with_carried(given).items()}
             return saved
 
         # After the caller's own pre-hooks, which may rewrite what is to be loaded, and before the caller's post-hooks.
@@ -373,6 +373,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _constants(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check the constants given, and complete them under the names that a group has."""
+        for name in given:
+            if name not in self.rule.constants and name not in self.rule.grouped:
+                raise RuleError(self.rule.unknown(name, groups.BESIDE_CONSTANTS))
         return self.rule.to_group(self.rule.complete(given))
 
     def _fixed(self) -> Mapping[str, Any]:
@@ -386,7 +389,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: Mapping[str, Any]) -> None:
         groups.check_rates(group)
-        self.rule.complete(self.rule.from_group(group))
+        groups.check_constants(group, self.rule)
 
     # `_rule`, `_fixed` and `_check_group`, which a subclass may override, are about groups that name no rule of their own; those
     # that follow are about any group.
@@ -404,7 +407,7 @@ class Optimizer(torch.optim.Optimizer):
             return
         rule = groups.named(group["rule"])
         groups.check_rates(group)
-        rule.complete(rule.from_group(group))
+        groups.check_constants(group, rule)
         self._check_average(rule)
 
     def _check_average(self, rule: Rule) -> None:
@@ -413,13 +416,17 @@ class Optimizer(torch.optim.Optimizer):
             raise RuleError(f"{rule.name} averages the weights itself, so {what} has no place beside it: leave it out.")
 
     def _loadable(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Check a saved group, and complete it with defaults where another library saved fewer options."""
+        """Check a saved group, and complete it with defaults where another library saved fewer options.
+
+        How a step is calculated is no part of what was saved: PyTorch's flags stay as this optimiser has them.
+        """
         fixed = self._fixed_of(group)
         for name, value in fixed.items():
             if group.get(name, value) != value:
                 raise RuleError(f"The state was saved with {name}={group[name]}, which {self.rule.name} does not have.")
         own = groups.defaults_of(groups.named(group["rule"]), self.defaults) if "rule" in group else {}
-        complete = {**self.defaults, **own, **{name: value for name, value in group.items() if name not in fixed}}
+        left_out = {*fixed, *groups.FLAGS}
+        complete = {**self.defaults, **own, **{name: value for name, value in group.items() if name not in left_out}}
         self._check(complete)
         return complete
 
@@ -448,12 +455,10 @@ class Optimizer(torch.optim.Optimizer):
             return []
         if len(gradients) < len(parameters):
             parameters = [p for p in parameters if p.grad is not None]
-        if not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
-            raise RuleError(
-                f"{type(self).__name__} has no sparse gradients: make the embedding with sparse=False, "
-                "or give its weights to torch.optim.SparseAdam."
-            )
         rule = self._rule_of(group)
+        if not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
+            self._check_sparse(rule, group, parameters)
+            gradients = [g.to_dense() for g in gradients]
         options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
         group_step = GroupStep(rule, self._read_constants(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
@@ -461,6 +466,20 @@ class Optimizer(torch.optim.Optimizer):
         self._is_reordered = True
         others = replace(group_step.with_only(lambda p: p.ndim < 2), rule=rule.rest, constants=rule.rest.constants)
         return [one for one in (group_step.with_only(lambda p: p.ndim >= 2), others) if one.parameters]
+
+    def _check_sparse(self, rule: Rule, group: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Raise RuleError where a gradient is sparse and PyTorch's class of this rule would not take it either."""
+        (name, *_) = self._names({id(p) for p in parameters if cast(Tensor, p.grad).layout is not torch.strided})
+        if not rule.takes_sparse:
+            raise RuleError(
+                f"The gradient of {name} is sparse, which {rule.name} does not take, but SGD and Adagrad do: make the embedding "
+                'with sparse=False, or give its weights a group of their own with "rule": "adagrad", "weight_decay": 0.'
+            )
+        if group["weight_decay"]:
+            raise RuleError(
+                f"The gradient of {name} is sparse, and weight decay would move all its weights: put it into a group of its own "
+                "with weight_decay=0, or make the embedding with sparse=False."
+            )
 
     def _read_constants(self, rule: Rule, group: Mapping[str, Any]) -> Mapping[str, Any]:
         """Read a rule's constants from a group; the same mapping as at the last step where none has changed.
@@ -478,27 +497,21 @@ class Optimizer(torch.optim.Optimizer):
         return constants
 
     def _general_step(self, group_steps: Sequence[GroupStep]) -> StepRecord:
-        loss_scale: Any = self.__dict__.get("grad_scale")
-        if loss_scale is None or loss_scale.device.type == "cpu":
-            loss_scale = self._loss_scale() or 1.0
-        clip_value: Any = None if self.clip_value is None else self.clip_value * loss_scale
-        clips = clip_value if self.clip_norm is not None else None
+        clips = self.clip_value if self.clip_norm is not None else None
         try:
             norms = self._engine.measure_gradients(group_steps, self.state, clip_value=clips, ema=self.ema is not None)
         except (RuntimeError, LookupError, ValueError, ArithmeticError):
             self._raise_why_invalid(group_steps)
             raise
         if isinstance(norms, DeviceNorms):
-            return self._device_resident_step(group_steps, norms, loss_scale, clip_value)
-        if loss_scale != 1.0:
-            norms = _unscaled(norms, loss_scale)
+            return self._device_resident_step(group_steps, norms)
         each = self._in_parameter_order(group_steps, norms.each)
-        if norms.nonfinite or self._found_inf():
+        if norms.nonfinite:
             return StepRecord(norms.total, 1.0, True, norms.nonfinite, each)
         self.skips = 0
         scale = self.clip_scale(norms.clipped)
         norms_of_update = self._engine.update(
-            self.state, scale=scale / loss_scale, clip_value=clip_value, ema=self.ema, record_norms=self.measure
+            self.state, scale=scale, clip_value=self.clip_value, ema=self.ema, record_norms=self.measure
         )
         if norms_of_update is None:
             return StepRecord(norms.total, scale, False, 0, each)
@@ -512,45 +525,34 @@ class Optimizer(torch.optim.Optimizer):
         )
         return StepRecord(norms.total, scale, False, 0, each, *in_order)
 
-    @property
-    def has_grad_scaler(self) -> bool:
-        """Whether a gradient scaler takes part in this step: it sets `grad_scale` and `found_inf` before it calls `step`."""
-        attributes = self.__dict__
-        return attributes.get("grad_scale") is not None or attributes.get("found_inf") is not None
-
     def clip_scale(self, norm: float) -> float:
         """Give what gradients of this total norm are multiplied by: PyTorch's formula, with its 1e-6, so that results agree."""
         return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
 
-    def _device_resident_step(
-        self, group_steps: Sequence[GroupStep], norms: DeviceNorms, loss_scale: Any, clip_value: Any
-    ) -> StepRecord:
+    def _device_resident_step(self, group_steps: Sequence[GroupStep], norms: DeviceNorms) -> StepRecord:
         """Go on with the step on an accelerator without host synchronisation: scale and whether to skip are tensors there."""
-        finite, found = norms.total.isfinite(), self.__dict__.get("found_inf")
-        if found is not None:
-            finite &= found.to(finite.device) == 0
+        finite = norms.total.isfinite()
         scale: Any = 1.0
         if self.clip_norm is not None:
-            scale = (self.clip_norm / (norms.clipped / loss_scale + 1e-6)).clamp(max=1.0)
+            scale = (self.clip_norm / (norms.clipped + 1e-6)).clamp(max=1.0)
         norms_of_update = self._engine.update(
             self.state,
-            scale=scale / loss_scale,
-            clip_value=clip_value,
+            scale=scale,
+            clip_value=self.clip_value,
             ema=self.ema,
             record_norms=self.measure,
             finite=finite,
         )
         self.measure = False
-        if found is None:
-            self._skip_counter.update(finite)
-            self.skips = self._skip_counter.skips
-            if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
-                raise NonFiniteError(_message_some_steps_late(self.skips))
-        each: Any = norms.each / loss_scale
+        self._skip_counter.update(finite)
+        self.skips = self._skip_counter.skips
+        if self.on_nonfinite == "raise" and self.skips >= MOST_SKIPS:
+            raise NonFiniteError(_message_some_steps_late(self.skips))
+        each: Any = norms.each
         recorded = norms_of_update or ()
         if self._is_reordered or len(each) < sum(len(group["params"]) for group in self.param_groups):
             each, *recorded = (self._in_parameter_order_on_device(group_steps, values) for values in (each, *recorded))
-        total: Any = norms.total / loss_scale
+        total: Any = norms.total
         return StepRecord(total, scale, cast(Any, ~finite), cast(Any, norms.nonfinite), each, *recorded)
 
     def _in_parameter_order_on_device(self, group_steps: Sequence[GroupStep], values: Tensor) -> Tensor:
@@ -565,21 +567,6 @@ class Optimizer(torch.optim.Optimizer):
                 why = why_invalid(p, gradient, self.state.get(p, {}), states)
                 if why is not None:
                     raise RuleError(why.format(name=self._names({id(p)})[0]))
-
-    def _loss_scale(self) -> float | None:
-        """Give the scale of the loss, by which this step must divide the gradients; None without a gradient scaler."""
-        scale = self.__dict__.get("grad_scale")
-        return None if scale is None else float(scale)
-
-    def _found_inf(self) -> bool:
-        """Whether a gradient scaler skips this step; it may have seen gradients of other processes too."""
-        found = self.__dict__.get("found_inf")
-        return found is not None and bool(found)
-
-    def _scaler_will_lower_scale(self) -> bool:
-        """Whether the gradient scaler skipped this step and will try a smaller scale, which may be all that is needed."""
-        scale = self._loss_scale()
-        return self._found_inf() and (scale is None or scale > 1.0)
 
     def _in_parameter_order(self, group_steps: Sequence[GroupStep], values: Sequence[float]) -> Sequence[float]:
         """Give values, one per parameter with a gradient, in the order of all parameters; NaN for those without."""
@@ -646,9 +633,10 @@ def _message_some_steps_late(skips: int) -> str:
     )
 
 
-def _unscaled(norms: Norms, scale: float) -> Norms:
-    """Give the norms of the gradients divided by the loss scale."""
-    return Norms([n / scale for n in norms.each], norms.total / scale, norms.clipped / scale, norms.nonfinite)
+def _dense(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a parameter's state as a step needs it: PyTorch's momentum of sparse gradients is sparse."""
+    sparse = {k: v.to_dense() for k, v in entry.items() if isinstance(v, Tensor) and v.layout is torch.sparse_coo}
+    return {**entry, **sparse}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from thalweg.errors import RuleError, nearest
-from thalweg.optim.groups import check_rates
+from thalweg.optim.groups import BESIDE_CONSTANTS, check_rates
 from thalweg.optim.optimizer import Optimizer
 from thalweg.rules import RULES
 from thalweg.rules.rule import Rule
@@ -28,7 +28,8 @@ class SGD(Optimizer):
         weight_decay: coupled (added to the gradient), at least 0.
         nesterov: look ahead; needs momentum above 0 and no dampening.
 
-    All others: see `Optimizer`.
+    All others: see `Optimizer`. Sparse gradients are taken, without weight decay. Arguments come in the order of
+    `torch.optim.SGD`.
 
     >>> import torch
     >>> SGD([torch.zeros(2)], momentum=1.5)
@@ -75,7 +76,8 @@ class SGD(Optimizer):
     def _constants(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name in given:
             if name not in _OWN:
-                raise RuleError(f"SGD has no option {name!r}; it has {', '.join(_OWN)}.{nearest(name, _OWN)}")
+                did_you_mean = nearest(name, [*_OWN, *BESIDE_CONSTANTS])
+                raise RuleError(f"SGD has no option {name!r}; it has {', '.join(_OWN)}.{did_you_mean}")
         return dict(given)
 
     def _fixed(self) -> Mapping[str, Any]:

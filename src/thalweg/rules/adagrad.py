@@ -24,6 +24,7 @@ def slowing(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     state={"s": ("sum", "initial_accumulator_value")},
     ranges={"lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)", "eps": "(0, inf)"},
     scalars=slowing,
+    takes_sparse=True,
     source="Duchi, Hazan & Singer 2011, JMLR 12",
 )
 def adagrad(

@@ -33,6 +33,7 @@ def corrections(step: int, constants: Mapping[str, Any]) -> dict[str, float]:
     ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "eps": "(0, inf)"},
     scalars=corrections,
     grouped={"betas": ("beta1", "beta2")},
+    fixed={"decoupled_weight_decay": True},
     second_moment="v / correction2",
     optimizer="AdamW",
     source="Loshchilov & Hutter 2019, arXiv:1711.05101",

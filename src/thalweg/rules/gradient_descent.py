@@ -11,6 +11,7 @@ from thalweg.rules.rule import rule
 
 
 @rule(
+    takes_sparse=True,
     source="Cauchy 1847, Comptes rendus 25, 536",
     aliases=("sgd",),
     fixed={"momentum": 0, "dampening": 0, "nesterov": False},

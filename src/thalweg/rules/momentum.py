@@ -27,6 +27,7 @@ def share_of_newest(step: int, constants: Mapping[str, Any]) -> dict[str, float]
     ranges={"momentum": "[0, 1)", "dampening": "[0, 1]"},
     scalars=share_of_newest,
     counts_steps=False,
+    takes_sparse=True,
     source="Polyak 1964, doi:10.1016/0041-5553(64)90137-5",
     aliases=("heavy_ball",),
     fixed={"nesterov": False},

@@ -26,6 +26,7 @@ def share_of_newest(step: int, constants: Mapping[str, Any]) -> dict[str, float]
     ranges={"momentum": "[0, 1)", "dampening": "[0, 1]"},
     scalars=share_of_newest,
     counts_steps=False,
+    takes_sparse=True,
     source="Nesterov 1983; Sutskever et al. 2013, ICML",
     fixed={"nesterov": True},
 )

@@ -106,8 +106,10 @@ class Rule:
       gradient (coupled), as it does where the constant that `decoupled` names is false.
     - `takes`: the names of all numbers that the equation takes, weight decay included.
     - `grouped`: PyTorch's name for several constants at once (`betas`).
-    - `fixed`: PyTorch's options of which this rule supports one value; they are written into the parameter groups, and a
-      `state_dict` with another value is refused.
+    - `fixed`: PyTorch's options of which this rule supports one value; they are written into a `state_dict`, and
+      another value is refused there and when an optimiser is made.
+    - `takes_sparse`: whether sparse gradients may be given, as PyTorch's class of the same equation takes them: a weight whose
+      gradient is 0 then moves by its own state at most, which is what a sparse gradient says of all weights that it leaves out.
     - `counts_steps`: whether `state_dict` has a `step`. Without one, `scalars` gets 1 for a parameter's first step (while it has
       no state) and 2 for every later one.
     - `optimizer`: the name of the class in `thalweg.optim`.
@@ -129,6 +131,7 @@ class Rule:
     aliases: tuple[str, ...] = ()
     grouped: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    takes_sparse: bool = False
     counts_steps: bool = False
     optimizer: str = ""
     carried: Mapping[str, float | str] = field(default_factory=dict[str, float | str])
@@ -267,11 +270,11 @@ class Rule:
         # PyTorch has None for the default of Adafactor's first eps.
         return {m: self.constants[m] if v is None else v for m, v in zip(members, values, strict=True)}
 
-    def unknown(self, name: str) -> str:
-        """Say that there is no constant of this name."""
+    def unknown(self, name: str, beside: Iterable[str] = ()) -> str:
+        """Say that there is no constant of this name; `beside` are other names that may have been meant."""
         known = [*self.constants, *self.grouped]
         listed = f"its constants are {', '.join(known)}" if known else "it has no constants"
-        return f"{self.name} has no constant {name!r}; {listed}.{nearest(name, known)}"
+        return f"{self.name} has no constant {name!r}; {listed}.{nearest(name, [*known, *beside])}"
 
 
 def rule(
@@ -283,6 +286,7 @@ def rule(
     scalars: Scalars | None = None,
     grouped: Mapping[str, tuple[str, ...]] | None = None,
     fixed: Mapping[str, Any] | None = None,
+    takes_sparse: bool = False,
     aliases: Iterable[str] = (),
     counts_steps: bool | None = None,
     carried: Mapping[str, float | str] | None = None,
@@ -334,6 +338,7 @@ def rule(
             aliases=tuple(aliases),
             grouped=MappingProxyType(dict(grouped or {})),
             fixed=MappingProxyType(dict(fixed or {})),
+            takes_sparse=takes_sparse,
             counts_steps=scalars is not None if counts_steps is None else counts_steps,
             optimizer=optimizer or "".join(map(str.capitalize, equation.__name__.split("_"))),
             carried=MappingProxyType(dict(carried or {})),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -71,6 +71,8 @@ class Batches:
         self.recent = deque[Draw](
             maxlen=min(recent, 1) if isinstance(source, StreamSource) and source.stateful else recent
         )
+        self.length_note: str | None = None  # set once, where a stream does not give as many batches as its `len` says
+        self._last_epoch = 0  # steps of the epoch of a stream that ended last
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
         self._loaded: Generator[Any] | None = None  # the next micro-batches, from a loader or a stream
 
@@ -83,6 +85,7 @@ class Batches:
         else:
             drawn = self._stream(self.source)
             self.recent.append(drawn)
+            self._compare_length(self.source)
             return drawn
         self.within += 1
         if self.within == self.steps_per_epoch:
@@ -207,10 +210,28 @@ class Batches:
                 f"The data stream gave no batch in epoch {self.epoch + 1}. It must start again each time it is iterated over:"
                 f" give an object whose __iter__ makes a fresh iterator, or an endless one."
             )
-        self.within += 1
-        if not parts or self.within == self.steps_per_epoch:
+        if not parts:
+            self._last_epoch = self.within
             self.epoch, self.within, self._loaded = self.epoch + 1, 0, None
-        return Draw(parts, [_rows(part) for part in parts], None) if parts else self._stream(source)
+            return self._stream(source)
+        self.within += 1
+        return Draw(parts, [count_examples(part) for part in parts], None)
+
+    def _compare_length(self, source: StreamSource) -> None:
+        """Note where a stream goes on past its `len`, or ended before it: the stream is read to its end, whatever `len` says.
+
+        Only two positions of a run can set the note, so that a run that goes on from a later one does not repeat it.
+        """
+        expected, drawn = self.steps_per_epoch, None
+        if expected is not None and (self.epoch, self.within) == (0, expected + 1):
+            drawn = f"more than {expected:,}"
+        elif expected is not None and (self.epoch, self.within) == (1, 1) and self._last_epoch < expected:
+            drawn = f"{self._last_epoch:,}"
+        if drawn is not None:
+            self.length_note = (
+                f"`{source.name}` gave {drawn} steps in its first epoch, but its len() says {expected:,}. It is read to its end;"
+                f" the budget and the schedule count an epoch as {expected:,} steps. Give steps= for an exact number."
+            )
 
     def _next_parts(self, stream: Iterator[Any]) -> Iterator[Any]:
         """Give the micro-batches of the next step: fewer than `accumulate`, or none, where the stream ends."""
@@ -264,25 +285,46 @@ def smallest_part(count: int, batch_size: int, accumulate: int) -> int:
     return min(last % micro or micro, batch_size % micro or micro)
 
 
-def iterate_once(source: Source, micro: int) -> Iterator[tuple[Any, int]]:
-    """Go through all examples once, unshuffled, in batches of `micro`: pairs (batch, number of examples)."""
+def iterate_once(source: Source, size: int, *, own: bool = True) -> Iterator[tuple[Any, int]]:
+    """Go through all examples once: pairs (batch, number of examples).
+
+    Batches of `size` examples in the order of the data. Those of a user's loader have the loader's own size and `drop_last` and,
+    where it shuffles, an order that is always the same one; with `own=False` its examples too come in batches of `size`.
+    """
     if isinstance(source, StreamSource):
-        for batch in source.open(0, 0, micro, 0):
-            yield batch, _rows(batch)
+        for batch in source.open(0, 0, size, 0):
+            yield batch, count_examples(batch)
         return
-    starts = range(0, len(source), micro)
-    sizes = [min(micro, len(source) - start) for start in starts]
+    parts = list(_positions(source, size, own))
     if isinstance(source, TensorSource):
-        for start, size in zip(starts, sizes, strict=True):
-            yield source.take(slice(start, start + size)), size
+        for part in parts:
+            yield source.take(slice(int(part[0]), int(part[-1]) + 1)), len(part)
     else:
-        pairs = (
-            [(0, index) for index in range(start, start + size)] for start, size in zip(starts, sizes, strict=True)
-        )
-        yield from zip(source.load(pairs, 0, 0), sizes, strict=True)
+        loaded = source.load(([(0, index) for index in part.tolist()] for part in parts), 0, 0)
+        yield from zip(loaded, map(len, parts), strict=True)
 
 
-def _rows(batch: Any) -> int:
-    """Count a batch's examples: the first tensor's first dimension; 1 where the last tensor, the target, has none."""
+def _positions(source: TensorSource | ItemSource, size: int, own: bool) -> Iterator[Tensor]:
+    """Give the indices of each batch of one pass over the data."""
+    batches = source.own_batches if own and isinstance(source, ItemSource) else None
+    size = size if batches is None else batches.size
+    indices = order(len(source), 0, 0, shuffle=batches is not None and batches.shuffle)
+    for part in indices.split(size):
+        if len(part) == size or batches is None or not batches.drop_last:
+            yield part
+
+
+def count_examples(batch: Any) -> int:
+    """Count the examples of a batch that a loader made.
+
+    Of its tensors most have one row per example. Where as many have one length as another (pieces laid end to end with their
+    offsets, targets of all time steps in one row), the shorter counts. 1 where the last tensor, the target, is a single number.
+
+    >>> count_examples((torch.zeros(8, 3), torch.zeros(8))), count_examples((torch.zeros(30), torch.zeros(4), torch.zeros(4)))
+    (8, 4)
+    """
     tensors = leaves(batch)
-    return len(tensors[0]) if tensors and tensors[0].ndim and tensors[-1].ndim else 1
+    if not tensors or not tensors[-1].ndim:
+        return 1
+    lengths = Counter(len(tensor) for tensor in tensors if tensor.ndim)
+    return max(lengths, key=lambda length: (lengths[length], -length))

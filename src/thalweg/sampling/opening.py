@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from thalweg.errors import DataError, few
 from thalweg.sampling.batches import iterate_once
 from thalweg.sampling.sources import (
     Source,
+    StreamSource,
     TensorSource,
     leaves,
     nonfinite_rows,
@@ -32,7 +33,7 @@ def open_data(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     has_targets: bool = True,
 ) -> tuple[Source, list[str]]:
-    """Open data; arrays and tensors are cast, checked for NaN and infinity, and moved to the device.
+    """Open data; arrays and tensors are cast and moved to the device.
 
     Arguments:
         data: as `Task` takes them.
@@ -42,13 +43,12 @@ def open_data(
         collate_fn: makes a batch of examples.
         has_targets: whether the last part is a target; whole numbers among targets become int64.
 
-    Gives the source, and notes on casts that lose precision. Raises DataError as `open_source` does, and for NaN or infinity.
+    Gives the source, and notes on casts that lose precision. Raises DataError as `open_source` does.
     """
     source = open_source(data, float_dtype=float_dtype, collate_fn=collate_fn, name=name)
     if not isinstance(source, TensorSource):
         return source, []
     notes = [f"`{name}` is float64 and was cast to the model's {float_dtype}."] if _is_wider(data, float_dtype) else []
-    _check_finite(source, name)
     nest = source.nest
     if isinstance(nest, tuple) and len(nest) > 1 and has_targets:
         nest = (*nest[:-1], tree_map(_widen, nest[-1]))
@@ -65,22 +65,52 @@ def _widen(target: Tensor) -> Tensor:
     return target.long() if target.dtype in (torch.int8, torch.int16, torch.int32, torch.uint8) else target
 
 
-def _check_finite(source: TensorSource, name: str) -> None:
-    """Raise DataError, with the first rows and columns, where the data have NaN or infinity."""
-    for part, leaf in enumerate(leaves(source.nest)):
+class NonFinite(NamedTuple):
+    """Where data in memory hold NaN or infinity: in words, and the rows of the first part that does."""
+
+    text: str
+    rows: list[int]
+
+
+def find_nonfinite(source: Source, name: str) -> NonFinite | None:
+    """Look for NaN and infinity in data in memory; None where there are none, or the data are read one by one."""
+    for part, leaf in enumerate(leaves(source.nest) if isinstance(source, TensorSource) else []):
         rows = nonfinite_rows(leaf)
-        if not rows:
-            continue
-        columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
-        raise DataError(
-            f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
-            f" rows {few(rows)}, columns {few(columns)}. Drop or fill them (or scale what is too large for {leaf.dtype})."
-        )
+        if rows:
+            columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
+            text = (
+                f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
+                f" rows {few(rows)}, columns {few(columns)}"
+            )
+            return NonFinite(text, rows)
+    return None
 
 
-def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE) -> Any:
-    """Give the first examples as a batch on the device. Raises DataError where there are none."""
-    batch, _ = next(iterate_once(source, count), (None, 0))
+def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE, *, own: bool = True) -> Any:
+    """Give the first examples as a batch on the device: `count` of them, or as many as the user's loader puts together.
+
+    With `own=False` it is `count` of a loader's examples too. Raises DataError where there are none.
+    """
+    batch, _ = next(iterate_once(source, count, own=own), (None, 0))
     if batch is None:
         raise DataError("The data stream gave no batch. It must start again each time it is iterated over.")
     return to_device(batch, device)
+
+
+def batch_of_rows(source: TensorSource, rows: list[int], count: int = FIRST_BATCH_SIZE) -> Any:
+    """Give a batch of some of these rows and of other ones, as they come together in training."""
+    chosen = rows[: max(1, count // 2)]
+    others = [row for row in range(min(len(source), 2 * count)) if row not in set(chosen)][: count - len(chosen)]
+    return source.take(torch.tensor([*chosen, *others]))
+
+
+def in_parts(source: Source, sizes: list[int], device: torch.device) -> list[Any] | None:
+    """Give the first examples as batches of these sizes, each put together on its own; None for a stream, or where too few."""
+    if isinstance(source, StreamSource) or sum(sizes) > len(source):
+        return None
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    ranges = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    if isinstance(source, TensorSource):
+        return [source.take(slice(part.start, part.stop)) for part in ranges]
+    loaded = source.load(([(0, index) for index in part] for part in ranges), 0, 0)
+    return [to_device(batch, device) for batch in loaded]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from thalweg.errors import DataError
@@ -63,18 +66,36 @@ class TensorSource:
         return tree_map(lambda leaf: leaf.index_select(0, indices.to(leaf.device)), self.nest)
 
 
+class OwnBatches(NamedTuple):
+    """How a user's loader cuts its data into batches."""
+
+    size: int
+    drop_last: bool = False
+    shuffle: bool = False
+
+
 class ItemSource:
     """Examples by index from a `Dataset` or a sequence, collated by `collate_fn`, with loader workers if wanted.
 
-    `loader`: further arguments for the `DataLoader` that reads them.
+    `own_batches`: those of the user's loader, where the data came with one. `loader`: further arguments for the `DataLoader` that
+    reads them.
     """
 
     resume: Resume = "exact"
 
-    def __init__(self, items: Any, collate_fn: Collate | None = None, *, name: str = "data", **loader: Any) -> None:
+    def __init__(
+        self,
+        items: Any,
+        collate_fn: Collate | None = None,
+        *,
+        name: str = "data",
+        own_batches: OwnBatches | None = None,
+        **loader: Any,
+    ) -> None:
         self.items = items
         self.name = name
         self.collator = Collator(collate_fn, name)
+        self.own_batches = own_batches
         self.loader = loader
 
     def __len__(self) -> int:
@@ -135,10 +156,15 @@ class StreamSource:
 
     def count(self) -> int | None:
         """Give the number of batches per epoch; None where the stream has no `len`."""
+        # A loader that was asked for its length warns later of every example beyond it.
+        asked = getattr(self.batches, "_IterableDataset_len_called", None)
         try:
             return len(self.batches)
         except TypeError:
             return None
+        finally:
+            if hasattr(self.batches, "_IterableDataset_len_called"):
+                self.batches._IterableDataset_len_called = asked
 
     def open(self, epoch: int, seed: int, micro: int, workers: int) -> Generator[Any]:
         """Start an epoch; an `IterableDataset` without a loader is cut into batches of `micro` examples."""
@@ -256,19 +282,38 @@ class Rows:
 
 
 def _open_loader(loader: DataLoader[Any], name: str) -> Source:
-    standard = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
-    known_order = type(loader.sampler) in (RandomSampler, SequentialSampler)
-    not_each_once = isinstance(loader.sampler, RandomSampler) and (
-        loader.sampler.replacement or loader.sampler._num_samples
-    )
-    if not (standard and known_order) or not_each_once:
-        return StreamSource(loader, batch_size=loader.batch_size, name=name)
+    own = _own_batches(loader)
+    if own is None:
+        return StreamSource(loader, batch_size=_batch_size(loader), name=name)
+    count = len(cast(Any, loader.dataset))
+    if own.drop_last and 0 < count < own.size:
+        raise DataError(
+            f"`{name}` gives no batch: its loader drops what is smaller than {own.size}, and there are {count} examples."
+            f" Set drop_last=False, or a smaller batch_size."
+        )
     options = {
         key: getattr(loader, key) for key in ("pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
     }
     if loader.num_workers:
         options["prefetch_factor"] = loader.prefetch_factor
-    return ItemSource(loader.dataset, loader.collate_fn, name=name, **{k: v for k, v in options.items() if v})
+    given = {key: value for key, value in options.items() if value}
+    return ItemSource(loader.dataset, loader.collate_fn, name=name, own_batches=own, **given)
+
+
+def _own_batches(loader: DataLoader[Any]) -> OwnBatches | None:
+    """Give how a loader cuts its data where it goes through all of them once, in order or shuffled; else None."""
+    cutter = loader.batch_sampler
+    if type(loader) is not DataLoader or type(cutter) is not BatchSampler:
+        return None
+    sampler = cast(
+        Any, cutter.sampler
+    )  # not the loader's own, which stands for nothing where it was given a batch sampler
+    shuffle = type(sampler) is RandomSampler
+    if not shuffle and type(sampler) is not SequentialSampler:
+        return None
+    if (shuffle and (sampler.replacement or sampler._num_samples)) or sampler.data_source is not loader.dataset:
+        return None
+    return OwnBatches(cutter.batch_size, cutter.drop_last, shuffle)
 
 
 def loader_knobs(data: Any) -> dict[str, Any]:
@@ -281,25 +326,39 @@ def loader_knobs(data: Any) -> dict[str, Any]:
         return {}
     loader = cast("DataLoader[Any]", data)
     knobs: dict[str, Any] = {"workers": loader.num_workers}
-    if loader.batch_size is not None:
-        knobs |= {"batch_size": _batch_size(loader), "drop_last": loader.drop_last}
-    elif isinstance(getattr(loader.batch_sampler, "batch_size", None), int):
-        knobs["batch_size"] = cast(Any, loader.batch_sampler).batch_size
-    return knobs | {"shuffle": not isinstance(loader.sampler, SequentialSampler)}
+    cutter, size = loader.batch_sampler, _batch_size(loader)
+    if size is not None:
+        knobs["batch_size"] = _at_most_all(loader, size)
+        if loader.batch_size is not None or isinstance(getattr(cutter, "drop_last", None), bool):
+            knobs["drop_last"] = bool(getattr(cutter, "drop_last", loader.drop_last))
+    sampler = getattr(cutter, "sampler", loader.sampler)
+    return knobs | {"shuffle": not isinstance(sampler, SequentialSampler)}
 
 
-def _batch_size(loader: DataLoader[Any]) -> int:
-    """Give a loader's batch size, at most the number of examples: with fewer, a loader gives all of them as one batch."""
-    assert loader.batch_size is not None
+def _batch_size(loader: DataLoader[Any]) -> int | None:
+    """Give the batch size of a loader or its batch sampler, where it has one."""
+    size = loader.batch_size if loader.batch_size is not None else getattr(loader.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _at_most_all(loader: DataLoader[Any], size: int) -> int:
+    """Give a batch size, at most the number of examples: with fewer, a loader gives all of them as one batch."""
     if isinstance(loader.dataset, IterableDataset) or loader.drop_last or not hasattr(loader.dataset, "__len__"):
-        return loader.batch_size
-    return min(loader.batch_size, max(1, len(cast(Any, loader.dataset))))
+        return size
+    return min(size, max(1, len(cast(Any, loader.dataset))))
 
 
 def leaves(nest: Any) -> list[Tensor]:
-    """Give the tensors of a nest of tuples, lists and dicts, in order."""
+    """Give the tensors of a nest of tuples, lists, dicts and dataclasses, in order; none of any other object.
+
+    Of a packed sequence only its values count, padded again: one row per example.
+    """
     if isinstance(nest, Tensor):
         return [nest]
+    if isinstance(nest, PackedSequence):
+        return [pad_packed_sequence(nest, batch_first=True)[0]]
+    if is_dataclass(nest) and not isinstance(nest, type):
+        return [leaf for field in fields(nest) for leaf in leaves(getattr(nest, field.name))]
     if isinstance(nest, Mapping):
         return [leaf for part in nest.values() for leaf in leaves(part)]
     if isinstance(nest, Sequence) and not isinstance(nest, str | bytes):
@@ -325,13 +384,20 @@ def nonfinite_rows(batch: Any) -> list[int]:
     rows = set[int]()
     for leaf in leaves(batch):
         if (leaf.is_floating_point() or leaf.is_complex()) and leaf.ndim and not torch.isfinite(leaf.sum()):
-            nonfinite = ~torch.isfinite(leaf.reshape(len(leaf), -1)).all(1)
+            nonfinite = ~torch.isfinite(leaf.to_dense().reshape(len(leaf), -1)).all(1)
             rows.update(nonfinite.nonzero().flatten().tolist())
     return sorted(rows)
 
 
 def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
-    """Apply a function to each leaf of a nest of tuples (named ones too), dicts and lists of such; other lists are leaves."""
+    """Apply a function to each leaf of a nest of tuples (named ones too), dicts, dataclasses and lists of such.
+
+    Other lists are leaves, and so are packed sequences, whose fields do not hold one row per example.
+    """
+    if isinstance(nest, PackedSequence):
+        return function(nest)
+    if is_dataclass(nest) and not isinstance(nest, type):
+        return _map_dataclass(function, nest)
     if isinstance(nest, Mapping):
         return {key: tree_map(function, part) for key, part in nest.items()}
     if isinstance(nest, tuple):
@@ -342,8 +408,21 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
     return function(nest)
 
 
+def _map_dataclass(function: Callable[[Any], Any], nest: Any) -> Any:
+    mapped = copy.copy(nest)  # not `replace`, which would run the person's __init__ again
+    for field in fields(nest):
+        object.__setattr__(mapped, field.name, tree_map(function, getattr(nest, field.name)))
+    return mapped
+
+
 def to_device(nest: Any, device: torch.device) -> Any:
-    """Move a batch's tensors."""
+    """Move a batch's tensors, and objects such as packed sequences and graphs by their own `to`."""
     if device.type == "cpu":
         return nest
-    return tree_map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf, nest)
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=True)
+        return leaf.to(device) if callable(getattr(leaf, "to", None)) else leaf
+
+    return tree_map(move, nest)

@@ -6,24 +6,23 @@ Words between backticks are code: the report and the terminal format them as suc
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import numpy as np
 
 from thalweg import rules
 from thalweg.formatting import capitalized, format_count, format_number, format_share, is_share, printable
 from thalweg.records.run import Run
-from thalweg.see import run_text
+from thalweg.see import longer_run, run_text
+from thalweg.see.search_scores import scores_by_steps
 from thalweg.tuning.priors import is_adaptive
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import diagnose_run
-from thalweg.watch.finished import LATE_SHARE, FinishedHistory
+from thalweg.watch.finished import FinishedHistory
 
-NEGLIGIBLE = 1e-3  # share of the improvement over the start below which a further one is not worth a longer run
-STILL_IMPROVING = 0.05  # share by which the last fifth must have improved for a longer budget to be worth it
+NEGLIGIBLE = 1e-3  # of the loss at the start: where no more is left, there is next to nothing to gain
+LEVEL = 0.01  # relative change from half of the run to its end, below which the criterion had levelled off
+MANY = 5  # validations, with more of which such a change is worth telling
 MOSTLY_CLIPPED = 0.5  # share of the steps above which clipping is the rule and no longer the exception
-MEMORISED = 0.2  # training loss over validation loss below which the model has memorised its training examples
-TIE = 0.01  # relative difference of two scores that no choice should rest on
 
 
 def next_steps(run: Run, *, repeat_diagnoses: bool = True) -> list[str]:
@@ -34,8 +33,14 @@ def next_steps(run: Run, *, repeat_diagnoses: bool = True) -> list[str]:
     history = FinishedHistory.of(run)
     faults_before, refuted_and_notes = _before_training(run, history)
     faults_after = _after_training(run) if repeat_diagnoses else []
-    advice = [*_unfinished(run, history), *faults_before, *faults_after, *_lowered_rate(run), *_skipped_batches(run)]
-    advice += [*_still_improving(run, history), *_clipping(run, history), *_search(run, history)]
+    advice = [
+        *_unfinished(run, history),
+        *faults_before,
+        *faults_after,
+        *_lowered_rate(run, history),
+        *_skipped_batches(run),
+    ]
+    advice += [*_worsened(run, history), *_longer_run(run, history), *_clipping(run, history), *_search(run, history)]
     advice += [*_unvalidated(history), *_memory(run)]
     return (advice or [_all_is_well(run, history)]) + refuted_and_notes
 
@@ -85,24 +90,35 @@ def _unfinished(run: Run, history: FinishedHistory) -> list[str]:
             " uninterrupted run."
         ]
     if history.status == "diverged":
-        rate = run.plan.learning_rate
+        planned, lowest = run.plan.learning_rate, run.plan.learning_rate * _rate_factor(run)
+        tried = f" from {format_number(planned)} down to {format_number(lowest)}" if lowest < planned else ""
         return [
-            f"The descent diverged, and lower rates and clipping did not save it. Run `thalweg check` on the task for its data"
-            f" and loss; then try a learning rate of {format_number(rate / 100)} instead of {format_number(rate)}."
+            f"The descent diverged, and lower rates{tried} and clipping did not save it. Run `thalweg check` on the task for its"
+            f" data and loss; then try a learning rate of {format_number(min(lowest, planned / 100))} from the start."
         ]
     return []
 
 
-def _lowered_rate(run: Run) -> list[str]:
-    factor = float((run.summary.get("cures") or {}).get("rate_factor", 1.0))
+def _rate_factor(run: Run) -> float:
+    """Give the factor by which rollbacks lowered the rate."""
+    return float((run.summary.get("cures") or {}).get("rate_factor", 1.0))
+
+
+def _lowered_rate(run: Run, history: FinishedHistory) -> list[str]:
+    """Advise the rate that a run was brought to, or where nothing was learnt with that either, a far lower one."""
+    factor = _rate_factor(run)
     rollbacks = sum(event.kind == "rollback" for event in run.events)
-    if factor >= 1.0:
+    if factor >= 1.0 or history.status == "diverged":
         return []
     planned, lowered = run.plan.learning_rate, run.plan.learning_rate * factor
-    return [
+    went = (
         f"The rate of {format_number(planned)} was too high for this descent: it went back {_times(rollbacks)} and ended with"
-        f" {format_number(lowered)} at the peak. Plan anew around that: {_how_to_set('learning_rate', f'{lowered:.3g}')}."
-    ]
+        f" {format_number(lowered)} at the peak"
+    )
+    if not _halved_the_loss(run, history):
+        far_lower = _how_to_set("learning_rate", f"{planned / 100:.3g}")
+        return [f"{went}, which was too high as well: less than half of the loss is gone. Start with {far_lower}."]
+    return [f"{went}. Plan anew around that: {_how_to_set('learning_rate', f'{lowered:.3g}')}."]
 
 
 def _skipped_batches(run: Run) -> list[str]:
@@ -115,27 +131,42 @@ def _skipped_batches(run: Run) -> list[str]:
     ]
 
 
-def _still_improving(run: Run, history: FinishedHistory) -> list[str]:
-    """Advise a longer run where the criterion was best at the end and improved much in the last fifth of the run."""
-    x, y = history.criterion()
-    if history.status != "finished" or len(y) < 6 or int(np.argmin(history.cost(y))) < len(y) - 2:
+def _worsened(run: Run, history: FinishedHistory) -> list[str]:
+    """Say that the criterion got worse again, where the training loss does not tell why: else it is a diagnosis."""
+    worsened = history.worsened()
+    if worsened is None or worsened.reason or history.status != "finished":
         return []
-    earlier = y[x <= LATE_SHARE * x[-1]]
-    before, after = float(earlier[-1]), float(y[-1])
-    scale = abs(before) if history.mode == "min" else abs(before - y[0])
-    gain = abs(after - before)
-    worthwhile = max(STILL_IMPROVING * scale, NEGLIGIBLE * abs(after - y[0]))
-    if not scale or gain < worthwhile or not history.better(after, before):
+    training, last = (format_number(loss) for loss in (worsened.training, worsened.last_training))
+    lower = "lower rate" if run.plan.schedule.shape != "constant" else "lower rate, or a schedule that falls to zero,"
+    return [
+        f"{history.worsened_text(worsened)}. The training loss, {training} then and {last} at the end, does not tell whether that"
+        f" is overfitting or steps too long: a {lower} would."
+    ]
+
+
+def _longer_run(run: Run, history: FinishedHistory) -> list[str]:
+    """Advise a longer run where runs of other lengths show that it pays."""
+    found = longer_run.lengths(run, history)
+    if (
+        found is None
+        or found.gain < longer_run.WORTHWHILE
+        or history.memorised((run.summary.get("weights") or {}).get("step"))
+    ):
         return []
     if _is_perfect(run, history) or history.fell_steadily_but_little():
         return []
-    longer = f"Give it twice the budget ({history.epochs(2 * x[-1]) or format_count(2 * int(x[-1]), 'step')})"
-    if run.plan.schedule.shape != "constant":
-        longer += ", from the start: the schedule is cut to the run's length"
-    return [
-        f"The {history.metric_name(history.select)} was still improving: {history.value_text(before)} after four fifths of the"
-        f" run, {history.value_text(after)} at the end. {longer}."
-    ]
+    metric, outcomes = history.metric_name(history.select), [history.value_text(value) for _, value in found.outcomes]
+    if run.plan.why("learning_rate").source == "searched":
+        short = " and ".join(f"{steps:,}" for steps, _ in found.outcomes[:-1])
+        shown = (
+            f"In the search the best runs of {short} steps brought the {metric} to {' and '.join(outcomes[:-1])}, this one of"
+            f" {history.steps:,} to {outcomes[-1]}"
+        )
+    else:
+        shown = f"At a constant rate the {metric} was {outcomes[0]} by half of the run and {outcomes[-1]} at its end"
+    longer = f"({history.epochs(2 * history.steps) or format_count(2 * history.steps, 'step')})"
+    anew = "" if run.plan.schedule.shape == "constant" else ", from the start: the schedule is cut to the run's length"
+    return [f"{shown}: a longer run will probably bring it further. Give it twice the budget {longer}{anew}."]
 
 
 def _is_perfect(run: Run, history: FinishedHistory) -> bool:
@@ -150,8 +181,11 @@ def _is_perfect(run: Run, history: FinishedHistory) -> bool:
 def _clipping(run: Run, history: FinishedHistory) -> list[str]:
     """Advise a higher limit where most steps were clipped.
 
-    Not for rules such as Adam: they divide by the gradient's size, so that there the limit says nothing about the rate.
+    Not for rules such as Adam: they divide by the gradient's size, so that there the limit says nothing about the rate. Nor where
+    a rollback set another limit than the plan's, or the steps are far too short.
     """
+    if any(event.kind == "rollback" for event in run.events) or history.fell_steadily_but_little():
+        return []
     _, scales = history.recorded("clip_scale")
     _, norms = history.recorded("gradient_norm")
     scales, norms = scales[np.isfinite(scales)], norms[np.isfinite(norms)]
@@ -176,42 +210,21 @@ def _clipping(run: Run, history: FinishedHistory) -> list[str]:
 
 
 def _search(run: Run, history: FinishedHistory) -> list[str]:
-    """Say what the search for the learning rate left open: no search was made, the best rate lay at the edge, or two tied."""
+    """Say what the search for the learning rate left open: no search was made, or the best rate lay at the edge."""
     why = run.plan.why("learning_rate")
     if rules.get(run.plan.rule).finds_rate:
         return []
     if why.source == "default" and history.status == "finished" and not history.fell_steadily_but_little():
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
-    ranked = trials_by_rate(run)
-    if why.source != "searched" or len(ranked) < 3:
+    rates = sorted({rate for scores in scores_by_steps(run).values() for rate in scores})
+    best = float(why.figures.get("best_of_short_runs", math.nan))
+    if why.source != "searched" or len(rates) < 3 or best not in (rates[0], rates[-1]):
         return []
-    (best, best_score), (second, second_score) = ranked[0], ranked[1]
-    rates = [float(r) for r in why.figures.get("learning_rates", [])]
-    if best in (min(rates), max(rates)):
-        side, further = ("lowest", best / 10) if best == min(rates) else ("highest", best * 10)
-        return [
-            f"The best learning rate of the search, {format_number(best)}, was the {side} that was tried: one beyond it, such as"
-            f" {format_number(further)}, may be better."
-        ]
-    if abs(second_score - best_score) <= TIE * abs(best_score):
-        return [
-            f"Learning rates {format_number(best)} and {format_number(second)} came out alike in the search ("
-            f"{format_number(best_score)} and {format_number(second_score)}): the choice between them matters little."
-        ]
-    return []
-
-
-def trials_by_rate(run: Run) -> list[tuple[float, float]]:
-    """Give (rate, mean score) of the search's longest short runs, best first; rates that failed once are left out."""
-    figures = run.plan.why("learning_rate").figures
-    trials = list(zip(*(figures.get(k, []) for k in ("learning_rates", "steps", "scores")), strict=False))
-    longest = max((steps for _, steps, _ in trials), default=0)
-    scores: dict[float, list[float]] = {}
-    for rate, steps, score in trials:
-        if steps == longest:
-            scores.setdefault(float(rate), []).append(float(score))
-    means = ((rate, sum(s) / len(s)) for rate, s in scores.items())
-    return sorted((pair for pair in means if math.isfinite(pair[1])), key=lambda pair: (pair[1], pair[0]))
+    side, further = ("lowest", best / 10) if best == rates[0] else ("highest", best * 10)
+    return [
+        f"The best learning rate of the search, {format_number(best)}, was the {side} that was tried: one beyond it, such as"
+        f" {format_number(further)}, may be better."
+    ]
 
 
 def _unvalidated(history: FinishedHistory) -> list[str]:
@@ -230,28 +243,29 @@ def _memory(run: Run) -> list[str]:
 
 
 def _all_is_well(run: Run, history: FinishedHistory) -> str:
-    x, y = history.criterion()
-    late = y[x >= LATE_SHARE * x[-1]].tolist() if len(y) >= 6 else []
-    flat = len(y) >= 6 and all(abs(b - a) < STILL_IMPROVING * abs(y[0]) for a, b in pairwise(late))
-    levelled = " and had levelled off by the end" if flat else ""
     metric = history.metric_name(history.select)
-    return (
-        f"All is well: the {metric} improved{levelled}, and nothing had to be corrected. {_left_to_gain(run, history)}"
-    )
-
-
-def _left_to_gain(run: Run, history: FinishedHistory) -> str:
+    said = [f"All is well: the {metric} improved, and nothing had to be corrected."]
+    x, y = history.criterion()
+    early, late = y[x <= x[-1] / 2] if len(y) else y, float(run.metrics.get(history.select, math.nan))
+    if len(y) > MANY and len(early) > 1:
+        half = history.cost(float(history.cost(early).min()))
+        if abs(half - late) <= LEVEL * abs(half):
+            said.append(
+                f"It had levelled off: {history.value_text(half)} by half of the run, {history.value_text(late)} at its end."
+            )
+    step = (run.summary.get("weights") or {}).get("step")
     if _is_perfect(run, history):
-        return "By this measure there is next to nothing left to gain."
-    weights = run.summary.get("weights") or {}
-    training, validation = history.training_loss(weights.get("step")), float(run.metrics.get("loss", math.nan))
-    if 0 <= training < MEMORISED * validation:
-        return (
-            f"The training loss of {format_number(training)} is far below the validation loss of {format_number(validation)}:"
-            f" the model has memorised its training examples, so what is left to gain lies in more data,"
-            f" augmentation or dropout."
+        said.append("By this measure there is next to nothing left to gain.")
+    elif history.memorised(step):
+        training, loss = (
+            format_number(history.training_loss(step)),
+            format_number(float(run.metrics.get("loss", math.nan))),
         )
-    return "What is left to gain lies in more data or another model rather than in the knobs."
+        said.append(
+            f"The training loss of {training} is far below the validation loss of {loss}: the model knows its training examples"
+            " by heart, so more data, augmentation or dropout promise more than a longer run."
+        )
+    return " ".join(said)
 
 
 def _times(count: int) -> str:

@@ -15,23 +15,37 @@ Values = npt.NDArray[np.float64]
 LOG_RATIO = 20.0  # of the largest to the smallest value, above which the axis is logarithmic
 MAX_DECADES = 15.0  # of a logarithmic axis; smaller values are drawn at its lower end
 MIN_SPAN = 1e-9  # relative; values that span less differ by rounding errors only
+ENLARGED = 1 / 3  # of the axis: values that take less of it can have a half of a broken one
+ROOM = 0.25  # beyond such values, as a share of what they take
+NEAR_KNEE = 0.03  # of the axis: a tick that is nearer to where it is broken would touch the next one
 LARGEST = 1e300  # values are clipped to it, so that margins and spans do not overflow
 
 
 class Axis(NamedTuple):
-    """A range, linear or logarithmic; `whole` where only whole numbers mean something, such as steps."""
+    """A range, linear or logarithmic; `whole` where only whole numbers mean something, such as steps.
+
+    `knee`: a value within the range at which a broken axis has its middle: each half has a scale of its own.
+    """
 
     low: float
     high: float
     log: bool = False
     whole: bool = False
+    knee: float | None = None
 
     def position(self, values: Values | float) -> Values:
         """Give the position of values on the axis: 0 at the low end, 1 at the high end, values outside at the nearer end.
 
         >>> Axis(0.01, 100, log=True).position(np.array([0.0, 0.1, 1.0, 1e9])).tolist()
         [0.0, 0.25, 0.5, 1.0]
+        >>> Axis(0, 100, knee=10).position(np.array([5.0, 10.0, 55.0])).tolist()
+        [0.25, 0.5, 0.75]
         """
+        shares = self._shares(values)
+        return shares if self.knee is None else np.interp(shares, self._broken(), (0.0, 0.5, 1.0))
+
+    def _shares(self, values: Values | float) -> Values:
+        """Give positions as if the axis were not broken."""
         inside = np.clip(np.asarray(values, np.float64), self.low, self.high)
         if not self.log:
             return (inside - self.low) / (self.high - self.low)
@@ -40,19 +54,49 @@ class Axis(NamedTuple):
             (np.log10(inside) - low) / (high - low), 0.0, 1.0
         )  # the logarithms are rounded, so the ends may come out just outside
 
+    def _broken(self) -> tuple[float, float, float]:
+        return 0.0, 0.5 if self.knee is None else float(self._shares(self.knee)), 1.0
+
     def value(self, positions: Values) -> Values:
         """Give the values at positions: the inverse of `position` within the range."""
+        if self.knee is not None:
+            positions = np.interp(positions, (0.0, 0.5, 1.0), self._broken())
         if not self.log:
             return self.low + positions * (self.high - self.low)
         low, high = math.log10(self.low), math.log10(self.high)
         return 10.0 ** (low + positions * (high - low))
 
+    def enlarging(self, values: Values, others: Values) -> Axis:
+        """Give the axis broken so that these values, which lie close together at one end of all, have one half for themselves.
+
+        >>> Axis(0.0, 100.0).enlarging(np.array([2.0, 4.0]), np.array([95.0]))
+        Axis(low=1.5, high=100.0, log=False, whole=False, knee=4.5)
+        """
+        shares, all_shares = self._shares(values), self._shares(np.r_[values, others])
+        room = ROOM * float(np.ptp(shares))
+        low, high = float(shares.min()) - room, float(shares.max()) + room
+        if room == 0 or high - low >= ENLARGED:
+            return self
+        if low < 1 - high:
+            end = max(0.0, float(all_shares.min()) - room)
+            return self._replace(low=self._at(end), knee=self._at(high))
+        end = min(1.0, float(all_shares.max()) + room)
+        return self._replace(high=self._at(end), knee=self._at(low))
+
+    def _at(self, share: float) -> float:
+        return float(self.value(np.array([share]))[0])
+
     def ticks(self, count: int = 5) -> list[float]:
-        """Give round numbers within the range, about `count`.
+        """Give round numbers within the range, about `count`; on a broken axis more of them.
 
         >>> Axis(0, 900).ticks(), Axis(0.003, 2.5, log=True).ticks(), Axis(0.9, 7, log=True).ticks()
         ([0.0, 200.0, 400.0, 600.0, 800.0], [0.01, 0.1, 1.0], [1.0, 2.0, 5.0])
         """
+        if self.knee is not None:
+            halves = self._replace(high=self.knee, knee=None), self._replace(low=self.knee, knee=None)
+            ticks = [tick for half in halves for tick in half.ticks(max(2, count // 2 + 1))]
+            far = [tick for tick in ticks if abs(float(self.position(tick)) - 0.5) > NEAR_KNEE]
+            return sorted({*far, *ticks[:1]}) if len(far) < 2 else far
         if self.log and self.high / self.low >= 3:
             return _log_ticks(self.low, self.high, count)
         unit = 10.0 ** math.floor(math.log10((self.high - self.low) / count))

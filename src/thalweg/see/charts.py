@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,35 +105,41 @@ def chart(
     log_y: bool | None = None,
     zero: bool = False,
     share: bool = False,
+    enlarge: bool = False,
+    steps_per_epoch: int | None = None,
     nonfinite: str = "not finite",
 ) -> str:
     """Draw a chart as an HTML figure; empty text where no value is finite.
 
     `note` is a sentence below the title. `y_name` says what the y axis measures; default: the title. That axis is logarithmic
     where the data ask for it and `log_y` does not decide; `zero` begins a linear one at zero, `share` labels it in percent.
-    `nonfinite` says what a value that is not finite means.
+    `enlarge`: the last series has half of the axis for itself where its values lie close together. `steps_per_epoch`: x has a
+    second row of labels, in epochs. `nonfinite` says what a value that is not finite means.
     """
     prepared = [p for p in (_prepare(s) for s in series) if len(p.columns.x) or len(p.nonfinite)]
     if not any(len(p.columns.x) for p in prepared):
         return ""
     x_axis = _x_axis([np.concatenate([p.columns.x, p.nonfinite]) for p in prepared], log_x)
     y_axis = choose_axis(_y_values(prepared), log=log_y, zero=zero)
+    if enlarge and len(prepared[-1].columns.mean) > 1:
+        y_axis = y_axis.enlarging(prepared[-1].columns.mean, np.concatenate(_y_values(prepared)))
     shown = _merge_marks([m for m in marks if x_axis.low <= m.x <= x_axis.high], x_axis)
     shapes = "".join(_shapes(p, x_axis, y_axis) for p in prepared)
-    labels = _labels(x_axis, y_axis, _axis_name(x_name, x_axis), share)
+    labels = _y_labels(y_axis, share) + _x_labels(x_axis, x_name, steps_per_epoch)
     svg = (
         f'<svg viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none" role="img" aria-label="{_description(title, prepared)}">'
         f"{_grid(x_axis, y_axis)}{''.join(_stretch(s, x_axis) for s in stretches)}{shapes}</svg>"
     )
     inside = f"{svg}{labels}{''.join(_mark(m, x_axis) for m in shown)}{_nonfinite_signs(prepared, x_axis, nonfinite)}"
     caption = f"<b>{escape(title)}</b>{_legend(prepared, shown, stretches, nonfinite)}"
-    notes = " ".join(text for text in (note, _beyond_axis(prepared, y_axis)) if text)
+    notes = " ".join(text for text in (note, _beyond_axis(prepared, y_axis), _where_broken(prepared, y_axis)) if text)
     note_html = f'<p class="note">{escape(notes)}</p>' if notes else ""
     y_label = escape(_axis_name(y_name or f"{title[:1].lower()}{title[1:]}", y_axis))
+    rows = "" if x_name == "step" and not _has_epochs(steps_per_epoch) else " two-rows"
     return (
-        f'<figure class="chart"><figcaption>{caption}</figcaption>{note_html}<p class="y-name">{y_label}</p>'
-        f'<div class="plot">{inside}</div>'
-        f'<p class="readout" aria-hidden="true"></p>{_read_out(prepared, x_axis, x_name)}</figure>'
+        f'<figure class="chart"><figcaption>{caption}</figcaption>{note_html}'
+        f'<div class="over"><span class="y-name">{y_label}</span><span class="readout" aria-hidden="true"></span></div>'
+        f'<div class="plot{rows}">{inside}</div>{_read_out(prepared, x_axis, x_name, steps_per_epoch)}</figure>'
     )
 
 
@@ -173,6 +179,14 @@ def _beyond_axis(prepared: Sequence[Prepared], y_axis: Axis) -> str:
     if any(c.high.max() > y_axis.high for c in shown):
         sentences.append(f"Values above {format_number(y_axis.high)} are drawn on the upper edge.")
     return " ".join(sentences)
+
+
+def _where_broken(prepared: Sequence[Prepared], y_axis: Axis) -> str:
+    """Say what a broken axis shows enlarged."""
+    if y_axis.knee is None:
+        return ""
+    side = "Below" if prepared[-1].columns.mean[0] < y_axis.knee else "Above"
+    return f"{side} {format_number(y_axis.knee)} the axis is enlarged."
 
 
 def _shapes(prepared: Prepared, x_axis: Axis, y_axis: Axis) -> str:
@@ -223,17 +237,36 @@ def _dots(x: Values, y: Values) -> str:
 def _grid(x_axis: Axis, y_axis: Axis) -> str:
     rows = "".join(f"M0 {round((1 - position) * SIZE)}H{SIZE}" for position, _ in y_axis.labels())
     columns = "".join(f"M{round(position * SIZE)} 0V{SIZE}" for position, _ in x_axis.labels(6))
-    return f'<path class="grid" d="{rows}{columns}"/>'
+    broken = "" if y_axis.knee is None else f'<path class="grid broken" d="M0 {SIZE // 2}H{SIZE}"/>'
+    return f'<path class="grid" d="{rows}{columns}"/>{broken}'
 
 
-def _labels(x_axis: Axis, y_axis: Axis, x_name: str, share: bool) -> str:
-    heights = [(float(y_axis.position(t)), format_share(t)) for t in y_axis.ticks()] if share else y_axis.labels()
-    rows = "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in heights)
-    columns = "".join(
-        f'<span class="x{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'
-        for i, (p, text) in enumerate(x_axis.labels(6))
+def _y_labels(axis: Axis, share: bool) -> str:
+    heights = [(float(axis.position(t)), format_share(t)) for t in axis.ticks()] if share else axis.labels()
+    return "".join(f'<span class="y" style="bottom:{100 * p:.2f}%">{escape(text)}</span>' for p, text in heights)
+
+
+def _x_labels(axis: Axis, name: str, steps_per_epoch: int | None) -> str:
+    """Give the labels of x, and those in epochs below. The names of steps and epochs are short enough to stand beside them."""
+    if name != "step":
+        return f'{_row(axis, "x")}<span class="x-name below">{escape(_axis_name(name, axis))}</span>'
+    steps = f'{_row(axis, "x")}<span class="x-name">step</span>'
+    if not _has_epochs(steps_per_epoch):
+        return steps
+    epochs = Axis(axis.low / (steps_per_epoch or 1), axis.high / (steps_per_epoch or 1))
+    return f'{steps}{_row(epochs, "x epoch")}<span class="x-name epoch">epoch</span>'
+
+
+def _has_epochs(steps_per_epoch: int | None) -> bool:
+    """Tell whether epochs say something else than steps."""
+    return steps_per_epoch is not None and steps_per_epoch > 1
+
+
+def _row(axis: Axis, name: str) -> str:
+    return "".join(
+        f'<span class="{name}{" minor" if i % 2 else ""}" style="left:{100 * p:.2f}%">{escape(text)}</span>'
+        for i, (p, text) in enumerate(axis.labels(6))
     )
-    return f'{rows}{columns}<span class="x-name">{escape(x_name)}</span>'
 
 
 def _merge_marks(marks: list[Mark], x_axis: Axis) -> list[Mark]:
@@ -303,7 +336,7 @@ def _description(title: str, prepared: Sequence[Prepared]) -> str:
     return escape(printable(f"{title}: {'; '.join(lines)}"))
 
 
-def _read_out(prepared: Sequence[Prepared], x_axis: Axis, x_name: str) -> str:
+def _read_out(prepared: Sequence[Prepared], x_axis: Axis, x_name: str, steps_per_epoch: int | None) -> str:
     """Give the values that the read-out under the pointer shows, as JSON in a script element, escaped so as not to close it."""
     lines = [
         {
@@ -315,7 +348,15 @@ def _read_out(prepared: Sequence[Prepared], x_axis: Axis, x_name: str) -> str:
         for p in prepared
         if len(p.columns.x) and p.series.name
     ]
-    data = {"x": printable(x_name), "low": x_axis.low, "high": x_axis.high, "log": x_axis.log, "lines": lines}
+    data: dict[str, Any] = {
+        "x": printable(x_name),
+        "low": x_axis.low,
+        "high": x_axis.high,
+        "log": x_axis.log,
+        "lines": lines,
+    }
+    if _has_epochs(steps_per_epoch):
+        data["epoch"] = steps_per_epoch
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
 from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind
 from thalweg.see.rolled_back import rolled_back_stretches
+from thalweg.see.search_scores import scores_by_steps
 from thalweg.watch.finished import FinishedHistory
 
 MAX_METRICS = 8
@@ -34,7 +36,9 @@ def loss(run: Run) -> str:
     note = "Each step's loss is drawn faintly behind the running mean. Lower is better."
     if not history.validated:
         note += " Evaluated: on a sample of the training examples, in eval mode."
-    return chart("Loss", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
+    return chart(
+        "Loss", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run), **_epochs(run)
+    )
 
 
 def _with_average(run: Run, data: str) -> str:
@@ -56,7 +60,13 @@ def metrics(run: Run) -> list[str]:
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         share = is_share(name) and bool(((values >= 0) & (values <= 1)).all())
         charts.append(
-            chart(title[:1].upper() + title[1:], _not_empty(lines), marks=_kept_weights_mark(run), share=share)
+            chart(
+                title[:1].upper() + title[1:],
+                _not_empty(lines),
+                marks=_kept_weights_mark(run),
+                share=share,
+                **_epochs(run),
+            )
         )
     return charts
 
@@ -70,7 +80,9 @@ def rate(run: Run) -> str:
     if len(planned_x) and (not len(x) or x[-1] < planned_x[-1] or _differs(x, y, planned_x, planned_y)):
         lines.insert(0, Series("planned", planned_x, planned_y, "limit", dashed=True))
     lines += _rolled_back(run, "learning_rate")
-    return chart("Learning rate", _not_empty(lines), note=note, marks=marks(run), log_y=False, zero=True)
+    return chart(
+        "Learning rate", _not_empty(lines), note=note, marks=marks(run), log_y=False, zero=True, **_epochs(run)
+    )
 
 
 def planned(run: Run) -> tuple[Values, Values]:
@@ -97,19 +109,33 @@ def gradient(run: Run) -> str:
     history = FinishedHistory.of(run)
     x, y = history.recorded("gradient_norm")
     lines = [Series("gradient norm", x, y, "train", smooth=True)]
+    limit_x = np.zeros(0)
     if len(x):
         limit_x, limit_y = clip_line(run, float(x[0]), float(x[-1]))
         lines.append(Series("limit (clip_norm)", limit_x, limit_y, "limit", dashed=True))
     lines += _rolled_back(run, "gradient_norm")
+    return chart(
+        "Gradient norm",
+        _not_empty(lines),
+        note=_clipping_note(history, limited=len(limit_x) > 0),
+        marks=marks(run),
+        stretches=repeated_stretches(run),
+        **_epochs(run),
+    )
+
+
+def _clipping_note(history: FinishedHistory, limited: bool) -> str:
+    """Say how many gradients were shortened to the limit, or that there was none."""
     _, scales = history.recorded("clip_scale")
     finite = scales[np.isfinite(scales)]
-    clipped = int((finite < 1).sum())
-    note = (
-        f"Before clipping. {format_count(clipped, 'step')} of {len(finite):,} were shortened to the limit."
-        if len(finite)
-        else ""
-    )
-    return chart("Gradient norm", _not_empty(lines), note=note, marks=marks(run), stretches=repeated_stretches(run))
+    if not limited:
+        return "No limit was set (clip_norm), so none was shortened." if len(finite) else ""
+    clipped = format_count(int((finite < 1).sum()), "step")
+    return f"Before clipping. {clipped} of {len(finite):,} were shortened to the limit." if len(finite) else ""
+
+
+def _epochs(run: Run) -> dict[str, Any]:
+    return {"steps_per_epoch": run.plan.steps_per_epoch}
 
 
 def _rolled_back(run: Run, key: str) -> list[Series]:
@@ -162,21 +188,17 @@ def repeated_stretches(run: Run) -> list[Stretch]:
 
 def search(run: Run) -> str:
     """Draw the search for the learning rate: one line for each length of the short runs, a point for each rate."""
-    figures = run.plan.why("learning_rate").figures
-    trials = list(_trials(run))
-    if not trials:
+    figures, by_steps = run.plan.why("learning_rate").figures, scores_by_steps(run)
+    if not by_steps:
         return ""
-    lengths = sorted({steps for _, steps, _ in trials})
-    lines = [
-        _search_line(
-            steps, [(rate, score) for rate, length, score in trials if length == steps], _shade(k, len(lengths))
-        )
-        for k, steps in enumerate(lengths)
-    ]
+    sign = -1.0 if run.summary.get("mode") == "max" else 1.0
+    lengths = sorted(by_steps)
+    lines = [_search_line(n, by_steps[n], sign, _shade(k, len(lengths))) for k, n in enumerate(lengths)]
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
     history = FinishedHistory.of(run)
-    note = f"{format_count(len(trials), 'short training run')}, each with its whole schedule."
-    if len({(rate, steps) for rate, steps, _ in trials}) < len(trials):
+    tries = [scores for of_length in by_steps.values() for scores in of_length.values()]
+    note = f"{format_count(sum(map(len, tries)), 'short training run')}, each with its whole schedule."
+    if any(len(scores) > 1 for scores in tries):
         note += " Where a rate was tried from several seeds, its point is their mean."
     if "price" in figures:
         note += (
@@ -190,34 +212,22 @@ def search(run: Run) -> str:
         x_name="learning rate",
         y_name=f"{history.metric_name(history.select)} at the end",
         log_x=True,
+        enlarge=len(lengths) > 1,
         nonfinite="diverged",
     )
 
 
-def _search_line(steps: int, pairs: list[tuple[float, float]], colour: str) -> Series:
+def _search_line(steps: int, scores: Mapping[float, list[float]], sign: float, colour: str) -> Series:
     """Make the line of one length of the short runs: the mean score of each rate."""
-    x, y = (np.array(values, np.float64) for values in zip(*sorted(pairs), strict=True))
-    rates = np.unique(x)
+    rates = sorted(scores)
     with np.errstate(over="ignore", invalid="ignore"):
-        means = np.array([y[x == rate].mean() for rate in rates])
-    return Series(format_count(steps, "step"), rates, means, colour)
+        means = [sign * float(np.mean(scores[rate])) for rate in rates]
+    return Series(format_count(steps, "step"), np.array(rates), np.array(means), colour)
 
 
 def _shade(index: int, count: int) -> str:
     """Give the style sheet's class, r0 (shortest runs) to r3 (longest), of one line of several; up to three begin at r1."""
     return f"r{index + 1}" if count < 4 else f"r{index * 4 // count}"
-
-
-def _trials(run: Run) -> Iterator[tuple[float, int, float]]:
-    figures = run.plan.why("learning_rate").figures
-    sign = -1.0 if run.summary.get("mode") == "max" else 1.0
-    for trial in zip(*(figures.get(key, []) for key in ("learning_rates", "steps", "scores")), strict=False):
-        try:
-            rate, steps, score = float(trial[0]), int(trial[1]), float(trial[2])
-        except (TypeError, ValueError):
-            continue  # a plan from another program may hold other things here
-        if rate > 0:
-            yield rate, steps, sign * score
 
 
 def _not_empty(lines: list[Series]) -> list[Series]:

@@ -27,7 +27,7 @@ Clock = Callable[[], float]
 
 
 class Pace:
-    """The figures of progress: a smoothed loss, and speed and remaining time since this process began to train.
+    """The figures of progress: a smoothed loss, the last validation, speed and remaining time in this process.
 
     `validation`: whether there are validation data; None where that is not known.
     """
@@ -37,17 +37,24 @@ class Pace:
         self.first, self.last, self.total = step, step, total
         self.loss, self.rate, self.examples = math.nan, math.nan, 0
         self.figures: Mapping[str, float] = {}
+        self.validated_step = step
         self.validation = validation
 
     def add(self, step: int, loss: float, rate: float, examples: int) -> None:
         """Add a step; called every step."""
-        mean = self.loss
-        if mean != mean:  # NaN: no number so far
-            self.loss = loss
-        elif loss - loss == 0:  # finite, by a test that costs less than a call; other losses do not enter the mean
-            self.loss = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        # A number less itself is zero where it is finite; this costs less than a call.
+        if loss - loss == 0 and self.loss - self.loss == 0 and step > self.last:
+            self.loss = SMOOTHING * self.loss + (1 - SMOOTHING) * loss
+        elif loss - loss == 0 or self.loss - self.loss != 0:
+            self.loss = (
+                loss  # the first finite loss, that of a step taken anew after a rollback, or there is no better one
+            )
         self.last, self.rate = step, rate
         self.examples += examples
+
+    def validate(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep a validation's figures."""
+        self.validated_step, self.figures = step, dict(figures)
 
     def examples_per_second(self) -> float:
         """Examples per second."""
@@ -61,13 +68,22 @@ class Pace:
         return (self.total - self.last) * (self.clock() - self.started) / done
 
     def figures_text(self) -> str:
-        """Give the last evaluation as text: on validation data or, without any, of the training loss on a sample."""
+        """Give the last evaluation as text: on validation data or, without any, of the training loss on a sample.
+
+        It says of which step, where that is another than the last one. Nothing where no trained weights were evaluated yet, or
+        those that were have been rolled back.
+        """
+        untrained = self.validated_step == 0 < self.last
+        if not self.figures or untrained or self.validated_step > self.last:
+            return ""
         validation = True if len(self.figures) > 1 else self.validation  # other metrics are of validation data alone
         loss = {True: "validation loss", False: "evaluated training loss", None: "evaluated loss"}[validation]
-        return ", ".join(
+        texts = (
             f"{loss if name == 'loss' else printable(name)} {format_metric(name, float(value))}"
             for name, value in self.figures.items()
         )
+        when = f" (step {self.validated_step:,})" if self.validated_step != self.last else ""
+        return f"{', '.join(texts)}{when}"
 
 
 class RichProgress:
@@ -102,7 +118,7 @@ class RichProgress:
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
         """Keep the validation for the next time the bar is drawn."""
-        self.pace.figures = dict(figures)
+        self.pace.validate(step, figures)
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened above the bar."""
@@ -123,8 +139,8 @@ class RichProgress:
         # Each figure keeps its width, so that the bar beside it does not change its length with every step.
         pace, seconds_left = self.pace, self.pace.seconds_left()
         parts = [f"loss {format_number(pace.loss):<7}"]
-        if pace.figures:
-            parts.append(pace.figures_text())
+        if validated := pace.figures_text():
+            parts.append(validated)
         if self.console.width >= WIDE_COLUMNS:
             parts += [f"rate {format_number(pace.rate):<8}", f"{pace.examples_per_second():>7,.0f} examples/s"]
         return "  ".join(
@@ -153,7 +169,8 @@ class LineProgress:
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
         """Print the validation, unless a line was printed just before: then with the next one."""
-        self.pace.figures, self.unprinted = dict(figures), True
+        self.pace.validate(step, figures)
+        self.unprinted = True
         if self.clock() >= self.next_validation:
             self._print_figures()
 
@@ -171,8 +188,8 @@ class LineProgress:
         pace, now, seconds_left = self.pace, self.clock(), self.pace.seconds_left()
         self.next_update, self.next_validation, self.unprinted = now + LINE_SECONDS, now + VALIDATION_SECONDS, False
         parts = [f"loss {format_number(pace.loss)}"] if pace.last > pace.first else []
-        if pace.figures:
-            parts.append(pace.figures_text())
+        if validated := pace.figures_text():
+            parts.append(validated)
         if pace.last > pace.first:
             parts += [f"rate {format_number(pace.rate)}", f"{pace.examples_per_second():,.0f} examples/s"]
         if seconds_left is not None and seconds_left >= 1:

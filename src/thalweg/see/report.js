@@ -23,7 +23,8 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     const x = data.log ? data.low * (data.high / data.low) ** share : data.low + share * (data.high - data.low);
     cursor.style.left = 100 * share + "%";
     plot.append(cursor);
-    told.replaceChildren(`${data.x} ${data.log ? short(+x.toPrecision(3)) : Math.round(x).toLocaleString("en")}`);
+    const epoch = data.epoch ? ` (epoch ${short(+(x / data.epoch).toPrecision(3))})` : "";
+    told.replaceChildren(`${data.x} ${data.log ? short(+x.toPrecision(3)) : Math.round(x).toLocaleString("en")}${epoch}`);
     const near = 0.01 * (data.high - data.low);
     for (const line of data.lines) {
       const at = nearest(line.x, x), value = document.createElement("b");

@@ -41,7 +41,7 @@ FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "scores": "score (lower is better)",
     "batch_sizes": "batch size",
     "examples_per_second": "examples per second",
-    "peak_megabytes": "memory, MB",
+    "peak_megabytes": "peak memory, MB",
     "seconds_per_step": "seconds per step",
     "best_of_short_runs": "best learning rate of the short runs",
     "price": "price of search and training, in full trainings",
@@ -93,9 +93,13 @@ def _steps_and_time(run: Run) -> list[tuple[str, str, str]]:
     history, duration = FinishedHistory.of(run), run.summary.get("seconds")
     if not history.steps:
         return []
-    return [("steps", f"{history.steps:,}", history.epochs(history.steps))] + (
-        [("time", format_seconds(float(duration)), f"on {run_text.device(run)}")] if duration is not None else []
-    )
+    shown = [("steps", f"{history.steps:,}", history.epochs(history.steps))]
+    if duration is not None:
+        shown.append(("time", format_seconds(float(duration)), f"of training on {run_text.device(run)}"))
+    search = run.plan.why("learning_rate").figures.get("seconds")
+    if isinstance(search, int | float):
+        shown.append(("search", format_seconds(float(search)), "before it, for the learning rate"))
+    return shown
 
 
 def advice(run: Run) -> str:
@@ -199,12 +203,23 @@ def batches(run: Run) -> str:
     if len(sizes) < 2 or len(sizes) != len(speeds):
         return ""
     fastest = max([1.0, *(float(s) for s in speeds)])
-    rows = "".join(_bar(run, *measured, fastest) for measured in zip(sizes, speeds, memory, strict=False))
-    return (
-        '<figure><figcaption><b>Batch size</b></figcaption><p class="note">Examples per second at each size, and the process\'s'
-        f" peak memory so far.{_why_not_fastest(run, sizes, speeds)}</p>"
-        f'<table class="bars"><tbody>{rows}</tbody></table></figure>'
+    with_memory = any(m is not None for m in memory)
+    rows = "".join(
+        _bar(run, size, speed, fastest, m, with_memory) for size, speed, m in zip(sizes, speeds, memory, strict=False)
     )
+    memory_head = "<th scope=col>memory</th>" if with_memory else ""
+    head = f"<th scope=col>batch size</th><th scope=col colspan=2>examples per second</th>{memory_head}"
+    note = " ".join(filter(None, [_why_not_fastest(run, sizes, speeds), _what_memory(run) if with_memory else ""]))
+    note_html = f'<p class="note">{note}</p>' if note else ""
+    return (
+        f"<figure><figcaption><b>Batch size</b></figcaption>{note_html}"
+        f'<table class="bars"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></figure>'
+    )
+
+
+def _what_memory(run: Run) -> str:
+    whose = "the process's" if run_text.device(run) == "the CPU" else "the accelerator's"
+    return f"Memory: {whose} peak until each size was measured."
 
 
 def _why_not_fastest(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
@@ -213,18 +228,21 @@ def _why_not_fastest(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
     if chosen not in sizes or fastest <= chosen or not run.plan.steps:
         return ""
     return (
-        f" {chosen:,} was chosen although {format_number(fastest)} is faster: it gives {fastest / chosen:.3g} times as many steps"
+        f"{chosen:,} was chosen although {format_number(fastest)} is faster: it gives {fastest / chosen:.3g} times as many steps"
         f" for the same examples, here {run.plan.steps:,}, and a short run lacks steps rather than speed."
     )
 
 
-def _bar(run: Run, size: Any, speed: Any, memory: Any, fastest: float) -> str:
+def _bar(run: Run, size: Any, speed: Any, fastest: float, memory: Any, with_memory: bool) -> str:
     chosen = ' class="chosen"' if size == run.plan.batch_size else ""
-    speed_text = f"{float(speed):,.0f}/s" if speed else "out of memory"
-    memory_cell = f"<td>{safe(format_number(memory))} MB</td>" if memory is not None else "<td></td>"
+    speed_text = f"{float(speed):,.0f}" if speed else "out of memory"
+    memory_text = "" if memory is None else f"{safe(format_number(memory))} MB"
     width = f'<span class="bar" style="width:{100 * float(speed) / fastest:.1f}%"></span>'
     size_text = f"{safe(format_number(size))}{' ◆' if chosen else ''}"
-    return f"<tr{chosen}><td>{size_text}</td><td>{width}</td><td>{speed_text}</td>{memory_cell}</tr>"
+    cells = (
+        f"<td>{size_text}</td><td>{width}</td><td>{speed_text}</td>{f'<td>{memory_text}</td>' if with_memory else ''}"
+    )
+    return f"<tr{chosen}>{cells}</tr>"
 
 
 def events(run: Run) -> str:
@@ -331,7 +349,7 @@ def environment(run: Run) -> str:
         "torch": summary.get("torch"),
         "CPU threads": run.plan.threads,
         "precision": run.plan.precision,
-        "trainable and fixed parameters": summary.get("parameters"),
+        "parameters": _parameters(summary),
         "training examples": summary.get("examples"),
         "milliseconds per step (median)": None if median is None else 1000 * median,
         "folder": None if run.folder is None else Path(run.folder).absolute(),
@@ -340,6 +358,14 @@ def environment(run: Run) -> str:
     table = figures_table({key: value for key, value in entries.items() if value is not None})
     notes = "".join(f"<li>{with_code(group_digits(str(note)))}</li>" for note in summary.get("notes", []))
     return section("Environment", f'<div class="card">{table}{f"<ul>{notes}</ul>" if notes else ""}</div>')
+
+
+def _parameters(summary: Mapping[str, Any]) -> str | None:
+    """Say how many weights there are, and how many of them are trained where that is another number."""
+    count, trained = summary.get("parameters"), summary.get("trainable_parameters")
+    if count is None or trained in (None, count):
+        return None if count is None else format_number(count)
+    return f"{format_number(count)}, of which {format_number(trained)} are trained"
 
 
 def _version() -> str:

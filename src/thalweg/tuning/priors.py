@@ -15,6 +15,7 @@ from thalweg.rules.plain_form import PlainForm
 from thalweg.schedule import Schedule
 
 TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
+MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, at most
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
@@ -110,7 +111,8 @@ def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[int,
     if beta2 is None:
         return most, "a tenth of the run"
     wanted = round(2 / (1 - float(beta2)))
-    return min(wanted, most), f"2 / (1 - {beta2:g}) = {wanted} steps (arXiv:1910.04209), at most a tenth of the run"
+    stated = f"2 / (1 - {beta2:g}) = {wanted} steps (arXiv:1910.04209)"
+    return (wanted, stated) if wanted <= most else (most, f"a tenth of the run, as {stated} would be more")
 
 
 def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule, Evidence]:
@@ -147,11 +149,13 @@ def weight_decay(
         return 0.01, Evidence(
             "default", "AdamW's usual constant, as the rate that it works with is found only in training"
         )
-    value = min(1.0, 1.0 / (learning_rate * TIMESCALE * steps))
-    reason = (
-        f"1 / (rate x {TIMESCALE:g} x {steps} steps): weights forget over {TIMESCALE:.0%} of the run (arXiv:2405.13698)"
-    )
-    return float(f"{value:.3g}"), Evidence("derived", reason, {"learning_rate": learning_rate, "steps": steps})
+    wanted = 1.0 / (learning_rate * TIMESCALE * steps)
+    stated = f"1 / (rate {learning_rate:.3g} x {TIMESCALE:g} x {steps} steps)"
+    reason = f"{stated}: weights forget over {TIMESCALE:.0%} of the run (arXiv:2405.13698)"
+    if wanted > MOST_DECAY:
+        reason = f"the most that is taken, as {stated} = {wanted:.3g} would be more (arXiv:2405.13698)"
+    figures = {"learning_rate": learning_rate, "steps": steps}
+    return float(f"{min(wanted, MOST_DECAY):.3g}"), Evidence("derived", reason, figures)
 
 
 def rate_for_longer_run(rate: float, short: int, full: int) -> float:

@@ -106,7 +106,7 @@ def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) ->
     if problem.count is None and request.epochs is not None:
         return plan
     say("batch size: measuring throughput and memory")
-    measured = batch_size.measure(problem, plan)
+    measured = batch_size.measure(problem, plan, request.epochs)
     return with_choices(plan, {"batch_size": batch_size.choose(measured, request.epochs, problem.count)})
 
 
@@ -192,9 +192,9 @@ def _found_rate(search: Search, full: int, seconds: float, validated: bool) -> t
     judged = "" if validated else "; judged by the training loss, as there are no validation data"
     if search.select != "loss":
         judged = f"; judged by {search.select}, of which {'more' if search.mode == 'max' else 'less'} is better"
+    carried = f", times ({longest} / {full})^0.15 = {rate:.3g} for {full} steps, as longer runs want lower rates"
     reason = (
-        f"best of {len(search.scores)} short runs, each a complete schedule, up to {longest} steps;"
-        f" {best:.3g} there, {rate:.3g} for {full} steps, as longer runs want lower rates"
-        f"{judged}"
+        f"best of {len(search.scores)} short runs, each a complete schedule, up to {longest} steps: {best:.4g}"
+        f"{carried if longest < full else ''}{judged}"
     )
     return rate, Evidence("searched", reason, figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,32 @@ RELEVANT_OF_BEST = 0.2  # a rise by this share of the best value matters too, ev
 NEGLIGIBLE = 0.005  # share of the improvement: a smaller rise never matters
 
 SMALL_FALL = 0.1  # share of the loss at the start: where it falls by less, hardly anything was learnt
+FEWEST_LOSSES = 5  # that a training loss is the mean of: one batch's alone is mostly noise
+CLEAR = 2.0  # standard errors: means of training losses that differ by more do so beyond their noise
+GAP = 0.3  # of the validation loss, by which the training loss must be lower for overfitting
+MEMORISED = (
+    0.8  # of the validation loss, by which the training loss is lower where the model knows its examples by heart
+)
+
 STEADY = 0.75  # share of the validations that are lower than the one before, in a steady fall
 STILL_FALLING = 0.3  # share of the fall in the second half of the summed learning rates; a straight line has 0.5
 
 
 class Worsened(NamedTuple):
-    """The criterion was best at `step`, early in the run; `last_fifth` is its median over the last fifth of the run."""
+    """The criterion was best at `step`, early in the run, and is clearly worse at its end.
+
+    - `best`, `last_fifth`: the criterion there, and its median over the last fifth of the run.
+    - `training`, `last_training`: the training loss around that step and at the end; NaN where it is not known.
+    - `reason`: "overfitting" where the training loss went on falling and lies far below the validation loss, "steps too long"
+      where it rose, "" where the figures do not decide: the difference is within the noise, or the two losses are alike.
+    """
 
     step: int
     best: float
     last_fifth: float
+    training: float
+    last_training: float
+    reason: Literal["overfitting", "steps too long", ""]
 
 
 @dataclass(frozen=True)
@@ -118,13 +134,24 @@ class FinishedHistory:
         """Tell whether the first value of the criterion is better than the second."""
         return first > second if self.mode == "max" else first < second
 
-    def training_loss(self, step: int | None = None) -> float:
-        """Give the training loss around a step, or at the end: the mean over the last fiftieth of the run before it."""
+    def training_losses(self, step: int | None = None) -> Values:
+        """Give the last finite training losses up to a step, or to the end: those of a fiftieth of the run, at least five."""
         x, y = self.recorded("loss")
         if step is not None:
             x, y = x[x <= step], y[x <= step]
-        y = y[np.isfinite(y)]
-        return float(y[-max(1, self.steps // 50) :].mean()) if len(y) else math.nan
+        return y[np.isfinite(y)][-max(FEWEST_LOSSES, self.steps // 50) :]
+
+    def training_loss(self, step: int | None = None) -> float:
+        """Give the training loss around a step, or at the end: the mean of `training_losses`."""
+        losses = self.training_losses(step)
+        return float(losses.mean()) if len(losses) else math.nan
+
+    def memorised(self, step: int | None = None) -> bool:
+        """Tell whether around a step, or at the end, the training loss is so far below the validation loss that the model must
+        know its training examples by heart."""
+        x, y = self.recorded("validation/loss")
+        y = y[np.isfinite(y) & (x <= (math.inf if step is None else step))]
+        return bool(self.validated and len(y) and _is_below(self.training_loss(step), float(y[-1]), MEMORISED))
 
     def worsened(self) -> Worsened | None:
         """Find where the criterion was best, if that was before the last fifth of the run and it is clearly worse there."""
@@ -138,7 +165,22 @@ class FinishedHistory:
         limit = max(NEGLIGIBLE * improvement, min(RELEVANT * improvement, RELEVANT_OF_BEST * abs(y[best])))
         if best == 0 or x[best] >= LATE_SHARE * x[-1] or worse < limit:
             return None
-        return Worsened(int(x[best]), float(y[best]), last_fifth)
+        step = int(x[best])
+        losses = self.training_loss(step), self.training_loss()
+        return Worsened(step, float(y[best]), last_fifth, *losses, self._why_worsened(step))
+
+    def _why_worsened(self, step: int) -> Literal["overfitting", "steps too long", ""]:
+        before, last = self.training_losses(step), self.training_losses()
+        x, y = self.recorded("validation/loss")
+        late = y[np.isfinite(y) & (x >= LATE_SHARE * self.last_step)]
+        if not len(late) or min(len(before), len(last)) < 2:
+            return ""
+        validation, change = float(np.median(late)), float(last.mean() - before.mean())
+        noise = CLEAR * math.hypot(_standard_error(before), _standard_error(last))
+        fell = change < -noise and _is_below(float(last.mean()), validation, GAP)
+        if fell or _is_below(float(last.mean()), validation, MEMORISED):
+            return "overfitting"
+        return "steps too long" if change > noise else ""
 
     def fell_steadily_but_little(self) -> bool:
         """Tell whether the loss fell steadily but hardly at all: steps go in the right direction and are far too short.
@@ -193,6 +235,15 @@ class FinishedHistory:
     def value_text(self, value: float) -> str:
         """Say a value of the criterion."""
         return format_metric(self.select, value)
+
+
+def _standard_error(values: Values) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _is_below(training: float, validation: float, share: float) -> bool:
+    """Tell whether a training loss is lower than a validation loss by more than a share of it."""
+    return training < validation - share * abs(validation)
 
 
 def _is_trouble(event: Event) -> bool:

@@ -282,8 +282,72 @@ def test_a_kernel_that_calls_a_function_that_may_be_missing_is_not_saved(tmp_pat
 def test_kernels_are_compiled_in_the_background_when_the_optimiser_is_made(monkeypatch):
     monkeypatch.setattr(kernels, "_prepared", set())
     optim.Lion([torch.ones(3, requires_grad=True)], lr=0.1, ema=0.9)
-    kernels._compiler[0].submit(lambda: None).result()
+    for thread in compiling():
+        thread.join()
     assert {name.rsplit("_", 1)[0] for name in kernels._loaded} == {"norms_float32", "lion_float32"}
+
+
+def compiling():
+    return [thread for thread in threading.enumerate() if thread.name == "thalweg-compiler"]
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("kinds", [[optim.AdamW], [optim.SGD, optim.Adam, optim.Lion], [optim.Prodigy]], ids=len)
+def test_the_compiling_thread_ends_with_its_work_and_is_no_daemon(kinds, monkeypatch):
+    monkeypatch.setattr(kernels, "_prepared", set())
+    started = []
+
+    def make():
+        for kind in kinds:
+            w = torch.ones(3, requires_grad=True)
+            optimizer = kind([w])
+            started.extend(thread for thread in compiling() if thread not in started)
+            w.grad = torch.ones(3)
+            optimizer.step()
+
+    maker = threading.Thread(target=make, daemon=True)  # whose own threads would be daemons too
+    maker.start()
+    maker.join()
+    assert started
+    assert not any(thread.daemon for thread in started)
+    for thread in started:
+        thread.join(timeout=60)
+    assert not compiling()
+
+
+LEAVING = """
+import os, sys, threading, torch
+from thalweg import optim
+from thalweg.optim.engines import kernels
+
+def make():
+    optim.{kind}([torch.ones(3)])
+
+{way}
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "way",
+    [
+        "make()",
+        "threading.Thread(target=make, daemon=True).start()",
+        "import atexit; atexit.register(make)",
+        "make(); pid = os.fork(); make(); pid and sys.exit(os.waitpid(pid, 0)[1])",
+        "import multiprocessing as m; p = m.get_context('fork').Process(target=make, daemon=True); p.start(); p.join(); "
+        "sys.exit(p.exitcode)",
+    ],
+    ids=["at once", "from a daemon thread", "while ending", "in a fork", "in a daemon process"],
+)
+def test_a_process_ends_well_whenever_it_ends_while_kernels_are_compiled(way, tmp_path):
+    for kind in ("AdamW", "Lion"):
+        script = LEAVING.format(kind=kind, way=way)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / kind), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_engines_are_found_by_name():

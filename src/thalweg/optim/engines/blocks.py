@@ -96,6 +96,8 @@ class Block:
 
     def state_is_unchanged(self, state: StateOf, same_entries: bool) -> bool:
         """Tell whether the optimiser's state holds the very tensors that this block put there, all with the same step count."""
+        if not any(self.state_items):
+            return True
         if not same_entries and not all(map(is_, map(state.get, self.parameters), self.state_entries)):
             return False
         entries = cast("list[dict[str, Any]]", self.state_entries)
@@ -117,6 +119,8 @@ class Block:
         self.owns_state = True
         past_first_step = has_rule_state(state.get(self.parameters[0], {}), self.states)
         for i, (parameter, items) in enumerate(zip(self.parameters, self.state_items, strict=True)):
+            if not items:  # plain descent has no state, and makes no entry for it
+                continue
             entry = state.setdefault(parameter, {})
             for key, tensor in items:
                 if key == "step":

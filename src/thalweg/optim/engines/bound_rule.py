@@ -34,7 +34,7 @@ class BoundRule:
     group: GroupStep
     numbers: Mapping[str, Any]
     scale: float | Tensor = 1.0
-    clip_value: float | Tensor | None = None
+    clip_value: float | None = None
     ema_weight: float | Tensor | None = None
     record_norms: bool = False
     finite: Tensor | None = None

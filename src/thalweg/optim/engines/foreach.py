@@ -52,7 +52,7 @@ class ForeachBlock(Block):
         self.gradients = [as_real(g) for g in gradients]
         return _norms(self.gradients)
 
-    def clipped_norms(self, clip_value: Any) -> Sequence[Tensor]:
+    def clipped_norms(self, clip_value: float) -> Sequence[Tensor]:
         """Give the norms of the gradients as clipping their entries would leave them."""
         return _norms([g.clamp(-clip_value, clip_value) for g in self.gradients])
 

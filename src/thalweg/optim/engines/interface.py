@@ -96,7 +96,7 @@ class Engine(Protocol):
         ...
 
     def measure_gradients(
-        self, groups: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool
+        self, groups: Sequence[GroupStep], state: StateOf, *, clip_value: float | None, ema: bool
     ) -> Norms | DeviceNorms:
         """Give the gradients' norms; changes neither weights nor `state`.
 
@@ -114,15 +114,15 @@ class Engine(Protocol):
         state: StateOf,
         *,
         scale: Any,
-        clip_value: Any,
+        clip_value: float | None,
         ema: float | None,
         record_norms: bool,
         finite: Tensor | None = None,
     ) -> UpdateNorms | None:
         """Update weights, state and EMA by the gradients measured last.
 
-        In this order: clip by value, multiply by `scale`, maximise, coupled weight decay, the rule's equation, EMA. `scale` and
-        `clip_value` may be 0-dim tensors on the accelerator; `finite`, one of bool there, says whether anything changes at all.
+        In this order: clip by value, multiply by `scale`, maximise, coupled weight decay, the rule's equation, EMA. `scale` may
+        be a 0-dim tensor on the accelerator; `finite`, one of bool there, says whether anything changes at all.
 
         Missing state is made and put into `state[parameter]` under the rule's keys: besides the rule's own, `step` (0-dim
         float32 on the CPU) where the rule counts steps or `ema` is on, and `ema`. Called at most once after each

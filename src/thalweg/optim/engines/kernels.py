@@ -16,10 +16,9 @@ import ctypes
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from threading import RLock
+from threading import RLock, Thread
 from typing import Any, NamedTuple
 
 from thalweg.optim.engines import kernel_cache
@@ -102,10 +101,11 @@ def prepare(rule: Rule, constants: Mapping[str, Any], variants: Sequence[Variant
     if all((rule, switched_on, variant) in _prepared for variant in variants):
         return
     _prepared.update((rule, switched_on, variant) for variant in variants)
-    if not _compiler:
-        _compiler.append(ThreadPoolExecutor(1, "thalweg-compiler"))
+    # The thread ends with its work: an idle one would be a stray to whoever counts threads. It is no daemon, also where a daemon
+    # starts it: one that is cut off inside LLVM takes the ending interpreter down with it.
+    thread = Thread(target=_prepare, args=(rule, constants, variants), name="thalweg-compiler", daemon=False)
     with suppress(RuntimeError):  # the interpreter is about to end and starts no more threads
-        _compiler[0].submit(_prepare, rule, constants, variants)
+        thread.start()
 
 
 def _prepare(rule: Rule, constants: Mapping[str, Any], variants: Sequence[Variant]) -> None:
@@ -275,20 +275,14 @@ def _aligned_body(writer: _Writer, rule: Rule, variant: Variant, couples: bool) 
 
 _loaded: dict[str, Kernel] = {}
 _prepared: set[tuple[Rule, tuple[bool, ...], Variant]] = set()
-_compiler: list[ThreadPoolExecutor] = []  # empty, or one
 _compile_lock = RLock()
 
 if hasattr(os, "register_at_fork"):
     # A fork waits until the compiling thread is between two kernels: the child does not have that thread, and without this it
     # could find Numba half imported, or the lock held for ever.
     os.register_at_fork(
-        before=_compile_lock.acquire, after_in_parent=_compile_lock.release, after_in_child=lambda: _reset_in_child()
+        before=_compile_lock.acquire, after_in_parent=_compile_lock.release, after_in_child=_compile_lock.release
     )
-
-
-def _reset_in_child() -> None:
-    _compiler.clear()
-    _compile_lock.release()
 
 
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

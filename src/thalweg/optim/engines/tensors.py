@@ -71,7 +71,7 @@ class TensorEngine:
         """Nothing is compiled beforehand."""
 
     def measure_gradients(
-        self, groups: Sequence[GroupStep], state: StateOf, *, clip_value: Any, ema: bool
+        self, groups: Sequence[GroupStep], state: StateOf, *, clip_value: float | None, ema: bool
     ) -> Norms | DeviceNorms:
         """Give the gradients' norms; changes neither weights nor `state`.
 
@@ -99,7 +99,7 @@ class TensorEngine:
         state: StateOf,
         *,
         scale: Any,
-        clip_value: Any,
+        clip_value: float | None,
         ema: float | None,
         record_norms: bool,
         finite: Tensor | None = None,
@@ -287,7 +287,9 @@ def _equal_rates(groups: Sequence[GroupStep]) -> Sequence[int] | None:
     return None if any(isinstance(rate, Tensor) for rate in rates) else [*map(rates.index, rates)]
 
 
-def _numbers_of_blocks(block_steps: Sequence[BlockStep], scale: Any, clip_value: Any) -> list[Mapping[str, Any]]:
+def _numbers_of_blocks(
+    block_steps: Sequence[BlockStep], scale: Any, clip_value: float | None
+) -> list[Mapping[str, Any]]:
     """Give each block the numbers that the equation takes at this step, in float64.
 
     Where the rule takes sums over all weights of a group, the group's blocks, which follow one another, share their numbers.
@@ -306,7 +308,7 @@ def _numbers_of_blocks(block_steps: Sequence[BlockStep], scale: Any, clip_value:
     return found
 
 
-def _numbers_with_sums(block_steps: Sequence[BlockStep], scale: Any, clip_value: Any) -> Mapping[str, Any]:
+def _numbers_with_sums(block_steps: Sequence[BlockStep], scale: Any, clip_value: float | None) -> Mapping[str, Any]:
     """Give the numbers of one group's blocks, those that its rule makes of sums over all weights included."""
     group, group_blocks = block_steps[0].group, [one.block for one in block_steps]
     on_device = all(block.is_device_resident for block in group_blocks)

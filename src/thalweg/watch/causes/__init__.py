@@ -15,6 +15,7 @@ from typing import Any
 from thalweg.watch.cause import Cause
 from thalweg.watch.causes.bad_data_scale import bad_data_scale
 from thalweg.watch.causes.diverging import diverging
+from thalweg.watch.causes.drifting_statistics import drifting_statistics
 from thalweg.watch.causes.learning_rate_too_high import learning_rate_too_high
 from thalweg.watch.causes.learning_rate_too_low import learning_rate_too_low
 from thalweg.watch.causes.no_gradient import no_gradient
@@ -22,6 +23,7 @@ from thalweg.watch.causes.nonfinite import nonfinite
 from thalweg.watch.causes.nothing_learnt import nothing_learnt
 from thalweg.watch.causes.nothing_to_learn import nothing_to_learn
 from thalweg.watch.causes.overfitting import overfitting
+from thalweg.watch.causes.summed_loss import summed_loss
 from thalweg.watch.causes.train_validation_leak import train_validation_leak
 from thalweg.watch.causes.unfittable_batch import unfittable_batch
 from thalweg.watch.causes.unused_parameter import unused_parameter
@@ -31,6 +33,7 @@ from thalweg.watch.causes.wrong_target import wrong_target
 CAUSES: dict[str, Cause] = {
     "bad-data-scale": bad_data_scale,
     "diverging": diverging,
+    "drifting-statistics": drifting_statistics,
     "learning-rate-too-high": learning_rate_too_high,
     "learning-rate-too-low": learning_rate_too_low,
     "no-gradient": no_gradient,
@@ -38,6 +41,7 @@ CAUSES: dict[str, Cause] = {
     "nothing-learnt": nothing_learnt,
     "nothing-to-learn": nothing_to_learn,
     "overfitting": overfitting,
+    "summed-loss": summed_loss,
     "train-validation-leak": train_validation_leak,
     "unfittable-batch": unfittable_batch,
     "unused-parameter": unused_parameter,

@@ -43,6 +43,8 @@ def _found(history: FinishedHistory, symptom: str, cause: str, cure: str) -> Dia
 def _where_to_look(history: FinishedHistory) -> str:
     if history.fault_before_training:
         return "what was found before training is the likely cause"
+    if float((history.summary.get("cures") or {}).get("rate_factor", 1.0)) < 1:
+        return "the learning rate, at which the loss ran away, is the likely cause"
     return "`thalweg check` looks for the cause before training"
 
 

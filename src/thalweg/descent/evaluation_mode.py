@@ -1,0 +1,138 @@
+"""The rehearsal of validation: a first batch is evaluated as it will be, so that what fails there fails before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.descent.metrics import rehearse_metrics
+from thalweg.descent.parts import function_reduction
+from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse, wants_gradient
+from thalweg.descent.target_check import check_targets
+from thalweg.errors import DataError, TaskError
+from thalweg.landscape.objective import Casts, Objective
+from thalweg.landscape.reduction import Reduction
+from thalweg.records.task import Task
+from thalweg.sampling import Source, TensorSource
+from thalweg.sampling.opening import FIRST_BATCH_SIZE, NonFinite, batch_of_rows, find_nonfinite, first_batch
+
+
+class Evaluation(NamedTuple):
+    """What evaluating needs: casts, whether with gradients, and the reduction of the task's own `evaluate` or `step`, if any.
+
+    Further whether the data hold NaN or infinity that the loss takes, and notes.
+    """
+
+    casts: Casts
+    needs_gradient: bool
+    reduction: Reduction | None
+    takes_nonfinite: bool
+    notes: list[str]
+
+
+def rehearse_evaluation(
+    task: Task,
+    model: nn.Module,
+    trained: Rehearsal,
+    train: Source,
+    validation: Source | None,
+    device: torch.device,
+    count: int,
+) -> Evaluation:
+    """Evaluate a first batch as validation will: in evaluation mode, without gradients unless model or loss take some.
+
+    Arguments:
+        task: whose loss may be called.
+        model: in training mode, in which it is left; its buffers may change.
+        trained: the rehearsal of training.
+        train, validation: the opened data; without validation data the training data are evaluated.
+        device: of the model.
+        count: examples of the batch, where no user's loader has decided on it.
+
+    Raises TaskError where that fails; it names `evaluate` where training mode takes the same batch.
+    """
+    source = train if validation is None else validation
+    where = "first training batch, in evaluation mode" if validation is None else "first validation batch"
+    found = None if validation is None else find_nonfinite(validation, "validation")
+    batch = first_batch(source, device, count, own=count == FIRST_BATCH_SIZE)
+    batches = [batch] if found is None else [batch, batch_of_rows(cast(TensorSource, validation), found.rows)]
+    model.eval()
+    try:
+        rehearsal, needs_gradient = _evaluate(
+            task, model, batches, where, "" if validation is None else VALIDATION, found
+        )
+        objective = Objective(task, rehearsal.casts, needs_gradient=needs_gradient)
+        notes = _other_output(trained, rehearsal)
+        if validation is not None:
+            notes += check_targets(objective, model, validation, rehearsal.calls, count, VALIDATION)
+            rehearse_metrics(task.metrics, objective, model, validation, device, count)
+        if found is not None:
+            notes.append(f"{found.text}. The loss is finite all the same, so they stay as they are.")
+        own = task.evaluate or task.step
+        reduction = None if own is None else function_reduction(own, model, source, device)
+        return Evaluation(rehearsal.casts, needs_gradient, reduction, found is not None, notes)
+    finally:
+        model.train()
+
+
+def _evaluate(
+    task: Task, model: nn.Module, batches: list[object], where: str, data: str, found: NonFinite | None
+) -> tuple[Rehearsal, bool]:
+    """Evaluate batches without gradients, or with them where that fails for want of one; tell which it was.
+
+    Raises TaskError that names `evaluate` where only evaluation mode fails.
+    """
+    options: dict[str, Any] = {"where": where, "data": data, "nonfinite": None if found is None else found.text}
+    try:
+        try:
+            with torch.no_grad():
+                return _rehearse_all(task, model, batches, options), False
+        except TaskError as error:
+            if not wants_gradient(error):
+                raise
+        return _rehearse_all(task, model, batches, options), True
+    except DataError:
+        raise
+    except TaskError as error:
+        if task.evaluate is None and _passes_in_training(task, model, batches[0]):
+            raise TaskError(
+                f"{error} In training mode the same batch passes: where the model gives something else in evaluation mode, say"
+                f" how to evaluate it with evaluate(model, batch)."
+            ) from error
+        raise
+
+
+def _rehearse_all(task: Task, model: nn.Module, batches: list[object], options: dict[str, Any]) -> Rehearsal:
+    """Rehearse all batches, and give the rehearsal of the first."""
+    first, *_ = [rehearse(task, model, batch, training=False, **options) for batch in batches]
+    return first
+
+
+def _other_output(trained: Rehearsal, evaluated: Rehearsal) -> list[str]:
+    """Say where the model's output is of another kind in evaluation mode, of which the loss then makes what it can."""
+    kinds = [_kind(rehearsal.output) for rehearsal in (trained, evaluated)]
+    if None in kinds or kinds[0] == kinds[1]:
+        return []
+    return [
+        f"In evaluation mode the model gives {kinds[1]}, in training mode {kinds[0]}. Validation calls the same loss: where it is"
+        f" not made for that, give evaluate(model, batch)."
+    ]
+
+
+def _kind(output: Any) -> str | None:
+    if isinstance(output, Tensor):
+        return f"a tensor of {output.ndim} dimensions"
+    if isinstance(output, tuple | list | Mapping):
+        return f"a {type(output).__name__} of {len(cast(Any, output))}"
+    return None if output is None else f"a {type(output).__name__}"
+
+
+def _passes_in_training(task: Task, model: nn.Module, batch: object) -> bool:
+    try:
+        rehearse(task, model.train(), batch)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,262 @@
+"""How the loss of a batch is made of the losses of its examples: found by comparing a whole batch with its parts.
+
+Steps are split into parts where memory does not hold a whole batch, and validation goes through its data in batches. Both must
+know how the parts' losses make up that of the whole: mostly, each counts as many times as it has examples.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.sampling.sources import leaves, tree_map
+
+Kind = Literal["examples", "targets", "sum", "batch", "weighted", "unknown"]
+"""What the loss of a batch is: the mean over its examples, or over its targets less those that are ignored; their sum; something
+that depends on which examples are together (a contrastive loss, say); a mean with weights that the task's `step` gives; or not
+known."""
+
+TOLERANCE = 1e-5  # relative difference of two losses that count as equal; float32 sums differ by less
+IGNORED = (-100, -1, 0, 255)  # targets that losses are often told to leave out
+MOST_NUMBERS = 1 << 22  # of the outputs on which ignored targets are looked for
+CLASS_LOSSES = (nn.functional.cross_entropy, nn.functional.nll_loss)
+CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How the losses of parts make up the loss of the whole batch.
+
+    Arguments:
+        kind: see `Kind`.
+        ignored: targets of this value do not count; NaN where missing targets are NaN. None: all count.
+        class_weights: of a loss on classes: a target counts as much as its class weighs.
+    """
+
+    kind: Kind = "examples"
+    ignored: float | None = None
+    class_weights: Tensor | None = None
+
+    def weight(self, target: Any, size: int) -> float:
+        """Give the weight of a part of `size` examples; 0 where all its targets are ignored, so that it has no mean.
+
+        The loss of the whole is the parts' weighted average; where it is a sum, their sum: all weigh 1.
+
+        >>> Reduction("targets", ignored=-100).weight(torch.tensor([3, -100, 1]), 3)
+        2.0
+        """
+        if self.kind == "sum":
+            return 1.0
+        if self.kind != "targets" or not isinstance(target, Tensor) or target.is_complex():
+            return float(size)
+        counts = _counting(target, self.ignored)
+        if self.class_weights is None:
+            return float(counts.sum())
+        return float(self.class_weights[target[counts].long()].sum())
+
+    @property
+    def splits_exactly(self) -> bool:
+        """Whether the loss of a batch follows from those of its parts."""
+        return self.kind in ("examples", "targets", "sum", "weighted")
+
+    @property
+    def depends_on_size(self) -> bool:
+        """Whether a batch of another size has another loss, so that losses are comparable only between equal sizes."""
+        return self.kind in ("sum", "batch")
+
+
+def unwrap(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """Give the function or module inside of any `functools.partial`, and the keywords that were given there."""
+    keywords: dict[str, Any] = {}
+    while isinstance(loss, functools.partial):
+        keywords = {**loss.keywords, **keywords}
+        loss = loss.func
+    return loss, keywords
+
+
+def is_class_loss(loss: Any) -> bool:
+    """Tell whether a loss is PyTorch's cross-entropy or negative log-likelihood, as function, module or partial."""
+    inner, _ = unwrap(loss)
+    return inner in CLASS_LOSSES or isinstance(inner, CLASS_MODULES)
+
+
+def loss_option(loss: Any, name: str, default: Any = None) -> Any:
+    """Give an option of a loss: a keyword of its partial, or an attribute of its module.
+
+    >>> loss_option(functools.partial(nn.functional.cross_entropy, ignore_index=0), "ignore_index")
+    0
+    """
+    inner, keywords = unwrap(loss)
+    return keywords[name] if name in keywords else getattr(inner, name, default)
+
+
+def stated_reduction(loss: Any, target: Any = None) -> Reduction:
+    """Give what a loss says of itself: PyTorch's losses on classes leave out ignored targets and weigh classes.
+
+    With probabilities as targets they do neither.
+    """
+    if not is_class_loss(loss) or (isinstance(target, Tensor) and target.is_floating_point()):
+        return Reduction()
+    weights = loss_option(loss, "weight")
+    ignored = loss_option(loss, "ignore_index", -100)
+    return Reduction("targets", ignored, weights if isinstance(weights, Tensor) else None)
+
+
+def measure_reduction(
+    loss: Callable[[Any, Any], Any], output: Any, target: Any, count: int, stated: Reduction | None = None
+) -> Reduction:
+    """Find a loss's reduction by calling it on a batch of `count` examples and on parts of it.
+
+    What the loss says of itself (`stated`; None: see `stated_reduction`) is kept where it agrees with that. "unknown" where
+    outputs or targets cannot be cut, the loss draws random numbers, or it fails on a part.
+    """
+    stated = stated or stated_reduction(loss, target)
+    rows = _common_length(output, target)
+    if rows is None or rows < 2:
+        return stated if stated.kind == "targets" else Reduction("unknown")
+    output = tree_map(_in_single_precision, output)
+    output, target = _sorted_by_loss(loss, output, target, rows)
+    ignored = stated.ignored if stated.kind == "targets" else _find_ignored(loss, output, target)
+    if ignored is not None:
+        target = _with_ignored(target, ignored)
+    # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
+    plain = Reduction() if rows == count else Reduction("targets")
+    candidates = [stated, plain] if ignored is None else [stated, plain, Reduction("targets", ignored)]
+    split = [(_rows(output, part), _rows(target, part), part.stop - part.start) for part in _parts(rows)]
+    try:
+        with torch.no_grad():
+            whole = [float(loss(output, target)) for _ in range(2)]
+            losses = [float(loss(o, t)) for o, t, _ in split]
+    except Exception:
+        return stated if stated.kind == "targets" else Reduction("unknown")
+    weights = [[candidate.weight(t, size) for _, t, size in split] for candidate in candidates]
+    return _agreeing(whole, losses, list(zip(candidates, weights, strict=True)))
+
+
+def compare_parts(
+    whole: Sequence[float], parts: Sequence[float], weights: Sequence[Any], sizes: Sequence[int]
+) -> Reduction:
+    """Find the reduction from losses alone, for a task's own `step`: two of the whole batch, and one of each part.
+
+    `weights` are those that the step returned beside the parts' losses, or None.
+
+    >>> compare_parts([2.0, 2.0], [1.0, 3.0], [None, None], [2, 2]).kind
+    'examples'
+    """
+    if any(weight is None for weight in weights):
+        return _agreeing(whole, parts, [(Reduction(), [float(size) for size in sizes])])
+    return _agreeing(whole, parts, [(Reduction("weighted"), [float(weight) for weight in weights])])
+
+
+def _agreeing(
+    whole: Sequence[float], parts: Sequence[float], candidates: Sequence[tuple[Reduction, Sequence[float]]]
+) -> Reduction:
+    """Give the first of the candidates, each with the weights of the parts, under which the parts make up the whole."""
+    if not all(math.isfinite(value) for value in (*whole, *parts)) or not _close(whole[0], whole[1], parts):
+        return Reduction("unknown")  # not finite, or random
+    for candidate, weights in candidates:
+        if _close(_average(parts, weights), whole[0], parts):
+            return candidate
+    return Reduction("sum" if _close(sum(parts), whole[0], parts) else "batch")
+
+
+def _average(values: Sequence[float], weights: Sequence[float]) -> float:
+    total = sum(weights)
+    return math.nan if total <= 0 else sum(v * w for v, w in zip(values, weights, strict=True) if w) / total
+
+
+def _close(first: float, second: float, scale: Iterable[float]) -> bool:
+    largest = max(abs(second), *(abs(value) for value in scale), 1e-12)
+    return abs(first - second) <= TOLERANCE * largest
+
+
+def _parts(rows: int) -> list[slice]:
+    """Cut into two parts, unequal ones, so that a mean of the parts' means shows."""
+    cut = max(1, rows // 3)
+    return [slice(0, cut), slice(cut, rows)]
+
+
+def _in_single_precision(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.detach().float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf.detach()
+
+
+def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any, rows: int) -> tuple[Any, Any]:
+    """Sort rows by their losses, so that the parts have different ones: else the root of a mean would pass for a mean."""
+    try:
+        with torch.no_grad():
+            singles = [float(loss(_rows(output, slice(i, i + 1)), _rows(target, slice(i, i + 1)))) for i in range(rows)]
+    except Exception:
+        return output, target  # this loss takes no single row
+    places = sorted(range(rows), key=lambda row: singles[row] if math.isfinite(singles[row]) else math.inf)
+    return _taken(output, places), _taken(target, places)
+
+
+def _taken(nest: Any, places: list[int]) -> Any:
+    return tree_map(lambda leaf: leaf[places] if isinstance(leaf, Tensor) else leaf, nest)
+
+
+def _common_length(output: Any, target: Any) -> int | None:
+    """Give the number of rows that all tensors of output and target share, None where they differ or there are none."""
+    tensors = [*leaves(output), *leaves(target)]
+    lengths = {len(tensor) if tensor.ndim else None for tensor in tensors}
+    return lengths.pop() if len(lengths) == 1 and leaves(output) and leaves(target) else None
+
+
+def _rows(nest: Any, rows: slice) -> Any:
+    return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) else leaf, nest)
+
+
+def _counting(target: Tensor, ignored: float | None) -> Tensor:
+    """Tell which targets count."""
+    if ignored is None:
+        return torch.ones_like(target, dtype=torch.bool)
+    return ~torch.isnan(target) if math.isnan(ignored) else target != ignored
+
+
+def _with_ignored(target: Tensor, ignored: float) -> Tensor:
+    """Give a copy in which half of the second part's targets are ignored, so that it shows whether they count."""
+    changed = target.clone(memory_format=torch.contiguous_format)
+    second = changed[_parts(len(changed))[1]].view(-1)
+    second[: len(second) // 2] = ignored
+    return changed
+
+
+def _find_ignored(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> float | None:
+    """Find the value of targets that the loss leaves out: with it, the loss no longer depends on the output there."""
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.is_floating_point():
+        return None
+    rows = max(1, min(len(output), 4))
+    if output[:rows].numel() > MOST_NUMBERS or rows < 2:
+        return None
+    candidates = [math.nan, *IGNORED] if target.is_floating_point() else _integers(target.dtype)
+    # On the CPU, where a target out of range raises an error; on an accelerator it would break the process's context.
+    output, target = output[:rows].cpu(), target[:rows].cpu()
+    return next((value for value in candidates if _is_ignored(loss, output, target, value)), None)
+
+
+def _integers(dtype: torch.dtype) -> list[float]:
+    if dtype == torch.bool:
+        return []
+    return [value for value in IGNORED if torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max]
+
+
+def _is_ignored(loss: Callable[[Any, Any], Any], output: Tensor, target: Tensor, value: float) -> bool:
+    changed, moved = target.clone(), output.clone()
+    changed[0] = value
+    moved[0] = output[0].flip(0) + 1 if output[0].ndim else output[0] + 1
+    all_moved = output.flip(1) + 1 if output.ndim > 1 else output + 1
+    try:
+        with torch.no_grad():
+            before, after = float(loss(output, changed)), float(loss(moved, changed))
+            differs = float(loss(all_moved, target)) != float(loss(output, target))
+    except Exception:
+        return False
+    return math.isfinite(before) and before == after and differs
