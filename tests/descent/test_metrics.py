@@ -235,3 +235,19 @@ def test_a_column_made_within_a_metric_that_is_spread_over_the_targets_is_refuse
 )
 def test_metrics_of_pairs_and_of_classes_pass(metric):
     open_task(task(metric, CLASSES, loss=F.cross_entropy, width=3), "cpu")
+
+
+def test_metrics_of_a_model_that_needs_gradients_while_evaluating_are_given_none():
+    class Slope(nn.Linear):
+        def forward(self, x):
+            x = x.clone().requires_grad_()
+            return torch.autograd.grad(super().forward(x).square().sum(), x, create_graph=True)[0].sum(1)
+
+    made = tw.Task(
+        model=lambda: Slope(4, 1),
+        loss=F.mse_loss,
+        data=(X, FLAT),
+        validation=(X, FLAT),
+        metrics={"mae": lambda o, t: float(np.abs(o.numpy() - t.numpy()).mean())},
+    )
+    assert tw.train(made, tw.Plan(), steps=1).metrics["mae"] > 0

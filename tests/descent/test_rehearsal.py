@@ -209,6 +209,14 @@ REFUSED = {
         (classifier, lambda o, t: 1 / 0, (X, Y)),
         r"The loss failed on the first training batch.*ZeroDivisionError: division by zero \(test_rehearsal\.py, line \d+\)\.$",
     ),
+    "a loss of fewer rows": (
+        (classifier, lambda o, t: F.cross_entropy(o[1:], t), (X, Y)),
+        r"batch_size \(7\) to match target batch_size \(8\).*Make the model's last layer, the targets and the loss fit each",
+    ),
+    "class numbers for a distance": (
+        (classifier, F.mse_loss, (X, Y)),
+        r"The loss failed .*For class numbers use cross_entropy, whose model has one output for each class\.$",
+    ),
     "a loss of one argument": (
         (classifier, lambda o: o.mean(), (X, Y)),
         r"The loss failed .*takes 1 positional argument.*It is called as loss\(output, target\)\.$",

@@ -130,7 +130,11 @@ def rehearse_metrics(
 
 def _outputs(objective: Objective, model: nn.Module, batch: Any) -> Pair:
     with naming_errors("The model", "on a validation batch, for the metrics"):
-        return objective.outputs(model, batch)
+        return tree_map(_detach, objective.outputs(model, batch))
+
+
+def _detach(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple[list[Pair], bool]]) -> bool:

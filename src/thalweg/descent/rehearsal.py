@@ -206,7 +206,9 @@ def _loss_hint(error: Exception, output: Any, target: Any) -> str:
         return _part_hint(output)
     if output.numel() == target.numel() and output.shape != target.shape:
         return f"Give both the same shape: {_same_shape(output, target)}."
-    if output.ndim == 2 and target.ndim == 1 and not target.is_floating_point() and len(output) == len(target):
+    sizes_differ = "size" in str(error) and "batch_size" not in str(error)
+    labels = target.ndim == 1 and not target.is_floating_point() and output.ndim == 2 and len(output) == len(target)
+    if sizes_differ and labels:
         return "For class numbers use cross_entropy, whose model has one output for each class."
     shapes = "Make the model's last layer, the targets and the loss fit each other."
     return shapes if isinstance(error, IndexError | RuntimeError | ValueError) else ""
