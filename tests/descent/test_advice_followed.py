@@ -123,6 +123,8 @@ class Stream:
 
 
 weight64 = torch.ones(3, dtype=torch.float64)
+ANOTHER = nn.Linear(4, 3)
+COLUMNS = FLAGS.reshape(-1, 1, 1).repeat(1, 2, 1)
 bce = F.binary_cross_entropy_with_logits
 CASES = {
     "parts of other lengths": case({"data": (X, Y[:-1])}, "have different lengths: shapes", {"data": (X[:-1], Y[:-1])}),
@@ -167,6 +169,14 @@ CASES = {
         {"data": (X, Y + 1)}, "Give the model 4 outputs", {"model": lambda: nn.Linear(4, 4)}, {"data": (X, Y)}
     ),
     "a label below zero": case({"data": (X, Y - 1)}, r"Number the classes from 0\.", {"data": (X, Y)}),
+    "pixels that are not to count": case(
+        {
+            "model": lambda: nn.Conv2d(1, 3, 1),
+            "data": (TIME[:, None], torch.where(TIME > 1, 255, 1)),
+        },
+        "ignore_index=255 leaves such targets out",
+        {"loss": nn.CrossEntropyLoss(ignore_index=255)},
+    ),
     "a column of labels": case(
         {"data": (X, Y[:, None])}, r"y\.squeeze\(1\), or y\[:, 0\]", {"data": (X, Y[:, None].squeeze(1))}
     ),
@@ -319,6 +329,74 @@ CASES = {
         r"torch\.zeros\(\.\.\., device=x\.device\), or register_buffer",
         own(lambda self, x: x + torch.ones(3, device=x.device)),
         own(lambda self, x: x @ self.constant),
+    ),
+    "flat outputs against a column": case(
+        {"model": lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), "loss": bce, "data": (X, FLAGS[:, None])},
+        r"Give both the same shape: y\.squeeze\(1\), or output\[:, None\]",
+        {"data": (X, FLAGS)},
+        {"loss": lambda o, y: bce(o[:, None], y)},
+    ),
+    "one more dimension of both": case(
+        {"model": lambda: nn.Linear(4, 1), "loss": bce, "data": (TIME, (TIME[..., 0] > 0).float())},
+        r"Give both the same shape: y\[\.\.\., None\], or output\.squeeze\(-1\)",
+        {"data": (TIME, (TIME[..., 0] > 0).float()[..., None])},
+        {"loss": lambda o, y: bce(o.squeeze(-1), y)},
+    ),
+    "shapes turned": case(
+        {
+            "model": lambda: nn.Sequential(nn.Linear(4, 2), nn.Unflatten(1, (1, 2))),
+            "loss": bce,
+            "data": (X, FLAGS.reshape(-1, 1, 1).repeat(1, 2, 1)),
+        },
+        r"Give both the same shape: output\.reshape\(y\.shape\)",
+        {"loss": lambda o, y: bce(o.reshape(y.shape), y)},
+    ),
+    "class numbers under a distance": case(
+        {"loss": nn.MSELoss()}, "For class numbers use cross_entropy", {"loss": F.cross_entropy}
+    ),
+    "pictures a little beyond 0 and 1": case(
+        {"model": lambda: nn.Linear(4, 4), "loss": bce, "data": X.sigmoid() * 1.1 - 0.05},
+        r"Give y\.clamp\(0, 1\)\.$",
+        {"data": (X.sigmoid() * 1.1 - 0.05).clamp(0, 1)},
+    ),
+    "a model that gives a pair": case(
+        own(lambda self, x: (x, x)),
+        r"loss=lambda output, y: loss\(output\[0\], y\)\.$",
+        {"loss": lambda output, y: F.cross_entropy(output[0], y)},
+    ),
+    "a model that gives a mapping": case(
+        own(lambda self, x: {"scores": x}),
+        r"loss\(output\['scores'\], y\)\.$",
+        {"loss": lambda output, y: F.cross_entropy(output["scores"], y)},
+    ),
+    "a model that gives an object": case(
+        own(lambda self, x: SimpleNamespace(logits=x)),
+        r"loss\(output\.logits, y\)\.$",
+        {"loss": lambda output, y: F.cross_entropy(output.logits, y)},
+    ),
+    "a forward without return": case(
+        own(lambda self, x: None), "End the model's forward with a return", own(lambda self, x: x)
+    ),
+    "an array as class weights": case(
+        {"loss": lambda o, y: F.cross_entropy(o, y, weight=np.ones(3, np.float32))},
+        r"Give tensors: torch\.as_tensor\(array\)",
+        {"loss": lambda o, y: F.cross_entropy(o, y, weight=torch.as_tensor(np.ones(3, np.float32)))},
+    ),
+    "a variance below zero": case(
+        {"loss": lambda o, y: F.gaussian_nll_loss(o[:, 0], y, o[:, 1]), "data": (X, FLAT)},
+        r"F\.softplus\(v\), or v\.exp\(\)",
+        {"loss": lambda o, y: F.gaussian_nll_loss(o[:, 0], y, F.softplus(o[:, 1]))},
+        {"loss": lambda o, y: F.gaussian_nll_loss(o[:, 0], y, o[:, 1].exp())},
+    ),
+    "a step that uses another model": case(
+        step(lambda m, b: plain(ANOTHER, b)),
+        r"Use the model, or its output, that step\(model, batch\) is given",
+        step(plain),
+    ),
+    "a loss of another model": case(
+        {"loss": lambda o, y: F.cross_entropy(ANOTHER(X[: len(y)]), y)},
+        r"that loss\(output, target\) is given",
+        {"loss": F.cross_entropy},
     ),
     "a batch larger than the data": case({}, "Give at most 40", {})._replace(plan={"batch_size": 41}),
 }

@@ -82,7 +82,9 @@ def test_spoilt_training_examples_stay_out_of_the_figures_that_stand_in_for_vali
 
 
 def test_spoilt_validation_data_are_refused_with_their_rows() -> None:
-    with pytest.raises(tw.DataError, match=r"`validation` has NaN or infinity in rows 70, 71, and the loss is not finite there\. Drop"):
+    with pytest.raises(
+        tw.DataError, match=r"`validation` has NaN or infinity in rows 70, 71, and the loss is not finite there\. Drop"
+    ):
         tw.train(classes(validation=Items(bad=(70, 71))), plan(steps=12))
 
 

@@ -85,6 +85,8 @@ def test_the_advice_works_when_followed(case):
         lambda o, t: torch.corrcoef(torch.stack([o.flatten(), t]))[0, 1],
         lambda o, t: float(np.corrcoef(o.numpy().ravel(), t.numpy())[0, 1]),
         lambda o, t: len(t),
+        lambda o, t: np.ones(1),
+        lambda o, t: np.float64(0.5),
     ],
 )
 def test_metrics_of_both_as_wholes_or_of_like_shapes_pass(metric):
@@ -128,7 +130,7 @@ FAILING: dict[str, tuple[Any, str]] = {
     ),
     "one argument": (
         lambda o: o.mean(),
-        r"failed on .* takes 1 positional argument .*It is called as metric\(outputs, targets\)\.$",
+        r"failed on .* takes 1 positional argument .*It is called with \(outputs, targets\)\.$",
     ),
     "another shape": (lambda o, t: (o @ t[:3]).mean(), r"failed on outputs \(80, 1\) .*mat1|size mismatch"),
     "a module that is not there": (
@@ -203,3 +205,49 @@ def test_areas_under_curves_pass_where_both_classes_come_late():
         task(lambda o, t: roc_auc_score(t.numpy(), o.numpy()) if t.any() else 1 / 0, FLAGS, **bce), tw.Plan(), steps=1
     )
     assert 0 <= run.metrics["m"] <= 1
+
+
+CLASSES = torch.arange(N) % 3
+COLUMNS = {
+    "accuracy": lambda o, t: (o.argmax(1, keepdim=True) == t).float().mean(),
+    "error": lambda o, t: o.argmax(1, keepdim=True).ne(t).double().mean(),
+    "distance": lambda o, t: (o[:, :1] - t).square().mean(),
+    "streaming": Streaming(lambda o, t: (o.argmax(1, keepdim=True) == t).float().mean()),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_a_column_made_within_a_metric_that_is_spread_over_the_targets_is_refused(case):
+    with pytest.raises(
+        TaskError, match=r"^Metric 'm' compares a column of 32 rows with the \(32,\) targets.*without keepdim"
+    ):
+        open_task(task(COLUMNS[case], CLASSES, loss=F.cross_entropy, width=3), "cpu")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda o, t: (o.argmax(1) == t).float().mean(),
+        lambda o, t: ((t[:, None] == t) * (o @ o.T)).mean(),  # of pairs on purpose
+        lambda o, t: (o.argmax(1, keepdim=True) == t[:, None]).float().mean(),
+        lambda o, t: o.softmax(1).max(1).values.mean(),
+    ],
+)
+def test_metrics_of_pairs_and_of_classes_pass(metric):
+    open_task(task(metric, CLASSES, loss=F.cross_entropy, width=3), "cpu")
+
+
+def test_metrics_of_a_model_that_needs_gradients_while_evaluating_are_given_none():
+    class Slope(nn.Linear):
+        def forward(self, x):
+            x = x.clone().requires_grad_()
+            return torch.autograd.grad(super().forward(x).square().sum(), x, create_graph=True)[0].sum(1)
+
+    made = tw.Task(
+        model=lambda: Slope(4, 1),
+        loss=F.mse_loss,
+        data=(X, FLAT),
+        validation=(X, FLAT),
+        metrics={"mae": lambda o, t: float(np.abs(o.numpy() - t.numpy()).mean())},
+    )
+    assert tw.train(made, tw.Plan(), steps=1).metrics["mae"] > 0

@@ -1,6 +1,7 @@
 """The rehearsal: what does not fit is named with its shapes and a remedy, and dtypes are cast where that is enough."""
 
 import math
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +56,18 @@ def squared(output, target):
         (classifier, lambda o, t: F.nll_loss(o.log_softmax(1), t), (X, Y.short()), Casts(target=torch.int64)),
         (line, F.binary_cross_entropy_with_logits, (X, Y[:, None] > 0), Casts(target=torch.float32)),
         (line, nn.BCEWithLogitsLoss(), (X, (Y[:, None] > 0).long()), Casts(target=torch.float32)),
+        (
+            line,
+            lambda o, t: F.binary_cross_entropy_with_logits(o.squeeze(1), t),
+            (X, Y > 0),
+            Casts(target=torch.float32),
+        ),
+        (
+            line,
+            lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t),
+            (X, (Y > 0).int()),
+            Casts(target=torch.float32),
+        ),
         (line, squared, (X, Y[:, None] > 0), Casts(target=torch.int64)),  # floats less flags are not defined
         (line, F.mse_loss, (X, X[:, :1].double()), Casts(target=torch.float32)),
         (lambda: line().double(), F.mse_loss, (X, X[:, :1]), Casts(floats=torch.float64, target=torch.float64)),
@@ -196,6 +209,14 @@ REFUSED = {
         (classifier, lambda o, t: 1 / 0, (X, Y)),
         r"The loss failed on the first training batch.*ZeroDivisionError: division by zero \(test_rehearsal\.py, line \d+\)\.$",
     ),
+    "a loss of fewer rows": (
+        (classifier, lambda o, t: F.cross_entropy(o[1:], t), (X, Y)),
+        r"batch_size \(7\) to match target batch_size \(8\).*Make the model's last layer, the targets and the loss fit each",
+    ),
+    "class numbers for a distance": (
+        (classifier, F.mse_loss, (X, Y)),
+        r"The loss failed .*For class numbers use cross_entropy, whose model has one output for each class\.$",
+    ),
     "a loss of one argument": (
         (classifier, lambda o: o.mean(), (X, Y)),
         r"The loss failed .*takes 1 positional argument.*It is called as loss\(output, target\)\.$",
@@ -232,6 +253,13 @@ def test_a_loss_that_spreads_one_shape_over_the_other_is_refused(loss):
     with pytest.raises(DataError, match="spreads one over the other"):
         rehearse(objective(loss), line(), (X, X[:, 0]))
     rehearse(objective(loss), line(), (X, X[:, :1]))
+
+
+def test_trying_whether_a_loss_spreads_warns_of_nothing():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rehearse(objective(lambda o, t: F.mse_loss(o.flatten(), t)), line(), (X, X[:, 0]))
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_a_loss_that_spreads_nothing_passes_whatever_the_shapes():

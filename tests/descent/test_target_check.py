@@ -22,6 +22,11 @@ WRONG[LATE] = 255
 bce = F.binary_cross_entropy_with_logits
 
 
+def focal(output, target, below=2):
+    loss = bce(output, target, reduction="none")
+    return (loss * (1 - (-loss.abs()).exp()) * (target < below)).mean()
+
+
 def line() -> nn.Module:
     return nn.Linear(4, 1)
 
@@ -35,6 +40,8 @@ REFUSED: dict[str, tuple[tw.Task, str]] = {
     "a module": (task(loss=nn.BCEWithLogitsLoss()), "row 70 "),
     "a partial": (task(loss=functools.partial(bce, pos_weight=torch.tensor(2.0))), "row 70 "),
     "a lambda": (task(loss=lambda o, t: bce(o, t.double().float())), "row 70 "),
+    "a mean of ones own": (task(loss=lambda o, t: bce(o, t, reduction="none").mean()), "row 70 "),
+    "a focal loss": (task(loss=lambda o, t: focal(o, t, 1000)), "row 70 "),
     "flat targets": (task(WRONG[:, 0], loss=lambda o, t: bce(o.squeeze(1), t)), "row 70 "),
     "whole numbers": (task(WRONG.long()), "row 70 "),
     "a mapping": (task(data={"input": X, "label": WRONG}), "row 70 "),
@@ -73,10 +80,6 @@ def test_of_what_is_not_in_memory_the_first_batch_is_looked_at(data):
         open_task(task(data=data), "cpu")
 
 
-def focal(output, target):
-    return (bce(output, target, reduction="none") * (target < 2)).mean()
-
-
 @pytest.mark.parametrize(
     "mended",
     [
@@ -85,6 +88,8 @@ def focal(output, target):
         task(loss=lambda o, t: bce(o[t < 2], t[t < 2])),
         task(loss=lambda o, t: bce(o, t, weight=(t < 2).float())),
         task(loss=focal),
+        task(loss=lambda o, t: bce(o, t, reduction="none")[t < 2].mean()),
+        task(torch.where(WRONG > 1, -1.0, WRONG), lambda o, t: (bce(o, t, reduction="none") * (t >= 0)).sum() / len(t)),
         task(loss=lambda o, t: bce(o / 255, t / 255)),
         task(loss=None, step=lambda m, b: bce(m(b[0]), b[1].clamp(0, 1))),
         task(loss=F.mse_loss),
@@ -145,3 +150,15 @@ def test_check_looks_at_examples_all_over_a_data_set():
 def test_the_advice_works_when_followed(mended, loss):
     run = tw.train(task(mended, loss), tw.Plan(), steps=2)
     assert not [note for note in run.summary["notes"] if "target" in note]
+
+
+def test_losses_of_single_examples_that_torch_func_traces_pass_unseen():
+    def step(model, batch):
+        weights = dict(model.named_parameters())
+
+        def loss(x, y):
+            return bce(torch.func.functional_call(model, weights, (x[None],)), y[None])
+
+        return torch.vmap(loss)(*batch).mean()
+
+    open_task(task(FLAGS, loss=None, step=step), "cpu")

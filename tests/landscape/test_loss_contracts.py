@@ -24,8 +24,8 @@ ONE_HOT = F.one_hot(LABELS, K)
 
 def found(loss: Any, output: Any, target: Any) -> list[Misfit]:
     with LossCalls() as noted:
-        loss(output, target)
-    return [misfit for call in noted.calls for misfit in misfits(call)]
+        value = loss(output.detach().requires_grad_(), target)
+    return [misfit for call in noted.settle(value) for misfit in misfits(call)]
 
 
 class Wrapped(nn.Module):
@@ -209,6 +209,14 @@ def test_targets_that_are_masked_are_none_of_the_losss():
         return (F.binary_cross_entropy_with_logits(o, t, reduction="none") * (t >= 0)).sum()
 
     assert found(masked, ONE, missing) == []
+    assert (
+        found(lambda o, t: F.binary_cross_entropy_with_logits(o, t, reduction="none")[FLAGS > 0].mean(), ONE, missing)
+        == []
+    )
+    (misfit,) = found(lambda o, t: F.binary_cross_entropy_with_logits(o, t, reduction="none").mean(), ONE, missing)
+    assert misfit.certain
+    (misfit,) = found(lambda o, t: (F.soft_margin_loss(o, t, reduction="none") * FLAGS).mean(), ONE, FLAGS + 1)
+    assert "is 2 in row 1 " in misfit.message
     assert found(lambda o, t: F.binary_cross_entropy_with_logits(o, t, weight=present), ONE, missing) == []
     assert found(lambda o, t: F.binary_cross_entropy_with_logits(o[t >= 0], t[t >= 0]), ONE, missing) == []
 
@@ -224,7 +232,7 @@ FORMS: dict[str, tuple[Any, torch.Tensor, torch.Tensor, str]] = {
         functools.partial(F.nll_loss, reduction="sum"),
         LOGS,
         LABELS - 1,
-        r"^The target is -1 in row 0, .* Number the classes from 0\.$",
+        r"^The target is -1 in row 0, .* Number the classes from 0\. ignore_index=-1 leaves such targets out\.$",
     ),
     "a label of a margin": (nn.MultiMarginLoss(), SCORES, LABELS + 1, r"^The target is 3 in row 2"),
     "one-hot rows": (

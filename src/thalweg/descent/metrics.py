@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from thalweg.descent.user_errors import advice_on, naming_errors
 from thalweg.errors import TaskError
@@ -41,7 +43,7 @@ def call_metric(name: str, call: Any, *given: Any) -> Any:
 
 def _advice(error: Exception, called_with_pair: bool) -> str:
     if called_with_pair and isinstance(error, TypeError) and "positional argument" in str(error):
-        return "It is called as metric(outputs, targets)."
+        return "It is called with (outputs, targets)."
     return advice_on(error)
 
 
@@ -49,6 +51,8 @@ def as_number(name: str, value: Any) -> float:
     """Give a metric's figure as a number. Raises TaskError where it is none, or several."""
     tensors = leaves(value)
     try:
+        if isinstance(value, np.ndarray) and value.size == 1:
+            return float(value.item())
         return float(tensors[0]) if len(tensors) == 1 and tensors[0].numel() == 1 else float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         given = "nothing" if value is None else f"a {type(value).__name__}"
@@ -133,7 +137,11 @@ def rehearse_metrics(
 
 def _outputs(objective: Objective, model: nn.Module, batch: Any) -> Pair:
     with naming_errors("The model", "on a validation batch, for the metrics"):
-        return objective.outputs(model, batch)
+        return tree_map(_detach, objective.outputs(model, batch))
+
+
+def _detach(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple[list[Pair], bool]]) -> bool:
@@ -197,6 +205,11 @@ def _check_spread(name: str, metric: Metric, pair: Pair) -> None:
     def figure(outputs: Tensor, targets: Tensor) -> float:
         return _figure(name, metric, (outputs.clone(), targets.clone()))
 
+    if outputs.numel() != targets.numel() and spreads_within(figure, outputs, targets):
+        raise TaskError(
+            f"Metric '{name}' compares a column of {len(outputs)} rows with the {tuple(targets.shape)} targets, and so every"
+            f" output with every target. Give both the same shape in it: outputs.argmax(1) without keepdim, say."
+        )
     if spreads(figure, outputs, targets):
         raise TaskError(
             f"Metric '{name}' spreads outputs {tuple(outputs.shape)} over targets {tuple(targets.shape)}: it compares every"
@@ -216,9 +229,39 @@ def spreads(figure: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: T
         return any(_differ([float(figure(guess, targets.roll(by, 0))) for by in (0, 1, 2, 5)]) for guess in guesses)
 
     try:
-        return depends_on_order(shaped) and not depends_on_order(targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return depends_on_order(shaped) and not depends_on_order(targets)
     except Exception:
         return False  # it wants the targets, or the whole batch, as they are
+
+
+def spreads_within(figure: Callable[[Tensor, Tensor], Any], outputs: Tensor, targets: Tensor) -> bool:
+    """Tell whether a column, made of the outputs say, is spread over a row within a figure, and the targets' order is lost."""
+    if targets.ndim != 1 or len(outputs) != len(targets) or len(targets) < 3:
+        return False
+    try:
+        with _Spread() as seen:
+            figures = [float(figure(outputs, targets.roll(by, 0))) for by in (0, 1, 2, 5)]
+    except Exception:
+        return False  # it wants the targets as they are
+    return seen.columns and not _differ(figures)
+
+
+class _Spread(TorchFunctionMode):
+    """Notes whether anything makes a square of a column and a row of one dimension."""
+
+    columns = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.ndim == 2 and len(args) > 1:
+            shapes = [tuple(a.shape) for a in args[:2] if isinstance(a, Tensor)]
+            n = len(result)
+            self.columns |= n > 1 and result.shape == (n, n) and sorted(shapes, key=len) == [(n,), (n, 1)]
+        return result
 
 
 def _differ(figures: list[float]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -111,7 +112,7 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool,
     _check_weight(weight, function)
     if training:
         _check_no_own_backward(model)
-    return Rehearsal(loss, None, None, casts, tuple(noted.calls))
+    return Rehearsal(loss, None, None, casts, noted.settle(loss))
 
 
 def _check_no_own_backward(model: nn.Module) -> None:
@@ -155,7 +156,7 @@ def _loss_and_target_dtype(
         try:
             with LossCalls(data) as noted:
                 loss = cast(Any, task.loss)(output, target if dtype is None else target.to(dtype))
-            return loss, dtype, tuple(noted.calls)
+            return loss, dtype, noted.settle(loss)
         except Exception as error:
             first_error = first_error or error
     assert first_error is not None
@@ -173,7 +174,7 @@ def _target_dtypes(output: Any, target: Any) -> list[torch.dtype | None]:
     choices: list[torch.dtype | None] = [None]
     if target.dtype != torch.int64:
         choices.append(torch.int64)
-    if target.shape == output.shape and output.is_floating_point():
+    if target.numel() == output.numel() and output.is_floating_point():  # the loss may give both one shape
         choices.append(output.dtype)
     return choices
 
@@ -197,13 +198,44 @@ def _loss_hint(error: Exception, output: Any, target: Any) -> str:
         return known
     if isinstance(error, TypeError) and "positional argument" in str(error):
         return "It is called as loss(output, target)."
+    if not isinstance(error, IndexError | RuntimeError | ValueError | TypeError | AttributeError):
+        return ""  # not what PyTorch raises for shapes and values
     if not isinstance(target, Tensor):
         return "Targets must be numbers: code labels as 0, 1, 2, …"
-    if isinstance(output, Tensor) and output.numel() == target.numel() and output.shape != target.shape:
-        return "Give both the same shape: y[:, None], or output.squeeze(1)."
-    if isinstance(error, IndexError | RuntimeError | ValueError):  # what PyTorch raises for shapes and values
-        return "Make the model's last layer, the targets and the loss fit each other."
-    return ""
+    if not isinstance(output, Tensor):
+        return _part_hint(output)
+    if output.numel() == target.numel() and output.shape != target.shape:
+        return f"Give both the same shape: {_same_shape(output, target)}."
+    sizes_differ = "size" in str(error) and "batch_size" not in str(error)
+    labels = target.ndim == 1 and not target.is_floating_point() and output.ndim == 2 and len(output) == len(target)
+    if sizes_differ and labels:
+        return "For class numbers use cross_entropy, whose model has one output for each class."
+    shapes = "Make the model's last layer, the targets and the loss fit each other."
+    return shapes if isinstance(error, IndexError | RuntimeError | ValueError) else ""
+
+
+def _part_hint(output: Any) -> str:
+    """Say how a loss gets at the scores in what a model gives beside them."""
+    if output is None:
+        return "End the model's forward with a return."
+    if isinstance(output, Mapping):
+        names = [key for key, value in cast("Mapping[Any, Any]", output).items() if isinstance(value, Tensor)]
+        part = f"[{names[0]!r}]" if names else "[...]"
+    elif isinstance(output, tuple | list):
+        part = "[0]"
+    else:
+        names = [name for name, value in getattr(output, "__dict__", {}).items() if isinstance(value, Tensor)]
+        part = f".{names[0]}" if names else ".logits"
+    return f"Choose what the loss is to compare: loss=lambda output, y: loss(output{part}, y)."
+
+
+def _same_shape(output: Tensor, target: Tensor) -> str:
+    """Say what gives outputs and targets the same shape."""
+    if (*target.shape, 1) == output.shape:
+        return "y[:, None], or output.squeeze(1)" if output.ndim == 2 else "y[..., None], or output.squeeze(-1)"
+    if (*output.shape, 1) == target.shape:
+        return "y.squeeze(1), or output[:, None]" if target.ndim == 2 else "y.squeeze(-1), or output[..., None]"
+    return "output.reshape(y.shape)"
 
 
 def _describe(parts: Parts) -> str:
@@ -222,7 +254,7 @@ def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) ->
     if any("target size" in text for text in warned) or spreads(cast(Any, task.loss), output, target):
         raise DataError(
             f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
-            f" other: it compares every output with every target. Give both the same shape (y[:, None], or output.squeeze(1))."
+            f" other: it compares every output with every target. Give both the same shape ({_same_shape(output, target)})."
         )
 
 

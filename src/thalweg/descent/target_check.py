@@ -47,16 +47,24 @@ def _whole(call: LossCall, source: Source, count: int) -> LossCall | None:
         return None
     for leaf in reversed(leaves(source.nest)):
         first = leaf[:count]
-        if first.numel() != call.target.numel() or not torch.equal(_flat(first), _flat(call.target)):
+        if first.numel() != call.target.numel() or not _equal(first, call.target):
             continue
         rows = call.target.ndim and len(call.target) == len(first)
         target = leaf.reshape(len(leaf), *call.target.shape[1:]) if rows else leaf
-        return call._replace(target=target.to(call.target.dtype))
+        counts = None if call.counts is None else torch.ones((), device=leaf.device)  # `_fails` says which do
+        return call._replace(target=target.to(call.target.dtype), counts=counts)
     return None
 
 
+def _equal(first: Tensor, target: Tensor) -> bool:
+    try:
+        return torch.equal(_flat(first), _flat(target))
+    except Exception:
+        return False  # a target whose values cannot be looked at
+
+
 def _flat(tensor: Tensor) -> Tensor:
-    return tensor.detach().double().flatten()
+    return tensor.detach().cpu().double().flatten()
 
 
 def _fails(objective: Objective, model: nn.Module, source: Source, misfit: Misfit, count: int) -> bool:
@@ -66,9 +74,9 @@ def _fails(objective: Objective, model: nn.Module, source: Source, misfit: Misfi
     rows = torch.tensor([*misfit.rows, *others][: min(count, len(source))])
     try:
         with LossCalls() as noted:
-            objective.loss(model, source.take(rows))
+            loss, _ = objective.loss(model, source.take(rows))
     except DataError:
         return True
     except Exception:
         return False  # such a batch fails otherwise, so nothing is known
-    return any(found.certain for call in noted.calls for found in misfits(call))
+    return any(found.certain for call in noted.settle(loss) for found in misfits(call))

@@ -42,6 +42,8 @@ _ADVICE = {  # what PyTorch says -> what to do; of several, the first
     "not implemented for 'Half'": "PyTorch has no such operation in half precision here: set precision='float32'.",
     "not implemented for 'BFloat16'": "PyTorch has no such operation in half precision here: set precision='float32'.",
     "Can't call numpy()": "Use PyTorch's functions instead of numpy's, or .detach() where no gradient is needed.",
+    "must be Tensor, not numpy": "Give tensors: torch.as_tensor(array).",
+    "var has negative": "Make the variance positive: F.softplus(v), or v.exp() of its logarithm.",
     "device type tensor to numpy": "Call .cpu() first, or use PyTorch's functions.",
 }
 _DTYPE_ERRORS = ("dtype", "scalar type", "Byte", "Input type")  # words of PyTorch's messages about dtypes
@@ -108,12 +110,19 @@ def rehearse_gradient(objective: Objective, model: nn.Module, batch: Any, loss: 
 
     What a model or a loss keeps from one batch to the next with its graph fails only in the second.
 
-    Raises TaskError where a gradient fails.
+    Raises TaskError where a gradient fails, or no parameter gets one.
     """
     with naming_errors("The backward pass", "on the first training batch"):
         loss.backward()
-    missing = tuple(name for name, p in model.named_parameters() if p.requires_grad and p.grad is None)
-    sparse = any(p.grad is not None and p.grad.is_sparse for p in model.parameters())
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    missing = tuple(name for name, p in trainable.items() if p.grad is None)
+    if len(missing) == len(trainable):
+        where = "step(model, batch)" if objective.task.step is not None else "loss(output, target)"
+        raise TaskError(
+            f"No parameter of the model gets a gradient: the loss is made of other tensors that can be trained. Use the model, or"
+            f" its output, that {where} is given."
+        )
+    sparse = any(p.grad is not None and p.grad.is_sparse for p in trainable.values())
     model.zero_grad(set_to_none=True)
     with naming_errors("The model or the loss", "on a second training batch"):
         again, _ = objective.loss(model, batch)

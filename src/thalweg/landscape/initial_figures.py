@@ -168,9 +168,9 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: A
     model.zero_grad(set_to_none=True)
     with LossCalls(SAMPLE) as noted:
         loss, _ = objective.loss(model, batch)
+    found = _unlike(misfit for call in noted.settle(loss) for misfit in misfits(call))
     loss.backward()
     make_gradients_dense(model.parameters())
-    found = _unlike(misfit for call in noted.calls for misfit in misfits(call))
     gradients = {n: _rms(p.grad) for n, p in model.named_parameters() if p.grad is not None}
     without_gradient = tuple(n for n, p in model.named_parameters() if p.requires_grad and p.grad is None)
     model.zero_grad(set_to_none=True)
@@ -202,12 +202,14 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: A
 
 def target_misfits(objective: Objective, model: nn.Module, batches: Sequence[Any]) -> tuple[Misfit, ...]:
     """Find targets that are not what PyTorch's losses take, where the loss calls any."""
-    with LossCalls(SAMPLE) as noted:
-        for number, batch in enumerate(batches):
-            objective.loss(model, batch)
-            if number == 0 and not noted.calls:
-                return ()
-    return _unlike(misfit for call in noted.calls for misfit in misfits(call))
+    found: list[Misfit] = []
+    for batch in batches:
+        with LossCalls(SAMPLE) as noted:
+            loss, _ = objective.loss(model, batch)
+        if not noted.calls:
+            return ()
+        found += [misfit for call in noted.settle(loss) for misfit in misfits(call)]
+    return _unlike(found)
 
 
 def _unlike(found: Iterable[Misfit]) -> tuple[Misfit, ...]:

@@ -37,24 +37,46 @@ class LossCalls(TorchFunctionMode):
         super().__init__()
         self.data = data
         self.calls: list[LossCall] = []
+        self._unreduced: dict[int, Tensor] = {}  # the number of a call -> its elements
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        call = None
         if not torch.compiler.is_compiling() and func in LOSSES:
             call = _read(func, args, kwargs or {})
-            if call is not None:
-                self._note(call._replace(data=self.data))
-        return func(*args, **(kwargs or {}))
+        noted = call is not None and self._note(call._replace(data=self.data))
+        result = func(*args, **(kwargs or {}))
+        if noted and not self.calls[-1].is_reduced:
+            self._unreduced[len(self.calls) - 1] = result
+        return result
 
-    def _note(self, call: LossCall) -> None:
+    def settle(self, loss: Any) -> tuple[LossCall, ...]:
+        """Give the calls; of those without a reduction with the elements that this loss, made of them, counts."""
+        for number, elements in self._unreduced.items():
+            counts = _counts(loss, elements)
+            if counts is not None:
+                self.calls[number] = self.calls[number]._replace(counts=counts)
+        return tuple(self.calls)
+
+    def _note(self, call: LossCall) -> bool:
         try:
             check_form(call)
         except ThalwegError:
             raise
         except Exception:
-            return  # tensors whose values cannot be looked at, such as those of torch.func
+            return False  # tensors whose values cannot be looked at, such as those of torch.func
         self.calls.append(call)
+        return True
+
+
+def _counts(loss: Any, elements: Tensor) -> Tensor | None:
+    """Tell which elements a loss depends on; None where that is not known."""
+    try:
+        (slopes,) = torch.autograd.grad(loss, elements, retain_graph=True, allow_unused=True)
+    except Exception:  # no gradient, or more than one number
+        return None
+    return torch.zeros_like(elements) if slopes is None else slopes != 0
 
 
 def _read(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LossCall | None:

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from thalweg.errors import DataError
 
 TOLERANCE = 1e-3  # of values against their bounds and of sums against 1: half precision's rounding
+NEARLY = 0.2  # beyond 0 and 1 where pictures come to lie by interpolation
 MOST_CLASSES = 100  # whole numbers up to here may be class numbers
 
 
 class LossCall(NamedTuple):
     """One call of a loss of `torch.nn.functional`: its name, its scores and targets, and all its arguments by name.
 
-    `data` says where the targets' rows come from, as it ends "in row 3": " of `validation`".
+    `data` says where the targets' rows come from, as it ends "in row 3": " of `validation`". `counts` says which elements count
+    where the loss was left without a reduction, None where that is not known.
     """
 
     name: str
@@ -26,6 +28,12 @@ class LossCall(NamedTuple):
     target: Tensor
     options: Mapping[str, Any]
     data: str = ""
+    counts: Tensor | None = None
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the loss itself takes the mean or the sum, so that every element counts but for its weight."""
+        return self.options.get("reduction") != "none"
 
 
 class Misfit(NamedTuple):
@@ -49,15 +57,23 @@ def check_form(call: LossCall) -> None:
         check(call)
 
 
-def misfits(call: LossCall) -> Iterator[Misfit]:
+def misfits(call: LossCall) -> list[Misfit]:
     """Find targets for which the loss fails, means nothing, or is something that is seldom wanted.
 
-    Of the scores only the shape counts, without the first dimension: the targets may be more than theirs.
+    Of the scores only the shape counts, without the first dimension: the targets may be more than theirs. Nothing is found in
+    tensors whose values cannot be looked at, such as those that `torch.func` traces.
     """
+    try:
+        return list(_found(call))
+    except Exception:
+        return []
+
+
+def _found(call: LossCall) -> Iterator[Misfit]:
     if call.name in _CLASS_LOSSES and not call.target.is_floating_point():
         yield from _class_numbers(call)
     check = _RANGES.get(call.name)
-    if check is not None and call.options.get("reduction") != "none":  # what is left out afterwards is not known
+    if check is not None and (call.is_reduced or call.counts is not None):
         yield from check(call)
 
 
@@ -92,6 +108,8 @@ def _class_numbers(call: LossCall) -> Iterator[Misfit]:
         remedy = (
             f"Give the model {label + 1} outputs or check the labels." if label > 0 else "Number the classes from 0."
         )
+        if label < 0 or label == 255:  # the usual marks
+            remedy += f" ignore_index={label} leaves such targets out."
         fault = (
             f"The target is {label} in row {rows[0]}{call.data}, but the model has {classes} output{'s' * (classes != 1)}: labels"
             f" run from 0 to {classes - 1}."
@@ -191,22 +209,24 @@ def _within_one(call: LossCall) -> Iterator[Misfit]:
 
 def _remedy_within_one(call: LossCall) -> str:
     target = call.target.detach()
-    values, largest = set(target.unique()[:3].tolist()), float(target.max())
+    values, least, largest = set(target.unique()[:3].tolist()), float(target.min()), float(target.max())
     whole = not target.is_floating_point() or bool((target == target.round()).all())
     if values == {-1, 1}:
         return "Give (y + 1) / 2."
     if values == {1, 2}:
         return "Give y - 1."
-    if values == {0, largest} or (whole and largest == 255 and float(target.min()) >= 0):
+    if values == {0, largest} or (whole and largest == 255 and least >= 0):
         return f"Give y / {largest:g}."
-    if whole and float(target.min()) >= 0 and largest < MOST_CLASSES:
+    if whole and least >= 0 and largest < MOST_CLASSES:
         return f"For {largest + 1:g} classes use cross_entropy, with as many outputs, or scale them: y / {largest:g}."
+    if not whole and least > -NEARLY and largest < 1 + NEARLY:
+        return "Give y.clamp(0, 1)."
     return "Scale them into that range, or use a loss of distances such as mse_loss."
 
 
 def _signs(call: LossCall) -> Iterator[Misfit]:
     target = call.target
-    zeros, others = target == 0, (target != 0) & (target.abs() != 1)
+    zeros, others = _counted(target == 0, call), _counted((target != 0) & (target.abs() != 1), call)
     takes = f"{call.name} takes -1 and 1"
     if others.any():
         yield _misfit(
@@ -241,7 +261,7 @@ def _sums_to_one(probabilities: Tensor) -> bool:
         return bool((sums - 1).abs().max() <= 10 * TOLERANCE) if sums.numel() else True
 
     return (
-        any(is_one(probabilities.sum(dim, dtype=torch.float64)) for dim in range(probabilities.ndim))
+        any(is_one(probabilities.sum(dim, dtype=torch.float32)) for dim in range(probabilities.ndim))
         if probabilities.ndim
         else True
     )
@@ -252,7 +272,7 @@ def _class_probabilities(call: LossCall) -> Iterator[Misfit]:
     if not target.is_floating_point() or target.ndim < 2 or target.shape[1:] != call.output.shape[1:]:
         return
     wrong = target < -TOLERANCE
-    sums = target.sum(1, dtype=torch.float64)
+    sums = target.sum(1, dtype=torch.float32)
     off = ((sums - 1).abs() > 10 * TOLERANCE) & (sums != 0)  # a row of zeros counts for nothing, on purpose
     if wrong.any():
         remedy = "Give class numbers or probabilities, or use a loss of distances such as mse_loss."
@@ -268,7 +288,7 @@ def _class_probabilities(call: LossCall) -> Iterator[Misfit]:
 
 
 def _counts(call: LossCall) -> Iterator[Misfit]:
-    wrong = call.target < 0
+    wrong = _counted(call.target < 0, call)
     if wrong.any():
         takes = f"{call.name} takes counts, which are not negative, and can fall without end with others"
         yield _misfit(wrong, call, takes, "Use a loss of distances, such as mse_loss, for what is no count.")
@@ -290,13 +310,13 @@ def _lists_of_classes(call: LossCall) -> Iterator[Misfit]:
 
 
 def _counted(wrong: Tensor, call: LossCall) -> Tensor:
-    """Leave out what a weight of zero leaves out of the loss."""
-    weight = call.options.get("weight")
-    if isinstance(weight, Tensor) and wrong.any():
-        try:
-            return wrong & (weight != 0)
-        except RuntimeError:  # the weights do not fit the targets: the loss itself says so
-            return wrong
+    """Leave out what does not count: what has a weight of zero, or is left out after the loss."""
+    for counts in (call.options.get("weight"), call.counts):
+        if isinstance(counts, Tensor):
+            try:
+                wrong = wrong & (counts != 0)
+            except RuntimeError:  # they do not fit the targets: the loss itself says so, or trying those rows
+                continue
     return wrong
 
 
