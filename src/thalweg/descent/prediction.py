@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from thalweg.descent.rehearsal import wants_gradient
 from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, validate
 from thalweg.errors import ArgumentError, DataError, RunError, TaskError, ThalwegError
 from thalweg.landscape.objective import TARGET_KEYS, Casts, Objective, describe
+from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Task
@@ -176,13 +178,15 @@ def evaluate(what: Task | Run, data: Any = None, device: str = "auto") -> dict[s
     problem = open_task(task, str(device_of(model)) if device == "auto" else device)
     if device_of(model) != problem.device:
         model = copy.deepcopy(model).to(problem.device)
-    return validate_model(problem, model, what.plan.precision, what.plan.seed)
+    return validate_model(problem, model, what.plan)
 
 
-def validate_model(problem: Problem, model: nn.Module, precision: str = "float32", seed: int = 0) -> dict[str, float]:
-    """Give the validation figures of a model outside of a descent."""
+def validate_model(problem: Problem, model: nn.Module, plan: Plan | None = None) -> dict[str, float]:
+    """Give the validation figures of a model outside of a descent; `plan`: with which it was trained, if it was."""
+    plan = plan or Plan()
     with preserve_process_state():
-        return validate(problem.with_own_loss(), model, precision, seed=seed)
+        micro = None if plan.batch_size is None else math.ceil(plan.batch_size / plan.accumulate)
+        return validate(problem.with_own_loss(), model, plan.precision, seed=plan.seed, training_size=micro)
 
 
 def training_sample(problem: Problem) -> Problem | None:
@@ -194,7 +198,7 @@ def training_sample(problem: Problem) -> Problem | None:
         source = TensorSource(source.take(slice(0, SAMPLE)))
     elif len(source) > SAMPLE and isinstance(source, ItemSource):
         items = torch.utils.data.Subset(source.items, range(SAMPLE))
-        source = ItemSource(items, source.collator.collate_fn, **source.loader)
+        source = ItemSource(items, source.collator.collate_fn, own_batches=source.own_batches, **source.loader)
     return replace(problem, validation=source, validation_objective=problem.objective)
 
 

@@ -149,7 +149,7 @@ def _training_metrics(descent: Descent, notes: list[str]) -> dict[str, Any]:
     if sample is None:
         return {}
     try:
-        return {"training": validate_model(sample, descent.model, descent.plan.precision, descent.plan.seed)}
+        return {"training": validate_model(sample, descent.model, descent.plan)}
     except Exception as error:
         notes.append(f"The metrics could not be measured on training data: {' '.join(str(error).split())}")
         return {}
