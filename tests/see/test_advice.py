@@ -1,11 +1,14 @@
 """Advice is said where the figures say it, with the figures, and not elsewhere."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
+import thalweg as tw
 from thalweg import schedule
+from thalweg.examples import digits
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.plan import Evidence
@@ -232,6 +235,28 @@ def test_clipping_most_steps_says_how_often_and_how_far(make_run):
     assert "raise it to `clip_norm=4` and lower the rate in proportion, to about `learning_rate=0.00075`" in of()
     assert "The rate was searched with this limit" in of(evidence={"learning_rate": Evidence("searched")})
     assert "shortened" not in of(clip_norm=None)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("rule", "rate", "clip"), [("momentum", 0.1, 0.1), ("momentum", 0.3, 0.3), ("gradient_descent", 0.3, 0.3)]
+)
+def test_followed_the_advice_on_clipping_shortens_outliers_only(rule, rate, clip, seed):
+    plan = tw.Plan(rule=rule, learning_rate=rate, clip_norm=clip, schedule=schedule.linear(warmup=0.1))
+    text = said(tw.train(digits.task(), plan, epochs=5, seed=seed))
+    limit, lower = (float(re.search(rf"`{knob}=([^`]+)`", text)[1]) for knob in ("clip_norm", "learning_rate"))
+    followed = tw.train(digits.task(), plan.replace(clip_norm=limit, learning_rate=lower), epochs=5, seed=seed)
+    assert np.nanmean(followed.history["clip_scale"] < 1) < 0.2
+    assert "shortened" not in said(followed)
+
+
+@pytest.mark.parametrize(
+    ("rule", "rate", "clip"),
+    [("momentum", 0.03, 5.0), ("gradient_descent", 0.03, None), ("adamw", 3e-3, 0.1), ("gradient_descent", 0.1, 0.03)],
+)
+def test_nothing_is_said_of_clipping_that_is_rare_or_does_not_matter(rule, rate, clip):
+    plan = tw.Plan(rule=rule, learning_rate=rate, clip_norm=clip, schedule=schedule.linear(warmup=0.1))
+    assert "shortened" not in said(tw.train(digits.task(), plan, epochs=5))
 
 
 @pytest.mark.parametrize("rule", ["adam", "adamw", "rmsprop"])

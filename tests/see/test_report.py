@@ -112,7 +112,7 @@ def test_rollback_is_marked_shaded_told_and_explained(rescued):
     assert page.says(f"step 120 rolled back {went}")
     assert page.says("Step 120: diverging, abnormal since step 112 (90% sure)")
     assert page.says("9.1 (expected: at most 4.2)")
-    assert page.says(f"Done: {went} That helped: the trouble did not come back. It was tried and works.")
+    assert page.says(f"Done: {went} The trouble did not come back. It was tried and works.")
     assert page.says("Not measured: whether a single bad batch was at fault.")
     assert "Go back, halve" not in text  # it was done, and is told as done
 

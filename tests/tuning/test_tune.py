@@ -200,7 +200,7 @@ def test_tiny_budgets_get_a_plan_too(steps):
 def test_twenty_rows_get_a_plan_too():
     plan = tuned(task(data=(X[:20], Y[:20])), epochs=3, steps=None)
     assert plan.batch_size == 8
-    assert plan.steps == 3
+    assert plan.steps == 9
 
 
 class Endless(IterableDataset):

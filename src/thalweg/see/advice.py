@@ -181,8 +181,11 @@ def _is_perfect(run: Run, history: FinishedHistory) -> bool:
 def _clipping(run: Run, history: FinishedHistory) -> list[str]:
     """Advise a higher limit where most steps were clipped.
 
-    Not for rules such as Adam: they divide by the gradient's size, so that there the limit says nothing about the rate.
+    Not for rules such as Adam: they divide by the gradient's size, so that there the limit says nothing about the rate. Nor where
+    a rollback set another limit than the plan's, or the steps are far too short.
     """
+    if any(event.kind == "rollback" for event in run.events) or history.fell_steadily_but_little():
+        return []
     _, scales = history.recorded("clip_scale")
     _, norms = history.recorded("gradient_norm")
     scales, norms = scales[np.isfinite(scales)], norms[np.isfinite(norms)]

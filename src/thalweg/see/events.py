@@ -98,7 +98,7 @@ def _outcome(run: Run, diagnosed: Event, after: tuple[Event, ...]) -> str:
     if later is None:
         history = FinishedHistory.of(run)
         until = "" if history.status in ("finished", "stopped early") else f" until step {history.steps:,}"
-        return f"That helped: the trouble did not come back{until}."
+        return f"The trouble did not come back{until}."
     if later.step <= diagnosed.step + SAME_FAILURE_STEPS:
         return f"That was not enough: the trouble came back at step {later.step:,}."
     return f"That helped until step {later.step:,}, where the trouble came back."
