@@ -404,8 +404,8 @@ class Forever(IterableDataset):
         ({"validation": (X, Y), "metrics": {"m": lambda o, t: torch.tensor(1j)}}, tw.TaskError, r"Metric 'm' gave"),
         ({"weights": ["a"] * N}, tw.DataError, r"`weights` holds"),
         ({"data": (np.ma.masked_less(X, -1.0), Y)}, tw.DataError, r"NaN or infinity in .* rows"),
-        ({"data": (X.astype(np.complex64) * np.nan, Y)}, tw.DataError, r"NaN or infinity in 36 of 36 rows"),
-        ({"data": (X.astype(np.float64) * 1e60, Y)}, tw.DataError, r"scale what is too large for torch.float32"),
+        ({"data": (X * np.nan, Y)}, tw.DataError, r"NaN or infinity in 36 of 36 rows"),
+        ({"data": (X.astype(np.float64) * 1e60, Y)}, tw.DataError, r"scale what is too large"),
     ],
 )
 def test_what_cannot_be_a_task_is_told(parts, error, told):
@@ -1072,7 +1072,7 @@ def test_a_batch_without_weight_counts_for_nothing_and_an_unknown_weight_by_its_
         ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, 3.0)}, r"`evaluate` returned 3\.0 as the third of"),
         ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"loss": 1})}, r"'loss' is taken and '/' separates columns"),
         ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"a": "b"})}, r"Metric 'a' gave a str, but it must give one"),
-        ({"evaluate": lambda m, b: {"loss": m(b[0]).sum()}}, r"`evaluate` returned a dict\. It returns the loss, or"),
+        ({"evaluate": lambda m, b: {"loss": m(b[0]).sum()}}, r"`evaluate` returned a dict\. Return the loss that is"),
     ],
 )
 def test_figures_that_do_not_fit_are_told(parts, told):

@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import thalweg as tw
 from thalweg import schedule
@@ -239,7 +241,7 @@ def test_clipping_most_steps_says_how_often_and_how_far(make_run):
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    ("rule", "rate", "clip"), [("momentum", 0.1, 0.1), ("momentum", 0.3, 0.3), ("gradient_descent", 0.1, 0.03)]
+    ("rule", "rate", "clip"), [("momentum", 0.1, 0.1), ("momentum", 0.3, 0.3), ("gradient_descent", 0.3, 0.3)]
 )
 def test_followed_the_advice_on_clipping_shortens_outliers_only(rule, rate, clip, seed):
     plan = tw.Plan(rule=rule, learning_rate=rate, clip_norm=clip, schedule=schedule.linear(warmup=0.1))
@@ -251,7 +253,8 @@ def test_followed_the_advice_on_clipping_shortens_outliers_only(rule, rate, clip
 
 
 @pytest.mark.parametrize(
-    ("rule", "rate", "clip"), [("momentum", 0.03, 5.0), ("gradient_descent", 0.03, None), ("adamw", 3e-3, 0.1)]
+    ("rule", "rate", "clip"),
+    [("momentum", 0.03, 5.0), ("gradient_descent", 0.03, None), ("adamw", 3e-3, 0.1), ("gradient_descent", 0.1, 0.03)],
 )
 def test_nothing_is_said_of_clipping_that_is_rare_or_does_not_matter(rule, rate, clip):
     plan = tw.Plan(rule=rule, learning_rate=rate, clip_norm=clip, schedule=schedule.linear(warmup=0.1))
@@ -351,7 +354,8 @@ def search(rates, scores, steps=None, best=3e-3):
     ],
 )
 def test_a_best_rate_at_the_edge_of_the_search_says_which_edge(make_run, best, words):
-    plan = search([1e-3, 1e-2, 1e-1], [0.5, 0.5, 0.5], best=best)
+    scores = [0.5 if rate == best else 0.9 for rate in (1e-3, 1e-2, 1e-1)]
+    plan = search([1e-3, 1e-2, 1e-1], scores, best=best)
     assert (words is None) == ("one beyond it" not in said(run_of(make_run, SETTLED, plan=plan)))
     assert (words or "") in said(run_of(make_run, SETTLED, plan=plan))
 
@@ -430,3 +434,37 @@ def test_where_the_loss_ran_away_and_nothing_was_learnt_the_rate_is_named_and_no
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_a_run_of_few_steps_gets_advice_too(make_run, steps):
     assert next_steps(make_run(steps=steps))
+
+
+def line(size=1.0):
+    """A linear task, whose inputs are this large."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 5, generator=generator)
+    y = x.sum(1, keepdim=True) + 0.1 * torch.randn(400, 1, generator=generator)
+    data, validation = (size * x[:300], y[:300]), (size * x[300:], y[300:])
+    return tw.Task(model=lambda: nn.Linear(5, 1), loss=nn.functional.mse_loss, data=data, validation=validation)
+
+
+DESCENT = {"rule": "gradient_descent", "batch_size": 32}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_rate_beyond_the_edge_of_the_search_is_better_where_it_is_advised(seed):
+    fixed = {
+        **DESCENT,
+        "clip_norm": 3e-6,
+        "weight_decay": 0.0,
+    }  # so that only rates beyond the range make steps long enough
+    run = tw.fit(line(), epochs=10, seed=seed, fixed=fixed)
+    said_of_it = re.search(r"was the highest that was tried: one beyond it, such as ([\d,.e+]+), may", said(run))
+    further = float(said_of_it[1].replace(",", ""))
+    beyond = tw.fit(line(), epochs=10, seed=seed, fixed={**fixed, "learning_rate": further})
+    assert beyond.metrics["loss"] < 0.9 * run.metrics["loss"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "size", [1.0, 0.03, 1e-3]
+)  # with inputs too small to be learnt from, every rate comes out alike
+def test_no_rate_beyond_the_edge_is_advised_where_the_best_is_within_or_all_are_alike(size, seed):
+    assert "one beyond it" not in said(tw.fit(line(size), epochs=10, seed=seed, fixed={**DESCENT, "clip_norm": None}))

@@ -170,12 +170,12 @@ def with_search_seconds(seconds):
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (with_search_seconds(12.3), "time 3.4 s of training on the CPU search 12 s before it, for the learning rate"),
-        (with_search_seconds(0.5), "time 3.4 s of training on the CPU search 0.5 s before it, for the learning rate"),
-        ({}, "time 3.4 s of training on the CPU What to do next"),
+        (with_search_seconds(12.3), "time 3.4 s on the CPU; search 12 s"),
+        (with_search_seconds(0.5), "time 3.4 s on the CPU; search 0.5 s"),
+        ({}, "time 3.4 s on the CPU What to do next"),
     ],
 )
-def test_the_time_says_what_it_is_of_and_what_the_search_took(make_run, plan, words):
+def test_beside_the_time_of_training_stands_that_of_the_search(make_run, plan, words):
     assert Page(render(make_run(plan=plan))).says(words)
 
 

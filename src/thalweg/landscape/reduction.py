@@ -120,13 +120,14 @@ def measure_reduction(
     rows = _common_length(output, target)
     if rows is None or rows < 2:
         return stated if stated.kind == "targets" else Reduction("unknown")
+    # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
+    plain = Reduction() if rows == count else Reduction("targets")
     output = tree_map(_in_single_precision, output)
     output, target = _sorted_by_loss(loss, output, target, rows)
+    rows = len(leaves(target)[0])
     ignored = stated.ignored if stated.kind == "targets" else _find_ignored(loss, output, target)
     if ignored is not None:
         target = _with_ignored(target, ignored)
-    # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
-    plain = Reduction() if rows == count else Reduction("targets")
     candidates = [stated, plain] if ignored is None else [stated, plain, Reduction("targets", ignored)]
     split = [(_rows(output, part), _rows(target, part), part.stop - part.start) for part in _parts(rows)]
     try:
@@ -136,7 +137,8 @@ def measure_reduction(
     except Exception:
         return stated if stated.kind == "targets" else Reduction("unknown")
     weights = [[candidate.weight(t, size) for _, t, size in split] for candidate in candidates]
-    return _agreeing(whole, losses, list(zip(candidates, weights, strict=True)))
+    found = _agreeing(whole, losses, list(zip(candidates, weights, strict=True)))
+    return stated if found.kind == "unknown" and stated.kind == "targets" else found
 
 
 def compare_parts(
@@ -189,13 +191,18 @@ def _in_single_precision(leaf: Any) -> Any:
 
 
 def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any, rows: int) -> tuple[Any, Any]:
-    """Sort rows by their losses, so that the parts have different ones: else the root of a mean would pass for a mean."""
+    """Sort rows by their losses, so that the parts have different ones: else the root of a mean would pass for a mean.
+
+    Rows whose targets are all ignored, so that they have no loss, are left out.
+    """
     try:
         with torch.no_grad():
             singles = [float(loss(_rows(output, slice(i, i + 1)), _rows(target, slice(i, i + 1)))) for i in range(rows)]
     except Exception:
         return output, target  # this loss takes no single row
-    places = sorted(range(rows), key=lambda row: singles[row] if math.isfinite(singles[row]) else math.inf)
+    places = sorted((row for row in range(rows) if math.isfinite(singles[row])), key=lambda row: singles[row])
+    if len(places) < 3:
+        return output, target
     return _taken(output, places), _taken(target, places)
 
 

@@ -20,7 +20,7 @@ from thalweg.watch.findings import diagnose_run
 from thalweg.watch.finished import FinishedHistory
 
 NEGLIGIBLE = 1e-3  # of the loss at the start: where no more is left, there is next to nothing to gain
-LEVEL = 0.01  # relative change from half of the run to its end, below which the criterion had levelled off
+LEVEL = 0.01  # relative difference below which two values of the criterion are alike
 MANY = 5  # validations, with more of which such a change is worth telling
 MOSTLY_CLIPPED = 0.5  # share of the steps above which clipping is the rule and no longer the exception
 
@@ -216,9 +216,18 @@ def _search(run: Run, history: FinishedHistory) -> list[str]:
         return []
     if why.source == "default" and history.status == "finished" and not history.fell_steadily_but_little():
         return ["The learning rate is a stated default. `thalweg fit` with `--effort standard` searches it."]
-    rates = sorted({rate for scores in scores_by_steps(run).values() for rate in scores})
-    best = float(why.figures.get("best_of_short_runs", math.nan))
-    if why.source != "searched" or len(rates) < 3 or best not in (rates[0], rates[-1]):
+    return _edge(run) if why.source == "searched" else []
+
+
+def _edge(run: Run) -> list[str]:
+    """Advise a rate beyond the edge of the search where the best one lay there and was clearly better than its neighbour."""
+    by_steps, best = scores_by_steps(run), run.plan.why("learning_rate").figures.get("best_of_short_runs")
+    rates = sorted({rate for scores in by_steps.values() for rate in scores})
+    if len(rates) < 3 or best not in (rates[0], rates[-1]):
+        return []
+    longest = {rate: float(np.mean(scores)) for rate, scores in by_steps[max(by_steps)].items()}
+    neighbours = sorted((abs(math.log(rate / best)), score) for rate, score in longest.items() if rate != best)
+    if best not in longest or not neighbours or neighbours[0][1] - longest[best] <= LEVEL * abs(longest[best]):
         return []
     side, further = ("lowest", best / 10) if best == rates[0] else ("highest", best * 10)
     return [

@@ -95,10 +95,9 @@ def _steps_and_time(run: Run) -> list[tuple[str, str, str]]:
         return []
     shown = [("steps", f"{history.steps:,}", history.epochs(history.steps))]
     if duration is not None:
-        shown.append(("time", format_seconds(float(duration)), f"of training on {run_text.device(run)}"))
-    search = run.plan.why("learning_rate").figures.get("seconds")
-    if isinstance(search, int | float):
-        shown.append(("search", format_seconds(float(search)), "before it, for the learning rate"))
+        search = run.plan.why("learning_rate").figures.get("seconds")
+        more = f"; search {format_seconds(float(search))}" if isinstance(search, int | float) else ""
+        shown.append(("time", format_seconds(float(duration)), f"on {run_text.device(run)}{more}"))
     return shown
 
 
