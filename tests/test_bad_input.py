@@ -153,7 +153,7 @@ CASES = {
         r"The plan's group '\*\.bais' matches no trainable parameter\.",
         "--set",
         "groups.*.bais.learning_rate_factor=2",
-        groups={"*.bais": {"learning_rate": 2}},
+        groups={"*.bais": {"learning_rate_factor": 2}},
     ),
 }
 

@@ -794,7 +794,9 @@ SEARCH = {"steps": 40, "effort": 2, "seed": 3, "fixed": {"weight_decay": 0.01, "
 @pytest.mark.parametrize("stage", ["batch size", "40 steps of", "learning rate"])
 def test_a_fit_stopped_in_its_search_begins_anew_from_its_folder(number, stage, tmp_path):
     made, out = task(data=(X, Y), validation=(X, Y)), tmp_path / "run"
-    with pytest.raises(tw.Interrupted, match=r"nothing is trained yet; begin anew with: thalweg resume .*run$") as told:
+    with pytest.raises(
+        tw.Interrupted, match=r"nothing is trained yet; begin anew with: thalweg\.resume\('.*run', task\)$"
+    ) as told:
         tw.fit(made, **SEARCH, out=out, say=ends(number, stage))
     assert (told.value.exit_status, told.value.run) == (128 + number, None)
     with pytest.raises(tw.RunError, match=r"has not begun: its plan was still searched\. `thalweg resume"):

@@ -115,12 +115,13 @@ class _Shown:
 
 def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -> Run:
     from thalweg.descent.process_state import interruptible
+    from thalweg.descent.recorder import how_to_resume
     from thalweg.descent.train import train_in, train_plan
 
     with interruptible(), nullcontext() if folder is None else folder.locked():
         if folder is not None:
             folder.record_request(request, task.source)
-        with _telling_how_to_begin_anew(folder, request):
+        with _telling_how_to_begin_anew(request, folder and how_to_resume(folder.path, task.source)):
             problem, plan, found = _prepare(task, request, folder, show)
         with _reporting():
             if folder is None:
@@ -133,7 +134,7 @@ def _prepare(
 ) -> tuple[Problem, Plan, list[Diagnosis]]:
     """Open and check the task, and choose the plan."""
     from thalweg.descent.pretraining import SECONDS, check_task
-    from thalweg.descent.recorder import resume_argument
+    from thalweg.descent.recorder import how_to_resume
     from thalweg.tuning.tune import complete_plan, estimate_cost, plan_rungs, start_plan
 
     started = time.perf_counter()
@@ -146,24 +147,20 @@ def _prepare(
     start = start_plan(problem, request, show.say)
     show.say(str(estimate_cost(problem, request, start)))
     if folder is not None and plan_rungs(start.steps or 0, request.trainings - 1):
-        word = resume_argument(folder.path)
-        show.say(
-            f"The search is not saved as it goes: stopped before its end, it begins anew with thalweg resume {word}"
-        )
+        again = how_to_resume(folder.path, task.source)
+        show.say(f"The search is not saved as it goes: stopped before its end, it begins anew with {again}")
     return problem, complete_plan(problem, request, start, show.say), found
 
 
 @contextmanager
-def _telling_how_to_begin_anew(folder: RunFolder | None, request: Request) -> Generator[None]:
-    """Say of an interruption within that nothing is trained, and how to begin again."""
-    from thalweg.descent.recorder import resume_argument
-
+def _telling_how_to_begin_anew(request: Request, how: str | None) -> Generator[None]:
+    """Say of an interruption within that nothing is trained, and how to begin again; None: by the same call."""
     try:
         yield
     except KeyboardInterrupt as stopped:
-        again = "start again" if folder is None else f"begin anew with: thalweg resume {resume_argument(folder.path)}"
+        again = "start again" if how is None else f"begin anew with: {how}"
         stage = "while the plan was searched" if request.trainings > 1 else "while the plan was made"
-        hint = " --effort 1 (effort=1) leaves the search out." if folder is None and request.trainings > 1 else ""
+        hint = " --effort 1 (effort=1) leaves the search out." if how is None and request.trainings > 1 else ""
         raise Interrupted(
             f"Interrupted {stage}: nothing is trained yet; {again}{'.' if hint else ''}{hint}", signal=_signal(stopped)
         ) from stopped
@@ -246,7 +243,7 @@ def tune(
     request.check_budget()
     show = _Shown(progress, say)
     path = None if out is None else _plan_file(out)
-    with interruptible(), _telling_how_to_begin_anew(None, request):
+    with interruptible(), _telling_how_to_begin_anew(request, None):
         problem = _open(task, request.device)
         plan = complete_plan(problem, request, start_plan(problem, request, show.say), show.say)
     if path is not None:

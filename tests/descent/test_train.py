@@ -56,7 +56,7 @@ def test_a_stopped_run_says_how_to_resume_and_goes_on(tmp_path: Path, monkeypatc
     assert RunFolder(tmp_path / "r").read_status()["status"] == "interrupted"
     told = tw.Run.open(tmp_path / "r").events[-1]
     assert told.kind == "interrupt"
-    assert "thalweg resume" in told.message
+    assert told.message.endswith(f"saved; go on with: thalweg.resume('{tmp_path / 'r'}', task)")
     run = tw.train(classes(), plan(), out=tmp_path / "r")
     assert "resume" in kinds(run)
     assert same_bits(run.model, whole.model)
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) 
 def test_a_run_that_was_killed_before_its_end_knows_its_data_too(tmp_path: Path) -> None:
     problem = open_task(classes())
     (tmp_path / "r").mkdir()
-    create(RunFolder(tmp_path / "r"), problem, settle(problem, plan(), Request()))
+    create(RunFolder(tmp_path / "r"), problem, settle(problem, plan(), Request()), {})
     with pytest.raises(tw.RunError, match="The training data is"):
         tw.resume(tmp_path / "r", classes(data=blobs(96, seed=1)))
 
@@ -385,3 +385,58 @@ def test_a_run_in_another_thread_is_a_run(tmp_path: Path) -> None:
     walker.start()
     walker.join()
     assert same_bits(found[0].model, tw.train(classes(), plan()).model)
+
+
+def smoothed(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(output, target, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("edited", "told"),
+    [
+        ({"loss": smoothed}, "`loss` has other code"),
+        ({"loss": nn.CrossEntropyLoss(label_smoothing=0.2)}, r"loss was CrossEntropyLoss\(.*label_smoothing=0.2"),
+        (
+            {"model": lambda: network(nn.Dropout(0.5))},
+            r"model\.1 was Dropout\(p=0\.1, inplace=False\) and is Dropout\(p=0\.5, inplace=False\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("ended", ["stopped", "killed"])
+def test_a_task_that_was_edited_is_said_when_it_goes_on(
+    edited: dict[str, Any], told: str, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(**changes: Any) -> tw.Task:
+        parts = {"model": lambda: network(nn.Dropout(0.1)), "loss": nn.CrossEntropyLoss()}
+        return classes(**{**parts, **changes})
+
+    def stop(model: nn.Module, figures: Any) -> None:
+        if figures.step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(tw.Interrupted):
+        tw.train(begun(), plan(), out=tmp_path / "r", on_step=stop)
+    if ended == "killed":  # which leaves the status that was written when the run began
+        status = RunFolder(tmp_path / "r").read_status()
+        summary = {name: status["summary"][name] for name in ("examples", "data", "held_out", "code")}
+        RunFolder(tmp_path / "r").write_status({"status": "running", "summary": {"status": "running", **summary}})
+    with pytest.warns(UserWarning, match=rf"The task has changed since the run was stopped: .*{told}.*From step 20 on"):
+        run = tw.resume(tmp_path / "r", begun(**edited))
+    assert [event.step for event in run.events if event.kind == "warning"] == [20]
+    assert tw.Run.open(tmp_path / "r").events == run.events
+
+
+def test_a_task_that_is_the_same_goes_on_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, changes in enumerate(({}, {"loss": lambda o, t: smoothed(o, t)}, {"model": network()})):
+        stopped_run = tmp_path / str(number)
+        with pytest.raises(tw.Interrupted):
+            tw.train(classes(**changes), plan(), out=stopped_run, on_step=interrupt_at(20))
+        assert not [event for event in tw.resume(stopped_run, classes(**changes)).events if event.kind == "warning"]
+
+
+def interrupt_at(step: int) -> Any:
+    def interrupt(model: nn.Module, figures: Any) -> None:
+        if figures.step == step:
+            raise KeyboardInterrupt
+
+    return interrupt

@@ -4,6 +4,7 @@ import pytest
 
 import thalweg as tw
 from thalweg.errors import RunError
+from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Source
 
@@ -100,3 +101,39 @@ def test_what_cannot_be_a_folder_is_refused():
     for given in (3, "a\0b"):
         with pytest.raises(RunError, match="cannot be a run's folder"):
             RunFolder.at(given)
+
+
+def test_a_request_is_recorded_and_read_back_until_the_run_begins(folder):
+    request = Request(epochs=3, effort=2.5, seed=4, fixed={"batch_size": None, "schedule": "cosine"}, device="cpu")
+    source = Source(module="thalweg.examples.letters")
+    folder.record_request(request, source)
+    assert folder.holds_request
+    assert not folder.holds_run
+    assert folder.read_request() == request
+    assert folder.read_task().source == source
+    with pytest.raises(RunError, match="has not begun: its plan was still searched"):
+        folder.read_status()
+    folder.record_request(Request(steps=3), None)  # of another task, whose source is not known
+    assert folder.read_request().steps == 3
+    assert not folder.task_path.exists()
+    created(folder)
+    assert not folder.holds_request
+    with pytest.raises(RunError, match="already holds a run"):
+        folder.record_request(request, source)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"epochs": -3, "fixed": {}}', '{"fixed": {"lr": 1}}', '{"fixed": 3}'])
+def test_a_damaged_request_is_told(folder, text):
+    folder.request_path.write_text(text)
+    with pytest.raises(RunError, match=r"request\.json cannot be read .*Start again in another folder"):
+        folder.read_request()
+
+
+def test_a_request_that_another_verb_has_no_use_for_is_removed(folder):
+    folder.record_request(Request(steps=3), None)
+    folder.discard_request()
+    assert not folder.holds_request
+    folder.record_request(Request(steps=3), None)
+    created(folder)
+    folder.discard_request()
+    assert folder.request_path.exists()  # it belongs to the run

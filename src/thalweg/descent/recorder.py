@@ -20,10 +20,14 @@ from thalweg.records.json_values import without_tuples
 from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.step_figures import StepFigures
+from thalweg.records.task import Source
 
 
 class Progress(Protocol):
-    """A display of a descent under way. `step` is called every step and must be cheap."""
+    """A display of a descent under way. `step` is called every step and must be cheap.
+
+    The stages of `fit` are given to `event` too, before `begin`, as of step 0 and of the kind "stage".
+    """
 
     def begin(self, plan: Plan, step: int, validation: bool) -> None:
         """A descent starts, or continues, after `step` steps; `validation`: there are validation data."""
@@ -60,10 +64,11 @@ class NoProgress:
         """Show nothing."""
 
 
-def resume_argument(folder: Path) -> str:
-    """Give a run's folder as a word for the command line: relative where that is no detour, quoted where the shell needs it."""
+def how_to_resume(folder: Path, source: Source | None) -> str:
+    """Say how to go on with a run: by the command, or from Python where only the caller can make the task again."""
     relative = os.path.relpath(folder)
-    return shlex.quote(str(folder.absolute()) if relative.startswith("..") else relative)
+    word = str(folder.absolute()) if relative.startswith("..") else relative
+    return f"thalweg.resume({word!r}, task)" if source is None else f"thalweg resume {shlex.quote(word)}"
 
 
 class Recorder:
@@ -219,4 +224,4 @@ class Recorder:
         if self.folder is None:
             return "it has no folder; what was trained is the exception's `run`"
         self.checkpoint(descent)
-        return f"saved; go on with: thalweg resume {resume_argument(self.folder.path)}"
+        return f"saved; go on with: {how_to_resume(self.folder.path, descent.problem.task.source)}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,18 +16,21 @@ from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
 from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
-from thalweg.descent.recorder import Progress, Recorder
+from thalweg.descent.recorder import NoProgress, Progress, Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, Interrupted, ThalwegError
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.fingerprint import changes, fingerprint
 from thalweg.records.history import FILE, History
 from thalweg.records.json_values import without_tuples
 from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.weights import load_model_state
+
+MOST_CHANGES = 5  # of the task that are named
 
 
 def train_plan(
@@ -61,22 +65,40 @@ def train_in(
     callbacks: Callbacks | None = None,
 ) -> Run:
     """Train as `train_plan` does, in a folder that the caller has locked."""
-    if not folder.holds_run:
-        create(folder, problem, plan)
-    else:
+    resumed = folder.holds_run
+    if resumed:
         plan = folder.check_plan(plan)
         if folder.is_finished:
             return Run.open(folder.path, problem.task)
         folder.check_data(_describe_data(problem))
+    descent = Descent(problem, plan)
+    code = fingerprint(problem.task, descent.model)
+    changed = changes(folder.recorded_code, code) if resumed else []
+    if not resumed:
+        create(folder, problem, plan, code)
     with folder.open_history() as history:
-        descent, recorder = Descent(problem, plan), Recorder(folder, history, diagnoses, progress, callbacks)
+        recorder = Recorder(folder, history, diagnoses, progress, callbacks)
         _restore_newest(folder, descent, recorder)
-        return _train(descent, recorder, _seconds_recorded(history))
+        if changed:
+            _tell_changes(changed, descent, recorder)
+        return _train(descent, recorder, _seconds_recorded(history), code)
 
 
-def create(folder: RunFolder, problem: Problem, plan: Plan) -> None:
+def create(folder: RunFolder, problem: Problem, plan: Plan, code: Mapping[str, str]) -> None:
     """Make a folder for a new run. Raises RunError where something else is in it."""
-    folder.create(plan, problem.task.source, {"name": problem.task.name, **_describe_data(problem)})
+    folder.create(plan, problem.task.source, {"name": problem.task.name, **_describe_data(problem), "code": dict(code)})
+
+
+def _tell_changes(changed: Sequence[str], descent: Descent, recorder: Recorder) -> None:
+    """Say that the task is another than the one that the run began with; where nothing is shown, as a Python warning."""
+    more = f"; and {len(changed) - MOST_CHANGES} more" if len(changed) > MOST_CHANGES else ""
+    message = (
+        f"The task has changed since the run was stopped: {'; '.join(changed[:MOST_CHANGES])}{more}. From step {descent.step} on"
+        f" the run goes by the new task, so it is no longer the run that it would have been."
+    )
+    recorder.event(descent.step, "warning", message)
+    if isinstance(recorder.progress, NoProgress):
+        warnings.warn(message, stacklevel=2)
 
 
 def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> None:
@@ -111,21 +133,23 @@ def _seconds_recorded(history: History) -> float:
     return float(np.nansum(history.columns().get("seconds", np.zeros(1))))
 
 
-def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0) -> Run:
-    """Descend, and record how it ended, also where it ends with an error."""
+def _train(
+    descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, code: Mapping[str, str] | None = None
+) -> Run:
+    """Descend, and record how it ended, also where it ends with an error. `code`: the task's fingerprint."""
     started = time.perf_counter() - earlier_seconds
     try:
         descend(descent, recorder)
     except BaseException as error:
         run = None
         with suppress(ThalwegError):  # where the disk is full this fails too, and the first error says so
-            run = _failed_run(descent, recorder, error, time.perf_counter() - started)
+            run = _failed_run(descent, recorder, error, time.perf_counter() - started, code)
         if isinstance(error, ThalwegError | Interrupted):
             error.run = run
         elif isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"Interrupted at once, after step {descent.step}.", run=run) from error
         raise
-    summary = _summarize(descent, "finished", time.perf_counter() - started)
+    summary = _summarize(descent, "finished", time.perf_counter() - started, code)
     _take_kept_weights(descent)
     summary |= _training_metrics(descent, summary["notes"])
     _write_status(descent, recorder, summary)
@@ -155,7 +179,9 @@ def _training_metrics(descent: Descent, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seconds: float) -> Run:
+def _failed_run(
+    descent: Descent, recorder: Recorder, error: BaseException, seconds: float, code: Mapping[str, str] | None
+) -> Run:
     """Record how a descent ended that did not come to its end, and give what it came to.
 
     Its model has the weights that validated best so far, where the plan keeps those, else the present ones.
@@ -165,7 +191,7 @@ def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seco
         status = "diverged"
         recorder.event(descent.step, "diverged", str(error))
     recorder.history.flush()
-    summary = _summarize(descent, status, seconds)
+    summary = _summarize(descent, status, seconds, code)
     _write_status(descent, recorder, summary)
     return _run(descent, recorder, summary)
 
@@ -202,7 +228,7 @@ def _final_figures(descent: Descent) -> dict[str, float]:
     return dict(descent.best_weights.figures) if descent.best_weights else dict(descent.last_validation)
 
 
-def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
+def _summarize(descent: Descent, status: str, seconds: float, code: Mapping[str, str] | None) -> dict[str, Any]:
     best, problem = descent.best_weights, descent.problem
     return {
         "status": status,
@@ -225,6 +251,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "idle_parameters": list(problem.without_gradient),
         "drifting_statistics": list(drifting_statistics(descent.model)),
         "casts": casts_to_record(problem.objective.cast_inputs),
+        **({"code": dict(code)} if code else {}),
     }
 
 

@@ -240,6 +240,13 @@ class RunFolder:
             ) from error
         return status
 
+    @property
+    def recorded_code(self) -> dict[str, str]:
+        """The fingerprint of the task's code; empty where the status holds none, or is damaged."""
+        with suppress(RunError):
+            return self.read_status()["summary"].get("code") or {}
+        return {}
+
     def open_history(self, *, readonly: bool = False) -> History:
         """Open the history, to write it (made where it is missing) or only to read it. Raises RunError as `History` does."""
         return History(self.history_path, readonly=readonly)
