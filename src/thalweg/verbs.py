@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +112,13 @@ class _Shown:
         elif self.display is not None:
             self.display.event(0, "stage", text)
 
+    def say_findings(self, problem: Problem, found: Sequence[Diagnosis]) -> None:
+        """Tell what was found before training, and what is to be known about model and data."""
+        for diagnosis in found:
+            self.say(f"{diagnosis.severity}: {diagnosis}")
+        for note in problem.notes:
+            self.say(note)
+
 
 def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -> Run:
     from thalweg.descent.process_state import interruptible
@@ -141,8 +148,7 @@ def _prepare(
     problem = _open(task, request.device)
     limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
     found = check_task(problem, request.seed, seconds=limit)
-    for diagnosis in found:
-        show.say(f"{diagnosis.severity}: {diagnosis}")
+    show.say_findings(problem, found)
     request = request.with_seconds_spent(time.perf_counter() - started)  # opening and checking the data is part of it
     start = start_plan(problem, request, show.say)
     show.say(str(estimate_cost(problem, request, start)))
@@ -284,6 +290,7 @@ def train(
 
     On an existing `out` the same plan unfinished is resumed and finished is opened. Arguments and errors as for `fit`.
     """
+    from thalweg.descent.pretraining import findings_on_opening
     from thalweg.descent.settle import settle
 
     if not isinstance(plan, Plan):
@@ -298,28 +305,31 @@ def train(
     if folder is not None and not folder.holds_run:
         folder.check_usable()
 
-    def prepare() -> tuple[Problem, Plan]:
+    def prepare() -> tuple[Problem, Plan, list[Diagnosis]]:
         problem = _open(task, request.device)
-        return problem, settle(problem, plan, request)
+        found = [] if folder is not None and folder.holds_run else findings_on_opening(problem)
+        if folder is None or not folder.holds_run:
+            show.say_findings(problem, found)
+        return problem, settle(problem, plan, request), found
 
     return _train(folder, show, prepare)
 
 
-def _train(folder: RunFolder | None, show: _Shown, prepare: Callable[[], tuple[Problem, Plan]]) -> Run:
+def _train(folder: RunFolder | None, show: _Shown, prepare: Callable[[], tuple[Problem, Plan, list[Diagnosis]]]) -> Run:
     """Train the plan that `prepare` gives, and write the report of a run in a folder."""
     from thalweg.descent.process_state import interruptible
     from thalweg.descent.train import train_plan
 
     with interruptible():
         try:
-            problem, plan = prepare()
+            problem, plan, found = prepare()
         except KeyboardInterrupt as stopped:
             message = "Interrupted before the first step: nothing has changed."
             raise Interrupted(message, signal=_signal(stopped)) from stopped
         if folder is not None:
             folder.discard_request()
         with _reporting():
-            return _reported(train_plan(problem, plan, folder and folder.path, show.display, (), show.callbacks))
+            return _reported(train_plan(problem, plan, folder and folder.path, show.display, found, show.callbacks))
 
 
 @verb
@@ -353,7 +363,7 @@ def resume(
         return _fit(task or folder.read_task(), request, folder, show)
     folder.check_holds_run()
     plan = folder.read_plan()
-    return _train(folder, show, lambda: (_open(task or folder.read_task(), device), plan))
+    return _train(folder, show, lambda: (_open(task or folder.read_task(), device), plan, []))
 
 
 def _folder_of(run: Run | str | os.PathLike[str]) -> RunFolder:

@@ -96,7 +96,7 @@ def test_a_label_that_shows_up_later_is_named_too():
 
 def test_a_single_example_under_batch_normalisation_is_refused():
     model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
-    with pytest.raises(TaskError, match=r"Expected more than 1 value.*set drop_last, or another batch_size\."):
+    with pytest.raises(TaskError, match=r"Expected more than 1 value.*set drop_last=True, in your DataLoader"):
         objective().loss(model, (X[:1], Y[:1]))
 
 

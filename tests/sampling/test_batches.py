@@ -1,4 +1,5 @@
 import random
+from collections import namedtuple
 from typing import Any
 
 import numpy as np
@@ -6,17 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
 from thalweg.errors import DataError
-from thalweg.sampling import Batches, iterate_once, open_source
+from thalweg.sampling import Batches, count_examples, iterate_once, open_source
 
 N = 23
 X = torch.arange(N, dtype=torch.float32)[:, None]
@@ -298,3 +302,141 @@ def test_going_through_once_shows_all_in_their_own_order(kind):
         assert len(first) == size
         rows += [int(value) for value in first]
     assert rows == list(range(N))
+
+
+class Half(IterableDataset):
+    """Says it is half as long as it is, or twice."""
+
+    def __init__(self, says):
+        self.says = says
+
+    def __len__(self):
+        return self.says
+
+    def __iter__(self):
+        yield from (X[index] for index in range(N))
+
+
+@pytest.mark.parametrize("says", [5, N, 60])
+@pytest.mark.parametrize("wrapped", ["itself", "loader", "two workers"])
+def test_a_stream_is_read_to_its_end_whatever_its_len_says(says, wrapped):
+    data = Half(says)
+    if wrapped != "itself":
+        data = DataLoader(data, batch_size=4, num_workers=2 if wrapped == "two workers" else 0)
+    made = Batches(open_source(data), 4, seed=0)
+    seen = []
+    while made.epoch == 0:
+        drawn = made.draw()
+        if made.epoch == 0:
+            seen += drawn.parts[0].flatten().tolist()
+    made.close()
+    assert sorted(seen) == sorted(X.flatten().tolist() * (2 if wrapped == "two workers" else 1))
+
+
+@pytest.mark.parametrize(("says", "gave"), [(8, "more than 2"), (60, r"6"), (N, None)])
+def test_a_len_that_is_not_so_is_told_once_and_not_again_by_a_run_that_goes_on(says, gave):
+    made = Batches(open_source(Half(says)), 4, seed=0)
+    notes = []
+    for _ in range(20):
+        made.draw()
+        notes += [made.length_note] if made.length_note else []
+        made.length_note = None
+    assert len(notes) == (gave is not None)
+    if gave:
+        assert f"`data` gave {gave} steps in its first epoch, but its len() says" in notes[0]
+    resumed = Batches(open_source(Half(says)), 4, seed=0)
+    resumed.load_state_dict({"epoch": 1, "within": 3})
+    for _ in range(12):
+        resumed.draw()
+    assert resumed.length_note is None
+
+
+@pytest.mark.parametrize("says", [5, 60])
+@pytest.mark.parametrize("steps", [1, 5, 6, 7, 12, 13])
+def test_a_stream_of_another_length_than_it_says_resumes_at_any_position(says, steps):
+    made, resumed = (Batches(open_source(Half(says)), 4, seed=0) for _ in range(2))
+    for _ in range(steps):
+        made.draw()
+    resumed.load_state_dict(made.state_dict())
+    for _ in range(8):
+        assert made.draw().parts[0].tolist() == resumed.draw().parts[0].tolist()
+
+
+def test_asking_a_loader_for_its_length_makes_it_warn_of_nothing(recwarn):
+    made = Batches(open_source(DataLoader(Half(5), batch_size=4)), None, seed=0)
+    for _ in range(8):
+        made.draw()
+    assert not [w for w in recwarn if "IterableDataset" in str(w.message)]
+
+
+def test_a_stream_cut_here_drops_its_last_batch_where_asked_to():
+    made = Batches(open_source(Stream()), 11, seed=0, drop_last=True)
+    assert [len(made.draw().parts[0]) for _ in range(4)] == [11, 11, 11, 11]
+
+
+LOADERS = {
+    "in order": DataLoader(list(range(N)), batch_size=5),
+    "without the last": DataLoader(list(range(N)), batch_size=5, drop_last=True),
+    "shuffled": DataLoader(list(range(N)), batch_size=5, shuffle=True),
+    "a batch sampler": DataLoader(list(range(N)), batch_sampler=BatchSampler(SequentialSampler(range(N)), 4, True)),
+    "a batch sampler that shuffles": DataLoader(
+        list(range(N)), batch_sampler=BatchSampler(RandomSampler(range(N)), 4, True)
+    ),
+    "a batch sampler of a part": DataLoader(
+        list(range(N)), batch_sampler=BatchSampler(SubsetRandomSampler(range(7)), 4, False)
+    ),
+    "a sampler of other data": DataLoader(list(range(N)), batch_size=4, sampler=SequentialSampler(range(9))),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_one_pass_gives_the_batches_that_the_loader_gives(kind):
+    loader = LOADERS[kind]
+    ours = [(batch, size) for batch, size in iterate_once(open_source(loader), 100)]
+    theirs = list(loader)
+    assert [len(batch) for batch, _ in ours] == [size for _, size in ours] == [len(batch) for batch in theirs]
+    shown = {int(index) for batch, _ in ours for index in batch}
+    assert len(shown) == sum(map(len, theirs))
+    if "shuffle" not in kind and "part" not in kind:
+        assert [batch.tolist() for batch, _ in ours] == [batch.tolist() for batch in theirs]
+    else:
+        assert shown <= ({*range(7)} if "part" in kind else {*range(N)})
+    again = [batch.tolist() for batch, _ in iterate_once(open_source(loader), 100)]
+    assert again == [batch.tolist() for batch, _ in ours]
+
+
+def test_examples_of_a_loader_can_be_gone_through_in_other_batches_in_their_order():
+    whole = list(iterate_once(open_source(LOADERS["shuffled"]), 100, own=False))
+    assert [batch.tolist() for batch, _ in whole] == [list(range(N))]
+
+
+def test_a_loader_that_gives_no_batch_is_refused():
+    with pytest.raises(
+        DataError, match=r"`data` gives no batch: its loader drops what is smaller than 40, and there are 23"
+    ):
+        open_source(DataLoader(list(range(N)), batch_size=40, drop_last=True))
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ((torch.zeros(8, 3), torch.zeros(8)), 8),
+        ((torch.zeros(30), torch.zeros(4), torch.zeros(4)), 4),  # pieces laid end to end, their offsets, targets
+        ((torch.zeros(8, 3), torch.zeros(24)), 8),  # the targets of all time steps in one row
+        ((torch.zeros(5, 3), torch.tensor(1.0)), 1),
+        ((pack_sequence([torch.zeros(4, 2), torch.zeros(1, 2)]), torch.zeros(2)), 2),
+        ({"x": torch.zeros(6, 2), "y": torch.zeros(6)}, 6),
+        ("nothing", 1),
+    ],
+)
+def test_examples_of_a_batch_are_counted(batch, count):
+    assert count_examples(batch) == count
+
+
+def test_examples_put_together_without_a_loader_keep_their_tuples_lists_and_tables():
+    Point = namedtuple("Point", "x y")
+    items = [((torch.ones(2), [torch.ones(1)]), {"a": Point(1.0, 2.0)}, 3) for _ in range(4)]
+    (batch, _), *_ = iterate_once(open_source(items), 4)
+    inputs, table, _ = batch
+    assert [type(part) for part in (batch, inputs, inputs[1], table, table["a"])] == [tuple, tuple, list, dict, Point]
+    assert table["a"].x.shape == (4,)

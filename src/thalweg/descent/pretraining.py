@@ -68,6 +68,11 @@ def check_task(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> lis
     return findings_before_training(measure_before_training(problem, seed, seconds))
 
 
+def findings_on_opening(problem: Problem) -> list[Diagnosis]:
+    """Give what shows without measuring anything: opening the task has found it."""
+    return findings_before_training(InitialFigures(math.nan, reduction=problem.objective.reduction.kind))
+
+
 def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> InitialFigures:
     """Measure the initial model: loss, gradients, reaction, scale, whether one batch can be fitted and learning generalises.
 

@@ -21,7 +21,10 @@ from thalweg.records.task import StepResult, Task
 ONE_EXAMPLE_ERROR = (
     "Expected more than 1 value per channel"  # what PyTorch's batch normalisation says of a single example
 )
-ONE_EXAMPLE_HINT = " Batch normalisation needs two examples per batch: set drop_last, or another batch_size."
+ONE_EXAMPLE_HINT = (
+    " Batch normalisation needs two examples per batch: set drop_last=True, in your DataLoader where you give one, else in the"
+    " plan (fixed={'drop_last': True}), or another batch size."
+)
 TARGET_KEYS = ("target", "targets", "label", "labels", "y")
 
 

@@ -120,25 +120,33 @@ def measure_reduction(
     rows = _common_length(output, target)
     if rows is None or rows < 2:
         return stated if stated.kind == "targets" else Reduction("unknown")
-    # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
-    plain = Reduction() if rows == count else Reduction("targets")
     output = tree_map(_in_single_precision, output)
     output, target = _sorted_by_loss(loss, output, target, rows)
-    rows = len(leaves(target)[0])
     ignored = stated.ignored if stated.kind == "targets" else _find_ignored(loss, output, target)
+    candidates = [stated] if stated.kind == "targets" else []
+    # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
+    candidates.append(Reduction() if rows == count else Reduction("targets"))
+    tried = [target]
     if ignored is not None:
-        target = _with_ignored(target, ignored)
-    candidates = [stated, plain] if ignored is None else [stated, plain, Reduction("targets", ignored)]
+        candidates.append(Reduction("targets", ignored))
+        tried.insert(0, _with_ignored(target, ignored))
+    found = [_compare(loss, output, one, candidates) for one in tried]
+    known = next((one for one in found if one.kind != "unknown"), found[0])
+    return stated if known.kind == "unknown" and stated.kind == "targets" else known
+
+
+def _compare(loss: Callable[[Any, Any], Any], output: Any, target: Any, candidates: Sequence[Reduction]) -> Reduction:
+    """Give the candidate under which the losses of two parts of a batch make up its own; "unknown" where one fails."""
+    rows = len(leaves(target)[0])
     split = [(_rows(output, part), _rows(target, part), part.stop - part.start) for part in _parts(rows)]
     try:
         with torch.no_grad():
             whole = [float(loss(output, target)) for _ in range(2)]
             losses = [float(loss(o, t)) for o, t, _ in split]
     except Exception:
-        return stated if stated.kind == "targets" else Reduction("unknown")
+        return Reduction("unknown")
     weights = [[candidate.weight(t, size) for _, t, size in split] for candidate in candidates]
-    found = _agreeing(whole, losses, list(zip(candidates, weights, strict=True)))
-    return stated if found.kind == "unknown" and stated.kind == "targets" else found
+    return _agreeing(whole, losses, list(zip(candidates, weights, strict=True)))
 
 
 def compare_parts(

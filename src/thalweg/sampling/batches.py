@@ -245,7 +245,8 @@ class Batches:
                 return
 
     def _open_stream(self, source: StreamSource) -> Generator[Any]:
-        return source.open(self.epoch, mix(self.seed, self.epoch), self.micro_batch_size, self.workers)
+        seed = mix(self.seed, self.epoch)
+        return source.open(self.epoch, seed, self.micro_batch_size, self.workers, self.drop_last)
 
     def _fast_forward(self, source: StreamSource) -> None:
         """Read a stream from the start of its epoch up to the position."""

@@ -45,7 +45,9 @@ class Collator:
     def __call__(self, examples: list[Any]) -> Any:
         """Give the batch. Raises DataError where the examples cannot be collated."""
         try:
-            return (self.collate_fn or default_collate)(examples)
+            if self.collate_fn is None:
+                return _with_tuples(default_collate(examples), examples[0])
+            return self.collate_fn(examples)
         except ThalwegError:
             raise
         except Exception as error:
@@ -55,6 +57,17 @@ class Collator:
                 f"Examples of `{self.name}` cannot be put together into a batch: {describe_error(error)}. Make them equal in"
                 f" shape and type, or give `collate_fn`, which pads or packs a list of examples."
             ) from error
+
+
+def _with_tuples(batch: Any, example: Any) -> Any:
+    """Give a collated batch with tuples where the examples have them: PyTorch makes lists of them."""
+    if type(example) is tuple:
+        return tuple(_with_tuples(part, of) for part, of in zip(batch, example, strict=True))
+    if type(example) is list:
+        return [_with_tuples(part, of) for part, of in zip(batch, example, strict=True)]
+    if type(example) is dict:
+        return {key: _with_tuples(part, example[key]) for key, part in batch.items()}
+    return batch
 
 
 def start_iterator(data: Iterable[Any], name: str) -> Iterator[Any]:

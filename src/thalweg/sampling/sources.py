@@ -166,8 +166,11 @@ class StreamSource:
             if hasattr(self.batches, "_IterableDataset_len_called"):
                 self.batches._IterableDataset_len_called = asked
 
-    def open(self, epoch: int, seed: int, micro: int, workers: int) -> Generator[Any]:
-        """Start an epoch; an `IterableDataset` without a loader is cut into batches of `micro` examples."""
+    def open(self, epoch: int, seed: int, micro: int, workers: int, drop_last: bool = False) -> Generator[Any]:
+        """Start an epoch; an `IterableDataset` without a loader is cut into batches of `micro` examples.
+
+        With `drop_last` smaller ones of those, at its end, are left out.
+        """
         parts = (getattr(self.batches, name, None) for name in ("sampler", "batch_sampler", "dataset"))
         for number, part in enumerate((self.batches, *parts)):
             if callable(getattr(part, "set_epoch", None)):
@@ -179,7 +182,12 @@ class StreamSource:
             generator = torch.Generator().manual_seed(seed)
             collator = Collator(self.collate_fn, self.name)
             loader = DataLoader(
-                self.batches, batch_size=micro, num_workers=workers, generator=generator, collate_fn=collator
+                self.batches,
+                batch_size=micro,
+                num_workers=workers,
+                generator=generator,
+                collate_fn=collator,
+                drop_last=drop_last,
             )
             return with_data_errors(start_iterator(loader, self.name), self.name)
         return self._read_epoch(start_iterator(self.batches, self.name))
