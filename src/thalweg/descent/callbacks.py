@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
-from thalweg.descent.process_state import preserve_random_states
 from thalweg.descent.state import Descent
 from thalweg.errors import ArgumentError, CallbackError
 from thalweg.records.step_figures import StepFigures
@@ -21,8 +19,7 @@ class Callbacks:
     """Calls the user's functions; what they return is ignored.
 
     They get the model as it is trained. They change no bit of the run unless they change its weights or buffers: the modes of
-    its modules are put back, and so are the random states where the data depend on them; random numbers and gradients of a step
-    are made anew in any case.
+    its modules are put back, and random numbers and gradients are made anew for every step.
 
     An error that one of them raises is kept in `failure`, for the run to end with once it is saved, and none is called any more.
     A KeyboardInterrupt that one of them raises becomes `stop`.
@@ -42,13 +39,12 @@ class Callbacks:
         self.on_step, self.on_validation = on_step, on_validation
         self.failure: CallbackError | None = None
         self.stop: KeyboardInterrupt | None = None
-        self._descent: Descent | None = None
-        self._modes: list[tuple[nn.Module, bool]] = []
+        self._model: nn.Module | None = None
+        self._modules: list[nn.Module] = []
 
     def begin(self, descent: Descent) -> None:
         """Take note of the descent whose model is given to the functions."""
-        self._descent = descent
-        self._modes = [(module, module.training) for module in descent.model.modules()]
+        self._model, self._modules = descent.model, list(descent.model.modules())
 
     def step(self, figures: StepFigures) -> None:
         """Call `on_step`."""
@@ -61,19 +57,17 @@ class Callbacks:
             self._call("on_validation", self.on_validation, step, step, dict(figures))
 
     def _call(self, name: str, function: Callable[..., Any], step: int, *arguments: Any) -> None:
-        if self._descent is None or self.failure is not None or self.stop is not None:
+        if self._model is None or self.failure is not None or self.stop is not None:
             return
-        exact = self._descent.problem.train.resume == "exact"
+        modes = [module.training for module in self._modules]
         try:
-            # Data in memory are drawn by seed and position; a stream may draw from the global generators as it goes.
-            with nullcontext() if exact else preserve_random_states():
-                function(self._descent.model, *arguments)
+            function(self._model, *arguments)
         except KeyboardInterrupt as stop:
             self.stop = stop
         except Exception as error:
             text = " ".join(str(error).split())
             self.failure = CallbackError(f"`{name}` failed after step {step}: {type(error).__name__}: {text or '-'}.")
             self.failure.__cause__ = error
-        for module, training in self._modes:
+        for module, training in zip(self._modules, modes, strict=True):
             if module.training is not training:
                 module.training = training

@@ -85,17 +85,6 @@ def _restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-@contextmanager
-def preserve_random_states() -> Generator[None]:
-    """Run the body, and put the global random states back."""
-    with rng_lock:
-        before = _random_states()
-        try:
-            yield
-        finally:
-            _restore_random_states(before)
-
-
 class StopRequest:
     """Remembers that somebody pressed Ctrl-C, or that the process was asked to end by SIGTERM: `signal` is which of them."""
 
