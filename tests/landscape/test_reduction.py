@@ -44,7 +44,7 @@ def noisy(output, target):
 
 def sequence_mean(output, target):
     """Each example's mean over its targets, then the mean over examples."""
-    return torch.stack([F.cross_entropy(o.T, t, ignore_index=-1) for o, t in zip(output, target, strict=True)]).mean()
+    return torch.stack([F.cross_entropy(o, t, ignore_index=-1) for o, t in zip(output, target, strict=True)]).mean()
 
 
 CASES = {
