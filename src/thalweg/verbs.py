@@ -283,6 +283,7 @@ def train(
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
     progress: bool | Progress | None = None,
+    say: Say | None = None,
     on_step: OnStep | None = None,
     on_validation: OnValidation | None = None,
 ) -> Run:
@@ -300,7 +301,7 @@ def train(
     request = Request(epochs, steps, seconds, effort=1, seed=plan.seed, device=device)
     if plan.steps is None:
         request.check_budget()
-    show = _Shown(progress, on_step=on_step, on_validation=on_validation)
+    show = _Shown(progress, say, on_step, on_validation)
     task, folder = _checked_task(task), None if out is None else RunFolder.at(out)
     if folder is not None and not folder.holds_run:
         folder.check_usable()

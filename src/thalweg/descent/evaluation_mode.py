@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.descent.metrics import rehearse_metrics
+from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.parts import function_reduction
 from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse, wants_gradient
 from thalweg.descent.target_check import check_targets
@@ -16,7 +17,7 @@ from thalweg.errors import DataError, TaskError
 from thalweg.landscape.objective import Casts, Objective
 from thalweg.landscape.reduction import Reduction
 from thalweg.records.task import Task
-from thalweg.sampling import Source, TensorSource
+from thalweg.sampling import Source, StreamSource, TensorSource
 from thalweg.sampling.opening import FIRST_BATCH_SIZE, NonFinite, batch_of_rows, find_nonfinite, first_batch
 
 
@@ -57,13 +58,24 @@ def rehearse_evaluation(
     source = train if validation is None else validation
     where = "first training batch, in evaluation mode" if validation is None else "first validation batch"
     found = None if validation is None else find_nonfinite(validation, "validation")
-    batch = first_batch(source, device, count, own=count == FIRST_BATCH_SIZE)
-    batches = [batch] if found is None else [batch, batch_of_rows(cast(TensorSource, validation), found.rows)]
     model.eval()
     try:
-        rehearsal, needs_gradient = _evaluate(
-            task, model, batches, where, "" if validation is None else VALIDATION, found
-        )
+        while True:
+            batches = [first_batch(source, device, count, own=count == FIRST_BATCH_SIZE)]
+            if found is not None:
+                batches.append(batch_of_rows(cast(TensorSource, validation), found.rows, count))
+            try:
+                rehearsal, needs_gradient = _evaluate(
+                    task, model, batches, where, "" if validation is None else VALIDATION, found
+                )
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if count <= 1 or isinstance(source, StreamSource):
+                    raise TaskError(f"Memory runs out with the {where} ({error}). Give smaller batches.") from error
+            release(device)
+            count //= 2
         objective = Objective(task, rehearsal.casts, needs_gradient=needs_gradient)
         notes = _other_output(trained, rehearsal)
         if validation is not None:

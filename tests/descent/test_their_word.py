@@ -1,0 +1,498 @@
+"""What people bring holds: their loader's batches, what their loss takes, their model's two modes."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_sequence
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import thalweg as tw
+
+generator = torch.Generator().manual_seed(0)
+X = torch.randn(200, 3, generator=generator)
+Y = X @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.1 * torch.randn(200, 1, generator=generator)
+Z = X @ torch.randn(3, 4, generator=generator)
+LABELS = (Y[:, 0] > 0).long() + (Y[:, 0] > 2).long()
+
+
+def linear() -> nn.Module:
+    return nn.Linear(3, 4)
+
+
+def contrastive(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(F.normalize(output, dim=1) @ F.normalize(target, dim=1).T, torch.arange(len(output)))
+
+
+def plan(**knobs: Any) -> tw.Plan:
+    values: dict[str, Any] = {"learning_rate": 0.01, "batch_size": 16, "keep": "last", **knobs}
+    return tw.Plan(**values)
+
+
+def loaded(*tensors: Tensor, **options: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*tensors), **options)
+
+
+def over(batches: list[tuple[Tensor, Tensor]], run: tw.Run, loss: Any) -> float:
+    """The mean loss over these batches, as a loop of one's own would compute it."""
+    with torch.no_grad():
+        losses = [(float(loss(run.model(x), y)), len(x)) for x, y in batches]
+    return sum(value * size for value, size in losses) / sum(size for _, size in losses)
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 32, "drop_last": True}, {"batch_size": 7}, {"batch_size": 200}, {"batch_size": 1}]
+)
+def test_validation_goes_through_the_loaders_own_batches(options: dict[str, Any]) -> None:
+    validation = loaded(X, Z, **options)
+    run = tw.train(tw.Task(linear, contrastive, (X, Z), validation=validation), plan(), steps=6)
+    assert run.metrics["loss"] == pytest.approx(over(list(validation), run, contrastive), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [8, 50])
+def test_a_loss_that_depends_on_the_batch_is_judged_in_batches_of_trainings_size(batch_size: int) -> None:
+    run = tw.train(tw.Task(linear, contrastive, (X, Z), validation=(X, Z)), plan(batch_size=batch_size), steps=6)
+    batches = list(zip(X.split(batch_size), Z.split(batch_size), strict=True))
+    assert run.metrics["loss"] == pytest.approx(over(batches, run, contrastive), rel=1e-5)
+
+
+def test_metrics_see_what_the_loader_gives() -> None:
+    sizes: list[int] = []
+    passes: list[list[int]] = []
+
+    class Counted:
+        def reset(self) -> None:
+            sizes.clear()
+
+        def update(self, outputs: Tensor, targets: Tensor) -> None:
+            sizes.append(len(outputs))
+
+        def compute(self) -> float:
+            passes.append(list(sizes))
+            return float(len(sizes))
+
+    validation = loaded(X, Z, batch_size=48, drop_last=True)
+    tw.train(tw.Task(linear, F.mse_loss, (X, Z), validation=validation, metrics={"n": Counted()}), plan(), steps=2)
+    assert [48] * 4 in passes
+
+
+class ForEight(nn.Module):
+    """A model made for batches of eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.place = nn.Linear(3, 1), nn.Parameter(torch.zeros(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.place
+
+
+class Reshaping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).reshape(4, 2, 1).reshape(8, 1)
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(3, 5), nn.Linear(5, 1)
+        self.register_buffer("hidden", torch.zeros(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.cell(x, self.hidden)
+        self.hidden = hidden.detach()
+        return self.out(hidden)
+
+
+@pytest.mark.parametrize("model", [ForEight, Reshaping, Stateful])
+def test_a_model_made_for_one_batch_size_meets_no_other(model: Any) -> None:
+    data = loaded(X, Y, batch_size=8, drop_last=True, shuffle=True)
+    task = tw.Task(model, F.mse_loss, data, validation=loaded(X[:60], Y[:60], batch_size=8, drop_last=True))
+    assert not [d for d in tw.check(task) if d.severity == "critical"]
+    assert math.isfinite(tw.fit(task, epochs=1, effort=1, progress=False).metrics["loss"])
+    assert math.isfinite(tw.fit(task, steps=20, effort="quick", progress=False).metrics["loss"])
+
+
+class Ragged(Dataset[Any]):
+    """Sequences of unequal length, and their value."""
+
+    def __len__(self) -> int:
+        return 150
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        value = (index * 37 % 150) / 150
+        return torch.full((1 + index % 7, 3), value), torch.tensor([value])
+
+
+def longest_first(examples: list[Any]) -> list[Any]:
+    return sorted(examples, key=lambda example: -len(example[0]))
+
+
+def packed(examples: list[Any]) -> tuple[PackedSequence, Tensor]:
+    examples = longest_first(examples)
+    return pack_sequence([x for x, _ in examples]), torch.stack([y for _, y in examples])
+
+
+def padded(examples: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    examples = longest_first(examples)
+    lengths = torch.tensor([len(x) for x, _ in examples])
+    return pad_sequence([x for x, _ in examples], batch_first=True), lengths, torch.stack([y for _, y in examples])
+
+
+def as_graph(examples: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    nodes = torch.cat([x for x, _ in examples])
+    owner = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor([len(x) for x, _ in examples]))
+    pooling = torch.zeros(len(examples), len(nodes)).index_put_((owner, torch.arange(len(nodes))), torch.ones(()))
+    pooling = pooling / pooling.sum(1, keepdim=True)
+    return nodes, pooling.to_sparse(), torch.stack([y for _, y in examples])
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.out = nn.GRU(3, 6, batch_first=True), nn.Linear(6, 1)
+
+    def forward(self, sequences: PackedSequence) -> Tensor:
+        assert isinstance(sequences, PackedSequence)
+        return self.out(self.memory(sequences)[1][0])
+
+
+class Padded(Packed):
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.out(self.memory(pack_padded_sequence(x, lengths, batch_first=True))[1][0])
+
+
+class Pooling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, nodes: Tensor, pooling: Tensor) -> Tensor:
+        return torch.sparse.mm(pooling, self.layer(nodes))
+
+
+class DeafPacked(Packed):
+    def forward(self, sequences: PackedSequence) -> Tensor:
+        return self.out.bias.expand(int(sequences.batch_sizes[0]), 1)
+
+
+RAGGED = {"packed": (Packed, packed), "sorted and padded": (Padded, padded), "a sparse graph": (Pooling, as_graph)}
+
+
+@pytest.mark.parametrize("kind", RAGGED)
+@pytest.mark.parametrize("with_loader", [True, False])
+def test_batches_that_cannot_be_rearranged_are_checked_searched_and_trained(kind: str, with_loader: bool) -> None:
+    model, collate = RAGGED[kind]
+    if with_loader:
+        data: Any = DataLoader(Ragged(), batch_size=16, shuffle=True, collate_fn=collate)
+        task = tw.Task(model, F.mse_loss, data, validation=DataLoader(Ragged(), batch_size=16, collate_fn=collate))
+    else:
+        task = tw.Task(model, F.mse_loss, Ragged(), validation=Ragged(), collate_fn=collate)
+    assert not [d for d in tw.check(task) if d.severity == "critical"]
+    run = tw.fit(task, epochs=4, effort="quick", progress=False)
+    assert run.metrics["loss"] < 0.08  # the targets' variance
+
+
+def test_a_model_that_ignores_packed_inputs_is_still_found() -> None:
+    task = tw.Task(DeafPacked, F.mse_loss, DataLoader(Ragged(), batch_size=16, shuffle=True, collate_fn=packed))
+    assert "output ignores input" in [d.symptom for d in tw.check(task)]
+
+
+def ignoring_zero(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target, ignore_index=0)
+
+
+def over_present(output: Tensor, target: Tensor) -> Tensor:
+    present = ~torch.isnan(target)
+    return F.mse_loss(output[present], target[present])
+
+
+def tokens(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    x, y = batch
+    return ignoring_zero(model(x), y), (y != 0).sum()
+
+
+WITH_GAPS = torch.where(torch.rand(200, 4, generator=generator) < 0.4, math.nan, Z)
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "partial": {"loss": functools.partial(F.cross_entropy, ignore_index=0), "data": (X, LABELS)},
+    "function": {"loss": ignoring_zero, "data": (X, LABELS)},
+    "weights in a lambda": {
+        "loss": lambda o, t: F.cross_entropy(o, t, weight=torch.tensor([0.2, 3.0, 1.0, 1.0])),
+        "data": (X, LABELS),
+    },
+    "missing targets": {"loss": over_present, "data": (X, WITH_GAPS)},
+    "a sum": {"loss": nn.MSELoss(reduction="sum"), "data": (X, Z)},
+    "a step with its weight": {"step": tokens, "data": (X, LABELS)},
+    "a step that sums": {"step": lambda m, b: (m(b[0]) - b[1]).square().sum(), "data": (X, Z)},
+}
+
+
+@pytest.mark.parametrize("case", IN_PARTS)
+def test_a_step_in_parts_is_the_whole_step_whatever_the_loss_averages_over(case: str) -> None:
+    task = tw.Task(linear, **IN_PARTS[case])
+    made = plan(rule="gradient_descent", learning_rate=0.002, batch_size=40, clip_norm=None)
+    whole, parts = (tw.train(task, made.replace(accumulate=n), steps=8) for n in (1, 4))
+    assert parts.history["loss"][1:].tolist() == pytest.approx(whole.history["loss"][1:].tolist(), rel=1e-4)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert not [event for event in parts.events if "parts" in event.message]
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"loss": contrastive}, "no mean over its examples"),
+        ({"loss": lambda o, t: F.mse_loss(o, t).sqrt()}, r"return \(loss, weight\) from step"),
+        ({"step": lambda m, b: contrastive(m(b[0]), b[1])}, "take smaller batches"),
+        ({"step": lambda m, b: F.mse_loss(m(b[0]) + torch.randn(4), b[1])}, "could not be tested"),
+    ],
+)
+def test_a_loss_that_cannot_be_cut_into_parts_is_named(parts: dict[str, Any], told: str) -> None:
+    run = tw.train(tw.Task(linear, data=(X, Z), **parts), plan(batch_size=40, accumulate=4), steps=2)
+    (event,) = [event for event in run.events if event.kind == "note"]
+    assert event.step == 0
+    assert re.search(told, event.message)
+
+
+def test_memory_that_runs_out_says_where_the_parts_are_not_the_whole() -> None:
+    class Large(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if self.training and len(input) > 32:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().forward(input)
+
+    run = tw.train(tw.Task(lambda: Large(3, 4), contrastive, (X, Z)), plan(batch_size=64), steps=2)
+    (event,) = [event for event in run.events if event.kind == "out_of_memory"]
+    assert "This loss is no mean over its examples" in event.message
+
+
+def test_memory_that_runs_out_in_validation_halves_only_what_can_be_cut() -> None:
+    class Large(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            if not self.training and len(input) > 60:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().forward(input)
+
+    validation = loaded(X, Z, batch_size=100)
+    run = tw.train(tw.Task(lambda: Large(3, 4), F.mse_loss, (X, Z), validation=validation), plan(), steps=2)
+    weight, bias = run.model.state_dict().values()
+    assert run.metrics["loss"] == pytest.approx(F.mse_loss(X @ weight.T + bias, Z).item(), rel=1e-5)
+    with pytest.raises(tw.TaskError, match=r"Memory ran out|Memory runs out"):
+        tw.train(tw.Task(lambda: Large(3, 4), contrastive, (X, Z), validation=validation), plan(), steps=2)
+
+
+SUMMED: dict[str, dict[str, Any]] = {
+    "function": {"loss": lambda o, t: (o - t).square().sum()},
+    "module": {"loss": nn.MSELoss(reduction="sum")},
+    "step": {"step": lambda m, b: F.mse_loss(m(b[0]), b[1], reduction="sum")},
+    "pixels and examples": {"loss": lambda o, t: F.binary_cross_entropy_with_logits(o, t.sigmoid(), reduction="sum")},
+}
+
+
+@pytest.mark.parametrize("case", SUMMED)
+def test_a_summed_loss_is_named_before_training_and_its_validation_is_that_of_a_batch(case: str) -> None:
+    task = tw.Task(linear, data=(X, Z), validation=(X, Z), **SUMMED[case])
+    assert [d.severity for d in tw.check(task) if d.symptom == "summed loss"] == ["warning"]
+    said: list[str] = []
+    run = tw.train(task, plan(learning_rate=1e-6), steps=12, say=said.append)
+    assert any("summed loss" in text for text in said)
+    assert "summed loss" in [d.symptom for d in run.diagnoses]
+    assert run.metrics["loss"] == pytest.approx(run.history["loss"][1:13].mean(), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "loss", [F.mse_loss, contrastive, lambda o, t: (o - t).square().sum(1).mean(), over_present, nn.HuberLoss()]
+)
+def test_a_loss_that_is_no_sum_is_not_called_one(loss: Any) -> None:
+    assert "summed loss" not in [d.symptom for d in tw.check(tw.Task(linear, loss, (X, Z)))]
+
+
+class Energy(nn.Module):
+    """Gives forces: the gradient of an energy by the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(self.inner(x).sum(), x, create_graph=True)[0]
+
+
+def physics(model: nn.Module, batch: Any) -> Tensor:
+    x = batch[0].detach().requires_grad_()
+    u = model(x)
+    slope = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+    return (slope.sum(1, keepdim=True) - u).square().mean() + F.mse_loss(u, batch[1])
+
+
+class Penalised(nn.Module):
+    """A loss on the slope of the output, whose input it is given as part of the output."""
+
+    def forward(self, output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        u, x = output
+        return F.mse_loss(u, target) + 0.1 * torch.autograd.grad(u.sum(), x, create_graph=True)[0].square().mean()
+
+
+class WithInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_(torch.is_grad_enabled())
+        return self.inner(x), x
+
+
+SLOPES: dict[str, dict[str, Any]] = {
+    "forces": {"model": Energy, "loss": F.mse_loss, "data": (X, 2 * X), "validation": (X, 2 * X)},
+    "forces without validation": {"model": Energy, "loss": F.mse_loss, "data": (X, 2 * X)},
+    "a step": {"model": lambda: nn.Linear(3, 1), "step": physics, "data": (X, Y), "validation": (X, Y)},
+    "a loss": {"model": WithInput, "loss": Penalised(), "data": (X, Y), "validation": (X, Y)},
+}
+
+
+@pytest.mark.parametrize("case", SLOPES)
+def test_losses_that_take_gradients_themselves_are_validated(case: str) -> None:
+    task = tw.Task(**SLOPES[case])
+    assert not [d for d in tw.check(task) if d.severity == "critical"]
+    run = tw.fit(task, steps=12, effort="quick", progress=False)
+    assert math.isfinite(run.metrics["loss"])
+    assert not any(p.requires_grad and p.grad is not None and p.grad.grad_fn for p in run.model.parameters())
+
+
+class Detector(nn.Module):
+    """As torchvision's: losses while training, boxes afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        out = self.layer(x)
+        return {"box": F.mse_loss(out, y)} if self.training and y is not None else [{"boxes": out}]
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return (self.layer(x), self.layer(x)) if self.training else self.layer(x)
+
+
+@pytest.mark.parametrize("validation", [None, (X, Y)])
+def test_a_model_that_gives_something_else_in_evaluation_mode_is_told_of_evaluate_and_that_helps(
+    validation: Any,
+) -> None:
+    parts: dict[str, Any] = {"data": (X, Y), "validation": validation, "step": lambda m, b: m(*b)["box"]}
+    with pytest.raises(tw.TaskError, match=r"In training mode the same batch passes: .* evaluate\(model, batch\)"):
+        tw.check(tw.Task(Detector, **parts))
+    task = tw.Task(Detector, evaluate=lambda m, b: F.mse_loss(m(b[0])[0]["boxes"], b[1]), **parts)
+    assert math.isfinite(tw.fit(task, steps=10, effort=1, progress=False).metrics["loss"])
+
+
+def test_a_loss_that_is_given_another_kind_of_output_in_evaluation_mode_is_named() -> None:
+    said: list[str] = []
+    loss = lambda o, t: F.mse_loss(o[0].reshape(-1)[: len(t)], t[: len(o[0].reshape(-1)), 0])  # noqa: E731
+    tw.train(tw.Task(TwoHeads, loss, (X, Y), validation=(X, Y)), plan(), steps=2, say=said.append)
+    assert any(
+        "In evaluation mode the model gives a tensor" in text and "evaluate(model, batch)" in text for text in said
+    )
+
+
+class Imputing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.cat([x.nan_to_num(), torch.isnan(x).float()], 1))
+
+
+class Masked(nn.Module):
+    """Attention with a mask of 0 and -inf."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.value = nn.Linear(3, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.value(x * (self.score(x) + mask).softmax(1))
+
+
+GAPS = torch.where(torch.rand(200, 3, generator=generator) < 0.2, math.nan, X)
+MASK = torch.where(torch.rand(200, 3, generator=generator) < 0.3, -math.inf, 0.0)
+MASK[:, 0] = 0.0
+TAKEN: dict[str, dict[str, Any]] = {
+    "targets": {"model": linear, "loss": over_present, "data": (X, WITH_GAPS), "validation": (X, WITH_GAPS)},
+    "inputs": {"model": Imputing, "loss": F.mse_loss, "data": (GAPS, Z), "validation": (GAPS, Z)},
+    "a mask": {"model": Masked, "loss": F.mse_loss, "data": ((X, MASK), Z), "validation": ((X, MASK), Z)},
+    "one late row": {
+        "model": linear,
+        "loss": over_present,
+        "data": (X, torch.cat([Z[:-1], torch.full((1, 4), math.nan)])),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+@pytest.mark.parametrize("as_items", [False, True])
+def test_what_model_or_loss_take_is_no_fault_of_the_data(kind: str, as_items: bool) -> None:
+    parts = dict(TAKEN[kind])
+    if as_items:
+        x, y = parts["data"]
+        rows = zip(*x, strict=True) if isinstance(x, tuple) else x
+        parts["data"] = [(row, target) for row, target in zip(rows, y, strict=True)]
+    said: list[str] = []
+    run = tw.fit(tw.Task(**parts), steps=30, effort="quick", progress=False, say=said.append)
+    assert math.isfinite(run.metrics["loss"])
+    assert not [d for d in run.diagnoses if d.severity == "critical"]
+    assert not run.history["loss"].size or math.isfinite(run.history["loss"][-1])
+    if not as_items:
+        assert any("has NaN or infinity in" in text and "finite all the same" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"data": (X, WITH_GAPS), "loss": F.mse_loss}, r"`data` \(part 2, .*\) has NaN or infinity in \d+ of 200 rows"),
+        ({"data": (GAPS, Z), "loss": F.mse_loss}, r"`data` \(part 1, .* and the loss is nan there\. Drop or fill them"),
+        (
+            {"data": (X, Z), "validation": (X, WITH_GAPS), "loss": F.mse_loss},
+            r"`validation` \(part 2, .* and the loss is nan there",
+        ),
+        (
+            {
+                "data": (X, WITH_GAPS),
+                "loss": lambda o, t: torch.where(torch.isnan(t), 0.0, (o - t).square()).mean(),
+            },
+            r"its gradient is not: a NaN times zero is NaN\. Replace them before",
+        ),
+        (
+            {"data": (X, torch.cat([Z[:-1], torch.full((1, 4), math.inf)])), "loss": F.mse_loss},
+            r"in 1 of 200 rows: rows 199",
+        ),
+    ],
+)
+def test_what_the_loss_does_not_take_is_refused_with_its_rows(parts: dict[str, Any], told: str) -> None:
+    with pytest.raises(tw.DataError, match=told):
+        tw.train(tw.Task(linear, **parts), plan(), steps=2)
+
+
+def test_missing_targets_are_not_blamed_for_a_run_that_diverges() -> None:
+    task = tw.Task(linear, over_present, (X, WITH_GAPS), validation=(X, WITH_GAPS))
+    with pytest.raises(tw.DivergedError):
+        tw.train(task, plan(rule="gradient_descent", learning_rate=1e18, clip_norm=None), steps=60)
