@@ -31,15 +31,16 @@ def test_examples_in_docstrings_give_what_they_say(name):
     assert found.failed == 0
 
 
-def test_python_in_the_readme_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/your-data.md"])
+def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "readme"}
-    found = blocks("README.md", "python")
+    names: dict[str, object] = {"__name__": "page"}
+    found = blocks(page, "python")
     assert found
     for number, body in enumerate(found):
         if first := re.match(r"# (\w+\.py)\n", body):
             (tmp_path / first[1]).write_text(body, "utf-8")
-        exec(compile(body, f"README.md, block {number}", "exec"), names)
+        exec(compile(body, f"{page}, block {number}", "exec"), names)
 
 
 def test_tests_in_the_readme_are_those_of_the_integration():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,16 +52,24 @@ def function_reduction(
     function: Callable[[nn.Module, Any], Any], model: nn.Module, source: Source, device: torch.device
 ) -> Reduction:
     """Find the reduction of a task's own `step` or `evaluate`: "unknown" for a stream, or where it fails on a part."""
-    losses = list[tuple[float, Any]]()
     try:
-        whole, parts = in_parts(source, [sum(SIZES)], device), in_parts(source, SIZES, device)
-        for number, batch in enumerate([*(whole or []), *(whole or []), *(parts or [])]):
-            seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
-            loss, weight = loss_and_weight(function(model, batch), "step")
-            losses.append((float(loss), weight))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a part makes the user's code warn of says nothing of training
+            losses = list(_losses(function, model, source, device))
     except Exception:
         return Reduction("unknown")
     if not losses:
         return Reduction("unknown")
     (first, _), (second, _), *rest = losses
     return compare_parts([first, second], [loss for loss, _ in rest], [weight for _, weight in rest], SIZES)
+
+
+def _losses(
+    function: Callable[[nn.Module, Any], Any], model: nn.Module, source: Source, device: torch.device
+) -> Iterator[tuple[float, Any]]:
+    """Give loss and weight of the whole, twice, and of the parts; nothing where the data cannot be put together so."""
+    whole, parts = in_parts(source, [sum(SIZES)], device), in_parts(source, SIZES, device)
+    for number, batch in enumerate([*(whole or []), *(whole or []), *(parts or [])]):
+        seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
+        loss, weight = loss_and_weight(function(model, batch), "step")
+        yield float(loss), weight

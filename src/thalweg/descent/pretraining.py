@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -112,7 +113,9 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
 def unless_it_fails(measure: Callable[[], T], unknown: T) -> T:
     """Give what is measured, or `unknown` where that fails."""
     try:
-        return measure()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training says again what it warns of
+            return measure()
     except Exception:
         return unknown
 

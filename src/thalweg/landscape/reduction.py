@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -120,12 +121,19 @@ def measure_reduction(
     rows = _common_length(output, target)
     if rows is None or rows < 2:
         return stated if stated.kind == "targets" else Reduction("unknown")
-    output = tree_map(_in_single_precision, output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a part makes the user's loss warn of says nothing of training
+        return _measure(loss, tree_map(_in_single_precision, output), target, stated, rows, rows == count)
+
+
+def _measure(
+    loss: Callable[[Any, Any], Any], output: Any, target: Any, stated: Reduction, rows: int, rows_are_examples: bool
+) -> Reduction:
     output, target = _sorted_by_loss(loss, output, target, rows)
     ignored = stated.ignored if stated.kind == "targets" else _find_ignored(loss, output, target)
     candidates = [stated] if stated.kind == "targets" else []
     # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
-    candidates.append(Reduction() if rows == count else Reduction("targets"))
+    candidates.append(Reduction() if rows_are_examples else Reduction("targets"))
     tried = [target]
     if ignored is not None:
         candidates.append(Reduction("targets", ignored))
