@@ -97,8 +97,10 @@ def test_what_was_found_before_training_is_said_once():
 
 
 def test_many_layers_are_named_in_part():
-    layers = [layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.BatchNorm1d(8))]
-    task = tw.Task(model=lambda: Tuned(frozen(*layers)), loss=nn.functional.cross_entropy, data=(X, Y))
+    def make():
+        return Tuned(frozen(*(layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.BatchNorm1d(8)))))
+
+    task = tw.Task(model=make, loss=nn.functional.cross_entropy, data=(X, Y))
     (found,) = [d for d in tw.check(task) if d.symptom == "frozen statistics move"]
     assert "6 frozen normalisation layers (trunk.2, trunk.4, trunk.6, trunk.8 and 2 more)" in found.cause
 

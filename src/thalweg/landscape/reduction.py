@@ -25,7 +25,8 @@ known."""
 
 TOLERANCE = 1e-5  # relative difference of two losses that count as equal; float32 sums differ by less
 IGNORED = (-100, -1, 0, 255)  # targets that losses are often told to leave out
-MOST_NUMBERS = 1 << 22  # of the outputs on which ignored targets are looked for
+MOST_ROWS = 16  # that are compared
+MOST_NUMBERS = 1 << 22  # of their outputs, beyond which rows are not looked at one by one
 CLASS_LOSSES = (nn.functional.cross_entropy, nn.functional.nll_loss)
 CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
 
@@ -123,13 +124,15 @@ def measure_reduction(
         return stated if stated.kind == "targets" else Reduction("unknown")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a part makes the user's loss warn of says nothing of training
-        return _measure(loss, tree_map(_in_single_precision, output), target, stated, rows, rows == count)
+        some = slice(0, min(rows, MOST_ROWS))
+        output, target = _rows(tree_map(_in_single_precision, output), some), _rows(target, some)
+        return _measure(loss, output, target, stated, rows_are_examples=rows == count)
 
 
 def _measure(
-    loss: Callable[[Any, Any], Any], output: Any, target: Any, stated: Reduction, rows: int, rows_are_examples: bool
+    loss: Callable[[Any, Any], Any], output: Any, target: Any, stated: Reduction, *, rows_are_examples: bool
 ) -> Reduction:
-    output, target = _sorted_by_loss(loss, output, target, rows)
+    output, target = _sorted_by_loss(loss, output, target)
     ignored = stated.ignored if stated.kind == "targets" else _find_ignored(loss, output, target)
     candidates = [stated] if stated.kind == "targets" else []
     # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
@@ -206,11 +209,14 @@ def _in_single_precision(leaf: Any) -> Any:
     return leaf.detach().float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf.detach()
 
 
-def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any, rows: int) -> tuple[Any, Any]:
+def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> tuple[Any, Any]:
     """Sort rows by their losses, so that the parts have different ones: else the root of a mean would pass for a mean.
 
     Rows whose targets are all ignored, so that they have no loss, are left out.
     """
+    rows = len(leaves(target)[0])
+    if sum(leaf.numel() for leaf in leaves(output)) > MOST_NUMBERS:
+        return output, target
     try:
         with torch.no_grad():
             singles = [float(loss(_rows(output, slice(i, i + 1)), _rows(target, slice(i, i + 1)))) for i in range(rows)]
