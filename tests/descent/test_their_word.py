@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_sequence
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import thalweg as tw
 
@@ -496,3 +497,61 @@ def test_missing_targets_are_not_blamed_for_a_run_that_diverges() -> None:
     task = tw.Task(linear, over_present, (X, WITH_GAPS), validation=(X, WITH_GAPS))
     with pytest.raises(tw.DivergedError):
         tw.train(task, plan(rule="gradient_descent", learning_rate=1e18, clip_norm=None), steps=60)
+
+
+class Odd(IterableDataset[Any]):
+    """One example more than batches of eight hold."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(X[:33], Y[:33], strict=True)
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "knobs", "mended", "mended_knobs"),
+    [
+        (Odd(), {}, Odd(), {"drop_last": True}),
+        (Odd(), {}, Odd(), {"batch_size": 11}),
+        (DataLoader(Odd(), batch_size=8), None, DataLoader(Odd(), batch_size=8, drop_last=True), None),
+        (DataLoader(Odd(), batch_size=8), None, DataLoader(Odd(), batch_size=11), None),
+    ],
+)
+def test_the_advice_on_a_streams_last_batch_of_one_helps(data: Any, knobs: Any, mended: Any, mended_knobs: Any) -> None:
+    def made(knobs: Any) -> tw.Plan:
+        return tw.Plan(learning_rate=0.01) if knobs is None else plan(**{"batch_size": 8, **knobs})
+
+    told = r"set drop_last=True, in your DataLoader where you give one, else in the plan .*, or another batch size"
+    with pytest.raises(tw.TaskError, match=told):
+        tw.train(tw.Task(normalised, F.mse_loss, data), made(knobs), steps=12)
+    assert math.isfinite(
+        tw.train(tw.Task(normalised, F.mse_loss, mended), made(mended_knobs), steps=12).metrics["loss"]
+    )
+
+
+def test_a_batch_sampler_over_a_part_of_the_data_trains_on_that_part() -> None:
+    sampler = BatchSampler(SubsetRandomSampler(range(40)), 8, drop_last=True)
+    marked = torch.where(torch.arange(200)[:, None] < 40, X, math.nan)
+    data = DataLoader(TensorDataset(marked, Y), batch_sampler=sampler)
+    run = tw.train(tw.Task(lambda: nn.Linear(3, 1), F.mse_loss, data), tw.Plan(learning_rate=0.01), steps=12)
+    assert run.plan.batch_size == 8
+    assert math.isfinite(run.metrics["loss"])
+    assert all(math.isfinite(value) for value in run.history["loss"][1:])
+
+
+def test_a_stream_is_seen_whole_in_training() -> None:
+    seen: set[float] = set()
+
+    def noting(model: nn.Module, batch: Any) -> Tensor:
+        seen.update(batch[0][:, 0].tolist())
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    class Short(Odd):
+        def __len__(self) -> int:
+            return 16
+
+    run = tw.train(tw.Task(lambda: nn.Linear(3, 1), data=Short(), step=noting), plan(batch_size=8), epochs=5)
+    assert seen == set(X[:33, 0].tolist())
+    assert [e.message for e in run.events if "its len() says 2" in e.message]
