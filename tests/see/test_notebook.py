@@ -37,6 +37,8 @@ def walk(steps, seconds, events=()):
     for step in range(1, steps + 1):
         clock.now += seconds
         progress.step(StepFigures(step, 0.25, 0.01, 1.0, examples=8))
+        if step == 20:
+            progress.validated(20, {"loss": 2.5, "accuracy": 0.5})
         for event in events:
             progress.event(step, *event)
     progress.end()
@@ -46,8 +48,9 @@ def walk(steps, seconds, events=()):
 def test_the_line_says_step_loss_validation_and_time_left():
     shown = walk(40, REFRESH_SECONDS)
     assert shown[0] == "step 0 of 40"
-    assert shown[10] == "step 10 of 40: loss 0.25, validation loss 2.5, accuracy 50 %, 15 s left"
-    assert shown[-1] == "step 40 of 40: loss 0.25, validation loss 2.5, accuracy 50 %"
+    assert shown[10] == "step 10 of 40: loss 0.25, 15 s left"  # nothing of the weights before training
+    assert shown[25] == "step 25 of 40: loss 0.25, validation loss 2.5, accuracy 50 % (step 20), 8 s left"
+    assert shown[-1] == "step 40 of 40: loss 0.25, validation loss 2.5, accuracy 50 % (step 20)"
 
 
 def test_updates_are_few_whatever_the_speed():
