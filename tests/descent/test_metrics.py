@@ -1,6 +1,8 @@
 """Metrics are tried before training: what fails, gives no number or spreads is refused; what needs more examples is not."""
 
 import importlib
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
-from torch import nn
-from torch.utils.data import IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import thalweg as tw
 from thalweg.descent.problem import open_task
@@ -251,3 +253,85 @@ def test_metrics_of_a_model_that_needs_gradients_while_evaluating_are_given_none
         metrics={"mae": lambda o, t: float(np.abs(o.numpy() - t.numpy()).mean())},
     )
     assert tw.train(made, tw.Plan(), steps=1).metrics["mae"] > 0
+
+
+@dataclass
+class ModelOutput(OrderedDict[str, Any]):
+    """Fields and entries at once, as those of transformers are."""
+
+    loss: Any = None
+    scores: Any = None
+    hidden: Any = None
+
+    def __post_init__(self) -> None:
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+
+class Scores(UserDict[str, Any]):
+    @property
+    def scores(self) -> Tensor:
+        return self["scores"]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    scores: Tensor
+    scale: float = 2.0
+    hidden: Any = None
+
+
+OUTPUTS: dict[str, Any] = {
+    "fields and entries": (lambda s: ModelOutput(scores=s, hidden=(s, [s])), lambda o: o["scores"] + 0 * o.scores),
+    "a mapping of its own": (lambda s: Scores(scores=s, count=3), lambda o: o.scores + 0 * o["count"]),
+    "a frozen dataclass": (Frozen, lambda o: o.scores * o.scale / 2),
+}
+
+
+class Giving(nn.Linear):
+    def __init__(self, make: Any) -> None:
+        super().__init__(4, 1)
+        self.make = make
+
+    def forward(self, input: Tensor) -> Any:
+        return self.make(super().forward(input).squeeze(1))
+
+
+def loaded(batch_size: int) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(X, FLAT), batch_size)
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_metrics_and_predictions_are_given_what_the_model_gives(case):
+    make, scores = OUTPUTS[case]
+
+    def error(o, t):
+        return F.mse_loss(scores(o), t)
+
+    run = tw.train(
+        tw.Task(lambda: Giving(make), error, loaded(16), validation=loaded(9), metrics={"mse": error}),
+        tw.Plan(learning_rate=0.01),
+        steps=4,
+    )
+    assert run.metrics["mse"] == pytest.approx(run.metrics["loss"], rel=1e-5)
+    predicted = run.predict(X, batch_size=13)
+    assert type(predicted) is type(make(FLAT))
+    torch.testing.assert_close(scores(predicted), scores(run.model(X)))
+
+
+def test_outputs_that_cannot_be_joined_are_told_before_training_where_there_are_several_batches():
+    def make(s):
+        return torch.distributions.Normal(s, 1.0)
+
+    parts = {"model": lambda: Giving(make), "loss": lambda o, t: -o.log_prob(t).mean(), "data": loaded(16)}
+    parts |= {"metrics": {"error": lambda o, t: (o.mean - t).abs().mean()}}
+    several, one = (tw.Task(validation=loaded(size), **parts) for size in (16, N))
+    with pytest.raises(
+        TaskError, match=r"cannot be joined .*type Normal\)\. Give metrics with reset, update and compute"
+    ):
+        tw.check(several)
+    assert tw.train(one, tw.Plan(), steps=2).metrics["error"] > 0
+    followed = {"error": Streaming(lambda o, t: (o.mean - t).abs().mean())}
+    assert (
+        tw.train(tw.Task(validation=loaded(16), **{**parts, "metrics": followed}), tw.Plan(), steps=2).metrics["error"]
+        > 0
+    )

@@ -224,6 +224,42 @@ def tokens(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     return ignoring_zero(model(x), y), (y != 0).sum()
 
 
+def masked_by_hand(output: Tensor, target: Tensor) -> Tensor:
+    """Its cross-entropy leaves out -100, as it does by default, but what counts is told by another mask."""
+    mask = target != 0
+    return (F.cross_entropy(output, target, reduction="none") * mask).sum() / mask.sum()
+
+
+def weighed(output: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+    numbers, weights = target
+    return ((output - numbers).square() * weights).sum() / weights.sum()
+
+
+def where_marked(output: Tensor, target: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(output[target["mask"]], target["labels"][target["mask"]])
+
+
+def time_first(output: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+    labels, lengths = target
+    steps = output.unflatten(1, (2, 2)).transpose(0, 1).log_softmax(-1)
+    return F.ctc_loss(steps, labels, torch.full((len(labels),), 2), lengths)
+
+
+class Silent(nn.Linear):
+    """Starts with the same output for all."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def marked_mean(model: nn.Module, batch: Any) -> Tensor:
+    x, labels, mask = batch
+    return F.cross_entropy(model(x)[mask], labels[mask])
+
+
+MARKS = torch.arange(200) % 7 < 3
 WITH_GAPS = torch.where(torch.rand(200, 4, generator=generator) < 0.4, math.nan, Z)
 IN_PARTS: dict[str, dict[str, Any]] = {
     "partial": {"loss": functools.partial(F.cross_entropy, ignore_index=0), "data": (X, LABELS)},
@@ -233,6 +269,13 @@ IN_PARTS: dict[str, dict[str, Any]] = {
         "data": (X, LABELS),
     },
     "missing targets": {"loss": over_present, "data": (X, WITH_GAPS)},
+    "a mask by hand": {"loss": masked_by_hand, "data": (X, LABELS)},
+    "weights beside the target": {"loss": weighed, "data": (X, (Z, 0.1 + Z.abs()))},
+    "a mask beside the target": {"loss": where_marked, "data": (X, {"labels": LABELS, "mask": MARKS})},
+    "outputs by time": {
+        "loss": time_first,
+        "data": (X, (torch.ones(200, 1, dtype=torch.long), (LABELS > 1).long())),
+    },
     "a sum": {"loss": nn.MSELoss(reduction="sum"), "data": (X, Z)},
     "a step with its weight": {"step": tokens, "data": (X, LABELS)},
     "a step that sums": {"step": lambda m, b: (m(b[0]) - b[1]).square().sum(), "data": (X, Z)},
@@ -264,6 +307,46 @@ def test_a_loss_that_cannot_be_cut_into_parts_is_named(parts: dict[str, Any], to
     (event,) = [event for event in run.events if event.kind == "note"]
     assert event.step == 0
     assert re.search(told, event.message)
+
+
+@pytest.mark.parametrize("model", [linear, Silent])
+@pytest.mark.parametrize(
+    ("step", "data"),
+    [
+        (marked_mean, (X, LABELS, MARKS)),
+        (marked_mean, (X, LABELS, torch.arange(200) > 12)),  # the first examples do not tell
+        (lambda m, b: ignoring_zero(m(b[0]), b[1]), (X, LABELS.sort().values)),
+    ],
+)
+def test_a_step_that_leaves_targets_out_without_saying_so_is_named(model: Any, step: Any, data: Any) -> None:
+    run = tw.train(tw.Task(model, step=step, data=data), plan(batch_size=40, accumulate=4), steps=2)
+    (event,) = [event for event in run.events if event.kind == "note"]
+    assert "return (loss, weight) from step" in event.message
+
+
+@pytest.mark.parametrize("with_step", [True, False])
+def test_first_batches_without_any_target_do_not_stop_data_that_have_some(with_step: bool) -> None:
+    data = (X, LABELS.sort().values)
+    how: dict[str, Any] = {"step": lambda m, b: ignoring_zero(m(b[0]), b[1])} if with_step else {"loss": ignoring_zero}
+    assert tw.train(tw.Task(linear, data=data, **how), plan(batch_size=40), steps=5).metrics["loss"] > 0
+    loader = DataLoader(torch.utils.data.TensorDataset(*data), 16, sampler=range(200))  # a stream: batches as they come
+    with pytest.raises(
+        tw.ThalwegError, match=r"first training batch: all its targets are 0, which cross_entropy leaves out"
+    ):
+        tw.check(tw.Task(linear, data=loader, **how))
+    every = (X, torch.zeros_like(LABELS))
+    with pytest.raises(tw.ThalwegError, match="Leave out examples without a target"):
+        tw.check(tw.Task(linear, data=every, **how))
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda o, t: F.cross_entropy(o, t) + 0])
+def test_a_mean_over_examples_is_known_where_all_start_with_the_same_loss(loss: Any) -> None:
+    run = tw.train(
+        tw.Task(Silent, step=lambda m, b: loss(m(b[0]), b[1]), data=(X, LABELS)),
+        plan(batch_size=40, accumulate=4),
+        steps=2,
+    )
+    assert not [event for event in run.events if event.kind == "note"]
 
 
 def test_memory_that_runs_out_says_where_the_parts_are_not_the_whole() -> None:

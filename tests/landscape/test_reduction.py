@@ -132,6 +132,31 @@ def test_rows_that_are_no_examples_count_instead_of_them():
     assert measure_reduction(F.mse_loss, SCORES, NUMBERS, 8).weight(NUMBERS[:3], 1) == 15.0
 
 
+@pytest.mark.parametrize("weights", [LABELS.float(), LABELS > 1, LABELS])
+def test_a_part_of_the_target_that_weighs_the_others_is_found(weights):
+    def weighed(output, target):
+        return (F.cross_entropy(output, target[0], reduction="none") * target[1]).sum() / target[1].sum()
+
+    found = measure_reduction(weighed, SCORES, (LABELS, weights), 32)
+    assert found.part == 1
+    assert found.weight((LABELS[:9], weights[:9]), 9) == weights[:9].sum()
+
+
+def test_weights_of_a_plain_mean_do_not_weigh_parts():
+    target = LABELS, torch.rand(32, generator=torch.Generator().manual_seed(0))
+    plain = measure_reduction(
+        lambda o, t: (F.cross_entropy(o, t[0], reduction="none") * t[1]).mean(), SCORES, target, 32
+    )
+    assert plain == Reduction()
+    assert measure_reduction(lambda o, t: F.cross_entropy(o, t[0]), SCORES, target, 32) == Reduction()
+
+
+def test_equal_losses_do_not_tell_what_they_weigh():
+    same = torch.zeros(32, 5)
+    assert measure_reduction(over_rated, same, torch.ones(32, 5), 32).kind == "unknown"
+    assert measure_reduction(nn.CrossEntropyLoss(ignore_index=1), same, LABELS, 32) == Reduction("targets", 1)
+
+
 def test_the_reduction_of_a_step_follows_from_losses_alone():
     assert compare_parts([2.0, 2.0], [1.0, 3.0], [None, None], [2, 2]).kind == "examples"
     assert compare_parts([4.0, 4.0], [1.0, 3.0], [None, None], [3, 5]).kind == "sum"

@@ -1,4 +1,6 @@
-from collections import namedtuple
+from collections import OrderedDict, UserDict, namedtuple
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -194,3 +196,18 @@ def test_leaves_and_tree_map_walk_alike():
     mapped = tree_map(lambda leaf: leaf + 1, nest)
     assert type(mapped) is Pair
     assert [float(leaf.mean()) for leaf in leaves(mapped)] == [2.0] * 4
+
+
+def test_mappings_and_dataclasses_keep_their_type():
+    class Named(UserDict[str, Any]):
+        pass
+
+    fixed = MappingProxyType({"a": torch.ones(2)})
+    ordered = OrderedDict(b=torch.ones(2), a=torch.zeros(2))
+    doubled = [tree_map(lambda leaf: leaf * 2, nest) for nest in (Named(a=torch.ones(2)), ordered, fixed)]
+    assert [type(nest) for nest in doubled] == [Named, OrderedDict, dict]
+    assert list(doubled[1]) == ["b", "a"]
+    assert all(nest["a"].tolist() in ([2, 2], [0, 0]) for nest in doubled)
+    assert fixed["a"].tolist() == [1, 1]
+    source = open_source(Named(a=np.ones((5, 2)), y=np.arange(5)))
+    assert type(source.take(slice(0, 2))) is Named

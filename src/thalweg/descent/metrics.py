@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from thalweg.descent.user_errors import advice_on, naming_errors
@@ -19,7 +20,7 @@ from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import Metric, StreamingMetric
 from thalweg.sampling import Source, iterate_once
 from thalweg.sampling.opening import first_batch
-from thalweg.sampling.sources import leaves, to_device, tree_map
+from thalweg.sampling.sources import leaves, rebuilt, to_device, tree_map
 
 Pair = tuple[Any, Any]  # outputs and targets
 MOST_EXAMPLES = 65_536  # on which a metric that fails on a first batch is tried before it is refused
@@ -80,28 +81,39 @@ def join_all(what: str, parts: list[Any]) -> Any:
     """Join the outputs or the targets of all batches. Raises TaskError where they differ in shape."""
     try:
         return join(parts)
-    except (RuntimeError, KeyError, IndexError) as error:
+    except (RuntimeError, KeyError, IndexError, TypeError) as error:
+        reason = str(error) if isinstance(error, TypeError) else f"they differ in shape: {error}"
         raise TaskError(
-            f"The {what} of the validation batches differ in shape ({error}), so they cannot be joined for a metric over the"
-            f" whole set. Give metrics with reset, update and compute, which see batch by batch."
+            f"The {what} of the validation batches cannot be joined for a metric over the whole set ({reason})."
+            f" Give metrics with reset, update and compute, which see batch by batch."
         ) from error
 
 
 def join(parts: list[Any]) -> Any:
-    """Concatenate tensors, or whatever nest of tensors a model gives, leaf by leaf."""
+    """Concatenate tensors and lists, or whatever nest of them a model gives, leaf by leaf; what is equal in all stays as it is.
+
+    Raises TypeError for several objects of another kind.
+    """
     if not parts:
         return None
-    if isinstance(parts[0], Tensor):
+    first = parts[0]
+    if isinstance(first, Tensor):
         return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
-    if isinstance(parts[0], dict):
-        return {key: join([part[key] for part in parts]) for key in parts[0]}
-    if isinstance(parts[0], tuple):
-        joined = [join([part[i] for part in parts]) for i in range(len(parts[0]))]
-        return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
-    if is_dataclass(parts[0]) and not isinstance(parts[0], type):
-        named = [f.name for f in fields(parts[0])]
-        return replace(parts[0], **{name: join([getattr(part, name) for part in parts]) for name in named})
-    return [item for part in parts for item in (part if isinstance(part, list) else [part])]
+    if is_dataclass(first) and not isinstance(first, type):
+        return rebuilt(first, {f.name: join([getattr(part, f.name) for part in parts]) for f in fields(first)})
+    if isinstance(first, Mapping):
+        keys = cast("Mapping[Any, Any]", first)
+        return rebuilt(keys, {key: join([part[key] for part in parts]) for key in keys})
+    if isinstance(first, tuple) and not isinstance(first, PackedSequence):
+        joined = [join([part[i] for part in parts]) for i in range(len(cast("tuple[Any, ...]", first)))]
+        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    if first is None or isinstance(first, str | int | float):
+        return first if all(part == first for part in parts) else parts
+    if len(parts) == 1:
+        return first
+    raise TypeError(f"they are of type {type(first).__name__}")
 
 
 def rehearse_metrics(
@@ -146,6 +158,9 @@ def _detach(leaf: Any) -> Any:
 
 def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple[list[Pair], bool]]) -> bool:
     """Tell whether a metric works on a first batch. Raises TaskError where it does neither there nor on more of the set."""
+    if not isinstance(metric, StreamingMetric) and not _can_be_joined(pair):
+        measure(name, metric, more_pairs()[0])
+        return True
     try:
         _figure(name, metric, pair)
     except TaskError as error:
@@ -157,6 +172,14 @@ def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple
         except TaskError:
             if is_whole:
                 raise
+        return False
+    return True
+
+
+def _can_be_joined(pair: Pair) -> bool:
+    try:
+        join([pair, pair])
+    except TypeError:
         return False
     return True
 

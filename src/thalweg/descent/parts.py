@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,30 +12,35 @@ from torch import nn
 
 from thalweg.descent.rehearsal import Rehearsal
 from thalweg.landscape.loss_contracts import LossCall
-from thalweg.landscape.objective import loss_and_weight
+from thalweg.landscape.objective import Objective, loss_and_weight
 from thalweg.landscape.reduction import Reduction, compare_parts, measure_reduction
 from thalweg.records.task import Task
-from thalweg.sampling import Source, count_examples
+from thalweg.sampling import Source, StreamSource, count_examples
 from thalweg.sampling.opening import in_parts
 from thalweg.sampling.sources import seed_all
 
 SIZES = [3, 5]  # examples of two unequal parts, so that a mean of the parts' means shows
+NOISE = 0.1  # standard deviation of what moves weights
 
 
 def training_reduction(
     task: Task, model: nn.Module, rehearsal: Rehearsal, batch: Any, train: Source, device: torch.device
 ) -> Reduction:
-    """Find the reduction of a task's training loss, from the rehearsed batch or, of its own `step`, from some examples.
+    """Find the reduction of a task's training loss: from the rehearsed batch or, of its own `step`, from some examples.
 
-    The model is in training mode, and is left so.
+    So too where the outputs of a batch cannot be cut into those of its examples. The model is in training mode, and is left so.
     """
-    if task.step is None:
+    function: Callable[[nn.Module, Any], Any] | None = task.step
+    if function is None:
         assert task.loss is not None
         stated = _stated_by_calls(rehearsal.calls)
-        return measure_reduction(task.loss, rehearsal.output, rehearsal.target, count_examples(batch), stated)
+        found = measure_reduction(task.loss, rehearsal.output, rehearsal.target, count_examples(batch), stated)
+        if found.kind != "unknown":
+            return found
+        function = Objective(task, rehearsal.casts).loss
     model.eval()  # without dropout, and without batch normalisation, which makes examples depend on each other
     try:
-        return function_reduction(task.step, model, train, device)
+        return function_reduction(function, model, train, device)
     finally:
         model.train()
 
@@ -42,7 +48,7 @@ def training_reduction(
 def _stated_by_calls(calls: Sequence[LossCall]) -> Reduction | None:
     """Give what the one loss on classes that was called says of itself, whoever called it: a lambda, say."""
     called = [call for call in calls if call.name in ("cross_entropy", "nll_loss")]
-    if len(called) != 1 or called[0].target.is_floating_point():
+    if len(called) != 1 or called[0].options.get("reduction") != "mean" or called[0].target.is_floating_point():
         return None
     options = called[0].options
     return Reduction("targets", options.get("ignore_index", -100), options.get("weight"))
@@ -52,24 +58,60 @@ def function_reduction(
     function: Callable[[nn.Module, Any], Any], model: nn.Module, source: Source, device: torch.device
 ) -> Reduction:
     """Find the reduction of a task's own `step` or `evaluate`: "unknown" for a stream, or where it fails on a part."""
+    if isinstance(source, StreamSource) or len(source) < sum(SIZES):
+        return Reduction("unknown")
+
+    def measured(*parts: Sequence[int]) -> list[tuple[float, Any]]:
+        results: list[tuple[float, Any]] = []
+        for number, batch in enumerate(in_parts(source, parts, device)):
+            seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
+            loss, weight = loss_and_weight(function(model, batch), "step")
+            results.append((float(loss.detach()), weight))
+        return results
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a part makes the user's code warn of says nothing of training
+        found = _measure(len(source), measured)
+        if found.kind == "unknown":
+            with _moved_weights(model):
+                found = _measure(len(source), measured)
+        return found
+
+
+@contextmanager
+def _moved_weights(model: nn.Module) -> Generator[None]:
+    """Within, the weights are a little off: with a last layer of zeros all examples have one loss."""
+    weights = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    before = [p.detach().clone() for p in weights]
+    seed_all(0)
+    with torch.no_grad():
+        for p in weights:
+            p.add_(torch.randn_like(p), alpha=NOISE)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a part makes the user's code warn of says nothing of training
-            losses = list(_losses(function, model, source, device))
+        yield
+    finally:
+        with torch.no_grad():
+            for p, values in zip(weights, before, strict=True):
+                p.copy_(values)
+
+
+def _measure(count: int, measured: Callable[..., list[tuple[float, Any]]]) -> Reduction:
+    try:
+        examples = _unlike_examples(count, measured)
+        whole, again, *parts = measured(examples, examples, examples[: SIZES[0]], examples[SIZES[0] :])
     except Exception:
         return Reduction("unknown")
-    if not losses:
-        return Reduction("unknown")
-    (first, _), (second, _), *rest = losses
-    return compare_parts([first, second], [loss for loss, _ in rest], [weight for _, weight in rest], SIZES)
+    return compare_parts([whole[0], again[0]], [loss for loss, _ in parts], [weight for _, weight in parts], SIZES)
 
 
-def _losses(
-    function: Callable[[nn.Module, Any], Any], model: nn.Module, source: Source, device: torch.device
-) -> Iterator[tuple[float, Any]]:
-    """Give loss and weight of the whole, twice, and of the parts; nothing where the data cannot be put together so."""
-    whole, parts = in_parts(source, [sum(SIZES)], device), in_parts(source, SIZES, device)
-    for number, batch in enumerate([*(whole or []), *(whole or []), *(parts or [])]):
-        seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
-        loss, weight = loss_and_weight(function(model, batch), "step")
-        yield float(loss), weight
+def _unlike_examples(count: int, measured: Callable[..., list[tuple[float, Any]]]) -> list[int]:
+    """Give examples from all over the data, which may lie sorted, in the order of their losses.
+
+    So two parts of them have unlike losses, and it shows which weights they have in the mean of the whole.
+    """
+    examples = torch.linspace(0, count - 1, sum(SIZES)).round().long().tolist()
+    try:
+        losses = [loss for loss, _ in measured(*([example] for example in examples))]
+    except Exception:
+        return examples  # this loss takes no single example
+    return sorted(examples, key=lambda example: losses[examples.index(example)])

@@ -16,7 +16,7 @@ from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.parts import training_reduction
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.rehearsal import Rehearsal, check_gradient_is_finite, rehearse
+from thalweg.descent.rehearsal import NothingCountsError, Rehearsal, check_gradient_is_finite, rehearse
 from thalweg.descent.target_check import check_targets
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError, few
@@ -31,6 +31,7 @@ from thalweg.sampling.opening import (
     find_nonfinite,
     first_batch,
     open_data,
+    spread_batch,
 )
 from thalweg.sampling.sources import nonfinite_rows, seed_all
 
@@ -110,8 +111,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         check_weights(weights, train)
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
-        rehearsal, count = _rehearse_training(own, model, train, chosen_device)
-        batch = first_batch(train, chosen_device, count, own=count == FIRST_BATCH_SIZE)
+        rehearsal, batch, count = _rehearse_training(own, model, train, chosen_device)
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch)
@@ -182,18 +182,27 @@ def start_model(problem: Problem, seed: int) -> nn.Module:
     return model
 
 
-def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Rehearsal, int]:
-    """Run a first training batch, and give the number of examples that it was asked for: fewer where memory runs out.
+def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Rehearsal, Any, int]:
+    """Run a first training batch; give it, and the number of examples that it was asked for: fewer where memory runs out.
+
+    Where all targets of the first examples are ignored, as where they lie sorted, it is one from all over the data.
 
     Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
     """
     known = [name for name, _ in model.named_parameters()]
     count, found = FIRST_BATCH_SIZE, find_nonfinite(train, "data")
+    nonfinite = found and found.text
     while True:
         try:
             # Where memory runs out with the batch of a user's loader, training will split it too.
             batch = first_batch(train, device, count, own=count == FIRST_BATCH_SIZE)
-            rehearsal = rehearse(task, model, batch, nonfinite=found and found.text)
+            try:
+                rehearsal = rehearse(task, model, batch, nonfinite=nonfinite)
+            except NothingCountsError:
+                if isinstance(train, StreamSource):
+                    raise
+                batch = spread_batch(train, device, count)
+                rehearsal = rehearse(task, model, batch, nonfinite=nonfinite)
             break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -208,7 +217,7 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
             f"The model makes parameters in its first forward pass ({', '.join(added[:3])}), which no optimiser would know."
             f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
         )
-    return rehearsal, count
+    return rehearsal, batch, count
 
 
 def _check_nonfinite(task: Task, model: nn.Module, casts: Casts, train: Source, batch: Any) -> list[str]:

@@ -74,7 +74,7 @@ def rehearse(
             _check_meaning(rehearsal)
             _check_loss(rehearsal.loss, training)
             if training or nonfinite is not None:
-                _check_loss_is_finite(rehearsal.loss, batch, where, nonfinite)
+                _check_loss_is_finite(rehearsal, batch, where, nonfinite)
             return rehearsal
     raise TaskError(str(first_error)) from first_error
 
@@ -95,6 +95,10 @@ def _untrainable(model: nn.Module) -> str:
             "The model has no trainable parameter: all are frozen. Set requires_grad on those that are to be trained."
         )
     return "The model has no parameter, so there is nothing to train. Give it layers that have some, made in __init__."
+
+
+class NothingCountsError(DataError):
+    """Every target of a batch is one that the loss leaves out: it tells nothing about the others."""
 
 
 class _DtypeMismatchError(Exception):
@@ -298,7 +302,8 @@ def _check_gradient(loss: Tensor) -> None:
         )
 
 
-def _check_loss_is_finite(loss: Tensor, batch: Any, where: str, nonfinite: str | None) -> None:
+def _check_loss_is_finite(rehearsal: Rehearsal, batch: Any, where: str, nonfinite: str | None) -> None:
+    loss = rehearsal.loss
     if torch.isfinite(loss.detach()).all():
         return
     rows = nonfinite_rows(batch)
@@ -308,9 +313,15 @@ def _check_loss_is_finite(loss: Tensor, batch: Any, where: str, nonfinite: str |
             f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large), or give a"
             f" loss that leaves them out."
         )
+    for call in rehearsal.calls:
+        if (ignored := call.ignored_throughout) is not None:
+            raise NothingCountsError(
+                f"The loss is {float(loss.detach())} on the {where}: all its targets are {ignored}, which {call.name} leaves out"
+                f" (ignore_index), so it has no mean. Leave out examples without a target, or shuffle the data."
+            )
     raise TaskError(
-        f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero, or"
-        f" weights that are not finite, and for outputs that overflow."
+        f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero (by"
+        f" the sum of an empty mask, say), weights that are not finite, and outputs that overflow."
     )
 
 

@@ -18,6 +18,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import rng_lock
 from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import DataError, TaskError, few
+from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.objective import Objective
 from thalweg.records.task import Metric, StreamingMetric, Task
 from thalweg.sampling import Source, StreamSource, iterate_once, mix
@@ -176,12 +177,19 @@ def _validate(
 
 
 def _measure_finite(problem: Problem, model: nn.Module, batch: Any, size: int, totals: _Totals) -> _Measured | None:
-    """Measure a batch without the rows whose NaN make the loss NaN; None where none is left. Raises as `_without_nonfinite`."""
+    """Measure a batch without the rows whose NaN make the loss NaN; None where none is left, or none has a target that counts.
+
+    Raises as `_without_nonfinite`.
+    """
     measured = _measure(problem, model, batch, size, totals.of_outputs)
     first = totals.examples
     totals.examples += size
     if math.isfinite(measured.loss):
         return measured
+    with LossCalls() as noted:  # only here, since looking at targets costs time
+        _measure(problem, model, batch, size, False)
+    if any(call.ignored_throughout is not None for call in noted.calls):
+        return None
     rest = _without_nonfinite(problem, model, batch, size, first)
     if rest is None:
         return measured

@@ -35,6 +35,14 @@ class LossCall(NamedTuple):
         """Whether the loss itself takes the mean or the sum, so that every element counts but for its weight."""
         return self.options.get("reduction") != "none"
 
+    @property
+    def ignored_throughout(self) -> int | None:
+        """The label that is left out, where all targets are that one, so that their mean is NaN; else None."""
+        ignored = self.options.get("ignore_index")
+        if ignored is None or self.target.is_floating_point() or self.options.get("reduction") != "mean":
+            return None
+        return ignored if bool((self.target == ignored).all()) else None
+
 
 class Misfit(NamedTuple):
     """What is wrong with a loss's targets, what to do, whether the loss means nothing with them, and rows where it is so."""

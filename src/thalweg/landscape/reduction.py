@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ that depends on which examples are together (a contrastive loss, say); a mean wi
 known."""
 
 TOLERANCE = 1e-5  # relative difference of two losses that count as equal; float32 sums differ by less
+ALIKE = 1e-3  # relative difference of parts' losses below which their weights do not show
 IGNORED = (-100, -1, 0, 255)  # targets that losses are often told to leave out
 MOST_ROWS = 16  # that are compared
 MOST_NUMBERS = 1 << 22  # of their outputs, beyond which rows are not looked at one by one
@@ -39,11 +41,13 @@ class Reduction:
         kind: see `Kind`.
         ignored: targets of this value do not count; NaN where missing targets are NaN. None: all count.
         class_weights: of a loss on classes: a target counts as much as its class weighs.
+        part: of a target of several tensors the number of the one that weighs the others, such as a mask: its sum counts.
     """
 
     kind: Kind = "examples"
     ignored: float | None = None
     class_weights: Tensor | None = None
+    part: int | None = None
 
     def weight(self, target: Any, size: int) -> float:
         """Give the weight of a part of `size` examples; 0 where all its targets are ignored, so that it has no mean.
@@ -55,6 +59,8 @@ class Reduction:
         """
         if self.kind == "sum":
             return 1.0
+        if self.part is not None:
+            return float(leaves(target)[self.part].sum())
         if self.kind != "targets" or not isinstance(target, Tensor) or target.is_complex():
             return float(size)
         counts = _counting(target, self.ignored)
@@ -119,6 +125,8 @@ def measure_reduction(
     outputs or targets cannot be cut, the loss draws random numbers, or it fails on a part.
     """
     stated = stated or stated_reduction(loss, target)
+    if not isinstance(target, Tensor):
+        stated = Reduction()  # it tells of a tensor that the loss makes of these
     rows = _common_length(output, target)
     if rows is None or rows < 2:
         return stated if stated.kind == "targets" else Reduction("unknown")
@@ -133,31 +141,46 @@ def _measure(
     loss: Callable[[Any, Any], Any], output: Any, target: Any, stated: Reduction, *, rows_are_examples: bool
 ) -> Reduction:
     output, target = _sorted_by_loss(loss, output, target)
-    ignored = stated.ignored if stated.kind == "targets" else _find_ignored(loss, output, target)
-    candidates = [stated] if stated.kind == "targets" else []
+    known = [stated] if stated.kind == "targets" else []
+    for candidate in chain(known, _possible(loss, output, target)):
+        for tried in (_telling(target, candidate), target):
+            found = _compare(loss, output, tried, candidate)
+            if found == candidate:
+                return candidate
+            if found.kind != "unknown":
+                break
     # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
-    candidates.append(Reduction() if rows_are_examples else Reduction("targets"))
-    tried = [target]
-    if ignored is not None:
-        candidates.append(Reduction("targets", ignored))
-        tried.insert(0, _with_ignored(target, ignored))
-    found = [_compare(loss, output, one, candidates) for one in tried]
-    known = next((one for one in found if one.kind != "unknown"), found[0])
-    return stated if known.kind == "unknown" and stated.kind == "targets" else known
+    found = _compare(loss, output, target, Reduction() if rows_are_examples else Reduction("targets"))
+    return stated if found.kind == "unknown" and stated.kind == "targets" else found
 
 
-def _compare(loss: Callable[[Any, Any], Any], output: Any, target: Any, candidates: Sequence[Reduction]) -> Reduction:
-    """Give the candidate under which the losses of two parts of a batch make up its own; "unknown" where one fails."""
+def _possible(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> Iterator[Reduction]:
+    """Give means over some of the targets that this loss may take: without ignored ones, or weighed by a part of the target."""
+    parts = leaves(target)
+    if len(parts) < 2:
+        yield from (Reduction("targets", value) for value in _find_ignored(loss, output, target))
+    else:
+        yield from (Reduction("targets", part=number) for number, leaf in enumerate(parts) if _may_weigh(leaf))
+
+
+def _may_weigh(leaf: Tensor) -> bool:
+    if leaf.is_complex() or leaf.layout is not torch.strided:
+        return False
+    return bool((leaf >= 0).all()) and math.isfinite(float(leaf.sum()))
+
+
+def _compare(loss: Callable[[Any, Any], Any], output: Any, target: Any, candidate: Reduction) -> Reduction:
+    """Give the candidate where under it the losses of two parts of a batch make up its own; "unknown" where one fails."""
     rows = len(leaves(target)[0])
     split = [(_rows(output, part), _rows(target, part), part.stop - part.start) for part in _parts(rows)]
     try:
         with torch.no_grad():
             whole = [float(loss(output, target)) for _ in range(2)]
             losses = [float(loss(o, t)) for o, t, _ in split]
+        weights = [candidate.weight(t, size) for _, t, size in split]
     except Exception:
         return Reduction("unknown")
-    weights = [[candidate.weight(t, size) for _, t, size in split] for candidate in candidates]
-    return _agreeing(whole, losses, list(zip(candidates, weights, strict=True)))
+    return _agreeing(whole, losses, candidate, weights)
 
 
 def compare_parts(
@@ -171,19 +194,20 @@ def compare_parts(
     'examples'
     """
     if any(weight is None for weight in weights):
-        return _agreeing(whole, parts, [(Reduction(), [float(size) for size in sizes])])
-    return _agreeing(whole, parts, [(Reduction("weighted"), [float(weight) for weight in weights])])
+        return _agreeing(whole, parts, Reduction(), [float(size) for size in sizes])
+    return _agreeing(whole, parts, Reduction("weighted"), [float(weight) for weight in weights])
 
 
 def _agreeing(
-    whole: Sequence[float], parts: Sequence[float], candidates: Sequence[tuple[Reduction, Sequence[float]]]
+    whole: Sequence[float], parts: Sequence[float], candidate: Reduction, weights: Sequence[float]
 ) -> Reduction:
-    """Give the first of the candidates, each with the weights of the parts, under which the parts make up the whole."""
+    """Give the candidate where with these weights the parts make up the whole, else what else they may do."""
     if not all(math.isfinite(value) for value in (*whole, *parts)) or not _close(whole[0], whole[1], parts):
         return Reduction("unknown")  # not finite, or random
-    for candidate, weights in candidates:
-        if _close(_average(parts, weights), whole[0], parts):
-            return candidate
+    if max(parts) - min(parts) <= ALIKE * max(map(abs, parts)):
+        return Reduction("unknown")  # equal losses have the same mean whatever they weigh
+    if _close(_average(parts, weights), whole[0], parts):
+        return candidate
     return Reduction("sum" if _close(sum(parts), whole[0], parts) else "batch")
 
 
@@ -250,25 +274,26 @@ def _counting(target: Tensor, ignored: float | None) -> Tensor:
     return ~torch.isnan(target) if math.isnan(ignored) else target != ignored
 
 
-def _with_ignored(target: Tensor, ignored: float) -> Tensor:
-    """Give a copy in which half of the second part's targets are ignored, so that it shows whether they count."""
-    changed = target.clone(memory_format=torch.contiguous_format)
+def _telling(target: Any, candidate: Reduction) -> Any:
+    """Give a copy in which half of the second part's targets do not count, so that it shows whether they do."""
+    chosen = leaves(target)[candidate.part or 0]
+    changed = chosen.clone(memory_format=torch.contiguous_format)
     second = changed[_parts(len(changed))[1]].view(-1)
-    second[: len(second) // 2] = ignored
-    return changed
+    second[: len(second) // 2] = candidate.ignored or 0
+    return tree_map(lambda leaf: changed if leaf is chosen else leaf, target)
 
 
-def _find_ignored(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> float | None:
-    """Find the value of targets that the loss leaves out: with it, the loss no longer depends on the output there."""
+def _find_ignored(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> list[float]:
+    """Find values of targets that the loss may leave out: with them, it no longer depends on the output there."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.is_floating_point():
-        return None
+        return []
     rows = max(1, min(len(output), 4))
-    if output[:rows].numel() > MOST_NUMBERS or rows < 2:
-        return None
+    if output[:rows].numel() > MOST_NUMBERS or rows < 2 or target.is_complex():
+        return []
     candidates = [math.nan, *IGNORED] if target.is_floating_point() else _integers(target.dtype)
     # On the CPU, where a target out of range raises an error; on an accelerator it would break the process's context.
     output, target = output[:rows].cpu(), target[:rows].cpu()
-    return next((value for value in candidates if _is_ignored(loss, output, target, value)), None)
+    return [value for value in candidates if _is_ignored(loss, output, target, value)]
 
 
 def _integers(dtype: torch.dtype) -> list[float]:

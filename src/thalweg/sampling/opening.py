@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,13 +104,18 @@ def batch_of_rows(source: TensorSource, rows: list[int], count: int = FIRST_BATC
     return source.take(torch.tensor([*chosen, *others]))
 
 
-def in_parts(source: Source, sizes: list[int], device: torch.device) -> list[Any] | None:
-    """Give the first examples as batches of these sizes, each put together on its own; None for a stream, or where too few."""
-    if isinstance(source, StreamSource) or sum(sizes) > len(source):
-        return None
-    starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    ranges = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+def spread_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE) -> Any:
+    """Give a batch of examples from all over the data, which may lie sorted. Raises DataError for a stream."""
+    length = 0 if isinstance(source, StreamSource) else len(source)
+    rows = torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
+    return in_parts(source, [rows], device)[0]
+
+
+def in_parts(source: Source, parts: Sequence[Sequence[int]], device: torch.device) -> list[Any]:
+    """Give these examples as batches, each put together on its own. Raises DataError for a stream."""
+    if isinstance(source, StreamSource):
+        raise DataError("A stream has no examples by their numbers.")
     if isinstance(source, TensorSource):
-        return [source.take(slice(part.start, part.stop)) for part in ranges]
-    loaded = source.load(([(0, index) for index in part] for part in ranges), 0, 0)
+        return [source.take(torch.tensor(part)) for part in parts]
+    loaded = source.load(([(0, index) for index in part] for part in parts), 0, 0)
     return [to_device(batch, device) for batch in loaded]

@@ -227,7 +227,7 @@ def _open(data: Any, float_dtype: torch.dtype, collate_fn: Collate | None, name:
         return StreamSource(data, batch_size=None, collate_fn=collate_fn, name=name)
     if isinstance(data, torch.utils.data.TensorDataset) and collate_fn is None:
         return TensorSource(tree_map(lambda leaf: as_tensor(leaf, float_dtype, name), tuple(data.tensors)), name)
-    if _is_table(data) or isinstance(data, tuple | dict):
+    if _is_table(data) or isinstance(data, tuple | Mapping):
         return _open_arrays(data, float_dtype, collate_fn, name)
     if isinstance(data, str | bytes | Path):
         raise DataError(f"`{name}` is the text {str(data)!r}. Load what it names, and give the arrays or a Dataset.")
@@ -405,9 +405,9 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
     if isinstance(nest, PackedSequence):
         return function(nest)
     if is_dataclass(nest) and not isinstance(nest, type):
-        return _map_dataclass(function, nest)
+        return rebuilt(nest, {field.name: tree_map(function, getattr(nest, field.name)) for field in fields(nest)})
     if isinstance(nest, Mapping):
-        return {key: tree_map(function, part) for key, part in nest.items()}
+        return rebuilt(nest, {key: tree_map(function, part) for key, part in nest.items()})
     if isinstance(nest, tuple):
         parts = [tree_map(function, part) for part in nest]
         return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
@@ -416,11 +416,26 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
     return function(nest)
 
 
-def _map_dataclass(function: Callable[[Any], Any], nest: Any) -> Any:
-    mapped = copy.copy(nest)  # not `replace`, which would run the person's __init__ again
-    for field in fields(nest):
-        object.__setattr__(mapped, field.name, tree_map(function, getattr(nest, field.name)))
-    return mapped
+def rebuilt(nest: Any, parts: Mapping[Any, Any]) -> Any:
+    """Give a mapping or dataclass of the same type with other parts, for code that reads them by `.name` or methods.
+
+    A mapping that cannot be changed becomes a dict.
+    """
+    if type(nest) is dict:
+        return dict(parts)
+    try:
+        copied = copy.copy(nest)  # not `replace`, which would run the person's __init__ again
+        if is_dataclass(nest):
+            for name, part in parts.items():
+                object.__setattr__(copied, name, part)
+        if isinstance(nest, Mapping):  # a dataclass may be one too, whose entries are its fields
+            for key in cast("Mapping[Any, Any]", nest):
+                copied[key] = parts[key]
+    except (TypeError, KeyError):
+        if is_dataclass(nest):
+            raise
+        return dict(parts)
+    return copied
 
 
 def to_device(nest: Any, device: torch.device) -> Any:
