@@ -952,6 +952,54 @@ def test_verbs_take_a_run_or_its_folder_alike(tmp_path):
             verb(3)
 
 
+NO_PATHS = [None, 3, b"run", "", object(), [1], "a\0b"]
+
+
+@pytest.mark.parametrize("value", NO_PATHS)
+def test_what_is_no_path_is_refused_wherever_a_path_is_taken(value, tmp_path):
+    run = tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=2)
+    refusals = [(tw.diagnose, tw.RunError), (tw.Run.open, tw.RunError), (tw.Plan.load, tw.PlanError)]
+    refusals += [(run.plan.save, tw.PlanError)]
+    if value is not None:  # of which None is the default
+        refusals += [(lambda path: tw.report(run, path), tw.RunError)]
+        refusals += [(lambda path: tw.tune(run.task, steps=2, effort=1, out=path), tw.RunError)]
+    for take, error in refusals:
+        with pytest.raises(error, match=r"cannot be .*Give a path, such as"):
+            take(value)
+
+
+def test_a_file_where_a_run_is_wanted_is_said_to_be_one(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text("x = 1\n")
+    for verb in (tw.diagnose, tw.report, tw.resume, tw.evaluate, tw.Run.open):
+        with pytest.raises(tw.RunError, match=r"mine\.py is not the folder of a run: it is a file"):
+            verb(script)
+
+
+@pytest.mark.parametrize("name", ["mine.py", "data.csv", "notes"])
+def test_a_report_does_not_overwrite_a_file_of_another_kind(name, tmp_path):
+    run = tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=2)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(tw.RunError, match="no HTML file: it is not overwritten"):
+        tw.report(run, tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
+    assert tw.report(run, tmp_path / "r.html") == tw.report(run, tmp_path / "r.html")
+
+
+def test_a_plan_that_cannot_be_saved_says_so(tmp_path):
+    with pytest.raises(tw.PlanError, match="cannot be written: Is a directory"):
+        tw.Plan().save(tmp_path)
+    with pytest.raises(tw.PlanError, match="cannot be written: No such file"):
+        tw.Plan().save(tmp_path / "nowhere" / "plan.toml")
+
+
+@pytest.mark.parametrize("value", ["mine.py", 3, nn.Linear(1, 1), tw.Plan()])
+def test_a_run_is_opened_with_a_task_and_nothing_else(value, tmp_path):
+    tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=2, out=tmp_path / "run")
+    with pytest.raises(tw.TaskError, match=r"`task` is a .*Give a thalweg\.Task"):
+        tw.Run.open(tmp_path / "run", value)
+
+
 def test_a_report_that_cannot_be_written_does_not_lose_the_run(tmp_path, monkeypatch):
     def refuse(*rest):
         raise tw.RunError("no space")

@@ -15,14 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, TaskError, ThalwegError
+from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.names import verb
+from thalweg.records.paths import as_path
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run import Run
-from thalweg.records.run_folder import PLAN, RunFolder, as_folder, check_writable
-from thalweg.records.task import Task
+from thalweg.records.run_folder import PLAN, RunFolder, check_writable
+from thalweg.records.task import Task, checked_task
 
 CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
@@ -81,7 +82,7 @@ def fit(
     request.check_budget()
     folder = None if out is None else RunFolder.at(out)
     show = _Shown(progress, say, on_step, on_validation)
-    return _fit(_checked_task(task), request, folder, show)
+    return _fit(checked_task(task), request, folder, show)
 
 
 class _Shown:
@@ -253,16 +254,13 @@ def tune(
         problem = _open(task, request.device)
         plan = complete_plan(problem, request, start_plan(problem, request, show.say), show.say)
     if path is not None:
-        try:
-            plan.save(path)
-        except OSError as error:
-            raise RunError(f"{path} cannot be written: {error.strerror}. Choose another place with out=.") from error
+        plan.save(path)
     return plan
 
 
 def _plan_file(out: str | os.PathLike[str]) -> Path:
     """Give the file to write a plan to. Raises RunError where it is a run's own, or cannot be written."""
-    path = as_folder(out)
+    path = as_path(out, "the file of a plan", "plan.toml", RunError)
     if path.suffix != ".toml":
         path = path / PLAN
     if path.name == PLAN and RunFolder(path.parent).holds_run:
@@ -302,7 +300,7 @@ def train(
     if plan.steps is None:
         request.check_budget()
     show = _Shown(progress, say, on_step, on_validation)
-    task, folder = _checked_task(task), None if out is None else RunFolder.at(out)
+    task, folder = checked_task(task), None if out is None else RunFolder.at(out)
     if folder is not None and not folder.holds_run:
         folder.check_usable()
 
@@ -357,7 +355,7 @@ def resume(
     folder = _folder_of(run)
     show = _Shown(progress, say, on_step, on_validation)
     task = task if task is not None or not isinstance(run, Run) else run.task
-    task = None if task is None else _checked_task(task)
+    task = None if task is None else checked_task(task)
     if folder.holds_request:
         request = folder.read_request()
         request = request if device == "auto" else replace(request, device=device)
@@ -380,16 +378,10 @@ def _opened(run: Run | str | os.PathLike[str], task: Task | None = None) -> Run:
     return run if isinstance(run, Run) else Run.open(run, task)
 
 
-def _checked_task(task: Task) -> Task:
-    if not isinstance(task, Task):
-        raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
-    return task
-
-
 def _open(task: Task, device: str) -> Problem:
     from thalweg.descent.problem import open_task
 
-    return open_task(_checked_task(task), device)
+    return open_task(checked_task(task), device)
 
 
 @verb
@@ -426,7 +418,7 @@ def evaluate(
     if isinstance(what, Task):
         return evaluate(what, data, device)
     run = _opened(what, task)
-    return evaluate(run if task is None else replace(run, task=_checked_task(task)), data, device)
+    return evaluate(run if task is None else replace(run, task=checked_task(task)), data, device)
 
 
 @verb
@@ -451,8 +443,9 @@ def report(run: Run | str | os.PathLike[str], path: str | os.PathLike[str] | Non
         run: the run, or its folder.
         path: the file to write; None: report.html in the run's folder.
 
-    Raises RunError where the file cannot be written, or the folder holds no run.
+    Raises RunError where the file cannot be written or is no HTML, or the folder holds no run.
     """
     from thalweg.see.report import write_report
 
-    return write_report(_opened(run), None if path is None else as_folder(path))
+    target = None if path is None else as_path(path, "the file of a report", "report.html", RunError)
+    return write_report(_opened(run), target)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -262,3 +263,8 @@ def test_ragged_inputs_are_collated_as_for_training() -> None:
     assert torch.allclose(outputs[:4], run.model(pad([(row, 0) for row in rows[:4]])[0]))
     with pytest.raises(tw.DataError, match="`collate_fn` failed on 4 examples"):
         run.predict((rows,), batch_size=4)
+
+
+@pytest.mark.parametrize("size", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_a_batch_size_may_be_a_whole_number_of_any_kind(size: Any, run: tw.Run) -> None:
+    assert torch.equal(run.predict(X, batch_size=size), run.predict(X, batch_size=3))

@@ -84,6 +84,10 @@ REFUSED = {
         {"metrics": {"accuracy": Accuracy()}, "validation": (X, Y), "loss": None, "step": max},
         r"Metric 'accuracy' is given outputs and targets, which needs `loss`\. Give it beside `step`; or a function of",
     ),
+    "a criterion that is no name": ({"select": None}, r"`select` is None\. Give the name of one of \['loss'\]"),
+    "a metric for its name": ({"select": max}, r"`select` is <built-in function max>\. Give the name"),
+    "a direction that is no word": ({"mode": ["min"]}, r"`mode` is \['min'\]\. Give 'min'"),
+    "a source that is a path": ({"source": "mine.py"}, r"`source` is a str\. Leave it out: the command sets it"),
     "selecting what is not measured": (
         {"metrics": {"accuracy": max}, "validation": (X, Y), "select": "acuracy"},
         r"`select` is 'acuracy', which is none of \['loss', 'accuracy'\]\. Did you mean 'accuracy'\?",

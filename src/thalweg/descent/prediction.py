@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,13 +36,12 @@ _PREDICTION = 5  # mixed into the seeds of predictions: data sets and models may
 
 def predict(run: Run, inputs: Any, batch_size: int | None = None) -> Any:
     """Give the outputs of a run's model for inputs; see `Run.predict`."""
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ArgumentError(f"`batch_size` is {batch_size!r}, but it is a whole number, at least 1.")
+    given = None if batch_size is None else _whole_number(batch_size)
     model, task = run.model, _task_of(run)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     separate, source = _open_inputs(inputs, task, dtype)
     own = source.own_batches if isinstance(source, ItemSource) else None
-    micro = batch_size or (LARGEST_BATCH if own is None else own.size)
+    micro = given or (LARGEST_BATCH if own is None else own.size)
     needs_gradient = False
     while True:
         try:
@@ -57,6 +57,16 @@ def predict(run: Run, inputs: Any, batch_size: int | None = None) -> Any:
                 raise
         release(device_of(model))
         micro //= 2
+
+
+def _whole_number(batch_size: Any) -> int:
+    try:
+        number = operator.index(batch_size)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(batch_size, bool):
+        raise ArgumentError(f"`batch_size` is {batch_size!r}, but it is a whole number, at least 1.")
+    return number
 
 
 def _outputs(run: Run, model: nn.Module, task: Task, source: Source, separate: bool, micro: int) -> Any:

@@ -24,6 +24,7 @@ from thalweg.records.knob import (
     setting,
 )
 from thalweg.records.names import checks_names, suggestion
+from thalweg.records.paths import as_path
 from thalweg.rules import Rule
 from thalweg.schedule import Schedule
 
@@ -437,8 +438,12 @@ class Plan:
         return Plan(**values)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as TOML; `Plan.load` gives it back without loss."""
-        Path(path).write_text(self.to_toml(), "utf-8")
+        """Write the plan as TOML; `Plan.load` gives it back without loss. Raises PlanError where it cannot be written."""
+        target = as_path(path, "the file of a plan", "plan.toml", PlanError)
+        try:
+            target.write_text(self.to_toml(), "utf-8")
+        except OSError as error:
+            raise PlanError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
 
     def to_toml(self) -> str:
         """Give the text that `save` writes."""
@@ -454,7 +459,7 @@ class Plan:
     def load(path: str | Path) -> Plan:
         """Read a plan from TOML. Raises PlanError with the file's name and what to mend."""
         try:
-            entries = tomllib.loads(Path(path).read_text("utf-8-sig"))
+            entries = tomllib.loads(as_path(path, "the file of a plan", "plan.toml", PlanError).read_text("utf-8-sig"))
         except OSError as error:
             raise PlanError(f"{path}: the plan cannot be read ({error.strerror}).") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

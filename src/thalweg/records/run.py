@@ -19,7 +19,7 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
-from thalweg.records.task import Task
+from thalweg.records.task import Task, checked_task
 from thalweg.records.weights import load_model_state, make_writable
 
 if TYPE_CHECKING:
@@ -126,9 +126,10 @@ class Run:
     def open(folder: str | os.PathLike[str], task: Task | None = None) -> Run:
         """Open a run's folder, finished or still being written.
 
-        Raises RunError where it is no run's folder, or its files are damaged; PlanError where its plan is.
+        Raises RunError where it is no run's folder, or its files are damaged; PlanError where its plan is; TaskError where
+        `task` is none.
         """
-        files = RunFolder.at(folder)
+        files, task = RunFolder.at(folder), None if task is None else checked_task(task)
         status = files.read_status()
         with files.open_history(readonly=True) as history:
             figures, events = HistoryColumns(history.columns()), tuple(history.events())

@@ -27,6 +27,7 @@ from thalweg.records import file_lock, json_values
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
 from thalweg.records.history import History
+from thalweg.records.paths import as_path
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.task import Source, Task
@@ -231,7 +232,7 @@ class RunFolder:
                     raise TypeError(f"{entry!r:.60} is no table")
             for entries in status.setdefault("diagnoses", []):
                 Diagnosis.from_dict(entries)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(self._not_a_run()) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(
@@ -285,7 +286,8 @@ class RunFolder:
             )
         if not self.path.exists():
             return f"There is no folder {self.path}. Give the folder that `out` named."
-        return f"{self.path} is not the folder of a run: it has no {STATUS}. Give the folder that `out` named."
+        reason = f"it has no {STATUS}" if self.path.is_dir() else "it is a file"
+        return f"{self.path} is not the folder of a run: {reason}. Give the folder that `out` named."
 
     def check_plan(self, plan: Plan) -> Plan:
         """Refuse another plan than the recorded one, and give the recorded one.
@@ -321,9 +323,7 @@ class RunFolder:
 
 def as_folder(folder: str | os.PathLike[str]) -> Path:
     """Turn the argument for a run's folder into a path. Raises RunError where it cannot be one."""
-    if not isinstance(folder, str | os.PathLike) or "\0" in os.fspath(folder):
-        raise RunError(f"{folder!r} cannot be a run's folder. Give a path, such as 'runs/mine'.")
-    return Path(folder).expanduser()
+    return as_path(folder, "a run's folder", "runs/mine", RunError)
 
 
 def check_writable(folder: Path) -> None:

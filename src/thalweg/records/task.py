@@ -242,6 +242,8 @@ class Task:
             raise TaskError(f"`loss` is the class {self.loss.__name__}. Give an instance: loss={self.loss.__name__}().")
         if self.data is None:
             raise TaskError("The task has no `data`. Give (x, y), a Dataset, an IterableDataset or a DataLoader.")
+        if self.source is not None and not isinstance(self.source, Source):
+            raise TaskError(f"`source` is a {type(self.source).__name__}. Leave it out: the command sets it.")
         _check_metrics(self)
         if self.mode == "auto":
             object.__setattr__(self, "mode", _known_mode(self.select))
@@ -281,6 +283,13 @@ class Task:
         if sys.getrefcount(model) > 2:
             return _copy(model)
         return model
+
+
+def checked_task(task: Any) -> Task:
+    """Give the task. Raises TaskError where it is none."""
+    if not isinstance(task, Task):
+        raise TaskError(f"`task` is a {type(task).__name__}. Give a thalweg.Task(model=…, loss=…, data=…).")
+    return task
 
 
 def _brief(value: Any) -> str:
@@ -344,10 +353,12 @@ def _check_metrics(task: Task) -> None:
                 f"A metric cannot be called '{name}': 'loss' is taken and '/' separates columns. Rename it."
             )
     choices = ["loss", *task.metrics]
+    if not isinstance(task.select, str):
+        raise TaskError(f"`select` is {task.select!r:.80}. Give the name of one of {choices}.")
     if task.select not in choices:
         raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{suggestion(task.select, choices)}")
-    if task.mode not in ("min", "max", "auto"):
-        raise TaskError(f"`mode` is '{task.mode}'. Give 'min' where less of '{task.select}' is better, else 'max'.")
+    if not isinstance(task.mode, str) or task.mode not in ("min", "max", "auto"):
+        raise TaskError(f"`mode` is {task.mode!r:.80}. Give 'min' where less of '{task.select}' is better, else 'max'.")
     if task.select == "loss" and task.mode == "max":
         raise TaskError("`mode` is 'max', but of the loss less is better. Leave `mode` out, or select a metric.")
     if task.select != "loss" and task.validation is None:

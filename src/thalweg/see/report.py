@@ -17,11 +17,15 @@ from thalweg.see import report_sections, run_text
 def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
     """Write the report, replacing an old one atomically, and give its path; default: report.html in the run's folder.
 
-    Raises RunError where there is neither folder nor path, or the disk refuses.
+    Raises RunError where there is neither folder nor path, the disk refuses, or another kind of file is there.
     """
     if path is None and run.folder is None:
         raise RunError("This run has no folder to put its report in. Say where: thalweg.report(run, 'report.html').")
     target = Path(path) if path is not None else Path(run.folder or ".") / REPORT
+    if target.is_file() and target.suffix.lower() not in (".html", ".htm"):
+        raise RunError(
+            f"{target} is there already and no HTML file: it is not overwritten. Give a path such as report.html."
+        )
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     content = render(run).encode("utf-8", "replace")
     try:
