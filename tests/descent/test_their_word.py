@@ -338,6 +338,21 @@ def test_first_batches_without_any_target_do_not_stop_data_that_have_some(with_s
         tw.check(tw.Task(linear, data=every, **how))
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_may_weigh_some_batches_nothing(parts: int) -> None:
+    def step(model: nn.Module, batch: Any) -> Any:
+        x, y = batch
+        return ignoring_zero(model(x), y), (y != 0).sum()
+
+    labels = torch.where(torch.arange(200) < 150, 0, 1 + LABELS % 3)
+    data = (X, labels)
+    run = tw.train(
+        tw.Task(linear, step=step, data=data, validation=data), plan(batch_size=8, accumulate=parts), steps=30
+    )
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    assert run.metrics["loss"] == pytest.approx(ignoring_zero(run.model(X), labels).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("loss", [F.cross_entropy, lambda o, t: F.cross_entropy(o, t) + 0])
 def test_a_mean_over_examples_is_known_where_all_start_with_the_same_loss(loss: Any) -> None:
     run = tw.train(

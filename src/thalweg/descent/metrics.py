@@ -31,7 +31,7 @@ _ALWAYS = (TypeError, AttributeError, NameError, ImportError)  # errors that no 
 def call_metric(name: str, call: Any, *given: Any) -> Any:
     """Call a metric or one of its methods with (outputs, targets), with a table of averaged figures, or with nothing.
 
-    Raises TaskError where it fails.
+    What overflows, as the exponential of a large loss does, is infinite. Raises TaskError where it fails otherwise.
     """
     on = ""
     if len(given) == 2:
@@ -39,7 +39,10 @@ def call_metric(name: str, call: Any, *given: Any) -> Any:
     elif given:
         on = f"on the figures {', '.join(given[0])} (without `loss`, a metric is a function of the averaged figures)"
     with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, len(given) == 2)):
-        return call(*given)
+        try:
+            return call(*given)
+        except OverflowError:
+            return math.inf
 
 
 def _advice(error: Exception, called_with_pair: bool) -> str:
@@ -145,6 +148,20 @@ def rehearse_metrics(
             finally:
                 if isinstance(metric, StreamingMetric):
                     call_metric(name, metric.reset)
+
+
+def rehearse_figure_metrics(metrics: Mapping[str, Metric], objective: Objective, model: nn.Module, batch: Any) -> None:
+    """Try each metric of a task without `loss`, which is a function of averaged figures, on those of one batch.
+
+    The model is in evaluation mode. Raises TaskError for a metric that fails or gives no number.
+    """
+    if not metrics:
+        return
+    with objective.gradient_mode():
+        loss, _, own = objective.evaluate(model, batch)
+    figures = {"loss": float(loss.detach())} | {name: as_number(name, value) for name, value in own.items()}
+    for name, metric in metrics.items():
+        as_number(name, call_metric(name, metric, dict(figures)))
 
 
 def _outputs(objective: Objective, model: nn.Module, batch: Any) -> Pair:

@@ -113,7 +113,7 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool,
     function = "step" if own is task.step else "evaluate"
     with naming_errors(f"`{function}`", f"on the {where}"), LossCalls(data) as noted:
         loss, weight = loss_and_weight(own(model, batch), function)
-    _check_weight(weight, function)
+    _check_weight(weight, function, training)
     if training:
         _check_no_own_backward(model)
     return Rehearsal(loss, None, None, casts, noted.settle(loss))
@@ -262,7 +262,7 @@ def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) ->
         )
 
 
-def _check_weight(weight: Any, function: str) -> None:
+def _check_weight(weight: Any, function: str, training: bool) -> None:
     if weight is None:
         return
     try:
@@ -272,6 +272,13 @@ def _check_weight(weight: Any, function: str) -> None:
             f"`{function}` returned the weight {describe(weight)}, but (loss, weight) has one number as its weight, such as a"
             f" count of tokens. Return the loss alone where the second is something else."
         ) from error
+    if value == 0 and not training:
+        return  # a batch that does not count in the mean over the validation data
+    if value == 0:
+        raise NothingCountsError(
+            f"`{function}` returned the weight 0 for the first batch, so nothing in it counts. Shuffle the data, or leave out"
+            f" examples without a target."
+        )
     if not (math.isfinite(value) and value > 0):
         raise TaskError(
             f"`{function}` returned the weight {value:g} for the first batch. It must be above zero and finite."
