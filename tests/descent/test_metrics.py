@@ -341,6 +341,21 @@ def test_outputs_that_cannot_be_joined_are_told_before_training_where_there_are_
     )
 
 
+def test_batches_of_unlike_lengths_are_told_before_training():
+    def padded(examples):
+        return tuple(nn.utils.rnn.pad_sequence(part, batch_first=True) for part in zip(*examples, strict=True))
+
+    rows = [(torch.ones(2 + i % 7, 1), torch.ones(2 + i % 7, 1)) for i in range(40)]
+    loader = DataLoader(rows, 6, collate_fn=padded)
+    parts = {"model": lambda: nn.Linear(1, 1), "loss": F.mse_loss, "data": loader}
+    with pytest.raises(
+        TaskError, match=r"cannot be joined .*differ in shape.*Give metrics with reset, update and compute"
+    ):
+        tw.check(tw.Task(**parts, validation=loader, metrics={"error": F.l1_loss}))
+    followed = tw.Task(**parts, validation=loader, metrics={"error": Streaming(F.l1_loss)})
+    assert tw.train(followed, tw.Plan(), steps=2).metrics["error"] > 0
+
+
 @pytest.mark.parametrize(
     ("metric", "told"),
     [

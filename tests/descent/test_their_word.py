@@ -594,3 +594,14 @@ def test_missing_targets_are_not_blamed_for_a_run_that_diverges() -> None:
     task = tw.Task(linear, over_present, (X, WITH_GAPS), validation=(X, WITH_GAPS))
     with pytest.raises(tw.DivergedError):
         tw.train(task, plan(rule="gradient_descent", learning_rate=1e18, clip_norm=None), steps=60)
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_missing_labels_are_told_and_the_advice_works(column: bool) -> None:
+    labels = torch.where(torch.arange(200) % 9 == 4, math.nan, LABELS.double())
+    labels = labels[:, None] if column else labels
+    with pytest.raises(tw.ThalwegError, match=r"with NaN.*Give -100.*y\.nan_to_num\(-100\)\.long\(\)") as refused:
+        tw.check(tw.Task(linear, F.cross_entropy, (X, labels)))
+    followed = eval(str(refused.value).rpartition(": ")[2].rstrip("."), {"y": labels})
+    run = tw.train(tw.Task(linear, F.cross_entropy, (X, followed)), plan(), steps=2)
+    assert run.metrics["loss"] == pytest.approx(F.cross_entropy(run.model(X), followed).item(), rel=1e-5)
