@@ -605,3 +605,17 @@ def test_missing_labels_are_told_and_the_advice_works(column: bool) -> None:
     followed = eval(str(refused.value).rpartition(": ")[2].rstrip("."), {"y": labels})
     run = tw.train(tw.Task(linear, F.cross_entropy, (X, followed)), plan(), steps=2)
     assert run.metrics["loss"] == pytest.approx(F.cross_entropy(run.model(X), followed).item(), rel=1e-5)
+
+
+def test_values_that_are_no_number_in_the_models_dtype_are_told() -> None:
+    with pytest.raises(tw.ThalwegError, match=r"as float32, whose numbers end at 3\.4e\+38\) in 200 of 200 rows"):
+        tw.check(tw.Task(linear, F.mse_loss, (X.double() * 1e300, Z)))
+
+
+def test_an_empty_stream_is_named() -> None:
+    class Empty(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.raises(tw.ThalwegError, match="The stream `validation` gave no batch"):
+        tw.check(tw.Task(linear, F.mse_loss, (X, Z), validation=Empty()))

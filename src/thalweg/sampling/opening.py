@@ -78,8 +78,12 @@ def find_nonfinite(source: Source, name: str) -> NonFinite | None:
         rows = nonfinite_rows(leaf)
         if rows:
             columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
+            range_text = ""
+            if leaf.isinf().any() and not leaf.is_complex():
+                largest = torch.finfo(leaf.dtype).max
+                range_text = f" (as {str(leaf.dtype).removeprefix('torch.')}, whose numbers end at {largest:.2g})"
             text = (
-                f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
+                f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity{range_text} in {len(rows)} of {len(leaf)} rows:"
                 f" rows {few(rows)}, columns {few(columns)}"
             )
             return NonFinite(text, rows)
@@ -93,7 +97,8 @@ def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_S
     """
     batch, _ = next(iterate_once(source, count, own=own), (None, 0))
     if batch is None:
-        raise DataError("The data stream gave no batch. It must start again each time it is iterated over.")
+        name = source.name if isinstance(source, StreamSource) else "data"
+        raise DataError(f"The stream `{name}` gave no batch. It must start again each time it is iterated over.")
     return to_device(batch, device)
 
 
