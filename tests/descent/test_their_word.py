@@ -308,19 +308,61 @@ def test_a_loss_that_cannot_be_cut_into_parts_is_named(parts: dict[str, Any], to
     assert re.search(told, event.message)
 
 
+def marked_error(model: nn.Module, batch: Any) -> Tensor:
+    x, z, mask = batch
+    return F.mse_loss(model(x)[mask], z[mask])
+
+
 @pytest.mark.parametrize("model", [linear, Silent])
-@pytest.mark.parametrize(
-    ("step", "data"),
-    [
-        (marked_mean, (X, LABELS, MARKS)),
-        (marked_mean, (X, LABELS, torch.arange(200) > 12)),  # the first examples do not tell
-        (lambda m, b: ignoring_zero(m(b[0]), b[1]), (X, LABELS.sort().values)),
-    ],
-)
-def test_a_step_that_leaves_targets_out_without_saying_so_is_named(model: Any, step: Any, data: Any) -> None:
-    run = tw.train(tw.Task(model, step=step, data=data), plan(batch_size=40, accumulate=4), steps=2)
+@pytest.mark.parametrize("mask", [MARKS, torch.arange(200) > 12])  # of the second the first examples do not tell
+def test_a_step_that_leaves_targets_out_without_saying_so_is_named(model: Any, mask: Tensor) -> None:
+    run = tw.train(tw.Task(model, step=marked_error, data=(X, Z, mask)), plan(batch_size=40, accumulate=4), steps=2)
     (event,) = [event for event in run.events if event.kind == "note"]
     assert "return (loss, weight) from step" in event.message
+
+
+SEQUENCES = torch.randint(1, 4, (200, 6), generator=generator)
+GAPS = SEQUENCES.masked_fill(torch.rand(200, 6, generator=generator) < 0.4, -100)
+
+
+def sequence_model() -> nn.Module:
+    return nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 4))
+
+
+def shifted(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+
+
+def per_token(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    return F.cross_entropy(model(x).transpose(1, 2), y, reduction="sum") / (y != -100).sum()
+
+
+def ignoring_step(model: nn.Module, batch: Any) -> Tensor:
+    return ignoring_zero(model(batch[0]), batch[1])
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "targets that the loss shifts": {"model": sequence_model, "loss": shifted, "data": (SEQUENCES, GAPS)},
+    "a sum over a count": {"model": sequence_model, "step": per_token, "data": (SEQUENCES, GAPS)},
+    "a mask in a step": {"model": linear, "step": marked_mean, "data": (X, LABELS, MARKS)},
+    "a mask that first examples do not tell": {"model": Silent, "step": marked_mean, "data": (X, LABELS, torch.arange(200) > 12)},
+    "a step that ignores": {"model": linear, "step": ignoring_step, "data": (X, LABELS.sort().values)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_a_mean_over_what_a_class_loss_was_called_with_is_exact_in_parts_and_in_validation(case: str) -> None:
+    task = tw.Task(**CALLS[case], validation=CALLS[case]["data"])
+    made = plan(rule="gradient_descent", learning_rate=0.01, batch_size=40, keep="last")
+    whole, parts = (tw.train(task, made.replace(accumulate=n), steps=8) for n in (1, 4))
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert not [event for event in parts.events if "parts" in event.message]
+    x, *rest = CALLS[case]["data"]
+    true = task.step(whole.model, (x, *rest)) if task.step else task.loss(whole.model(x), *rest)
+    in_small_batches = tw.evaluate(whole, loaded(x, *rest, batch_size=7))
+    assert in_small_batches["loss"] == pytest.approx(float(true.detach()), rel=1e-5)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("with_step", [True, False])

@@ -245,9 +245,10 @@ def _measure(problem: Problem, model: nn.Module, batch: Any, size: int, with_out
     """Measure a batch. Raises TaskError where the model or the loss fails."""
     task = problem.task
     own = "`evaluate`" if task.evaluate is not None else "`step`" if task.step is not None else "The model or the loss"
-    with naming_errors(own, "in validation"):
+    objective = problem.validation_objective
+    with naming_errors(own, "in validation"), objective.noting() as noted:
         loss, weight, pair, figures = _evaluate(problem, model, batch, with_outputs)
-    weight = problem.validation_objective.weight(batch, size) if weight is None else float(weight)
+    weight = objective.weight(batch, size, noted) if weight is None else float(weight)
     return _Measured(float(loss.detach()), weight, tree_map(_detached, pair), figures)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -15,8 +15,9 @@ from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
 from thalweg.errors import DataError, TaskError
+from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LOSSES, LossCall, misfits
-from thalweg.landscape.reduction import Reduction, is_class_loss, loss_option, stated_reduction, unwrap
+from thalweg.landscape.reduction import Reduction, called_weight, is_class_loss, loss_option, stated_reduction, unwrap
 from thalweg.records.task import StepResult, Task
 
 ONE_EXAMPLE_ERROR = (
@@ -91,10 +92,20 @@ class Objective:
         """The buffers of a loss that is a module; calling it may change them."""
         return dict(self.task.loss.named_buffers()) if isinstance(self.task.loss, nn.Module) else {}
 
-    def weight(self, batch: Any, size: int) -> float:
-        """Give the weight of the loss of a batch of `size` examples in an average over several; see `Reduction`."""
+    def weight(self, batch: Any, size: int, noted: LossCalls | None = None) -> float:
+        """Give the weight of the loss of a batch of `size` examples in an average over several; see `Reduction`.
+
+        `noted`: what `noting` gave when the loss was computed.
+        """
+        called = None if noted is None else called_weight(noted.calls)
+        if called is not None:
+            return called
         target = self.split(batch)[2] if self.reduction.kind == "targets" else None
         return self.reduction.weight(target, size)
+
+    def noting(self) -> LossCalls | nullcontext[None]:
+        """Within, PyTorch's losses are noted where a batch's weight follows from their calls; see `weight`."""
+        return LossCalls() if self.reduction.kind == "calls" else nullcontext()
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
         """Give the batch's mean loss, and its weight where the task's own step returns one (else None: see `weight`).
