@@ -650,7 +650,7 @@ def test_missing_labels_are_told_and_the_advice_works(column: bool) -> None:
 
 
 def test_values_that_are_no_number_in_the_models_dtype_are_told() -> None:
-    with pytest.raises(tw.ThalwegError, match=r"as float32, whose numbers end at 3\.4e\+38\) in 200 of 200 rows"):
+    with pytest.raises(tw.ThalwegError, match=r"in 200 of 200 rows.*too large: float32 ends at 3\.4e\+38\)"):
         tw.check(tw.Task(linear, F.mse_loss, (X.double() * 1e300, Z)))
 
 

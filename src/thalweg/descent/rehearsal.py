@@ -316,8 +316,15 @@ def _check_loss_is_finite(rehearsal: Rehearsal, batch: Any, where: str, nonfinit
     rows = nonfinite_rows(batch)
     if rows:
         found = nonfinite or f"The {where} has NaN or infinity in rows {few(rows)}"
+        infinite = next((leaf.dtype for leaf in leaves(batch) if leaf.is_floating_point() and leaf.isinf().any()), None)
+        end = (
+            ""
+            if infinite is None
+            else f": {str(infinite).removeprefix('torch.')} ends at {torch.finfo(infinite).max:.2g}"
+        )
         raise DataError(
-            f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large), or give a"
+            f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large{end}),"
+            f" or give a"
             f" loss that leaves them out."
         )
     for call in rehearsal.calls:

@@ -78,13 +78,9 @@ def find_nonfinite(source: Source, name: str) -> NonFinite | None:
         rows = nonfinite_rows(leaf)
         if rows:
             columns = (~torch.isfinite(leaf.reshape(len(leaf), -1))).any(0).nonzero().flatten().tolist()
-            range_text = ""
-            if leaf.isinf().any() and not leaf.is_complex():
-                largest = torch.finfo(leaf.dtype).max
-                range_text = f" (as {str(leaf.dtype).removeprefix('torch.')}, whose numbers end at {largest:.2g})"
             text = (
-                f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity{range_text}"
-                f" in {len(rows)} of {len(leaf)} rows: rows {few(rows)}, columns {few(columns)}"
+                f"`{name}` (part {part + 1}, shape {tuple(leaf.shape)}) has NaN or infinity in {len(rows)} of {len(leaf)} rows:"
+                f" rows {few(rows)}, columns {few(columns)}"
             )
             return NonFinite(text, rows)
     return None
