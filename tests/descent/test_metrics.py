@@ -1,6 +1,7 @@
 """Metrics are tried before training: what fails, gives no number or spreads is refused; what needs more examples is not."""
 
 import importlib
+import math
 from collections import OrderedDict, UserDict
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +25,13 @@ FLAT = X[:, 0] + 0.1
 FLAGS = (torch.arange(N) > 50).float()  # of one class in any first batch
 
 
-def task(metric: Any, y: Any = FLAT, *, loss: Any = None, width: int = 1, **more: Any) -> tw.Task:
-    loss = loss or (lambda o, t: F.mse_loss(o.squeeze(1), t))
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs.squeeze(1), targets)
+
+
+def task(metric: Any, y: Any = FLAT, *, loss: Any = squared, width: int = 1, **more: Any) -> tw.Task:
     parts = {"data": (X, y), "validation": (X, y), "metrics": {"m": metric}, "mode": "min", **more}
-    return tw.Task(model=lambda: nn.Linear(4, width), loss=loss, **parts)
+    return tw.Task(**{"model": lambda: nn.Linear(4, width), "loss": loss, **parts})
 
 
 class Streaming:
@@ -304,8 +308,8 @@ def loaded(batch_size: int) -> DataLoader[Any]:
 def test_metrics_and_predictions_are_given_what_the_model_gives(case):
     make, scores = OUTPUTS[case]
 
-    def error(o, t):
-        return F.mse_loss(scores(o), t)
+    def error(outputs, targets):
+        return F.mse_loss(scores(outputs), targets)
 
     run = tw.train(
         tw.Task(lambda: Giving(make), error, loaded(16), validation=loaded(9), metrics={"mse": error}),
@@ -319,8 +323,8 @@ def test_metrics_and_predictions_are_given_what_the_model_gives(case):
 
 
 def test_outputs_that_cannot_be_joined_are_told_before_training_where_there_are_several_batches():
-    def make(s):
-        return torch.distributions.Normal(s, 1.0)
+    def make(scores):
+        return torch.distributions.Normal(scores, 1.0)
 
     parts = {"model": lambda: Giving(make), "loss": lambda o, t: -o.log_prob(t).mean(), "data": loaded(16)}
     parts |= {"metrics": {"error": lambda o, t: (o.mean - t).abs().mean()}}
@@ -335,3 +339,80 @@ def test_outputs_that_cannot_be_joined_are_told_before_training_where_there_are_
         tw.train(tw.Task(validation=loaded(16), **{**parts, "metrics": followed}), tw.Plan(), steps=2).metrics["error"]
         > 0
     )
+
+
+def test_batches_of_unlike_lengths_are_told_before_training():
+    def padded(examples):
+        return tuple(nn.utils.rnn.pad_sequence(part, batch_first=True) for part in zip(*examples, strict=True))
+
+    rows = [(torch.ones(2 + i % 7, 1), torch.ones(2 + i % 7, 1)) for i in range(40)]
+    loader = DataLoader(rows, 6, collate_fn=padded)
+    parts = {"model": lambda: nn.Linear(1, 1), "loss": F.mse_loss, "data": loader}
+    with pytest.raises(
+        TaskError, match=r"cannot be joined .*differ in shape.*Give metrics with reset, update and compute"
+    ):
+        tw.check(tw.Task(**parts, validation=loader, metrics={"error": F.l1_loss}))
+    followed = tw.Task(**parts, validation=loader, metrics={"error": Streaming(F.l1_loss)})
+    assert tw.train(followed, tw.Plan(), steps=2).metrics["error"] > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (lambda outputs, targets: 1.0, "missing 1 required positional argument"),
+        (lambda figures: figures["accuracy"], "on the figures loss, share .*KeyError"),
+        (lambda figures: None, "gave nothing"),
+    ],
+)
+def test_a_metric_of_averaged_figures_is_tried_before_training(metric, told):
+    def step(model, batch):
+        return F.mse_loss(model(batch[0]).squeeze(1), batch[1]), len(batch[1]), {"share": 0.5}
+
+    with pytest.raises(TaskError, match=rf"Metric 'm' .*{told}"):
+        tw.check(task(metric, loss=None, step=step))
+
+
+def sixfold(model, batch):
+    return 300 * F.mse_loss(model(batch[0]).squeeze(1), batch[1]) + 800
+
+
+def test_a_perplexity_that_overflows_is_infinite():
+    parts = {"step": sixfold, "data": (X, FLAT), "validation": (X, FLAT)}
+    run = tw.train(
+        tw.Task(lambda: nn.Linear(4, 1), metrics={"m": lambda f: math.exp(f["loss"])}, **parts), tw.Plan(), steps=2
+    )
+    assert run.metrics["m"] == math.inf
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_metrics_that_refuse_what_is_no_number_do_not_stop_a_run_that_diverged(streaming):
+    def error(outputs, targets):
+        if not torch.isfinite(outputs).all():
+            raise ValueError("Input contains NaN.")
+        return (outputs.squeeze(1) - targets).abs().mean()
+
+    class Breaking(nn.Linear):
+        calls = 0
+
+        def forward(self, input: Tensor) -> Tensor:
+            Breaking.calls += self.training
+            broken = not self.training and 3 <= Breaking.calls - start <= 5
+            return super().forward(input) * (math.nan if broken else 1.0)
+
+    metric = Streaming(error) if streaming else error
+    start = 0
+    broken_task = task(metric, model=lambda: Breaking(4, 1))
+    tw.check(broken_task)
+    start = Breaking.calls + 3
+    run = tw.train(broken_task, tw.Plan(validate_every=1, watch=False), steps=9)
+    assert any(map(math.isnan, run.history["validation/m"][1:]))
+    assert math.isfinite(run.metrics["m"])
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_criterion_that_is_never_a_number_is_told(mode):
+    run = tw.train(task(lambda o, t: math.nan, select="m", mode=mode), tw.Plan(), steps=2)
+    (event,) = [event for event in run.events if "was not a number in any validation" in event.message]
+    assert event.step == 2
+    last = tw.train(task(lambda o, t: math.nan, select="m", mode=mode), tw.Plan(keep="last"), steps=2)
+    assert not [event for event in last.events if "not a number" in event.message]

@@ -113,3 +113,22 @@ def test_sparse_embeddings_are_asked_about_as_dense_ones(table):
         words(ids[:2])
         found.append(tw.check(tw.Task(model=words, loss=nn.CrossEntropyLoss(), data=(ids, (ids.sum(1) > 38).long()))))
     assert found[0] == found[1]
+
+
+class _Pairs(nn.Linear):
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().forward(one), super().forward(other)
+
+
+@pytest.mark.parametrize("target", [torch.zeros(200), torch.zeros(200).long(), torch.ones(200, 2)])
+@pytest.mark.parametrize("uses_target", [False, True])
+def test_targets_that_are_all_alike_are_a_fault_only_of_a_loss_that_takes_them(target, uses_target):
+    def loss(output, target):
+        one, other = output
+        return (one - other).square().mean() + (
+            0.1 * (one.mean() - target.double()).square().mean() if uses_target else 0.0
+        )
+
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    found = tw.check(tw.Task(lambda: _Pairs(3, 2), loss, (x, x.flip(0), target)))
+    assert ("targets all alike" in [d.symptom for d in found]) == uses_target

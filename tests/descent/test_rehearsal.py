@@ -319,7 +319,14 @@ def test_a_step_may_read_what_a_hugging_face_model_returns():
             r"`step` returned a list\. It returns the loss, .*\(a GAN, say\) are not what thalweg trains",
         ),
         (lambda m, b: (m(b[0]).mean(), m(b[0])), r"`step` returned the weight \(8, 3\) float32.*Return the loss alone"),
-        (lambda m, b: (m(b[0]).mean(), 0), r"`step` returned the weight 0 for the first batch\. It must be above zero"),
+        (
+            lambda m, b: (m(b[0]).mean(), -1),
+            r"`step` returned the weight -1 for the first batch\. It must be above zero",
+        ),
+        (
+            lambda m, b: (m(b[0]).mean(), 0),
+            r"`step` returned the weight 0 for the first batch, so nothing in it counts",
+        ),
         (lambda m, b: (m(b[0]).mean(), -2.0), r"returned the weight -2 for"),
         (
             lambda m, b: (m(b[0]).mean(), torch.ones(3)),

@@ -309,19 +309,61 @@ def test_a_loss_that_cannot_be_cut_into_parts_is_named(parts: dict[str, Any], to
     assert re.search(told, event.message)
 
 
+def marked_error(model: nn.Module, batch: Any) -> Tensor:
+    x, z, mask = batch
+    return F.mse_loss(model(x)[mask], z[mask])
+
+
 @pytest.mark.parametrize("model", [linear, Silent])
-@pytest.mark.parametrize(
-    ("step", "data"),
-    [
-        (marked_mean, (X, LABELS, MARKS)),
-        (marked_mean, (X, LABELS, torch.arange(200) > 12)),  # the first examples do not tell
-        (lambda m, b: ignoring_zero(m(b[0]), b[1]), (X, LABELS.sort().values)),
-    ],
-)
-def test_a_step_that_leaves_targets_out_without_saying_so_is_named(model: Any, step: Any, data: Any) -> None:
-    run = tw.train(tw.Task(model, step=step, data=data), plan(batch_size=40, accumulate=4), steps=2)
+@pytest.mark.parametrize("mask", [MARKS, torch.arange(200) > 12])  # of the second the first examples do not tell
+def test_a_step_that_leaves_targets_out_without_saying_so_is_named(model: Any, mask: Tensor) -> None:
+    run = tw.train(tw.Task(model, step=marked_error, data=(X, Z, mask)), plan(batch_size=40, accumulate=4), steps=2)
     (event,) = [event for event in run.events if event.kind == "note"]
     assert "return (loss, weight) from step" in event.message
+
+
+SEQUENCES = torch.randint(1, 4, (200, 6), generator=generator)
+GAPS = SEQUENCES.masked_fill(torch.rand(200, 6, generator=generator) < 0.4, -100)
+
+
+def sequence_model() -> nn.Module:
+    return nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 4))
+
+
+def shifted(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output[:, :-1].flatten(0, 1), target[:, 1:].flatten())
+
+
+def per_token(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    return F.cross_entropy(model(x).transpose(1, 2), y, reduction="sum") / (y != -100).sum()
+
+
+def ignoring_step(model: nn.Module, batch: Any) -> Tensor:
+    return ignoring_zero(model(batch[0]), batch[1])
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "targets that the loss shifts": {"model": sequence_model, "loss": shifted, "data": (SEQUENCES, GAPS)},
+    "a sum over a count": {"model": sequence_model, "step": per_token, "data": (SEQUENCES, GAPS)},
+    "a mask in a step": {"model": linear, "step": marked_mean, "data": (X, LABELS, MARKS)},
+    "a mask that first examples do not tell": {"model": Silent, "step": marked_mean, "data": (X, LABELS, torch.arange(200) > 12)},
+    "a step that ignores": {"model": linear, "step": ignoring_step, "data": (X, LABELS.sort().values)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_a_mean_over_what_a_class_loss_was_called_with_is_exact_in_parts_and_in_validation(case: str) -> None:
+    task = tw.Task(**CALLS[case], validation=CALLS[case]["data"])
+    made = plan(rule="gradient_descent", learning_rate=0.01, batch_size=40, keep="last")
+    whole, parts = (tw.train(task, made.replace(accumulate=n), steps=8) for n in (1, 4))
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert not [event for event in parts.events if "parts" in event.message]
+    x, *rest = CALLS[case]["data"]
+    true = task.step(whole.model, (x, *rest)) if task.step else task.loss(whole.model(x), *rest)
+    in_small_batches = tw.evaluate(whole, loaded(x, *rest, batch_size=7))
+    assert in_small_batches["loss"] == pytest.approx(float(true.detach()), rel=1e-5)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("with_step", [True, False])
@@ -337,6 +379,21 @@ def test_first_batches_without_any_target_do_not_stop_data_that_have_some(with_s
     every = (X, torch.zeros_like(LABELS))
     with pytest.raises(tw.ThalwegError, match="Leave out examples without a target"):
         tw.check(tw.Task(linear, data=every, **how))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_may_weigh_some_batches_nothing(parts: int) -> None:
+    def step(model: nn.Module, batch: Any) -> Any:
+        x, y = batch
+        return ignoring_zero(model(x), y), (y != 0).sum()
+
+    labels = torch.where(torch.arange(200) < 150, 0, 1 + LABELS % 3)
+    data = (X, labels)
+    run = tw.train(
+        tw.Task(linear, step=step, data=data, validation=data), plan(batch_size=8, accumulate=parts), steps=30
+    )
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    assert run.metrics["loss"] == pytest.approx(ignoring_zero(run.model(X), labels).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, lambda o, t: F.cross_entropy(o, t) + 0])
@@ -638,3 +695,28 @@ def test_a_stream_is_seen_whole_in_training() -> None:
     run = tw.train(tw.Task(lambda: nn.Linear(3, 1), data=Short(), step=noting), plan(batch_size=8), epochs=5)
     assert seen == set(X[:33, 0].tolist())
     assert [e.message for e in run.events if "its len() says 2" in e.message]
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_missing_labels_are_told_and_the_advice_works(column: bool) -> None:
+    labels = torch.where(torch.arange(200) % 9 == 4, math.nan, LABELS.double())
+    labels = labels[:, None] if column else labels
+    with pytest.raises(tw.ThalwegError, match=r"with NaN.*Give -100.*y\.nan_to_num\(-100\)\.long\(\)") as refused:
+        tw.check(tw.Task(linear, F.cross_entropy, (X, labels)))
+    followed = eval(str(refused.value).rpartition(": ")[2].rstrip("."), {"y": labels})
+    run = tw.train(tw.Task(linear, F.cross_entropy, (X, followed)), plan(), steps=2)
+    assert run.metrics["loss"] == pytest.approx(F.cross_entropy(run.model(X), followed).item(), rel=1e-5)
+
+
+def test_values_that_are_no_number_in_the_models_dtype_are_told() -> None:
+    with pytest.raises(tw.ThalwegError, match=r"in 200 of 200 rows.*too large: float32 ends at 3\.4e\+38\)"):
+        tw.check(tw.Task(linear, F.mse_loss, (X.double() * 1e300, Z)))
+
+
+def test_an_empty_stream_is_named() -> None:
+    class Empty(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.raises(tw.ThalwegError, match="The stream `validation` gave no batch"):
+        tw.check(tw.Task(linear, F.mse_loss, (X, Z), validation=Empty()))

@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import pytest
@@ -147,6 +148,18 @@ def test_weights_of_a_loss_are_cast_to_the_models_dtype_in_a_copy(loss, output, 
     (note,) = notes
     assert "is float64 and was cast to the model's torch.float32." in note
     assert {b.dtype for b in loss.buffers()} == {torch.float64}
+    assert with_weights_cast(task, torch.float32) == (task, [])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "binary_cross_entropy_with_logits"])
+def test_weights_of_a_partial_are_cast_too(name):
+    given = "pos_weight" if name.startswith("binary") else "weight"
+    loss = functools.partial(getattr(F, name), **{given: torch.ones(3).double()}, reduction="sum")
+    task, (note,) = with_weights_cast(objective(loss).task, torch.float32)
+    assert note == f"`{given}` of {name} is float64 and was cast to the model's torch.float32."
+    assert task.loss.keywords[given].dtype == torch.float32
+    assert task.loss.keywords["reduction"] == "sum"
+    assert loss.keywords[given].dtype == torch.float64
     assert with_weights_cast(task, torch.float32) == (task, [])
 
 

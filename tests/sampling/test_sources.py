@@ -1,4 +1,5 @@
 from collections import OrderedDict, UserDict, namedtuple
+from io import BytesIO
 from types import MappingProxyType
 from typing import Any
 
@@ -209,5 +210,9 @@ def test_mappings_and_dataclasses_keep_their_type():
     assert list(doubled[1]) == ["b", "a"]
     assert all(nest["a"].tolist() in ([2, 2], [0, 0]) for nest in doubled)
     assert fixed["a"].tolist() == [1, 1]
+    with BytesIO() as file:
+        np.savez(file, x=np.ones((5, 2)), y=np.arange(5))
+        archive = np.load(BytesIO(file.getvalue()))
+    assert [len(open_source(archive)) for _ in range(2)] == [5, 5]
     source = open_source(Named(a=np.ones((5, 2)), y=np.arange(5)))
     assert type(source.take(slice(0, 2))) is Named

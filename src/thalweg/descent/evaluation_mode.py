@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from thalweg.descent.metrics import rehearse_metrics
+from thalweg.descent.metrics import rehearse_figure_metrics, rehearse_metrics
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.parts import function_reduction
 from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse, wants_gradient
@@ -80,7 +80,9 @@ def rehearse_evaluation(
         notes = _other_output(trained, rehearsal)
         if validation is not None:
             notes += check_targets(objective, model, validation, rehearsal.calls, count, VALIDATION)
-            if task.loss is not None:  # else metrics are functions of averaged figures
+            if task.loss is None:
+                rehearse_figure_metrics(task.metrics, objective, model, batches[0])
+            else:
                 rehearse_metrics(task.metrics, objective, model, validation, device, count)
         if found is not None:
             notes.append(f"{found.text}. The loss is finite all the same, so they stay as they are.")

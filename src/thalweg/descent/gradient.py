@@ -61,9 +61,10 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
 
     `position` is the batch's epoch and its index within it; None: those of the last one drawn. Where the task's `step` returns
     a weight, that counts instead of the number of examples; a loss that is a sum over examples is summed over the parts too.
-    Gives the mean loss; it is NaN, and there is no gradient, where every target is one that the loss ignores.
+    Gives the mean loss; it is NaN, and there is no gradient, where nothing counts: every target is one that the loss ignores, or
+    the weights are zero.
 
-    Raises TaskError where the weights do not add up to more than zero.
+    Raises TaskError where the weights add up to less than zero.
     """
     # Dropout and the like are seeded anew for every batch, by (seed, position in the data). So no state of a random generator
     # needs to be saved: a resumed run, or one that went back to a snapshot, draws the same numbers for the same batch.
@@ -83,21 +84,24 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
         return loss.item()
     weighted_loss, weights = 0.0, 0.0
     for part, size in zip(batch.parts, batch.sizes, strict=True):
-        counted = objective.weight(part, size)
-        if not counted:  # the loss ignores all its targets, so it has no mean
+        if not objective.weight(part, size):  # the loss ignores all its targets, so it has no mean
             continue
-        with computing, autocast(precision, device):
+        with computing, autocast(precision, device), objective.noting() as noted:
             loss, own = objective.loss(descent.model, to_device(part, device))
-        weight = counted if own is None else float(own)
+        weight = objective.weight(part, size, noted) if own is None else float(own)
+        if not weight:
+            continue
         with descending:
             (loss * (scale * weight)).backward()
         weighted_loss, weights = weighted_loss + float(loss.detach()) * weight, weights + weight
     if objective.reduction.kind == "sum":
         weights = 1.0
-    if weights <= 0 and objective.task.step is None:
+    if weights == 0:
         return math.nan
-    if weights <= 0:
-        raise TaskError(f"The weights that `step` returned for this step add up to {weights}; they must be above zero.")
+    if weights < 0:
+        raise TaskError(
+            f"The weights that `step` returned for this step add up to {weights}; they must not be below zero."
+        )
     _finish_gradients(descent, 1.0 / (scale * weights))
     return weighted_loss / weights
 

@@ -68,7 +68,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     recorder.history.digest(step, descent.digest())
                 recorder.checkpoint_when_due(descent)
             if descent.is_over and descent.best_weights is None:
-                keep_last(descent)
+                keep_last(descent, recorder)
             recorder.finish(descent)
     finally:
         descent.batches.close()

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -18,20 +19,21 @@ from thalweg.descent.user_errors import advice_on, naming_errors
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import Metric, StreamingMetric
-from thalweg.sampling import Source, iterate_once
+from thalweg.sampling import ItemSource, Source, StreamSource, iterate_once
 from thalweg.sampling.opening import first_batch
 from thalweg.sampling.sources import leaves, rebuilt, to_device, tree_map
 
 Pair = tuple[Any, Any]  # outputs and targets
 MOST_EXAMPLES = 65_536  # on which a metric that fails on a first batch is tried before it is refused
 BATCH = 1024
+FEW_BATCHES = 4
 _ALWAYS = (TypeError, AttributeError, NameError, ImportError)  # errors that no other data would mend
 
 
 def call_metric(name: str, call: Any, *given: Any) -> Any:
     """Call a metric or one of its methods with (outputs, targets), with a table of averaged figures, or with nothing.
 
-    Raises TaskError where it fails.
+    What overflows, as the exponential of a large loss does, is infinite. Raises TaskError where it fails otherwise.
     """
     on = ""
     if len(given) == 2:
@@ -39,7 +41,10 @@ def call_metric(name: str, call: Any, *given: Any) -> Any:
     elif given:
         on = f"on the figures {', '.join(given[0])} (without `loss`, a metric is a function of the averaged figures)"
     with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, len(given) == 2)):
-        return call(*given)
+        try:
+            return call(*given)
+        except OverflowError:
+            return math.inf
 
 
 def _advice(error: Exception, called_with_pair: bool) -> str:
@@ -136,6 +141,8 @@ def rehearse_metrics(
     with objective.gradient_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a metric warns of, the first validation says again
         pair = _outputs(objective, model, first_batch(validation, device, count))
+        if not all(isinstance(metric, StreamingMetric) for metric in metrics.values()):
+            _check_joined(objective, model, validation, device)
         for name, metric in metrics.items():
             try:
                 own = tree_map(_clone, pair)
@@ -145,6 +152,31 @@ def rehearse_metrics(
             finally:
                 if isinstance(metric, StreamingMetric):
                     call_metric(name, metric.reset)
+
+
+def _check_joined(objective: Objective, model: nn.Module, validation: Source, device: torch.device) -> None:
+    """Join outputs and targets of a few batches of a user's loader, which may differ in shape: padded texts, say."""
+    if isinstance(validation, StreamSource) or (isinstance(validation, ItemSource) and validation.own_batches):
+        batches = islice(iterate_once(validation, BATCH), FEW_BATCHES)
+        outputs, targets = zip(
+            *(_outputs(objective, model, to_device(batch, device)) for batch, _ in batches), strict=True
+        )
+        join_all("outputs", list(outputs))
+        join_all("targets", list(targets))
+
+
+def rehearse_figure_metrics(metrics: Mapping[str, Metric], objective: Objective, model: nn.Module, batch: Any) -> None:
+    """Try each metric of a task without `loss`, which is a function of averaged figures, on those of one batch.
+
+    The model is in evaluation mode. Raises TaskError for a metric that fails or gives no number.
+    """
+    if not metrics:
+        return
+    with objective.gradient_mode():
+        loss, _, own = objective.evaluate(model, batch)
+    figures = {"loss": float(loss.detach())} | {name: as_number(name, value) for name, value in own.items()}
+    for name, metric in metrics.items():
+        as_number(name, call_metric(name, metric, dict(figures)))
 
 
 def _outputs(objective: Objective, model: nn.Module, batch: Any) -> Pair:
@@ -158,9 +190,6 @@ def _detach(leaf: Any) -> Any:
 
 def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple[list[Pair], bool]]) -> bool:
     """Tell whether a metric works on a first batch. Raises TaskError where it does neither there nor on more of the set."""
-    if not isinstance(metric, StreamingMetric) and not _can_be_joined(pair):
-        measure(name, metric, more_pairs()[0])
-        return True
     try:
         _figure(name, metric, pair)
     except TaskError as error:
@@ -172,14 +201,6 @@ def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple
         except TaskError:
             if is_whole:
                 raise
-        return False
-    return True
-
-
-def _can_be_joined(pair: Pair) -> bool:
-    try:
-        join([pair, pair])
-    except TypeError:
         return False
     return True
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from thalweg.descent.rehearsal import Rehearsal
+from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LossCall
 from thalweg.landscape.objective import Objective, loss_and_weight
-from thalweg.landscape.reduction import Reduction, compare_parts, measure_reduction
+from thalweg.landscape.reduction import Reduction, called_reduction, called_weight, compare_parts, measure_reduction
 from thalweg.records.task import Task
 from thalweg.sampling import Source, StreamSource, count_examples
 from thalweg.sampling.opening import in_parts
@@ -21,6 +23,14 @@ from thalweg.sampling.sources import seed_all
 
 SIZES = [3, 5]  # examples of two unequal parts, so that a mean of the parts' means shows
 NOISE = 0.1  # standard deviation of what moves weights
+
+
+class _Measured(NamedTuple):
+    """A batch's loss, the weight that the function returned, and the one that its calls of PyTorch's losses have."""
+
+    loss: float
+    weight: Any
+    called: float | None
 
 
 def training_reduction(
@@ -35,7 +45,7 @@ def training_reduction(
         assert task.loss is not None
         stated = _stated_by_calls(rehearsal.calls)
         found = measure_reduction(task.loss, rehearsal.output, rehearsal.target, count_examples(batch), stated)
-        if found.kind != "unknown":
+        if found.kind not in ("unknown", "batch"):
             return found
         function = Objective(task, rehearsal.casts).loss
     model.eval()  # without dropout, and without batch normalisation, which makes examples depend on each other
@@ -47,11 +57,8 @@ def training_reduction(
 
 def _stated_by_calls(calls: Sequence[LossCall]) -> Reduction | None:
     """Give what the one loss on classes that was called says of itself, whoever called it: a lambda, say."""
-    called = [call for call in calls if call.name in ("cross_entropy", "nll_loss")]
-    if len(called) != 1 or called[0].options.get("reduction") != "mean" or called[0].target.is_floating_point():
-        return None
-    options = called[0].options
-    return Reduction("targets", options.get("ignore_index", -100), options.get("weight"))
+    found = called_reduction([call for call in calls if call.options.get("reduction") == "mean"])
+    return None if found is None else found[0]
 
 
 def function_reduction(
@@ -61,12 +68,13 @@ def function_reduction(
     if isinstance(source, StreamSource) or len(source) < sum(SIZES):
         return Reduction("unknown")
 
-    def measured(*parts: Sequence[int]) -> list[tuple[float, Any]]:
-        results: list[tuple[float, Any]] = []
+    def measured(*parts: Sequence[int]) -> list[_Measured]:
+        results: list[_Measured] = []
         for number, batch in enumerate(in_parts(source, parts, device)):
             seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
-            loss, weight = loss_and_weight(function(model, batch), "step")
-            results.append((float(loss.detach()), weight))
+            with LossCalls() as noted:
+                loss, weight = loss_and_weight(function(model, batch), "step")
+            results.append(_Measured(float(loss.detach()), weight, called_weight(noted.calls)))
         return results
 
     with warnings.catch_warnings():
@@ -95,23 +103,27 @@ def _moved_weights(model: nn.Module) -> Generator[None]:
                 p.copy_(values)
 
 
-def _measure(count: int, measured: Callable[..., list[tuple[float, Any]]]) -> Reduction:
+def _measure(count: int, measured: Callable[..., list[_Measured]]) -> Reduction:
     try:
         examples = _unlike_examples(count, measured)
         whole, again, *parts = measured(examples, examples, examples[: SIZES[0]], examples[SIZES[0] :])
     except Exception:
         return Reduction("unknown")
-    return compare_parts([whole[0], again[0]], [loss for loss, _ in parts], [weight for _, weight in parts], SIZES)
+    losses, weights, called = zip(*parts, strict=True)
+    return compare_parts([whole.loss, again.loss], losses, weights, SIZES, called)
 
 
-def _unlike_examples(count: int, measured: Callable[..., list[tuple[float, Any]]]) -> list[int]:
+def _unlike_examples(count: int, measured: Callable[..., list[_Measured]]) -> list[int]:
     """Give examples from all over the data, which may lie sorted, in the order of their losses.
 
-    So two parts of them have unlike losses, and it shows which weights they have in the mean of the whole.
+    So two parts of them have unlike losses, and it shows which weights they have in the mean of the whole. Those without a loss,
+    whose targets are ignored, come before the last one, so that either part has one that has a loss.
     """
     examples = torch.linspace(0, count - 1, sum(SIZES)).round().long().tolist()
     try:
-        losses = [loss for loss, _ in measured(*([example] for example in examples))]
+        losses = [one.loss for one in measured(*([example] for example in examples))]
     except Exception:
         return examples  # this loss takes no single example
-    return sorted(examples, key=lambda example: losses[examples.index(example)])
+    counting = sorted((loss, example) for loss, example in zip(losses, examples, strict=True) if math.isfinite(loss))
+    ordered = [example for _, example in counting]
+    return [*ordered[:-1], *(example for example in examples if example not in ordered), *ordered[-1:]]

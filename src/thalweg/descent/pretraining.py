@@ -140,8 +140,23 @@ def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], ba
         misfits=found or figures.misfits,
         scale=scales(problem.objective, parts, figures.compares),
         out_of_reach=out_of_reach(targets, figures.bounds),
-        target_alike=alike(targets) if batches else None,
+        target_alike=alike(targets) and _takes_target(problem, batch) if batches else None,
     )
+
+
+def _takes_target(problem: Problem, batch: Any) -> bool:
+    """Tell whether the loss depends on the target: with one of inputs alone (of triplets, say) it only stands in its place."""
+    objective = problem.objective
+    loss = cast("Callable[[Any, Any], Any]", objective.task.loss)
+    try:
+        with objective.gradient_mode():
+            output, target = objective.outputs(start_model(problem, 0), batch)
+            seed_all(0)
+            first = float(loss(output, target))
+            seed_all(0)
+            return first != float(loss(output, target + 1))
+    except Exception:
+        return True  # it does not take other targets
 
 
 def _small_batch(problem: Problem, seed: int) -> Draw:

@@ -113,7 +113,7 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool,
     function = "step" if own is task.step else "evaluate"
     with naming_errors(f"`{function}`", f"on the {where}"), LossCalls(data) as noted:
         loss, weight = loss_and_weight(own(model, batch), function)
-    _check_weight(weight, function)
+    _check_weight(weight, function, training)
     if training:
         _check_no_own_backward(model)
     return Rehearsal(loss, None, None, casts, noted.settle(loss))
@@ -262,7 +262,7 @@ def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) ->
         )
 
 
-def _check_weight(weight: Any, function: str) -> None:
+def _check_weight(weight: Any, function: str, training: bool) -> None:
     if weight is None:
         return
     try:
@@ -272,6 +272,13 @@ def _check_weight(weight: Any, function: str) -> None:
             f"`{function}` returned the weight {describe(weight)}, but (loss, weight) has one number as its weight, such as a"
             f" count of tokens. Return the loss alone where the second is something else."
         ) from error
+    if value == 0 and not training:
+        return  # a batch that does not count in the mean over the validation data
+    if value == 0:
+        raise NothingCountsError(
+            f"`{function}` returned the weight 0 for the first batch, so nothing in it counts. Shuffle the data, or leave out"
+            f" examples without a target."
+        )
     if not (math.isfinite(value) and value > 0):
         raise TaskError(
             f"`{function}` returned the weight {value:g} for the first batch. It must be above zero and finite."
@@ -309,8 +316,15 @@ def _check_loss_is_finite(rehearsal: Rehearsal, batch: Any, where: str, nonfinit
     rows = nonfinite_rows(batch)
     if rows:
         found = nonfinite or f"The {where} has NaN or infinity in rows {few(rows)}"
+        infinite = next((leaf.dtype for leaf in leaves(batch) if leaf.is_floating_point() and leaf.isinf().any()), None)
+        end = (
+            ""
+            if infinite is None
+            else f": {str(infinite).removeprefix('torch.')} ends at {torch.finfo(infinite).max:.2g}"
+        )
         raise DataError(
-            f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large), or give a"
+            f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large{end}),"
+            f" or give a"
             f" loss that leaves them out."
         )
     for call in rehearsal.calls:

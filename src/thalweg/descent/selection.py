@@ -42,8 +42,14 @@ def validate_and_select(descent: Descent, recorder: Recorder) -> None:
         recorder.event(step, "early_stop", message)
 
 
-def keep_last(descent: Descent) -> None:
+def keep_last(descent: Descent, recorder: Recorder) -> None:
     """Keep the last weights, or their average where it validates better. No step may follow: the weights are not copied."""
+    if descent.keeps_best:
+        message = (
+            f"`{descent.problem.task.select}` was not a number in any validation, so no weights could be chosen by it: the last"
+            f" ones are kept. See that it can be measured on the validation data (that they have all classes, say)."
+        )
+        recorder.event(descent.step, "note", message)
     task, average_only = descent.problem.task, descent.evaluates_average_only
     figures = {} if average_only else measure(descent)
     if average_only or descent.plan.ema is not None:

@@ -119,6 +119,7 @@ class _Totals:
         self.examples, self.loss, self.weight = 0, 0.0, 0.0
         self.sums: dict[str, list[float]] = {}  # of the task's own figures: weighted sum, and weight
         self.pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
+        self.failed = set[str]()  # metrics that refused outputs of a model that has diverged
         self.streaming = {name: m for name, m in metrics.items() if isinstance(m, StreamingMetric)}
         for name, metric in self.streaming.items():
             call_metric(name, metric.reset)
@@ -134,7 +135,7 @@ class _Totals:
                 total[1] += measured.weight
         if measured.pair is not None:
             for name, metric in self.streaming.items():
-                call_metric(name, metric.update, *measured.pair)
+                self._try(name, measured.loss, metric.update, *measured.pair)
             if len(self.streaming) < len(self.metrics):
                 self.pairs.append(measured.pair)
 
@@ -143,18 +144,26 @@ class _Totals:
         weight = self.weight if batch_size is None else self.examples / max(1, min(batch_size, self.examples))
         figures = {"loss": self.loss / weight if weight else float("nan")}
         figures |= {name: total / weight for name, (total, weight) in self.sums.items()}
-        if not self.of_outputs:
-            averages = dict(figures)
-            return figures | {n: as_number(n, call_metric(n, metric, averages)) for n, metric in self.metrics.items()}
+        averages = dict(figures)
         outputs, targets = zip(*self.pairs, strict=True) if self.pairs else ((), ())
         joined = join_all("outputs", list(outputs)), join_all("targets", list(targets))
         for name, metric in self.metrics.items():
-            is_streaming = name in self.streaming
-            value = (
-                call_metric(name, self.streaming[name].compute) if is_streaming else call_metric(name, metric, *joined)
-            )
-            figures[name] = as_number(name, value)
+            if name in self.streaming:
+                value = self._try(name, figures["loss"], self.streaming[name].compute)
+            else:
+                value = self._try(name, figures["loss"], metric, *(joined if self.of_outputs else (averages,)))
+            figures[name] = math.nan if name in self.failed else as_number(name, value)
         return figures
+
+    def _try(self, name: str, loss: float, call: Any, *given: Any) -> Any:
+        """Call a metric; where the loss is no number either, one that fails is left out, so that the run can go back and on."""
+        try:
+            return call_metric(name, call, *given)
+        except TaskError:
+            if math.isfinite(loss):
+                raise
+            self.failed.add(name)
+            return None
 
 
 def _validate(
@@ -236,9 +245,10 @@ def _measure(problem: Problem, model: nn.Module, batch: Any, size: int, with_out
     """Measure a batch. Raises TaskError where the model or the loss fails."""
     task = problem.task
     own = "`evaluate`" if task.evaluate is not None else "`step`" if task.step is not None else "The model or the loss"
-    with naming_errors(own, "in validation"):
+    objective = problem.validation_objective
+    with naming_errors(own, "in validation"), objective.noting() as noted:
         loss, weight, pair, figures = _evaluate(problem, model, batch, with_outputs)
-    weight = problem.validation_objective.weight(batch, size) if weight is None else float(weight)
+    weight = objective.weight(batch, size, noted) if weight is None else float(weight)
     return _Measured(float(loss.detach()), weight, tree_map(_detached, pair), figures)
 
 

@@ -218,7 +218,8 @@ def _unlike(found: Iterable[Misfit]) -> tuple[Misfit, ...]:
 
 
 def _rms(tensor: Tensor) -> float:
-    return float(tensor.detach().double().square().mean().sqrt())
+    magnitudes = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
+    return float(magnitudes.double().square().mean().sqrt())
 
 
 def _float_input(objective: Objective, batch: Any) -> Tensor | None:

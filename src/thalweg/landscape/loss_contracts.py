@@ -177,6 +177,12 @@ def _other_form(call: LossCall) -> str:
         )
     if target.is_floating_point():
         flat = ".squeeze(1)" if target.ndim == 2 and target.shape[1] == 1 and output.ndim == 2 else ""
+        if target.isnan().any():
+            ignored = call.options.get("ignore_index", -100)
+            return (
+                f"The targets are {_form(target)} with NaN, as labels of which some are missing are, but this loss wants class"
+                f" numbers (int64). Give {ignored}, which it leaves out, for those: y.nan_to_num({ignored}).long(){flat}."
+            )
         return (
             f"The targets are {_form(target)}, but this loss wants class numbers (int64), or probabilities of the output's shape"
             f" {tuple(output.shape)}. Give y as integers, without a trailing dimension of 1: y.long(){flat}."

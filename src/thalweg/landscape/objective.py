@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -14,8 +15,9 @@ from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
 from thalweg.errors import DataError, TaskError
-from thalweg.landscape.loss_contracts import LossCall, misfits
-from thalweg.landscape.reduction import Reduction, is_class_loss, loss_option, stated_reduction, unwrap
+from thalweg.landscape.loss_calls import LossCalls
+from thalweg.landscape.loss_contracts import LOSSES, LossCall, misfits
+from thalweg.landscape.reduction import Reduction, called_weight, is_class_loss, loss_option, stated_reduction, unwrap
 from thalweg.records.task import StepResult, Task
 
 ONE_EXAMPLE_ERROR = (
@@ -90,10 +92,20 @@ class Objective:
         """The buffers of a loss that is a module; calling it may change them."""
         return dict(self.task.loss.named_buffers()) if isinstance(self.task.loss, nn.Module) else {}
 
-    def weight(self, batch: Any, size: int) -> float:
-        """Give the weight of the loss of a batch of `size` examples in an average over several; see `Reduction`."""
+    def weight(self, batch: Any, size: int, noted: LossCalls | None = None) -> float:
+        """Give the weight of the loss of a batch of `size` examples in an average over several; see `Reduction`.
+
+        `noted`: what `noting` gave when the loss was computed.
+        """
+        called = None if noted is None else called_weight(noted.calls)
+        if called is not None:
+            return called
         target = self.split(batch)[2] if self.reduction.kind == "targets" else None
         return self.reduction.weight(target, size)
+
+    def noting(self) -> LossCalls | nullcontext[None]:
+        """Within, PyTorch's losses are noted where a batch's weight follows from their calls; see `weight`."""
+        return LossCalls() if self.reduction.kind == "calls" else nullcontext()
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
         """Give the batch's mean loss, and its weight where the task's own step returns one (else None: see `weight`).
@@ -169,8 +181,16 @@ class Objective:
 def with_weights_cast(task: Task, dtype: torch.dtype) -> tuple[Task, list[str]]:
     """Cast the weights of PyTorch's losses, as `CrossEntropyLoss(weight=...)` has, to the model's dtype, as the data are.
 
-    Gives the task with a copy of its loss, and a sentence where anything was cast. The user's own module stays as it is.
+    Gives the task with a copy of its loss, and a sentence where anything was cast. The user's own module stays as it is. The
+    weights may be keywords of a partial, too.
     """
+    if isinstance(task.loss, functools.partial) and task.loss.func in LOSSES:
+        weights = {name: value for name, value in task.loss.keywords.items() if _is_unlike(value, dtype)}
+        if not weights:
+            return task, []
+        loss = functools.partial(task.loss, **{name: weight.to(dtype) for name, weight in weights.items()})
+        texts = [f"`{name}` of {LOSSES[task.loss.func]} is {_dtype(weight)}" for name, weight in weights.items()]
+        return replace(task, loss=loss), [f"{', '.join(texts)} and was cast to the model's {dtype}."]
     if not isinstance(task.loss, nn.Module) or not list(_unlike_weights(task.loss, dtype)):
         return task, []
     loss = copy.deepcopy(task.loss, {id(p): p for p in task.loss.parameters()})
@@ -184,10 +204,15 @@ def with_weights_cast(task: Task, dtype: torch.dtype) -> tuple[Task, list[str]]:
 def _unlike_weights(loss: nn.Module, dtype: torch.dtype) -> Iterator[tuple[nn.Module, str, Tensor]]:
     for module in loss.modules():
         for name, weight in module.named_buffers(recurse=False):
-            # Only float64 is sure to be no choice: outputs may be float32 of a model in half precision.
-            unlike = weight.dtype != dtype and torch.float64 in (weight.dtype, dtype)
-            if isinstance(module, _Loss) and weight.is_floating_point() and unlike:
+            if isinstance(module, _Loss) and _is_unlike(weight, dtype):
                 yield module, name, weight
+
+
+def _is_unlike(weight: Any, dtype: torch.dtype) -> bool:
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dtype == dtype:
+        return False
+    # Only float64 is sure to be no choice: outputs may be float32 of a model in half precision.
+    return torch.float64 in (weight.dtype, dtype)
 
 
 def make_gradients_dense(parameters: Iterable[Tensor]) -> None:

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from thalweg.landscape.loss_contracts import LossCall
 from thalweg.sampling.sources import leaves, tree_map
 
-Kind = Literal["examples", "targets", "sum", "batch", "weighted", "unknown"]
-"""What the loss of a batch is: the mean over its examples, or over its targets less those that are ignored; their sum; something
-that depends on which examples are together (a contrastive loss, say); a mean with weights that the task's `step` gives; or not
-known."""
+Kind = Literal["examples", "targets", "calls", "sum", "batch", "weighted", "unknown"]
+"""What the loss of a batch is: the mean over its examples, or over its targets less those that are ignored; over the targets that
+PyTorch's loss on classes is called with, which the task's own code makes of the batch; their sum; something that depends on which
+examples are together (a contrastive loss, say); a mean with weights that the task's `step` gives; or not known."""
 
 TOLERANCE = 1e-5  # relative difference of two losses that count as equal; float32 sums differ by less
 ALIKE = 1e-3  # relative difference of parts' losses below which their weights do not show
@@ -71,7 +72,7 @@ class Reduction:
     @property
     def splits_exactly(self) -> bool:
         """Whether the loss of a batch follows from those of its parts."""
-        return self.kind in ("examples", "targets", "sum", "weighted")
+        return self.kind in ("examples", "targets", "calls", "sum", "weighted")
 
     @property
     def depends_on_size(self) -> bool:
@@ -114,6 +115,21 @@ def stated_reduction(loss: Any, target: Any = None) -> Reduction:
     weights = loss_option(loss, "weight")
     ignored = loss_option(loss, "ignore_index", -100)
     return Reduction("targets", ignored, weights if isinstance(weights, Tensor) else None)
+
+
+def called_reduction(calls: Sequence[LossCall]) -> tuple[Reduction, Tensor] | None:
+    """Give the mean that the one loss on classes that was called takes, and its targets; None where there is no such one."""
+    called = [call for call in calls if call.name in ("cross_entropy", "nll_loss")]
+    if len(called) != 1 or called[0].target.is_floating_point():
+        return None
+    options = called[0].options
+    return Reduction("targets", options.get("ignore_index", -100), options.get("weight")), called[0].target
+
+
+def called_weight(calls: Sequence[LossCall]) -> float | None:
+    """Give the weight of a batch's loss by what was counted where it was computed; None where that is not known."""
+    found = called_reduction(calls)
+    return None if found is None else found[0].weight(found[1], 0)
 
 
 def measure_reduction(
@@ -184,17 +200,25 @@ def _compare(loss: Callable[[Any, Any], Any], output: Any, target: Any, candidat
 
 
 def compare_parts(
-    whole: Sequence[float], parts: Sequence[float], weights: Sequence[Any], sizes: Sequence[int]
+    whole: Sequence[float],
+    parts: Sequence[float],
+    weights: Sequence[Any],
+    sizes: Sequence[int],
+    called: Sequence[float | None] = (None,),
 ) -> Reduction:
     """Find the reduction from losses alone, for a task's own `step`: two of the whole batch, and one of each part.
 
-    `weights` are those that the step returned beside the parts' losses, or None.
+    `weights` are those that the step returned beside the parts' losses, or None; `called` those of `called_weight`.
 
     >>> compare_parts([2.0, 2.0], [1.0, 3.0], [None, None], [2, 2]).kind
     'examples'
     """
     if any(weight is None for weight in weights):
-        return _agreeing(whole, parts, Reduction(), [float(size) for size in sizes])
+        found = _agreeing(whole, parts, Reduction(), [float(size) for size in sizes])
+        counted = [weight for weight in called if weight is not None]
+        if found.kind == "batch" and len(counted) == len(parts):
+            return _agreeing(whole, parts, Reduction("calls"), counted)
+        return found
     return _agreeing(whole, parts, Reduction("weighted"), [float(weight) for weight in weights])
 
 

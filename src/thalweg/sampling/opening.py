@@ -93,7 +93,8 @@ def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_S
     """
     batch, _ = next(iterate_once(source, count, own=own), (None, 0))
     if batch is None:
-        raise DataError("The data stream gave no batch. It must start again each time it is iterated over.")
+        name = source.name if isinstance(source, StreamSource) else "data"
+        raise DataError(f"The stream `{name}` gave no batch. It must start again each time it is iterated over.")
     return to_device(batch, device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import UserDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -417,24 +418,20 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
 
 
 def rebuilt(nest: Any, parts: Mapping[Any, Any]) -> Any:
-    """Give a mapping or dataclass of the same type with other parts, for code that reads them by `.name` or methods.
+    """Give a mapping or dataclass with other parts: of the same type, for code that reads them by `.name` or methods.
 
-    A mapping that cannot be changed becomes a dict.
+    A mapping that is no kind of dict, such as an open file, becomes one: copying or changing it might change the file.
     """
-    if type(nest) is dict:
+    if type(nest) is dict or not (is_dataclass(nest) or isinstance(nest, dict | UserDict)):
         return dict(parts)
-    try:
-        copied = copy.copy(nest)  # not `replace`, which would run the person's __init__ again
-        if is_dataclass(nest):
-            for name, part in parts.items():
-                object.__setattr__(copied, name, part)
-        if isinstance(nest, Mapping):  # a dataclass may be one too, whose entries are its fields
-            for key in cast("Mapping[Any, Any]", nest):
-                copied[key] = parts[key]
-    except (TypeError, KeyError):
-        if is_dataclass(nest):
-            raise
-        return dict(parts)
+    copied = copy.copy(nest)  # not `replace`, which would run the person's __init__ again
+    if is_dataclass(nest):
+        for name, part in parts.items():
+            object.__setattr__(copied, name, part)
+    if isinstance(nest, dict | UserDict):  # a dataclass may be one too, whose entries are its fields
+        entries = cast("dict[Any, Any]", copied)
+        for key in list(entries):
+            entries[key] = parts[key]
     return copied
 
 
