@@ -9,7 +9,7 @@ from typing import Any
 from thalweg.formatting import format_number, format_seconds, group_digits, printable
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
-from thalweg.see.events import ROUTINE
+from thalweg.see.events import UNSAID
 from thalweg.see.live import Clock, Pace
 
 REFRESH_SECONDS = 0.5  # between two updates, each of which is a message to the browser
@@ -41,11 +41,11 @@ class NotebookProgress:
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
         """Keep the validation for the next update."""
-        self.pace.figures = dict(figures)
+        self.pace.validate(step, figures)
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened."""
-        if kind not in ROUTINE:
+        if kind not in UNSAID:
             print(group_digits(printable(message)), flush=True)
 
     def end(self) -> None:
@@ -63,8 +63,8 @@ class NotebookProgress:
         pace, seconds_left = self.pace, self.pace.seconds_left()
         total = f" of {pace.total:,}" if pace.total else ""
         parts = [f"loss {format_number(pace.loss)}"] if pace.last > pace.first else []
-        if pace.figures:
-            parts.append(pace.figures_text())
+        if validated := pace.figures_text():
+            parts.append(validated)
         if seconds_left is not None and seconds_left >= 1:
             parts.append(f"{format_seconds(round(seconds_left))} left")
         return {"text/plain": f"step {pace.last:,}{total}{': ' if parts else ''}{', '.join(parts)}"}
