@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from thalweg import cli
+from thalweg import cli, verbs
 from thalweg.errors import DivergedError, PlanError, TaskError
+from thalweg.formatting import format_metric
 from thalweg.records.knob import knobs
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
@@ -41,13 +42,21 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("words", [["-v"], ["--verbose"], ["--epochs", "3"], ["report", "run", "--fast"]])
+def test_an_option_that_nobody_takes_is_told(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    assert left.value.code == 2
+    assert "See `thalweg" in capsys.readouterr().err
+
+
 def test_nothing_shows_the_help(capsys):
     assert cli.main([]) == 0
     assert "verbs" in capsys.readouterr().out
 
 
 def test_every_verb_has_help(capsys):
-    for verb in ("fit", "tune", "train", "check", "resume", "diagnose", "report", "examples"):
+    for verb in ("fit", "tune", "train", "check", "resume", "evaluate", "diagnose", "report", "examples"):
         with pytest.raises(SystemExit) as left:
             cli.main([verb, "--help"])
         assert left.value.code == 0
@@ -284,6 +293,65 @@ def test_check_says_what_it_finds_by_its_status(capsys):
     Path("dead.py").write_text(FILE.replace("y = (x", "x = x * 0\n    y = (x"))
     assert cli.main(["check", "dead.py"]) == 11
     assert "critical: output ignores input" in capsys.readouterr().out
+
+
+FILLED = """
+class Filled(nn.Module):
+    def forward(self, x):
+        return x.nan_to_num()
+"""
+
+
+def test_check_notes_what_is_no_fault(capsys):
+    Path("noted.py").write_text(FILE.replace("    y = (x", "    x = x.double()\n    y = (x"))
+    assert cli.main(["check", "noted.py"]) == 0
+    out = capsys.readouterr().out
+    assert "note: `data` is float64 and was cast to the model's torch.float32." in out
+    filled = FILE.replace("def task(", f"{FILLED}\n\ndef task(").replace("nn.Sequential(", "nn.Sequential(Filled(), ")
+    Path("filled.py").write_text(filled.replace("    y = (x[:, 0]", "    x[3, 1] = torch.nan\n    y = (x[:, 0]"))
+    assert cli.main(["check", "filled.py"]) == 0
+    assert "has NaN or infinity in 1 of 40 rows" in capsys.readouterr().out
+    assert cli.main(["check", "mine.py"]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_evaluate_measures_a_run_on_its_validation_data_or_on_another_tasks(capsys):
+    test_set = FILE.replace("validation=(x[40:], y[40:])", "validation=(x[:40], y[:40])")
+    Path("test_set.py").write_text(test_set + "\nother = task()\n")
+    assert cli.main(["train", "mine.py", "--steps", "12", "--out", "run", "--quiet"]) == 0
+    run = Run.open("run")
+    for words, task in (
+        ([], None),
+        (["--task", "mine.py"], None),
+        (["--task", "test_set.py:other"], "test_set.py:other"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["evaluate", "run", *words]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        expected = run.metrics if task is None else verbs.evaluate(run, task=cli.open_task(task, []))
+        assert line == f"loss {format_metric('loss', expected['loss'])}"
+    assert cli.main(["evaluate", "mine.py"]) == 2
+    assert "it is a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["fit", "tune", "train"])
+@pytest.mark.parametrize("option", ["--fix", "--set"])
+def test_each_verb_takes_the_others_word_for_a_knob(verb, option, capsys):
+    out = ["--out", "plan.toml" if verb == "tune" else "run"]
+    words = [] if verb == "train" else ["--effort", "1"]
+    assert cli.main([verb, "mine.py", "--steps", "4", *words, option, "learning_rate=0.25", *out, "--quiet"]) == 0
+    assert Plan.load("plan.toml" if verb == "tune" else "run/plan.toml").learning_rate == 0.25
+
+
+@pytest.mark.heavy
+def test_a_reader_that_goes_away_in_training_does_not_end_the_run(folder):
+    Path("silent.py").write_text(re.sub(r"    print.*", "", FILE))
+    words = [sys.executable, "-m", "thalweg", "fit", "silent.py", "--steps", "40", "--effort", "1", "--out", "run"]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stderr.read()
+    assert process.returncode == 0
+    assert Run.open(folder / "run").summary["status"] == "finished"
 
 
 def fails_with(error):

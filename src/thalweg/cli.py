@@ -13,12 +13,14 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn, cast
 
 from thalweg.errors import DivergedError, Interrupted, PlanError, TaskError, ThalwegError, nearest
+from thalweg.formatting import format_metric, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.knob import knobs
 from thalweg.records.names import right_word
@@ -46,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     options, task_words = parser.parse_known_args(words)
+    if task_words and not hasattr(options, "task"):
+        parser.error(f"unrecognized arguments: {' '.join(task_words)}")
     if not hasattr(options, "verb"):
         parser.print_help()
         return STATUSES["well"]
     try:
-        if task_words and not hasattr(options, "task"):
-            parser.error(f"unrecognized arguments: {' '.join(task_words)}")
         return options.verb(options, task_words)
     except KeyboardInterrupt as interrupt:
         _print_error(str(interrupt) or "Interrupted.")
@@ -105,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_check(verbs)
     _add_resume(verbs)
+    _add_evaluate(verbs)
     _add_diagnose(verbs)
     _add_report(verbs)
     _add_examples(verbs)
@@ -138,9 +141,7 @@ def _add_train(verbs: Any) -> None:
     train = _task_verb(verbs, "train", run_train, "train a plan")
     _add_budget(train)
     train.add_argument("--plan", help="a plan.toml; default: stated defaults")
-    train.add_argument(
-        "--set", action="append", default=[], metavar="KNOB=VALUE", help="change a knob of the plan; may be given often"
-    )
+    _add_knobs(train, "--set", "--fix", "change a knob of the plan; may be given often")
     _add_rule(train)
     train.add_argument("--out", help="folder of the run; default: runs/NAME")
     _add_quiet(train)
@@ -159,6 +160,17 @@ def _add_resume(verbs: Any) -> None:
     resume.add_argument("folder", help="the run's folder")
     resume.add_argument("--device", default="auto")
     _add_quiet(resume)
+
+
+def _add_evaluate(verbs: Any) -> None:
+    evaluate = _verb(verbs, "evaluate", run_evaluate, "measure a run's model, on validation data or a test set")
+    evaluate.add_argument("folder", help="the run's folder")
+    evaluate.add_argument(
+        "--task",
+        metavar="TASK",
+        help="a task, as for fit, on whose validation data the model is measured, such as test_set.py; default: the run's own",
+    )
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
 
 
 def _add_diagnose(verbs: Any) -> None:
@@ -210,9 +222,14 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         default="standard",
         help="price in full trainings: 1, quick (2), standard (4), thorough (12), or a number",
     )
-    parser.add_argument(
-        "--fix", action="append", default=[], metavar="KNOB=VALUE", help="a knob you have decided; may be given often"
-    )
+    _add_knobs(parser, "--fix", "--set", "a knob you have decided; may be given often")
+
+
+def _add_knobs(parser: argparse.ArgumentParser, name: str, synonym: str, text: str) -> None:
+    """Add the option for knobs; whoever knows one verb's word for it may give it to the others."""
+    options: dict[str, Any] = {"action": "append", "default": [], "dest": "knobs", "metavar": "KNOB=VALUE"}
+    parser.add_argument(name, help=text, **options)
+    parser.add_argument(synonym, help=argparse.SUPPRESS, **options)
 
 
 def _add_rule(parser: argparse.ArgumentParser) -> None:
@@ -336,7 +353,7 @@ def _hint(name: str, value: str, parameters: Mapping[str, Any], command_options:
     options = {option.removeprefix("--").replace("-", "_") for option in command_options} | set(parameters)
     if (word := right_word(name, options)) is not None:
         return f" It is called --{word.replace('_', '-')} here."
-    setting = next((option for option in ("--fix", "--set") if option in command_options), None)
+    setting = next((option for option in command_options if option in ("--fix", "--set")), None)
     if setting is not None and (knob := name if name in knobs(Plan) else right_word(name, knobs(Plan))) is not None:
         return f" It is a knob of the plan: {setting} {knob}={value}."
     if setting is not None and any(name in rule.constants for rule in RULES.values()):
@@ -463,7 +480,7 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 
     task = open_task(options.task, task_words, options.command_options)
     budget, effort = _budget(options, task), _effort(options.effort)
-    fixed, seed = read_knobs(_with_rule(options, options.fix)), options.seed or 0
+    fixed, seed = read_knobs(_with_rule(options, options.knobs)), options.seed or 0
     if options.dry_run:
         print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
         return STATUSES["well"]
@@ -486,7 +503,12 @@ def _shown(options: argparse.Namespace) -> dict[str, Any]:
     if options.quiet:
         say = lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None  # noqa: E731
         return {"progress": False, "say": say}
-    return {"progress": True, "say": lambda text: print(text, flush=True)}
+    return {"progress": True, "say": _say}
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a reader that went away or a full disk ends the lines, and not the run
+        print(text, flush=True)
 
 
 def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
@@ -500,7 +522,7 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         task,
         **_budget(options, task),
         effort=_effort(options.effort),
-        fixed=read_knobs(_with_rule(options, options.fix)),
+        fixed=read_knobs(_with_rule(options, options.knobs)),
         seed=options.seed or 0,
         device=options.device,
         out=options.out,
@@ -517,7 +539,7 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 
     task = open_task(options.task, task_words, options.command_options)
     plan = Plan.load(options.plan) if options.plan else Plan()
-    knobs = read_knobs(_with_rule(options, options.set))
+    knobs = read_knobs(_with_rule(options, options.knobs))
     table_values = plan.to_dict()
     for table in ("constants", "groups", "schedule"):
         if isinstance(knobs.get(table), dict):
@@ -551,9 +573,22 @@ def run_check(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     from thalweg import verbs
 
     diagnoses = verbs.check(
-        open_task(options.task, task_words, options.command_options), device=options.device, seed=options.seed or 0
+        open_task(options.task, task_words, options.command_options),
+        device=options.device,
+        seed=options.seed or 0,
+        say=lambda text: print(f"note: {' '.join(text.split())}"),
     )
     return _print_diagnoses(diagnoses, "Nothing suspicious was found.")
+
+
+def run_evaluate(options: argparse.Namespace, task_words: Sequence[str]) -> int:
+    """`thalweg evaluate`."""
+    from thalweg import verbs
+
+    task = None if options.task is None else open_task(options.task, task_words)
+    for name, value in verbs.evaluate(options.folder, task=task, device=options.device).items():
+        print(f"{printable(name)} {format_metric(name, value)}")
+    return STATUSES["well"]
 
 
 def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:

@@ -385,17 +385,26 @@ def _open(task: Task, device: str) -> Problem:
 
 
 @verb
-def check(task: Task, *, device: str = "auto", seed: int = 0) -> list[Diagnosis]:
+def check(task: Task, *, device: str = "auto", seed: int = 0, say: Say | None = None) -> list[Diagnosis]:
     """Check the task before training, in seconds. Gives the faults found, gravest first; none is an empty list.
 
     Loss at the start against the constant predictor, a gradient for every parameter, outputs that depend on inputs, one batch
-    that can be fitted, the scale of the data, the output layer. Raises TaskError or DataError for what cannot be trained at
-    all.
+    that can be fitted, the scale of the data, the output layer.
+
+    Arguments:
+        task: what to check; nothing of it is changed.
+        device, seed: as for `fit`.
+        say: called with a sentence about what is no fault but good to know of model and data: what is cast, values missing that
+            the loss takes, another output in evaluation mode.
+
+    Raises TaskError or DataError for what cannot be trained at all.
     """
     from thalweg.descent.pretraining import check_task
 
-    request = Request(seed=seed, device=device)
-    return check_task(_open(task, request.device), request.seed)
+    request, show = Request(seed=seed, device=device), _Shown(False, say)
+    problem = _open(task, request.device)
+    show.say_findings(problem, [])
+    return check_task(problem, request.seed)
 
 
 @verb

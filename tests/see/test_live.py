@@ -1,5 +1,6 @@
 """Progress tells what matters, costs next to nothing, and keeps control characters to terminals."""
 
+import errno
 import io
 import time
 
@@ -121,7 +122,9 @@ def test_events_stand_above_the_bar_as_they_are_and_the_small_ones_are_left_out(
     progress.begin(Plan(steps=10), 0)
     progress.event(3, "rollback", "went [bold]back[/bold] \x1b[31m")
     progress.event(3, "checkpoint", "written")
+    progress.event(3, "interrupt", "stopped")  # which the exception says
     progress.end()
+    assert "stopped" not in console.file.getvalue()
     assert "went [bold]back[/bold] [31m" in console.file.getvalue()
     assert "written" not in console.file.getvalue()
 
@@ -292,6 +295,21 @@ def test_a_stream_that_cannot_show_a_character_gets_a_question_mark():
     stream = io.TextIOWrapper(raw, encoding="ascii", newline="\n")
     LineProgress(stream).event(1, "note", "é done")
     assert raw.getvalue().decode() == "? done\n"
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left"), OSError(errno.EIO, "gone")]
+)
+def test_lines_that_cannot_be_written_do_not_end_the_run(error):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise error
+
+    clock = Hands()
+    progress = LineProgress(Gone(), clock)
+    walk(progress, clock, 40, seconds=1.0)
+    progress.event(40, "rollback", "went back")
+    progress.end()
 
 
 def test_a_descent_without_a_step_ends_in_silence():

@@ -37,8 +37,6 @@ def walk(steps, seconds, events=()):
     for step in range(1, steps + 1):
         clock.now += seconds
         progress.step(StepFigures(step, 0.25, 0.01, 1.0, examples=8))
-        if step == 20:
-            progress.validated(20, {"loss": 2.5, "accuracy": 0.5})
         for event in events:
             progress.event(step, *event)
     progress.end()
@@ -46,11 +44,20 @@ def walk(steps, seconds, events=()):
 
 
 def test_the_line_says_step_loss_validation_and_time_left():
-    shown = walk(40, REFRESH_SECONDS)
-    assert shown[0] == "step 0 of 40"
-    assert shown[10] == "step 10 of 40: loss 0.25, 15 s left"  # nothing of the weights before training
-    assert shown[25] == "step 25 of 40: loss 0.25, validation loss 2.5, accuracy 50 % (step 20), 8 s left"
-    assert shown[-1] == "step 40 of 40: loss 0.25, validation loss 2.5, accuracy 50 % (step 20)"
+    clock, line = Hands(), Line()
+    progress = NotebookProgress(line, clock)
+    progress.begin(Plan(steps=40), 0, True)
+    progress.validated(0, {"loss": 2.5, "accuracy": 0.5})
+    for step in range(1, 41):
+        clock.now += REFRESH_SECONDS
+        if step == 20:
+            progress.validated(20, {"loss": 1.5, "accuracy": 0.75})
+        progress.step(StepFigures(step, 0.25, 0.01, 1.0, examples=8))
+    progress.end()
+    assert line.shown[0] == "step 0 of 40"
+    assert line.shown[10] == "step 10 of 40: loss 0.25, 15 s left"  # that from before the first step is no more
+    assert line.shown[20] == "step 20 of 40: loss 0.25, validation loss 1.5, accuracy 75 %, 10 s left"
+    assert line.shown[-1] == "step 40 of 40: loss 0.25, validation loss 1.5, accuracy 75 % (step 20)"
 
 
 def test_updates_are_few_whatever_the_speed():
@@ -58,5 +65,5 @@ def test_updates_are_few_whatever_the_speed():
 
 
 def test_events_are_printed_and_routine_is_not(capsys):
-    walk(2, 0.0, [("rollback", "Went back to step 10000."), ("checkpoint", "written")])
+    walk(2, 0.0, [("rollback", "Went back to step 10000."), ("checkpoint", "written"), ("interrupt", "stopped")])
     assert capsys.readouterr().out == "Went back to step 10,000.\n" * 2

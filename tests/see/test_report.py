@@ -144,8 +144,35 @@ def test_a_rate_that_was_tried_from_several_seeds_is_one_point(make_run):
 
 def test_a_batch_size_that_is_not_the_fastest_says_why_it_was_chosen(make_run):
     words = "32 was chosen although 64 is faster: it gives 2 times as many steps for the same examples, here 400"
-    assert Page(render(make_run())).says(words)
+    run = make_run()
+    evidence = {**run.plan.evidence, "steps": Evidence("derived", "20 epochs of 20 steps")}
+    assert Page(render(replace(run, plan=run.plan.replace(evidence=evidence)))).says(words)
     assert not Page(render(make_run(plan={"batch_size": 64}))).says("was chosen although")
+
+
+def test_where_the_steps_are_given_a_batch_size_is_not_said_to_give_more_of_them(make_run):
+    run = make_run()
+    evidence = {**run.plan.evidence, "steps": Evidence("given")}
+    evidence["batch_size"] = replace(evidence["batch_size"], reason="the smallest that is half as fast")
+    page = Page(render(replace(run, plan=run.plan.replace(evidence=evidence))))
+    assert page.says("32 was chosen although 64 is faster: it is the smallest that is half as fast.")
+    assert not page.says("as many steps")
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"), [(0.5, "1 step of 400 was shortened"), (1.0, "0 steps of 400 were shortened")]
+)
+def test_one_step_that_was_shortened_is_told_in_the_singular(make_run, scale, told):
+    scales = np.ones(401)
+    scales[0], scales[7] = np.nan, scale
+    assert Page(render(make_run(plan={"clip_norm": 1.0}, history={"clip_scale": scales}))).says(told)
+
+
+def test_metrics_on_training_data_stand_beside_those_on_validation_data(make_run):
+    run = make_run(metrics={"loss": 0.1, "accuracy": 0.9}, summary={"training": {"loss": 0.02, "accuracy": 0.99}})
+    page = Page(render(run))
+    assert page.says("On the training data, in evaluation mode: accuracy 99 %, loss 0.02.")
+    assert page.says("99 % on training data")
 
 
 def test_measured_batch_sizes_stand_in_a_table_with_a_header(make_run):

@@ -53,6 +53,20 @@ def test_an_average_of_the_rules_own_is_named_as_what_it_is(make_run):
     assert "EMA" not in curves.loss(run)
 
 
+@pytest.mark.parametrize(
+    ("examples", "told"),
+    [
+        (4096, "On the training data, in evaluation mode: top k 0.5, accuracy 99 %, loss 0.02."),
+        (5000, "On the first 4,096 training examples, in evaluation mode: top k 0.5, accuracy 99 %, loss 0.02."),
+    ],
+)
+def test_says_the_metrics_on_training_data(make_run, examples, told):
+    measured = {"loss": 0.02, "top_k": 0.5, "accuracy": 0.99}
+    run = make_run(summary={"training": measured, "examples": examples})
+    assert run_text.on_training_data(run) == told
+    assert run_text.on_training_data(make_run(summary={"training": {}})) == ""
+
+
 def test_the_training_loss_is_that_of_the_steps_before_the_kept_weights(make_run):
     run = make_run(history={"loss": np.r_[np.nan, np.full(200, 2.0), np.full(200, 1.0)]})
     assert FinishedHistory.of(run).training_loss(200) == 2.0

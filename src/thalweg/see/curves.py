@@ -130,8 +130,11 @@ def _clipping_note(history: FinishedHistory, limited: bool) -> str:
     finite = scales[np.isfinite(scales)]
     if not limited:
         return "No limit was set (clip_norm), so none was shortened." if len(finite) else ""
-    clipped = format_count(int((finite < 1).sum()), "step")
-    return f"Before clipping. {clipped} of {len(finite):,} were shortened to the limit." if len(finite) else ""
+    if not len(finite):
+        return ""
+    clipped = int((finite < 1).sum())
+    verb = "was" if clipped == 1 else "were"
+    return f"Before clipping. {format_count(clipped, 'step')} of {len(finite):,} {verb} shortened to the limit."
 
 
 def _epochs(run: Run) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from thalweg.watch.finished import FinishedHistory
 from thalweg.watch.monitor import SAME_FAILURE_STEPS
 
 ROUTINE = ("start", "checkpoint", "finish", "validation_best")  # kinds of events that are not shown to people
+UNSAID = (*ROUTINE, "interrupt")  # kinds that no progress shows: the error that ends the run says it
 
 
 def event_sentences(run: Run) -> list[tuple[Event, str]]:

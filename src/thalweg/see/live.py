@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import IO
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.text import Text
 from thalweg.formatting import format_metric, format_number, format_seconds, group_digits, printable
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
-from thalweg.see.events import ROUTINE
+from thalweg.see.events import UNSAID
 
 REFRESH_SECONDS = 0.1  # between two updates of the bar
 LINE_SECONDS = 5.0  # between two lines
@@ -122,7 +123,7 @@ class RichProgress:
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened above the bar."""
-        if kind not in ROUTINE:
+        if kind not in UNSAID:
             self.console.print(Text(group_digits(printable(message))))
 
     def end(self) -> None:
@@ -176,7 +177,7 @@ class LineProgress:
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened."""
-        if kind not in ROUTINE:
+        if kind not in UNSAID:
             self._print(group_digits(message))
 
     def end(self) -> None:
@@ -199,7 +200,8 @@ class LineProgress:
 
     def _print(self, line: str) -> None:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        print(printable(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
+        with suppress(OSError):  # a reader that went away or a full disk ends the lines, and not the run
+            print(printable(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
 
 
 def make_progress(console: Console | None = None) -> RichProgress | LineProgress:

@@ -9,7 +9,7 @@ from typing import Any
 from thalweg.formatting import format_number, format_seconds, group_digits, printable
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
-from thalweg.see.events import ROUTINE
+from thalweg.see.events import UNSAID
 from thalweg.see.live import Clock, Pace
 
 REFRESH_SECONDS = 0.5  # between two updates, each of which is a message to the browser
@@ -45,7 +45,7 @@ class NotebookProgress:
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened."""
-        if kind not in ROUTINE:
+        if kind not in UNSAID:
             print(group_digits(printable(message)), flush=True)
 
     def end(self) -> None:

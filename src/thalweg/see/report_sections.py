@@ -72,10 +72,10 @@ def heading(run: Run) -> str:
     """The task's name, the run's status, and how it ended."""
     status = FinishedHistory.of(run).status
     chip = f'<span class="state {STATUS_CLASSES.get(status, "warn")}">{safe(status)}</span>'
-    weights = run_text.weights(run)
+    details = safe(f"{run_text.weights(run)} {run_text.on_training_data(run)}".strip())
     return (
         f'<header><div class="top"><h1>{safe(run_text.name(run))}</h1>{chip}</div>'
-        f'<p class="lead">{safe(run_text.headline(run))}</p>{f"<p class=dim>{safe(weights)}</p>" if weights else ""}</header>'
+        f'<p class="lead">{safe(run_text.headline(run))}</p>{f"<p class=dim>{details}</p>" if details else ""}</header>'
     )
 
 
@@ -226,8 +226,11 @@ def _why_not_fastest(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
     chosen, fastest = run.plan.batch_size, sizes[int(np.argmax(np.array(speeds, np.float64)))]
     if chosen not in sizes or fastest <= chosen or not run.plan.steps:
         return ""
+    choice = f"{chosen:,} was chosen although {format_number(fastest)} is faster"
+    if run.plan.why("steps").source == "given":  # then no batch size gives more steps
+        return f"{choice}: it is {group_digits(run.plan.why('batch_size').reason)}."
     return (
-        f"{chosen:,} was chosen although {format_number(fastest)} is faster: it gives {fastest / chosen:.3g} times as many steps"
+        f"{choice}: it gives {fastest / chosen:.3g} times as many steps"
         f" for the same examples, here {run.plan.steps:,}, and a short run lacks steps rather than speed."
     )
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from thalweg import rules
+from thalweg.descent.validation import SAMPLE
 from thalweg.errors import ThalwegError
 from thalweg.formatting import format_count, format_metric, format_seconds, printable
 from thalweg.records.run import Run
@@ -87,12 +88,29 @@ def rule_average(run: Run) -> str:
     return "" if rules.get(run.plan.rule).average is None else f"averaged weights ({run.plan.rule})"
 
 
+def on_training_data(run: Run) -> str:
+    """Say the metrics on training data, which are to be compared with those on validation data; nothing where there are none."""
+    measured = run.summary.get("training")
+    if not measured:
+        return ""
+    history, examples = FinishedHistory.of(run), int(run.summary.get("examples") or 0)
+    shown = ", ".join(
+        f"{'loss' if name == 'loss' else history.metric_name(name)} {format_metric(name, float(value))}"
+        for name, value in sorted(measured.items(), key=lambda item: item[0] == "loss")
+    )
+    sample = f"the first {SAMPLE:,} training examples" if examples > SAMPLE else "the training data"
+    return f"On {sample}, in evaluation mode: {shown}."
+
+
 def figures(run: Run) -> list[tuple[str, str, str]]:
     """Give (name, value, comparison) of each final metric, and of the training loss beside the validation loss."""
     history, rows = FinishedHistory.of(run), list[tuple[str, str, str]]()
     for metric, value in run.metrics.items():
         before = history.initial.get(metric, math.nan)
         comparison = f"{format_metric(metric, before)} at the start" if math.isfinite(before) else ""
+        on_training = run.summary.get("training", {}).get(metric, math.nan)
+        if metric != "loss" and math.isfinite(on_training):
+            comparison += f"{'; ' if comparison else ''}{format_metric(metric, float(on_training))} on training data"
         rows.append((history.metric_name(metric), format_metric(metric, float(value)), comparison))
     chosen = run.summary.get("weights")
     training = history.training_loss(chosen["step"] if chosen else None)
