@@ -319,6 +319,12 @@ def test_a_step_may_read_what_a_hugging_face_model_returns():
             r"`step` returned a list\. It returns the loss, .*\(a GAN, say\) are not what thalweg trains",
         ),
         (lambda m, b: (m(b[0]).mean(), m(b[0])), r"`step` returned the weight \(8, 3\) float32.*Return the loss alone"),
+        (
+            lambda m, b: (m(b[0]).mean(), -m(b[0]).mean()),
+            r"two tensors that have gradients.*return the sum .*as a GAN has",
+        ),
+        (lambda m, b: (m(b[0]).mean(), m(b[0]).square().sum()), r"the second of \(loss, weight\) is a count"),
+        (lambda m, b: (m(b[0]).mean(), m(b[0])[0, 0].exp(), {}), r"of a weight its weight\.detach\(\)"),
         (lambda m, b: (m(b[0]).mean(), 0), r"`step` returned the weight 0 for the first batch\. It must be above zero"),
         (lambda m, b: (m(b[0]).mean(), -2.0), r"returned the weight -2 for"),
         (

@@ -57,7 +57,7 @@ def function_reduction(
         for number, batch in enumerate([*(whole or []), *(whole or []), *(parts or [])]):
             seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
             loss, weight = loss_and_weight(function(model, batch), "step")
-            losses.append((float(loss), weight))
+            losses.append((float(loss.detach()), weight))
     except Exception:
         return Reduction("unknown")
     if not losses:

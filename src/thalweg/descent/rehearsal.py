@@ -268,6 +268,12 @@ def _check_weight(weight: Any, function: str) -> None:
             f"`{function}` returned the weight {describe(weight)}, but (loss, weight) has one number as its weight, such as a"
             f" count of tokens. Return the loss alone where the second is something else."
         ) from error
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        raise TaskError(
+            f"`{function}` returned two tensors that have gradients, but the second of (loss, weight) is a count, such as one of"
+            f" tokens, and nothing is trained by it. Of two losses return the sum (losses with an optimiser each, as a GAN has,"
+            f" are not what thalweg trains); of loss and outputs the loss alone; of a weight its weight.detach()."
+        )
     if not (math.isfinite(value) and value > 0):
         raise TaskError(
             f"`{function}` returned the weight {value:g} for the first batch. It must be above zero and finite."

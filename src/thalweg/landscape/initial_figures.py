@@ -218,7 +218,7 @@ def _unlike(found: Iterable[Misfit]) -> tuple[Misfit, ...]:
 
 
 def _rms(tensor: Tensor) -> float:
-    return float(tensor.detach().double().square().mean().sqrt())
+    return float(tensor.detach().abs().double().square().mean().sqrt())  # `abs`: of complex numbers their size
 
 
 def _float_input(objective: Objective, batch: Any) -> Tensor | None:

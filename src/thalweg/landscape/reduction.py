@@ -123,16 +123,19 @@ def measure_reduction(
     output = tree_map(_in_single_precision, output)
     output, target = _sorted_by_loss(loss, output, target, rows)
     ignored = stated.ignored if stated.kind == "targets" else _find_ignored(loss, output, target)
-    candidates = [stated] if stated.kind == "targets" else []
     # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
-    candidates.append(Reduction() if rows == count else Reduction("targets"))
-    tried = [target]
+    candidates = [Reduction() if rows == count else Reduction("targets")]
+    if stated.kind == "targets":
+        candidates.insert(0, stated)
     if ignored is not None:
-        candidates.append(Reduction("targets", ignored))
-        tried.insert(0, _with_ignored(target, ignored))
-    found = [_compare(loss, output, one, candidates) for one in tried]
-    known = next((one for one in found if one.kind != "unknown"), found[0])
-    return stated if known.kind == "unknown" and stated.kind == "targets" else known
+        counting = [*candidates, Reduction("targets", ignored)]
+        found = _compare(loss, output, _with_ignored(target, ignored), counting)
+        # Anything else may be the doing of a value that no target has: such a one can make any loss zero, or negative.
+        if found.kind == "targets":
+            return found
+        candidates = counting
+    found = _compare(loss, output, target, candidates)
+    return stated if found.kind == "unknown" and stated.kind == "targets" else found
 
 
 def _compare(loss: Callable[[Any, Any], Any], output: Any, target: Any, candidates: Sequence[Reduction]) -> Reduction:
