@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from thalweg.descent.argument_order import is_mistaken, order_advice
 from thalweg.descent.user_errors import advice_on, naming_errors
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import Objective, describe
@@ -37,14 +38,28 @@ def call_metric(name: str, call: Any, *given: Any) -> Any:
         on = f"on outputs {describe(given[0])} and targets {describe(given[1])}"
     elif given:
         on = f"on the figures {', '.join(given[0])} (without `loss`, a metric is a function of the averaged figures)"
-    with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, len(given) == 2)):
+    with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, name, call, given)):
         return call(*given)
 
 
-def _advice(error: Exception, called_with_pair: bool) -> str:
-    if called_with_pair and isinstance(error, TypeError) and "positional argument" in str(error):
+def _advice(error: Exception, name: str, call: Any, given: tuple[Any, ...]) -> str:
+    if len(given) != 2:
+        return advice_on(error)
+    if isinstance(error, TypeError) and "positional argument" in str(error):
         return "It is called with (outputs, targets)."
-    return advice_on(error)
+    scores = _scores_advice(*given) if isinstance(error, ValueError | RuntimeError | TypeError) else ""
+    return " ".join(filter(None, [order_advice(call, name), advice_on(error) or scores]))
+
+
+def _scores_advice(outputs: Any, targets: Any) -> str:
+    """Say how scores become classes, for a metric that compares classes."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return ""
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1:
+        return "The outputs are scores of all classes: outputs.argmax(1) are the classes, outputs.softmax(1) probabilities."
+    if outputs.numel() == targets.numel() and outputs.is_floating_point():
+        return "The outputs are scores: (outputs > 0) are the classes of a logit, outputs.sigmoid() its probability."
+    return ""
 
 
 def as_number(name: str, value: Any) -> float:
@@ -129,6 +144,7 @@ def rehearse_metrics(
                 own = tree_map(_clone, pair)
                 if _works(name, metric, own, lambda: _more_pairs(objective, model, validation, device)):
                     _check_unchanged(name, own, pair)
+                    _check_order(name, metric, pair)
                     _check_spread(name, metric, pair)
             finally:
                 if isinstance(metric, StreamingMetric):
@@ -194,6 +210,12 @@ def _check_unchanged(name: str, used: Pair, before: Pair) -> None:
                     f"Metric '{name}' changes the {what} in place, which other metrics are given too. Let it begin with"
                     f" {what} = {what}.clone()."
                 )
+
+
+def _check_order(name: str, metric: Metric, pair: Pair) -> None:
+    """Refuse a metric that takes the targets first, where that makes a difference."""
+    if is_mistaken(metric, lambda outputs, targets: _figure(name, metric, (outputs, targets)), *pair):
+        raise TaskError(f"Metric '{name}' would be given the outputs for the targets. {order_advice(metric, name)}")
 
 
 def _check_spread(name: str, metric: Metric, pair: Pair) -> None:

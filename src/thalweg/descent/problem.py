@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from thalweg.descent.evaluation_mode import rehearse_evaluation
 from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
+from thalweg.descent.outside_weights import check_outside_weights
 from thalweg.descent.parts import training_reduction
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import Rehearsal, check_gradient_is_finite, rehearse
@@ -112,6 +113,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         own = Objective(task).with_own_loss(chosen_device).task
         rehearsal, count = _rehearse_training(own, model, train, chosen_device)
         batch = first_batch(train, chosen_device, count, own=count == FIRST_BATCH_SIZE)
+        check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.argument_order import is_mistaken, order_advice, target_first
 from thalweg.descent.metrics import spreads
 from thalweg.descent.model_call import call_advice
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
@@ -144,6 +145,7 @@ def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, wher
     if dtype is not None:
         casts, target = casts._replace(target=dtype), target.to(dtype)
     _check_broadcast(task, output, target, [str(w.message) for w in caught])
+    _check_order(task, output, target)
     return Rehearsal(loss, output, target, casts, calls)
 
 
@@ -160,6 +162,8 @@ def _loss_and_target_dtype(
         except Exception as error:
             first_error = first_error or error
     assert first_error is not None
+    if target_first(task.loss):
+        raise TaskError(_order_text(task)) from first_error
     raise first_error
 
 
@@ -256,6 +260,16 @@ def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) ->
             f"The model gives {tuple(output.shape)} but the target is {tuple(target.shape)}, and the loss spreads one over the"
             f" other: it compares every output with every target. Give both the same shape ({_same_shape(output, target)})."
         )
+
+
+def _check_order(task: Task, output: Any, target: Any) -> None:
+    """Refuse a loss that takes the target first, where that makes a difference."""
+    if is_mistaken(task.loss, cast(Any, task.loss), output, target):
+        raise TaskError(_order_text(task))
+
+
+def _order_text(task: Task) -> str:
+    return f"The loss would be given the output for the target. {order_advice(task.loss, 'loss')}"
 
 
 def _check_weight(weight: Any, function: str) -> None:
