@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from thalweg.descent.argument_order import is_mistaken, order_advice
@@ -19,8 +21,7 @@ from thalweg.errors import TaskError
 from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import Metric, StreamingMetric
 from thalweg.sampling import Source, iterate_once
-from thalweg.sampling.opening import first_batch
-from thalweg.sampling.sources import leaves, to_device, tree_map
+from thalweg.sampling.sources import leaves, to_device, tree_map, with_fields, with_items
 
 Pair = tuple[Any, Any]  # outputs and targets
 MOST_EXAMPLES = 65_536  # on which a metric that fails on a first batch is tried before it is refused
@@ -53,8 +54,12 @@ def _advice(error: Exception, name: str, call: Any, given: tuple[Any, ...]) -> s
 
 def _scores_advice(outputs: Any, targets: Any) -> str:
     """Say how scores become classes, for a metric that compares classes."""
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return ""
+    if targets.is_floating_point():
+        shares = outputs.shape == targets.shape and outputs.ndim > 1 and outputs.shape[1] > 1
+        shares = shares and bool((targets.sum(1) - 1).abs().max() < 1e-4)
+        return "Targets are probabilities of all classes: targets.argmax(1) are the classes." if shares else ""
     if outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1:
         return "The outputs are scores of all classes: outputs.argmax(1) are the classes, outputs.softmax(1) probabilities."
     if outputs.numel() == targets.numel() and outputs.is_floating_point():
@@ -92,31 +97,44 @@ def measure(name: str, metric: Metric, pairs: Iterable[Pair]) -> float:
 
 
 def join_all(what: str, parts: list[Any]) -> Any:
-    """Join the outputs or the targets of all batches. Raises TaskError where they differ in shape."""
+    """Join the outputs or the targets of all batches. Raises TaskError where they differ in shape, or have no rows."""
     try:
         return join(parts)
-    except (RuntimeError, KeyError, IndexError) as error:
+    except (RuntimeError, KeyError, IndexError, TypeError) as error:
         raise TaskError(
-            f"The {what} of the validation batches differ in shape ({error}), so they cannot be joined for a metric over the"
-            f" whole set. Give metrics with reset, update and compute, which see batch by batch."
+            f"The {what} of the validation batches cannot be joined for a metric over the whole set: {error}. Give metrics with"
+            f" reset, update and compute, which see batch by batch."
         ) from error
 
 
 def join(parts: list[Any]) -> Any:
-    """Concatenate tensors, or whatever nest of tensors a model gives, leaf by leaf."""
-    if not parts:
+    """Concatenate tensors, or whatever nest of tensors a model gives, leaf by leaf.
+
+    Raises TypeError for several objects of a kind that has no rows to join, such as distributions.
+    """
+    first = parts[0] if parts else None
+    if first is None:
         return None
-    if isinstance(parts[0], Tensor):
+    if isinstance(first, Tensor):
         return torch.cat([part.reshape(1) if part.ndim == 0 else part for part in parts])
-    if isinstance(parts[0], dict):
-        return {key: join([part[key] for part in parts]) for key in parts[0]}
-    if isinstance(parts[0], tuple):
-        joined = [join([part[i] for part in parts]) for i in range(len(parts[0]))]
-        return type(parts[0])(*joined) if hasattr(parts[0], "_fields") else tuple(joined)
-    if is_dataclass(parts[0]) and not isinstance(parts[0], type):
-        named = [f.name for f in fields(parts[0])]
-        return replace(parts[0], **{name: join([getattr(part, name) for part in parts]) for name in named})
-    return [item for part in parts for item in (part if isinstance(part, list) else [part])]
+    if isinstance(first, PackedSequence):
+        return _alone(parts)  # a tuple whose fields are not rows
+    if is_dataclass(first) and not isinstance(first, type):
+        return with_fields(first, {f.name: join([getattr(part, f.name) for part in parts]) for f in fields(first)})
+    if isinstance(first, Mapping):
+        return with_items(cast("Mapping[Any, Any]", first), {key: join([part[key] for part in parts]) for key in first})
+    if isinstance(first, tuple):
+        joined = [join([part[i] for part in parts]) for i in range(len(cast("tuple[Any, ...]", first)))]
+        return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+    if isinstance(first, list):
+        return [item for part in parts for item in part]
+    return list(parts) if isinstance(first, bool | int | float | complex | str | bytes) else _alone(parts)
+
+
+def _alone(parts: list[Any]) -> Any:
+    if len(parts) > 1:
+        raise TypeError(f"a {type(parts[0]).__name__} is one object for a whole batch")
+    return parts[0]
 
 
 def rehearse_metrics(
@@ -138,7 +156,14 @@ def rehearse_metrics(
         return
     with objective.gradient_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a metric warns of, the first validation says again
-        pair = _outputs(objective, model, first_batch(validation, device, count))
+        pairs = [
+            _outputs(objective, model, to_device(batch, device))
+            for batch, _ in itertools.islice(iterate_once(validation, count), 2)
+        ]
+        pair = pairs[0]
+        if not all(isinstance(metric, StreamingMetric) for metric in metrics.values()):
+            join_all("outputs", [outputs for outputs, _ in pairs])
+            join_all("targets", [targets for _, targets in pairs])
         for name, metric in metrics.items():
             try:
                 own = tree_map(_clone, pair)

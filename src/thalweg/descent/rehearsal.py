@@ -210,12 +210,29 @@ def _loss_hint(error: Exception, output: Any, target: Any) -> str:
         return _part_hint(output)
     if output.numel() == target.numel() and output.shape != target.shape:
         return f"Give both the same shape: {_same_shape(output, target)}."
+    masks = _mask_hint(output, target)
+    if masks:
+        return masks
     sizes_differ = "size" in str(error) and "batch_size" not in str(error)
     labels = target.ndim == 1 and not target.is_floating_point() and output.ndim == 2 and len(output) == len(target)
     if sizes_differ and labels:
         return "For class numbers use cross_entropy, whose model has one output for each class."
     shapes = "Make the model's last layer, the targets and the loss fit each other."
     return shapes if isinstance(error, IndexError | RuntimeError | ValueError) else ""
+
+
+def _mask_hint(output: Tensor, target: Tensor) -> str:
+    """Say what gives scores (N, classes, height, width) and masks of class numbers the same places."""
+    if output.ndim < 3 or target.is_floating_point() or output.shape[1] < 2:
+        return ""
+    if target.ndim == output.ndim and target.shape[1] == 1:
+        return "Masks of class numbers have no dimension of channels: y.squeeze(1)."
+    if target.ndim == output.ndim - 1 and output.shape[2:] != target.shape[1:] and len(output) == len(target):
+        return (
+            f"The scores have {tuple(output.shape[2:])} places and the targets {tuple(target.shape[1:])}: give the model's"
+            f" outputs the targets' size (F.interpolate(output, size=y.shape[1:])), or the targets the outputs'."
+        )
+    return ""
 
 
 def _part_hint(output: Any) -> str:

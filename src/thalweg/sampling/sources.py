@@ -407,7 +407,7 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
     if is_dataclass(nest) and not isinstance(nest, type):
         return _map_dataclass(function, nest)
     if isinstance(nest, Mapping):
-        return {key: tree_map(function, part) for key, part in nest.items()}
+        return with_items(nest, {key: tree_map(function, part) for key, part in nest.items()})
     if isinstance(nest, tuple):
         parts = [tree_map(function, part) for part in nest]
         return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
@@ -417,10 +417,31 @@ def tree_map(function: Callable[[Any], Any], nest: Any) -> Any:
 
 
 def _map_dataclass(function: Callable[[Any], Any], nest: Any) -> Any:
-    mapped = copy.copy(nest)  # not `replace`, which would run the person's __init__ again
-    for field in fields(nest):
-        object.__setattr__(mapped, field.name, tree_map(function, getattr(nest, field.name)))
-    return mapped
+    return with_fields(nest, {field.name: tree_map(function, getattr(nest, field.name)) for field in fields(nest)})
+
+
+def with_fields(record: Any, values: Mapping[str, Any]) -> Any:
+    """Give a copy of a dataclass with these values, made without running the person's __init__ again."""
+    made = copy.copy(record)
+    for name, value in values.items():
+        if isinstance(record, Mapping):  # one that is both, whose entries are to follow its fields
+            setattr(made, name, value)
+        else:
+            object.__setattr__(made, name, value)
+    return made
+
+
+def with_items(mapping: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Give a mapping of the same type with these items, such as one whose entries can be read as attributes; else a dict."""
+    if type(mapping) is dict:
+        return items
+    try:
+        made = cast(Any, copy.copy(mapping))
+        for key, value in items.items():
+            made[key] = value
+    except Exception:  # it cannot be copied or changed
+        return items
+    return made
 
 
 def to_device(nest: Any, device: torch.device) -> Any:
