@@ -496,3 +496,78 @@ def test_missing_targets_are_not_blamed_for_a_run_that_diverges() -> None:
     task = tw.Task(linear, over_present, (X, WITH_GAPS), validation=(X, WITH_GAPS))
     with pytest.raises(tw.DivergedError):
         tw.train(task, plan(rule="gradient_descent", learning_rate=1e18, clip_norm=None), steps=60)
+
+
+def separated(output: Tensor, target: Tensor) -> Tensor:
+    """Distances within classes less those between: NaN for a batch of one class."""
+    distances, same = torch.cdist(output, output), target[:, None] == target
+    return distances[same].mean() - distances[~same].mean()
+
+
+def two_heads(output: Tensor, target: Tensor) -> Tensor:
+    first, second = target.T
+    return F.cross_entropy(output, first, ignore_index=-1) + F.cross_entropy(output, second, ignore_index=-1)
+
+
+SORTED = LABELS.sort()
+PARTLY = torch.stack([torch.where(torch.arange(200) < 60, -1, LABELS), LABELS], 1)
+FIRST_IGNORED = torch.where(torch.arange(200) < 40, -100, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("loss", "data"),
+    [
+        (separated, (X[SORTED.indices], SORTED.values)),
+        (separated, loaded(X[SORTED.indices], SORTED.values, batch_size=20, shuffle=True)),
+        (F.cross_entropy, (X, FIRST_IGNORED)),
+        (two_heads, (X, PARTLY)),
+    ],
+)
+def test_data_whose_first_examples_have_no_loss_are_rehearsed_with_others(loss: Any, data: Any) -> None:
+    task = tw.Task(linear, loss, data)
+    assert not [found for found in tw.check(task) if found.severity == "critical"]
+    run = tw.train(task, plan() if isinstance(data, tuple) else plan(batch_size=20), steps=10)
+    assert math.isfinite(run.metrics["loss"])
+
+
+def test_a_loss_that_is_never_finite_is_still_refused() -> None:
+    with pytest.raises(tw.TaskError, match="The loss is nan at the very start"):
+        tw.train(tw.Task(linear, F.cross_entropy, (X, torch.full((200,), -100))), plan(), steps=1)
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(x)
+
+
+def in_training_mode(model: nn.Module, batch: Any) -> Tensor:
+    """As a detector is evaluated that gives its losses in training mode only."""
+    model.train()
+    return F.mse_loss(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("evaluate", [None, in_training_mode])
+def test_buffers_that_change_in_validation_are_put_back(evaluate: Any) -> None:
+    task = tw.Task(Normalised, F.mse_loss, (X, Z), (X, Z), evaluate=evaluate)
+    often, once = (tw.train(task, plan(validate_every=every), steps=6) for every in (1, 6))
+    assert often.model.calls.item() == once.model.calls.item() == 6
+    assert torch.equal(often.model.layers[1].running_mean, once.model.layers[1].running_mean)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda o, t: o.square().mean(), False),
+        (F.mse_loss, True),
+        (lambda o, t: F.cross_entropy(o, t.long()[:, 0]), True),
+    ],
+)
+def test_a_target_that_only_fills_its_place_is_not_said_to_be_all_alike(loss: Any, told: bool) -> None:
+    found = tw.check(tw.Task(linear, loss, (X, torch.zeros(200, 4))))
+    assert any("all alike" in one.symptom for one in found) is told

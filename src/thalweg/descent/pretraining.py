@@ -137,8 +137,20 @@ def _with_data(problem: Problem, figures: InitialFigures, batches: list[Any], ba
         misfits=found or figures.misfits,
         scale=scales(problem.objective, parts, figures.compares),
         out_of_reach=out_of_reach(targets, figures.bounds),
-        target_alike=alike(targets) if batches else None,
+        target_alike=alike(targets) and _uses_target(problem, parts[0]) if batches else None,
     )
+
+
+def _uses_target(problem: Problem, batch: Any) -> bool:
+    """Tell whether a loss depends on the target: some are given one that only fills its place, as a triplet's loss is."""
+    model = start_model(problem, 0).eval()
+    with problem.objective.gradient_mode():
+        output, target = problem.objective.outputs(model, batch)
+        loss = cast(Any, problem.objective.task.loss)
+        try:
+            return float(loss(output, target)) != float(loss(output, target + 1))
+        except Exception:
+            return True  # it takes no such targets, so it looks at them
 
 
 def _small_batch(problem: Problem, seed: int) -> Draw:

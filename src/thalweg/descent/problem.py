@@ -17,7 +17,7 @@ from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.outside_weights import check_outside_weights
 from thalweg.descent.parts import training_reduction
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.rehearsal import Rehearsal, check_gradient_is_finite, rehearse
+from thalweg.descent.rehearsal import NonFiniteLossError, Rehearsal, check_gradient_is_finite, rehearse
 from thalweg.descent.target_check import check_targets
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError, few
@@ -32,6 +32,7 @@ from thalweg.sampling.opening import (
     find_nonfinite,
     first_batch,
     open_data,
+    spread_batch,
 )
 from thalweg.sampling.sources import nonfinite_rows, seed_all
 
@@ -111,8 +112,8 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         check_weights(weights, train)
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
-        rehearsal, count = _rehearse_training(own, model, train, chosen_device)
-        batch = first_batch(train, chosen_device, count, own=count == FIRST_BATCH_SIZE)
+        rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device)
+        notes += more
         check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
@@ -184,18 +185,30 @@ def start_model(problem: Problem, seed: int) -> nn.Module:
     return model
 
 
-def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Rehearsal, int]:
-    """Run a first training batch, and give the number of examples that it was asked for: fewer where memory runs out.
+def _rehearse_training(
+    task: Task, model: nn.Module, train: Source, device: torch.device
+) -> tuple[Rehearsal, Any, int, list[str]]:
+    """Run a first training batch, and give it with the number of examples that it was asked for: fewer where memory runs out.
+
+    Where its loss is not finite, as of sorted data whose first targets are all ignored, and that of examples from all over the
+    data is, those are the batch, and a note says so.
 
     Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
     """
     known = [name for name, _ in model.named_parameters()]
-    count, found = FIRST_BATCH_SIZE, find_nonfinite(train, "data")
+    count, found, notes = FIRST_BATCH_SIZE, find_nonfinite(train, "data"), list[str]()
     while True:
         try:
             # Where memory runs out with the batch of a user's loader, training will split it too.
             batch = first_batch(train, device, count, own=count == FIRST_BATCH_SIZE)
-            rehearsal = rehearse(task, model, batch, nonfinite=found and found.text)
+            try:
+                rehearsal = rehearse(task, model, batch, nonfinite=found and found.text)
+            except NonFiniteLossError as error:
+                rehearsal, batch = _rehearse_spread(task, model, train, device, count, error)
+                notes = [
+                    "The loss of the first examples is not finite, that of examples from all over the data is. Are all targets of"
+                    " the first ones ignored, or of one class? A step without a finite loss is left out."
+                ]
             break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -210,7 +223,20 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
             f"The model makes parameters in its first forward pass ({', '.join(added[:3])}), which no optimiser would know."
             f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
         )
-    return rehearsal, count
+    return rehearsal, batch, count, notes
+
+
+def _rehearse_spread(
+    task: Task, model: nn.Module, train: Source, device: torch.device, count: int, error: NonFiniteLossError
+) -> tuple[Rehearsal, Any]:
+    """Rehearse examples from all over the data, and give them too. Raises `error` where their loss is not finite either."""
+    batch = spread_batch(train, device, count)
+    if batch is None:
+        raise error
+    try:
+        return rehearse(task, model, batch), batch
+    except NonFiniteLossError:
+        raise error from None
 
 
 def _check_nonfinite(task: Task, model: nn.Module, casts: Casts, train: Source, batch: Any) -> list[str]:

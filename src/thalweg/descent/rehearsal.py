@@ -98,6 +98,10 @@ def _untrainable(model: nn.Module) -> str:
     return "The model has no parameter, so there is nothing to train. Give it layers that have some, made in __init__."
 
 
+class NonFiniteLossError(TaskError):
+    """The loss of the batch is not finite, though all its numbers are."""
+
+
 class _DtypeMismatchError(Exception):
     """The model refused its inputs for their dtype: another cast may do."""
 
@@ -345,7 +349,7 @@ def _check_loss_is_finite(loss: Tensor, batch: Any, where: str, nonfinite: str |
             f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large), or give a"
             f" loss that leaves them out."
         )
-    raise TaskError(
+    raise NonFiniteLossError(
         f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero, or"
         f" weights that are not finite, and for outputs that overflow."
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from thalweg.errors import DataError, few
 from thalweg.sampling.batches import iterate_once
 from thalweg.sampling.sources import (
+    ItemSource,
     Source,
     StreamSource,
     TensorSource,
@@ -95,6 +96,18 @@ def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_S
     if batch is None:
         raise DataError("The data stream gave no batch. It must start again each time it is iterated over.")
     return to_device(batch, device)
+
+
+def spread_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE) -> Any:
+    """Give a batch of as many examples as `first_batch` does, evenly from all over the data; None for a stream."""
+    if isinstance(source, StreamSource):
+        return None
+    own = source.own_batches if isinstance(source, ItemSource) else None
+    size = min(len(source), count if own is None else own.size)
+    rows = torch.linspace(0, len(source) - 1, size).round().long()
+    if isinstance(source, TensorSource):
+        return source.take(rows)
+    return to_device(next(source.load(iter([[(0, row) for row in rows.tolist()]]), 0, 0)), device)
 
 
 def batch_of_rows(source: TensorSource, rows: list[int], count: int = FIRST_BATCH_SIZE) -> Any:
