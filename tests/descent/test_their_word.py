@@ -571,3 +571,61 @@ def test_buffers_that_change_in_validation_are_put_back(evaluate: Any) -> None:
 def test_a_target_that_only_fills_its_place_is_not_said_to_be_all_alike(loss: Any, told: bool) -> None:
     found = tw.check(tw.Task(linear, loss, (X, torch.zeros(200, 4))))
     assert any("all alike" in one.symptom for one in found) is told
+
+
+def counted(model: nn.Module, batch: Any) -> Any:
+    keep = batch[1] > 0
+    return F.mse_loss(model(batch[0])[keep], batch[1][keep]), keep.sum()
+
+
+def with_accuracy(model: nn.Module, batch: Any) -> Any:
+    loss = F.mse_loss(model(batch[0]), batch[1])
+    return loss, (model(batch[0]) > 0).eq(batch[1] > 0).float().mean()
+
+
+def with_largest(model: nn.Module, batch: Any) -> Any:
+    return F.mse_loss(model(batch[0]), batch[1]), batch[1].abs().max()
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"step": with_accuracy}, True),
+        ({"step": with_largest}, True),
+        ({"loss": F.mse_loss, "evaluate": with_accuracy}, True),
+        ({"step": counted}, False),
+        ({"step": lambda m, b: (F.mse_loss(m(b[0]), b[1]), len(b[0]))}, False),
+        ({"step": lambda m, b: (contrastive(m(b[0]), b[1]), len(b[0]))}, False),
+    ],
+)
+def test_a_second_figure_that_is_no_weight_is_named(parts: dict[str, Any], told: bool) -> None:
+    task = tw.Task(linear, data=(X, Z), validation=(X + 1, Z), **parts)
+    assert any(found.symptom == "weights that do not fit" for found in tw.check(task)) is told
+
+
+def test_steps_in_parts_say_that_batch_normalisation_sees_the_parts() -> None:
+    run = tw.train(tw.Task(Normalised, F.mse_loss, (X, Z)), plan(accumulate=2), steps=2)
+    assert [e.message for e in run.events if e.kind == "note"] == [
+        "Steps go in 2 parts. Batch normalisation takes its statistics of each part."
+    ]
+
+
+def dice(output: Tensor, target: Tensor) -> Tensor:
+    return 1 - 2 * (output.sigmoid() * target).sum() / (output.sigmoid().sum() + target.sum())
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "told"),
+    [
+        (dice, (Z > 0) * 255, True),
+        (dice, ((Z > 0) * 255).byte(), True),
+        (dice, (Z > 0) * 255.0, True),
+        (dice, (Z > 0).float(), False),
+        (lambda o, t: dice(o, t / 255), (Z > 0) * 255.0, False),
+        (functools.partial(F.cross_entropy, ignore_index=255), (Z[:, 0] > 0) * 255, False),
+        (F.l1_loss, (Z > 0) * 255.0, False),
+    ],
+)
+def test_a_mask_as_image_files_hold_it_is_named(loss: Any, target: Any, told: bool) -> None:
+    found = tw.check(tw.Task(linear, loss, (X, target)))
+    assert any(one.symptom == "mask of 0 and 255" for one in found) is told

@@ -158,7 +158,8 @@ def test_the_reduction_of_a_step_follows_from_losses_alone():
     assert compare_parts([2.0, 2.0], [1.0, 3.0], [None, None], [2, 2]).kind == "examples"
     assert compare_parts([4.0, 4.0], [1.0, 3.0], [None, None], [3, 5]).kind == "sum"
     assert compare_parts([2.5, 2.5], [1.0, 3.0], [1.0, 3.0], [3, 5]).kind == "weighted"
-    assert compare_parts([2.0, 2.0], [1.0, 3.0], [1.0, 3.0], [3, 5]).kind == "batch"
+    assert compare_parts([2.0, 2.0], [1.0, 3.0], [3.0, 5.0], [3, 5]).kind == "batch"
+    assert compare_parts([2.0, 2.0], [1.0, 3.0], [1.0, 3.0], [3, 5]).kind == "misweighted"
     assert compare_parts([2.0, 2.1], [1.0, 3.0], [None, None], [2, 2]).kind == "unknown"
     assert compare_parts([math.nan, math.nan], [1.0, 3.0], [None, None], [2, 2]).kind == "unknown"
 

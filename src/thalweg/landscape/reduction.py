@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from thalweg.sampling.sources import leaves, tree_map
 
-Kind = Literal["examples", "targets", "sum", "batch", "weighted", "unknown"]
+Kind = Literal["examples", "targets", "sum", "batch", "weighted", "misweighted", "unknown"]
 """What the loss of a batch is: the mean over its examples, or over its targets less those that are ignored; their sum; something
-that depends on which examples are together (a contrastive loss, say); a mean with weights that the task's `step` gives; or not
-known."""
+that depends on which examples are together (a contrastive loss, say); a mean with weights that the task's `step` gives; none with
+the weights it gives, which are no counts of examples either; or not known."""
 
 TOLERANCE = 1e-5  # relative difference of two losses that count as equal; float32 sums differ by less
 IGNORED = (-100, -1, 0, 255)  # targets that losses are often told to leave out
@@ -68,7 +68,7 @@ class Reduction:
     @property
     def depends_on_size(self) -> bool:
         """Whether a batch of another size has another loss, so that losses are comparable only between equal sizes."""
-        return self.kind in ("sum", "batch")
+        return self.kind in ("sum", "batch", "misweighted")
 
 
 def unwrap(loss: Any) -> tuple[Any, dict[str, Any]]:
@@ -164,7 +164,10 @@ def compare_parts(
     """
     if any(weight is None for weight in weights):
         return _agreeing(whole, parts, [(Reduction(), [float(size) for size in sizes])])
-    return _agreeing(whole, parts, [(Reduction("weighted"), [float(weight) for weight in weights])])
+    given = [float(weight) for weight in weights]
+    found = _agreeing(whole, parts, [(Reduction("weighted"), given)])
+    shares = [weight / size for weight, size in zip(given, sizes, strict=True)]
+    return Reduction("misweighted") if found.kind == "batch" and not _close(shares[0], shares[-1], shares) else found
 
 
 def _agreeing(
