@@ -1,7 +1,7 @@
 """What a model gives reaches a metric over the whole set as it reaches the loss; what cannot be joined is refused at once."""
 
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,6 +136,12 @@ APART = {
 def test_outputs_that_cannot_be_joined_are_refused_at_once(case):
     with pytest.raises(TaskError, match=r"outputs of the validation batches cannot be joined .* see batch by batch\.$"):
         open_task(APART[case], "cpu")
+
+
+def test_data_in_memory_may_come_in_several_batches_however_few_they_are():
+    few = {"data": (X[:8], Y[:8]), "validation": (X[:8], Y[:8])}
+    with pytest.raises(TaskError, match="a Normal is one object for a whole batch"):
+        open_task(replace(APART["a distribution"], **few), "cpu")
 
 
 def test_a_metric_that_sees_batch_by_batch_takes_them():

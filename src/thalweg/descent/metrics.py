@@ -20,7 +20,7 @@ from thalweg.descent.user_errors import advice_on, naming_errors
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import Metric, StreamingMetric
-from thalweg.sampling import Source, iterate_once
+from thalweg.sampling import Source, TensorSource, iterate_once
 from thalweg.sampling.sources import leaves, to_device, tree_map, with_fields, with_items
 
 Pair = tuple[Any, Any]  # outputs and targets
@@ -102,8 +102,8 @@ def join_all(what: str, parts: list[Any]) -> Any:
         return join(parts)
     except (RuntimeError, KeyError, IndexError, TypeError) as error:
         raise TaskError(
-            f"The {what} of the validation batches cannot be joined for a metric over the whole set: {error}. Give metrics with"
-            f" reset, update and compute, which see batch by batch."
+            f"The {what} of the validation batches cannot be joined for a metric over the whole set: {str(error).rstrip('.')}."
+            f" Give metrics with reset, update and compute, which see batch by batch."
         ) from error
 
 
@@ -162,6 +162,8 @@ def rehearse_metrics(
         ]
         pair = pairs[0]
         if not all(isinstance(metric, StreamingMetric) for metric in metrics.values()):
+            if isinstance(validation, TensorSource):
+                pairs += pairs  # these may come in smaller batches too, as where memory runs out
             join_all("outputs", [outputs for outputs, _ in pairs])
             join_all("targets", [targets for _, targets in pairs])
         for name, metric in metrics.items():
