@@ -395,7 +395,7 @@ CASES = {
     ),
     "a loss of another model": case(
         {"loss": lambda o, y: F.cross_entropy(ANOTHER(X[: len(y)]), y)},
-        r"that loss\(output, target\) is given",
+        r"the output that loss\(output, target\) is given",
         {"loss": F.cross_entropy},
     ),
     "a batch larger than the data": case({}, "Give at most 40", {})._replace(plan={"batch_size": 41}),

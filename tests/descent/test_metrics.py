@@ -330,7 +330,8 @@ def test_outputs_that_cannot_be_joined_are_told_before_training_where_there_are_
     parts |= {"metrics": {"error": lambda o, t: (o.mean - t).abs().mean()}}
     several, one = (tw.Task(validation=loaded(size), **parts) for size in (16, N))
     with pytest.raises(
-        TaskError, match=r"cannot be joined .*type Normal\)\. Give metrics with reset, update and compute"
+        TaskError,
+        match=r"cannot be joined .*a Normal is one object for a whole batch\)\. Give metrics with reset, update and compute",
     ):
         tw.check(several)
     assert tw.train(one, tw.Plan(), steps=2).metrics["error"] > 0

@@ -61,7 +61,7 @@ CASES = {
         r"but forward takes \(pair\)\. .* for forward to take the tuple as one, give a tuple of one: \(\(x1, x2\),\)\.$",
         (((X, X),), Y),
     ),
-    "three parts for one tensor": (One, (X, X, Y), r"model\(x1, x2\), but forward takes \(x\)", (X, Y)),
+    "three parts for one tensor": (One, (X, X, Y), r"model\(x1, x2\), .* of \(x, y, name\), say, the last", (X, Y)),
     "one tensor for two": (
         Two,
         (X, Y),

@@ -18,6 +18,7 @@ from thalweg.records.task import Task
 N = 8
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(N, 6, generator=generator)
+IMAGES = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(N) % 3
 
 
@@ -146,6 +147,26 @@ REFUSED = {
         (classifier, F.mse_loss, (X, X[:, :4])),
         r"The loss failed on the first training batch: the model gives \(8, 3\) float32, the target is \(8, 4\) float32:"
         r".*Make the model's last layer, the targets and the loss fit each other\.",
+    ),
+    "masks with a dimension of channels": (
+        (lambda: nn.Conv2d(1, 2, 1), F.cross_entropy, (IMAGES, (IMAGES > 0).long())),
+        r"Masks of class numbers have no dimension of channels: y\.squeeze\(1\)\.$",
+    ),
+    "masks larger than the scores": (
+        (lambda: nn.Conv2d(1, 2, 1, stride=2), F.cross_entropy, (IMAGES, (IMAGES[:, 0] > 0).long())),
+        r"scores have \(3, 3\) places and the targets \(6, 6\): .*F\.interpolate\(output, size=y\.shape\[1:\]\)",
+    ),
+    "images without channels": (
+        (lambda: nn.Conv2d(1, 3, 6), F.cross_entropy, (IMAGES[:, 0], Y)),
+        r"no dimension of channels: give x\[:, None\]",
+    ),
+    "images with the channels last": (
+        (lambda: nn.Conv2d(3, 3, 6), F.cross_entropy, (IMAGES.expand(-1, 3, -1, -1).permute(0, 2, 3, 1), Y)),
+        r"The channels come last, .*x\.permute\(0, 3, 1, 2\)",
+    ),
+    "grey images for a model of colours": (
+        (lambda: nn.Conv2d(3, 3, 6), F.cross_entropy, (IMAGES, Y)),
+        r"have 1 channels, and the model takes 3: .*x\.expand\(-1, 3, -1, -1\)",
     ),
     "a flat target under binary cross-entropy": (
         (line, F.binary_cross_entropy_with_logits, (X, Y > 0)),
@@ -319,6 +340,12 @@ def test_a_step_may_read_what_a_hugging_face_model_returns():
             r"`step` returned a list\. It returns the loss, .*\(a GAN, say\) are not what thalweg trains",
         ),
         (lambda m, b: (m(b[0]).mean(), m(b[0])), r"`step` returned the weight \(8, 3\) float32.*Return the loss alone"),
+        (
+            lambda m, b: (m(b[0]).mean(), -m(b[0]).mean()),
+            r"two tensors that have gradients.*return the sum .*as a GAN has",
+        ),
+        (lambda m, b: (m(b[0]).mean(), m(b[0]).square().sum()), r"the second of \(loss, weight\) is a count"),
+        (lambda m, b: (m(b[0]).mean(), m(b[0])[0, 0].exp(), {}), r"of a weight its weight\.detach\(\)"),
         (
             lambda m, b: (m(b[0]).mean(), -1),
             r"`step` returned the weight -1 for the first batch\. It must be above zero",

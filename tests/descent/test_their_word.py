@@ -720,3 +720,136 @@ def test_an_empty_stream_is_named() -> None:
 
     with pytest.raises(tw.ThalwegError, match="The stream `validation` gave no batch"):
         tw.check(tw.Task(linear, F.mse_loss, (X, Z), validation=Empty()))
+
+
+def separated(output: Tensor, target: Tensor) -> Tensor:
+    """Distances within classes less those between: NaN for a batch of one class."""
+    distances, same = torch.cdist(output, output), target[:, None] == target
+    return distances[same].mean() - distances[~same].mean()
+
+
+def two_heads(output: Tensor, target: Tensor) -> Tensor:
+    first, second = target.T
+    return F.cross_entropy(output, first, ignore_index=-1) + F.cross_entropy(output, second, ignore_index=-1)
+
+
+SORTED = LABELS.sort()
+PARTLY = torch.stack([torch.where(torch.arange(200) < 60, -1, LABELS), LABELS], 1)
+FIRST_IGNORED = torch.where(torch.arange(200) < 40, -100, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("loss", "data"),
+    [
+        (separated, (X[SORTED.indices], SORTED.values)),
+        (separated, loaded(X[SORTED.indices], SORTED.values, batch_size=20, shuffle=True)),
+        (F.cross_entropy, (X, FIRST_IGNORED)),
+        (two_heads, (X, PARTLY)),
+    ],
+)
+def test_data_whose_first_examples_have_no_loss_are_rehearsed_with_others(loss: Any, data: Any) -> None:
+    task = tw.Task(linear, loss, data)
+    assert not [found for found in tw.check(task) if found.severity == "critical"]
+    run = tw.train(task, plan() if isinstance(data, tuple) else plan(batch_size=20), steps=10)
+    assert math.isfinite(run.metrics["loss"])
+
+
+def test_a_loss_that_is_never_finite_is_still_refused() -> None:
+    with pytest.raises(tw.TaskError, match="The loss is nan on the first training batch: all its targets are -100"):
+        tw.train(tw.Task(linear, F.cross_entropy, (X, torch.full((200,), -100))), plan(), steps=1)
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(x)
+
+
+def in_training_mode(model: nn.Module, batch: Any) -> Tensor:
+    """As a detector is evaluated that gives its losses in training mode only."""
+    model.train()
+    return F.mse_loss(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("evaluate", [None, in_training_mode])
+def test_buffers_that_change_in_validation_are_put_back(evaluate: Any) -> None:
+    task = tw.Task(Normalised, F.mse_loss, (X, Z), (X, Z), evaluate=evaluate)
+    often, once = (tw.train(task, plan(validate_every=every), steps=6) for every in (1, 6))
+    assert often.model.calls.item() == once.model.calls.item() == 6
+    assert torch.equal(often.model.layers[1].running_mean, once.model.layers[1].running_mean)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (lambda o, t: o.square().mean(), False),
+        (F.mse_loss, True),
+        (lambda o, t: F.cross_entropy(o, t.long()[:, 0]), True),
+    ],
+)
+def test_a_target_that_only_fills_its_place_is_not_said_to_be_all_alike(loss: Any, told: bool) -> None:
+    found = tw.check(tw.Task(linear, loss, (X, torch.zeros(200, 4))))
+    assert any("all alike" in one.symptom for one in found) is told
+
+
+def counted(model: nn.Module, batch: Any) -> Any:
+    keep = batch[1] > 0
+    return F.mse_loss(model(batch[0])[keep], batch[1][keep]), keep.sum()
+
+
+def with_accuracy(model: nn.Module, batch: Any) -> Any:
+    loss = F.mse_loss(model(batch[0]), batch[1])
+    return loss, (model(batch[0]) > 0).eq(batch[1] > 0).float().mean()
+
+
+def with_largest(model: nn.Module, batch: Any) -> Any:
+    return F.mse_loss(model(batch[0]), batch[1]), batch[1].abs().max()
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"step": with_accuracy}, True),
+        ({"step": with_largest}, True),
+        ({"loss": F.mse_loss, "evaluate": with_accuracy}, True),
+        ({"step": counted}, False),
+        ({"step": lambda m, b: (F.mse_loss(m(b[0]), b[1]), len(b[0]))}, False),
+        ({"step": lambda m, b: (contrastive(m(b[0]), b[1]), len(b[0]))}, False),
+    ],
+)
+def test_a_second_figure_that_is_no_weight_is_named(parts: dict[str, Any], told: bool) -> None:
+    task = tw.Task(linear, data=(X, Z), validation=(X + 1, Z), **parts)
+    assert any(found.symptom == "weights that do not fit" for found in tw.check(task)) is told
+
+
+def test_steps_in_parts_say_that_batch_normalisation_sees_the_parts() -> None:
+    run = tw.train(tw.Task(Normalised, F.mse_loss, (X, Z)), plan(accumulate=2), steps=2)
+    assert [e.message for e in run.events if e.kind == "note"] == [
+        "Steps go in 2 parts. Batch normalisation takes its statistics of each part."
+    ]
+
+
+def dice(output: Tensor, target: Tensor) -> Tensor:
+    return 1 - 2 * (output.sigmoid() * target).sum() / (output.sigmoid().sum() + target.sum())
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "told"),
+    [
+        (dice, (Z > 0) * 255, True),
+        (dice, ((Z > 0) * 255).byte(), True),
+        (dice, (Z > 0) * 255.0, True),
+        (dice, (Z > 0).float(), False),
+        (lambda o, t: dice(o, t / 255), (Z > 0) * 255.0, False),
+        (functools.partial(F.cross_entropy, ignore_index=255), (Z[:, 0] > 0) * 255, False),
+        (F.l1_loss, (Z > 0) * 255.0, False),
+    ],
+)
+def test_a_mask_as_image_files_hold_it_is_named(loss: Any, target: Any, told: bool) -> None:
+    found = tw.check(tw.Task(linear, loss, (X, target)))
+    assert any(one.symptom == "mask of 0 and 255" for one in found) is told

@@ -199,3 +199,13 @@ def test_targets_are_alike_only_where_all_are():
     assert alike([torch.ones(19)]) is None
     assert alike([]) is None
     assert alike([["cat"]]) is None
+
+
+def test_gradients_of_complex_weights_have_their_size_and_warn_of_nothing():
+    model = nn.Linear(2, 1, bias=False, dtype=torch.complex64)
+    x = torch.tensor([[1j, 1.0]])
+    task = Task(model=model, loss=lambda o, t: (o - t).abs().square().sum(), data=(x, torch.tensor([[1j]])))
+    with torch.no_grad():
+        model.weight.zero_()
+    figures = measure_initial(Objective(task), model, (x, torch.tensor([[1j]])))
+    assert figures.gradients["weight"] == pytest.approx(2.0)  # |2 (Wx - t) conj(x)| of both weights

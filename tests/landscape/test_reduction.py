@@ -47,6 +47,22 @@ def sequence_mean(output, target):
     return torch.stack([F.cross_entropy(o, t, ignore_index=-1) for o, t in zip(output, target, strict=True)]).mean()
 
 
+def over_positives(output, target):
+    """A detector's loss, which is zero, or negative, for labels that are neither 0 nor 1."""
+    each = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+    return (each * target + 0.5 * each * (1 - target)).sum() / target.sum().clamp(min=1)
+
+
+def dice(output, target):
+    return 1 - 2 * (output.sigmoid() * target).sum() / (output.sigmoid().sum() + target.sum())
+
+
+def over_mean_target(output, target):
+    return F.l1_loss(output, target) / target.abs().mean()
+
+
+FLAGS = (NUMBERS > 0).float()
+
 CASES = {
     "a class loss": (F.cross_entropy, SCORES, LABELS, "targets", -100),
     "its module with another ignored label": (nn.CrossEntropyLoss(ignore_index=3), SCORES, LABELS, "targets", 3),
@@ -68,6 +84,12 @@ CASES = {
     "missing targets count": (over_all, SCORES, NUMBERS, "examples", None),
     "a contrastive loss": (contrastive, SCORES, NUMBERS, "batch", None),
     "the root of a mean": (lambda o, t: F.mse_loss(o, t).sqrt(), SCORES, NUMBERS, "batch", None),
+    "a sum over the positives": (over_positives, SCORES[:, 0], FLAGS[:, 0], "batch", None),
+    "dice of the whole batch": (dice, SCORES, FLAGS, "batch", None),
+    "dice and cross-entropy": (
+        lambda o, t: dice(o, t) + F.binary_cross_entropy_with_logits(o, t), SCORES, FLAGS, "batch", None
+    ),
+    "an error relative to the batch": (over_mean_target, SCORES, NUMBERS, "batch", None),
     "a loss that draws": (noisy, SCORES, NUMBERS, "unknown", None),
     "one example": (F.l1_loss, SCORES[:1], NUMBERS[:1], "unknown", None),
     "outputs in a tuple": (lambda o, t: F.mse_loss(o[0], t) + o[1].square().mean(), (SCORES, SCORES), NUMBERS, "examples", None),
@@ -161,7 +183,8 @@ def test_the_reduction_of_a_step_follows_from_losses_alone():
     assert compare_parts([2.0, 2.0], [1.0, 3.0], [None, None], [2, 2]).kind == "examples"
     assert compare_parts([4.0, 4.0], [1.0, 3.0], [None, None], [3, 5]).kind == "sum"
     assert compare_parts([2.5, 2.5], [1.0, 3.0], [1.0, 3.0], [3, 5]).kind == "weighted"
-    assert compare_parts([2.0, 2.0], [1.0, 3.0], [1.0, 3.0], [3, 5]).kind == "batch"
+    assert compare_parts([2.0, 2.0], [1.0, 3.0], [3.0, 5.0], [3, 5]).kind == "batch"
+    assert compare_parts([2.0, 2.0], [1.0, 3.0], [1.0, 3.0], [3, 5]).kind == "misweighted"
     assert compare_parts([2.0, 2.1], [1.0, 3.0], [None, None], [2, 2]).kind == "unknown"
     assert compare_parts([math.nan, math.nan], [1.0, 3.0], [None, None], [2, 2]).kind == "unknown"
 

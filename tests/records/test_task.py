@@ -362,3 +362,62 @@ def test_a_task_file_runs_in_a_fresh_process_from_another_folder(tmp_path):
     code = f"from thalweg.records.task import parse_source; print(parse_source({str(path)!r}).load().name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "mytask\n", done.stderr
+
+
+class Hooked(nn.Module):
+    """Keeps itself: its hook stores what a layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 2), None
+        self.layer.register_forward_hook(lambda layer, given, output: setattr(self, "seen", output))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.layer(x)
+        return self.seen
+
+
+class Parent(nn.Module):
+    """Keeps itself: its child knows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Linear(3, 2)
+        object.__setattr__(self.child, "parent", self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.child.parent.child(x)
+
+
+class Bound(nn.Module):
+    """Keeps itself: one of its methods is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.activation = self.double
+
+    def double(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.layer(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(x)
+
+
+@pytest.mark.parametrize("kind", [Hooked, Parent, Bound])
+def test_a_model_that_keeps_itself_is_the_factorys_own_and_no_copy(kind: Any):
+    model = Task(kind, F.cross_entropy, (X, Y)).make_model()
+    model(X + 1).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_factory_is_called_once_for_a_model_that_nobody_holds():
+    made: list[int] = []
+    Task(lambda: made.append(1) or nn.Linear(3, 2), F.cross_entropy, (X, Y)).make_model()
+    assert made == [1]
+
+
+@pytest.mark.parametrize("kind", [Hooked, Parent, Bound])
+def test_a_model_that_somebody_holds_is_copied_though_it_keeps_itself_too(kind: Any):
+    model = kind()
+    assert Task(lambda: model, F.cross_entropy, (X, Y)).make_model() is not model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
@@ -116,20 +117,28 @@ def _finish_gradients(descent: Descent, factor: float) -> None:
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
+_INEXACT = {
+    "batch": (
+        " This loss is no mean over its examples, so the parts do not give the gradient of the whole. Where it is a mean with"
+        " weights, return (loss, weight) from step; where it compares the examples of a batch, take smaller batches."
+    ),
+    "misweighted": (
+        " Averaged by the weights that `step` returns, the parts do not give the gradient of the whole. Return the count by which"
+        " its loss is divided, or the loss alone."
+    ),
+    "unknown": (
+        " Whether the parts give the gradient of the whole could not be tested: they do where the loss is a mean over examples;"
+        " where it is one over tokens, say, return (loss, weight) from step."
+    ),
+}
+
+
 def inexact_parts(descent: Descent) -> str:
     """Say that the parts of a step do not make up its whole, where that is so; else an empty text."""
-    kind = descent.problem.objective.reduction.kind
-    if kind == "batch":
-        return (
-            " This loss is no mean over its examples, so the parts do not give the gradient of the whole. Where it is a mean"
-            " with weights, return (loss, weight) from step; where it compares the examples of a batch, take smaller batches."
-        )
-    if kind == "unknown":
-        return (
-            " Whether the parts give the gradient of the whole could not be tested: they do where the loss is a mean over"
-            " examples; where it is one over tokens, say, return (loss, weight) from step."
-        )
-    return ""
+    text = _INEXACT.get(descent.problem.objective.reduction.kind, "")
+    if any(isinstance(module, _BatchNorm) and module.training for module in descent.model.modules()):
+        text += " Batch normalisation takes its statistics of each part."
+    return text
 
 
 def _split_further(descent: Descent, recorder: Recorder, error: BaseException) -> None:

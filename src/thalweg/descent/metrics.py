@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from thalweg.descent.argument_order import is_mistaken, order_advice
 from thalweg.descent.user_errors import advice_on, naming_errors
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import Objective, describe
 from thalweg.records.task import Metric, StreamingMetric
-from thalweg.sampling import ItemSource, Source, StreamSource, iterate_once
-from thalweg.sampling.opening import first_batch
+from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, iterate_once
+from thalweg.sampling.opening import FIRST_BATCH_SIZE, first_batch
 from thalweg.sampling.sources import leaves, rebuilt, to_device, tree_map
 
 Pair = tuple[Any, Any]  # outputs and targets
@@ -40,17 +41,35 @@ def call_metric(name: str, call: Any, *given: Any) -> Any:
         on = f"on outputs {describe(given[0])} and targets {describe(given[1])}"
     elif given:
         on = f"on the figures {', '.join(given[0])} (without `loss`, a metric is a function of the averaged figures)"
-    with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, len(given) == 2)):
+    with naming_errors(f"Metric '{name}'", on, advice=lambda error: _advice(error, name, call, given)):
         try:
             return call(*given)
         except OverflowError:
             return math.inf
 
 
-def _advice(error: Exception, called_with_pair: bool) -> str:
-    if called_with_pair and isinstance(error, TypeError) and "positional argument" in str(error):
+def _advice(error: Exception, name: str, call: Any, given: tuple[Any, ...]) -> str:
+    if len(given) != 2:
+        return advice_on(error)
+    if isinstance(error, TypeError) and "positional argument" in str(error):
         return "It is called with (outputs, targets)."
-    return advice_on(error)
+    scores = _scores_advice(*given) if isinstance(error, ValueError | RuntimeError | TypeError) else ""
+    return " ".join(filter(None, [order_advice(call, name), advice_on(error) or scores]))
+
+
+def _scores_advice(outputs: Any, targets: Any) -> str:
+    """Say how scores become classes, for a metric that compares classes."""
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return ""
+    if targets.is_floating_point():
+        shares = outputs.shape == targets.shape and outputs.ndim > 1 and outputs.shape[1] > 1
+        shares = shares and bool((targets.sum(1) - 1).abs().max() < 1e-4)
+        return "Targets are probabilities of all classes: targets.argmax(1) are the classes." if shares else ""
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1:
+        return "The outputs are scores of all classes: outputs.argmax(1) are the classes, outputs.softmax(1) probabilities."
+    if outputs.numel() == targets.numel() and outputs.is_floating_point():
+        return "The outputs are scores: (outputs > 0) are the classes of a logit, outputs.sigmoid() its probability."
+    return ""
 
 
 def as_number(name: str, value: Any) -> float:
@@ -83,7 +102,7 @@ def measure(name: str, metric: Metric, pairs: Iterable[Pair]) -> float:
 
 
 def join_all(what: str, parts: list[Any]) -> Any:
-    """Join the outputs or the targets of all batches. Raises TaskError where they differ in shape."""
+    """Join the outputs or the targets of all batches. Raises TaskError where they differ in shape, or have no rows."""
     try:
         return join(parts)
     except (RuntimeError, KeyError, IndexError, TypeError) as error:
@@ -118,7 +137,7 @@ def join(parts: list[Any]) -> Any:
         return first if all(part == first for part in parts) else parts
     if len(parts) == 1:
         return first
-    raise TypeError(f"they are of type {type(first).__name__}")
+    raise TypeError(f"a {type(first).__name__} is one object for a whole batch")
 
 
 def rehearse_metrics(
@@ -148,6 +167,7 @@ def rehearse_metrics(
                 own = tree_map(_clone, pair)
                 if _works(name, metric, own, lambda: _more_pairs(objective, model, validation, device)):
                     _check_unchanged(name, own, pair)
+                    _check_order(name, metric, pair)
                     _check_spread(name, metric, pair)
             finally:
                 if isinstance(metric, StreamingMetric):
@@ -155,14 +175,17 @@ def rehearse_metrics(
 
 
 def _check_joined(objective: Objective, model: nn.Module, validation: Source, device: torch.device) -> None:
-    """Join outputs and targets of a few batches of a user's loader, which may differ in shape: padded texts, say."""
-    if isinstance(validation, StreamSource) or (isinstance(validation, ItemSource) and validation.own_batches):
-        batches = islice(iterate_once(validation, BATCH), FEW_BATCHES)
-        outputs, targets = zip(
-            *(_outputs(objective, model, to_device(batch, device)) for batch, _ in batches), strict=True
-        )
-        join_all("outputs", list(outputs))
-        join_all("targets", list(targets))
+    """Join outputs and targets of a few batches, which may differ in shape (padded texts, say) or have no rows to join.
+
+    Data without a user's loader may come in several batches however few they are, as where memory runs out.
+    """
+    theirs = isinstance(validation, StreamSource) or (isinstance(validation, ItemSource) and validation.own_batches)
+    batches = islice(iterate_once(validation, BATCH if theirs else FIRST_BATCH_SIZE), FEW_BATCHES)
+    pairs = [_outputs(objective, model, to_device(batch, device)) for batch, _ in batches]
+    if isinstance(validation, TensorSource):
+        pairs += pairs[-1:]
+    join_all("outputs", [outputs for outputs, _ in pairs])
+    join_all("targets", [targets for _, targets in pairs])
 
 
 def rehearse_figure_metrics(metrics: Mapping[str, Metric], objective: Objective, model: nn.Module, batch: Any) -> None:
@@ -238,6 +261,12 @@ def _check_unchanged(name: str, used: Pair, before: Pair) -> None:
                     f"Metric '{name}' changes the {what} in place, which other metrics are given too. Let it begin with"
                     f" {what} = {what}.clone()."
                 )
+
+
+def _check_order(name: str, metric: Metric, pair: Pair) -> None:
+    """Refuse a metric that takes the targets first, where that makes a difference."""
+    if is_mistaken(metric, lambda outputs, targets: _figure(name, metric, (outputs, targets)), *pair):
+        raise TaskError(f"Metric '{name}' would be given the outputs for the targets. {order_advice(metric, name)}")
 
 
 def _check_spread(name: str, metric: Metric, pair: Pair) -> None:

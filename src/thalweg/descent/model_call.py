@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ def call_advice(error: Exception, model: nn.Module, arguments: Sequence[Any], ke
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):
         return ""
+    layout = _image_layout(str(error), arguments)
+    if layout:
+        return layout
     try:
         signature.bind(*arguments, **keywords)
     except TypeError:
@@ -28,6 +32,24 @@ def call_advice(error: Exception, model: nn.Module, arguments: Sequence[Any], ke
             f"{_passed(arguments, keywords)}: a {nests[0]} reaches forward as one object. Give a tuple of tensors for several"
             f" arguments, or a mapping of tensors to pass them by name."
         )
+    return ""
+
+
+def _image_layout(text: str, arguments: Sequence[Any]) -> str:
+    """Say where the channels of images are missing, or last, when a convolution found another number of them."""
+    wanted = re.search(r"expected input\[[\d, ]+\] to have (\d+) channels", text)
+    if wanted is None or len(arguments) != 1 or not isinstance(arguments[0], Tensor):
+        return ""
+    images, channels = arguments[0], int(wanted.group(1))
+    if images.ndim == 4 and images.shape[-1] == channels:
+        return "The channels come last, but PyTorch wants them before height and width: x.permute(0, 3, 1, 2), or np.moveaxis."
+    if images.ndim == 3 and channels == 1:
+        return "The images have no dimension of channels: give x[:, None], of shape (examples, 1, height, width)."
+    if images.ndim == 4 and {images.shape[1], channels} == {1, 3}:
+        one = (
+            "in grey: x.mean(1, keepdim=True)" if channels == 1 else "of three alike channels: x.expand(-1, 3, -1, -1)"
+        )
+        return f"The images have {images.shape[1]} channels, and the model takes {channels}: make them {one}, or its first layer."
     return ""
 
 
@@ -58,7 +80,10 @@ def _remedy(signature: inspect.Signature, arguments: Sequence[Any], keywords: Ma
             else f"{remedy}."
         )
     if one and len(arguments) > 1:
-        return "Put them into one tensor, or, for forward to take the tuple as one, give a tuple of one: ((x1, x2),)."
+        return (
+            "Put them into one tensor; of (x, y, name), say, the last counts as the target: let `collate_fn` give (x, y) alone,"
+            " or give step(model, batch); for forward to take the tuple as one, give a tuple of one: ((x1, x2),)."
+        )
     if all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in needed) and needed:
         return f"Give a mapping: {{{', '.join(f'{p.name!r}: ...' for p in needed)}}}."
     return f"Give a tuple of inputs beside the target: (({', '.join(p.name for p in needed)}), y)."

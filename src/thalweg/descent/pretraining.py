@@ -71,7 +71,13 @@ def check_task(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> lis
 
 def findings_on_opening(problem: Problem) -> list[Diagnosis]:
     """Give what shows without measuring anything: opening the task has found it."""
-    return findings_before_training(InitialFigures(math.nan, reduction=problem.objective.reduction.kind))
+    return findings_before_training(InitialFigures(math.nan, reduction=_reduction(problem)))
+
+
+def _reduction(problem: Problem) -> str:
+    """Give the kind of reduction of the training loss, or of the validation loss where its weights are wrong."""
+    kinds = [objective.reduction.kind for objective in (problem.objective, problem.validation_objective)]
+    return "misweighted" if "misweighted" in kinds else kinds[0]
 
 
 def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> InitialFigures:
@@ -90,7 +96,7 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
             lambda: measure_initial(problem.objective, start_model(problem, seed), batch, other),
             InitialFigures(math.nan),
         )
-        figures = replace(figures, reduction=problem.objective.reduction.kind)
+        figures = replace(figures, reduction=_reduction(problem))
         until = time.perf_counter() + seconds
         figures, fitted_range = unless_it_fails(
             lambda: _with_fit(problem, figures, drawn, other, seed, until), (figures, None)

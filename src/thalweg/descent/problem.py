@@ -14,9 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from thalweg.descent.evaluation_mode import rehearse_evaluation
 from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
+from thalweg.descent.outside_weights import check_outside_weights
 from thalweg.descent.parts import training_reduction
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.rehearsal import NothingCountsError, Rehearsal, check_gradient_is_finite, rehearse
+from thalweg.descent.rehearsal import (
+    NonFiniteLossError,
+    NothingCountsError,
+    Rehearsal,
+    check_gradient_is_finite,
+    rehearse,
+)
 from thalweg.descent.target_check import check_targets
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError, few
@@ -111,7 +118,9 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         check_weights(weights, train)
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
-        rehearsal, batch, count = _rehearse_training(own, model, train, chosen_device)
+        rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device)
+        notes += more
+        check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch)
@@ -182,27 +191,30 @@ def start_model(problem: Problem, seed: int) -> nn.Module:
     return model
 
 
-def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torch.device) -> tuple[Rehearsal, Any, int]:
-    """Run a first training batch; give it, and the number of examples that it was asked for: fewer where memory runs out.
+def _rehearse_training(
+    task: Task, model: nn.Module, train: Source, device: torch.device
+) -> tuple[Rehearsal, Any, int, list[str]]:
+    """Run a first training batch, and give it with the number of examples that it was asked for: fewer where memory runs out.
 
-    Where all targets of the first examples are ignored, as where they lie sorted, it is one from all over the data.
+    Where its loss is not finite, as of sorted data whose first targets are all ignored, and that of examples from all over the
+    data is, those are the batch, and a note says so.
 
     Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
     """
     known = [name for name, _ in model.named_parameters()]
-    count, found = FIRST_BATCH_SIZE, find_nonfinite(train, "data")
-    nonfinite = found and found.text
+    count, found, notes = FIRST_BATCH_SIZE, find_nonfinite(train, "data"), list[str]()
     while True:
         try:
             # Where memory runs out with the batch of a user's loader, training will split it too.
             batch = first_batch(train, device, count, own=count == FIRST_BATCH_SIZE)
             try:
-                rehearsal = rehearse(task, model, batch, nonfinite=nonfinite)
-            except NothingCountsError:
-                if isinstance(train, StreamSource):
-                    raise
-                batch = spread_batch(train, device, count)
-                rehearsal = rehearse(task, model, batch, nonfinite=nonfinite)
+                rehearsal = rehearse(task, model, batch, nonfinite=found and found.text)
+            except (NothingCountsError, NonFiniteLossError) as error:
+                rehearsal, batch = _rehearse_spread(task, model, train, device, count, error)
+                notes = [
+                    "The loss of the first examples is not finite, that of examples from all over the data is. Are all targets of"
+                    " the first ones ignored, or of one class? A step without a finite loss is left out."
+                ]
             break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -217,7 +229,20 @@ def _rehearse_training(task: Task, model: nn.Module, train: Source, device: torc
             f"The model makes parameters in its first forward pass ({', '.join(added[:3])}), which no optimiser would know."
             f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
         )
-    return rehearsal, batch, count
+    return rehearsal, batch, count, notes
+
+
+def _rehearse_spread(
+    task: Task, model: nn.Module, train: Source, device: torch.device, count: int, error: TaskError
+) -> tuple[Rehearsal, Any]:
+    """Rehearse examples from all over the data, and give them too. Raises `error` where their loss is not finite either."""
+    if isinstance(train, StreamSource):
+        raise error
+    batch = spread_batch(train, device, count)
+    try:
+        return rehearse(task, model, batch), batch
+    except (NothingCountsError, NonFiniteLossError):
+        raise error from None
 
 
 def _check_nonfinite(task: Task, model: nn.Module, casts: Casts, train: Source, batch: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.argument_order import is_mistaken, order_advice, target_first
 from thalweg.descent.metrics import spreads
 from thalweg.descent.model_call import call_advice
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
@@ -101,6 +102,10 @@ class NothingCountsError(DataError):
     """Every target of a batch is one that the loss leaves out: it tells nothing about the others."""
 
 
+class NonFiniteLossError(TaskError):
+    """The loss of the batch is not finite, though all its numbers are."""
+
+
 class _DtypeMismatchError(Exception):
     """The model refused its inputs for their dtype: another cast may do."""
 
@@ -148,6 +153,7 @@ def _run_model_and_loss(objective: Objective, model: nn.Module, batch: Any, wher
     if dtype is not None:
         casts, target = casts._replace(target=dtype), target.to(dtype)
     _check_broadcast(task, output, target, [str(w.message) for w in caught])
+    _check_order(task, output, target)
     return Rehearsal(loss, output, target, casts, calls)
 
 
@@ -164,6 +170,8 @@ def _loss_and_target_dtype(
         except Exception as error:
             first_error = first_error or error
     assert first_error is not None
+    if target_first(task.loss):
+        raise TaskError(_order_text(task)) from first_error
     raise first_error
 
 
@@ -210,12 +218,29 @@ def _loss_hint(error: Exception, output: Any, target: Any) -> str:
         return _part_hint(output)
     if output.numel() == target.numel() and output.shape != target.shape:
         return f"Give both the same shape: {_same_shape(output, target)}."
+    masks = _mask_hint(output, target)
+    if masks:
+        return masks
     sizes_differ = "size" in str(error) and "batch_size" not in str(error)
     labels = target.ndim == 1 and not target.is_floating_point() and output.ndim == 2 and len(output) == len(target)
     if sizes_differ and labels:
         return "For class numbers use cross_entropy, whose model has one output for each class."
     shapes = "Make the model's last layer, the targets and the loss fit each other."
     return shapes if isinstance(error, IndexError | RuntimeError | ValueError) else ""
+
+
+def _mask_hint(output: Tensor, target: Tensor) -> str:
+    """Say what gives scores (N, classes, height, width) and masks of class numbers the same places."""
+    if output.ndim < 3 or target.is_floating_point() or output.shape[1] < 2:
+        return ""
+    if target.ndim == output.ndim and target.shape[1] == 1:
+        return "Masks of class numbers have no dimension of channels: y.squeeze(1)."
+    if target.ndim == output.ndim - 1 and output.shape[2:] != target.shape[1:] and len(output) == len(target):
+        return (
+            f"The scores have {tuple(output.shape[2:])} places and the targets {tuple(target.shape[1:])}: give the model's"
+            f" outputs the targets' size (F.interpolate(output, size=y.shape[1:])), or the targets the outputs'."
+        )
+    return ""
 
 
 def _part_hint(output: Any) -> str:
@@ -262,6 +287,16 @@ def _check_broadcast(task: Task, output: Any, target: Any, warned: list[str]) ->
         )
 
 
+def _check_order(task: Task, output: Any, target: Any) -> None:
+    """Refuse a loss that takes the target first, where that makes a difference."""
+    if is_mistaken(task.loss, cast(Any, task.loss), output, target):
+        raise TaskError(_order_text(task))
+
+
+def _order_text(task: Task) -> str:
+    return f"The loss would be given the output for the target. {order_advice(task.loss, 'loss')}"
+
+
 def _check_weight(weight: Any, function: str, training: bool) -> None:
     if weight is None:
         return
@@ -272,6 +307,12 @@ def _check_weight(weight: Any, function: str, training: bool) -> None:
             f"`{function}` returned the weight {describe(weight)}, but (loss, weight) has one number as its weight, such as a"
             f" count of tokens. Return the loss alone where the second is something else."
         ) from error
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        raise TaskError(
+            f"`{function}` returned two tensors that have gradients, but the second of (loss, weight) is a count, such as one of"
+            f" tokens, and nothing is trained by it. Of two losses return the sum (losses with an optimiser each, as a GAN has,"
+            f" are not what thalweg trains); of loss and outputs the loss alone; of a weight its weight.detach()."
+        )
     if value == 0 and not training:
         return  # a batch that does not count in the mean over the validation data
     if value == 0:
@@ -333,7 +374,7 @@ def _check_loss_is_finite(rehearsal: Rehearsal, batch: Any, where: str, nonfinit
                 f"The loss is {float(loss.detach())} on the {where}: all its targets are {ignored}, which {call.name} leaves out"
                 f" (ignore_index), so it has no mean. Leave out examples without a target, or shuffle the data."
             )
-    raise TaskError(
+    raise NonFiniteLossError(
         f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero (by"
         f" the sum of an empty mask, say), weights that are not finite, and outputs that overflow."
     )

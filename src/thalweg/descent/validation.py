@@ -35,13 +35,13 @@ SAMPLE = 4096  # training examples that are measured where there are no validati
 def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     """Within, the model, and a loss that is a module, are in evaluation mode; afterwards as they were.
 
-    Gradients are disabled, unless model or loss take some themselves. A loss may keep buffers that change whenever it is called,
-    in evaluation mode too: they are restored.
+    Gradients are disabled, unless model or loss take some themselves. Buffers may change in evaluation mode too, of a loss that
+    counts its calls or a model that `evaluate` puts into training mode for its losses: they are restored.
     """
     loss = objective.task.loss
     roots = [model, loss] if isinstance(loss, nn.Module) else [model]
     modes = [(module, module.training) for root in roots for module in root.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in objective.loss_buffers.values()]
+    buffers = [(buffer, buffer.clone()) for buffer in (*model.buffers(), *objective.loss_buffers.values())]
     for root in roots:
         root.eval()
     try:
@@ -50,8 +50,9 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def validate(
@@ -280,7 +281,9 @@ def _in_float32(value: Any) -> Any:
 
 def _batches(problem: Problem, micro: int, own: bool) -> Iterator[tuple[Any, int]]:
     remaining = SAMPLE if problem.validation is None else None
-    for number, (batch, size) in enumerate(iterate_once(_data(problem), micro, own=own)):
+    # Training shuffles. In order examples may be of one class in each batch: another loss, where they are compared.
+    mixed = problem.validation is None and not problem.validation_objective.reduction.splits_exactly
+    for number, (batch, size) in enumerate(iterate_once(_data(problem), micro, own=own, shuffle=mixed)):
         if number == MOST_BATCHES:
             raise DataError(
                 f"`validation` has given {number:,} batches and does not end. Give data that end, or a part of the stream"

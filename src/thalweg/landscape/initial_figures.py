@@ -116,6 +116,7 @@ class InitialFigures:
     output_range: tuple[float, float] | None = None
     bounds: tuple[float | None, float | None] = (None, None)  # of the outputs, as found by training them to extremes
     out_of_reach: float | None = None  # share of targets beyond these bounds
+    stored_mask: bool = False  # whether targets are 0 and 255 alone, and the loss takes 0 and 1
     target_alike: bool | None = None  # whether all targets of a larger sample are equal
     held_out: tuple[float, float] | None = None  # lowest loss on examples not learnt from, and the constant predictor's
     repeats: Repeats | None = None
@@ -197,6 +198,7 @@ def measure_initial(objective: Objective, model: nn.Module, batch: Any, other: A
         output_sum_to_one=_is_probability(output),
         output_log_sum=_log_sum(output),
         output_range=extent(output),
+        stored_mask=kind == "" and not found and _is_stored_mask(objective.task.loss, output, target),
     )
 
 
@@ -218,8 +220,7 @@ def _unlike(found: Iterable[Misfit]) -> tuple[Misfit, ...]:
 
 
 def _rms(tensor: Tensor) -> float:
-    magnitudes = tensor.detach().abs() if tensor.is_complex() else tensor.detach()
-    return float(magnitudes.double().square().mean().sqrt())
+    return float(tensor.detach().abs().double().square().mean().sqrt())  # `abs`: of complex numbers their size
 
 
 def _float_input(objective: Objective, batch: Any) -> Tensor | None:
@@ -340,6 +341,23 @@ def alike(targets: list[Any]) -> bool | None:
         return None
     first = targets[0][:1]
     return all(target.shape[1:] == first.shape[1:] and bool((target == first).all()) for target in targets)
+
+
+def _is_stored_mask(loss: Any, output: Any, target: Any) -> bool:
+    """Tell whether targets, one for each output, are 0 and 255 alone, as image files hold a mask, and the loss takes 0 and 1.
+
+    With 255 for 1, right outputs make a loss that shares pixels out, such as dice, negative.
+    """
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.numel() != target.numel():
+        return False
+    if target.is_complex() or target.unique().tolist() != [0, 255]:
+        return False
+    right = torch.where(target.reshape(output.shape) > 0, 20.0, -20.0).to(output)
+    with torch.no_grad():
+        try:
+            return float(loss(right, target)) < 0
+        except Exception:
+            return False
 
 
 def _is_probability(output: Any) -> bool:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from thalweg.landscape.loss_contracts import LossCall
 from thalweg.sampling.sources import leaves, tree_map
 
-Kind = Literal["examples", "targets", "calls", "sum", "batch", "weighted", "unknown"]
+Kind = Literal["examples", "targets", "calls", "sum", "batch", "weighted", "misweighted", "unknown"]
 """What the loss of a batch is: the mean over its examples, or over its targets less those that are ignored; over the targets that
 PyTorch's loss on classes is called with, which the task's own code makes of the batch; their sum; something that depends on which
-examples are together (a contrastive loss, say); a mean with weights that the task's `step` gives; or not known."""
+examples are together (a contrastive loss, say); a mean with weights that the task's `step` gives; none with the weights it gives,
+which are no counts of examples either; or not known."""
 
 TOLERANCE = 1e-5  # relative difference of two losses that count as equal; float32 sums differ by less
 ALIKE = 1e-3  # relative difference of parts' losses below which their weights do not show
@@ -77,7 +78,7 @@ class Reduction:
     @property
     def depends_on_size(self) -> bool:
         """Whether a batch of another size has another loss, so that losses are comparable only between equal sizes."""
-        return self.kind in ("sum", "batch")
+        return self.kind in ("sum", "batch", "misweighted")
 
 
 def unwrap(loss: Any) -> tuple[Any, dict[str, Any]]:
@@ -219,7 +220,10 @@ def compare_parts(
         if found.kind == "batch" and len(counted) == len(parts):
             return _agreeing(whole, parts, Reduction("calls"), counted)
         return found
-    return _agreeing(whole, parts, Reduction("weighted"), [float(weight) for weight in weights])
+    given = [float(weight) for weight in weights]
+    found = _agreeing(whole, parts, Reduction("weighted"), given)
+    shares = [weight / size for weight, size in zip(given, sizes, strict=True)]
+    return Reduction("misweighted") if found.kind == "batch" and not _close(shares[0], shares[-1], shares) else found
 
 
 def _agreeing(

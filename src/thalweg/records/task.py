@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +11,7 @@ import re
 import sys
 import tomllib
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -265,6 +267,23 @@ class Task:
             )
         if isinstance(self.model, nn.Module):
             return _copy(self.model)
+        model = self._made_by_factory()
+        # A factory such as `lambda: model` returns the caller's own module, which training must not change, and every
+        # trial of a search would start from the weights that the one before left. A module made by the factory has two
+        # references here (the name `model` and the argument of getrefcount); more mean that somebody else holds it.
+        # Without this, such a factory would train the caller's module in place; copying always would double the memory of
+        # every large model for the sake of the rare factory.
+        if sys.getrefcount(model) == 2:
+            return model
+        # It may be held by itself alone, as by a hook that keeps `self`, which would go on to act on the original if it was
+        # copied. Then it is gone once nobody else holds it, and is made again.
+        held = weakref.ref(model)
+        del model
+        gc.collect()
+        shared = held()
+        return self._made_by_factory() if shared is None else _copy(shared)
+
+    def _made_by_factory(self) -> nn.Module:
         try:
             model = self.model()
         except ThalwegError:
@@ -275,13 +294,6 @@ class Task:
             raise TaskError(
                 f"The model's factory returned a {type(model).__name__}, not an nn.Module. Return the module."
             )
-        # A factory such as `lambda: model` returns the caller's own module, which training must not change, and every
-        # trial of a search would start from the weights that the one before left. A module made by the factory has two
-        # references here (the name `model` and the argument of getrefcount); more mean that somebody else holds it.
-        # Without this, such a factory would train the caller's module in place; copying always would double the memory of
-        # every large model for the sake of the rare factory.
-        if sys.getrefcount(model) > 2:
-            return _copy(model)
         return model
 
 

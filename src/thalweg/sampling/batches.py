@@ -286,30 +286,31 @@ def smallest_part(count: int, batch_size: int, accumulate: int) -> int:
     return min(last % micro or micro, batch_size % micro or micro)
 
 
-def iterate_once(source: Source, size: int, *, own: bool = True) -> Iterator[tuple[Any, int]]:
+def iterate_once(source: Source, size: int, *, own: bool = True, shuffle: bool = False) -> Iterator[tuple[Any, int]]:
     """Go through all examples once: pairs (batch, number of examples).
 
     Batches of `size` examples in the order of the data. Those of a user's loader have the loader's own size and `drop_last` and,
-    where it shuffles, an order that is always the same one; with `own=False` its examples too come in batches of `size`.
+    where it shuffles, an order that is always the same one; with `own=False` its examples too come in batches of `size`. With
+    `shuffle` other examples come in such an order too.
     """
     if isinstance(source, StreamSource):
         for batch in source.open(0, 0, size, 0):
             yield batch, count_examples(batch)
         return
-    parts = list(_positions(source, size, own))
+    parts = list(_positions(source, size, own, shuffle))
     if isinstance(source, TensorSource):
         for part in parts:
-            yield source.take(slice(int(part[0]), int(part[-1]) + 1)), len(part)
+            yield source.take(part if shuffle else slice(int(part[0]), int(part[-1]) + 1)), len(part)
     else:
         loaded = source.load(([(0, index) for index in part.tolist()] for part in parts), 0, 0)
         yield from zip(loaded, map(len, parts), strict=True)
 
 
-def _positions(source: TensorSource | ItemSource, size: int, own: bool) -> Iterator[Tensor]:
+def _positions(source: TensorSource | ItemSource, size: int, own: bool, shuffle: bool) -> Iterator[Tensor]:
     """Give the indices of each batch of one pass over the data."""
     batches = source.own_batches if own and isinstance(source, ItemSource) else None
     size = size if batches is None else batches.size
-    indices = order(len(source), 0, 0, shuffle=batches is not None and batches.shuffle)
+    indices = order(len(source), 0, 0, shuffle=shuffle if batches is None else batches.shuffle)
     for part in indices.split(size):
         if len(part) == size or batches is None or not batches.drop_last:
             yield part

@@ -11,6 +11,7 @@ from torch import Tensor
 from thalweg.errors import DataError, few
 from thalweg.sampling.batches import iterate_once
 from thalweg.sampling.sources import (
+    ItemSource,
     Source,
     StreamSource,
     TensorSource,
@@ -105,10 +106,11 @@ def batch_of_rows(source: TensorSource, rows: list[int], count: int = FIRST_BATC
     return source.take(torch.tensor([*chosen, *others]))
 
 
-def spread_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE) -> Any:
-    """Give a batch of examples from all over the data, which may lie sorted. Raises DataError for a stream."""
-    length = 0 if isinstance(source, StreamSource) else len(source)
-    rows = torch.linspace(0, length - 1, min(count, length)).round().long().tolist()
+def spread_batch(source: TensorSource | ItemSource, device: torch.device, count: int = FIRST_BATCH_SIZE) -> Any:
+    """Give a batch of as many examples as `first_batch` does, evenly from all over the data, which may lie sorted."""
+    own = source.own_batches if isinstance(source, ItemSource) else None
+    size = min(len(source), count if own is None else own.size)
+    rows = torch.linspace(0, len(source) - 1, size).round().long().tolist()
     return in_parts(source, [rows], device)[0]
 
 

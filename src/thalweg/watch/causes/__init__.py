@@ -29,6 +29,7 @@ from thalweg.watch.causes.unfittable_batch import unfittable_batch
 from thalweg.watch.causes.unused_parameter import unused_parameter
 from thalweg.watch.causes.wrong_output import wrong_output
 from thalweg.watch.causes.wrong_target import wrong_target
+from thalweg.watch.causes.wrong_weight import wrong_weight
 
 CAUSES: dict[str, Cause] = {
     "bad-data-scale": bad_data_scale,
@@ -47,6 +48,7 @@ CAUSES: dict[str, Cause] = {
     "unused-parameter": unused_parameter,
     "wrong-output": wrong_output,
     "wrong-target": wrong_target,
+    "wrong-weight": wrong_weight,
 }
 
 __all__ = ["CAUSES", "all_causes", "summary_of"]

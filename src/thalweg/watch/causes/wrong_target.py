@@ -21,6 +21,16 @@ def unlike_targets(figures: InitialFigures) -> Iterator[Diagnosis]:
             value=len(misfit.rows) or None,
             threshold=0,
         )
+    if figures.stored_mask:
+        yield finding(
+            symptom="mask of 0 and 255",
+            cause="targets are 0 and 255 alone, as image files hold a mask, and with them right outputs have a loss below zero.",
+            cure="Give y / 255, so that they are 0 and 1.",
+            severity="warning",
+            figure="largest target",
+            value=255,
+            threshold=1,
+        )
 
 
 wrong_target = Cause(
