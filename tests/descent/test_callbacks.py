@@ -101,7 +101,7 @@ def test_an_error_in_a_callback_ends_the_run_after_saving(name: str, step: int, 
 
 
 def test_in_memory_the_error_carries_what_was_trained() -> None:
-    with pytest.raises(tw.CallbackError, match="it has no folder; what was trained is the exception's `run`") as told:
+    with pytest.raises(tw.CallbackError, match="It has no folder; what was trained is the exception's `run`") as told:
         tw.train(classes(), plan(), on_step=fail_at(9))
     assert len(told.value.run.history["loss"]) == 10
     assert told.value.run.model(blobs()[0]).shape == (96, 3)
