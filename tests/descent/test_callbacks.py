@@ -88,7 +88,7 @@ def fail_at(step: int) -> Any:
 def test_an_error_in_a_callback_ends_the_run_after_saving(name: str, step: int, saved: int, tmp_path: Path) -> None:
     whole = tw.train(classes(), plan(validate_every=10))
     with pytest.raises(
-        tw.CallbackError, match=rf"`{name}` failed after step {step}: ZeroDivisionError: by zero\. saved; go"
+        tw.CallbackError, match=rf"`{name}` failed after step {step}: ZeroDivisionError: by zero\. Saved; go"
     ) as told:
         tw.train(classes(), plan(validate_every=10), out=tmp_path / "r", **{name: fail_at(step)})
     assert isinstance(told.value.__cause__, ZeroDivisionError)
