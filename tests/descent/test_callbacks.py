@@ -88,7 +88,7 @@ def fail_at(step: int) -> Any:
 def test_an_error_in_a_callback_ends_the_run_after_saving(name: str, step: int, saved: int, tmp_path: Path) -> None:
     whole = tw.train(classes(), plan(validate_every=10))
     with pytest.raises(
-        tw.CallbackError, match=rf"`{name}` failed after step {step}: ZeroDivisionError: by zero\. saved; go"
+        tw.CallbackError, match=rf"`{name}` failed after step {step}: ZeroDivisionError: by zero\. Saved; go"
     ) as told:
         tw.train(classes(), plan(validate_every=10), out=tmp_path / "r", **{name: fail_at(step)})
     assert isinstance(told.value.__cause__, ZeroDivisionError)
@@ -101,7 +101,7 @@ def test_an_error_in_a_callback_ends_the_run_after_saving(name: str, step: int, 
 
 
 def test_in_memory_the_error_carries_what_was_trained() -> None:
-    with pytest.raises(tw.CallbackError, match="it has no folder; what was trained is the exception's `run`") as told:
+    with pytest.raises(tw.CallbackError, match="It has no folder; what was trained is the exception's `run`") as told:
         tw.train(classes(), plan(), on_step=fail_at(9))
     assert len(told.value.run.history["loss"]) == 10
     assert told.value.run.model(blobs()[0]).shape == (96, 3)

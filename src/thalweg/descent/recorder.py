@@ -14,6 +14,7 @@ from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.process_state import StopRequest
 from thalweg.descent.state import Descent, clone_into
 from thalweg.errors import CheckpointError, Interrupted
+from thalweg.formatting import capitalized
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.json_values import without_tuples
@@ -211,7 +212,7 @@ class Recorder:
         """Save, and raise, where a callback failed, somebody interrupted or the process is to end."""
         failure, stop = self.callbacks.failure, self.callbacks.stop
         if failure is not None:
-            message = f"{failure} {self._save(descent)}"
+            message = f"{failure} {capitalized(self._save(descent))}"
             self.event(descent.step, "interrupt", message)
             raise type(failure)(message) from failure.__cause__
         if (self.stop_request.received or stop is not None) and not descent.is_over:

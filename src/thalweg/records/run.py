@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import nn
 
 from thalweg.errors import RunError, nearest
+from thalweg.formatting import format_count
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
@@ -68,7 +69,7 @@ class Run:
     trained: nn.Module | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        words = [str(self.summary.get("status", "")), f"{self.summary.get('steps', 0):,} steps"]
+        words = [str(self.summary.get("status", "")), format_count(self.summary.get("steps", 0), "step")]
         words += [f"{name} {value:.4g}" for name, value in self.metrics.items()]
         words += (
             [f"{len(self.diagnoses)} diagnos{'is' if len(self.diagnoses) == 1 else 'es'}"] if self.diagnoses else []
