@@ -471,6 +471,20 @@ class Energy(nn.Module):
         return torch.autograd.grad(self.inner(x).sum(), x, create_graph=True)[0]
 
 
+class FrozenEnergy(Energy):
+    """Its normalisation is frozen, and its statistics move with every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+        self.inner[1].requires_grad_(False)
+
+
+def test_drifting_statistics_are_found_of_a_model_that_takes_gradients_itself() -> None:
+    found = tw.check(tw.Task(FrozenEnergy, F.mse_loss, (X, 2 * X)))
+    assert "frozen statistics move" in [d.symptom for d in found]
+
+
 def physics(model: nn.Module, batch: Any) -> Tensor:
     x = batch[0].detach().requires_grad_()
     u = model(x)

@@ -105,7 +105,7 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
             figures,
             bounds=unless_it_fails(lambda: _bounds(problem, figures, batch, seed, fitted_range, until), (None, None)),
             repeats=_repeats(problem),
-            drifting_statistics=_drifting(problem, batch, seed),
+            drifting_statistics=unless_it_fails(lambda: _drifting(problem, batch, seed), ()),
         )
         sample = unless_it_fails(lambda: _sample(problem, seed, seconds), [])
         figures = replace(
@@ -131,7 +131,7 @@ def _drifting(problem: Problem, batch: Any, seed: int) -> tuple[str, ...]:
     model = start_model(problem, seed)
     if not drifting_statistics(model):
         return ()
-    with torch.no_grad():
+    with problem.objective.gradient_mode():
         problem.objective.loss(model, batch)
     return drifting_statistics(model)
 
