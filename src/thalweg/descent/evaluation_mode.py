@@ -18,7 +18,7 @@ from thalweg.landscape.objective import Casts, Objective
 from thalweg.landscape.reduction import Reduction
 from thalweg.records.task import Task
 from thalweg.sampling import Source, StreamSource, TensorSource
-from thalweg.sampling.opening import FIRST_BATCH_SIZE, NonFinite, batch_of_rows, find_nonfinite, first_batch
+from thalweg.sampling.opening import NonFinite, batch_of_rows, find_nonfinite, first_batch
 
 
 class Evaluation(NamedTuple):
@@ -61,7 +61,7 @@ def rehearse_evaluation(
     model.eval()
     try:
         while True:
-            batches = [first_batch(source, device, count, own=count == FIRST_BATCH_SIZE)]
+            batches = [first_batch(source, device, count)]
             if found is not None:
                 batches.append(batch_of_rows(cast(TensorSource, validation), found.rows, count))
             try:

@@ -85,11 +85,12 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
         return loss.item()
     weighted_loss, weights = 0.0, 0.0
     for part, size in zip(batch.parts, batch.sizes, strict=True):
-        if not objective.weight(part, size):  # the loss ignores all its targets, so it has no mean
+        counted = objective.weight(part, size)
+        if not counted:  # the loss ignores all its targets, so it has no mean
             continue
         with computing, autocast(precision, device), objective.noting() as noted:
             loss, own = objective.loss(descent.model, to_device(part, device))
-        weight = objective.weight(part, size, noted) if own is None else float(own)
+        weight = (counted if noted is None else objective.weight(part, size, noted)) if own is None else float(own)
         if not weight:
             continue
         with descending:

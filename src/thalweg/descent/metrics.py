@@ -204,11 +204,12 @@ def rehearse_figure_metrics(metrics: Mapping[str, Metric], objective: Objective,
 
 def _outputs(objective: Objective, model: nn.Module, batch: Any) -> Pair:
     with naming_errors("The model", "on a validation batch, for the metrics"):
-        return tree_map(_detach, objective.outputs(model, batch))
+        return detached(objective.outputs(model, batch))
 
 
-def _detach(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+def detached(nest: Any) -> Any:
+    """Give a nest of outputs and targets without their gradients."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, nest)
 
 
 def _works(name: str, metric: Metric, pair: Pair, more_pairs: Callable[[], tuple[list[Pair], bool]]) -> bool:

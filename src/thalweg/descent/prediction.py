@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
@@ -21,7 +20,7 @@ from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, open_task, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import wants_gradient
-from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, validate
+from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, in_evaluation_mode, validate
 from thalweg.errors import ArgumentError, DataError, RunError, TaskError, ThalwegError
 from thalweg.landscape.objective import TARGET_KEYS, Casts, Objective, describe
 from thalweg.records.plan import Plan
@@ -45,7 +44,7 @@ def predict(run: Run, inputs: Any, batch_size: int | None = None) -> Any:
     needs_gradient = False
     while True:
         try:
-            with preserve_process_state(), torch.set_grad_enabled(needs_gradient), _in_evaluation_mode(model):
+            with preserve_process_state(), torch.set_grad_enabled(needs_gradient), in_evaluation_mode(model):
                 return _outputs(run, model, task, source, separate, micro)
         except DataError as error:
             if needs_gradient or not wants_gradient(error):
@@ -158,17 +157,6 @@ def _joined(parts: list[Any]) -> Any:
             f"The outputs of the batches differ in shape ({error}), so they cannot be joined. Give `batch_size` to predict in one"
             f" batch, or call run.model yourself."
         ) from error
-
-
-@contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Generator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def evaluate(what: Task | Run, data: Any = None, device: str = "auto") -> dict[str, float]:

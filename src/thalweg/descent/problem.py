@@ -34,6 +34,7 @@ from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, che
 from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.opening import (
     FIRST_BATCH_SIZE,
+    NonFinite,
     batch_of_rows,
     find_nonfinite,
     first_batch,
@@ -88,7 +89,7 @@ class Problem:
         with preserve_process_state(), rng_lock:
             problem = self.with_own_loss()  # a loss that counts its calls, say, must begin each run as it was given
             model = start_model(problem, 0).train()
-            loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2))
+            loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2, own=True))
             return matrix_roles(model, loss)
 
 
@@ -118,12 +119,13 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         check_weights(weights, train)
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
-        rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device)
+        found = find_nonfinite(train, "data")
+        rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device, found)
         notes += more
         check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
-        nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch)
+        nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch, found)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
         reduction = training_reduction(own, model, rehearsal, batch, train, chosen_device)
         notes += [*nonfinite, *evaluation.notes, *_extra_state(model)]
@@ -192,21 +194,21 @@ def start_model(problem: Problem, seed: int) -> nn.Module:
 
 
 def _rehearse_training(
-    task: Task, model: nn.Module, train: Source, device: torch.device
+    task: Task, model: nn.Module, train: Source, device: torch.device, found: NonFinite | None
 ) -> tuple[Rehearsal, Any, int, list[str]]:
     """Run a first training batch, and give it with the number of examples that it was asked for: fewer where memory runs out.
 
     Where its loss is not finite, as of sorted data whose first targets are all ignored, and that of examples from all over the
-    data is, those are the batch, and a note says so.
+    data is, those are the batch, and a note says so. `found`: where the data hold NaN or infinity.
 
     Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
     """
     known = [name for name, _ in model.named_parameters()]
-    count, found, notes = FIRST_BATCH_SIZE, find_nonfinite(train, "data"), list[str]()
+    count, notes = FIRST_BATCH_SIZE, list[str]()
     while True:
         try:
             # Where memory runs out with the batch of a user's loader, training will split it too.
-            batch = first_batch(train, device, count, own=count == FIRST_BATCH_SIZE)
+            batch = first_batch(train, device, count)
             try:
                 rehearsal = rehearse(task, model, batch, nonfinite=found and found.text)
             except (NothingCountsError, NonFiniteLossError) as error:
@@ -245,12 +247,13 @@ def _rehearse_spread(
         raise error from None
 
 
-def _check_nonfinite(task: Task, model: nn.Module, casts: Casts, train: Source, batch: Any) -> list[str]:
+def _check_nonfinite(
+    task: Task, model: nn.Module, casts: Casts, train: Source, batch: Any, found: NonFinite | None
+) -> list[str]:
     """Give a note where the training data hold NaN or infinity that model and loss take; the loss decides.
 
     Raises DataError where loss or gradient are not finite with such examples.
     """
-    found = find_nonfinite(train, "data")
     if found is None:
         rows = nonfinite_rows(batch)
         return [f"The first batch has NaN or infinity in rows {few(rows)}; the loss is finite all the same."] * bool(
@@ -281,7 +284,7 @@ def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, d
         return False  # the loader never gives one, unless all are of one
     try:
         with torch.no_grad():
-            objective.loss(model, first_batch(train, device, 1, own=False))
+            objective.loss(model, first_batch(train, device, 1))
     except Exception as error:
         return ONE_EXAMPLE_ERROR in str(error)
     return False

@@ -365,8 +365,7 @@ def _check_loss_is_finite(rehearsal: Rehearsal, batch: Any, where: str, nonfinit
         )
         raise DataError(
             f"{found}, and the loss is {float(loss.detach())} there. Drop or fill them (or scale what is too large{end}),"
-            f" or give a"
-            f" loss that leaves them out."
+            f" or give a loss that leaves them out."
         )
     for call in rehearsal.calls:
         if (ignored := call.ignored_throughout) is not None:

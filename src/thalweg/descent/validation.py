@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from thalweg.descent.metrics import as_number, call_metric, join_all
+from thalweg.descent.metrics import as_number, call_metric, detached, join_all
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem
@@ -32,6 +32,19 @@ SAMPLE = 4096  # training examples that are measured where there are no validati
 
 
 @contextmanager
+def in_evaluation_mode(*roots: nn.Module) -> Generator[None]:
+    """Within, modules and all in them are in evaluation mode; afterwards each is in the mode it was in."""
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    for root in roots:
+        root.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     """Within, the model, and a loss that is a module, are in evaluation mode; afterwards as they were.
 
@@ -40,16 +53,11 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     """
     loss = objective.task.loss
     roots = [model, loss] if isinstance(loss, nn.Module) else [model]
-    modes = [(module, module.training) for root in roots for module in root.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in (*model.buffers(), *objective.loss_buffers.values())]
-    for root in roots:
-        root.eval()
     try:
-        with objective.gradient_mode():
+        with in_evaluation_mode(*roots), objective.gradient_mode():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
@@ -250,11 +258,7 @@ def _measure(problem: Problem, model: nn.Module, batch: Any, size: int, with_out
     with naming_errors(own, "in validation"), objective.noting() as noted:
         loss, weight, pair, figures = _evaluate(problem, model, batch, with_outputs)
     weight = objective.weight(batch, size, noted) if weight is None else float(weight)
-    return _Measured(float(loss.detach()), weight, tree_map(_detached, pair), figures)
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    return _Measured(float(loss.detach()), weight, detached(pair), figures)
 
 
 def _evaluate(

@@ -87,11 +87,14 @@ def find_nonfinite(source: Source, name: str) -> NonFinite | None:
     return None
 
 
-def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE, *, own: bool = True) -> Any:
-    """Give the first examples as a batch on the device: `count` of them, or as many as the user's loader puts together.
+def first_batch(source: Source, device: torch.device, count: int = FIRST_BATCH_SIZE, *, own: bool | None = None) -> Any:
+    """Give the first examples as a batch on the device: `count`, or with `own` as many as the user's loader puts together.
 
-    With `own=False` it is `count` of a loader's examples too. Raises DataError where there are none.
+    `own=None`: as the loader does, unless another `count` than the usual one is asked for, as where memory runs out.
+
+    Raises DataError where there are no examples.
     """
+    own = count == FIRST_BATCH_SIZE if own is None else own
     batch, _ = next(iterate_once(source, count, own=own), (None, 0))
     if batch is None:
         name = source.name if isinstance(source, StreamSource) else "data"

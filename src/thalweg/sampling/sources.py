@@ -314,9 +314,8 @@ def _own_batches(loader: DataLoader[Any]) -> OwnBatches | None:
     cutter = loader.batch_sampler
     if type(loader) is not DataLoader or type(cutter) is not BatchSampler:
         return None
-    sampler = cast(
-        Any, cutter.sampler
-    )  # not the loader's own, which stands for nothing where it was given a batch sampler
+    # Not the loader's own sampler, which stands for nothing where it was given a batch sampler.
+    sampler = cast(Any, cutter.sampler)
     shuffle = type(sampler) is RandomSampler
     if not shuffle and type(sampler) is not SequentialSampler:
         return None
