@@ -14,7 +14,7 @@ import torch
 from thalweg import optim
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
-from thalweg.optim.engines import kernel_cache, kernels, make_engine, thread_pool
+from thalweg.optim.engines import kernels, make_engine, thread_pool
 from thalweg.optim.engines.arithmetic import exact_norm
 from thalweg.optim.engines.cpu import CpuEngine
 from thalweg.optim.engines.fused import FusedBlock
@@ -209,73 +209,6 @@ def test_constants_are_rounded_once_not_twice():
     w.grad = torch.ones_like(w)
     optimizer.step()
     np.testing.assert_allclose(optimizer.state[w]["exp_avg_sq"].numpy(), np.float32(1 - 0.999), rtol=1e-7)
-
-
-SCRIPT = """
-import sys, torch, thalweg as tw
-w = torch.ones(1000, requires_grad=True)
-o = tw.optim.AdamW([w], lr=0.1, clip_norm=1.0, ema=0.9, engine='cpu')
-w.grad = torch.ones_like(w)
-o.step()
-print('numba' in sys.modules, w.sum().item(), 'torch._dynamo' in sys.modules)
-"""
-
-
-def in_a_process(cache):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True, timeout=100
-    )
-    return done.stdout.split()
-
-
-def test_a_second_process_finds_the_compiled_kernels_and_loads_no_compiler(tmp_path):
-    compiled, moved, _ = in_a_process(tmp_path)
-    assert compiled == "True"
-    assert in_a_process(tmp_path) == ["False", moved, "False"]
-    folder = tmp_path / "thalweg" / "kernels"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    (file,) = folder.glob("adamw_float32_*.kernel")
-    whole = file.read_bytes()
-    for damaged in (whole[:-100], whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]):
-        file.write_bytes(damaged)
-        assert in_a_process(tmp_path)[:2] == ["True", moved]
-        assert in_a_process(tmp_path)[:2] == ["False", moved]
-
-
-@pytest.fixture
-def no_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "_loaded", {})
-    for function in (kernels._for_switches, kernels.gradient_norms):
-        function.cache_clear()
-    yield
-    for function in (kernels._for_switches, kernels.gradient_norms):
-        function.cache_clear()
-
-
-@pytest.mark.usefixtures("no_kernels")
-@pytest.mark.parametrize("how", ["none", "open to others", "a file"])
-def test_a_cache_that_cannot_be_used_costs_speed_only(how, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "cache" / "thalweg" / "kernels"
-    if how == "a file":
-        (tmp_path / "cache").write_text("")
-    elif how == "open to others":
-        folder.mkdir(parents=True)
-        folder.chmod(0o777)
-    else:
-        monkeypatch.setattr(os, "access", lambda *a: False)
-    assert kernel_cache.cache_folder() is None
-    weights, _ = descended("adamw", {}, steps=1)
-    assert all(torch.isfinite(w).all() for w in weights)
-
-
-@pytest.mark.usefixtures("no_kernels")
-def test_a_kernel_that_calls_a_function_that_may_be_missing_is_not_saved(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernel_cache.save("some", "symbol", b"code", ["sqrt", "no_such_function_anywhere"])
-    assert kernel_cache.load("some") is None
-    assert not list(kernel_cache.cache_folder().iterdir())
 
 
 @pytest.mark.usefixtures("no_kernels")

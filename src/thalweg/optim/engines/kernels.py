@@ -33,6 +33,9 @@ FAST_MATH = {"contract", "arcp", "nsz", "reassoc"}
 """LLVM's fast-math flags: fused multiply-add, reciprocals for divisions, zeros without sign, and sums in any order (vectorised).
 Not `nnan` and `ninf`: they let the compiler assume that there is no NaN and no infinity, and delete every check for them."""
 
+ERROR_MODEL = "numpy"
+"""A division by zero gives infinity or NaN, where Python's raises."""
+
 ARGUMENTS = ("next", "chunks", "tensor", "start", "stop", "sums", "rows", "table")
 """What a kernel is given: an array of int64 with these entries. `next` is the chunk to take next, `chunks` how many there are;
 the others are addresses of arrays. Chunk i is the weights `start[i]` to `stop[i]` of the tensor with index `tensor[i]`; `rows`
@@ -356,35 +359,44 @@ class _Writer:
 def _load_or_compile(text: str, name: str, dtype: str) -> Kernel:
     """Load the kernel that an earlier process compiled from the same text, or compile it."""
     with _compile_lock:
-        name = f"{name}_{kernel_cache.key(text)}"
+        identity = kernel_cache.identity(text, dtype, ERROR_MODEL, *sorted(FAST_MATH))
+        name = f"{name}_{identity[:24]}"
         if name not in _loaded:
-            address, compiled = kernel_cache.load(name), None
+            address, compiled = kernel_cache.load(name, identity), None
             if address is None:
-                address, compiled = _compile(text, name, dtype)
+                compiled = _compile(text, name, dtype)
+                address = compiled.address
+                kernel_cache.save(name, identity, *_as_object_file(compiled))
             _loaded[name] = Kernel(address, _FUNCTION(address), compiled)
         return _loaded[name]
 
 
-def _compile(text: str, name: str, dtype: str) -> tuple[int, Any]:
-    """Compile a kernel with Numba and save its object file in the cache; gives its address and Numba's function.
-
-    A later process loads that file with LLVM alone, which can link only functions that it finds without Numba, so
-    `kernel_cache.save` must know what the code calls. Numba has no list of that: it is read from the LLVM text, where an external
-    function stands in a line `declare … @name(` and an external variable in a line `@name = external …`, the name in quotes
-    where it has special characters. `llvm.*` are LLVM's intrinsics, which need no linking. Without this list a kernel that
-    calls Numba's own runtime would be saved too, and end the process that loads it.
-    """
+def _compile(text: str, name: str, dtype: str) -> Any:
+    """Compile a kernel with Numba."""
     from numba import cfunc, types
 
     from thalweg.optim.engines import intrinsics
 
     names: dict[str, Any] = {**intrinsics.names(dtype), "__name__": intrinsics.__name__}
     exec(compile(text, f"<{name}>", "exec"), names)
-    compiled: Any = cfunc(types.void(types.intp), fastmath=FAST_MATH, error_model="numpy")(names["kernel"])
+    function = names["kernel"]
+    # Numba makes the symbol of this name and of a number that it counts up in each process. Were all called alike, two kernels
+    # that two processes compiled could have one symbol, and a third process that links both would call one for the other.
+    function.__name__ = function.__qualname__ = name
+    return cfunc(types.void(types.intp), fastmath=FAST_MATH, error_model=ERROR_MODEL)(function)
+
+
+def _as_object_file(compiled: Any) -> tuple[str, bytes, list[str]]:
+    """Give the symbol of a compiled kernel, its object file, and the external functions that the code refers to.
+
+    A later process loads the file with LLVM alone, which ends the process at a function that it cannot find, so those that the
+    code calls are saved with it. Numba has no list of them: it is read from the LLVM text, where an external function stands in
+    a line `declare … @name(` and an external variable in a line `@name = external …`, the name in quotes where it has special
+    characters. `llvm.*` are LLVM's intrinsics, which need no linking.
+    """
     library = compiled._library
     found = re.findall(
         r"^declare [^@]*@\"?([^\"(]+)\"?\(|^@\"?([^\" ]+)\"? = external", library.get_llvm_str(), re.MULTILINE
     )
     calls = [function or variable for function, variable in found if not function.startswith("llvm.")]
-    kernel_cache.save(name, compiled._wrapper_name, library.serialize_using_object_code()[2][0], calls)
-    return compiled.address, compiled
+    return compiled._wrapper_name, library.serialize_using_object_code()[2][0], calls
