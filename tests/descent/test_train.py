@@ -20,7 +20,7 @@ from thalweg.descent.problem import open_task
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.settle import settle
 from thalweg.descent.train import create
-from thalweg.records import checkpoint, tensorfile
+from thalweg.records import checkpoint, files
 from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
 
@@ -144,6 +144,21 @@ def test_a_run_killed_while_its_folder_was_made_starts(tmp_path: Path) -> None:
     assert tw.train(classes(), plan(), out=tmp_path).summary["status"] == "finished"
 
 
+def test_links_under_the_names_of_drafts_are_not_followed_by_resume_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path / "r", monkeypatch)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "r" / "report.html").unlink()
+    for name in (".run.json.tmp", f".report.html.{os.getpid()}.tmp", "report.html", "checkpoints/.tmp-best"):
+        (tmp_path / "r" / name).symlink_to(precious)
+    tw.resume(tmp_path / "r", classes())
+    assert "Went on from" in tw.report(tmp_path / "r").read_text("utf-8")
+    assert precious.read_text() == "mine"
+    assert (tmp_path / "r" / "report.html.set-aside").is_symlink()
+
+
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -168,16 +183,16 @@ def test_a_folder_that_another_thread_or_process_writes_to_is_refused(tmp_path: 
 
 def test_a_full_disk_is_an_error_that_leaves_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tw.train(classes(), plan())
-    write, written = tensorfile.write, list[int]()
+    write, written = files.create, list[bool]()
 
     def full(path: Path, parts: Any) -> Any:
-        written.append(1)
-        if len(written) > 12:
+        written.append("checkpoints" in path.parts)
+        if written[-1] and sum(written) > 12:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensorfile, "write", full)
+        patch.setattr(files, "create", full)
         with pytest.raises(tw.CheckpointError, match=r"No space left on device\. Free about"):
             tw.train(classes(), plan(checkpoint_seconds=0), out=tmp_path / "r")
     assert RunFolder(tmp_path / "r").read_status()["status"] == "failed"

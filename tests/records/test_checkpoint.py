@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from planted import KINDS, contents, plant
 
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint, tensor_sections, tensorfile
@@ -490,12 +491,54 @@ def test_a_move_that_fails_half_way_puts_the_old_one_back(tmp_path, monkeypatch)
     assert load(tmp_path / "best").step == 1
 
 
-def test_a_file_where_the_folder_should_be_is_said(tmp_path):
-    (tmp_path / "c").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        save(tmp_path / "c", small(), step=1)
+def test_a_file_where_the_folder_should_be_is_kept_aside(tmp_path):
+    (tmp_path / "c").write_text("mine")
     with pytest.raises(CheckpointError, match="cannot be listed"):
         load(tmp_path / "c")
+    save(tmp_path / "c", small(), step=1)
+    assert load(tmp_path / "c").step == 1
+    assert (tmp_path / "c.set-aside").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes and sockets as they are on Linux")
+@pytest.mark.parametrize("swap", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_somebody_else_put_among_the_checkpoints_is_kept_and_saves_go_on(tmp_path, monkeypatch, kind, swap):
+    if not swap:
+        monkeypatch.setattr(checkpoint, "_swap_names", lambda one, other: False)
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    folder.mkdir()
+    names = ["best", "step-00000002", "step-00000009", ".tmp-best", ".old-best", "notes"]
+    for name in names:
+        plant(folder / name, kind, elsewhere)
+    planted = {path.lstat().st_ino for path in folder.iterdir()}
+    for step in (1, 2, 3):
+        save(folder, small(step), step=step, keep=1)
+        save(folder, small(step), step=step, name="best")
+    assert load(folder / "best").step == load(folder).step == 3
+    assert contents(elsewhere) == {Path("precious"): b"mine"}
+    left = {path.lstat().st_ino: path for path in folder.iterdir()}
+    assert planted <= left.keys()
+    assert {path.name for number, path in left.items() if number not in planted} == {"best", "step-00000003"}
+    mine = [content for path, content in contents(folder).items() if path.parts[0] not in ("best", "step-00000003")]
+    assert mine.count(b"mine") == (len(names) if kind in ("file", "folder", "link to file") else 0)
+
+
+@pytest.mark.parametrize("kind", ["link to folder", "dangling link", "pipe"])
+def test_a_link_in_place_of_the_folder_of_checkpoints_is_not_followed(tmp_path, kind):
+    plant(tmp_path / "c", kind, tmp_path / "elsewhere")
+    save(tmp_path / "c", small(), step=1)
+    assert load(tmp_path / "c").step == 1
+    assert contents(tmp_path / "elsewhere") == {Path("precious"): b"mine"}
+
+
+def test_a_file_of_the_persons_in_a_checkpoint_outlives_it(tmp_path):
+    save(tmp_path, small(1), step=1)
+    (tmp_path / "step-00000001" / "notes.txt").write_text("mine")
+    for step in (2, 3, 4):
+        save(tmp_path, small(step), step=step, keep=1)
+    assert sorted(os.listdir(tmp_path)) == ["step-00000001.set-aside", "step-00000004"]
+    assert os.listdir(tmp_path / "step-00000001.set-aside") == ["notes.txt"]
 
 
 @pytest.mark.parametrize(

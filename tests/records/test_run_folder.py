@@ -1,9 +1,11 @@
 import json
+import sys
 
 import pytest
+from planted import KINDS, contents, plant
 
 import thalweg as tw
-from thalweg.errors import RunError
+from thalweg.errors import RunError, ThalwegError
 from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Source
@@ -137,3 +139,56 @@ def test_a_request_that_another_verb_has_no_use_for_is_removed(folder):
     created(folder)
     folder.discard_request()
     assert folder.request_path.exists()  # it belongs to the run
+
+
+NOT_FILES = [kind for kind in KINDS if kind != "file"]
+OLD_DRAFTS = [".run.json.tmp", ".request.json.tmp", ".probe"]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="pipes and sockets as they are on Linux")
+
+
+@linux
+@pytest.mark.parametrize("kind", NOT_FILES)
+def test_a_new_run_is_refused_where_its_names_are_taken_by_something_else(tmp_path, kind):
+    for name in ("plan.toml", "task.toml", "request.json", "history.sqlite", "checkpoints", ".probe"):
+        folder = RunFolder(tmp_path / name)
+        folder.path.mkdir()
+        plant(folder.path / name, kind, tmp_path / "elsewhere")
+        if (kind, name) == ("folder", "checkpoints"):
+            continue
+        with pytest.raises(RunError, match="holds other things"), folder.locked():
+            created(folder)
+        assert [path.name for path in folder.path.iterdir() if path.name != ".lock"] == [name]
+    assert contents(tmp_path / "elsewhere") == {(tmp_path / "precious").relative_to(tmp_path): b"mine"}
+
+
+@linux
+@pytest.mark.parametrize("kind", NOT_FILES)
+def test_what_lies_under_a_runs_names_is_not_followed_nor_waited_for_and_its_files_are_written(tmp_path, kind):
+    folder, elsewhere = RunFolder(tmp_path / "run"), tmp_path / "elsewhere"
+    folder.path.mkdir()
+    created(folder)
+    for name in (*OLD_DRAFTS, ".lock", "task.toml", "request.json"):
+        plant(folder.path / name, kind, elsewhere)
+    for path in (folder.status_path, folder.plan_path):
+        path.unlink()
+        plant(path, kind, elsewhere)
+    for read in (folder.read_status, folder.read_plan, folder.read_task, folder.read_request):
+        with pytest.raises(ThalwegError, match=r"cannot be (read|used)|is not the folder of a run|there is no plan"):
+            read()
+    assert not folder.is_finished
+    with folder.locked():
+        folder.write_status({"status": "finished", "summary": {}})
+    assert folder.is_finished
+    assert contents(elsewhere) == {(tmp_path / "precious").relative_to(tmp_path): b"mine"}
+
+
+def test_a_file_system_without_locks_is_said_and_used(folder, monkeypatch):
+    import errno
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="file system without locks"), folder.locked():
+        created(folder)

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import stat
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,15 +27,17 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from thalweg.errors import CheckpointError
-from thalweg.records import tensor_sections, tensorfile
+from thalweg.records import files, tensor_sections, tensorfile
+from thalweg.records.files import FileSum, NotRegularError
 from thalweg.records.tensor_sections import SplitState
-from thalweg.records.tensorfile import FileSum
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 LOOP = "loop.json"
 UNSET_SUM = "0" * 64
 STEP_FOLDER = r"(\.old-)?step-\d{8,}"
+DRAFT_FOLDER, OLD_FOLDER = r"\.tmp-[a-z][a-z0-9_-]*", r"\.old-[a-z][a-z0-9_-]*"
+CONTENT = r"[a-z][a-z0-9_]*\.safetensors|loop\.json"
 
 CheckpointState: TypeAlias = Mapping[str, Any]
 """Sections ("model", "optimizer", "loop", …) of nested tensor, int, float, str, bool, None, list and dict."""
@@ -68,6 +70,8 @@ def save(
       superseded (by a rollback, or by a resume from an earlier step).
     name: a folder of this name instead, such as "best", replaced in one move; never removed.
 
+    Links are not followed, and what somebody else put under these names or into these folders is moved aside, not removed.
+
     Returns the folder. Raises CheckpointError where a value cannot be stored, or the disk is full or not writable: nothing
     is left behind and the older checkpoints are as they were.
     """
@@ -79,8 +83,9 @@ def save(
         )
     folder, parts = Path(folder), tensor_sections.split(state)
     final = folder / (name or f"step-{step:08d}")
-    temporary = folder / f".tmp-{final.name}"
+    temporary = folder / f".tmp-{final.name}-{os.urandom(8).hex()}"
     try:
+        _set_aside_unless_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(folder)
         _write(temporary, parts, step)
@@ -155,44 +160,66 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
 
 def _write(temporary: Path, parts: SplitState, step: int) -> None:
     temporary.mkdir()
-    files = {
+    sums = {
         f"{section}.safetensors": tensorfile.write_tensors(temporary / f"{section}.safetensors", tensors)
         for section, tensors in parts.tensors.items()
     }
-    files[LOOP] = tensorfile.write(temporary / LOOP, [json.dumps(parts.values, allow_nan=False, indent=1).encode()])
+    sums[LOOP] = files.create(temporary / LOOP, [json.dumps(parts.values, allow_nan=False, indent=1).encode()])
     manifest = {
         "format": FORMAT,
         "step": step,
         "world_size": 1,
-        "files": {name: entry._asdict() for name, entry in files.items()},
+        "files": {name: entry._asdict() for name, entry in sums.items()},
         "aliases": parts.aliases,
         "sum": UNSET_SUM,
     }
     text = json.dumps(manifest, indent=1).encode()
     # Its own sum is that of the same text with 64 zeros in the sum's place, which is the last thing in it.
     text = hashlib.sha256(text).hexdigest().encode().join(text.rsplit(UNSET_SUM.encode(), 1))
-    tensorfile.write(temporary / MANIFEST, [text])
-    _sync_folder(temporary)
+    files.create(temporary / MANIFEST, [text])
+    files.sync_folder(temporary)
 
 
 def _rename_into_place(temporary: Path, final: Path) -> None:
-    """Rename the finished folder to its final name; an older one of that name is removed only after that."""
-    if not final.exists():
+    """Rename the finished folder to its final name; what had that name is removed only after that."""
+    if not os.path.lexists(final):
         os.rename(temporary, final)
     elif not _swap_names(temporary, final):
         # Where the system cannot swap two names, the old one is renamed for a moment; `load` finds it there too.
-        shutil.rmtree(_old_name(final), ignore_errors=True)
+        _discard(_old_name(final))
         os.rename(final, _old_name(final))
         os.rename(temporary, final)
-    _sync_folder(final.parent)
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(_old_name(final), ignore_errors=True)
+    files.sync_folder(final.parent)
+    for left, name in ((temporary, final), (_old_name(final), final)):
+        _discard(left, name)
 
 
 def _clean_up(temporary: Path, final: Path) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
+    _discard(temporary)
     with suppress(OSError):
         _restored(final, move=True)
+
+
+def _discard(path: Path, name: Path | None = None) -> None:
+    """Remove a checkpoint's folder; what somebody else put there, into it or in its place, is moved aside instead.
+
+    `name` is the name that it had. What cannot be removed stays, and the next save tries again.
+    """
+    with suppress(OSError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            for entry in list(os.scandir(path)):
+                if re.fullmatch(f"{CONTENT}|{MANIFEST}", entry.name) and entry.is_file(follow_symlinks=False):
+                    os.unlink(entry)
+            with suppress(OSError):
+                path.rmdir()
+                return
+        files.set_aside(path, name)
+
+
+def _set_aside_unless_folder(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            files.set_aside(path)
 
 
 def _swap_names(one: Path, other: Path) -> bool:
@@ -202,23 +229,14 @@ def _swap_names(one: Path, other: Path) -> bool:
     return call is not None and call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows has no handle of a folder to sync.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _clear_leftovers(folder: Path) -> None:
     """Rename back what a killed process had renamed for a moment, and remove what it left half-written."""
-    for path in folder.glob(".old-*"):
-        _restored(folder / path.name.removeprefix(".old-"), move=True)
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path)
+    for path in list(folder.iterdir()):
+        if re.fullmatch(OLD_FOLDER, path.name):
+            _restored(path.with_name(path.name.removeprefix(".old-")), move=True)
+            _discard(path)
+        elif re.fullmatch(DRAFT_FOLDER, path.name):
+            _discard(path)
 
 
 def _old_name(final: Path) -> Path:
@@ -227,7 +245,7 @@ def _old_name(final: Path) -> Path:
 
 def _restored(path: Path, *, move: bool = False) -> Path:
     """The folder to read for `path`: the old one under its other name, where a process died before the new one was in place."""
-    if os.path.exists(path) or not os.path.exists(_old_name(path)):
+    if os.path.lexists(path) or not os.path.exists(_old_name(path)):
         return path
     return _old_name(path).rename(path) if move else _old_name(path)
 
@@ -237,8 +255,7 @@ def _remove_superseded(folder: Path, step: int, keep: int) -> None:
     intact = 0
     for path in _newest_first(folder):
         if _step_of(path) > step or intact >= keep:
-            with suppress(OSError):
-                shutil.rmtree(path)
+            _discard(path)
         elif _is_intact(path):
             intact += 1
 
@@ -287,11 +304,13 @@ class _Manifest(NamedTuple):
 def _manifest(path: Path) -> _Manifest:
     """Read and check a manifest: its own sum, its format, its files' names."""
     try:
-        raw = (path / MANIFEST).read_bytes() if (path / MANIFEST).is_file() else None
+        raw = files.read(path / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError, NotRegularError) as error:
+        raise CheckpointError(
+            f"{path.name} has no {MANIFEST}: it was never finished, or parts of it were removed."
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}. Check its permissions.") from error
-    if raw is None:
-        raise CheckpointError(f"{path.name} has no {MANIFEST}: it was never finished, or parts of it were removed.")
     altered = f"{path.name}: {MANIFEST} is altered or truncated: its own sum does not agree."
     try:
         content = json.loads(raw)
@@ -304,13 +323,13 @@ def _manifest(path: Path) -> _Manifest:
                 f"{path.name} is of checkpoint format {content['format']}, this thalweg reads up to {FORMAT}: "
                 "install a newer one."
             )
-        files = {
+        sums = {
             str(name): FileSum(int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()
         }
-        manifest = _Manifest(int(content["step"]), files)
+        manifest = _Manifest(int(content["step"]), sums)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(altered) from error
-    if not all(re.fullmatch(r"[a-z][a-z0-9_]*\.safetensors|loop\.json", name) for name in files) or LOOP not in files:
+    if not all(re.fullmatch(CONTENT, name) for name in sums) or LOOP not in sums:
         raise CheckpointError(f"{path.name}: {MANIFEST} names files that no checkpoint has.")
     return manifest
 

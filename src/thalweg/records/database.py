@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from thalweg.errors import RunError
+from thalweg.records import files
 
 READ_VERSION_OFFSET = 19  # byte of SQLite's file header that says which journal mode a reader must know
 WRITE_AHEAD = 2  # its value in write-ahead mode
@@ -45,7 +46,10 @@ def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds
         raise RunError(
             f"{path.parent} cannot be made: {error.strerror}. Choose a folder that can be written."
         ) from error
+    _check_regular(path)
     with explain_errors(path):
+        for beside in _beside(path):
+            files.set_aside_unless_regular(beside)
         connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
         with explain_errors(path):
@@ -156,6 +160,8 @@ def _connect(path: Path, options: str, busy_seconds: float) -> sqlite3.Connectio
 
 def _file_state(path: Path, kind: str) -> tuple[int, int, bool]:
     """Length and time of the file, and whether there is a log: the same before and after means nobody wrote the file."""
+    for name in (path, *_beside(path)):
+        _check_regular(name)
     try:
         status = path.stat()
         return status.st_size, status.st_mtime_ns, _log(path).exists()
@@ -167,6 +173,19 @@ def _file_state(path: Path, kind: str) -> tuple[int, int, bool]:
 
 def _has_log(state: tuple[int, int, bool]) -> bool:
     return state[2]
+
+
+def _check_regular(path: Path) -> None:
+    """Raise RunError where something else than a file is under the name: SQLite would follow a link and wait for a pipe."""
+    try:
+        files.check_regular(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be used: {error.strerror}. Put the file itself there.") from error
+
+
+def _beside(path: Path) -> list[Path]:
+    """The files that SQLite makes beside one: write-ahead log, its index, and the journal of other modes."""
+    return [path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-shm", "-journal")]
 
 
 def _log(path: Path) -> Path:

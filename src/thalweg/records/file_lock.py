@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
+
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 _held: set[int] = set()  # descriptors of the locks that this process holds
 
@@ -19,17 +23,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_in_child)
 
 
-def acquire(descriptor: int) -> None:
-    """Lock an open file without waiting; `release` unlocks and closes it.
+def open(path: Path) -> int:
+    """Open the file to lock, made where it is missing; a link is not followed. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o644)
+
+
+def acquire(descriptor: int) -> bool:
+    """Lock an open file without waiting; `release` unlocks and closes it. Gives False where the file system has no locks.
 
     Raises BlockingIOError where somebody else holds the lock; the file is closed then.
     """
     try:
         _lock(descriptor)
-    except BaseException:
+    except BlockingIOError:
         os.close(descriptor)
         raise
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            os.close(descriptor)
+            raise
+        _held.add(descriptor)
+        return False
     _held.add(descriptor)
+    return True
 
 
 def release(descriptor: int) -> None:

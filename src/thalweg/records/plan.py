@@ -13,6 +13,7 @@ import tomlkit
 from thalweg import rules
 from thalweg import schedule as shapes
 from thalweg.errors import PlanError, ThalwegError, nearest
+from thalweg.records import files
 from thalweg.records.knob import (
     LARGEST_INTEGER,
     Knob,
@@ -441,7 +442,7 @@ class Plan:
         """Write the plan as TOML; `Plan.load` gives it back without loss. Raises PlanError where it cannot be written."""
         target = as_path(path, "the file of a plan", "plan.toml", PlanError)
         try:
-            target.write_text(self.to_toml(), "utf-8")
+            files.replace(target, self.to_toml().encode())
         except OSError as error:
             raise PlanError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from thalweg.errors import PlanError, RunError
-from thalweg.records import file_lock, json_values
+from thalweg.records import file_lock, files, json_values
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
 from thalweg.records.history import History
@@ -34,7 +35,8 @@ from thalweg.records.task import Source, Task
 
 PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", "run.json", "report.html"
 CHECKPOINTS, BEST = "checkpoints", "best"
-LOCK, STATUS_DRAFT, REQUEST_DRAFT = ".lock", f".{STATUS}.tmp", f".{REQUEST}.tmp"
+LOCK = ".lock"
+LEFT_BY_OLDER_VERSIONS = {f".{STATUS}.tmp", f".{REQUEST}.tmp"}  # where they were killed
 
 DATA = {
     "examples": "number of training examples",
@@ -123,16 +125,22 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            files.set_aside_unless_regular(self.path / LOCK)
+            descriptor = file_lock.open(self.path / LOCK)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            file_lock.acquire(descriptor)
+            locks = file_lock.acquire(descriptor)
         except BlockingIOError as error:
             raise RunError(
                 f"Another process is writing to {self.path}. Wait for it, or give another folder."
             ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
+            if not locks:
+                message = f"{self.path} is on a file system without locks: see that no other process writes to it."
+                warnings.warn(message, stacklevel=3)
             yield
         finally:
             file_lock.release(descriptor)
@@ -146,10 +154,7 @@ class RunFolder:
         Raises RunError where the folder holds a run or other files.
         """
         self.check_vacant()
-        try:
-            self._write(self.plan_path, plan.to_toml())
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self._write(self.plan_path, plan.to_toml())
         self._write_source(source)
         self.write_status({"status": "running", "summary": {"status": "running", **summary}})
 
@@ -160,7 +165,7 @@ class RunFolder:
         """
         self.check_vacant()
         self._write_source(source)
-        self._write_json(self.request_path, REQUEST_DRAFT, request.to_dict())
+        self._write_json(self.request_path, request.to_dict())
 
     def discard_request(self) -> None:
         """Remove the request of a `fit` that was stopped before its plan was found: another verb uses the folder."""
@@ -169,31 +174,30 @@ class RunFolder:
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Write `run.json`. Raises RunError where that fails."""
-        self._write_json(self.status_path, STATUS_DRAFT, status)
+        self._write_json(self.status_path, status)
 
     def _write_source(self, source: Source | None) -> None:
         """Write how the task is made again; where that is not known, remove what a stopped `fit` wrote of another task."""
+        if source is not None:
+            self._write(self.task_path, source.to_toml())
+            return
         try:
-            if source is None:
-                self.task_path.unlink(missing_ok=True)
-            else:
-                self._write(self.task_path, source.to_toml())
+            self.task_path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _write_json(self, path: Path, draft_name: str, entries: Mapping[str, Any]) -> None:
-        """Write a file under another name and rename it, so that a reader never sees half of it. Raises RunError."""
-        draft = self.path / draft_name
+    def _write_json(self, path: Path, entries: Mapping[str, Any]) -> None:
+        self._write(path, json.dumps(json_values.encode(dict(entries)), indent=1, allow_nan=False))
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write one of the run's files; what lies under its name and is no file is moved aside. Raises RunError."""
         try:
-            self._write(draft, json.dumps(json_values.encode(dict(entries)), indent=1, allow_nan=False))
-            draft.replace(path)
+            files.set_aside_unless_regular(path)
+            files.replace(path, text.encode())
         except OSError as error:
             raise RunError(
                 f"{path} cannot be written: {error.strerror}. Free some space or choose another folder."
             ) from error
-
-    def _write(self, path: Path, text: str) -> None:
-        path.write_text(text, "utf-8")
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(f"{self.path} cannot be written: {error.strerror}. Choose another place with out=.")
@@ -202,11 +206,15 @@ class RunFolder:
 
     def read_plan(self) -> Plan:
         """Read the plan. Raises PlanError where it is missing or damaged."""
+        try:
+            files.read(self.plan_path)
+        except OSError as error:
+            raise PlanError(f"{self.plan_path}: the plan cannot be read ({error.strerror}).") from error
         return Plan.load(self.plan_path)
 
     def read_task(self) -> Task:
         """Make the task again from what the folder says of it. Raises RunError where it says nothing."""
-        if not self.task_path.is_file():
+        if not os.path.lexists(self.task_path):
             raise RunError(
                 f"{self.path} does not say how to make its task, as it was passed as an object. Pass it again, as task=…."
             )
@@ -215,7 +223,7 @@ class RunFolder:
     def read_request(self) -> Request:
         """Read what was asked of `fit`. Raises RunError where it is damaged."""
         try:
-            return Request.from_dict(json_values.decode(json.loads(self.request_path.read_text("utf-8"))))
+            return Request.from_dict(json_values.decode(json.loads(files.read(self.request_path))))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
             raise RunError(
                 f"{self.request_path} cannot be read ({type(error).__name__}: {error}). Start again in another folder."
@@ -224,7 +232,7 @@ class RunFolder:
     def read_status(self) -> dict[str, Any]:
         """Read `run.json`: "status", "summary", "metrics", "diagnoses". Raises RunError where the folder is no run's."""
         try:
-            status = json_values.decode(json.loads(self.status_path.read_text("utf-8")))
+            status = json_values.decode(json.loads(files.read(self.status_path)))
             for entry in (status, status["summary"], status.setdefault("metrics", {})):
                 if not isinstance(entry, dict) or not all(
                     isinstance(key, str) for key in cast("dict[Any, Any]", entry)
@@ -266,12 +274,20 @@ class RunFolder:
                 f"{self.path} already holds a run. Resume it (thalweg resume {self.path}), or give a new folder."
             )
         # What a process leaves that was killed before the run began.
-        started = {PLAN, TASK, REQUEST, HISTORY, CHECKPOINTS, LOCK, STATUS_DRAFT, REQUEST_DRAFT}
-        others = [path.name for path in self.path.iterdir() if path.name not in started]
+        started = {PLAN, TASK, REQUEST, HISTORY, CHECKPOINTS, LOCK, *LEFT_BY_OLDER_VERSIONS}
+        names = [path.name for path in self.path.iterdir()]
+        others = [name for name in names if not (name in started or files.is_draft(name)) or self._is_foreign(name)]
         if others:
             raise RunError(
                 f"{self.path} holds other things ({', '.join(sorted(others)[:3])}) and is no run. Give a new folder."
             )
+
+    def _is_foreign(self, name: str) -> bool:
+        """Whether something under this name is of another kind than what a run has under it, such as a link or a pipe."""
+        path = self.path / name
+        if name == CHECKPOINTS:
+            return path.is_symlink() or not path.is_dir()
+        return not files.is_regular(path)
 
     def check_holds_run(self) -> None:
         """Refuse a folder that has no run to resume. Raises RunError."""
@@ -328,11 +344,9 @@ def as_folder(folder: str | os.PathLike[str]) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Make a folder, and a file in it that is removed again. Raises RunError where that fails."""
-    probe = folder / ".probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        files.check_writable(folder)
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}. Choose another place with out=.") from error
 

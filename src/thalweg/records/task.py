@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.errors import TaskError, ThalwegError, nearest
+from thalweg.records import files
 from thalweg.records.names import checks_names, suggestion
 
 StepResult = (
@@ -89,7 +90,7 @@ class Source:
 
     def save(self, path: Path) -> None:
         """Write `task.toml`. Raises TaskError where an argument is no plain value."""
-        path.write_text(self.to_toml(), "utf-8")
+        files.replace(path, self.to_toml().encode())
 
     def to_toml(self) -> str:
         """Give the text that `save` writes. Raises TaskError where an argument is no plain value."""
@@ -105,11 +106,11 @@ class Source:
     def read(path: Path) -> Source:
         """Read `task.toml`. Raises TaskError where it is damaged."""
         try:
-            entries = tomllib.loads(path.read_text("utf-8"))
+            entries = tomllib.loads(files.read(path).decode())
             unset: dict[str, Any] = dict.fromkeys(entries.pop("none", []))
             arguments: dict[str, Any] = {**entries.pop("arguments", {}), **unset}
             return Source(**entries, arguments=arguments)
-        except (tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
+        except (OSError, tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
             raise TaskError(f"{path}: cannot be read as a task's source ({error}). Pass the task itself.") from error
 
 

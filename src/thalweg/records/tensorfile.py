@@ -11,18 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from thalweg.errors import CheckpointError
-
-CHUNK = 1 << 20
+from thalweg.records import files
+from thalweg.records.files import CHUNK, FileSum
 
 DTYPES = {
     "F64": torch.float64,
@@ -44,33 +43,11 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class FileSum(NamedTuple):
-    """What a manifest says of a file: its length in bytes and the sha256 of all of them."""
-
-    bytes: int
-    sha256: str
-
-
-def write(path: Path, parts: Iterator[memoryview | bytes] | list[bytes]) -> FileSum:
-    """Write the parts one after another to a new file, have the disk confirm it, and return length and sum."""
-    digest, length = hashlib.sha256(), 0
-    with open(path, "xb") as file:
-        for part in parts:
-            for start in range(0, len(part), CHUNK):
-                chunk = part[start : start + CHUNK]
-                digest.update(chunk)
-                file.write(chunk)
-            length += len(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileSum(length, digest.hexdigest())
-
-
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> FileSum:
     """Write tensors (strided, of a dtype in `DTYPES`, on any device) as a safetensors file; returns length and sum."""
     # Wide items first, as the library does it: every tensor then starts at a multiple of its item size.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    return write(path, _parts(dict(ordered)))
+    return files.create(path, _parts(dict(ordered)))
 
 
 def read(path: Path, expected: FileSum) -> bytes:

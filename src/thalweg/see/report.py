@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from thalweg.errors import RunError
+from thalweg.records import files
 from thalweg.records.run import Run
 from thalweg.records.run_folder import REPORT
 from thalweg.see import report_sections, run_text
@@ -16,6 +17,8 @@ from thalweg.see import report_sections, run_text
 
 def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
     """Write the report, replacing an old one atomically, and give its path; default: report.html in the run's folder.
+
+    What lies under the default name and is no file is moved aside.
 
     Raises RunError where there is neither folder nor path, the disk refuses, or another kind of file is there.
     """
@@ -26,14 +29,13 @@ def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
         raise RunError(
             f"{target} is there already and no HTML file: it is not overwritten. Give a path such as report.html."
         )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     content = render(run).encode("utf-8", "replace")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        if path is None:
+            files.set_aside_unless_regular(target)
+        files.replace(target, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(
             f"{target} cannot be written: {error.strerror}. Free some space or give another path."
         ) from error
