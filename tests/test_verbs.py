@@ -428,16 +428,16 @@ def test_a_knob_that_the_loader_has_decided_otherwise_is_refused():
     assert tw.train(task(data=loader), tw.Plan(), steps=3).plan.batch_size == 10
 
 
-def test_extra_state_is_said_to_be_outside_of_checkpoints():
+def test_extra_state_that_no_checkpoint_can_hold_is_named():
     class Keeps(nn.Linear):
         def get_extra_state(self):
-            return {"n": 1}
+            return {"n": object()}
 
         def set_extra_state(self, state):
             pass
 
     run = tw.train(task(model=lambda: Keeps(6, 3), data=(X, Y)), tw.Plan(batch_size=8), steps=2)
-    assert any("extra state" in note for note in run.summary["notes"])
+    assert any("`model._extra_state` is" in note for note in run.summary["notes"])
 
 
 @pytest.mark.parametrize("seed", ["a", None, 1.5, -1, True])

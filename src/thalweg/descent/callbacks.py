@@ -9,6 +9,7 @@ from torch import nn
 
 from thalweg.descent.state import Descent
 from thalweg.errors import ArgumentError, CallbackError
+from thalweg.objects.state import ObjectState
 from thalweg.records.step_figures import StepFigures
 
 OnStep = Callable[[nn.Module, StepFigures], Any]
@@ -20,6 +21,9 @@ class Callbacks:
 
     They get the model as it is trained. They change no bit of the run unless they change its weights or buffers: the modes of
     its modules are put back, and random numbers and gradients are made anew for every step.
+
+    What they carry themselves (a counter, the best figure so far) is in `objects`, goes with every checkpoint and is put back
+    when a run is resumed; no rollback undoes it, since they have seen the steps that it takes back.
 
     An error that one of them raises is kept in `failure`, for the run to end with once it is saved, and none is called any more.
     A KeyboardInterrupt that one of them raises becomes `stop`.
@@ -37,6 +41,7 @@ class Callbacks:
             if function is not None and (not callable(function) or isinstance(function, type)):
                 raise ArgumentError(f"`{name}` is {function!r:.80}, which cannot be called. Give a function, or None.")
         self.on_step, self.on_validation = on_step, on_validation
+        self.objects = ObjectState({"on_step": on_step, "on_validation": on_validation})
         self.failure: CallbackError | None = None
         self.stop: KeyboardInterrupt | None = None
         self._model: nn.Module | None = None

@@ -9,6 +9,7 @@ import torch
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent
+from thalweg.descent.their_objects import not_put_back
 from thalweg.errors import DivergedError, NonFiniteError
 from thalweg.formatting import capitalized
 from thalweg.records.diagnosis import Cure, Diagnosis
@@ -149,7 +150,9 @@ def _combine(descent: Descent, cure: Cure) -> None:
 
 def _restore_snapshot(descent: Descent, recorder: Recorder) -> None:
     assert descent.snapshot is not None
-    descent.load_state_dict(descent.snapshot, rollback=True)
+    lost = descent.load_state_dict(descent.snapshot, rollback=True)
+    if lost:
+        recorder.event(descent.step, "note", not_put_back(lost))
     recorder.supersede(descent.step)
 
 

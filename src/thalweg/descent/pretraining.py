@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from thalweg import optim
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.descent.their_objects import as_found
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.landscape.initial_figures import (
     RATES,
@@ -87,7 +88,7 @@ def measure_before_training(problem: Problem, seed: int = 0, seconds: float = SE
     each; what is not done by then is not judged. Nor is what fails: a task that trains may still refuse what is tried here, such
     as a batch of other examples, and that is no fault of its.
     """
-    with preserve_process_state(), rng_lock:
+    with preserve_process_state(), rng_lock, as_found(problem.task):
         problem = problem.with_own_loss()
         drawn = _small_batch(problem, seed)
         batch = to_device(drawn.parts[0], problem.device)

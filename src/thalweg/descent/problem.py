@@ -25,6 +25,7 @@ from thalweg.descent.rehearsal import (
     rehearse,
 )
 from thalweg.descent.target_check import check_targets
+from thalweg.descent.their_objects import as_found, not_kept, objects_of
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError, few
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
@@ -86,7 +87,7 @@ class Problem:
     @cached_property
     def matrix_roles(self) -> Mapping[str, str]:
         """Names of the trainable matrices, each with its role in the network. Computed only for rules that need it."""
-        with preserve_process_state(), rng_lock:
+        with preserve_process_state(), rng_lock, as_found(self.task):
             problem = self.with_own_loss()  # a loss that counts its calls, say, must begin each run as it was given
             model = start_model(problem, 0).train()
             loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2, own=True))
@@ -99,7 +100,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
     chosen_device = choose_device(device)
-    with preserve_process_state(), rng_lock:
+    with preserve_process_state(), rng_lock, as_found(task):
         model = build_model(task, 0, chosen_device)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         options: dict[str, Any] = {
@@ -120,6 +121,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
         found = find_nonfinite(train, "data")
+        objects = objects_of(own, model)
         rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device, found)
         notes += more
         check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
@@ -128,8 +130,10 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch, found)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
         reduction = training_reduction(own, model, rehearsal, batch, train, chosen_device)
-        notes += [*nonfinite, *evaluation.notes, *_extra_state(model)]
+        notes += [*nonfinite, *evaluation.notes]
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
+        objects.read()
+        notes += not_kept(objects)
     return Problem(
         task,
         Objective(task, rehearsal.casts, reduction, evaluation.needs_gradient),
@@ -263,17 +267,6 @@ def _check_nonfinite(
     rehearsal = rehearse(task, model, batch_of_rows(train, found.rows), casts, nonfinite=found.text)
     check_gradient_is_finite(rehearsal.loss, model, found.text)
     return [f"{found.text}. Loss and gradient are finite all the same, so they stay as they are."]
-
-
-def _extra_state(model: nn.Module) -> list[str]:
-    stateful = [
-        name or "the model"
-        for name, m in model.named_modules()
-        if type(m).get_extra_state is not nn.Module.get_extra_state
-    ]
-    if not stateful:
-        return []
-    return [f"{', '.join(stateful[:3])} keep extra state, which no checkpoint holds: a resumed run may differ there."]
 
 
 def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:

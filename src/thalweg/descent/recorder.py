@@ -13,8 +13,10 @@ from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.process_state import StopRequest
 from thalweg.descent.state import Descent, clone_into
+from thalweg.descent.their_objects import not_kept, not_put_back
 from thalweg.errors import CheckpointError, Interrupted
 from thalweg.formatting import capitalized
+from thalweg.objects.state import ObjectState
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.json_values import without_tuples
@@ -103,6 +105,7 @@ class Recorder:
         """Announce that a descent starts, or continues."""
         self.progress.begin(descent.plan, descent.step, descent.problem.validation is not None)
         self.callbacks.begin(descent)
+        self._tell_not_kept(self.callbacks.objects, descent.step)
 
     def end(self) -> None:
         """Announce that the descent is over, for whatever reason."""
@@ -174,11 +177,22 @@ class Recorder:
         self.history.flush(durable=True)
         diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
         state["loop"] = {**state["loop"], "diagnoses": diagnoses}
+        state["callbacks"] = self.callbacks.objects.read()
         self._checkpoints.write(state, descent.best_weights, descent.step)
+        for objects in (descent.objects, self.callbacks.objects):
+            self._tell_not_kept(objects, descent.step)
+
+    def _tell_not_kept(self, objects: ObjectState, step: int) -> None:
+        """Say, once, what of the user's objects cannot be kept; what shows before training is a note of the problem already."""
+        for text in not_kept(objects):
+            self.event(step, "note", text)
 
     def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
         """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
-        descent.load_state_dict(loaded.state)
+        lost = descent.load_state_dict(loaded.state)
+        lost += self.callbacks.objects.write(loaded.state.get("callbacks", {}))
+        if lost:
+            self.event(loaded.step, "note", not_put_back(lost))
         self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
         if "snapshot" in loaded.state:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])

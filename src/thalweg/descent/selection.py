@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from thalweg.descent.averages import averaged
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import BestWeights, Descent, clone_into
+from thalweg.descent.their_objects import STEPPING, of_model
 from thalweg.descent.validation import LARGEST_BATCH, validate
 from thalweg.records.task import Task
 from thalweg.records.weights import model_state
@@ -50,6 +51,11 @@ def keep_last(descent: Descent, recorder: Recorder) -> None:
             f" ones are kept. See that it can be measured on the validation data (that they have all classes, say)."
         )
         recorder.event(descent.step, "note", message)
+    with descent.objects.unchanged(*STEPPING):
+        _measure_and_keep(descent)
+
+
+def _measure_and_keep(descent: Descent) -> None:
     task, average_only = descent.problem.task, descent.evaluates_average_only
     figures = {} if average_only else measure(descent)
     if average_only or descent.plan.ema is not None:
@@ -59,7 +65,8 @@ def keep_last(descent: Descent, recorder: Recorder) -> None:
                 _keep_copy(descent, average_figures, averaged=True)
                 return
     value, weights = figures[task.select], model_state(descent.model)
-    descent.best_weights = BestWeights(value, descent.step, figures, averaged=False, model=weights)
+    objects = of_model(descent.objects)
+    descent.best_weights = BestWeights(value, descent.step, figures, averaged=False, model=weights, objects=objects)
 
 
 def measure(descent: Descent) -> dict[str, float]:
@@ -73,7 +80,8 @@ def measure(descent: Descent) -> dict[str, float]:
 
 
 def _measure_and_compare(descent: Descent, *, average: bool) -> dict[str, float]:
-    with averaged(descent) if average else nullcontext():
+    # A step of the task's own that counts its calls, say, must not count those of a validation.
+    with descent.objects.unchanged(*STEPPING), averaged(descent) if average else nullcontext():
         figures = measure(descent)
         if _is_best(descent, figures):
             descent.best_validation = {"value": figures[descent.problem.task.select], "step": descent.step}
@@ -92,7 +100,7 @@ def _keep_copy(descent: Descent, figures: dict[str, float], averaged: bool) -> N
     previous = descent.best_weights.model if descent.best_weights else None
     weights = clone_into(previous, model_state(descent.model))
     value = figures[descent.problem.task.select]
-    descent.best_weights = BestWeights(value, descent.step, figures, averaged, weights)
+    descent.best_weights = BestWeights(value, descent.step, figures, averaged, weights, of_model(descent.objects))
 
 
 def _cost(task: Task, figures: Mapping[str, float]) -> float:

@@ -15,6 +15,7 @@ from thalweg import optim
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.descent.their_objects import objects_of
 from thalweg.errors import PlanError, nearest
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.plan import Plan
@@ -42,6 +43,9 @@ class Descent:
 
     Changed when a step failed: `cures` ("rate_factor" on the learning rate, and "clip_norm"); `skipped_batches`, the positions
     of batches that are not used again; `consecutive_skips`; `accumulate`, the micro-batches per step.
+
+    `objects` is what the user's own code carries from step to step: attributes of the model's and the loss's modules, counters of
+    functions, random generators of their own.
 
     `snapshot` is a copy of all this to go back to when a step fails, taken at steps that the plan fixes.
     """
@@ -85,6 +89,7 @@ class Descent:
         self.initial_validation: dict[str, float] = {}
         self.last_validation: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
+        self.objects = objects_of(self.problem.objective.task, self.model)
 
     def rate(self, step: int | None = None) -> float:
         """Give the learning rate after so many steps (None: those done): peak, times schedule, times the cures' factor."""
@@ -118,15 +123,15 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Give the sections of a checkpoint. Tensors are not copied: they change with the next step."""
-        return {**self._tensors(), "loop": self._loop_state()}
+        return {**self._tensors(), "objects": self.objects.read(), "loop": self._loop_state()}
 
-    def load_state_dict(self, state: Mapping[str, Any], *, rollback: bool = False) -> None:
-        """Go to a state that `state_dict` gave; its tensors are copied.
+    def load_state_dict(self, state: Mapping[str, Any], *, rollback: bool = False) -> list[str]:
+        """Go to a state that `state_dict` gave; its tensors are copied. Gives the paths of objects that could not be put back.
 
         A `rollback` within a run keeps what was found out since: the cures and how often they were tried, the batches to skip,
         the micro-batch that fits into memory, and the best validation.
         """
-        self.load_tensors(state)
+        lost = self.load_tensors(state)
         loop = state["loop"]
         self.step, self.schedule_state = loop["step"], dict(loop["schedule"])
         self.consecutive_skips, self.validations_since_best = loop["skipped_in_row"], loop["stale"]
@@ -140,13 +145,18 @@ class Descent:
         self.optimizer.clip_norm = self.cures["clip_norm"]
         self.batches.accumulate = self.accumulate
         self.batches.load_state_dict(loop["batches"])
+        return lost
 
-    def load_tensors(self, state: Mapping[str, Any]) -> None:
-        """Copy weights, buffers and the optimiser's state of what `state_dict` gave; all else stays."""
+    def load_tensors(self, state: Mapping[str, Any]) -> list[str]:
+        """Copy weights, buffers, the optimiser's state and that of the user's objects of what `state_dict` gave; all else stays.
+
+        Gives the paths of objects that could not be put back.
+        """
         load_model_state(self.model, state["model"])
         for name, buffer in self.problem.objective.loss_buffers.items():
             buffer.copy_(state["loss"][name])
         self._load_optimizer_state(state["optimizer"])
+        return self.objects.write(state["objects"]) if "objects" in state else []
 
     @property
     def snapshot_due(self) -> bool:
@@ -158,8 +168,9 @@ class Descent:
     def state_before_gradient(self) -> dict[str, Any]:
         """Copy what computing a gradient changes: buffers such as running statistics, and the position in the data.
 
-        Weights and optimiser state are left out: they change later, in the optimiser's step, so `take_snapshot` can still copy
-        them when the loss is known. The first copy is small; the second is made only of states worth keeping.
+        So are the user's objects. Weights and optimiser state are left out: they change later, in the optimiser's step, so
+        `take_snapshot` can still copy them when the loss is known. The first copy is small; the second is made only of states
+        worth keeping.
         """
         loop = self._loop_state()
         # All of it is a fresh copy, except the position that a user's own loader returns from its `state_dict`.
@@ -168,6 +179,7 @@ class Descent:
         return {
             "model": clone_into(None, buffers),
             "loss": clone_into(None, self.problem.objective.loss_buffers),
+            "objects": self.objects.read(),
             "loop": loop,
         }
 
@@ -183,7 +195,7 @@ class Descent:
         for section in {"model", "loss"} & tensors.keys():
             for name, buffer in before[section].items():
                 tensors[section][name].copy_(buffer)
-        self.snapshot = {**tensors, "loop": before["loop"]}
+        self.snapshot = {**tensors, "objects": before["objects"], "loop": before["loop"]}
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
@@ -230,24 +242,32 @@ class BestWeights:
     """The weights that validated best so far.
 
     `value` is the criterion's and `figures` are all of that validation, after `step` steps; `averaged` says whether these are
-    averaged weights; `model` is a copy of the state dict.
+    averaged weights; `model` is a copy of the state dict, and `objects` what the model's modules carried then besides.
     """
 
     def __init__(
-        self, value: float, step: int, figures: dict[str, float], averaged: bool, model: dict[str, Any]
+        self,
+        value: float,
+        step: int,
+        figures: dict[str, float],
+        averaged: bool,
+        model: dict[str, Any],
+        objects: Mapping[str, Any] | None = None,
     ) -> None:
         self.value, self.step, self.figures, self.averaged, self.model = value, step, figures, averaged, model
+        self.objects = dict(objects or {})
 
     def state_dict(self) -> dict[str, Any]:
         """Give the sections of the checkpoint named `best`."""
         loop = {"value": self.value, "step": self.step, "figures": self.figures, "averaged": self.averaged}
-        return {"model": self.model, "loop": loop}
+        return {"model": self.model, "objects": self.objects, "loop": loop}
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> BestWeights:
         """Read the checkpoint named `best`."""
         loop = state["loop"]
-        return BestWeights(loop["value"], loop["step"], dict(loop["figures"]), loop["averaged"], dict(state["model"]))
+        figures, model, objects = dict(loop["figures"]), dict(state["model"]), state.get("objects")
+        return BestWeights(loop["value"], loop["step"], figures, loop["averaged"], model, objects)
 
 
 def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list[float]]:

@@ -160,6 +160,7 @@ def _take_kept_weights(descent: Descent) -> None:
     """Give the model the weights that the run keeps, where these are not the last ones."""
     if descent.best_weights is not None:
         load_model_state(descent.model, descent.best_weights.model)
+        descent.objects.write(descent.best_weights.objects, attributes_of="model")
     descent.optimizer.zero_grad(set_to_none=True)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from thalweg.errors import RunError, nearest
 from thalweg.formatting import format_count
+from thalweg.objects.state import ObjectState
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
@@ -121,6 +122,8 @@ class Run:
         model = task.make_model()
         make_writable(model)
         load_model_state(model, loaded.state["model"])
+        known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        ObjectState({"model": model}, known).write(loaded.state.get("objects", {}))
         return model.eval()
 
     @staticmethod

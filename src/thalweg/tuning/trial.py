@@ -6,6 +6,7 @@ from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem, open_task
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
+from thalweg.descent.their_objects import as_found
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
 from thalweg.records.task import Source, Task
@@ -19,12 +20,14 @@ def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") 
     are then not opened again. All give the same bits.
     """
     task = source.load() if isinstance(source, Source) else source
-    descent = Descent(open_task(task, device) if isinstance(task, Task) else task, plan)
-    try:
-        descend(descent, Recorder())
-    except DivergedError:
-        return {}
-    return dict(descent.last_validation)
+    problem = open_task(task, device) if isinstance(task, Task) else task
+    with as_found(problem.task):
+        descent = Descent(problem, plan)
+        try:
+            descend(descent, Recorder())
+        except DivergedError:
+            return {}
+        return dict(descent.last_validation)
 
 
 def run_trials(search: Search, problem: Problem) -> None:

@@ -13,6 +13,7 @@ import torch
 from thalweg import rules
 from thalweg.descent.problem import Problem
 from thalweg.descent.settle import Choice, settle, with_choices, with_fitting_batches
+from thalweg.descent.their_objects import as_found
 from thalweg.descent.timing import time_steps
 from thalweg.errors import DivergedError
 from thalweg.formatting import format_seconds
@@ -48,16 +49,18 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None) ->
 
     Raises PlanError where no budget is known, or a decided knob does not fit the data.
     """
-    plan = stated_plan(problem, request)
-    plan = with_threads(problem, request, plan)
-    plan = with_batch_size(problem, request, plan, say)
-    return settle(problem, plan, request)
+    with as_found(problem.task):
+        plan = stated_plan(problem, request)
+        plan = with_threads(problem, request, plan)
+        plan = with_batch_size(problem, request, plan, say)
+        return settle(problem, plan, request)
 
 
 def estimate_cost(problem: Problem, request: Request, start: Plan) -> Cost:
     """Estimate what a fit from a start plan costs, by timing a few steps; a budget of seconds is itself the cost."""
     steps, trainings = start.steps or 0, request.trainings
-    seconds = request.seconds or steps * trainings * time_steps(problem, start).seconds
+    with as_found(problem.task):
+        seconds = request.seconds or steps * trainings * time_steps(problem, start).seconds
     return Cost(steps, start.batch_size, trainings, seconds)
 
 

@@ -1,0 +1,62 @@
+"""What the user's own code carries from step to step: which parts of a task may, and that a rehearsal leaves it as found."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from thalweg.objects.state import ObjectState
+from thalweg.records.task import Task
+
+STEPPING = ("model", "loss", "step")
+"""What a training step calls. The others are called in validation: what they note there, such as their own records, stays."""
+
+
+def roots(task: Task, model: nn.Module | None = None) -> dict[str, Any]:
+    """Give the parts of a task that are called in training and validation, by name, those that a step calls first."""
+    parts = {name: getattr(task, name) for name in ("loss", "step", "evaluate", "collate_fn")}
+    return {"model": model, **parts, **{f"metrics[{name!r}]": metric for name, metric in task.metrics.items()}}
+
+
+def objects_of(task: Task, model: nn.Module) -> ObjectState:
+    """Give the state of a task's objects and a model, without the parameters and buffers that checkpoints have anyway."""
+    loss = task.loss.buffers() if isinstance(task.loss, nn.Module) else ()
+    return ObjectState(roots(task, model), {id(tensor) for tensor in (*model.parameters(), *model.buffers(), *loss)})
+
+
+def of_model(objects: ObjectState) -> dict[str, Any]:
+    """Give what the model's own modules carry."""
+    return {path: entry for path, entry in objects.read().items() if path.partition(".")[0] == "model"}
+
+
+def not_kept(objects: ObjectState) -> list[str]:
+    """Say of each place whose state no checkpoint can hold what it is; of what was said once nothing more."""
+    found = {path: text for path, text in objects.problems.items() if path not in objects.told}
+    objects.told.update(found)
+    return [
+        f"`{path}` is {text}, which no checkpoint holds: a resumed run may differ by it."
+        for path, text in found.items()
+    ]
+
+
+def not_put_back(paths: list[str]) -> str:
+    """Say that places which a checkpoint has are gone, or take no such value."""
+    return (
+        f"What {_few(paths)} held could not be put back: the objects are other ones than when it was"
+        f" saved. From here on the run may differ by it."
+    )
+
+
+def _few(paths: list[str]) -> str:
+    return ", ".join(f"`{path}`" for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+
+
+@contextmanager
+def as_found(task: Task) -> Generator[None]:
+    """Within, a task's functions may be called; afterwards what they carry is as it was, as if they had not been called."""
+    given = task.model if not isinstance(task.model, nn.Module) else None  # which is copied before it is called
+    with ObjectState({**roots(task), "model": given}).unchanged():
+        yield

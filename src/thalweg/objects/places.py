@@ -1,0 +1,348 @@
+"""Where objects of the user's keep state: attributes, captured variables, globals that a function uses, lists and dicts.
+
+Only what lies there is looked at: of the user's code nothing is called but `state_dict` and `get_extra_state`.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import sys
+import types
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from thalweg.objects.values import (
+    ATOMS,
+    NotPlainError,
+    has_state_dict,
+    is_container,
+    is_named_tuple,
+    is_random,
+    mark,
+)
+
+MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large program's objects may be all of it
+_OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
+_ITERATED: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set[int](), "", range(0), reversed([]))
+_ITERATORS = (types.GeneratorType, zip, map, filter, enumerate, *(type(iter(of)) for of in _ITERATED))
+
+
+class Place(NamedTuple):
+    """A place that holds a value: `holder` is what it is in, and `how` by what it is set.
+
+    `how` is "item" (holder[key] = value), "attribute" (setattr), "cell", or "" where it cannot be given another object. `marked`
+    is the value's mark, and `problem` says why it has none: its state cannot be kept.
+    """
+
+    path: str
+    value: Any
+    holder: Any
+    key: Any
+    how: str
+    marked: Any = None
+    problem: str = ""
+
+    def put(self, value: Any) -> bool:
+        """Give the place another object; False where it takes none."""
+        if self.how == "item":
+            self.holder[self.key] = value
+        elif self.how == "attribute":
+            setattr(self.holder, self.key, value)
+        elif self.how == "cell":
+            self.holder.cell_contents = value
+        return bool(self.how)
+
+    def remove(self) -> None:
+        """Remove an attribute that came to be since."""
+        if self.how == "item" and isinstance(self.holder, dict):
+            self.holder.pop(self.key, None)
+
+
+class Still:
+    """What a module of a library holds besides its submodules, where that is plain values and known tensors alone.
+
+    Most modules are such and never change; to see that they have not costs far less than to visit all their attributes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.values = list(module.__dict__.values())
+        self.parameters = list(module._parameters.values())
+        self.flags = [parameter is not None and parameter.requires_grad for parameter in self.parameters]
+        self.buffers = list(module._buffers.values())
+
+    def holds(self, module: nn.Module) -> bool:
+        """Tell whether the module still holds the same objects."""
+        return (
+            _are(self.values, module.__dict__.values())
+            and _are(self.parameters, module._parameters.values())
+            and _are(self.buffers, module._buffers.values())
+            and self.flags == [parameter is not None and parameter.requires_grad for parameter in self.parameters]
+        )
+
+
+class _Never(Still):
+    def __init__(self) -> None: ...
+
+    def holds(self, module: nn.Module) -> bool:
+        return False
+
+
+_never = _Never()
+
+
+def _are(ones: list[Any], others: Any) -> bool:
+    return len(ones) == len(others) and all(map(operator.is_, ones, others))
+
+
+def still_modules(roots: Mapping[str, Any], known: set[int]) -> dict[int, Still]:
+    """Give the modules of libraries, by identity, of which `Still` can tell whether they have changed."""
+    found: dict[int, Still] = {}
+    for root in roots.values():
+        for module in root.modules() if isinstance(root, nn.Module) else ():
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            if (
+                is_library(type(module).__module__)
+                and all(type(v) in ATOMS or (n[:1] == "_" and not (v and n in _HOOKS)) for n, v in vars(module).items())
+                and all(tensor is None or id(tensor) in known for tensor in tensors)
+            ):
+                found[id(module)] = Still(module)
+    return found
+
+
+class ExtraState:
+    """What a module gives as its extra state, as an object that gives and takes its own state."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def state_dict(self) -> Any:
+        """Give the extra state."""
+        return self._module.get_extra_state()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Set the extra state."""
+        self._module.set_extra_state(state)
+
+
+class Finder:
+    """Goes through objects and what they hold, and gives the places that hold state.
+
+    Arguments:
+        roots: the objects, by the names that their paths begin with.
+        known: identities of tensors that are somebody else's business, such as a model's parameters.
+        still: modules that are passed over while they are as they were; see `still_modules`.
+
+    `attributes` are, once `places` is through, the attributes of each object, and a module's globals, by the beginning of their
+    paths.
+    """
+
+    def __init__(
+        self, roots: Mapping[str, Any], known: set[int] | None = None, still: Mapping[int, Still] | None = None
+    ) -> None:
+        self.roots, self.known, self.still = roots, known or set(), still or {}
+        self.attributes: dict[str, dict[str, Any]] = {}
+        self._seen = set[int]()
+        self._found: list[Place] = []
+
+    def places(self) -> list[Place]:
+        """Give every place that holds state, each object's once, in the same order every time."""
+        for name, root in self.roots.items():
+            self._visit(Place(name, root, None, None, ""))
+        return self._found
+
+    def _visit(self, place: Place) -> None:
+        value, kind = place.value, type(place.value)
+        if kind in ATOMS or isinstance(value, np.generic | bytes | complex):
+            if place.how:
+                self._found.append(place._replace(marked=value))
+            return
+        if id(value) in self._seen or id(value) in self.known or len(self._seen) > MOST_OBJECTS:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, Tensor | np.ndarray) or is_random(value):
+            self._found.append(self._marked(place))
+        elif is_container(value):
+            self._container(place)
+        elif isinstance(value, nn.Module):
+            self._module(place)
+        elif isinstance(value, types.FunctionType):
+            self._function(place)
+        elif isinstance(value, types.MethodType):
+            self._visit(place._replace(value=value.__self__, how=""))
+            self._visit(place._replace(value=value.__func__, how=""))
+        elif isinstance(value, functools.partial):
+            self._partial(place)
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, _ITERATORS) or kind.__module__ == "itertools":
+            self._found.append(place._replace(problem=f"a {kind.__name__}, whose place cannot be read"))
+        elif not is_library(kind.__module__):
+            self._object(place)
+        elif kind.__name__ == "_lru_cache_wrapper" and hasattr(value, "__wrapped__"):
+            self._visit(place._replace(value=value.__wrapped__, how=""))
+        elif has_state_dict(value):
+            self._found.append(self._marked(place))
+
+    def _marked(self, place: Place) -> Place:
+        try:
+            return place._replace(marked=mark(place.value))
+        except NotPlainError as error:
+            return place._replace(problem=f"{error}")
+        except Exception as error:  # a `state_dict` of the user's
+            return place._replace(problem=f"{type(error).__name__}: {error}")
+
+    def _entry(self, path: str, holder: dict[str, Any], name: str) -> None:
+        """Visit an entry of a dict."""
+        value = holder[name]
+        if type(value) in ATOMS:  # as most are
+            self._found.append(Place(path, value, holder, name, "item", value))
+        else:
+            self._visit(Place(path, value, holder, name, "item"))
+
+    def _container(self, place: Place) -> None:
+        try:
+            self._found.append(place._replace(marked=mark(place.value)))
+            return
+        except NotPlainError:
+            pass  # it holds objects, which are looked at one by one
+        value = place.value
+        items = enumerate(value) if not isinstance(value, Mapping) else cast("Mapping[Any, Any]", value).items()
+        how = "" if isinstance(value, tuple | set | frozenset) or is_named_tuple(value) else "item"
+        for key, part in list(items):
+            self._visit(Place(f"{place.path}[{key!r:.40}]", part, value, key, how))
+
+    def _module(self, place: Place) -> None:
+        module, path = cast("nn.Module", place.value), place.path
+        self.attributes[f"{path}."] = module.__dict__
+        if not self.still.get(id(module), _never).holds(module):
+            self._module_itself(module, path)
+        for name, child in module._modules.items():
+            if child is not None:
+                self._visit(Place(f"{path}.{name}", child, None, None, ""))
+
+    def _module_itself(self, module: nn.Module, path: str) -> None:
+        """Visit what a module holds besides its submodules."""
+        for name, value in list(module.__dict__.items()):
+            if name in _HOOKS:
+                for number, hook in enumerate(list(value.values())):
+                    self._visit(Place(f"{path}.{name}[{number}]", hook, None, None, ""))
+            elif name not in _OWN and not name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
+                self._entry(f"{path}.{name}", module.__dict__, name)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                flag = parameter.requires_grad
+                where = f"{path}.{name}.requires_grad"
+                self._found.append(Place(where, flag, parameter, "requires_grad", "attribute", flag))
+                self._visit(Place(f"{path}.{name}", parameter, None, None, ""))
+        for name, buffer in module._buffers.items():
+            self._visit(Place(f"{path}.{name}", buffer, module._buffers, name, "item"))
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            self._found.append(self._marked(Place(f"{path}._extra_state", ExtraState(module), None, None, "")))
+        self._class(type(module))
+
+    def _object(self, place: Place) -> None:
+        value = place.value
+        if isinstance(attributes := getattr(value, "__dict__", None), dict):
+            self.attributes[f"{place.path}."] = attributes
+            for name in list(attributes):
+                self._entry(f"{place.path}.{name}", attributes, name)
+        for name in _slots(type(value)):
+            try:
+                part = object.__getattribute__(value, name)
+            except AttributeError:
+                continue
+            self._visit(Place(f"{place.path}.{name}", part, value, name, "attribute"))
+        if isinstance(value, list | dict):  # of a type of the user's
+            self._container(place)
+        self._class(type(value))
+
+    def _class(self, kind: type) -> None:
+        if is_library(kind.__module__):
+            return
+        for base in kind.__mro__:
+            if is_library(base.__module__) or id(base) in self._seen:
+                continue
+            self._seen.add(id(base))
+            for name, part in list(vars(base).items()):
+                function = getattr(part, "__func__", getattr(part, "fget", part))
+                if isinstance(function, types.FunctionType):
+                    self._visit(Place(f"{base.__name__}.{name}", function, None, None, ""))
+                elif not name.startswith("__") and name != "_abc_impl" and not isinstance(part, type):
+                    self._visit(Place(f"{base.__name__}.{name}", part, base, name, "attribute"))
+
+    def _partial(self, place: Place) -> None:
+        partial = cast("functools.partial[Any]", place.value)
+        self._visit(place._replace(value=partial.func, how=""))
+        for number, part in enumerate(partial.args):
+            self._visit(Place(f"{place.path}({number})", part, None, None, ""))
+        for name, part in partial.keywords.items():
+            self._visit(Place(f"{place.path}({name})", part, partial.keywords, name, "item"))
+
+    def _function(self, place: Place) -> None:
+        function, path = cast("types.FunctionType", place.value), place.path
+        if is_library(function.__module__ or ""):
+            return
+        self.attributes[f"{path}."] = function.__dict__
+        for name, part in list(function.__dict__.items()):
+            self._visit(Place(f"{path}.{name}", part, function.__dict__, name, "item"))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                part = cell.cell_contents
+            except ValueError:  # not set yet
+                continue
+            self._visit(Place(f"{path}:{name}", part, cell, name, "cell"))
+        for number, part in enumerate(function.__defaults__ or ()):
+            self._visit(Place(f"{path}(default {number})", part, None, None, ""))
+        for name, part in (function.__kwdefaults__ or {}).items():
+            self._visit(Place(f"{path}({name})", part, function.__kwdefaults__, name, "item"))
+        self._globals(function)
+
+    def _globals(self, function: types.FunctionType) -> None:
+        names, scope = _names(function.__code__), function.__globals__
+        for name in names:
+            if name not in scope:
+                continue
+            value = scope[name]
+            if not isinstance(value, types.ModuleType):
+                self._visit(self._global(scope, name))
+            elif not is_library(value.__name__):
+                inner = vars(value)
+                for attribute in names:
+                    if attribute in inner and not isinstance(inner[attribute], types.ModuleType):
+                        self._visit(self._global(inner, attribute))
+
+    def _global(self, scope: dict[str, Any], name: str) -> Place:
+        module = str(scope.get("__name__", "")).rsplit(".", 1)[-1]
+        self.attributes[f"{module}:"] = scope
+        return Place(f"{module}:{name}", scope[name], scope, name, "item")
+
+
+def _slots(kind: type) -> list[str]:
+    found = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+@lru_cache(maxsize=10_000)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Give the names of globals and attributes that some code uses, with the functions in it."""
+    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
+    return tuple(dict.fromkeys((*code.co_names, *inner)))
+
+
+@lru_cache(maxsize=10_000)
+def is_library(module: str) -> bool:
+    """Tell whether a module comes with Python or an installed package rather than from the user."""
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package in ("torch", "numpy"):
+        return True
+    if package == "thalweg":
+        return not module.startswith("thalweg.examples")
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file

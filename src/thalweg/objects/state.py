@@ -1,0 +1,148 @@
+"""What objects of the user's carry from call to call, watched: what has changed is copied, and can be put back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from thalweg.objects.places import Finder, Place, still_modules
+from thalweg.objects.values import ATOMS, decode, encode, has_state_dict, is_random, put_into
+
+LARGEST = (
+    1 << 22
+)  # elements of a tensor that is made anew at every call, such as outputs that a model keeps to be looked at
+MOST_KEPT = 1 << 24  # bytes of tensors and arrays that are copied before they have changed
+
+
+class ObjectState:
+    """The state of some objects, from a beginning on.
+
+    `read` gives what has changed since then, by path, as entries that a checkpoint can hold; `write` puts such a state back, and
+    what is not in it as it was at the beginning. A place that keeps its object (a list that grows) is changed in place, since
+    others may hold it too; one that was given another object gets a new one.
+
+    `problems` says of each path that cannot be kept why; `told` are those of them that somebody was told of.
+
+    Arguments:
+        roots: the objects, by name.
+        known: identities of tensors that are left alone, such as the model's parameters.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], known: set[int] | None = None) -> None:
+        self.roots, self.known = {name: root for name, root in roots.items() if root is not None}, known or set()
+        self.problems: dict[str, str] = {}
+        self.told = set[str]()
+        self._marks: dict[str, Any] = {}
+        self._objects: dict[str, Any] = {}  # as they were at the beginning, held, so that no other takes their identity
+        self._entries: dict[str, Any] = {}  # their values then; not of all large tensors
+        self._changed = set[str]()
+        self._still = still_modules(self.roots, self.known)
+        self._begin()
+
+    def _begin(self) -> None:
+        bytes_left = MOST_KEPT
+        for place in Finder(self.roots, self.known).places():
+            if place.problem:
+                self.problems[place.path] = place.problem
+                continue
+            size = place.value.nbytes if isinstance(place.value, Tensor | np.ndarray) else 0
+            self._marks[place.path], self._objects[place.path] = place.marked, place.value
+            if size <= bytes_left:
+                bytes_left -= size
+                try:
+                    self._entries[place.path] = encode(place.value)
+                except Exception as error:  # also of a `state_dict` of the user's
+                    self.problems[place.path] = str(error)
+
+    def read(self) -> dict[str, Any]:
+        """Give path -> {"value": entry, "same": whether the place still has its first object} of all that has changed."""
+        state: dict[str, Any] = {}
+        for place in Finder(self.roots, self.known, self._still).places():
+            if place.problem:
+                self.problems.setdefault(place.path, place.problem)
+                continue
+            path = place.path
+            if path in self._changed or path not in self._marks or _differs(self._marks[path], place.marked):
+                self._changed.add(path)
+                same = path in self._objects and self._objects[path] is place.value
+                if isinstance(place.value, Tensor) and not same and place.value.numel() > LARGEST:
+                    self.problems[path] = f"a tensor of {place.value.numel():,} elements that is made anew"
+                    continue
+                try:
+                    state[path] = {"value": encode(place.value), "same": same}
+                except Exception as error:  # also of a `state_dict` of the user's
+                    self.problems[path] = str(error)
+        return state
+
+    def write(
+        self, state: Mapping[str, Any], only: tuple[str, ...] | None = None, attributes_of: str = ""
+    ) -> list[str]:
+        """Put a state back; give the paths that are no longer there, or take no such value.
+
+        `only`: of these roots, with the objects that are first reached from them; `attributes_of`: of this root alone, without
+        what its code uses elsewhere.
+        """
+        finder = Finder(self.roots if only is None else self._first(only), self.known)
+        found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
+        places = {place.path: place for place in found}
+        missing: list[str] = []
+        for path, place in places.items():
+            if path in state:
+                if not self._put(place, state[path]["value"], state[path]["same"]):
+                    missing.append(path)
+            elif place.problem:
+                continue
+            elif path not in self._marks:
+                place.remove()
+            elif _differs(self._marks[path], place.marked):
+                kept = path in self._entries and self._put(place, self._entries[path], same=True)
+                missing += [] if kept else [path]
+        for path in state.keys() - places.keys():
+            # An attribute that the object does not have yet, as it is made at the first call.
+            holder, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
+            if holder in finder.attributes and name:
+                finder.attributes[holder][name] = decode(state[path]["value"])
+            elif only is None:
+                missing.append(path)
+        self._changed |= state.keys()
+        return sorted(missing)
+
+    def _first(self, only: tuple[str, ...]) -> dict[str, Any]:
+        return {name: root for name, root in self.roots.items() if name in only}
+
+    def _put(self, place: Place, entry: Any, same: bool) -> bool:
+        first = self._objects.get(place.path)
+        try:
+            if is_random(place.value) or has_state_dict(place.value):
+                return put_into(place.value, entry)
+            if same and type(first) not in ATOMS:
+                if place.value is not first and place.how:
+                    place.put(first)
+                if put_into(first if place.how else place.value, entry):
+                    return True
+            return place.put(decode(entry, place.value))
+        except Exception:  # also of a `load_state_dict` of the user's
+            return False
+
+    @contextmanager
+    def unchanged(self, *only: str) -> Generator[None]:
+        """Within, the objects may change; afterwards they are as before, those of the roots `only` where such are given."""
+        before = self.read()
+        try:
+            yield
+        finally:
+            self.write(before, only or None)
+
+
+def _differs(one: Any, other: Any) -> bool:
+    """Tell whether two marks are of different values; True and 1 are."""
+    if type(one) is not type(other):
+        return True
+    if isinstance(one, tuple):
+        return len(one) != len(other) or any(map(_differs, one, other))
+    return bool(one != other)

@@ -1,0 +1,286 @@
+"""Values that objects carry, as plain entries that a checkpoint can hold, and back. Nothing is pickled.
+
+An entry is None, a bool, a number, a text or a tensor, which stand for themselves; or a mapping whose "kind" names the type:
+containers with their items, arrays, and random generators with their state.
+"""
+
+from __future__ import annotations
+
+import base64
+import marshal
+import random
+import zlib
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ATOMS = (type(None), bool, int, float, str)
+SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
+MAPPINGS: tuple[type, ...] = (dict, OrderedDict, defaultdict)
+MOST_ITEMS = 200_000  # of a container; a longer one is not copied
+SAMPLE = 1 << 16  # elements of a tensor or array that are summed to notice that it has changed
+DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+
+
+class NotPlainError(TypeError):
+    """A value that has no entry: an object, an open file, a list that is too long."""
+
+
+def is_container(value: object) -> bool:
+    """Tell whether a value is a list, tuple, set, deque or mapping of Python's own."""
+    return type(value) in SEQUENCES or type(value) in MAPPINGS or is_named_tuple(value)
+
+
+def is_named_tuple(value: object) -> bool:
+    """Tell whether a value is a named tuple."""
+    return isinstance(value, tuple) and hasattr(value, "_make")
+
+
+def is_random(value: object) -> bool:
+    """Tell whether a value is a random generator whose state can be read and set."""
+    kinds = (torch.Generator, np.random.RandomState, np.random.Generator, np.random.BitGenerator)
+    return isinstance(value, kinds) or type(value) is random.Random
+
+
+def has_state_dict(value: object) -> bool:
+    """Tell whether a value is an object that gives and takes its own state, as optimisers and schedules do."""
+    kind = type(value)
+    return callable(getattr(kind, "state_dict", None)) and callable(getattr(kind, "load_state_dict", None))
+
+
+def encode(value: Any) -> Any:
+    """Give the entry of a value: a copy, which does not change with it.
+
+    Raises NotPlainError where it has none.
+
+    >>> encode([1, (2.5, "a")])
+    {'kind': 'list', 'items': [1, {'kind': 'tuple', 'items': [2.5, 'a']}]}
+    """
+    if type(value) in ATOMS:
+        return value
+    if isinstance(value, Tensor):
+        return _encode_tensor(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return _encode_array(value)
+    if is_container(value):
+        return _encode_container(value)
+    if is_random(value):
+        return {"kind": "random", "state": encode(random_state(value))}
+    if type(value) is bytes:
+        return {"kind": "bytes", "text": base64.b64encode(value).decode()}
+    if type(value) is complex:
+        return {"kind": "complex", "items": [value.real, value.imag]}
+    if has_state_dict(value):
+        return {"kind": "state_dict", "state": encode(_without_order(value.state_dict()))}
+    raise NotPlainError(f"a {type(value).__name__}")
+
+
+def _encode_tensor(value: Tensor) -> Tensor:
+    plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_meta
+    if not plain or value.dtype not in DTYPES or value.is_quantized:
+        raise NotPlainError(f"a tensor of {value.dtype}, {value.layout}")
+    return value.detach().clone().resolve_conj().resolve_neg()
+
+
+def _encode_array(value: np.ndarray[Any, Any] | np.generic) -> dict[str, Any]:
+    array = np.array(value)
+    if array.dtype.kind not in "biufcUS" or not array.dtype.isnative:
+        raise NotPlainError(f"an array of {array.dtype}")
+    data = torch.from_numpy(np.frombuffer(array.tobytes(), dtype=np.uint8).copy())
+    kind = "array" if isinstance(value, np.ndarray) else "number"
+    return {"kind": kind, "dtype": array.dtype.str, "shape": list(array.shape), "data": data}
+
+
+def _encode_container(value: Any) -> dict[str, Any]:
+    if len(value) > MOST_ITEMS:
+        raise NotPlainError(f"a {type(value).__name__} of {len(value):,} items")
+    try:
+        if isinstance(value, Mapping):
+            items = cast("Mapping[Any, Any]", value).items()
+            return {"kind": "mapping", "items": [[encode(key), encode(part)] for key, part in items]}
+        kind = "tuple" if isinstance(value, tuple) else SEQUENCES[type(value)]
+        return {"kind": kind, "items": [encode(part) for part in value]}
+    except RecursionError as error:
+        raise NotPlainError(f"a {type(value).__name__} that contains itself") from error
+
+
+def _without_order(state: Any) -> Any:
+    """Give a state dict as a plain dict."""
+    return dict(state) if isinstance(state, Mapping) else state
+
+
+def decode(entry: Any, like: Any = None) -> Any:
+    """Give the value of an entry, a new one; `like`, a value of the same place, tells the type of a mapping or named tuple."""
+    if isinstance(entry, Tensor):
+        return entry.detach().clone()
+    if not isinstance(entry, Mapping):
+        return entry
+    return _decoders[entry["kind"]](entry, like)
+
+
+def _decode_mapping(entry: Mapping[str, Any], like: Any) -> Any:
+    pairs = [(decode(key), decode(part)) for key, part in entry["items"]]
+    if type(like) is defaultdict:
+        return defaultdict(cast("defaultdict[Any, Any]", like).default_factory, pairs)
+    return OrderedDict(pairs) if type(like) is OrderedDict else dict(pairs)
+
+
+def _decode_tuple(entry: Mapping[str, Any], like: Any) -> Any:
+    parts = [decode(part) for part in entry["items"]]
+    return type(like)._make(parts) if is_named_tuple(like) else tuple(parts)
+
+
+def _decode_array(entry: Mapping[str, Any], like: Any) -> Any:
+    data = entry["data"].cpu().numpy().tobytes()
+    array = np.frombuffer(data, dtype=np.dtype(entry["dtype"])).reshape(entry["shape"]).copy()
+    return array if entry["kind"] == "array" else array[()]
+
+
+def _decode_object(entry: Mapping[str, Any], like: Any) -> Any:
+    raise NotPlainError("an object, which is not made anew")
+
+
+_decoders: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
+    "list": lambda entry, like: [decode(part) for part in entry["items"]],
+    "set": lambda entry, like: {decode(part) for part in entry["items"]},
+    "frozenset": lambda entry, like: frozenset(decode(part) for part in entry["items"]),
+    "deque": lambda entry, like: deque(map(decode, entry["items"]), like.maxlen if type(like) is deque else None),
+    "tuple": _decode_tuple,
+    "mapping": _decode_mapping,
+    "array": _decode_array,
+    "number": _decode_array,
+    "bytes": lambda entry, like: base64.b64decode(entry["text"]),
+    "complex": lambda entry, like: complex(*entry["items"]),
+    "random": _decode_object,
+    "state_dict": _decode_object,
+}
+
+
+def put_into(target: Any, entry: Any) -> bool:
+    """Give an object that can be changed the value of an entry; False where it cannot take it."""
+    if isinstance(target, Tensor):
+        same = isinstance(entry, Tensor) and target.shape == entry.shape and target.dtype == entry.dtype
+        if same and not (target.requires_grad and target.grad_fn is not None):
+            with torch.no_grad():
+                target.copy_(entry)
+        return same
+    kind = entry.get("kind") if isinstance(entry, Mapping) else None
+    if kind == "random" and is_random(target):
+        set_random_state(target, decode(entry["state"]))
+    elif kind == "state_dict" and has_state_dict(target):
+        target.load_state_dict(decode(entry["state"]))
+    elif kind == "array" and isinstance(target, np.ndarray):
+        value = _decode_array(entry, None)
+        if target.shape != value.shape or target.dtype != value.dtype or not target.flags.writeable:
+            return False
+        target[...] = value
+    elif kind == "list" and type(target) is list:
+        target[:] = decode(entry)
+    elif (kind == "mapping" and type(target) in MAPPINGS) or (kind == "set" and type(target) is set):
+        value = decode(entry)
+        target.clear()
+        target.update(value)
+    elif kind == "deque" and type(target) is deque:
+        value = decode(entry)
+        target.clear()
+        target.extend(value)
+    else:
+        return False
+    return True
+
+
+def random_state(generator: Any) -> Any:
+    """Give the state of a random generator, as its own library gives it."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.state
+
+
+def set_random_state(generator: Any, state: Any) -> None:
+    """Set what `random_state` gave."""
+    if isinstance(generator, torch.Generator | np.random.RandomState):
+        generator.set_state(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.state = state
+
+
+def mark(value: Any) -> Any:
+    """Give something that differs once a value has changed, and is cheaper than a copy; see `SAMPLE`.
+
+    Raises NotPlainError where a container holds what has no entry.
+    """
+    if type(value) in ATOMS:
+        return (type(value), repr(value) if value != value else value)
+    if isinstance(value, Tensor):
+        return _mark_tensor(value)
+    if isinstance(value, np.ndarray):
+        return id(value), value.shape, _mark_array(value)
+    if is_container(value):
+        return _mark_container(value)
+    if is_random(value):
+        state = random_state(value)
+        return (
+            state
+            if isinstance(state, tuple)
+            else mark(state)
+            if isinstance(state, dict)
+            else zlib.crc32(state.numpy().tobytes())
+        )
+    if has_state_dict(value):
+        return mark(_without_order(value.state_dict()))
+    if isinstance(value, np.generic | bytes | complex):
+        return value
+    raise NotPlainError(f"a {type(value).__name__}")
+
+
+def _mark_tensor(value: Tensor) -> Any:
+    if value.layout is not torch.strided or value.is_meta or type(value) not in (Tensor, nn.Parameter):
+        return id(value)
+    flat = value.detach()
+    if value.numel() > SAMPLE:
+        step = max(1, value.numel() // SAMPLE)
+        flat = (
+            flat.reshape(-1)[::step] if value.is_contiguous() else flat[:: max(1, len(value) * SAMPLE // value.numel())]
+        )
+    version = 0 if value.is_inference() else value._version
+    data = flat.contiguous().cpu().view(torch.uint8) if flat.ndim else flat.cpu().reshape(1).view(torch.uint8)
+    return id(value), value.data_ptr(), version, zlib.crc32(data.numpy().tobytes())
+
+
+def _mark_array(value: np.ndarray[Any, Any]) -> Any:
+    if value.dtype.kind == "O":
+        raise NotPlainError("an array of objects")
+    part = value if value.size <= 16 * SAMPLE else value.reshape(-1)[:: value.size // SAMPLE]
+    return zlib.crc32(np.ascontiguousarray(part).tobytes()) if part.size else 0
+
+
+def _mark_container(value: Any) -> Any:
+    if len(value) > MOST_ITEMS:
+        return len(value)
+    try:
+        return zlib.crc32(marshal.dumps(value, 2)), len(value)
+    except ValueError:  # not of plain values alone
+        pass
+    try:
+        if isinstance(value, Mapping):
+            parts = [part for pair in cast("Mapping[Any, Any]", value).items() for part in pair]
+        else:
+            parts = list(value)
+        return tuple([mark(part) for part in parts])
+    except RecursionError as error:
+        raise NotPlainError(f"a {type(value).__name__} that contains itself") from error

@@ -1,0 +1,262 @@
+"""What the user's own code carries from step to step: a resumed run has it again, a rehearsal leaves no trace of itself."""
+
+import functools
+import random
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small import blobs, plan, started, walk, weights
+from torch import nn
+
+import thalweg as tw
+from thalweg.descent.problem import open_task
+from thalweg.errors import Interrupted
+
+TEMPERATURE = {"value": 1.0}
+CALLS = 0
+
+
+class Counting(nn.Module):
+    """Counts its steps in a plain attribute, averages in a tensor that is no buffer, and lets its dropout fade."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drop, self.head = nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+        self.calls, self.running, self.recent = 0, torch.zeros(8), deque(maxlen=3)
+
+    def forward(self, x):
+        hidden = self.layer(x).tanh()
+        self.calls += 1
+        self.drop.p = 0.5 / self.calls
+        self.running = 0.9 * self.running + 0.1 * hidden.detach().mean(0)
+        self.recent.append(hidden.detach().mean())
+        self.late = getattr(self, "late", 0) + len(self.recent)
+        return self.head(self.drop(hidden) - self.running * sum(self.recent)) * (1 + self.late / 100)
+
+
+class Extra(nn.Linear):
+    """Keeps a number where no attribute shows it."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.__dict__["hidden"] = type("Box", (), {"__slots__": ("n",), "__module__": "torch.box"})()
+        self.__dict__["hidden"].n = 0
+
+    def get_extra_state(self):
+        return {"n": self.hidden.n}
+
+    def set_extra_state(self, state):
+        self.hidden.n = state["n"]
+
+    def forward(self, x):
+        self.hidden.n += 1
+        return super().forward(x) / self.hidden.n
+
+
+class Unfreezing(nn.Module):
+    """Freezes its first layer in the middle of training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 12:
+            self.layer.requires_grad_(False)
+        return self.head(self.layer(x).tanh())
+
+
+class Loss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, output, target):
+        self.calls += self.training
+        return F.cross_entropy(output, target) * (1 + 1 / (1 + self.calls))
+
+
+class Noisy:
+    """An object that is called, with random generators of its own."""
+
+    factor = 1.0
+
+    def __init__(self):
+        self.numpy, self.old = np.random.default_rng(1), np.random.RandomState(2)
+        self.python, self.torch = random.Random(3), torch.Generator().manual_seed(4)
+
+    def __call__(self, output, target):
+        Noisy.factor *= 0.99
+        drawn = (
+            self.numpy.random() + self.old.rand() + self.python.random() + float(torch.rand(1, generator=self.torch))
+        )
+        return F.cross_entropy(output, target) * (drawn + Noisy.factor)
+
+    def method(self, output, target):
+        return self(output, target)
+
+
+def closure():
+    steps, seen, teacher = 0, [], nn.Linear(4, 3, bias=False)
+    nn.init.zeros_(teacher.weight)
+
+    def loss(scale, model, batch):
+        nonlocal steps
+        steps += 1
+        seen.append((steps, 0.5**steps))
+        TEMPERATURE["value"] *= 0.95
+        with torch.no_grad():
+            for mine, its in zip(teacher.parameters(), model.parameters(), strict=False):
+                mine.data.lerp_(its, 0.1)
+        output = model(batch[0])
+        near = F.mse_loss(output, teacher(batch[0]).detach())
+        return F.cross_entropy(output, batch[1]) * (scale + seen[-1][1] + TEMPERATURE["value"]) + near
+
+    return functools.partial(functools.partial(loss), 1.0)
+
+
+def counting_globally(output, target):
+    global CALLS
+    CALLS += 1
+    counting_globally.calls = getattr(counting_globally, "calls", 0) + 1
+    return F.cross_entropy(output, target) / (1 + CALLS + counting_globally.calls)
+
+
+def linear():
+    return nn.Linear(4, 3, bias=False)
+
+
+def kinds():
+    return {
+        "model": lambda: tw.Task(Counting, F.cross_entropy, blobs()),
+        "model, validated": lambda: tw.Task(Counting, F.cross_entropy, blobs(), blobs(30, seed=1)),
+        "extra state": lambda: tw.Task(Extra, F.cross_entropy, blobs()),
+        "frozen in the middle": lambda: tw.Task(Unfreezing, F.cross_entropy, blobs()),
+        "loss module": lambda: tw.Task(linear, Loss(), blobs()),
+        "loss object": lambda: tw.Task(linear, Noisy(), blobs()),
+        "bound method": lambda: tw.Task(linear, Noisy().method, blobs()),
+        "closure in partials": lambda: tw.Task(linear, step=closure(), data=blobs(), validation=blobs(30, seed=1)),
+        "global": lambda: tw.Task(linear, counting_globally, blobs()),
+    }
+
+
+def fresh(kind):
+    """Give the task as a new process would have it."""
+    global CALLS
+    CALLS, Noisy.factor, TEMPERATURE["value"] = 0, 1.0, 1.0
+    counting_globally.__dict__.clear()
+    return kinds()[kind]()
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_a_resumed_run_goes_on_with_what_the_users_code_carried(kind, tmp_path):
+    made = plan(steps=24, watch=False)
+    whole = tw.train(fresh(kind), made, progress=False)
+
+    def stop(model, figures):
+        if figures.step == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        tw.train(fresh(kind), made, out=tmp_path / "run", progress=False, on_step=stop)
+    resumed = tw.resume(tmp_path / "run", fresh(kind), progress=False)
+    assert torch.equal(weights(whole.model), weights(resumed.model))
+    assert np.array_equal(whole.history["loss"], resumed.history["loss"], equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_a_rollback_puts_back_what_the_users_code_carried(kind):
+    descent, recorder = started(fresh(kind), plan(steps=24, watch=False))
+    walk(descent, recorder, 16)
+    assert descent.snapshot["loop"]["step"] == 10
+    first = weights(descent.model)
+    descent.load_state_dict(descent.snapshot, rollback=True)
+    recorder.supersede(descent.step)
+    walk(descent, recorder, 16)
+    assert torch.equal(first, weights(descent.model))
+
+
+@pytest.mark.parametrize("kind", ["loss object", "closure in partials", "global"])
+def test_opening_checking_and_searching_leave_no_trace_in_the_users_objects(kind):
+    whole = tw.train(fresh(kind), plan(steps=5), progress=False)
+    task = fresh(kind)
+    tw.check(task)
+    made = tw.tune(task, steps=5, effort=2, fixed={"batch_size": 16}, progress=False)
+    assert made.steps == 5
+    assert torch.equal(weights(whole.model), weights(tw.train(task, plan(steps=5), progress=False).model))
+
+
+def test_callbacks_go_on_where_they_were_and_no_rollback_undoes_what_they_saw(tmp_path):
+    class Patience:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, model, figures):
+            self.seen.append(figures.step)
+            if len(self.seen) == 9:
+                raise KeyboardInterrupt
+
+    task = tw.Task(linear, F.cross_entropy, blobs())
+    with pytest.raises(Interrupted):
+        tw.train(task, plan(), out=tmp_path / "run", progress=False, on_step=Patience())
+    later = Patience()
+    tw.resume(tmp_path / "run", task, progress=False, on_step=later)
+    assert later.seen == list(range(1, 31))
+
+
+def test_what_cannot_be_kept_is_named_before_the_run():
+    noise = (random.random() for _ in iter(int, 1))
+
+    class Attribute(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.cycle = iter([1.0] * 10_000)
+
+        def forward(self, x):
+            return super().forward(x) * next(self.cycle)
+
+    def loss(output, target):
+        return F.cross_entropy(output, target) + 0 * next(noise)
+
+    notes = open_task(tw.Task(Attribute, loss, blobs())).notes
+    assert any("`model.cycle` is a list_iterator, whose place cannot be read" in note for note in notes)
+    assert any("`loss:noise` is a generator" in note for note in notes)
+
+
+def test_a_plain_task_is_told_nothing():
+    assert open_task(tw.Task(linear, F.cross_entropy, blobs())).notes == ()
+    descent, recorder = started(tw.Task(linear, nn.CrossEntropyLoss(), blobs()), plan(steps=5))
+    walk(descent, recorder)
+    assert descent.state_dict()["objects"] == {}
+
+
+@pytest.mark.parametrize("kind", ["model, validated", "extra state"])
+def test_an_opened_model_has_what_the_trained_one_carries(kind, tmp_path):
+    run = tw.train(fresh(kind), plan(steps=12), out=tmp_path / "run", progress=False)
+    opened = tw.Run.open(tmp_path / "run", fresh(kind))
+    x = blobs(5)[0]
+    assert torch.equal(opened.model(x), run.model(x))
+
+
+def test_an_object_that_is_gone_is_named_when_the_run_goes_on(tmp_path):
+    def stop(model, figures):
+        if figures.step == 4:
+            raise KeyboardInterrupt
+
+    def counting(box):
+        def loss(output, target):
+            box["steps"] = box.get("steps", 0) + 1
+            return F.cross_entropy(output, target)
+
+        return loss
+
+    with pytest.raises(Interrupted):
+        tw.train(tw.Task(linear, counting({}), blobs()), plan(), out=tmp_path / "run", progress=False, on_step=stop)
+    with pytest.warns(UserWarning, match="has changed"):
+        run = tw.resume(tmp_path / "run", tw.Task(linear, F.cross_entropy, blobs()), progress=False)
+    assert any("`loss:box` held could not be put back" in event.message for event in run.events)

@@ -1,0 +1,159 @@
+"""What objects carry is read where it changed, and put back: in place where the place kept its object, by a new one else."""
+
+import itertools
+import math
+from functools import lru_cache, partial
+
+import torch
+from torch import nn
+
+from thalweg.objects.state import ObjectState
+
+STEPS = [0]
+
+
+class Slotted:
+    __slots__ = ("count", "unset")
+
+    def __init__(self):
+        self.count = 0
+
+
+class Holder:
+    total = 0
+
+    def __init__(self):
+        self.slotted, self.parts, self.log = Slotted(), [Slotted(), Slotted()], []
+        self.memory = torch.zeros(2)
+
+    @property
+    def explosive(self):
+        raise AssertionError("no property is to be called")
+
+    def __call__(self, x, keep=[]):  # noqa: B006 # what a person may have written
+        Holder.total += 1
+        self.slotted.count += 1
+        self.parts[1].count += 2
+        self.log.append(x)
+        keep.append(x)
+        self.memory = self.memory + x
+        return helper(x)
+
+
+def helper(x):
+    STEPS[0] += 1
+    return cached(x)
+
+
+@lru_cache
+def cached(x):
+    return x + len(STEPS)
+
+
+def snapshot(holder):
+    return (
+        *(Holder.total, holder.slotted.count, holder.parts[1].count, list(holder.log), holder.memory.tolist()),
+        *(STEPS[0], list(Holder.__call__.__defaults__[0])),
+    )
+
+
+def test_everything_that_a_call_changed_is_read_and_put_back():
+    holder = Holder()
+    state = ObjectState({"loss": partial(holder, keep=holder.log)}, set())
+    before, log = snapshot(holder), holder.log
+    assert state.read() == {}
+    holder(1)
+    held, after = state.read(), snapshot(holder)
+    holder(2)
+    assert state.write(held) == []
+    assert snapshot(holder) == after
+    assert state.write({}) == []
+    assert snapshot(holder) == before
+    assert holder.log is log
+
+
+def test_a_tensor_that_was_replaced_is_not_written_into():
+    holder, data = Holder(), torch.arange(2.0)
+    state = ObjectState({"loss": holder})
+    holder.memory = data[:]  # of somebody else
+    held = state.read()
+    holder.memory = torch.ones(2)
+    state.write(held)
+    assert holder.memory.tolist() == [0, 1]
+    holder.memory.add_(5)
+    assert data.tolist() == [0, 1]
+
+
+def test_an_attribute_that_came_to_be_goes_again_and_comes_again():
+    holder = Holder()
+    state = ObjectState({"loss": holder})
+    holder.late = [1, math.inf]
+    held = state.read()
+    state.write({})
+    assert not hasattr(holder, "late")
+    state.write(held)
+    assert holder.late == [1, math.inf]
+
+
+def test_modules_of_libraries_are_watched_too():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    state = ObjectState({"model": model}, known)
+    assert state.read() == {}
+    model[1].p = 0.1
+    model[0].weight.requires_grad_(False)
+    model[2].eval()
+    assert set(state.read()) == {"model.1.p", "model.0.weight.requires_grad", "model.2.training"}
+    state.write({})
+    assert (model[1].p, model[0].weight.requires_grad, model[2].training) == (0.5, True, True)
+
+
+def test_a_hook_counts_too():
+    model, counts = nn.Linear(2, 2), {"calls": 0}
+
+    def hook(module, inputs, output):
+        counts["calls"] += 1
+
+    model.register_forward_hook(hook)
+    state = ObjectState({"model": model}, {id(p) for p in model.parameters()})
+    model(torch.ones(1, 2))
+    held = state.read()
+    model(torch.ones(1, 2))
+    state.write(held)
+    assert counts["calls"] == 1
+
+
+def test_what_cannot_be_kept_is_named():
+    class Endless:
+        def __init__(self):
+            self.numbers, self.rows, self.plain = itertools.count(), (x for x in ()), [1]
+
+    state = ObjectState({"step": Endless()})
+    assert set(state.problems) == {"step.numbers", "step.rows"}
+
+
+def test_a_place_that_is_gone_is_named():
+    box = {"n": 0}
+    state = ObjectState({"step": lambda: box})
+    box["n"] = 1
+    held = state.read()
+    assert ObjectState({"step": lambda: None}).write(held) == ["step:box"]
+
+
+def test_a_seed_or_a_rate_that_the_user_has_changed_in_the_code_is_not_overwritten():
+    def made(rate):
+        count = 0
+
+        def step():
+            nonlocal count
+            count += 1
+            return rate * count
+
+        return step
+
+    step = made(0.1)
+    state = ObjectState({"step": step})
+    step()
+    other = made(0.5)
+    ObjectState({"step": other}).write(state.read())
+    assert other() == 1.0

@@ -1,0 +1,108 @@
+"""Values of the user's become entries of a checkpoint and back, of the same type and bits; what has no entry is refused."""
+
+import json
+import random
+from collections import OrderedDict, defaultdict, deque, namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from thalweg.objects.values import NotPlainError, decode, encode, mark, put_into, random_state
+from thalweg.records import tensor_sections
+from thalweg.records.json_values import without_tuples
+
+Pair = namedtuple("Pair", "a b")
+NAN = float("nan")
+VALUES = [
+    *(None, True, 3, 2**70, 0.1, float("-inf"), "text", b"\x00\xff", 1 + 2j),
+    *([1, [2.5, None]], (1, "a"), {1, 2}, frozenset({3}), {"a": 1, 2: (3,), (4, 5): [6]}, Pair(1, [2])),
+    *(deque([1, 2], maxlen=2), defaultdict(list, {"a": [1]}), OrderedDict(b=1, a=2)),
+    *(np.float32(0.1), np.arange(6).reshape(2, 3), np.array(2.5), np.array(["a", "bc"]), np.array([True])),
+    *(torch.arange(3.0), torch.tensor(True), torch.randn(2, 2).bfloat16(), [torch.ones(2), {"a": torch.zeros(())}]),
+]
+
+
+def through_a_checkpoint(entry):
+    parts = tensor_sections.split({"objects": {"x": without_tuples(entry)}})
+    tensors = {f"{section}/{name}": t for section, found in parts.tensors.items() for name, t in found.items()}
+    return tensor_sections.join(json.loads(json.dumps(parts.values)), tensors)["objects"]["x"]
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor | np.ndarray):
+        return (
+            type(one) is type(other)
+            and one.dtype == other.dtype
+            and one.shape == other.shape
+            and bool((one == other).all())
+        )
+    if isinstance(one, dict):
+        return type(one) is type(other) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple | deque):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__}: {value!r:.20}")
+def test_a_value_comes_back_from_a_checkpoint_as_it_was(value):
+    assert same(decode(through_a_checkpoint(encode(value)), value), value)
+
+
+@pytest.mark.parametrize(
+    "value", [object(), [object()], iter([]), torch.ones(2).to_sparse(), np.array([object()]), len]
+)
+def test_what_has_no_entry_is_refused(value):
+    with pytest.raises(NotPlainError):
+        encode(value)
+
+
+def test_a_list_that_contains_itself_is_refused():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(NotPlainError):
+        encode(endless)
+    with pytest.raises(NotPlainError):
+        mark(endless)
+
+
+GENERATORS = {
+    "random": (lambda: random.Random(1), lambda g: g.random()),
+    "RandomState": (lambda: np.random.RandomState(1), lambda g: g.randn()),
+    "Generator": (lambda: np.random.default_rng(1), lambda g: g.random()),
+    "Philox": (lambda: np.random.Generator(np.random.Philox(1)), lambda g: g.random()),
+    "torch": (lambda: torch.Generator().manual_seed(1), lambda g: float(torch.rand(1, generator=g))),
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_random_generator_goes_on_from_where_it_was(kind):
+    make, drawn = GENERATORS[kind]
+    one, other = make(), make()
+    before = mark(one)
+    drawn(one)
+    assert mark(one) != before
+    entry = through_a_checkpoint(encode(one))
+    assert put_into(other, entry)
+    assert drawn(one) == drawn(other)
+    assert mark(other) == mark(one)
+    assert random_state(one) is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "change"),
+    [
+        ([1, 2], lambda v: v.append(3)),
+        ({"a": [1]}, lambda v: v["a"].append(2)),
+        (deque([1]), lambda v: v.append(2)),
+        ([torch.zeros(2)], lambda v: v[0].add_(1)),
+        (torch.zeros(100, 3000), lambda v: v.data.add_(1)),
+        (torch.zeros(100, 3000), lambda v: v[7, 8:9].fill_(1)),
+        (np.zeros(1000), lambda v: v.__setitem__(5, 1)),
+    ],
+)
+def test_a_change_shows_in_the_mark(value, change):
+    before = mark(value)
+    assert mark(value) == before
+    change(value)
+    assert mark(value) != before
