@@ -1,6 +1,10 @@
 """Tests run two at a time on two cores: one thread each, else they wait for each other."""
 
+import atexit
+import os
+import shutil
 import signal
+import tempfile
 
 import hypothesis
 import pytest
@@ -9,6 +13,9 @@ import torch
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("thalweg", deadline=None)  # cores are shared; time proves nothing
 hypothesis.settings.load_profile("thalweg")
+
+os.environ["XDG_STATE_HOME"] = _state = tempfile.mkdtemp(prefix="thalweg-tests-")  # the key of runs that tests make
+atexit.register(shutil.rmtree, _state, ignore_errors=True)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background; tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)

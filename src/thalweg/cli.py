@@ -159,6 +159,7 @@ def _add_resume(verbs: Any) -> None:
     resume = _verb(verbs, "resume", run_resume, "resume a run where it stopped")
     resume.add_argument("folder", help="the run's folder")
     resume.add_argument("--device", default="auto")
+    _add_trust(resume)
     _add_quiet(resume)
 
 
@@ -171,6 +172,12 @@ def _add_evaluate(verbs: Any) -> None:
         help="a task, as for fit, on whose validation data the model is measured, such as test_set.py; default: the run's own",
     )
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
+    _add_trust(evaluate)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    text = "run the code that the folder names also where you did not make the run on this machine"
+    parser.add_argument("--trust", action="store_true", help=text)
 
 
 def _add_diagnose(verbs: Any) -> None:
@@ -586,7 +593,7 @@ def run_evaluate(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     from thalweg import verbs
 
     task = None if options.task is None else open_task(options.task, task_words)
-    for name, value in verbs.evaluate(options.folder, task=task, device=options.device).items():
+    for name, value in verbs.evaluate(options.folder, task=task, device=options.device, trust=options.trust).items():
         print(f"{printable(name)} {format_metric(name, value)}")
     return STATUSES["well"]
 
@@ -632,7 +639,7 @@ def run_resume(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     from thalweg import verbs
     from thalweg.see.summary import print_summary
 
-    run = verbs.resume(options.folder, device=options.device, **_shown(options))
+    run = verbs.resume(options.folder, device=options.device, trust=options.trust, **_shown(options))
     _print_if_already_finished(run)
     print_summary(run)
     return STATUSES["well"]

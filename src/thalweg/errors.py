@@ -86,6 +86,16 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signal
 
 
+def error_text(error: BaseException) -> str:
+    """Give an error's type and text in one line.
+
+    >>> error_text(ValueError("one\\ntwo")), error_text(KeyError())
+    ('ValueError: one two', 'KeyError')
+    """
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 _SAME: tuple[tuple[str, ...], ...] = (
     ("lr", "learning_rate", "learningrate", "step_size", "stepsize", "eta"),
     ("weight_decay", "wd", "weightdecay", "l2"),

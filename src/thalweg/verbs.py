@@ -337,6 +337,7 @@ def resume(
     task: Task | None = None,
     *,
     device: str = "auto",
+    trust: bool = False,
     progress: bool | Progress | None = None,
     say: Say | None = None,
     on_step: OnStep | None = None,
@@ -348,21 +349,31 @@ def resume(
         run: the run, or its folder.
         task: what to descend; None makes it again from the file and arguments that the run recorded. A task that was passed as
             an object must be passed again.
+        trust: make the task of a run that you did not make on this machine too, which runs the file or module that its folder
+            names. From then on the run is yours.
         device, progress, say, on_step, on_validation: as for `fit`.
 
-    Raises RunError where the folder holds no run, or does not record how its task is made; else as `fit` does.
+    Raises RunError where the folder holds no run, or does not record how its task is made, or is not yours; else as `fit` does.
     """
     folder = _folder_of(run)
     show = _Shown(progress, say, on_step, on_validation)
-    task = task if task is not None or not isinstance(run, Run) else run.task
+    if isinstance(run, Run):
+        task, trust = task if task is not None else run.task, trust or run.trust
     task = None if task is None else checked_task(task)
     if folder.holds_request:
         request = folder.read_request()
         request = request if device == "auto" else replace(request, device=device)
-        return _fit(task or folder.read_task(), request, folder, show)
+        return _fit(task or folder.read_task(trust=trust), request, folder, show)
     folder.check_holds_run()
     plan = folder.read_plan()
-    return _train(folder, show, lambda: (_open(task or folder.read_task(), device), plan, []))
+
+    def prepare() -> tuple[Problem, Plan, list[Diagnosis]]:
+        made = task or folder.read_task(trust=trust)
+        if trust and task is None:
+            folder.adopt(made)
+        return _open(made, device), plan, []
+
+    return _train(folder, show, prepare)
 
 
 def _folder_of(run: Run | str | os.PathLike[str]) -> RunFolder:
@@ -374,8 +385,8 @@ def _folder_of(run: Run | str | os.PathLike[str]) -> RunFolder:
     return RunFolder(run.folder)
 
 
-def _opened(run: Run | str | os.PathLike[str], task: Task | None = None) -> Run:
-    return run if isinstance(run, Run) else Run.open(run, task)
+def _opened(run: Run | str | os.PathLike[str], task: Task | None = None, trust: bool = False) -> Run:
+    return run if isinstance(run, Run) else Run.open(run, task, trust=trust)
 
 
 def _open(task: Task, device: str) -> Problem:
@@ -409,7 +420,12 @@ def check(task: Task, *, device: str = "auto", seed: int = 0, say: Say | None = 
 
 @verb
 def evaluate(
-    what: Task | Run | str | os.PathLike[str], data: Any = None, *, task: Task | None = None, device: str = "auto"
+    what: Task | Run | str | os.PathLike[str],
+    data: Any = None,
+    *,
+    task: Task | None = None,
+    device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, float]:
     """Give {"loss": …, metric: …} on a test set, measured as validation does: in evaluation mode, over all of the data.
 
@@ -419,15 +435,19 @@ def evaluate(
             on the training data.
         task: the task of a run that was opened from a folder which does not say how to make it.
         device: "auto" is where the run's model is.
+        trust: as for `resume`, of a folder.
 
-    Raises TaskError or DataError where the data do not fit, RunError where the run has no model or its task is not known.
+    Raises TaskError or DataError where the data do not fit, RunError where the run has no model, its task is not known, or it is
+    not yours.
     """
     from thalweg.descent.prediction import evaluate
 
     if isinstance(what, Task):
         return evaluate(what, data, device)
-    run = _opened(what, task)
-    return evaluate(run if task is None else replace(run, task=checked_task(task)), data, device)
+    run = _opened(what, task, trust)
+    if task is not None or trust:
+        run = replace(run, task=run.task if task is None else checked_task(task), trust=trust or run.trust)
+    return evaluate(run, data, device)
 
 
 @verb

@@ -237,6 +237,47 @@ def test_a_forked_child_ends_as_it_would_without_a_run() -> None:
     assert [os.waitstatus_to_exitcode(status) for status in ended] == [-signal.SIGTERM]
 
 
+@pytest.mark.parametrize(
+    ("where", "ending"),
+    [
+        ("in memory", SystemExit(0)),
+        ("in a folder", SystemExit(0)),
+        ("in a folder", ValueError("the child's own")),
+        ("in a folder", KeyboardInterrupt()),
+        ("with workers", SystemExit(7)),
+    ],
+)
+def test_a_forked_child_that_leaves_by_an_exception_leaves_the_run_alone(
+    where: str, ending: Any, tmp_path: Any
+) -> None:
+    ended: list[int] = []
+
+    def fork(model: nn.Module, figures: Any) -> None:
+        if figures.step == 3:
+            child = os.fork()
+            if child == 0:
+                raise ending
+            ended.append(os.waitpid(child, 0)[1])
+
+    task, test_process = classes(), os.getpid()
+    if where == "with workers":
+        task = classes(data=DataLoader(TensorDataset(*blobs()), 16, num_workers=1))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a process with threads is forked
+            run = tw.train(
+                task, plan(batch_size=16), out=None if where == "in memory" else tmp_path / "run", on_step=fork
+            )
+    except BaseException as error:
+        if os.getpid() == test_process:
+            raise
+        os._exit(42 if error is ending else 1)
+    assert [os.waitstatus_to_exitcode(status) for status in ended] == [42]
+    assert run.summary["status"] == "finished"
+    assert run.plan == (run if run.folder is None else tw.Run.open(run.folder)).plan
+    assert len(run.history["loss"]) == run.summary["steps"] + 1
+
+
 def test_what_diverged_carries_what_was_trained() -> None:
     x = torch.randn(64, 4)
     task = tw.Task(model=lambda: nn.Linear(4, 1), loss=nn.MSELoss(), data=(x, x[:, :1]))

@@ -331,9 +331,10 @@ def test_dataclasses_and_pickling_work_in_a_task_file(tmp_path):
 def test_a_source_comes_back_from_its_file(tmp_path, arguments):
     source = parse_source(str(write(tmp_path, FILE)), arguments)
     source.save(tmp_path / "task.toml")
-    back = Source.read(tmp_path / "task.toml")
+    back, is_ours = Source.read(tmp_path / "task.toml")
     assert back == source
     assert back.load().source == source
+    assert is_ours
 
 
 def test_an_argument_that_cannot_be_recorded_is_told(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
+from thalweg.records.task import Source
 from thalweg.see import curves, run_text
 from thalweg.watch.finished import FinishedHistory
 
@@ -88,10 +89,15 @@ def test_commands_name_what_is_there(make_run, keep, tmp_path):
     best = folder / "checkpoints" / "best"
     best.mkdir(parents=True)
     (best / "model.safetensors").touch()
-    (folder / "task.toml").write_text('name = "make"\nfile = "/a b/t.py"\n[arguments]\nhidden_size = 3\n', "utf-8")
+    Source("make", "/a b/t.py", arguments={"hidden_size": 3, "x;y": "$(z)"}).save(folder / "task.toml")
     told = dict(run_text.commands(run))
     assert f"Run.open({str(folder)!r}).model" in told["Use the trained model"]
-    assert "thalweg train '/a b/t.py:make' --hidden-size=3 --plan " in told["Train this plan again from the start"]
+    again = "thalweg train '/a b/t.py:make' --hidden-size=3 '--x;y=$(z)' --plan "
+    assert again in told["Train this plan again from the start"]
+    (folder / "task.toml").write_text(
+        'name = "make"\nfile = "/a b/t.py"\n'
+    )  # by somebody else: not suggested to be run
+    assert "Train this plan again from the start" not in dict(run_text.commands(run))
 
 
 def test_code_that_the_report_gives_for_weights_runs(make_run, keep, tmp_path):

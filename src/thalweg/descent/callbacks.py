@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ class Callbacks:
         self.objects = ObjectState({"on_step": on_step, "on_validation": on_validation})
         self.failure: CallbackError | None = None
         self.stop: KeyboardInterrupt | None = None
+        self._process = os.getpid()
         self._model: nn.Module | None = None
         self._modules: list[nn.Module] = []
 
@@ -68,8 +70,14 @@ class Callbacks:
         try:
             function(self._model, *arguments)
         except KeyboardInterrupt as stop:
+            if (
+                os.getpid() != self._process
+            ):  # in a child that the function forked, the run is not to be stopped and saved
+                raise
             self.stop = stop
         except Exception as error:
+            if os.getpid() != self._process:
+                raise
             text = " ".join(str(error).split())
             self.failure = CallbackError(f"`{name}` failed after step {step}: {type(error).__name__}: {text or '-'}.")
             self.failure.__cause__ = error

@@ -21,11 +21,10 @@ from thalweg.descent.problem import Problem, open_task, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import wants_gradient
 from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, in_evaluation_mode, validate
-from thalweg.errors import ArgumentError, DataError, RunError, TaskError, ThalwegError
+from thalweg.errors import ArgumentError, DataError, TaskError, ThalwegError
 from thalweg.landscape.objective import TARGET_KEYS, Casts, Objective, describe
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
-from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Task
 from thalweg.sampling import Source, StreamSource, TensorSource, iterate_once, mix
 from thalweg.sampling.sources import ItemSource, leaves, open_source, seed_all, to_device, tree_map
@@ -36,7 +35,7 @@ _PREDICTION = 5  # mixed into the seeds of predictions: data sets and models may
 def predict(run: Run, inputs: Any, batch_size: int | None = None) -> Any:
     """Give the outputs of a run's model for inputs; see `Run.predict`."""
     given = None if batch_size is None else _whole_number(batch_size)
-    model, task = run.model, _task_of(run)
+    model, task = run.model, run.find_task()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     separate, source = _open_inputs(inputs, task, dtype)
     own = source.own_batches if isinstance(source, ItemSource) else None
@@ -161,7 +160,7 @@ def _joined(parts: list[Any]) -> Any:
 
 def evaluate(what: Task | Run, data: Any = None, device: str = "auto") -> dict[str, float]:
     """Give loss and metrics of a run's model, or of a task's at its start; see `thalweg.evaluate`."""
-    task = what if isinstance(what, Task) else _task_of(what)
+    task = what if isinstance(what, Task) else what.find_task()
     if data is None and task.validation is None:
         raise TaskError(
             "There are no data to evaluate on: the task has no `validation`. Give data, such as a test set."
@@ -218,12 +217,3 @@ def known_casts(run: Run) -> Casts:
     """Read what `casts_to_record` gave; none for a run of an earlier version."""
     recorded = run.summary.get("casts") or {}
     return Casts(**{name: getattr(torch, dtype) for name, dtype in recorded.items()})
-
-
-def _task_of(run: Run) -> Task:
-    """Give a run's task. Raises RunError where neither the run nor its folder knows it."""
-    if run.task is not None:
-        return run.task
-    if run.folder is None:
-        raise RunError("This run does not know its task, and has no folder to read it from.")
-    return RunFolder(run.folder).read_task()

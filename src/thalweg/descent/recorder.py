@@ -100,6 +100,12 @@ class Recorder:
         self.callbacks = callbacks or Callbacks()
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder)
+        self._process = os.getpid()
+
+    @property
+    def is_in_forked_child(self) -> bool:
+        """Whether this is a child that the user's code forked: the run is its parent's, and it is to end as without one."""
+        return os.getpid() != self._process
 
     def begin(self, descent: Descent) -> None:
         """Announce that a descent starts, or continues."""
@@ -108,8 +114,9 @@ class Recorder:
         self._tell_not_kept(self.callbacks.objects, descent.step)
 
     def end(self) -> None:
-        """Announce that the descent is over, for whatever reason."""
-        self.progress.end()
+        """Announce that the descent is over, for whatever reason; a forked child that ends is none."""
+        if not self.is_in_forked_child:
+            self.progress.end()
 
     def step(self, figures: StepFigures, *, taken: bool = True) -> None:
         """Record a step, and show it where it was taken.

@@ -141,6 +141,8 @@ def _train(
     try:
         descend(descent, recorder)
     except BaseException as error:
+        if recorder.is_in_forked_child:
+            raise
         run = None
         with suppress(ThalwegError):  # where the disk is full this fails too, and the first error says so
             run = _failed_run(descent, recorder, error, time.perf_counter() - started, code)

@@ -49,9 +49,10 @@ def acquire(descriptor: int) -> bool:
 
 
 def release(descriptor: int) -> None:
-    """Unlock and close a file that `acquire` locked."""
-    _held.discard(descriptor)
-    os.close(descriptor)
+    """Unlock and close a file that `acquire` locked; in a forked child, which has not got the lock, do nothing."""
+    if descriptor in _held:
+        _held.discard(descriptor)
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:

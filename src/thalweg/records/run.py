@@ -56,7 +56,7 @@ class Run:
     `metrics` are the final figures of `model` ("loss" is the validation loss where there are validation data). `summary` says
     how the run went: status, steps, seconds, which weights `model` has, the figures at the start, and as "training" the loss and
     metrics on the training data (the first 4,096 examples at most), where the task has metrics. `trained` is the model of a run
-    that this process trained.
+    that this process trained. `trust` allows a run that somebody else made to run the code that makes its task.
     """
 
     plan: Plan
@@ -68,6 +68,7 @@ class Run:
     folder: Path | None = None
     task: Task | None = None
     trained: nn.Module | None = field(default=None, repr=False)
+    trust: bool = field(default=False, repr=False)
 
     def __repr__(self) -> str:
         words = [str(self.summary.get("status", "")), format_count(self.summary.get("steps", 0), "step")]
@@ -82,7 +83,8 @@ class Run:
     def model(self) -> nn.Module:
         """The trained model. For an opened run it is rebuilt from the task and the best checkpoint.
 
-        Raises RunError where no task is known, CheckpointError where the checkpoint is damaged or of another model.
+        Raises RunError where no task is known, or the run is not yours and was opened without `trust`; CheckpointError where the
+        checkpoint is damaged or of another model.
         """
         if self.trained is None:
             object.__setattr__(self, "trained", self._rebuild())
@@ -113,12 +115,22 @@ class Run:
         """
         return _above("see.figure").plot(self)
 
+    def find_task(self) -> Task:
+        """Give the task: the one that the run was opened with, else made again from what the folder says of it.
+
+        Raises RunError where neither is known, or the run is not yours and was opened without `trust`.
+        """
+        if self.task is not None:
+            return self.task
+        if self.folder is None:
+            raise RunError("This run does not know its task, and has no folder to read it from.")
+        return RunFolder(self.folder).read_task(trust=self.trust)
+
     def _rebuild(self) -> nn.Module:
         if self.folder is None:
             raise RunError("This run has neither a model nor a folder to read it from.")
-        folder = RunFolder(self.folder)
-        task = self.task or folder.read_task()
-        loaded = checkpoint.load(folder.best_path)
+        task = self.find_task()
+        loaded = checkpoint.load(RunFolder(self.folder).best_path)
         model = task.make_model()
         make_writable(model)
         load_model_state(model, loaded.state["model"])
@@ -127,8 +139,11 @@ class Run:
         return model.eval()
 
     @staticmethod
-    def open(folder: str | os.PathLike[str], task: Task | None = None) -> Run:
-        """Open a run's folder, finished or still being written.
+    def open(folder: str | os.PathLike[str], task: Task | None = None, *, trust: bool = False) -> Run:
+        """Open a run's folder, finished or still being written. No code that the folder names is run by that.
+
+        Only `model`, `predict` and what else needs the task make it again, where `task` is None, by running the file or module
+        that the folder names. For a run that you did not make on this machine they do so only with `trust`.
 
         Raises RunError where it is no run's folder, or its files are damaged; PlanError where its plan is; TaskError where
         `task` is none.
@@ -146,6 +161,7 @@ class Run:
             summary=status["summary"],
             folder=files.path,
             task=task,
+            trust=trust,
         )
 
 

@@ -32,6 +32,7 @@ from thalweg.records.paths import as_path
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.task import Source, Task
+from thalweg.records.trust import missing_key
 
 PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", "run.json", "report.html"
 CHECKPOINTS, BEST = "checkpoints", "best"
@@ -212,13 +213,27 @@ class RunFolder:
             raise PlanError(f"{self.plan_path}: the plan cannot be read ({error.strerror}).") from error
         return Plan.load(self.plan_path)
 
-    def read_task(self) -> Task:
-        """Make the task again from what the folder says of it. Raises RunError where it says nothing."""
+    def read_task(self, *, trust: bool = False) -> Task:
+        """Make the task again from what the folder says of it, which runs the code that it names.
+
+        Raises RunError where it says nothing, or this user did not make the run on this machine and it is not to be trusted.
+        """
         if not os.path.lexists(self.task_path):
             raise RunError(
                 f"{self.path} does not say how to make its task, as it was passed as an object. Pass it again, as task=…."
             )
-        return Source.read(self.task_path).load()
+        source, is_ours = Source.read(self.task_path)
+        if not is_ours and not trust:
+            raise RunError(
+                f"Nothing shows that you made the run in {self.path} on this machine, and it would {source.effect}. Where you"
+                f" trust it, say so with --trust, in Python trust=True; or pass the task yourself, as task=….{missing_key()}"
+            )
+        return source.load(strict=not is_ours)
+
+    def adopt(self, task: Task) -> None:
+        """Seal the task of a run that is trusted and resumed as this user's, so that it is asked about once. Raises RunError."""
+        if task.source is not None and os.path.lexists(self.task_path):
+            self._write_source(task.source)
 
     def read_request(self) -> Request:
         """Read what was asked of `fit`. Raises RunError where it is damaged."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import importlib
-import importlib.util
 import inspect
+import json
+import os
 import re
 import sys
 import tomllib
@@ -15,15 +16,17 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from textwrap import shorten
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import tomlkit
 import torch
 from torch import Tensor, nn
 
-from thalweg.errors import TaskError, ThalwegError, nearest
-from thalweg.records import files
+from thalweg.errors import TaskError, ThalwegError, error_text, nearest
+from thalweg.records import files, task_files, trust
 from thalweg.records.names import checks_names, suggestion
+from thalweg.records.toml_text import parse_toml
 
 StepResult = (
     Tensor | tuple[Tensor, float | int | Tensor] | tuple[Tensor, float | int | Tensor | None, Mapping[str, Any]]
@@ -61,12 +64,14 @@ class Source:
     module: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def load(self, found: Task | Callable[..., Task] | None = None) -> Task:
+    def load(self, found: Task | Callable[..., Task] | None = None, *, strict: bool = False) -> Task:
         """Make the task again; `found` is what `find_task` gave, where that is known, so that the file runs once.
+
+        `strict` is for a source that somebody else wrote, see `find_task`.
 
         Raises TaskError where the file is missing, does not run, holds no such task, or refuses the arguments.
         """
-        found = find_task(self) if found is None else found
+        found = find_task(self, strict=strict) if found is None else found
         task = _call(found, self) if not isinstance(found, Task) else found
         if isinstance(found, Task) and self.arguments:
             raise TaskError(
@@ -88,30 +93,63 @@ class Source:
             return self.name
         return Path(self.file).stem if self.file else (self.module or "task").rsplit(".", 1)[-1]
 
+    @property
+    def effect(self) -> str:
+        """What to load it does, for a message to somebody who is to decide on it: all of it, as far as a line can hold."""
+        first = f"run the file {self.file!r}" if self.file else f"import the module {self.module!r}"
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return shorten(f"{first} and take {self.name!r} from it, called with ({given})", 2000, placeholder=" …")
+
     def save(self, path: Path) -> None:
         """Write `task.toml`. Raises TaskError where an argument is no plain value."""
         files.replace(path, self.to_toml().encode())
 
     def to_toml(self) -> str:
-        """Give the text that `save` writes. Raises TaskError where an argument is no plain value."""
+        """Give the text that `save` writes, sealed as this user's. Raises TaskError where an argument is no plain value."""
         unset = [name for name, value in self.arguments.items() if value is None]  # TOML has no None
         given = {name: value for name, value in self.arguments.items() if value is not None}
-        known = {"name": self.name, "file": self.file, "module": self.module, "none": unset or None, "arguments": given}
+        file = None if self.file is None else os.path.abspath(self.file)  # for a process in another folder
+        known = {"name": self.name, "file": file, "module": self.module, "none": unset or None, "arguments": given}
         try:
-            return tomlkit.dumps({key: value for key, value in known.items() if value is not None})
+            text = tomlkit.dumps({key: value for key, value in known.items() if value is not None})
         except ValueError as error:
             raise TaskError(f"The task's arguments {given} cannot be recorded: {error}. Give plain values.") from error
+        return f'seal = "{trust.seal(_what_is_sealed(tomllib.loads(text)))}"\n{text}'
 
     @staticmethod
-    def read(path: Path) -> Source:
+    def read(path: Path) -> RecordedSource:
         """Read `task.toml`. Raises TaskError where it is damaged."""
         try:
-            entries = tomllib.loads(files.read(path).decode())
+            entries = parse_toml(files.read(path))
+            seal = entries.pop("seal", None)
+            sealed = isinstance(seal, str) and trust.is_sealed(_what_is_sealed(entries), seal)
             unset: dict[str, Any] = dict.fromkeys(entries.pop("none", []))
             arguments: dict[str, Any] = {**entries.pop("arguments", {}), **unset}
-            return Source(**entries, arguments=arguments)
-        except (OSError, tomllib.TOMLDecodeError, TypeError, UnicodeDecodeError) as error:
+            source = Source(**entries, arguments=arguments)
+            source._check_kinds()
+            return RecordedSource(source, sealed)
+        except (OSError, ValueError, TypeError) as error:
             raise TaskError(f"{path}: cannot be read as a task's source ({error}). Pass the task itself.") from error
+
+    def _check_kinds(self) -> None:
+        """Raise TypeError where a part is of another kind than it is to be."""
+        if not isinstance(self.name, str):
+            raise TypeError(f"`name` is {self.name!r:.80}, which is no text")
+        texts = [text for text in (self.file, self.module) if text is not None]
+        if len(texts) != 1 or not isinstance(texts[0], str) or "\0" in texts[0]:
+            raise TypeError("it names no file and no module, or both")
+
+
+class RecordedSource(NamedTuple):
+    """What `task.toml` says, and whether this user wrote it, see `records/trust.py`."""
+
+    source: Source
+    is_ours: bool
+
+
+def _what_is_sealed(entries: Mapping[str, Any]) -> str:
+    """Give all that `task.toml` says, but the seal, as one text that the layout of the file does not change."""
+    return json.dumps(entries, sort_keys=True, default=repr)
 
 
 MORE_IS_BETTER = {
@@ -290,7 +328,7 @@ class Task:
         except ThalwegError:
             raise
         except Exception as error:
-            raise TaskError(f"The model's factory failed: {_error_text(error)}") from error
+            raise TaskError(f"The model's factory failed: {error_text(error)}") from error
         if not isinstance(model, nn.Module):
             raise TaskError(
                 f"The model's factory returned a {type(model).__name__}, not an nn.Module. Return the module."
@@ -320,7 +358,7 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise TaskError(
-            f"The model cannot be copied, and training must not change yours: {_error_text(error)}. Give a factory that makes it:"
+            f"The model cannot be copied, and training must not change yours: {error_text(error)}. Give a factory that makes it:"
             f" model=make_model."
         ) from error
 
@@ -415,14 +453,24 @@ def _is_drive(address: str) -> bool:
     return len(address) > 1 and address[1] == ":" and address[0].isalpha() and address.count(":") == 1
 
 
-def find_task(source: Source) -> Task | Callable[..., Task]:
+def find_task(source: Source, *, strict: bool = False) -> Task | Callable[..., Task]:
     """Run the source's file and give what it holds under the name, before it is called.
+
+    `strict`, for a source that somebody else wrote: a function must be defined in that file or module, and be said to give a
+    task, so that not just any function there is can be called with arguments of somebody else's.
 
     Raises TaskError where the file does not run or has no task.
     """
-    module = _import(source.module) if source.module else _run_file(Path(source.file or ""))
+    module = _import(source.module) if source.module else task_files.run(Path(source.file or ""))
     found = getattr(module, source.name, None)
-    if isinstance(found, Task) or (callable(found) and not isinstance(found, type)):
+    if isinstance(found, Task):
+        return found
+    if callable(found) and not isinstance(found, type | types.BuiltinFunctionType):
+        if strict and not _is_said_to_give_a_task(found, module):
+            raise TaskError(
+                f"'{source.name}' in {source.where} is not called, as nothing there says that it gives a task. Pass the task"
+                f" itself; in a file of yours, define `def {source.name}(…) -> thalweg.Task`."
+            )
         return cast("Task | Callable[..., Task]", found)
     tasks = [name for name, value in vars(module).items() if isinstance(value, Task)]
     if found is None and source.name == "task" and len(tasks) == 1:
@@ -434,55 +482,26 @@ def find_task(source: Source) -> Task | Callable[..., Task]:
     )
 
 
+def _is_said_to_give_a_task(function: Any, module: types.ModuleType) -> bool:
+    """Whether a function is defined in the module, and by its annotation, or by the word `task` in its name, gives a task."""
+    if not isinstance(function, types.FunctionType) or function.__module__ != module.__name__:
+        return False
+    try:
+        given = inspect.signature(function).return_annotation
+    except (TypeError, ValueError, NameError):  # NameError: an annotation that is evaluated only now, and cannot be
+        return False
+    if given is inspect.Signature.empty:
+        return "task" in function.__name__.lower().split("_")
+    return given is Task or (isinstance(given, str) and given.rpartition(".")[2] == Task.__name__)
+
+
 def _import(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise TaskError(f"The task's module {name} cannot be imported: {error}. Install what it needs.") from error
-
-
-def _run_file(path: Path) -> types.ModuleType:
-    if not path.is_file():
-        raise TaskError(f"The task's file {path} is no longer there. Put it back, or pass the task itself.")
-    name = f"thalweg_task_{path.stem}_{abs(hash(str(path))):x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise TaskError(f"{path} is no Python file. A task file ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses, pickling and loader workers look the module up by its name
-    folder = str(path.parent)
-    sys.path.insert(0, folder)  # a task file may import what lies beside it, as a script may
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        line_number = f", line {error.lineno}" if error.lineno else ""
-        line = f": {error.text.strip()}" if error.text and error.text.strip() else ""
-        raise TaskError(f"{error.filename or path}{line_number}: {error.msg}{line}. Mend the file.") from error
-    except SystemExit as error:
-        raise TaskError(
-            f"{path} ends the process ({_line_text(error, path)}exit). Take that out of a task file."
-        ) from error
     except Exception as error:
-        raise TaskError(f"{path} does not run: {_line_text(error, path)}{_error_text(error)}") from error
-    finally:
-        sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)  # for what its functions import later
-    return module
-
-
-def _error_text(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _line_text(error: BaseException, path: Path) -> str:
-    trace, line = error.__traceback__, None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"line {line}: " if line else ""
+        raise TaskError(
+            f"The task's module {name} cannot be imported: {error_text(error)}. Install what it needs."
+        ) from error
 
 
 def _call(function: Callable[..., Task], source: Source) -> Task:
@@ -506,8 +525,8 @@ def _call(function: Callable[..., Task], source: Source) -> Task:
     except ThalwegError:
         raise
     except Exception as error:
-        line = _line_text(error, Path(source.file)) if source.file else ""
-        raise TaskError(f"{source.where}: {source.name}() failed: {line}{_error_text(error)}") from error
+        line = task_files.line_text(error, Path(source.file)) if source.file else ""
+        raise TaskError(f"{source.where}: {source.name}() failed: {line}{error_text(error)}") from error
     if not isinstance(task, Task):
         raise TaskError(
             f"{source.where}: {source.name}() returned a {type(task).__name__}, not a thalweg.Task. Return the task."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -85,6 +86,7 @@ def with_data_errors(batches: Iterator[Any], name: str) -> Generator[Any]:
 
     Closing the generator ends a loader's workers at once, even while something else (a traceback, say) refers to the loader.
     """
+    process = os.getpid()
     try:
         while True:
             try:
@@ -104,8 +106,12 @@ def with_data_errors(batches: Iterator[Any], name: str) -> Generator[Any]:
             yield batch
     finally:
         shut_down = getattr(batches, "_shutdown_workers", None)
-        if shut_down is not None:
+        if shut_down is not None and os.getpid() == process:
             shut_down()
+        elif shut_down is not None:
+            # A child that was forked meanwhile ends: the workers are its parent's, and PyTorch's iterator, which would end them
+            # when it is deleted, is told that they have ended.
+            vars(batches)["_shutdown"] = True
 
 
 def describe_error(error: BaseException) -> str:

@@ -153,10 +153,15 @@ def resume(run: Run) -> str:
 
 
 def command_arguments(path: Path) -> str:
-    """Give the arguments that name a recorded task on the command line; empty where it cannot be named there."""
+    """Give the arguments that name a recorded task on the command line; empty where it cannot, or somebody else recorded it.
+
+    What somebody else recorded is not suggested to be run.
+    """
     try:
-        source = Source.read(path)
+        source, is_ours = Source.read(path)
     except ThalwegError:
+        return ""
+    if not is_ours:
         return ""
     if source.file:
         address = f"{source.file}:{source.name}"
@@ -164,5 +169,5 @@ def command_arguments(path: Path) -> str:
         address = source.module.removeprefix(EXAMPLES_PACKAGE)
     else:
         return ""
-    options = "".join(f" --{k.replace('_', '-')}={shlex.quote(str(v))}" for k, v in source.arguments.items())
-    return shlex.quote(address) + options
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in source.arguments.items()]
+    return shlex.join([address, *options])
