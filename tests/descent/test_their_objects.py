@@ -228,6 +228,24 @@ def test_what_cannot_be_kept_is_named_before_the_run():
     assert any("`loss:noise` is a generator" in note for note in notes)
 
 
+def test_a_data_set_that_counts_what_is_read_is_named_and_left_as_it_was():
+    class Counted(torch.utils.data.Dataset):
+        def __init__(self):
+            self.reads, self.cache = 0, {}
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return self.cache.setdefault(index, torch.ones(4) * self.reads), index % 3
+
+    data = Counted()
+    notes = open_task(tw.Task(linear, F.cross_entropy, data)).notes
+    assert "`data.reads` changes as examples are read, and no checkpoint holds it" in " ".join(notes)
+    assert (data.reads, data.cache) == (0, {})
+
+
 def test_a_plain_task_is_told_nothing():
     assert open_task(tw.Task(linear, F.cross_entropy, blobs())).notes == ()
     descent, recorder = started(tw.Task(linear, nn.CrossEntropyLoss(), blobs()), plan(steps=5))

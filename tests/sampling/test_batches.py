@@ -1,3 +1,4 @@
+import copy
 import random
 from collections import namedtuple
 from typing import Any
@@ -440,3 +441,152 @@ def test_examples_put_together_without_a_loader_keep_their_tuples_lists_and_tabl
     inputs, table, _ = batch
     assert [type(part) for part in (batch, inputs, inputs[1], table, table["a"])] == [tuple, tuple, list, dict, Point]
     assert table["a"].x.shape == (4,)
+
+
+class Epochs:
+    """A stream that counts its epochs itself, each of another length, with random numbers of its own."""
+
+    def __init__(self):
+        self.epoch, self.rng, self.python = 0, np.random.RandomState(5), random.Random(6)
+
+    def __iter__(self):
+        self.epoch += 1
+        for _ in range(3 + self.epoch):
+            yield torch.tensor([[self.epoch + self.rng.rand() + self.python.random()]])
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    def __init__(self):
+        self.rng, self.epoch = np.random.default_rng(7), 0
+
+    def __iter__(self):
+        self.epoch += 1
+        yield from self.rng.permutation(N).tolist()[: 10 + self.epoch]
+
+
+class SteppingEpochs(IterableDataset):
+    def __init__(self):
+        self.epoch = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        yield from (torch.tensor([float(self.epoch * 100 + i)]) for i in range(12 + self.epoch))
+
+
+class Permanent:
+    """A loader with a state of its own, which goes on to other data in each epoch."""
+
+    def __init__(self):
+        self.place = self.epoch = 0
+
+    def __iter__(self):
+        while self.place < 7:
+            self.place += 1
+            yield torch.tensor([[self.epoch * 100.0 + self.place]])
+        self.place, self.epoch = 0, self.epoch + 1
+
+    def state_dict(self):
+        return {"place": self.place, "epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.place, self.epoch = state["place"], state["epoch"]
+
+
+CARRYING: dict[str, Any] = {
+    "counts its epochs": Epochs,
+    "own sampler": lambda: DataLoader(Noisy(), batch_size=5, sampler=EpochSampler()),
+    "own batch sampler": lambda: DataLoader(Noisy(), batch_sampler=BatchSampler(EpochSampler(), 5, False)),
+    "iterable data set": SteppingEpochs,
+    "loader over an iterable data set": lambda: DataLoader(SteppingEpochs(), batch_size=5),
+    "keeps its place": Permanent,
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", CARRYING)
+def test_a_stream_that_carries_state_from_epoch_to_epoch_resumes_exactly(kind, accumulate):
+    def made():
+        return Batches(open_source(CARRYING[kind]()), 5, seed=3, accumulate=accumulate)
+
+    def drawn(of, count):
+        return [(of.epoch, of.within, flat(of.draw())) for _ in range(count)]
+
+    steps = 13
+    whole, shared = drawn(made(), steps), made()
+    for position in range(steps):
+        state = copy.deepcopy(shared.state_dict())
+        resumed = made()
+        resumed.load_state_dict(state)
+        assert drawn(resumed, steps - position) == whole[position:], position
+        drawn(shared, 4)  # of what is undone, as by a rollback
+        shared.load_state_dict(state)
+        shared.draw()
+
+
+@pytest.mark.parametrize("kind", CARRYING)
+def test_reading_a_stream_for_something_else_leaves_what_it_carries(kind):
+    source, other = open_source(CARRYING[kind]()), open_source(CARRYING[kind]())
+    if kind != "keeps its place":
+        assert len(list(iterate_once(source, 5))) > 2
+    assert draw(Batches(source, 5, seed=3), 9) == draw(Batches(other, 5, seed=3), 9)
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_stream_that_became_shorter_is_named_and_not_read_for_ever(length):
+    made = Batches(open_source(Shorter(length)), 1, seed=0)
+    told = "gave 3 steps when epoch 1 was read again, but 5 of it were taken" if length else "gave no batch in epoch 1"
+    with pytest.raises(DataError, match=told):
+        made.load_state_dict({"epoch": 0, "within": 5})
+
+
+class Shorter:
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        yield from [torch.zeros(1, 1)] * self.length
+
+
+def test_a_loader_that_refuses_its_state_is_named():
+    class Refusing(Remembering):
+        def load_state_dict(self, state):
+            raise KeyError("place")
+
+    with pytest.raises(DataError, match="does not take the state that it gave"):
+        Batches(open_source(Refusing()), 5, seed=0).load_state_dict(
+            {"epoch": 0, "within": 1, "loader": {}, "begun": True}
+        )
+
+
+RNG = np.random.default_rng(11)
+
+
+class OwnGenerators:
+    """Draws from generators of its own, of its transform's and of its module's."""
+
+    def __init__(self):
+        self.numpy, self.old = np.random.default_rng(1), np.random.RandomState(2)
+        self.python, self.transforms = random.Random(3), [self.add]
+        self.torch = torch.Generator()
+
+    def add(self, x):
+        return x + RNG.random()
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        x = torch.rand(1, generator=self.torch, dtype=torch.float64) + self.numpy.random() + self.old.rand()
+        for transform in self.transforms:
+            x = transform(x) + self.python.random()
+        return x
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_generators_of_a_data_set_are_seeded_for_each_example(workers):
+    whole = draw(Batches(open_source(OwnGenerators()), 5, seed=3), 9)
+    resumed = Batches(open_source(OwnGenerators()), 5, seed=3, workers=workers)
+    resumed.load_state_dict({"epoch": 0, "within": 4})
+    assert draw(resumed, 5) == whole[4:]
+    resumed.close()
+    assert draw(Batches(open_source(OwnGenerators()), 5, seed=4), 9) != whole

@@ -25,10 +25,11 @@ from thalweg.descent.rehearsal import (
     rehearse,
 )
 from thalweg.descent.target_check import check_targets
-from thalweg.descent.their_objects import as_found, not_kept, objects_of
+from thalweg.descent.their_objects import as_found, counting_data, not_kept, objects_of
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import TaskError, few
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
+from thalweg.objects.state import ObjectState
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, check_weights, mix
@@ -121,7 +122,10 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         model.train()
         own = Objective(task).with_own_loss(chosen_device).task
         found = find_nonfinite(train, "data")
-        objects = objects_of(own, model)
+        objects, items = (
+            objects_of(own, model),
+            ObjectState({"data": train.items if isinstance(train, ItemSource) else None}),
+        )
         rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device, found)
         notes += more
         check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
@@ -133,7 +137,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         notes += [*nonfinite, *evaluation.notes]
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
         objects.read()
-        notes += not_kept(objects)
+        notes += not_kept(objects) + counting_data(items)
     return Problem(
         task,
         Objective(task, rehearsal.casts, reduction, evaluation.needs_gradient),

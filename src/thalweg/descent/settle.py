@@ -26,8 +26,7 @@ from thalweg.sampling.sources import loader_knobs
 POSITIONS = {
     "exact": "the order of the data follows from seed and epoch, so a resumed run knows its position",
     "state_dict": "the loader's own state_dict holds its position",
-    "fast-forward": "a stream is read again up to that position, which is exact unless its own code carries"
-    " random numbers from pass to pass",
+    "fast-forward": "a stream is read again up to that position, with what its objects carried when the epoch began",
 }
 STEP_SHARE = 0.9  # of a budget in seconds; the rest is for validation, checkpoints and start-up
 

@@ -42,6 +42,18 @@ def not_kept(objects: ObjectState) -> list[str]:
     ]
 
 
+def counting_data(items: ObjectState) -> list[str]:
+    """Say which numbers and texts of a data set change as examples are read, which workers do in processes of their own.
+
+    What has changed is put back.
+    """
+    found = [path for path, entry in items.read().items() if isinstance(entry["value"], int | float | str)]
+    items.write({})
+    if not found:
+        return []
+    return [f"{_few(found)} changes as examples are read, and no checkpoint holds it: a resumed run may differ by it."]
+
+
 def not_put_back(paths: list[str]) -> str:
     """Say that places which a checkpoint has are gone, or take no such value."""
     return (

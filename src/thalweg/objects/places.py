@@ -304,7 +304,7 @@ class Finder:
         self._globals(function)
 
     def _globals(self, function: types.FunctionType) -> None:
-        names, scope = _names(function.__code__), function.__globals__
+        names, scope = names_in(function.__code__), function.__globals__
         for name in names:
             if name not in scope:
                 continue
@@ -330,9 +330,9 @@ def _slots(kind: type) -> list[str]:
 
 
 @lru_cache(maxsize=10_000)
-def _names(code: types.CodeType) -> tuple[str, ...]:
+def names_in(code: types.CodeType) -> tuple[str, ...]:
     """Give the names of globals and attributes that some code uses, with the functions in it."""
-    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
+    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in names_in(constant)]
     return tuple(dict.fromkeys((*code.co_names, *inner)))
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from thalweg.errors import DataError
 from thalweg.sampling.order import mix, order
+from thalweg.sampling.reading import describe_error
 from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSource, leaves, seed_all
 
 
@@ -75,6 +76,7 @@ class Batches:
         self._last_epoch = 0  # steps of the epoch of a stream that ended last
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
         self._loaded: Generator[Any] | None = None  # the next micro-batches, from a loader or a stream
+        self._carried: dict[str, Any] = {}  # what a stream's objects carried when its present epoch began
 
     def draw(self) -> Draw:
         """Give the next step's examples."""
@@ -110,20 +112,24 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         """Give the position: two integers, and the loader's own state where it has one."""
         state: dict[str, Any] = {"epoch": self.epoch, "within": self.within}
-        if isinstance(self.source, StreamSource) and self.source.stateful and self._loaded is not None:
-            state["loader"] = self.source.batches.state_dict()
+        if isinstance(self.source, StreamSource) and self.source.stateful:
+            state |= {"loader": self.source.batches.state_dict(), "begun": self._loaded is not None}
+        elif isinstance(self.source, StreamSource):
+            carried = self.source.objects.read() if self._loaded is None else self._carried
+            state |= {"carried": carried} if carried else {}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position."""
+        """Go to a position. Raises DataError where a stream ends before it, or a loader does not take its state."""
         self.close()
         self.recent.clear()
         self.epoch, self.within = state["epoch"], state["within"]
         if isinstance(self.source, StreamSource):
             if "loader" in state:
-                self.source.batches.load_state_dict(state["loader"])
-                self._loaded = self._open_stream(self.source)
+                _load_state(self.source, state["loader"])
+                self._loaded = self._open_stream(self.source) if state.get("begun", True) else None
             else:
+                self.source.objects.write(state.get("carried", {}))
                 self._fast_forward(self.source)
 
     @property
@@ -211,11 +217,16 @@ class Batches:
                 f" give an object whose __iter__ makes a fresh iterator, or an endless one."
             )
         if not parts:
-            self._last_epoch = self.within
-            self.epoch, self.within, self._loaded = self.epoch + 1, 0, None
+            self._end_epoch()
             return self._stream(source)
         self.within += 1
+        if len(parts) < self.accumulate:  # it has ended already
+            self._end_epoch()
         return Draw(parts, [count_examples(part) for part in parts], None)
+
+    def _end_epoch(self) -> None:
+        self._last_epoch = self.within
+        self.epoch, self.within, self._loaded = self.epoch + 1, 0, None
 
     def _compare_length(self, source: StreamSource) -> None:
         """Note where a stream goes on past its `len`, or ended before it: the stream is read to its end, whatever `len` says.
@@ -246,13 +257,31 @@ class Batches:
 
     def _open_stream(self, source: StreamSource) -> Generator[Any]:
         seed = mix(self.seed, self.epoch)
+        self._carried = source.objects.read()
         return source.open(self.epoch, seed, self.micro_batch_size, self.workers, self.drop_last)
 
     def _fast_forward(self, source: StreamSource) -> None:
-        """Read a stream from the start of its epoch up to the position."""
-        target, self.within = self.within, 0
-        while self.within < target:
-            self.recent.append(self._stream(source))
+        """Read a stream from the start of its epoch up to the position. Raises DataError where it ends before."""
+        epoch, target, self.within = self.epoch, self.within, 0
+        for step in range(target):
+            drawn = self._stream(source)
+            if (self.epoch, self.within) != (epoch, step + 1) and not (step + 1 == target and self.within == 0):
+                given = step + (self.within == 0)
+                raise DataError(
+                    f"`{source.name}` gave {given:,} steps when epoch {epoch + 1} was read again, but {target:,} of it were taken"
+                    f" before: it is shorter now, or gives other data. Give the data that the run began with, or start a new run."
+                )
+            self.recent.append(drawn)
+
+
+def _load_state(source: StreamSource, state: Any) -> None:
+    try:
+        source.batches.load_state_dict(state)
+    except Exception as error:
+        raise DataError(
+            f"`{source.name}` does not take the state that it gave when the run was saved: {describe_error(error)}. Give the"
+            f" loader that the run began with."
+        ) from error
 
 
 def check_weights(weights: Tensor | None, source: Source) -> None:
@@ -294,8 +323,9 @@ def iterate_once(source: Source, size: int, *, own: bool = True, shuffle: bool =
     `shuffle` other examples come in such an order too.
     """
     if isinstance(source, StreamSource):
-        for batch in source.open(0, 0, size, 0):
-            yield batch, count_examples(batch)
+        with source.objects.unchanged():
+            for batch in source.open(0, 0, size, 0):
+                yield batch, count_examples(batch)
         return
     parts = list(_positions(source, size, own, shuffle))
     if isinstance(source, TensorSource):

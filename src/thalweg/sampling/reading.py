@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from thalweg.errors import DataError, ThalwegError
+from thalweg.objects.random_generators import find_generators, seed_generator
 from thalweg.sampling.order import mix
 from thalweg.sampling.seeds import seed_all
 
@@ -20,16 +21,25 @@ Collate = Callable[[list[Any]], Any]
 
 
 class SeededItems:
-    """Seeds the random generators from (seed, epoch, index) before it reads an item, so that augmentation is reproducible."""
+    """Seeds the random generators from (seed, epoch, index) before it reads an item, so that augmentation is reproducible.
+
+    Those are the global ones, and any that the data set or its transforms hold themselves.
+    """
 
     def __init__(self, items: Any, seed: int, name: str = "data") -> None:
         self.items = items
         self.seed = seed
         self.name = name
+        self._own: list[Any] | None = None  # found at the first item, in the process that reads
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Any:
         epoch, index = epoch_and_index
-        seed_all(mix(self.seed, epoch, index))
+        if self._own is None:
+            self._own = find_generators(self.items)
+        seed = mix(self.seed, epoch, index)
+        seed_all(seed)
+        for number, generator in enumerate(self._own):
+            seed_generator(generator, mix(seed, number))
         try:
             return self.items[index]
         except Exception as error:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from thalweg.errors import DataError
+from thalweg.objects.state import ObjectState
 from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.order import mix
 from thalweg.sampling.reading import Collate, Collator, SeededItems, start_iterator, with_data_errors
@@ -137,8 +138,8 @@ class StreamSource:
     """Batches as they come from a user's loader or an `IterableDataset`; iterating over it again is a new epoch.
 
     The global random generators, and a `generator` of the loader, its sampler or its data set, are seeded from (seed, epoch) at
-    each epoch, so that reading it again gives the same batches. Only state of other kinds that a loader carries from epoch to
-    epoch is not restored.
+    each epoch, so that reading it again gives the same batches. What else its objects carry from epoch to epoch (a count of
+    epochs, random generators of other names) is in `objects`, which whoever goes back to an epoch puts back first.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class StreamSource:
         self.batch_size = batch_size  # the loader's; None: not known
         self.stateful = all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
+        self.objects = ObjectState({} if self.stateful else stream_parts(batches))
 
     def digest(self) -> str | None:
         """Give None: a stream may differ from epoch to epoch."""
@@ -172,12 +174,11 @@ class StreamSource:
 
         With `drop_last` smaller ones of those, at its end, are left out.
         """
-        parts = (getattr(self.batches, name, None) for name in ("sampler", "batch_sampler", "dataset"))
-        for number, part in enumerate((self.batches, *parts)):
+        for number, part in enumerate(stream_parts(self.batches).values()):
             if callable(getattr(part, "set_epoch", None)):
-                cast(Any, part).set_epoch(epoch)
+                part.set_epoch(epoch)
             if isinstance(getattr(part, "generator", None), torch.Generator):
-                cast(Any, part).generator.manual_seed(mix(seed, number))
+                part.generator.manual_seed(mix(seed, number))
         seed_all(seed)
         if isinstance(self.batches, IterableDataset):
             generator = torch.Generator().manual_seed(seed)
@@ -200,6 +201,15 @@ class StreamSource:
             # Persistent workers would carry random states from epoch to epoch, so that an epoch could not be read again.
             if getattr(self.batches, "_iterator", None) is not None:
                 self.batches._iterator = None
+
+
+def stream_parts(batches: Any) -> dict[str, Any]:
+    """Give the parts of a user's loader or stream that may carry state, by name."""
+    parts = {name: getattr(batches, name, None) for name in ("sampler", "batch_sampler", "dataset")}
+    of_batches = getattr(parts["batch_sampler"], "sampler", None)
+    if of_batches is not None and of_batches is not parts["sampler"]:
+        parts["batch_sampler.sampler"] = of_batches
+    return {"data": batches, **{f"data.{name}": part for name, part in parts.items()}}
 
 
 Source = TensorSource | ItemSource | StreamSource
