@@ -75,11 +75,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from thalweg.schedule.lengths import Length
+from thalweg.schedule.names import takes
 from thalweg.schedule.record import Schedule, WarmupShape
 '''
 
 CONSTRUCTOR = """
 
+@takes
 def {name}(
 {signature}
 ) -> Schedule:
@@ -327,7 +329,7 @@ def with_constructors(text: str, names: Iterable[str]) -> str:
         count=1,
         flags=re.DOTALL,
     )
-    return _with_all(text, names, r"^from thalweg\.schedule\.(?!constructors)\w+ import (.*)$")
+    return _with_all(text, names, r"^from thalweg\.schedule\.(?!constructors|names)\w+ import (.*)$")
 
 
 def _make_importable() -> None:

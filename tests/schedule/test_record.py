@@ -291,7 +291,7 @@ class TestBadInput:
             Schedule.from_dict({"shape": "lineer"})
         with pytest.raises(ScheduleError, match=r"no option 'finall'\. Did you mean 'final'"):
             Schedule.from_dict({"shape": "linear", "finall": 0.1})
-        with pytest.raises(ScheduleError, match=r"no option 'warm_up'\. Did you mean 'warmup'"):
+        with pytest.raises(ScheduleError, match=r"no option 'warm_up'\. It is called 'warmup' here"):
             Schedule.from_dict({"shape": "linear", "warm_up": 10})
 
     @pytest.mark.parametrize("entries", [{}, {"total": 3}, 3, None, [1], "linear"])

@@ -9,6 +9,7 @@ import torch
 
 from thalweg.rules import RULES, rule
 from thalweg.schedule import SHAPES, Option, Schedule, shape
+from thalweg.schedule.names import takes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,6 +129,7 @@ USED = """
 import doctest, inspect
 import thalweg as tw
 from thalweg.schedule import SHAPES, constructors
+from thalweg.schedule.names import takes
 from thalweg.testing import check_shape
 
 schedule = tw.schedule.halving(total=100, every="5 %", final=0.1)
@@ -192,7 +194,7 @@ def test_a_shapes_constructor_is_written_from_its_options():
 
 def test_each_constructor_makes_the_schedule_of_its_shapes_defaults():
     module = tables()
-    names = {"Schedule": Schedule}
+    names = {"Schedule": Schedule, "takes": takes}
     exec("from __future__ import annotations\n" + "".join(map(module.constructor_of, SHAPES.values())), names)
     for name in SHAPES:
         assert names[name](20, 3) == Schedule(name, 20, 3)

@@ -6,10 +6,10 @@ A wrong name is refused with the right one, and not accepted: a knob has one nam
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
+from thalweg.arguments import check_calls
 from thalweg.errors import ArgumentError, ThalwegError, nearest
 
 P = ParamSpec("P")
@@ -80,6 +80,14 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "weight_decay_factor": ("weight_decay", "wd", "decay", "wd_factor", "decay_mult"),
     **KNOBS,
 }
+MISSING = {
+    "task": " Give a thalweg.Task(model=…, loss=…, data=…).",
+    "plan": " Give a thalweg.Plan(learning_rate=…), or one that `tune` chose; `fit` chooses its own.",
+    "model": " Give an nn.Module, or a function without arguments that makes one.",
+    "run": " Give a run, or its folder.",
+    "inputs": " Give what the model takes, such as x.",
+}
+"""What to give for an argument that is missing."""
 
 
 def right_word(name: str, known: Iterable[str]) -> str | None:
@@ -107,41 +115,30 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def checks_names(what: str, error: type[ThalwegError]) -> Callable[[type[T]], type[T]]:
-    """Decorate a record, so that an unknown name raises an error of ours, with the right name, and no TypeError."""
+    """Decorate a record, so that arguments that do not fit raise an error of ours, with the right name, and no TypeError."""
 
     def decorate(record: type[T]) -> type[T]:
-        record.__init__ = _checked(record.__init__, lambda name, known: _unknown(what, name, known, error))
+        unknown = functools.partial(_unknown, what, error)
+        record.__init__ = check_calls(record.__init__, what, error, unknown, MISSING)
         return record
 
     return decorate
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function, so that an unknown keyword raises ArgumentError with the right name, and no TypeError."""
+    """Decorate a function, so that arguments that do not fit raise ArgumentError, with the right name, and no TypeError."""
+    what = f"`{function.__name__}`"
 
     def refuse(name: str, known: list[str]) -> ThalwegError:
         knob = name if name in KNOBS else right_word(name, [word.partition(".")[0] for word in KNOBS])
         if right_word(name, known) is None and knob is not None and {"fixed", "plan"} & set(known):
             key = knob.partition(".")[0]
             way = f"fixed={{'{key}': …}}" if "fixed" in known else f"plan.replace({key}=…)"
-            return ArgumentError(f"`{function.__name__}` takes no '{name}'. It is a knob of the plan: {way}.")
-        return _unknown(f"`{function.__name__}`", name, known, ArgumentError)
+            return ArgumentError(f"{what} takes no '{name}'. It is a knob of the plan: {way}.")
+        return _unknown(what, ArgumentError, name, known)
 
-    return _checked(function, refuse)
+    return check_calls(function, what, ArgumentError, refuse, MISSING)
 
 
-def _unknown(what: str, name: str, known: list[str], error: type[ThalwegError]) -> ThalwegError:
+def _unknown(what: str, error: type[ThalwegError], name: str, known: list[str]) -> ThalwegError:
     return error(f"{what} takes no '{name}'.{suggestion(name, known)} It takes {', '.join(known)}.")
-
-
-def _checked(function: Callable[P, R], refuse: Callable[[str, list[str]], ThalwegError]) -> Callable[P, R]:
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
-
-    @functools.wraps(function)
-    def checked(*arguments: P.args, **named: P.kwargs) -> R:
-        for name in named:
-            if name not in known:
-                raise refuse(name, known)
-        return function(*arguments, **named)
-
-    return checked

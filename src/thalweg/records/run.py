@@ -19,6 +19,7 @@ from thalweg.objects.state import ObjectState
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
+from thalweg.records.names import verb
 from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Task, checked_task
@@ -91,6 +92,7 @@ class Run:
         assert self.trained is not None
         return self.trained
 
+    @verb
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:
         """Give the model's outputs for inputs, joined over all batches: what `model` returns, its tensors on the CPU.
 

@@ -33,6 +33,7 @@ from thalweg.schedule.constructors import (
 )
 from thalweg.schedule.lengths import Length, Option
 from thalweg.schedule.lookup import SHAPES
+from thalweg.schedule.names import takes
 from thalweg.schedule.record import AttachedSchedule, Schedule, State, WarmupShape
 from thalweg.schedule.shape import Curve, Shape, Span, shape
 
@@ -63,6 +64,7 @@ __all__ = [
 ]
 
 
+@takes
 def sequence(
     *parts: Schedule, total: Length | None = None, warmup: Length = 0, warmup_shape: WarmupShape = "linear"
 ) -> Schedule:

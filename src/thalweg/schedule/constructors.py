@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from thalweg.schedule.lengths import Length
+from thalweg.schedule.names import takes
 from thalweg.schedule.record import Schedule, WarmupShape
 
 
+@takes
 def constant(
     total: Length | None = None,
     warmup: Length = 0,
@@ -23,6 +25,7 @@ def constant(
     return Schedule("constant", total, warmup, warmup_shape)
 
 
+@takes
 def linear(
     total: Length | None = None,
     warmup: Length = 0,
@@ -38,6 +41,7 @@ def linear(
     return Schedule("linear", total, warmup, warmup_shape, {"final": final})
 
 
+@takes
 def cosine(
     total: Length | None = None,
     warmup: Length = 0,
@@ -55,6 +59,7 @@ def cosine(
     return Schedule("cosine", total, warmup, warmup_shape, {"final": final})
 
 
+@takes
 def polynomial(
     total: Length | None = None,
     warmup: Length = 0,
@@ -73,6 +78,7 @@ def polynomial(
     return Schedule("polynomial", total, warmup, warmup_shape, {"power": power, "final": final})
 
 
+@takes
 def exponential(
     total: Length | None = None,
     warmup: Length = 0,
@@ -91,6 +97,7 @@ def exponential(
     return Schedule("exponential", total, warmup, warmup_shape, {"final": final, "gamma": gamma})
 
 
+@takes
 def inverse_sqrt(
     total: Length | None = None,
     warmup: Length = 0,
@@ -109,6 +116,7 @@ def inverse_sqrt(
     return Schedule("inverse_sqrt", total, warmup, warmup_shape, {"timescale": timescale})
 
 
+@takes
 def step(
     total: Length | None = None,
     warmup: Length = 0,
@@ -129,6 +137,7 @@ def step(
     return Schedule("step", total, warmup, warmup_shape, {"milestones": milestones, "every": every, "gamma": gamma})
 
 
+@takes
 def wsd(
     total: Length | None = None,
     warmup: Length = 0,
@@ -148,6 +157,7 @@ def wsd(
     return Schedule("wsd", total, warmup, warmup_shape, {"decay": decay, "decay_shape": decay_shape, "final": final})
 
 
+@takes
 def one_cycle(
     total: Length | None = None,
     warmup: Length = 0,
@@ -168,6 +178,7 @@ def one_cycle(
     return Schedule("one_cycle", total, warmup, warmup_shape, {"rise": rise, "start": start, "final": final})
 
 
+@takes
 def cosine_restarts(
     total: Length | None = None,
     warmup: Length = 0,
@@ -192,6 +203,7 @@ def cosine_restarts(
     return Schedule("cosine_restarts", total, warmup, warmup_shape, options)
 
 
+@takes
 def plateau(
     total: Length | None = None,
     warmup: Length = 0,

@@ -13,7 +13,7 @@ from typing import Any, Literal, SupportsFloat, cast
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from thalweg.errors import ScheduleError, nearest
+from thalweg.errors import ScheduleError
 from thalweg.schedule import lookup
 from thalweg.schedule.lengths import (
     Length,
@@ -26,6 +26,7 @@ from thalweg.schedule.lengths import (
     check_option,
     length_in_words,
 )
+from thalweg.schedule.names import checks_names, suggestion, takes
 from thalweg.schedule.plateau import State, initial_state, next_state
 from thalweg.schedule.shape import Curve, Span
 from thalweg.schedule.shapes import WARMUPS
@@ -33,6 +34,7 @@ from thalweg.schedule.shapes import WARMUPS
 WarmupShape = Literal["linear", "cosine", "exponential"]
 
 
+@checks_names
 @dataclass(frozen=True, repr=False)
 class Schedule:
     """One schedule. The functions of this package make them, such as `linear(total=2000, warmup=100)`.
@@ -59,6 +61,10 @@ class Schedule:
 
     def __post_init__(self) -> None:
         name = lookup.check_name(self.shape)
+        if isinstance(self.total, torch.optim.Optimizer):
+            raise ScheduleError(
+                f"A schedule is made without an optimiser, and attached to it: schedule.{name}(…).attach(optimizer)."
+            )
         checked: dict[str, Any] = {
             "shape": name,
             "total": None if self.total is None else check_length(self.total, f"`total` of {name}", least=1),
@@ -109,6 +115,7 @@ class Schedule:
                 after |= {f"{index}/{key}": value for key, value in part_state.items()}
         return after
 
+    @takes
     def attach(
         self, optimizer: torch.optim.Optimizer, total_steps: int | None = None, steps_per_epoch: int | None = None
     ) -> AttachedSchedule:
@@ -116,9 +123,16 @@ class Schedule:
 
         The rate that each parameter group has now is its peak. `total_steps` and `steps_per_epoch` are those of the run: see
         `resolve`.
+
+        Raises ScheduleError for what is no optimizer, and as `resolve` does.
         """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ScheduleError(
+                f"`optimizer` is a {type(optimizer).__name__}. Give the torch.optim.Optimizer that the schedule is to drive."
+            )
         return AttachedSchedule(optimizer, self.resolve(total_steps, steps_per_epoch))
 
+    @takes
     def resolve(self, total_steps: int | None = None, steps_per_epoch: int | None = None) -> Schedule:
         """Give the schedule with every length in steps.
 
@@ -344,7 +358,7 @@ def _check_options(shape: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             names = (*known, *_COMMON[1:])
             raise ScheduleError(
-                f"A {shape} schedule has no option '{name}'.{nearest(name, names)} It has {', '.join(names)}."
+                f"A {shape} schedule has no option '{name}'.{suggestion(name, names)} It has {', '.join(names)}."
             )
     checked: dict[str, Any] = {}
     for name, option in known.items():
