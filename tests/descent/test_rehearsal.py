@@ -121,6 +121,17 @@ def test_complex_inputs_are_left_as_they_are():
     assert rehearse(objective(), Spectrum(), (X.to(torch.complex64), Y)).cast_inputs == Casts()
 
 
+class Reconstruction(nn.Module):
+    """Gives what it was given, and a code."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x).sigmoid(), x[:, :1]
+
+
 REFUSED = {
     "inputs that do not fit": (
         (classifier, F.cross_entropy, (X[:, :5], Y)),
@@ -147,6 +158,10 @@ REFUSED = {
         (classifier, F.mse_loss, (X, X[:, :4])),
         r"The loss failed on the first training batch: the model gives \(8, 3\) float32, the target is \(8, 4\) float32:"
         r".*Make the model's last layer, the targets and the loss fit each other\.",
+    ),
+    "a loss that takes the model's tuple apart, given labels for inputs": (
+        (Reconstruction, lambda output, target: F.binary_cross_entropy(output[0], target), (X, 0 * Y)),
+        r"the model gives tuple, the target is \(8,\) int64: .*size.*Make the model's last layer, the targets and the loss fit",
     ),
     "masks with a dimension of channels": (
         (lambda: nn.Conv2d(1, 2, 1), F.cross_entropy, (IMAGES, (IMAGES > 0).long())),

@@ -867,3 +867,52 @@ def dice(output: Tensor, target: Tensor) -> Tensor:
 def test_a_mask_as_image_files_hold_it_is_named(loss: Any, target: Any, told: bool) -> None:
     found = tw.check(tw.Task(linear, loss, (X, target)))
     assert any(one.symptom == "mask of 0 and 255" for one in found) is told
+
+
+@pytest.mark.parametrize(
+    ("data", "validation", "batches"),
+    [
+        ((X, Z), None, "batches of the training's size"),
+        (loaded(X, Z, batch_size=16), (X, Z), "batches of the training's size"),
+        ((X, Z), loaded(X, Z, batch_size=50), "the loader's own batches"),
+    ],
+)
+@pytest.mark.parametrize("loss", [contrastive, lambda o, t: F.mse_loss(o, t).sqrt()])
+def test_that_validation_averages_over_batches_a_loss_that_depends_on_them_is_said(
+    data: Any, validation: Any, batches: str, loss: Any
+) -> None:
+    notes: list[str] = []
+    tw.check(tw.Task(linear, loss, data, validation=validation), say=notes.append)
+    assert any(
+        f"no mean over its examples (it compares them, or divides sums, say). Validation averages it over {batches};"
+        in n
+        for n in notes
+    )
+
+
+def test_of_a_loss_that_is_a_mean_or_a_sum_no_such_thing_is_said() -> None:
+    for loss in (F.mse_loss, nn.MSELoss(reduction="sum"), lambda o, t: F.smooth_l1_loss(o, t) + F.l1_loss(o, t)):
+        notes: list[str] = []
+        tw.check(tw.Task(linear, loss, (X, Z)), say=notes.append)
+        assert not notes
+
+
+def test_a_loaders_last_batch_of_one_is_told_by_check_before_training_refuses_it() -> None:
+    def normalised() -> nn.Module:
+        return nn.Sequential(linear(), nn.BatchNorm1d(4))
+
+    def task(**options: Any) -> tw.Task:
+        return tw.Task(normalised, F.mse_loss, loaded(X[:33], Z[:33], **options))
+
+    told = r"33 examples in the loader's batches of 8: .* Set drop_last=True in the DataLoader, or another batch_size\."
+    for verb in (
+        tw.check,
+        lambda made: tw.train(made, tw.Plan(), steps=5),
+        lambda made: tw.fit(made, steps=5, effort=1),
+    ):
+        with pytest.raises(tw.DataError, match=told):
+            verb(task(batch_size=8))
+    assert math.isfinite(tw.evaluate(task(batch_size=8), loaded(X[:33], Z[:33], batch_size=8))["loss"])
+    for mended in (task(batch_size=8, drop_last=True), task(batch_size=10)):
+        tw.check(mended)
+        assert tw.train(mended, tw.Plan(), steps=5).summary["status"] == "finished"

@@ -55,6 +55,19 @@ def test_examples_that_do_not_go_together_are_told(rows, workers):
     assert "\n" not in str(told.value)
 
 
+class Image:
+    """What an image file is opened as, say."""
+
+
+def test_images_that_are_no_tensors_are_to_be_made_tensors():
+    made = Batches(open_source([(Image(), 0)] * 2), 2, seed=0)
+    with pytest.raises(
+        DataError,
+        match=r"batch: they hold a \S*Image\. Turn it into a tensor in the data set, an image by torch",
+    ):
+        made.draw()
+
+
 def test_a_collate_fn_that_fails_is_told_with_its_line():
     made = Batches(open_source([1, 2, 3], collate_fn=lambda rows: rows[7]), 2, seed=0)
     with pytest.raises(

@@ -66,7 +66,11 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 
 def check_task(problem: Problem, seed: int = 0, seconds: float = SECONDS) -> list[Diagnosis]:
-    """Give what is wrong with a task before training, gravest first. Each part of the measuring takes at most `seconds`."""
+    """Give what is wrong with a task before training, gravest first. Each part of the measuring takes at most `seconds`.
+
+    Raises DataError where no step could be taken on the batches of the user's loader.
+    """
+    problem.check_last_batch()
     return findings_before_training(measure_before_training(problem, seed, seconds))
 
 

@@ -27,8 +27,9 @@ from thalweg.descent.rehearsal import (
 from thalweg.descent.target_check import check_targets
 from thalweg.descent.their_objects import as_found, counting_data, not_kept, objects_of
 from thalweg.descent.user_errors import rehearse_gradient
-from thalweg.errors import TaskError, few
+from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
+from thalweg.landscape.reduction import Reduction
 from thalweg.objects.state import ObjectState
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
@@ -85,6 +86,18 @@ class Problem:
         """The number of training examples; None for a stream."""
         return None if isinstance(self.train, StreamSource) else len(self.train)
 
+    def check_last_batch(self) -> None:
+        """Raise DataError where the user's loader ends an epoch with a single example that batch normalisation cannot take.
+
+        It is the loader's word, so no plan can change it. Evaluating takes such a batch.
+        """
+        own = self.train.own_batches if isinstance(self.train, ItemSource) else None
+        if self.needs_two_examples and own is not None and not own.drop_last and len(self.train) % own.size == 1:
+            raise DataError(
+                f"`data` has {self.count} examples in the loader's batches of {own.size}: an epoch's last batch is a single one,"
+                f" which batch normalisation cannot take. Set drop_last=True in the DataLoader, or another batch_size."
+            )
+
     @cached_property
     def matrix_roles(self) -> Mapping[str, str]:
         """Names of the trainable matrices, each with its role in the network. Computed only for rules that need it."""
@@ -134,14 +147,15 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch, found)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
         reduction = training_reduction(own, model, rehearsal, batch, train, chosen_device)
-        notes += [*nonfinite, *evaluation.notes]
+        measured = evaluation.reduction or reduction
+        notes += [*nonfinite, *evaluation.notes, *_incomparable(measured, train, validation)]
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
         objects.read()
         notes += not_kept(objects) + counting_data(items)
     return Problem(
         task,
         Objective(task, rehearsal.casts, reduction, evaluation.needs_gradient),
-        Objective(task, evaluation.casts, evaluation.reduction or reduction, evaluation.needs_gradient),
+        Objective(task, evaluation.casts, measured, evaluation.needs_gradient),
         train,
         validation,
         chosen_device,
@@ -271,6 +285,19 @@ def _check_nonfinite(
     rehearsal = rehearse(task, model, batch_of_rows(train, found.rows), casts, nonfinite=found.text)
     check_gradient_is_finite(rehearsal.loss, model, found.text)
     return [f"{found.text}. Loss and gradient are finite all the same, so they stay as they are."]
+
+
+def _incomparable(reduction: Reduction, train: Source, validation: Source | None) -> list[str]:
+    """Give a note where validation averages a loss over batches of which it is no mean: another batch size gives another one."""
+    if reduction.kind != "batch":
+        return []
+    source = train if validation is None else validation
+    own = isinstance(source, StreamSource) or (isinstance(source, ItemSource) and source.own_batches is not None)
+    batches = "the loader's own batches" if own else "batches of the training's size"
+    return [
+        f"The loss of a batch is no mean over its examples (it compares them, or divides sums, say). Validation averages it over"
+        f" {batches}; with another batch size it is another figure."
+    ]
 
 
 def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> bool:

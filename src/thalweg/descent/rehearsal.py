@@ -204,6 +204,9 @@ def _model_hint(error: Exception, model: nn.Module, parts: Parts) -> str:
     return advice_on(error)
 
 
+_FIT = "Make the model's last layer, the targets and the loss fit each other."
+
+
 def _loss_hint(error: Exception, output: Any, target: Any) -> str:
     known = advice_on(error)
     if known:
@@ -215,7 +218,7 @@ def _loss_hint(error: Exception, output: Any, target: Any) -> str:
     if not isinstance(target, Tensor):
         return "Targets must be numbers: code labels as 0, 1, 2, …"
     if not isinstance(output, Tensor):
-        return _part_hint(output)
+        return _part_hint(output) if isinstance(error, TypeError | AttributeError) else _FIT
     if output.numel() == target.numel() and output.shape != target.shape:
         return f"Give both the same shape: {_same_shape(output, target)}."
     masks = _mask_hint(output, target)
@@ -225,8 +228,7 @@ def _loss_hint(error: Exception, output: Any, target: Any) -> str:
     labels = target.ndim == 1 and not target.is_floating_point() and output.ndim == 2 and len(output) == len(target)
     if sizes_differ and labels:
         return "For class numbers use cross_entropy, whose model has one output for each class."
-    shapes = "Make the model's last layer, the targets and the loss fit each other."
-    return shapes if isinstance(error, IndexError | RuntimeError | ValueError) else ""
+    return _FIT if isinstance(error, IndexError | RuntimeError | ValueError) else ""
 
 
 def _mask_hint(output: Tensor, target: Tensor) -> str:

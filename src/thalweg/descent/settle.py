@@ -134,8 +134,10 @@ def _with_rest_groups(problem: Problem, plan: Plan) -> Plan:
 def with_fitting_batches(problem: Problem, plan: Plan) -> Plan:
     """Leave out an epoch's last batch where it would hold a single example that batch normalisation cannot take.
 
-    Raises PlanError where the user's `drop_last` forbids it, or where every step has such a part.
+    Raises DataError where the user's loader gives such a batch, PlanError where the plan's `drop_last` forbids leaving it out, or
+    where every step has such a part.
     """
+    problem.check_last_batch()
     count = problem.count
     if not problem.needs_two_examples or count is None:
         return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -64,9 +65,16 @@ class Collator:
         except Exception as error:
             if self.collate_fn not in (None, default_collate):
                 raise DataError(f"`collate_fn` failed on {len(examples)} examples: {describe_error(error)}.") from error
+            kind = re.search(r"^default_collate: .* found <class '(.+)'>", str(error))
+            what = describe_error(error) if kind is None else f"they hold a {kind[1]}"
+            tensors = (
+                ""
+                if kind is None
+                else " Turn it into a tensor in the data set, an image by torch.from_numpy(np.array(image))."
+            )
             raise DataError(
-                f"Examples of `{self.name}` cannot be put together into a batch: {describe_error(error)}. Make them equal in"
-                f" shape and type, or give `collate_fn`, which pads or packs a list of examples."
+                f"Examples of `{self.name}` cannot be put together into a batch: {what}.{tensors} Make them equal in shape"
+                f" and type, or give `collate_fn`, which pads or packs a list of examples."
             ) from error
 
 
