@@ -897,14 +897,36 @@ def test_of_a_loss_that_is_a_mean_or_a_sum_no_such_thing_is_said() -> None:
         assert not notes
 
 
-def test_a_loaders_last_batch_of_one_is_told_by_check_before_training_refuses_it() -> None:
-    def normalised() -> nn.Module:
-        return nn.Sequential(linear(), nn.BatchNorm1d(4))
+def squeezed(output: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(output[:, :1].squeeze(), target[:, 0].gt(0).float())
 
+
+def by_fours(output: Tensor, target: Tensor) -> Tensor:
+    return (output.unflatten(0, (-1, 4)) - target.unflatten(0, (-1, 4))).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "count", "told"),
+    [
+        (
+            lambda: nn.Sequential(linear(), nn.BatchNorm1d(4)),
+            F.mse_loss,
+            33,
+            r"is a single one, .*Expected more than 1 value",
+        ),
+        (linear, squeezed, 33, "a single one"),
+        (linear, by_fours, 38, "one of 6"),
+    ],
+)
+def test_a_loaders_last_batch_that_fails_is_told_by_check_before_training_refuses_it(
+    model: Any, loss: Any, count: int, told: str
+) -> None:
     def task(**options: Any) -> tw.Task:
-        return tw.Task(normalised, F.mse_loss, loaded(X[:33], Z[:33], **options))
+        return tw.Task(model, loss, loaded(X[:count], Z[:count], **options))
 
-    told = r"33 examples in the loader's batches of 8: .* Set drop_last=True in the DataLoader, or another batch_size\."
+    told = (
+        rf"{count} examples in the loader's batches of 8, .*{told}.* Set drop_last=True in the DataLoader, or another"
+    )
     for verb in (
         tw.check,
         lambda made: tw.train(made, tw.Plan(), steps=5),
@@ -912,7 +934,29 @@ def test_a_loaders_last_batch_of_one_is_told_by_check_before_training_refuses_it
     ):
         with pytest.raises(tw.DataError, match=told):
             verb(task(batch_size=8))
-    assert math.isfinite(tw.evaluate(task(batch_size=8), loaded(X[:33], Z[:33], batch_size=8))["loss"])
-    for mended in (task(batch_size=8, drop_last=True), task(batch_size=10)):
-        tw.check(mended)
-        assert tw.train(mended, tw.Plan(), steps=5).summary["status"] == "finished"
+    tw.check(task(batch_size=8, drop_last=True))
+    assert tw.train(task(batch_size=8, drop_last=True), tw.Plan(), steps=5).summary["status"] == "finished"
+
+
+def test_a_last_batch_of_one_that_only_training_cannot_take_is_evaluated() -> None:
+    data = loaded(X[:33], Z[:33], batch_size=8)
+    task = tw.Task(lambda: nn.Sequential(linear(), nn.BatchNorm1d(4)), F.mse_loss, data)
+    assert math.isfinite(tw.evaluate(task, data)["loss"])
+
+
+def test_an_evaluate_that_returns_a_table_is_told_what_to_return_and_that_works() -> None:
+    def evaluate(model: nn.Module, batch: Any) -> Any:
+        error = F.mse_loss(model(batch[0]), batch[1])
+        return {"val_loss": error, "rmse": error.sqrt()}
+
+    def mended(model: nn.Module, batch: Any) -> Any:
+        losses = evaluate(model, batch)
+        return losses["val_loss"], None, {"rmse": losses["rmse"]}
+
+    task = functools.partial(tw.Task, linear, F.mse_loss, (X, Z), validation=(X, Z))
+    with pytest.raises(
+        tw.TaskError,
+        match=r"`evaluate` returned a dict\. .* \(losses\['val_loss'\], None, \{'accuracy': accuracy\}\)\.",
+    ):
+        tw.check(task(evaluate=evaluate))
+    assert "rmse" in tw.evaluate(task(evaluate=mended))

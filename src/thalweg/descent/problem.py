@@ -41,9 +41,11 @@ from thalweg.sampling.opening import (
     batch_of_rows,
     find_nonfinite,
     first_batch,
+    in_parts,
     open_data,
     spread_batch,
 )
+from thalweg.sampling.reading import describe_error
 from thalweg.sampling.sources import nonfinite_rows, seed_all
 
 _INIT = 1  # mixed into the seed of the initialisation, so that it differs from those of the steps
@@ -60,6 +62,7 @@ class Problem:
     - `sparse_gradients`: whether a parameter's gradient is sparse, as that of `nn.Embedding(sparse=True)`.
     - `needs_two_examples`: whether a batch of a single example fails in training.
     - `takes_nonfinite`: whether the data hold NaN or infinity with which the loss is finite all the same.
+    - `last_batch_fails`: why no step can be taken on the last batch of the user's loader, which is smaller; else empty.
     - `notes`: what the user should know about data and model.
     """
 
@@ -74,6 +77,7 @@ class Problem:
     sparse_gradients: bool = False
     needs_two_examples: bool = False
     takes_nonfinite: bool = False
+    last_batch_fails: str = ""
     notes: tuple[str, ...] = field(default=())
 
     def with_own_loss(self) -> Problem:
@@ -87,16 +91,12 @@ class Problem:
         return None if isinstance(self.train, StreamSource) else len(self.train)
 
     def check_last_batch(self) -> None:
-        """Raise DataError where the user's loader ends an epoch with a single example that batch normalisation cannot take.
+        """Raise DataError where no step can be taken on the last batch of the user's loader, which is smaller.
 
-        It is the loader's word, so no plan can change it. Evaluating takes such a batch.
+        It is the loader's word, so no plan can change it. Evaluating may take such a batch.
         """
-        own = self.train.own_batches if isinstance(self.train, ItemSource) else None
-        if self.needs_two_examples and own is not None and not own.drop_last and len(self.train) % own.size == 1:
-            raise DataError(
-                f"`data` has {self.count} examples in the loader's batches of {own.size}: an epoch's last batch is a single one,"
-                f" which batch normalisation cannot take. Set drop_last=True in the DataLoader, or another batch_size."
-            )
+        if self.last_batch_fails:
+            raise DataError(self.last_batch_fails)
 
     @cached_property
     def matrix_roles(self) -> Mapping[str, str]:
@@ -150,6 +150,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         measured = evaluation.reduction or reduction
         notes += [*nonfinite, *evaluation.notes, *_incomparable(measured, train, validation)]
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
+        last_batch_fails = _last_batch_fails(Objective(own, rehearsal.casts), model, train, chosen_device)
         objects.read()
         notes += not_kept(objects) + counting_data(items)
     return Problem(
@@ -164,6 +165,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         gradient.sparse,
         needs_two_examples,
         bool(nonfinite) or evaluation.takes_nonfinite,
+        last_batch_fails,
         tuple(notes),
     )
 
@@ -312,6 +314,35 @@ def _needs_two_examples(objective: Objective, model: nn.Module, train: Source, d
     except Exception as error:
         return ONE_EXAMPLE_ERROR in str(error)
     return False
+
+
+def _last_batch_fails(objective: Objective, model: nn.Module, train: Source, device: torch.device) -> str:
+    """Say why the loss of the last batch of a user's loader fails for its size, where it does: a batch of one, say.
+
+    Where it fails with a whole batch of these examples too, that is not for its size, and not for here to say.
+    """
+    own = train.own_batches if isinstance(train, ItemSource) else None
+    if not isinstance(train, ItemSource) or own is None or own.drop_last or not 0 < len(train) % own.size < len(train):
+        return ""
+    count = len(train)
+    last, whole = range(count - count % own.size, count), range(count - own.size, count)
+
+    def failure(rows: range) -> Exception | None:
+        try:
+            with torch.enable_grad():  # a loss may take gradients itself
+                objective.loss(model, in_parts(train, [rows], device)[0])
+        except Exception as error:
+            return error
+        return None
+
+    error = failure(last)
+    if error is None or out_of_memory(error) or failure(whole) is not None:
+        return ""
+    size = "a single one" if len(last) == 1 else f"one of {len(last)}"
+    return (
+        f"`data` has {count} examples in the loader's batches of {own.size}, so that an epoch's last batch is {size}, which"
+        f" model or loss cannot take ({describe_error(error)}). Set drop_last=True in the DataLoader, or another batch_size."
+    )
 
 
 def _first_line(error: BaseException) -> str:

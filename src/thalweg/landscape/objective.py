@@ -245,6 +245,8 @@ def _returned(result: Any, function: str) -> str:
         return f"{what}. Return its loss: outputs.loss."
     if isinstance(result, Mapping):
         key = next((key for key in cast("Mapping[Any, Any]", result) if "loss" in str(key)), "loss")
+        if function == "evaluate":
+            return f"{what}. Return its loss, with the other figures third: (losses[{key!r}], None, {{'accuracy': accuracy}})."
         return f"{what}. Return the loss that is to fall: losses[{key!r}], or the sum of several."
     if function == "evaluate" and isinstance(result, tuple):
         what += " that does not begin with the loss"
