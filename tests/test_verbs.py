@@ -984,10 +984,45 @@ def test_a_report_does_not_overwrite_a_file_of_another_kind(name, tmp_path):
         tw.report(run, tmp_path / name)
     assert (tmp_path / name).read_text() == "mine"
     assert tw.report(run, tmp_path / "r.html") == tw.report(run, tmp_path / "r.html")
+    (tmp_path / "index.html").write_text("<title>mine</title>")
+    with pytest.raises(tw.RunError, match="no report of thalweg's: it is not overwritten"):
+        tw.report(run, tmp_path / "index.html")
+    for place in (".", "..", str(tmp_path), "/"):
+        with pytest.raises(tw.RunError, match=r"is a folder\. Give the file to write, such as .*report\.html"):
+            tw.report(run, place)
+
+
+def test_a_report_takes_no_name_of_a_runs_files(tmp_path):
+    folder = tw.train(task(data=(X, Y)), tw.Plan(batch_size=8), steps=2, out=tmp_path / "run").folder
+    for name in (
+        "task.toml",
+        "request.json",
+        "history.sqlite-wal",
+        "checkpoints/best/loss.safetensors",
+        "plan.toml",
+        ".x",
+    ):
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        with pytest.raises(
+            tw.RunError, match=r"in a run's folder, where a report's name ends in \.html|not overwritten"
+        ):
+            tw.report(folder, folder / name)
+        assert before == ((folder / name).read_bytes() if (folder / name).exists() else None)
+    assert tw.report(folder, folder / "second.html").exists()
+    (folder / "report.html").write_text("<p>mine</p>")
+    tw.report(folder)
+    assert (folder / "report.html.set-aside").read_text() == "<p>mine</p>"
+
+
+def test_tune_overwrites_plans_only(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+    with pytest.raises(tw.RunError, match="is there already and no plan: it is not overwritten"):
+        tw.tune(task(data=(X, Y)), steps=2, effort=1, out=tmp_path / "pyproject.toml")
+    assert "mine" in (tmp_path / "pyproject.toml").read_text()
 
 
 def test_a_plan_that_cannot_be_saved_says_so(tmp_path):
-    with pytest.raises(tw.PlanError, match="cannot be written: Is a directory"):
+    with pytest.raises(tw.PlanError, match="cannot be written: it is a folder"):
         tw.Plan().save(tmp_path)
     with pytest.raises(tw.PlanError, match="cannot be written: No such file"):
         tw.Plan().save(tmp_path / "nowhere" / "plan.toml")

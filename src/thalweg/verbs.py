@@ -265,6 +265,11 @@ def _plan_file(out: str | os.PathLike[str]) -> Path:
         path = path / PLAN
     if path.name == PLAN and RunFolder(path.parent).holds_run:
         raise RunError(f"{path} is the plan of the run in {path.parent}. Write the new plan to another file.")
+    if os.path.lexists(path):
+        try:
+            Plan.load(path)
+        except PlanError as error:
+            raise RunError(f"{path} is there already and no plan: it is not overwritten. Give another file.") from error
     check_writable(path.parent)
     return path
 

@@ -2,10 +2,12 @@ import json
 import sys
 
 import pytest
+import torch
 from planted import KINDS, contents, plant
 
 import thalweg as tw
 from thalweg.errors import RunError, ThalwegError
+from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Source
@@ -61,6 +63,8 @@ def test_a_created_folder_holds_a_run_that_is_not_finished(folder):
 def test_what_a_process_killed_while_creating_leaves_is_no_run(folder, left):
     for name in left:
         (folder.path / name).write_text("half a")
+    if "task.toml" in left:  # which is there as a whole, or not at all
+        Source(module="thalweg.examples.letters").save(folder.task_path)
     folder.check_usable()
     assert created(folder).read_plan() == tw.Plan(steps=5)
 
@@ -129,6 +133,37 @@ def test_a_damaged_request_is_told(folder, text):
     folder.request_path.write_text(text)
     with pytest.raises(RunError, match=r"request\.json cannot be read .*Start again in another folder"):
         folder.read_request()
+
+
+def test_a_plan_that_lies_in_the_folder_of_a_new_run_is_kept_and_said(tmp_path):
+    task = tw.Task(
+        lambda: torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy, (torch.zeros(9, 3), torch.arange(9) % 2)
+    )
+    for number, name in enumerate(("plan.toml.set-aside", "plan.toml.set-aside-2")):
+        folder = tmp_path / str(number)
+        tuned = tw.tune(task, steps=3, effort=1, out=folder)
+        if number:
+            (folder / "plan.toml.set-aside").touch()  # as a process left it that was killed before its run began
+        run = tw.train(task, tuned.replace(learning_rate=0.25), out=folder)
+        assert Plan.load(folder / name) == tuned
+        assert run.plan.learning_rate == Plan.load(folder / "plan.toml").learning_rate == 0.25
+        assert f"it is kept as {name}." in run.events[0].message
+    folder = tmp_path / "same"
+    assert tw.fit(task, steps=3, effort=1, out=folder).events == ()
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "plan.toml").write_bytes((folder / "plan.toml").read_bytes())
+    assert not tw.train(task, Plan.load(folder / "plan.toml"), out=tmp_path / "again").events
+    assert not list(tmp_path.glob("*/plan.toml.set-aside-3")) + list((tmp_path / "again").glob("*.set-aside"))
+
+
+@pytest.mark.parametrize("name", ["request.json", "task.toml"])
+@pytest.mark.parametrize("text", ['{"mine": 1}', "mine = 1"])
+def test_files_of_another_program_under_a_runs_names_are_neither_overwritten_nor_removed(folder, name, text):
+    (folder.path / name).write_text(text)
+    for begin in (lambda: created(folder), lambda: folder.record_request(Request(steps=3), None), folder.check_usable):
+        with pytest.raises(RunError, match=f"holds other things .*{name}"):
+            begin()
+    assert (folder.path / name).read_text() == text
 
 
 def test_a_request_that_another_verb_has_no_use_for_is_removed(folder):

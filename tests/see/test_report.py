@@ -369,7 +369,7 @@ def test_without_folder_or_path_the_error_says_what_to_give(make_run):
 def test_where_the_disk_refuses_the_old_report_stays(make_run, tmp_path):
     place = tmp_path / "report.html"
     place.mkdir()  # a folder cannot be replaced by a file
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="is a folder"):
         write_report(make_run(), place)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 

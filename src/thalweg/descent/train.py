@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,19 +75,22 @@ def train_in(
     descent = Descent(problem, plan)
     code = fingerprint(problem.task, descent.model)
     changed = changes(folder.recorded_code, code) if resumed else []
-    if not resumed:
-        create(folder, problem, plan, code)
+    kept = None if resumed else create(folder, problem, plan, code)
     with folder.open_history() as history:
         recorder = Recorder(folder, history, diagnoses, progress, callbacks)
         _restore_newest(folder, descent, recorder)
         if changed:
             _tell_changes(changed, descent, recorder)
+        if kept is not None:
+            recorder.event(0, "note", f"Another plan lay in {folder.path}; it is kept as {kept.name}.")
         return _train(descent, recorder, _seconds_recorded(history), code)
 
 
-def create(folder: RunFolder, problem: Problem, plan: Plan, code: Mapping[str, str]) -> None:
-    """Make a folder for a new run. Raises RunError where something else is in it."""
-    folder.create(plan, problem.task.source, {"name": problem.task.name, **_describe_data(problem), "code": dict(code)})
+def create(folder: RunFolder, problem: Problem, plan: Plan, code: Mapping[str, str]) -> Path | None:
+    """Make a folder for a new run; gives where another plan is kept that lay there. Raises RunError where something else did."""
+    return folder.create(
+        plan, problem.task.source, {"name": problem.task.name, **_describe_data(problem), "code": dict(code)}
+    )
 
 
 def _tell_changes(changed: Sequence[str], descent: Descent, recorder: Recorder) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from thalweg.errors import PlanError, RunError
+from thalweg.errors import PlanError, RunError, TaskError
 from thalweg.records import file_lock, files, json_values
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
@@ -146,18 +146,30 @@ class RunFolder:
         finally:
             file_lock.release(descriptor)
 
-    def create(self, plan: Plan, source: Source | None, summary: Mapping[str, Any]) -> None:
+    def create(self, plan: Plan, source: Source | None, summary: Mapping[str, Any]) -> Path | None:
         """Write plan, task source and status of a new run; `summary` is the status's until the run has one of its own.
 
         The status comes last: a process killed before that leaves a folder that holds no run yet, and in which the same call
-        succeeds.
+        succeeds. Another plan that lay there, as `tune` writes one, is kept under another name, which is given; else None.
 
         Raises RunError where the folder holds a run or other files.
         """
         self.check_vacant()
-        self._write(self.plan_path, plan.to_toml())
+        text = plan.to_toml()
+        kept = self._keep_other_plan(text)
+        self._write(self.plan_path, text)
         self._write_source(source)
         self.write_status({"status": "running", "summary": {"status": "running", **summary}})
+        return kept
+
+    def _keep_other_plan(self, text: str) -> Path | None:
+        """Rename a plan that lies here, unless it is of this text; gives its new path."""
+        try:
+            if files.is_regular(self.plan_path) and files.read(self.plan_path) != text.encode():
+                return files.set_aside(self.plan_path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return None
 
     def record_request(self, request: Request, source: Source | None) -> None:
         """Write what is asked of `fit`, and how to make its task, before anything is paid for.
@@ -291,18 +303,30 @@ class RunFolder:
         # What a process leaves that was killed before the run began.
         started = {PLAN, TASK, REQUEST, HISTORY, CHECKPOINTS, LOCK, *LEFT_BY_OLDER_VERSIONS}
         names = [path.name for path in self.path.iterdir()]
-        others = [name for name in names if not (name in started or files.is_draft(name)) or self._is_foreign(name)]
+        known = {
+            name for name in names if name in started or files.is_draft(name) or name.startswith(f"{PLAN}.set-aside")
+        }
+        others = [name for name in names if name not in known or self._is_foreign(name)]
         if others:
             raise RunError(
                 f"{self.path} holds other things ({', '.join(sorted(others)[:3])}) and is no run. Give a new folder."
             )
 
     def _is_foreign(self, name: str) -> bool:
-        """Whether something under this name is of another kind than what a run has under it, such as a link or a pipe."""
+        """Whether something under this name is not what a run has under it: a link or a pipe, or a file of another program's."""
         path = self.path / name
         if name == CHECKPOINTS:
             return path.is_symlink() or not path.is_dir()
-        return not files.is_regular(path)
+        if not files.is_regular(path):
+            return True
+        try:
+            if name == TASK and path.stat().st_size:  # earlier versions, killed, may have left it empty
+                Source.read(path)
+            elif name == REQUEST:
+                self.read_request()
+        except (OSError, RunError, TaskError):
+            return True
+        return False
 
     def check_holds_run(self) -> None:
         """Refuse a folder that has no run to resume. Raises RunError."""
@@ -355,6 +379,11 @@ class RunFolder:
 def as_folder(folder: str | os.PathLike[str]) -> Path:
     """Turn the argument for a run's folder into a path. Raises RunError where it cannot be one."""
     return as_path(folder, "a run's folder", "runs/mine", RunError)
+
+
+def is_in_run(path: Path) -> bool:
+    """Whether a path lies in a run's folder, among its checkpoints or in one of them."""
+    return any(RunFolder(folder).holds_run or RunFolder(folder).holds_request for folder in list(path.parents)[:3])
 
 
 def check_writable(folder: Path) -> None:

@@ -11,35 +11,60 @@ from pathlib import Path
 from thalweg.errors import RunError
 from thalweg.records import files
 from thalweg.records.run import Run
-from thalweg.records.run_folder import REPORT
+from thalweg.records.run_folder import REPORT, is_in_run
 from thalweg.see import report_sections, run_text
+
+TITLE_END = ": thalweg report</title>"  # by which a report is known
+HEAD_BYTES = 1 << 16  # in which a report's title ends
 
 
 def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
     """Write the report, replacing an old one atomically, and give its path; default: report.html in the run's folder.
 
-    What lies under the default name and is no file is moved aside.
+    What lies under the default name and is no report is moved aside.
 
     Raises RunError where there is neither folder nor path, the disk refuses, or another kind of file is there.
     """
     if path is None and run.folder is None:
         raise RunError("This run has no folder to put its report in. Say where: thalweg.report(run, 'report.html').")
     target = Path(path) if path is not None else Path(run.folder or ".") / REPORT
-    if target.is_file() and target.suffix.lower() not in (".html", ".htm"):
-        raise RunError(
-            f"{target} is there already and no HTML file: it is not overwritten. Give a path such as report.html."
-        )
+    if path is not None:
+        _check_target(target)
     content = render(run).encode("utf-8", "replace")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path is None:
-            files.set_aside_unless_regular(target)
+        if path is None and os.path.lexists(target) and not (files.is_regular(target) and _is_report(target)):
+            files.set_aside(target)
         files.replace(target, content)
     except OSError as error:
         raise RunError(
             f"{target} cannot be written: {error.strerror}. Free some space or give another path."
         ) from error
     return target
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to write over what is no report, or to put a report among a run's files under a name that may be theirs."""
+    if target.is_dir():
+        raise RunError(f"{target} is a folder. Give the file to write, such as {target / REPORT}.")
+    if target.suffix.lower() in (".html", ".htm"):
+        ours, what = not target.is_file() or _is_report(target), "no report of thalweg's"
+    else:
+        ours, what = not target.is_file(), "no HTML file"
+        if ours and is_in_run(target.absolute()):
+            raise RunError(f"{target} is in a run's folder, where a report's name ends in .html. Give such a name.")
+    if not ours:
+        raise RunError(f"{target} is there already and {what}: it is not overwritten. Give a path such as report.html.")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report, or empty."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return not head or TITLE_END.encode() in head
 
 
 def render(run: Run) -> str:
@@ -72,7 +97,7 @@ def render(run: Run) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{report_sections.safe(run_text.name(run))}: thalweg report</title>
+<title>{report_sections.safe(run_text.name(run))}{TITLE_END}
 <style>
 {style}</style>
 </head>
