@@ -1,11 +1,13 @@
 """What a loss depends on and nobody would train is refused, and its advice works; what need not be trained passes."""
 
 import copy
+import functools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import thalweg as tw
@@ -140,3 +142,60 @@ TRAINED = {
 @pytest.mark.parametrize("case", TRAINED)
 def test_what_is_trained_or_need_not_be_passes(case):
     open_task(TRAINED[case], "cpu")
+
+
+def test_weights_that_only_the_backward_pass_shows_are_refused():
+    head = nn.Linear(3, 3)
+
+    def step(model, batch):
+        output = torch.utils.checkpoint.checkpoint(head, model(batch[0]), use_reentrant=True)
+        return F.cross_entropy(output, batch[1])
+
+    with pytest.raises(
+        TaskError, match=r"A gradient was written to step:head.weight, step:head.bias, which are no parameters"
+    ):
+        open_task(task(step=step), "cpu")
+    assert head.weight.grad is None
+
+
+def test_parameters_made_at_each_call_are_named():
+    def step(model, batch):
+        return F.cross_entropy(nn.Linear(3, 3)(model(batch[0])), batch[1])
+
+    notes = open_task(task(step=step), "cpu").notes
+    assert any("makes 2 parameters anew at each call (of shape (3, 3), (3,))" in note for note in notes)
+
+
+def within(head):
+    class Scaled:
+        def __init__(self):
+            self.parts = [{"head": head}]
+
+        def loss(self, output, target, scale=1.0):
+            return F.cross_entropy(self.parts[0]["head"](output) * scale, target)
+
+    return Scaled().loss
+
+
+def nested(head):
+    def outer():
+        def inner(output):
+            return head(output)
+
+        return inner
+
+    return lambda output, target: F.cross_entropy(outer()(output), target)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        within(nn.Linear(3, 3)),
+        nested(nn.Linear(3, 3)),
+        functools.partial(functools.partial(within(nn.Linear(3, 3)), scale=2.0)),
+    ],
+    ids=["a list of a bound method's object", "nested closures", "partial of a partial"],
+)
+def test_weights_deep_in_a_loss_are_refused(loss):
+    with pytest.raises(TaskError, match="2 trainable tensors that are not among"):
+        open_task(task(loss=loss), "cpu")

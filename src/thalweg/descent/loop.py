@@ -7,6 +7,7 @@ import time
 
 from thalweg.descent.cure import accept_step
 from thalweg.descent.gradient import compute_gradient, inexact_parts
+from thalweg.descent.late_weights import train_unfrozen, watch_weights
 from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import keep_last, validate_and_select
@@ -62,8 +63,11 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 descent.consecutive_skips = 0
                 descent.step = step = figures.step
                 recorder.step(figures)
+                if descent.frozen and recorder.callbacks.on_step is not None:
+                    train_unfrozen(descent, recorder)
                 if step % every == 0 or step == descent.total_steps:
                     validate_and_select(descent, recorder)
+                    watch_weights(descent, recorder)
                 if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total_steps):
                     recorder.history.digest(step, descent.digest())
                 recorder.checkpoint_when_due(descent)

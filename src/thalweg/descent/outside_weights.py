@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from thalweg.landscape.objective import Objective
 from thalweg.sampling.sources import leaves
 
 
-def check_outside_weights(objective: Objective, model: nn.Module, batch: Any, loss: Tensor, given: Any = None) -> None:
+def check_outside_weights(
+    objective: Objective, model: nn.Module, batch: Any, loss: Tensor, given: Any = None
+) -> list[str]:
     """Refuse a loss that depends on trainable tensors outside of the model.
 
     Such are layers that a module keeps in a plain list, a head or a learnt factor that `step` or a lambda brings, and the weights
@@ -27,17 +29,19 @@ def check_outside_weights(objective: Objective, model: nn.Module, batch: Any, lo
         loss: its loss, before any backward pass.
         given: what the task has as its model.
 
+    Gives a note on parameters that are made anew at each call, which begin anew with it.
+
     Raises TaskError with the shapes of what nobody would train, or the names where these are of the module that was given.
     """
     found = _outside(loss, model, batch)
     if not found:
-        return
+        return []
     with naming_errors("The model or the loss", "on a second training batch"):
         again, _ = objective.loss(model, batch)
     kept = _outside(again, model, batch)
     lasting = [tensor for key, tensor in found.items() if key in kept]
     if not lasting:
-        return
+        return _made_anew(found.values())
     own = {id(p): name for name, p in given.named_parameters()} if isinstance(given, nn.Module) else {}
     names = [own[id(tensor)] for tensor in lasting if id(tensor) in own]
     if names:
@@ -56,6 +60,34 @@ def check_outside_weights(objective: Objective, model: nn.Module, batch: Any, lo
         f" nobody would train them. Make them part of the model (layers in a list: nn.ModuleList; a head or"
         f" factor of the loss: a submodule, used in step(model, batch)), or freeze them with requires_grad_(False)."
     )
+
+
+def _made_anew(tensors: Iterable[Tensor]) -> list[str]:
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    if not shapes:
+        return []
+    return [
+        f"The model or the loss makes {len(shapes)} parameters anew at each call (of shape {_few(shapes)}), so they never learn."
+        f" Make them in the model's __init__."
+    ]
+
+
+def check_no_gradient_elsewhere(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
+    """Refuse a task whose first gradient was written to tensors that its functions hold, too; it is taken away again.
+
+    So are found those that the graph of the loss does not show, as where PyTorch's checkpoint computes it anew in the backward
+    pass. `before`, `after`: the tensors outside of the model that had a gradient, by path.
+
+    Raises TaskError with their paths.
+    """
+    written = [path for path in after if path not in before]
+    for path in written:
+        after[path].grad = None
+    if written:
+        raise TaskError(
+            f"A gradient was written to {_few(written)}, which are no parameters of the model, so nobody would train them. Make"
+            f" them part of the model (a submodule, used in step(model, batch)), or freeze them with requires_grad_(False)."
+        )
 
 
 def _few(texts: list[str]) -> str:

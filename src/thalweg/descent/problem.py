@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from thalweg.descent.evaluation_mode import rehearse_evaluation
 from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
-from thalweg.descent.outside_weights import check_outside_weights
+from thalweg.descent.outside_weights import check_no_gradient_elsewhere, check_outside_weights
 from thalweg.descent.parts import training_reduction
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import (
@@ -141,8 +141,10 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         )
         rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device, found)
         notes += more
-        check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
+        notes += check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
+        before = objects.with_gradient()
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
+        check_no_gradient_elsewhere(before, objects.with_gradient())
         notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch, found)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)

@@ -37,6 +37,10 @@ class Descent:
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last, and
     `last_position`, its (epoch, index within the epoch).
 
+    Changed where a layer is unfrozen: `frozen`, the parameters that the optimiser does not have; `adopted`, the names of those
+    that it was given since the beginning, in their order. `untrained` are the names of weights that nobody trains, once that was
+    said.
+
     Changed at a validation: `initial_validation` and `last_validation`, its figures before the first step and now;
     `best_validation` ("value" of the criterion and "step"), `best_weights`, `validations_since_best`; `schedule_state`, which
     only reduce-on-plateau has.
@@ -58,6 +62,9 @@ class Descent:
             self.model = start_model(problem, plan.seed)
         self.optimizer, self.rate_factors = build_optimizer(self.model, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.frozen = [(name, p) for name, p in self.model.named_parameters() if not p.requires_grad]
+        self.adopted: list[list[str]] = []
+        self.untrained = set[str]()
         self.accumulate = plan.accumulate
         self.batches = Batches(
             problem.train,
@@ -131,8 +138,10 @@ class Descent:
         A `rollback` within a run keeps what was found out since: the cures and how often they were tried, the batches to skip,
         the micro-batch that fits into memory, and the best validation.
         """
-        lost = self.load_tensors(state)
         loop = state["loop"]
+        for names in loop.get("adopted", [])[len(self.adopted) :]:
+            self.adopt(names)
+        lost = self.load_tensors(state)
         self.step, self.schedule_state = loop["step"], dict(loop["schedule"])
         self.consecutive_skips, self.validations_since_best = loop["skipped_in_row"], loop["stale"]
         self.initial_validation, self.last_validation = dict(loop["start"]), dict(loop["last"])
@@ -157,6 +166,18 @@ class Descent:
             buffer.copy_(state["loss"][name])
         self._load_optimizer_state(state["optimizer"])
         return self.objects.write(state["objects"]) if "objects" in state else []
+
+    def adopt(self, names: list[str]) -> None:
+        """Give the optimiser parameters that were frozen, by name, in groups as the plan makes them."""
+        parameters = [(name, p) for name, p in self.frozen if name in names]
+        for rate, group in parameter_groups(parameters, self.plan):
+            self.optimizer.add_param_group(group)
+            self.rate_factors.append(rate)
+        for _, parameter in parameters:
+            parameter.grad = None
+        self.parameters += [p for _, p in parameters]
+        self.frozen = [(name, p) for name, p in self.frozen if name not in names]
+        self.adopted.append(list(names))
 
     @property
     def snapshot_due(self) -> bool:
@@ -235,6 +256,7 @@ class Descent:
             "stale": self.validations_since_best,
             "start": dict(self.initial_validation),
             "last": dict(self.last_validation),
+            **({"adopted": [list(names) for names in self.adopted]} if self.adopted else {}),
         }
 
 
@@ -278,7 +300,6 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
 
     Raises PlanError where a pattern of the plan's groups matches no parameter.
     """
-    members: dict[tuple[float, float, str | None], list[tuple[str, nn.Parameter]]] = {}
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for pattern in plan.groups:
         if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in trainable):
@@ -286,21 +307,10 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
             raise PlanError(
                 f"The plan's group '{pattern}' matches no trainable parameter.{nearest(pattern, names)} There are {names[:8]}."
             )
-    for name, parameter in trainable:
-        rate, decay, rule = 1.0, 1.0 if parameter.ndim >= 2 or plan.decay_vectors else 0.0, None
-        for pattern, group in plan.groups.items():
-            if fnmatch.fnmatchcase(name, pattern):
-                rate, decay, rule = group.learning_rate_factor, decay * group.weight_decay_factor, group.rule or rule
-        other_rule = None if rule == plan.rule else rule
-        members.setdefault((rate, decay, other_rule), []).append((name, parameter))
-    groups = [
-        {"params": parameters, "lr": plan.learning_rate * rate, "weight_decay": plan.weight_decay * decay}
-        | ({} if rule is None else {"rule": rule})
-        for (rate, decay, rule), parameters in members.items()
-    ]
+    groups = parameter_groups(trainable, plan)
     optimizer = optim.build(
         plan.rule,
-        groups,
+        [group for _, group in groups],
         lr=plan.learning_rate,
         weight_decay=plan.weight_decay,
         constants=plan.constants,
@@ -310,7 +320,27 @@ def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list
         on_nonfinite="skip",
         engine=plan.engine,
     )
-    return optimizer, [rate for rate, _, _ in members]
+    return optimizer, [rate for rate, _ in groups]
+
+
+def parameter_groups(parameters: list[tuple[str, nn.Parameter]], plan: Plan) -> list[tuple[float, dict[str, Any]]]:
+    """Give the groups of named parameters for an optimiser, each with its factor on the learning rate."""
+    members: dict[tuple[float, float, str | None], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in parameters:
+        rate, decay, rule = 1.0, 1.0 if parameter.ndim >= 2 or plan.decay_vectors else 0.0, None
+        for pattern, group in plan.groups.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                rate, decay, rule = group.learning_rate_factor, decay * group.weight_decay_factor, group.rule or rule
+        other_rule = None if rule == plan.rule else rule
+        members.setdefault((rate, decay, other_rule), []).append((name, parameter))
+    return [
+        (
+            rate,
+            {"params": named, "lr": plan.learning_rate * rate, "weight_decay": plan.weight_decay * decay}
+            | ({} if rule is None else {"rule": rule}),
+        )
+        for (rate, decay, rule), named in members.items()
+    ]
 
 
 def with_metric_mode(schedule: Schedule, mode: str) -> Schedule:

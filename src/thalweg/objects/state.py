@@ -59,6 +59,15 @@ class ObjectState:
                 except Exception as error:  # also of a `state_dict` of the user's
                     self.problems[place.path] = str(error)
 
+    def with_gradient(self) -> dict[str, Tensor]:
+        """Give the tensors, besides those that are left alone, that have been given a gradient, by path."""
+        places = Finder(self.roots, self.known).places()
+        return {
+            p.path: p.value
+            for p in places
+            if isinstance(p.value, Tensor) and p.value.is_leaf and p.value.grad is not None
+        }
+
     def read(self) -> dict[str, Any]:
         """Give path -> {"value": entry, "same": whether the place still has its first object} of all that has changed."""
         state: dict[str, Any] = {}

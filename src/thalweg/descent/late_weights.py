@@ -1,0 +1,44 @@
+"""Weights that come into play after a run has begun: unfrozen, made, put in another's place, or of something else than the model.
+
+The optimiser is given what is trainable at the beginning. A layer that is unfrozen later is given to it then; of the others it is
+said that nobody trains them.
+"""
+
+from __future__ import annotations
+
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.state import Descent
+
+
+def train_unfrozen(descent: Descent, recorder: Recorder) -> None:
+    """Give the optimiser what was frozen when the run began and no longer is, in groups as the plan makes them."""
+    names = [name for name, parameter in descent.frozen if parameter.requires_grad]
+    if names:
+        descent.adopt(names)
+        message = f"{_few(names)} {'were' if len(names) > 1 else 'was'} frozen when the run began, and is trained from here on."
+        recorder.event(descent.step, "note", message)
+
+
+def watch_weights(descent: Descent, recorder: Recorder) -> None:
+    """Look, at a validation, for weights that came into play since the last one."""
+    train_unfrozen(descent, recorder)
+    known = {id(parameter) for parameter in descent.parameters}
+    present = list(descent.model.named_parameters())
+    late = [name for name, p in present if p.requires_grad and id(p) not in known]
+    of_model = known | {id(parameter) for _, parameter in present}
+    others = {path: t for path, t in descent.objects.with_gradient().items() if id(t) not in of_model}
+    names = [name for name in (*late, *others) if name not in descent.untrained]
+    descent.untrained.update(names)
+    for tensor in others.values():
+        tensor.grad = None  # which adds up otherwise, and is nobody's
+    if names:
+        recorder.event(
+            descent.step,
+            "warning",
+            f"{_few(names)} came to be after the first step, or is used only since, and wants a gradient: nobody trains it. Make"
+            f" every layer in the model's __init__, keep its parameters (change them in place), or freeze it.",
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
