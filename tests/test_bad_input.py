@@ -161,6 +161,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thalweg.records.paths.STARTED_IN", tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
 

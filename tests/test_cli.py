@@ -38,6 +38,7 @@ def task(hidden=8, rate=0.5, label="mine", wide=False, sizes=(1, 2), anything=No
 def folder(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(FILE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thalweg.records.paths.STARTED_IN", tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
 

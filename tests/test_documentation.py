@@ -34,6 +34,7 @@ def test_examples_in_docstrings_give_what_they_say(name):
 @pytest.mark.parametrize("page", ["README.md", "docs/your-data.md"])
 def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thalweg.records.paths.STARTED_IN", tmp_path)
     names: dict[str, object] = {"__name__": "page"}
     found = blocks(page, "python")
     assert found

@@ -19,11 +19,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn, cast
 
-from thalweg.errors import DivergedError, Interrupted, PlanError, TaskError, ThalwegError, nearest
+from thalweg.errors import DivergedError, Interrupted, PlanError, RunError, TaskError, ThalwegError, nearest
 from thalweg.formatting import format_metric, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.knob import knobs
 from thalweg.records.names import right_word
+from thalweg.records.paths import as_path, typed
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Source, Task, find_task, parse_source
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return STATUSES["well"]
     try:
+        _make_absolute(options)
         return options.verb(options, task_words)
     except KeyboardInterrupt as interrupt:
         _print_error(str(interrupt) or "Interrupted.")
@@ -72,6 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _print_error(f"{error.filename}: {error.strerror}. Check the path, its permissions and the space left.")
         return STATUSES["bad input"]
+
+
+def _make_absolute(options: argparse.Namespace) -> None:
+    """Make the paths that are given absolute, before a task's file runs, which may change the working directory."""
+    for name in ("folder", "out", "plan"):
+        if getattr(options, name, None):
+            setattr(options, name, str(as_path(getattr(options, name), f"the argument {name}", "runs/mine", RunError)))
+    options.runs = as_path("runs", "the folder of runs", "runs", RunError)
 
 
 def _print_error(text: str) -> None:
@@ -465,7 +475,7 @@ def _run_folder(options: argparse.Namespace, task: Task) -> Path:
     """Give the run's folder: the one named, else the first free one of runs/NAME, runs/NAME-2, …"""
     if options.out:
         return Path(options.out)
-    base = Path("runs") / (re.sub(r"[^\w.-]+", "-", task.name).strip("-.") or "task")
+    base = options.runs / (re.sub(r"[^\w.-]+", "-", task.name).strip("-.") or "task")
     suffix, folder = 1, base
     while folder.exists():
         suffix += 1
@@ -535,7 +545,7 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         out=options.out,
         say=(lambda _: None) if options.quiet else (lambda text: print(f"# {text}", file=sys.stderr)),
     )
-    print(tomlkit.dumps(plan.to_dict()) if not options.out else f"plan written to {options.out}")
+    print(tomlkit.dumps(plan.to_dict()) if not options.out else f"plan written to {typed(Path(options.out))}")
     return STATUSES["well"]
 
 
@@ -649,7 +659,7 @@ def run_report(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg report`."""
     from thalweg import verbs
 
-    print(verbs.report(options.folder, options.out))
+    print(typed(verbs.report(options.folder, options.out)))
     return STATUSES["well"]
 
 

@@ -52,6 +52,10 @@ class CheckpointError(RunError):
     """A checkpoint is truncated, altered, of another model, or cannot be written."""
 
 
+class LostFolderError(RunError):
+    """A run's folder was removed or replaced while the run was written to it."""
+
+
 class DivergedError(ThalwegError):
     """The descent left every basin and the cures at hand did not bring it back."""
 

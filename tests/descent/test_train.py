@@ -455,3 +455,105 @@ def interrupt_at(step: int) -> Any:
             raise KeyboardInterrupt
 
     return interrupt
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
+    """Do something after a step, as another process or the user's code might."""
+    record = Recorder.step
+
+    def recorded(self: Recorder, figures: Any, *rest: Any) -> None:
+        record(self, figures, *rest)
+        if figures.step == step:
+            act()
+
+    monkeypatch.setattr(Recorder, "step", recorded)
+
+
+def away(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+
+
+def another(folder: Path) -> None:
+    away(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("lose", [shutil.rmtree, away, another])
+@pytest.mark.parametrize("interval", [0.0, 1e9])
+def test_a_folder_that_is_lost_ends_the_run_which_is_saved_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Any, interval: float
+) -> None:
+    whole = tw.train(classes(), plan())
+    with monkeypatch.context() as patch:
+        at_step(patch, 12, lambda: lose(tmp_path / "r"))
+        with pytest.raises(tw.RunError, match="was removed or replaced while the run was written to it") as error:
+            tw.train(classes(), plan(checkpoint_seconds=interval), out=tmp_path / "r")
+    saved = error.value.run.folder
+    assert saved.parent == tmp_path
+    assert f"is saved in {saved}; go on with: thalweg.resume('{saved}', task)" in str(error.value)
+    assert not (tmp_path / "r" / "checkpoints").exists()
+    run = tw.resume(saved, classes())
+    assert same_bits(run.model, whole.model)
+    assert run.history["loss"].tolist()[1:] == whole.history["loss"].tolist()[1:]
+    assert run.summary["status"] == "finished"
+
+
+@pytest.mark.parametrize("put", ["nothing", "file", "link"])
+def test_files_of_a_run_that_are_removed_while_it_is_written_are_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put: str
+) -> None:
+    def remove() -> None:
+        for path in (tmp_path / "r").iterdir():
+            if path.is_file():
+                path.unlink()
+        if put == "file":
+            (tmp_path / "r" / "history.sqlite").write_text("mine")
+        elif put == "link":
+            (tmp_path / "r" / "history.sqlite").symlink_to(tmp_path / "precious")
+
+    at_step(monkeypatch, 12, remove)
+    run = tw.train(classes(), plan(), out=tmp_path / "r")
+    assert [event.message for event in run.events if "Somebody removed or replaced plan.toml" in event.message]
+    opened = tw.Run.open(tmp_path / "r", classes())
+    assert opened.history["loss"].tolist()[1:] == run.history["loss"].tolist()[1:]
+    assert opened.plan == run.plan
+    assert same_bits(opened.model, run.model)
+    assert (put == "file") == (tmp_path / "r" / "history.sqlite.set-aside").is_file()
+    assert not (tmp_path / "precious").exists()
+
+
+def test_a_run_stays_in_its_folder_where_the_users_code_changes_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    at_step(monkeypatch, 5, lambda: os.chdir(tmp_path / "there"))
+    run = tw.train(classes(), plan(checkpoint_seconds=0), out="r")
+    assert run.folder == tmp_path / "here" / "r"
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        *(".lock", "checkpoints", "history.sqlite", "plan.toml", "report.html", "run.json")
+    ]
+    assert list((tmp_path / "there").iterdir()) == []
+    assert same_bits(tw.Run.open(run.folder, classes()).model, run.model)
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, room, create = tw.train(classes(), plan()), [True], files.create
+
+    def create_where_there_is_room(path: Path, parts: Any) -> Any:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(path, parts)
+
+    monkeypatch.setattr(files, "create", create_where_there_is_room)
+    at_step(monkeypatch, 5, lambda: room.__setitem__(0, False))
+    at_step(monkeypatch, 25, lambda: room.__setitem__(0, True))
+    run = tw.train(classes(), plan(checkpoint_seconds=0), out=tmp_path / "r")
+    told = [event.message for event in run.events if "sav" in event.message]
+    assert len(told) == 2
+    assert "could not be saved" in told[0]
+    assert "No space left" in told[0]
+    assert told[1] == "The run is saved again."
+    assert same_bits(run.model, whole.model)
+    assert run.history["loss"].tolist()[1:] == whole.history["loss"].tolist()[1:]

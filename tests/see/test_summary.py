@@ -65,6 +65,7 @@ def test_events_that_matter_are_told_and_counted(rescued, make_run):
 
 def test_the_reports_path_is_one_word_to_copy(make_run, keep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thalweg.records.paths.STARTED_IN", tmp_path)
     folder = tmp_path / ("long-name-" * 12)
     run = keep(make_run(steps=20), folder)
     write_report(run)

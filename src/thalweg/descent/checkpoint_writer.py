@@ -33,6 +33,10 @@ class CheckpointWriter:
             self._written_at = now
         return now >= self._written_at + interval + grace
 
+    def put_off(self) -> None:
+        """Try again after the usual interval: the disk did not take the last one."""
+        self._written_at = time.monotonic()
+
     def write(self, state: dict[str, Any], best: BestWeights | None, step: int) -> None:
         """Write the state after `step` steps and the best weights, each unless it is on the disk already.
 

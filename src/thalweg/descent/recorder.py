@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +15,15 @@ from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.process_state import StopRequest
 from thalweg.descent.state import Descent, clone_into
 from thalweg.descent.their_objects import not_kept, not_put_back
-from thalweg.errors import CheckpointError, Interrupted
+from thalweg.errors import CheckpointError, Interrupted, LostFolderError, RunError
 from thalweg.formatting import capitalized
 from thalweg.objects.state import ObjectState
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.history import FILE, History
 from thalweg.records.json_values import without_tuples
+from thalweg.records.paths import typed
+from thalweg.records.place import Place
 from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.step_figures import StepFigures
@@ -69,8 +73,7 @@ class NoProgress:
 
 def how_to_resume(folder: Path, source: Source | None) -> str:
     """Say how to go on with a run: by the command, or from Python where only the caller can make the task again."""
-    relative = os.path.relpath(folder)
-    word = str(folder.absolute()) if relative.startswith("..") else relative
+    word = typed(folder)
     return f"thalweg.resume({word!r}, task)" if source is None else f"thalweg resume {shlex.quote(word)}"
 
 
@@ -100,6 +103,8 @@ class Recorder:
         self.callbacks = callbacks or Callbacks()
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder)
+        self._place = None if folder is None else Place(folder)
+        self._is_put_off = False  # whether the last checkpoint that was due could not be written
         self._process = os.getpid()
 
     @property
@@ -153,39 +158,106 @@ class Recorder:
         """Write a checkpoint where the plan's `checkpoint_seconds` have passed since the last one.
 
         With snapshots, twice as long: most often `checkpoint_snapshot` then comes first, which needs no further copy. The clock
-        decides only when something is written, never what the descent does.
+        decides only when something is written, never what the descent does. Where the disk does not take it, that is said, and
+        tried again when the next one is due.
 
-        Raises Interrupted where the user pressed Ctrl-C or the process was asked to end, CallbackError where a callback failed.
+        Raises Interrupted where the user pressed Ctrl-C or the process was asked to end, CallbackError where a callback failed,
+        LostFolderError where the folder is gone.
         """
         self._stop_where_asked(descent)
         seconds = descent.plan.checkpoint_seconds
         grace = 0.0 if descent.snapshot is None else max(seconds, 1.0)
         if self._checkpoints is not None and self._checkpoints.is_due(seconds, grace):
-            self.checkpoint(descent)
+            self._write_or_put_off(descent, _present_state(descent))
 
     def checkpoint_snapshot(self, descent: Descent) -> None:
         """Write the snapshot just taken as the checkpoint, where one is due: both then need one copy and one file."""
         if self._checkpoints is not None and self._checkpoints.is_due(descent.plan.checkpoint_seconds):
             assert descent.snapshot is not None
-            self._write(descent, dict(descent.snapshot))
+            self._write_or_put_off(descent, dict(descent.snapshot))
 
     def checkpoint(self, descent: Descent) -> None:
-        """Write the present state, the best weights where they changed, and the snapshot where it is another state."""
-        state = descent.state_dict()
-        if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
-            state["snapshot"] = descent.snapshot
-        self._write(descent, state)
+        """Write the present state, the best weights where they changed, and the snapshot where it is another state.
+
+        Raises RunError where the folder does not take it; it is then written elsewhere if that is possible, and the error says
+        where it is.
+        """
+        state = _present_state(descent)
+        try:
+            self._write(descent, state)
+        except RunError as error:
+            raise type(error)(f"{error} {self._save_elsewhere(descent, state)}") from error
+
+    def _write_or_put_off(self, descent: Descent, state: dict[str, Any]) -> None:
+        """Write a checkpoint; where that fails, go on: a disk that is full for an hour must not end the training of a night."""
+        assert self._checkpoints is not None
+        try:
+            self._write(descent, state)
+        except LostFolderError as error:
+            raise LostFolderError(f"{error} {self._save_elsewhere(descent, state)}") from error
+        except RunError as error:
+            self._checkpoints.put_off()
+            if not self._is_put_off:
+                message = f"The run could not be saved: {error} Training goes on, and saving is tried again."
+                self.event(descent.step, "warning", message)
+            self._is_put_off = True
+
+    def _save_elsewhere(self, descent: Descent, state: dict[str, Any]) -> str:
+        """Write the run, with this state of it, into another folder, where it goes on to be written, and say which.
+
+        Where no other folder takes it either, what is recorded stays in memory.
+        """
+        assert self._place is not None
+        self.keep_in_memory()
+        for parent in self._place.elsewhere():
+            with suppress(OSError, RunError):
+                place = self._place.copy_to(parent)
+                if isinstance(self.history, History):
+                    self.history.copy_to(place.folder.history_path)
+                checkpoints = CheckpointWriter(place.folder)
+                checkpoints.write(self._completed(state), descent.best_weights, descent.step)
+                self.folder, self._place, self._checkpoints = place.folder, place, checkpoints
+                how = how_to_resume(place.folder.path, descent.problem.task.source)
+                return f"What was trained until step {descent.step} is saved in {place.folder.path}; go on with: {how}"
+        return "It could not be saved elsewhere either; what was trained is the exception's `run`."
+
+    def keep_in_memory(self) -> None:
+        """Go on without the history's file, which cannot be written."""
+        if isinstance(self.history, History):
+            self.history.detach()
+
+    def _check_place(self, descent: Descent) -> None:
+        """Write again what somebody removed of the folder. Raises LostFolderError where that is all of it."""
+        assert self._place is not None
+        folder = self._place.folder.path
+        if self._place.is_lost:
+            raise LostFolderError(f"The folder {folder} was removed or replaced while the run was written to it.")
+        try:
+            restored = self._place.restore()
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written: {error.strerror}. Check the disk.") from error
+        if isinstance(self.history, History) and self.history.restore():
+            restored.append(FILE)
+        if restored:
+            message = f"Somebody removed or replaced {', '.join(restored)} during the run. It is written anew; nothing is lost."
+            self.event(descent.step, "warning", message)
+
+    def _completed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Give a state to write, with what the recorder itself goes on with."""
+        diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
+        return {**state, "loop": {**state["loop"], "diagnoses": diagnoses}, "callbacks": self.callbacks.objects.read()}
 
     def _write(self, descent: Descent, state: dict[str, Any]) -> None:
         if self._checkpoints is None:
             return
+        self._check_place(descent)
         # The history goes to the disk first. In the other order a power cut could leave a checkpoint ahead of its history, and
         # the resumed run would lack the figures of the steps in between.
         self.history.flush(durable=True)
-        diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
-        state["loop"] = {**state["loop"], "diagnoses": diagnoses}
-        state["callbacks"] = self.callbacks.objects.read()
-        self._checkpoints.write(state, descent.best_weights, descent.step)
+        self._checkpoints.write(self._completed(state), descent.best_weights, descent.step)
+        if self._is_put_off:
+            self._is_put_off = False
+            self.event(descent.step, "note", "The run is saved again.")
         for objects in (descent.objects, self.callbacks.objects):
             self._tell_not_kept(objects, descent.step)
 
@@ -227,7 +299,6 @@ class Recorder:
         """Write the last checkpoint. Raises as `checkpoint_when_due` does; a run that is over is not interrupted any more."""
         self._stop_where_asked(descent)
         self.checkpoint(descent)
-        self.history.flush()
 
     def _stop_where_asked(self, descent: Descent) -> None:
         """Save, and raise, where a callback failed, somebody interrupted or the process is to end."""
@@ -245,5 +316,19 @@ class Recorder:
         """Write a checkpoint, and say what became of the run."""
         if self.folder is None:
             return "it has no folder; what was trained is the exception's `run`"
-        self.checkpoint(descent)
+        place = self.folder
+        try:
+            self.checkpoint(descent)
+        except RunError as error:
+            if self.folder is place:
+                raise
+            return str(error)
         return f"saved; go on with: {how_to_resume(self.folder.path, descent.problem.task.source)}"
+
+
+def _present_state(descent: Descent) -> dict[str, Any]:
+    """Give the state to resume from, with the snapshot where it is another."""
+    state = descent.state_dict()
+    if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
+        state["snapshot"] = descent.snapshot
+    return state

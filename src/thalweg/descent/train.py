@@ -19,7 +19,7 @@ from thalweg.descent.prediction import casts_to_record, training_sample, validat
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import NoProgress, Progress, Recorder
 from thalweg.descent.state import Descent
-from thalweg.errors import CheckpointError, DivergedError, Interrupted, ThalwegError
+from thalweg.errors import CheckpointError, DivergedError, Interrupted, RunError, ThalwegError
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
@@ -148,7 +148,7 @@ def _train(
         if recorder.is_in_forked_child:
             raise
         run = None
-        with suppress(ThalwegError):  # where the disk is full this fails too, and the first error says so
+        with suppress(ThalwegError):  # the first error says what is wrong
             run = _failed_run(descent, recorder, error, time.perf_counter() - started, code)
         if isinstance(error, ThalwegError | Interrupted):
             error.run = run
@@ -158,7 +158,11 @@ def _train(
     summary = _summarize(descent, "finished", time.perf_counter() - started, code)
     _take_kept_weights(descent)
     summary |= _training_metrics(descent, summary["notes"])
-    _write_status(descent, recorder, summary)
+    try:
+        _write_status(descent, recorder, summary)
+    except RunError as error:
+        error.run = _run(descent, recorder, summary)
+        raise
     return _run(descent, recorder, summary)
 
 
@@ -197,9 +201,12 @@ def _failed_run(
     if isinstance(error, DivergedError):
         status = "diverged"
         recorder.event(descent.step, "diverged", str(error))
-    recorder.history.flush()
     summary = _summarize(descent, status, seconds, code)
-    _write_status(descent, recorder, summary)
+    try:
+        recorder.history.flush()
+        _write_status(descent, recorder, summary)
+    except RunError:  # a full disk, say, of which the first error tells: what was trained is still worth giving
+        recorder.keep_in_memory()
     return _run(descent, recorder, summary)
 
 

@@ -48,8 +48,8 @@ def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds
         ) from error
     _check_regular(path)
     with explain_errors(path):
-        for beside in _beside(path):
-            files.set_aside_unless_regular(beside)
+        for name in beside(path):
+            files.set_aside_unless_regular(name)
         connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
         with explain_errors(path):
@@ -133,17 +133,17 @@ def _read_once(
 
 def _open_reader(path: Path, stack: ExitStack, busy_seconds: float) -> sqlite3.Connection:
     """Open a file with its write-ahead log; without a log nobody writes, and `immutable` leaves the file untouched."""
-    if not _log(path).exists() and _is_write_ahead(path):
+    if not log(path).exists() and _is_write_ahead(path):
         return _connect(path, "immutable=1", busy_seconds)
     try:
         return _connect(path, "mode=ro", busy_seconds)
     except sqlite3.OperationalError as error:
         # A killed process left a log in a folder that cannot be written: the log can be replayed only on a copy.
-        if error.sqlite_errorname.startswith("SQLITE_BUSY") or not _log(path).exists():
+        if error.sqlite_errorname.startswith("SQLITE_BUSY") or not log(path).exists():
             raise
     copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="thalweg-"))) / path.name
     shutil.copyfile(path, copy)
-    shutil.copyfile(_log(path), _log(copy))
+    shutil.copyfile(log(path), log(copy))
     return _connect(copy, "mode=rw", busy_seconds)
 
 
@@ -160,11 +160,11 @@ def _connect(path: Path, options: str, busy_seconds: float) -> sqlite3.Connectio
 
 def _file_state(path: Path, kind: str) -> tuple[int, int, bool]:
     """Length and time of the file, and whether there is a log: the same before and after means nobody wrote the file."""
-    for name in (path, *_beside(path)):
+    for name in (path, *beside(path)):
         _check_regular(name)
     try:
         status = path.stat()
-        return status.st_size, status.st_mtime_ns, _log(path).exists()
+        return status.st_size, status.st_mtime_ns, log(path).exists()
     except FileNotFoundError as error:
         raise RunError(f"there is no {kind} at {path}: give the folder of a run.") from error
     except OSError as error:
@@ -183,12 +183,13 @@ def _check_regular(path: Path) -> None:
         raise RunError(f"{path} cannot be used: {error.strerror}. Put the file itself there.") from error
 
 
-def _beside(path: Path) -> list[Path]:
+def beside(path: Path) -> list[Path]:
     """The files that SQLite makes beside one: write-ahead log, its index, and the journal of other modes."""
     return [path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-shm", "-journal")]
 
 
-def _log(path: Path) -> Path:
+def log(path: Path) -> Path:
+    """The write-ahead log of a file."""
     return path.with_name(f"{path.name}-wal")
 
 

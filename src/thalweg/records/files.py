@@ -146,7 +146,7 @@ def sync_folder(folder: Path) -> None:
 def identity(path: Path) -> tuple[int, int] | None:
     """Give what tells a file or folder from another that is later put under its name; None where there is none."""
     try:
-        status = path.lstat()
+        status = path.stat()
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, SupportsFloat
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg.errors import RunError, nearest
-from thalweg.records import database, json_values
+from thalweg.records import database, files, json_values
 from thalweg.records.database import Result
 
 FORMAT = 1
@@ -32,6 +33,7 @@ KIND = "thalweg history"  # in the file, to tell it from other SQLite files
 FILE = "history.sqlite"
 ENDLESS = 2**63 - 1  # `live_until` of the last segment
 MOST_COLUMNS = 1900  # SQLite takes 2,000.
+MOST_UNWRITTEN = 100_000  # rows that wait in memory for a disk that does not take them
 
 LIVE = """CREATE VIEW live AS SELECT {shown} FROM figures JOIN segment ON segment = id
   WHERE step >= first_step AND step < live_until"""
@@ -126,7 +128,7 @@ class History:
         flush_seconds: float = 2.0,
         busy_seconds: float = 10.0,
     ) -> None:
-        self.path = _file(Path(where))
+        self.path = _file(Path(where)).absolute()
         self._flush_rows, self._flush_seconds, self._busy_seconds = flush_rows, flush_seconds, busy_seconds
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -136,12 +138,11 @@ class History:
         self._events: list[tuple[int, str, str, str]] = []
         self._next_flush = time.monotonic() + flush_seconds
         self._connection: sqlite3.Connection | None = None
+        self._unwritten: RunError | None = None  # why the buffered rows could not be written the last time
         if readonly:
             self._read(_columns)  # raises where the file cannot be read
             return
-        self._connection = database.open_writer(
-            self.path, kind=KIND, format=FORMAT, schema=SCHEMA, busy_seconds=busy_seconds
-        )
+        self._connection = self._open_writer()
         with database.explain_errors(self.path):
             self._columns = _columns(self._connection)
             self._segment, self._first_step, _ = _segments(self._connection)[-1]
@@ -152,6 +153,8 @@ class History:
 
     def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
         """Record figures of a step; a second call for the same step adds to the first. None is left out.
+
+        Where the disk does not take them they stay in memory, and are tried again with later ones: `flush` raises.
 
         Raises RunError for what is not a number, a figure named "step", and a step before the present segment.
         """
@@ -167,8 +170,9 @@ class History:
                 self._rows[step] = given
             else:
                 row.update(given)
-            if len(self._rows) >= self._flush_rows or time.monotonic() >= self._next_flush:
-                self.flush()
+            full = len(self._rows) >= self._flush_rows and self._unwritten is None
+            if full or time.monotonic() >= self._next_flush:
+                self._try_to_flush()
 
     def append_array(self, step: int, name: str, array: npt.ArrayLike) -> None:
         """Record an array (as float32) under a name, such as one norm per tensor.
@@ -189,7 +193,7 @@ class History:
             self._digests[int(step)] = text
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
-        """Record that something happened, and flush. `data`: built-in types, NaN and infinities included.
+        """Record that something happened, and flush where the disk takes it. `data`: built-in types, NaN and infinities included.
 
         Raises RunError for data of other types.
         """
@@ -199,7 +203,7 @@ class History:
             raise RunError(f"the data of the event {kind!r} cannot be stored: {error}") from error
         with self._lock:
             self._events.append((int(step), kind, message, text))
-            self.flush()
+            self._try_to_flush()
 
     def supersede(self, from_step: int) -> None:
         """Begin a new segment at `from_step`: what was recorded from there on stays in the file, but is no longer live."""
@@ -225,9 +229,45 @@ class History:
             connection = self._writer()
             if self._rows or self._arrays or self._digests or self._events:
                 self._write(connection)
+            self._unwritten = None
             if durable:
                 with database.explain_errors(self.path):
                     connection.execute("PRAGMA wal_checkpoint").fetchall()
+
+    def restore(self) -> bool:
+        """Write the file anew where somebody removed or replaced it while it is open, and give whether that was so.
+
+        Nothing is lost: the system keeps a removed file's contents as long as it is open. What was put under its name is moved
+        aside. Raises RunError where the file cannot be written.
+        """
+        with self._lock:
+            if self._connection is None or self._in_place():
+                return False
+            with database.explain_errors(self.path):
+                for path in (self.path, *database.beside(self.path)):
+                    if os.path.lexists(path):
+                        files.set_aside(path)
+            self.detach()
+            kept, self._connection = self._writer(), self._open_writer()
+            with database.explain_errors(self.path):
+                kept.backup(self._connection)
+            kept.close()
+            return True
+
+    def detach(self) -> None:
+        """Go on in memory, with all that the file holds: it cannot be written any more."""
+        with self._lock, database.explain_errors(self.path):
+            memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            connection = self._writer()
+            connection.backup(memory)
+            connection.close()
+            self._connection = memory
+            self.flush()
+
+    def copy_to(self, path: Path) -> None:
+        """Write all that is recorded into a new file. Raises RunError."""
+        with self._lock, database.explain_errors(path), closing(sqlite3.connect(path)) as copy:
+            self._writer().backup(copy)
 
     def close(self) -> None:
         """Flush and close; closing twice is harmless, and a forked child closes nothing of its parent's."""
@@ -339,6 +379,32 @@ class History:
         return next((step for step, text in self.digests().items() if theirs.get(step, text) != text), None)
 
     # Internals
+
+    def _open_writer(self) -> sqlite3.Connection:
+        connection = database.open_writer(
+            self.path, kind=KIND, format=FORMAT, schema=SCHEMA, busy_seconds=self._busy_seconds
+        )
+        self._opened = self._identities()
+        return connection
+
+    def _identities(self) -> list[tuple[int, int] | None]:
+        return [files.identity(path) for path in (self.path, database.log(self.path))]
+
+    def _in_place(self) -> bool:
+        """Whether the files that are open are still those under their names."""
+        return all(now == then for now, then in zip(self._identities(), self._opened, strict=True) if then is not None)
+
+    def _try_to_flush(self) -> None:
+        """Flush; where the disk refuses, everything stays buffered, and is tried again after `flush_seconds`."""
+        if self._connection is None or self._owner != os.getpid():
+            self._writer()  # raises
+        try:
+            self.flush()
+        except RunError as error:
+            refused = isinstance(error.__cause__, sqlite3.Error | OSError)
+            if not refused or len(self._rows) > MOST_UNWRITTEN:
+                raise
+            self._unwritten = error
 
     def _writer(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -28,7 +28,7 @@ from thalweg.records import file_lock, files, json_values
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
 from thalweg.records.history import History
-from thalweg.records.paths import as_path
+from thalweg.records.paths import as_path, typed
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.task import Source, Task
@@ -51,8 +51,8 @@ DATA = {
 class RunFolder:
     """The files of one run. Nothing is read or written until a method is called.
 
-    >>> RunFolder.at("runs/mine").history_path.as_posix()
-    'runs/mine/history.sqlite'
+    >>> RunFolder.at("/runs/mine").history_path.as_posix()
+    '/runs/mine/history.sqlite'
     """
 
     path: Path
@@ -61,6 +61,11 @@ class RunFolder:
     def at(folder: str | os.PathLike[str]) -> RunFolder:
         """Give the run folder at a path. Raises RunError where it cannot be a path."""
         return RunFolder(as_folder(folder))
+
+    @property
+    def shown(self) -> str:
+        """The folder in a message."""
+        return typed(self.path)
 
     @property
     def plan_path(self) -> Path:
@@ -134,13 +139,13 @@ class RunFolder:
             locks = file_lock.acquire(descriptor)
         except BlockingIOError as error:
             raise RunError(
-                f"Another process is writing to {self.path}. Wait for it, or give another folder."
+                f"Another process is writing to {self.shown}. Wait for it, or give another folder."
             ) from error
         except OSError as error:
             raise self._unwritable(error) from error
         try:
             if not locks:
-                message = f"{self.path} is on a file system without locks: see that no other process writes to it."
+                message = f"{self.shown} is on a file system without locks: see that no other process writes to it."
                 warnings.warn(message, stacklevel=3)
             yield
         finally:
@@ -213,7 +218,7 @@ class RunFolder:
             ) from error
 
     def _unwritable(self, error: OSError) -> RunError:
-        return RunError(f"{self.path} cannot be written: {error.strerror}. Choose another place with out=.")
+        return RunError(f"{self.shown} cannot be written: {error.strerror}. Choose another place with out=.")
 
     # Reading
 
@@ -232,12 +237,12 @@ class RunFolder:
         """
         if not os.path.lexists(self.task_path):
             raise RunError(
-                f"{self.path} does not say how to make its task, as it was passed as an object. Pass it again, as task=…."
+                f"{self.shown} does not say how to make its task, as it was passed as an object. Pass it again, as task=…."
             )
         source, is_ours = Source.read(self.task_path)
         if not is_ours and not trust:
             raise RunError(
-                f"Nothing shows that you made the run in {self.path} on this machine, and it would {source.effect}. Where you"
+                f"Nothing shows that you made the run in {self.shown} on this machine, and it would {source.effect}. Where you"
                 f" trust it, say so with --trust, in Python trust=True; or pass the task yourself, as task=….{missing_key()}"
             )
         return source.load(strict=not is_ours)
@@ -298,7 +303,7 @@ class RunFolder:
         """Refuse a folder that holds a run or other files. Raises RunError."""
         if self.holds_run:
             raise RunError(
-                f"{self.path} already holds a run. Resume it (thalweg resume {self.path}), or give a new folder."
+                f"{self.shown} already holds a run. Resume it (thalweg resume {self.shown}), or give a new folder."
             )
         # What a process leaves that was killed before the run began.
         started = {PLAN, TASK, REQUEST, HISTORY, CHECKPOINTS, LOCK, *LEFT_BY_OLDER_VERSIONS}
@@ -309,7 +314,7 @@ class RunFolder:
         others = [name for name in names if name not in known or self._is_foreign(name)]
         if others:
             raise RunError(
-                f"{self.path} holds other things ({', '.join(sorted(others)[:3])}) and is no run. Give a new folder."
+                f"{self.shown} holds other things ({', '.join(sorted(others)[:3])}) and is no run. Give a new folder."
             )
 
     def _is_foreign(self, name: str) -> bool:
@@ -336,13 +341,13 @@ class RunFolder:
     def _not_a_run(self) -> str:
         if self.holds_request:
             return (
-                f"The run in {self.path} has not begun: its plan was still searched. `thalweg resume {self.path}` begins the"
+                f"The run in {self.shown} has not begun: its plan was still searched. `thalweg resume {self.shown}` begins the"
                 f" search anew."
             )
         if not self.path.exists():
-            return f"There is no folder {self.path}. Give the folder that `out` named."
+            return f"There is no folder {self.shown}. Give the folder that `out` named."
         reason = f"it has no {STATUS}" if self.path.is_dir() else "it is a file"
-        return f"{self.path} is not the folder of a run: {reason}. Give the folder that `out` named."
+        return f"{self.shown} is not the folder of a run: {reason}. Give the folder that `out` named."
 
     def check_plan(self, plan: Plan) -> Plan:
         """Refuse another plan than the recorded one, and give the recorded one.
@@ -358,7 +363,7 @@ class RunFolder:
         if differing:
             knob, more = differing[0], len(differing) - 1
             raise RunError(
-                f"{self.path} already holds a run with another plan: {knob} is {there.get(knob)} there and {here.get(knob)}"
+                f"{self.shown} already holds a run with another plan: {knob} is {there.get(knob)} there and {here.get(knob)}"
                 f" here{f', and {more} more differ' if more else ''}. Give a new folder, or resume that run."
             )
         return recorded
@@ -371,7 +376,7 @@ class RunFolder:
         for key, words in DATA.items():
             if there.get(key) is not None and there[key] != here[key]:
                 raise RunError(
-                    f"The {words} is {there[key]} for the run in {self.path}, and {here[key]} now: the task gives other data."
+                    f"The {words} is {there[key]} for the run in {self.shown}, and {here[key]} now: the task gives other data."
                     f" Where it splits or draws them at random, seed that; or start a new run in another folder."
                 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thalweg.formatting import format_number, group_digits, printable
+from thalweg.records.paths import typed
 from thalweg.records.run import Run
 from thalweg.records.run_folder import REPORT
 from thalweg.see import events, plan_text, run_text
@@ -129,4 +129,4 @@ def _report_path(run: Run) -> list[Any]:
     """Name the report's path, never broken over lines, so that it can be clicked and copied."""
     if run.folder is None or not (run.folder / REPORT).exists():
         return []
-    return [Text(f"\nReport: {printable(os.path.relpath(run.folder / REPORT))}", no_wrap=True, overflow="ignore")]
+    return [Text(f"\nReport: {printable(typed(run.folder / REPORT))}", no_wrap=True, overflow="ignore")]
