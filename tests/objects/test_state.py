@@ -157,3 +157,25 @@ def test_a_seed_or_a_rate_that_the_user_has_changed_in_the_code_is_not_overwritt
     other = made(0.5)
     ObjectState({"step": other}).write(state.read())
     assert other() == 1.0
+
+
+def test_a_registered_buffer_that_is_left_alone_stays_so_when_the_module_gives_it_another_tensor():
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("hidden", torch.zeros(2))
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            self.hidden = self.hidden + x
+            return self.hidden
+
+    model = Remembering()
+    state = ObjectState({"model": model}, {id(tensor) for tensor in model.buffers()})
+    with state.unchanged():
+        model(torch.ones(2))
+    assert model.calls == 0
+    assert model.hidden.tolist() == [1.0, 1.0]
+    model(torch.ones(2))
+    assert set(state.read()) == {"model.calls"}

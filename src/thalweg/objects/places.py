@@ -137,15 +137,21 @@ class Finder:
         roots: the objects, by the names that their paths begin with.
         known: identities of tensors that are somebody else's business, such as a model's parameters.
         still: modules that are passed over while they are as they were; see `still_modules`.
+        buffers: paths of registered buffers that are as much somebody else's business, whatever tensor they have become.
 
     `attributes` are, once `places` is through, the attributes of each object, and a module's globals, by the beginning of their
     paths.
     """
 
     def __init__(
-        self, roots: Mapping[str, Any], known: set[int] | None = None, still: Mapping[int, Still] | None = None
+        self,
+        roots: Mapping[str, Any],
+        known: set[int] | None = None,
+        still: Mapping[int, Still] | None = None,
+        buffers: set[str] | None = None,
     ) -> None:
         self.roots, self.known, self.still = roots, known or set(), still or {}
+        self.buffers = set(buffers or ())
         self.attributes: dict[str, dict[str, Any]] = {}
         self._seen = set[int]()
         self._found: list[Place] = []
@@ -241,7 +247,11 @@ class Finder:
                 self._found.append(Place(where, flag, parameter, "requires_grad", "attribute", flag))
                 self._visit(Place(f"{path}.{name}", parameter, None, None, ""))
         for name, buffer in module._buffers.items():
-            self._visit(Place(f"{path}.{name}", buffer, module._buffers, name, "item"))
+            where = f"{path}.{name}"
+            if id(buffer) in self.known:
+                self.buffers.add(where)
+            elif where not in self.buffers:
+                self._visit(Place(where, buffer, module._buffers, name, "item"))
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             self._found.append(self._marked(Place(f"{path}._extra_state", ExtraState(module), None, None, "")))
         self._class(type(module))

@@ -46,7 +46,8 @@ class ObjectState:
 
     def _begin(self) -> None:
         bytes_left = MOST_KEPT
-        for place in Finder(self.roots, self.known).places():
+        finder = Finder(self.roots, self.known)
+        for place in finder.places():
             if place.problem:
                 self.problems[place.path] = place.problem
                 continue
@@ -58,6 +59,7 @@ class ObjectState:
                     self._entries[place.path] = encode(place.value)
                 except Exception as error:  # also of a `state_dict` of the user's
                     self.problems[place.path] = str(error)
+        self._buffers = finder.buffers  # a module may give itself another tensor under the same name
 
     def with_gradient(self) -> dict[str, Tensor]:
         """Give the tensors, besides those that are left alone, that have been given a gradient, by path."""
@@ -71,7 +73,7 @@ class ObjectState:
     def read(self) -> dict[str, Any]:
         """Give path -> {"value": entry, "same": whether the place still has its first object} of all that has changed."""
         state: dict[str, Any] = {}
-        for place in Finder(self.roots, self.known, self._still).places():
+        for place in Finder(self.roots, self.known, self._still, self._buffers).places():
             if place.problem:
                 self.problems.setdefault(place.path, place.problem)
                 continue
@@ -96,7 +98,7 @@ class ObjectState:
         `only`: of these roots, with the objects that are first reached from them; `attributes_of`: of this root alone, without
         what its code uses elsewhere.
         """
-        finder = Finder(self.roots if only is None else self._first(only), self.known)
+        finder = Finder(self.roots if only is None else self._first(only), self.known, buffers=self._buffers)
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
         missing: list[str] = []
