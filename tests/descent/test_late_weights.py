@@ -97,8 +97,10 @@ def replacing(model, figures):
 
 def test_a_layer_made_or_put_in_anothers_place_is_said_to_be_trained_by_nobody():
     made = plan(steps=15, validate_every=5)
-    grown = tw.train(task(Growing), made, progress=False)
-    replaced = tw.train(task(lambda: nn.Sequential(nn.Linear(4, 3))), made, progress=False, on_step=replacing)
+    with pytest.warns(UserWarning, match="nobody trains it"):
+        grown = tw.train(task(Growing), made, progress=False)
+    with pytest.warns(UserWarning, match="nobody trains it"):
+        replaced = tw.train(task(lambda: nn.Sequential(nn.Linear(4, 3))), made, progress=False, on_step=replacing)
     for run, name in ((grown, "`extra.weight`, `extra.bias` came to be"), (replaced, "`0.weight` came to be")):
         told = [event for event in run.events if event.kind == "warning"]
         assert len(told) == 1

@@ -32,9 +32,8 @@ def watch_weights(descent: Descent, recorder: Recorder) -> None:
     for tensor in others.values():
         tensor.grad = None  # which adds up otherwise, and is nobody's
     if names:
-        recorder.event(
+        recorder.warn(
             descent.step,
-            "warning",
             f"{_few(names)} came to be after the first step, or is used only since, and wants a gradient: nobody trains it. Make"
             f" every layer in the model's __init__, keep its parameters (change them in place), or freeze it.",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from thalweg.descent.checkpoint_writer import CheckpointWriter
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.process_state import StopRequest
 from thalweg.descent.state import Descent, clone_into
+from thalweg.descent.surroundings import differences, surroundings
 from thalweg.descent.their_objects import not_kept, not_put_back
 from thalweg.errors import CheckpointError, Interrupted, LostFolderError, RunError
 from thalweg.formatting import capitalized
@@ -144,6 +146,13 @@ class Recorder:
         self.history.event(step, kind, message, without_tuples(data or {}))
         self.progress.event(step, kind, message)
 
+    def warn(self, step: int, message: str) -> None:
+        """Record, and show, that the run is or becomes another than it should be; where nothing is shown, as a Python warning."""
+        self.event(step, "warning", message)
+        if isinstance(self.progress, NoProgress):
+            with suppress(Warning):  # where warnings are errors: telling must not end the run
+                warnings.warn(message, stacklevel=2)
+
     def add_diagnosis(self, found: Diagnosis) -> None:
         """Add a diagnosis to those of the run."""
         self.diagnoses.append(found)
@@ -215,7 +224,7 @@ class Recorder:
                 if isinstance(self.history, History):
                     self.history.copy_to(place.folder.history_path)
                 checkpoints = CheckpointWriter(place.folder)
-                checkpoints.write(self._completed(state), descent.best_weights, descent.step)
+                checkpoints.write(self._completed(descent, state), descent.best_weights, descent.step)
                 self.folder, self._place, self._checkpoints = place.folder, place, checkpoints
                 how = how_to_resume(place.folder.path, descent.problem.task.source)
                 return f"What was trained until step {descent.step} is saved in {place.folder.path}; go on with: {how}"
@@ -242,10 +251,11 @@ class Recorder:
             message = f"Somebody removed or replaced {', '.join(restored)} during the run. It is written anew; nothing is lost."
             self.event(descent.step, "warning", message)
 
-    def _completed(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _completed(self, descent: Descent, state: dict[str, Any]) -> dict[str, Any]:
         """Give a state to write, with what the recorder itself goes on with."""
         diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
-        return {**state, "loop": {**state["loop"], "diagnoses": diagnoses}, "callbacks": self.callbacks.objects.read()}
+        loop = {**state["loop"], "diagnoses": diagnoses, "process": surroundings(descent.problem.device)}
+        return {**state, "loop": loop, "callbacks": self.callbacks.objects.read()}
 
     def _write(self, descent: Descent, state: dict[str, Any]) -> None:
         if self._checkpoints is None:
@@ -254,7 +264,7 @@ class Recorder:
         # The history goes to the disk first. In the other order a power cut could leave a checkpoint ahead of its history, and
         # the resumed run would lack the figures of the steps in between.
         self.history.flush(durable=True)
-        self._checkpoints.write(self._completed(state), descent.best_weights, descent.step)
+        self._checkpoints.write(self._completed(descent, state), descent.best_weights, descent.step)
         if self._is_put_off:
             self._is_put_off = False
             self.event(descent.step, "note", "The run is saved again.")
@@ -271,7 +281,8 @@ class Recorder:
         lost = descent.load_state_dict(loaded.state)
         lost += self.callbacks.objects.write(loaded.state.get("callbacks", {}))
         if lost:
-            self.event(loaded.step, "note", not_put_back(lost))
+            self.warn(loaded.step, not_put_back(lost))
+        self._compare_process(descent, loaded)
         self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
         if "snapshot" in loaded.state:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])
@@ -282,6 +293,17 @@ class Recorder:
         self.supersede(descent.step)
         if self._checkpoints is not None:
             self._checkpoints.written_step = descent.step
+
+    def _compare_process(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
+        """Say what of versions, machine and settings differs from when the checkpoint was written."""
+        before = loaded.state["loop"].get("process", {})
+        found = differences(before, surroundings(descent.problem.device))
+        if found:
+            self.warn(
+                loaded.step,
+                f"The run goes on in a process unlike the one it was stopped in: {'; '.join(found)}. It may differ from what it"
+                f" would have been.",
+            )
 
     def _restore_best(self, descent: Descent) -> None:
         # The file may be of a later step than the checkpoint. That does no harm: the resumed run reaches that step again

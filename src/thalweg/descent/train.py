@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
 from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
-from thalweg.descent.recorder import NoProgress, Progress, Recorder
+from thalweg.descent.recorder import Progress, Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, Interrupted, RunError, ThalwegError
 from thalweg.landscape.drifting_statistics import drifting_statistics
@@ -94,15 +93,13 @@ def create(folder: RunFolder, problem: Problem, plan: Plan, code: Mapping[str, s
 
 
 def _tell_changes(changed: Sequence[str], descent: Descent, recorder: Recorder) -> None:
-    """Say that the task is another than the one that the run began with; where nothing is shown, as a Python warning."""
+    """Say that the task is another than the one that the run began with."""
     more = f"; and {len(changed) - MOST_CHANGES} more" if len(changed) > MOST_CHANGES else ""
     message = (
         f"The task has changed since the run was stopped: {'; '.join(changed[:MOST_CHANGES])}{more}. From step {descent.step} on"
         f" the run goes by the new task, so it is no longer the run that it would have been."
     )
-    recorder.event(descent.step, "warning", message)
-    if isinstance(recorder.progress, NoProgress):
-        warnings.warn(message, stacklevel=2)
+    recorder.warn(descent.step, message)
 
 
 def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> None:
