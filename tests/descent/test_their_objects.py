@@ -275,6 +275,6 @@ def test_an_object_that_is_gone_is_named_when_the_run_goes_on(tmp_path):
 
     with pytest.raises(Interrupted):
         tw.train(tw.Task(linear, counting({}), blobs()), plan(), out=tmp_path / "run", progress=False, on_step=stop)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="has changed|could not be put back"):
         run = tw.resume(tmp_path / "run", tw.Task(linear, F.cross_entropy, blobs()), progress=False)
     assert any("`loss:box` held could not be put back" in event.message for event in run.events)
