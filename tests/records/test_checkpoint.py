@@ -327,6 +327,19 @@ def test_a_folder_under_another_step_is_not_believed(tmp_path):
         load(tmp_path)
 
 
+def test_a_whole_checkpoint_in_anothers_place_is_not_believed(tmp_path):
+    save(tmp_path, small(1), step=1, name="best")
+    save(tmp_path, small(2), step=2)
+    (tmp_path / "best").rename(tmp_path / "aside")
+    (tmp_path / "step-00000002").rename(tmp_path / "best")
+    (tmp_path / "aside").rename(tmp_path / "step-00000001")
+    for name, was in (("best", "step-00000002"), ("step-00000001", "best")):
+        with pytest.raises(CheckpointError, match=f"{name} was written as {was}: the folder was renamed"):
+            load(tmp_path / name)
+        assert verify(tmp_path / name)
+    assert newest(tmp_path) is None
+
+
 def test_where_none_is_intact_it_says_what_is_wrong_and_that_best_is(tmp_path):
     save(tmp_path, small(1), step=1, name="best")
     for step in (1, 2):

@@ -8,6 +8,7 @@ from torch import nn
 
 import thalweg as tw
 from thalweg.errors import CheckpointError, RunError
+from thalweg.records import checkpoint
 from thalweg.records.run import HistoryColumns, Run
 
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
@@ -56,6 +57,16 @@ def test_the_model_needs_the_task_where_it_was_passed_as_an_object(finished):
 def test_the_weights_of_another_model_are_refused(finished):
     with pytest.raises(CheckpointError, match="of another model"):
         _ = Run.open(finished.folder, task(lambda: nn.Linear(4, 5))).model
+
+
+def test_best_weights_of_another_time_are_refused(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    state = {"model": finished.model.state_dict(), "loop": {}}
+    checkpoint.save(tmp_path / "run" / "checkpoints", state, step=99, name="best")
+    with pytest.raises(
+        CheckpointError, match=r"best holds the weights of step 99, but the run ended with those of step \d"
+    ):
+        _ = Run.open(tmp_path / "run", task()).model
 
 
 def test_the_history_is_a_frame(finished):

@@ -88,7 +88,7 @@ def save(
         _set_aside_unless_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(folder)
-        _write(temporary, parts, step)
+        _write(temporary, parts, step, final.name)
         _rename_into_place(temporary, final)
     except OSError as error:
         _clean_up(temporary, final)
@@ -158,7 +158,7 @@ def steps(folder: str | os.PathLike[str]) -> list[int]:
 # What is written
 
 
-def _write(temporary: Path, parts: SplitState, step: int) -> None:
+def _write(temporary: Path, parts: SplitState, step: int, name: str) -> None:
     temporary.mkdir()
     sums = {
         f"{section}.safetensors": tensorfile.write_tensors(temporary / f"{section}.safetensors", tensors)
@@ -168,6 +168,7 @@ def _write(temporary: Path, parts: SplitState, step: int) -> None:
     manifest = {
         "format": FORMAT,
         "step": step,
+        "name": name,
         "world_size": 1,
         "files": {name: entry._asdict() for name, entry in sums.items()},
         "aliases": parts.aliases,
@@ -298,11 +299,12 @@ def _cannot_write(final: Path, parts: SplitState, error: OSError) -> str:
 
 class _Manifest(NamedTuple):
     step: int
+    name: str | None  # of the folder; older versions did not write it
     files: dict[str, FileSum]
 
 
 def _manifest(path: Path) -> _Manifest:
-    """Read and check a manifest: its own sum, its format, its files' names."""
+    """Read and check a manifest: its own sum, its format, the names of its files and of its folder."""
     try:
         raw = files.read(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError, NotRegularError) as error:
@@ -326,18 +328,29 @@ def _manifest(path: Path) -> _Manifest:
         sums = {
             str(name): FileSum(int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()
         }
-        manifest = _Manifest(int(content["step"]), sums)
+        name = content.get("name")
+        manifest = _Manifest(int(content["step"]), None if name is None else str(name), sums)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(altered) from error
     if not all(re.fullmatch(CONTENT, name) for name in sums) or LOOP not in sums:
         raise CheckpointError(f"{path.name}: {MANIFEST} names files that no checkpoint has.")
+    _check_name(path, manifest)
     return manifest
+
+
+def _check_name(path: Path, manifest: _Manifest) -> None:
+    """Raise CheckpointError where a whole checkpoint was put under the name of another."""
+    name = path.name.removeprefix(".old-")
+    if re.fullmatch(STEP_FOLDER, name) and _step_of(path) != manifest.step:
+        raise CheckpointError(f"{path.name} holds step {manifest.step}: the folder was renamed. Give it back its name.")
+    if manifest.name not in (None, name) and re.fullmatch(f"{STEP_FOLDER}|best", name):
+        raise CheckpointError(
+            f"{path.name} was written as {manifest.name}: the folder was renamed. Give it back its name."
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
     manifest = _manifest(path)
-    if re.fullmatch(STEP_FOLDER, path.name) and _step_of(path) != manifest.step:
-        raise CheckpointError(f"{path.name} holds step {manifest.step}: the folder was renamed. Give it back its name.")
     try:
         content = json.loads(tensorfile.read(path / LOOP, manifest.files[LOOP]))
         tensors = dict[str, torch.Tensor]()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from thalweg.errors import RunError, nearest
+from thalweg.errors import CheckpointError, RunError, nearest
 from thalweg.formatting import format_count
 from thalweg.objects.state import ObjectState
 from thalweg.records import checkpoint
@@ -132,7 +132,14 @@ class Run:
         if self.folder is None:
             raise RunError("This run has neither a model nor a folder to read it from.")
         task = self.find_task()
-        loaded = checkpoint.load(RunFolder(self.folder).best_path)
+        path = RunFolder(self.folder).best_path
+        loaded = checkpoint.load(path)
+        step = (self.summary.get("weights") or {}).get("step", loaded.step)
+        if self.summary.get("status") == "finished" and loaded.step != step:
+            raise CheckpointError(
+                f"{path} holds the weights of step {loaded.step}, but the run ended with those of step {step}. Restore it from a"
+                f" copy."
+            )
         model = task.make_model()
         make_writable(model)
         load_model_state(model, loaded.state["model"])
