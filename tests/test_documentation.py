@@ -76,3 +76,20 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_promise_names_a_test_that_is_there():
+    page = (ROOT / "docs" / "promises.md").read_text("utf-8")
+    named = re.findall(r"`([a-z_/]+/test_\w+\.py)::(\w+)`", page)
+    assert len(named) > 40
+    assert page.count("::") == len(named)
+    for file, name in named:
+        assert re.search(rf"^def test_{name}\(", (ROOT / "tests" / file).read_text("utf-8"), re.MULTILINE), (
+            f"{file}::{name}"
+        )
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.startswith("| ") and not line.startswith(("| ---", "| guaranteed", "| noticed"))
+    ]
+    assert all(".py::" in row for row in rows)
