@@ -80,7 +80,7 @@ def test_links_between_pages_lead_somewhere():
 
 def test_every_promise_names_a_test_that_is_there():
     page = (ROOT / "docs" / "promises.md").read_text("utf-8")
-    named = re.findall(r"`([a-z_/]+/test_\w+\.py)::(\w+)`", page)
+    named = re.findall(r"`([a-z_/]*test_\w+\.py)::(\w+)`", page)
     assert len(named) > 40
     assert page.count("::") == len(named)
     for file, name in named:

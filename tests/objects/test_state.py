@@ -179,3 +179,14 @@ def test_a_registered_buffer_that_is_left_alone_stays_so_when_the_module_gives_i
     assert model.hidden.tolist() == [1.0, 1.0]
     model(torch.ones(2))
     assert set(state.read()) == {"model.calls"}
+
+
+def test_what_is_too_large_is_named_once_it_changes():
+    model, log = nn.Linear(2, 2), [0.0] * 200_001
+    state = ObjectState({"model": model, "step": lambda: log}, set())
+    assert state.read() == {}
+    assert state.problems == {}
+    model.seen = torch.zeros(1 << 23)
+    log.append(1.0)
+    assert state.read() == {}
+    assert set(state.problems) == {"model.seen", "step:log"}

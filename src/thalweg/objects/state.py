@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,9 @@ class ObjectState:
             self._marks[place.path], self._objects[place.path] = place.marked, place.value
             if size <= bytes_left:
                 bytes_left -= size
-                try:
+                # What has no entry, such as a long list, matters only where it changes: `read` says so then.
+                with suppress(Exception):  # of a `state_dict` of the user's
                     self._entries[place.path] = encode(place.value)
-                except Exception as error:  # also of a `state_dict` of the user's
-                    self.problems[place.path] = str(error)
         self._buffers = finder.buffers  # a module may give itself another tensor under the same name
 
     def with_gradient(self) -> dict[str, Tensor]:
