@@ -168,6 +168,9 @@ def _add_check(verbs: Any) -> None:
 def _add_resume(verbs: Any) -> None:
     resume = _verb(verbs, "resume", run_resume, "resume a run where it stopped")
     resume.add_argument("folder", help="the run's folder")
+    _add_knobs(
+        resume, "--set", "--fix", "change a knob of the plan from here on, such as steps=2000; may be given often"
+    )
     resume.add_argument("--device", default="auto")
     _add_trust(resume)
     _add_quiet(resume)
@@ -530,8 +533,6 @@ def _say(text: str) -> None:
 
 def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg tune`."""
-    import tomlkit
-
     from thalweg import verbs
 
     task = open_task(options.task, task_words, options.command_options)
@@ -545,7 +546,7 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         out=options.out,
         say=(lambda _: None) if options.quiet else (lambda text: print(f"# {text}", file=sys.stderr)),
     )
-    print(tomlkit.dumps(plan.to_dict()) if not options.out else f"plan written to {typed(Path(options.out))}")
+    print(plan.to_toml() if not options.out else f"plan written to {typed(Path(options.out))}")
     return STATUSES["well"]
 
 
@@ -557,12 +558,8 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     task = open_task(options.task, task_words, options.command_options)
     plan = Plan.load(options.plan) if options.plan else Plan()
     knobs = read_knobs(_with_rule(options, options.knobs))
-    table_values = plan.to_dict()
-    for table in ("constants", "groups", "schedule"):
-        if isinstance(knobs.get(table), dict):
-            knobs[table] = {**table_values[table], **knobs[table]}
     if knobs:
-        plan = plan.replace(**knobs)
+        plan = plan.with_knobs(knobs)
     budget = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
     if not budget and plan.steps is None:
         budget = _budget(options, task)
@@ -649,7 +646,8 @@ def run_resume(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     from thalweg import verbs
     from thalweg.see.summary import print_summary
 
-    run = verbs.resume(options.folder, device=options.device, trust=options.trust, **_shown(options))
+    changes = read_knobs(options.knobs)
+    run = verbs.resume(options.folder, changes=changes, device=options.device, trust=options.trust, **_shown(options))
     _print_if_already_finished(run)
     print_summary(run)
     return STATUSES["well"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError
 from thalweg.records.diagnosis import Diagnosis
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from thalweg.descent.recorder import Progress
 
 Say = Callable[[str], None]
+Prepared = TypeVar("Prepared")
 
 
 @verb
@@ -292,10 +293,12 @@ def train(
 ) -> Run:
     """Train a plan; a budget or seed given here is written into the run's plan. With `out`, a report is written there.
 
-    On an existing `out` the same plan unfinished is resumed and finished is opened. Arguments and errors as for `fit`.
+    On an existing `out` the same request is resumed where it is unfinished, and opened where it is finished. One with another
+    plan, data, model, loss, metrics or criterion is refused, with what differs. Arguments and errors as for `fit`.
     """
     from thalweg.descent.pretraining import findings_on_opening
     from thalweg.descent.settle import settle
+    from thalweg.descent.train import train_plan
 
     if not isinstance(plan, Plan):
         raise PlanError(f"`plan` is a {type(plan).__name__}. Give a thalweg.Plan, such as Plan.load('plan.toml').")
@@ -316,24 +319,27 @@ def train(
             show.say_findings(problem, found)
         return problem, settle(problem, plan, request), found
 
-    return _train(folder, show, prepare)
+    def train_prepared(prepared: tuple[Problem, Plan, list[Diagnosis]]) -> Run:
+        problem, plan, found = prepared
+        return train_plan(problem, plan, folder and folder.path, show.display, found, show.callbacks)
+
+    return _train(folder, prepare, train_prepared)
 
 
-def _train(folder: RunFolder | None, show: _Shown, prepare: Callable[[], tuple[Problem, Plan, list[Diagnosis]]]) -> Run:
-    """Train the plan that `prepare` gives, and write the report of a run in a folder."""
+def _train(folder: RunFolder | None, prepare: Callable[[], Prepared], train: Callable[[Prepared], Run]) -> Run:
+    """Train what `prepare` gives, and write the report of a run in a folder."""
     from thalweg.descent.process_state import interruptible
-    from thalweg.descent.train import train_plan
 
     with interruptible():
         try:
-            problem, plan, found = prepare()
+            prepared = prepare()
         except KeyboardInterrupt as stopped:
             message = "Interrupted before the first step: nothing has changed."
             raise Interrupted(message, signal=_signal(stopped)) from stopped
         if folder is not None:
             folder.discard_request()
         with _reporting():
-            return _reported(train_plan(problem, plan, folder and folder.path, show.display, found, show.callbacks))
+            return _reported(train(prepared))
 
 
 @verb
@@ -341,6 +347,7 @@ def resume(
     run: Run | str | os.PathLike[str],
     task: Task | None = None,
     *,
+    changes: Mapping[str, Any] | None = None,
     device: str = "auto",
     trust: bool = False,
     progress: bool | Progress | None = None,
@@ -350,35 +357,52 @@ def resume(
 ) -> Run:
     """Continue a run where it stopped, to the same bits as if it had not; a `fit` that was stopped in its search begins anew.
 
+    The data must be those that the run began with. A task whose criterion, loss, metrics, model or other code were edited is gone
+    on by, from here on, with an event and a warning; what was best so far is then measured anew.
+
     Arguments:
         run: the run, or its folder.
         task: what to descend; None makes it again from the file and arguments that the run recorded. A task that was passed as
             an object must be passed again.
+        changes: knobs of the plan to change from here on, such as {"learning_rate": 1e-4}, or {"steps": 2000} to train a finished
+            run for longer. It becomes another run, which an event says. What the run has done so far depends on the other
+            knobs, which are refused: rule, seed, batch size and order, groups, average.
         trust: make the task of a run that you did not make on this machine too, which runs the file or module that its folder
             names. From then on the run is yours.
         device, progress, say, on_step, on_validation: as for `fit`.
 
-    Raises RunError where the folder holds no run, or does not record how its task is made, or is not yours; else as `fit` does.
+    Raises RunError where the folder holds no run, or does not record how its task is made, or is not yours, where the data are
+    others, and where a finished run was one of another task; PlanError where the plan's file was edited, or a knob cannot be
+    changed; else as `fit` does.
     """
+    from thalweg.descent.train import resume_run
+
     folder = _folder_of(run)
     show = _Shown(progress, say, on_step, on_validation)
     if isinstance(run, Run):
         task, trust = task if task is not None else run.task, trust or run.trust
     task = None if task is None else checked_task(task)
     if folder.holds_request:
+        if changes:
+            raise PlanError(f"The plan of {folder.path} is not chosen yet: `fit` it with fixed={dict(changes)!r}.")
         request = folder.read_request()
         request = request if device == "auto" else replace(request, device=device)
         return _fit(task or folder.read_task(trust=trust), request, folder, show)
     folder.check_holds_run()
     plan = folder.read_plan()
+    if changes:
+        plan.changed(changes)  # raises before anything is opened
 
-    def prepare() -> tuple[Problem, Plan, list[Diagnosis]]:
+    def prepare() -> Problem:
         made = task or folder.read_task(trust=trust)
         if trust and task is None:
             folder.adopt(made)
-        return _open(made, device), plan, []
+        return _open(made, device)
 
-    return _train(folder, show, prepare)
+    def resume_prepared(problem: Problem) -> Run:
+        return resume_run(folder, problem, changes, show.display, show.callbacks)
+
+    return _train(folder, prepare, resume_prepared)
 
 
 def _folder_of(run: Run | str | os.PathLike[str]) -> RunFolder:

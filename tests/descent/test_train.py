@@ -18,11 +18,14 @@ from torch import nn
 import thalweg as tw
 from thalweg.descent.problem import open_task
 from thalweg.descent.recorder import Recorder
+from thalweg.descent.same_task import sum_task
 from thalweg.descent.settle import settle
+from thalweg.descent.state import Descent
 from thalweg.descent.train import create
 from thalweg.records import checkpoint, files
 from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
+from thalweg.records.run_inputs import RunInputs
 
 
 def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, at: int = 20, made: tw.Plan | None = None) -> None:
@@ -97,11 +100,13 @@ def test_other_threads_and_the_same_seconds_are_no_other_plan(tmp_path: Path) ->
 
 def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) -> None:
     stopped(tmp_path / "r", monkeypatch)
-    with pytest.raises(tw.RunError, match=r"number of training examples is 96 .* 97 now"):
+    with pytest.raises(tw.RunError, match=r"The training data have 97 examples instead of 96"):
         tw.resume(tmp_path / "r", classes(data=blobs(97)))
-    with pytest.raises(tw.RunError, match=r"The training data is .* now: the task gives other data"):
+    with pytest.raises(
+        tw.RunError, match=r"The training data have other values \(by a sum of all examples\): the task"
+    ):
         tw.resume(tmp_path / "r", classes(data=blobs(96, seed=1)))
-    with pytest.raises(tw.RunError, match="The validation data is"):
+    with pytest.raises(tw.RunError, match="The validation data have other values"):
         tw.resume(tmp_path / "r", classes(validation=blobs(60, seed=2)))
     assert tw.resume(tmp_path / "r", classes()).summary["status"] == "finished"
 
@@ -109,8 +114,9 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path: Path, monkeypatch: Any) 
 def test_a_run_that_was_killed_before_its_end_knows_its_data_too(tmp_path: Path) -> None:
     problem = open_task(classes())
     (tmp_path / "r").mkdir()
-    create(RunFolder(tmp_path / "r"), problem, settle(problem, plan(), Request()), {})
-    with pytest.raises(tw.RunError, match="The training data is"):
+    descent = Descent(problem, settle(problem, plan(), Request()))
+    create(RunFolder(tmp_path / "r"), problem, descent.plan, RunInputs(descent.plan.to_dict(), sum_task(descent)))
+    with pytest.raises(tw.RunError, match="The training data have other values"):
         tw.resume(tmp_path / "r", classes(data=blobs(96, seed=1)))
 
 
@@ -432,9 +438,10 @@ def test_a_task_that_was_edited_is_said_when_it_goes_on(
     with pytest.raises(tw.Interrupted):
         tw.train(begun(), plan(), out=tmp_path / "r", on_step=stop)
     if ended == "killed":  # which leaves the status that was written when the run began
-        status = RunFolder(tmp_path / "r").read_status()
-        summary = {name: status["summary"][name] for name in ("examples", "data", "held_out", "code")}
-        RunFolder(tmp_path / "r").write_status({"status": "running", "summary": {"status": "running", **summary}})
+        inputs = RunFolder(tmp_path / "r").read_status()["inputs"]
+        RunFolder(tmp_path / "r").write_status(
+            {"status": "running", "summary": {"status": "running"}, "inputs": inputs}
+        )
     with pytest.warns(UserWarning, match=rf"The task has changed since the run was stopped: .*{told}.*From step 20 on"):
         run = tw.resume(tmp_path / "r", begun(**edited))
     assert [event.step for event in run.events if event.kind == "warning"] == [20]

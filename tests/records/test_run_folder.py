@@ -6,13 +6,15 @@ import torch
 from planted import KINDS, contents, plant
 
 import thalweg as tw
-from thalweg.errors import RunError, ThalwegError
+from thalweg.errors import PlanError, RunError, ThalwegError
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
+from thalweg.records.run_inputs import RunInputs
 from thalweg.records.task import Source
+from thalweg.sampling.data_sum import DataSum
 
-DATA = {"examples": 30, "data": "0123", "held_out": None}
+DATA = {"examples": 30}
 
 
 @pytest.fixture
@@ -21,7 +23,8 @@ def folder(tmp_path):
 
 
 def created(folder, plan=None):
-    folder.create(plan or tw.Plan(steps=5), None, {"name": "small", **DATA})
+    plan = plan or tw.Plan(steps=5)
+    folder.create(plan, None, {"name": "small", **DATA}, RunInputs(plan.to_dict()))
     return folder
 
 
@@ -44,7 +47,7 @@ def test_a_recorded_task_is_made_again(folder):
     with pytest.raises(RunError, match=r"does not say how to make its task"):
         folder.read_task()
     source = Source(module="thalweg.examples.letters")
-    folder.create(tw.Plan(steps=5), source, DATA)
+    folder.create(tw.Plan(steps=5), source, DATA, RunInputs(tw.Plan(steps=5).to_dict()))
     assert folder.read_task().source == source
 
 
@@ -80,16 +83,47 @@ def test_a_folder_with_a_run_or_other_things_is_refused(folder):
         folder.check_usable()
 
 
-def test_another_plan_or_other_data_are_refused(folder):
+def test_another_plan_is_refused(folder):
     created(folder)
     assert folder.check_plan(tw.Plan(steps=5)) == tw.Plan(steps=5)
     with pytest.raises(RunError, match=r"another plan: seed is 0 there and 1 here, and 1 more differ\."):
         folder.check_plan(tw.Plan(steps=6, seed=1))
-    folder.check_data(DATA)
-    with pytest.raises(RunError, match=r"The number of training examples is 30 for the run in .*, and 31 now"):
-        folder.check_data({**DATA, "examples": 31})
-    folder.status_path.write_text("{")  # a status that is damaged says nothing of the data
-    folder.check_data({**DATA, "examples": 31})
+
+
+def test_a_plan_that_was_edited_is_refused_by_its_knobs_and_one_that_is_gone_is_known(folder):
+    plan = tw.Plan(steps=5, schedule="cosine", constants={"beta1": 0.8}, evidence={"ema": {"source": "derived"}})
+    created(folder, plan)
+    text = folder.plan_path.read_text()
+    edits = {
+        "learning_rate = 0.001": ("learning_rate = 0.1", r"learning_rate was 0\.001 and is 0\.1"),
+        'rule = "adamw"': ('rule = "nadam"', "rule was adamw and is nadam"),
+        "beta1 = 0.8": ("beta1 = 0.9", r"constants\.beta1 was 0\.8 and is 0\.9"),
+        'source = "derived"': ('source = "measured"', r"evidence\.ema was .*derived"),
+        "seed = 0\n": ("seed = 1\n", "seed was 0 and is 1"),
+    }
+    for before, (after, told) in edits.items():
+        assert before in text
+        folder.plan_path.write_text(text.replace(before, after))
+        with pytest.raises(PlanError, match=rf"was edited since the run began: {told}.*--set KNOB=VALUE"):
+            folder.read_plan()
+    folder.plan_path.write_text(text[: text.index("[evidence.seed]")])
+    with pytest.raises(PlanError, match=r"the plan is cut off\. .*Remove the file: it is written anew"):
+        folder.read_plan()
+    folder.plan_path.unlink()
+    assert folder.read_plan() == plan
+
+
+def test_a_status_that_was_changed_is_told_and_an_old_one_without_a_sum_is_read(folder):
+    created(folder)
+    text = folder.status_path.read_text()
+    folder.status_path.write_text(text.replace('"examples": 30', '"examples": 31'))
+    with pytest.raises(RunError, match=r"cannot be read .*its own sum does not agree.*resume the run"):
+        folder.read_status()
+    folder.status_path.write_text('{"status": "finished", "summary": {"examples": 30, "select": "loss"}}')
+    assert folder.read_status()["summary"]["examples"] == 30
+    inputs = folder.read_inputs()
+    assert (inputs.task.data, inputs.task.criterion) == (DataSum(30), {"select": "loss"})
+    assert inputs.plan == tw.Plan(steps=5).to_dict()
 
 
 def test_one_writer_at_a_time(tmp_path):

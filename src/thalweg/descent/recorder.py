@@ -27,7 +27,8 @@ from thalweg.records.json_values import without_tuples
 from thalweg.records.paths import typed
 from thalweg.records.place import Place
 from thalweg.records.plan import Plan
-from thalweg.records.run_folder import RunFolder
+from thalweg.records.run_folder import RunFolder, inputs_of
+from thalweg.records.run_inputs import RunInputs
 from thalweg.records.step_figures import StepFigures
 from thalweg.records.task import Source
 
@@ -88,6 +89,7 @@ class Recorder:
         diagnoses: what was diagnosed before the descent.
         progress: shows the descent while it runs; None: nothing is shown.
         callbacks: functions of the user's that are told of steps and validations; None: there are none.
+        inputs: what the run is made from, for its checkpoints.
     """
 
     def __init__(
@@ -97,14 +99,15 @@ class Recorder:
         diagnoses: Sequence[Diagnosis] = (),
         progress: Progress | None = None,
         callbacks: Callbacks | None = None,
+        inputs: RunInputs | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.inputs = folder, inputs
         self.history: HistoryWriter = history or MemoryHistory()
         self.diagnoses: list[Diagnosis] = list(diagnoses)
         self.progress: Progress = progress or NoProgress()
         self.callbacks = callbacks or Callbacks()
         self.stop_request = StopRequest()
-        self._checkpoints = None if folder is None else CheckpointWriter(folder)
+        self._checkpoints = None if folder is None else CheckpointWriter(folder, inputs)
         self._place = None if folder is None else Place(folder)
         self._is_put_off = False  # whether the last checkpoint that was due could not be written
         self._process = os.getpid()
@@ -289,7 +292,7 @@ class Recorder:
         elif descent.plan.snapshot_every:  # the checkpoint itself was the snapshot
             descent.take_snapshot()
         if descent.best_validation is not None and descent.keeps_best:
-            self._restore_best(descent)
+            self._restore_best(descent, inputs_of(loaded))
         self.supersede(descent.step)
         if self._checkpoints is not None:
             self._checkpoints.written_step = descent.step
@@ -305,13 +308,13 @@ class Recorder:
                 f" would have been.",
             )
 
-    def _restore_best(self, descent: Descent) -> None:
+    def _restore_best(self, descent: Descent, before: RunInputs | None) -> None:
         # The file may be of a later step than the checkpoint. That does no harm: the resumed run reaches that step again
         # and finds the same weights, and until then `best_validation` holds the value to improve on.
         assert self._checkpoints is not None
         assert descent.best_validation is not None
         try:
-            descent.best_weights = self._checkpoints.load_best()
+            descent.best_weights = self._checkpoints.load_best(before)
         except CheckpointError as error:
             step, descent.best_validation = descent.best_validation["step"], None
             message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."

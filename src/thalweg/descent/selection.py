@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 
 from thalweg.descent.averages import averaged
+from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import BestWeights, Descent, clone_into
 from thalweg.descent.their_objects import STEPPING, of_model
 from thalweg.descent.validation import LARGEST_BATCH, validate
 from thalweg.records.task import Task
-from thalweg.records.weights import model_state
+from thalweg.records.weights import load_model_state, model_state
 
 
 def validate_and_select(descent: Descent, recorder: Recorder) -> None:
@@ -41,6 +42,30 @@ def validate_and_select(descent: Descent, recorder: Recorder) -> None:
     if descent.out_of_patience:
         message = f"No better {task.select} in {descent.validations_since_best} validations: stopped at step {step}."
         recorder.event(step, "early_stop", message)
+
+
+def compare_anew(descent: Descent) -> str:
+    """Forget what was best by a criterion, loss or metric that has changed; the best weights are measured by the present ones.
+
+    Gives a sentence about it.
+    """
+    best, name = descent.best_weights, descent.problem.task.select
+    descent.best_validation, descent.best_weights, descent.validations_since_best = None, None, 0
+    descent.schedule_state = {
+        key: value for key, value in descent.schedule_state.items() if key.rpartition("/")[2] != "best"
+    }
+    if best is None or best.step > descent.step:
+        return " What was best so far is not compared with."
+    weights = clone_into(None, model_state(descent.model))
+    load_model_state(descent.model, best.model)
+    with preserve_process_state(descent.plan.threads):
+        figures = measure(descent)
+    load_model_state(descent.model, weights)
+    if not math.isfinite(figures[name]):
+        return f" {name} of the best weights so far is not finite now: they are not compared with."
+    descent.best_validation = {"value": figures[name], "step": best.step}
+    descent.best_weights = BestWeights(figures[name], best.step, figures, best.averaged, best.model)
+    return f" The best weights so far, of step {best.step}, were measured anew: {name} {figures[name]:.4g}."
 
 
 def keep_last(descent: Descent, recorder: Recorder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -156,6 +156,17 @@ class Descent:
         self.batches.load_state_dict(loop["batches"])
         return lost
 
+    def take_over_changes(self, knobs: Collection[str]) -> None:
+        """Let knobs of the plan that were changed since the loaded state take effect, where that state has values of its own."""
+        if "learning_rate" in knobs:
+            self.cures["rate_factor"] = 1.0  # who asks for a rate means that rate
+        if "clip_norm" in knobs:
+            self.cures["clip_norm"] = self.optimizer.clip_norm = self.plan.clip_norm
+        if "schedule" in knobs:
+            self.schedule_state = self.schedule.initial_state()
+        if self.snapshot is not None:  # it holds the old values
+            self.take_snapshot()
+
     def load_tensors(self, state: Mapping[str, Any]) -> list[str]:
         """Copy weights, buffers, the optimiser's state and that of the user's objects of what `state_dict` gave; all else stays.
 
@@ -220,7 +231,7 @@ class Descent:
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
-        return checksum(list(model_state(self.model).items()), size=16)
+        return weights_digest(self.model)
 
     def _tensors(self) -> dict[str, Any]:
         buffers = self.problem.objective.loss_buffers
@@ -341,6 +352,11 @@ def parameter_groups(parameters: list[tuple[str, nn.Parameter]], plan: Plan) -> 
         )
         for (rate, decay, rule), named in members.items()
     ]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Give a short digest of every bit of a model's weights and buffers."""
+    return checksum(list(model_state(model).items()), size=16)
 
 
 def with_metric_mode(schedule: Schedule, mode: str) -> Schedule:

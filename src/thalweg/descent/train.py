@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,21 @@ from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
 from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
-from thalweg.descent.recorder import Progress, Recorder
+from thalweg.descent.recorder import Progress, Recorder, how_to_resume
+from thalweg.descent.same_task import changes, check_data, in_words, starts_elsewhere, sum_task, unsummed
+from thalweg.descent.selection import compare_anew
 from thalweg.descent.state import Descent
-from thalweg.errors import CheckpointError, DivergedError, Interrupted, RunError, ThalwegError
+from thalweg.errors import CheckpointError, DivergedError, Interrupted, PlanError, RunError, ThalwegError
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
-from thalweg.records.fingerprint import changes, fingerprint
 from thalweg.records.history import FILE, History
 from thalweg.records.json_values import without_tuples
 from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
-from thalweg.records.run_folder import RunFolder
+from thalweg.records.run_folder import RunFolder, inputs_of
+from thalweg.records.run_inputs import RunInputs, TaskSums, plan_changes
 from thalweg.records.weights import load_model_state
-
-MOST_CHANGES = 5  # of the task that are named
 
 
 def train_plan(
@@ -65,56 +66,178 @@ def train_in(
     callbacks: Callbacks | None = None,
 ) -> Run:
     """Train as `train_plan` does, in a folder that the caller has locked."""
-    resumed = folder.holds_run
-    if resumed:
-        plan = folder.check_plan(plan)
-        if folder.is_finished:
-            return Run.open(folder.path, problem.task)
-        folder.check_data(_describe_data(problem))
+    if folder.holds_run:
+        folder.check_plan(plan)
+        return resume_in(folder, problem, progress=progress, callbacks=callbacks, same_task=True)
     descent = Descent(problem, plan)
-    code = fingerprint(problem.task, descent.model)
-    changed = changes(folder.recorded_code, code) if resumed else []
-    kept = None if resumed else create(folder, problem, plan, code)
+    inputs = RunInputs(plan.to_dict(), sum_task(descent))
+    kept = create(folder, problem, plan, inputs)
     with folder.open_history() as history:
-        recorder = Recorder(folder, history, diagnoses, progress, callbacks)
-        _restore_newest(folder, descent, recorder)
-        if changed:
-            _tell_changes(changed, descent, recorder)
+        recorder = Recorder(folder, history, diagnoses, progress, callbacks, inputs)
+        for text in unsummed(inputs.task):
+            recorder.event(0, "note", text)
         if kept is not None:
             recorder.event(0, "note", f"Another plan lay in {folder.path}; it is kept as {kept.name}.")
-        return _train(descent, recorder, _seconds_recorded(history), code)
+        return _train(descent, recorder)
 
 
-def create(folder: RunFolder, problem: Problem, plan: Plan, code: Mapping[str, str]) -> Path | None:
+def create(folder: RunFolder, problem: Problem, plan: Plan, inputs: RunInputs) -> Path | None:
     """Make a folder for a new run; gives where another plan is kept that lay there. Raises RunError where something else did."""
-    return folder.create(
-        plan, problem.task.source, {"name": problem.task.name, **_describe_data(problem), "code": dict(code)}
+    return folder.create(plan, problem.task.source, {"name": problem.task.name, "examples": problem.count}, inputs)
+
+
+def resume_run(
+    folder: RunFolder,
+    problem: Problem,
+    knobs: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    callbacks: Callbacks | None = None,
+) -> Run:
+    """Go on with the run in a folder, with some knobs changed, or open it if it is finished. Raises as `resume_in` does."""
+    with folder.locked():
+        return resume_in(folder, problem, knobs, progress, callbacks)
+
+
+def resume_in(
+    folder: RunFolder,
+    problem: Problem,
+    knobs: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    callbacks: Callbacks | None = None,
+    *,
+    same_task: bool = False,
+) -> Run:
+    """Go on with the run in a folder that the caller has locked, or open it if it is finished.
+
+    Arguments:
+        knobs: to change in its plan.
+        same_task: refuse a task with another criterion, loss, model or other code, instead of going on by it and saying so.
+
+    Raises RunError for other data, and for another task where the run is finished; PlanError for knobs that cannot be changed;
+    else as `train_plan` does.
+    """
+    recorded, finished = folder.read_inputs(), folder.is_finished and not knobs
+    plan = folder.read_plan()
+    plan = plan.changed(knobs) if knobs else plan
+    loaded = None if finished else _newest_checkpoint(folder)
+    before = _inputs_before(folder, recorded, loaded)
+    _check_steps(folder, plan, loaded, knobs)
+    descent = Descent(problem, plan)
+    task = sum_task(descent, before.task)
+    check_data(folder.path, problem, before.task, task)
+    edited = changes(problem, before.task, task)
+    over = finished or (loaded is not None and loaded.step >= descent.total_steps)
+    _check_same_task(folder, descent, before, task, edited, over, same_task)
+    if finished:
+        return Run.open(folder.path, problem.task)
+    inputs = replace(recorded.with_plan(plan) if knobs else recorded, task=task)
+    if knobs:
+        folder.change_plan(plan, inputs)
+    elif not folder.plan_path.exists():
+        folder.write_plan(plan)
+    with folder.open_history() as history:
+        recorder = Recorder(folder, history, (), progress, callbacks, inputs)
+        _restore(descent, recorder, loaded)
+        _take_over_plan(descent, recorder, before.plan)
+        if edited:
+            _tell_changes(edited, descent, recorder)
+        return _train(descent, recorder, _seconds_recorded(history))
+
+
+def _inputs_before(folder: RunFolder, recorded: RunInputs, loaded: checkpoint.Loaded | None) -> RunInputs:
+    """Give what the run was made from when the checkpoint was written. Raises RunError where that is another run's."""
+    before = None if loaded is None else inputs_of(loaded)
+    if loaded is None or before is None:
+        return recorded
+    if not recorded.had_plan(before.plan):
+        differing = in_words(plan_changes(before.plan, recorded.plan))
+        raise RunError(
+            f"{loaded.path} is a checkpoint of another plan than the run's in {folder.path}: {differing}. Restore the run's files"
+            f" from one copy, or start a new run in another folder."
+        )
+    return before
+
+
+def _check_steps(
+    folder: RunFolder, plan: Plan, loaded: checkpoint.Loaded | None, knobs: Mapping[str, Any] | None
+) -> None:
+    """Refuse knobs for a run that is at its end already, or has nothing to go on from. Raises RunError, PlanError."""
+    if not knobs:
+        return
+    if loaded is None and folder.is_finished:
+        raise RunError(f"{folder.path} holds a finished run without checkpoints: there is nothing to go on from.")
+    if loaded is not None and plan.steps is not None and plan.steps <= loaded.step:
+        raise PlanError(
+            f"The run in {folder.path} is at step {loaded.step:,} already, and `steps` is {plan.steps:,}: nothing remains to be"
+            f" done. Set `steps` to more than that."
+        )
+
+
+def _check_same_task(
+    folder: RunFolder,
+    descent: Descent,
+    before: RunInputs,
+    task: TaskSums,
+    edited: Sequence[str],
+    over: bool,
+    same_task: bool,
+) -> None:
+    """Refuse another task where the run has nothing more to do by it, or was not asked to go on by it. Raises RunError."""
+    differing = list(edited)
+    if same_task and not edited and starts_elsewhere(descent, before.task, task):
+        differing.append("the model starts from other weights")
+    if not differing or not (over or same_task):
+        return
+    resume = how_to_resume(folder.path, descent.problem.task.source)
+    raise RunError(
+        f"{folder.path} holds a {'finished ' * over}run of another task: {in_words(differing)}. Give a new folder"
+        + ("." if over else f", or go on by this task with: {resume}")
     )
+
+
+def _take_over_plan(descent: Descent, recorder: Recorder, before: Mapping[str, Any]) -> None:
+    """Let what was changed in the plan since the checkpoint take effect, and record it: from here on it is another run."""
+    now = descent.plan.to_dict()
+    knobs = {name for name in {**before, **now}.keys() - {"evidence", "format"} if before.get(name) != now.get(name)}
+    if not knobs:
+        return
+    descent.take_over_changes(knobs)
+    plans = ({name: value for name, value in plan.items() if name != "evidence"} for plan in (before, now))
+    changed = plan_changes(*plans)
+    message = f"The plan was changed as asked: {in_words(changed)}. From step {descent.step} on this is another run."
+    recorder.event(descent.step, "change", message, {"knobs": sorted(knobs)})
 
 
 def _tell_changes(changed: Sequence[str], descent: Descent, recorder: Recorder) -> None:
     """Say that the task is another than the one that the run began with."""
-    more = f"; and {len(changed) - MOST_CHANGES} more" if len(changed) > MOST_CHANGES else ""
     message = (
-        f"The task has changed since the run was stopped: {'; '.join(changed[:MOST_CHANGES])}{more}. From step {descent.step} on"
-        f" the run goes by the new task, so it is no longer the run that it would have been."
+        f"The task has changed since the run was stopped: {in_words(changed)}. From step {descent.step} on the run goes by the"
+        f" new task, so it is no longer the run that it would have been."
     )
+    if descent.best_validation is not None:
+        message += compare_anew(descent)
     recorder.warn(descent.step, message)
 
 
-def _restore_newest(folder: RunFolder, descent: Descent, recorder: Recorder) -> None:
-    """Load the newest intact checkpoint into the descent; where there is no checkpoint at all it starts from step 0.
+def _newest_checkpoint(folder: RunFolder) -> checkpoint.Loaded | None:
+    """Read the newest intact checkpoint; None where there is no checkpoint at all.
 
     Raises CheckpointError where there are checkpoints and none is intact: the person decides what to do then.
     """
-    steps = recorder.history.columns()["step"]
     try:
-        loaded = checkpoint.load(folder.checkpoints_path)
+        return checkpoint.load(folder.checkpoints_path)
     except CheckpointError as error:
         if checkpoint.steps(folder.checkpoints_path):
             raise CheckpointError(
                 f"The run in {folder.path} cannot continue: {error} To start it anew, remove {folder.checkpoints_path}."
             ) from error
+        return None
+
+
+def _restore(descent: Descent, recorder: Recorder, loaded: checkpoint.Loaded | None) -> None:
+    """Take the descent to where the checkpoint was written; without one it starts from step 0."""
+    steps = recorder.history.columns()["step"]
+    if loaded is None:
         if len(steps):
             message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."
             recorder.event(0, "note", message)
@@ -134,10 +257,8 @@ def _seconds_recorded(history: History) -> float:
     return float(np.nansum(history.columns().get("seconds", np.zeros(1))))
 
 
-def _train(
-    descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, code: Mapping[str, str] | None = None
-) -> Run:
-    """Descend, and record how it ended, also where it ends with an error. `code`: the task's fingerprint."""
+def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0) -> Run:
+    """Descend, and record how it ended, also where it ends with an error."""
     started = time.perf_counter() - earlier_seconds
     try:
         descend(descent, recorder)
@@ -146,13 +267,13 @@ def _train(
             raise
         run = None
         with suppress(ThalwegError):  # the first error says what is wrong
-            run = _failed_run(descent, recorder, error, time.perf_counter() - started, code)
+            run = _failed_run(descent, recorder, error, time.perf_counter() - started)
         if isinstance(error, ThalwegError | Interrupted):
             error.run = run
         elif isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"Interrupted at once, after step {descent.step}.", run=run) from error
         raise
-    summary = _summarize(descent, "finished", time.perf_counter() - started, code)
+    summary = _summarize(descent, "finished", time.perf_counter() - started)
     _take_kept_weights(descent)
     summary |= _training_metrics(descent, summary["notes"])
     try:
@@ -187,9 +308,7 @@ def _training_metrics(descent: Descent, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _failed_run(
-    descent: Descent, recorder: Recorder, error: BaseException, seconds: float, code: Mapping[str, str] | None
-) -> Run:
+def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seconds: float) -> Run:
     """Record how a descent ended that did not come to its end, and give what it came to.
 
     Its model has the weights that validated best so far, where the plan keeps those, else the present ones.
@@ -198,7 +317,7 @@ def _failed_run(
     if isinstance(error, DivergedError):
         status = "diverged"
         recorder.event(descent.step, "diverged", str(error))
-    summary = _summarize(descent, status, seconds, code)
+    summary = _summarize(descent, status, seconds)
     try:
         recorder.history.flush()
         _write_status(descent, recorder, summary)
@@ -231,6 +350,7 @@ def _write_status(descent: Descent, recorder: Recorder, summary: dict[str, Any])
         "metrics": _final_figures(descent),
         "summary": summary,
         "diagnoses": without_tuples([diagnosis.to_dict() for diagnosis in recorder.diagnoses]),
+        **({} if recorder.inputs is None else {"inputs": without_tuples(recorder.inputs.to_dict())}),
     }
     recorder.folder.write_status(status)
 
@@ -239,14 +359,14 @@ def _final_figures(descent: Descent) -> dict[str, float]:
     return dict(descent.best_weights.figures) if descent.best_weights else dict(descent.last_validation)
 
 
-def _summarize(descent: Descent, status: str, seconds: float, code: Mapping[str, str] | None) -> dict[str, Any]:
+def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
     best, problem = descent.best_weights, descent.problem
     return {
         "status": status,
         "name": problem.task.name,
         "steps": descent.step,
         "seconds": seconds,
-        **_describe_data(problem),
+        "examples": problem.count,
         "parameters": sum(p.numel() for p in descent.model.parameters()),
         "trainable_parameters": sum(p.numel() for p in descent.model.parameters() if p.requires_grad),
         "device": str(problem.device),
@@ -262,14 +382,4 @@ def _summarize(descent: Descent, status: str, seconds: float, code: Mapping[str,
         "idle_parameters": list(problem.without_gradient),
         "drifting_statistics": list(drifting_statistics(descent.model)),
         "casts": casts_to_record(problem.objective.cast_inputs),
-        **({"code": dict(code)} if code else {}),
-    }
-
-
-def _describe_data(problem: Problem) -> dict[str, Any]:
-    """Give counts and digests of a task's data; `RunFolder.check_data` compares them when the run is resumed."""
-    return {
-        "examples": problem.count,
-        "data": problem.train.digest(),
-        "held_out": problem.validation and problem.validation.digest(),
     }

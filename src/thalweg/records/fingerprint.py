@@ -13,14 +13,19 @@ import hashlib
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from thalweg.records.task import Task
+from thalweg.sampling.data_sum import part_sums
 
+MOST_BYTES = 1 << 20  # of a tensor that a function uses, for its values to be compared
 MOST_MODULES = 500  # of which the settings are kept one by one; a larger model's are kept as one digest
 PYTHON = "python"  # the key of the version by which the code was compiled: other versions compile it otherwise
+SCHEME = 2  # of these digests: what it counts up with is not compared with digests of an earlier one
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
@@ -37,6 +42,9 @@ def fingerprint(task: Task, model: nn.Module) -> dict[str, str]:
 
 def _fingerprint(task: Task, model: nn.Module) -> dict[str, str]:
     functions = {name: getattr(task, name) for name in ("model", "loss", "step", "evaluate", "collate_fn")}
+    functions |= {
+        f"{name}.collate_fn": getattr(getattr(task, name), "collate_fn", None) for name in ("data", "validation")
+    }
     functions |= {f"metric '{name}'": metric for name, metric in task.metrics.items()}
     parts = {
         f"`{name}`" if "'" not in name else name: _code(value) for name, value in functions.items() if value is not None
@@ -50,7 +58,11 @@ def _fingerprint(task: Task, model: nn.Module) -> dict[str, str]:
         }
     if len(settings) > MOST_MODULES:
         settings = {"the settings of the modules": _digest(repr(settings))}
-    return {PYTHON: f"{sys.version_info.major}.{sys.version_info.minor}", **dict(sorted(parts.items())), **settings}
+    return {
+        PYTHON: f"{sys.version_info.major}.{sys.version_info.minor}, {SCHEME}",
+        **dict(sorted(parts.items())),
+        **settings,
+    }
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -63,7 +75,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     for name in dict.fromkeys((*before, *now)) if before and now else ():
         was, is_now, code = before.get(name), now.get(name), name.startswith(("`", "class ", "metric "))
-        if was == is_now or name == PYTHON or (code and not same_python and was and is_now):
+        if was == is_now or name == PYTHON or (code and not same_python and is_now):
             continue
         if was is None or is_now is None:
             what = name if code else f"{name}, which {'is' if was is None else 'was'} {is_now or was},"
@@ -149,6 +161,9 @@ def _describe_function(function: types.FunctionType, seen: set[int]) -> Iterator
             continue
         if _is_plain(value):
             yield f"{name}={value!r}"
+        elif isinstance(value, Tensor | np.ndarray) and value.nbytes <= MOST_BYTES:  # weights of classes, say
+            with suppress(TypeError):  # an array of objects
+                yield f"{name}={[part.hex() for part in part_sums(value)]}"
         elif isinstance(value, types.FunctionType | type | functools.partial):
             yield from _describe(value, seen)
 

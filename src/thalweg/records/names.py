@@ -75,6 +75,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "out": ("output", "output_dir", "folder", "path", "run_dir", "log_dir", "save_dir", "outdir"),
     "progress": ("verbose", "progress_bar", "quiet", "silent"),
     "on_step": ("callback", "callbacks", "step_callback"),
+    "changes": ("set", "changed", "knobs", "overrides"),
     "fixed": ("fix", "knobs", "hyperparameters"),
     "learning_rate_factor": ("learning_rate", "lr", "lr_factor", "lr_scale", "lr_mult"),
     "weight_decay_factor": ("weight_decay", "wd", "decay", "wd_factor", "decay_mult"),

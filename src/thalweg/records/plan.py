@@ -32,6 +32,28 @@ from thalweg.schedule import Schedule
 EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
 FORMAT = 2  # in 1, the factors of a group were called `learning_rate` and `weight_decay`
+HEAD = "A thalweg plan: every knob of a descent, and under [evidence] how it was chosen."
+END = "The end of the plan: without this line, the file was cut off."
+"""The first and the last line of a file that `Plan.save` writes. What lies before a cut is TOML too, and defaults would take the
+place of what lay behind it. Whoever writes a plan by hand needs neither line."""
+CHANGEABLE = frozenset(
+    (
+        *(
+            "learning_rate",
+            "weight_decay",
+            "decay_vectors",
+            "schedule",
+            "constants",
+            "steps",
+            "clip_norm",
+            "clip_value",
+        ),
+        *("validate_every", "patience", "keep", "watch", "snapshot_every", "digest_every", "checkpoint_seconds"),
+        *("threads", "workers"),
+    )
+)
+"""The knobs that can be changed when a run is resumed: what it has done so far does not depend on them. Its position in the data
+depends on batch size, seed and order, and the optimiser's state on the rule and its groups."""
 RULE_DEFAULT_RATE = float("nan")
 """The default of `Plan.learning_rate`, which the new plan replaces by that of its rule."""
 
@@ -380,6 +402,30 @@ class Plan:
             changes["evidence"] = evidence
         return replace(self, **changes)
 
+    def with_knobs(self, knobs: Mapping[str, Any]) -> Plan:
+        """Give the plan with other values, as `replace` does; the entries of a table are added to those that are there.
+
+        >>> Plan(constants={"beta1": 0.8}).with_knobs({"constants": {"beta2": 0.9}}).constants
+        {'beta1': 0.8, 'beta2': 0.9}
+        """
+        tables, merged = self.to_dict(), dict(knobs)
+        for name in ("constants", "groups", "schedule"):
+            if isinstance(knobs.get(name), Mapping):
+                merged[name] = {**tables[name], **knobs[name]}
+        return self.replace(**merged)
+
+    def changed(self, knobs: Mapping[str, Any]) -> Plan:
+        """Give the plan of a run that is resumed with other values. Raises PlanError for a knob that cannot be changed then."""
+        plan = self.with_knobs(knobs)
+        for name in knobs:
+            if name not in CHANGEABLE:
+                raise PlanError(
+                    f"`{name}` cannot be changed within a run: what it has done so far depends on it. Train a plan with it in"
+                    f" another folder. What can be changed: {', '.join(sorted(CHANGEABLE))}."
+                )
+        why = {name: Evidence("given", "changed when the run was resumed") for name in knobs}
+        return replace(plan, evidence={**plan.evidence, **why})
+
     def _changes_default_rate(self, changes: Mapping[str, Any]) -> bool:
         """Whether the learning rate is the rule's default, and the rule is changed to one with another default."""
         if "rule" not in changes or "learning_rate" in changes or self.why("learning_rate").source != "default":
@@ -449,22 +495,23 @@ class Plan:
     def to_toml(self) -> str:
         """Give the text that `save` writes."""
         document = tomlkit.document()
-        document.add(
-            tomlkit.comment("A thalweg plan: every knob of a descent, and under [evidence] how it was chosen.")
-        )
+        document.add(tomlkit.comment(HEAD))
         for key, value in self.to_dict().items():
             document.add(key, tomlkit.item(value))
-        return tomlkit.dumps(document)
+        return f"{tomlkit.dumps(document)}\n# {END}\n"
 
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read a plan from TOML. Raises PlanError with the file's name and what to mend."""
         try:
-            entries = tomllib.loads(as_path(path, "the file of a plan", "plan.toml", PlanError).read_text("utf-8-sig"))
+            text = as_path(path, "the file of a plan", "plan.toml", PlanError).read_text("utf-8-sig")
+            entries = tomllib.loads(text)
         except OSError as error:
             raise PlanError(f"{path}: the plan cannot be read ({error.strerror}).") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"{path}: this is not TOML: {error}.") from error
+        if not entries or (text.startswith(f"# {HEAD}") and not text.rstrip().endswith(f"# {END}")):
+            raise PlanError(f"{path}: the plan is {'cut off' if entries else 'empty'}. Restore it from a copy.")
         try:
             return Plan.from_dict(entries)
         except ThalwegError as error:

@@ -5,7 +5,7 @@
 | `plan.toml` | the plan | when the folder is created |
 | `task.toml` | how to make the task again, where that is known | when the folder is created |
 | `request.json` | what was asked of `fit`, from which a stopped search begins anew | when `fit` begins |
-| `run.json` | the status: "status", "summary", "metrics", "diagnoses" | when the run starts and whenever it stops, in one move |
+| `run.json` | the status: "status", "summary", "metrics", "diagnoses", "inputs" | when it starts and stops, in one move |
 | `history.sqlite` | figures and events, see `records/history.py` | while it trains |
 | `checkpoints/` | states to resume from and the best weights, see `records/checkpoint.py` | while it trains |
 | `report.html` | the report, see `see/report.py` | when somebody asks for it |
@@ -14,23 +14,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from thalweg.errors import PlanError, RunError, TaskError
-from thalweg.records import file_lock, files, json_values
+from thalweg.errors import CheckpointError, PlanError, RunError, TaskError
+from thalweg.records import checkpoint, file_lock, files, json_values, sealed_json
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
 from thalweg.records.history import History
 from thalweg.records.paths import as_path, typed
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
+from thalweg.records.run_inputs import RunInputs, TaskSums, plan_changes
 from thalweg.records.task import Source, Task
 from thalweg.records.trust import missing_key
 
@@ -38,13 +38,6 @@ PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", 
 CHECKPOINTS, BEST = "checkpoints", "best"
 LOCK = ".lock"
 LEFT_BY_OLDER_VERSIONS = {f".{STATUS}.tmp", f".{REQUEST}.tmp"}  # where they were killed
-
-DATA = {
-    "examples": "number of training examples",
-    "data": "training data",
-    "held_out": "validation data",
-}
-"""What the status's summary says of the data, which a resumed run must find unchanged: key and words for it."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +97,8 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run was created here."""
-        return self.status_path.exists()
+        """Whether a run was created here: there is its status or, where that was lost, a checkpoint."""
+        return self.status_path.exists() or any(self.checkpoints_path.glob("step-*"))
 
     @property
     def holds_request(self) -> bool:
@@ -151,7 +144,7 @@ class RunFolder:
         finally:
             file_lock.release(descriptor)
 
-    def create(self, plan: Plan, source: Source | None, summary: Mapping[str, Any]) -> Path | None:
+    def create(self, plan: Plan, source: Source | None, summary: Mapping[str, Any], inputs: RunInputs) -> Path | None:
         """Write plan, task source and status of a new run; `summary` is the status's until the run has one of its own.
 
         The status comes last: a process killed before that leaves a folder that holds no run yet, and in which the same call
@@ -164,7 +157,13 @@ class RunFolder:
         kept = self._keep_other_plan(text)
         self._write(self.plan_path, text)
         self._write_source(source)
-        self.write_status({"status": "running", "summary": {"status": "running", **summary}})
+        self.write_status(
+            {
+                "status": "running",
+                "summary": {"status": "running", **summary},
+                "inputs": json_values.without_tuples(inputs.to_dict()),
+            }
+        )
         return kept
 
     def _keep_other_plan(self, text: str) -> Path | None:
@@ -175,6 +174,20 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from error
         return None
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write the plan. Raises RunError where that fails."""
+        self._write(self.plan_path, plan.to_toml())
+
+    def change_plan(self, plan: Plan, inputs: RunInputs) -> None:
+        """Write another plan, which `inputs` has, in place of the run's. A process killed meanwhile leaves one of the two."""
+        status = self._status_or_none() or {"summary": {}}
+        self.plan_path.unlink(missing_ok=True)  # without it, the plan is that of the status
+        summary = {**status["summary"], "status": "running"}
+        self.write_status(
+            {**status, "status": "running", "summary": summary, "inputs": json_values.without_tuples(inputs.to_dict())}
+        )
+        self.write_plan(plan)
 
     def record_request(self, request: Request, source: Source | None) -> None:
         """Write what is asked of `fit`, and how to make its task, before anything is paid for.
@@ -205,7 +218,7 @@ class RunFolder:
             raise self._unwritable(error) from error
 
     def _write_json(self, path: Path, entries: Mapping[str, Any]) -> None:
-        self._write(path, json.dumps(json_values.encode(dict(entries)), indent=1, allow_nan=False))
+        self._write(path, sealed_json.dump(entries))
 
     def _write(self, path: Path, text: str) -> None:
         """Write one of the run's files; what lies under its name and is no file is moved aside. Raises RunError."""
@@ -223,12 +236,57 @@ class RunFolder:
     # Reading
 
     def read_plan(self) -> Plan:
-        """Read the plan. Raises PlanError where it is missing or damaged."""
+        """Read the plan; a file that is missing is no loss, as `run.json` and every checkpoint hold the plan too.
+
+        Raises PlanError where the file is damaged, or another plan than the run's.
+        """
+        recorded = self._recorded_inputs()
+        if recorded is None:
+            return self._load_plan()
+        if not os.path.lexists(self.plan_path):
+            return Plan.from_dict(recorded.plan)
+        remedy = "Remove the file: it is written anew, as the run's record has the plan too"
+        try:
+            plan = self._load_plan()
+        except PlanError as error:
+            raise PlanError(f"{error} {remedy}.") from error
+        if changed := plan_changes(recorded.plan, plan.to_dict()):
+            raise PlanError(
+                f"{self.plan_path} was edited since the run began: {_few(changed)}. {remedy}; what is to change is asked for:"
+                f" thalweg resume {self.shown} --set KNOB=VALUE."
+            )
+        return plan
+
+    def _load_plan(self) -> Plan:
         try:
             files.read(self.plan_path)
         except OSError as error:
             raise PlanError(f"{self.plan_path}: the plan cannot be read ({error.strerror}).") from error
         return Plan.load(self.plan_path)
+
+    def read_inputs(self) -> RunInputs:
+        """Read what the run was made from, as `run.json` says it or, where that was lost, the newest checkpoint.
+
+        Raises PlanError where neither does and the plan's file is damaged.
+        """
+        recorded = self._recorded_inputs()
+        if recorded is not None:
+            return recorded
+        status = self._status_or_none()  # of an earlier version, or lost with all checkpoints
+        return RunInputs(self.read_plan().to_dict(), TaskSums.of_summary({} if status is None else status["summary"]))
+
+    def _recorded_inputs(self) -> RunInputs | None:
+        status = self._status_or_none()
+        if status is not None:
+            return RunInputs.from_dict(status["inputs"]) if "inputs" in status else None
+        with suppress(CheckpointError):
+            return inputs_of(checkpoint.load(self.checkpoints_path))
+        return None
+
+    def _status_or_none(self) -> dict[str, Any] | None:
+        with suppress(RunError):
+            return self.read_status()
+        return None
 
     def read_task(self, *, trust: bool = False) -> Task:
         """Make the task again from what the folder says of it, which runs the code that it names.
@@ -255,16 +313,19 @@ class RunFolder:
     def read_request(self) -> Request:
         """Read what was asked of `fit`. Raises RunError where it is damaged."""
         try:
-            return Request.from_dict(json_values.decode(json.loads(files.read(self.request_path))))
+            return Request.from_dict(sealed_json.load(files.read(self.request_path).decode()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
             raise RunError(
                 f"{self.request_path} cannot be read ({type(error).__name__}: {error}). Start again in another folder."
             ) from error
 
     def read_status(self) -> dict[str, Any]:
-        """Read `run.json`: "status", "summary", "metrics", "diagnoses". Raises RunError where the folder is no run's."""
+        """Read `run.json`: "status", "summary", "metrics", "diagnoses" and, unless it is of an earlier version, "inputs".
+
+        Raises RunError where the folder is no run's, or the file is damaged.
+        """
         try:
-            status = json_values.decode(json.loads(files.read(self.status_path)))
+            status = sealed_json.load(files.read(self.status_path).decode())
             for entry in (status, status["summary"], status.setdefault("metrics", {})):
                 if not isinstance(entry, dict) or not all(
                     isinstance(key, str) for key in cast("dict[Any, Any]", entry)
@@ -272,21 +333,16 @@ class RunFolder:
                     raise TypeError(f"{entry!r:.60} is no table")
             for entries in status.setdefault("diagnoses", []):
                 Diagnosis.from_dict(entries)
+            if "inputs" in status:
+                RunInputs.from_dict(status["inputs"])
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(self._not_a_run()) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
             raise RunError(
                 f"{self.status_path} cannot be read ({type(error).__name__}: {error}). Restore it from a copy, or resume the"
                 f" run, which writes it anew."
             ) from error
         return status
-
-    @property
-    def recorded_code(self) -> dict[str, str]:
-        """The fingerprint of the task's code; empty where the status holds none, or is damaged."""
-        with suppress(RunError):
-            return self.read_status()["summary"].get("code") or {}
-        return {}
 
     def open_history(self, *, readonly: bool = False) -> History:
         """Open the history, to write it (made where it is missing) or only to read it. Raises RunError as `History` does."""
@@ -305,8 +361,12 @@ class RunFolder:
             raise RunError(
                 f"{self.shown} already holds a run. Resume it (thalweg resume {self.shown}), or give a new folder."
             )
+        if self.history_path.exists():
+            raise RunError(
+                f"{self.shown} holds the history of a run whose {STATUS} and checkpoints are gone. Give a new folder."
+            )
         # What a process leaves that was killed before the run began.
-        started = {PLAN, TASK, REQUEST, HISTORY, CHECKPOINTS, LOCK, *LEFT_BY_OLDER_VERSIONS}
+        started = {PLAN, TASK, REQUEST, LOCK, *LEFT_BY_OLDER_VERSIONS}
         names = [path.name for path in self.path.iterdir()]
         known = {
             name for name in names if name in started or files.is_draft(name) or name.startswith(f"{PLAN}.set-aside")
@@ -344,6 +404,8 @@ class RunFolder:
                 f"The run in {self.shown} has not begun: its plan was still searched. `thalweg resume {self.shown}` begins the"
                 f" search anew."
             )
+        if self.holds_run:
+            return f"{self.shown} holds a run whose {STATUS} is gone. Resume it, which writes it anew."
         if not self.path.exists():
             return f"There is no folder {self.shown}. Give the folder that `out` named."
         reason = f"it has no {STATUS}" if self.path.is_dir() else "it is a file"
@@ -356,7 +418,7 @@ class RunFolder:
 
         Raises RunError with the first knob that differs.
         """
-        recorded = self.read_plan()
+        recorded = self.read_plan()  # raises where it was edited
         there, here = recorded.to_dict(), plan.to_dict()
         knobs = {**there, **here}.keys() - {"evidence"} - _measured_knobs(recorded, plan)
         differing = sorted(knob for knob in knobs if there.get(knob) != here.get(knob))
@@ -368,17 +430,19 @@ class RunFolder:
             )
         return recorded
 
-    def check_data(self, here: Mapping[str, Any]) -> None:
-        """Refuse to resume with other data: `here` are the entries named in `DATA`. Raises RunError."""
-        there: dict[str, Any] = {}
-        with suppress(RunError):  # a damaged status says nothing of them
-            there = self.read_status()["summary"]
-        for key, words in DATA.items():
-            if there.get(key) is not None and there[key] != here[key]:
-                raise RunError(
-                    f"The {words} is {there[key]} for the run in {self.shown}, and {here[key]} now: the task gives other data."
-                    f" Where it splits or draws them at random, seed that; or start a new run in another folder."
-                )
+
+def inputs_of(loaded: checkpoint.Loaded) -> RunInputs | None:
+    """Give what a checkpoint says that its run was made from; None where it is of an earlier version."""
+    entries = loaded.state["loop"].get("inputs")
+    try:
+        return entries and RunInputs.from_dict(entries)
+    except (TypeError, ValueError, KeyError, AttributeError, PlanError) as error:
+        raise CheckpointError(f"{loaded.path.name}: its plan cannot be read ({error}).") from error
+
+
+def _few(sentences: Sequence[str], most: int = 3) -> str:
+    more = f"; and {len(sentences) - most} more" if len(sentences) > most else ""
+    return "; ".join(sentences[:most]) + more
 
 
 def as_folder(folder: str | os.PathLike[str]) -> Path:
