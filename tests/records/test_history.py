@@ -417,10 +417,10 @@ def test_a_newer_format_is_refused(tmp_path):
     with History(tmp_path) as history:
         history.append(1, {"loss": 1})
     with sqlite3.connect(tmp_path / "history.sqlite") as connection:
-        connection.execute("UPDATE meta SET value = 2 WHERE key = 'format'")
+        connection.execute("UPDATE meta SET value = 3 WHERE key = 'format'")
     connection.close()
     for readonly in (True, False):
-        with pytest.raises(RunError, match="format 2, this thalweg reads up to 1: install a newer"):
+        with pytest.raises(RunError, match="format 3, this thalweg reads up to 2: install a newer"):
             History(tmp_path, readonly=readonly)
 
 
@@ -532,7 +532,7 @@ def test_other_programs_read_the_live_rows_by_name(tmp_path):
         cursor = connection.execute("SELECT * FROM live ORDER BY step")
         assert [column[0] for column in cursor.description] == ["step", "loss", 'od"d/name', "later", "nan"]
         assert cursor.fetchall() == [(1, 1.5, None, None, json.dumps(['od"d/name'])), (2, 9.0, None, 4.0, None)]
-        assert dict(connection.execute("SELECT * FROM meta")) == {"kind": "thalweg history", "format": 1}
+        assert dict(connection.execute("SELECT * FROM meta")) == {"kind": "thalweg history", "format": 2}
     connection.close()
 
 
@@ -578,3 +578,149 @@ def mortal(what, folder):
     script = Path(__file__).with_name("mortal.py")
     done = subprocess.run([sys.executable, str(script), what, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def recorded(where, steps=200):
+    """A history with figures, a segment that replaces another, digests, arrays and events."""
+    random = np.random.default_rng(0)
+    with History(where, flush_rows=32) as history:
+        for step in range(1, steps + 1):
+            history.append(
+                step, {"loss": random.random(), "learning_rate": 0.01, "odd": math.nan if step % 7 else None}
+            )
+            if step % 50 == 0:
+                history.append(step, {"validation/loss": random.random()})
+                history.digest(step, f"{step:032x}")
+                history.append_array(step, "norms", random.random(3))
+                history.event(step, "note", f"half way, {step}", {"step": step, "found": [0.5, math.inf]})
+        history.supersede(steps - 20)
+        for step in range(steps - 20, steps + 1):
+            history.append(step, {"loss": -random.random()})
+    return where / "history.sqlite"
+
+
+def content(where):
+    """All that is in a history, by step, and what it says of damage."""
+    with History(where, readonly=True) as history:
+        columns = history.columns()
+        rows = {
+            int(step): [(name, repr(float(column[place]))) for name, column in columns.items()]
+            for place, step in enumerate(columns["step"])
+        }
+        series = {name: dict(zip(*map(list, history.series(name)), strict=True)) for name in columns if name != "step"}
+        return rows, series, history.events(), history.digests(), history.damage()
+
+
+def flipped(path, bits, tmp_path):
+    """Flip bits of a history one at a time: each is said, or no figure has changed."""
+    whole, data = content(path), path.read_bytes()
+    (tmp_path / "flipped").mkdir()
+    copy, noticed = tmp_path / "flipped" / "history.sqlite", 0
+    for bit in bits:
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        copy.write_bytes(changed)
+        try:
+            rows, series, events, digests, damage = content(copy)
+        except RunError:
+            noticed += 1
+            continue
+        if (rows, repr(series), events, digests) == (whole[0], repr(whole[1]), whole[2], whole[3]):
+            continue
+        noticed += 1
+        assert damage, bit
+        assert all(whole[0][step] == row for step, row in rows.items()), bit
+        assert all(
+            repr(whole[1][name][step]) == repr(v) for name, found in series.items() for step, v in found.items()
+        ), bit
+        assert all(event in whole[2] for event in events), bit
+        assert all(whole[3][step] == text for step, text in digests.items()), bit
+    return noticed
+
+
+def test_a_flipped_bit_in_a_figure_is_noticed_and_its_steps_are_named(tmp_path):
+    path = recorded(tmp_path)
+    data = path.read_bytes()
+    with History(tmp_path, readonly=True) as history:
+        assert history.damage() == []
+        losses = history.series("loss").values
+    for step in (1, 100, 199):
+        place = data.index(np.array(losses[step - 1], ">f8").tobytes())
+        changed = bytearray(data)
+        changed[place + 7] ^= 1  # the smallest change there is
+        path.write_bytes(changed)
+        with History(tmp_path, readonly=True) as history:
+            first = step // 64 * 64
+            told = f"The figures of steps {first} to {first + 63} in history.sqlite are damaged and left out."
+            assert history.damage() == [told]
+            steps = history.columns()["step"].tolist()
+        assert not set(steps) & (set(range(first, first + 64)) - (set(range(180, 201)) if step < 180 else set()))
+        assert len(steps) >= 100
+
+
+def test_flipped_bits_anywhere_change_no_figure_silently(tmp_path):
+    path = recorded(tmp_path)
+    bits = np.random.default_rng(1).integers(0, 8 * path.stat().st_size, 40)
+    assert flipped(path, bits.tolist(), tmp_path) > 10
+
+
+@pytest.mark.heavy
+def test_no_flipped_bit_of_many_changes_a_figure_silently(tmp_path):
+    path = recorded(tmp_path)
+    bits = np.random.default_rng(2).integers(0, 8 * path.stat().st_size, 4000)
+    assert flipped(path, bits.tolist(), tmp_path) > 1000
+
+
+def test_rows_that_are_lost_or_exchanged_are_noticed(tmp_path):
+    path = recorded(tmp_path)
+    for change in (
+        "DELETE FROM figures WHERE step = 70",
+        "UPDATE figures SET c1 = (SELECT c1 FROM figures AS other WHERE other.step = 141 - figures.step) WHERE step IN (70, 71)",
+        "DELETE FROM sums WHERE part = 'figures' AND block = 1",
+    ):
+        copy = tmp_path / change[:3]
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        shutil.copy(path, copy)
+        with sqlite3.connect(copy / "history.sqlite") as connection:
+            connection.execute(change)
+        connection.close()
+        with History(copy, readonly=True) as history:
+            assert history.damage()[0].startswith("The figures of steps 64 to 127 ")
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE segment SET live_until = 90 WHERE id = 1")
+    connection.close()
+    with History(path, readonly=True) as history, pytest.raises(RunError, match=r"table 'segment', .* does not agree"):
+        history.columns()
+
+
+def test_what_is_written_later_stays_right_and_hides_no_damage(tmp_path):
+    path = recorded(tmp_path)
+    with History(tmp_path) as history:
+        history.append(200, {"validation/loss": 3.0, "later": 1.0})  # joins a row that was written
+        history.digest(200, "another")
+        history.supersede(190)
+        history.append(190, {"loss": 1.0})
+        assert history.damage() == []
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE figures SET c1 = 5.0 WHERE segment = 3 AND step = 190")
+    connection.close()
+    with History(tmp_path) as history:
+        history.append(190, {"later": 2.0})
+        assert history.damage() == ["The figures of steps 128 to 191 in history.sqlite are damaged and left out."]
+
+
+def test_a_history_of_the_first_format_is_read_and_gets_sums_when_it_is_written(tmp_path):
+    path, whole = recorded(tmp_path), content(tmp_path)
+    with sqlite3.connect(path) as connection:
+        connection.executescript("DROP TABLE sums; UPDATE meta SET value = 1 WHERE key = 'format'")
+    connection.close()
+    assert repr(content(tmp_path)) == repr(whole)
+    with History(tmp_path) as history:
+        history.append(201, {"loss": 1.0})
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchone() == (2,)
+        connection.execute("UPDATE figures SET c1 = 5.0 WHERE step = 3")
+    connection.close()
+    with History(tmp_path, readonly=True) as history:
+        assert "steps 0 to 63" in history.damage()[0]

@@ -137,7 +137,12 @@ def resume_in(
         folder.write_plan(plan)
     with folder.open_history() as history:
         recorder = Recorder(folder, history, (), progress, callbacks, inputs)
+        damage = history.damage()
         _restore(descent, recorder, loaded)
+        for text in damage:
+            recorder.progress.event(
+                descent.step, "warning", text
+            )  # whoever opens the run finds it in the history itself
         _take_over_plan(descent, recorder, before.plan)
         if edited:
             _tell_changes(edited, descent, recorder)

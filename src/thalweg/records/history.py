@@ -6,6 +6,9 @@ write-ahead mode: others can read while it grows, and a process killed at any mo
 After a resume or a rollback some steps are taken again. Nothing is deleted: a new segment begins at the first of them, and
 what earlier segments hold from there on is superseded. A row is live, that is part of the run as it now is, while its step
 is below its segment's `live_until`.
+
+Rows are summed in blocks (`records/history_sums.py`). Those of a damaged block are left out of what is read, and `damage` names
+them.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg.errors import RunError, nearest
-from thalweg.records import database, files, json_values
+from thalweg.records import database, files, history_sums, json_values
 from thalweg.records.database import Result
+from thalweg.records.history_sums import Block, Row
 
-FORMAT = 1
+FORMAT = 2  # 1 had no sums
 KIND = "thalweg history"  # in the file, to tell it from other SQLite files
 FILE = "history.sqlite"
 ENDLESS = 2**63 - 1  # `live_until` of the last segment
@@ -49,9 +53,18 @@ CREATE TABLE arrays (segment INTEGER, step INTEGER, name TEXT, shape TEXT NOT NU
 CREATE TABLE digest (segment INTEGER, step INTEGER, text TEXT NOT NULL, PRIMARY KEY (segment, step)) WITHOUT ROWID;
 CREATE TABLE event (id INTEGER PRIMARY KEY, segment INTEGER NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL,
   message TEXT NOT NULL, data TEXT NOT NULL);
+{history_sums.TABLE};
+INSERT INTO sums VALUES ('segment', 0, 0, 1, {history_sums.one_sum("segment", (0, 0, 1, 0, ENDLESS))});
 {LIVE.format(shown="step, nan")};
 """
 
+BLOCK = history_sums.BLOCK
+DAMAGED = {
+    "figures": "The figures of steps {steps} in history.sqlite are damaged and left out.",
+    "arrays": "The arrays of steps {steps} in history.sqlite are damaged and left out.",
+    "digest": "The digests of steps {steps} in history.sqlite are damaged and left out.",
+    "event": "The events of steps {steps} in history.sqlite are damaged and left out.",
+}
 Float64s = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
@@ -144,6 +157,7 @@ class History:
             return
         self._connection = self._open_writer()
         with database.explain_errors(self.path):
+            _add_sums(self._connection)
             self._columns = _columns(self._connection)
             self._segment, self._first_step, _ = _segments(self._connection)[-1]
             self._last_step = self._latest_step()
@@ -211,10 +225,12 @@ class History:
             self.flush()
             connection = self._writer()
             with database.explain_errors(self.path), database.transaction(connection):
+                before = _rows(connection, "segment")
                 connection.execute("UPDATE segment SET live_until = min(live_until, ?)", (from_step,))
                 new = connection.execute(
                     "INSERT INTO segment (first_step, live_until) VALUES (?, ?)", (from_step, ENDLESS)
                 )
+                history_sums.add(connection, "segment", _rows(connection, "segment"), before)
                 segment = new.lastrowid
             self._segment, self._first_step, self._last_step = segment or 1, from_step, from_step - 1
 
@@ -296,29 +312,24 @@ class History:
         NaN stands where nothing was recorded and where NaN was; `series` tells the two apart.
         """
 
-        def query(connection: sqlite3.Connection) -> tuple[list[str], list[tuple[Any, ...]]]:
-            names = _columns(connection)
-            fields = ", ".join(["step", *(f"c{number}" for number in names.values())])
-            return list(names), _live_rows(connection, fields, from_step)
-
-        names, rows = self._read(query)
-        values = np.array(rows, dtype=np.float64).reshape(len(rows), len(names) + 1).T
+        names, segments, rows = self._read(_figures)
+        live = [(row[1], *row[3:]) for row in _live(rows, segments) if row[1] >= from_step]
+        values = np.array(live, dtype=np.float64).reshape(len(live), len(names) + 1).T
         named = {name: np.ascontiguousarray(column) for name, column in zip(names, values[1:], strict=True)}
         return {"step": values[0].astype(np.int64), **named}
 
     def series(self, name: str) -> Series:
         """Give the live values recorded under one name, by step; RunError where there is no such name."""
 
-        def query(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
-            names = _columns(connection)
-            if name not in names:
-                known = f"it has: {', '.join(names) or 'nothing yet'}."
-                raise RunError(f"the history has no {name!r};{nearest(name, names)} {known}")
-            return _live_rows(connection, f"step, c{names[name]}, nan", 0)
-
-        rows = self._read(query)
+        names, segments, rows = self._read(_figures)
+        if name not in names:
+            known = f"it has: {', '.join(names) or 'nothing yet'}."
+            raise RunError(f"the history has no {name!r};{nearest(name, names)} {known}")
+        column = names[name] + 2
         recorded = [
-            (step, value) for step, value, nan in rows if value is not None or (nan and name in json.loads(nan))
+            (row[1], float("nan") if row[column] is None else row[column])
+            for row in _live(rows, segments)
+            if row[column] is not None or (row[2] and name in json.loads(row[2]))
         ]
         steps, values = [step for step, _ in recorded], [value for _, value in recorded]
         return Series(np.array(steps, np.int64), np.array(values, np.float64))
@@ -326,18 +337,16 @@ class History:
     def superseded(self, names: Sequence[str]) -> list[Superseded]:
         """Give the figures that are superseded, by segment; NaN where nothing was recorded under a name."""
 
-        def query(connection: sqlite3.Connection) -> tuple[list[Segment], list[tuple[Any, ...]]]:
-            columns = _columns(connection)
-            fields = ", ".join(f"c{columns[name]}" if name in columns else "NULL" for name in names)
-            sql = f"""SELECT segment, step, {fields} FROM figures JOIN segment ON segment = id
-                        WHERE step >= live_until ORDER BY segment, step"""
-            return _segments(connection), _all(connection, sql)
-
-        segments, rows = self._read(query)
-        found: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
-        for segment, step, *values in rows:
-            by = min(later.id for later in segments if later.id > segment and later.first_step <= step)
-            found.setdefault((segment, by), []).append((step, *values))
+        columns, segments, rows = self._read(_figures)
+        live_until = {segment.id: segment.live_until for segment in segments}
+        places = [columns[name] + 2 if name in columns else None for name in names]
+        found: dict[tuple[int, int], list[Row]] = {}
+        for row in rows:
+            segment, step = row[:2]
+            if step >= live_until[segment]:
+                by = min(later.id for later in segments if later.id > segment and later.first_step <= step)
+                values = (None if place is None else row[place] for place in places)
+                found.setdefault((segment, by), []).append((step, *values))
         return [
             Superseded(segment, by, dict(zip(("step", *names), np.array(part, np.float64).T, strict=True)))
             for (segment, by), part in found.items()
@@ -345,9 +354,8 @@ class History:
 
     def arrays(self, name: str) -> ArraySeries:
         """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
-        sql = """SELECT step, shape, data FROM arrays JOIN segment ON segment = id
-                   WHERE name = ? AND step >= first_step AND step < live_until ORDER BY step"""
-        rows = self._read(lambda connection: _all(connection, sql, (name,)))
+        segments, found = self._read(lambda connection: (_segments(connection), _intact_rows(connection, "arrays")))
+        rows = [(row[1], *row[3:]) for row in _live(found, segments) if row[2] == name]
         if not rows:
             raise RunError(f"the history has no array {name!r}.")
         values = [np.frombuffer(data, "<f4").reshape(json.loads(shape)) for _, shape, data in rows]
@@ -355,19 +363,33 @@ class History:
 
     def events(self) -> list[Event]:
         """List everything that happened, in order, superseded or not."""
-        sql = """SELECT step, kind, message, data, segment, step >= live_until
-                   FROM event JOIN segment ON segment = segment.id ORDER BY event.id"""
+        segments, rows = self._read(lambda connection: (_segments(connection), _intact_rows(connection, "event")))
+        live_until = {segment.id: segment.live_until for segment in segments}
         return [
-            Event(step, kind, message, json_values.decode(json.loads(data)), segment, bool(superseded))
-            for step, kind, message, data, segment, superseded in self._read(lambda connection: _all(connection, sql))
+            Event(step, kind, message, json_values.decode(json.loads(data)), segment, step >= live_until[segment])
+            for segment, step, _, kind, message, data in rows
         ]
 
     def digests(self, segment: int | None = None) -> dict[int, str]:
         """Give the live digests by step, or all that one segment recorded, superseded or not."""
-        sql = "SELECT step, text FROM digest JOIN segment ON segment = id WHERE "
-        live = "step >= first_step AND step < live_until"
-        which, values = (live, ()) if segment is None else ("id = ?", (segment,))
-        return dict(self._read(lambda connection: _all(connection, f"{sql}{which} ORDER BY step", values)))
+        segments, rows = self._read(lambda connection: (_segments(connection), _intact_rows(connection, "digest")))
+        shown = _live(rows, segments) if segment is None else [row for row in rows if row[0] == segment]
+        return {step: text for _, step, text in shown}
+
+    def damage(self) -> list[str]:
+        """Say which rows are damaged, by their sums; what the other methods give is without them.
+
+        Raises RunError where the tables that tell what all rows mean are damaged.
+        """
+
+        def query(connection: sqlite3.Connection) -> dict[str, set[Block]]:
+            return {part: _damaged(connection, part, _rows(connection, part)) for part in DAMAGED}
+
+        return [
+            DAMAGED[part].format(steps=f"{max(0, block * BLOCK):,} to {block * BLOCK + BLOCK - 1:,}")
+            for part, found in self._read(query).items()
+            for _, block in sorted(found)
+        ]
 
     def segments(self) -> list[Segment]:
         """List the segments, in order."""
@@ -421,7 +443,9 @@ class History:
                 self.flush()
                 with database.explain_errors(self.path):
                     return query(self._connection)
-        return database.read(self.path, query, kind=KIND, format=FORMAT, busy_seconds=self._busy_seconds)
+        return database.read(
+            self.path, lambda reader: _at_once(reader, query), kind=KIND, format=FORMAT, busy_seconds=self._busy_seconds
+        )
 
     def _refuse_figures(self, step: int) -> None:
         """Raise the RunError that says why `append` cannot record these."""
@@ -457,6 +481,7 @@ class History:
             )
         for name in new:
             connection.execute("INSERT INTO name VALUES (?, ?)", (columns[name], name))
+            history_sums.add(connection, "name", [(0, 0, columns[name], name)])
             connection.execute(f"ALTER TABLE figures ADD COLUMN c{columns[name]}")
         named = [f"c{number} AS {_quoted(name)}" for name, number in columns.items()]
         connection.execute("DROP VIEW IF EXISTS live")
@@ -465,13 +490,15 @@ class History:
 
     def _write_rows(self, connection: sqlite3.Connection, columns: dict[str, int]) -> None:
         marks = ", ".join("?" * (len(columns) + 3))
-        rows = [
-            self._row(
-                step, values if step > self._last_step else self._stored(connection, step, columns) | values, columns
-            )
-            for step, values in self._rows.items()
-        ]
+        rows, replaced = list[Row](), list[Row]()
+        for step, values in self._rows.items():
+            stored = None if step > self._last_step else self._stored_row(connection, step)
+            if stored is not None:
+                replaced.append(stored)
+                values = _values(stored, columns) | values
+            rows.append(self._row(step, values, columns))
         connection.executemany(f"INSERT OR REPLACE INTO figures VALUES ({marks})", rows)
+        history_sums.add(connection, "figures", rows, replaced)
 
     def _row(self, step: int, values: Mapping[str, float], columns: dict[str, int]) -> tuple[Any, ...]:
         row: list[Any] = [self._segment, int(step), None, *[None] * len(columns)]
@@ -485,21 +512,29 @@ class History:
             row[2] = json.dumps(nan)
         return tuple(row)
 
-    def _stored(self, connection: sqlite3.Connection, step: int, columns: dict[str, int]) -> dict[str, float]:
+    def _stored_row(self, connection: sqlite3.Connection, step: int) -> Row | None:
         sql = "SELECT * FROM figures WHERE segment = ? AND step = ?"
-        row = connection.execute(sql, (self._segment, int(step))).fetchone()
-        if row is None:
-            return {}
-        stored = {name: row[number + 2] for name, number in columns.items() if row[number + 2] is not None}
-        return stored | dict.fromkeys(json.loads(row[2] or "[]"), float("nan"))
+        return connection.execute(sql, (self._segment, int(step))).fetchone()
 
     def _write_rest(self, connection: sqlite3.Connection) -> None:
-        arrays = [(self._segment, *entry) for entry in self._arrays]
-        connection.executemany("INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?)", arrays)
+        arrays = {(name, step): (self._segment, step, name, *rest) for step, name, *rest in self._arrays}
+        self._replace(connection, "arrays", list(arrays.values()), " AND name = ?")
         digests = [(self._segment, step, text) for step, text in self._digests.items()]
-        connection.executemany("INSERT OR REPLACE INTO digest VALUES (?, ?, ?)", digests)
-        events = [(self._segment, *entry) for entry in self._events]
-        connection.executemany("INSERT INTO event (segment, step, kind, message, data) VALUES (?, ?, ?, ?, ?)", events)
+        self._replace(connection, "digest", digests)
+        sql = "INSERT INTO event (segment, step, kind, message, data) VALUES (?, ?, ?, ?, ?)"
+        for step, *entry in self._events:
+            number = connection.execute(sql, (self._segment, step, *entry)).lastrowid
+            history_sums.add(connection, "event", [(self._segment, step, number, *entry)])
+
+    def _replace(self, connection: sqlite3.Connection, table: str, rows: list[Row], key: str = "") -> None:
+        """Write rows whose key is segment, step and, with `key`, what comes third."""
+        if not rows:
+            return
+        marks, keys = ", ".join("?" * len(rows[0])), 3 if key else 2
+        sql = f"SELECT * FROM {table} WHERE segment = ? AND step = ?{key}"
+        replaced = [found for row in rows if (found := connection.execute(sql, row[:keys]).fetchone())]
+        connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", rows)
+        history_sums.add(connection, table, rows, replaced)
 
 
 def _file(where: Path) -> Path:
@@ -517,18 +552,79 @@ def _all(connection: sqlite3.Connection, sql: str, values: tuple[Any, ...] = ())
     return connection.execute(sql, values).fetchall()
 
 
+def _values(row: Row, columns: Mapping[str, int]) -> dict[str, float]:
+    """Give the figures of a stored row by name, a recorded NaN included."""
+    stored = {name: row[number + 2] for name, number in columns.items() if row[number + 2] is not None}
+    return stored | dict.fromkeys(json.loads(row[2] or "[]"), float("nan"))
+
+
+def _at_once(connection: sqlite3.Connection, query: Callable[[sqlite3.Connection], Result]) -> Result:
+    """Run a query on one state of the file, so that rows and sums belong together while another process writes."""
+    connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")  # a damaged text is no error yet
+    connection.execute("BEGIN")
+    try:
+        return query(connection)
+    finally:
+        connection.execute("COMMIT")
+
+
+def _add_sums(connection: sqlite3.Connection) -> None:
+    """Give a history of format 1 its sums: what is in it now is what later readers compare with."""
+    if _has_sums(connection) or _all(connection, "SELECT value FROM meta WHERE key = 'format'") != [(1,)]:
+        return
+    with database.transaction(connection):
+        history_sums.add_all(connection)
+        connection.execute(f"UPDATE meta SET value = {FORMAT} WHERE key = 'format'")
+
+
+def _has_sums(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'sums'").fetchone()[0])
+
+
+def _rows(connection: sqlite3.Connection, part: str) -> list[Row]:
+    return _all(connection, history_sums.ROWS[part])
+
+
+def _damaged(connection: sqlite3.Connection, part: str, rows: Sequence[Row]) -> set[Block]:
+    """Give the damaged blocks of a table; none where the history is of format 1, or has no tables yet."""
+    if _has_sums(connection):
+        return history_sums.damaged(connection, part, rows)
+    if _all(connection, "SELECT value FROM meta WHERE key = 'format' AND value > 1"):
+        raise RunError("the history is damaged: its sums are gone. Restore history.sqlite from a copy.")
+    return set()
+
+
+def _intact_rows(connection: sqlite3.Connection, part: str) -> list[Row]:
+    rows = _rows(connection, part)
+    return history_sums.intact(rows, _damaged(connection, part, rows))
+
+
+def _key_rows(connection: sqlite3.Connection, part: str) -> list[Row]:
+    """Give the rows of a table that tells what all others mean. Raises RunError where it is damaged."""
+    rows = _rows(connection, part)
+    if _damaged(connection, part, rows):
+        raise RunError(
+            f"the history is damaged: its table '{part}', by which figures are known, does not agree with its sum. Restore"
+            f" history.sqlite from a copy."
+        )
+    return [row[2:] for row in rows]
+
+
 def _columns(connection: sqlite3.Connection) -> dict[str, int]:
-    return dict(_all(connection, "SELECT name, id FROM name ORDER BY id"))
+    return {name: number for number, name in _key_rows(connection, "name")}
 
 
 def _segments(connection: sqlite3.Connection) -> list[Segment]:
-    return [Segment(*row) for row in _all(connection, "SELECT id, first_step, live_until FROM segment ORDER BY id")]
+    return [Segment(*row) for row in _key_rows(connection, "segment")]
 
 
-def _live_rows(connection: sqlite3.Connection, fields: str, from_step: int) -> list[tuple[Any, ...]]:
-    """Each segment's live rows; the segments' live ranges follow one another, so the whole is in order of steps."""
-    sql = f"SELECT {fields} FROM figures WHERE segment = ? AND step >= ? AND step < ? ORDER BY step"
-    rows = list[tuple[Any, ...]]()
-    for segment, first_step, live_until in _segments(connection):
-        rows += _all(connection, sql, (segment, max(first_step, from_step), live_until))
-    return rows
+def _figures(connection: sqlite3.Connection) -> tuple[dict[str, int], list[Segment], list[Row]]:
+    """Give the numbers of the columns by name, the segments, and all rows of figures that are not damaged."""
+    return _columns(connection), _segments(connection), _intact_rows(connection, "figures")
+
+
+def _live(rows: Sequence[Row], segments: Sequence[Segment]) -> list[Row]:
+    """Give the live rows, which begin with segment and step, in order of steps."""
+    ranges = {segment.id: (segment.first_step, segment.live_until) for segment in segments}
+    live = [row for row in rows if ranges[row[0]][0] <= row[1] < ranges[row[0]][1]]
+    return sorted(live, key=lambda row: row[1])

@@ -149,7 +149,8 @@ class Run:
 
     @staticmethod
     def open(folder: str | os.PathLike[str], task: Task | None = None, *, trust: bool = False) -> Run:
-        """Open a run's folder, finished or still being written. No code that the folder names is run by that.
+        """Open a run's folder, finished or still being written. No code that the folder names is run by that. Figures and events
+        that are damaged are left out, and the last events say so.
 
         Only `model`, `predict` and what else needs the task make it again, where `task` is None, by running the file or module
         that the folder names. For a run that you did not make on this machine they do so only with `trust`.
@@ -160,11 +161,12 @@ class Run:
         files, task = RunFolder.at(folder), None if task is None else checked_task(task)
         status = files.read_status()
         with files.open_history(readonly=True) as history:
-            figures, events = HistoryColumns(history.columns()), tuple(history.events())
+            figures, events = HistoryColumns(history.columns()), history.events()
+            events += [Event(0, "warning", text, {}, 0, False) for text in history.damage()]
         return Run(
             plan=files.read_plan(),
             history=figures,
-            events=events,
+            events=tuple(events),
             diagnoses=tuple(Diagnosis.from_dict(entries) for entries in status["diagnoses"]),
             metrics=status["metrics"],
             summary=status["summary"],
