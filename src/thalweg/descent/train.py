@@ -144,6 +144,9 @@ def resume_in(
                 descent.step, "warning", text
             )  # whoever opens the run finds it in the history itself
         _take_over_plan(descent, recorder, before.plan)
+        if before.task.data is not None and before.task.data.is_count:
+            message = "The run was begun by an earlier version, which kept no sums of its data: only their number was compared."
+            recorder.event(descent.step, "note", message)
         if edited:
             _tell_changes(edited, descent, recorder)
         return _train(descent, recorder, _seconds_recorded(history))

@@ -54,6 +54,11 @@ class DataSum:
     unlike: tuple[int, ...] = ()
     failed: str = ""
 
+    @property
+    def is_count(self) -> bool:
+        """Whether this is no more than the number of examples: what earlier versions recorded."""
+        return not self.sum and not self.failed
+
     def to_dict(self) -> dict[str, Any]:
         """Give the sum as built-in types."""
         return {**asdict(self), "drawn": list(self.drawn), "unlike": list(self.unlike)}
