@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -204,17 +205,18 @@ def test_what_was_best_by_another_criterion_is_measured_anew(tmp_path: Path) -> 
 
 
 class Items(Dataset[Any]):
-    """Examples read one by one: plain, with seeded or with own random numbers in the inputs."""
+    """Examples read one by one: plain, or with random numbers in the inputs."""
 
     def __init__(self, kind: str = "plain", seed: int = 0, count: int = 48) -> None:
         self.x, self.y = blobs(count, seed)
-        self.kind, self.own = kind, np.random.default_rng(int.from_bytes(np.random.bytes(2), "little"))
+        self.kind, self.own = kind, np.random.default_rng(int.from_bytes(os.urandom(2), "little"))
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        noise = {"plain": 0.0, "seeded": float(torch.rand(())), "own": float(self.own.random())}[self.kind]
+        drawn = {"seeded": float(torch.rand(())), "own": float(self.own.random()), "unseeded": os.urandom(1)[0] / 256}
+        noise = drawn.get(self.kind, 0.0)
         return self.x[index] + noise, self.y[index]
 
 
@@ -223,20 +225,18 @@ def relabelled(items: Items) -> Items:
     return items
 
 
-@pytest.mark.parametrize("kind", ["plain", "seeded", "own", "loader", "stream"])
+@pytest.mark.parametrize("kind", ["plain", "seeded", "own", "unseeded", "loader", "stream"])
 def test_data_that_are_read_one_by_one_are_known_again_and_others_are_refused(kind: str, tmp_path: Path) -> None:
     def data(change: Any = lambda items: items) -> Any:
-        items = change(Items(kind if kind in ("seeded", "own") else "plain"))
+        items = change(Items(kind if kind in ("seeded", "own", "unseeded") else "plain"))
         if kind == "loader":
             return DataLoader(items, batch_size=16, shuffle=True)
         return DataLoader(items, batch_sampler=[[0, 1, 2, 3], [4, 5, 6, 7]]) if kind == "stream" else items
 
     size = {"batch_size": 4} if kind == "stream" else {}
     interrupted(tmp_path / "r", classes(data=data(), validation=data()), short(**size))
-    notes = [
-        event.message for event in tw.Run.open(tmp_path / "r").events if "random numbers of its own" in event.message
-    ]
-    assert len(notes) == (2 if kind == "own" else 0)
+    notes = [event.message for event in tw.Run.open(tmp_path / "r").events if "nobody can seed" in event.message]
+    assert len(notes) == (2 if kind == "unseeded" else 0)
     for changed in ({"data": data(relabelled), "validation": data()}, {"data": data(), "validation": data(relabelled)}):
         with pytest.raises(tw.RunError, match="data have other values"):
             tw.resume(tmp_path / "r", classes(**changed))

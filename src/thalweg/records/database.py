@@ -31,6 +31,8 @@ def explain_errors(path: Path) -> Generator[None, None, None]:
         yield
     except sqlite3.Error as error:
         raise RunError(_error_message(path, error)) from error
+    except UnicodeDecodeError as error:  # a name in a damaged file, in SQLite's own message
+        raise RunError(f"{path} is damaged. Save what is left with: sqlite3 {path.name} .recover") from error
     except OSError as error:
         raise RunError(f"{path} cannot be used: {error.strerror or error}. Check its folder and the disk.") from error
 

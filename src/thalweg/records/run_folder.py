@@ -361,7 +361,7 @@ class RunFolder:
             raise RunError(
                 f"{self.shown} already holds a run. Resume it (thalweg resume {self.shown}), or give a new folder."
             )
-        if self.history_path.exists():
+        if files.is_regular(self.history_path):
             raise RunError(
                 f"{self.shown} holds the history of a run whose {STATUS} and checkpoints are gone. Give a new folder."
             )

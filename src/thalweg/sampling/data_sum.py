@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import islice
 from math import gcd
@@ -103,14 +104,16 @@ def _sum_tensors(source: TensorSource) -> DataSum:
 
 
 def _sum_items(source: ItemSource, like: DataSum | None) -> DataSum:
+    seeded = {seed: SeededItems(source.items, seed, source.name) for seed in (SEED, OTHER_SEED)}
+
     def read(index: int, seed: int) -> list[bytes]:
-        return part_sums(SeededItems(source.items, seed, source.name)[0, index])
+        return part_sums(seeded[seed][0, index])
 
     count = len(source)
     indices = list(_spread(count))
     if like is None:
         drawn, unlike = _random_parts(read, indices[:TRIED])
-        # Data that draw from generators of their own are read no further: how far depends on the clock, and then training would.
+        # Data with a state of their own are read no further: how far depends on the clock, and then training would.
         limit = TRIED if unlike else MOST_EXAMPLES
     else:
         drawn, unlike, limit = like.drawn, like.unlike, like.read
@@ -125,11 +128,8 @@ def _sum_items(source: ItemSource, like: DataSum | None) -> DataSum:
 
 def _sum_stream(source: StreamSource, like: DataSum | None) -> DataSum:
     def first(number: int, seed: int) -> list[list[bytes]]:
-        batches = source.open(0, seed, BATCH_SIZE, 0)
-        try:
+        with source.objects.unchanged(), closing(source.open(0, seed, BATCH_SIZE, 0)) as batches:
             return [part_sums(batch) for batch in islice(batches, number)]
-        finally:
-            batches.close()
 
     number = BATCHES if like is None else like.read
     found = first(number, SEED)
