@@ -110,6 +110,7 @@ def unsummed(sums: TaskSums) -> list[str]:
             parts = ", ".join(str(part + 1) for part in data.unlike)
             said.append(
                 f"Part {parts} of each example of `{name}` is another each time it is read, by random numbers that nobody can"
-                f" seed: it is not summed, and a resumed run trains on other numbers. Draw from torch's, NumPy's or Python's generators."
+                f" seed: it is not summed, and a resumed run trains on other numbers. Draw from generators of torch, NumPy or"
+                f" Python."
             )
     return said
