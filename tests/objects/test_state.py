@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import random
+import types
+from collections import ChainMap, Counter, UserDict
 from functools import lru_cache, partial
 
 import torch
@@ -190,3 +193,38 @@ def test_what_is_too_large_is_named_once_it_changes():
     log.append(1.0)
     assert state.read() == {}
     assert set(state.problems) == {"model.seen", "step:log"}
+
+
+def test_what_lies_in_namespaces_lists_of_modules_and_optimisers_is_kept():
+    layers, space = (
+        [{"layer": nn.Linear(2, 2), "rng": random.Random(1)}],
+        types.SimpleNamespace(steps=0, inner=UserDict(n=1)),
+    )
+    optimizer = torch.optim.Adam(layers[0]["layer"].parameters())
+    counts, chained = Counter("ab"), ChainMap({"a": 1})
+    state = ObjectState({"step": lambda: (layers, space, optimizer, counts, chained)})
+    assert state.read() == {}
+    assert state.problems == {}
+
+    def change():
+        space.steps += 1
+        space.inner["n"] += 1
+        counts["a"] += 1
+        chained["b"] = 2
+        layers[0]["layer"](torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return (
+            space.steps,
+            space.inner["n"],
+            counts["a"],
+            layers[0]["rng"].random(),
+            layers[0]["layer"].weight.tolist(),
+        )
+
+    change()
+    held = state.read()
+    second = change()
+    assert state.write(held) == []
+    layers[0]["layer"].zero_grad()
+    layers[0]["layer"](torch.ones(1, 2)).sum().backward()
+    assert change() == second

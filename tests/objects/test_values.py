@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ NAN = float("nan")
 VALUES = [
     *(None, True, 3, 2**70, 0.1, float("-inf"), "text", b"\x00\xff", 1 + 2j),
     *([1, [2.5, None]], (1, "a"), {1, 2}, frozenset({3}), {"a": 1, 2: (3,), (4, 5): [6]}, Pair(1, [2])),
-    *(deque([1, 2], maxlen=2), defaultdict(list, {"a": [1]}), OrderedDict(b=1, a=2)),
+    *(deque([1, 2], maxlen=2), defaultdict(list, {"a": [1]}), OrderedDict(b=1, a=2), Counter("aab")),
     *(np.float32(0.1), np.arange(6).reshape(2, 3), np.array(2.5), np.array(["a", "bc"]), np.array([True])),
     *(torch.arange(3.0), torch.tensor(True), torch.randn(2, 2).bfloat16(), [torch.ones(2), {"a": torch.zeros(())}]),
 ]

@@ -5,10 +5,12 @@ Only what lies there is looked at: of the user's code nothing is called but `sta
 
 from __future__ import annotations
 
+import argparse
 import functools
 import operator
 import sys
 import types
+from collections import ChainMap, UserDict, UserList
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -30,6 +32,13 @@ MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large progra
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _ITERATED: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set[int](), "", range(0), reversed([]))
+_BAGS = (
+    types.SimpleNamespace,
+    argparse.Namespace,
+    ChainMap,
+    UserDict,
+    UserList,
+)  # Python's own that hold what one puts in
 _ITERATORS = (types.GeneratorType, zip, map, filter, enumerate, *(type(iter(of)) for of in _ITERATED))
 
 
@@ -188,7 +197,7 @@ class Finder:
             self._class(value)
         elif isinstance(value, _ITERATORS) or kind.__module__ == "itertools":
             self._found.append(place._replace(problem=f"a {kind.__name__}, whose place cannot be read"))
-        elif not is_library(kind.__module__):
+        elif not is_library(kind.__module__) or isinstance(value, _BAGS):
             self._object(place)
         elif kind.__name__ == "_lru_cache_wrapper" and hasattr(value, "__wrapped__"):
             self._visit(place._replace(value=value.__wrapped__, how=""))

@@ -10,7 +10,7 @@ import base64
 import marshal
 import random
 import zlib
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 ATOMS = (type(None), bool, int, float, str)
 SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
-MAPPINGS: tuple[type, ...] = (dict, OrderedDict, defaultdict)
+MAPPINGS: tuple[type, ...] = (dict, OrderedDict, defaultdict, Counter)
 MOST_ITEMS = 200_000  # of a container; a longer one is not copied
 SAMPLE = 1 << 16  # elements of a tensor or array that are summed to notice that it has changed
 DTYPES = {
@@ -50,9 +50,13 @@ def is_random(value: object) -> bool:
 
 
 def has_state_dict(value: object) -> bool:
-    """Tell whether a value is an object that gives and takes its own state, as optimisers and schedules do."""
+    """Tell whether a value is an object, no module, that gives and takes its own state, as optimisers and schedules do."""
     kind = type(value)
-    return callable(getattr(kind, "state_dict", None)) and callable(getattr(kind, "load_state_dict", None))
+    return (
+        not isinstance(value, nn.Module)
+        and callable(getattr(kind, "state_dict", None))
+        and callable(getattr(kind, "load_state_dict", None))
+    )
 
 
 def encode(value: Any) -> Any:
@@ -104,11 +108,22 @@ def _encode_container(value: Any) -> dict[str, Any]:
     try:
         if isinstance(value, Mapping):
             items = cast("Mapping[Any, Any]", value).items()
-            return {"kind": "mapping", "items": [[encode(key), encode(part)] for key, part in items]}
+            return {"kind": "mapping", "items": [[_encode_item(key), _encode_item(part)] for key, part in items]}
         kind = "tuple" if isinstance(value, tuple) else SEQUENCES[type(value)]
-        return {"kind": kind, "items": [encode(part) for part in value]}
+        return {"kind": kind, "items": [_encode_item(part) for part in value]}
     except RecursionError as error:
         raise NotPlainError(f"a {type(value).__name__} that contains itself") from error
+
+
+def _encode_item(value: Any) -> Any:
+    return encode(_item(value))
+
+
+def _item(value: Any) -> Any:
+    """Give an item of a container. Raises NotPlainError where it is an object with a state, which has a place of its own."""
+    if is_random(value) or has_state_dict(value):
+        raise NotPlainError(f"a {type(value).__name__}")
+    return value
 
 
 def _without_order(state: Any) -> Any:
@@ -129,7 +144,7 @@ def _decode_mapping(entry: Mapping[str, Any], like: Any) -> Any:
     pairs = [(decode(key), decode(part)) for key, part in entry["items"]]
     if type(like) is defaultdict:
         return defaultdict(cast("defaultdict[Any, Any]", like).default_factory, pairs)
-    return OrderedDict(pairs) if type(like) is OrderedDict else dict(pairs)
+    return type(like)(dict(pairs)) if type(like) in (OrderedDict, Counter) else dict(pairs)
 
 
 def _decode_tuple(entry: Mapping[str, Any], like: Any) -> Any:
@@ -219,19 +234,22 @@ def set_random_state(generator: Any, state: Any) -> None:
         generator.state = state
 
 
-def mark(value: Any) -> Any:
+def mark(value: Any, identity: bool = True) -> Any:
     """Give something that differs once a value has changed, and is cheaper than a copy; see `SAMPLE`.
+
+    `identity`: another tensor of the same numbers counts as a change too.
 
     Raises NotPlainError where a container holds what has no entry.
     """
     if type(value) in ATOMS:
         return (type(value), repr(value) if value != value else value)
     if isinstance(value, Tensor):
-        return _mark_tensor(value)
+        found = _mark_tensor(value)
+        return found if identity else found[-1]
     if isinstance(value, np.ndarray):
         return id(value), value.shape, _mark_array(value)
     if is_container(value):
-        return _mark_container(value)
+        return _mark_container(value, identity)
     if is_random(value):
         state = random_state(value)
         return (
@@ -242,7 +260,7 @@ def mark(value: Any) -> Any:
             else zlib.crc32(state.numpy().tobytes())
         )
     if has_state_dict(value):
-        return mark(_without_order(value.state_dict()))
+        return mark(_without_order(value.state_dict()), identity=False)
     if isinstance(value, np.generic | bytes | complex):
         return value
     raise NotPlainError(f"a {type(value).__name__}")
@@ -250,7 +268,7 @@ def mark(value: Any) -> Any:
 
 def _mark_tensor(value: Tensor) -> Any:
     if value.layout is not torch.strided or value.is_meta or type(value) not in (Tensor, nn.Parameter):
-        return id(value)
+        return (id(value),)
     flat = value.detach()
     if value.numel() > SAMPLE:
         step = max(1, value.numel() // SAMPLE)
@@ -269,7 +287,7 @@ def _mark_array(value: np.ndarray[Any, Any]) -> Any:
     return zlib.crc32(np.ascontiguousarray(part).tobytes()) if part.size else 0
 
 
-def _mark_container(value: Any) -> Any:
+def _mark_container(value: Any, identity: bool) -> Any:
     if len(value) > MOST_ITEMS:
         return len(value)
     try:
@@ -281,6 +299,6 @@ def _mark_container(value: Any) -> Any:
             parts = [part for pair in cast("Mapping[Any, Any]", value).items() for part in pair]
         else:
             parts = list(value)
-        return tuple([mark(part) for part in parts])
+        return tuple([mark(_item(part), identity) for part in parts])
     except RecursionError as error:
         raise NotPlainError(f"a {type(value).__name__} that contains itself") from error
