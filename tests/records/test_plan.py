@@ -397,3 +397,27 @@ def test_a_plan_of_format_1_has_groups_by_their_older_names(tmp_path):
     (tmp_path / "odd.toml").write_text("format = 1\ngroups = {a = 3}\n")
     with pytest.raises(PlanError, match=r"'groups\.a' in the plan is 3"):
         Plan.load(tmp_path / "odd.toml")
+
+
+def test_a_plan_that_was_cut_off_anywhere_is_refused(tmp_path):
+    plan = Plan(rule="lion", steps=7, schedule="cosine", groups={"*.bias": {"weight_decay_factor": 0.0}})
+    text, path = plan.to_toml(), tmp_path / "plan.toml"
+    for end in range(0, len(text) - 1, 7):
+        path.write_text(text[:end])
+        with pytest.raises(PlanError, match=r"not TOML|the plan is (cut off|empty)\. Restore it"):
+            Plan.load(path)
+    path.write_text(text.replace("steps = 7", "steps = 8"))  # who edits a plan may do so
+    assert Plan.load(path).steps == 8
+    path.write_text("steps = 9\n")  # and who writes one needs no last line
+    assert Plan.load(path).steps == 9
+
+
+def test_knobs_are_added_to_tables_and_only_some_can_be_changed_in_a_run():
+    plan = Plan(steps=9, constants={"beta1": 0.8}, schedule="cosine").changed(
+        {"constants": {"beta2": 0.9}, "steps": 12}
+    )
+    assert (plan.steps, plan.constants) == (12, {"beta1": 0.8, "beta2": 0.9})
+    assert plan.why("steps").reason == "changed when the run was resumed"
+    for name, value in {"rule": "sgd", "seed": 3, "batch_size": 8, "ema": 0.9, "shuffle": False}.items():
+        with pytest.raises(PlanError, match=f"`{name}` cannot be changed within a run"):
+            plan.changed({name: value})

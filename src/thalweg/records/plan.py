@@ -416,13 +416,14 @@ class Plan:
 
     def changed(self, knobs: Mapping[str, Any]) -> Plan:
         """Give the plan of a run that is resumed with other values. Raises PlanError for a knob that cannot be changed then."""
-        plan = self.with_knobs(knobs)
+        known = [f.name for f in fields(self)]
         for name in knobs:
-            if name not in CHANGEABLE:
+            if name in known and name not in CHANGEABLE:
                 raise PlanError(
                     f"`{name}` cannot be changed within a run: what it has done so far depends on it. Train a plan with it in"
                     f" another folder. What can be changed: {', '.join(sorted(CHANGEABLE))}."
                 )
+        plan = self.with_knobs(knobs)  # raises for what is no knob
         why = {name: Evidence("given", "changed when the run was resumed") for name in knobs}
         return replace(plan, evidence={**plan.evidence, **why})
 
