@@ -13,7 +13,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
@@ -29,12 +28,21 @@ from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Source, Task, find_task, parse_source
 from thalweg.rules import RULES
+from thalweg.terminal import (
+    UnfailingStream,
+    discard_unwritten,
+    open_descriptors,
+    tell,
+    tell_error,
+    unfailing_streams,
+)
 
 STATUSES: Mapping[str, int] = {
     "well": 0,  # done; `check` and `diagnose`: nothing found
     "failed": 1,  # an unexpected error, with a traceback
     "bad input": 2,  # a ThalwegError: what, where, what to do
     "diverged": 3,  # training diverged, and no cure helped
+    "not printed": 4,  # what a command is to print could not be written: a full disk, say
     "warning": 10,  # `check` and `diagnose`: the most severe diagnosis
     "critical": 11,
     "interrupted": 130,  # Ctrl-C; what was done is saved
@@ -45,8 +53,18 @@ BUDGETS = ("epochs", "steps", "seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command and give its exit status.
+
+    Output that cannot be written ends nothing. What a training came to is in its run, and its status is that of the training. Of
+    verbs whose result is what they print the status is "not printed", unless their reader went away on purpose, as `head` does.
+    """
+    with unfailing_streams() as out:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments), out)
+    lost = not (out.loss is None or isinstance(out.loss, BrokenPipeError) or out.work)
+    return STATUSES["not printed"] if lost and status in map(STATUSES.get, ("well", "warning", "critical")) else status
+
+
+def _run(words: list[str], out: UnfailingStream) -> int:
     parser = build_parser()
     options, task_words = parser.parse_known_args(words)
     if task_words and not hasattr(options, "task"):
@@ -54,25 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "verb"):
         parser.print_help()
         return STATUSES["well"]
+    out.work = _work(options)
     try:
         _make_absolute(options)
         return options.verb(options, task_words)
     except KeyboardInterrupt as interrupt:
-        _print_error(str(interrupt) or "Interrupted.")
+        tell_error(str(interrupt) or "Interrupted.")
         return interrupt.exit_status if isinstance(interrupt, Interrupted) else STATUSES["interrupted"]
     except DivergedError as error:
-        _print_error(str(error))
+        tell_error(str(error))
         return STATUSES["diverged"]
     except ThalwegError as error:
-        _print_error(str(error))
+        tell_error(str(error))
         return STATUSES["bad input"]
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader closed the pipe, as `head` does
-        return STATUSES["well"]
     except OSError as error:
         if error.filename is None:
             raise
-        _print_error(f"{error.filename}: {error.strerror}. Check the path, its permissions and the space left.")
+        tell_error(f"{error.filename}: {error.strerror}. Check the path, its permissions and the space left.")
         return STATUSES["bad input"]
 
 
@@ -82,10 +98,6 @@ def _make_absolute(options: argparse.Namespace) -> None:
         if getattr(options, name, None):
             setattr(options, name, str(as_path(getattr(options, name), f"the argument {name}", "runs/mine", RunError)))
     options.runs = as_path("runs", "the folder of runs", "runs", RunError)
-
-
-def _print_error(text: str) -> None:
-    print(f"thalweg: {' '.join(text.split())}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
         if wrong:
             verbs = re.findall(r"\w+", wrong[2])
             message = f"there is no verb '{wrong[1]}'.{nearest(wrong[1], verbs)} There are {', '.join(verbs)}"
-        _print_error(f"{message}. See `{self.prog} --help`.")
+        tell_error(f"{message}. See `{self.prog} --help`.")
         raise SystemExit(STATUSES["bad input"])
 
 
@@ -502,7 +514,7 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     budget, effort = _budget(options, task), _effort(options.effort)
     fixed, seed = read_knobs(_with_rule(options, options.knobs)), options.seed or 0
     if options.dry_run:
-        print(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
+        tell(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
         return STATUSES["well"]
     run = verbs.fit(
         task,
@@ -521,14 +533,9 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 def _shown(options: argparse.Namespace) -> dict[str, Any]:
     """Give the arguments `progress` and `say` of `fit` and `resume`; with --quiet only warnings and critical ones are said."""
     if options.quiet:
-        say = lambda text: _print_error(text) if text.startswith(("warning: ", "critical: ")) else None  # noqa: E731
+        say = lambda text: tell_error(text) if text.startswith(("warning: ", "critical: ")) else None  # noqa: E731
         return {"progress": False, "say": say}
-    return {"progress": True, "say": _say}
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # a reader that went away or a full disk ends the lines, and not the run
-        print(text, flush=True)
+    return {"progress": True, "say": tell}
 
 
 def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
@@ -544,9 +551,12 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         seed=options.seed or 0,
         device=options.device,
         out=options.out,
-        say=(lambda _: None) if options.quiet else (lambda text: print(f"# {text}", file=sys.stderr)),
+        say=(lambda _: None) if options.quiet else (lambda text: tell(f"# {text}", sys.stderr)),
     )
-    print(plan.to_toml() if not options.out else f"plan written to {typed(Path(options.out))}")
+    if options.out:
+        tell(f"plan written to {typed(Path(options.out))}")
+    else:
+        print(_as_toml(plan, getattr(sys.stdout, "encoding", "utf-8")), flush=True)
     return STATUSES["well"]
 
 
@@ -579,7 +589,7 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 
 def _print_if_already_finished(run: Run) -> None:
     if run.trained is None:  # opened from its folder
-        print(f"The run in {run.folder} had finished already: nothing was done.")
+        tell(f"The run in {run.folder} had finished already: nothing was done.")
 
 
 def run_check(options: argparse.Namespace, task_words: Sequence[str]) -> int:
@@ -590,7 +600,7 @@ def run_check(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         open_task(options.task, task_words, options.command_options),
         device=options.device,
         seed=options.seed or 0,
-        say=lambda text: print(f"note: {' '.join(text.split())}"),
+        say=lambda text: tell(f"note: {' '.join(text.split())}"),
     )
     return _print_diagnoses(diagnoses, "Nothing suspicious was found.")
 
@@ -601,7 +611,7 @@ def run_evaluate(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 
     task = None if options.task is None else open_task(options.task, task_words)
     for name, value in verbs.evaluate(options.folder, task=task, device=options.device, trust=options.trust).items():
-        print(f"{printable(name)} {format_metric(name, value)}")
+        tell(f"{printable(name)} {format_metric(name, value)}")
     return STATUSES["well"]
 
 
@@ -614,12 +624,12 @@ def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     run = Run.open(options.folder)
     status = run.summary.get("status", "unknown")
     if status == "running":
-        print("The run is still running, or its process was killed.")
+        tell("The run is still running, or its process was killed.")
     elif status != "finished":
-        print(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
+        tell(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
     exit_status = _print_diagnoses(verbs.diagnose(run), "No failure was noticed.", treatments(run))
     for line in next_steps(run, repeat_diagnoses=False):
-        print(f"next: {line}")
+        tell(f"next: {line}")
     return exit_status
 
 
@@ -630,13 +640,13 @@ def _print_diagnoses(
     done = {id(diagnosis): treatment for diagnosis, treatment in treatments}
     for diagnosis in diagnoses:
         treatment = done.get(id(diagnosis))
-        print(
+        tell(
             f"{diagnosis.severity}: {replace(diagnosis, cure=None)} Done: {treatment}"
             if treatment
             else f"{diagnosis.severity}: {diagnosis}"
         )
     if not diagnoses:
-        print(none_found)
+        tell(none_found)
     severities = {diagnosis.severity for diagnosis in diagnoses}
     return STATUSES["critical" if "critical" in severities else "warning" if "warning" in severities else "well"]
 
@@ -657,7 +667,7 @@ def run_report(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg report`."""
     from thalweg import verbs
 
-    print(typed(verbs.report(options.folder, options.out)))
+    tell(typed(verbs.report(options.folder, options.out)))
     return STATUSES["well"]
 
 
@@ -668,10 +678,33 @@ def run_examples(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     for name, line in examples.EXAMPLES.items():
         info = examples.info(name)
         expected = ", ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in info.expected.items())
-        print(f"{name:10s} {line}\n{'':10s} {info.epochs:g} epochs, about {info.seconds:g} s; usual result: {expected}")
+        tell(f"{name:10s} {line}\n{'':10s} {info.epochs:g} epochs, about {info.seconds:g} s; usual result: {expected}")
     return STATUSES["well"]
+
+
+def _work(options: argparse.Namespace) -> str:
+    """Say what becomes of a verb whose output cannot be written; nothing of one whose result is what it prints."""
+    if options.verb is run_report:
+        return "The report is written."
+    if options.verb is run_tune:
+        return "The search goes on." if options.out else ""
+    trains = options.verb in (run_fit, run_train, run_resume) and not getattr(options, "dry_run", False)
+    return "The training goes on." if trains else ""
+
+
+def _as_toml(plan: Plan, encoding: str) -> str:
+    """Give a plan as TOML, which is UTF-8: in another encoding what is not ASCII is escaped."""
+    text = plan.to_toml()
+    if encoding.lower().replace("-", "") == "utf8":
+        return text
+    return "".join(c if c.isascii() else f"\\U{ord(c):08x}" for c in text)
 
 
 def script() -> NoReturn:
     """The entry point of the installed command."""
-    sys.exit(main())
+    open_descriptors()
+    try:
+        status = main()
+    finally:
+        discard_unwritten()
+    sys.exit(status)

@@ -24,6 +24,7 @@ from thalweg.records.request import Request
 from thalweg.records.run import Run
 from thalweg.records.run_folder import PLAN, RunFolder, check_writable
 from thalweg.records.task import Task, checked_task
+from thalweg.terminal import tell_error
 
 CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
@@ -108,11 +109,18 @@ class _Shown:
         self._say = say
 
     def say(self, text: str) -> None:
-        """Tell a stage of the work."""
-        if self._say is not None:
-            self._say(text)
-        elif self.display is not None:
-            self.display.event(0, "stage", text)
+        """Tell a stage of the work. A function or display that fails is not used again: to tell must not end the work."""
+        try:
+            if self._say is not None:
+                self._say(text)
+            elif self.display is not None:
+                self.display.event(0, "stage", text)
+        except Exception as error:
+            what = "The display" if self._say is None else "`say`"
+            tell_error(f"{what} failed and is not used any more: {type(error).__name__}: {error}.")
+            if self._say is None:
+                self.display = None
+            self._say = None
 
     def say_findings(self, problem: Problem, found: Sequence[Diagnosis]) -> None:
         """Tell what was found before training, and what is to be known about model and data."""

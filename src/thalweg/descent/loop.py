@@ -39,7 +39,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()
             if compiles_first_step(descent.problem.device):
-                recorder.progress.event(descent.step, "note", COMPILES)
+                recorder.show(descent.step, "note", COMPILES)
             while descent.step < end and not descent.out_of_patience:
                 started = time.perf_counter()
                 # A snapshot holds the state before this gradient, but is kept only once the loss there is known: it might hold

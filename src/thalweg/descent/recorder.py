@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +30,7 @@ from thalweg.records.run_folder import RunFolder, inputs_of
 from thalweg.records.run_inputs import RunInputs
 from thalweg.records.step_figures import StepFigures
 from thalweg.records.task import Source
+from thalweg.terminal import tell_error, warn
 
 
 class Progress(Protocol):
@@ -104,7 +104,7 @@ class Recorder:
         self.folder, self.inputs = folder, inputs
         self.history: HistoryWriter = history or MemoryHistory()
         self.diagnoses: list[Diagnosis] = list(diagnoses)
-        self.progress: Progress = progress or NoProgress()
+        self._display: Progress = progress or NoProgress()
         self.callbacks = callbacks or Callbacks()
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder, inputs)
@@ -119,14 +119,29 @@ class Recorder:
 
     def begin(self, descent: Descent) -> None:
         """Announce that a descent starts, or continues."""
-        self.progress.begin(descent.plan, descent.step, descent.problem.validation is not None)
+        try:
+            self._display.begin(descent.plan, descent.step, descent.problem.validation is not None)
+        except Exception as error:
+            self._without_display(descent.step, error)
         self.callbacks.begin(descent)
         self._tell_not_kept(self.callbacks.objects, descent.step)
 
     def end(self) -> None:
         """Announce that the descent is over, for whatever reason; a forked child that ends is none."""
         if not self.is_in_forked_child:
-            self.progress.end()
+            with suppress(Exception):
+                self._display.end()
+
+    def _without_display(self, step: int, error: Exception) -> None:
+        """Go on without a display that failed, and say so: to show a run must not end it."""
+        failed, self._display = self._display, NoProgress()
+        message = (
+            f"The display ({type(failed).__name__}) failed and shows nothing more: {type(error).__name__}: {error}."
+        )
+        self.history.event(step, "note", message)
+        tell_error(message)
+        with suppress(Exception):
+            failed.end()
 
     def step(self, figures: StepFigures, *, taken: bool = True) -> None:
         """Record a step, and show it where it was taken.
@@ -135,26 +150,38 @@ class Recorder:
         """
         self.history.append(figures.step, figures.scalars())
         if taken:
-            self.progress.step(figures)
+            try:
+                self._display.step(figures)
+            except Exception as error:
+                self._without_display(figures.step, error)
             self.callbacks.step(figures)
 
     def validated(self, step: int, row: Mapping[str, float], shown: Mapping[str, float]) -> None:
         """Record a validation: `row` goes into the history; `shown`, the figures of the better weights, to the display."""
         self.history.append(step, row)
-        self.progress.validated(step, shown)
+        try:
+            self._display.validated(step, shown)
+        except Exception as error:
+            self._without_display(step, error)
         self.callbacks.validated(step, shown)
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened, and show it."""
         self.history.event(step, kind, message, without_tuples(data or {}))
-        self.progress.event(step, kind, message)
+        self.show(step, kind, message)
+
+    def show(self, step: int, kind: str, message: str) -> None:
+        """Show that something happened, without recording it."""
+        try:
+            self._display.event(step, kind, message)
+        except Exception as error:
+            self._without_display(step, error)
 
     def warn(self, step: int, message: str) -> None:
         """Record, and show, that the run is or becomes another than it should be; where nothing is shown, as a Python warning."""
         self.event(step, "warning", message)
-        if isinstance(self.progress, NoProgress):
-            with suppress(Warning):  # where warnings are errors: telling must not end the run
-                warnings.warn(message, stacklevel=2)
+        if isinstance(self._display, NoProgress):
+            warn(message, stacklevel=2)
 
     def add_diagnosis(self, found: Diagnosis) -> None:
         """Add a diagnosis to those of the run."""

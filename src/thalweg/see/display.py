@@ -9,6 +9,7 @@ from typing import Any
 
 from thalweg.descent.recorder import Progress
 from thalweg.errors import ArgumentError
+from thalweg.terminal import standard_output
 
 METHODS = ("begin", "step", "validated", "event", "end")
 
@@ -23,7 +24,9 @@ def choose_display(progress: bool | Progress | None = None) -> Progress | None:
     Raises ArgumentError for anything else.
     """
     if progress is None:
-        shown = threading.current_thread() is threading.main_thread() and (notebook_display() or _is_terminal())
+        shown = threading.current_thread() is threading.main_thread() and (
+            notebook_display() or standard_output().isatty()
+        )
         return _standard_display() if shown else None
     if isinstance(progress, bool):
         return _standard_display() if progress else None
@@ -50,10 +53,3 @@ def notebook_display() -> Callable[..., Any] | None:
     if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
         return None
     return ipython.display.display
-
-
-def _is_terminal() -> bool:
-    try:
-        return sys.stdout is not None and sys.stdout.isatty()
-    except (AttributeError, ValueError):  # an object in its place, or a closed file
-        return False

@@ -6,8 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import IO
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -18,10 +17,12 @@ from thalweg.formatting import format_metric, format_number, format_seconds, gro
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import UNSAID
+from thalweg.terminal import UnfailingStream, standard_output, tell
 
 REFRESH_SECONDS = 0.1  # between two updates of the bar
 LINE_SECONDS = 5.0  # between two lines
 VALIDATION_SECONDS = 1.0  # least time from a line to one that is printed for a validation
+WORK = "The training goes on."  # said where the display cannot be written
 SMOOTHING = 0.95  # weight of the earlier losses in the running mean
 WIDE_COLUMNS = 100  # of the terminal, from which the bar shows learning rate and speed too
 Clock = Callable[[], float]
@@ -129,7 +130,12 @@ class RichProgress:
     def end(self) -> None:
         """Remove the bar."""
         if self.bar is not None:
-            self.bar.stop()
+            shown = sys.stdout, sys.stderr
+            self.bar.stop()  # puts back the streams that there were when it began
+            sys.stdout, sys.stderr = (
+                ended if hasattr(now, "rich_proxied_file") else now  # which the person's code may have replaced since
+                for now, ended in zip(shown, (sys.stdout, sys.stderr), strict=True)
+            )
             self.bar = None
 
     def _draw(self) -> None:
@@ -152,8 +158,8 @@ class RichProgress:
 class LineProgress:
     """A line every few seconds, at validations and at events, without control characters."""
 
-    def __init__(self, stream: IO[str], clock: Clock = time.monotonic) -> None:
-        self.stream, self.clock = stream, clock
+    def __init__(self, stream: Any, clock: Clock = time.monotonic) -> None:
+        self.stream, self.clock = UnfailingStream(lambda: stream, WORK), clock
         self.pace, self.next_update, self.next_validation = Pace(clock), 0.0, 0.0
         self.unprinted = False
 
@@ -178,7 +184,7 @@ class LineProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened."""
         if kind not in UNSAID:
-            self._print(group_digits(message))
+            tell(group_digits(printable(message)), self.stream)
 
     def end(self) -> None:
         """Print the last validation, where it has not been printed."""
@@ -196,17 +202,13 @@ class LineProgress:
         if seconds_left is not None and seconds_left >= 1:
             parts.append(f"{format_seconds(round(seconds_left))} left")
         total = f" of {pace.total:,}" if pace.total else ""
-        self._print(f"step {pace.last:,}{total}: {', '.join(parts)}")
-
-    def _print(self, line: str) -> None:
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        with suppress(OSError):  # a reader that went away or a full disk ends the lines, and not the run
-            print(printable(line).encode(encoding, "replace").decode(encoding), file=self.stream, flush=True)
+        tell(f"step {pace.last:,}{total}: {', '.join(parts)}", self.stream)
 
 
 def make_progress(console: Console | None = None) -> RichProgress | LineProgress:
     """Give a bar for a terminal, lines for anything else; default: the standard output."""
-    shown = console or Console()
+    stream: Any = standard_output(WORK) if console is None else console.file
+    shown = console or Console(file=stream)
     if shown.is_terminal and not shown.is_dumb_terminal:
         return RichProgress(shown)
-    return LineProgress(sys.stdout if console is None else shown.file)
+    return LineProgress(stream)

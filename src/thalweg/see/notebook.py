@@ -11,6 +11,7 @@ from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import UNSAID
 from thalweg.see.live import Clock, Pace
+from thalweg.terminal import tell
 
 REFRESH_SECONDS = 0.5  # between two updates, each of which is a message to the browser
 
@@ -46,7 +47,7 @@ class NotebookProgress:
     def event(self, step: int, kind: str, message: str) -> None:
         """Print what happened."""
         if kind not in UNSAID:
-            print(group_digits(printable(message)), flush=True)
+            tell(group_digits(printable(message)))
 
     def end(self) -> None:
         """Show the last figures."""

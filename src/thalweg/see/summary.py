@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -19,6 +19,7 @@ from thalweg.see import events, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.axes import Values
 from thalweg.see.terminal_plot import plot
+from thalweg.terminal import UnfailingStream, standard_output
 from thalweg.watch.finished import FinishedHistory
 
 MAX_EVENTS = 6
@@ -49,16 +50,16 @@ def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> Render
 
 
 def print_summary(run: Run, console: Console | None = None) -> None:
-    """Print the summary; characters that the output cannot show become question marks."""
-    output = console or Console(highlight=False)
+    """Print the summary to the standard output, which cannot fail, or to another console."""
+    output = console or Console(file=cast(Any, standard_output()), highlight=False)
     encoding = output.encoding or "ascii"
     with output.capture() as captured:
         output.print(
             summary(run, width=output.width, unicode=encoding.lower().replace("-", "").startswith("utf")), crop=False
         )
-    text = "\n".join(line.rstrip() for line in captured.get().split("\n"))
-    output.file.write(text.encode(encoding, "replace").decode(encoding))
-    output.file.flush()
+    stream = UnfailingStream(lambda: output.file)
+    stream.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+    stream.flush()
 
 
 def _title(text: str) -> Text:

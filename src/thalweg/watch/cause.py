@@ -6,7 +6,6 @@ the report ask all causes in the same way, and a third party's cause comes by an
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
@@ -14,6 +13,7 @@ from typing import Any, Protocol, get_args
 from thalweg.landscape.initial_figures import InitialFigures
 from thalweg.records import json_values
 from thalweg.records.diagnosis import Cure, Diagnosis, Severity
+from thalweg.terminal import warn
 from thalweg.watch.finished import FinishedHistory
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.window import Window
@@ -95,7 +95,7 @@ def each_step(question: Callable[[Window], Diagnosis | None]) -> Callable[[], De
 
 def warn_of_failure(cause: Cause, error: Exception, consequence: str) -> None:
     """Say that a cause itself failed. No cause stops a training or a report, however it fails."""
-    warnings.warn(
+    warn(
         f"The cause '{cause.name}' failed and {consequence} ({type(error).__name__}: {error}).",
         RuntimeWarning,
         stacklevel=2,

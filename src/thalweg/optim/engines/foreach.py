@@ -7,7 +7,6 @@ step is a handful of kernel launches without host synchronisation.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -22,6 +21,7 @@ from thalweg.optim.engines.blocks import Block, PerTensorNorms
 from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for, second_moment_floor
 from thalweg.optim.engines.interface import GroupStep
 from thalweg.rules.rule import DECAY, State
+from thalweg.terminal import warn
 
 BACKEND = "inductor"
 
@@ -96,7 +96,7 @@ def _compile(step: Callable[..., Any]) -> Callable[..., Any]:
             except _compile_errors() as error:  # raised before any tensor was written
                 can_run = False
                 what = str(error).strip().splitlines()[0]
-                warnings.warn(
+                warn(
                     f"torch could not compile the optimiser's step, which goes on uncompiled: {what}", stacklevel=2
                 )
         return step(*given)

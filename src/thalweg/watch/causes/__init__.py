@@ -6,12 +6,12 @@ A third party's cause comes by an entry point of the group `thalweg.causes`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from thalweg.terminal import warn
 from thalweg.watch.cause import Cause
 from thalweg.watch.causes.bad_data_scale import bad_data_scale
 from thalweg.watch.causes.diverging import diverging
@@ -85,5 +85,5 @@ def _loaded(point: EntryPoint, known: Mapping[str, Cause]) -> list[Cause]:
         given = f"gives a cause named '{found.name}', of which there is one already"
     else:
         given = f"fails: {found!r}" if isinstance(found, Exception) else f"gives a {type(found).__name__}, not a Cause"
-    warnings.warn(f"The entry point '{point.name}' of group thalweg.causes {given}. It is left out.", stacklevel=2)
+    warn(f"The entry point '{point.name}' of group thalweg.causes {given}. It is left out.", stacklevel=2)
     return []
