@@ -148,10 +148,12 @@ def open_descriptors() -> None:
 
 def discard_unwritten() -> None:
     """Discard what could not be written, which Python would try to write again as it exits, and complain of."""
-    for stream in (sys.stdout, sys.stderr):
+    streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
+        if stream is None:
+            continue
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except Exception:
             with suppress(Exception):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -16,6 +16,7 @@ from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import objects_of
+from thalweg.descent.validation import hold_sample
 from thalweg.errors import PlanError, nearest
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.plan import Plan
@@ -78,6 +79,7 @@ class Descent:
             workers=plan.workers,
             recent=RECENT_STEPS if self.optimizer.averages and gathers_statistics(self.model) else 0,
         )
+        hold_sample(problem, self.batches.micro_batch_size)
         self.steps_per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
         schedule = with_metric_mode(plan.schedule, problem.task.mode)
         self.schedule = schedule.resolve(self.total_steps, self.steps_per_epoch)

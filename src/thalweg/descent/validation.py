@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Generator, Iterator, Mapping
@@ -15,13 +16,13 @@ from thalweg.descent.metrics import as_number, call_metric, detached, join_all
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem
-from thalweg.descent.process_state import rng_lock
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.objective import Objective
 from thalweg.records.task import Metric, StreamingMetric, Task
-from thalweg.sampling import Source, StreamSource, iterate_once, mix
+from thalweg.sampling import Source, StreamSource, hold, iterate_once, mix
 from thalweg.sampling.reading import describe_error
 from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device, tree_map
 
@@ -73,6 +74,8 @@ def validate(
 ) -> dict[str, float]:
     """Give {"loss": …, metric: …} over the validation set, or only the loss over first training examples where there is none.
 
+    Those of a stream were read before training (`hold_sample`): nobody but training touches its loader.
+
     A model that draws random numbers draws the same in every validation.
 
     Arguments:
@@ -88,9 +91,7 @@ def validate(
     fails or memory runs out.
     """
     reduction = problem.validation_objective.reduction
-    if training_size is not None and not reduction.splits_exactly:
-        micro = min(micro, training_size)
-    own = True
+    micro, own = _batch_size(problem, micro, training_size), True
     while True:
         try:
             return _validate(problem, model, precision, micro, own, seed, training_size or micro)
@@ -103,6 +104,20 @@ def validate(
                 ) from error
         release(problem.device)
         own, micro = False, micro // 2
+
+
+def hold_sample(problem: Problem, training_size: int) -> None:
+    """Read what `validate` measures where there are no validation data and those of training are a stream."""
+    if problem.validation is None and isinstance(problem.train, StreamSource):
+        with preserve_process_state(), rng_lock:
+            hold(problem.train, _batch_size(problem, LARGEST_BATCH, training_size), SAMPLE)
+
+
+def _batch_size(problem: Problem, micro: int, training_size: int | None) -> int:
+    """Give the examples per batch of a validation: those of training where another size has another loss."""
+    if training_size is None or problem.validation_objective.reduction.splits_exactly:
+        return micro
+    return min(micro, training_size)
 
 
 def _data(problem: Problem) -> Source:
@@ -284,6 +299,10 @@ def _in_float32(value: Any) -> Any:
 
 
 def _batches(problem: Problem, micro: int, own: bool) -> Iterator[tuple[Any, int]]:
+    if problem.validation is None and isinstance(problem.train, StreamSource):
+        for batch, size in hold(problem.train, micro, SAMPLE):
+            yield to_device(_copied(batch), problem.device), size
+        return
     remaining = SAMPLE if problem.validation is None else None
     # Training shuffles. In order examples may be of one class in each batch: another loss, where they are compared.
     mixed = problem.validation is None and not problem.validation_objective.reduction.splits_exactly
@@ -298,3 +317,11 @@ def _batches(problem: Problem, micro: int, own: bool) -> Iterator[tuple[Any, int
             remaining -= size
             if remaining <= 0:
                 return
+
+
+def _copied(batch: Any) -> Any:
+    """Give a copy, since a model may change its input in place; what cannot be copied is given itself."""
+    try:
+        return copy.deepcopy(batch)
+    except Exception:
+        return batch

@@ -18,6 +18,8 @@ from thalweg.sampling.order import mix, order
 from thalweg.sampling.reading import describe_error
 from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSource, leaves, seed_all
 
+MOST_BYTES = 1 << 28  # of a stream's batches that are kept
+
 
 class Draw(NamedTuple):
     """The examples of one step: its micro-batches, the number of examples in each, and the indices of all, except of a stream."""
@@ -75,6 +77,7 @@ class Batches:
         self.length_note: str | None = None  # set once, where a stream does not give as many batches as its `len` says
         self._last_epoch = 0  # steps of the epoch of a stream that ended last
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
+        self._goes_on = False  # from the place that a loader's state has, instead of the start of an epoch
         self._loaded: Generator[Any] | None = None  # the next micro-batches, from a loader or a stream
         self._carried: dict[str, Any] = {}  # what a stream's objects carried when its present epoch began
 
@@ -122,11 +125,13 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position. Raises DataError where a stream ends before it, or a loader does not take its state."""
         self.close()
+        self._goes_on = False
         self.recent.clear()
         self.epoch, self.within = state["epoch"], state["within"]
         if isinstance(self.source, StreamSource):
             if "loader" in state:
                 _load_state(self.source, state["loader"])
+                self._goes_on = True
                 self._loaded = self._open_stream(self.source) if state.get("begun", True) else None
             else:
                 self.source.objects.write(state.get("carried", {}))
@@ -258,7 +263,9 @@ class Batches:
     def _open_stream(self, source: StreamSource) -> Generator[Any]:
         seed = mix(self.seed, self.epoch)
         self._carried = source.objects.read()
-        return source.open(self.epoch, seed, self.micro_batch_size, self.workers, self.drop_last)
+        go_on, self._goes_on = self._goes_on, False
+        opened = source.open(self.epoch, seed, self.micro_batch_size, self.workers, self.drop_last, go_on=go_on)
+        return source.reads_for_training(opened)
 
     def _fast_forward(self, source: StreamSource) -> None:
         """Read a stream from the start of its epoch up to the position. Raises DataError where it ends before."""
@@ -334,6 +341,26 @@ def iterate_once(source: Source, size: int, *, own: bool = True, shuffle: bool =
     else:
         loaded = source.load(([(0, index) for index in part.tolist()] for part in parts), 0, 0)
         yield from zip(loaded, map(len, parts), strict=True)
+
+
+def hold(source: StreamSource, size: int, count: int) -> list[tuple[Any, int]]:
+    """Give the first batches of a stream, as `iterate_once` does: `count` examples or a little more, read once and kept.
+
+    To be called before training reads the stream: another pass over a loader that keeps its workers, draws from its generator as
+    it goes or has a state would end or change that of training. Where they take much memory, there are fewer.
+    """
+    key = size if source.batch_size is None else None  # a loader has batches of its own
+    if key not in source.held:
+        seed_all(mix(0, size))
+        held, examples, numbers = list[tuple[Any, int]](), 0, 0
+        for batch, examples_of_batch in iterate_once(source, size):
+            held.append((batch, examples_of_batch))
+            examples += examples_of_batch
+            numbers += sum(leaf.nbytes for leaf in leaves(batch))
+            if examples >= count or numbers >= MOST_BYTES:
+                break
+        source.held[key] = held
+    return source.held[key]
 
 
 def _positions(source: TensorSource | ItemSource, size: int, own: bool, shuffle: bool) -> Iterator[Tensor]:

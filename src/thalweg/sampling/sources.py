@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import pickle
+import weakref
 from collections import UserDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -150,6 +153,8 @@ class StreamSource:
         self.name = name
         self.batch_size = batch_size  # the loader's; None: not known
         self.stateful = all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
+        self.held: dict[int | None, list[tuple[Any, int]]] = {}  # see `hold`
+        self._start: list[Any] | None = None  # see `_begin_anew`
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
         self.objects = ObjectState({} if self.stateful else stream_parts(batches))
 
@@ -169,11 +174,19 @@ class StreamSource:
             if hasattr(self.batches, "_IterableDataset_len_called"):
                 self.batches._IterableDataset_len_called = asked
 
-    def open(self, epoch: int, seed: int, micro: int, workers: int, drop_last: bool = False) -> Generator[Any]:
+    def open(
+        self, epoch: int, seed: int, micro: int, workers: int, drop_last: bool = False, *, go_on: bool = False
+    ) -> Generator[Any]:
         """Start an epoch; an `IterableDataset` without a loader is cut into batches of `micro` examples.
 
-        With `drop_last` smaller ones of those, at its end, are left out.
+        With `drop_last` smaller ones of those, at its end, are left out. `go_on`: from the place in the epoch that the loader's
+        `load_state_dict` was given.
+
+        Raises DataError where training is reading the stream, and another pass would disturb that one.
         """
+        self._check_unread()
+        if self.stateful and epoch == 0 and not go_on:
+            self._begin_anew()
         for number, part in enumerate(stream_parts(self.batches).values()):
             if callable(getattr(part, "set_epoch", None)):
                 part.set_epoch(epoch)
@@ -194,6 +207,60 @@ class StreamSource:
             return with_data_errors(start_iterator(loader, self.name), self.name)
         return self._read_epoch(start_iterator(self.batches, self.name))
 
+    def _begin_anew(self) -> None:
+        """Take a loader back to the state that it was handed over with, where a pass begins at the place that the last one left.
+
+        Else rehearsals, and whatever else reads a few batches, would take them from the first epoch.
+        """
+        if self._start is None:
+            self._start = self._find_start()
+        for start in self._start:
+            self.batches.load_state_dict(copy.deepcopy(start))
+
+    def _find_start(self) -> list[Any]:
+        """Give the loader's state, in a list; an empty one where each pass begins anew by itself, or it has no state yet."""
+        try:
+            start = copy.deepcopy(self.batches.state_dict())
+            first = self._state_after_a_batch()
+            if first is None:  # it stood at its end, as after an earlier run
+                start = copy.deepcopy(self.batches.state_dict())
+                first = self._state_after_a_batch()
+            return [] if first == self._state_after_a_batch() else [start]
+        except Exception:
+            return []  # reading says what is wrong
+
+    def _state_after_a_batch(self) -> bytes | None:
+        """Begin a pass, read a batch and give the loader's state; None where there is no batch."""
+        seed_all(0)
+        batches = with_data_errors(iter(self.batches), self.name)
+        try:
+            return None if next(batches, None) is None else pickle.dumps(self.batches.state_dict())
+        finally:
+            batches.close()
+
+    def reads_for_training(self, stream: Generator[Any]) -> Generator[Any]:
+        """Give a pass that `open` gave, which no other one may disturb until it is closed or at its end."""
+        _training_passes[id(self.batches)] = weakref.ref(stream)
+        return stream
+
+    def _check_unread(self) -> None:
+        reference = _training_passes.get(id(self.batches))
+        stream = None if reference is None else reference()
+        if stream is None or getgeneratorstate(stream) == GEN_CLOSED or not self._shares_a_place():
+            return
+        raise DataError(
+            f"`{self.name}` is a loader that training is reading, and a second pass over it would disturb that one: its workers,"
+            f" its generator or its place belong to all passes. Give each run, and `validation`, a loader of its own."
+        )
+
+    def _shares_a_place(self) -> bool:
+        """Whether two passes at once share something that one of them changes."""
+        keeps_workers = getattr(self.batches, "persistent_workers", False) and self.batches.num_workers
+        seeded = any(isinstance(getattr(part, "generator", None), torch.Generator) for part in self._parts())
+        return bool(
+            self.stateful or keeps_workers or seeded or any(isinstance(part, Iterator) for part in self._parts())
+        )
+
     def _read_epoch(self, batches: Iterator[Any]) -> Generator[Any]:
         try:
             yield from with_data_errors(batches, self.name)
@@ -212,6 +279,9 @@ def stream_parts(batches: Any) -> dict[str, Any]:
     return {"data": batches, **{f"data.{name}": part for name, part in parts.items()}}
 
 
+_training_passes: dict[
+    int, weakref.ref[Generator[Any]]
+] = {}  # by the loader's id: the pass that training reads, if any
 Source = TensorSource | ItemSource | StreamSource
 
 
