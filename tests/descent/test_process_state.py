@@ -285,3 +285,97 @@ def test_what_diverged_carries_what_was_trained() -> None:
         tw.train(task, plan(rule="gradient_descent", learning_rate=1e9, snapshot_every=0))
     assert told.value.run.summary["status"] == "diverged"
     assert tw.diagnose(told.value.run)
+
+
+def test_a_thread_that_begins_meanwhile_has_the_number_of_threads_that_the_person_set() -> None:
+    def seen() -> int:
+        found = list[int]()
+        walker = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        walker.start()
+        walker.join()
+        return found[0]
+
+    before = seen()
+    with preserve_process_state(before + 1):
+        assert torch.get_num_threads() == before + 1
+        assert seen() == before
+    assert seen() == before
+
+
+class Counting:
+    """A streaming metric, and a loss, that counts what it is given; the first update runs `meanwhile`."""
+
+    def __init__(self, meanwhile: Callable[[], Any] | None = None) -> None:
+        self.meanwhile, self.rows, self.calls = meanwhile, 0, 0
+
+    def reset(self) -> None:
+        self.rows = 0
+
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.rows += len(targets)
+        if self.meanwhile is not None:
+            self.meanwhile()
+
+    def compute(self) -> int:
+        return self.rows
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return nn.functional.cross_entropy(outputs, targets) * (1 + self.calls % 3)
+
+
+def test_a_metric_with_a_state_is_each_runs_own() -> None:
+    task, depth = classes(), list[int]()
+
+    def another_run() -> None:
+        if not depth:
+            depth.append(1)
+            nested.append(tw.train(task, plan(steps=2)))
+            depth.pop()
+
+    nested, metric = list[tw.Run](), Counting()
+    task = classes(metrics={"rows": metric}, validation=blobs(50))
+    metric.meanwhile = another_run
+    run = tw.train(task, plan(steps=2))
+    assert run.metrics["rows"] == nested[0].metrics["rows"] == 50
+
+
+def test_a_loss_that_is_an_object_with_a_state_is_each_runs_own() -> None:
+    loss = Counting()
+    first, second = (tw.train(classes(loss=loss), plan(steps=5)) for _ in range(2))
+    assert same_bits(first.model, second.model)
+    assert loss.calls == 0
+
+
+def test_runs_take_turns_with_a_metric_that_cannot_be_copied() -> None:
+    class Uncopied(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()  # as a file or a connection, it cannot be copied
+
+    made = classes(metrics={"rows": Uncopied()}, validation=DataLoader(TensorDataset(*blobs(60)), batch_size=2))
+    runs: list[tw.Run] = []
+    walkers = [
+        threading.Thread(target=lambda: runs.append(tw.train(made, plan(steps=8, validate_every=2)))) for _ in range(3)
+    ]
+    for walker in walkers:
+        walker.start()
+    for walker in walkers:
+        walker.join()
+    assert len(runs) == 3
+    for run in runs:
+        figures = run.history["validation/rows"]
+        assert set(figures[~np.isnan(figures)]) == {60.0}
+
+
+def test_a_metric_that_draws_random_numbers_gives_the_same_figures_and_changes_none_of_the_run() -> None:
+    def bootstrap(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        chosen = torch.randint(len(targets), (20,))
+        return accuracy(outputs[chosen], targets[chosen])
+
+    torch.manual_seed(1)
+    first = tw.train(classes(metrics={"bootstrap": bootstrap}), plan(steps=6))
+    torch.manual_seed(2)
+    second = tw.train(classes(metrics={"bootstrap": bootstrap}), plan(steps=6))
+    assert first.metrics == second.metrics
+    assert same_bits(first.model, tw.train(classes(), plan(steps=6)).model)

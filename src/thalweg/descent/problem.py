@@ -29,9 +29,10 @@ from thalweg.descent.their_objects import as_found, counting_data, not_kept, obj
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
+from thalweg.landscape.own_copy import in_turn, own_copies
 from thalweg.landscape.reduction import Reduction
 from thalweg.objects.state import ObjectState
-from thalweg.records.task import Task
+from thalweg.records.task import Metric, Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, check_weights, mix
 from thalweg.sampling.arrays import as_tensor
@@ -64,6 +65,7 @@ class Problem:
     - `takes_nonfinite`: whether the data hold NaN or infinity with which the loss is finite all the same.
     - `last_batch_fails`: why no step can be taken on the last batch of the user's loader, which is smaller; else empty.
     - `notes`: what the user should know about data and model.
+    - `metrics`: the task's, or a run's own copies of them.
     """
 
     task: Task
@@ -79,11 +81,17 @@ class Problem:
     takes_nonfinite: bool = False
     last_batch_fails: str = ""
     notes: tuple[str, ...] = field(default=())
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def with_own_loss(self) -> Problem:
-        """Give the problem with a copy of a loss that is a module, so that its buffers are not shared by several runs."""
+        """Give the problem with copies of a loss and of metrics that have a state, so that several runs do not share it."""
         own = self.objective.with_own_loss(self.device)
-        return replace(self, objective=own, validation_objective=self.validation_objective.of(own.task))
+        return replace(
+            self,
+            objective=own,
+            validation_objective=self.validation_objective.of(own.task),
+            metrics=own_copies(self.task.metrics),
+        )
 
     @property
     def count(self) -> int | None:
@@ -113,8 +121,8 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
 
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
-    chosen_device = choose_device(device)
-    with preserve_process_state(), rng_lock, as_found(task):
+    chosen_device, metrics = choose_device(device), own_copies(task.metrics)
+    with in_turn(task.metrics, metrics), preserve_process_state(), rng_lock, as_found(task):
         model = build_model(task, 0, chosen_device)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
         options: dict[str, Any] = {
@@ -133,7 +141,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         weights = None if task.weights is None else as_tensor(task.weights, torch.float64, "weights")
         check_weights(weights, train)
         model.train()
-        own = Objective(task).with_own_loss(chosen_device).task
+        own = replace(Objective(task).with_own_loss(chosen_device).task, metrics=metrics)
         found = find_nonfinite(train, "data")
         objects, items = (
             objects_of(own, model),
@@ -169,6 +177,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         bool(nonfinite) or evaluation.takes_nonfinite,
         last_batch_fails,
         tuple(notes),
+        dict(task.metrics),
     )
 
 

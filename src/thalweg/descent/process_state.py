@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from thalweg.errors import Interrupted
+
+T = TypeVar("T")
 
 rng_lock = threading.RLock()
 """Hold it from seeding until the last random number is drawn.
@@ -44,7 +46,7 @@ def preserve_process_state(threads: int | None = None) -> Generator[None]:
         _active_bodies += 1
         threads_before = torch.get_num_threads()
         if threads is not None and threads != threads_before:
-            torch.set_num_threads(threads)
+            _set_threads(threads)
     try:
         with torch.enable_grad(), torch.inference_mode(False), ExitStack() as stack:
             for device_type in _autocasting_device_types():
@@ -56,7 +58,27 @@ def preserve_process_state(threads: int | None = None) -> Generator[None]:
             if _active_bodies == 0:
                 _restore_random_states(_states_before)
             if threads is not None and threads != threads_before:
-                torch.set_num_threads(threads_before)
+                _set_threads(threads_before)
+
+
+def _set_threads(count: int) -> None:
+    """Set the CPU threads of this thread's computations, and not of threads that begin later, which inherit the last setting.
+
+    Else a run that begins in another thread meanwhile would take this one's number for its own, and put it back afterwards.
+    """
+    inherited = _in_new_thread(torch.get_num_threads)
+    torch.set_num_threads(count)
+    _in_new_thread(lambda: torch.set_num_threads(inherited))
+    if torch.get_num_threads() != count:  # this build of torch has one number for all threads
+        torch.set_num_threads(count)
+
+
+def _in_new_thread(call: Callable[[], T]) -> T:
+    results = list[T]()
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+    thread.join()
+    return results[0]
 
 
 def _autocasting_device_types() -> list[str]:

@@ -21,6 +21,7 @@ from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.objective import Objective
+from thalweg.landscape.own_copy import in_turn
 from thalweg.records.task import Metric, StreamingMetric, Task
 from thalweg.sampling import Source, StreamSource, hold, iterate_once, mix
 from thalweg.sampling.reading import describe_error
@@ -193,20 +194,40 @@ class _Totals:
 def _validate(
     problem: Problem, model: nn.Module, precision: str, micro: int, own: bool, seed: int, nominal: int
 ) -> dict[str, float]:
-    totals = _Totals(problem.task, problem.task.metrics if problem.validation is not None else {})
+    metrics = problem.metrics if problem.validation is not None else {}
+    with in_turn(problem.task.metrics if metrics else {}, metrics):
+        return _validate_in_turn(problem, model, precision, micro, own, seed, nominal, metrics)
+
+
+def _validate_in_turn(
+    problem: Problem,
+    model: nn.Module,
+    precision: str,
+    micro: int,
+    own: bool,
+    seed: int,
+    nominal: int,
+    metrics: Mapping[str, Metric],
+) -> dict[str, float]:
+    # Metrics too may draw random numbers, and are called under the lock for the same reason.
+    with rng_lock:
+        totals = _Totals(problem.task, metrics)
     batches = _batches(problem, micro, own)
     with evaluating(model, problem.validation_objective):
         for number in itertools.count():
             # Drawing a batch is seeded too: a data set may augment at random. The lock keeps other threads from drawing between.
-            with rng_lock, autocast(precision, problem.device):
+            with rng_lock:
                 seed_all(mix(seed, _VALIDATION, number))
-                drawn = next(batches, None)
-                if drawn is None:
-                    break
-                measured = _measure_finite(problem, model, *drawn, totals)
-            if measured is not None:
-                totals.add(measured)
-    return totals.figures(nominal if problem.validation_objective.reduction.kind == "sum" else None)
+                with autocast(precision, problem.device):
+                    drawn = next(batches, None)
+                    measured = None if drawn is None else _measure_finite(problem, model, *drawn, totals)
+                if measured is not None:
+                    totals.add(measured)
+            if drawn is None:
+                break
+    with rng_lock:
+        seed_all(mix(seed, _VALIDATION))
+        return totals.figures(nominal if problem.validation_objective.reduction.kind == "sum" else None)
 
 
 def _measure_finite(problem: Problem, model: nn.Module, batch: Any, size: int, totals: _Totals) -> _Measured | None:

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from thalweg.errors import DataError, TaskError
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LOSSES, LossCall, misfits
+from thalweg.landscape.own_copy import own_copy
 from thalweg.landscape.reduction import Reduction, called_weight, is_class_loss, loss_option, stated_reduction, unwrap
 from thalweg.records.task import StepResult, Task
 
@@ -64,13 +65,14 @@ class Objective:
         self._casts = self.cast_inputs != Casts()
 
     def with_own_loss(self, device: torch.device) -> Objective:
-        """Give an objective whose loss, where it is a module, is a copy on the device: a loss may have buffers, as a model does.
+        """Give an objective whose loss, where it is an object with a state, is a copy: a loss may have buffers, as a model does.
 
-        A module that cannot be copied is used as it is.
+        That of a module is on the device. What cannot be copied is used as it is.
         """
         loss = self.task.loss
         if not isinstance(loss, nn.Module):
-            return self
+            own = own_copy(loss)
+            return self if own is loss else self.of(replace(self.task, loss=own))
         # Weights that are on the device already, such as those of a perceptual loss, are shared and not copied.
         shared = {id(p): p for p in loss.parameters() if p.device.type == device.type}
         try:

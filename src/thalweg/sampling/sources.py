@@ -256,10 +256,9 @@ class StreamSource:
     def _shares_a_place(self) -> bool:
         """Whether two passes at once share something that one of them changes."""
         keeps_workers = getattr(self.batches, "persistent_workers", False) and self.batches.num_workers
-        seeded = any(isinstance(getattr(part, "generator", None), torch.Generator) for part in self._parts())
-        return bool(
-            self.stateful or keeps_workers or seeded or any(isinstance(part, Iterator) for part in self._parts())
-        )
+        parts = stream_parts(self.batches).values()
+        seeded = any(isinstance(getattr(part, "generator", None), torch.Generator) for part in parts)
+        return bool(self.stateful or keeps_workers or seeded or any(isinstance(part, Iterator) for part in parts))
 
     def _read_epoch(self, batches: Iterator[Any]) -> Generator[Any]:
         try:

@@ -1,0 +1,59 @@
+"""A run's own copies of objects that the user hands over, that are called again and again and may keep a state.
+
+Several runs, one after the other or in threads, would mix up what they share.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+T = TypeVar("T")
+_STATELESS = (
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+    functools.partial,
+    type,
+)  # or of an object that is shared anyway
+_in_turn = threading.RLock()
+
+
+def own_copy(given: T) -> T:
+    """Give a copy of an object with a state; functions, methods, and what cannot be copied, as they are.
+
+    Weights of modules are shared, since they are large and do not change.
+
+    >>> function, module = nn.functional.mse_loss, nn.MSELoss()
+    >>> own_copy(function) is function, own_copy(module) is module
+    (True, False)
+    """
+    if isinstance(given, _STATELESS):
+        return given
+    modules = [part for part in (given, *getattr(given, "__dict__", {}).values()) if isinstance(part, nn.Module)]
+    weights = {id(p): p for module in modules for p in module.parameters()}
+    try:
+        return copy.deepcopy(given, cast("dict[int, Any]", weights))
+    except Exception:  # it holds a file, a lock or the like
+        return given
+
+
+def own_copies(given: Mapping[str, T]) -> dict[str, T]:
+    """Give copies of named objects."""
+    return {name: own_copy(each) for name, each in given.items()}
+
+
+def in_turn(given: Mapping[str, Any], own: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """Hold this from an object's reset to its figure: where one could not be copied, runs use it one after the other.
+
+    It is taken before the lock of random numbers, and never within.
+    """
+    shared = any(each is own[name] and not isinstance(each, _STATELESS) for name, each in given.items())
+    return _in_turn if shared else nullcontext()
