@@ -1,6 +1,8 @@
 """The gradient of a step: the mean over its examples, however they are cut."""
 
 import copy
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import blobs, classes, network, plan, started, walk, weights
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 import thalweg as tw
 from thalweg.descent.gradient import backward, compute_gradient
@@ -150,3 +153,55 @@ def test_sparse_embeddings_descend_as_dense_ones(rule: str, accumulate: int) -> 
         ends.append([*tw.train(task, made).model.parameters()])
     for one, other in zip(*ends, strict=True):  # sparse parts are added in another order
         torch.testing.assert_close(one, other)
+
+
+class Examples(IterableDataset[Any]):
+    def __init__(self, *columns: Tensor) -> None:
+        self.columns = columns
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(zip(*self.columns, strict=True))
+
+
+def summed(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+
+
+SUMS: dict[str, dict[str, Any]] = {
+    "a module": {"loss": nn.CrossEntropyLoss(reduction="sum")},
+    "a partial": {"loss": functools.partial(F.cross_entropy, reduction="sum")},
+    "a function": {"loss": lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="sum")},
+    "without one class": {"loss": nn.CrossEntropyLoss(reduction="sum", ignore_index=0)},
+    "a function without one class": {"loss": lambda o, t: F.cross_entropy(o, t, reduction="sum", ignore_index=1)},
+    "a step": {"loss": None, "metrics": {}, "step": summed},
+    "a step with a weight": {"loss": None, "metrics": {}, "step": lambda m, b: (summed(m, b), len(b[1]))},
+}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("loss", SUMS)
+def test_the_parts_of_a_sum_add_up_to_it_with_a_short_last_part_too(loss: str, parts: int) -> None:
+    task, made = in_float64(**SUMS[loss]), {"batch_size": 11, "shuffle": False}
+    whole = gradient(task, plan(**made))
+    assert torch.allclose(gradient(task, plan(accumulate=parts, **made)), whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", SUMS)
+def test_the_parts_of_a_sum_over_a_stream_add_up_to_it(loss: str) -> None:
+    x, y = blobs()
+    stream = {"data": Examples(x.double(), y), "model": lambda: network().double(), **SUMS[loss]} | {
+        "validation": None,
+        "metrics": {},
+    }
+    whole = gradient(classes(**stream), plan(batch_size=12))
+    cut = gradient(classes(**stream), plan(batch_size=12, accumulate=3))
+    assert torch.allclose(cut, whole, rtol=1e-12, atol=1e-14)
+
+
+def test_a_sum_whose_memory_runs_out_takes_the_steps_of_one_whose_does_not() -> None:
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    fits = tw.train(classes(model=lambda: Hungry(99), loss=loss), plan(batch_size=32, steps=6))
+    found = tw.train(classes(model=lambda: Hungry(10), loss=loss), plan(batch_size=32, steps=6))
+    assert [event.kind for event in found.events].count("out_of_memory") == 2
+    assert torch.allclose(weights(found.model), weights(fits.model), rtol=1e-4, atol=1e-6)
+    assert found.metrics["loss"] == pytest.approx(fits.metrics["loss"], rel=1e-4)

@@ -78,6 +78,10 @@ CASES = {
     "a squared error": (F.mse_loss, SCORES, NUMBERS, "examples", None),
     "its sum": (nn.MSELoss(reduction="sum"), SCORES, NUMBERS, "sum", None),
     "a sum over classes": (nn.CrossEntropyLoss(reduction="sum"), SCORES, LABELS, "sum", None),
+    "a sum over classes, without one": (nn.CrossEntropyLoss(reduction="sum", ignore_index=0), SCORES, LABELS % 2, "sum", None),
+    "the same, behind a function": (
+        lambda o, t: F.cross_entropy(o, t, ignore_index=0, reduction="sum"), SCORES, LABELS % 2, "sum", None
+    ),
     "a sum over pixels, mean over examples": (lambda o, t: (o - t).square().sum(1).mean(), SCORES, NUMBERS, "examples", None),
     "missing targets": (over_present, SCORES, NUMBERS, "targets", math.nan),
     "zero is missing": (over_rated, SCORES, NUMBERS, "targets", 0),

@@ -90,7 +90,7 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
             continue
         with computing, autocast(precision, device), objective.noting() as noted:
             loss, own = objective.loss(descent.model, to_device(part, device))
-        weight = (counted if noted is None else objective.weight(part, size, noted)) if own is None else float(own)
+        weight = counted if noted is None and own is None else objective.weight_of(own, part, size, noted)
         if not weight:
             continue
         with descending:

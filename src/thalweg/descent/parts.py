@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thalweg.descent.rehearsal import Rehearsal
 from thalweg.landscape.loss_calls import LossCalls
@@ -17,9 +17,9 @@ from thalweg.landscape.loss_contracts import LossCall
 from thalweg.landscape.objective import Objective, loss_and_weight
 from thalweg.landscape.reduction import Reduction, called_reduction, called_weight, compare_parts, measure_reduction
 from thalweg.records.task import Task
-from thalweg.sampling import Source, StreamSource, count_examples
-from thalweg.sampling.opening import in_parts
-from thalweg.sampling.sources import seed_all
+from thalweg.sampling import Source, StreamSource, TensorSource, count_examples
+from thalweg.sampling.opening import first_batch, in_parts
+from thalweg.sampling.sources import leaves, seed_all, tree_map
 
 SIZES = [3, 5]  # examples of two unequal parts, so that a mean of the parts' means shows
 NOISE = 0.1  # standard deviation of what moves weights
@@ -64,13 +64,17 @@ def _stated_by_calls(calls: Sequence[LossCall]) -> Reduction | None:
 def function_reduction(
     function: Callable[[nn.Module, Any], Any], model: nn.Module, source: Source, device: torch.device
 ) -> Reduction:
-    """Find the reduction of a task's own `step` or `evaluate`: "unknown" for a stream, or where it fails on a part."""
-    if isinstance(source, StreamSource) or len(source) < sum(SIZES):
+    """Find the reduction of a task's own `step` or `evaluate`: "unknown" where it fails on a part.
+
+    Of a stream it is that of the rows of a first batch; "unknown" where that cannot be cut.
+    """
+    examples = _rows(source, device) if isinstance(source, StreamSource) else source
+    if examples is None or len(examples) < sum(SIZES):
         return Reduction("unknown")
 
     def measured(*parts: Sequence[int]) -> list[_Measured]:
         results: list[_Measured] = []
-        for number, batch in enumerate(in_parts(source, parts, device)):
+        for number, batch in enumerate(in_parts(examples, parts, device)):
             seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
             with LossCalls() as noted:
                 loss, weight = loss_and_weight(function(model, batch), "step")
@@ -79,11 +83,20 @@ def function_reduction(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a part makes the user's code warn of says nothing of training
-        found = _measure(len(source), measured)
+        found = _measure(len(examples), measured)
         if found.kind == "unknown":
             with _moved_weights(model):
-                found = _measure(len(source), measured)
+                found = _measure(len(examples), measured)
         return found
+
+
+def _rows(stream: StreamSource, device: torch.device) -> TensorSource | None:
+    """Give the rows of a stream's first batch as examples; None where it does not consist of tensors of one length."""
+    batch, others = first_batch(stream, device), list[Any]()
+    tree_map(lambda leaf: None if isinstance(leaf, Tensor) and leaf.ndim else others.append(leaf), batch)
+    if others or len({len(leaf) for leaf in leaves(batch)}) != 1:
+        return None
+    return TensorSource(batch)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from thalweg.descent.precision import autocast
 from thalweg.descent.problem import Problem, open_task, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import wants_gradient
-from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, in_evaluation_mode, validate
+from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, in_evaluation_mode, training_size, validate
 from thalweg.errors import ArgumentError, DataError, TaskError, ThalwegError
 from thalweg.landscape.objective import TARGET_KEYS, Casts, Objective, describe
 from thalweg.records.plan import Plan
@@ -182,8 +181,8 @@ def validate_model(problem: Problem, model: nn.Module, plan: Plan | None = None)
     """Give the validation figures of a model outside of a descent; `plan`: with which it was trained, if it was."""
     plan = plan or Plan()
     with preserve_process_state():
-        micro = None if plan.batch_size is None else math.ceil(plan.batch_size / plan.accumulate)
-        return validate(problem.with_own_loss(), model, plan.precision, seed=plan.seed, training_size=micro)
+        size = None if plan.batch_size is None else training_size(problem, plan.batch_size, plan.accumulate)
+        return validate(problem.with_own_loss(), model, plan.precision, seed=plan.seed, training_size=size)
 
 
 def training_sample(problem: Problem) -> Problem | None:

@@ -32,7 +32,7 @@ from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, wit
 from thalweg.landscape.own_copy import in_turn, own_copies
 from thalweg.landscape.reduction import Reduction
 from thalweg.objects.state import ObjectState
-from thalweg.records.task import Metric, Task
+from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, check_weights, mix
 from thalweg.sampling.arrays import as_tensor
@@ -65,7 +65,6 @@ class Problem:
     - `takes_nonfinite`: whether the data hold NaN or infinity with which the loss is finite all the same.
     - `last_batch_fails`: why no step can be taken on the last batch of the user's loader, which is smaller; else empty.
     - `notes`: what the user should know about data and model.
-    - `metrics`: the task's, or a run's own copies of them.
     """
 
     task: Task
@@ -81,17 +80,12 @@ class Problem:
     takes_nonfinite: bool = False
     last_batch_fails: str = ""
     notes: tuple[str, ...] = field(default=())
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def with_own_loss(self) -> Problem:
         """Give the problem with copies of a loss and of metrics that have a state, so that several runs do not share it."""
-        own = self.objective.with_own_loss(self.device)
-        return replace(
-            self,
-            objective=own,
-            validation_objective=self.validation_objective.of(own.task),
-            metrics=own_copies(self.task.metrics),
-        )
+        own = self.objective.with_own_loss(self.device).task
+        own = replace(own, metrics=own_copies(self.task.metrics))
+        return replace(self, objective=self.objective.of(own), validation_objective=self.validation_objective.of(own))
 
     @property
     def count(self) -> int | None:
@@ -177,7 +171,6 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         bool(nonfinite) or evaluation.takes_nonfinite,
         last_batch_fails,
         tuple(notes),
-        dict(task.metrics),
     )
 
 

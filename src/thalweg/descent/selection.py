@@ -15,7 +15,7 @@ from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import BestWeights, Descent, clone_into
 from thalweg.descent.their_objects import STEPPING, of_model
-from thalweg.descent.validation import LARGEST_BATCH, validate
+from thalweg.descent.validation import LARGEST_BATCH, training_size, validate
 from thalweg.records.task import Task
 from thalweg.records.weights import load_model_state, model_state
 
@@ -101,7 +101,8 @@ def measure(descent: Descent) -> dict[str, float]:
     # Where training ran out of memory (and split its batches), a large validation batch would too.
     split = descent.accumulate != plan.accumulate
     micro = min(LARGEST_BATCH, descent.batches.micro_batch_size) if split else LARGEST_BATCH
-    return validate(descent.problem, descent.model, plan.precision, micro, plan.seed, descent.batches.micro_batch_size)
+    size = training_size(descent.problem, descent.batches.batch_size, descent.accumulate)
+    return validate(descent.problem, descent.model, plan.precision, micro, plan.seed, size)
 
 
 def _measure_and_compare(descent: Descent, *, average: bool) -> dict[str, float]:

@@ -86,7 +86,7 @@ def validate(
         micro: examples per batch of other data; memory that runs out halves it, and the loader's batches, where the loss of a
             batch follows from those of its parts.
         seed: of what model and data draw.
-        training_size: examples per batch in training, which are used where another size would have another loss.
+        training_size: examples of a training loss (see the function), used where another size would have another loss.
 
     Raises DataError where the loss is not finite because of NaN in the data, or the data do not end, TaskError where a metric
     fails or memory runs out.
@@ -105,6 +105,12 @@ def validate(
                 ) from error
         release(problem.device)
         own, micro = False, micro // 2
+
+
+def training_size(problem: Problem, batch_size: int, accumulate: int) -> int:
+    """Give the examples of a training loss: a sum's are all of a step's, those of a loss that compares examples are of a part."""
+    summed = problem.validation_objective.reduction.kind == "sum"
+    return batch_size if summed else math.ceil(batch_size / accumulate)
 
 
 def hold_sample(problem: Problem, training_size: int) -> None:
@@ -194,7 +200,7 @@ class _Totals:
 def _validate(
     problem: Problem, model: nn.Module, precision: str, micro: int, own: bool, seed: int, nominal: int
 ) -> dict[str, float]:
-    metrics = problem.metrics if problem.validation is not None else {}
+    metrics = problem.validation_objective.task.metrics if problem.validation is not None else {}
     with in_turn(problem.task.metrics if metrics else {}, metrics):
         return _validate_in_turn(problem, model, precision, micro, own, seed, nominal, metrics)
 
@@ -293,8 +299,7 @@ def _measure(problem: Problem, model: nn.Module, batch: Any, size: int, with_out
     objective = problem.validation_objective
     with naming_errors(own, "in validation"), objective.noting() as noted:
         loss, weight, pair, figures = _evaluate(problem, model, batch, with_outputs)
-    weight = objective.weight(batch, size, noted) if weight is None else float(weight)
-    return _Measured(float(loss.detach()), weight, detached(pair), figures)
+    return _Measured(float(loss.detach()), objective.weight_of(weight, batch, size, noted), detached(pair), figures)
 
 
 def _evaluate(

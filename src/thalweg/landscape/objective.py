@@ -105,6 +105,12 @@ class Objective:
         target = self.split(batch)[2] if self.reduction.kind == "targets" else None
         return self.reduction.weight(target, size)
 
+    def weight_of(self, own: float | Tensor | None, batch: Any, size: int, noted: LossCalls | None = None) -> float:
+        """Give the weight as `weight` does, or the one that the task's own function returned; a sum's parts all weigh 1."""
+        if own is None or self.reduction.kind == "sum":
+            return self.weight(batch, size, noted)
+        return float(own)
+
     def noting(self) -> LossCalls | nullcontext[None]:
         """Within, PyTorch's losses are noted where a batch's weight follows from their calls; see `weight`."""
         return LossCalls() if self.reduction.kind == "calls" else nullcontext()

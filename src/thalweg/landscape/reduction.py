@@ -109,8 +109,10 @@ def loss_option(loss: Any, name: str, default: Any = None) -> Any:
 def stated_reduction(loss: Any, target: Any = None) -> Reduction:
     """Give what a loss says of itself: PyTorch's losses on classes leave out ignored targets and weigh classes.
 
-    With probabilities as targets they do neither.
+    With probabilities as targets they do neither. Any of PyTorch's losses may say that it is a sum.
     """
+    if loss_option(loss, "reduction") == "sum":
+        return Reduction("sum")
     if not is_class_loss(loss) or (isinstance(target, Tensor) and target.is_floating_point()):
         return Reduction()
     weights = loss_option(loss, "weight")
@@ -142,11 +144,11 @@ def measure_reduction(
     outputs or targets cannot be cut, the loss draws random numbers, or it fails on a part.
     """
     stated = stated or stated_reduction(loss, target)
-    if not isinstance(target, Tensor):
+    if not isinstance(target, Tensor) and stated.kind != "sum":
         stated = Reduction()  # it tells of a tensor that the loss makes of these
     rows = _common_length(output, target)
     if rows is None or rows < 2:
-        return stated if stated.kind == "targets" else Reduction("unknown")
+        return stated if stated.kind in ("targets", "sum") else Reduction("unknown")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a part makes the user's loss warn of says nothing of training
         some = slice(0, min(rows, MOST_ROWS))
@@ -168,7 +170,7 @@ def _measure(
                 break
     # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
     found = _compare(loss, output, target, Reduction() if rows_are_examples else Reduction("targets"))
-    return stated if found.kind == "unknown" and stated.kind == "targets" else found
+    return stated if found.kind == "unknown" and stated.kind in ("targets", "sum") else found
 
 
 def _possible(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> Iterator[Reduction]:
@@ -197,6 +199,8 @@ def _compare(loss: Callable[[Any, Any], Any], output: Any, target: Any, candidat
         weights = [candidate.weight(t, size) for _, t, size in split]
     except Exception:
         return Reduction("unknown")
+    if candidate.kind == "targets" and min(weights) <= 0:
+        return Reduction("unknown")  # a sum, too, is the loss of the other part
     return _agreeing(whole, losses, candidate, weights)
 
 
@@ -264,7 +268,8 @@ def _in_single_precision(leaf: Any) -> Any:
 def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> tuple[Any, Any]:
     """Sort rows by their losses, so that the parts have different ones: else the root of a mean would pass for a mean.
 
-    Rows whose targets are all ignored, so that they have no loss, are left out.
+    Rows whose targets are all ignored, so that they have no loss, are left out. Where that loss is zero, as of a sum, they come
+    last: a part of such rows alone tells nothing.
     """
     rows = len(leaves(target)[0])
     if sum(leaf.numel() for leaf in leaves(output)) > MOST_NUMBERS:
@@ -274,7 +279,8 @@ def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any) -
             singles = [float(loss(_rows(output, slice(i, i + 1)), _rows(target, slice(i, i + 1)))) for i in range(rows)]
     except Exception:
         return output, target  # this loss takes no single row
-    places = sorted((row for row in range(rows) if math.isfinite(singles[row])), key=lambda row: singles[row])
+    finite = [row for row in range(rows) if math.isfinite(singles[row])]
+    places = sorted(finite, key=lambda row: (singles[row] == 0, singles[row]))
     if len(places) < 3:
         return output, target
     return _taken(output, places), _taken(target, places)
