@@ -140,9 +140,7 @@ def resume_in(
         damage = history.damage()
         _restore(descent, recorder, loaded)
         for text in damage:
-            recorder.progress.event(
-                descent.step, "warning", text
-            )  # whoever opens the run finds it in the history itself
+            recorder.show(descent.step, "warning", text)  # whoever opens the run finds it in the history itself
         _take_over_plan(descent, recorder, before.plan)
         if before.task.data is not None and before.task.data.is_count:
             message = "The run was begun by an earlier version, which kept no sums of its data: only their number was compared."

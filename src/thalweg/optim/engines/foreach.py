@@ -96,9 +96,7 @@ def _compile(step: Callable[..., Any]) -> Callable[..., Any]:
             except _compile_errors() as error:  # raised before any tensor was written
                 can_run = False
                 what = str(error).strip().splitlines()[0]
-                warn(
-                    f"torch could not compile the optimiser's step, which goes on uncompiled: {what}", stacklevel=2
-                )
+                warn(f"torch could not compile the optimiser's step, which goes on uncompiled: {what}", stacklevel=2)
         return step(*given)
 
     return run
