@@ -209,6 +209,18 @@ def test_callbacks_go_on_where_they_were_and_no_rollback_undoes_what_they_saw(tm
     assert later.seen == list(range(1, 31))
 
 
+def test_a_callback_of_a_resumed_run_may_look_at_what_a_step_counts(tmp_path):
+    def stop(model, figures):
+        if figures.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        tw.train(fresh("global"), plan(), out=tmp_path / "run", progress=False, on_step=stop)
+    seen, task = [], fresh("global")
+    tw.resume(tmp_path / "run", task, progress=False, on_step=lambda model, figures: seen.append(CALLS))
+    assert seen == list(range(6, 31))
+
+
 def test_what_cannot_be_kept_is_named_before_the_run():
     noise = (random.random() for _ in iter(int, 1))
 

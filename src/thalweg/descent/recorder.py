@@ -308,8 +308,9 @@ class Recorder:
 
     def restore(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
         """Take a descent to where a checkpoint was written. Raises CheckpointError where it is of another model."""
-        lost = descent.load_state_dict(loaded.state)
-        lost += self.callbacks.objects.write(loaded.state.get("callbacks", {}))
+        # Callbacks first: what they share with a step, and what this time other callbacks reach, is the step's.
+        lost = self.callbacks.objects.write(loaded.state.get("callbacks", {}))
+        lost += descent.load_state_dict(loaded.state)
         if lost:
             self.warn(loaded.step, not_put_back(lost))
         self._compare_process(descent, loaded)
