@@ -9,6 +9,7 @@ from torch import nn
 import thalweg as tw
 from thalweg.errors import CheckpointError, RunError
 from thalweg.records import checkpoint
+from thalweg.records.history import History
 from thalweg.records.run import HistoryColumns, Run
 
 X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
@@ -67,6 +68,17 @@ def test_best_weights_of_another_time_are_refused(finished, tmp_path):
         CheckpointError, match=r"best holds the weights of step 99, but the run ended with those of step \d"
     ):
         _ = Run.open(tmp_path / "run", task()).model
+
+
+def test_a_history_that_lacks_its_last_steps_or_all_is_told(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    assert Run.open(folder).events == Run.open(finished.folder).events
+    (folder / "history.sqlite").write_bytes(b"")
+    assert "The figures before step 7 are lost" in Run.open(folder).events[-1].message
+    (folder / "history.sqlite").unlink()
+    with History(folder) as history:
+        history.append(3, {"loss": 1.0})
+    assert "The figures from step 4 to step 7 are lost" in Run.open(folder).events[-1].message
 
 
 def test_the_history_is_a_frame(finished):

@@ -25,7 +25,7 @@ from thalweg.errors import CheckpointError, DivergedError, Interrupted, PlanErro
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
-from thalweg.records.history import FILE, History
+from thalweg.records.history import History
 from thalweg.records.json_values import without_tuples
 from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
@@ -138,7 +138,7 @@ def resume_in(
     with folder.open_history() as history:
         recorder = Recorder(folder, history, (), progress, callbacks, inputs)
         damage = history.damage()
-        _restore(descent, recorder, loaded)
+        _restore(descent, recorder, loaded, [] if loaded is None else history.lost(loaded.step))
         for text in damage:
             recorder.show(descent.step, "warning", text)  # whoever opens the run finds it in the history itself
         _take_over_plan(descent, recorder, before.plan)
@@ -240,19 +240,16 @@ def _newest_checkpoint(folder: RunFolder) -> checkpoint.Loaded | None:
         return None
 
 
-def _restore(descent: Descent, recorder: Recorder, loaded: checkpoint.Loaded | None) -> None:
-    """Take the descent to where the checkpoint was written; without one it starts from step 0."""
-    steps = recorder.history.columns()["step"]
+def _restore(descent: Descent, recorder: Recorder, loaded: checkpoint.Loaded | None, lost: Sequence[str]) -> None:
+    """Take the descent to where the checkpoint was written, without one to step 0; `lost` says what its history lacks."""
     if loaded is None:
+        steps = recorder.history.columns()["step"]
         if len(steps):
             message = f"There was no checkpoint yet, so the run starts anew; it had come to step {int(steps[-1])}."
             recorder.event(0, "note", message)
             recorder.supersede(-1)
         return
-    for message in loaded.messages:
-        recorder.event(loaded.step, "note", message)
-    if not len(steps):
-        message = f"The figures before step {loaded.step} are lost: there was no {FILE}."
+    for message in (*loaded.messages, *lost):
         recorder.event(loaded.step, "note", message)
     recorder.restore(descent, loaded)
     recorder.event(loaded.step, "resume", f"Went on from step {loaded.step}.")

@@ -391,6 +391,21 @@ class History:
             for _, block in sorted(found)
         ]
 
+    def lost(self, reached: int) -> list[str]:
+        """Say which steps have no row, of a run that is known to have come to step `reached`.
+
+        A file that was emptied or put back from an older copy, or whose write-ahead log was damaged, lacks its last rows and is
+        whole otherwise.
+        """
+        sql = "SELECT coalesce(max(step), -1) FROM figures"
+        last = max([-1, *(row[0] for row in self._read(lambda connection: _all(connection, sql)))])
+        if last >= reached or reached == 0:
+            return []
+        which = "before" if last < 0 else f"from step {last + 1:,} to"
+        return [
+            f"The figures {which} step {reached:,} are lost: {FILE} was removed, damaged or replaced by an older one."
+        ]
+
     def segments(self) -> list[Segment]:
         """List the segments, in order."""
         return self._read(_segments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,8 @@ class Run:
         status = files.read_status()
         with files.open_history(readonly=True) as history:
             figures, events = HistoryColumns(history.columns()), history.events()
-            events += [Event(0, "warning", text, {}, 0, False) for text in history.damage()]
+            faults = history.damage() + history.lost(_reached(files, status))
+            events += [Event(0, "warning", text, {}, 0, False) for text in faults]
         return Run(
             plan=files.read_plan(),
             history=figures,
@@ -174,6 +176,14 @@ class Run:
             task=task,
             trust=trust,
         )
+
+
+def _reached(folder: RunFolder, status: Mapping[str, Any]) -> int:
+    """Give the step that a run came to, by its status and its checkpoints."""
+    steps = [status["summary"].get("steps", 0)]
+    with suppress(CheckpointError):  # something else is in the place of their folder
+        steps += checkpoint.steps(folder.checkpoints_path)
+    return max((step for step in steps if isinstance(step, int)), default=0)
 
 
 def _above(module: str) -> Any:
