@@ -19,7 +19,7 @@ VALUES = [
     *([1, [2.5, None]], (1, "a"), {1, 2}, frozenset({3}), {"a": 1, 2: (3,), (4, 5): [6]}, Pair(1, [2])),
     *(deque([1, 2], maxlen=2), defaultdict(list, {"a": [1]}), OrderedDict(b=1, a=2), Counter("aab")),
     *(np.float32(0.1), np.arange(6).reshape(2, 3), np.array(2.5), np.array(["a", "bc"]), np.array([True])),
-    *(torch.arange(3.0), torch.tensor(True), torch.randn(2, 2).bfloat16(), [torch.ones(2), {"a": torch.zeros(())}]),
+    *(torch.arange(3.0), torch.tensor(True), torch.ones(2).bfloat16(), [torch.ones(2), {"a": torch.zeros(())}]),
 ]
 
 
