@@ -105,6 +105,15 @@ def printable(text: str) -> str:
     )
 
 
+def is_storable(text: str) -> bool:
+    r"""Tell whether a text can be written anywhere: without null characters, and without halves of a surrogate pair.
+
+    >>> is_storable("é"), is_storable("a\0b"), is_storable("\ud800")
+    (True, False, False)
+    """
+    return not any(c == "\0" or unicodedata.category(c) == "Cs" for c in text)
+
+
 def group_digits(text: str) -> str:
     """Group the digits of counts of steps, examples and updates in a sentence, as `format_count` does.
 

@@ -28,6 +28,7 @@ from thalweg.descent.target_check import check_targets
 from thalweg.descent.their_objects import as_found, counting_data, not_kept, objects_of
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import DataError, TaskError, few
+from thalweg.formatting import is_storable
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
 from thalweg.landscape.own_copy import in_turn, own_copies
 from thalweg.landscape.reduction import Reduction
@@ -201,6 +202,9 @@ def build_model(task: Task, seed: int, device: torch.device) -> nn.Module:
         raise TaskError(
             "The model has weights without values (device 'meta'). Give it values first: model.to_empty(…)."
         )
+    unwritable = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if not is_storable(name)]
+    if unwritable:
+        raise TaskError(f"The weight {unwritable[0]!r:.80} has a name that no file takes. Rename it.")
     model = model.to(device)
     make_writable(model)
     if (

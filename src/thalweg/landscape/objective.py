@@ -15,6 +15,7 @@ from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
 from thalweg.errors import DataError, TaskError
+from thalweg.formatting import is_storable
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LOSSES, LossCall, misfits
 from thalweg.landscape.own_copy import own_copy
@@ -268,7 +269,8 @@ def figures_of(result: StepResult, function: str) -> Mapping[str, Any]:
     """Give the figures of (loss, weight, figures), none for another result. Raises TaskError where they are no table of them."""
     figures = result[2] if isinstance(result, tuple) and len(result) == 3 else {}
     if not isinstance(figures, Mapping) or any(
-        not isinstance(n, str) or n == "loss" or "/" in n for n in cast("Mapping[Any, Any]", figures)
+        not isinstance(n, str) or n == "loss" or "/" in n or not is_storable(n)
+        for n in cast("Mapping[Any, Any]", figures)
     ):
         raise TaskError(
             f"`{function}` returned {figures!r:.80} as the third of (loss, weight, figures). Give a table of numbers by names,"

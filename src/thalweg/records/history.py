@@ -215,6 +215,9 @@ class History:
             text = json.dumps(json_values.encode(dict(data or {})), allow_nan=False)
         except json_values.NotJsonError as error:
             raise RunError(f"the data of the event {kind!r} cannot be stored: {error}") from error
+        message = message.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # an error's text may hold halves of surrogate pairs
         with self._lock:
             self._events.append((int(step), kind, message, text))
             self._try_to_flush()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.errors import TaskError, ThalwegError, error_text, nearest
+from thalweg.formatting import is_storable
 from thalweg.records import files, task_files, trust
 from thalweg.records.names import checks_names, suggestion
 from thalweg.records.toml_text import parse_toml
@@ -399,6 +400,8 @@ def _check_metrics(task: Task) -> None:
             raise TaskError(f"Metric '{name}' is the class {metric.__name__}. Give an instance: {metric.__name__}().")
         if not callable(metric) and not isinstance(metric, StreamingMetric):
             raise TaskError(f"Metric '{name}' is neither a function nor an object with reset, update and compute.")
+        if not is_storable(name):
+            raise TaskError(f"A metric cannot be called {name!r:.80}: it has characters that no file takes. Rename it.")
         if name == "loss" or "/" in name:
             raise TaskError(
                 f"A metric cannot be called '{name}': 'loss' is taken and '/' separates columns. Rename it."
