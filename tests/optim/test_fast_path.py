@@ -39,7 +39,9 @@ def takes_fast_path(optimizer):
 
 
 def everything(weights, optimizer):
-    return [t.detach().clone() for w in weights for t in (w, *optimizer.state[w].values())]
+    states = [optimizer.state.get(w, {}) for w in weights]
+    tensors = [t for w, held in zip(weights, states, strict=True) for t in (w, *(held[key] for key in sorted(held)))]
+    return [t.detach().clone() for t in tensors]
 
 
 @pytest.mark.parametrize("rule", FAST)
@@ -180,7 +182,86 @@ def _other_rule(weights, optimizer):
     optimizer.param_groups[0] |= {"betas": (0.9, 0.99)}
 
 
+class Marked(torch.Tensor):
+    """A subclass that is no other than a tensor."""
+
+
+def _gradient_of_subclass(weights, optimizer):
+    weights[0].grad = weights[0].grad.as_subclass(Marked)
+
+
+def _gradient_with_sign_turned(weights, optimizer):
+    weights[0].grad = torch._neg_view(weights[0].grad)
+
+
+def _gradient_in_a_larger_tensor(weights, optimizer):
+    weights[1].grad = torch.linspace(-1, 1, 99)[7:23].view(4, 4)
+
+
+def _gradient_is_the_weights(weights, optimizer):
+    weights[0].grad = weights[0].data
+
+
+def _gradient_is_other_weights(weights, optimizer):
+    weights[0].grad = torch.as_strided(weights[1].data, (6, 4), (2, 1))
+
+
+def _gradient_is_moved_weights(weights, optimizer):
+    weights[2].grad = weights[0].data.view(-1)[3:7]
+
+
+def _gradient_is_whole_other_weights(weights, optimizer):
+    weights.append(torch.nn.Parameter(torch.ones(4)))
+    optimizer.param_groups[1]["params"].append(weights[-1])
+    weights[-1].grad = weights[2].data
+
+
+def _gradient_is_state(weights, optimizer):
+    weights[0].grad = optimizer.state[weights[0]].get("exp_avg_sq")
+
+
+def _gradient_is_anothers(weights, optimizer):
+    weights[1].grad = weights[0].grad[:4]
+
+
+def _gradient_asks_for_gradients(weights, optimizer):
+    weights[0].grad = weights[0].grad.clone().requires_grad_()
+
+
+def _double_gradient(weights, optimizer):
+    weights[0].grad_dtype = None
+    weights[0].grad = weights[0].grad.double()
+
+
+def _whole_gradient(weights, optimizer):
+    weights[0].grad_dtype = None
+    weights[0].grad = torch.ones(6, 4, dtype=torch.int32)
+
+
+def _complex_gradient(weights, optimizer):
+    weights[3].grad_dtype = None
+    weights[3].grad = torch.tensor(1j)
+
+
+def _gradient_cut_short(weights, optimizer):
+    weights[1].grad.untyped_storage().resize_(40)
+
+
+def _weights_cut_short(weights, optimizer):
+    kept = weights[0].detach().clone()
+    for left in (0, 96, 48, 40):
+        weights[0].untyped_storage().resize_(left)
+    try:
+        optimizer.step()
+    finally:
+        weights[0].data = kept
+
+
 EVENTS = [
+    *(_gradient_of_subclass, _gradient_with_sign_turned, _gradient_in_a_larger_tensor, _gradient_is_the_weights),
+    *(_gradient_is_other_weights, _gradient_is_moved_weights, _gradient_is_whole_other_weights, _gradient_is_state),
+    *(_gradient_is_anothers, _gradient_asks_for_gradients, _double_gradient, _whole_gradient, _complex_gradient),
+    *(_gradient_cut_short, _weights_cut_short),
     *(_new_rate, _rates_apart, _rate_tensor, _new_decay, _new_constants, _climb, _no_clip, _clip_value, _measure),
     *(_cautious, _new_memory, _turned, _turned_gradient, _spread_gradient, _no_gradient, _nan, _tiny),
     *(
@@ -198,8 +279,8 @@ EVENTS = [
 ]
 
 
-def stepped_through(events, *, fast):
-    weights, optimizer = made(on_nonfinite="skip")
+def stepped_through(events, *, fast, **options):
+    weights, optimizer = made(on_nonfinite="skip", **options)
     original = fast_path.FastPath.after_step
     if not fast:
         fast_path.FastPath.after_step = staticmethod(lambda *_: None)
@@ -207,9 +288,13 @@ def stepped_through(events, *, fast):
         records = []
         for event in events:
             set_gradients(weights)
-            if event is not None:
-                event(weights, optimizer)
-            optimizer.step()
+            try:
+                if event is not None:
+                    event(weights, optimizer)
+                optimizer.step()
+            except RuleError as refused:
+                records.append(str(refused))
+                continue
             records.append((optimizer.last.gradient_norm, optimizer.last.skipped, optimizer.skips))
         return everything(weights, optimizer), records
     finally:
@@ -227,6 +312,14 @@ def test_an_event_between_two_fast_steps_has_the_effect_it_has_on_the_general_pa
 def test_any_sequence_of_events_does(events):
     events = [None, *events]
     _same(stepped_through(events, fast=True), stepped_through(events, fast=False))
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_the_tensor_engine_gives_the_same_or_refuses_the_same(event):
+    events = [None, None, event, None, None]
+    one, other = stepped_through(events, fast=True), stepped_through(events, fast=True, engine="tensors")
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert [one for one in one[1] if isinstance(one, str)] == [one for one in other[1] if isinstance(one, str)]
 
 
 def _same(one, other):

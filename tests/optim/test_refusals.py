@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -191,20 +192,49 @@ def test_a_view_that_turns_signs_is_refused_since_its_memory_holds_other_numbers
     assert "other shows memory with its sign turned" in beside_ones(turned(), engine)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.float8_e4m3fn], ids=str)
+def quantised(ones):
+    with warnings.catch_warnings(action="ignore"):  # deprecated
+        return torch.quantize_per_tensor(ones, 0.1, 0, torch.qint8)
+
+
+def batched(ones):
+    """A gradient as `torch.vmap` has it, which got out."""
+    found = []
+    torch.vmap(lambda one: found.append(one) or one)(torch.stack([ones, ones]))
+    return found[0]
+
+
+NO_GRADIENTS = {
+    **{str(d): (lambda ones, d=d: ones.to(d), f"the gradient of w is {d}; it can be one of float64, float32")
+       for d in (torch.int32, torch.int64, torch.bool, torch.float8_e4m3fn)},
+    "complex": (lambda ones: ones.to(torch.complex64), r"w is of shape \(\d+,\), but its gradient of shape \(\d+,\) \(complex\)"),
+    "quantised": (quantised, "the gradient of w is torch.qint8; it can be one of"),
+    "of torch.func": (batched, "the gradient of w is a tensor of torch.func"),
+    "sparse": (torch.Tensor.to_sparse, "The gradient of w is sparse, which adamw does not take"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [0, 1, 3], ids="after {} steps".format)
+@pytest.mark.parametrize("kind", NO_GRADIENTS)
 @pytest.mark.parametrize("shape", [(4,), (40_000,)], ids=str)
 @both_engines
-def test_a_gradient_that_is_no_real_number_is_refused(engine, shape, dtype):
+def test_what_is_no_gradient_is_refused_at_every_step(engine, shape, kind, before):
     w = torch.ones(shape)
     w.grad_dtype = None  # what torch lets through from then on
     optimizer = optim.AdamW([("w", w)], engine=engine)
-    w.grad = torch.ones(shape).to(dtype)
-    with pytest.raises(RuleError, match=f"^the gradient of w is {dtype}; it can be one of float64, float32"):
+    for _ in range(before):
+        w.grad = torch.ones(shape)
         optimizer.step()
-    assert torch.equal(w, torch.ones(shape))
+    make, words = NO_GRADIENTS[kind]
+    kept = w.clone()
+    w.grad = make(torch.ones(shape))
+    for _ in range(2):
+        with pytest.raises(RuleError, match=f"^{words}"):
+            optimizer.step()
+    assert torch.equal(w, kept)
     w.grad = torch.ones(shape)
     optimizer.step()
-    assert (w < 1).all()
+    assert (w < kept).all()
 
 
 @pytest.mark.parametrize("shape", [(0,), (4, 0), (0, 3), (2, 0, 3)], ids=str)
@@ -285,6 +315,23 @@ def complex_now(run):
     run.last.grad = torch.ones_like(run.last)
 
 
+def gradient_behind_the_end(run):
+    """A gradient far into a storage that is as large as other gradients', so that it reaches beyond it."""
+    run.last.grad = torch.ones(24)[12:].view(4, 3)
+    lose(run.last.grad, 48)
+
+
+def weights_shortened_where_they_are(run):
+    """Made shorter several times, a storage may come to lie where it was."""
+    for left in (0, 48, 24, 20, 16):
+        lose(run.last, left)
+
+
+def state_shortened(run):
+    lose(run.optimizer.state[run.params[1]]["exp_avg"], 400)
+    run.optimizer.state[run.params[1]]["exp_avg"].untyped_storage().fill_(0)
+
+
 SPOILS = {
     "shape, with a new gradient": (
         another_shape,
@@ -310,6 +357,18 @@ SPOILS = {
     "freed gradient": (
         lambda run: lose(run.last.grad),
         r"the memory of the gradient of layer2\.weight has been freed: 0 bytes are left of 48",
+    ),
+    "gradient cut short": (
+        lambda run: lose(run.last.grad, 44),
+        r"the memory of the gradient of layer2\.weight has been freed: 44 bytes are left of 48",
+    ),
+    "gradient behind the end": (
+        gradient_behind_the_end,
+        r"the memory of the gradient of layer2\.weight has been freed: 48 bytes are left of 96",
+    ),
+    "weights cut short": (
+        weights_shortened_where_they_are,
+        r"the memory of layer2\.weight has been freed: 16 bytes are left of 48",
     ),
 }
 
@@ -426,6 +485,17 @@ def test_a_matrix_that_became_a_vector_is_refused_where_its_state_was_a_matrixs(
     run.feel()
     flattened(run)
     with pytest.raises(RuleError, match=r"layer2\.weight has become shape \(12,\), but its state `row_var` is of"):
+        run.optimizer.step()
+
+
+@both_engines
+def test_state_whose_memory_was_cut_short_is_refused_by_name(engine):
+    run = Run(engine)
+    run.feel()
+    state_shortened(run)
+    with pytest.raises(
+        RuleError, match=r"the state `exp_avg` of layer1\.weight has been freed: 400 bytes are left of 160000"
+    ):
         run.optimizer.step()
 
 

@@ -11,25 +11,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from thalweg.optim.engines.bound_rule import BoundRule, ema_weight_at
 from thalweg.optim.engines.fused import FusedBlock
-from thalweg.optim.engines.metadata_guards import MetadataGuard
+from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, MetadataGuard
 from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
 
-_ADDRESS = Tensor.data_ptr
+_ADDRESS, _OFFSET, _VALUES = Tensor.data_ptr, Tensor.storage_offset, dict[str, Any].values
 
 
-class FastStep(NamedTuple):
-    """What is recorded of a step: the gradients' norm, what they were multiplied by, and each one's norm."""
-
-    total: float
-    scale: float
-    each: Sequence[float]
+FastStep = tuple[float, float, Sequence[float]]
+"""What is recorded of a step: the gradients' norm, what they were multiplied by, and each one's norm."""
 
 
 class SteppedOptimizer(Protocol):
@@ -59,8 +55,13 @@ class FastPath:
     ) -> None:
         self.block, self.group, self.decays = block, block_step.group, block_step.decays
         self.options = [_options(group) for group in optimizer.param_groups]
-        self.guard = MetadataGuard([*block.parameters, *gradients])
-        self.state_values = [*chain.from_iterable(map(dict[str, Any].values, optimizer.state.values()))]
+        self.state_values = [*chain.from_iterable(map(_VALUES, optimizer.state.values()))]
+        # What does not change its place from step to step: the weights, and what holds the state.
+        self.fixed = [*block.parameters, *block.allocations]
+        self.fixed_addresses, self.weight_addresses = [*map(_ADDRESS, self.fixed)], frozenset(block.addresses)
+        self.guard = MetadataGuard([*self.fixed, *gradients])
+        self.storage_bytes = [*map(STORAGE_BYTES, map(STORAGE, [*self.fixed, *gradients]))]
+        self.offsets = [*map(_OFFSET, gradients)]
 
     @staticmethod
     def after_step(block_steps: Sequence[BlockStep], optimizer: SteppedOptimizer) -> FastPath | None:
@@ -90,17 +91,22 @@ class FastPath:
         parameters, lr = self._unchanged_groups(groups)
         if parameters is None:
             return None
-        gradients = [p.grad for p in parameters]
-        tensors: list[Any] = parameters + gradients
+        gradients: list[Any] = [p.grad for p in parameters]
+        tensors = self.fixed + gradients
         if not self.guard.matches(tensors):
             return None
-        # Kernels read and write at these addresses unchecked: the weights must be where the block's arguments say, and 0 is the
-        # address of a tensor whose memory was freed.
-        addresses = [*map(_ADDRESS, tensors)]
-        count = len(parameters)
-        if addresses[:count] != block.addresses or 0 in addresses or not self._state_is_unchanged(optimizer.state):
+        # Kernels read and write at these addresses unchecked: weights and state must be where the block's arguments say, and no
+        # storage may have been made shorter. A gradient in the weights' memory would change while it is read.
+        addresses = [*map(_ADDRESS, gradients)]
+        if (
+            [*map(_ADDRESS, self.fixed)] != self.fixed_addresses
+            or [*map(STORAGE_BYTES, map(STORAGE, tensors))] != self.storage_bytes
+            or [*map(_OFFSET, gradients)] != self.offsets
+            or not self.weight_addresses.isdisjoint(addresses)
+            or not self._state_is_unchanged(optimizer.state)
+        ):
             return None
-        each = block.norms_at(addresses[count:])
+        each = block.norms_at(addresses)
         total = math.hypot(*each)
         if not UNDERFLOW <= total < math.inf:
             return None
@@ -109,7 +115,7 @@ class FastPath:
         ema_weight = None if ema is None else ema_weight_at(ema, block.steps_taken + 1)
         block.update(BoundRule(self.group, numbers, scale, None, ema_weight), self.decays)
         block.advance(numbers)
-        return FastStep(total, scale, each)
+        return total, scale, each
 
     def _unchanged_groups(self, groups: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor] | None, float]:
         """Give the groups' parameters and their common learning rate; None where groups have changed or differ in rate."""
@@ -123,12 +129,10 @@ class FastPath:
         return (parameters, lr) if _are_identical(parameters, self.block.parameters) else (None, 0.0)
 
     def _state_is_unchanged(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Tell whether the optimiser's state holds the same tensors at the same addresses, all with the same step count."""
-        entries = state.values()
-        if sum(map(len, entries)) != len(self.state_values):
-            return False
-        values = chain.from_iterable(map(dict[str, Any].values, entries))
-        return all(map(is_, values, self.state_values)) and self.block.state_has_not_moved()
+        """Tell whether the optimiser's state holds the same tensors, all with the same step count."""
+        return _are_identical([*chain.from_iterable(map(_VALUES, state.values()))], self.state_values) and (
+            self.block.have_same_step_count()
+        )
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, Any]:
@@ -145,6 +149,6 @@ def _has_tensor_option(group: Mapping[str, Any]) -> bool:
     return any(isinstance(option, Tensor) for option in flat)
 
 
-def _are_identical(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Tell whether two sequences hold the very same tensors."""
+def _are_identical(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Tell whether two sequences hold the very same objects."""
     return len(some) == len(others) and all(map(is_, some, others))

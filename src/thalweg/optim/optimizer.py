@@ -240,7 +240,8 @@ class Optimizer(torch.optim.Optimizer):
         if self._averaged:
             self._refuse_averaged("A step", "move the average, not the weights")
         if self._fast_path is not None and (fast := self._fast_path.step(self)) is not None:
-            self.skips, self._general_steps, self.last = 0, 0, StepRecord(fast.total, fast.scale, False, 0, fast.each)
+            total, scale, each = fast
+            self.skips, self._general_steps, self.last = 0, 0, StepRecord(total, scale, False, 0, each)
             return loss
         with torch.no_grad():
             group_steps = [one for group in self.param_groups for one in self._group_steps(group)]

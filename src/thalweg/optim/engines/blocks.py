@@ -19,6 +19,8 @@ from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, Array, as_real, uses_numpy
 from thalweg.optim.engines.interface import GroupStep, StateOf
+from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES
+from thalweg.optim.engines.validate import OWN_MEMORY
 from thalweg.rules.rule import Rule, State
 
 EMA = State("ema", "ema", "weights")
@@ -66,6 +68,10 @@ class Block:
         self.state_items: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
         self.state_entries: list[dict[str, Any] | None] = [None for _ in parameters]
         self.state_values: list[Any] = []  # the values of all those dicts, one after another
+        self.state_memory: list[
+            Tensor
+        ] = []  # those of them that are tensors with memory of their own, and the bytes of it
+        self.state_memory_bytes: list[int] = []
         self.owns_state = False
         if self.step_counts is not None:
             for items, step in zip(self.state_items, _as_tensor(self.step_counts).unbind(), strict=True):
@@ -92,7 +98,11 @@ class Block:
         """
         if [*map(METADATA, self.parameters)] != self.metadata:
             return False
-        return not self.owns_state or self.state_is_unchanged(state, same_entries)
+        if not self.owns_state:
+            return True
+        if [*map(STORAGE_BYTES, map(STORAGE, self.state_memory))] != self.state_memory_bytes:
+            return False
+        return self.state_is_unchanged(state, same_entries)
 
     def state_is_unchanged(self, state: StateOf, same_entries: bool) -> bool:
         """Tell whether the optimiser's state holds the very tensors that this block put there, all with the same step count."""
@@ -107,7 +117,7 @@ class Block:
                 for key, tensor in items:
                     if entry.get(key) is not tensor:
                         return False
-        return self._read_step_count()
+        return self.have_same_step_count()
 
     def adopt_state(self, state: StateOf) -> None:
         """Fill the block's state from `state` where that has any (after loading, say), else with the rule's initial values.
@@ -132,13 +142,15 @@ class Block:
                 entry[key] = tensor
             self.state_entries[i] = entry
         self.state_values = [value for entry in self.state_entries for value in (entry or {}).values()]
+        self.state_memory = [value for value in self.state_values if type(value) in OWN_MEMORY]
+        self.state_memory_bytes = [*map(STORAGE_BYTES, map(STORAGE, self.state_memory))]
         if self.is_device_resident:
             self.past_first_step.fill_(float(past_first_step))
             if self.step_counts is not None:
                 self.steps_taken.copy_(self.step_counts[0])
         else:
             self.past_first_step = past_first_step
-            self._read_step_count()
+            self.have_same_step_count()
 
     def release_gradients(self) -> None:
         """Keep no reference to the step's gradients."""
@@ -181,10 +193,10 @@ class Block:
             return dict(zip(self.carried_names, self.carried_values[0].unbind(), strict=True))
         return dict(zip(self.carried_names, self.carried_values[0].tolist(), strict=True))
 
-    def _read_step_count(self) -> bool:
-        """Take the step count from the tensors in the state, where somebody may have set it.
+    def have_same_step_count(self) -> bool:
+        """Tell whether all parameters have the same step count, and the same carried numbers; False where the count is none.
 
-        False where the count is none, or the parameters do not all have the same one, or the same carried numbers.
+        The block takes the count from the tensors in the state, where somebody may have set it.
         """
         if self.is_device_resident:  # reading it would synchronise host and device
             return True
@@ -193,6 +205,8 @@ class Block:
         if self.step_counts is None:
             return True
         counts = self.step_counts.tolist()
+        if counts.count(self.steps_taken) == len(counts):
+            return True
         if not 0 <= counts[0] < math.inf:
             return False
         if (

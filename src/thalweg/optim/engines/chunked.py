@@ -17,7 +17,6 @@ from thalweg.optim.engines.arithmetic import as_real, norm_dtype
 from thalweg.optim.engines.blocks import Block, PerTensorNorms
 from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for, gradient_ratio
 from thalweg.optim.engines.interface import GroupStep
-from thalweg.optim.engines.validate import check_memory_and_shapes
 from thalweg.optim.engines.workspace import WorkspaceTensor, unwrap
 from thalweg.rules.rule import State
 
@@ -41,7 +40,6 @@ class ChunkedBlock(Block):
     @np.errstate(all="ignore")
     def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Keep the gradient for `update`, and give its Euclidean norm."""
-        check_memory_and_shapes(self.parameters, gradients)
         self.gradient = as_real(gradients[0])
         return [_norm(self.gradient)]
 

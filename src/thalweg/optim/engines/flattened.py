@@ -19,7 +19,6 @@ from thalweg.optim.engines.arithmetic import as_real, norm_dtype
 from thalweg.optim.engines.blocks import Block, PerTensorNorms
 from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for, gradient_ratio, move_average_in_place
 from thalweg.optim.engines.interface import GroupStep
-from thalweg.optim.engines.validate import check_memory_and_shapes
 from thalweg.rules.rule import State
 
 CHUNK_BYTES = 1 << 16
@@ -50,7 +49,6 @@ class FlattenedBlock(Block):
     @np.errstate(all="ignore")
     def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[float] | Sequence[Tensor]:
         """Copy weights and gradients into the flat tensors, and give each gradient's Euclidean norm."""
-        check_memory_and_shapes(self.parameters, gradients)
         _copy([*self.weights, *self.gradients], [*self.parameters, *gradients])
         return self._norms(self.arrays[1], self.gradients)
 

@@ -18,9 +18,9 @@ from thalweg.optim.engines.arithmetic import Array, as_real
 from thalweg.optim.engines.blocks import METADATA, Block, PerTensorNorms, fill_state, has_rule_state
 from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for, second_moment_floor
 from thalweg.optim.engines.interface import GroupStep, StateOf
-from thalweg.optim.engines.metadata_guards import MetadataGuard
+from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, MetadataGuard
 from thalweg.optim.engines.thread_pool import run
-from thalweg.optim.engines.validate import OWN_MEMORY, check_memory_and_shapes, has_memory
+from thalweg.optim.engines.validate import OWN_MEMORY, has_memory
 from thalweg.rules.rule import State
 
 CHUNK = 1 << 16
@@ -101,8 +101,7 @@ class FusedBlock(Block):
         self.state_addresses = np.zeros(0, np.int64)
         self.allocations: list[Tensor] = []
         self.allocation_addresses: list[int] = []
-        # Gradients of these may be dense and contiguous and still be lazily negated or conjugated views.
-        self.may_be_lazy = [i for i, size in enumerate(self.sizes) if size == 1 or self.dtype.is_complex]
+        self.allocation_bytes: list[int] = []
         # The state tensors, by id, of the engine's earlier blocks: this one takes them over instead of copying them.
         self.reusable: dict[int, Tensor] = {}
         self.gradients: Sequence[Tensor] = ()
@@ -126,7 +125,7 @@ class FusedBlock(Block):
             self.weight_addresses[:] = addresses
         if not self.owns_state:
             return True
-        if [*map(_ADDRESS, self.allocations)] != self.allocation_addresses:
+        if not self._allocations_are_unchanged():
             owners = self.parameters * len(self.states)
             if not all(map(_are_alike, self.state_tensors, owners)) or not all(map(has_memory, self.state_tensors)):
                 return False
@@ -173,6 +172,7 @@ class FusedBlock(Block):
 
     def _read_state_addresses(self) -> None:
         self.allocation_addresses = [*map(_ADDRESS, self.allocations)]
+        self.allocation_bytes = [*map(STORAGE_BYTES, map(STORAGE, self.allocations))]
         self.state_addresses[:] = [*map(_ADDRESS, self.state_tensors)]
 
     def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[float]:
@@ -180,10 +180,7 @@ class FusedBlock(Block):
         if not self.can_read_in_place(gradients):
             gradients = self._in_layout_of_parameters(gradients)
         self.gradients = gradients  # the update reads them by address, so they must not be freed before it
-        addresses = [*map(_ADDRESS, gradients)]
-        if 0 in addresses:
-            check_memory_and_shapes(self.parameters, gradients)
-        return self.norms_at(addresses)
+        return self.norms_at([*map(_ADDRESS, gradients)])
 
     def norms_at(self, addresses: Sequence[int]) -> Sequence[float]:
         """Give the norms of the gradients at these addresses, whose layout is that of the parameters."""
@@ -191,20 +188,19 @@ class FusedBlock(Block):
         self._run(self.norms_launch)
         return self._roots(0)
 
-    def state_has_not_moved(self) -> bool:
-        """Tell whether the state is at the same addresses, and all parameters have the same step count."""
-        return [*map(_ADDRESS, self.allocations)] == self.allocation_addresses and self._read_step_count()
+    def _allocations_are_unchanged(self) -> bool:
+        """Tell whether the memory that holds the state is where it was, and as much as it was."""
+        return [*map(_ADDRESS, self.allocations)] == self.allocation_addresses and [
+            *map(STORAGE_BYTES, map(STORAGE, self.allocations))
+        ] == self.allocation_bytes
 
     def _in_layout_of_parameters(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Give gradients in their parameters' dtype and layout: as they are, or all copied where one has another.
 
-        A lazily negated or conjugated view (`is_neg`, `is_conj`) has other values than its memory. Among real tensors only one
-        of a single element can be such a view and still have its parameter's strides: `imag` of a conjugated tensor.
+        A lazily negated or conjugated view (`is_neg`, `is_conj`) has other values than its memory, and a subclass may have its
+        numbers elsewhere.
         """
-        if not self._have_same_layout(gradients) or any(
-            gradients[i].is_neg() or gradients[i].is_conj() for i in self.may_be_lazy
-        ):
-            check_memory_and_shapes(self.parameters, gradients)
+        if not self._have_same_layout(gradients) or not all(map(_is_as_in_memory, gradients)):
             return [*map(_like, gradients, self.parameters)]
         self.gradient_guard = MetadataGuard(gradients)
         return gradients
@@ -329,9 +325,14 @@ class FusedBlock(Block):
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
     """Give a gradient in its parameter's dtype and layout, copied where it is not so already."""
     alike = gradient.dtype is parameter.dtype and gradient.stride() == parameter.stride()
-    if alike and not gradient.is_conj() and not gradient.is_neg():
+    if alike and _is_as_in_memory(gradient):
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
+
+
+def _is_as_in_memory(tensor: Tensor) -> bool:
+    """Tell whether a tensor's values are the numbers in its memory."""
+    return type(tensor) in OWN_MEMORY and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _as_ctypes(array: Array, kind: type[Any]) -> Any:

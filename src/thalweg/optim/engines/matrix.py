@@ -13,7 +13,6 @@ from thalweg.optim.engines.arithmetic import copy_full, full_tensor, norm_dtype
 from thalweg.optim.engines.blocks import Block, PerTensorNorms
 from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for
 from thalweg.optim.engines.interface import GroupStep
-from thalweg.optim.engines.validate import check_memory_and_shapes
 from thalweg.rules.rule import State
 
 
@@ -32,7 +31,6 @@ class MatrixBlock(Block):
 
     def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Keep the gradient for `update`, and give its Euclidean norm."""
-        check_memory_and_shapes(self.parameters, gradients)
         gradient: Tensor = full_tensor(gradients[0])  # the equation needs all rows, whichever process holds them
         self.gradient = gradient
         return [_norm(gradient)]

@@ -1,4 +1,4 @@
-"""Metadata guards: whether tensors still have the type, dtype, device, layout, shape and strides they had, asked at every step.
+"""Guards: whether tensors still have the type, dtype, device, layout, shape, strides and memory they had, asked at every step.
 
 Where this PyTorch has the guards that `torch.compile` puts before compiled code, those are used: one call that takes 75 ns per
 tensor, where reading the same in Python takes 300.
@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+STORAGE, STORAGE_BYTES = Tensor.untyped_storage, torch.UntypedStorage.nbytes
+_OFFSET = Tensor.storage_offset
 
 
 class MetadataGuard:
@@ -19,6 +23,27 @@ class MetadataGuard:
         self.matches: Callable[[Sequence[Tensor]], bool] = _torch_guard(tensors) or _python_guard(tensors)
         """Whether tensors have this metadata. Never true where they do not; it may be false although they do, where a mode of
         torch's (autocast, say) has changed since."""
+
+
+class MemoryGuard:
+    """The metadata of some tensors as it is now, and how far their storages reach.
+
+    A storage can be made shorter under its tensors (`untyped_storage().resize_`), which then look as they did, while what lies
+    behind the storage's end belongs to others.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._has_metadata = MetadataGuard(tensors).matches
+        self._bytes = [*map(STORAGE_BYTES, map(STORAGE, tensors))]
+        self._offsets = [*map(_OFFSET, tensors)]
+
+    def matches(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether tensors have this metadata, at the same places of storages of the same sizes."""
+        return (
+            self._has_metadata(tensors)
+            and [*map(STORAGE_BYTES, map(STORAGE, tensors))] == self._bytes
+            and [*map(_OFFSET, tensors)] == self._offsets
+        )
 
 
 def _torch_guard(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], bool] | None:

@@ -26,7 +26,7 @@ from thalweg.optim.engines.fused import FusedBlock
 from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms, StateOf, UpdateNorms
 from thalweg.optim.engines.matrix import MatrixBlock
 from thalweg.optim.engines.sharded import ShardedBlock
-from thalweg.optim.engines.validate import OWN_MEMORY, validate
+from thalweg.optim.engines.validate import OWN_MEMORY, StepCheck, validate
 from thalweg.rules.rule import Rule, State
 
 SMALL = 1 << 15
@@ -61,6 +61,7 @@ class TensorEngine:
         # No dict that was replaced can pass for the old one: blocks keep references to theirs, so that no id is used again.
         self._entries: list[int] = []
         self._pending: list[BlockStep] = []  # measured, and not yet updated
+        self._check = StepCheck()
 
     @property
     def block_steps(self) -> Sequence[BlockStep]:
@@ -78,7 +79,9 @@ class TensorEngine:
         No host synchronisation where all parameters are on one accelerator, else one per device.
         """
         block_steps = self._pending = self._assign_blocks(groups, state, ema)
+        parameters = groups[0].parameters if len(groups) == 1 else [p for group in groups for p in group.parameters]
         gradients = groups[0].gradients if len(groups) == 1 else [g for group in groups for g in group.gradients]
+        gradients = self._check.checked(parameters, gradients, state)
         norms = [one.block.read_gradients(_select(gradients, one.indices)) for one in block_steps]
         clipped_norms = [] if clip_value is None else [one.block.clipped_norms(clip_value) for one in block_steps]
         if (

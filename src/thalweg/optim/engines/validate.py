@@ -7,14 +7,18 @@ the last step must be found before it runs.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from thalweg.errors import RuleError
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE
+from thalweg.optim.engines.metadata_guards import MemoryGuard
 from thalweg.rules.rule import State
 
 OWN_MEMORY = (Tensor, torch.nn.Parameter)
@@ -23,13 +27,38 @@ OWN_MEMORY = (Tensor, torch.nn.Parameter)
 _DTYPES = ", ".join(str(dtype).removeprefix("torch.") for dtype in COMPUTE_DTYPE)
 
 
-def check_memory_and_shapes(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Raise RuleError where a tensor's memory was freed or a gradient has another shape; fast where neither is so."""
-    have_memory = all(map(Tensor.data_ptr, parameters)) and all(map(Tensor.data_ptr, gradients))
-    if have_memory and [*map(Tensor.size, parameters)] == [*map(Tensor.size, gradients)]:
-        return
-    for p, g in zip(parameters, gradients, strict=True):
-        validate(p, g, {}, ())
+class StepCheck:
+    """Checks at every step what a step needs of parameters and gradients; what is as at the last one is only compared."""
+
+    def __init__(self) -> None:
+        self._last: MemoryGuard | None = None
+
+    def checked(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]
+    ) -> Sequence[Tensor]:
+        """Give the gradients, copied where they lie in the memory of weights or state, which change while gradients are read.
+
+        Raises RuleError where a step cannot be taken on a parameter and its gradient.
+        """
+        tensors = [*parameters, *gradients]
+        if self._last is not None and self._last.matches(tensors) and not share_addresses(parameters, gradients):
+            return gradients
+        self._last = None
+        for p, g in zip(parameters, gradients, strict=True):
+            validate(p, g, {}, ())
+        if not {*map(type, tensors)} <= {*OWN_MEMORY}:
+            return gradients
+        state_tensors = (t for entry in state.values() for t in entry.values() if type(t) in OWN_MEMORY)
+        overlapping = _overlapping(gradients, parameters, [t for t in state_tensors if t.layout is torch.strided])
+        if any(overlapping):
+            return [g.clone() if is_one else g for g, is_one in zip(gradients, overlapping, strict=True)]
+        self._last = MemoryGuard(tensors)
+        return gradients
+
+
+def share_addresses(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
+    """Tell whether a gradient begins where some weights do."""
+    return not {*map(Tensor.data_ptr, parameters)}.isdisjoint(map(Tensor.data_ptr, gradients))
 
 
 def validate(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> None:
@@ -76,7 +105,11 @@ def _memory_problem(what: str, tensor: Tensor) -> str | None:
             f"{what} is on the meta device, where there are no numbers: call to_empty() on the model, load or "
             "initialise its weights, and give the optimiser the parameters that it has then."
         )
-    if type(tensor) in OWN_MEMORY and not has_memory(tensor):
+    if type(tensor) not in OWN_MEMORY:
+        return None
+    if is_functorch_wrapped_tensor(tensor):
+        return f"{what} is a tensor of torch.func, which has no numbers of its own: take what it stands for. No weight has moved."
+    if not has_memory(tensor):
         return (
             f"the memory of {what} has been freed: {tensor.untyped_storage().nbytes()} bytes are left of "
             f"{_bytes_to_last_element(tensor)}. Bring it back before the step. No weight has moved."
@@ -154,6 +187,31 @@ def _are_alike(one: Tensor, other: Tensor) -> bool:
 def has_memory(tensor: Tensor) -> bool:
     """Whether a tensor's storage reaches to its last element; `untyped_storage().resize_(0)` frees it under the tensor."""
     return tensor.untyped_storage().nbytes() >= _bytes_to_last_element(tensor)
+
+
+def _overlapping(gradients: Sequence[Tensor], parameters: Sequence[Tensor], others: Sequence[Tensor]) -> list[bool]:
+    """Tell of each gradient whether it lies among weights or state; not where it is its own weights, element by element."""
+    spans = sorted(map(_span, (*parameters, *others)))
+    starts = [start for start, _ in spans]
+    ends = [*accumulate((end for _, end in spans), max)]
+
+    def overlaps(gradient: Tensor, parameter: Tensor) -> bool:
+        start, end = _span(gradient)
+        before = bisect_left(starts, end)  # so many begin before its end
+        return before > 0 and ends[before - 1] > start and not _are_same_memory(gradient, parameter)
+
+    return [*map(overlaps, gradients, parameters)]
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Give the addresses of a tensor's first byte and of the one behind its last."""
+    start = tensor.data_ptr()
+    return start, start + _bytes_to_last_element(tensor) - int(tensor.storage_offset()) * tensor.itemsize
+
+
+def _are_same_memory(one: Tensor, other: Tensor) -> bool:
+    same = one.data_ptr() == other.data_ptr() and one.dtype is other.dtype
+    return same and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _describe(tensor: Tensor) -> str:
