@@ -8,12 +8,12 @@
 
 Source: Hinton 2012, Coursera lecture 6e; centred: Graves 2013, arXiv:1308.0850. As in PyTorch, eps stands outside the root
 (TensorFlow puts it inside) and there is no bias correction. Where rounding makes `v - mean²` negative PyTorch's root is NaN;
-here it is taken as 0.
+here it is taken as 0. Where v has overflowed to infinity, the weight does not move.
 """
 
 from __future__ import annotations
 
-from thalweg.rules.maths import maximum, sqrt
+from thalweg.rules.maths import maximum, sqrt, where
 from thalweg.rules.rule import rule
 
 
@@ -47,7 +47,7 @@ def rmsprop(
     spread = v
     if centered:
         mean = alpha * mean + (1 - alpha) * g
-        spread = maximum(v - mean * mean, 0.0)
+        spread = where(v + v > v, maximum(v - mean * mean, 0.0), v)  # infinity less infinity would be NaN
     step = g / (sqrt(spread) + eps)
     if momentum:
         velocity = momentum * velocity + step

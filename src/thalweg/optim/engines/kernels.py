@@ -29,9 +29,11 @@ ENGINE_NUMBERS = ("scale_", "clip_", "ema_weight_", "cautious_scale_", "floor_")
 """The engine's numbers of a step, which come before the equation's in each row of the table of numbers. All names that a kernel
 adds end in an underscore, which no name in an equation may."""
 
-FAST_MATH = {"contract", "arcp", "nsz", "reassoc"}
-"""LLVM's fast-math flags: fused multiply-add, reciprocals for divisions, zeros without sign, and sums in any order (vectorised).
-Not `nnan` and `ninf`: they let the compiler assume that there is no NaN and no infinity, and delete every check for them."""
+FAST_MATH = {"contract", "nsz", "reassoc"}
+"""LLVM's fast-math flags: fused multiply-add, zeros without sign, and sums in any order (vectorised). Not `nnan` and `ninf`: they
+let the compiler assume that there is no NaN and no infinity, and delete every check for them. Nor `arcp`, reciprocals for
+divisions: a division by a root becomes an estimate with a Newton step, which is NaN where the root is infinite, as it is where a
+finite gradient's square is not. What all weights are divided by is made a reciprocal here (`_Writer.write`)."""
 
 ERROR_MODEL = "numpy"
 """A division by zero gives infinity or NaN, where Python's raises."""
@@ -340,6 +342,8 @@ class _Writer:
         match node:
             case ast.Name(id=name):
                 return name
+            case ast.BinOp(left=left, op=ast.Div(), right=right) if not program.is_per_weight(right, self.per_weight):
+                return f"({self.write(left)} * {self._rounded(ast.unparse(right), reciprocal=True)})"
             case ast.BinOp(left=left, op=op, right=right) | ast.Compare(left=left, ops=[op], comparators=[right]):
                 return f"({self.write(left)} {_SIGNS[type(op)]} {self.write(right)})"
             case ast.UnaryOp(operand=operand):
@@ -349,10 +353,11 @@ class _Writer:
             case _:
                 raise AssertionError(ast.dump(node))
 
-    def _rounded(self, text: str) -> str:
+    def _rounded(self, text: str, *, reciprocal: bool = False) -> str:
+        text = f"dtype_(1) / dtype_({text})" if reciprocal else f"dtype_({text})"
         if text not in self.rounded:
             self.rounded[text] = f"rounded_{len(self.rounded)}_"
-            self.once_per_step.append(f"{self.rounded[text]} = dtype_({text})")
+            self.once_per_step.append(f"{self.rounded[text]} = {text}")
         return self.rounded[text]
 
 
