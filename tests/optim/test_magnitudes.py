@@ -10,9 +10,9 @@ from thalweg.rules import RULES
 from thalweg.testing.rules import variants
 
 MAGNITUDES = [1e-44, 1e-38, 1e-30, 1e-19, 1e-10, 1e10, 1e18, 2e19, 1e25, 1e32, 1e37]
-"""Float32 reaches from 1e-45 to 3.4e38; squares are infinite from 1.8e19 on, where a weight that is divided by their root stays
-where it is, and 0 below 3e-23. Above 1.7e38 the difference of two gradients is infinite too, so that running means are, here as in
-PyTorch."""
+"""Float32 reaches from 1e-45 to 3.4e38; squares are infinite from 1.8e19 on, where a weight whose step is divided by their root
+stays where it is, and 0 below 3e-23. Above 1.7e38 the difference of two gradients is infinite, and so are running means, here as
+in PyTorch."""
 
 WITHOUT_SQUARES = ("gradient_descent", "momentum", "nesterov", "lion", "adamax", "muon", "schedule_free_sgd")
 
