@@ -56,11 +56,9 @@ class FastPath:
         self.block, self.group, self.decays = block, block_step.group, block_step.decays
         self.options = [_options(group) for group in optimizer.param_groups]
         self.state_values = [*chain.from_iterable(map(_VALUES, optimizer.state.values()))]
-        # What does not change its place from step to step: the weights, and what holds the state.
-        self.fixed = [*block.parameters, *block.allocations]
-        self.fixed_addresses, self.weight_addresses = [*map(_ADDRESS, self.fixed)], frozenset(block.addresses)
-        self.guard = MetadataGuard([*self.fixed, *gradients])
-        self.storage_bytes = [*map(STORAGE_BYTES, map(STORAGE, [*self.fixed, *gradients]))]
+        self.weight_addresses = frozenset(block.addresses)
+        self.guard = MetadataGuard([*block.parameters, *gradients])
+        self.storage_bytes = [*map(STORAGE_BYTES, map(STORAGE, [*block.parameters, *gradients]))]
         self.offsets = [*map(_OFFSET, gradients)]
 
     @staticmethod
@@ -92,14 +90,14 @@ class FastPath:
         if parameters is None:
             return None
         gradients: list[Any] = [p.grad for p in parameters]
-        tensors = self.fixed + gradients
+        tensors = parameters + gradients
         if not self.guard.matches(tensors):
             return None
         # Kernels read and write at these addresses unchecked: weights and state must be where the block's arguments say, and no
         # storage may have been made shorter. A gradient in the weights' memory would change while it is read.
         addresses = [*map(_ADDRESS, gradients)]
         if (
-            [*map(_ADDRESS, self.fixed)] != self.fixed_addresses
+            [*map(_ADDRESS, parameters)] != block.addresses
             or [*map(STORAGE_BYTES, map(STORAGE, tensors))] != self.storage_bytes
             or [*map(_OFFSET, gradients)] != self.offsets
             or not self.weight_addresses.isdisjoint(addresses)
@@ -129,10 +127,9 @@ class FastPath:
         return (parameters, lr) if _are_identical(parameters, self.block.parameters) else (None, 0.0)
 
     def _state_is_unchanged(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Tell whether the optimiser's state holds the same tensors, all with the same step count."""
-        return _are_identical([*chain.from_iterable(map(_VALUES, state.values()))], self.state_values) and (
-            self.block.have_same_step_count()
-        )
+        """Tell whether the optimiser's state holds the same tensors in the same places, all with the same step count."""
+        block, values = self.block, [*chain.from_iterable(map(_VALUES, state.values()))]
+        return _are_identical(values, self.state_values) and block.state_is_in_place() and block.have_same_step_count()
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, Any]:

@@ -68,10 +68,8 @@ class Block:
         self.state_items: list[list[tuple[str, Tensor]]] = [[] for _ in parameters]
         self.state_entries: list[dict[str, Any] | None] = [None for _ in parameters]
         self.state_values: list[Any] = []  # the values of all those dicts, one after another
-        self.state_memory: list[
-            Tensor
-        ] = []  # those of them that are tensors with memory of their own, and the bytes of it
-        self.state_memory_bytes: list[int] = []
+        self.state_memory: list[Tensor] = []  # those of them that are tensors with memory of their own
+        self.state_places = _places(())  # of these: their addresses, and the bytes of their storages
         self.owns_state = False
         if self.step_counts is not None:
             for items, step in zip(self.state_items, _as_tensor(self.step_counts).unbind(), strict=True):
@@ -100,7 +98,7 @@ class Block:
             return False
         if not self.owns_state:
             return True
-        if [*map(STORAGE_BYTES, map(STORAGE, self.state_memory))] != self.state_memory_bytes:
+        if _places(self.state_memory) != self.state_places:
             return False
         return self.state_is_unchanged(state, same_entries)
 
@@ -143,7 +141,7 @@ class Block:
             self.state_entries[i] = entry
         self.state_values = [value for entry in self.state_entries for value in (entry or {}).values()]
         self.state_memory = [value for value in self.state_values if type(value) in OWN_MEMORY]
-        self.state_memory_bytes = [*map(STORAGE_BYTES, map(STORAGE, self.state_memory))]
+        self.state_places = _places(self.state_memory)
         if self.is_device_resident:
             self.past_first_step.fill_(float(past_first_step))
             if self.step_counts is not None:
@@ -221,6 +219,11 @@ class Block:
 def _as_tensor(numbers: Any) -> Tensor:
     """Give an array as a tensor that shares its memory; `torch.as_tensor` would copy it to torch's default device."""
     return numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
+
+
+def _places(tensors: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Give the tensors' addresses, and the bytes of their storages."""
+    return [*map(Tensor.data_ptr, tensors)], [*map(STORAGE_BYTES, map(STORAGE, tensors))]
 
 
 def step_count(entry: Mapping[str, Any]) -> int:

@@ -100,7 +100,7 @@ class FusedBlock(Block):
         self.state_tensors: list[Tensor] = []
         self.state_addresses = np.zeros(0, np.int64)
         self.allocations: list[Tensor] = []
-        self.allocation_addresses: list[int] = []
+        self.state_at: list[int] = []
         self.allocation_bytes: list[int] = []
         # The state tensors, by id, of the engine's earlier blocks: this one takes them over instead of copying them.
         self.reusable: dict[int, Tensor] = {}
@@ -125,10 +125,11 @@ class FusedBlock(Block):
             self.weight_addresses[:] = addresses
         if not self.owns_state:
             return True
-        if not self._allocations_are_unchanged():
+        if not self.state_is_in_place():
             owners = self.parameters * len(self.states)
             if not all(map(_are_alike, self.state_tensors, owners)) or not all(map(has_memory, self.state_tensors)):
                 return False
+            self.allocations = self.state_tensors  # each may have memory of its own now
             self._read_state_addresses()
         return self.state_is_unchanged(state, same_entries)
 
@@ -171,9 +172,9 @@ class FusedBlock(Block):
         return found if fits else None
 
     def _read_state_addresses(self) -> None:
-        self.allocation_addresses = [*map(_ADDRESS, self.allocations)]
+        self.state_at = [*map(_ADDRESS, self.state_tensors)]
         self.allocation_bytes = [*map(STORAGE_BYTES, map(STORAGE, self.allocations))]
-        self.state_addresses[:] = [*map(_ADDRESS, self.state_tensors)]
+        self.state_addresses[:] = self.state_at
 
     def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[float]:
         """Read the gradients' addresses, and give each gradient's Euclidean norm."""
@@ -188,11 +189,10 @@ class FusedBlock(Block):
         self._run(self.norms_launch)
         return self._roots(0)
 
-    def _allocations_are_unchanged(self) -> bool:
-        """Tell whether the memory that holds the state is where it was, and as much as it was."""
-        return [*map(_ADDRESS, self.allocations)] == self.allocation_addresses and [
-            *map(STORAGE_BYTES, map(STORAGE, self.allocations))
-        ] == self.allocation_bytes
+    def state_is_in_place(self) -> bool:
+        """Tell whether all state is where it was, in as much memory as it was."""
+        is_in_place = [*map(_ADDRESS, self.state_tensors)] == self.state_at
+        return is_in_place and [*map(STORAGE_BYTES, map(STORAGE, self.allocations))] == self.allocation_bytes
 
     def _in_layout_of_parameters(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Give gradients in their parameters' dtype and layout: as they are, or all copied where one has another.
