@@ -726,3 +726,37 @@ def test_a_history_of_the_first_format_is_read_and_gets_sums_when_it_is_written(
     connection.close()
     with History(tmp_path, readonly=True) as history:
         assert "steps 0 to 63" in history.damage()[0]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE segment SET first_step = 'x'",
+        "UPDATE name SET name = x'ff'",
+        "UPDATE figures SET c1 = 'x'",
+        "UPDATE event SET data = '[['",
+        "UPDATE event SET data = '[]'",
+        """UPDATE event SET data = '{"~int": 3}'""",
+        """UPDATE event SET data = '{"to": "x"}'""",
+        "UPDATE event SET step = 'x'",
+        "UPDATE arrays SET shape = '[3, 9]'",
+    ],
+)
+def test_a_row_of_other_values_is_told_and_no_traceback(tmp_path, statement):
+    with History(tmp_path) as history:
+        history.append(1, {"loss": 2.0})
+        history.append_array(1, "norms", [1.0, 2.0])
+        history.digest(1, "a")
+        history.event(1, "note", "said")
+    connection = sqlite3.connect(tmp_path / "history.sqlite")
+    connection.executescript("DROP TABLE sums; UPDATE meta SET value = 1 WHERE key = 'format'")  # which had no sums
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    with pytest.raises(RunError, match=r"history\.sqlite is damaged: a row holds what does not belong there"):
+        read_all(tmp_path)
+
+
+def read_all(folder):
+    history = History(folder, readonly=True)
+    history.columns(), history.events(), history.arrays("norms"), history.segments(), history.series("loss")

@@ -108,6 +108,13 @@ def test_a_folder_that_is_no_run_is_told(tmp_path):
         "{}",
         '{"summary": {}, "diagnoses": null}',
         '{"~x": 5}',
+        '{"summary": {"seconds": []}}',
+        '{"summary": {"start": {"loss": "x"}}}',
+        '{"summary": {"weights": {"step": []}}}',
+        '{"summary": {"code": 2.5}}',
+        '{"summary": {"cures": {"rate_factor": "x"}}}',
+        '{"summary": {}, "metrics": {"loss": 1%s}}' % ("0" * 400),
+        '{"summary": {}, "diagnoses": [{"symptom": 3, "cause": ""}]}',
         "[" * 9999,
     ],
 )

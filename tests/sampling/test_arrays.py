@@ -233,3 +233,10 @@ def test_what_is_no_number_is_told_with_its_column_and_the_advice_works(case):
     tensor = as_tensor(mended, torch.float32, "data")
     assert len(tensor) == len(value)
     assert torch.isfinite(tensor).all()
+
+
+def test_tensors_without_values_are_told():
+    with pytest.raises(
+        DataError, match=r"`data` has no values \(its device is 'meta'\)\. Give tensors that hold the data"
+    ):
+        as_tensor(torch.zeros(4, 3, device="meta"), torch.float32, "data")

@@ -12,13 +12,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg import optim
+from thalweg.descent.loop_kinds import BEST_KINDS, STATED
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import objects_of
 from thalweg.descent.validation import hold_sample
-from thalweg.errors import PlanError, nearest
+from thalweg.errors import CheckpointError, PlanError, nearest
 from thalweg.optim.recalibration import gathers_statistics
+from thalweg.records.kinds import check
 from thalweg.records.plan import Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
@@ -299,8 +301,15 @@ class BestWeights:
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> BestWeights:
-        """Read the checkpoint named `best`."""
-        loop = state["loop"]
+        """Read the checkpoint named `best`. Raises CheckpointError where it holds something else."""
+        loop = state.get("loop")
+        try:
+            check(loop, BEST_KINDS, STATED)
+            check(state.get("model"), {})
+            check(state.get("objects") or {}, {})
+        except TypeError as error:
+            raise CheckpointError(f"the best weights are not what was written there: {error}") from error
+        assert loop is not None
         figures, model, objects = dict(loop["figures"]), dict(state["model"]), state.get("objects")
         return BestWeights(loop["value"], loop["step"], figures, loop["averaged"], model, objects)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,20 @@ import torch
 
 from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
+from thalweg.descent.loop_kinds import LOOP_KINDS
 from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress, Recorder, how_to_resume
 from thalweg.descent.same_task import changes, check_data, in_words, starts_elsewhere, sum_task, unsummed
 from thalweg.descent.selection import compare_anew
 from thalweg.descent.state import Descent
-from thalweg.errors import CheckpointError, DivergedError, Interrupted, PlanError, RunError, ThalwegError
+from thalweg.errors import CheckpointError, DivergedError, Interrupted, PlanError, RunError, ThalwegError, error_text
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import History
 from thalweg.records.json_values import without_tuples
+from thalweg.records.kinds import check
 from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
 from thalweg.records.run_folder import RunFolder, inputs_of
@@ -251,8 +253,24 @@ def _restore(descent: Descent, recorder: Recorder, loaded: checkpoint.Loaded | N
         return
     for message in (*loaded.messages, *lost):
         recorder.event(loaded.step, "note", message)
-    recorder.restore(descent, loaded)
+    with _naming_contents(loaded):
+        check(loaded.state.get("loop"), LOOP_KINDS)
+        recorder.restore(descent, loaded)
     recorder.event(loaded.step, "resume", f"Went on from step {loaded.step}.")
+
+
+@contextmanager
+def _naming_contents(loaded: checkpoint.Loaded) -> Generator[None]:
+    """Turn an error within, from what a checkpoint holds whose sums agree, into a CheckpointError."""
+    try:
+        yield
+    except ThalwegError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{loaded.path} is as it was written, but holds what is none of this run's ({error_text(error)}). Remove it to go on"
+            f" from an older checkpoint."
+        ) from error
 
 
 def _seconds_recorded(history: History) -> float:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from thalweg.errors import RunError
+from thalweg.errors import RunError, error_text
 from thalweg.records import files
 
 READ_VERSION_OFFSET = 19  # byte of SQLite's file header that says which journal mode a reader must know
@@ -35,6 +35,18 @@ def explain_errors(path: Path) -> Generator[None, None, None]:
         raise RunError(f"{path} is damaged. Save what is left with: sqlite3 {path.name} .recover") from error
     except OSError as error:
         raise RunError(f"{path} cannot be used: {error.strerror or error}. Check its folder and the disk.") from error
+
+
+@contextmanager
+def explain_damage(path: Path) -> Generator[None, None, None]:
+    """Turn an error in reading what rows hold, where it is not of the kind that belongs there, into a RunError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged: a row holds what does not belong there ({error_text(error)}). Save what is left with:"
+            f" sqlite3 {path.name} .dump"
+        ) from error
 
 
 def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds: float) -> sqlite3.Connection:

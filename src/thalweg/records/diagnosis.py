@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from textwrap import shorten
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from thalweg.records.kinds import Kind, anything, check, flag, listing, number, optional, record, table, text, whole
 
 Severity = Literal["note", "warning", "critical"]
 
@@ -75,9 +77,30 @@ class Diagnosis:
 
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> Diagnosis:
-        """Read what `to_dict` gave."""
+        """Read what `to_dict` gave. Raises TypeError where it is something else."""
+        check(entries, _KINDS, ("symptom", "cause"))
         values = dict(entries)
         cure = values.pop("cure", None)
         tuples = ("ruled_out", "not_measured", "consequences", "examples")
         values |= {name: tuple(values[name]) for name in tuples if name in values}
         return Diagnosis(**values, cure=Cure(**cure) if cure else None)
+
+
+_CURE: Mapping[str, Kind] = {
+    "action": text,
+    "rollback": flag,
+    "skip_batch": flag,
+    "rate_factor": number,
+    "clip_norm": optional(number),
+}
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("symptom", "cause", "name"), text),
+    "severity": lambda value: text(value) and value in get_args(Severity),
+    **dict.fromkeys(("step", "since"), optional(whole)),
+    "evidence": table(anything),
+    **dict.fromkeys(("ruled_out", "not_measured", "consequences"), listing(text)),
+    "examples": listing(whole),
+    "cure": optional(record(_CURE)),
+    "verified": optional(flag),
+    "probability": optional(number),
+}

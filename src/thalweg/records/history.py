@@ -13,6 +13,7 @@ them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sqlite3
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, SupportsFloat
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from thalweg.errors import RunError, nearest
 from thalweg.records import database, files, history_sums, json_values
 from thalweg.records.database import Result
 from thalweg.records.history_sums import Block, Row
+from thalweg.records.kinds import Kind, anything, check, number, optional, record, table, text, whole
 
 FORMAT = 2  # 1 had no sums
 KIND = "thalweg history"  # in the file, to tell it from other SQLite files
@@ -65,6 +67,7 @@ DAMAGED = {
     "digest": "The digests of steps {steps} in history.sqlite are damaged and left out.",
     "event": "The events of steps {steps} in history.sqlite are damaged and left out.",
 }
+P = ParamSpec("P")
 Float64s = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 
@@ -114,6 +117,17 @@ class ArraySeries(NamedTuple):
     values: npt.NDArray[np.float32]
 
 
+def _explained(read: Callable[Concatenate[History, P], Result]) -> Callable[Concatenate[History, P], Result]:
+    """Decorate a method that reads, so that a row of wrong values is a RunError that names the file."""
+
+    @functools.wraps(read)
+    def explained(history: History, *arguments: P.args, **named: P.kwargs) -> Result:
+        with database.explain_damage(history.path):
+            return read(history, *arguments, **named)
+
+    return explained
+
+
 class History:
     """The history of one run, for the process that writes it and for any number that read it.
 
@@ -153,10 +167,11 @@ class History:
         self._connection: sqlite3.Connection | None = None
         self._unwritten: RunError | None = None  # why the buffered rows could not be written the last time
         if readonly:
-            self._read(_columns)  # raises where the file cannot be read
+            with database.explain_damage(self.path):
+                self._read(_columns)  # raises where the file cannot be read
             return
         self._connection = self._open_writer()
-        with database.explain_errors(self.path):
+        with database.explain_errors(self.path), database.explain_damage(self.path):
             _add_sums(self._connection)
             self._columns = _columns(self._connection)
             self._segment, self._first_step, _ = _segments(self._connection)[-1]
@@ -309,6 +324,7 @@ class History:
 
     # Reading
 
+    @_explained
     def columns(self, *, from_step: int = 0) -> dict[str, npt.NDArray[Any]]:
         """Give the live figures as columns of equal length, by step: "step" (int64) and each name (float64).
 
@@ -321,6 +337,7 @@ class History:
         named = {name: np.ascontiguousarray(column) for name, column in zip(names, values[1:], strict=True)}
         return {"step": values[0].astype(np.int64), **named}
 
+    @_explained
     def series(self, name: str) -> Series:
         """Give the live values recorded under one name, by step; RunError where there is no such name."""
 
@@ -337,6 +354,7 @@ class History:
         steps, values = [step for step, _ in recorded], [value for _, value in recorded]
         return Series(np.array(steps, np.int64), np.array(values, np.float64))
 
+    @_explained
     def superseded(self, names: Sequence[str]) -> list[Superseded]:
         """Give the figures that are superseded, by segment; NaN where nothing was recorded under a name."""
 
@@ -355,6 +373,7 @@ class History:
             for (segment, by), part in found.items()
         ]
 
+    @_explained
     def arrays(self, name: str) -> ArraySeries:
         """Give the live arrays recorded under a name, by step; RunError where there is no such name."""
         segments, found = self._read(lambda connection: (_segments(connection), _intact_rows(connection, "arrays")))
@@ -364,15 +383,17 @@ class History:
         values = [np.frombuffer(data, "<f4").reshape(json.loads(shape)) for _, shape, data in rows]
         return ArraySeries(np.array([row[0] for row in rows], np.int64), np.stack(values).astype(np.float32))
 
+    @_explained
     def events(self) -> list[Event]:
         """List everything that happened, in order, superseded or not."""
         segments, rows = self._read(lambda connection: (_segments(connection), _intact_rows(connection, "event")))
         live_until = {segment.id: segment.live_until for segment in segments}
         return [
-            Event(step, kind, message, json_values.decode(json.loads(data)), segment, step >= live_until[segment])
+            _event(step, kind, message, json_values.decode(json.loads(data)), segment, step >= live_until[segment])
             for segment, step, _, kind, message, data in rows
         ]
 
+    @_explained
     def digests(self, segment: int | None = None) -> dict[int, str]:
         """Give the live digests by step, or all that one segment recorded, superseded or not."""
         segments, rows = self._read(lambda connection: (_segments(connection), _intact_rows(connection, "digest")))
@@ -409,6 +430,7 @@ class History:
             f"The figures {which} step {reached:,} are lost: {FILE} was removed, damaged or replaced by an older one."
         ]
 
+    @_explained
     def segments(self) -> list[Segment]:
         """List the segments, in order."""
         return self._read(_segments)
@@ -629,11 +651,39 @@ def _key_rows(connection: sqlite3.Connection, part: str) -> list[Row]:
 
 
 def _columns(connection: sqlite3.Connection) -> dict[str, int]:
-    return {name: number for number, name in _key_rows(connection, "name")}
+    columns = {name: column for column, name in _key_rows(connection, "name")}
+    for name, column in columns.items():
+        check({"name": name, "id": column}, {"name": text, "id": whole})
+    return columns
 
 
 def _segments(connection: sqlite3.Connection) -> list[Segment]:
-    return [Segment(*row) for row in _key_rows(connection, "segment")]
+    segments = [Segment(*row) for row in _key_rows(connection, "segment")]
+    for segment in segments:
+        check(segment._asdict(), dict.fromkeys(Segment._fields, whole))
+    return segments
+
+
+_EVENT: Mapping[str, Kind] = {
+    "step": whole,
+    **dict.fromkeys(("kind", "message"), text),
+    "data": record(
+        {
+            **dict.fromkeys(("from", "to", "accumulate"), whole),
+            **dict.fromkeys(("rate_factor", "clip_norm"), optional(number)),
+            **dict.fromkeys(("cause", "symptom", "severity"), text),
+            "evidence": optional(table(anything)),
+        }
+    ),
+}
+"""What of an event is read again."""
+
+
+def _event(*parts: Any) -> Event:
+    """Make an event of what is stored of it. Raises TypeError where that is something else."""
+    event = Event(*parts)
+    check(event._asdict(), _EVENT)
+    return event
 
 
 def _figures(connection: sqlite3.Connection) -> tuple[dict[str, int], list[Segment], list[Row]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from thalweg.records.knob import (
 )
 from thalweg.records.names import checks_names, suggestion
 from thalweg.records.paths import as_path
+from thalweg.records.toml_text import parse_toml
 from thalweg.rules import Rule
 from thalweg.schedule import Schedule
 
@@ -505,16 +505,18 @@ class Plan:
     def load(path: str | Path) -> Plan:
         """Read a plan from TOML. Raises PlanError with the file's name and what to mend."""
         try:
-            text = as_path(path, "the file of a plan", "plan.toml", PlanError).read_text("utf-8-sig")
-            entries = tomllib.loads(text)
+            data = as_path(path, "the file of a plan", "plan.toml", PlanError).read_bytes()
+            text, entries = data.decode("utf-8-sig"), parse_toml(data)
         except OSError as error:
             raise PlanError(f"{path}: the plan cannot be read ({error.strerror}).") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise PlanError(f"{path}: this is not TOML: {error}.") from error
         if not entries or (text.startswith(f"# {HEAD}") and not text.rstrip().endswith(f"# {END}")):
             raise PlanError(f"{path}: the plan is {'cut off' if entries else 'empty'}. Restore it from a copy.")
         try:
             return Plan.from_dict(entries)
+        except RecursionError as error:
+            raise PlanError(f"{path}: it is nested too deeply. Plans are tables of numbers and texts.") from error
         except ThalwegError as error:
             raise type(error)(f"{path}: {error}") from error
 

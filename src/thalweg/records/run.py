@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -143,7 +143,10 @@ class Run:
             )
         model = task.make_model()
         make_writable(model)
-        load_model_state(model, loaded.state["model"])
+        weights = loaded.state.get("model")
+        if not isinstance(weights, Mapping):
+            raise CheckpointError(f"{loaded.path} holds no weights. Give another run's folder, or resume this one.")
+        load_model_state(model, cast("Mapping[str, Any]", weights))
         known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         ObjectState({"model": model}, known).write(loaded.state.get("objects", {}))
         return model.eval()

@@ -20,13 +20,14 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from thalweg.errors import CheckpointError, PlanError, RunError, TaskError
 from thalweg.records import checkpoint, file_lock, files, json_values, sealed_json
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
 from thalweg.records.history import History
+from thalweg.records.kinds import Kind, anything, check, count, flag, listing, number, optional, record, table, text
 from thalweg.records.paths import as_path, typed
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
@@ -326,11 +327,11 @@ class RunFolder:
         """
         try:
             status = sealed_json.load(files.read(self.status_path).decode())
-            for entry in (status, status["summary"], status.setdefault("metrics", {})):
-                if not isinstance(entry, dict) or not all(
-                    isinstance(key, str) for key in cast("dict[Any, Any]", entry)
-                ):
-                    raise TypeError(f"{entry!r:.60} is no table")
+            check(
+                status, {"status": text, "metrics": table(number), "diagnoses": listing(table(anything))}, ("summary",)
+            )
+            check(status["summary"], SUMMARY)
+            status.setdefault("metrics", {})
             for entries in status.setdefault("diagnoses", []):
                 Diagnosis.from_dict(entries)
             if "inputs" in status:
@@ -433,8 +434,8 @@ class RunFolder:
 
 def inputs_of(loaded: checkpoint.Loaded) -> RunInputs | None:
     """Give what a checkpoint says that its run was made from; None where it is of an earlier version."""
-    entries = loaded.state["loop"].get("inputs")
     try:
+        entries = loaded.state["loop"].get("inputs")
         return entries and RunInputs.from_dict(entries)
     except (TypeError, ValueError, KeyError, AttributeError, PlanError) as error:
         raise CheckpointError(f"{loaded.path.name}: its plan cannot be read ({error}).") from error
@@ -443,6 +444,21 @@ def inputs_of(loaded: checkpoint.Loaded) -> RunInputs | None:
 def _few(sentences: Sequence[str], most: int = 3) -> str:
     more = f"; and {len(sentences) - most} more" if len(sentences) > most else ""
     return "; ".join(sentences[:most]) + more
+
+
+SUMMARY: Mapping[str, Kind] = {
+    **dict.fromkeys(("status", "name", "device", "torch", "select", "mode"), text),
+    **dict.fromkeys(("steps", "parameters", "trainable_parameters"), count),
+    "examples": optional(count),
+    "seconds": number,
+    **dict.fromkeys(("validated", "stopped_early"), flag),
+    **dict.fromkeys(("start", "training"), table(number)),
+    "weights": optional(record({"step": count, "averaged": flag})),
+    "cures": record({"rate_factor": number, "clip_norm": optional(number)}),
+    **dict.fromkeys(("notes", "idle_parameters", "drifting_statistics"), listing(text)),
+    **dict.fromkeys(("casts", "code"), table(text)),
+}
+"""What the entries of the status's summary are that are read again."""
 
 
 def as_folder(folder: str | os.PathLike[str]) -> Path:

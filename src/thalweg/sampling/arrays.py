@@ -27,7 +27,12 @@ def as_tensor(value: Any, float_dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _dense(value: Tensor, name: str) -> Tensor:
-    """Give an ordinary tensor without a gradient. Raises DataError for sparse, nested, quantised and 0-dimensional ones."""
+    """Give an ordinary tensor without a gradient.
+
+    Raises DataError for sparse, nested, quantised and 0-dimensional ones, and those without values.
+    """
+    if value.is_meta:
+        raise DataError(f"`{name}` has no values (its device is 'meta'). Give tensors that hold the data.")
     if value.layout is not torch.strided:
         raise DataError(f"`{name}` is a sparse tensor. Give .to_dense(), or a Dataset that gives dense examples.")
     if value.is_nested:

@@ -1,0 +1,42 @@
+"""What the values in a checkpoint's section `loop` are, see `Descent.state_dict` and `Recorder`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from thalweg.records.kinds import Kind, anything, count, flag, listing, number, optional, record, table, whole
+
+_WINDOW: Mapping[str, Kind] = {
+    **dict.fromkeys(("start", "best", "sum", "weight"), number),
+    **dict.fromkeys(("losses", "norms"), listing(number)),
+    "expected": optional(number),
+    "seen": count,
+    "stood_out": flag,
+}
+LOOP_KINDS: Mapping[str, Kind] = {
+    "step": count,
+    "batches": record({"epoch": count, "within": count, "begun": flag}),
+    "schedule": table(anything),
+    "accumulate": count,
+    "scale": record({"value": number, "good": count}),
+    "monitor": record(
+        {
+            "window": record(_WINDOW),
+            "attempts": count,
+            "failed_at": optional(number),
+            "noted_at": table(whole),
+            "causes": table(record({"above": listing(whole)})),
+        }
+    ),
+    "cures": record({"rate_factor": number, "clip_norm": optional(number)}),
+    "left_out": listing(lambda position: listing(count)(position) and len(position) == 2),
+    "leading": optional(lambda best: record({"value": number, "step": count})(best) and {"value", "step"} <= set(best)),
+    "skipped_in_row": count,
+    "stale": count,
+    "start": table(number),
+    "last": table(number),
+    "diagnoses": listing(table(anything)),
+}
+BEST_KINDS: Mapping[str, Kind] = {"value": number, "step": count, "figures": table(number), "averaged": flag}
+STATED = ("value", "step", "figures", "averaged")
+"""What is said of the weights that validated best, all of which is there."""
