@@ -114,7 +114,8 @@ def _figure_sums(rows: Sequence[Row]) -> Uint64s:
     factors = _factors(values.shape[1] + 3)
     bits = (values + 0.0).view(np.uint64) + np.uint64(1)  # 0.0 counts too; -0.0 is 0.0
     total = np.where(np.isnan(values), np.uint64(0), bits * factors[3:]).sum(1, dtype=np.uint64)
-    total += np.array([row[:2] for row in rows], np.int64).astype(np.uint64).reshape(-1, 2) @ factors[:2]
+    for place in (0, 1):  # segment and step
+        total += np.array([row[place] for row in rows], np.int64).astype(np.uint64) * factors[place]
     names = [0 if row[2] is None else zlib.crc32(str(row[2]).encode("utf-8", "backslashreplace")) for row in rows]
     return _mixed(total + np.array(names, np.uint64) * factors[2])
 
