@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,10 @@ def test_an_event_of_any_text_is_kept(tmp_path: Path) -> None:
     with History(tmp_path) as history:
         history.event(1, "note", "half \ud800, null \0")
         assert [event.message for event in history.events()] == ["half \\ud800, null \0"]
+
+
+def test_names_that_differ_only_in_case_are_columns_of_their_own_for_other_programs(tmp_path: Path) -> None:
+    with History(tmp_path) as history:
+        history.append(1, {"acc": 1.0, "Acc": 2.0})
+    with closing(sqlite3.connect(tmp_path / "history.sqlite")) as connection:
+        assert connection.execute('SELECT "acc", "Acc (2)" FROM live').fetchall() == [(1.0, 2.0)]

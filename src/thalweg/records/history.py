@@ -14,12 +14,13 @@ them.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -523,7 +524,9 @@ class History:
             connection.execute("INSERT INTO name VALUES (?, ?)", (columns[name], name))
             history_sums.add(connection, "name", [(0, 0, columns[name], name)])
             connection.execute(f"ALTER TABLE figures ADD COLUMN c{columns[name]}")
-        named = [f"c{number} AS {_quoted(name)}" for name, number in columns.items()]
+        named = [
+            f"c{number} AS {_quoted(shown)}" for shown, number in zip(_apart(columns), columns.values(), strict=True)
+        ]
         connection.execute("DROP VIEW IF EXISTS live")
         connection.execute(LIVE.format(shown=", ".join(["step", *named, "nan"])))
         return columns
@@ -579,6 +582,20 @@ class History:
 
 def _file(where: Path) -> Path:
     return where if where.suffix == ".sqlite" or where.is_file() else where / FILE
+
+
+def _apart(names: Iterable[str]) -> list[str]:
+    """Give names as columns of the view, which takes those that differ only in case for one: with a number behind the later one.
+
+    >>> _apart(["loss", "Loss", "step"])
+    ['loss', 'Loss (2)', 'step (2)']
+    """
+    given, taken = list[str](), {"step", "nan"}
+    for name in names:
+        shown = next(s for k in itertools.count(1) if (s := name if k == 1 else f"{name} ({k})").lower() not in taken)
+        taken.add(shown.lower())
+        given.append(shown)
+    return given
 
 
 def _quoted(name: str) -> str:
