@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import stat
 import sys
@@ -6,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import thalweg as tw
 from thalweg.cli import main
@@ -184,8 +183,9 @@ def test_a_stopped_search_of_somebody_else_asks_first(run, tmp_path, monkeypatch
 
 
 def test_the_task_passed_as_an_object_needs_no_trust(run, tmp_path, monkeypatch):
+    task = dataclasses.replace(parse_source(str(tmp_path / "mine.py"), {"hidden": 6}).load(), source=None)
+    (tmp_path / "mine.ran").unlink()
     become_somebody_else(monkeypatch, tmp_path / "other")
-    task = tw.Task(lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), F.cross_entropy, (X, Y), (X, Y))
     assert tw.resume(run, task).summary["status"] == "finished"
     Run.open(run, task).predict(X)
     tw.evaluate(run, task=task)
