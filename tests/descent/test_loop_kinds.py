@@ -6,8 +6,11 @@ import pytest
 from small import classes, plan
 
 import thalweg as tw
+from thalweg.descent.loop_kinds import LOOP_KINDS
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
+from thalweg.records.kinds import check
+from thalweg.watch.monitor import Monitor
 
 PLACES: dict[str, tuple[str, Any]] = {
     "no section": ("loop", None),
@@ -35,6 +38,10 @@ def stopped(tmp_path_factory: Any) -> Any:
     with pytest.raises(tw.Interrupted):
         tw.train(classes(), plan(steps=12), out=folder, on_step=stop_at_6)
     return folder
+
+
+def test_what_a_new_monitor_says_of_itself_is_taken() -> None:
+    check({"monitor": Monitor().state_dict()}, LOOP_KINDS)
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from thalweg.records.kinds import Kind, anything, count, flag, listing, number, optional, record, table, whole
 
 _WINDOW: Mapping[str, Kind] = {
-    **dict.fromkeys(("start", "best", "sum", "weight"), number),
+    **dict.fromkeys(("best", "sum", "weight"), number),
     **dict.fromkeys(("losses", "norms"), listing(number)),
-    "expected": optional(number),
+    **dict.fromkeys(("expected", "start"), optional(number)),
     "seen": count,
     "stood_out": flag,
 }
