@@ -4,16 +4,18 @@ Reads lines `verb case folder` and writes `pid N`, then `exit CODE` when that ch
 so that its children start as if they were fresh.
 """
 
+import importlib
 import os
 import sys
 import traceback
 from pathlib import Path
 
-import cases
 import torch._dynamo  # the first optimiser imports it anyway, and here once is enough
 
 import thalweg as tw
 from thalweg.records.task import Source
+
+cases = importlib.import_module(sys.argv[1])  # of tasks and plans by name
 
 
 def live(verb: str, case: str, folder: str) -> None:

@@ -33,9 +33,9 @@ KILLED = -signal.SIGKILL
 class Nursery:
     """Starts runs in processes of their own, and kills them."""
 
-    def __init__(self) -> None:
+    def __init__(self, cases: str = "cases") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "nursery.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(HERE / "nursery.py"), cases], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def run(self, verb: str, case: str, folder: Path, killer: Callable[[], bool] | None = None) -> int:
