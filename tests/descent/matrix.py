@@ -118,7 +118,7 @@ class FaultError(RuntimeError):
 
 
 def loss(guard: str) -> Any:
-    """A loss that has infinite gradients for some batches, or needs too much memory for large ones."""
+    """A loss that for some batches has infinite gradients, or needs too much memory unless they are small."""
 
     def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.requires_grad and FAULT.after is not None:
@@ -126,7 +126,7 @@ def loss(guard: str) -> Any:
             if FAULT.calls > FAULT.after:
                 FAULT.after = None
                 raise FaultError("interrupted in the loss")
-        if guard == "memory" and outputs.requires_grad and len(outputs) > 10:
+        if guard == "memory" and outputs.requires_grad and len(outputs) > 10 and targets[:2].tolist() == [2, 1]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         value = F.cross_entropy(outputs.float(), targets)
         if guard == "skipping" and outputs.requires_grad and targets[:3].tolist() == [0, 1, 2]:
