@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -148,17 +147,6 @@ def same_nest(one: object, other: object, where: str) -> None:
         assert torch.equal(one, other), where
     else:
         assert one == other, where
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what SIGKILL leaves does not depend on the disk, waiting for it does."""
-    shared = Path("/dev/shm")
-    if not os.access(shared, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=shared) as made:
-        yield Path(made)
 
 
 def prove(nursery: Nursery, case: str, folder: Path, kills: int, seed: int) -> None:

@@ -118,21 +118,21 @@ def killed(case: str, folder: Path, nursery: Nursery) -> str:
     "case", [*map(str, range(len(matrix.COMBINATIONS)))], ids=lambda c: str(matrix.COMBINATIONS[int(c)])
 )
 def test_resumed_run_is_bitwise_the_uninterrupted_one_or_says_that_it_will_not_be(
-    case: str, tmp_path: Path, nursery: Nursery
+    case: str, folder: Path, nursery: Nursery
 ) -> None:
     said, steps = Said(), list[int]()
-    end = trained(case, tmp_path / "whole", said, steps.append)
+    end = trained(case, folder / "whole", said, steps.append)
     if not steps:  # refused before the first step, in a sentence
         assert ": " in end
         return
     if matrix.COMBINATIONS[int(case)].interruption == "SIGKILL" and hasattr(os, "fork") and end == "finished":
-        other = killed(case, tmp_path / "other", nursery)
+        other = killed(case, folder / "other", nursery)
     else:
-        other = interrupted(case, tmp_path / "other")
+        other = interrupted(case, folder / "other")
     try:
         assert other.partition(".")[0] == end.partition(".")[0]
         if end == "finished":
-            compare(tmp_path / "other", tmp_path / "whole")
+            compare(folder / "other", folder / "whole")
     except AssertionError:
         if not said.not_exact:
             raise

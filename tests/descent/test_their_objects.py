@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import blobs, plan, started, walk, weights
+from small import blobs, classes, plan, started, walk, weights
 from torch import nn
 
 import thalweg as tw
@@ -179,6 +179,35 @@ def test_a_rollback_puts_back_what_the_users_code_carried(kind):
     recorder.supersede(descent.step)
     walk(descent, recorder, 16)
     assert torch.equal(first, weights(descent.model))
+
+
+class Recurrent(nn.Module):
+    """Computes with a list of its own parameters, as PyTorch's recurrent modules do."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.head = nn.GRU(1, 5, batch_first=True), nn.Linear(5, 3)
+        self.groups = {"head": [self.head.weight]}
+
+    def forward(self, x):
+        return self.cells(x.unsqueeze(-1))[0][:, -1] @ self.groups["head"][0].T + self.head.bias
+
+
+def test_modules_that_list_their_parameters_train_after_a_validation_and_a_resume_as_before(tmp_path):
+    task, made = classes(model=Recurrent), {"steps": 12, "keep": "last", "digest_every": 1}
+    whole = tw.train(task, plan(**made, validate_every=12), progress=False)
+    often = tw.train(task, plan(**made, validate_every=2), progress=False)
+    assert torch.equal(weights(whole.model), weights(often.model))
+
+    def stop(model, figures):
+        if figures.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        tw.train(task, plan(**made, validate_every=2), out=tmp_path / "run", progress=False, on_step=stop)
+    resumed = tw.resume(tmp_path / "run", task, progress=False)
+    assert torch.equal(weights(whole.model), weights(resumed.model))
+    assert resumed.model.cells._flat_weights[0] is resumed.model.cells.weight_ih_l0
 
 
 @pytest.mark.parametrize("kind", ["loss object", "closure in partials", "global"])

@@ -4,13 +4,16 @@ import itertools
 import math
 import random
 import types
-from collections import ChainMap, Counter, UserDict
+from collections import ChainMap, Counter, UserDict, deque
 from functools import lru_cache, partial
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from thalweg.objects.state import ObjectState
+from thalweg.objects.values import encode
 
 STEPS = [0]
 
@@ -228,3 +231,85 @@ def test_what_lies_in_namespaces_lists_of_modules_and_optimisers_is_kept():
     layers[0]["layer"].zero_grad()
     layers[0]["layer"](torch.ones(1, 2)).sum().backward()
     assert change() == second
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_parameter_in_a_list_stays_that_parameter(known):
+    """As in PyTorch's recurrent modules, which compute with a list of their own parameters."""
+    cells = nn.GRU(2, 3)
+    cells.groups = {"decay": [cells.weight_ih_l0], "rest": (cells.bias_ih_l0,)}
+    state = ObjectState({"model": cells}, {id(p) for p in cells.parameters()} if known else set())
+    with torch.no_grad():
+        cells.weight_ih_l0.add_(1.0)
+    held = state.read()
+    with state.unchanged(), torch.no_grad():
+        cells.weight_hh_l0.add_(1.0)
+    for saved in (held, {}):
+        state.write(saved)
+        assert cells._flat_weights[0] is cells.groups["decay"][0] is cells.weight_ih_l0
+        assert cells.groups["rest"][0] is cells.bias_ih_l0
+        assert all(a is b for a, b in zip(cells._flat_weights, cells.parameters(), strict=True))
+
+
+def test_an_older_checkpoints_copies_do_not_take_the_place_of_parameters():
+    cells = nn.GRU(2, 3)
+    held = {"model._flat_weights": {"value": encode([p.detach() for p in cells.parameters()]), "same": True}}
+    assert ObjectState({"model": cells}, {id(p) for p in cells.parameters()}).write(held) == ["model._flat_weights"]
+    assert cells._flat_weights[0] is cells.weight_ih_l0
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda parts: dict(enumerate(parts)), lambda parts: deque(parts, 3)])
+def test_a_tensor_in_a_container_stays_the_one_that_others_hold(kind):
+    def make():
+        memory, counts = torch.zeros(2), np.zeros(2)
+        return types.SimpleNamespace(held=kind([memory, counts, 1]), memory=memory, counts=counts)
+
+    def change(box):
+        box.memory.add_(1)
+        box.counts += 2
+        if not isinstance(box.held, tuple):
+            box.held[2] += 1
+
+    def aliased(box):
+        return box.held[0] is box.memory and box.held[1] is box.counts
+
+    box = make()
+    state = ObjectState({"step": lambda: box})
+    change(box)
+    held = state.read()
+    with state.unchanged():
+        change(box)
+    assert aliased(box)
+    assert box.memory.tolist() == [1, 1]
+    change(box)
+    state.write(held)
+    assert aliased(box)
+    assert (box.memory.tolist(), box.counts.tolist()) == ([1, 1], [2, 2])
+    other = make()
+    assert ObjectState({"step": (lambda box: lambda: box)(other)}).write(held) == []
+    assert aliased(other)
+    assert (other.memory.tolist(), other.counts.tolist()) == ([1, 1], [2, 2])
+    state.write({})
+    assert aliased(box)
+    assert box.memory.tolist() == [0, 0]
+
+
+def test_a_list_that_was_given_anothers_tensor_does_not_write_into_it():
+    box, data = types.SimpleNamespace(held=[torch.zeros(2)]), torch.arange(2.0)
+    state = ObjectState({"step": lambda: box})
+    box.held[0] = data[:]
+    held = state.read()
+    box.held[0] = torch.ones(2)
+    state.write(held)
+    box.held[0].add_(5)
+    assert data.tolist() == [0, 1]
+
+
+def test_what_nothing_changed_is_not_made_anew():
+    box = types.SimpleNamespace(nested=[[torch.zeros(2)]])
+    state = ObjectState({"step": lambda: box})
+    box.nested[0][0].add_(1)
+    tensor = box.nested[0][0]
+    with state.unchanged():
+        pass
+    assert box.nested[0][0] is tensor

@@ -222,7 +222,7 @@ class Finder:
 
     def _container(self, place: Place) -> None:
         try:
-            self._found.append(place._replace(marked=mark(place.value)))
+            self._found.append(place._replace(marked=mark(place.value, known=self.known)))
             return
         except NotPlainError:
             pass  # it holds objects, which are looked at one by one

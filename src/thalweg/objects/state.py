@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.objects.places import Finder, Place, still_modules
-from thalweg.objects.values import ATOMS, decode, encode, has_state_dict, is_random, put_into
+from thalweg.objects.values import ATOMS, arrays_in, decode, encode, has_state_dict, is_random, put_into
 
 LARGEST = (
     1 << 22
@@ -40,6 +40,10 @@ class ObjectState:
         self._marks: dict[str, Any] = {}
         self._objects: dict[str, Any] = {}  # as they were at the beginning, held, so that no other takes their identity
         self._entries: dict[str, Any] = {}  # their values then; not of all large tensors
+        self._arrays: dict[
+            str, dict[int, Any]
+        ] = {}  # tensors and arrays that containers among them held then, by position
+        self._last: dict[str, Any] = {}  # the marks when the state was read last
         self._changed = set[str]()
         self._still = still_modules(self.roots, self.known)
         self._begin()
@@ -53,6 +57,8 @@ class ObjectState:
                 continue
             size = place.value.nbytes if isinstance(place.value, Tensor | np.ndarray) else 0
             self._marks[place.path], self._objects[place.path] = place.marked, place.value
+            if held := arrays_in(place.value):
+                self._arrays[place.path] = held
             if size <= bytes_left:
                 bytes_left -= size
                 # What has no entry, such as a long list, matters only where it changes: `read` says so then.
@@ -70,13 +76,18 @@ class ObjectState:
         }
 
     def read(self) -> dict[str, Any]:
-        """Give path -> {"value": entry, "same": whether the place still has its first object} of all that has changed."""
+        """Give path -> {"value": entry, "same": whether the place still has its first object} of all that has changed.
+
+        Of a container that is the first one "kept" are the positions of the tensors and arrays that it held then already.
+        """
         state: dict[str, Any] = {}
+        self._last = {}
         for place in Finder(self.roots, self.known, self._still, self._buffers).places():
             if place.problem:
                 self.problems.setdefault(place.path, place.problem)
                 continue
             path = place.path
+            self._last[path] = place.marked
             if path in self._changed or path not in self._marks or _differs(self._marks[path], place.marked):
                 self._changed.add(path)
                 same = path in self._objects and self._objects[path] is place.value
@@ -85,37 +96,51 @@ class ObjectState:
                     continue
                 try:
                     state[path] = {"value": encode(place.value), "same": same}
+                    if same and path in self._arrays:
+                        first, now = self._arrays[path], arrays_in(place.value)
+                        state[path]["kept"] = [i for i in first if now.get(i) is first[i]]
                 except Exception as error:  # also of a `state_dict` of the user's
                     self.problems[path] = str(error)
         return state
 
     def write(
-        self, state: Mapping[str, Any], only: tuple[str, ...] | None = None, attributes_of: str = ""
+        self,
+        state: Mapping[str, Any],
+        only: tuple[str, ...] | None = None,
+        attributes_of: str = "",
+        since: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """Put a state back; give the paths that are no longer there, or take no such value.
 
         `only`: of these roots, with the objects that are first reached from them; `attributes_of`: of this root alone, without
-        what its code uses elsewhere.
+        what its code uses elsewhere; `since`: the marks when `state` was read: what still has them is left alone.
         """
         finder = Finder(self.roots if only is None else self._first(only), self.known, buffers=self._buffers)
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
         missing: list[str] = []
         for path, place in places.items():
+            if since is not None and path in since and not _differs(since[path], place.marked):
+                continue
             if path in state:
-                if not self._put(place, state[path]["value"], state[path]["same"]):
+                if not self._put(place, **state[path]):
                     missing.append(path)
             elif place.problem:
                 continue
             elif path not in self._marks:
                 place.remove()
             elif _differs(self._marks[path], place.marked):
-                kept = path in self._entries and self._put(place, self._entries[path], same=True)
-                missing += [] if kept else [path]
+                kept = [*self._arrays.get(path, ())]
+                if path not in self._entries or not self._put(place, self._entries[path], True, kept):
+                    missing.append(path)
         for path in state.keys() - places.keys():
             # An attribute that the object does not have yet, as it is made at the first call.
             holder, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
-            if holder in finder.attributes and name:
+            if (
+                holder in finder.attributes
+                and name.isidentifier()
+                and not _has_parameters(finder.attributes[holder].get(name))
+            ):
                 finder.attributes[holder][name] = decode(state[path]["value"])
             elif only is None:
                 missing.append(path)
@@ -125,28 +150,34 @@ class ObjectState:
     def _first(self, only: tuple[str, ...]) -> dict[str, Any]:
         return {name: root for name, root in self.roots.items() if name in only}
 
-    def _put(self, place: Place, entry: Any, same: bool) -> bool:
-        first = self._objects.get(place.path)
+    def _put(self, place: Place, value: Any, same: bool, kept: Collection[int] = ()) -> bool:
+        first, arrays = self._objects.get(place.path), self._arrays.get(place.path, {})
         try:
             if is_random(place.value) or has_state_dict(place.value):
-                return put_into(place.value, entry)
+                return put_into(place.value, value)
             if same and type(first) not in ATOMS:
                 if place.value is not first and place.how:
                     place.put(first)
-                if put_into(first if place.how else place.value, entry):
+                keep = {i: arrays[i] for i in kept if i in arrays}
+                if put_into(first if place.how else place.value, value, keep):
                     return True
-            return place.put(decode(entry, place.value))
+            return place.put(decode(value, place.value))
         except Exception:  # also of a `load_state_dict` of the user's
             return False
 
     @contextmanager
     def unchanged(self, *only: str) -> Generator[None]:
         """Within, the objects may change; afterwards they are as before, those of the roots `only` where such are given."""
-        before = self.read()
+        before, marks = self.read(), self._last
         try:
             yield
         finally:
-            self.write(before, only or None)
+            self.write(before, only or None, since=marks)
+
+
+def _has_parameters(value: Any) -> bool:
+    """Tell whether a container holds parameters, for which no copies may stand."""
+    return any(isinstance(item, nn.Parameter) for item in arrays_in(value).values())
 
 
 def _differs(one: Any, other: Any) -> bool:

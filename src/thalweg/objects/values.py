@@ -11,7 +11,7 @@ import marshal
 import random
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -178,8 +178,19 @@ _decoders: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
 }
 
 
-def put_into(target: Any, entry: Any) -> bool:
-    """Give an object that can be changed the value of an entry; False where it cannot take it."""
+def arrays_in(value: Any) -> dict[int, Any]:
+    """Give the tensors and arrays that a container holds, by position; those of a mapping's values."""
+    if not is_container(value) or isinstance(value, set | frozenset):
+        return {}
+    items = cast("Mapping[Any, Any]", value).values() if isinstance(value, Mapping) else value
+    return {i: item for i, item in enumerate(items) if isinstance(item, Tensor | np.ndarray)}
+
+
+def put_into(target: Any, entry: Any, keep: Mapping[int, Any] | None = None) -> bool:
+    """Give an object that can be changed the value of an entry; False where it cannot take it.
+
+    `keep`: items of a container, by position, that take their values themselves, since others may hold them too.
+    """
     if isinstance(target, Tensor):
         same = isinstance(entry, Tensor) and target.shape == entry.shape and target.dtype == entry.dtype
         if same and not (target.requires_grad and target.grad_fn is not None):
@@ -196,19 +207,45 @@ def put_into(target: Any, entry: Any) -> bool:
         if target.shape != value.shape or target.dtype != value.dtype or not target.flags.writeable:
             return False
         target[...] = value
-    elif kind == "list" and type(target) is list:
-        target[:] = decode(entry)
-    elif (kind == "mapping" and type(target) in MAPPINGS) or (kind == "set" and type(target) is set):
+    elif kind == "set" and type(target) is set:
         value = decode(entry)
         target.clear()
         target.update(value)
-    elif kind == "deque" and type(target) is deque:
-        value = decode(entry)
-        target.clear()
-        target.extend(value)
+    elif kind == "tuple" and isinstance(target, tuple):
+        items = cast("tuple[Any, ...]", target)
+        return len(items) == len(entry["items"]) and all(
+            _stays(item, part, (keep or {}).get(i))
+            for i, (item, part) in enumerate(zip(items, entry["items"], strict=True))
+        )
+    elif (kind == "mapping" and type(target) in MAPPINGS) or (
+        kind in ("list", "deque") and type(target) is _KINDS[kind]
+    ):
+        _refill(target, entry, keep or {})
     else:
         return False
     return True
+
+
+_KINDS: dict[str, type] = {"list": list, "deque": deque}
+
+
+def _stays(item: Any, entry: Any, kept: Any) -> bool:
+    """Tell whether an item of a tuple has the value of an entry, or has taken it."""
+    return put_into(item, entry) if kept is item else type(item) in ATOMS and item == entry
+
+
+def _refill(target: Any, entry: Mapping[str, Any], keep: Mapping[int, Any]) -> None:
+    """Give a list, deque or mapping the items of an entry."""
+    entries = [pair[1] for pair in entry["items"]] if entry["kind"] == "mapping" else entry["items"]
+    values = [
+        keep[i] if i in keep and put_into(keep[i], part) else decode(part)
+        for i, part in enumerate(cast("list[Any]", entries))
+    ]
+    target.clear()
+    if entry["kind"] == "mapping":
+        target.update(dict(zip([decode(key) for key, _ in entry["items"]], values, strict=True)))
+    else:
+        target.extend(values)
 
 
 def random_state(generator: Any) -> Any:
@@ -234,12 +271,14 @@ def set_random_state(generator: Any, state: Any) -> None:
         generator.state = state
 
 
-def mark(value: Any, identity: bool = True) -> Any:
+def mark(value: Any, identity: bool = True, known: Collection[int] = ()) -> Any:
     """Give something that differs once a value has changed, and is cheaper than a copy; see `SAMPLE`.
 
-    `identity`: another tensor of the same numbers counts as a change too.
+    `identity`: another tensor of the same numbers counts as a change too; `known`: identities of tensors that have a place of
+    their own.
 
-    Raises NotPlainError where a container holds what has no entry.
+    Raises NotPlainError where a container holds what has no entry, or has a place of its own: a copy in its stead would no
+    longer be that parameter.
     """
     if type(value) in ATOMS:
         return (type(value), repr(value) if value != value else value)
@@ -249,7 +288,7 @@ def mark(value: Any, identity: bool = True) -> Any:
     if isinstance(value, np.ndarray):
         return id(value), value.shape, _mark_array(value)
     if is_container(value):
-        return _mark_container(value, identity)
+        return _mark_container(value, identity, known)
     if is_random(value):
         state = random_state(value)
         return (
@@ -287,7 +326,7 @@ def _mark_array(value: np.ndarray[Any, Any]) -> Any:
     return zlib.crc32(np.ascontiguousarray(part).tobytes()) if part.size else 0
 
 
-def _mark_container(value: Any, identity: bool) -> Any:
+def _mark_container(value: Any, identity: bool, known: Collection[int]) -> Any:
     if len(value) > MOST_ITEMS:
         return len(value)
     try:
@@ -299,6 +338,8 @@ def _mark_container(value: Any, identity: bool) -> Any:
             parts = [part for pair in cast("Mapping[Any, Any]", value).items() for part in pair]
         else:
             parts = list(value)
-        return tuple([mark(_item(part), identity) for part in parts])
+        if identity and any(isinstance(part, nn.Parameter) or id(part) in known for part in parts):
+            raise NotPlainError(f"a {type(value).__name__} with parameters")
+        return tuple([mark(_item(part), identity, known) for part in parts])
     except RecursionError as error:
         raise NotPlainError(f"a {type(value).__name__} that contains itself") from error
