@@ -22,6 +22,7 @@ from torch.utils.data import (
 
 from thalweg.errors import DataError
 from thalweg.sampling import Batches, count_examples, iterate_once, open_source
+from thalweg.sampling.batches import hold
 
 N = 23
 X = torch.arange(N, dtype=torch.float32)[:, None]
@@ -75,6 +76,25 @@ class Remembering:
         self.place = state["place"]
 
 
+class Loading(IterableDataset):
+    """A stream whose passes begin anew, but for the one after its place was loaded: from there, also where that is its end."""
+
+    def __init__(self):
+        self.place, self.loaded = 0, False
+
+    def __iter__(self):
+        self.place, self.loaded = self.place if self.loaded else 0, False
+        while self.place < N - 3:  # no whole number of steps
+            self.place += 1
+            yield X[self.place - 1]
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place, self.loaded = state["place"], True
+
+
 KINDS: dict[str, Any] = {
     "tensors": lambda: (X, X),
     "items": Noisy,
@@ -88,6 +108,7 @@ KINDS: dict[str, Any] = {
     "endless stream": Endless,
     "loader over a stream": lambda: DataLoader(Stream(), batch_size=5),
     "loader that keeps its place": Remembering,
+    "stream that is given its place": Loading,
 }
 
 
@@ -120,6 +141,19 @@ def test_resuming_at_any_position_gives_the_uninterrupted_sequence(kind, accumul
         assert draw(resumed, steps - position) == whole[position:], position
         made.load_state_dict(state)  # a loader that is shared was moved on
         made.draw()
+
+
+@pytest.mark.parametrize("kind", ["loader that keeps its place", "stream that is given its place"])
+def test_going_back_to_the_beginning_gives_the_first_epoch_wherever_a_rehearsal_left_the_loader(kind):
+    made = batches(kind)
+    hold(made.source, 5, 8)
+    beginning = made.state_dict()
+    whole = draw(made, 6)
+    made.load_state_dict(beginning)
+    assert draw(made, 6) == whole
+    resumed = batches(kind)
+    resumed.load_state_dict(beginning)
+    assert draw(resumed, 6) == whole
 
 
 @pytest.mark.parametrize("kind", ["items", "loader"])

@@ -78,6 +78,7 @@ class Batches:
         self._last_epoch = 0  # steps of the epoch of a stream that ended last
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
         self._goes_on = False  # from the place that a loader's state has, instead of the start of an epoch
+        self._at_end = False  # a loader's state is that of the end of a pass
         self._loaded: Generator[Any] | None = None  # the next micro-batches, from a loader or a stream
         self._carried: dict[str, Any] = {}  # what a stream's objects carried when its present epoch began
 
@@ -125,14 +126,16 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position. Raises DataError where a stream ends before it, or a loader does not take its state."""
         self.close()
-        self._goes_on = False
+        self._goes_on = self._at_end = False
         self.recent.clear()
         self.epoch, self.within = state["epoch"], state["within"]
         if isinstance(self.source, StreamSource):
             if "loader" in state:
-                _load_state(self.source, state["loader"])
-                self._goes_on = True
-                self._loaded = self._open_stream(self.source) if state.get("begun", True) else None
+                begun = state.get("begun", True) or self.within > 0
+                if begun or self.epoch:  # before the first pass, its place is the one that a rehearsal left it at
+                    _load_state(self.source, state["loader"])
+                self._goes_on, self._at_end = begun, not begun and self.epoch > 0
+                self._loaded = self._open_stream(self.source) if begun else None
             else:
                 self.source.objects.write(state.get("carried", {}))
                 self._fast_forward(self.source)
@@ -216,6 +219,10 @@ class Batches:
             self._loaded = self._open_stream(source)
             self.recent.clear()  # holds draws of this epoch alone, which `_fast_forward` makes again
         parts = list(self._next_parts(self._loaded))
+        at_end, self._at_end = self._at_end, False
+        if not parts and at_end:  # the loader takes its place for one within the pass that has ended
+            self._loaded = None
+            return self._stream(source)
         if not parts and self.within == 0:
             raise DataError(
                 f"The data stream gave no batch in epoch {self.epoch + 1}. It must start again each time it is iterated over:"
