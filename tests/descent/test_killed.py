@@ -160,7 +160,7 @@ def prove(nursery: Nursery, case: str, folder: Path, kills: int, seed: int) -> N
     assert expected is None or expected in happened
 
 
-@pytest.mark.parametrize("case", cases.PLANS)
+@pytest.mark.parametrize("case", ["everything-adamw", "workers-momentum", "stream", "goes-back"])
 def test_resumed_run_is_bitwise_the_uninterrupted_one(nursery: Nursery, folder: Path, case: str) -> None:
     prove(nursery, case, folder, kills=3, seed=1)
 
