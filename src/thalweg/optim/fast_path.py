@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from operator import is_, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,7 @@ from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, Metada
 from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
 
 _ADDRESS, _OFFSET, _VALUES = Tensor.data_ptr, Tensor.storage_offset, dict[str, Any].values
+_GRADIENT = attrgetter("grad")
 
 
 FastStep = tuple[float, float, Sequence[float]]
@@ -55,11 +56,20 @@ class FastPath:
     ) -> None:
         self.block, self.group, self.decays = block, block_step.group, block_step.decays
         self.options = [_options(group) for group in optimizer.param_groups]
-        self.state_values = [*chain.from_iterable(map(_VALUES, optimizer.state.values()))]
-        self.weight_addresses = frozenset(block.addresses)
+        state = [*chain.from_iterable(map(_VALUES, optimizer.state.values()))]
+        self.kept = [*block.parameters, *state]
         self.guard = MetadataGuard([*block.parameters, *gradients])
-        self.storage_bytes = [*map(STORAGE_BYTES, map(STORAGE, [*block.parameters, *gradients]))]
-        self.offsets = [*map(_OFFSET, gradients)]
+        # Of weights and state: the tensors, their addresses, and their storages with the size of each. While these are held here,
+        # nothing else can come to lie at those addresses, so no step need read each tensor's storage anew.
+        self.places = [*block.parameters, *(value for value in state if isinstance(value, Tensor))]
+        self.addresses = [*map(_ADDRESS, self.places)]
+        self.own_addresses = frozenset(self.addresses)
+        # The last gradients' addresses, not among those: a gradient in the memory of weights or state changes while it is read.
+        self.gradients_at: Sequence[int] = ()
+        self.storages = [*map(STORAGE, [*block.parameters, *block.allocations])]
+        self.storage_bytes = [*map(STORAGE_BYTES, self.storages)]
+        self.gradient_bytes = [*map(STORAGE_BYTES, map(STORAGE, gradients))]
+        self.gradient_offsets = [*map(_OFFSET, gradients)]
 
     @staticmethod
     def after_step(block_steps: Sequence[BlockStep], optimizer: SteppedOptimizer) -> FastPath | None:
@@ -86,23 +96,18 @@ class FastPath:
         rare = optimizer.cautious or optimizer.measure or optimizer.clip_value is not None
         if rare or (ema is not None) is not block.has_ema or len(groups) != len(self.options):
             return None
-        parameters, lr = self._unchanged_groups(groups)
+        parameters, lr = self._unchanged_groups(groups, optimizer.state)
         if parameters is None:
             return None
-        gradients: list[Any] = [p.grad for p in parameters]
-        tensors = parameters + gradients
-        if not self.guard.matches(tensors):
+        gradients: list[Any] = [*map(_GRADIENT, parameters)]
+        if not self.guard.matches(parameters + gradients) or not self._is_in_place(gradients):
             return None
-        # Kernels read and write at these addresses unchecked: weights and state must be where the block's arguments say, and no
-        # storage may have been made shorter. A gradient in the weights' memory would change while it is read.
         addresses = [*map(_ADDRESS, gradients)]
-        if (
-            [*map(_ADDRESS, parameters)] != block.addresses
-            or [*map(STORAGE_BYTES, map(STORAGE, tensors))] != self.storage_bytes
-            or [*map(_OFFSET, gradients)] != self.offsets
-            or not self.weight_addresses.isdisjoint(addresses)
-            or not self._state_is_unchanged(optimizer.state)
-        ):
+        if addresses != self.gradients_at:
+            if not self.own_addresses.isdisjoint(addresses):
+                return None
+            self.gradients_at = addresses
+        if not block.have_same_step_count():
             return None
         each = block.norms_at(addresses)
         total = math.hypot(*each)
@@ -115,8 +120,10 @@ class FastPath:
         block.advance(numbers)
         return total, scale, each
 
-    def _unchanged_groups(self, groups: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor] | None, float]:
-        """Give the groups' parameters and their common learning rate; None where groups have changed or differ in rate."""
+    def _unchanged_groups(
+        self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Any]]
+    ) -> tuple[list[Tensor] | None, float]:
+        """Give the groups' parameters and their common learning rate; None where rates differ, or groups or state changed."""
         lr: Any = groups[0]["lr"]
         if type(lr) is not float or not math.isfinite(lr):
             return None, 0.0
@@ -124,12 +131,20 @@ class FastPath:
             if len(group) != size or group["lr"] != lr or pick(group) != values:
                 return None, 0.0
         parameters = groups[0]["params"] if len(groups) == 1 else [p for group in groups for p in group["params"]]
-        return (parameters, lr) if _are_identical(parameters, self.block.parameters) else (None, 0.0)
+        held = [*parameters, *chain.from_iterable(map(_VALUES, state.values()))]
+        return (parameters, lr) if _are_identical(held, self.kept) else (None, 0.0)
 
-    def _state_is_unchanged(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Tell whether the optimiser's state holds the same tensors in the same places, all with the same step count."""
-        block, values = self.block, [*chain.from_iterable(map(_VALUES, state.values()))]
-        return _are_identical(values, self.state_values) and block.state_is_in_place() and block.have_same_step_count()
+    def _is_in_place(self, gradients: Sequence[Tensor]) -> bool:
+        """Tell whether all memory is as it was: kernels read and write at the addresses that they are given unchecked.
+
+        Weights and state must be where the block's arguments say, and no storage may have been made shorter.
+        """
+        return (
+            [*map(_ADDRESS, self.places)] == self.addresses
+            and [*map(STORAGE_BYTES, self.storages)] == self.storage_bytes
+            and [*map(STORAGE_BYTES, map(STORAGE, gradients))] == self.gradient_bytes
+            and [*map(_OFFSET, gradients)] == self.gradient_offsets
+        )
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, Any]:

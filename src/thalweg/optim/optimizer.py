@@ -243,6 +243,7 @@ class Optimizer(torch.optim.Optimizer):
             total, scale, each = fast
             self.skips, self._general_steps, self.last = 0, 0, StepRecord(total, scale, False, 0, each)
             return loss
+        self._fast_path = None  # it holds the memory that the weights had, and they may have moved
         with torch.no_grad():
             group_steps = [one for group in self.param_groups for one in self._group_steps(group)]
             self.last = (

@@ -90,6 +90,7 @@ class FusedBlock(Block):
         self.weight_addresses = np.array(self.addresses, np.int64)
         self.gradient_addresses = np.zeros(len(parameters), np.int64)
         self.gradient_address_cells = _as_ctypes(self.gradient_addresses, ctypes.c_int64)
+        self.gradients_at: Sequence[int] = ()  # the same addresses
         self.launches: dict[tuple[str, bool, bool], Launch] = {}
         norms_kernel = kernels.gradient_norms(self.kernel_dtype)
         self.norms_launch = self._launch(norms_kernel, self.clip_limit, [self.gradient_addresses])
@@ -185,7 +186,8 @@ class FusedBlock(Block):
 
     def norms_at(self, addresses: Sequence[int]) -> Sequence[float]:
         """Give the norms of the gradients at these addresses, whose layout is that of the parameters."""
-        self.gradient_address_cells[:] = addresses
+        if addresses != self.gradients_at:
+            self.gradient_address_cells[:] = self.gradients_at = addresses
         self._run(self.norms_launch)
         return self._roots(0)
 
