@@ -163,6 +163,31 @@ def _one_count_set(weights, optimizer):
     optimizer.state[weights[0]]["step"].fill_(3.0)
 
 
+def _counts_moved(weights, optimizer):
+    for w in weights:
+        optimizer.state[w]["step"].data = torch.tensor(7.0)
+
+
+def _state_is_anothers(weights, optimizer):
+    for key in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[weights[1]][key].data = optimizer.state[weights[0]][key].data.view(-1)[:16].view(4, 4)
+
+
+def _state_is_anothers_object(weights, optimizer):
+    weights.append(torch.nn.Parameter(torch.ones(4)))
+    weights[-1].grad = torch.ones(4)
+    optimizer.param_groups[1]["params"].append(weights[-1])
+    optimizer.state[weights[-1]] = {**optimizer.state[weights[2]]}
+
+
+def _state_is_weights(weights, optimizer):
+    optimizer.state[weights[0]]["exp_avg"].data = weights[0].data
+
+
+def _weights_are_others(weights, optimizer):
+    weights[1].data = weights[0].data.view(-1)[:16].view(4, 4)
+
+
 def _loaded(weights, optimizer):
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
@@ -272,6 +297,11 @@ EVENTS = [
         _state_cleared,
         _count_set,
         _one_count_set,
+        _counts_moved,
+        _state_is_anothers,
+        _state_is_anothers_object,
+        _state_is_weights,
+        _weights_are_others,
         _loaded,
         _frozen,
     ),

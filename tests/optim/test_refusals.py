@@ -612,3 +612,23 @@ def test_a_loaded_state_of_another_shape_is_told_at_the_step_and_moves_nothing(e
     with pytest.raises(RuleError, match=r"has become shape \(2, 2\), but its state `exp_avg` is of shape \(4, 3\)"):
         optimizer.step()
     assert torch.equal(second.detach(), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+def test_two_parameters_in_one_memory_or_with_one_state_are_refused(engine):
+    whole = torch.ones(6)
+    for one, other in ((whole[:4], whole[3:]), (whole, whole)):
+        weights = [torch.nn.Parameter(one), torch.nn.Parameter(other)]
+        for w in weights:
+            w.grad = torch.ones_like(w)
+        with pytest.raises(RuleError, match="two parameters share memory"):
+            optim.AdamW(weights, lr=0.1, engine=engine).step()
+    assert torch.equal(whole, torch.ones(6))
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = optim.AdamW(weights, lr=0.1, engine=engine)
+    for w in weights:
+        w.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[weights[0]] = optimizer.state[weights[1]]
+    with pytest.raises(RuleError, match="two parameters have one dict as their state"):
+        optimizer.step()

@@ -20,7 +20,7 @@ from thalweg.optim.engines.bound_rule import BoundRule, cautious_scale_for, seco
 from thalweg.optim.engines.interface import GroupStep, StateOf
 from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, MetadataGuard
 from thalweg.optim.engines.thread_pool import run
-from thalweg.optim.engines.validate import OWN_MEMORY, has_memory
+from thalweg.optim.engines.validate import OWN_MEMORY, are_apart, has_memory
 from thalweg.rules.rule import State
 
 CHUNK = 1 << 16
@@ -103,6 +103,9 @@ class FusedBlock(Block):
         self.allocations: list[Tensor] = []
         self.state_at: list[int] = []
         self.allocation_bytes: list[int] = []
+        # The step counts and the numbers that the rule carries, which tensors in the state show.
+        self.number_tensors: list[Tensor] = []
+        self.numbers_at: list[int] = []
         # The state tensors, by id, of the engine's earlier blocks: this one takes them over instead of copying them.
         self.reusable: dict[int, Tensor] = {}
         self.gradients: Sequence[Tensor] = ()
@@ -126,9 +129,13 @@ class FusedBlock(Block):
             self.weight_addresses[:] = addresses
         if not self.owns_state:
             return True
+        if [*map(_ADDRESS, self.number_tensors)] != self.numbers_at:
+            return False
         if not self.state_is_in_place():
             owners = self.parameters * len(self.states)
             if not all(map(_are_alike, self.state_tensors, owners)) or not all(map(has_memory, self.state_tensors)):
+                return False
+            if not are_apart([*self.parameters, *self.state_tensors]):
                 return False
             self.allocations = self.state_tensors  # each may have memory of its own now
             self._read_state_addresses()
@@ -139,6 +146,9 @@ class FusedBlock(Block):
         if self.owns_state:
             return
         past_first_step = has_rule_state(state.get(self.parameters[0], {}), self.states)
+        found = [state.get(p, {}).get(spec.key) for spec in self.states for p in self.parameters]
+        if not are_apart([*self.parameters, *(t for t in found if isinstance(t, Tensor) and id(t) in self.reusable)]):
+            self.reusable = {}
         for spec in self.states:
             entries = [state.setdefault(p, {}) for p in self.parameters]
             tensors = [self._reused(e.get(spec.key), p) for e, p in zip(entries, self.parameters, strict=True)]
@@ -165,6 +175,10 @@ class FusedBlock(Block):
         self.state_addresses = np.zeros(len(self.state_tensors), np.int64)
         self._read_state_addresses()
         super().adopt_state(state)
+        self.number_tensors = [
+            t for items in self.state_items for key, t in items if key == "step" or key in self.carried_names
+        ]
+        self.numbers_at = [*map(_ADDRESS, self.number_tensors)]
         self.past_first_step = past_first_step
 
     def _reused(self, found: Any, parameter: Tensor) -> Tensor | None:

@@ -26,7 +26,7 @@ from thalweg.optim.engines.fused import FusedBlock
 from thalweg.optim.engines.interface import DeviceNorms, GroupStep, Norms, StateOf, UpdateNorms
 from thalweg.optim.engines.matrix import MatrixBlock
 from thalweg.optim.engines.sharded import ShardedBlock
-from thalweg.optim.engines.validate import OWN_MEMORY, StepCheck, validate
+from thalweg.optim.engines.validate import OWN_MEMORY, StepCheck, check_entries, validate
 from thalweg.rules.rule import Rule, State
 
 SMALL = 1 << 15
@@ -192,6 +192,7 @@ class TensorEngine:
         fused = [block for block in old.values() if isinstance(block, FusedBlock)]
         reusable = {id(tensor): tensor for block in fused for items in block.state_items for _, tensor in items}
         together: dict[tuple[Any, ...], list[int]] = {}
+        check_entries([state[p] for p in group.parameters if p in state])
         for i, parameter in enumerate(group.parameters):
             validate(parameter, group.gradients[i], state.get(parameter, {}), states)
             kind = self._block_type(parameter, group.rule)

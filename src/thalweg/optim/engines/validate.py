@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class StepCheck:
 
     def __init__(self) -> None:
         self._last: MemoryGuard | None = None
+        self._addresses: Sequence[int] = ()  # the parameters' at that step, apart from one another
 
     def checked(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]
@@ -41,24 +42,29 @@ class StepCheck:
         Raises RuleError where a step cannot be taken on a parameter and its gradient.
         """
         tensors = [*parameters, *gradients]
-        if self._last is not None and self._last.matches(tensors) and not share_addresses(parameters, gradients):
+        if self._last is not None and self._last.matches(tensors) and self._are_known_apart(parameters, gradients):
             return gradients
         self._last = None
         for p, g in zip(parameters, gradients, strict=True):
             validate(p, g, {}, ())
         if not {*map(type, tensors)} <= {*OWN_MEMORY}:
             return gradients
+        if not are_apart(parameters):
+            raise RuleError(
+                "two parameters share memory, so that both would move the same weights: give the optimiser one of them (a tied "
+                "weight is one Parameter in two places), or a clone() of one. No weight has moved."
+            )
         state_tensors = (t for entry in state.values() for t in entry.values() if type(t) in OWN_MEMORY)
         overlapping = _overlapping(gradients, parameters, [t for t in state_tensors if t.layout is torch.strided])
         if any(overlapping):
             return [g.clone() if is_one else g for g, is_one in zip(gradients, overlapping, strict=True)]
-        self._last = MemoryGuard(tensors)
+        self._last, self._addresses = MemoryGuard(tensors), [*map(Tensor.data_ptr, parameters)]
         return gradients
 
-
-def share_addresses(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
-    """Tell whether a gradient begins where some weights do."""
-    return not {*map(Tensor.data_ptr, parameters)}.isdisjoint(map(Tensor.data_ptr, gradients))
+    def _are_known_apart(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
+        """Tell whether the parameters are where they were, and no gradient begins where some of them do."""
+        addresses = [*map(Tensor.data_ptr, parameters)]
+        return addresses == self._addresses and {*addresses}.isdisjoint(map(Tensor.data_ptr, gradients))
 
 
 def validate(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> None:
@@ -187,6 +193,23 @@ def _are_alike(one: Tensor, other: Tensor) -> bool:
 def has_memory(tensor: Tensor) -> bool:
     """Whether a tensor's storage reaches to its last element; `untyped_storage().resize_(0)` frees it under the tensor."""
     return tensor.untyped_storage().nbytes() >= _bytes_to_last_element(tensor)
+
+
+def check_entries(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RuleError where two parameters have one entry in the optimiser's state."""
+    if len({*map(id, entries)}) < len(entries):
+        raise RuleError("two parameters have one dict as their state: give each its own, a copy.deepcopy() of it.")
+
+
+def are_apart(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether no two tensors have memory in common.
+
+    >>> one = torch.zeros(4)
+    >>> are_apart([one[:2], one[2:]]), are_apart([one[:3], one[2:]])
+    (True, False)
+    """
+    spans = sorted(_span(tensor) for tensor in tensors if tensor.numel() > 0)
+    return all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def _overlapping(gradients: Sequence[Tensor], parameters: Sequence[Tensor], others: Sequence[Tensor]) -> list[bool]:
