@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
@@ -79,10 +80,16 @@ def rates(step):
     return 0.5 * (1 + math.cos(math.pi * step / 250))
 
 
-@pytest.mark.parametrize("engine", ["cpu", "tensors"])
-@pytest.mark.parametrize("given", GRID, ids=range(len(GRID)))
-@pytest.mark.parametrize(("scale", "tolerance"), [(0.0, 1e-12), (1.0, 1e-8)], ids=["from zero", "from anywhere"])
-def test_two_hundred_steps_are_the_authors_in_weights_and_in_d(given, scale, tolerance, engine):
+@pytest.mark.parametrize(
+    ("given", "start", "engine"),
+    covering(
+        [pytest.param(given, id=str(i)) for i, given in enumerate(GRID)],
+        [(0.0, 1e-12), (1.0, 1e-8)],
+        ["cpu", "tensors"],
+    ),
+)
+def test_two_hundred_steps_are_the_authors_in_weights_and_in_d(given, start, engine):
+    scale, tolerance = start
     # The first steps are a millionth long, so that w0 - w keeps ten digits only, unless w0 is zero: d inherits that.
     weights = starts(scale)
     theirs = Written(flat(weights), **given)

@@ -7,12 +7,12 @@ have no counterpart here; what else does not apply, and what is said in other wo
 
 import copy
 import io
-import itertools
 from types import SimpleNamespace
 
 import hypothesis
 import pytest
 import torch
+from covering import covering
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -126,7 +126,7 @@ CASES = [
     for i, one in enumerate(info.optim_inputs_func("cpu"))
 ]
 every_input = pytest.mark.parametrize(("info", "place"), CASES)
-both_engines = pytest.mark.parametrize("engine", ["cpu", "tensors"])
+ENGINES = ["cpu", "tensors"]
 
 
 @pytest.fixture(autouse=True)
@@ -282,16 +282,13 @@ def test_a_sparse_gradient_is_taken_where_torch_takes_it_and_else_refused_with_w
 # The right direction
 
 
-@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
-@both_engines
-@every_input
+@pytest.mark.parametrize(("info", "place", "engine", "strided"), covering(CASES, ENGINES, [False, True]))
 def test_it_goes_the_right_direction(info, place, engine, strided):
     kwargs = kwargs_of(info, place)
     assert goes_right(*take_steps(problem(info, {**kwargs, "engine": engine}, strided=strided)), kwargs)
 
 
-@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
-@every_input
+@pytest.mark.parametrize(("info", "place", "strided"), covering(CASES, [False, True]))
 def test_it_goes_the_right_direction_with_torchs_schedules(info, place, strided):
     for makers in info.scheduler_inputs:
         kwargs = kwargs_of(info, place)
@@ -374,8 +371,7 @@ def rule_of(info):
 ELEMENTWISE = [case for case in CASES if not rule_of(case.values[0]).is_matrix]
 
 
-@both_engines
-@pytest.mark.parametrize(("info", "place"), ELEMENTWISE)
+@pytest.mark.parametrize(("info", "place", "engine"), covering(ELEMENTWISE, ENGINES))
 def test_complex_parameters_move_as_their_real_and_imaginary_parts(info, place, engine):
     kwargs = {**kwargs_of(info, place), "engine": engine}
     complexes = [torch.randn(10, 5, dtype=torch.complex64), torch.randn(10, dtype=torch.complex64), torch.randn(10, 5)]
@@ -463,8 +459,7 @@ LIKE_TORCH = {"Muon": {"half": True, "adjust_lr_fn": "original"}}
 """Options under which ours calculates as PyTorch's does by default: Muon's matrices are orthogonalised in bfloat16 there."""
 
 
-@pytest.mark.parametrize("dtype", NEAR, ids=str)
-@every_input
+@pytest.mark.parametrize(("info", "place", "dtype"), covering(CASES, NEAR))
 def test_the_compiled_engine_matches_the_plain_one_with_empty_and_missing_gradients(info, place, dtype):
     models, singles, optimizers = [], [], []
     for engine in ("cpu", "tensors"):
@@ -475,9 +470,12 @@ def test_the_compiled_engine_matches_the_plain_one_with_empty_and_missing_gradie
     compare(models, singles, optimizers, x, *NEAR[dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@both_engines
-@pytest.mark.parametrize(("info", "place"), [case for case in CASES if case.values[0].name in {*THEIRS} - {*OWN}])
+@pytest.mark.parametrize(
+    ("info", "place", "engine", "dtype"),
+    covering(
+        [case for case in CASES if case.values[0].name in {*THEIRS} - {*OWN}], ENGINES, [torch.float64, torch.float32]
+    ),
+)
 def test_it_matches_torchs_own_loop(info, place, engine, dtype):
     name, models, singles, optimizers = info.name, [], [], []
     ours = {"engine": engine, **LIKE_TORCH.get(name, {})}
@@ -490,8 +488,7 @@ def test_it_matches_torchs_own_loop(info, place, engine, dtype):
     compare(models, singles, optimizers, x, *LESS_NEAR.get(name, NEAR[dtype]))
 
 
-@both_engines
-@every_input
+@pytest.mark.parametrize(("info", "place", "engine"), covering(CASES, ENGINES))
 def test_dtypes_mix_in_one_optimiser(info, place, engine):
     kwargs = {"weight_decay": 0.1, **kwargs_of(info, place), "engine": engine}
     start, slope = torch.rand(2, 3, dtype=torch.float64), torch.rand(2, 3, dtype=torch.float64)
@@ -597,13 +594,7 @@ def named(params, has_names):
     return [(f"name{i}", p) for i, p in enumerate(params)] if has_names else params
 
 
-both_names = pytest.mark.parametrize(
-    ("first", "second"), [*itertools.product([False, True], repeat=2)], ids=["none", "second", "first", "both"]
-)
-
-
-@both_names
-@every_input
+@pytest.mark.parametrize(("info", "place", "first", "second"), covering(CASES, [False, True], [False, True]))
 def test_a_loaded_optimiser_goes_on_bit_for_bit_and_its_state_is_the_same(info, place, first, second):
     kwargs = kwargs_of(info, place)
     one = problem(info, kwargs, params=lambda weight, bias: named([weight, bias], first))

@@ -74,11 +74,20 @@ def test_it_takes_the_steps_of_the_host_and_a_nonfinite_one_leaves_no_trace(rule
         torch.testing.assert_close(other, one, **rough)
 
 
+COMPILED = [{"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True, "maximize": True}]
+COMPILED_RULES = [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None]
+# To trace a step takes seconds, and is the same code for each rule: two stand for all where not all are tested.
+SOON = {("adamw", 0), ("rmsprop", 1)}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True, "maximize": True}],
+    ("rule", "options"),
+    [
+        pytest.param(rule, options, marks=() if (rule, i) in SOON else pytest.mark.heavy, id=f"{rule}-{i}")
+        for rule in COMPILED_RULES
+        for i, options in enumerate(COMPILED)
+    ],
 )
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None])
 def test_compiled_over_lists_it_takes_the_same_steps(rule, options, monkeypatch, request):
     on_host, host_optimizer = descended(rule, nonfinite=(0, 3, 4), **options)
     request.getfixturevalue("compiling")

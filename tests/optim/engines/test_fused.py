@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from covering import covering
 
 from thalweg import optim
 from thalweg.errors import RuleError
@@ -24,6 +25,8 @@ from thalweg.testing.rules import variants
 ELEMENTWISE = [name for name, rule in RULES.items() if not rule.is_matrix]
 CASES = [pytest.param(RULES[n], c, id=f"{n}-{i}") for n in ELEMENTWISE for i, c in enumerate(variants(RULES[n]))]
 SHAPES = [(40, 30), (30,), (), (50_000,), (250, 200)]
+DTYPES = [torch.float64, torch.float32]
+MEASURED = [{}, {"clip_norm": 3.0, "cautious": True}, {"clip_norm": 3.0, "ema": 0.9}]
 OPTIONS = [{}, {"ema": 0.9}, {"clip_norm": 3.0}, {"clip_value": 0.5, "clip_norm": 3.0}, {"maximize": True, "ema": 0.99}]
 
 
@@ -49,9 +52,7 @@ def blocks_of(optimizer):
     return [block for _, _, partition in optimizer._engine._partitions for block, _ in partition]
 
 
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 3.0, "cautious": True}, {"clip_norm": 3.0, "ema": 0.9}])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("rule", "constants"), CASES)
+@pytest.mark.parametrize(("rule", "constants", "dtype", "options"), covering(CASES, DTYPES, MEASURED))
 def test_to_measure_a_step_changes_no_bit_of_it(rule, constants, dtype, options):
     if rule.average is not None:
         options = {"clip_norm": 3.0}
@@ -61,9 +62,7 @@ def test_to_measure_a_step_changes_no_bit_of_it(rule, constants, dtype, options)
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("rule", "constants"), CASES)
+@pytest.mark.parametrize(("rule", "constants", "dtype", "options"), covering(CASES, DTYPES, OPTIONS))
 def test_it_takes_the_tensor_engines_steps(rule, constants, dtype, options):
     if rule.average is not None:
         options = {name: value for name, value in options.items() if name != "ema"}

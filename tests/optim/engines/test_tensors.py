@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 
 from thalweg.optim import Optimizer
 from thalweg.optim.engines import blocks, chunked, flattened, make_engine, tensors
@@ -42,8 +43,9 @@ def blocks_of(optimizer):
     return [block for _, _, partition in optimizer._engine._partitions for block, _ in partition]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rule", "constants"), CASES)
+@pytest.mark.parametrize(
+    ("rule", "constants", "dtype"), covering(CASES, [torch.float64, torch.float32, torch.bfloat16])
+)
 def test_flattened_alone_or_in_chunks_the_bits_are_the_same(rule, constants, dtype, monkeypatch):
     plain = {"clip_norm": None}  # norms are summed in another order, so the scale may differ by an ulp
     usual, optimizer = descended(rule, constants, dtype, **plain)
