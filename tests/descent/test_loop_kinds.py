@@ -1,5 +1,7 @@
 """A checkpoint whose sums agree and that holds other things is told in a sentence."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,10 @@ PLACES: dict[str, tuple[str, Any]] = {
     "diagnoses that are none": ("loop/diagnoses", 2.5),
     "an optimiser that is none": ("optimizer", 2.5),
     "weights that are none": ("model", 3),
+    "objects that are none": ("objects", [1]),
+    "objects of callbacks that are none": ("callbacks", 3),
+    "a snapshot that is none": ("snapshot", {"model": {}}),
+    "a snapshot of another kind": ("snapshot", {"model": {}, "optimizer": {}, "loop": {"step": "x"}}),
 }
 
 
@@ -52,13 +58,36 @@ def test_a_checkpoint_with_right_sums_and_wrong_contents_is_told(stopped: Any, n
     holder = at
     for key in rest[:-1]:
         holder = holder[key]
-    before = holder[rest[-1]]
+    before = holder.get(rest[-1])
     holder[rest[-1]] = value
     checkpoint.save(stopped / "checkpoints", state, step=6)
     with pytest.raises(CheckpointError):
         tw.resume(stopped, classes())
     holder[rest[-1]] = before
+    if before is None:
+        del holder[rest[-1]]
     checkpoint.save(stopped / "checkpoints", state, step=6)
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [
+        ([1], "no table"),
+        ({"model.0.forward": {"value": "rm", "same": False}, "os:system": {}}, "could not be put back"),
+    ],
+)
+def test_an_opened_model_takes_nothing_that_is_not_its_own(
+    stopped: Any, tmp_path: Path, objects: Any, said: str
+) -> None:
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    state = checkpoint.load(folder / "checkpoints" / "best").state
+    checkpoint.save(folder / "checkpoints", {**state, "objects": objects}, step=6, name="best")
+    with (
+        pytest.warns(UserWarning, match=said)
+        if isinstance(objects, dict)
+        else pytest.raises(CheckpointError, match=said)
+    ):
+        assert tw.Run.open(folder, classes()).model
 
 
 def test_best_weights_that_are_none_are_lost_and_not_a_traceback(stopped: Any) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import sys
 import types
 from collections import ChainMap, Counter, UserDict, deque
 from functools import lru_cache, partial
@@ -12,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from thalweg.objects import places, values
 from thalweg.objects.state import ObjectState
 from thalweg.objects.values import encode
+from thalweg.records import task_files
 
 STEPS = [0]
 
@@ -313,3 +316,166 @@ def test_what_nothing_changed_is_not_made_anew():
     with state.unchanged():
         pass
     assert box.nested[0][0] is tensor
+
+
+def module_of(name, text, **values):
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    vars(module).update(values)
+    exec(text, vars(module))
+    return module
+
+
+@pytest.fixture
+def modules():
+    text = "class Net:\n    total = 0\ndef step():\n    global COUNT\n    COUNT += 1\n    Net.total += 1\n"
+    task_file = f"{task_files.__name__}._2fhome_2fmine_2epy"
+    names = {"task file": (task_file, "/home/mine.py"), "one": ("one.utils", ""), "other": ("other.utils", "")}
+    found = {key: module_of(name, text, COUNT=0, __file__=file) for key, (name, file) in names.items()}
+    yield found
+    for name, _ in names.values():
+        del sys.modules[name]
+
+
+def test_what_the_code_of_a_task_file_changes_is_kept(modules):
+    module = modules["task file"]
+    state = ObjectState({"model": module.Net, "step": module.step})
+    module.step()
+    held = state.read()
+    assert held.keys() == {"mine:COUNT", "Net.total"}
+    assert state.write({}) == []
+    assert (module.COUNT, module.Net.total) == (0, 0)
+    assert state.write(held) == []
+    assert (module.COUNT, module.Net.total) == (1, 1)
+
+
+def test_modules_and_classes_of_one_name_keep_what_is_theirs(modules):
+    one, other = modules["one"], modules["other"]
+    state = ObjectState({"step": one.step, "loss": other.step})
+    one.step()
+    other.step()
+    other.step()
+    held = state.read()
+    state.write({})
+    assert (one.COUNT, one.Net.total, other.COUNT, other.Net.total) == (0, 0, 0, 0)
+    assert state.write(held) == []
+    assert (one.COUNT, one.Net.total, other.COUNT, other.Net.total) == (1, 1, 2, 2)
+
+
+HOSTILE = [
+    *(
+        "model.forward",
+        "model.weight",
+        "model._modules",
+        "model._compiled_call_impl",
+        "model.__class__",
+        "model.__dict__",
+    ),
+    *("step.__code__", "step.__globals__", "step.__wrapped__", "test_state:print", "test_state:ObjectState"),
+    *(
+        "test_state:__builtins__",
+        "test_state:os",
+        "test_state:never_used",
+        "os:system",
+        "model.weight.data",
+        "",
+        ".",
+        ":",
+    ),
+    *("step:holder", "Holder.__init__", "model.a b", "model.weight.requires_grad.x"),
+]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_state_from_elsewhere_makes_nothing_that_the_users_code_could_not_have_made(path):
+    model, holder = nn.Linear(2, 2), Holder()
+
+    def step():
+        print(holder(1))
+
+    step()
+    before = [dict(vars(model)), dict(vars(holder)), dict(vars(step)), dict(globals()), step.__code__, type(holder)]
+    state = ObjectState({"model": model, "step": step}, {id(model.weight), id(model.bias)})
+    for entry in ({"value": "rm", "same": False}, {"value": {"kind": "mapping", "items": []}, "same": True}):
+        assert state.write({path: entry}) == [path]
+    after = [dict(vars(model)), dict(vars(holder)), dict(vars(step)), dict(globals()), step.__code__, type(holder)]
+    assert all(one is other or one == other for one, other in zip(before, after, strict=True))
+
+
+ENTRIES = [
+    *(
+        None,
+        3,
+        [],
+        {},
+        {"value": 1},
+        {"value": {"kind": "object"}, "same": False},
+        {"value": {"kind": 3}, "same": True},
+    ),
+    {"value": {"kind": "array", "dtype": "O", "shape": [1], "data": torch.zeros(8, dtype=torch.uint8)}, "same": False},
+    {"value": {"kind": "array", "dtype": "<f8", "shape": [1 << 60], "data": torch.zeros(8)}, "same": False},
+    {"value": {"kind": "random", "state": 1}, "same": True},
+    {"value": {"kind": "marshal", "data": "x"}, "same": True},
+]
+
+
+@pytest.mark.parametrize("path", ["model.rng", "model.calls", "model.new"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_that_is_none_is_named_and_changes_nothing(path, entry):
+    model = nn.Linear(2, 2)
+    model.rng, model.calls = random.Random(0), [1]
+    before = (model.rng.getstate(), [1])
+    state = ObjectState({"model": model})
+    assert state.write({path: entry}) == [path]
+    assert (model.rng.getstate(), model.calls) == before
+    assert not hasattr(model, "new")
+
+
+@pytest.mark.parametrize("state", [None, 3, "model", [1], {1: {}}])
+def test_a_state_that_is_no_table_is_refused(state):
+    with pytest.raises(TypeError, match="no table"):
+        ObjectState({"model": nn.Linear(2, 2)}).write(state)
+
+
+BIG = {
+    "numbers": lambda: [0.0] * 1_000_000,
+    "tensors": lambda: dict.fromkeys(range(100_000), torch.zeros(2)),
+    "lists": lambda: [[0.0] * 50_000 for _ in range(20)],
+    "texts": lambda: ["a" * 1_000_000] * 50,
+    "shared": lambda: [[[[0] * 100] * 100] * 100] * 100,
+}
+
+
+@pytest.mark.parametrize("kind", BIG)
+def test_what_is_large_is_not_gone_through_each_time(kind, monkeypatch):
+    value, marks = BIG[kind](), []
+    state = ObjectState({"step": lambda: value})
+    monkeypatch.setattr(values, "mark", lambda part, identity=True, mark=values.mark: (marks.append(1), mark(part))[1])
+    assert state.read() == {}
+    assert len(marks) <= 200
+    if isinstance(value, list):
+        value.append(value[0])
+        assert state.read() == {}
+        assert "more than 200,000 items" in state.problems["step:value"]
+
+
+def test_items_of_containers_are_counted_over_all_of_them(monkeypatch):
+    holders = [types.SimpleNamespace(log=[0.0] * 100) for _ in range(10)]
+    monkeypatch.setattr(places, "MOST_ITEMS_IN_ALL", 500)
+    state = ObjectState({"step": lambda: holders})
+    for holder in holders:
+        holder.log.append(1.0)
+    assert len(state.read()) == 10
+
+
+def test_a_replay_buffer_is_kept():
+    buffer = deque([(torch.zeros(4), 0, 1.0, torch.zeros(4)) for _ in range(500)], maxlen=500)
+    state = ObjectState({"step": lambda: buffer})
+    assert state.problems == {}
+    buffer.append((torch.ones(4), 1, 2.0, torch.ones(4)))
+    held = state.read()
+    state.write({})
+    assert buffer[-1][1] == 0
+    state.write(held)
+    assert buffer[-1][1] == 1
+    assert buffer.maxlen == 500

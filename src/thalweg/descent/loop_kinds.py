@@ -40,3 +40,9 @@ LOOP_KINDS: Mapping[str, Kind] = {
 BEST_KINDS: Mapping[str, Kind] = {"value": number, "step": count, "figures": table(number), "averaged": flag}
 STATED = ("value", "step", "figures", "averaged")
 """What is said of the weights that validated best, all of which is there."""
+SNAPSHOT_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("model", "optimizer", "loss"), table(anything)),
+    "objects": table(record({"same": flag})),
+    "loop": record(LOOP_KINDS),
+}
+"""What the state that a rollback goes back to is made of."""

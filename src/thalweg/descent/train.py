@@ -15,7 +15,7 @@ import torch
 
 from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
-from thalweg.descent.loop_kinds import LOOP_KINDS
+from thalweg.descent.loop_kinds import LOOP_KINDS, SNAPSHOT_KINDS
 from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress, Recorder, how_to_resume
@@ -255,6 +255,8 @@ def _restore(descent: Descent, recorder: Recorder, loaded: checkpoint.Loaded | N
         recorder.event(loaded.step, "note", message)
     with _naming_contents(loaded):
         check(loaded.state.get("loop"), LOOP_KINDS)
+        if "snapshot" in loaded.state:
+            check(loaded.state["snapshot"], SNAPSHOT_KINDS, ("model", "optimizer", "loop"))
         recorder.restore(descent, loaded)
     recorder.event(loaded.step, "resume", f"Went on from step {loaded.step}.")
 

@@ -6,13 +6,16 @@ Only what lies there is looked at: of the user's code nothing is called but `sta
 from __future__ import annotations
 
 import argparse
+import builtins
 import functools
+import inspect
 import operator
 import sys
 import types
 from collections import ChainMap, UserDict, UserList
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -26,10 +29,14 @@ from thalweg.objects.values import (
     is_named_tuple,
     is_random,
     mark,
+    mark_roughly,
+    weigh,
 )
 
 MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large program's objects may be all of it
+MOST_ITEMS_IN_ALL = 1_000_000  # of containers, that are looked at each time; of those beyond only some are
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
+TASK_FILES = "thalweg.records.task_files."  # the names of modules that are task files of the user's begin so
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _ITERATED: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set[int](), "", range(0), reversed([]))
 _BAGS = (
@@ -124,6 +131,34 @@ def still_modules(roots: Mapping[str, Any], known: set[int]) -> dict[int, Still]
     return found
 
 
+class Holder(NamedTuple):
+    """What an attribute, or a global of a module, that is not there yet can be put into: `owner`'s dict of them.
+
+    `names`, where given, are the only ones that it takes: of a module's globals those that some function uses.
+    """
+
+    attributes: dict[str, Any]
+    owner: Any
+    names: set[str] | None = None
+
+    def takes(self, name: str) -> bool:
+        """Tell whether the user's code may have made an attribute of this name that a new object does not have yet.
+
+        A checkpoint says the name, which anybody may have written: it is to hide no method, weight or built-in function, and to
+        replace nothing that is there.
+        """
+        if not name.isidentifier() or name.startswith("__") or name in self.attributes:
+            return False
+        if self.names is not None:
+            return name in self.names and not hasattr(builtins, name)
+        if isinstance(self.owner, nn.Module):
+            parts = (self.owner._parameters, self.owner._buffers, self.owner._modules)
+            if name in _OWN or any(name in part for part in parts):
+                return False
+        of_class = inspect.getattr_static(type(self.owner), name, None)
+        return type(of_class) in ATOMS or not (callable(of_class) or hasattr(type(of_class), "__get__"))
+
+
 class ExtraState:
     """What a module gives as its extra state, as an object that gives and takes its own state."""
 
@@ -148,7 +183,7 @@ class Finder:
         still: modules that are passed over while they are as they were; see `still_modules`.
         buffers: paths of registered buffers that are as much somebody else's business, whatever tensor they have become.
 
-    `attributes` are, once `places` is through, the attributes of each object, and a module's globals, by the beginning of their
+    `holders` are, once `places` is through, the objects with attributes, and the modules with globals, by the beginning of their
     paths.
     """
 
@@ -161,8 +196,10 @@ class Finder:
     ) -> None:
         self.roots, self.known, self.still = roots, known or set(), still or {}
         self.buffers = set(buffers or ())
-        self.attributes: dict[str, dict[str, Any]] = {}
+        self.holders: dict[str, Holder] = {}
+        self._paths: dict[str, list[tuple[int, Any]]] = {}
         self._seen = set[int]()
+        self._items_left = MOST_ITEMS_IN_ALL
         self._found: list[Place] = []
 
     def places(self) -> list[Place]:
@@ -171,17 +208,30 @@ class Finder:
             self._visit(Place(name, root, None, None, ""))
         return self._found
 
+    def _add(self, place: Place) -> None:
+        """Add a place, once; where its path is another's too, as of modules of one name, it is followed by a number."""
+        same_path = self._paths.setdefault(place.path, [])
+        identity = (id(place.value), None) if place.holder is None else (id(place.holder), place.key)
+        if identity in same_path:
+            return
+        same_path.append(identity)
+        number = len(same_path)
+        self._found.append(place if number == 1 else place._replace(path=f"{place.path} ({number})"))
+
     def _visit(self, place: Place) -> None:
         value, kind = place.value, type(place.value)
         if kind in ATOMS or isinstance(value, np.generic | bytes | complex):
             if place.how:
-                self._found.append(place._replace(marked=value))
+                self._add(place._replace(marked=value))
+            return
+        if isinstance(value, type):
+            self._class(value)
             return
         if id(value) in self._seen or id(value) in self.known or len(self._seen) > MOST_OBJECTS:
             return
         self._seen.add(id(value))
         if isinstance(value, Tensor | np.ndarray) or is_random(value):
-            self._found.append(self._marked(place))
+            self._add(self._marked(place))
         elif is_container(value):
             self._container(place)
         elif isinstance(value, nn.Module):
@@ -193,16 +243,14 @@ class Finder:
             self._visit(place._replace(value=value.__func__, how=""))
         elif isinstance(value, functools.partial):
             self._partial(place)
-        elif isinstance(value, type):
-            self._class(value)
         elif isinstance(value, _ITERATORS) or kind.__module__ == "itertools":
-            self._found.append(place._replace(problem=f"a {kind.__name__}, whose place cannot be read"))
+            self._add(place._replace(problem=f"a {kind.__name__}, whose place cannot be read"))
         elif not is_library(kind.__module__) or isinstance(value, _BAGS):
             self._object(place)
         elif kind.__name__ == "_lru_cache_wrapper" and hasattr(value, "__wrapped__"):
             self._visit(place._replace(value=value.__wrapped__, how=""))
         elif has_state_dict(value):
-            self._found.append(self._marked(place))
+            self._add(self._marked(place))
 
     def _marked(self, place: Place) -> Place:
         try:
@@ -216,13 +264,17 @@ class Finder:
         """Visit an entry of a dict."""
         value = holder[name]
         if type(value) in ATOMS:  # as most are
-            self._found.append(Place(path, value, holder, name, "item", value))
+            self._add(Place(path, value, holder, name, "item", value))
         else:
             self._visit(Place(path, value, holder, name, "item"))
 
     def _container(self, place: Place) -> None:
+        self._items_left -= weigh(place.value).items
+        if self._items_left < 0:
+            self._add(place._replace(marked=mark_roughly(place.value)))
+            return
         try:
-            self._found.append(place._replace(marked=mark(place.value, known=self.known)))
+            self._add(place._replace(marked=mark(place.value, known=self.known)))
             return
         except NotPlainError:
             pass  # it holds objects, which are looked at one by one
@@ -234,7 +286,7 @@ class Finder:
 
     def _module(self, place: Place) -> None:
         module, path = cast("nn.Module", place.value), place.path
-        self.attributes[f"{path}."] = module.__dict__
+        self.holders[f"{path}."] = Holder(module.__dict__, module)
         if not self.still.get(id(module), _never).holds(module):
             self._module_itself(module, path)
         for name, child in module._modules.items():
@@ -253,7 +305,7 @@ class Finder:
             if parameter is not None:
                 flag = parameter.requires_grad
                 where = f"{path}.{name}.requires_grad"
-                self._found.append(Place(where, flag, parameter, "requires_grad", "attribute", flag))
+                self._add(Place(where, flag, parameter, "requires_grad", "attribute", flag))
                 self._visit(Place(f"{path}.{name}", parameter, None, None, ""))
         for name, buffer in module._buffers.items():
             where = f"{path}.{name}"
@@ -262,13 +314,13 @@ class Finder:
             elif where not in self.buffers:
                 self._visit(Place(where, buffer, module._buffers, name, "item"))
         if type(module).get_extra_state is not nn.Module.get_extra_state:
-            self._found.append(self._marked(Place(f"{path}._extra_state", ExtraState(module), None, None, "")))
+            self._add(self._marked(Place(f"{path}._extra_state", ExtraState(module), None, None, "")))
         self._class(type(module))
 
     def _object(self, place: Place) -> None:
         value = place.value
         if isinstance(attributes := getattr(value, "__dict__", None), dict):
-            self.attributes[f"{place.path}."] = attributes
+            self.holders[f"{place.path}."] = Holder(attributes, value)
             for name in list(attributes):
                 self._entry(f"{place.path}.{name}", attributes, name)
         for name in _slots(type(value)):
@@ -307,7 +359,7 @@ class Finder:
         function, path = cast("types.FunctionType", place.value), place.path
         if is_library(function.__module__ or ""):
             return
-        self.attributes[f"{path}."] = function.__dict__
+        self.holders[f"{path}."] = Holder(function.__dict__, function)
         for name, part in list(function.__dict__.items()):
             self._visit(Place(f"{path}.{name}", part, function.__dict__, name, "item"))
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -324,6 +376,7 @@ class Finder:
 
     def _globals(self, function: types.FunctionType) -> None:
         names, scope = names_in(function.__code__), function.__globals__
+        self._scope(scope, names)
         for name in names:
             if name not in scope:
                 continue
@@ -332,14 +385,25 @@ class Finder:
                 self._visit(self._global(scope, name))
             elif not is_library(value.__name__):
                 inner = vars(value)
+                self._scope(inner, names)
                 for attribute in names:
                     if attribute in inner and not isinstance(inner[attribute], types.ModuleType):
                         self._visit(self._global(inner, attribute))
 
+    def _scope(self, scope: dict[str, Any], names: tuple[str, ...]) -> None:
+        """Note that some code uses these names of a module's globals."""
+        holder = self.holders.setdefault(f"{_label(scope)}:", Holder(scope, None, set()))
+        if holder.names is not None and holder.attributes is scope:
+            holder.names.update(names)
+
     def _global(self, scope: dict[str, Any], name: str) -> Place:
-        module = str(scope.get("__name__", "")).rsplit(".", 1)[-1]
-        self.attributes[f"{module}:"] = scope
-        return Place(f"{module}:{name}", scope[name], scope, name, "item")
+        return Place(f"{_label(scope)}:{name}", scope[name], scope, name, "item")
+
+
+def _label(scope: dict[str, Any]) -> str:
+    """Give a module's short name; of a task file the file's, as the module's says in which folder it lies."""
+    name = str(scope.get("__name__", ""))
+    return Path(str(scope.get("__file__"))).stem if name.startswith(TASK_FILES) else name.rsplit(".", 1)[-1]
 
 
 def _slots(kind: type) -> list[str]:
@@ -362,6 +426,6 @@ def is_library(module: str) -> bool:
     if package in sys.stdlib_module_names or package in ("torch", "numpy"):
         return True
     if package == "thalweg":
-        return not module.startswith("thalweg.examples")
+        return not module.startswith(("thalweg.examples", TASK_FILES))
     file = getattr(sys.modules.get(module), "__file__", None) or ""
     return "site-packages" in file or "dist-packages" in file

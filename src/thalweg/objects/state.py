@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import marshal
 import re
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from thalweg.objects.places import Finder, Place, still_modules
-from thalweg.objects.values import ATOMS, arrays_in, decode, encode, has_state_dict, is_random, put_into
+from thalweg.objects.values import (
+    ATOMS,
+    arrays_in,
+    decode,
+    encode,
+    has_state_dict,
+    is_container,
+    is_random,
+    put_into,
+    weigh,
+)
 
 LARGEST = (
     1 << 22
@@ -55,15 +65,15 @@ class ObjectState:
             if place.problem:
                 self.problems[place.path] = place.problem
                 continue
-            size = place.value.nbytes if isinstance(place.value, Tensor | np.ndarray) else 0
+            weight = weigh(place.value)
             self._marks[place.path], self._objects[place.path] = place.marked, place.value
             if held := arrays_in(place.value):
                 self._arrays[place.path] = held
-            if size <= bytes_left:
-                bytes_left -= size
-                # What has no entry, such as a long list, matters only where it changes: `read` says so then.
+            # What has no entry, such as a long list, matters only where it changes: `read` says so then.
+            if weight.bytes <= bytes_left and not (weight.is_too_large and is_container(place.value)):
+                bytes_left -= weight.bytes
                 with suppress(Exception):  # of a `state_dict` of the user's
-                    self._entries[place.path] = encode(place.value)
+                    self._entries[place.path] = _copied(place.value)
         self._buffers = finder.buffers  # a module may give itself another tensor under the same name
 
     def with_gradient(self) -> dict[str, Tensor]:
@@ -112,9 +122,13 @@ class ObjectState:
     ) -> list[str]:
         """Put a state back; give the paths that are no longer there, or take no such value.
 
+        Nothing but places of the objects is written to, whatever paths the state has. Raises TypeError where it is none at all.
+
         `only`: of these roots, with the objects that are first reached from them; `attributes_of`: of this root alone, without
         what its code uses elsewhere; `since`: the marks when `state` was read: what still has them is left alone.
         """
+        if not isinstance(state, Mapping) or not all(isinstance(path, str) for path in state):
+            raise TypeError("what the objects carry is no table by their paths")
         finder = Finder(self.roots if only is None else self._first(only), self.known, buffers=self._buffers)
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
@@ -123,7 +137,7 @@ class ObjectState:
             if since is not None and path in since and not _differs(since[path], place.marked):
                 continue
             if path in state:
-                if not self._put(place, **state[path]):
+                if not self._put_entry(place, state[path]):
                     missing.append(path)
             elif place.problem:
                 continue
@@ -131,26 +145,30 @@ class ObjectState:
                 place.remove()
             elif _differs(self._marks[path], place.marked):
                 kept = [*self._arrays.get(path, ())]
-                if path not in self._entries or not self._put(place, self._entries[path], True, kept):
+                if path not in self._entries or not self._put(place, self._first_entry(path), True, kept):
                     missing.append(path)
         for path in state.keys() - places.keys():
-            # An attribute that the object does not have yet, as it is made at the first call.
-            holder, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
-            if (
-                holder in finder.attributes
-                and name.isidentifier()
-                and not _has_parameters(finder.attributes[holder].get(name))
-            ):
-                finder.attributes[holder][name] = decode(state[path]["value"])
-            elif only is None:
-                missing.append(path)
+            within = not attributes_of or path.startswith(f"{attributes_of}.")
+            made = within and _make_attribute(finder, path, state[path])
+            missing += [path] if not made and only is None else []
         self._changed |= state.keys()
         return sorted(missing)
+
+    def _first_entry(self, path: str) -> Any:
+        copied = self._entries[path]
+        return encode(marshal.loads(copied)) if isinstance(copied, bytes) else copied
 
     def _first(self, only: tuple[str, ...]) -> dict[str, Any]:
         return {name: root for name, root in self.roots.items() if name in only}
 
-    def _put(self, place: Place, value: Any, same: bool, kept: Collection[int] = ()) -> bool:
+    def _put_entry(self, place: Place, entry: Any) -> bool:
+        """Put back what `read` gave of a place, unless it is something else: a checkpoint may have been written by anybody."""
+        if not _is_entry(entry):
+            return False
+        kept = entry.get("kept")
+        return self._put(place, entry["value"], entry["same"] is True, kept if isinstance(kept, list) else ())
+
+    def _put(self, place: Place, value: Any, same: bool, kept: Collection[Any] = ()) -> bool:
         first, arrays = self._objects.get(place.path), self._arrays.get(place.path, {})
         try:
             if is_random(place.value) or has_state_dict(place.value):
@@ -175,9 +193,29 @@ class ObjectState:
             self.write(before, only or None, since=marks)
 
 
-def _has_parameters(value: Any) -> bool:
-    """Tell whether a container holds parameters, for which no copies may stand."""
-    return any(isinstance(item, nn.Parameter) for item in arrays_in(value).values())
+def _copied(value: Any) -> Any:
+    """Give the entry of a value, or what is made far faster of a container of plain values: its bytes, for this process alone."""
+    if is_container(value):
+        with suppress(ValueError):  # not of plain values alone
+            return marshal.dumps(value, 2)
+    return encode(value)
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and {"value", "same"} <= entry.keys()
+
+
+def _make_attribute(finder: Finder, path: str, entry: Any) -> bool:
+    """Make an attribute that an object does not have yet, as it is made at the first call; False where that may not be."""
+    prefix, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
+    holder = finder.holders.get(prefix)
+    if holder is None or not holder.takes(name) or not _is_entry(entry):
+        return False
+    try:
+        holder.attributes[name] = decode(entry["value"])
+    except Exception:  # no entry
+        return False
+    return True
 
 
 def _differs(one: Any, other: Any) -> bool:

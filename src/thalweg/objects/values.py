@@ -11,17 +11,21 @@ import marshal
 import random
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain, islice
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 ATOMS = (type(None), bool, int, float, str)
+_SMALL = {type(None), bool, int, float}
 SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
 MAPPINGS: tuple[type, ...] = (dict, OrderedDict, defaultdict, Counter)
-MOST_ITEMS = 200_000  # of a container; a longer one is not copied
+MOST_ITEMS = 200_000  # of a container, with those of the containers in it; a longer one is not copied
+TENSOR_ITEMS, TEXT_ITEM = 5, 64  # a tensor takes as long as so many numbers; so many characters as long as one
+SAMPLED_ITEMS = 100  # of a container with too many, to notice a change
 SAMPLE = 1 << 16  # elements of a tensor or array that are summed to notice that it has changed
 DTYPES = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
@@ -57,6 +61,39 @@ def has_state_dict(value: object) -> bool:
         and callable(getattr(kind, "state_dict", None))
         and callable(getattr(kind, "load_state_dict", None))
     )
+
+
+class Weight(NamedTuple):
+    """How much is in a value: how many items, counted up to a little more than `MOST_ITEMS`, and bytes in tensors and arrays."""
+
+    items: int
+    bytes: int
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether a container has too many items to be looked at and copied each time."""
+        return self.items > MOST_ITEMS
+
+
+def weigh(value: Any) -> Weight:
+    """Tell how much is in a value, and in the containers in it.
+
+    >>> weigh([1, [2, 3], "a" * 128])
+    Weight(items=7, bytes=0)
+    """
+    items, size, left = 0, 0, [value]
+    while left and items <= MOST_ITEMS:
+        part = left.pop()
+        if is_container(part):
+            items += len(part)
+            if items <= MOST_ITEMS:
+                parts = chain(part, part.values()) if isinstance(part, Mapping) else part
+                left += [inner for inner in cast("Iterable[Any]", parts) if type(inner) not in _SMALL]
+        elif isinstance(part, Tensor | np.ndarray):
+            items, size = items + TENSOR_ITEMS, size + part.nbytes
+        elif isinstance(part, str | bytes):
+            items += len(part) // TEXT_ITEM
+    return Weight(items, size)
 
 
 def encode(value: Any) -> Any:
@@ -102,21 +139,25 @@ def _encode_array(value: np.ndarray[Any, Any] | np.generic) -> dict[str, Any]:
     return {"kind": kind, "dtype": array.dtype.str, "shape": list(array.shape), "data": data}
 
 
-def _encode_container(value: Any) -> dict[str, Any]:
-    if len(value) > MOST_ITEMS:
-        raise NotPlainError(f"a {type(value).__name__} of {len(value):,} items")
+def _encode_container(value: Any) -> Any:
+    if weigh(value).is_too_large:  # one that contains itself is
+        raise NotPlainError(f"a {type(value).__name__} of more than {MOST_ITEMS:,} items, with those in it")
     try:
-        if isinstance(value, Mapping):
-            items = cast("Mapping[Any, Any]", value).items()
-            return {"kind": "mapping", "items": [[_encode_item(key), _encode_item(part)] for key, part in items]}
-        kind = "tuple" if isinstance(value, tuple) else SEQUENCES[type(value)]
-        return {"kind": kind, "items": [_encode_item(part) for part in value]}
+        return _encode_items(value)
     except RecursionError as error:
-        raise NotPlainError(f"a {type(value).__name__} that contains itself") from error
+        raise NotPlainError(f"a {type(value).__name__} of very many levels") from error
+
+
+def _encode_items(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {"kind": "mapping", "items": [[_encode_item(key), _encode_item(part)] for key, part in items]}
+    kind = "tuple" if isinstance(value, tuple) else SEQUENCES[type(value)]
+    return {"kind": kind, "items": [_encode_item(part) for part in value]}
 
 
 def _encode_item(value: Any) -> Any:
-    return encode(_item(value))
+    return _encode_items(value) if is_container(value) else encode(_item(value))
 
 
 def _item(value: Any) -> Any:
@@ -315,8 +356,14 @@ def _mark_tensor(value: Tensor) -> Any:
             flat.reshape(-1)[::step] if value.is_contiguous() else flat[:: max(1, len(value) * SAMPLE // value.numel())]
         )
     version = 0 if value.is_inference() else value._version
-    data = flat.contiguous().cpu().view(torch.uint8) if flat.ndim else flat.cpu().reshape(1).view(torch.uint8)
-    return id(value), value.data_ptr(), version, zlib.crc32(data.numpy().tobytes())
+    return id(value), value.data_ptr(), version, _sum(flat.contiguous().cpu())
+
+
+def _sum(flat: Tensor) -> int:
+    """Sum the bytes of a contiguous tensor on the CPU."""
+    if flat.dtype is torch.bfloat16 or flat.numel() == 0 or flat.is_conj() or flat.is_neg():
+        return zlib.crc32(flat.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().data)
+    return zlib.crc32(flat.numpy().data)
 
 
 def _mark_array(value: np.ndarray[Any, Any]) -> Any:
@@ -326,20 +373,52 @@ def _mark_array(value: np.ndarray[Any, Any]) -> Any:
     return zlib.crc32(np.ascontiguousarray(part).tobytes()) if part.size else 0
 
 
-def _mark_container(value: Any, identity: bool, known: Collection[int]) -> Any:
-    if len(value) > MOST_ITEMS:
+def _mark_too_large(value: Any) -> Any:
+    """Mark a container with too many items roughly; objects in a short one are looked at one by one."""
+    parts: Iterable[Any] = cast("Mapping[Any, Any]", value).values() if isinstance(value, Mapping) else value
+    if len(value) <= MOST_ITEMS and not all(map(_is_plain, parts)):
+        raise NotPlainError(f"a {type(value).__name__}")
+    return mark_roughly(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, nn.Parameter):
+        return False
+    return type(value) in ATOMS or isinstance(value, Tensor | np.ndarray | np.generic | bytes) or is_container(value)
+
+
+def mark_roughly(value: Any) -> Any:
+    """Give a mark of the length and some items of a container, of a list from all over it, of others the first."""
+    items: Any = value[:: len(value) // SAMPLED_ITEMS + 1] if isinstance(value, list | tuple) else value
+    return len(value), *map(_mark_item_roughly, islice(cast("Iterable[Any]", items), SAMPLED_ITEMS))
+
+
+def _mark_item_roughly(value: Any) -> Any:
+    if is_container(value):
         return len(value)
+    return mark(value) if type(value) in _SMALL or isinstance(value, Tensor) else id(value)
+
+
+def _mark_container(value: Any, identity: bool, known: Collection[int]) -> Any:
+    if weigh(value).is_too_large:
+        return _mark_too_large(value)
     try:
         return zlib.crc32(marshal.dumps(value, 2)), len(value)
     except ValueError:  # not of plain values alone
         pass
     try:
-        if isinstance(value, Mapping):
-            parts = [part for pair in cast("Mapping[Any, Any]", value).items() for part in pair]
-        else:
-            parts = list(value)
-        if identity and any(isinstance(part, nn.Parameter) or id(part) in known for part in parts):
-            raise NotPlainError(f"a {type(value).__name__} with parameters")
-        return tuple([mark(_item(part), identity, known) for part in parts])
+        return _mark_items(value, identity, known)
     except RecursionError as error:
-        raise NotPlainError(f"a {type(value).__name__} that contains itself") from error
+        raise NotPlainError(f"a {type(value).__name__} of very many levels") from error
+
+
+def _mark_items(value: Any, identity: bool, known: Collection[int]) -> Any:
+    if isinstance(value, Mapping):
+        parts = [part for pair in cast("Mapping[Any, Any]", value).items() for part in pair]
+    else:
+        parts = list(value)
+    if identity and any(isinstance(part, nn.Parameter) or id(part) in known for part in parts):
+        raise NotPlainError(f"a {type(value).__name__} with parameters")
+    return tuple(
+        [_mark_items(part, identity, known) if is_container(part) else mark(_item(part), identity) for part in parts]
+    )

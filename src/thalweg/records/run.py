@@ -25,6 +25,7 @@ from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Task, checked_task
 from thalweg.records.weights import load_model_state, make_writable
+from thalweg.terminal import warn
 
 if TYPE_CHECKING:
     import pandas
@@ -147,8 +148,7 @@ class Run:
         if not isinstance(weights, Mapping):
             raise CheckpointError(f"{loaded.path} holds no weights. Give another run's folder, or resume this one.")
         load_model_state(model, cast("Mapping[str, Any]", weights))
-        known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        ObjectState({"model": model}, known).write(loaded.state.get("objects", {}))
+        _put_back(model, loaded)
         return model.eval()
 
     @staticmethod
@@ -192,3 +192,18 @@ def _reached(folder: RunFolder, status: Mapping[str, Any]) -> int:
 def _above(module: str) -> Any:
     """Give a module that is built on this one; a method that is a face of it hands over to it when it is called."""
     return importlib.import_module(f"thalweg.{module}")
+
+
+def _put_back(model: nn.Module, loaded: checkpoint.Loaded) -> None:
+    """Give a model's modules what they carried besides weights. Raises CheckpointError where that is none at all."""
+    objects = ObjectState({"model": model}, {id(tensor) for tensor in (*model.parameters(), *model.buffers())})
+    try:
+        lost = objects.write(loaded.state.get("objects", {}), attributes_of="model")
+    except TypeError as error:
+        raise CheckpointError(f"{loaded.path} is as it was written, but {error}. Restore it from a copy.") from error
+    if lost:
+        warn(
+            f"What {', '.join(f'`{path}`' for path in lost[:3])} held in {loaded.path} could not be put back: the model may"
+            f" give other outputs than the trained one.",
+            stacklevel=2,
+        )
