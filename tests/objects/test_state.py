@@ -479,3 +479,42 @@ def test_a_replay_buffer_is_kept():
     state.write(held)
     assert buffer[-1][1] == 1
     assert buffer.maxlen == 500
+
+
+def test_what_two_attributes_hold_together_is_one_object_again():
+    """As an average or a best that begins as, and now and then becomes, what the present one is."""
+
+    def make():
+        first = torch.zeros(2)
+        return types.SimpleNamespace(best=torch.zeros(2), cur=torch.ones(2), one=first, other=first, log=[])
+
+    def call(box, n):
+        box.cur = box.cur + n
+        if n == 2:
+            box.best = box.cur  # now the same
+        if n == 3:
+            box.one = torch.ones(2)  # no longer
+            box.late, box.new = box.log, torch.ones(1)
+            box.newer = box.new
+        box.log.append(n)
+
+    box = make()
+    state = ObjectState({"step": lambda: box})
+    call(box, 1), call(box, 2)
+    second = state.read()
+    call(box, 3)
+    third = state.read()
+    for saved, best in ((second, [4, 4]), (third, [4, 4]), ({}, [0, 0]), (second, [4, 4])):
+        resumed = make()
+        for holder, objects in ((box, state), (resumed, ObjectState({"step": (lambda box: lambda: box)(resumed)}))):
+            assert objects.write(saved) == []
+            assert holder.best.tolist() == best
+            assert (holder.best is holder.cur) == (saved is second)
+            assert (holder.one is holder.other) == (saved is not third)
+            assert holder.log == {id(second): [1, 2], id(third): [1, 2, 3]}.get(id(saved), [])
+            assert hasattr(holder, "late") == (saved is third)
+            assert saved is not third or (holder.late is holder.log and holder.newer is holder.new)
+    with state.unchanged():
+        call(box, 2)
+    assert box.best is box.cur
+    assert box.best.tolist() == [4, 4]

@@ -53,7 +53,8 @@ class Place(NamedTuple):
     """A place that holds a value: `holder` is what it is in, and `how` by what it is set.
 
     `how` is "item" (holder[key] = value), "attribute" (setattr), "cell", or "" where it cannot be given another object. `marked`
-    is the value's mark, and `problem` says why it has none: its state cannot be kept.
+    is the value's mark, and `problem` says why it has none: its state cannot be kept. `alias` is the path under which the same
+    object was found before.
     """
 
     path: str
@@ -63,6 +64,15 @@ class Place(NamedTuple):
     how: str
     marked: Any = None
     problem: str = ""
+    alias: str = ""
+
+    def present(self) -> Any:
+        """Give the object that the place has now."""
+        if self.how == "item":
+            return self.holder[self.key]
+        if self.how == "attribute":
+            return getattr(self.holder, self.key)
+        return self.holder.cell_contents if self.how == "cell" else self.value
 
     def put(self, value: Any) -> bool:
         """Give the place another object; False where it takes none."""
@@ -199,6 +209,7 @@ class Finder:
         self.holders: dict[str, Holder] = {}
         self._paths: dict[str, list[tuple[int, Any]]] = {}
         self._seen = set[int]()
+        self._first_paths: dict[int, str] = {}  # of tensors, arrays and containers of plain values, by identity
         self._items_left = MOST_ITEMS_IN_ALL
         self._found: list[Place] = []
 
@@ -216,7 +227,16 @@ class Finder:
             return
         same_path.append(identity)
         number = len(same_path)
-        self._found.append(place if number == 1 else place._replace(path=f"{place.path} ({number})"))
+        found = place if number == 1 else place._replace(path=f"{place.path} ({number})")
+        self._found.append(found)
+        if isinstance(place.value, Tensor | np.ndarray) or is_container(place.value):
+            self._first_paths.setdefault(id(place.value), found.path)
+
+    def _add_again(self, place: Place) -> None:
+        """Add a place of an object that was found before: it is to be one object there again."""
+        first = self._first_paths.get(id(place.value), place.path)
+        if place.how and first != place.path:
+            self._add(place._replace(marked=("alias", first), alias=first))
 
     def _visit(self, place: Place) -> None:
         value, kind = place.value, type(place.value)
@@ -227,7 +247,10 @@ class Finder:
         if isinstance(value, type):
             self._class(value)
             return
-        if id(value) in self._seen or id(value) in self.known or len(self._seen) > MOST_OBJECTS:
+        if id(value) in self.known or len(self._seen) > MOST_OBJECTS:
+            return
+        if id(value) in self._seen:
+            self._add_again(place)
             return
         self._seen.add(id(value))
         if isinstance(value, Tensor | np.ndarray) or is_random(value):

@@ -6,8 +6,9 @@ import marshal
 import re
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from torch import Tensor
 
 from thalweg.objects.places import Finder, Place, still_modules
@@ -65,8 +66,11 @@ class ObjectState:
             if place.problem:
                 self.problems[place.path] = place.problem
                 continue
-            weight = weigh(place.value)
             self._marks[place.path], self._objects[place.path] = place.marked, place.value
+            if place.alias:
+                self._entries[place.path] = _alias(place.alias)
+                continue
+            weight = weigh(place.value)
             if held := arrays_in(place.value):
                 self._arrays[place.path] = held
             # What has no entry, such as a long list, matters only where it changes: `read` says so then.
@@ -82,7 +86,7 @@ class ObjectState:
         return {
             p.path: p.value
             for p in places
-            if isinstance(p.value, Tensor) and p.value.is_leaf and p.value.grad is not None
+            if isinstance(p.value, Tensor) and not p.alias and p.value.is_leaf and p.value.grad is not None
         }
 
     def read(self) -> dict[str, Any]:
@@ -100,6 +104,9 @@ class ObjectState:
             self._last[path] = place.marked
             if path in self._changed or path not in self._marks or _differs(self._marks[path], place.marked):
                 self._changed.add(path)
+                if place.alias:
+                    state[path] = {"value": _alias(place.alias), "same": False}
+                    continue
                 same = path in self._objects and self._objects[path] is place.value
                 if isinstance(place.value, Tensor) and not same and place.value.numel() > LARGEST:
                     self.problems[path] = f"a tensor of {place.value.numel():,} elements that is made anew"
@@ -133,7 +140,10 @@ class ObjectState:
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
         missing: list[str] = []
+        aliases = {path: alias for path in places | state.keys() if (alias := self._alias_of(state, path))}
         for path, place in places.items():
+            if path in aliases:
+                continue
             if since is not None and path in since and not _differs(since[path], place.marked):
                 continue
             if path in state:
@@ -147,12 +157,24 @@ class ObjectState:
                 kept = [*self._arrays.get(path, ())]
                 if path not in self._entries or not self._put(place, self._first_entry(path), True, kept):
                     missing.append(path)
-        for path in state.keys() - places.keys():
-            within = not attributes_of or path.startswith(f"{attributes_of}.")
-            made = within and _make_attribute(finder, path, state[path])
+        new = [
+            path for path in state.keys() - places.keys() if not attributes_of or path.startswith(f"{attributes_of}.")
+        ]
+        late = {path: place for path in new if (place := _late(finder, path)) is not None}
+        for path in state.keys() - places.keys() - aliases.keys():
+            made = path in late and _make_attribute(late[path], state[path])
             missing += [path] if not made and only is None else []
+        for path, first in aliases.items():
+            joined = _join(places | late, path, first)
+            missing += [path] if not joined and path in state and only is None else []
         self._changed |= state.keys()
         return sorted(missing)
+
+    def _alias_of(self, state: Mapping[str, Any], path: str) -> str | None:
+        """Give the path whose object a place is to have; None where it has one of its own."""
+        entry = state[path].get("value") if _is_entry(state.get(path)) else self._entries.get(path)
+        is_alias = isinstance(entry, Mapping) and cast("Mapping[str, Any]", entry).get("kind") == "alias"
+        return str(cast("Mapping[str, Any]", entry).get("path")) if is_alias else None
 
     def _first_entry(self, path: str) -> Any:
         copied = self._entries[path]
@@ -201,21 +223,39 @@ def _copied(value: Any) -> Any:
     return encode(value)
 
 
+def _alias(path: str) -> dict[str, Any]:
+    return {"kind": "alias", "path": path}
+
+
+def _join(places: Mapping[str, Place], path: str, first: str) -> bool:
+    """Give a place the object that another one has; False where one of them is not there."""
+    if path not in places or first not in places:
+        return False
+    try:
+        value = places[first].present()
+        plain = is_container(value) or isinstance(value, Tensor | np.ndarray)
+        return places[path].value is value or (plain and places[path].put(value))
+    except Exception:  # an attribute that was not made
+        return False
+
+
+def _late(finder: Finder, path: str) -> Place | None:
+    """Give the place of an attribute that an object does not have yet, as it is made at the first call, unless it may not be."""
+    prefix, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
+    holder = finder.holders.get(prefix)
+    return Place(path, None, holder.attributes, name, "item") if holder is not None and holder.takes(name) else None
+
+
 def _is_entry(entry: Any) -> bool:
     return isinstance(entry, Mapping) and {"value", "same"} <= entry.keys()
 
 
-def _make_attribute(finder: Finder, path: str, entry: Any) -> bool:
-    """Make an attribute that an object does not have yet, as it is made at the first call; False where that may not be."""
-    prefix, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
-    holder = finder.holders.get(prefix)
-    if holder is None or not holder.takes(name) or not _is_entry(entry):
-        return False
+def _make_attribute(place: Place, entry: Any) -> bool:
+    """Make an attribute that an object does not have yet; False where there is no such entry."""
     try:
-        holder.attributes[name] = decode(entry["value"])
+        return _is_entry(entry) and place.put(decode(entry["value"]))
     except Exception:  # no entry
         return False
-    return True
 
 
 def _differs(one: Any, other: Any) -> bool:
