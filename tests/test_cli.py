@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -480,3 +481,24 @@ def test_a_search_that_is_stopped_or_killed_is_resumed_to_the_same_result(folder
 def test_names_from_elsewhere_are_answered_with_the_right_word(words, told, capsys):
     assert cli.main([words[0], "mine.py", *words[1:]]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_resume_changes_what_is_set_and_refuses_what_cannot_be(capsys):
+    assert cli.main(["train", "mine.py", "--steps", "4", "--out", "r", "--quiet"]) == 0
+    for pair, said in (
+        ("rule=lion", "`rule` cannot be changed within a run"),
+        ("steps=4", "nothing remains to be done"),
+        ("steps=-1", "must be at least 1"),
+        ("nonsense=1", "has no 'nonsense'"),
+        ("steps", "not of the form KNOB=VALUE"),
+    ):
+        capsys.readouterr()
+        with suppress(SystemExit):
+            assert cli.main(["resume", "r", "--set", pair]) == 2
+        assert said in capsys.readouterr().err
+        assert Run.open("r").plan.steps == 4
+    assert cli.main(["resume", "r", "--set", "steps=6", "--set", "learning_rate=0.01", "--quiet"]) == 0
+    run = Run.open("r")
+    assert (run.plan.steps, run.plan.learning_rate, run.summary["steps"]) == (6, 0.01, 6)
+    change = next(event for event in run.events if event.kind == "change")
+    assert {"steps", "learning_rate"} <= set(change.data["knobs"])

@@ -326,6 +326,7 @@ def test_dataclasses_and_pickling_work_in_a_task_file(tmp_path):
         {"hidden": 64, "rate": 1e-3, "name": "a 'b' \"c\" ü\n", "wide": True, "sizes": [1, 2]},
         {"rate": float("inf")},
         {"hidden": None, "rate": 1},
+        {"name": Path("some where"), "rate": 1},
     ],
 )
 def test_a_source_comes_back_from_its_file(tmp_path, arguments):
@@ -340,6 +341,20 @@ def test_a_source_comes_back_from_its_file(tmp_path, arguments):
 def test_an_argument_that_cannot_be_recorded_is_told(tmp_path):
     with pytest.raises(TaskError, match=r"The task's arguments .* cannot be recorded: .* Give plain values\."):
         Source(file="x.py", arguments={"data": object()}).save(tmp_path / "task.toml")
+
+
+def test_a_file_whose_name_is_no_utf_8_is_told(tmp_path):
+    with pytest.raises(TaskError, match=r"Rename the file"):
+        Source(file="x\udcff.py").save(tmp_path / "task.toml")
+
+
+@pytest.mark.parametrize(
+    "text", ["none = [1]", "none = 3", "none = [[1]]", "paths = ['n']", "paths = 3", "arguments = 3"]
+)
+def test_entries_of_other_kinds_are_told(tmp_path, text):
+    (tmp_path / "task.toml").write_text(f"{text}\nname = 'task'\nmodule = 'json'\n")
+    with pytest.raises(TaskError, match=r"cannot be read as a task's source"):
+        Source.read(tmp_path / "task.toml")
 
 
 def test_a_source_that_is_damaged_is_told(tmp_path):

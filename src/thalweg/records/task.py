@@ -108,11 +108,18 @@ class Source:
     def to_toml(self) -> str:
         """Give the text that `save` writes, sealed as this user's. Raises TaskError where an argument is no plain value."""
         unset = [name for name, value in self.arguments.items() if value is None]  # TOML has no None
-        given = {name: value for name, value in self.arguments.items() if value is not None}
+        paths = [name for name, value in self.arguments.items() if isinstance(value, Path)]
+        given = {n: str(v) if isinstance(v, Path) else v for n, v in self.arguments.items() if v is not None}
         file = None if self.file is None else os.path.abspath(self.file)  # for a process in another folder
-        known = {"name": self.name, "file": file, "module": self.module, "none": unset or None, "arguments": given}
+        known = {"name": self.name, "file": file, "module": self.module}
+        known |= {"none": unset or None, "paths": paths or None, "arguments": given}
         try:
             text = tomlkit.dumps({key: value for key, value in known.items() if value is not None})
+            text.encode()  # fails where a path is no UTF-8
+        except UnicodeEncodeError as error:
+            raise TaskError(
+                f"Where the task came from cannot be recorded, as it is no UTF-8: {self.where!r}, {given}. Rename the file."
+            ) from error
         except ValueError as error:
             raise TaskError(f"The task's arguments {given} cannot be recorded: {error}. Give plain values.") from error
         return f'seal = "{trust.seal(_what_is_sealed(tomllib.loads(text)))}"\n{text}'
@@ -125,17 +132,21 @@ class Source:
             seal = entries.pop("seal", None)
             sealed = isinstance(seal, str) and trust.is_sealed(_what_is_sealed(entries), seal)
             unset: dict[str, Any] = dict.fromkeys(entries.pop("none", []))
+            paths = entries.pop("paths", [])
             arguments: dict[str, Any] = {**entries.pop("arguments", {}), **unset}
+            arguments |= {name: Path(arguments[name]) for name in paths}
             source = Source(**entries, arguments=arguments)
             source._check_kinds()
             return RecordedSource(source, sealed)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, LookupError, ValueError, TypeError) as error:
             raise TaskError(f"{path}: cannot be read as a task's source ({error}). Pass the task itself.") from error
 
     def _check_kinds(self) -> None:
         """Raise TypeError where a part is of another kind than it is to be."""
         if not isinstance(self.name, str):
             raise TypeError(f"`name` is {self.name!r:.80}, which is no text")
+        if not all(isinstance(name, str) for name in self.arguments):
+            raise TypeError("an argument's name is no text")
         texts = [text for text in (self.file, self.module) if text is not None]
         if len(texts) != 1 or not isinstance(texts[0], str) or "\0" in texts[0]:
             raise TypeError("it names no file and no module, or both")
