@@ -174,7 +174,7 @@ def test_both_engines_are_torchs_to_1e_12_through_changes_of_rate(name, options)
                 torch.testing.assert_close(w, v, rtol=1e-12, atol=1e-12, msg=lambda m: f"step {step}: {m}")
 
     with all_of_it():
-        descend_together([theirs, *ours], 300, read)
+        descend_together([theirs, *ours], 90, read)
 
 
 ULP = 2.0**-23

@@ -57,6 +57,7 @@ def stepped(rule):
     return w
 
 
+@pytest.mark.heavy
 def test_a_second_process_finds_the_compiled_kernels_and_loads_no_compiler(tmp_path):
     compiled, moved, _ = in_a_process(tmp_path)
     assert compiled == "True"
