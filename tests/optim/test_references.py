@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bowl import Bowl, concatenated, rates
+from covering import covering
 
 from thalweg.optim import Optimizer
 from thalweg.rules import RULES
@@ -94,8 +95,7 @@ def test_two_hundred_steps_are_the_references(case, engine):
             )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "engine"), covering(CASES, ENGINES))
 def test_in_float32_a_rule_errs_at_most_twice_as_much_as_the_references(case, engine):
     """Under the gradients of the float64 descent, so that only rounding differs: root mean square over weights and steps.
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from covering import covering
 
 from thalweg.errors import RuleError
 from thalweg.optim import Optimizer
@@ -63,9 +64,12 @@ def made(rule, weights, engine="auto", **given):
     return Optimizer(weights, rule, lr=0.05, engine=engine, **options(rule, **given))
 
 
-@pytest.mark.parametrize("engine", ["cpu", "tensors"])
-@pytest.mark.parametrize("rule", ["schedule_free_sgd", "schedule_free_adamw"])
-@pytest.mark.parametrize("given", GRID, ids=lambda given: "-".join(map(str, given.values())))
+NAMED_GRID = [pytest.param(given, id="-".join(map(str, given.values()))) for given in GRID]
+
+
+@pytest.mark.parametrize(
+    ("given", "rule", "engine"), covering(NAMED_GRID, ["schedule_free_sgd", "schedule_free_adamw"], ["cpu", "tensors"])
+)
 def test_two_hundred_steps_are_the_papers_in_y_and_in_x(rule, given, engine):
     weights = starts()
     theirs = [Three(w, beta2=0.99 if rule == "schedule_free_adamw" else None, **given) for w in weights]
