@@ -414,15 +414,13 @@ def test_output_to_a_pipe_has_no_control_characters(monkeypatch):
 
 
 SIGNALS = """
-import os, signal, torch, torch.nn.functional as F, thalweg as tw
+import itertools, os, signal, torch, torch.nn.functional as F, thalweg as tw
 from torch import nn
 
-calls = 0
+calls = itertools.count(1)  # no number, which would be put back after every trial
 
 def loss(output, target):
-    global calls
-    calls += 1
-    if calls == int(os.environ.get("AT", 0)):
+    if next(calls) == int(os.environ.get("AT", 0)):
         os.kill(os.getpid(), getattr(signal, os.environ["SENT"]))
     return F.mse_loss(output, target)
 

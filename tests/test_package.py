@@ -111,7 +111,11 @@ def test_no_module_hides_a_verb():
 
 
 def test_importing_costs_little_beyond_torch():
-    code = "import time, torch; start = time.process_time(); import thalweg; print(time.process_time() - start)"
+    # A full collection goes over all objects of torch; into whose import it falls is chance.
+    code = (
+        "import gc, time, torch; gc.disable(); start = time.process_time(); import thalweg;"
+        " print(time.process_time() - start)"
+    )
     run(code)  # compiles what was not yet compiled
     costs = sorted(float(run(code)) for _ in range(3))
     assert costs[len(costs) // 2] <= 0.15, costs

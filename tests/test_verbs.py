@@ -598,8 +598,10 @@ def test_a_single_example_that_is_left_over_is_left_out_under_batch_normalisatio
 
 def test_a_single_example_that_was_decided_on_is_refused_before_the_first_step():
     x, y = np.tile(X, (2, 1))[:33], np.tile(Y, 2)[:33]
+    loader = DataLoader(TensorDataset(torch.tensor(x), torch.tensor(y)), batch_size=16)
+    with pytest.raises(tw.DataError, match=r"last batch is a single one, .*Set drop_last=True in the DataLoader"):
+        tw.train(task(model=normal, data=loader), tw.Plan(), epochs=2)
     for parts, plan in (
-        ({"data": DataLoader(TensorDataset(torch.tensor(x), torch.tensor(y)), batch_size=16)}, tw.Plan()),
         ({"data": (x, y)}, tw.Plan(batch_size=1)),
         ({"data": (x, y)}, tw.Plan(batch_size=7, accumulate=3, drop_last=True)),
     ):
@@ -1157,7 +1159,7 @@ def test_a_batch_without_weight_counts_for_nothing_and_an_unknown_weight_by_its_
         ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, 3.0)}, r"`evaluate` returned 3\.0 as the third of"),
         ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"loss": 1})}, r"'loss' is taken and '/' separates columns"),
         ({"evaluate": lambda m, b: (m(b[0]).sum(), 1.0, {"a": "b"})}, r"Metric 'a' gave a str, but it must give one"),
-        ({"evaluate": lambda m, b: {"loss": m(b[0]).sum()}}, r"`evaluate` returned a dict\. Return the loss that is"),
+        ({"evaluate": lambda m, b: {"loss": m(b[0]).sum()}}, r"`evaluate` returned a dict\. Return its loss, with"),
     ],
 )
 def test_figures_that_do_not_fit_are_told(parts, told):

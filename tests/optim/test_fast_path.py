@@ -272,13 +272,15 @@ def _gradient_cut_short(weights, optimizer):
 
 
 def _weights_cut_short(weights, optimizer):
-    kept = weights[0].detach().clone()
+    storage = weights[0].untyped_storage()
+    kept = [(w, w.detach().clone()) for w in weights if w.untyped_storage().data_ptr() == storage.data_ptr()]
     for left in (0, 96, 48, 40):
-        weights[0].untyped_storage().resize_(left)
+        storage.resize_(left)
     try:
         optimizer.step()
     finally:
-        weights[0].data = kept
+        for weight, values in kept:
+            weight.data = values
 
 
 EVENTS = [

@@ -73,6 +73,7 @@ def test_steps_have_whole_numbers_only(last):
     assert len(ticks) >= 2
 
 
+@example([0.0, 4.9e-15], True)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20), st.booleans())
 def test_an_axis_that_enlarges_keeps_the_order_and_its_ticks_are_in_order_and_apart(values, log):
     y = np.abs(np.array(values)) + 1e-3 if log else np.array(values)

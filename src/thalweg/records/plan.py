@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import tomlkit
-
 from thalweg import rules
 from thalweg import schedule as shapes
 from thalweg.errors import PlanError, ThalwegError, nearest
@@ -495,6 +493,8 @@ class Plan:
 
     def to_toml(self) -> str:
         """Give the text that `save` writes."""
+        import tomlkit  # takes a while, and only who writes needs it
+
         document = tomlkit.document()
         document.add(tomlkit.comment(HEAD))
         for key, value in self.to_dict().items():

@@ -16,7 +16,6 @@ from torch import nn
 
 from thalweg.errors import CheckpointError, RunError, nearest
 from thalweg.formatting import format_count
-from thalweg.objects.state import ObjectState
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
@@ -196,6 +195,8 @@ def _above(module: str) -> Any:
 
 def _put_back(model: nn.Module, loaded: checkpoint.Loaded) -> None:
     """Give a model's modules what they carried besides weights. Raises CheckpointError where that is none at all."""
+    from thalweg.objects.state import ObjectState  # takes a while to import, and most runs are opened for their figures
+
     objects = ObjectState({"model": model}, {id(tensor) for tensor in (*model.parameters(), *model.buffers())})
     try:
         lost = objects.write(loaded.state.get("objects", {}), attributes_of="model")

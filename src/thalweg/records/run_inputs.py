@@ -11,11 +11,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from thalweg.records import fingerprint, json_values
+from thalweg.records import json_values
 from thalweg.records.plan import Plan
-from thalweg.sampling.data_sum import DataSum
+
+if TYPE_CHECKING:  # imported where a run is written or compared: opening data takes a while to import
+    from thalweg.sampling.data_sum import DataSum
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class TaskSums:
 
     def edited(self, now: TaskSums) -> list[str]:
         """Say what of criterion, loss and code is other now."""
+        from thalweg.records import fingerprint
+
         criterion = [
             f"`{name}` was '{value}' and is '{now.criterion[name]}'"
             for name, value in self.criterion.items()
@@ -62,6 +66,8 @@ class TaskSums:
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> TaskSums:
         """Read what `to_dict` gave. Raises TypeError, KeyError or ValueError for anything else."""
+        from thalweg.sampling.data_sum import DataSum
+
         values: dict[str, Any] = dict(entries)
         for name in ("data", "validation"):
             values[name] = entries[name] and DataSum.from_dict(entries[name])
@@ -70,6 +76,8 @@ class TaskSums:
     @staticmethod
     def of_summary(summary: Mapping[str, Any]) -> TaskSums:
         """Give what a status of an earlier version says of its task: counts, criterion and code."""
+        from thalweg.sampling.data_sum import DataSum
+
         criterion = {name: str(summary[name]) for name in ("select", "mode") if name in summary}
         validation = None if summary.get("held_out") is None else DataSum()
         return TaskSums(

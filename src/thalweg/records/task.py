@@ -19,7 +19,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
-import tomlkit
 import torch
 from torch import Tensor, nn
 
@@ -113,6 +112,8 @@ class Source:
         file = None if self.file is None else os.path.abspath(self.file)  # for a process in another folder
         known = {"name": self.name, "file": file, "module": self.module}
         known |= {"none": unset or None, "paths": paths or None, "arguments": given}
+        import tomlkit  # takes a while, and only who writes needs it
+
         try:
             text = tomlkit.dumps({key: value for key, value in known.items() if value is not None})
             text.encode()  # fails where a path is no UTF-8

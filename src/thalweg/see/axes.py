@@ -95,8 +95,8 @@ class Axis(NamedTuple):
         if self.knee is not None:
             halves = self._replace(high=self.knee, knee=None), self._replace(low=self.knee, knee=None)
             ticks = [tick for half in halves for tick in half.ticks(max(2, count // 2 + 1))]
-            far = [tick for tick in ticks if abs(float(self.position(tick)) - 0.5) > NEAR_KNEE]
-            return sorted({*far, *ticks[:1]}) if len(far) < 2 else far
+            far = {tick for tick in ticks if abs(float(self.position(tick)) - 0.5) > NEAR_KNEE}  # both may have one
+            return sorted({*far, *ticks[:1]} if len(far) < 2 else far)
         if self.log and self.high / self.low >= 3:
             return _log_ticks(self.low, self.high, count)
         unit = 10.0 ** math.floor(math.log10((self.high - self.low) / count))
