@@ -157,6 +157,8 @@ def _encode_items(value: Any) -> Any:
 
 
 def _encode_item(value: Any) -> Any:
+    if type(value) in ATOMS:  # as most are, in a list of losses that grows with every step
+        return value
     return _encode_items(value) if is_container(value) else encode(_item(value))
 
 
