@@ -137,7 +137,9 @@ def fine_tuning() -> tw.Task:
 
     def model() -> nn.Module:
         network = cnn(classes=5)
-        network.load_state_dict({name: value for name, value in state.items() if not name.startswith("9.")}, strict=False)
+        network.load_state_dict(
+            {name: value for name, value in state.items() if not name.startswith("9.")}, strict=False
+        )
         return network
 
     return task(model, F.cross_entropy, x[chosen], labels[chosen] - 5, labels[chosen])
@@ -262,7 +264,9 @@ def frozen_trunk() -> tw.Task:
         optimizer = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], lr=3e-3)
         for rows in torch.randperm(len(x)).split(64):
             turns = torch.randint(4, (len(rows),))
-            turned = torch.stack([torch.rot90(torch.as_tensor(x[i]), int(k), (1, 2)) for i, k in zip(rows, turns, strict=True)])
+            turned = torch.stack(
+                [torch.rot90(torch.as_tensor(x[i]), int(k), (1, 2)) for i, k in zip(rows, turns, strict=True)]
+            )
             optimizer.zero_grad()
             F.cross_entropy(head(trunk(turned)), turns).backward()
             optimizer.step()
@@ -272,7 +276,9 @@ def frozen_trunk() -> tw.Task:
     def model() -> nn.Module:
         own = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU())
         own.load_state_dict(state)
-        return nn.Sequential(own.requires_grad_(False), nn.Flatten(), nn.Linear(16 * 9, 32), nn.ReLU(), nn.Linear(32, 2))
+        return nn.Sequential(
+            own.requires_grad_(False), nn.Flatten(), nn.Linear(16 * 9, 32), nn.ReLU(), nn.Linear(32, 2)
+        )
 
     return task(model, F.cross_entropy, x, which, which)
 
@@ -316,7 +322,9 @@ def small_gpt(length: int = 64) -> tw.Task:
     return task(lambda: Transformer(128, 64, length - 1, 2), F.cross_entropy, x, y)
 
 
-def text_classes(length: int = 96, packages: Sequence[str] = ("json", "email", "asyncio", "unittest", "xml", "http")) -> tw.Task:
+def text_classes(
+    length: int = 96, packages: Sequence[str] = ("json", "email", "asyncio", "unittest", "xml", "http")
+) -> tw.Task:
     """Tell of which package of the standard library a piece of source is."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     rows, labels = list[Any](), list[int]()
@@ -356,7 +364,8 @@ def tiny() -> tw.Task:
 
 
 def raw_targets() -> tw.Task:
-    x, y = datasets.load_diabetes(return_X_y=True)
+    found: Any = datasets.load_diabetes(return_X_y=True)
+    x, y = found
     return task(lambda: mlp(10, 64, 64, 1), F.mse_loss, x.astype(np.float32), y.astype(np.float32)[:, None])
 
 

@@ -91,7 +91,7 @@ def rates_of(rule: str) -> list[float]:
     low, high = priors.rate_range(rule)
     if rules.get(rule).finds_rate:
         return [0.1, 0.3, 1.0, 3.0]
-    return [float(f"{low * (high / low) ** ((k + 2) / 12):.3g}") for k in range(0, 10)]
+    return [float(f"{low * (high / low) ** ((k + 2) / 12):.3g}") for k in range(10)]
 
 
 @cache
@@ -128,7 +128,9 @@ def plan_of(key: Key) -> Plan:
 def cooled(schedule: Schedule, full: int, cool: tuple[float, float]) -> tuple[int, Schedule]:
     """Follow the full run's schedule to a place, and fall from there to zero in a straight line."""
     begin, length = max(1, round(cool[0] * full)), max(2, round(cool[1] * full))
-    factor = schedule.factor(begin) if schedule.total else shapes.linear(total=full, warmup=schedule.warmup).factor(begin)
+    factor = (
+        schedule.factor(begin) if schedule.total else shapes.linear(total=full, warmup=schedule.warmup).factor(begin)
+    )
     trunk = shapes.linear(total=begin, warmup=min(begin, int(schedule.warmup)), final=factor)
     return begin + length, shapes.sequence(trunk, shapes.linear(total=length).scaled(factor))
 
