@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import re
@@ -27,14 +26,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from thalweg.errors import CheckpointError
-from thalweg.records import files, tensor_sections, tensorfile
+from thalweg.records import files, sealed_json, tensor_sections, tensorfile
 from thalweg.records.files import FileSum, NotRegularError
 from thalweg.records.tensor_sections import SplitState
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 LOOP = "loop.json"
-UNSET_SUM = "0" * 64
 STEP_FOLDER = r"(\.old-)?step-\d{8,}"
 DRAFT_FOLDER, OLD_FOLDER = r"\.tmp-[a-z][a-z0-9_-]*", r"\.old-[a-z][a-z0-9_-]*"
 CONTENT = r"[a-z][a-z0-9_]*\.safetensors|loop\.json"
@@ -172,12 +170,8 @@ def _write(temporary: Path, parts: SplitState, step: int, name: str) -> None:
         "world_size": 1,
         "files": {name: entry._asdict() for name, entry in sums.items()},
         "aliases": parts.aliases,
-        "sum": UNSET_SUM,
     }
-    text = json.dumps(manifest, indent=1).encode()
-    # Its own sum is that of the same text with 64 zeros in the sum's place, which is the last thing in it.
-    text = hashlib.sha256(text).hexdigest().encode().join(text.rsplit(UNSET_SUM.encode(), 1))
-    files.create(temporary / MANIFEST, [text])
+    files.create(temporary / MANIFEST, [sealed_json.with_sum(manifest).encode()])
     files.sync_folder(temporary)
 
 
@@ -316,9 +310,7 @@ def _manifest(path: Path) -> _Manifest:
     altered = f"{path.name}: {MANIFEST} is altered or truncated: its own sum does not agree."
     try:
         content = json.loads(raw)
-        written = str(content["sum"])
-        unset = UNSET_SUM.encode().join(raw.rsplit(written.encode(), 1))
-        if hashlib.sha256(unset).hexdigest() != written:
+        if not sealed_json.agrees(raw.decode(), str(content[sealed_json.SUM])):
             raise CheckpointError(altered)
         if content["format"] > FORMAT:
             raise NewerFormatError(

@@ -20,8 +20,7 @@ def dump(entries: Mapping[str, Any]) -> str:
     {'rate': inf}
     """
     encoded = {name: json_values.encode(value, (name,)) for name, value in entries.items()}
-    text = json.dumps({**encoded, SUM: UNSET}, indent=1, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest().join(text.rsplit(UNSET, 1))
+    return with_sum(encoded)
 
 
 def load(text: str) -> dict[str, Any]:
@@ -31,8 +30,17 @@ def load(text: str) -> dict[str, Any]:
     """
     entries: dict[str, Any] = json.loads(text)
     written = entries.pop(SUM, None)
-    if written is not None:
-        unset = UNSET.join(text.rsplit(str(written), 1))
-        if hashlib.sha256(unset.encode()).hexdigest() != written:
-            raise ValueError("it was changed since it was written: its own sum does not agree")
+    if written is not None and not agrees(text, str(written)):
+        raise ValueError("it was changed since it was written: its own sum does not agree")
     return {name: json_values.decode(value) for name, value in entries.items()}
+
+
+def with_sum(entries: Mapping[str, Any]) -> str:
+    """Give the text of a table of what JSON holds, with its own sum as the last entry."""
+    text = json.dumps({**entries, SUM: UNSET}, indent=1, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest().join(text.rsplit(UNSET, 1))
+
+
+def agrees(text: str, written: str) -> bool:
+    """Tell whether a sum that was read from a text is the text's."""
+    return hashlib.sha256(UNSET.join(text.rsplit(written, 1)).encode()).hexdigest() == written
