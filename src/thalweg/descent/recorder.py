@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,10 +119,8 @@ class Recorder:
 
     def begin(self, descent: Descent) -> None:
         """Announce that a descent starts, or continues."""
-        try:
-            self._display.begin(descent.plan, descent.step, descent.problem.validation is not None)
-        except Exception as error:
-            self._without_display(descent.step, error)
+        validated = descent.problem.validation is not None
+        self._on_display(descent.step, lambda display: display.begin(descent.plan, descent.step, validated))
         self.callbacks.begin(descent)
         self._tell_not_kept(self.callbacks.objects, descent.step)
 
@@ -132,8 +130,15 @@ class Recorder:
             with suppress(Exception):
                 self._display.end()
 
+    def _on_display(self, step: int, show: Callable[[Progress], object]) -> None:
+        """Show something; to show a run must not end it."""
+        try:
+            show(self._display)
+        except Exception as error:
+            self._without_display(step, error)
+
     def _without_display(self, step: int, error: Exception) -> None:
-        """Go on without a display that failed, and say so: to show a run must not end it."""
+        """Go on without a display that failed, and say so."""
         failed, self._display = self._display, NoProgress()
         message = (
             f"The display ({type(failed).__name__}) failed and shows nothing more: {type(error).__name__}: {error}."
@@ -150,19 +155,13 @@ class Recorder:
         """
         self.history.append(figures.step, figures.scalars())
         if taken:
-            try:
-                self._display.step(figures)
-            except Exception as error:
-                self._without_display(figures.step, error)
+            self._on_display(figures.step, lambda display: display.step(figures))
             self.callbacks.step(figures)
 
     def validated(self, step: int, row: Mapping[str, float], shown: Mapping[str, float]) -> None:
         """Record a validation: `row` goes into the history; `shown`, the figures of the better weights, to the display."""
         self.history.append(step, row)
-        try:
-            self._display.validated(step, shown)
-        except Exception as error:
-            self._without_display(step, error)
+        self._on_display(step, lambda display: display.validated(step, shown))
         self.callbacks.validated(step, shown)
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
@@ -172,10 +171,7 @@ class Recorder:
 
     def show(self, step: int, kind: str, message: str) -> None:
         """Show that something happened, without recording it."""
-        try:
-            self._display.event(step, kind, message)
-        except Exception as error:
-            self._without_display(step, error)
+        self._on_display(step, lambda display: display.event(step, kind, message))
 
     def warn(self, step: int, message: str) -> None:
         """Record, and show, that the run is or becomes another than it should be; where nothing is shown, as a Python warning."""
