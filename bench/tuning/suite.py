@@ -254,12 +254,16 @@ def denoising() -> tw.Task:
     return task(model, F.mse_loss, noisy, clean, which)
 
 
+def convolutions() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU())
+
+
 def frozen_trunk() -> tw.Task:
     """Tell two photographs' patches apart by a head on a trunk that was trained to tell how a patch was turned."""
     x, which = patches()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trunk = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU())
+        trunk = convolutions()
         head = nn.Sequential(nn.Flatten(), nn.Linear(16 * 9, 4))
         optimizer = torch.optim.AdamW([*trunk.parameters(), *head.parameters()], lr=3e-3)
         for rows in torch.randperm(len(x)).split(64):
@@ -270,11 +274,10 @@ def frozen_trunk() -> tw.Task:
             optimizer.zero_grad()
             F.cross_entropy(head(trunk(turned)), turns).backward()
             optimizer.step()
-    trunk.requires_grad_(False)
     state = trunk.state_dict()
 
     def model() -> nn.Module:
-        own = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3), nn.ReLU())
+        own = convolutions()
         own.load_state_dict(state)
         return nn.Sequential(
             own.requires_grad_(False), nn.Flatten(), nn.Linear(16 * 9, 32), nn.ReLU(), nn.Linear(32, 2)

@@ -151,7 +151,7 @@ def measure(key: Key) -> dict[str, Any]:
         "steps": plan.steps,
         "loss": round_to(loss),
         "done": descent.step,
-        "cures": dict(descent.cures.__dict__) if hasattr(descent.cures, "__dict__") else None,
+        "cures": dict(descent.cures),
         "seconds": round(time.process_time() - started, 3),
     }
 
