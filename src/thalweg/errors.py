@@ -135,10 +135,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{found}'?" if found else ""
 
 
-def few(numbers: Sequence[int]) -> str:
-    """Say the first five numbers, for a message.
+def few(values: Sequence[object], most: int = 5) -> str:
+    """Say the first few numbers or names, for a message.
 
-    >>> few([3, 7]), few(range(9))
-    ('3, 7', '0, 1, 2, 3, 4, …')
+    >>> few([3, 7]), few(range(9)), few("abcd", most=3)
+    ('3, 7', '0, 1, 2, 3, 4, …', 'a, b, c, …')
     """
-    return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg.descent.user_errors import naming_errors
-from thalweg.errors import TaskError
+from thalweg.errors import TaskError, few
 from thalweg.landscape.objective import Objective
 from thalweg.sampling.sources import leaves
 
@@ -46,15 +46,15 @@ def check_outside_weights(
     names = [own[id(tensor)] for tensor in lasting if id(tensor) in own]
     if names:
         raise TaskError(
-            f"The loss uses weights of the module that is given as `model` ({_few(names)}), but a copy of it is trained, so these"
-            f" never change. Use the model that step(model, batch) is given; a penalty on weights goes there too."
+            f"The loss uses weights of the module that is given as `model` ({few(names, 3)}), but a copy of it is trained, so"
+            f" these never change. Use the model that step(model, batch) is given; a penalty on weights goes there too."
         )
     if not {id(p) for p in model.parameters()} & {id(leaf) for leaf in _trainable(loss)}:
         raise TaskError(
             "The loss depends on trainable tensors, but on none of the model's: it is computed from another model. Use the model,"
             " or its output, that step(model, batch) is given, or the output that loss(output, target) is given."
         )
-    shapes = _few([str(tuple(tensor.shape)) for tensor in lasting])
+    shapes = few([str(tuple(tensor.shape)) for tensor in lasting], 3)
     raise TaskError(
         f"The loss depends on {len(lasting)} trainable tensors that are not among model.parameters() (of shape {shapes}), so"
         f" nobody would train them. Make them part of the model (layers in a list: nn.ModuleList; a head or"
@@ -67,8 +67,8 @@ def _made_anew(tensors: Iterable[Tensor]) -> list[str]:
     if not shapes:
         return []
     return [
-        f"The model or the loss makes {len(shapes)} parameters anew at each call (of shape {_few(shapes)}), so they never learn."
-        f" Make them in the model's __init__."
+        f"The model or the loss makes {len(shapes)} parameters anew at each call (of shape {few(shapes, 3)}), so they never"
+        f" learn. Make them in the model's __init__."
     ]
 
 
@@ -85,13 +85,9 @@ def check_no_gradient_elsewhere(before: Mapping[str, Tensor], after: Mapping[str
         after[path].grad = None
     if written:
         raise TaskError(
-            f"A gradient was written to {_few(written)}, which are no parameters of the model, so nobody would train them. Make"
+            f"A gradient was written to {few(written, 3)}, which are no parameters of the model, so nobody would train them. Make"
             f" them part of the model (a submodule, used in step(model, batch)), or freeze them with requires_grad_(False)."
         )
-
-
-def _few(texts: list[str]) -> str:
-    return ", ".join(texts[:3]) + (", …" if len(texts) > 3 else "")
 
 
 def _outside(loss: Tensor, model: nn.Module, batch: Any) -> dict[int, Tensor]:

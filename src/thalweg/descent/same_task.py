@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from thalweg.descent.problem import Problem, start_model
@@ -14,8 +13,6 @@ from thalweg.records.run_inputs import TaskSums
 from thalweg.sampling import Source
 from thalweg.sampling.data_sum import DataSum, is_random, sum_data
 from thalweg.sampling.sources import checksum
-
-MOST_CHANGES = 5  # of the task that are named
 
 
 def sum_task(descent: Descent, like: TaskSums | None = None) -> TaskSums:
@@ -90,12 +87,6 @@ def starts_elsewhere(descent: Descent, there: TaskSums, here: TaskSums) -> bool:
     with preserve_process_state(), rng_lock:
         again = start_model(descent.problem, descent.plan.seed)
     return weights_digest(again) == here.start
-
-
-def in_words(changed: Sequence[str]) -> str:
-    """Name the first few changes."""
-    more = f"; and {len(changed) - MOST_CHANGES} more" if len(changed) > MOST_CHANGES else ""
-    return f"{'; '.join(changed[:MOST_CHANGES])}{more}"
 
 
 def unsummed(sums: TaskSums) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from thalweg.errors import few
 from thalweg.objects.state import ObjectState
 from thalweg.records.task import Task
 
@@ -63,7 +64,7 @@ def not_put_back(paths: list[str]) -> str:
 
 
 def _few(paths: list[str]) -> str:
-    return ", ".join(f"`{path}`" for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+    return few([f"`{path}`" for path in paths], 3)
 
 
 @contextmanager

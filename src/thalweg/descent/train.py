@@ -19,7 +19,7 @@ from thalweg.descent.loop_kinds import LOOP_KINDS, SNAPSHOT_KINDS
 from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress, Recorder, how_to_resume
-from thalweg.descent.same_task import changes, check_data, in_words, starts_elsewhere, sum_task, unsummed
+from thalweg.descent.same_task import changes, check_data, starts_elsewhere, sum_task, unsummed
 from thalweg.descent.selection import compare_anew
 from thalweg.descent.state import Descent
 from thalweg.errors import CheckpointError, DivergedError, Interrupted, PlanError, RunError, ThalwegError, error_text
@@ -32,7 +32,7 @@ from thalweg.records.kinds import check
 from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
 from thalweg.records.run_folder import RunFolder, inputs_of
-from thalweg.records.run_inputs import RunInputs, TaskSums, plan_changes
+from thalweg.records.run_inputs import RunInputs, TaskSums, in_words, plan_changes
 from thalweg.records.weights import load_model_state
 
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
+from thalweg.objects.places import names_in
 from thalweg.records.task import Task
 from thalweg.sampling.data_sum import part_sums
 
@@ -150,7 +151,7 @@ def _describe_function(function: types.FunctionType, seen: set[int]) -> Iterator
     yield from _describe_compiled(function.__code__)
     yield f"defaults {[d for d in function.__defaults__ or () if _is_plain(d)]} {_plain(function.__kwdefaults__ or {})}"
     written = {i.argval for i in dis.get_instructions(function.__code__) if i.opname in ("STORE_GLOBAL", "STORE_DEREF")}
-    used = [(name, function.__globals__[name]) for name in _names(function.__code__) if name in function.__globals__]
+    used = [(name, function.__globals__[name]) for name in names_in(function.__code__) if name in function.__globals__]
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             used.append((name, cell.cell_contents))
@@ -175,12 +176,6 @@ def _describe_compiled(code: types.CodeType) -> Iterator[str]:
             yield from _describe_compiled(constant)
         else:  # a set has no order of its own
             yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """Give the names of globals and attributes that some code uses, with the functions in it."""
-    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
-    return list(dict.fromkeys((*code.co_names, *inner)))
 
 
 def _is_library(value: Any) -> bool:

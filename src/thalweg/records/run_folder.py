@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from thalweg.records.kinds import Kind, anything, check, count, flag, listing, n
 from thalweg.records.paths import as_path, typed
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
-from thalweg.records.run_inputs import RunInputs, TaskSums, plan_changes
+from thalweg.records.run_inputs import RunInputs, TaskSums, in_words, plan_changes
 from thalweg.records.task import Source, Task
 from thalweg.records.trust import missing_key
 
@@ -253,8 +253,8 @@ class RunFolder:
             raise PlanError(f"{error} {remedy}.") from error
         if changed := plan_changes(recorded.plan, plan.to_dict()):
             raise PlanError(
-                f"{self.plan_path} was edited since the run began: {_few(changed)}. {remedy}; what is to change is asked for:"
-                f" thalweg resume {self.shown} --set KNOB=VALUE."
+                f"{self.plan_path} was edited since the run began: {in_words(changed, most=3)}. {remedy}; what is to change is"
+                f" asked for: thalweg resume {self.shown} --set KNOB=VALUE."
             )
         return plan
 
@@ -439,11 +439,6 @@ def inputs_of(loaded: checkpoint.Loaded) -> RunInputs | None:
         return entries and RunInputs.from_dict(entries)
     except (TypeError, ValueError, KeyError, AttributeError, PlanError) as error:
         raise CheckpointError(f"{loaded.path.name}: its plan cannot be read ({error}).") from error
-
-
-def _few(sentences: Sequence[str], most: int = 3) -> str:
-    more = f"; and {len(sentences) - most} more" if len(sentences) > most else ""
-    return "; ".join(sentences[:most]) + more
 
 
 SUMMARY: Mapping[str, Kind] = {

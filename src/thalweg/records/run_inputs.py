@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -129,6 +129,16 @@ def plan_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         for name in sorted({**flat_before, **flat_now}, key=lambda name: name.startswith("evidence."))
         if _text(flat_before.get(name)) != _text(flat_now.get(name))
     ]
+
+
+def in_words(changes: Sequence[str], most: int = 5) -> str:
+    """Name the first few changes, and say how many more there are.
+
+    >>> in_words(["steps was 5 and is 6", "seed was 0 and is 1"], most=1)
+    'steps was 5 and is 6; and 1 more'
+    """
+    more = f"; and {len(changes) - most} more" if len(changes) > most else ""
+    return f"{'; '.join(changes[:most])}{more}"
 
 
 def _was_and_is(before: Any, now: Any) -> str:
