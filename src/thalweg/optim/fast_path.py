@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thalweg.optim.engines.bound_rule import BoundRule, ema_weight_at
 from thalweg.optim.engines.fused import FusedBlock
-from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, MetadataGuard
+from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, GradientsApart, MetadataGuard
 from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
 
 _ADDRESS, _OFFSET, _VALUES = Tensor.data_ptr, Tensor.storage_offset, dict[str, Any].values
@@ -63,13 +63,11 @@ class FastPath:
         # nothing else can come to lie at those addresses, so no step need read each tensor's storage anew.
         self.places = [*block.parameters, *(value for value in state if isinstance(value, Tensor))]
         self.addresses = [*map(_ADDRESS, self.places)]
-        self.own_addresses = frozenset(self.addresses)
-        # The last gradients' addresses, not among those: a gradient in the memory of weights or state changes while it is read.
-        self.gradients_at: Sequence[int] = ()
         self.storages = [*map(STORAGE, [*block.parameters, *block.allocations])]
         self.storage_bytes = [*map(STORAGE_BYTES, self.storages)]
         self.gradient_bytes = [*map(STORAGE_BYTES, map(STORAGE, gradients))]
         self.gradient_offsets = [*map(_OFFSET, gradients)]
+        self.gradients_are_apart = GradientsApart(gradients, self.places)
 
     @staticmethod
     def after_step(block_steps: Sequence[BlockStep], optimizer: SteppedOptimizer) -> FastPath | None:
@@ -103,11 +101,7 @@ class FastPath:
         if not self.guard.matches(parameters + gradients) or not self._is_in_place(gradients):
             return None
         addresses = [*map(_ADDRESS, gradients)]
-        if addresses != self.gradients_at:
-            if not self.own_addresses.isdisjoint(addresses):
-                return None
-            self.gradients_at = addresses
-        if not block.have_same_step_count():
+        if not self.gradients_are_apart(addresses) or not block.have_same_step_count():
             return None
         each = block.norms_at(addresses)
         total = math.hypot(*each)

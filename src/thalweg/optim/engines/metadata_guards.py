@@ -7,6 +7,7 @@ tensor, where reading the same in Python takes 300.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import sub
 from typing import Any
 
 import torch
@@ -44,6 +45,27 @@ class MemoryGuard:
             and [*map(STORAGE_BYTES, map(STORAGE, tensors))] == self._bytes
             and [*map(_OFFSET, tensors)] == self._offsets
         )
+
+
+class GradientsApart:
+    """Whether gradients lie in storages of their own; in that of weights or state they change while they are read.
+
+    Asked of gradients that begin as far into their storages as those that this is made with, so that an address tells where its
+    storage begins.
+    """
+
+    def __init__(self, gradients: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        self._bytes_before = [g.storage_offset() * g.itemsize for g in gradients]
+        self._others = frozenset(STORAGE(other).data_ptr() for other in others)
+        self._last: Sequence[int] = ()
+
+    def __call__(self, addresses: Sequence[int]) -> bool:
+        """Tell whether the gradients at these addresses do."""
+        if addresses != self._last:
+            if not self._others.isdisjoint(map(sub, addresses, self._bytes_before)):
+                return False
+            self._last = addresses
+        return True
 
 
 def _torch_guard(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], bool] | None:

@@ -18,7 +18,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from thalweg.errors import RuleError
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE
-from thalweg.optim.engines.metadata_guards import MemoryGuard
+from thalweg.optim.engines.metadata_guards import GradientsApart, MemoryGuard
 from thalweg.rules.rule import State
 
 OWN_MEMORY = (Tensor, torch.nn.Parameter)
@@ -33,6 +33,7 @@ class StepCheck:
     def __init__(self) -> None:
         self._last: MemoryGuard | None = None
         self._addresses: Sequence[int] = ()  # the parameters' at that step, apart from one another
+        self._gradients_are_apart: GradientsApart | None = None
 
     def checked(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]
@@ -55,16 +56,19 @@ class StepCheck:
                 "weight is one Parameter in two places), or a clone() of one. No weight has moved."
             )
         state_tensors = (t for entry in state.values() for t in entry.values() if type(t) in OWN_MEMORY)
-        overlapping = _overlapping(gradients, parameters, [t for t in state_tensors if t.layout is torch.strided])
+        others = [*parameters, *(t for t in state_tensors if t.layout is torch.strided)]
+        overlapping = _overlapping(gradients, parameters, others)
         if any(overlapping):
             return [g.clone() if is_one else g for g, is_one in zip(gradients, overlapping, strict=True)]
         self._last, self._addresses = MemoryGuard(tensors), [*map(Tensor.data_ptr, parameters)]
+        self._gradients_are_apart = GradientsApart(gradients, others)
         return gradients
 
     def _are_known_apart(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
-        """Tell whether the parameters are where they were, and no gradient begins where some of them do."""
-        addresses = [*map(Tensor.data_ptr, parameters)]
-        return addresses == self._addresses and {*addresses}.isdisjoint(map(Tensor.data_ptr, gradients))
+        """Tell whether the parameters are where they were, and no gradient lies in their memory or that of their state."""
+        if self._gradients_are_apart is None or [*map(Tensor.data_ptr, parameters)] != self._addresses:
+            return False
+        return self._gradients_are_apart([*map(Tensor.data_ptr, gradients)])
 
 
 def validate(parameter: Tensor, gradient: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> None:
@@ -214,7 +218,7 @@ def are_apart(tensors: Sequence[Tensor]) -> bool:
 
 def _overlapping(gradients: Sequence[Tensor], parameters: Sequence[Tensor], others: Sequence[Tensor]) -> list[bool]:
     """Tell of each gradient whether it lies among weights or state; not where it is its own weights, element by element."""
-    spans = sorted(map(_span, (*parameters, *others)))
+    spans = sorted(map(_span, others))
     starts = [start for start, _ in spans]
     ends = [*accumulate((end for _, end in spans), max)]
 
