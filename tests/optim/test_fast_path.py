@@ -12,6 +12,7 @@ from thalweg import optim
 from thalweg.errors import RuleError
 from thalweg.optim import fast_path
 from thalweg.optim.engines import metadata_guards
+from thalweg.optim.engines.validate import has_memory
 from thalweg.rules import RULES
 
 FAST = [name for name, rule in RULES.items() if not rule.is_matrix and rule.sums is None]
@@ -40,7 +41,7 @@ def takes_fast_path(optimizer):
 def everything(weights, optimizer):
     states = [optimizer.state.get(w, {}) for w in weights]
     tensors = [t for w, held in zip(weights, states, strict=True) for t in (w, *(held[key] for key in sorted(held)))]
-    return [t.detach().clone() for t in tensors]
+    return [t.detach().clone() if has_memory(t) else torch.full_like(t.detach(), 404) for t in tensors]
 
 
 @pytest.mark.parametrize("rule", FAST)
@@ -358,6 +359,23 @@ def test_any_sequence_of_events_does(events):
 def test_a_gradient_that_lies_in_weights_or_state_at_every_step_is_seen_at_every_step(event):
     events = [None, event, event, event, None]
     _same(stepped_through(events, fast=True), stepped_through(events, fast=False))
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+def test_state_that_is_cut_short_while_steps_are_refused_is_refused_too(engine):
+    weights, optimizer = made(engine=engine)
+    for _ in range(2):
+        set_gradients(weights)
+        optimizer.step()
+    memory, own = weights[0].data, weights[1].data
+    optimizer.state[weights[0]]["exp_avg"].data = memory
+    weights[1].data = memory.view(-1)[:16].view(4, 4)
+    with pytest.raises(RuleError, match="share memory"):
+        optimizer.step()
+    weights[0].data, weights[1].data = memory.clone(), own
+    memory.untyped_storage().resize_(40)
+    with pytest.raises(RuleError, match="has been freed: 40 bytes are left"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -146,7 +146,7 @@ class TensorEngine:
         previous = self._previous
         if previous is not None and previous.ema is ema and _differ_in_numbers_only(groups, previous):
             previous.take_numbers(groups)
-            if all(one.block.fits(state, same_entries) for one in previous.block_steps):
+            if all(_still_fits(one.block, state, same_entries) for one in previous.block_steps):
                 return previous.block_steps
         block_steps: list[BlockStep] = []
         partitions: list[tuple[GroupStep, tuple[State, ...], Partition]] = []
@@ -154,7 +154,7 @@ class TensorEngine:
         for merged in all_merged:
             states = (*merged.group.rule.states(merged.group.constants), *((EMA,) if ema else ()))
             partition = self._previous_partition(merged.group, states)
-            if partition is None or not all(block.fits(state, same_entries) for block, _ in partition):
+            if partition is None or not all(_still_fits(block, state, same_entries) for block, _ in partition):
                 partition = self._new_partition(merged.group, states, state)
             partitions.append((merged.group, states, partition))
             for block, own in partition:
@@ -211,6 +211,14 @@ class TensorEngine:
                     block.reusable = reusable
             partition.append((block, indices))
         return partition
+
+
+def _still_fits(block: AnyBlock, state: StateOf, same_entries: bool) -> bool:
+    """Tell whether a block can take one more step as it is.
+
+    One that has not taken a step has yet to take over the state, which may have changed since it was checked.
+    """
+    return block.owns_state and block.fits(state, same_entries)
 
 
 def _same_rule_and_parameters(one: GroupStep, other: GroupStep) -> bool:
