@@ -31,7 +31,7 @@ test: $(READY) lint ## linters, types, contracts, examples of the docs, tests
 	$(PYTEST) -m "not heavy"
 
 test-all: $(HOSTS_READY) lint ## all of that and the long proofs, also inside Lightning, Accelerate and skorch
-	$(PYTEST)
+	$(PYTEST) --hypothesis-profile=search
 
 $(HOSTS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test-hosts]"
