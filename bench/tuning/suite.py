@@ -179,7 +179,7 @@ def short() -> tw.Task:
 
 
 DEVELOPMENT = {
-    "norm_cnn": Entry(norm_cnn, 64, 4, "convolutions with batch norm"),
+    "norm_cnn": Entry(norm_cnn, 64, 2, "convolutions with batch norm"),
     "gru": Entry(gru, 64, 1, "a recurrent network on characters"),
     "deep_mlp": Entry(deep_mlp, 64, 3, "eleven plain layers, no norm"),
     "autoencoder": Entry(autoencoder, 64, 5, "a bottleneck of 16, squared error"),
@@ -287,7 +287,7 @@ def frozen_trunk() -> tw.Task:
 
 
 @cache
-def sources(most: int = 400_000) -> str:
+def sources(most: int) -> str:
     """Give modules of Python's standard library one after the other, in an order of their own."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     random.Random(0).shuffle(files)
@@ -318,22 +318,22 @@ def codes(text: str) -> Any:
     return np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64)
 
 
-def small_gpt(length: int = 64) -> tw.Task:
-    text = codes(sources())
+def small_gpt(length: int = 48) -> tw.Task:
+    text = codes(sources(300_000))
     rows = text[: len(text) // length * length].reshape(-1, length)
     x, y = rows[:, :-1], rows[:, 1:]
     return task(lambda: Transformer(128, 64, length - 1, 2), F.cross_entropy, x, y)
 
 
 def text_classes(
-    length: int = 96, packages: Sequence[str] = ("json", "email", "asyncio", "unittest", "xml", "http")
+    length: int = 64, packages: Sequence[str] = ("json", "email", "asyncio", "unittest", "xml", "http")
 ) -> tw.Task:
     """Tell of which package of the standard library a piece of source is."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     rows, labels = list[Any](), list[int]()
     for number, package in enumerate(packages):
         texts = [file.read_text("utf-8", errors="ignore") for file in sorted((folder / package).rglob("*.py"))]
-        text = codes("".join(c if c.isascii() else "?" for c in "".join(texts)))[: 700 * length]
+        text = codes("".join(c if c.isascii() else "?" for c in "".join(texts)))[: 400 * length]
         rows += list(text[: len(text) // length * length].reshape(-1, length))
         labels += [number] * (len(text) // length)
     y = np.array(labels)
@@ -387,7 +387,7 @@ HELD_OUT = {
     "terrain": Entry(lambda: terrain(raw=False), 64, 4, "waves to scaled heights"),
     "denoising": Entry(denoising, 32, 8, "residual convolutions without norm"),
     "frozen_trunk": Entry(frozen_trunk, 64, 10, "a head on a frozen trunk"),
-    "small_gpt": Entry(small_gpt, 32, 2, "a transformer on characters"),
+    "small_gpt": Entry(small_gpt, 32, 1, "a transformer on characters"),
     "text_classes": Entry(text_classes, 32, 3, "a transformer that tells texts apart"),
     "series": Entry(series, 32, 12, "a time series, split in time"),
     "tiny": Entry(tiny, 16, 40, "142 rows, overfitted"),

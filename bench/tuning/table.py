@@ -1,6 +1,6 @@
 """The table of finished runs that strategies are simulated on: every rate x length x seed of every task of the suite.
 
-    python bench/tuning/table.py --grid rates --workers 2 [TASK ...]
+    python bench/tuning/table.py --grid full --workers 2 [TASK ...]
 
 Each run is a line of `bench/raw/tuning/TASK.jsonl`, written when it ends: stop it at any time, and it goes on where it was. A
 run's figures depend on nothing but its line's key: task, rule, rate, batch size, weight decay, schedule, steps and seed.
@@ -67,8 +67,10 @@ class Key:
 
 def grid(name: str, task: str) -> Iterator[Key]:
     """Give the runs of one grid over one task."""
-    if name == "rates":
-        yield from (Key(task, rate, part, seed) for part in LENGTHS for seed in SEEDS for rate in RATES)
+    if name == "full":
+        yield from (Key(task, rate, seed=seed) for seed in SEEDS for rate in RATES)
+    elif name == "shorter":
+        yield from (Key(task, rate, part, seed) for part in LENGTHS[1:] for seed in SEEDS for rate in RATES)
     elif name == "cooled":
         places = [(at, 0.05) for at in (0.1, 0.2, 0.35, 0.5)]
         yield from (Key(task, rate, seed=seed, cool=cool) for cool in places for seed in SEEDS for rate in RATES[3:])
@@ -197,7 +199,7 @@ def work(key: Key) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", choices=[*SUITE, []])
-    parser.add_argument("--grid", default="rates")
+    parser.add_argument("--grid", default="full")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
     RAW.mkdir(parents=True, exist_ok=True)
