@@ -319,7 +319,7 @@ def codes(text: str) -> Any:
 
 
 def small_gpt(length: int = 48) -> tw.Task:
-    text = codes(sources(300_000))
+    text = codes(sources(200_000))
     rows = text[: len(text) // length * length].reshape(-1, length)
     x, y = rows[:, :-1], rows[:, 1:]
     return task(lambda: Transformer(128, 64, length - 1, 2), F.cross_entropy, x, y)
