@@ -146,12 +146,14 @@ def measure(key: Key) -> dict[str, Any]:
     try:
         descend(descent, recorder)
         loss = descent.last_validation.get("loss", math.nan)
+        best = (descent.best_validation or {}).get("value", math.nan)
     except DivergedError:
-        loss = math.nan
+        loss = best = math.nan
     return {
         **asdict(key),
         "steps": plan.steps,
         "loss": round_to(loss),
+        "best": round_to(best),
         "done": descent.step,
         "cures": dict(descent.cures),
         "seconds": round(time.process_time() - started, 3),
