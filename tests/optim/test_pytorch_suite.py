@@ -20,12 +20,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from thalweg import optim
 from thalweg.errors import RuleError
 
+_profile = hypothesis.settings.get_current_profile_name()
 try:
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, OptimizerInfo, OptimizerInput, optim_db
 except (ImportError, AttributeError) as missing:
     pytest.skip(f"PyTorch's inputs for optimisers cannot be imported here: {missing}", allow_module_level=True)
 finally:  # importing them changes settings of the whole process
-    hypothesis.settings.load_profile("thalweg")
+    hypothesis.settings.load_profile(_profile)
     torch.backends.__allow_nonbracketed_mutation_flag = True
 
 CLASSES = [kind for kind in map(vars(optim).get, optim.__all__) if isinstance(kind, type)]
