@@ -331,10 +331,10 @@ def train(
         problem, plan, found = prepared
         return train_plan(problem, plan, folder and folder.path, show.display, found, show.callbacks)
 
-    return _train(folder, prepare, train_prepared)
+    return _train(prepare, train_prepared)
 
 
-def _train(folder: RunFolder | None, prepare: Callable[[], Prepared], train: Callable[[Prepared], Run]) -> Run:
+def _train(prepare: Callable[[], Prepared], train: Callable[[Prepared], Run]) -> Run:
     """Train what `prepare` gives, and write the report of a run in a folder."""
     from thalweg.descent.process_state import interruptible
 
@@ -344,8 +344,6 @@ def _train(folder: RunFolder | None, prepare: Callable[[], Prepared], train: Cal
         except KeyboardInterrupt as stopped:
             message = "Interrupted before the first step: nothing has changed."
             raise Interrupted(message, signal=_signal(stopped)) from stopped
-        if folder is not None:
-            folder.discard_request()
         with _reporting():
             return _reported(train(prepared))
 
@@ -410,7 +408,7 @@ def resume(
     def resume_prepared(problem: Problem) -> Run:
         return resume_run(folder, problem, changes, show.display, show.callbacks)
 
-    return _train(folder, prepare, resume_prepared)
+    return _train(prepare, resume_prepared)
 
 
 def _folder_of(run: Run | str | os.PathLike[str]) -> RunFolder:

@@ -188,6 +188,15 @@ def test_a_folder_that_another_thread_or_process_writes_to_is_refused(tmp_path: 
     assert tw.train(classes(), plan(), out=tmp_path).summary["status"] == "finished"
 
 
+def test_training_that_is_refused_leaves_the_request_of_a_search_under_way(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.locked():
+        folder.record_request(Request(steps=9), None)
+        with pytest.raises(tw.RunError, match="Another process is writing"):
+            tw.train(classes(), plan(), out=tmp_path)
+    assert folder.read_request().steps == 9
+
+
 def test_a_full_disk_is_an_error_that_leaves_older_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tw.train(classes(), plan())
     write, written = files.create, list[bool]()

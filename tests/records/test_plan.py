@@ -421,3 +421,18 @@ def test_knobs_are_added_to_tables_and_only_some_can_be_changed_in_a_run():
     for name, value in {"rule": "sgd", "seed": 3, "batch_size": 8, "ema": 0.9, "shuffle": False}.items():
         with pytest.raises(PlanError, match=f"`{name}` cannot be changed within a run"):
             plan.changed({name: value})
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"groups": {"[!\ud800]*": {}}},
+        {"constants": {"\ud800": 1}},
+        {"evidence": {"steps": {"source": "given", "reason": "\ud800"}}},
+        {"evidence": {"steps": {"source": "given", "figures": {"rates": {"\ud800": ["a"]}}}}},
+        {"evidence": {"steps": {"source": "given", "figures": {"rates": [{"a": "\ud800"}]}}}},
+    ],
+)
+def test_a_text_that_no_file_takes_is_refused_where_the_plan_is_made(knobs):
+    with pytest.raises(PlanError, match="characters that no file takes"):
+        Plan(**knobs)

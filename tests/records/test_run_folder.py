@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import stat
 import sys
 
 import pytest
@@ -135,6 +138,53 @@ def test_one_writer_at_a_time(tmp_path):
         raise BlockingIOError("of the body")
     with folder.locked():
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
+def test_whoever_removes_or_replaces_the_file_of_the_lock_lets_no_other_writer_in(folder):
+    path = folder.path / ".lock"
+    with folder.locked():
+        for replaced in (lambda: None, path.mkdir, path.touch, lambda: path.symlink_to(folder.path)):
+            path.rmdir() if path.is_dir() else path.unlink()
+            replaced()
+            with pytest.raises(RunError, match="Another process is writing"), folder.locked():
+                pass
+            path.touch() if not os.path.lexists(path) else None
+    with folder.locked():
+        pass
+
+
+def test_a_file_system_that_locks_files_and_no_folders_has_one_writer_too(folder, monkeypatch):
+    import fcntl
+
+    lock = fcntl.flock
+
+    def lock_files(descriptor, operation):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_files)
+    with folder.locked(), pytest.raises(RunError, match="Another process is writing"), folder.locked():
+        pass
+    with folder.locked():
+        pass
+
+
+def test_a_place_that_the_system_does_not_let_look_at_is_a_sentence(folder, monkeypatch):
+    with pytest.raises(RunError, match=r"cannot be read: File name too long\. Check its path"):
+        RunFolder(folder.path / ("x" * 256)).check_holds_run()
+    look = os.stat
+
+    def refuse(path, *arguments, **options):
+        if str(path).startswith(str(folder.path)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    for verb in (tw.resume, tw.diagnose, tw.report, tw.evaluate, tw.Run.open):
+        with pytest.raises(RunError, match=r"cannot be read"):
+            verb(folder.path)
 
 
 def test_what_cannot_be_a_folder_is_refused():

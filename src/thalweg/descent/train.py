@@ -56,6 +56,7 @@ def train_plan(
         return _train(Descent(problem, plan), Recorder(diagnoses=diagnoses, progress=progress, callbacks=callbacks))
     folder = RunFolder.at(out)
     with folder.locked():
+        folder.discard_request()
         return train_in(folder, problem, plan, progress, diagnoses, callbacks)
 
 
@@ -135,7 +136,7 @@ def resume_in(
     inputs = replace(recorded.with_plan(plan) if knobs else recorded, task=task)
     if knobs:
         folder.change_plan(plan, inputs)
-    elif not folder.plan_path.exists():
+    elif not os.path.lexists(folder.plan_path):
         folder.write_plan(plan)
     with folder.open_history() as history:
         recorder = Recorder(folder, history, (), progress, callbacks, inputs)

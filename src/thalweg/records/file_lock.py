@@ -48,6 +48,23 @@ def acquire(descriptor: int) -> bool:
     return True
 
 
+def acquire_folder(path: Path) -> int | None:
+    """Lock a folder as `acquire` locks a file; None where the system does not open or lock folders, as over some networks.
+
+    Raises BlockingIOError where somebody else holds the lock.
+    """
+    if os.name == "nt":
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        acquire(descriptor)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return None
+    return descriptor
+
+
 def release(descriptor: int) -> None:
     """Unlock and close a file that `acquire` locked; in a forked child, which has not got the lock, do nothing."""
     if descriptor in _held:

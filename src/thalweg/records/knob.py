@@ -192,12 +192,24 @@ def builtin_value(value: Any, name: str) -> Any:
     {'rates': [0.5, 1.0]}
     """
     if isinstance(value, Mapping):
-        return {str(key): builtin_value(part, name) for key, part in value.items()}
+        return {builtin_value(str(key), name): builtin_value(part, name) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [builtin_value(part, name) for part in value]
     if not isinstance(value, bool | int | float | str) and hasattr(value, "tolist"):
         return builtin_value(value.tolist(), name)  # NumPy's and torch's numbers and arrays
-    for kind in (bool, int, float, str):
+    if isinstance(value, str):
+        return _utf8_text(value, name)
+    for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)
     raise PlanError(f"`{name}` is a {type(value).__name__}. Give numbers, texts, or lists and tables of them.")
+
+
+def _utf8_text(text: str, name: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise PlanError(
+            f"`{name}` is {text!r:.80}, which has characters that no file takes. Give another text."
+        ) from error
+    return str(text)

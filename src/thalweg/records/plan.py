@@ -76,9 +76,8 @@ class Evidence:
             raise PlanError(
                 f"Evidence has a text `reason` and a table `figures`, not {self.reason!r} and {self.figures!r}."
             )
-        object.__setattr__(
-            self, "figures", {str(name): builtin_value(f, str(name)) for name, f in self.figures.items()}
-        )
+        object.__setattr__(self, "reason", builtin_value(self.reason, "reason"))
+        object.__setattr__(self, "figures", {name: builtin_value(f, name) for name, f in _by_text(self.figures)})
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.reason else self.source
@@ -579,14 +578,19 @@ def _settle_tables(plan: Plan) -> None:
     for name in ("constants", "groups", "evidence"):
         if not isinstance(getattr(plan, name), Mapping):
             raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is a table.")
-    object.__setattr__(plan, "constants", {str(k): builtin_value(v, str(k)) for k, v in plan.constants.items()})
-    object.__setattr__(plan, "groups", {p: _as_record(Group, g, f"groups.{p}") for p, g in plan.groups.items()})
+    object.__setattr__(plan, "constants", {k: builtin_value(v, k) for k, v in _by_text(plan.constants)})
+    object.__setattr__(plan, "groups", {p: _as_record(Group, g, f"groups.{p}") for p, g in _by_text(plan.groups)})
     known = list(knobs(Plan))
     for knob in plan.evidence:
         if knob not in known:
             raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{suggestion(knob, known)}")
     evidence = {k: _as_record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
     object.__setattr__(plan, "evidence", evidence)
+
+
+def _by_text(table: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    """Give a table's entries by texts as TOML takes them. Raises PlanError."""
+    return [(builtin_value(str(name), "a name in a table"), value) for name, value in table.items()]
 
 
 def _rule_name(rule: Any) -> str:

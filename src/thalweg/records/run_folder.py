@@ -14,10 +14,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,13 +99,16 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run was created here: there is its status or, where that was lost, a checkpoint."""
-        return self.status_path.exists() or any(self.checkpoints_path.glob("step-*"))
+        """Whether a run was created here: there is its status or, where that was lost, a checkpoint.
+
+        Raises RunError where the system does not tell.
+        """
+        return _is_there(self.status_path) or any(self.checkpoints_path.glob("step-*"))
 
     @property
     def holds_request(self) -> bool:
         """Whether a `fit` began here that was stopped before its plan was found: its request is here, and no run."""
-        return self.request_path.exists() and not self.holds_run
+        return _is_there(self.request_path) and not self.holds_run
 
     @property
     def is_finished(self) -> bool:
@@ -125,25 +129,34 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            files.set_aside_unless_regular(self.path / LOCK)
-            descriptor = file_lock.open(self.path / LOCK)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            locks = file_lock.acquire(descriptor)
+            held, locks = self._acquire()
         except BlockingIOError as error:
             raise RunError(
                 f"Another process is writing to {self.shown}. Wait for it, or give another folder."
             ) from error
         except OSError as error:
             raise self._unwritable(error) from error
-        try:
+        with held:
             if not locks:
                 message = f"{self.shown} is on a file system without locks: see that no other process writes to it."
                 warnings.warn(message, stacklevel=3)
             yield
-        finally:
-            file_lock.release(descriptor)
+
+    def _acquire(self) -> tuple[ExitStack, bool]:
+        """Lock the folder, and the file in it that systems and versions lock which do not lock folders.
+
+        Gives what unlocks them, and whether the file system has locks. Whoever removes the file, or puts another in its place,
+        lets nobody in: the folder itself is still locked. Raises OSError.
+        """
+        with ExitStack() as held:
+            folder = file_lock.acquire_folder(self.path)
+            if folder is not None:
+                held.callback(file_lock.release, folder)
+            files.set_aside_unless_regular(self.path / LOCK)
+            file = file_lock.open(self.path / LOCK)
+            locks = file_lock.acquire(file)
+            held.callback(file_lock.release, file)
+            return held.pop_all(), locks
 
     def create(self, plan: Plan, source: Source | None, summary: Mapping[str, Any], inputs: RunInputs) -> Path | None:
         """Write plan, task source and status of a new run; `summary` is the status's until the run has one of its own.
@@ -407,7 +420,7 @@ class RunFolder:
             )
         if self.holds_run:
             return f"{self.shown} holds a run whose {STATUS} is gone. Resume it, which writes it anew."
-        if not self.path.exists():
+        if not _is_there(self.path):
             return f"There is no folder {self.shown}. Give the folder that `out` named."
         reason = f"it has no {STATUS}" if self.path.is_dir() else "it is a file"
         return f"{self.shown} is not the folder of a run: {reason}. Give the folder that `out` named."
@@ -454,6 +467,19 @@ SUMMARY: Mapping[str, Kind] = {
     **dict.fromkeys(("casts", "code"), table(text)),
 }
 """What the entries of the status's summary are that are read again."""
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is under a name, at the end of a link too. Raises RunError where the system does not tell."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise RunError(f"{path} cannot be read: {error.strerror}. Check its path and permissions.") from error
+    return True
 
 
 def as_folder(folder: str | os.PathLike[str]) -> Path:
