@@ -135,10 +135,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{found}'?" if found else ""
 
 
-def few(values: Sequence[object], most: int = 5) -> str:
-    """Say the first few numbers or names, for a message.
+def few(values: Sequence[object], most: int = 5, quote: str = "") -> str:
+    """Say the first few numbers or names, for a message; each between two `quote`.
 
-    >>> few([3, 7]), few(range(9)), few("abcd", most=3)
-    ('3, 7', '0, 1, 2, 3, 4, …', 'a, b, c, …')
+    >>> few([3, 7]), few(range(9)), few("abcd", most=3), few("ab", quote="`")
+    ('3, 7', '0, 1, 2, 3, 4, …', 'a, b, c, …', '`a`, `b`')
     """
-    return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
+    return ", ".join(f"{quote}{value}{quote}" for value in values[:most]) + (", …" if len(values) > most else "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
+from thalweg.errors import few
 
 
 def train_unfrozen(descent: Descent, recorder: Recorder) -> None:
@@ -15,7 +16,8 @@ def train_unfrozen(descent: Descent, recorder: Recorder) -> None:
     names = [name for name, parameter in descent.frozen if parameter.requires_grad]
     if names:
         descent.adopt(names)
-        message = f"{_few(names)} {'were' if len(names) > 1 else 'was'} frozen when the run began, and is trained from here on."
+        verb = "were" if len(names) > 1 else "was"
+        message = f"{few(names, 3, '`')} {verb} frozen when the run began, and is trained from here on."
         recorder.event(descent.step, "note", message)
 
 
@@ -34,10 +36,6 @@ def watch_weights(descent: Descent, recorder: Recorder) -> None:
     if names:
         recorder.warn(
             descent.step,
-            f"{_few(names)} came to be after the first step, or is used only since, and wants a gradient: nobody trains it. Make"
-            f" every layer in the model's __init__, keep its parameters (change them in place), or freeze it.",
+            f"{few(names, 3, '`')} came to be after the first step, or is used only since, and wants a gradient: nobody trains"
+            f" it. Make every layer in the model's __init__, keep its parameters (change them in place), or freeze it.",
         )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -52,19 +52,17 @@ def counting_data(items: ObjectState) -> list[str]:
     items.write({})
     if not found:
         return []
-    return [f"{_few(found)} changes as examples are read, and no checkpoint holds it: a resumed run may differ by it."]
+    return [
+        f"{few(found, 3, '`')} changes as examples are read, and no checkpoint holds it: a resumed run may differ by it."
+    ]
 
 
 def not_put_back(paths: list[str]) -> str:
     """Say that places which a checkpoint has are gone, or take no such value."""
     return (
-        f"What {_few(paths)} held could not be put back: the objects are other ones than when it was"
+        f"What {few(paths, 3, '`')} held could not be put back: the objects are other ones than when it was"
         f" saved. From here on the run may differ by it."
     )
-
-
-def _few(paths: list[str]) -> str:
-    return few([f"`{path}`" for path in paths], 3)
 
 
 @contextmanager

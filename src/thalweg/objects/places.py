@@ -10,17 +10,16 @@ import builtins
 import functools
 import inspect
 import operator
-import sys
 import types
 from collections import ChainMap, UserDict, UserList
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor, nn
 
+from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
 from thalweg.objects.values import (
     ATOMS,
     NotPlainError,
@@ -36,7 +35,6 @@ from thalweg.objects.values import (
 MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large program's objects may be all of it
 MOST_ITEMS_IN_ALL = 1_000_000  # of containers, that are looked at each time; of those beyond only some are
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
-TASK_FILES = "thalweg.records.task_files."  # the names of modules that are task files of the user's begin so
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _ITERATED: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set[int](), "", range(0), reversed([]))
 _BAGS = (
@@ -385,12 +383,8 @@ class Finder:
         self.holders[f"{path}."] = Holder(function.__dict__, function)
         for name, part in list(function.__dict__.items()):
             self._visit(Place(f"{path}.{name}", part, function.__dict__, name, "item"))
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                part = cell.cell_contents
-            except ValueError:  # not set yet
-                continue
-            self._visit(Place(f"{path}:{name}", part, cell, name, "cell"))
+        for name, cell in cells_of(function):
+            self._visit(Place(f"{path}:{name}", cell.cell_contents, cell, name, "cell"))
         for number, part in enumerate(function.__defaults__ or ()):
             self._visit(Place(f"{path}(default {number})", part, None, None, ""))
         for name, part in (function.__kwdefaults__ or {}).items():
@@ -433,22 +427,3 @@ def _slots(kind: type) -> list[str]:
     found = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
     names = [name for slots in found for name in ((slots,) if isinstance(slots, str) else slots)]
     return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
-@lru_cache(maxsize=10_000)
-def names_in(code: types.CodeType) -> tuple[str, ...]:
-    """Give the names of globals and attributes that some code uses, with the functions in it."""
-    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in names_in(constant)]
-    return tuple(dict.fromkeys((*code.co_names, *inner)))
-
-
-@lru_cache(maxsize=10_000)
-def is_library(module: str) -> bool:
-    """Tell whether a module comes with Python or an installed package rather than from the user."""
-    package = module.partition(".")[0]
-    if package in sys.stdlib_module_names or package in ("torch", "numpy"):
-        return True
-    if package == "thalweg":
-        return not module.startswith(("thalweg.examples", TASK_FILES))
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.objects.places import is_library, names_in
+from thalweg.objects.code import cells_of, is_library, names_in
 from thalweg.objects.values import is_random
 
 MOST_OBJECTS = 2_000  # that are looked at
@@ -56,11 +56,7 @@ def _parts(value: Any) -> Iterator[Any]:
 def _parts_of_function(function: types.FunctionType) -> Iterator[Any]:
     if is_library(function.__module__ or ""):
         return
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not set yet
-            continue
+    yield from (cell.cell_contents for _, cell in cells_of(function))
     scope = function.__globals__
     yield from (scope[name] for name in names_in(function.__code__) if name in scope)
 

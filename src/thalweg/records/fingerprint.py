@@ -19,14 +19,14 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from thalweg.objects.places import names_in
+from thalweg.objects.code import cells_of, is_library, names_in
 from thalweg.records.task import Task
 from thalweg.sampling.data_sum import part_sums
 
 MOST_BYTES = 1 << 20  # of a tensor that a function uses, for its values to be compared
 MOST_MODULES = 500  # of which the settings are kept one by one; a larger model's are kept as one digest
 PYTHON = "python"  # the key of the version by which the code was compiled: other versions compile it otherwise
-SCHEME = 2  # of these digests: what it counts up with is not compared with digests of an earlier one
+SCHEME = 3  # of these digests: what it counts up with is not compared with digests of an earlier one
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
@@ -50,7 +50,7 @@ def _fingerprint(task: Task, model: nn.Module) -> dict[str, str]:
     parts = {
         f"`{name}`" if "'" not in name else name: _code(value) for name, value in functions.items() if value is not None
     }
-    classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
+    classes = {type(module) for module in model.modules() if not is_library(type(module).__module__)}
     parts |= {f"class {kind.__qualname__}": _code(kind) for kind in classes}
     settings = {f"model.{name}" if name else "model": _settings(module) for name, module in model.named_modules()}
     if isinstance(task.loss, nn.Module):
@@ -128,7 +128,7 @@ def _describe(value: Any, seen: set[int]) -> Iterator[str]:
         yield from _describe_function(value, seen)
     elif isinstance(value, type):
         yield f"class {value.__qualname__}"
-        if not _is_library(value):
+        if not is_library(value.__module__):
             for name, member in sorted(vars(value).items()):
                 function = getattr(member, "__func__", getattr(member, "fget", member))
                 if isinstance(function, types.FunctionType):
@@ -146,17 +146,13 @@ def _describe(value: Any, seen: set[int]) -> Iterator[str]:
 
 def _describe_function(function: types.FunctionType, seen: set[int]) -> Iterator[str]:
     yield f"function {function.__qualname__}"
-    if _is_library(function):
+    if is_library(function.__module__ or ""):
         return
     yield from _describe_compiled(function.__code__)
     yield f"defaults {[d for d in function.__defaults__ or () if _is_plain(d)]} {_plain(function.__kwdefaults__ or {})}"
     written = {i.argval for i in dis.get_instructions(function.__code__) if i.opname in ("STORE_GLOBAL", "STORE_DEREF")}
     used = [(name, function.__globals__[name]) for name in names_in(function.__code__) if name in function.__globals__]
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            used.append((name, cell.cell_contents))
-        except ValueError:  # not set yet
-            continue
+    used += [(name, cell.cell_contents) for name, cell in cells_of(function)]
     for name, value in used:
         if name in written:  # a counter, say
             continue
@@ -176,9 +172,3 @@ def _describe_compiled(code: types.CodeType) -> Iterator[str]:
             yield from _describe_compiled(constant)
         else:  # a set has no order of its own
             yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
-
-
-def _is_library(value: Any) -> bool:
-    """Tell whether code comes with an installed package, whose version is another matter, rather than from the user."""
-    module = sys.modules.get(value.__module__ or "")
-    return "site-packages" in (getattr(module, "__file__", None) or "") or (value.__module__ or "").startswith("torch")

@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from thalweg.errors import DataError, ThalwegError
+from thalweg.objects.code import lies_in_library
 from thalweg.objects.random_generators import find_generators, seed_generator
 from thalweg.sampling.order import mix
 from thalweg.sampling.seeds import seed_all
@@ -143,4 +144,4 @@ def describe_error(error: BaseException) -> str:
 
 
 def _is_ours(path: str) -> bool:
-    return "site-packages" in path or path.startswith(("<", str(Path(__file__).parent.parent)))
+    return path.startswith(("<", str(Path(__file__).parent.parent))) or lies_in_library(path)
