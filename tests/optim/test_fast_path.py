@@ -41,6 +41,8 @@ def takes_fast_path(optimizer):
 def everything(weights, optimizer):
     states = [optimizer.state.get(w, {}) for w in weights]
     tensors = [t for w, held in zip(weights, states, strict=True) for t in (w, *(held[key] for key in sorted(held)))]
+    tensors = [torch.tensor(404.0) if t is None or (isinstance(t, torch.Tensor) and t.is_meta) else t for t in tensors]
+    tensors = [t if isinstance(t, torch.Tensor) else torch.tensor(t) for t in tensors]
     return [t.detach().clone() if has_memory(t) else torch.full_like(t.detach(), 404) for t in tensors]
 
 
@@ -291,7 +293,133 @@ def _weights_cut_short(weights, optimizer):
             weight.data = values
 
 
+def _state_in_a_larger_tensor(weights, optimizer):
+    optimizer.state.get(weights[0], {})["exp_avg"] = torch.linspace(-1, 1, 40)[7:31].view(6, 4)
+
+
+def _state_of_another_dtype(weights, optimizer):
+    optimizer.state.get(weights[0], {})["exp_avg"] = torch.ones(6, 4, dtype=torch.float64)
+
+
+def _state_on_meta(weights, optimizer):
+    optimizer.state.get(weights[1], {})["exp_avg_sq"] = torch.ones(4, 4, device="meta")
+
+
+def _state_is_a_number(weights, optimizer):
+    optimizer.state.get(weights[0], {})["exp_avg"] = 0.5
+
+
+def _state_of_two_exchanged(weights, optimizer):
+    state = optimizer.state
+    state[weights[0]], state[weights[1]] = state[weights[1]], state[weights[0]]
+
+
+def _keys_of_state_exchanged(weights, optimizer):
+    entry = optimizer.state.get(weights[0], {})
+    entry |= {"exp_avg": entry.get("exp_avg_sq"), "exp_avg_sq": entry.get("exp_avg")}
+
+
+def _state_is_a_plain_dict(weights, optimizer):
+    optimizer.state = {weight: dict(entry) for weight, entry in optimizer.state.items()}
+
+
+def _state_of_another_rule(weights, optimizer):
+    saved = optimizer.state_dict()
+    saved["state"] = {number: {"momentum_buffer": torch.ones_like(w)} for number, w in enumerate(weights)}
+    optimizer.load_state_dict(saved)
+
+
+def _groups_reversed(weights, optimizer):
+    optimizer.param_groups.reverse()
+
+
+def _parameters_reversed(weights, optimizer):
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][::-1]
+
+
+def _parameter_in_another_group(weights, optimizer):
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p is not weights[1]]
+    optimizer.param_groups[1]["params"].insert(0, weights[1])
+
+
+def _parameter_left_out(weights, optimizer):
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p is not weights[0]]
+
+
+def _parameter_replaced(weights, optimizer):
+    old, weights[0] = weights[0], torch.nn.Parameter(weights[0].detach().clone())
+    weights[0].grad = torch.ones(6, 4)
+    for group in optimizer.param_groups:
+        group["params"] = [weights[0] if p is old else p for p in group["params"]]
+    if old in optimizer.state:
+        optimizer.state[weights[0]] = optimizer.state.pop(old)
+
+
+def _parameters_of_no_weights(weights, optimizer):
+    weights += [torch.nn.Parameter(torch.ones(0)), torch.nn.Parameter(torch.ones(3, 0))]
+    optimizer.param_groups[1]["params"] += weights[-2:]
+    for weight in weights[-2:]:
+        weight.grad = torch.ones_like(weight)
+
+
+def _double_weights(weights, optimizer):
+    weights[0].data = weights[0].data.double()
+
+
+def _weights_in_shared_memory(weights, optimizer):
+    weights[0].share_memory_()
+
+
+def _weights_made_in_inference_mode(weights, optimizer):
+    with torch.inference_mode():
+        weights[0].data = weights[0].data.clone()
+
+
+def _longer_memory(weights, optimizer):
+    weights[0].untyped_storage().resize_(4096)
+
+
+def _a_copy_steps(weights, optimizer):
+    copy.copy(optimizer).step()
+
+
+def _other_decay_of_the_average(weights, optimizer):
+    optimizer.ema = 0.5
+
+
+def _clip_norm_below_zero(weights, optimizer):
+    optimizer.clip_norm = -1.0
+
+
+def _clip_norm_is_a_text(weights, optimizer):
+    optimizer.clip_norm = "3.0"
+
+
+def _average_beyond_one(weights, optimizer):
+    optimizer.ema = 1.5
+
+
+def _decay_is_none(weights, optimizer):
+    optimizer.param_groups[0]["weight_decay"] = None
+
+
+def _constants_out_of_range(weights, optimizer):
+    optimizer.param_groups[0]["betas"] = (-1.0, 0.9)
+
+
+def _constants_gone(weights, optimizer):
+    optimizer.param_groups[0].pop("betas", None)
+
+
 EVENTS = [
+    *(_state_in_a_larger_tensor, _state_of_another_dtype, _state_on_meta, _state_is_a_number, _state_of_two_exchanged),
+    *(_keys_of_state_exchanged, _state_is_a_plain_dict, _state_of_another_rule, _groups_reversed, _parameters_reversed),
+    *(_parameter_in_another_group, _parameter_left_out, _parameter_replaced, _parameters_of_no_weights),
+    *(_double_weights, _weights_in_shared_memory, _weights_made_in_inference_mode, _longer_memory, _a_copy_steps),
+    *(_other_decay_of_the_average, _clip_norm_below_zero, _clip_norm_is_a_text, _average_beyond_one, _decay_is_none),
+    *(_constants_out_of_range, _constants_gone),
     *(_gradient_of_subclass, _gradient_with_sign_turned, _gradient_in_a_larger_tensor, _gradient_is_the_weights),
     *(_gradient_is_other_weights, _gradient_is_moved_weights, _gradient_is_whole_other_weights, _gradient_is_state),
     *(_gradient_is_anothers, _gradient_asks_for_gradients, _double_gradient, _whole_gradient, _complex_gradient),
@@ -359,6 +487,53 @@ def test_any_sequence_of_events_does(events):
 def test_a_gradient_that_lies_in_weights_or_state_at_every_step_is_seen_at_every_step(event):
     events = [None, event, event, event, None]
     _same(stepped_through(events, fast=True), stepped_through(events, fast=False))
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+@pytest.mark.parametrize("event", [_state_of_two_exchanged, _state_on_meta, _clip_norm_below_zero, _constants_gone])
+def test_what_was_refused_is_refused_until_it_is_mended(event, engine):
+    weights, optimizer = made(engine=engine)
+    for _ in range(2):
+        set_gradients(weights)
+        optimizer.step()
+    event(weights, optimizer)
+    before = everything(weights, optimizer)
+    for _ in range(3):
+        with pytest.raises(RuleError):
+            optimizer.step()
+        _same((before, ()), (everything(weights, optimizer), ()))
+
+
+TURNS = [lambda t: t.t(), lambda t: torch._neg_view(t), lambda t: t.view(torch.int32), lambda t: t.view(-1)[:1]]
+
+
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+@pytest.mark.parametrize("size", [4, 200])
+@pytest.mark.parametrize("turn", TURNS)
+def test_state_turned_at_its_place_is_what_a_step_on_the_general_path_takes(turn, size, engine, monkeypatch):
+    monkeypatch.setattr(fast_path.FastPath, "after_step", staticmethod(lambda *_: None))
+
+    def stepped(put):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, size * size).view(size, size))
+        optimizer = optim.AdamW([weight], lr=0.01, engine=engine)
+        for number in range(4):
+            weight.grad = torch.sin(3 * weight.detach()) + torch.linspace(0, 1, size)
+            if number == 2:
+                put(optimizer.state[weight])
+            try:
+                optimizer.step()
+            except RuleError as refused:
+                return str(refused)
+        return everything([weight], optimizer)
+
+    def at_its_place(entry):
+        entry["exp_avg"].data = turn(entry["exp_avg"].data)
+
+    def by_another(entry):
+        entry["exp_avg"] = turn(entry["exp_avg"]).clone()
+
+    one, other = stepped(at_its_place), stepped(by_another)
+    assert one == other if isinstance(one, str) else all(map(torch.equal, one, other))
 
 
 @pytest.mark.parametrize("engine", ["cpu", "tensors"])

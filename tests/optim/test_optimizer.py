@@ -613,7 +613,7 @@ def test_weights_that_overflow_warn_nobody():
         ({"lr": "fast"}, "`lr` is 'fast'"),
         ({"lr": torch.ones(2)}, "a tensor of one element"),
         ({"weight_decay": -0.1}, "`weight_decay` is -0.1"),
-        ({"clip_norm": 0.0}, "`clip_norm` is 0.0, but it must be above zero"),
+        ({"clip_norm": 0.0}, "`clip_norm` is 0.0, but it must be a number above zero"),
         ({"clip_value": -1.0}, "`clip_value` is -1.0"),
         ({"ema": 1.0}, "`ema` is 1.0, but it must be between 0 and 1"),
         ({"on_nonfinite": "ignore"}, "'raise' or 'skip'"),

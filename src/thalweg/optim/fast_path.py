@@ -23,6 +23,7 @@ from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
 
 _ADDRESS, _OFFSET, _VALUES = Tensor.data_ptr, Tensor.storage_offset, dict[str, Any].values
 _GRADIENT = attrgetter("grad")
+_PLAIN = frozenset({float, int, type(None)})
 
 
 FastStep = tuple[float, float, Sequence[float]]
@@ -34,6 +35,7 @@ class SteppedOptimizer(Protocol):
 
     param_groups: list[dict[str, Any]]
     state: Any
+    clip_norm: float | None
     clip_value: float | None
     ema: float | None
     cautious: bool
@@ -92,6 +94,8 @@ class FastPath:
         """Take a step; None, with nothing changed, where it must take the general path."""
         block, ema, groups = self.block, optimizer.ema, optimizer.param_groups
         rare = optimizer.cautious or optimizer.measure or optimizer.clip_value is not None
+        if type(ema) not in _PLAIN or type(optimizer.clip_norm) not in _PLAIN:
+            return None
         if rare or (ema is not None) is not block.has_ema or len(groups) != len(self.options):
             return None
         parameters, lr = self._unchanged_groups(groups, optimizer.state)
@@ -108,6 +112,10 @@ class FastPath:
         if not UNDERFLOW <= total < math.inf:
             return None
         scale = optimizer.clip_scale(total)
+        if not 0.0 < scale <= 1.0 or (
+            ema is not None and not 0.0 < ema < 1.0
+        ):  # who set this is told on the general path
+            return None
         numbers = self.group.rule.numbers(block.next_step, block.read_carried(), self.group.constants, lr)
         ema_weight = None if ema is None else ema_weight_at(ema, block.steps_taken + 1)
         block.update(BoundRule(self.group, numbers, scale, None, ema_weight), self.decays)
@@ -121,8 +129,8 @@ class FastPath:
         lr: Any = groups[0]["lr"]
         if type(lr) is not float or not math.isfinite(lr):
             return None, 0.0
-        for (pick, size, values), group in zip(self.options, groups, strict=True):
-            if len(group) != size or group["lr"] != lr or pick(group) != values:
+        for (pick, size, count, values), group in zip(self.options, groups, strict=True):
+            if len(group) != size or len(group["params"]) != count or group["lr"] != lr or pick(group) != values:
                 return None, 0.0
         parameters = groups[0]["params"] if len(groups) == 1 else [p for group in groups for p in group["params"]]
         held = [*parameters, *chain.from_iterable(map(_VALUES, state.values()))]
@@ -141,15 +149,15 @@ class FastPath:
         )
 
 
-def _options(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, Any]:
-    """Give how to pick a group's options (all but parameters and rate), the number of all its entries, and the options."""
+def _options(group: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], Any], int, int, Any]:
+    """Give how to pick a group's options (all but parameters and rate), how many entries and parameters it has, the options."""
     pick = itemgetter(*(name for name in group if name not in ("params", "param_names", "lr", "initial_lr")))
-    return pick, len(group), pick(group)
+    return pick, len(group), len(group["params"]), pick(group)
 
 
 def _has_tensor_option(group: Mapping[str, Any]) -> bool:
     """Tell whether an option is a tensor: somebody may write another value into it, and it would still compare equal."""
-    picked = _options(group)[2]
+    picked = _options(group)[-1]
     options = [picked] if not isinstance(picked, tuple) else picked  # itemgetter gives a single one bare
     flat = chain.from_iterable(option if isinstance(option, tuple | list) else (option,) for option in options)
     return any(isinstance(option, Tensor) for option in flat)

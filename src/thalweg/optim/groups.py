@@ -85,6 +85,8 @@ def rate(lr: float | Tensor) -> float | Tensor:
     """
     if isinstance(lr, Tensor):
         check("lr", lr, lr.numel() == 1, "a number or a tensor of one element")
+        if lr.is_meta:
+            raise RuleError("The learning rate is on the meta device, where there are no numbers. No weight has moved.")
         if lr.device.type != "cpu":
             return lr.detach().reshape(())
         lr = lr.detach()
@@ -93,6 +95,37 @@ def rate(lr: float | Tensor) -> float | Tensor:
     if type(lr) is not float or not math.isfinite(lr):
         raise RuleError(f"The learning rate has become {lr}: look at the schedule that set it. No weight has moved.")
     return lr
+
+
+def decay(value: Any) -> Any:
+    """Read a group's weight decay. Raises RuleError where it has become NaN, infinite or no number."""
+    if type(value) is float and math.isfinite(value):
+        return value
+    check("weight_decay", value, math.isfinite(_as_float(value)), "a finite number")
+    return value
+
+
+def check_changed(group: Mapping[str, Any], rule: Rule, known: Mapping[str, Any]) -> None:
+    """Raise RuleError where a rule's constant in a group has another value than the `known` one, and is out of its range."""
+    for name, value in rule.from_group(group).items():
+        if name not in known or known[name] is not value:
+            rule.check_constant(name, value)
+
+
+def check_present(group: Mapping[str, Any], rule: Rule) -> None:
+    """Raise RuleError where a group has lost an option that its rule needs."""
+    missing = [name for name in rule.names if name not in group]
+    if missing:
+        raise RuleError(f"A parameter group has no {missing[0]!r} any more, which {rule.name} needs: put it back.")
+
+
+def check_bounds(**bounds: Any) -> None:
+    """Raise RuleError where what clips gradients, or the decay of the average, is out of its range; None is none."""
+    for name, value in bounds.items():
+        is_number = value is None or (is_above_zero(value) and not isinstance(value, Tensor))
+        check(name, value, is_number, "a number above zero")
+    ema = bounds["ema"]
+    check("ema", ema, ema is None or ema < 1, "between 0 and 1")
 
 
 def named(rule: Any) -> Rule:

@@ -151,9 +151,7 @@ class Optimizer(torch.optim.Optimizer):
         constants = {name: value for name, value in constants.items() if name not in flags}
         self.rule = rules.get(rule)
         constants = groups.without_fixed(constants, self.rule, self._fixed())
-        groups.check("clip_norm", clip_norm, clip_norm is None or groups.is_above_zero(clip_norm), "above zero")
-        groups.check("clip_value", clip_value, clip_value is None or groups.is_above_zero(clip_value), "above zero")
-        groups.check("ema", ema, ema is None or (groups.is_above_zero(ema) and ema < 1), "between 0 and 1")
+        groups.check_bounds(clip_norm=clip_norm, clip_value=clip_value, ema=ema)
         groups.check("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
         groups.check("cautious", cautious, isinstance(cautious, bool), "True or False")  # pyright: ignore[reportUnnecessaryIsInstance]
         self.clip_norm, self.clip_value, self.ema = clip_norm, clip_value, ema
@@ -166,6 +164,7 @@ class Optimizer(torch.optim.Optimizer):
         self.last: StepRecord | None = None
         self._averaged = False
         self._constants_cache: dict[int, tuple[Any, Any, Any]] = {}
+        self._checked_bounds: tuple[Any, Any, Any] = (None, None, None)  # clip_norm, clip_value, ema at the last step
         self._fast_path: FastPath | None = None
         self._general_steps = 0  # steps since the last one on the fast path
         self._is_reordered = False  # whether group steps have the parameters in another order than the groups
@@ -361,7 +360,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._engine = make_engine(self.engine)
-        self._constants_cache = {}
+        self._constants_cache, self._checked_bounds = {}, (None, None, None)
         self._fast_path, self._general_steps = None, 0
         self._skip_counter = DeviceSkipCounter()
         self.last = None
@@ -461,7 +460,7 @@ class Optimizer(torch.optim.Optimizer):
         if not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
             self._check_sparse(rule, group, parameters)
             gradients = [g.to_dense() for g in gradients]
-        options = groups.rate(group["lr"]), group["weight_decay"], group["maximize"]
+        options = groups.rate(group["lr"]), groups.decay(group["weight_decay"]), group["maximize"]
         group_step = GroupStep(rule, self._read_constants(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
             return [group_step]
@@ -492,6 +491,8 @@ class Optimizer(torch.optim.Optimizer):
         names, values, constants = self._constants_cache.get(id(group), (None, None, None))
         if names is rule.names and constants is not None and [*map(group.get, rule.names)] == values:
             return constants
+        groups.check_present(group, rule)
+        groups.check_changed(group, rule, {} if constants is None or names is not rule.names else constants)
         constants = rule.from_group(group)
         if any(isinstance(value, Tensor) for value in constants.values()):  # whose value may change in place
             return {name: value.item() if isinstance(value, Tensor) else value for name, value in constants.items()}
@@ -499,6 +500,10 @@ class Optimizer(torch.optim.Optimizer):
         return constants
 
     def _general_step(self, group_steps: Sequence[GroupStep]) -> StepRecord:
+        bounds = self.clip_norm, self.clip_value, self.ema
+        if not all(map(is_, bounds, self._checked_bounds)):
+            groups.check_bounds(clip_norm=self.clip_norm, clip_value=self.clip_value, ema=self.ema)
+            self._checked_bounds = bounds
         clips = self.clip_value if self.clip_norm is not None else None
         try:
             norms = self._engine.measure_gradients(group_steps, self.state, clip_value=clips, ema=self.ema is not None)
@@ -529,7 +534,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def clip_scale(self, norm: float) -> float:
         """Give what gradients of this total norm are multiplied by: PyTorch's formula, with its 1e-6, so that results agree."""
-        return 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
+        return 1.0 if self.clip_norm is None else min(self.clip_norm / (norm + 1e-6), 1.0)
 
     def _device_resident_step(self, group_steps: Sequence[GroupStep], norms: DeviceNorms) -> StepRecord:
         """Go on with the step on an accelerator without host synchronisation: scale and whether to skip are tensors there."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, Array, as_real, uses_numpy
 from thalweg.optim.engines.interface import GroupStep, StateOf
-from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES
+from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, ExactGuard
 from thalweg.optim.engines.validate import OWN_MEMORY
 from thalweg.rules.rule import Rule, State
 
@@ -70,6 +70,7 @@ class Block:
         self.state_values: list[Any] = []  # the values of all those dicts, one after another
         self.state_memory: list[Tensor] = []  # those of them that are tensors with memory of their own
         self.state_places = _places(())  # of these: their addresses, and the bytes of their storages
+        self.state_guard = ExactGuard(())  # and dtypes and layouts
         self.owns_state = False
         if self.step_counts is not None:
             for items, step in zip(self.state_items, _as_tensor(self.step_counts).unbind(), strict=True):
@@ -98,7 +99,7 @@ class Block:
             return False
         if not self.owns_state:
             return True
-        if _places(self.state_memory) != self.state_places:
+        if _places(self.state_memory) != self.state_places or not self.state_guard.matches(self.state_memory):
             return False
         return self.state_is_unchanged(state, same_entries)
 
@@ -141,7 +142,7 @@ class Block:
             self.state_entries[i] = entry
         self.state_values = [value for entry in self.state_entries for value in (entry or {}).values()]
         self.state_memory = [value for value in self.state_values if type(value) in OWN_MEMORY]
-        self.state_places = _places(self.state_memory)
+        self.state_places, self.state_guard = _places(self.state_memory), ExactGuard(self.state_memory)
         if self.is_device_resident:
             self.past_first_step.fill_(float(past_first_step))
             if self.step_counts is not None:

@@ -131,9 +131,10 @@ class FusedBlock(Block):
             return True
         if [*map(_ADDRESS, self.number_tensors)] != self.numbers_at:
             return False
+        if not self.state_guard.matches(self.state_memory):
+            return False
         if not self.state_is_in_place():
-            owners = self.parameters * len(self.states)
-            if not all(map(_are_alike, self.state_tensors, owners)) or not all(map(has_memory, self.state_tensors)):
+            if not all(map(has_memory, self.state_tensors)):
                 return False
             if not are_apart([*self.parameters, *self.state_tensors]):
                 return False
@@ -184,7 +185,7 @@ class FusedBlock(Block):
     def _reused(self, found: Any, parameter: Tensor) -> Tensor | None:
         """Give a tensor of state that an earlier block of this engine made, where it still fits its parameter; else None."""
         fits = isinstance(found, Tensor) and self.reusable.get(id(found)) is found and _are_alike(found, parameter)
-        return found if fits else None
+        return found if fits and _is_as_in_memory(found) else None
 
     def _read_state_addresses(self) -> None:
         self.state_at = [*map(_ADDRESS, self.state_tensors)]

@@ -26,6 +26,23 @@ class MetadataGuard:
         torch's (autocast, say) has changed since."""
 
 
+class ExactGuard:
+    """The same, but true wherever tensors have this metadata, whatever modes of torch's have changed."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._expected = [*map(_metadata, tensors)]
+        self._guard = MetadataGuard(tensors)
+
+    def matches(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether tensors have this metadata."""
+        if self._guard.matches(tensors):
+            return True
+        if [*map(_metadata, tensors)] != self._expected:
+            return False
+        self._guard = MetadataGuard(tensors)
+        return True
+
+
 class MemoryGuard:
     """The metadata of some tensors as it is now, and how far their storages reach.
 

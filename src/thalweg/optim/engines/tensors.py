@@ -142,11 +142,12 @@ class TensorEngine:
     def _assign_blocks(self, groups: Sequence[GroupStep], state: StateOf, ema: bool) -> list[BlockStep]:
         """Give the blocks that take this step: those of the last one as long as they fit, else new ones."""
         entries = [*map(id, state.values())]
-        same_entries, self._entries = entries == self._entries, entries
+        same_entries = entries == self._entries
         previous = self._previous
         if previous is not None and previous.ema is ema and _differ_in_numbers_only(groups, previous):
             previous.take_numbers(groups)
             if all(_still_fits(one.block, state, same_entries) for one in previous.block_steps):
+                self._entries = entries
                 return previous.block_steps
         block_steps: list[BlockStep] = []
         partitions: list[tuple[GroupStep, tuple[State, ...], Partition]] = []
@@ -160,7 +161,8 @@ class TensorEngine:
             for block, own in partition:
                 indices = merged.indices if len(partition) == 1 else [merged.indices[i] for i in own]
                 block_steps.append(BlockStep(block, merged.group, indices, [merged.decays[i] for i in own]))
-        self._partitions = partitions
+        # Only now: where a block refuses the state, the next step must look at it again.
+        self._partitions, self._entries = partitions, entries
         self._previous = PreviousStep(groups, ema, all_merged, block_steps, _equal_rates(groups))
         return block_steps
 

@@ -131,6 +131,11 @@ def _layout_problem(parameter: Tensor) -> str | None:
     """Say why nothing can be written in place into a parameter of this layout."""
     if type(parameter) not in OWN_MEMORY:
         return None
+    if parameter.is_inference() and not torch.is_inference_mode_enabled():
+        return (
+            "{name} was made in inference mode, where PyTorch lets nothing be changed in place afterwards: give the optimiser "
+            "a clone() of it, made outside. No weight has moved."
+        )
     if torch._debug_has_internal_overlap(parameter) == 1:  # pyright: ignore[reportPrivateImportUsage]
         return (
             f"several weights of {{name}} are one place in memory (strides {tuple(parameter.stride())}), which cannot be moved "
