@@ -1,5 +1,6 @@
 """What objects carry is read where it changed, and put back: in place where the place kept its object, by a new one else."""
 
+import enum
 import itertools
 import math
 import random
@@ -518,3 +519,72 @@ def test_what_two_attributes_hold_together_is_one_object_again():
         call(box, 2)
     assert box.best is box.cur
     assert box.best.tolist() == [4, 4]
+
+
+def test_a_chain_of_any_length_and_what_holds_itself_end_no_training_and_are_named():
+    def made():
+        box = types.SimpleNamespace(count=0, deep=[], ring=[0])
+        link = box
+        for _ in range(5_000):
+            link.next, box.deep = types.SimpleNamespace(), [box.deep]
+            link = link.next
+        box.ring.append(box.ring)
+        return box
+
+    box = made()
+    state = ObjectState({"step": lambda: box})
+    box.count += 1
+    with state.unchanged():
+        box.ring[0] += 1
+        box.count += 1
+    assert box.count == 1
+    box.ring.append(1)
+    assert state.read().keys() == {"step:box.count"}
+    assert state.write({}) == ["step:box.ring"]
+    assert state.problems.pop("step:box.deep") == "a list of very many levels"
+    assert "holds itself" in state.problems.pop("step:box.ring")
+    assert [*state.problems.values()] == ["nested in very many levels"]
+
+
+class Phase(enum.Enum):
+    WARM = 1
+    MAIN = 2
+
+
+def test_members_of_enumerations_are_kept_and_put_back_as_themselves():
+    def made():
+        return types.SimpleNamespace(phase=Phase.WARM, seen=[Phase.WARM], counts={Phase.WARM: 0})
+
+    box, other = made(), made()
+    state = ObjectState({"step": lambda: box})
+    assert state.read() == {}
+    box.phase, box.seen[0] = Phase.MAIN, Phase.MAIN
+    box.counts[Phase.WARM] += 1
+    held = state.read()
+    for holder, objects in ((box, state), (other, ObjectState({"step": (lambda box: lambda: box)(other)}))):
+        assert objects.write({}) == []
+        assert (holder.phase, holder.seen, holder.counts) == (Phase.WARM, [Phase.WARM], {Phase.WARM: 0})
+        assert objects.write(held) == []
+        assert (holder.phase, holder.seen, holder.counts) == (Phase.MAIN, [Phase.MAIN], {Phase.WARM: 1})
+    assert (Phase.WARM.value, Phase.WARM.name, Phase(2)) == (1, "WARM", Phase.MAIN)
+    unknown = {"step:box.phase": {"value": {"kind": "enum", "name": "__class__"}, "same": False}}
+    assert state.write(unknown) == ["step:box.phase"]
+
+
+def test_state_by_tensor_or_by_module_is_found_again_whatever_they_have_become():
+    class Odd:
+        def __repr__(self):
+            raise AssertionError("nothing of the user's is to be called")
+
+    layer = nn.Linear(1, 1)
+    box = {layer.weight: types.SimpleNamespace(count=0), Odd(): types.SimpleNamespace(count=0), ("a", 1): Slotted()}
+    state = ObjectState({"step": lambda: box})
+    for value in box.values():
+        value.count = 1
+    with torch.no_grad():
+        layer.weight.add_(1)
+    held = state.read()
+    for value in box.values():
+        value.count = 2
+    assert state.write(held) == []
+    assert [value.count for value in box.values()] == [1, 1, 1]

@@ -61,3 +61,18 @@ def test_another_models_weights_are_refused_by_name():
         match=r"weight is \(4, 3\) in the checkpoint and \(4, 5\) in the model.*Use the task the run was made with\.",
     ):
         load_model_state(nn.Linear(5, 4), state)
+
+
+def test_a_buffer_that_is_none_until_the_first_call_is_loaded():
+    def made():
+        model = nn.Sequential(nn.Linear(2, 2))
+        model[0].register_buffer("memory", None)
+        return model
+
+    called, other = made(), made()
+    called[0].memory = torch.arange(3.0)
+    load_model_state(other, model_state(called))
+    assert torch.equal(other[0].memory, called[0].memory)
+    assert other[0].memory is not called[0].memory
+    with pytest.raises(CheckpointError, match="memory is not in the model"):
+        load_model_state(nn.Sequential(nn.Linear(2, 2)), model_state(called))

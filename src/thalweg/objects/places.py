@@ -13,6 +13,7 @@ import operator
 import types
 from collections import ChainMap, UserDict, UserList
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,17 +24,20 @@ from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
 from thalweg.objects.values import (
     ATOMS,
     NotPlainError,
+    TooDeepError,
     has_state_dict,
     is_container,
     is_named_tuple,
     is_random,
     mark,
+    mark_container,
     mark_roughly,
     weigh,
 )
 
 MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large program's objects may be all of it
 MOST_ITEMS_IN_ALL = 1_000_000  # of containers, that are looked at each time; of those beyond only some are
+LONGEST_PATH = 1_000  # characters: what lies deeper is not looked at
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _ITERATED: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set[int](), "", range(0), reversed([]))
@@ -210,12 +214,20 @@ class Finder:
         self._first_paths: dict[int, str] = {}  # of tensors, arrays and containers of plain values, by identity
         self._items_left = MOST_ITEMS_IN_ALL
         self._found: list[Place] = []
+        self._next: list[Place] = []
 
     def places(self) -> list[Place]:
         """Give every place that holds state, each object's once, in the same order every time."""
-        for name, root in self.roots.items():
-            self._visit(Place(name, root, None, None, ""))
+        left = [Place(name, root, None, None, "") for name, root in reversed(list(self.roots.items()))]
+        while left:  # no recursion: a linked list may have any length
+            self._look(left.pop())
+            left += reversed(self._next)
+            self._next.clear()
         return self._found
+
+    def _visit(self, place: Place) -> None:
+        """Let a place be looked at next, after those that were let before it."""
+        self._next.append(place)
 
     def _add(self, place: Place) -> None:
         """Add a place, once; where its path is another's too, as of modules of one name, it is followed by a number."""
@@ -236,9 +248,9 @@ class Finder:
         if place.how and first != place.path:
             self._add(place._replace(marked=("alias", first), alias=first))
 
-    def _visit(self, place: Place) -> None:
+    def _look(self, place: Place) -> None:
         value, kind = place.value, type(place.value)
-        if kind in ATOMS or isinstance(value, np.generic | bytes | complex):
+        if kind in ATOMS or isinstance(value, np.generic | bytes | complex | Enum):
             if place.how:
                 self._add(place._replace(marked=value))
             return
@@ -251,7 +263,10 @@ class Finder:
             self._add_again(place)
             return
         self._seen.add(id(value))
-        if isinstance(value, Tensor | np.ndarray) or is_random(value):
+        if len(place.path) > LONGEST_PATH:
+            start = f"{place.path[:30]}…"  # said once of all that lies there
+            self._add(Place(start, None, None, None, "", problem="nested in very many levels"))
+        elif isinstance(value, Tensor | np.ndarray) or is_random(value):
             self._add(self._marked(place))
         elif is_container(value):
             self._container(place)
@@ -290,20 +305,24 @@ class Finder:
             self._visit(Place(path, value, holder, name, "item"))
 
     def _container(self, place: Place) -> None:
-        self._items_left -= weigh(place.value).items
+        weight = weigh(place.value)
+        self._items_left -= weight.items
         if self._items_left < 0:
             self._add(place._replace(marked=mark_roughly(place.value)))
             return
         try:
-            self._add(place._replace(marked=mark(place.value, known=self.known)))
+            self._add(place._replace(marked=mark_container(place.value, known=self.known, weight=weight)))
+            return
+        except TooDeepError as error:
+            self._add(place._replace(problem=f"{error}"))
             return
         except NotPlainError:
             pass  # it holds objects, which are looked at one by one
         value = place.value
         items = enumerate(value) if not isinstance(value, Mapping) else cast("Mapping[Any, Any]", value).items()
         how = "" if isinstance(value, tuple | set | frozenset) or is_named_tuple(value) else "item"
-        for key, part in list(items):
-            self._visit(Place(f"{place.path}[{key!r:.40}]", part, value, key, how))
+        for number, (key, part) in enumerate(list(items)):
+            self._visit(Place(f"{place.path}[{_key(key, number)}]", part, value, key, how))
 
     def _module(self, place: Place) -> None:
         module, path = cast("nn.Module", place.value), place.path
@@ -415,6 +434,13 @@ class Finder:
 
     def _global(self, scope: dict[str, Any], name: str) -> Place:
         return Place(f"{_label(scope)}:{name}", scope[name], scope, name, "item")
+
+
+def _key(key: Any, number: int) -> str:
+    """Give the text of a key; of a tensor or an object, whose own text may change and takes its code, the position."""
+    parts: tuple[Any, ...] = key if type(key) is tuple else (key,)
+    plain = all(type(part) in ATOMS or isinstance(part, bytes | Enum | np.generic) for part in parts)
+    return f"{key!r:.40}" if plain else f"key {number}"
 
 
 def _label(scope: dict[str, Any]) -> str:

@@ -71,10 +71,11 @@ class ObjectState:
                 self._entries[place.path] = _alias(place.alias)
                 continue
             weight = weigh(place.value)
+            if weight.is_too_large and is_container(place.value):
+                continue  # it matters only where it changes: `read` says so then
             if held := arrays_in(place.value):
                 self._arrays[place.path] = held
-            # What has no entry, such as a long list, matters only where it changes: `read` says so then.
-            if weight.bytes <= bytes_left and not (weight.is_too_large and is_container(place.value)):
+            if weight.bytes <= bytes_left:
                 bytes_left -= weight.bytes
                 with suppress(Exception):  # of a `state_dict` of the user's
                     self._entries[place.path] = _copied(place.value)

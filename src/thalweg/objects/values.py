@@ -12,6 +12,7 @@ import random
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from enum import Enum
 from itertools import chain, islice
 from typing import Any, NamedTuple, cast
 
@@ -35,6 +36,10 @@ DTYPES = {
 
 class NotPlainError(TypeError):
     """A value that has no entry: an object, an open file, a list that is too long."""
+
+
+class TooDeepError(NotPlainError):
+    """A container of so many levels that Python cannot go through it."""
 
 
 def is_container(value: object) -> bool:
@@ -118,6 +123,8 @@ def encode(value: Any) -> Any:
         return {"kind": "bytes", "text": base64.b64encode(value).decode()}
     if type(value) is complex:
         return {"kind": "complex", "items": [value.real, value.imag]}
+    if isinstance(value, Enum):
+        return {"kind": "enum", "name": value.name}
     if has_state_dict(value):
         return {"kind": "state_dict", "state": encode(_without_order(value.state_dict()))}
     raise NotPlainError(f"a {type(value).__name__}")
@@ -141,11 +148,13 @@ def _encode_array(value: np.ndarray[Any, Any] | np.generic) -> dict[str, Any]:
 
 def _encode_container(value: Any) -> Any:
     if weigh(value).is_too_large:  # one that contains itself is
-        raise NotPlainError(f"a {type(value).__name__} of more than {MOST_ITEMS:,} items, with those in it")
+        raise NotPlainError(
+            f"a {type(value).__name__} of more than {MOST_ITEMS:,} items, with those in it (or that holds itself)"
+        )
     try:
         return _encode_items(value)
     except RecursionError as error:
-        raise NotPlainError(f"a {type(value).__name__} of very many levels") from error
+        raise TooDeepError(f"a {type(value).__name__} of very many levels") from error
 
 
 def _encode_items(value: Any) -> Any:
@@ -164,7 +173,7 @@ def _encode_item(value: Any) -> Any:
 
 def _item(value: Any) -> Any:
     """Give an item of a container. Raises NotPlainError where it is an object with a state, which has a place of its own."""
-    if is_random(value) or has_state_dict(value):
+    if is_random(value) or has_state_dict(value) or isinstance(value, Enum):
         raise NotPlainError(f"a {type(value).__name__}")
     return value
 
@@ -201,6 +210,12 @@ def _decode_array(entry: Mapping[str, Any], like: Any) -> Any:
     return array if entry["kind"] == "array" else array[()]
 
 
+def _decode_enum(entry: Mapping[str, Any], like: Any) -> Any:
+    if not isinstance(like, Enum):
+        raise NotPlainError("a member of an enumeration that is not known")
+    return type(like)[entry["name"]]
+
+
 def _decode_object(entry: Mapping[str, Any], like: Any) -> Any:
     raise NotPlainError("an object, which is not made anew")
 
@@ -216,6 +231,7 @@ _decoders: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "number": _decode_array,
     "bytes": lambda entry, like: base64.b64decode(entry["text"]),
     "complex": lambda entry, like: complex(*entry["items"]),
+    "enum": _decode_enum,
     "random": _decode_object,
     "state_dict": _decode_object,
 }
@@ -331,7 +347,7 @@ def mark(value: Any, identity: bool = True, known: Collection[int] = ()) -> Any:
     if isinstance(value, np.ndarray):
         return id(value), value.shape, _mark_array(value)
     if is_container(value):
-        return _mark_container(value, identity, known)
+        return mark_container(value, identity, known)
     if is_random(value):
         state = random_state(value)
         return (
@@ -343,7 +359,7 @@ def mark(value: Any, identity: bool = True, known: Collection[int] = ()) -> Any:
         )
     if has_state_dict(value):
         return mark(_without_order(value.state_dict()), identity=False)
-    if isinstance(value, np.generic | bytes | complex):
+    if isinstance(value, np.generic | bytes | complex | Enum):
         return value
     raise NotPlainError(f"a {type(value).__name__}")
 
@@ -401,8 +417,9 @@ def _mark_item_roughly(value: Any) -> Any:
     return mark(value) if type(value) in _SMALL or isinstance(value, Tensor) else id(value)
 
 
-def _mark_container(value: Any, identity: bool, known: Collection[int]) -> Any:
-    if weigh(value).is_too_large:
+def mark_container(value: Any, identity: bool = True, known: Collection[int] = (), weight: Weight | None = None) -> Any:
+    """Give the mark of a container; see `mark`. `weight`: its own, where that is known."""
+    if (weight or weigh(value)).is_too_large:
         return _mark_too_large(value)
     try:
         return zlib.crc32(marshal.dumps(value, 2)), len(value)
@@ -411,7 +428,7 @@ def _mark_container(value: Any, identity: bool, known: Collection[int]) -> Any:
     try:
         return _mark_items(value, identity, known)
     except RecursionError as error:
-        raise NotPlainError(f"a {type(value).__name__} of very many levels") from error
+        raise TooDeepError(f"a {type(value).__name__} of very many levels") from error
 
 
 def _mark_items(value: Any, identity: bool, known: Collection[int]) -> Any:

@@ -52,8 +52,11 @@ def _is_read_only(tensor: Tensor) -> bool:
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy values into a model's parameters and buffers.
 
+    Buffers that are None until the model's first call take what they had.
+
     Raises CheckpointError where names or shapes differ.
     """
+    _make_buffers(model, state)
     present = model_state(model)
     for name in present.keys() & state.keys():
         if isinstance(present[name], UninitializedParameter | UninitializedBuffer):  # a lazy layer that saw no data yet
@@ -74,3 +77,13 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in present.items():
             tensor.copy_(state[name])
+
+
+def _make_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make the buffers of a state that the model has registered as None."""
+    device = next((p.device for p in model.parameters()), None)
+    for prefix, module in model.named_modules():
+        for name, buffer in module._buffers.items():  # pyright: ignore[reportPrivateUsage]
+            of_state = state.get(f"{prefix}.{name}" if prefix else name)
+            if buffer is None and of_state is not None:
+                module._buffers[name] = torch.empty_like(of_state, device=device)  # pyright: ignore[reportPrivateUsage]
