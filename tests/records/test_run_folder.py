@@ -10,6 +10,7 @@ from planted import KINDS, contents, plant
 
 import thalweg as tw
 from thalweg.errors import PlanError, RunError, ThalwegError
+from thalweg.records import sealed_json
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run_folder import RunFolder
@@ -114,6 +115,28 @@ def test_a_plan_that_was_edited_is_refused_by_its_knobs_and_one_that_is_gone_is_
         folder.read_plan()
     folder.plan_path.unlink()
     assert folder.read_plan() == plan
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("task", "data", {**DataSum(5).to_dict(), "read": "many"}),
+        ("task", "data", {**DataSum(5).to_dict(), "count": -1}),
+        ("task", "data", {**DataSum(5).to_dict(), "drawn": ["a"]}),
+        ("task", "validation", [1]),
+        ("task", "criterion", {"select": 3}),
+        ("task", "code", "none"),
+        ("plan", "rule", "x" * 100_000),
+    ],
+)
+def test_what_a_run_is_made_from_is_told_in_a_sentence_where_it_is_of_another_kind(part, name, value, folder):
+    created(folder)
+    entries = sealed_json.load(folder.status_path.read_text())
+    entries["inputs"][part][name] = value
+    folder.status_path.write_text(sealed_json.dump(entries))
+    with pytest.raises(RunError, match=r"run\.json cannot be read") as refused:
+        folder.read_status()
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_status_that_was_changed_is_told_and_an_old_one_without_a_sum_is_read(folder):

@@ -107,8 +107,14 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     Raises CheckpointError where there is none, none is intact, or the one asked for is not.
     """
     path = _restored(Path(path))
-    if not os.path.exists(path):
-        raise CheckpointError(f"there is no checkpoint at {path}: give a run's folder of checkpoints, or one in it.")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: of a null byte
+        raise CheckpointError(
+            f"there is no checkpoint at {path}: give a run's folder of checkpoints, or one in it."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
     if _is_checkpoint(path):
         state, step = _read(path)
         return Loaded(state, step, path, ())
@@ -361,7 +367,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return re.fullmatch(f"{STEP_FOLDER}|best", path.name) is not None or (path / MANIFEST).is_file()
+    return re.fullmatch(f"{STEP_FOLDER}|best", path.name) is not None or files.is_regular(path / MANIFEST)
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -378,7 +384,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _is_current(path: Path) -> bool:
     """Whether a folder that was renamed for a moment has not been replaced since."""
-    return path.name.startswith("step-") or not path.with_name(path.name.removeprefix(".old-")).exists()
+    return path.name.startswith("step-") or not os.path.exists(path.with_name(path.name.removeprefix(".old-")))
 
 
 def _step_of(path: Path) -> int:
@@ -389,5 +395,5 @@ def _none_intact(folder: Path, problems: list[str]) -> str:
     if not problems:
         return f"there is no checkpoint in {folder}: give a run's folder of checkpoints, or start the run anew."
     best = folder / "best"
-    rest = f" {best} is intact: load it by its path." if best.exists() and not verify(best) else ""
+    rest = f" {best} is intact: load it by its path." if os.path.exists(best) and not verify(best) else ""
     return f"no checkpoint in {folder} is intact: {' '.join(problems)}{rest}"

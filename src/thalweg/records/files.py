@@ -100,7 +100,7 @@ def check_regular(path: Path) -> None:
 
 def is_regular(path: Path) -> bool:
     """Whether a regular file is under the name."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # ValueError: of a null byte
         return stat.S_ISREG(path.lstat().st_mode)
     return False
 

@@ -581,7 +581,7 @@ class History:
 
 
 def _file(where: Path) -> Path:
-    return where if where.suffix == ".sqlite" or where.is_file() else where / FILE
+    return where if where.suffix == ".sqlite" or os.path.isfile(where) else where / FILE
 
 
 def _apart(names: Iterable[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from thalweg.records import files
@@ -17,7 +18,10 @@ class Place:
         self.folder = folder
         self._identity = files.identity(folder.path)
         names = folder.plan_path, folder.task_path, folder.request_path, folder.status_path
-        self._kept = {path.name: files.read(path) for path in names if files.is_regular(path)}
+        self._kept = dict[str, bytes]()
+        for path in names:
+            with suppress(OSError):  # missing, or not to be read: then it is not written again
+                self._kept[path.name] = files.read(path)
 
     @property
     def is_lost(self) -> bool:

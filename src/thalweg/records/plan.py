@@ -517,7 +517,7 @@ class Plan:
         except RecursionError as error:
             raise PlanError(f"{path}: it is nested too deeply. Plans are tables of numbers and texts.") from error
         except ThalwegError as error:
-            raise type(error)(f"{path}: {error}") from error
+            raise type(error)(f"{path}: {error!s:.1000}") from error
 
 
 def default_rate(rule: Rule) -> tuple[float, Evidence]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import CheckpointError, PlanError, RunError, TaskError
+from thalweg.errors import CheckpointError, PlanError, RunError, TaskError, error_text
 from thalweg.records import checkpoint, file_lock, files, json_values, sealed_json
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
@@ -196,7 +196,7 @@ class RunFolder:
     def change_plan(self, plan: Plan, inputs: RunInputs) -> None:
         """Write another plan, which `inputs` has, in place of the run's. A process killed meanwhile leaves one of the two."""
         status = self._status_or_none() or {"summary": {}}
-        self.plan_path.unlink(missing_ok=True)  # without it, the plan is that of the status
+        self._remove(self.plan_path)  # without it, the plan is that of the status
         summary = {**status["summary"], "status": "running"}
         self.write_status(
             {**status, "status": "running", "summary": summary, "inputs": json_values.without_tuples(inputs.to_dict())}
@@ -215,7 +215,7 @@ class RunFolder:
     def discard_request(self) -> None:
         """Remove the request of a `fit` that was stopped before its plan was found: another verb uses the folder."""
         if self.holds_request:
-            self.request_path.unlink(missing_ok=True)
+            self._remove(self.request_path)
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Write `run.json`. Raises RunError where that fails."""
@@ -225,9 +225,13 @@ class RunFolder:
         """Write how the task is made again; where that is not known, remove what a stopped `fit` wrote of another task."""
         if source is not None:
             self._write(self.task_path, source.to_toml())
-            return
+        else:
+            self._remove(self.task_path)
+
+    def _remove(self, path: Path) -> None:
+        """Remove one of the run's files, where it is there. Raises RunError."""
         try:
-            self.task_path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -330,7 +334,7 @@ class RunFolder:
             return Request.from_dict(sealed_json.load(files.read(self.request_path).decode()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
             raise RunError(
-                f"{self.request_path} cannot be read ({type(error).__name__}: {error}). Start again in another folder."
+                f"{self.request_path} cannot be read ({error_text(error):.500}). Start again in another folder."
             ) from error
 
     def read_status(self) -> dict[str, Any]:
@@ -353,7 +357,7 @@ class RunFolder:
             raise RunError(self._not_a_run()) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
             raise RunError(
-                f"{self.status_path} cannot be read ({type(error).__name__}: {error}). Restore it from a copy, or resume the"
+                f"{self.status_path} cannot be read ({error_text(error):.500}). Restore it from a copy, or resume the"
                 f" run, which writes it anew."
             ) from error
         return status
@@ -381,7 +385,7 @@ class RunFolder:
             )
         # What a process leaves that was killed before the run began.
         started = {PLAN, TASK, REQUEST, LOCK, *LEFT_BY_OLDER_VERSIONS}
-        names = [path.name for path in self.path.iterdir()]
+        names = self._names()
         known = {
             name for name in names if name in started or files.is_draft(name) or name.startswith(f"{PLAN}.set-aside")
         }
@@ -390,6 +394,14 @@ class RunFolder:
             raise RunError(
                 f"{self.shown} holds other things ({', '.join(sorted(others)[:3])}) and is no run. Give a new folder."
             )
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self.path)
+        except OSError as error:
+            raise RunError(
+                f"{self.shown} cannot be listed: {error.strerror}. Give another folder with out=."
+            ) from error
 
     def _is_foreign(self, name: str) -> bool:
         """Whether something under this name is not what a run has under it: a link or a pipe, or a file of another program's."""
@@ -451,7 +463,7 @@ def inputs_of(loaded: checkpoint.Loaded) -> RunInputs | None:
         entries = loaded.state["loop"].get("inputs")
         return entries and RunInputs.from_dict(entries)
     except (TypeError, ValueError, KeyError, AttributeError, PlanError) as error:
-        raise CheckpointError(f"{loaded.path.name}: its plan cannot be read ({error}).") from error
+        raise CheckpointError(f"{loaded.path.name}: its plan cannot be read ({error_text(error):.500}).") from error
 
 
 SUMMARY: Mapping[str, Kind] = {

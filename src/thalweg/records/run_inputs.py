@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from thalweg.records import json_values
+from thalweg.records.kinds import Kind, check, count, listing, optional, record, table, text
 from thalweg.records.plan import Plan
 
 if TYPE_CHECKING:  # imported where a run is written or compared: opening data takes a while to import
@@ -68,6 +69,7 @@ class TaskSums:
         """Read what `to_dict` gave. Raises TypeError, KeyError or ValueError for anything else."""
         from thalweg.sampling.data_sum import DataSum
 
+        check(entries, TASK_SUMS)
         values: dict[str, Any] = dict(entries)
         for name in ("data", "validation"):
             values[name] = entries[name] and DataSum.from_dict(entries[name])
@@ -83,6 +85,20 @@ class TaskSums:
         return TaskSums(
             DataSum(summary.get("examples")), validation, criterion=criterion, code=summary.get("code") or {}
         )
+
+
+DATA_SUM: Mapping[str, Kind] = {
+    "count": optional(count),
+    "read": count,
+    **dict.fromkeys(("sum", "drawn_sum", "failed"), text),
+    **dict.fromkeys(("drawn", "unlike"), listing(count)),
+}
+TASK_SUMS: Mapping[str, Kind] = {
+    **dict.fromkeys(("data", "validation"), optional(record(DATA_SUM))),
+    **dict.fromkeys(("weights", "loss", "start"), text),
+    **dict.fromkeys(("criterion", "code"), table(text)),
+}
+"""What the entries of a task's sums are."""
 
 
 @dataclass(frozen=True)

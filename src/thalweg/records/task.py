@@ -457,9 +457,9 @@ def parse_source(address: str, arguments: Mapping[str, Any] | None = None) -> So
     """
     path, _, name = address.partition(":") if not _is_drive(address) else (address, "", "")
     file = Path(path).expanduser()
-    if file.is_dir():
+    if os.path.isdir(file):
         raise TaskError(f"{path} is a folder. Give the Python file that holds the task, such as {file / 'task.py'}.")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise TaskError(f"There is no file {path}. Give the path of a Python file with a task, or an example's name.")
     return Source(name=name or "task", file=str(file.resolve()), arguments=dict(arguments or {}))
 

@@ -53,7 +53,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         file = path_of(fullname) if fullname.startswith(__name__) else None
-        if file is None or not file.is_file():
+        if file is None or not os.path.isfile(file):
             return None
         if str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))
@@ -69,7 +69,7 @@ def run(path: Path) -> types.ModuleType:
     Raises TaskError where there is no such file, or it does not run.
     """
     path = Path(os.path.abspath(path))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TaskError(f"The task's file {path} is no longer there. Put it back, or pass the task itself.")
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)

@@ -45,12 +45,12 @@ def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
 
 def _check_target(target: Path) -> None:
     """Refuse to write over what is no report, or to put a report among a run's files under a name that may be theirs."""
-    if target.is_dir():
+    if os.path.isdir(target):
         raise RunError(f"{target} is a folder. Give the file to write, such as {target / REPORT}.")
     if target.suffix.lower() in (".html", ".htm"):
-        ours, what = not target.is_file() or _is_report(target), "no report of thalweg's"
+        ours, what = not os.path.isfile(target) or _is_report(target), "no report of thalweg's"
     else:
-        ours, what = not target.is_file(), "no HTML file"
+        ours, what = not os.path.isfile(target), "no HTML file"
         if ours and is_in_run(target.absolute()):
             raise RunError(f"{target} is in a run's folder, where a report's name ends in .html. Give such a name.")
     if not ours:

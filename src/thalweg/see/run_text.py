@@ -10,6 +10,7 @@ from thalweg import rules
 from thalweg.descent.validation import SAMPLE
 from thalweg.errors import ThalwegError
 from thalweg.formatting import format_count, format_metric, format_seconds, printable
+from thalweg.records import files
 from thalweg.records.run import Run
 from thalweg.records.run_folder import PLAN, TASK
 from thalweg.records.task import Source
@@ -125,12 +126,12 @@ def commands(run: Run) -> list[tuple[str, str]]:
     if run.folder is None:
         return [("Keep the weights (this run was kept in memory)", 'torch.save(run.model.state_dict(), "weights.pt")')]
     folder, best = str(run.folder), run.folder / "checkpoints" / "best" / "model.safetensors"
-    has_task = (run.folder / TASK).is_file()
+    has_task = files.is_regular(run.folder / TASK)
     task, comment = ("", "") if has_task else (", task=task", "  # task: the Task that was trained")
     entries: list[tuple[str, str]] = []
     if FinishedHistory.of(run).status not in ("finished", "stopped early"):
         entries.append(("Resume where it stopped", resume(run)))
-    if best.is_file():
+    if files.is_regular(best):
         entries.append(
             ("Use the trained model", f"import thalweg as tw\n\nmodel = tw.Run.open({folder!r}{task}).model{comment}")
         )
@@ -147,7 +148,7 @@ def commands(run: Run) -> list[tuple[str, str]]:
 
 def resume(run: Run) -> str:
     """Give what to type to resume a run."""
-    if run.folder is None or (run.folder / TASK).is_file():
+    if run.folder is None or files.is_regular(run.folder / TASK):
         return f"thalweg resume {shlex.quote(str(run.folder))}"
     return f"run = thalweg.resume({str(run.folder)!r}, task=task)"
 

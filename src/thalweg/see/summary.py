@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thalweg.formatting import format_number, group_digits, printable
+from thalweg.records import files
 from thalweg.records.paths import typed
 from thalweg.records.run import Run
 from thalweg.records.run_folder import REPORT
@@ -128,6 +129,6 @@ def _bullet(text: Text) -> RenderableType:
 
 def _report_path(run: Run) -> list[Any]:
     """Name the report's path, never broken over lines, so that it can be clicked and copied."""
-    if run.folder is None or not (run.folder / REPORT).exists():
+    if run.folder is None or not files.is_regular(run.folder / REPORT):
         return []
     return [Text(f"\nReport: {printable(typed(run.folder / REPORT))}", no_wrap=True, overflow="ignore")]
