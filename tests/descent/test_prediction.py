@@ -1,5 +1,6 @@
 """Predictions take inputs as people have them, evaluation measures as validation does, and both leave everything as it was."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,10 @@ def test_ragged_inputs_are_collated_as_for_training() -> None:
 @pytest.mark.parametrize("size", [np.int64(3), np.uint8(3), torch.tensor(3)])
 def test_a_batch_size_may_be_a_whole_number_of_any_kind(size: Any, run: tw.Run) -> None:
     assert torch.equal(run.predict(X, batch_size=size), run.predict(X, batch_size=3))
+
+
+@pytest.mark.parametrize("casts", [{"floats": "no_dtype"}, {"floats": "nn"}, {"floats": ""}, {"weights": "float32"}])
+def test_casts_that_are_none_are_told(casts: dict[str, str]) -> None:
+    run = tw.train(classes(), plan(steps=1))
+    with pytest.raises(tw.RunError, match=r"casts of inputs that are none.* Restore run\.json"):
+        replace(run, summary={**run.summary, "casts": casts}).predict(blobs()[0])

@@ -20,7 +20,7 @@ from thalweg.descent.problem import Problem, open_task, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import wants_gradient
 from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, in_evaluation_mode, training_size, validate
-from thalweg.errors import ArgumentError, DataError, TaskError, ThalwegError
+from thalweg.errors import ArgumentError, DataError, RunError, TaskError, ThalwegError
 from thalweg.landscape.objective import TARGET_KEYS, Casts, Objective, describe
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
@@ -213,6 +213,11 @@ def casts_to_record(casts: Casts) -> dict[str, str]:
 
 
 def known_casts(run: Run) -> Casts:
-    """Read what `casts_to_record` gave; none for a run of an earlier version."""
+    """Read what `casts_to_record` gave; none for a run of an earlier version. Raises RunError where it is anything else."""
     recorded = run.summary.get("casts") or {}
-    return Casts(**{name: getattr(torch, dtype) for name, dtype in recorded.items()})
+    casts = {name: getattr(torch, dtype, None) for name, dtype in recorded.items()}
+    if not casts.keys() <= set(Casts._fields) or not all(isinstance(dtype, torch.dtype) for dtype in casts.values()):
+        raise RunError(
+            f"The run's summary has casts of inputs that are none: {recorded!r:.80}. Restore run.json from a copy."
+        )
+    return Casts(**casts)
