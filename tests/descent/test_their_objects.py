@@ -127,6 +127,46 @@ def counting_globally(output, target):
     return F.cross_entropy(output, target) / (1 + CALLS + counting_globally.calls)
 
 
+class Adversary(nn.Module):
+    """Has an optimiser of its own, which alone holds what it moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1, momentum=0.9)
+
+    def forward(self, x):
+        output, scale = self.layer(x), self.optimizer.param_groups[0]["params"][0]
+        if self.training:
+            scale.grad = output.detach().mean(0)
+            self.optimizer.step()
+        return output * scale.detach()
+
+
+def with_gradient_hook():
+    """A layer whose weight's gradient shrinks with every call of a hook."""
+    layer, calls = linear(), []
+
+    def hook(gradient):
+        calls.append(1)
+        return gradient / len(calls)
+
+    layer.weight.register_hook(hook)
+    return layer
+
+
+def with_accumulation_hook():
+    """The same by the other kind of hook."""
+    layer, calls = linear(), []
+
+    def hook(weight):
+        calls.append(1)
+        weight.grad /= len(calls)
+
+    layer.weight.register_post_accumulate_grad_hook(hook)
+    return layer
+
+
 def linear():
     return nn.Linear(4, 3, bias=False)
 
@@ -142,6 +182,9 @@ def kinds():
         "bound method": lambda: tw.Task(linear, Noisy().method, blobs()),
         "closure in partials": lambda: tw.Task(linear, step=closure(), data=blobs(), validation=blobs(30, seed=1)),
         "global": lambda: tw.Task(linear, counting_globally, blobs()),
+        "optimiser of the model": lambda: tw.Task(Adversary, F.cross_entropy, blobs()),
+        "hook of a weight": lambda: tw.Task(with_gradient_hook, F.cross_entropy, blobs()),
+        "hook after a gradient": lambda: tw.Task(with_accumulation_hook, F.cross_entropy, blobs()),
     }
 
 

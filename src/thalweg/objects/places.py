@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
 from thalweg.objects.values import (
@@ -137,10 +138,19 @@ def still_modules(roots: Mapping[str, Any], known: set[int]) -> dict[int, Still]
             if (
                 is_library(type(module).__module__)
                 and all(type(v) in ATOMS or (n[:1] == "_" and not (v and n in _HOOKS)) for n, v in vars(module).items())
-                and all(tensor is None or id(tensor) in known for tensor in tensors)
+                and all(tensor is None or (id(tensor) in known and not _hooks_of(tensor)) for tensor in tensors)
             ):
                 found[id(module)] = Still(module)
     return found
+
+
+def _hooks_of(tensor: Tensor) -> list[Any]:
+    """Give the functions that a backward pass calls with a tensor's gradient."""
+    return [
+        hook
+        for hooks in (tensor._backward_hooks, tensor._post_accumulate_grad_hooks)
+        for hook in (hooks or {}).values()
+    ]
 
 
 class Holder(NamedTuple):
@@ -287,6 +297,14 @@ class Finder:
             self._visit(place._replace(value=value.__wrapped__, how=""))
         elif has_state_dict(value):
             self._add(self._marked(place))
+            if isinstance(value, Optimizer):  # its state_dict has all but the weights that it moves
+                self._optimizer(value, place.path)
+
+    def _optimizer(self, optimizer: Optimizer, path: str) -> None:
+        """Visit the weights that an optimiser of the user's moves: they may stand nowhere else."""
+        for number, group in enumerate(optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                self._visit(Place(f"{path}.param_groups[{number}].params[{i}]", parameter, None, None, ""))
 
     def _marked(self, place: Place) -> Place:
         try:
@@ -346,6 +364,8 @@ class Finder:
                 flag = parameter.requires_grad
                 where = f"{path}.{name}.requires_grad"
                 self._add(Place(where, flag, parameter, "requires_grad", "attribute", flag))
+                for number, hook in enumerate(_hooks_of(parameter)):
+                    self._visit(Place(f"{path}.{name}.hooks[{number}]", hook, None, None, ""))
                 self._visit(Place(f"{path}.{name}", parameter, None, None, ""))
         for name, buffer in module._buffers.items():
             where = f"{path}.{name}"
