@@ -16,6 +16,7 @@ from thalweg.records import kinds
         (kinds.optional(kinds.text), [None, "a"], [1]),
         (kinds.listing(kinds.count), [[], [1, 2]], [None, (1,), [1, "a"], "ab"]),
         (kinds.table(kinds.number), [{}, {"a": 1}], [None, [], {"a": "b"}, {1: 1}]),
+        (kinds.record({"a": kinds.count}, ("a",)), [{"a": 1}], [{}, {"b": 1}, {"a": -1}]),
         (kinds.record({"a": kinds.count}), [{}, {"a": 1, "b": "other"}], [{"a": -1}, [], None, {1: 1}]),
     ],
 )

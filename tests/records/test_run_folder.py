@@ -139,6 +139,12 @@ def test_what_a_run_is_made_from_is_told_in_a_sentence_where_it_is_of_another_ki
     assert len(str(refused.value)) < 1000
 
 
+def test_kept_weights_without_a_step_are_told(folder):
+    folder.write_status({"status": "finished", "summary": {"weights": {"averaged": True}}})
+    with pytest.raises(RunError, match=r"run\.json cannot be read .*`weights` is"):
+        folder.read_status()
+
+
 def test_a_status_that_was_changed_is_told_and_an_old_one_without_a_sum_is_read(folder):
     created(folder)
     text = folder.status_path.read_text()

@@ -44,6 +44,11 @@ def test_says_which_weights_were_kept_and_why(make_run, averaged, keep, mode, to
     assert run_text.weights(make_run(plan={"keep": keep}, summary=summary)) == told
 
 
+def test_weights_that_do_not_say_whether_they_are_averaged_are_weights(make_run):
+    one, other = ({"weights": {"step": 7, **entries}} for entries in ({}, {"averaged": False}))
+    assert run_text.weights(make_run(summary=one)) == run_text.weights(make_run(summary=other))
+
+
 def test_an_average_of_the_rules_own_is_named_as_what_it_is(make_run):
     run = make_run(plan={"rule": "schedule_free_adamw"}, summary={"weights": {"step": 7, "averaged": True}})
     assert run_text.weights(run) == (

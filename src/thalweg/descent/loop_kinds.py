@@ -30,7 +30,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
     ),
     "cures": record({"rate_factor": number, "clip_norm": optional(number)}),
     "left_out": listing(lambda position: listing(count)(position) and len(position) == 2),
-    "leading": optional(lambda best: record({"value": number, "step": count})(best) and {"value", "step"} <= set(best)),
+    "leading": optional(record({"value": number, "step": count}, ("value", "step"))),
     "skipped_in_row": count,
     "stale": count,
     "start": table(number),

@@ -60,11 +60,12 @@ def table(kind: Kind) -> Kind:
     )
 
 
-def record(kinds: Mapping[str, Kind]) -> Kind:
-    """A table whose entries of these names, where it has them, are of these kinds."""
+def record(kinds: Mapping[str, Kind], required: tuple[str, ...] = ()) -> Kind:
+    """A table whose entries of these names, where it has them, are of these kinds; it has the required ones."""
 
     def fits(value: Any) -> bool:
-        return table(anything)(value) and all(kind(value[name]) for name, kind in kinds.items() if name in value)
+        complete = table(anything)(value) and all(name in value for name in required)
+        return complete and all(kind(value[name]) for name, kind in kinds.items() if name in value)
 
     return fits
 

@@ -473,7 +473,7 @@ SUMMARY: Mapping[str, Kind] = {
     "seconds": number,
     **dict.fromkeys(("validated", "stopped_early"), flag),
     **dict.fromkeys(("start", "training"), table(number)),
-    "weights": optional(record({"step": count, "averaged": flag})),
+    "weights": optional(record({"step": count, "averaged": flag}, ("step",))),
     "cures": record({"rate_factor": number, "clip_norm": optional(number)}),
     **dict.fromkeys(("notes", "idle_parameters", "drifting_statistics"), listing(text)),
     **dict.fromkeys(("casts", "code"), table(text)),

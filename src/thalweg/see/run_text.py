@@ -76,7 +76,7 @@ def weights(run: Run) -> str:
     if not chosen:
         return ""
     history = FinishedHistory.of(run)
-    kind = (rule_average(run) or "averaged weights (EMA)") if chosen["averaged"] else "weights"
+    kind = (rule_average(run) or "averaged weights (EMA)") if chosen.get("averaged") else "weights"
     why = "the last"
     if run.plan.keep == "best" and history.validated:
         side = "highest" if history.mode == "max" else "lowest"
