@@ -84,8 +84,9 @@ class Problem:
 
     def with_own_loss(self) -> Problem:
         """Give the problem with copies of a loss and of metrics that have a state, so that several runs do not share it."""
-        own = self.objective.with_own_loss(self.device).task
-        own = replace(own, metrics=own_copies(self.task.metrics))
+        copied: dict[int, Any] = {}
+        own = self.objective.with_own_loss(self.device, copied).task
+        own = replace(own, metrics=own_copies(self.task.metrics, copied))
         return replace(self, objective=self.objective.of(own), validation_objective=self.validation_objective.of(own))
 
     @property
@@ -116,7 +117,8 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
 
     Raises TaskError or DataError that says what is wrong, where, and what to do.
     """
-    chosen_device, metrics = choose_device(device), own_copies(task.metrics)
+    copied: dict[int, Any] = {}
+    chosen_device, metrics = choose_device(device), own_copies(task.metrics, copied)
     with in_turn(task.metrics, metrics), preserve_process_state(), rng_lock, as_found(task):
         model = build_model(task, 0, chosen_device)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
@@ -136,7 +138,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         weights = None if task.weights is None else as_tensor(task.weights, torch.float64, "weights")
         check_weights(weights, train)
         model.train()
-        own = replace(Objective(task).with_own_loss(chosen_device).task, metrics=metrics)
+        own = replace(Objective(task).with_own_loss(chosen_device, copied).task, metrics=metrics)
         found = find_nonfinite(train, "data")
         objects, items = (
             objects_of(own, model),

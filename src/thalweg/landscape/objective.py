@@ -18,7 +18,7 @@ from thalweg.errors import DataError, TaskError
 from thalweg.formatting import is_storable
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LOSSES, LossCall, misfits
-from thalweg.landscape.own_copy import own_copy
+from thalweg.landscape.own_copy import copied_with, own_copy
 from thalweg.landscape.reduction import Reduction, called_weight, is_class_loss, loss_option, stated_reduction, unwrap
 from thalweg.records.task import StepResult, Task
 
@@ -65,22 +65,21 @@ class Objective:
         self.needs_gradient = needs_gradient
         self._casts = self.cast_inputs != Casts()
 
-    def with_own_loss(self, device: torch.device) -> Objective:
+    def with_own_loss(self, device: torch.device, copied: dict[int, Any] | None = None) -> Objective:
         """Give an objective whose loss, where it is an object with a state, is a copy: a loss may have buffers, as a model does.
 
-        That of a module is on the device. What cannot be copied is used as it is.
+        That of a module is on the device. What cannot be copied is used as it is. For `copied` see `own_copy`.
         """
         loss = self.task.loss
         if not isinstance(loss, nn.Module):
-            own = own_copy(loss)
+            own = own_copy(loss, copied)
             return self if own is loss else self.of(replace(self.task, loss=own))
         # Weights that are on the device already, such as those of a perceptual loss, are shared and not copied.
         shared = {id(p): p for p in loss.parameters() if p.device.type == device.type}
-        try:
-            copied = copy.deepcopy(loss, cast("dict[int, Any]", shared))
-        except Exception:
+        own = copied_with(loss, shared, copied)
+        if own is loss:
             return self
-        return self.of(replace(self.task, loss=copied if device.type == "cpu" else copied.to(device)))
+        return self.of(replace(self.task, loss=own if device.type == "cpu" else own.to(device)))
 
     def of(self, task: Task) -> Objective:
         """Give the same objective of another copy of the task."""

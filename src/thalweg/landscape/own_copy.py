@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -26,10 +26,11 @@ _STATELESS = (
 _in_turn = threading.RLock()
 
 
-def own_copy(given: T) -> T:
+def own_copy(given: T, copied: dict[int, Any] | None = None) -> T:
     """Give a copy of an object with a state; functions, methods, and what cannot be copied, as they are.
 
-    Weights of modules are shared, since they are large and do not change.
+    Weights of modules are shared, since they are large and do not change. `copied`: what was copied with others of one run, by
+    identity, which is added to: what a loss and a metric hold together is one object again.
 
     >>> function, module = nn.functional.mse_loss, nn.MSELoss()
     >>> own_copy(function) is function, own_copy(module) is module
@@ -39,15 +40,26 @@ def own_copy(given: T) -> T:
         return given
     modules = [part for part in (given, *getattr(given, "__dict__", {}).values()) if isinstance(part, nn.Module)]
     weights = {id(p): p for module in modules for p in module.parameters()}
+    return copied_with(given, weights, copied)
+
+
+def copied_with(given: T, shared: Mapping[int, Any], copied: dict[int, Any] | None) -> T:
+    """Give a copy which shares some objects, by identity; what cannot be copied as it is. See `own_copy`."""
+    memo: dict[int, Any] = {} if copied is None else copied
+    before = dict(memo)
+    memo.update(shared)
     try:
-        return copy.deepcopy(given, cast("dict[int, Any]", weights))
+        return copy.deepcopy(given, memo)
     except Exception:  # it holds a file, a lock or the like
+        memo.clear()  # of half copies; the dict stays the same one, since `deepcopy` keeps something in it by its identity
+        memo.update(before)
         return given
 
 
-def own_copies(given: Mapping[str, T]) -> dict[str, T]:
-    """Give copies of named objects."""
-    return {name: own_copy(each) for name, each in given.items()}
+def own_copies(given: Mapping[str, T], copied: dict[int, Any] | None = None) -> dict[str, T]:
+    """Give copies of named objects; what they hold together is one object in the copies too. See `own_copy`."""
+    copied = {} if copied is None else copied
+    return {name: own_copy(each, copied) for name, each in given.items()}
 
 
 def in_turn(given: Mapping[str, Any], own: Mapping[str, Any]) -> AbstractContextManager[Any]:
