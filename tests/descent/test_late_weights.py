@@ -128,3 +128,39 @@ def test_weights_elsewhere_that_come_to_be_used_are_named():
 def test_a_frozen_model_that_stays_so_is_told_nothing():
     run = tw.train(task(), plan(steps=15, validate_every=5), progress=False)
     assert [event for event in run.events if event.kind in ("warning", "note")] == []
+
+
+class Adapted(nn.Module):
+    """A layer around another, with a low-rank sum beside it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.rank, self.calls = base, 2, 0
+        self.down, self.up = (
+            nn.Parameter(torch.ones(2, base.in_features)),
+            nn.Parameter(torch.zeros(base.out_features, 2)),
+        )
+
+    def forward(self, x):
+        self.calls += 1
+        return self.base(x) + x @ self.down.t() @ self.up.t()
+
+
+class Adapting(nn.Module):
+    """Wraps its body where it is validated."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        if not self.training and not isinstance(self.body, Adapted):
+            self.body = Adapted(self.body)
+        return self.head(self.body(x).tanh())
+
+
+def test_a_layer_that_wraps_another_keeps_all_that_both_have():
+    run = tw.train(task(Adapting), plan(steps=20, keep="last", validate_every=5), progress=False)
+    body = run.model.body
+    assert (body.rank, body.base.training, body.base.in_features) == (2, False, 4)
+    assert any("nobody trains" in event.message for event in run.events)

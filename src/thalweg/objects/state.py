@@ -79,6 +79,9 @@ class ObjectState:
                 bytes_left -= weight.bytes
                 with suppress(Exception):  # of a `state_dict` of the user's
                     self._entries[place.path] = _copied(place.value)
+        # Held, so that the attributes of no object that is made later take the identity of these.
+        self._first_holders = {id(holder.attributes): holder.attributes for holder in finder.holders.values()}
+        self._first_names = {number: {*attributes} for number, attributes in self._first_holders.items()}
         self._buffers = finder.buffers  # a module may give itself another tensor under the same name
 
     def with_gradient(self) -> dict[str, Tensor]:
@@ -140,6 +143,8 @@ class ObjectState:
         finder = Finder(self.roots if only is None else self._first(only), self.known, buffers=self._buffers)
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
+        # Whatever an object that was made since has is its own: without it, it would be a broken one.
+        made_since = {id(holder.attributes) for holder in finder.holders.values()} - self._first_holders.keys()
         missing: list[str] = []
         aliases = {path: alias for path in places | state.keys() if (alias := self._alias_of(state, path))}
         for path, place in places.items():
@@ -153,7 +158,9 @@ class ObjectState:
             elif place.problem:
                 continue
             elif path not in self._marks:
-                place.remove()
+                had = self._first_names.get(id(place.holder), ())  # under another path: it is in another place by now
+                if id(place.holder) not in made_since and place.key not in had:
+                    place.remove()
             elif _differs(self._marks[path], place.marked):
                 kept = [*self._arrays.get(path, ())]
                 if path not in self._entries or not self._put(place, self._first_entry(path), True, kept):
