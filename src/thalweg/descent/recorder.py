@@ -203,7 +203,7 @@ class Recorder:
         seconds = descent.plan.checkpoint_seconds
         grace = 0.0 if descent.snapshot is None else max(seconds, 1.0)
         if self._checkpoints is not None and self._checkpoints.is_due(seconds, grace):
-            self._write_or_put_off(descent, _present_state(descent))
+            self._write_or_put_off(descent, present_state(descent))
 
     def checkpoint_snapshot(self, descent: Descent) -> None:
         """Write the snapshot just taken as the checkpoint, where one is due: both then need one copy and one file."""
@@ -217,7 +217,7 @@ class Recorder:
         Raises RunError where the folder does not take it; it is then written elsewhere if that is possible, and the error says
         where it is.
         """
-        state = _present_state(descent)
+        state = present_state(descent)
         try:
             self._write(descent, state)
         except RunError as error:
@@ -375,7 +375,7 @@ class Recorder:
         return f"saved; go on with: {how_to_resume(self.folder.path, descent.problem.task.source)}"
 
 
-def _present_state(descent: Descent) -> dict[str, Any]:
+def present_state(descent: Descent) -> dict[str, Any]:
     """Give the state to resume from, with the snapshot where it is another."""
     state = descent.state_dict()
     if descent.snapshot is not None and descent.snapshot["loop"]["step"] != descent.step:
