@@ -2,8 +2,8 @@
 
     python bench/tuning/simulate.py [--half development|held_out]
 
-A strategy asks a `Player` for scores and gives the rate of the final run. What it pays is counted in full trainings (U), the final
-run included; a trunk that goes on is paid once. Regret is the final run's loss over the oracle's, at most 10.
+A strategy asks a `Player` for scores and gives the rate of the final run. What it pays is counted in full trainings (U), the
+final run included; a trunk that goes on is paid once. Regret is the final run's loss over the oracle's, at most 10.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from thalweg.descent.callbacks import Callbacks, OnStep, OnValidation
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
+    from thalweg.tuning.tune import Chosen
 
 Say = Callable[[str], None]
 Prepared = TypeVar("Prepared")
@@ -59,7 +60,8 @@ def fit(
     Arguments:
         task: what to descend.
         epochs, steps, seconds: the budget, one of them; `seconds` includes the search.
-        effort: the price of it all in full trainings: 1 (no search), "quick" 2, "standard" 4, "thorough" 12, or a number.
+        effort: the price of it all in full trainings: 1 (no search), "quick" 2, "standard" 4, "thorough" 12, or a number. Where
+            trainings are short, a name buys 10, 30 or 120 seconds of search instead.
         seed: of everything random.
         fixed: knobs you have decided, such as {"batch_size": 64}.
         device: "auto", "cpu", "cuda", …
@@ -139,20 +141,21 @@ def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -
         if folder is not None:
             folder.record_request(request, task.source)
         with _telling_how_to_begin_anew(request, folder and how_to_resume(folder.path, task.source)):
-            problem, plan, found = _prepare(task, request, folder, show)
+            problem, chosen, found = _prepare(task, request, folder, show)
         with _reporting():
             if folder is None:
-                return train_plan(problem, plan, None, show.display, found, show.callbacks)
-            return _reported(train_in(folder, problem, plan, show.display, found, show.callbacks))
+                return train_plan(problem, chosen.plan, None, show.display, found, show.callbacks, chosen.begun)
+            return _reported(train_in(folder, problem, chosen.plan, show.display, found, show.callbacks, chosen.begun))
 
 
 def _prepare(
     task: Task, request: Request, folder: RunFolder | None, show: _Shown
-) -> tuple[Problem, Plan, list[Diagnosis]]:
+) -> tuple[Problem, Chosen, list[Diagnosis]]:
     """Open and check the task, and choose the plan."""
     from thalweg.descent.pretraining import SECONDS, check_task
     from thalweg.descent.recorder import how_to_resume
-    from thalweg.tuning.tune import complete_plan, estimate_cost, plan_rungs, start_plan
+    from thalweg.tuning.race import course_for
+    from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
 
     started = time.perf_counter()
     problem = _open(task, request.device)
@@ -161,11 +164,12 @@ def _prepare(
     show.say_findings(problem, found)
     request = request.with_seconds_spent(time.perf_counter() - started)  # opening and checking the data is part of it
     start = start_plan(problem, request, show.say)
-    show.say(str(estimate_cost(problem, request, start)))
-    if folder is not None and plan_rungs(start.steps or 0, request.trainings - 1):
+    cost = estimate_cost(problem, request, start)
+    show.say(str(cost))
+    if folder is not None and request.searches_rate and course_for(cost.trainings):
         again = how_to_resume(folder.path, task.source)
         show.say(f"The search is not saved as it goes: stopped before its end, it begins anew with {again}")
-    return problem, complete_plan(problem, request, start, show.say), found
+    return problem, complete_plan(problem, request, start, cost.trainings, show.say), found
 
 
 @contextmanager
@@ -253,7 +257,7 @@ def tune(
     Arguments and errors as for `fit`; RunError where `out` is a run's plan or cannot be written.
     """
     from thalweg.descent.process_state import interruptible
-    from thalweg.tuning.tune import complete_plan, start_plan
+    from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
     request.check_budget()
@@ -261,7 +265,10 @@ def tune(
     path = None if out is None else _plan_file(out)
     with interruptible(), _telling_how_to_begin_anew(request, None):
         problem = _open(task, request.device)
-        plan = complete_plan(problem, request, start_plan(problem, request, show.say), show.say)
+        start = start_plan(problem, request, show.say)
+        cost = estimate_cost(problem, request, start)
+        show.say(str(cost))
+        plan = complete_plan(problem, request, start, cost.trainings, show.say).plan
     if path is not None:
         plan.save(path)
     return plan

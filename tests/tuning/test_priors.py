@@ -22,13 +22,19 @@ def test_a_rule_of_another_order_is_asked_about_there():
     assert priors.rate_range("adadelta") == (0.01, 1000.0)
     assert priors.rate_range("schedule_free_sgd") == (1e-3, 100.0)
     assert priors.rate_range("prodigy") == (0.1, 10.0)
-    assert [priors.usual_rate(r) for r in ("adamw", "sgd", "lion", "prodigy")] == [3e-3, 0.1, 3e-4, 1.0]
+    assert [priors.usual_rate(r) for r in ("adamw", "sgd", "lion", "prodigy")] == [0.0226, 0.1, 2.26e-3, 1.0]
     assert [priors.usual_rate(r) for r in ("adagrad", "nadam", "adadelta", "schedule_free_sgd")] == [
-        0.03,
-        6e-3,
-        3.0,
+        0.0226,
+        0.0226,
+        22.6,
         1.0,
     ]
+
+
+def test_a_longer_run_wants_a_lower_rate():
+    rates = [priors.usual_rate("adamw", steps) for steps in (1, 1000, 4000, 100_000)]
+    assert rates == [0.0226, 0.0226, 0.0113, 0.00226]
+    assert priors.usual_rate("momentum", 10) == priors.usual_rate("momentum", 10_000)
 
 
 ADAPTIVE = [
@@ -114,8 +120,3 @@ def test_every_schedule_says_where_it_comes_from(rule):
     assert schedule.shape == wanted
     assert "arXiv:" in why.reason
     assert why.figures.get("warmup", 0) == schedule.warmup
-
-
-def test_longer_runs_get_smaller_rates():
-    assert priors.rate_for_longer_run(0.1, 100, 100) == 0.1
-    assert priors.rate_for_longer_run(0.1, 100, 10_000) == pytest.approx(0.1 * 100**-0.15)

@@ -49,6 +49,11 @@ class Callbacks:
         self._model: nn.Module | None = None
         self._modules: list[nn.Module] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody is to be told of anything."""
+        return self.on_step is None and self.on_validation is None
+
     def begin(self, descent: Descent) -> None:
         """Take note of the descent whose model is given to the functions."""
         self._model, self._modules = descent.model, list(descent.model.modules())

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
-from thalweg.descent.memory_history import MemoryHistory
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsFloat
+
+from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Recorder, present_state
 from thalweg.descent.state import BestWeights, Descent, clone_into
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
+
+
+class TapedHistory(MemoryHistory):
+    """A history in memory that can be written into another one, with what rollbacks undid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = list[Callable[[HistoryWriter], None]]()
+
+    def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
+        """Record figures of a step."""
+        super().append(step, values)
+        kept = dict(values)
+        self._calls.append(lambda history: history.append(step, kept))
+
+    def digest(self, step: int, text: str) -> None:
+        """Record a digest of the weights."""
+        super().digest(step, text)
+        self._calls.append(lambda history: history.digest(step, text))
+
+    def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Record that something happened."""
+        super().event(step, kind, message, data)
+        self._calls.append(lambda history: history.event(step, kind, message, data))
+
+    def supersede(self, from_step: int) -> None:
+        """Drop the figures from this step on."""
+        super().supersede(from_step)
+        self._calls.append(lambda history: history.supersede(from_step))
+
+    def write_into(self, history: HistoryWriter) -> None:
+        """Record in another history all that was recorded in this one."""
+        for call in self._calls:
+            call(history)
 
 
 class Suspended:
@@ -16,9 +53,9 @@ class Suspended:
     Like a checkpoint, but in memory: what goes on is a new `Descent`, so that nothing of the first one is kept alive.
     """
 
-    def __init__(self, descent: Descent, recorder: Recorder, history: MemoryHistory) -> None:
+    def __init__(self, descent: Descent, recorder: Recorder, history: TapedHistory) -> None:
         self.plan, self.step, self.is_over = descent.plan, descent.step, descent.is_over
-        self.last_validation = dict(descent.last_validation)
+        self.last_validation, self.cures = dict(descent.last_validation), dict(descent.cures)
         self.history, self.diagnoses = history, list[Diagnosis](recorder.diagnoses)
         self._state = clone_into(None, present_state(descent))
         self._best = descent.best_weights
@@ -28,9 +65,9 @@ class Suspended:
         """The weights that validated best so far, where the plan keeps those."""
         return self._best
 
-    def resumed(self, problem: Problem) -> Descent:
-        """Give the descent as it was, to go on with."""
-        descent = Descent(problem, self.plan)
+    def resumed(self, problem: Problem, plan: Plan | None = None) -> Descent:
+        """Give the descent as it was, to go on with; `plan` has the same knobs, and other evidence."""
+        descent = Descent(problem, plan or self.plan)
         self._load(descent)
         if "snapshot" in self._state:
             descent.snapshot = clone_into(None, self._state["snapshot"])

@@ -16,17 +16,18 @@ import torch
 from thalweg.descent.callbacks import Callbacks
 from thalweg.descent.loop import descend
 from thalweg.descent.loop_kinds import LOOP_KINDS, SNAPSHOT_KINDS
+from thalweg.descent.memory_history import HistoryWriter
 from thalweg.descent.prediction import casts_to_record, training_sample, validate_model
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress, Recorder, how_to_resume
 from thalweg.descent.same_task import changes, check_data, starts_elsewhere, sum_task, unsummed
 from thalweg.descent.selection import compare_anew
 from thalweg.descent.state import Descent
+from thalweg.descent.suspended import Suspended
 from thalweg.errors import CheckpointError, DivergedError, Interrupted, PlanError, RunError, ThalwegError, error_text
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
 from thalweg.records.diagnosis import Diagnosis
-from thalweg.records.history import History
 from thalweg.records.json_values import without_tuples
 from thalweg.records.kinds import check
 from thalweg.records.plan import Plan
@@ -43,8 +44,11 @@ def train_plan(
     progress: Progress | None = None,
     diagnoses: Sequence[Diagnosis] = (),
     callbacks: Callbacks | None = None,
+    begun: Suspended | None = None,
 ) -> Run:
     """Train a plan whose steps are known; `diagnoses`, made before training, become part of the run.
+
+    `begun`: this run as far as a search has trained it, which is not trained twice; the bits are the same as without.
 
     Where `out` holds a run of the same plan, it is resumed, or opened if it is finished.
 
@@ -53,11 +57,12 @@ def train_plan(
     their `run`.
     """
     if out is None:
-        return _train(Descent(problem, plan), Recorder(diagnoses=diagnoses, progress=progress, callbacks=callbacks))
+        recorder = Recorder(diagnoses=diagnoses, progress=progress, callbacks=callbacks)
+        return _train(*_begin(problem, plan, recorder, begun))
     folder = RunFolder.at(out)
     with folder.locked():
         folder.discard_request()
-        return train_in(folder, problem, plan, progress, diagnoses, callbacks)
+        return train_in(folder, problem, plan, progress, diagnoses, callbacks, begun)
 
 
 def train_in(
@@ -67,6 +72,7 @@ def train_in(
     progress: Progress | None = None,
     diagnoses: Sequence[Diagnosis] = (),
     callbacks: Callbacks | None = None,
+    begun: Suspended | None = None,
 ) -> Run:
     """Train as `train_plan` does, in a folder that the caller has locked."""
     if folder.holds_run:
@@ -81,7 +87,26 @@ def train_in(
             recorder.event(0, "note", text)
         if kept is not None:
             recorder.event(0, "note", f"Another plan lay in {folder.path}; it is kept as {kept.name}.")
-        return _train(descent, recorder)
+        return _train(*_begin(problem, plan, recorder, begun, descent))
+
+
+def _begin(
+    problem: Problem, plan: Plan, recorder: Recorder, begun: Suspended | None, fresh: Descent | None = None
+) -> tuple[Descent, Recorder, float]:
+    """Give the descent to go on with, its recorder, and the seconds it has been trained: one that has begun, or a fresh one.
+
+    Callbacks are told of every step, so for these one that has begun is trained anew.
+    """
+    if begun is None or not recorder.callbacks.is_empty:
+        return fresh or Descent(problem, plan), recorder, 0.0
+    begun.history.write_into(recorder.history)
+    recorder.diagnoses += begun.diagnoses
+    descent = begun.resumed(problem, plan)
+    rest = "all" if begun.is_over else f"the first {begun.step:,}"
+    recorder.event(
+        begun.step, "note", f"The search has trained {rest} of {descent.total_steps:,} steps of this run already."
+    )
+    return descent, recorder, _seconds_recorded(begun.history)
 
 
 def create(folder: RunFolder, problem: Problem, plan: Plan, inputs: RunInputs) -> Path | None:
@@ -276,7 +301,7 @@ def _naming_contents(loaded: checkpoint.Loaded) -> Generator[None]:
         ) from error
 
 
-def _seconds_recorded(history: History) -> float:
+def _seconds_recorded(history: HistoryWriter) -> float:
     """Give the seconds that earlier processes trained: the sum over steps, as a killed one has recorded nothing else."""
     return float(np.nansum(history.columns().get("seconds", np.zeros(1))))
 

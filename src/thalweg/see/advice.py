@@ -221,7 +221,7 @@ def _search(run: Run, history: FinishedHistory) -> list[str]:
 
 def _edge(run: Run) -> list[str]:
     """Advise a rate beyond the edge of the search where the best one lay there and was clearly better than its neighbour."""
-    by_steps, best = scores_by_steps(run), run.plan.why("learning_rate").figures.get("best_of_short_runs")
+    by_steps, best = scores_by_steps(run), run.plan.learning_rate
     rates = sorted({rate for scores in by_steps.values() for rate in scores})
     if len(rates) < 3 or best not in (rates[0], rates[-1]):
         return []

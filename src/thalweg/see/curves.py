@@ -190,7 +190,7 @@ def repeated_stretches(run: Run) -> list[Stretch]:
 
 
 def search(run: Run) -> str:
-    """Draw the search for the learning rate: one line for each length of the short runs, a point for each rate."""
+    """Draw the search for the learning rate: one line for each step where candidates were judged, a point for each rate."""
     figures, by_steps = run.plan.why("learning_rate").figures, scores_by_steps(run)
     if not by_steps:
         return ""
@@ -200,7 +200,7 @@ def search(run: Run) -> str:
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
     history = FinishedHistory.of(run)
     tries = [scores for of_length in by_steps.values() for scores in of_length.values()]
-    note = f"{format_count(sum(map(len, tries)), 'short training run')}, each with its whole schedule."
+    note = f"{format_count(sum(map(len, tries)), 'score')}, each after the rate had fallen to zero."
     if any(len(scores) > 1 for scores in tries):
         note += " Where a rate was tried from several seeds, its point is their mean."
     if "price" in figures:
@@ -221,11 +221,11 @@ def search(run: Run) -> str:
 
 
 def _search_line(steps: int, scores: Mapping[float, list[float]], sign: float, colour: str) -> Series:
-    """Make the line of one length of the short runs: the mean score of each rate."""
+    """Make the line of the candidates that were judged after so many steps: the mean score of each rate."""
     rates = sorted(scores)
     with np.errstate(over="ignore", invalid="ignore"):
         means = [sign * float(np.mean(scores[rate])) for rate in rates]
-    return Series(format_count(steps, "step"), np.array(rates), np.array(means), colour)
+    return Series(f"after {format_count(steps, 'step')}", np.array(rates), np.array(means), colour)
 
 
 def _shade(index: int, count: int) -> str:

@@ -43,7 +43,6 @@ FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "examples_per_second": "examples per second",
     "peak_megabytes": "peak memory, MB",
     "seconds_per_step": "seconds per step",
-    "best_of_short_runs": "best learning rate of the short runs",
     "price": "price of search and training, in full trainings",
     "seconds": "duration, seconds",
 }

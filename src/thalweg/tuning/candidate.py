@@ -7,20 +7,22 @@ figure of a finished run where an unfinished one's says little. The candidate it
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from thalweg import schedule as shapes
 from thalweg.descent.loop import descend
-from thalweg.descent.memory_history import MemoryHistory
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
-from thalweg.descent.suspended import Suspended
+from thalweg.descent.suspended import Suspended, TapedHistory
 from thalweg.descent.their_objects import as_found
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
+from thalweg.tuning.race import COOL
 
-FEWEST = 2  # steps of a cool-down
+FEWEST = 2  # steps before a cool-down, and of it
 
 
 class Candidate:
@@ -37,13 +39,18 @@ class Candidate:
         """The step that it has come to."""
         return 0 if self.suspended is None else self.suspended.step
 
+    @property
+    def rate_was_lowered(self) -> bool:
+        """Whether the watch had to lower its rate on the way, which is then too high for this run."""
+        return self.suspended is not None and self.suspended.cures["rate_factor"] < 1
+
     def advance(self, step: int) -> dict[str, float]:
         """Go on to a step, and give the figures of the last validation on the way; none where it diverged."""
         if self.failed or (self.suspended is not None and (self.suspended.is_over or step <= self.step)):
             return {} if self.failed else self._figures()
         before = self.step
         with as_found(self.problem.task):
-            history = MemoryHistory() if self.suspended is None else self.suspended.history
+            history = TapedHistory() if self.suspended is None else self.suspended.history
             diagnoses = [] if self.suspended is None else self.suspended.diagnoses
             descent = (
                 Descent(self.problem, self.plan) if self.suspended is None else self.suspended.resumed(self.problem)
@@ -60,13 +67,13 @@ class Candidate:
         return self._figures()
 
     def cooled(self, length: int) -> dict[str, float]:
-        """Give the figures of a copy whose rate falls from the present one to zero within `length` steps; {} where it diverges."""
+        """Give the figures of a copy whose rate falls from the present one to zero in `length` steps; none where it diverges."""
         if self.suspended is None or self.suspended.is_over:
             return {} if self.failed else self._figures()
-        at, length = self.step, min(max(FEWEST, length), self._steps - self.step)
+        at, length = self.step, min(max(FEWEST, length), self.steps - self.step)
         plan = self.plan.replace(
             steps=at + length,
-            schedule=cooled_schedule(self.plan.schedule, self._steps, at, length),
+            schedule=cooled_schedule(self.plan.schedule, self.steps, at, length),
             validate_every=at + length,
             snapshot_every=0,
             digest_every=0,
@@ -83,7 +90,8 @@ class Candidate:
             return dict(descent.last_validation)
 
     @property
-    def _steps(self) -> int:
+    def steps(self) -> int:
+        """The steps of the whole run."""
         assert self.plan.steps is not None
         return self.plan.steps
 
@@ -91,6 +99,45 @@ class Candidate:
         assert self.suspended is not None
         best = self.suspended.best
         return dict(best.figures) if best is not None else self.suspended.last_validation
+
+
+class Scored(NamedTuple):
+    """A candidate's score after some steps, those of its cool-down included; less is better, infinite where it diverged."""
+
+    rate: float
+    steps: int
+    score: float
+
+
+class Candidates:
+    """The candidates of a race, run in this process, one after the other."""
+
+    def __init__(self, problem: Problem, plan_for: Callable[[float], Plan], say: Callable[[str], None]) -> None:
+        self._problem, self._plan_for, self._say = problem, plan_for, say
+        self.running = dict[float, Candidate]()
+        self.scores = list[Scored]()
+        self.steps_paid = 0
+
+    def score(self, rate: float, share: float) -> float:
+        """Take the candidate of a rate on to a share of the run, and give the criterion of a cool-down there; less is better."""
+        if rate not in self.running:
+            self.running[rate] = Candidate(self._problem, self._plan_for(rate))
+        candidate, task = self.running[rate], self._problem.task
+        paid = candidate.steps_paid
+        at = candidate.steps if share == 1 else max(FEWEST, round(share * candidate.steps))
+        candidate.advance(at)
+        figures = {} if candidate.rate_was_lowered else candidate.cooled(max(FEWEST, round(COOL * candidate.steps)))
+        self.steps_paid += candidate.steps_paid - paid
+        value = figures.get(task.select, math.nan)
+        score = math.inf if not math.isfinite(value) else value if task.mode == "min" else -value
+        self.scores.append(Scored(rate, at, score))
+        shown = "diverged" if math.isinf(score) else f"{task.select} {value:.4g}"
+        self._say(f"learning rate {rate:.3g}, cooled down after {at:,} of {candidate.steps:,} steps: {shown}")
+        return score
+
+    def stop(self, rate: float) -> None:
+        """Let go of a candidate."""
+        self.running.pop(rate, None)
 
 
 def cooled_schedule(schedule: Schedule, full: int, at: int, length: int) -> Schedule:

@@ -17,6 +17,7 @@ from thalweg.schedule import Schedule
 TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
 MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, at most
+SHORT_RUN, SHORT_RUN_RATE = 1000, 0.0226  # steps, and the rate of AdamW that serves most runs of no more than these
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
 # Of adaptive rules (True) and others (False):
@@ -64,20 +65,21 @@ def rate_range(rule: str) -> tuple[float, float]:
     return _rounded(low * _order(rule)), _rounded(high * _order(rule))
 
 
-def usual_rate(rule: str) -> float:
-    """Give a rate that works for most small networks under such a rule, where nothing is searched.
+def usual_rate(rule: str, steps: int | None = None) -> float:
+    """Give a rate that works for most small networks under such a rule in a run of so many steps; None: in a short one.
 
-    Three times the rule's own default where it is adaptive, as 3e-3 is of Adam's: of eight rules for which that is another rate,
-    six did better by it over 5 and over 20 epochs of the digits (Lion did worse, RMSprop over 5). 0.1 for plain descent, whose
-    default in PyTorch is no recommendation.
+    Of adaptive rules 0.0226 in runs of up to 1,000 steps, AdamW's best single rate for the development tasks of `bench/tuning`,
+    and less in longer runs, by the root of their length; plain descent takes 0.1. Rules whose rates are of another order (Lion,
+    Adadelta) take as many times that.
 
-    >>> usual_rate("adamw"), usual_rate("momentum"), usual_rate("lion"), usual_rate("prodigy")
-    (0.003, 0.1, 0.0003, 1.0)
+    >>> usual_rate("adamw", 300), usual_rate("adamw", 10_000), usual_rate("lion"), usual_rate("prodigy")
+    (0.0226, 0.00715, 0.00226, 1.0)
     """
     definition = rules.get(rule)
     if definition.finds_rate:
         return 1.0
-    return _rounded(3 * (definition.learning_rate or 1e-3) if is_adaptive(rule) else 0.1 * _order(rule))
+    usual = SHORT_RUN_RATE * min(1.0, (SHORT_RUN / (steps or SHORT_RUN)) ** 0.5) if is_adaptive(rule) else 0.1
+    return _rounded(usual * _order(rule))
 
 
 def _order(rule: str) -> float:
@@ -156,11 +158,3 @@ def weight_decay(
         reason = f"the most that is taken, as {stated} = {wanted:.3g} would be more (arXiv:2405.13698)"
     figures = {"learning_rate": learning_rate, "steps": steps}
     return float(f"{min(wanted, MOST_DECAY):.3g}"), Evidence("derived", reason, figures)
-
-
-def rate_for_longer_run(rate: float, short: int, full: int) -> float:
-    """Carry the best rate of a short finished run to a longer one: multiply it by (short / full)^0.15.
-
-    Source: arXiv:2409.19913 measures an exponent of 0.3 +- 0.15 on language models; the lower end is used.
-    """
-    return rate * (short / full) ** 0.15

@@ -1,23 +1,52 @@
-"""The learning rate, chosen by a race: every candidate is the final run itself, and the losers are stopped on the way.
+"""The learning rate, chosen by a race: each candidate is the final run itself, and those that fall behind are stopped on the way.
 
-A race decides who goes on; it runs nothing, and depends neither on the task nor on where candidates run. `bench/tuning` plays it on
-a table of finished runs: the rates and stages that are the defaults were chosen there.
+A race decides who goes on; it runs nothing, and depends neither on the task nor on where candidates run. `bench/tuning` plays it
+on a table of finished runs: the courses below were chosen there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-WIDENINGS = 2  # candidates that are added beyond the edge where the best one lies there
+COOL = 0.05  # share of the run that a cool-down takes
+SPACING = 2.17  # between neighbouring rates
+WIDENINGS = 8  # the most candidates beyond the edge
+CLEARLY = 0.005  # share of a score by which the one at the edge must be better than its neighbour
 
 
 class Stage(NamedTuple):
-    """As far as `share` of the run all candidates go that are left; then the best `keep` of them go on."""
+    """All candidates that are left go as far as `share` of the run; then the best `keep` of them go on."""
 
     share: float
     keep: int
+
+
+class Course(NamedTuple):
+    """What a race does: how many candidates are `lower` and `higher` than the usual rate, and the stages."""
+
+    lower: int
+    higher: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def price(self) -> float:
+        """Give what the race and the rest of the winner's run cost, in full trainings, where nothing is added."""
+        paid, before, left = 0.0, 0.0, self.lower + 1 + self.higher
+        for share, keep in self.stages:
+            paid += left * (share - before + (COOL if share < 1 else 0.0))
+            before, left = share, keep
+        return paid + 1.0 - before
+
+
+COURSES = (
+    Course(1, 1, (Stage(0.1, 1),)),
+    Course(1, 2, (Stage(0.1, 2), Stage(0.35, 1))),
+    Course(2, 2, (Stage(0.2, 3), Stage(1.0, 1))),
+    Course(2, 3, (Stage(1.0, 1),)),
+)
+"""From the cheapest on. A race never costs more than the price it is given."""
 
 
 class Track(Protocol):
@@ -30,31 +59,69 @@ class Track(Protocol):
         """
         ...
 
+    def stop(self, rate: float) -> None:
+        """The candidate of a rate is out of the race."""
 
-def race(track: Track, rates: Sequence[float], stages: Sequence[Stage]) -> list[float]:
-    """Give the rates that are left after the last stage, the best first.
+
+def course_for(price: float) -> Course | None:
+    """Give the best course for a price in full trainings, the final one included; None where it pays for none.
+
+    >>> course_for(1.0) is None, course_for(2.0).stages
+    (True, (Stage(share=0.1, keep=2), Stage(share=0.35, keep=1)))
+    """
+    affordable = [course for course in COURSES if course.price <= price]
+    return affordable[-1] if affordable else None
+
+
+def race(track: Track, usual: float, course: Course, price: float, spacing: float = SPACING) -> float | None:
+    """Give the rate that wins; None where none of them trains.
+
+    What the price pays for beyond the course is spent on candidates beyond the edge, as long as the best one lies there, and then
+    on two between the best and its neighbours.
 
     Arguments:
         track: gives the scores.
-        rates: two or more, from low to high, evenly spaced on a logarithmic scale.
-        stages: ever farther; after the first one, candidates are added beyond the edge as long as the best one lies there.
+        usual: the rate in the middle.
+        course: which rates are tried, and how far.
+        price: the most that it may cost, in full trainings, the final one included.
+        spacing: between neighbouring rates.
     """
-    left, spacing = list(rates), rates[1] / rates[0]
-    for number, stage in enumerate(stages):
+    left = [_rounded(usual * spacing**k) for k in range(-course.lower, course.higher + 1)]
+    spare = price - course.price
+    for number, stage in enumerate(course.stages):
         scores = {rate: track.score(rate, stage.share) for rate in left}
-        for _ in range(WIDENINGS if number == 0 else 0):
-            beyond = _beyond(scores, spacing)
-            if beyond is None:
-                break
-            scores[beyond] = track.score(beyond, stage.share)
-        left = sorted(scores, key=lambda rate: (scores[rate], rate))[: stage.keep]
-    return left
+        cost = stage.share + (COOL if stage.share < 1 else 0.0)
+        more = _more(scores, usual, spacing) if number == 0 else iter(())
+        while spare >= cost and (rate := next(more, None)) is not None:
+            scores[rate] = track.score(rate, stage.share)
+            spare -= cost
+        ranked = _ranked(scores, usual)
+        left = [rate for rate in ranked[: stage.keep] if math.isfinite(scores[rate])]
+        for rate in scores.keys() - {*left}:
+            track.stop(rate)
+    return left[0] if left else None
 
 
-def _beyond(scores: dict[float, float], spacing: float) -> float | None:
-    """Give the rate beyond the edge where the best one lies there; None where it does not, or none is finite."""
-    low, high = min(scores), max(scores)
-    best = min(scores, key=lambda rate: (scores[rate], rate))
-    if math.isinf(scores[best]) or best not in (low, high):
-        return None
-    return low / spacing if best == low else high * spacing
+def _more(scores: Mapping[float, float], usual: float, spacing: float) -> Iterator[float]:
+    """Give rates beyond the edge as long as the best one lies there, or all diverged, and then one on each side of the best.
+
+    `scores` are those so far, with that of each rate that was given.
+    """
+    for _ in range(WIDENINGS):
+        best, second = _ranked(scores, usual)[:2]
+        low, high, none_trains = min(scores), max(scores), math.isinf(scores[best])
+        is_clear = scores[second] - scores[best] > CLEARLY * abs(scores[best])
+        if not none_trains and not (best in (low, high) and is_clear):
+            break
+        yield _rounded(low / spacing if none_trains or best == low else high * spacing)
+    best = _ranked(scores, usual)[0]
+    yield from (_rounded(best * spacing**0.5), _rounded(best / spacing**0.5))
+
+
+def _ranked(scores: Mapping[float, float], usual: float) -> list[float]:
+    """Order rates by their scores; of equal ones the nearest to the usual rate comes first."""
+    return sorted(scores, key=lambda rate: (scores[rate], abs(math.log(rate / usual)), rate))
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")

@@ -10,7 +10,6 @@ from thalweg.descent.their_objects import as_found
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
 from thalweg.records.task import Source, Task
-from thalweg.tuning.search import Search
 
 
 def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") -> dict[str, float]:
@@ -28,10 +27,3 @@ def evaluate(source: Source | Task | Problem, plan: Plan, device: str = "auto") 
         except DivergedError:
             return {}
         return dict(descent.last_validation)
-
-
-def run_trials(search: Search, problem: Problem) -> None:
-    """Run all trials that a search asks for, in this process, one after the other."""
-    while plans := search.ask():
-        for plan in plans:
-            search.tell(plan, evaluate(problem, plan))

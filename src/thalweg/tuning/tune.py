@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from thalweg import rules
 from thalweg.descent.problem import Problem
 from thalweg.descent.settle import Choice, settle, with_choices, with_fitting_batches
+from thalweg.descent.suspended import Suspended
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.timing import time_steps
 from thalweg.errors import DivergedError
@@ -21,11 +20,11 @@ from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling.sources import loader_knobs
 from thalweg.tuning import batch_size, priors
-from thalweg.tuning.search import Rung, Search
-from thalweg.tuning.trial import run_trials
+from thalweg.tuning.candidate import Candidates
+from thalweg.tuning.race import SPACING, course_for, race
 
-GRID = 11  # rates of the first rung: two per decade over five decades
-FEWEST = 10  # steps of the shortest trial
+LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
+MOST_TRAININGS = 12.0  # that these seconds buy
 Say = Callable[[str], None]
 
 
@@ -57,20 +56,36 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None) ->
 
 
 def estimate_cost(problem: Problem, request: Request, start: Plan) -> Cost:
-    """Estimate what a fit from a start plan costs, by timing a few steps; a budget of seconds is itself the cost."""
+    """Find what a fit from a start plan costs, by timing a few steps.
+
+    A named effort buys some seconds of search in any case: a training of a second cannot be tuned with another one. A budget of
+    seconds is itself the cost.
+    """
     steps, trainings = start.steps or 0, request.trainings
     with as_found(problem.task):
-        seconds = request.seconds or steps * trainings * time_steps(problem, start).seconds
-    return Cost(steps, start.batch_size, trainings, seconds)
+        if request.seconds is not None:
+            return Cost(steps, start.batch_size, trainings, request.seconds)
+        once = steps * time_steps(problem, start).seconds
+    if request.searches_rate and isinstance(request.effort, str):
+        trainings = min(max(trainings, 1 + LEAST_SECONDS[request.effort] / once), max(trainings, MOST_TRAININGS))
+    return Cost(steps, start.batch_size, float(f"{trainings:.3g}"), once * trainings)
 
 
-def complete_plan(problem: Problem, request: Request, start: Plan, say: Say = lambda _: None) -> Plan:
+class Chosen(NamedTuple):
+    """A plan, and its run as far as the search has trained it already."""
+
+    plan: Plan
+    begun: Suspended | None = None
+
+
+def complete_plan(problem: Problem, request: Request, start: Plan, price: float, say: Say = lambda _: None) -> Chosen:
     """Complete what `start_plan` gave: the learning rate is searched, and what depends on it and on the run's length set by rule.
 
-    Raises DivergedError where no learning rate trains at all.
+    `price`: in full trainings, the final one included. Raises DivergedError where no learning rate trains at all.
     """
-    plan = with_learning_rate(problem, request, start, say) if request.searches_rate else start
-    return with_priors(plan, request)
+    if request.searches_rate:
+        return with_learning_rate(problem, request, start, price, say)
+    return Chosen(with_priors(start, request))
 
 
 def stated_plan(problem: Problem, request: Request) -> Plan:
@@ -126,72 +141,53 @@ def with_priors(plan: Plan, request: Request) -> Plan:
     return with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in request.fixed})
 
 
-def with_learning_rate(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
-    """Search the learning rate for the price less the final training, or take the stated default where that is too little.
+def with_learning_rate(problem: Problem, request: Request, plan: Plan, price: float, say: Say) -> Chosen:
+    """Search the learning rate by a race, or take the usual one where the price pays for none.
 
     Raises DivergedError where no rate trains.
     """
     assert plan.steps is not None
-    rungs = plan_rungs(plan.steps, request.trainings - 1)
-    if not rungs:
+    course, usual = course_for(price), priors.usual_rate(plan.rule, plan.steps)
+    if course is None:
         reason = "a rate that serves most small networks under this kind of rule; nothing was searched at this effort"
-        return with_choices(plan, {"learning_rate": (plan.learning_rate, Evidence("default", reason))})
-    low, high = priors.rate_range(plan.rule)
-    task = problem.task
-    mode = "max" if task.mode == "max" else "min"
-    search = Search(partial(trial_plan, plan, request), low, high, rungs, request.seed, task.select, mode, say)
-    started = time.perf_counter()
-    run_trials(search, problem)
+        plan = with_choices(plan, {"learning_rate": (usual, Evidence("default", reason))})
+        return Chosen(with_priors(plan, request))
+
+    def plan_for(rate: float) -> Plan:
+        return with_priors(plan.replace(learning_rate=rate), request)
+
+    started, track = time.perf_counter(), Candidates(problem, plan_for, say)
+    spacing = (
+        SPACING if priors.is_adaptive(plan.rule) else SPACING**2
+    )  # a rate that scales with the loss may be anywhere
+    rate = race(track, usual, course, price, spacing)
     seconds = round(time.perf_counter() - started, 2)
-    return with_choices(
-        plan, {"learning_rate": _found_rate(search, plan.steps, seconds, problem.validation is not None)}
-    )
-
-
-def plan_rungs(full: int, price: float) -> list[Rung]:
-    """Divide the search's price, in trainings of `full` steps, into rungs, a third of it each; none where it is too little.
-
-    >>> [tuple(rung) for rung in plan_rungs(900, 3.0)]
-    [(11, 81, 1), (4, 225, 1), (2, 225, 2)]
-    """
-    budget = price * full
-    rates = GRID if budget / 3 / GRID >= FEWEST else 6
-    first = int(budget / 3 / rates)
-    if min(first, full) < FEWEST:
-        first = min(int(budget / rates), full)
-        return [Rung(rates, first, 1)] if first >= FEWEST // 2 else []
-    later = min(full, int(budget / 12))
-    return [Rung(rates, min(first, full), 1), Rung(4, later, 1), Rung(2, later, 2)]
-
-
-def trial_plan(plan: Plan, request: Request, rate: float, steps: int) -> Plan:
-    """Give the plan of a short run: a complete schedule of its own length, judged once, at its end."""
-    short = with_priors(plan.replace(steps=steps, learning_rate=rate), request)
-    return short.replace(watch=True, snapshot_every=0, digest_every=0, validate_every=steps, keep="last", ema=None)
-
-
-def _found_rate(search: Search, full: int, seconds: float, validated: bool) -> tuple[float, Evidence]:
-    """Carry the rate that a search found to `full` steps, and give its evidence."""
-    if search.best is None or all(math.isinf(score) for score in search.scores.values()):
+    if rate is None:
         raise DivergedError(
-            f"No learning rate trained: every short run ended with a figure ('{search.select}') that is not finite, or ran"
-            f" away. Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
+            f"No learning rate trained: every run ended with a figure ('{problem.task.select}') that is not finite, or ran away."
+            f" Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
         )
-    best, longest = search.best, search.rungs[-1].steps
-    rate = float(f"{priors.rate_for_longer_run(best, longest, full):.3g}")
+    begun = track.running[rate].suspended
+    chosen = plan_for(rate)
+    why = _evidence(problem, track, chosen, begun, seconds)
+    return Chosen(with_choices(chosen, {"learning_rate": (rate, why)}), begun)
+
+
+def _evidence(problem: Problem, track: Candidates, plan: Plan, begun: Suspended | None, seconds: float) -> Evidence:
+    """Say how a learning rate was found."""
+    assert plan.steps is not None
+    task, scores = problem.task, track.scores
+    rest = plan.steps - (begun.step if begun is not None else 0)
     figures = {
-        **search.figures(),
-        "best_of_short_runs": float(f"{best:.3g}"),
-        "carried_by": "(short / full)^0.15",
-        "price": round(1 + search.steps_paid / full, 2),
+        "learning_rates": [one.rate for one in scores],
+        "steps": [one.steps for one in scores],
+        "scores": [float(f"{one.score:.5g}") for one in scores],
+        "price": round((track.steps_paid + rest) / plan.steps, 2),
         "seconds": seconds,
     }
-    judged = "" if validated else "; judged by the training loss, as there are no validation data"
-    if search.select != "loss":
-        judged = f"; judged by {search.select}, of which {'more' if search.mode == 'max' else 'less'} is better"
-    carried = f", times ({longest} / {full})^0.15 = {rate:.3g} for {full} steps, as longer runs want lower rates"
-    reason = (
-        f"best of {len(search.scores)} short runs, each a complete schedule, up to {longest} steps: {best:.4g}"
-        f"{carried if longest < full else ''}{judged}"
-    )
-    return rate, Evidence("searched", reason, figures)
+    judged = "" if problem.validation is not None else ", judged by the training loss, as there are no validation data"
+    if task.select != "loss":
+        judged = f", judged by {task.select}, of which {'more' if task.mode == 'max' else 'less'} is better"
+    tried, last = len({one.rate for one in scores}), max(one.steps for one in scores)
+    how = "trained to the end" if last == plan.steps else f"cooled down after up to {last:,} of {plan.steps:,} steps"
+    return Evidence("searched", f"best of {tried} candidates, each this run itself, {how}{judged}", figures)

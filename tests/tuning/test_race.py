@@ -1,0 +1,84 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thalweg.tuning.race import COOL, COURSES, course_for, race
+
+
+class Track:
+    """Candidates whose score is a formula; what they cost is counted, and that nobody runs who was stopped."""
+
+    def __init__(self, score):
+        self.score_of, self.at, self.extra, self.stopped = score, {}, 0.0, set()
+
+    def score(self, rate, share):
+        assert rate not in self.stopped
+        assert share >= self.at.get(rate, 0.0)
+        self.at[rate] = share
+        self.extra += COOL if share < 1 else 0.0
+        return self.score_of(rate, share)
+
+    def stop(self, rate):
+        self.stopped.add(rate)
+
+    def price(self, winner):
+        return sum(self.at.values()) + self.extra + 1.0 - self.at.get(winner, 0.0)
+
+
+def valley(best):
+    return lambda rate, share: abs(math.log(rate / best))
+
+
+@given(st.floats(1.5, 20), st.floats(1e-6, 10), st.floats(1e-4, 1))
+def test_a_race_never_costs_more_than_its_price(price, best, usual):
+    course = course_for(price)
+    assert course is not None
+    track = Track(valley(best))
+    winner = race(track, usual, course, price)
+    assert winner not in track.stopped
+    assert track.price(winner) <= price + 1e-9
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_the_price_of_a_course_is_what_it_costs_where_nothing_is_added(course):
+    track = Track(valley(0.02))
+    winner = race(track, 0.02, course, course.price)
+    assert winner == 0.02
+    assert track.price(winner) == pytest.approx(course.price)
+
+
+@pytest.mark.parametrize(("best", "found"), [(0.004, 0.00425), (0.02, 0.02), (0.4, 0.443)])
+def test_candidates_are_added_beyond_the_edge_where_the_best_one_lies_there(best, found):
+    assert race(Track(valley(best)), 0.02, COURSES[-1], 12.0) == found
+
+
+def test_what_leads_early_does_not_win_by_that():
+    turns = Track(lambda rate, share: abs(math.log(rate / (0.04 if share < 0.3 else 0.02))))
+    assert race(turns, 0.02, COURSES[1], 2.0) == 0.02
+
+
+def test_a_candidate_that_diverges_later_does_not_win():
+    cliff = Track(lambda rate, share: math.inf if rate > 0.01 and share > 0.3 else -rate)
+    assert race(cliff, 0.01, COURSES[1], 2.0) is None
+    assert race(Track(cliff.score_of), 0.01, COURSES[-1], 20.0) == 0.01
+
+
+def test_where_all_diverge_a_lower_rate_is_tried_and_then_none_wins():
+    track = Track(lambda rate, share: math.inf)
+    assert race(track, 0.02, COURSES[-1], 20.0) is None
+    assert min(track.at) < 0.005
+    lower = Track(lambda rate, share: rate if rate < 0.004 else math.inf)
+    assert race(lower, 0.02, COURSES[-1], 20.0) == min(lower.at)
+
+
+def test_a_price_that_pays_for_no_race_gives_none():
+    assert course_for(1.2) is None
+    assert [course_for(course.price) for course in COURSES] == list(COURSES)
+
+
+def test_of_rates_that_are_alike_the_usual_one_wins_and_none_is_added():
+    track = Track(lambda rate, share: 1.0)
+    assert race(track, 0.02, COURSES[-1], COURSES[-1].price + 0.5) == 0.02
+    assert len(track.at) == 1 + COURSES[-1].lower + COURSES[-1].higher
