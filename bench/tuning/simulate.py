@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from thalweg.tuning import priors, race
 from tuning import table
 from tuning.suite import DEVELOPMENT, HELD_OUT
 
@@ -152,7 +153,35 @@ def result(strategy: Strategy, tasks: Sequence[str]) -> tuple[float, float, floa
     )
 
 
+class TableTrack:
+    """The candidates of a race (`thalweg.tuning.race`), whose scores are the table's."""
+
+    def __init__(self, player: Player) -> None:
+        self.player = player
+
+    def score(self, rate: float, share: float) -> float:
+        rate = nearest(rate)
+        return self.player.full(rate) if share == 1 else self.player.cooled(rate, share)
+
+    def stop(self, rate: float) -> None:
+        """Nothing runs."""
+
+
+def raced(price: float) -> Strategy:
+    """Play what thalweg does at a price in full trainings."""
+
+    def play(player: Player) -> float:
+        course, usual = race.course_for(price), priors.usual_rate("adamw", player.steps)
+        if course is None:
+            return nearest(usual)
+        won = race.race(TableTrack(player), usual, course, price)
+        return nearest(usual if won is None else won)
+
+    return play
+
+
 STRATEGIES: dict[str, Strategy] = {
+    **{f"thalweg, {price} U": raced(price) for price in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 12.0)},
     **{f"fixed {rate}": fixed(rate) for rate in (0.002, 0.005, 0.01, 0.02, 0.05)},
     "0.005, 0.02, 0.1 cooled at 0.5": one_stage((0.005, 0.02, 0.1), 0.5),
     "0.005, 0.02, 0.1 cooled at 0.35": one_stage((0.005, 0.02, 0.1), 0.35),

@@ -141,11 +141,17 @@ def weight_decay(
     """Give the weight decay under which weights shrink by a factor of e over 0.3 of the run: 1 / (rate x 0.3 x steps), at most 1.
 
     Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
-    is part of the gradient the timescale has no such meaning, and a small 1e-4 is taken; where the rule finds its own rate the
-    timescale is not known beforehand, and AdamW's usual 0.01 is taken.
+    is part of the gradient the timescale has no such meaning: a small 1e-4 is taken, and none where the rule is adaptive, as the
+    smallest decay outweighs gradients that are smaller still (six layers of sigmoids never learnt under Adam's 1e-4). Where the
+    rule finds its own rate the timescale is not known beforehand, and AdamW's usual 0.01 is taken.
     """
     definition = rules.get(rule)
     if definition.couples(definition.complete(chosen or {})):
+        if is_adaptive(rule):
+            reason = (
+                "none, as this rule's decay goes through the gradient, which it outweighs where gradients are small"
+            )
+            return 0.0, Evidence("derived", reason)
         return 1e-4, Evidence("derived", "a small constant, as this rule's decay goes through the gradient")
     if definition.finds_rate:
         return 0.01, Evidence(
