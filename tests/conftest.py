@@ -27,3 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the back
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def efforts_by_price(request, monkeypatch):
+    """A named effort buys no seconds of search besides its price in trainings, which would be paid in every test that fits."""
+    if "effort_in_seconds" not in request.keywords:
+        monkeypatch.setattr("thalweg.tuning.tune.LEAST_SECONDS", {"quick": 0.0, "standard": 0.0, "thorough": 0.0})
