@@ -9,6 +9,7 @@ import thalweg as tw
 from thalweg.descent.problem import open_task
 from thalweg.errors import DivergedError, PlanError
 from thalweg.records.request import Request
+from thalweg.tuning import priors
 from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, start_plan
 
 generator = torch.Generator().manual_seed(0)
@@ -171,8 +172,8 @@ def test_the_criterion_that_the_person_selects_is_the_one(mode):
         return outputs.abs().mean().clamp(max=1e6)
 
     plan = tuned(task(metrics={"size": size}, select="size", mode=mode), fixed={"weight_decay": 0.0}, effort=4)
-    rates = plan.why("learning_rate").figures["learning_rates"]
-    assert plan.learning_rate == max(rates) if mode == "max" else plan.learning_rate < sorted(rates)[len(rates) // 2]
+    rates, usual = plan.why("learning_rate").figures["learning_rates"], priors.usual_rate("adamw")
+    assert plan.learning_rate == max(rates) if mode == "max" else plan.learning_rate < 0.5 * usual
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
