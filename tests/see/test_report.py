@@ -136,8 +136,8 @@ def test_the_short_runs_of_the_search_stand_in_a_table(make_run):
 
 
 def test_a_rate_that_was_tried_from_several_seeds_is_one_point(make_run):
-    data = [json.loads(d) for d in Page(render(make_run())).data if '"225 steps"' in d]
-    (long,) = [line for line in data[0]["lines"] if line["name"] == "225 steps"]
+    data = [json.loads(d) for d in Page(render(make_run())).data if '"after 225 steps"' in d]
+    (long,) = [line for line in data[0]["lines"] if line["name"] == "after 225 steps"]
     assert long["x"] == [0.001, 0.003, 0.01]
     assert long["y"] == [0.4, 0.21, 0.3]
 
