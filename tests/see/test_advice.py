@@ -154,8 +154,9 @@ def of_lengths(make_run, short, middle):
 def test_complete_runs_of_other_lengths_are_a_reason_for_a_longer_run(make_run):
     text = said(of_lengths(make_run, 1.4, 0.7))
     assert (
-        "In the search the best runs of 50 and 100 steps brought the validation loss to 1.4 and 0.7, this one of 400 to 0.2: a"
-        " longer run will probably bring it further. Give it twice the budget (40 epochs), from the start: the schedule is cut"
+        "In the search the best candidates, cooled down after 50 and 100 steps, brought the validation loss to 1.4 and 0.7,"
+        " this one of 400 to 0.2: a "
+        "longer run will probably bring it further. Give it twice the budget (40 epochs), from the start: the schedule is cut"
         " to the run's length." in text
     )
 

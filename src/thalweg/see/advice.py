@@ -159,8 +159,8 @@ def _longer_run(run: Run, history: FinishedHistory) -> list[str]:
     if run.plan.why("learning_rate").source == "searched":
         short = " and ".join(f"{steps:,}" for steps, _ in found.outcomes[:-1])
         shown = (
-            f"In the search the best runs of {short} steps brought the {metric} to {' and '.join(outcomes[:-1])}, this one of"
-            f" {history.steps:,} to {outcomes[-1]}"
+            f"In the search the best candidates, cooled down after {short} steps, brought the {metric} to"
+            f" {' and '.join(outcomes[:-1])}, this one of {history.steps:,} to {outcomes[-1]}"
         )
     else:
         shown = f"At a constant rate the {metric} was {outcomes[0]} by half of the run and {outcomes[-1]} at its end"

@@ -200,7 +200,8 @@ def search(run: Run) -> str:
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
     history = FinishedHistory.of(run)
     tries = [scores for of_length in by_steps.values() for scores in of_length.values()]
-    note = f"{format_count(sum(map(len, tries)), 'score')}, each after the rate had fallen to zero."
+    count = format_count(sum(map(len, tries)), "score")
+    note = f"{count} of this run itself at other rates: at its end, or after a cool-down on the way."
     if any(len(scores) > 1 for scores in tries):
         note += " Where a rate was tried from several seeds, its point is their mean."
     if "price" in figures:

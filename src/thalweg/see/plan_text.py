@@ -12,7 +12,7 @@ from thalweg.records.plan import Group, Plan
 from thalweg.schedule import Schedule
 
 SOURCES = {
-    "searched": "tried in short runs of this task",
+    "searched": "tried on this task",
     "measured": "measured on this machine",
     "derived": "by a stated rule",
     "given": "you decided it",

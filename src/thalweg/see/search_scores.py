@@ -6,7 +6,7 @@ from thalweg.records.run import Run
 
 
 def scores_by_steps(run: Run) -> dict[int, dict[float, list[float]]]:
-    """Give the scores of the search's short runs, by their steps and learning rate; less is better, infinity: failed."""
+    """Give the scores of the search's candidates, by their steps and learning rate; less is better, infinity: failed."""
     figures, found = run.plan.why("learning_rate").figures, dict[int, dict[float, list[float]]]()
     for trial in zip(*(figures.get(key, []) for key in ("learning_rates", "steps", "scores")), strict=False):
         try:
