@@ -133,11 +133,11 @@ class _Shown:
 
 
 def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -> Run:
-    from thalweg.descent.process_state import interruptible
+    from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.recorder import how_to_resume
     from thalweg.descent.train import train_in, train_plan
 
-    with interruptible(), nullcontext() if folder is None else folder.locked():
+    with interruptible(), without_inference_mode(), nullcontext() if folder is None else folder.locked():
         if folder is not None:
             folder.record_request(request, task.source)
         with _telling_how_to_begin_anew(request, folder and how_to_resume(folder.path, task.source)):
@@ -166,10 +166,11 @@ def _prepare(
     start = start_plan(problem, request, show.say)
     cost = estimate_cost(problem, request, start)
     show.say(str(cost))
-    if folder is not None and request.searches_rate and course_for(cost.trainings):
+    anew = not show.callbacks.is_empty  # they see every step
+    if folder is not None and request.searches_rate and course_for(cost.trainings, start.steps, anew=anew):
         again = how_to_resume(folder.path, task.source)
         show.say(f"The search is not saved as it goes: stopped before its end, it begins anew with {again}")
-    return problem, complete_plan(problem, request, start, cost.trainings, show.say), found
+    return problem, complete_plan(problem, request, start, cost.trainings, show.say, anew=anew), found
 
 
 @contextmanager
@@ -256,14 +257,14 @@ def tune(
 
     Arguments and errors as for `fit`; RunError where `out` is a run's plan or cannot be written.
     """
-    from thalweg.descent.process_state import interruptible
+    from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
     request.check_budget()
     show = _Shown(progress, say)
     path = None if out is None else _plan_file(out)
-    with interruptible(), _telling_how_to_begin_anew(request, None):
+    with interruptible(), without_inference_mode(), _telling_how_to_begin_anew(request, None):
         problem = _open(task, request.device)
         start = start_plan(problem, request, show.say)
         cost = estimate_cost(problem, request, start)
@@ -343,9 +344,9 @@ def train(
 
 def _train(prepare: Callable[[], Prepared], train: Callable[[Prepared], Run]) -> Run:
     """Train what `prepare` gives, and write the report of a run in a folder."""
-    from thalweg.descent.process_state import interruptible
+    from thalweg.descent.process_state import interruptible, without_inference_mode
 
-    with interruptible():
+    with interruptible(), without_inference_mode():
         try:
             prepared = prepare()
         except KeyboardInterrupt as stopped:

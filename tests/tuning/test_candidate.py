@@ -1,4 +1,7 @@
+import gc
 import itertools
+import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from thalweg.descent.problem import open_task
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
+from thalweg.records.history import History
 from thalweg.records.request import Request
 from thalweg.tuning.candidate import Candidate, cooled_schedule
 
@@ -106,7 +110,9 @@ def test_a_cool_down_at_once_is_a_short_run_of_that_schedule():
     candidate = Candidate(problem, plan)
     candidate.advance(10)
     figures = candidate.cooled(6)
-    short = plan.replace(steps=16, schedule=cooled_schedule(plan.schedule, 40, 10, 6), validate_every=16)
+    short = plan.replace(
+        steps=16, schedule=cooled_schedule(plan.schedule.resolve(40, None).factor(10), 10, 6), validate_every=16
+    )
     by_hand = Descent(problem, plan.replace(validate_every=16))
     descend(by_hand, Recorder(), until=10)
     copied = Descent(problem, short)
@@ -117,7 +123,10 @@ def test_a_cool_down_at_once_is_a_short_run_of_that_schedule():
 
 def test_the_cool_down_begins_where_the_schedule_is_and_ends_at_zero():
     schedule = tw.schedule.linear(warmup=4)
-    cooled, whole = cooled_schedule(schedule, 40, 10, 5).resolve(15, None), schedule.resolve(40, None)
+    cooled, whole = (
+        cooled_schedule(schedule.resolve(40, None).factor(10), 10, 5).resolve(15, None),
+        schedule.resolve(40, None),
+    )
     assert cooled.factor(10) == pytest.approx(whole.factor(10))
     assert np.diff([cooled.factor(step) for step in range(10, 15)]) == pytest.approx(-whole.factor(10) / 5)
     assert cooled.factor(15) == 0
@@ -155,3 +164,113 @@ def test_a_callback_sees_every_step_so_for_it_the_winner_is_trained_anew():
     run = tw.fit(made, steps=40, effort=2.0, on_step=lambda model, figures: seen.append(figures.step))
     assert seen == list(range(1, 41))
     assert run.metrics == tw.train(made, run.plan).metrics
+    assert run.plan.why("learning_rate").figures["price"] <= 2
+    assert any("so that the callbacks see every step" in event.message for event in run.events)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [tw.schedule.linear(warmup="1 epochs"), tw.schedule.step(every="2 epochs"), tw.schedule.linear(total=5)],
+)
+def test_a_schedule_in_epochs_or_at_its_end_before_the_run_is_searched_too(schedule):
+    options = {"steps": 40, "effort": 2.0, "fixed": {"batch_size": 16, "schedule": schedule}}
+    run = tw.fit(problem_of().task, **options)
+    assert run.plan.why("learning_rate").source == "searched"
+
+
+def test_the_cool_down_begins_where_a_schedule_with_a_state_stands():
+    problem = problem_of()
+    plan = plan_of(problem, schedule=tw.schedule.plateau(patience=0, factor=0.5), validate_every=1, learning_rate=1e-9)
+    candidate = Candidate(problem, plan)
+    candidate.advance(20)
+    resumed = Candidate(problem, plan)
+    resumed.advance(20)
+    descent = resumed.suspended.resumed(problem)
+    assert candidate.suspended.schedule_factor == descent.rate() / plan.learning_rate < 1
+
+
+class Iterating(nn.Module):
+    """A model with a state that nothing can copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.numbers = nn.Linear(5, 3), (1 + 0.01 * n for n in itertools.count())
+
+    def forward(self, x):
+        return self.layer(x) * (next(self.numbers) if self.training else 1)
+
+
+def test_a_run_whose_state_cannot_be_copied_is_trained_anew():
+    made = tw.Task(model=Iterating, loss=F.cross_entropy, data=(X, Y), validation=(X + 0.01, Y))
+    run = tw.fit(made, steps=40, effort=2.0)
+    assert run.metrics == tw.train(made, run.plan).metrics
+    assert any("hold what cannot be copied" in event.message for event in run.events)
+
+
+def test_a_search_under_inference_mode_gives_the_same_bits():
+    made, options = problem_of().task, {"steps": 40, "effort": 2.0, "fixed": {"batch_size": 16, "snapshot_every": 3}}
+    with torch.inference_mode():
+        run = tw.fit(made, **options)
+    assert run.metrics == tw.train(made, run.plan).metrics
+
+
+@pytest.mark.parametrize("part", ["advance", "cooled"])
+def test_ctrl_c_in_the_last_validation_of_a_candidate_stops_the_search(part, monkeypatch):
+    problem = problem_of()
+    candidate = Candidate(problem, plan_of(problem))
+    candidate.advance(10)
+
+    def interrupted(descent, recorder):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("thalweg.descent.loop.validate_and_select", interrupted)
+    with pytest.raises(tw.errors.Interrupted):
+        candidate.cooled(4) if part == "cooled" else candidate.advance(40)
+
+
+def test_what_the_search_has_trained_is_in_a_checkpoint_before_anything_else_is_done(tmp_path, monkeypatch):
+    made, options = problem_of().task, {"steps": 40, "effort": 2.0, "fixed": {"batch_size": 16}}
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr("thalweg.descent.train.descend", killed)
+    monkeypatch.setattr("thalweg.descent.train._failed_run", killed)
+    with pytest.raises(Killed):
+        tw.fit(made, out=tmp_path / "run", **options)
+    monkeypatch.undo()
+    seen = []
+    run = tw.resume(tmp_path / "run", made, on_step=lambda model, figures: seen.append(figures.step))
+    assert seen[0] == 15  # the course of that price judges last after 0.35 of the run
+    assert run.metrics == tw.train(made, run.plan).metrics
+
+
+def test_ctrl_c_while_the_winner_is_written_leaves_a_run_that_resume_ends(tmp_path, monkeypatch):
+    made, options = problem_of().task, {"steps": 40, "effort": 2.0, "fixed": {"batch_size": 16}}
+    append = History.append
+
+    def interrupted(self, step, values):
+        if step == 5:
+            raise KeyboardInterrupt
+        append(self, step, values)
+
+    monkeypatch.setattr(History, "append", interrupted)
+    with pytest.raises(tw.errors.Interrupted):
+        tw.fit(made, out=tmp_path / "run", **options)
+    monkeypatch.undo()
+    run = tw.resume(tmp_path / "run", made)
+    assert run.metrics == tw.train(made, run.plan).metrics
+
+
+def test_what_goes_on_holds_no_second_copy_of_the_state():
+    problem = problem_of()
+    candidate = Candidate(problem, plan_of(problem))
+    candidate.advance(20)
+    weights = weakref.ref(candidate.suspended._state["model"]["layers.0.weight"])
+    descent = candidate.suspended.resumed(problem)
+    gc.collect()
+    assert weights() is None
+    assert descent.step == 20

@@ -82,3 +82,48 @@ def test_of_rates_that_are_alike_the_usual_one_wins_and_none_is_added():
     track = Track(lambda rate, share: 1.0)
     assert race(track, 0.02, COURSES[-1], COURSES[-1].price + 0.5) == 0.02
     assert len(track.at) == 1 + COURSES[-1].lower + COURSES[-1].higher
+
+
+def test_no_more_candidates_are_held_than_go_on_and_the_one_that_runs():
+    held, most = set(), 0
+
+    class Holding(Track):
+        def score(self, rate, share):
+            nonlocal most
+            held.add(rate)
+            most = max(most, len(held))
+            return super().score(rate, share)
+
+        def stop(self, rate):
+            held.remove(rate)
+            super().stop(rate)
+
+    for course in COURSES:
+        most, winner = 0, race(Holding(valley(0.3)), 0.02, course, 15.0)
+        assert most <= course.stages[0].keep + 1
+        assert held == {winner}
+        held.clear()
+
+
+@given(st.integers(1, 60), st.floats(1.5, 20), st.booleans())
+def test_a_race_of_a_few_steps_costs_no_more_than_its_price_either(steps, price, anew):
+    course = course_for(price, steps, anew=anew)
+    if course is None:
+        return
+    at, paid = {}, 0
+
+    class Counted(Track):
+        def score(self, rate, share):
+            nonlocal paid
+            go_on = round(share * steps)
+            paid += go_on - at.get(rate, 0) + min(max(2, round(COOL * steps)), steps - go_on)
+            at[rate] = go_on
+            return super().score(rate, share)
+
+    winner = race(Counted(valley(0.02)), 0.02, course, price)
+    assert paid + steps - (0 if anew else at[winner]) <= price * steps + 1e-6
+
+
+def test_of_equal_scores_the_earlier_ones_decide():
+    saturated = Track(lambda rate, share: 0.0 if share == 1 else abs(math.log(rate / 0.05)))
+    assert race(saturated, 0.02, COURSES[2], 4.0) == 0.0434

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -137,6 +137,11 @@ def interruptible() -> Generator[None]:
     """
     with _handled(signal.SIGTERM, _interrupt):
         yield
+
+
+def without_inference_mode() -> AbstractContextManager[object]:
+    """Within, tensors that are made can be changed later, also where the caller is in `torch.inference_mode()`."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -42,22 +42,30 @@ class TapedHistory(MemoryHistory):
         self._calls.append(lambda history: history.supersede(from_step))
 
     def write_into(self, history: HistoryWriter) -> None:
-        """Record in another history all that was recorded in this one."""
+        """Record in another history all that was recorded in this one, which is empty afterwards."""
         for call in self._calls:
             call(history)
+        self._calls.clear()
+        self.rows, self.digests = {}, {}
 
 
 class Suspended:
     """A descent's state, copied, and what was recorded of it.
 
-    Like a checkpoint, but in memory: what goes on is a new `Descent`, so that nothing of the first one is kept alive.
+    Like a checkpoint, but in memory: what goes on is a new `Descent`, so that nothing of the first one is kept alive. It is gone
+    on from once: the copies are handed over, so that a run does not hold them until its end.
+
+    `is_whole`: nothing of the user's is left out that no checkpoint holds, such as an iterator; without that, what goes on may be
+    another run. `schedule_factor`: where the schedule stands.
     """
 
     def __init__(self, descent: Descent, recorder: Recorder, history: TapedHistory) -> None:
         self.plan, self.step, self.is_over = descent.plan, descent.step, descent.is_over
         self.last_validation, self.cures = dict(descent.last_validation), dict(descent.cures)
+        self.schedule_factor = descent.schedule.factor(descent.step, descent.schedule_state or None)
         self.history, self.diagnoses = history, list[Diagnosis](recorder.diagnoses)
         self._state = clone_into(None, present_state(descent))
+        self.is_whole = not descent.objects.problems
         self._best = descent.best_weights
 
     @property
@@ -65,16 +73,21 @@ class Suspended:
         """The weights that validated best so far, where the plan keeps those."""
         return self._best
 
-    def resumed(self, problem: Problem, plan: Plan | None = None) -> Descent:
-        """Give the descent as it was, to go on with; `plan` has the same knobs, and other evidence."""
-        descent = Descent(problem, plan or self.plan)
+    def resumed(self, problem: Problem) -> Descent:
+        """Give the descent as it was, to go on with."""
+        descent = Descent(problem, self.plan)
+        self.hand_over(descent)
+        return descent
+
+    def hand_over(self, descent: Descent) -> None:
+        """Take a new descent of the same knobs to this state, which is not kept here any more."""
         self._load(descent)
         if "snapshot" in self._state:
-            descent.snapshot = clone_into(None, self._state["snapshot"])
+            descent.snapshot = self._state["snapshot"]
         elif self.plan.snapshot_every:  # the state itself was the snapshot
             descent.take_snapshot()
         descent.best_weights = self._best
-        return descent
+        self._state, self._best = {}, None
 
     def branch(self, problem: Problem, plan: Plan) -> Descent:
         """Give a descent that goes on from the same state by another plan; this one is left as it is.

@@ -58,7 +58,7 @@ def train_plan(
     """
     if out is None:
         recorder = Recorder(diagnoses=diagnoses, progress=progress, callbacks=callbacks)
-        return _train(*_begin(problem, plan, recorder, begun))
+        return _train(Descent(problem, plan), recorder, begun=begun)
     folder = RunFolder.at(out)
     with folder.locked():
         folder.discard_request()
@@ -87,26 +87,29 @@ def train_in(
             recorder.event(0, "note", text)
         if kept is not None:
             recorder.event(0, "note", f"Another plan lay in {folder.path}; it is kept as {kept.name}.")
-        return _train(*_begin(problem, plan, recorder, begun, descent))
+        return _train(descent, recorder, begun=begun)
 
 
-def _begin(
-    problem: Problem, plan: Plan, recorder: Recorder, begun: Suspended | None, fresh: Descent | None = None
-) -> tuple[Descent, Recorder, float]:
-    """Give the descent to go on with, its recorder, and the seconds it has been trained: one that has begun, or a fresh one.
+def _go_on_with(begun: Suspended, descent: Descent, recorder: Recorder) -> float:
+    """Take a new descent to where its run was suspended, and give the seconds that this was trained.
 
-    Callbacks are told of every step, so for these one that has begun is trained anew.
+    Where callbacks are to see every step, or the suspended state is not all of it, the run is left to begin anew.
     """
-    if begun is None or not recorder.callbacks.is_empty:
-        return fresh or Descent(problem, plan), recorder, 0.0
+    trained = "all" if begun.is_over else f"the first {begun.step:,}"
+    message = f"The search has trained {trained} of {descent.total_steps:,} steps of this run already."
+    if not recorder.callbacks.is_empty:
+        recorder.event(0, "note", f"{message} They are taken again, so that the callbacks see every step.")
+        return 0.0
+    if not begun.is_whole:
+        recorder.event(0, "note", f"{message} They are taken again, as task or model hold what cannot be copied.")
+        return 0.0
     begun.history.write_into(recorder.history)
     recorder.diagnoses += begun.diagnoses
-    descent = begun.resumed(problem, plan)
-    rest = "all" if begun.is_over else f"the first {begun.step:,}"
-    recorder.event(
-        begun.step, "note", f"The search has trained {rest} of {descent.total_steps:,} steps of this run already."
-    )
-    return descent, recorder, _seconds_recorded(begun.history)
+    begun.hand_over(descent)
+    recorder.event(descent.step, "note", message)
+    if not descent.is_over:
+        recorder.checkpoint(descent)  # it took as long to come to as any other checkpoint
+    return _seconds_recorded(recorder.history)
 
 
 def create(folder: RunFolder, problem: Problem, plan: Plan, inputs: RunInputs) -> Path | None:
@@ -306,10 +309,12 @@ def _seconds_recorded(history: HistoryWriter) -> float:
     return float(np.nansum(history.columns().get("seconds", np.zeros(1))))
 
 
-def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0) -> Run:
-    """Descend, and record how it ended, also where it ends with an error."""
+def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, begun: Suspended | None = None) -> Run:
+    """Descend, and record how it ended, also where it ends with an error; `begun`: from where the run was suspended."""
     started = time.perf_counter() - earlier_seconds
     try:
+        if begun is not None:
+            started -= _go_on_with(begun, descent, recorder)
         descend(descent, recorder)
     except BaseException as error:
         if recorder.is_in_forked_child:

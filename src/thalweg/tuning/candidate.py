@@ -17,12 +17,10 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.suspended import Suspended, TapedHistory
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import DivergedError
+from thalweg.errors import DivergedError, Interrupted
 from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
-from thalweg.tuning.race import COOL
-
-FEWEST = 2  # steps before a cool-down, and of it
+from thalweg.tuning.race import COOL, FEWEST
 
 
 class Candidate:
@@ -57,7 +55,7 @@ class Candidate:
             )
             recorder = Recorder(history=history, diagnoses=diagnoses)
             try:
-                descend(descent, recorder, until=step)
+                _descend(descent, recorder, until=step)
             except DivergedError:
                 self.failed, self.suspended = True, None
                 self.steps_paid += descent.step - before
@@ -73,7 +71,7 @@ class Candidate:
         at, length = self.step, min(max(FEWEST, length), self.steps - self.step)
         plan = self.plan.replace(
             steps=at + length,
-            schedule=cooled_schedule(self.plan.schedule, self.steps, at, length),
+            schedule=cooled_schedule(self.suspended.schedule_factor, at, length),
             validate_every=at + length,
             snapshot_every=0,
             digest_every=0,
@@ -82,7 +80,7 @@ class Candidate:
         with as_found(self.problem.task):
             descent = self.suspended.branch(self.problem, plan)
             try:
-                descend(descent, Recorder())
+                _descend(descent, Recorder())
             except DivergedError:
                 return {}
             finally:
@@ -102,7 +100,7 @@ class Candidate:
 
 
 class Scored(NamedTuple):
-    """A candidate's score after some steps, those of its cool-down included; less is better, infinite where it diverged."""
+    """A candidate's score after some steps, without those of its cool-down; less is better, infinite where it has none."""
 
     rate: float
     steps: int
@@ -124,15 +122,22 @@ class Candidates:
             self.running[rate] = Candidate(self._problem, self._plan_for(rate))
         candidate, task = self.running[rate], self._problem.task
         paid = candidate.steps_paid
-        at = candidate.steps if share == 1 else max(FEWEST, round(share * candidate.steps))
+        at = min(max(FEWEST, round(share * candidate.steps)), candidate.steps)
         candidate.advance(at)
         figures = {} if candidate.rate_was_lowered else candidate.cooled(max(FEWEST, round(COOL * candidate.steps)))
         self.steps_paid += candidate.steps_paid - paid
         value = figures.get(task.select, math.nan)
         score = math.inf if not math.isfinite(value) else value if task.mode == "min" else -value
         self.scores.append(Scored(rate, at, score))
-        shown = "diverged" if math.isinf(score) else f"{task.select} {value:.4g}"
-        self._say(f"learning rate {rate:.3g}, cooled down after {at:,} of {candidate.steps:,} steps: {shown}")
+        shown = f"{task.select} {value:.4g}" if figures else "diverged"
+        if candidate.rate_was_lowered:
+            shown = "too high, the watch had to lower it"
+        how = (
+            f"trained all {at:,} steps"
+            if at == candidate.steps
+            else f"cooled down after {at:,} of {candidate.steps:,} steps"
+        )
+        self._say(f"learning rate {rate:.3g}, {how}: {shown}")
         return score
 
     def stop(self, rate: float) -> None:
@@ -140,13 +145,15 @@ class Candidates:
         self.running.pop(rate, None)
 
 
-def cooled_schedule(schedule: Schedule, full: int, at: int, length: int) -> Schedule:
-    """Follow the schedule of a run of `full` steps as far as `at`; from there fall to zero in a straight line of `length` steps.
+def _descend(descent: Descent, recorder: Recorder, until: int | None = None) -> None:
+    """Take steps; also where Ctrl-C or SIGTERM came with the last of them, after which a run would just be at its end."""
+    descend(descent, recorder, until)
+    if recorder.stop_request.received:
+        raise Interrupted("Interrupted in the search.", signal=recorder.stop_request.signal)
 
-    Only the steps from `at` on are ever taken by it.
-    """
-    resolved = schedule.resolve(full, None)
-    factor = resolved.factor(at, resolved.initial_state() or None)
+
+def cooled_schedule(factor: float, at: int, length: int) -> Schedule:
+    """Fall from a factor to zero in a straight line of `length` steps, from step `at` on; steps before it are never taken."""
     if math.isclose(factor, 0.0):
-        return shapes.constant().scaled(0.0)
+        return shapes.linear(total=at)
     return shapes.sequence(shapes.constant(total=at), shapes.linear(total=length).scaled(factor))

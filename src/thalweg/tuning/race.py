@@ -11,40 +11,51 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 COOL = 0.05  # share of the run that a cool-down takes
+FEWEST = 2  # steps before a cool-down, and of it
 SPACING = 2.17  # between neighbouring rates
 WIDENINGS = 8  # the most candidates beyond the edge
 CLEARLY = 0.005  # share of a score by which the one at the edge must be better than its neighbour
 
 
 class Stage(NamedTuple):
-    """All candidates that are left go as far as `share` of the run; then the best `keep` of them go on."""
+    """All that are left go as far as `share` of the run, and cool down in `cool` of it; the best `keep` of them go on."""
 
     share: float
     keep: int
+    cool: float = COOL
+
+    def in_steps(self, steps: int) -> Stage:
+        """Give the stage as it is in a run of so many steps: both parts are whole steps, and not too few to judge by."""
+        at = min(max(FEWEST, round(self.share * steps)), steps)
+        return Stage(at / steps, self.keep, min(max(FEWEST, round(self.cool * steps)), steps - at) / steps)
 
 
 class Course(NamedTuple):
-    """What a race does: how many candidates are `lower` and `higher` than the usual rate, and the stages."""
+    """What a race does: how many candidates are `lower` and `higher` than the usual rate, and the stages.
+
+    `anew`: the winner's run is not gone on with, but begun again.
+    """
 
     lower: int
     higher: int
     stages: tuple[Stage, ...]
+    anew: bool = False
 
     @property
     def price(self) -> float:
         """Give what the race and the rest of the winner's run cost, in full trainings, where nothing is added."""
         paid, before, left = 0.0, 0.0, self.lower + 1 + self.higher
-        for share, keep in self.stages:
-            paid += left * (share - before + (COOL if share < 1 else 0.0))
+        for share, keep, cool in self.stages:
+            paid += left * (share - before + cool)
             before, left = share, keep
-        return paid + 1.0 - before
+        return paid + 1.0 - (0.0 if self.anew else before)
 
 
 COURSES = (
     Course(1, 1, (Stage(0.1, 1),)),
     Course(1, 2, (Stage(0.1, 2), Stage(0.35, 1))),
-    Course(2, 2, (Stage(0.2, 3), Stage(1.0, 1))),
-    Course(2, 3, (Stage(1.0, 1),)),
+    Course(2, 2, (Stage(0.2, 3), Stage(1.0, 1, 0.0))),
+    Course(2, 3, (Stage(1.0, 1, 0.0),)),
 )
 """From the cheapest on. A race never costs more than the price it is given."""
 
@@ -60,16 +71,23 @@ class Track(Protocol):
         ...
 
     def stop(self, rate: float) -> None:
-        """The candidate of a rate is out of the race."""
+        """The candidate of a rate is out of the race: nothing of it is needed any more."""
 
 
-def course_for(price: float) -> Course | None:
+def course_for(price: float, steps: int | None = None, *, anew: bool = False) -> Course | None:
     """Give the best course for a price in full trainings, the final one included; None where it pays for none.
 
-    >>> course_for(1.0) is None, course_for(2.0).stages
-    (True, (Stage(share=0.1, keep=2), Stage(share=0.35, keep=1)))
+    In a run of a few `steps` the least that a candidate can be judged by is a large part of it, so there a course costs more.
+
+    >>> course_for(1.0) is None, [stage.share for stage in course_for(2.0).stages], course_for(2.0, steps=4) is None
+    (True, [0.1, 0.35], True)
     """
-    affordable = [course for course in COURSES if course.price <= price]
+    courses = [course._replace(anew=anew) for course in COURSES]
+    if steps is not None:
+        courses = [
+            course._replace(stages=tuple(stage.in_steps(steps) for stage in course.stages)) for course in courses
+        ]
+    affordable = [course for course in courses if course.price <= price]
     return affordable[-1] if affordable else None
 
 
@@ -87,18 +105,22 @@ def race(track: Track, usual: float, course: Course, price: float, spacing: floa
         spacing: between neighbouring rates.
     """
     left = [_rounded(usual * spacing**k) for k in range(-course.lower, course.higher + 1)]
-    spare = price - course.price
+    spare, earlier = price - course.price, dict[float, float]()
     for number, stage in enumerate(course.stages):
-        scores = {rate: track.score(rate, stage.share) for rate in left}
-        cost = stage.share + (COOL if stage.share < 1 else 0.0)
+        scores, entered, left = dict[float, float](), left, list[float]()
         more = _more(scores, usual, spacing) if number == 0 else iter(())
-        while spare >= cost and (rate := next(more, None)) is not None:
+        while entered or spare >= stage.share + stage.cool:
+            is_added = not entered
+            rate = next(more, None) if is_added else entered.pop(0)
+            if rate is None:
+                break
+            spare -= (stage.share + stage.cool) * is_added
             scores[rate] = track.score(rate, stage.share)
-            spare -= cost
-        ranked = _ranked(scores, usual)
-        left = [rate for rate in ranked[: stage.keep] if math.isfinite(scores[rate])]
-        for rate in scores.keys() - {*left}:
-            track.stop(rate)
+            best = [one for one in _ranked(scores, usual, earlier)[: stage.keep] if math.isfinite(scores[one])]
+            for loser in {*left, rate} - {*best}:  # stopped at once, so that few are held in memory
+                track.stop(loser)
+            left = best
+        earlier = scores
     return left[0] if left else None
 
 
@@ -108,19 +130,19 @@ def _more(scores: Mapping[float, float], usual: float, spacing: float) -> Iterat
     `scores` are those so far, with that of each rate that was given.
     """
     for _ in range(WIDENINGS):
-        best, second = _ranked(scores, usual)[:2]
+        best, second = _ranked(scores, usual, {})[:2]
         low, high, none_trains = min(scores), max(scores), math.isinf(scores[best])
         is_clear = scores[second] - scores[best] > CLEARLY * abs(scores[best])
         if not none_trains and not (best in (low, high) and is_clear):
             break
         yield _rounded(low / spacing if none_trains or best == low else high * spacing)
-    best = _ranked(scores, usual)[0]
+    best = _ranked(scores, usual, {})[0]
     yield from (_rounded(best * spacing**0.5), _rounded(best / spacing**0.5))
 
 
-def _ranked(scores: Mapping[float, float], usual: float) -> list[float]:
-    """Order rates by their scores; of equal ones the nearest to the usual rate comes first."""
-    return sorted(scores, key=lambda rate: (scores[rate], abs(math.log(rate / usual)), rate))
+def _ranked(scores: Mapping[float, float], usual: float, earlier: Mapping[float, float]) -> list[float]:
+    """Order rates by their scores; of equal ones the better earlier score comes first, then the nearest to the usual."""
+    return sorted(scores, key=lambda rate: (scores[rate], earlier.get(rate, 0.0), abs(math.log(rate / usual)), rate))
 
 
 def _rounded(rate: float) -> float:

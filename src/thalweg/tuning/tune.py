@@ -78,13 +78,17 @@ class Chosen(NamedTuple):
     begun: Suspended | None = None
 
 
-def complete_plan(problem: Problem, request: Request, start: Plan, price: float, say: Say = lambda _: None) -> Chosen:
+def complete_plan(
+    problem: Problem, request: Request, start: Plan, price: float, say: Say = lambda _: None, *, anew: bool = False
+) -> Chosen:
     """Complete what `start_plan` gave: the learning rate is searched, and what depends on it and on the run's length set by rule.
 
-    `price`: in full trainings, the final one included. Raises DivergedError where no learning rate trains at all.
+    `price`: in full trainings, the final one included. `anew`: that one takes all its steps, also those of the search.
+
+    Raises DivergedError where no learning rate trains at all.
     """
     if request.searches_rate:
-        return with_learning_rate(problem, request, start, price, say)
+        return with_learning_rate(problem, request, start, price, say, anew)
     return Chosen(with_priors(start, request))
 
 
@@ -141,13 +145,15 @@ def with_priors(plan: Plan, request: Request) -> Plan:
     return with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in request.fixed})
 
 
-def with_learning_rate(problem: Problem, request: Request, plan: Plan, price: float, say: Say) -> Chosen:
+def with_learning_rate(
+    problem: Problem, request: Request, plan: Plan, price: float, say: Say, anew: bool = False
+) -> Chosen:
     """Search the learning rate by a race, or take the usual one where the price pays for none.
 
     Raises DivergedError where no rate trains.
     """
     assert plan.steps is not None
-    course, usual = course_for(price), priors.usual_rate(plan.rule, plan.steps)
+    course, usual = course_for(price, plan.steps, anew=anew), priors.usual_rate(plan.rule, plan.steps)
     if course is None:
         reason = "a rate that serves most small networks under this kind of rule; nothing was searched at this effort"
         plan = with_choices(plan, {"learning_rate": (usual, Evidence("default", reason))})
@@ -169,15 +175,15 @@ def with_learning_rate(problem: Problem, request: Request, plan: Plan, price: fl
         )
     begun = track.running[rate].suspended
     chosen = plan_for(rate)
-    why = _evidence(problem, track, chosen, begun, seconds)
+    rest = plan.steps - (0 if anew or begun is None else begun.step)
+    why = _evidence(problem, track, chosen, rest, seconds)
     return Chosen(with_choices(chosen, {"learning_rate": (rate, why)}), begun)
 
 
-def _evidence(problem: Problem, track: Candidates, plan: Plan, begun: Suspended | None, seconds: float) -> Evidence:
-    """Say how a learning rate was found."""
+def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, seconds: float) -> Evidence:
+    """Say how a learning rate was found; `rest` are the steps that remain to be taken."""
     assert plan.steps is not None
     task, scores = problem.task, track.scores
-    rest = plan.steps - (begun.step if begun is not None else 0)
     figures = {
         "learning_rates": [one.rate for one in scores],
         "steps": [one.steps for one in scores],
