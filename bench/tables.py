@@ -305,6 +305,24 @@ def learning(result: dict[str, Any]) -> list[str]:
     return [caption, "", *grid(heads, rows)]
 
 
+def tuning(result: dict[str, Any]) -> list[str]:
+    halves = list(dict.fromkeys(s["half"] for s in result["samples"]))
+    rows = list[list[str]]()
+    for strategy in dict.fromkeys(s["strategy"] for s in result["samples"]):
+        found = [chosen(result["samples"], strategy=strategy, half=half)[0] for half in halves]
+        cells = [
+            cell for s in found for cell in (f"{s['mean']:.2f}", f"{s['worst']:.2f} ({s['task']})", f"{s['price']:.2f}")
+        ]
+        rows.append([bold(strategy), *cells])
+    heads = ["", *(f"{half}: {word}" for half in halves for word in ("mean", "worst", "price"))]
+    tasks = [f"{half}: {', '.join(chosen(result['samples'], half=half)[0]['tasks'])}" for half in halves]
+    caption = (
+        "Best validation loss over that of the best single rate in hindsight (geometric mean over tasks and three seeds;"
+        f" mean of the worst task), and price in full trainings, the final one included. {'. '.join(tasks)}."
+    )
+    return [caption, "", *grid(heads, rows)]
+
+
 # Parts of tables
 
 
@@ -343,6 +361,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "cost": cost,
     "memory": memory,
     "learning": learning,
+    "tuning": tuning,
 }
 
 

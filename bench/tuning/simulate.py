@@ -1,6 +1,6 @@
 """Strategies of search, played on the table of finished runs: what each would have chosen, what it would have paid.
 
-    python bench/tuning/simulate.py [--half development|held_out]
+    python bench/tuning/simulate.py [--write]
 
 A strategy asks a `Player` for scores and gives the rate of the final run. What it pays is counted in full trainings (U), the
 final run included; a trunk that goes on is paid once. Regret is the final run's loss over the oracle's, at most 10.
@@ -9,16 +9,20 @@ final run included; a trunk that goes on is paid once. Regret is the final run's
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import machine
 from thalweg.tuning import priors, race
 from tuning import table
 from tuning.suite import DEVELOPMENT, HELD_OUT
@@ -199,13 +203,38 @@ STRATEGIES: dict[str, Strategy] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--half", choices=["development", "held_out"], default="development")
-    half = parser.parse_args().half
-    tasks = [task for task in (DEVELOPMENT if half == "development" else HELD_OUT) if is_whole(task)]
-    print(f"{len(tasks)} tasks: {', '.join(tasks)}")
-    for name, strategy in STRATEGIES.items():
-        mean, worst, price, which = result(strategy, tasks)
-        print(f"{name:40} {mean:5.2f}  worst {worst:5.2f} ({which})  price {price:4.2f} U")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the figures in bench/raw/tuning.json, for the README"
+    )
+    write, started = parser.parse_args().write, time.perf_counter()
+    samples = list[dict[str, Any]]()
+    for half, suite in (("development", DEVELOPMENT), ("held out", HELD_OUT)):
+        tasks = [task for task in suite if is_whole(task)]
+        print(f"{half}: {', '.join(tasks)}")
+        for name, strategy in STRATEGIES.items():
+            mean, worst, price, which = result(strategy, tasks)
+            print(f"{name:40} {mean:5.2f}  worst {worst:5.2f} ({which})  price {price:4.2f} U", flush=True)
+            samples.append(
+                {
+                    "half": half,
+                    "tasks": tasks,
+                    "strategy": name,
+                    "mean": mean,
+                    "worst": worst,
+                    "task": which,
+                    "price": price,
+                }
+            )
+    if write:
+        whole: dict[str, Any] = {
+            "benchmark": "tuning",
+            "machine": machine.facts(("torch",)),
+            "settings": {"seeds": table.SEEDS, "learning_rates": table.RATES},
+            "provisional": False,
+            "seconds": round(time.perf_counter() - started),
+            "samples": samples,
+        }
+        table.RAW.with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
 
 
 def is_whole(task: str) -> bool:
