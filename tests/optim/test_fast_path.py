@@ -1,6 +1,7 @@
 """The fast path: bit for bit the steps of the general path, whatever happens between two steps."""
 
 import copy
+import traceback
 import weakref
 
 import pytest
@@ -284,7 +285,7 @@ def _gradient_cut_short(weights, optimizer):
 def _weights_cut_short(weights, optimizer):
     storage = weights[0].untyped_storage()
     kept = [(w, w.detach().clone()) for w in weights if w.untyped_storage().data_ptr() == storage.data_ptr()]
-    for left in (0, 96, 48, 40):
+    for left in () if storage.is_shared() else (0, 96, 48, 40):
         storage.resize_(left)
     try:
         optimizer.step()
@@ -378,7 +379,9 @@ def _weights_made_in_inference_mode(weights, optimizer):
 
 
 def _longer_memory(weights, optimizer):
-    weights[0].untyped_storage().resize_(4096)
+    storage = weights[0].untyped_storage()
+    if not storage.is_shared():  # which PyTorch cannot make longer: it crashes
+        storage.resize_(4096)
 
 
 def _a_copy_steps(weights, optimizer):
@@ -446,7 +449,8 @@ EVENTS = [
 ]
 
 
-def stepped_through(events, *, fast, **options):
+def stepped_through(events, *, fast, leaving_out=False, **options):
+    """Step after each event; `leaving_out`: go on where one cannot happen after what an earlier one left."""
     weights, optimizer = made(on_nonfinite="skip", **options)
     original = fast_path.FastPath.after_step
     if not fast:
@@ -461,6 +465,10 @@ def stepped_through(events, *, fast, **options):
                 optimizer.step()
             except RuleError as refused:
                 records.append(str(refused))
+                continue
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if not leaving_out or "/thalweg/optim/" in traceback.extract_tb(error.__traceback__)[-1].filename:
+                    raise
                 continue
             records.append((optimizer.last.gradient_norm, optimizer.last.skipped, optimizer.skips))
         return everything(weights, optimizer), records
@@ -478,7 +486,8 @@ def test_an_event_between_two_fast_steps_has_the_effect_it_has_on_the_general_pa
 @given(st.lists(st.sampled_from([None, None, None, *EVENTS]), min_size=3, max_size=9))
 def test_any_sequence_of_events_does(events):
     events = [None, *events]
-    _same(stepped_through(events, fast=True), stepped_through(events, fast=False))
+    one, other = (stepped_through(events, fast=fast, leaving_out=True) for fast in (True, False))
+    _same(one, other)
 
 
 @pytest.mark.parametrize(
