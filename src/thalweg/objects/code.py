@@ -23,12 +23,10 @@ def is_library(module: str) -> bool:
     package = module.partition(".")[0]
     if package == "thalweg":
         return not module.startswith(("thalweg.examples", TASK_FILES))
-    if package in (
-        "__main__",
-        "torch",
-        "numpy",
-    ):  # `python -m cProfile script.py` runs a script as a module of Python's
-        return package != "__main__"
+    if package == "__main__":  # whose file is Python's own under `python -m cProfile script.py`
+        return False
+    if package in ("torch", "numpy"):
+        return True
     file = getattr(sys.modules.get(module) or sys.modules.get(package), "__file__", None)
     return lies_in_library(file) if file else package in sys.stdlib_module_names
 

@@ -18,9 +18,10 @@ from thalweg.descent.state import Descent
 from thalweg.descent.suspended import Suspended, TapedHistory
 from thalweg.descent.their_objects import as_found
 from thalweg.errors import DivergedError, Interrupted
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
-from thalweg.tuning.race import COOL, FEWEST
+from thalweg.tuning.race import COOL, FEWEST, step_at
 
 
 class Candidate:
@@ -44,15 +45,18 @@ class Candidate:
 
     def advance(self, step: int) -> dict[str, float]:
         """Go on to a step, and give the figures of the last validation on the way; none where it diverged."""
-        if self.failed or (self.suspended is not None and (self.suspended.is_over or step <= self.step)):
-            return {} if self.failed else self._figures()
-        before = self.step
+        if self.failed:
+            return {}
+        begun, before = self.suspended, self.step
+        if begun is not None and (begun.is_over or step <= before):
+            return self._figures()
         with as_found(self.problem.task):
-            history = TapedHistory() if self.suspended is None else self.suspended.history
-            diagnoses = [] if self.suspended is None else self.suspended.diagnoses
-            descent = (
-                Descent(self.problem, self.plan) if self.suspended is None else self.suspended.resumed(self.problem)
-            )
+            if begun is None:
+                history, diagnoses = TapedHistory(), list[Diagnosis]()
+                descent = Descent(self.problem, self.plan)
+            else:
+                history, diagnoses = begun.history, begun.diagnoses
+                descent = begun.resumed(self.problem)
             recorder = Recorder(history=history, diagnoses=diagnoses)
             try:
                 _descend(descent, recorder, until=step)
@@ -122,9 +126,9 @@ class Candidates:
             self.running[rate] = Candidate(self._problem, self._plan_for(rate))
         candidate, task = self.running[rate], self._problem.task
         paid = candidate.steps_paid
-        at = min(max(FEWEST, round(share * candidate.steps)), candidate.steps)
+        at = step_at(share, candidate.steps)
         candidate.advance(at)
-        figures = {} if candidate.rate_was_lowered else candidate.cooled(max(FEWEST, round(COOL * candidate.steps)))
+        figures = {} if candidate.rate_was_lowered else candidate.cooled(round(COOL * candidate.steps))
         self.steps_paid += candidate.steps_paid - paid
         value = figures.get(task.select, math.nan)
         score = math.inf if not math.isfinite(value) else value if task.mode == "min" else -value

@@ -26,8 +26,13 @@ class Stage(NamedTuple):
 
     def in_steps(self, steps: int) -> Stage:
         """Give the stage as it is in a run of so many steps: both parts are whole steps, and not too few to judge by."""
-        at = min(max(FEWEST, round(self.share * steps)), steps)
+        at = step_at(self.share, steps)
         return Stage(at / steps, self.keep, min(max(FEWEST, round(self.cool * steps)), steps - at) / steps)
+
+
+def step_at(share: float, steps: int) -> int:
+    """Give the step at a share of a run of so many steps."""
+    return min(max(FEWEST, round(share * steps)), steps)
 
 
 class Course(NamedTuple):

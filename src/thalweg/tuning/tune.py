@@ -163,9 +163,8 @@ def with_learning_rate(
         return with_priors(plan.replace(learning_rate=rate), request)
 
     started, track = time.perf_counter(), Candidates(problem, plan_for, say)
-    spacing = (
-        SPACING if priors.is_adaptive(plan.rule) else SPACING**2
-    )  # a rate that scales with the loss may be anywhere
+    # A rate that scales with the loss may be anywhere.
+    spacing = SPACING if priors.is_adaptive(plan.rule) else SPACING**2
     rate = race(track, usual, course, price, spacing)
     seconds = round(time.perf_counter() - started, 2)
     if rate is None:
