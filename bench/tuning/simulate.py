@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import machine
 from thalweg.tuning import priors, race
+from thalweg.tuning.priors import TIMESCALE
+from thalweg.tuning.race import Line, Point
 from tuning import table
 from tuning.suite import DEVELOPMENT, HELD_OUT
 
@@ -31,20 +33,32 @@ WORST = 10.0  # regret of a run that diverged, and the most that is counted
 FLOOR = 1e-3  # of the worst loss
 COOL = 0.05  # of the full run: the length of a cool-down in the table
 
-Losses = dict[tuple[float | None, float], dict[int, float]]
-"""By the place of the cool-down (None: the full run) and the rate: each seed's loss, infinite where the run failed."""
+Losses = dict[tuple[float | None, Point], dict[int, float]]
+"""By the place of the cool-down (None: the full run) and the candidate: each seed's loss, infinite where the run failed."""
 
 
 @cache
 def losses(task: str) -> Losses:
-    """Read the AdamW runs of a task at its own batch size and decay."""
+    """Read the runs of a task at its own batch size."""
     found: Losses = defaultdict(dict)
     for line in table.read(task):
-        plain = line["rule"] == "adamw" and line["batch"] == 1.0 and line["timescale"] == table.priors.TIMESCALE
-        if plain and line["part"] == 1:
+        if line["rule"] in priors.RULES and line["batch"] == 1.0 and line["part"] == 1:
             value = math.inf if line["best"] is None else line["best"]
-            found[line["cool"] and line["cool"][0], line["rate"]][line["seed"]] = value
+            point = Point(line["rule"], line["rate"], line["timescale"])
+            found[line["cool"] and line["cool"][0], point][line["seed"]] = value
     return found
+
+
+@cache
+def rates(task: str, rule: str) -> list[float]:
+    """Give the rates of which the table has all that a race may ask for."""
+    found = losses(task)
+    whole = [point for at, point in found if at is None and point.rule == rule and point.timescale == TIMESCALE]
+    return sorted(
+        point.rate
+        for point in whole
+        if all(len(found.get((at, point), ())) == len(table.SEEDS) for at in (None, *table.PLACES))
+    )
 
 
 def steps(task: str) -> int:
@@ -68,70 +82,69 @@ def oracle(task: str) -> float:
 
 
 class Player:
-    """One search on one task from one seed: gives scores, and counts what they cost."""
+    """One search on one task from one seed: gives scores, and counts what they cost. It is a race's track."""
 
     def __init__(self, task: str, seed: int) -> None:
         self.task, self.seed, self.steps = task, seed, steps(task)
-        self.trunks: dict[float, float] = defaultdict(float)
+        self.trunks: dict[Point, float] = defaultdict(float)
         self.extra = 0.0
 
-    def cooled(self, rate: float, at: float) -> float:
-        """Take a rate's trunk as far as `at`, and give the loss of a cool-down there."""
-        self.trunks[rate] = max(self.trunks[rate], at)
-        self.extra += COOL
-        return losses(self.task)[at, rate].get(self.seed, math.inf)
+    def score(self, point: Point, share: float) -> float:
+        """Take a candidate as far as `share`, and give the loss of a cool-down there."""
+        point = self.nearest(point)
+        self.trunks[point] = max(self.trunks[point], share)
+        self.extra += COOL * (share < 1)
+        return losses(self.task)[None if share == 1 else share, point].get(self.seed, math.inf)
 
-    def full(self, rate: float, seed: int | None = None) -> float:
-        """Give the loss of a full run."""
-        if seed is None or seed == self.seed:
-            self.trunks[rate] = 1.0
-        else:
-            self.extra += 1.0
-        return losses(self.task)[None, rate].get(self.seed if seed is None else seed, math.inf)
+    def stop(self, point: Point) -> None:
+        """Nothing runs."""
 
-    def end(self, rate: float) -> tuple[float, float]:
-        """Give the regret of the final run at a rate, and the price of everything."""
-        loss = losses(self.task)[None, rate].get(self.seed, math.inf)
-        price = sum(self.trunks.values()) + self.extra + 1.0 - self.trunks.get(rate, 0.0)
+    def nearest(self, point: Point) -> Point:
+        """Give the table's point that is nearest."""
+        known = rates(self.task, point.rule)
+        return point._replace(rate=min(known, key=lambda one: abs(math.log(one / point.rate))))
 
+    def end(self, point: Point) -> tuple[float, float]:
+        """Give the regret of the final run of a candidate, and the price of everything."""
+        point = self.nearest(point)
+        loss = losses(self.task)[None, point].get(self.seed, math.inf)
+        price = sum(self.trunks.values()) + self.extra + 1.0 - self.trunks.get(point, 0.0)
         return min(WORST, max(loss, floor(self.task)) / oracle(self.task)), price
 
 
-Strategy = Callable[[Player], float]
-RATES = table.RATES
+Strategy = Callable[[Player], Point]
 
 
-def nearest(rate: float) -> float:
-    """Give the table's rate that is nearest."""
-    return min(RATES, key=lambda one: abs(math.log(one / rate)))
+def fixed(rate: float, rule: str = "adamw") -> Strategy:
+    return lambda player: Point(known_rule(player.task, rule), rate)
 
 
-def fixed(rate: float) -> Strategy:
-    return lambda player: nearest(rate)
-
-
-def one_stage(rates: Sequence[float], at: float) -> Strategy:
-    def play(player: Player) -> float:
-        return min(map(nearest, rates), key=lambda rate: player.cooled(rate, at))
-
-    return play
-
-
-def halving(rates: Sequence[float], stages: Sequence[tuple[float, int]]) -> Strategy:
+def halving(rates: Sequence[float], stages: Sequence[tuple[float, int]], rule: str = "adamw") -> Strategy:
     """Keep so many after each cool-down."""
 
-    def play(player: Player) -> float:
-        left = [*map(nearest, rates)]
+    def play(player: Player) -> Point:
+        left = [Point(known_rule(player.task, rule), rate) for rate in rates]
         for at, count in stages:
-            left = sorted(left, key=lambda rate: player.cooled(rate, at))[:count]
+            left = sorted(left, key=lambda point: player.score(point, at))[:count]
         return left[0]
 
     return play
 
 
-def full_runs(rates: Sequence[float]) -> Strategy:
-    def play(player: Player) -> float:
-        return min(map(nearest, rates), key=player.full)
+def known_rule(task: str, rule: str) -> str:
+    """Give the rule, or AdamW on a task that the table has no runs of it for: one without hidden matrices."""
+    return rule if rates(task, rule) else "adamw"
+
+
+def raced(price: float, *rules: str) -> Strategy:
+    """Play what thalweg does at a price in full trainings, with some rules or its own choice among them."""
+
+    def play(player: Player) -> Point:
+        known = [rule for rule in rules or priors.RULES if rates(player.task, rule)]
+        lines = [Line(rule, priors.usual_rate(rule, player.steps)) for rule in known]
+        course = race.course_for(price, lines=len(lines))
+        usual = lines[0].point(0)
+        return usual if course is None else race.race(player, lines, course, price) or usual
 
     return play
 
@@ -157,47 +170,17 @@ def result(strategy: Strategy, tasks: Sequence[str]) -> tuple[float, float, floa
     )
 
 
-class TableTrack:
-    """The candidates of a race (`thalweg.tuning.race`), whose scores are the table's."""
-
-    def __init__(self, player: Player) -> None:
-        self.player = player
-
-    def score(self, rate: float, share: float) -> float:
-        rate = nearest(rate)
-        return self.player.full(rate) if share == 1 else self.player.cooled(rate, share)
-
-    def stop(self, rate: float) -> None:
-        """Nothing runs."""
-
-
-def raced(price: float) -> Strategy:
-    """Play what thalweg does at a price in full trainings."""
-
-    def play(player: Player) -> float:
-        course, usual = race.course_for(price), priors.usual_rate("adamw", player.steps)
-        if course is None:
-            return nearest(usual)
-        won = race.race(TableTrack(player), usual, course, price)
-        return nearest(usual if won is None else won)
-
-    return play
-
-
 STRATEGIES: dict[str, Strategy] = {
     **{f"thalweg, {price} U": raced(price) for price in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 12.0)},
-    **{f"fixed {rate}": fixed(rate) for rate in (0.002, 0.005, 0.01, 0.02, 0.05)},
-    "0.005, 0.02, 0.1 cooled at 0.5": one_stage((0.005, 0.02, 0.1), 0.5),
-    "0.005, 0.02, 0.1 cooled at 0.35": one_stage((0.005, 0.02, 0.1), 0.35),
-    "0.005, 0.02, 0.1 cooled at 0.2": one_stage((0.005, 0.02, 0.1), 0.2),
-    "0.002, 0.01, 0.05 cooled at 0.5": one_stage((0.002, 0.01, 0.05), 0.5),
-    "four from 0.002 to 0.1 cooled at 0.5": one_stage((0.002, 0.007, 0.027, 0.1), 0.5),
-    "six cooled at 0.5": one_stage((0.002, 0.0048, 0.0104, 0.0226, 0.049, 0.106), 0.5),
-    "six, 3 after 0.2, 1 after 0.5": halving((0.002, 0.0048, 0.0104, 0.0226, 0.049, 0.106), ((0.2, 3), (0.5, 1))),
+    **{f"thalweg with AdamW alone, {price} U": raced(price, "adamw") for price in (1.0, 2.0, 4.0, 12.0)},
+    **{f"AdamW at {rate}": fixed(rate) for rate in (0.002, 0.005, 0.01, 0.02, 0.05)},
+    **{f"Muon at {rate}": fixed(rate, "muon") for rate in (0.01, 0.02, 0.05, 0.1)},
+    "0.005, 0.02, 0.1 cooled at 0.35": halving((0.005, 0.02, 0.1), ((0.35, 1),)),
+    "0.005, 0.02, 0.1 cooled at 0.2": halving((0.005, 0.02, 0.1), ((0.2, 1),)),
     "six, 3 after 0.1, 1 after 0.35": halving((0.002, 0.0048, 0.0104, 0.0226, 0.049, 0.106), ((0.1, 3), (0.35, 1))),
-    "four, 2 after 0.2, 1 after 0.5": halving((0.002, 0.0104, 0.049, 0.231), ((0.2, 2), (0.5, 1))),
-    "three full runs": full_runs((0.005, 0.02, 0.1)),
-    "six full runs": full_runs((0.002, 0.0048, 0.0104, 0.0226, 0.049, 0.106)),
+    "four, 2 after 0.2, 1 after 0.35": halving((0.002, 0.0104, 0.049, 0.231), ((0.2, 2), (0.35, 1))),
+    "three full runs": halving((0.005, 0.02, 0.1), ((1, 1),)),
+    "six full runs": halving((0.002, 0.0048, 0.0104, 0.0226, 0.049, 0.106), ((1, 1),)),
 }
 
 
@@ -238,9 +221,12 @@ def main() -> None:
 
 
 def is_whole(task: str) -> bool:
-    """Tell whether the table has all runs of a task that strategies ask for."""
-    found = losses(task)
-    return len(found) == len(RATES) + 4 * len(RATES[3:]) and all(len(by) == len(table.SEEDS) for by in found.values())
+    """Tell whether the table has the runs of a task that strategies ask for."""
+    return len(rates(task, "adamw")) >= 9 and (not runs_of(task, "muon") or len(rates(task, "muon")) >= 9)
+
+
+def runs_of(task: str, rule: str) -> bool:
+    return any(point.rule == rule for _, point in losses(task))
 
 
 if __name__ == "__main__":

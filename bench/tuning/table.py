@@ -1,6 +1,6 @@
 """The table of finished runs that strategies are simulated on: every rate x length x seed of every task of the suite.
 
-    python bench/tuning/table.py --grid full --workers 2 [TASK ...]
+    python bench/tuning/table.py --grid full:muon --workers 2 [TASK ...]
 
 Each run is a line of `bench/raw/tuning/TASK.jsonl`, written when it ends: stop it at any time, and it goes on where it was. A
 run's figures depend on nothing but its line's key: task, rule, rate, batch size, weight decay, schedule, steps and seed.
@@ -44,6 +44,7 @@ RAW = Path(__file__).parents[1] / "raw" / "tuning"
 RATES = [float(f"{1e-4 * 5000 ** (k / 11):.3g}") for k in range(12)]  # 1e-4 to 0.5
 LENGTHS = (1, 2, 4, 8, 16, 32)  # parts of the full run
 SEEDS = (0, 1, 2)
+PLACES = (0.1, 0.2, 0.35)  # of cool-downs, as shares of the run
 CURVE = 8  # validations of a run
 FEWEST = 5  # steps of the shortest run
 
@@ -67,33 +68,46 @@ class Key:
 
 def grid(name: str, task: str) -> Iterator[Key]:
     """Give the runs of one grid over one task."""
-    if name == "full":
-        yield from (Key(task, rate, seed=seed) for seed in SEEDS for rate in RATES)
-    elif name == "shorter":
-        yield from (Key(task, rate, part, seed) for part in LENGTHS[1:] for seed in SEEDS for rate in RATES)
-    elif name == "cooled":
-        places = [(at, 0.05) for at in (0.1, 0.2, 0.35, 0.5)]
-        yield from (Key(task, rate, seed=seed, cool=cool) for cool in places for seed in SEEDS for rate in RATES[3:])
-    elif name == "decays":
+    kind, _, rule = name.partition(":")
+    rule = rule or "adamw"
+    rates = rates_of(rule)
+    if kind == "full":
+        yield from (Key(task, rate, seed=seed, rule=rule) for seed in SEEDS for rate in rates)
+    elif kind == "shorter":
+        yield from (Key(task, rate, part, seed, rule) for part in LENGTHS[1:] for seed in SEEDS for rate in rates)
+    elif kind == "cooled":
+        places = [(at, 0.05) for at in PLACES]
         yield from (
-            Key(task, rate, seed=seed, timescale=share)
+            Key(task, rate, seed=seed, rule=rule, cool=cool) for cool in places for seed in SEEDS for rate in rates[-9:]
+        )
+    elif kind == "decays":
+        yield from (
+            Key(task, rate, seed=seed, rule=rule, timescale=share)
             for share in (0.1, 1.0, None)
             for seed in SEEDS
-            for rate in RATES[4:10]
+            for rate in rates[-8:-2]
         )
-    elif name == "batches":
+    elif kind == "batches":
         yield from (
-            Key(task, rate, seed=seed, batch=times) for times in (0.25, 4.0) for seed in SEEDS for rate in RATES[3:11]
+            Key(task, rate, seed=seed, rule=rule, batch=times)
+            for times in (0.25, 4.0)
+            for seed in SEEDS
+            for rate in rates[-9:-1]
         )
     else:
-        yield from (Key(task, rate, seed=seed, rule=name) for seed in SEEDS for rate in rates_of(name))
+        raise SystemExit(
+            f"There is no grid '{kind}': full, shorter, cooled, decays or batches, of a rule as in full:muon."
+        )
 
 
 def rates_of(rule: str) -> list[float]:
-    low, high = priors.rate_range(rule)
+    """Give the rates of a rule's grid: AdamW's, of another order where the rule's are."""
     if rules.get(rule).finds_rate:
         return [0.1, 0.3, 1.0, 3.0]
-    return [float(f"{low * (high / low) ** ((k + 2) / 12):.3g}") for k in range(10)]
+    if rule == "adamw":
+        return RATES
+    times = priors.usual_rate(rule) / priors.usual_rate("adamw")
+    return [float(f"{rate * times:.3g}") for rate in RATES[3:]]
 
 
 @cache

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thalweg.tuning.race import COOL, COURSES, course_for, race
+from thalweg.tuning.race import COOL, COURSES, Line, Point, course_for, race
 
 
 class Track:
@@ -13,30 +13,38 @@ class Track:
     def __init__(self, score):
         self.score_of, self.at, self.extra, self.stopped = score, {}, 0.0, set()
 
-    def score(self, rate, share):
-        assert rate not in self.stopped
-        assert share >= self.at.get(rate, 0.0)
-        self.at[rate] = share
+    def score(self, point, share):
+        assert point not in self.stopped
+        assert share >= self.at.get(point, 0.0)
+        self.at[point] = share
         self.extra += COOL if share < 1 else 0.0
-        return self.score_of(rate, share)
+        return self.score_of(point, share)
 
-    def stop(self, rate):
-        self.stopped.add(rate)
+    def stop(self, point):
+        self.stopped.add(point)
 
     def price(self, winner):
         return sum(self.at.values()) + self.extra + 1.0 - self.at.get(winner, 0.0)
 
 
 def valley(best):
-    return lambda rate, share: abs(math.log(rate / best))
+    return lambda point, share: abs(math.log(point.rate / best))
+
+
+def usual(rate):
+    return [Line("adamw", rate)]
+
+
+def at(rate):
+    return Point("adamw", rate)
 
 
 @given(st.floats(1.5, 20), st.floats(1e-6, 10), st.floats(1e-4, 1))
-def test_a_race_never_costs_more_than_its_price(price, best, usual):
+def test_a_race_never_costs_more_than_its_price(price, best, middle):
     course = course_for(price)
     assert course is not None
     track = Track(valley(best))
-    winner = race(track, usual, course, price)
+    winner = race(track, usual(middle), course, price)
     assert winner not in track.stopped
     assert track.price(winner) <= price + 1e-9
 
@@ -44,33 +52,33 @@ def test_a_race_never_costs_more_than_its_price(price, best, usual):
 @pytest.mark.parametrize("course", COURSES)
 def test_the_price_of_a_course_is_what_it_costs_where_nothing_is_added(course):
     track = Track(valley(0.02))
-    winner = race(track, 0.02, course, course.price)
-    assert winner == 0.02
+    winner = race(track, usual(0.02), course, course.price)
+    assert winner == at(0.02)
     assert track.price(winner) == pytest.approx(course.price)
 
 
 @pytest.mark.parametrize(("best", "found"), [(0.004, 0.00425), (0.02, 0.02), (0.4, 0.443)])
 def test_candidates_are_added_beyond_the_edge_where_the_best_one_lies_there(best, found):
-    assert race(Track(valley(best)), 0.02, COURSES[-1], 12.0) == found
+    assert race(Track(valley(best)), usual(0.02), COURSES[-1], 12.0) == at(found)
 
 
 def test_what_leads_early_does_not_win_by_that():
-    turns = Track(lambda rate, share: abs(math.log(rate / (0.04 if share < 0.3 else 0.02))))
-    assert race(turns, 0.02, COURSES[1], 2.0) == 0.02
+    turns = Track(lambda point, share: abs(math.log(point.rate / (0.04 if share < 0.3 else 0.02))))
+    assert race(turns, usual(0.02), COURSES[1], 2.0) == at(0.02)
 
 
 def test_a_candidate_that_diverges_later_does_not_win():
-    cliff = Track(lambda rate, share: math.inf if rate > 0.01 and share > 0.3 else -rate)
-    assert race(cliff, 0.01, COURSES[1], 2.0) is None
-    assert race(Track(cliff.score_of), 0.01, COURSES[-1], 20.0) == 0.01
+    cliff = Track(lambda point, share: math.inf if point.rate > 0.01 and share > 0.3 else -point.rate)
+    assert race(cliff, usual(0.01), COURSES[1], 2.0) is None
+    assert race(Track(cliff.score_of), usual(0.01), COURSES[-1], 20.0) == at(0.01)
 
 
 def test_where_all_diverge_a_lower_rate_is_tried_and_then_none_wins():
-    track = Track(lambda rate, share: math.inf)
-    assert race(track, 0.02, COURSES[-1], 20.0) is None
-    assert min(track.at) < 0.005
-    lower = Track(lambda rate, share: rate if rate < 0.004 else math.inf)
-    assert race(lower, 0.02, COURSES[-1], 20.0) == min(lower.at)
+    track = Track(lambda point, share: math.inf)
+    assert race(track, usual(0.02), COURSES[-1], 20.0) is None
+    assert min(track.at).rate < 0.005
+    lower = Track(lambda point, share: point.rate if point.rate < 0.004 else math.inf)
+    assert race(lower, usual(0.02), COURSES[-1], 20.0) == min(lower.at, key=lambda point: point.rate)
 
 
 def test_a_price_that_pays_for_no_race_gives_none():
@@ -79,27 +87,27 @@ def test_a_price_that_pays_for_no_race_gives_none():
 
 
 def test_of_rates_that_are_alike_the_usual_one_wins_and_none_is_added():
-    track = Track(lambda rate, share: 1.0)
-    assert race(track, 0.02, COURSES[-1], COURSES[-1].price + 0.5) == 0.02
-    assert len(track.at) == 1 + COURSES[-1].lower + COURSES[-1].higher
+    track = Track(lambda point, share: 1.0)
+    assert race(track, usual(0.02), COURSES[-1], COURSES[-1].price + 0.5) == at(0.02)
+    assert len(track.at) == sum(lower + 1 + higher for lower, higher in COURSES[-1].sides)
 
 
 def test_no_more_candidates_are_held_than_go_on_and_the_one_that_runs():
     held, most = set(), 0
 
     class Holding(Track):
-        def score(self, rate, share):
+        def score(self, point, share):
             nonlocal most
-            held.add(rate)
+            held.add(point)
             most = max(most, len(held))
-            return super().score(rate, share)
+            return super().score(point, share)
 
-        def stop(self, rate):
-            held.remove(rate)
-            super().stop(rate)
+        def stop(self, point):
+            held.remove(point)
+            super().stop(point)
 
     for course in COURSES:
-        most, winner = 0, race(Holding(valley(0.3)), 0.02, course, 15.0)
+        most, winner = 0, race(Holding(valley(0.3)), usual(0.02), course, 15.0)
         assert most <= course.stages[0].keep + 1
         assert held == {winner}
         held.clear()
@@ -110,20 +118,20 @@ def test_a_race_of_a_few_steps_costs_no_more_than_its_price_either(steps, price,
     course = course_for(price, steps, anew=anew)
     if course is None:
         return
-    at, paid = {}, 0
+    went, paid = {}, 0
 
     class Counted(Track):
-        def score(self, rate, share):
+        def score(self, point, share):
             nonlocal paid
             go_on = round(share * steps)
-            paid += go_on - at.get(rate, 0) + min(max(2, round(COOL * steps)), steps - go_on)
-            at[rate] = go_on
-            return super().score(rate, share)
+            paid += go_on - went.get(point, 0) + min(max(2, round(COOL * steps)), steps - go_on)
+            went[point] = go_on
+            return super().score(point, share)
 
-    winner = race(Counted(valley(0.02)), 0.02, course, price)
-    assert paid + steps - (0 if anew else at[winner]) <= price * steps + 1e-6
+    winner = race(Counted(valley(0.02)), usual(0.02), course, price)
+    assert paid + steps - (0 if anew else went[winner]) <= price * steps + 1e-6
 
 
 def test_of_equal_scores_the_earlier_ones_decide():
-    saturated = Track(lambda rate, share: 0.0 if share == 1 else abs(math.log(rate / 0.05)))
-    assert race(saturated, 0.02, COURSES[2], 4.0) == 0.0434
+    saturated = Track(lambda point, share: 0.0 if share == 1 else abs(math.log(point.rate / 0.05)))
+    assert race(saturated, usual(0.02), COURSES[2], 4.0) == at(0.0434)

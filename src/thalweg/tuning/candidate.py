@@ -1,4 +1,4 @@
-"""A candidate of the search: the final run itself, at one learning rate, taken as far as the search needs to judge it.
+"""A candidate of the search: the final run itself, at one point, taken as far as the search needs to judge it.
 
 It is judged by a branch that cools down: a copy whose rate falls to zero within a few per cent of the run, which gives the
 figure of a finished run where an unfinished one's says little. The candidate itself goes on as if it had not been judged.
@@ -21,7 +21,7 @@ from thalweg.errors import DivergedError, Interrupted
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
-from thalweg.tuning.race import COOL, FEWEST, step_at
+from thalweg.tuning.race import COOL, FEWEST, Point, step_at
 
 
 class Candidate:
@@ -106,7 +106,7 @@ class Candidate:
 class Scored(NamedTuple):
     """A candidate's score after some steps, without those of its cool-down; less is better, infinite where it has none."""
 
-    rate: float
+    point: Point
     steps: int
     score: float
 
@@ -114,17 +114,17 @@ class Scored(NamedTuple):
 class Candidates:
     """The candidates of a race, run in this process, one after the other."""
 
-    def __init__(self, problem: Problem, plan_for: Callable[[float], Plan], say: Callable[[str], None]) -> None:
+    def __init__(self, problem: Problem, plan_for: Callable[[Point], Plan], say: Callable[[str], None]) -> None:
         self._problem, self._plan_for, self._say = problem, plan_for, say
-        self.running = dict[float, Candidate]()
+        self.running = dict[Point, Candidate]()
         self.scores = list[Scored]()
         self.steps_paid = 0
 
-    def score(self, rate: float, share: float) -> float:
-        """Take the candidate of a rate on to a share of the run, and give the criterion of a cool-down there; less is better."""
-        if rate not in self.running:
-            self.running[rate] = Candidate(self._problem, self._plan_for(rate))
-        candidate, task = self.running[rate], self._problem.task
+    def score(self, point: Point, share: float) -> float:
+        """Take a candidate on to a share of the run, and give the criterion of a cool-down there; less is better."""
+        if point not in self.running:
+            self.running[point] = Candidate(self._problem, self._plan_for(point))
+        candidate, task = self.running[point], self._problem.task
         paid = candidate.steps_paid
         at = step_at(share, candidate.steps)
         candidate.advance(at)
@@ -132,7 +132,7 @@ class Candidates:
         self.steps_paid += candidate.steps_paid - paid
         value = figures.get(task.select, math.nan)
         score = math.inf if not math.isfinite(value) else value if task.mode == "min" else -value
-        self.scores.append(Scored(rate, at, score))
+        self.scores.append(Scored(point, at, score))
         shown = f"{task.select} {value:.4g}" if figures else "diverged"
         if candidate.rate_was_lowered:
             shown = "too high, the watch had to lower it"
@@ -141,12 +141,12 @@ class Candidates:
             if at == candidate.steps
             else f"cooled down after {at:,} of {candidate.steps:,} steps"
         )
-        self._say(f"learning rate {rate:.3g}, {how}: {shown}")
+        self._say(f"{candidate.plan.rule}, learning rate {point.rate:.3g}, {how}: {shown}")
         return score
 
-    def stop(self, rate: float) -> None:
+    def stop(self, point: Point) -> None:
         """Let go of a candidate."""
-        self.running.pop(rate, None)
+        self.running.pop(point, None)
 
 
 def _descend(descent: Descent, recorder: Recorder, until: int | None = None) -> None:

@@ -29,6 +29,10 @@ COMMON = {
 MIDDLE = {True: 1e-3, False: 0.1}  # usual rate, with which a default outside COMMON is compared
 
 
+RULES = ("adamw",)
+"""The rules that a search chooses among, where the person has not."""
+
+
 def is_adaptive(rule: str) -> bool:
     """Tell whether a rule's steps are as long whatever the gradient's scale, so that its rate does not scale with the loss.
 
@@ -136,9 +140,15 @@ def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule
 
 
 def weight_decay(
-    rule: str, learning_rate: float, steps: int, chosen: Mapping[str, Any] | None = None
+    rule: str,
+    learning_rate: float,
+    steps: int,
+    chosen: Mapping[str, Any] | None = None,
+    timescale: float | None = TIMESCALE,
 ) -> tuple[float, Evidence]:
-    """Give the weight decay under which weights shrink by a factor of e over 0.3 of the run: 1 / (rate x 0.3 x steps), at most 1.
+    """Give the weight decay under which weights shrink by a factor of e over a share of the run: 1 / (rate x share x steps).
+
+    It is at most 1. `timescale` is that share; None: no decay.
 
     Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
     is part of the gradient the timescale has no such meaning: a small 1e-4 is taken, and none where the rule is adaptive, as the
@@ -157,9 +167,11 @@ def weight_decay(
         return 0.01, Evidence(
             "default", "AdamW's usual constant, as the rate that it works with is found only in training"
         )
-    wanted = 1.0 / (learning_rate * TIMESCALE * steps)
-    stated = f"1 / (rate {learning_rate:.3g} x {TIMESCALE:g} x {steps} steps)"
-    reason = f"{stated}: weights forget over {TIMESCALE:.0%} of the run (arXiv:2405.13698)"
+    if timescale is None:
+        return 0.0, Evidence("searched", "none: the best of the candidates has no decay")
+    wanted = 1.0 / (learning_rate * timescale * steps)
+    stated = f"1 / (rate {learning_rate:.3g} x {timescale:g} x {steps} steps)"
+    reason = f"{stated}: weights forget over {timescale:.0%} of the run (arXiv:2405.13698)"
     if wanted > MOST_DECAY:
         reason = f"the most that is taken, as {stated} = {wanted:.3g} would be more (arXiv:2405.13698)"
     figures = {"learning_rate": learning_rate, "steps": steps}

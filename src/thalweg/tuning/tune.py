@@ -21,7 +21,7 @@ from thalweg.records.request import Request
 from thalweg.sampling.sources import loader_knobs
 from thalweg.tuning import batch_size, priors
 from thalweg.tuning.candidate import Candidates
-from thalweg.tuning.race import SPACING, course_for, race
+from thalweg.tuning.race import SPACING, Line, Point, course_for, race
 
 LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
 MOST_TRAININGS = 12.0  # that these seconds buy
@@ -132,7 +132,7 @@ def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) ->
     return with_choices(plan, {"batch_size": batch_size.choose(measured, request.epochs, problem.count)})
 
 
-def with_priors(plan: Plan, request: Request) -> Plan:
+def with_priors(plan: Plan, request: Request, timescale: float | None = priors.TIMESCALE) -> Plan:
     """Set constants, schedule and weight decay by their rules for the plan's steps and rate, unless they are decided."""
     assert plan.steps is not None
     constants = priors.constants(plan.rule, plan.steps)
@@ -140,43 +140,64 @@ def with_priors(plan: Plan, request: Request) -> Plan:
     choices: dict[str, Choice] = {
         "constants": constants,
         "schedule": priors.schedule(plan.rule, known, plan.steps),
-        "weight_decay": priors.weight_decay(plan.rule, plan.learning_rate, plan.steps, known),
+        "weight_decay": priors.weight_decay(plan.rule, plan.learning_rate, plan.steps, known, timescale),
     }
     return with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in request.fixed})
+
+
+def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
+    """Give a settled plan under another rule, with the groups of parameters that it leaves to another."""
+    if rule == plan.rule:
+        return plan
+    plan = plan.replace(rule=rule, evidence=plan.evidence)
+    return settle(problem, plan, Request(steps=plan.steps))
+
+
+def lines(plan: Plan, request: Request) -> list[Line]:
+    """Give the rules to choose among, the plan's own first, with their usual rates."""
+    others = [] if {"rule", "constants"} & {*request.fixed} else [one for one in priors.RULES if one != plan.rule]
+    # A rate that scales with the loss may be anywhere.
+    return [
+        Line(rule, priors.usual_rate(rule, plan.steps), SPACING if priors.is_adaptive(rule) else SPACING**2)
+        for rule in (plan.rule, *others)
+    ]
 
 
 def with_learning_rate(
     problem: Problem, request: Request, plan: Plan, price: float, say: Say, anew: bool = False
 ) -> Chosen:
-    """Search the learning rate by a race, or take the usual one where the price pays for none.
+    """Search learning rate and rule by a race, or take the usual ones where the price pays for none.
 
     Raises DivergedError where no rate trains.
     """
     assert plan.steps is not None
-    course, usual = course_for(price, plan.steps, anew=anew), priors.usual_rate(plan.rule, plan.steps)
+    tried = lines(plan, request)
+    course = course_for(price, plan.steps, len(tried), anew=anew)
     if course is None:
         reason = "a rate that serves most small networks under this kind of rule; nothing was searched at this effort"
-        plan = with_choices(plan, {"learning_rate": (usual, Evidence("default", reason))})
+        plan = with_choices(plan, {"learning_rate": (tried[0].usual, Evidence("default", reason))})
         return Chosen(with_priors(plan, request))
 
-    def plan_for(rate: float) -> Plan:
-        return with_priors(plan.replace(learning_rate=rate), request)
+    def plan_for(point: Point) -> Plan:
+        under = with_rule(problem, plan, point.rule).replace(learning_rate=point.rate)
+        return with_priors(under, request, point.timescale)
 
     started, track = time.perf_counter(), Candidates(problem, plan_for, say)
-    # A rate that scales with the loss may be anywhere.
-    spacing = SPACING if priors.is_adaptive(plan.rule) else SPACING**2
-    rate = race(track, usual, course, price, spacing)
+    won = race(track, tried, course, price)
     seconds = round(time.perf_counter() - started, 2)
-    if rate is None:
+    if won is None:
         raise DivergedError(
             f"No learning rate trained: every run ended with a figure ('{problem.task.select}') that is not finite, or ran away."
             f" Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
         )
-    begun = track.running[rate].suspended
-    chosen = plan_for(rate)
+    begun = track.running[won].suspended
+    chosen = plan_for(won)
     rest = plan.steps - (0 if anew or begun is None else begun.step)
     why = _evidence(problem, track, chosen, rest, seconds)
-    return Chosen(with_choices(chosen, {"learning_rate": (rate, why)}), begun)
+    choices: dict[str, Choice] = {"learning_rate": (won.rate, why)}
+    if len({one.point.rule for one in track.scores}) > 1:
+        choices["rule"] = won.rule, Evidence("searched", "that of the best candidate: see the learning rate")
+    return Chosen(with_choices(chosen, choices), begun)
 
 
 def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, seconds: float) -> Evidence:
@@ -184,7 +205,8 @@ def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, second
     assert plan.steps is not None
     task, scores = problem.task, track.scores
     figures = {
-        "learning_rates": [one.rate for one in scores],
+        "rules": [one.point.rule for one in scores],
+        "learning_rates": [one.point.rate for one in scores],
         "steps": [one.steps for one in scores],
         "scores": [float(f"{one.score:.5g}") for one in scores],
         "price": round((track.steps_paid + rest) / plan.steps, 2),
@@ -193,6 +215,6 @@ def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, second
     judged = "" if problem.validation is not None else ", judged by the training loss, as there are no validation data"
     if task.select != "loss":
         judged = f", judged by {task.select}, of which {'more' if task.mode == 'max' else 'less'} is better"
-    tried, last = len({one.rate for one in scores}), max(one.steps for one in scores)
+    tried, last = len({one.point for one in scores}), max(one.steps for one in scores)
     how = "trained to the end" if last == plan.steps else f"cooled down after up to {last:,} of {plan.steps:,} steps"
     return Evidence("searched", f"best of {tried} candidates, each this run itself, {how}{judged}", figures)
