@@ -16,7 +16,7 @@ from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
 from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind
 from thalweg.see.rolled_back import rolled_back_stretches
-from thalweg.see.search_scores import scores_by_steps
+from thalweg.see.search_scores import Scores, scores_by_rule
 from thalweg.watch.finished import FinishedHistory
 
 MAX_METRICS = 8
@@ -190,16 +190,16 @@ def repeated_stretches(run: Run) -> list[Stretch]:
 
 
 def search(run: Run) -> str:
-    """Draw the search for the learning rate: one line for each step where candidates were judged, a point for each rate."""
-    figures, by_steps = run.plan.why("learning_rate").figures, scores_by_steps(run)
-    if not by_steps:
+    """Draw the search: one line for each rule and step where candidates were judged, a point for each rate."""
+    figures, by_rule = run.plan.why("learning_rate").figures, scores_by_rule(run)
+    if not by_rule:
         return ""
     sign = -1.0 if run.summary.get("mode") == "max" else 1.0
-    lengths = sorted(by_steps)
-    lines = [_search_line(n, by_steps[n], sign, _shade(k, len(lengths))) for k, n in enumerate(lengths)]
+    lengths = sorted({steps for by_steps in by_rule.values() for steps in by_steps})
+    lines = [line for rule in by_rule for line in _search_lines(rule, by_rule, lengths, sign)]
     chosen = Mark(run.plan.learning_rate, "chosen", f"chosen: {format_number(run.plan.learning_rate)}")
     history = FinishedHistory.of(run)
-    tries = [scores for of_length in by_steps.values() for scores in of_length.values()]
+    tries = [scores for by_steps in by_rule.values() for of_rate in by_steps.values() for scores in of_rate.values()]
     count = format_count(sum(map(len, tries)), "score")
     note = f"{count} of this run itself at other rates: at its end, or after a cool-down on the way."
     if any(len(scores) > 1 for scores in tries):
@@ -221,12 +221,18 @@ def search(run: Run) -> str:
     )
 
 
-def _search_line(steps: int, scores: Mapping[float, list[float]], sign: float, colour: str) -> Series:
-    """Make the line of the candidates that were judged after so many steps: the mean score of each rate."""
-    rates = sorted(scores)
-    with np.errstate(over="ignore", invalid="ignore"):
-        means = [sign * float(np.mean(scores[rate])) for rate in rates]
-    return Series(f"after {format_count(steps, 'step')}", np.array(rates), np.array(means), colour)
+def _search_lines(rule: str, by_rule: Mapping[str, Scores], lengths: list[int], sign: float) -> list[Series]:
+    """Make the lines of a rule's candidates, one for each number of steps after which they were judged; the first rule's are solid."""
+    prefix = f"{rule} " if len(by_rule) > 1 else ""
+    lines: list[Series] = []
+    for steps, scores in sorted(by_rule[rule].items()):
+        rates = sorted(scores)
+        with np.errstate(over="ignore", invalid="ignore"):
+            means = [sign * float(np.mean(scores[rate])) for rate in rates]
+        colour = _shade(lengths.index(steps), len(lengths))
+        name = f"{prefix}after {format_count(steps, 'step')}"
+        lines.append(Series(name, np.array(rates), np.array(means), colour, dashed=rule != next(iter(by_rule))))
+    return lines
 
 
 def _shade(index: int, count: int) -> str:

@@ -36,6 +36,7 @@ TEST_NAMES = {  # names in `Diagnosis.not_measured`, for people
     "which module gave it first": "which layer gave it first",
 }
 FIGURE_NAMES = {  # names in `Evidence.figures`, for people
+    "rules": "rule",
     "learning_rates": "learning rate",
     "seeds": "seed",
     "scores": "score (lower is better)",
@@ -180,7 +181,7 @@ def _column_name(key: str) -> str:
 def _cell(key: str, value: Any) -> str:
     if key == "scores" and value == math.inf:
         return "diverged"
-    return safe(value) if key == "seeds" else safe(format_number(value))
+    return safe(value) if key in ("seeds", "rules") else safe(format_number(value))
 
 
 def _value(value: Any) -> str:

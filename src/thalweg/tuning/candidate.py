@@ -141,7 +141,7 @@ class Candidates:
             if at == candidate.steps
             else f"cooled down after {at:,} of {candidate.steps:,} steps"
         )
-        self._say(f"{candidate.plan.rule}, learning rate {point.rate:.3g}, {how}: {shown}")
+        self._say(f"learning rate {point.rate:.3g} by {candidate.plan.rule}, {how}: {shown}")
         return score
 
     def stop(self, point: Point) -> None:
