@@ -2,7 +2,7 @@
 
     python bench/tuning/oracle.py --workers 2 [TASK ...]
 
-Each run is a line of `bench/raw/tuning/oracle/TASK.jsonl`, written when it ends: stop it at any time, and it goes on where it was.
+Each run is a line of `bench/raw/tuning/oracle/TASK.jsonl`, written when it ends: stop it at any time, it goes on where it was.
 The best mean over the fresh seeds is the loss that a search is compared with.
 """
 

@@ -222,7 +222,7 @@ def search(run: Run) -> str:
 
 
 def _search_lines(rule: str, by_rule: Mapping[str, Scores], lengths: list[int], sign: float) -> list[Series]:
-    """Make the lines of a rule's candidates, one for each number of steps after which they were judged; the first rule's are solid."""
+    """Make the lines of a rule's candidates, one for each stage of the search; the first rule's are solid."""
     prefix = f"{rule} " if len(by_rule) > 1 else ""
     lines: list[Series] = []
     for steps, scores in sorted(by_rule[rule].items()):

@@ -29,8 +29,22 @@ COMMON = {
 MIDDLE = {True: 1e-3, False: 0.1}  # usual rate, with which a default outside COMMON is compared
 
 
-RULES = ("adamw",)
-"""The rules that a search chooses among, where the person has not."""
+RULES = ("muon", "adamw")
+"""The rules that a search chooses among, where the person has not: on the suite of `bench/tuning` none beats both on any task."""
+
+
+def usual_rule(roles: Mapping[str, str]) -> tuple[str, Evidence]:
+    """Give Muon for networks with hidden matrices, else AdamW.
+
+    Arguments:
+        roles: of each trainable matrix, by name (`thalweg.descent.matrix_roles`).
+
+    >>> usual_rule({"0.weight": "hidden", "2.weight": "output layer"})[0], usual_rule({"head": "output layer"})[0]
+    ('muon', 'adamw')
+    """
+    if "hidden" in roles.values():
+        return "muon", Evidence("derived", "Muon moves hidden matrices equally far in every direction")
+    return "adamw", Evidence("derived", "AdamW, as there are no hidden matrices to train, for which Muon is made")
 
 
 def is_adaptive(rule: str) -> bool:

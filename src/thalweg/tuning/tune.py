@@ -96,6 +96,8 @@ def stated_plan(problem: Problem, request: Request) -> Plan:
     """Give a plan with all that is decided, and the stated defaults around it."""
     values: dict[str, Any] = {"seed": request.seed, "clip_norm": 1.0, **request.fixed}
     evidence = {name: Evidence("given") for name in request.fixed}
+    if "rule" not in values and "constants" not in values:
+        values["rule"], evidence["rule"] = priors.usual_rule(problem.matrix_roles)
     rule = values.get("rule", "adamw")
     if not rules.get(rule).finds_rate:
         values.setdefault("learning_rate", priors.usual_rate(rule))
@@ -205,7 +207,7 @@ def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, second
     assert plan.steps is not None
     task, scores = problem.task, track.scores
     figures = {
-        "rules": [one.point.rule for one in scores],
+        **({"rules": [one.point.rule for one in scores]} if len({one.point.rule for one in scores}) > 1 else {}),
         "learning_rates": [one.point.rate for one in scores],
         "steps": [one.steps for one in scores],
         "scores": [float(f"{one.score:.5g}") for one in scores],
