@@ -188,6 +188,19 @@ def test_norms_are_exact_at_any_scale(scale):
     assert list(optimizer.last.gradient_norms) == pytest.approx([exact_norm(w.grad) for w in weights], rel=1e-6)
 
 
+@pytest.mark.parametrize("cautious", [False, True])
+def test_gradients_clipped_by_value_and_by_norm_have_one_limit_whatever_the_groups_decays(cautious):
+    weights = [torch.linspace(-1, 1, 20 + i) for i in range(8)]
+    groups = [{"params": [w], "weight_decay": 0.1 * i} for i, w in enumerate(weights)]
+    optimizer = Optimizer(groups, "momentum", lr=0.1, clip_norm=0.5, clip_value=0.3, cautious=cautious, engine="cpu")
+    for _ in range(4):
+        for w in weights:
+            w.grad = torch.sin(3 * w) + w
+        norm = torch.cat([w.grad for w in weights]).clamp(-0.3, 0.3).norm().item()
+        optimizer.step()
+        assert optimizer.last.clip_scale == pytest.approx(0.5 / norm, rel=1e-4)
+
+
 def test_a_missing_gradient_moves_no_state_in_memory():
     weights = [torch.ones(50_000), torch.ones(3), torch.ones(3)]
     optimizer = Optimizer(weights, "adamw", lr=0.1, engine="cpu")

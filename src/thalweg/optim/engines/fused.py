@@ -85,7 +85,8 @@ class FusedBlock(Block):
         self.names = kernels.number_names(group.rule)[1:]
         self.table = np.zeros((len(parameters), len(kernels.ENGINE_NUMBERS) + 1 + len(self.names)))
         self.table_cells = _as_ctypes(self.table, ctypes.c_double)
-        self.clip_limit = np.full(1, np.inf)  # a table of one number, for the norms of clipped gradients
+        # A table of one number, for the norms of clipped gradients. `rows` point into it too, so it has as many rows as they may.
+        self.clip_limits = np.full(len(parameters), np.inf)
         self.addresses = [p.data_ptr() for p in parameters]
         self.weight_addresses = np.array(self.addresses, np.int64)
         self.gradient_addresses = np.zeros(len(parameters), np.int64)
@@ -93,7 +94,7 @@ class FusedBlock(Block):
         self.gradients_at: Sequence[int] = ()  # the same addresses
         self.launches: dict[tuple[str, bool, bool], Launch] = {}
         norms_kernel = kernels.gradient_norms(self.kernel_dtype)
-        self.norms_launch = self._launch(norms_kernel, self.clip_limit, [self.gradient_addresses])
+        self.norms_launch = self._launch(norms_kernel, self.clip_limits, [self.gradient_addresses])
         self.clipped_norms_launch: Launch | None = None
         self.constants: Mapping[str, Any] = group.constants
         # The tensors of state, those of one key after those of another, and their addresses; the allocations that they lie in,
@@ -228,10 +229,10 @@ class FusedBlock(Block):
 
     def clipped_norms(self, clip_value: float) -> Sequence[float]:
         """Give the norms of the gradients as clipping their entries would leave them."""
-        self.clip_limit[0] = clip_value
+        self.clip_limits[:] = clip_value
         if self.clipped_norms_launch is None:
             kernel = kernels.gradient_norms(self.kernel_dtype, clips=True)
-            self.clipped_norms_launch = self._launch(kernel, self.clip_limit, [self.gradient_addresses])
+            self.clipped_norms_launch = self._launch(kernel, self.clip_limits, [self.gradient_addresses])
         self._run(self.clipped_norms_launch)
         return self._roots(0)
 
