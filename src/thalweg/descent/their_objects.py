@@ -11,6 +11,7 @@ from torch import nn
 from thalweg.errors import few
 from thalweg.objects.state import ObjectState
 from thalweg.records.task import Task
+from thalweg.sampling.sources import parts_of_passes
 
 STEPPING = ("model", "loss", "step")
 """What a training step calls. The others are called in validation: what they note there, such as their own records, stays."""
@@ -67,7 +68,12 @@ def not_put_back(paths: list[str]) -> str:
 
 @contextmanager
 def as_found(task: Task) -> Generator[None]:
-    """Within, a task's functions may be called; afterwards what they carry is as it was, as if they had not been called."""
+    """Within, a task's functions may be called and its streams read; afterwards what they carry is as it was before."""
     given = task.model if not isinstance(task.model, nn.Module) else None  # which is copied before it is called
-    with ObjectState({**roots(task), "model": given}).unchanged():
+    streams = {
+        f"{name}: {part}": value
+        for name, data in (("data", task.data), ("validation", task.validation))
+        for part, value in parts_of_passes(data).items()
+    }
+    with ObjectState({**roots(task), "model": given, **streams}).unchanged():
         yield

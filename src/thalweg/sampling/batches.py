@@ -79,7 +79,9 @@ class Batches:
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
         self._goes_on = False  # from the place that a loader's state has, instead of the start of an epoch
         self._at_end = False  # a loader's state is that of the end of a pass
+        self._at_end_of_pass = False  # the same, where the pass has yet to be seen to end, by the next draw
         self._loaded: Generator[Any] | None = None  # the next micro-batches, from a loader or a stream
+        self._final: dict[str, Any] | None = None  # the position of a run that is over
         self._carried: dict[str, Any] = {}  # what a stream's objects carried when its present epoch began
 
     def draw(self) -> Draw:
@@ -115,27 +117,41 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """Give the position: two integers, and the loader's own state where it has one."""
+        if self._final is not None:
+            return copy.deepcopy(self._final)
         state: dict[str, Any] = {"epoch": self.epoch, "within": self.within}
         if isinstance(self.source, StreamSource) and self.source.stateful:
             state |= {"loader": self.source.batches.state_dict(), "begun": self._loaded is not None}
+            state |= {"length": self._last_epoch} if self._last_epoch else {}
         elif isinstance(self.source, StreamSource):
-            carried = self.source.objects.read() if self._loaded is None else self._carried
+            carried = self._carried if self.within else self.source.objects.read()  # also once the pass is closed
             state |= {"carried": carried} if carried else {}
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position. Raises DataError where a stream ends before it, or a loader does not take its state."""
+    def load_state_dict(self, state: dict[str, Any], *, is_over: bool = False) -> None:
+        """Go to a position. Raises DataError where a stream ends before it, or a loader does not take its state.
+
+        `is_over`: nothing will be drawn. A loader with a `state_dict` then stays as it is: one that was given a place, and is not
+        read from there, would begin the next pass over it, of another run say, at that place.
+        """
         self.close()
-        self._goes_on = self._at_end = False
+        self._final = copy.deepcopy(state) if is_over and "loader" in state else None
+        self._goes_on = self._at_end = self._at_end_of_pass = False
         self.recent.clear()
         self.epoch, self.within = state["epoch"], state["within"]
         if isinstance(self.source, StreamSource):
+            if self._final is not None:
+                return
             if "loader" in state:
                 begun = state.get("begun", True) or self.within > 0
+                self._last_epoch = state.get("length", 0)
+                ended = self.within > 0 and self.within == (self._last_epoch or self.steps_per_epoch)
                 if begun or self.epoch:  # before the first pass, its place is the one that a rehearsal left it at
                     _load_state(self.source, state["loader"])
-                self._goes_on, self._at_end = begun, not begun and self.epoch > 0
-                self._loaded = self._open_stream(self.source) if begun else None
+                self._goes_on, self._at_end = begun and not ended, not begun and self.epoch > 0
+                self._loaded = self._open_stream(self.source) if self._goes_on else None
+                if ended:  # Of such a place some loaders begin the next pass, where others give no batch.
+                    self._loaded, self._at_end_of_pass = _no_batches(), True
             else:
                 self.source.objects.write(state.get("carried", {}))
                 self._fast_forward(self.source)
@@ -238,6 +254,7 @@ class Batches:
 
     def _end_epoch(self) -> None:
         self._last_epoch = self.within
+        self._at_end, self._at_end_of_pass = self._at_end_of_pass, False
         self.epoch, self.within, self._loaded = self.epoch + 1, 0, None
 
     def _compare_length(self, source: StreamSource) -> None:
@@ -286,6 +303,11 @@ class Batches:
                     f" before: it is shorter now, or gives other data. Give the data that the run began with, or start a new run."
                 )
             self.recent.append(drawn)
+
+
+def _no_batches() -> Generator[Any]:
+    """Give a pass that is at its end."""
+    yield from ()
 
 
 def _load_state(source: StreamSource, state: Any) -> None:

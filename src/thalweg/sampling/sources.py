@@ -8,6 +8,7 @@ import pickle
 import weakref
 from collections import UserDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
@@ -152,7 +153,7 @@ class StreamSource:
         self.collate_fn = collate_fn  # for an `IterableDataset` without a loader, which gives single examples
         self.name = name
         self.batch_size = batch_size  # the loader's; None: not known
-        self.stateful = all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
+        self.stateful = _has_place(batches)
         self.held: dict[int | None, list[tuple[Any, int]]] = {}  # see `hold`
         self._start: list[Any] | None = None  # see `_begin_anew`
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
@@ -215,17 +216,23 @@ class StreamSource:
         if self._start is None:
             self._start = self._find_start()
         for start in self._start:
-            self.batches.load_state_dict(copy.deepcopy(start))
+            with suppress(Exception):  # reading says what is wrong
+                if pickle.dumps(self.batches.state_dict()) != pickle.dumps(start):
+                    self.batches.load_state_dict(copy.deepcopy(start))
 
     def _find_start(self) -> list[Any]:
-        """Give the loader's state, in a list; an empty one where each pass begins anew by itself, or it has no state yet."""
+        """Give the loader's state, in a list; an empty one where it has none yet, or gives other batches from it.
+
+        Also of a loader whose passes all begin anew by themselves: it may count them, and shuffle by their number.
+        """
         try:
             start = copy.deepcopy(self.batches.state_dict())
             first = self._state_after_a_batch()
             if first is None:  # it stood at its end, as after an earlier run
                 start = copy.deepcopy(self.batches.state_dict())
                 first = self._state_after_a_batch()
-            return [] if first == self._state_after_a_batch() else [start]
+            self.batches.load_state_dict(copy.deepcopy(start))
+            return [start] if first is not None and first == self._state_after_a_batch() else []
         except Exception:
             return []  # reading says what is wrong
 
@@ -267,6 +274,28 @@ class StreamSource:
             # Persistent workers would carry random states from epoch to epoch, so that an epoch could not be read again.
             if getattr(self.batches, "_iterator", None) is not None:
                 self.batches._iterator = None
+
+
+def parts_of_passes(data: Any) -> dict[str, Any]:
+    """Give the parts of a user's loader or stream that a pass over it may change, by name; none of data that are read by index.
+
+    >>> parts_of_passes((torch.zeros(3, 1), torch.zeros(3))), parts_of_passes(DataLoader([1, 2, 3], batch_size=2))
+    ({}, {})
+    """
+    if isinstance(data, DataLoader):
+        is_stream = _own_batches(cast("DataLoader[Any]", data)) is None
+    else:
+        in_memory = _is_table(data) or isinstance(data, tuple | Mapping)
+        is_indexed = in_memory or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
+        is_stream = isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not is_indexed)
+    if not is_stream:
+        return {}
+    return {"data": data} if _has_place(data) else stream_parts(data)
+
+
+def _has_place(batches: Any) -> bool:
+    """Whether a loader tells and takes its place, as torchdata's do."""
+    return all(callable(getattr(batches, verb, None)) for verb in ("state_dict", "load_state_dict"))
 
 
 def stream_parts(batches: Any) -> dict[str, Any]:
