@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import thalweg as tw
+from thalweg.descent import loop
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import open_task
 from thalweg.descent.recorder import Recorder
@@ -274,3 +275,137 @@ def test_what_goes_on_holds_no_second_copy_of_the_state():
     gc.collect()
     assert weights() is None
     assert descent.step == 20
+
+
+class Shrinking(IterableDataset):
+    """A stream that counts its passes, each of which is another one, drawn from a generator of its own."""
+
+    def __init__(self):
+        self.passes, self.draws = 0, np.random.default_rng(3)
+
+    def __iter__(self):
+        self.passes += 1
+        for i in self.draws.permutation(90 - 7 * (self.passes % 3)):
+            yield X[i] * (1 + 0.01 * self.passes), Y[i]
+
+
+class CountingSampler:
+    """A batch sampler that shuffles by the number of the pass."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        yield from torch.randperm(90, generator=torch.Generator().manual_seed(self.passes)).split(15)
+
+    def __len__(self):
+        return 6
+
+
+class WithPlace:
+    """A loader with a place. A pass begins where the last one ended or, `anew`, at the beginning unless a place was loaded."""
+
+    def __init__(self, *, anew):
+        self.passes, self.at, self.anew, self.loaded = 0, 0, anew, False
+
+    def __len__(self):
+        return 6
+
+    def __iter__(self):
+        if self.at == 6 and not (self.anew and self.loaded):
+            self.passes, self.at = self.passes + 1, 0
+        elif self.anew and not self.loaded:
+            self.at = 0
+        self.loaded = False
+        while self.at < 6:
+            order = torch.randperm(90, generator=torch.Generator().manual_seed(self.passes))
+            rows = order[15 * self.at : 15 * self.at + 15]
+            self.at += 1
+            yield X[rows], Y[rows]
+
+    def state_dict(self):
+        return {"passes": self.passes, "at": self.at}
+
+    def load_state_dict(self, state):
+        self.passes, self.at, self.loaded = state["passes"], state["at"], True
+
+
+STREAMS = {
+    "counts its passes": Shrinking,
+    "has a sampler that counts": lambda: DataLoader(TensorDataset(X, Y), batch_sampler=CountingSampler()),
+    "has a place": lambda: WithPlace(anew=False),
+    "has a place and begins anew": lambda: WithPlace(anew=True),
+}
+
+
+KNOBS = {"batch_size": 15, "threads": 1}  # so that nothing is measured
+
+
+def with_dropout(**parts):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+    return tw.Task(**{"model": layers, "loss": F.cross_entropy, "validation": (X, Y), **parts})
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_the_searchs_run_is_that_of_its_plan_whatever_a_stream_carries(kind):
+    for effort in (
+        2.0,
+        4.0,
+    ):  # the race stops within a pass, and at the end of one; then the winner is trained to its end
+        data = STREAMS[kind]()
+        run = tw.fit(with_dropout(data=data), steps=30, effort=effort, fixed={"snapshot_every": 5, **KNOBS})
+        again = tw.train(with_dropout(data=STREAMS[kind]()), run.plan)
+        assert run.metrics == again.metrics
+        for name in again.history.keys() - {"seconds"}:
+            np.testing.assert_array_equal(run.history[name], again.history[name])
+        assert (
+            len(tw.train(with_dropout(data=data), run.plan).history["loss"]) == 31
+        )  # where a loader is left it can be read
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_stream_that_was_searched_with_is_no_other_to_a_process_that_resumes(kind, tmp_path, monkeypatch):
+    def interrupted(descent, loss):
+        if descent.step == 24:  # at the end of a pass
+            raise KeyboardInterrupt
+        return take_step(descent, loss)
+
+    take_step = loop.take_step
+    monkeypatch.setattr(loop, "take_step", interrupted)
+    with pytest.raises(tw.errors.Interrupted):
+        tw.fit(with_dropout(data=STREAMS[kind]()), steps=30, effort=2.0, fixed=KNOBS, out=tmp_path / "run")
+    monkeypatch.undo()
+    run = tw.resume(tmp_path / "run", with_dropout(data=STREAMS[kind]()))
+    assert run.metrics == tw.train(with_dropout(data=STREAMS[kind]()), run.plan).metrics
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_what_is_only_searched_leaves_a_stream_as_it_was(kind):
+    data = STREAMS[kind]()
+    holder = data.batch_sampler if isinstance(data, DataLoader) else data
+    before = {name: str(getattr(value, "bit_generator", value)) for name, value in vars(holder).items()}
+    draws = getattr(data, "draws", np.random.default_rng()).bit_generator.state
+    tw.tune(with_dropout(data=data), steps=30, effort=2.0, fixed=KNOBS)
+    assert {name: str(getattr(value, "bit_generator", value)) for name, value in vars(holder).items()} == before
+    assert not hasattr(data, "draws") or data.draws.bit_generator.state == draws
+
+
+class ReadingOn(IterableDataset):
+    """A stream that reads on in an iterator, whose place nobody can tell."""
+
+    def __init__(self):
+        self.numbers = itertools.count()
+
+    def __iter__(self):
+        for number in itertools.islice(self.numbers, 70):
+            yield X[number % 90] + 0.001 * number, Y[number % 90]
+
+
+def test_a_stream_that_reads_on_in_an_iterator_is_named_before_the_run_and_its_winner_is_trained_anew():
+    said = []
+    run = tw.fit(with_dropout(data=ReadingOn()), steps=30, effort=2.0, fixed=KNOBS, say=said.append)
+    assert any("`data.numbers` is a count, whose place cannot be read" in text for text in said)
+    assert any("hold what cannot be copied" in event.message for event in run.events)

@@ -160,6 +160,12 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         last_batch_fails = _last_batch_fails(Objective(own, rehearsal.casts), model, train, chosen_device)
         objects.read()
         notes += not_kept(objects) + counting_data(items)
+        notes += [
+            text
+            for source in (train, validation)
+            if isinstance(source, StreamSource)
+            for text in not_kept(source.objects)
+        ]
     return Problem(
         task,
         Objective(task, rehearsal.casts, reduction, evaluation.needs_gradient),

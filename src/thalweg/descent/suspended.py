@@ -65,7 +65,7 @@ class Suspended:
         self.schedule_factor = descent.schedule.factor(descent.step, descent.schedule_state or None)
         self.history, self.diagnoses = history, list[Diagnosis](recorder.diagnoses)
         self._state = clone_into(None, present_state(descent))
-        self.is_whole = not descent.objects.problems
+        self.is_whole = not (descent.objects.problems or descent.batches.unkept)
         self._best = descent.best_weights
 
     @property

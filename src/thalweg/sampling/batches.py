@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -155,6 +155,11 @@ class Batches:
             else:
                 self.source.objects.write(state.get("carried", {}))
                 self._fast_forward(self.source)
+
+    @property
+    def unkept(self) -> Mapping[str, str]:
+        """What of a stream no state can hold, such as an iterator that it reads on in: paths, each with what is there."""
+        return self.source.objects.problems if isinstance(self.source, StreamSource) else {}
 
     @property
     def can_split(self) -> bool:
