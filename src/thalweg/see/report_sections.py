@@ -44,6 +44,8 @@ FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "examples_per_second": "examples per second",
     "peak_megabytes": "peak memory, MB",
     "seconds_per_step": "seconds per step",
+    "cost_of_half": "what half the rate costs, as a share of the score",
+    "cost_of_double": "what twice the rate costs, as a share of the score",
     "price": "price of search and training, in full trainings",
     "seconds": "duration, seconds",
 }

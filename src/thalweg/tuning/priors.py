@@ -21,7 +21,6 @@ SHORT_RUN, SHORT_RUN_RATE = 1000, 0.0226  # steps, and the rate of AdamW that se
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
 # Of adaptive rules (True) and others (False):
-RANGES = {True: (1e-5, 1.0), False: (1e-4, 10.0)}  # learning rates worth trying
 COMMON = {
     True: (3e-4, 3e-2),
     False: (3e-4, 0.3),
@@ -66,21 +65,6 @@ def _step_length(rule: Rule, gradient: float, steps: int = 10) -> float:
         before = form.w
         form.step(gradient + 0.0 * form.w)
     return float(np.max(abs(form.w - before)))
-
-
-def rate_range(rule: str) -> tuple[float, float]:
-    """Give the learning rates worth trying: 1e-5 to 1 for Adam-like rules, 1e-4 to 10 for plain descent.
-
-    Of a rule whose own default is of another order (Lion: 1e-4, Adadelta: 1) both ends are as much lower or higher; of a rule
-    that finds its own rate, a tenth to ten times that.
-
-    >>> rate_range("adamw"), rate_range("lion"), rate_range("adadelta")
-    ((1e-05, 1.0), (1e-06, 0.1), (0.01, 1000.0))
-    """
-    if rules.get(rule).finds_rate:
-        return 0.1, 10.0
-    low, high = RANGES[is_adaptive(rule)]
-    return _rounded(low * _order(rule)), _rounded(high * _order(rule))
 
 
 def usual_rate(rule: str, steps: int | None = None) -> float:

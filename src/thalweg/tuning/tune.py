@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,9 @@ from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling.sources import loader_knobs
 from thalweg.tuning import batch_size, priors
-from thalweg.tuning.candidate import Candidates
+from thalweg.tuning.candidate import Candidates, Scored
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
+from thalweg.tuning.sensitivity import cost_of_another_rate
 
 LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
 MOST_TRAININGS = 12.0  # that these seconds buy
@@ -206,17 +207,33 @@ def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, second
     """Say how a learning rate was found; `rest` are the steps that remain to be taken."""
     assert plan.steps is not None
     task, scores = problem.task, track.scores
-    figures = {
-        **({"rules": [one.point.rule for one in scores]} if len({one.point.rule for one in scores}) > 1 else {}),
+    points, last = {one.point for one in scores}, max(one.steps for one in scores)
+    figures: dict[str, Any] = {
         "learning_rates": [one.point.rate for one in scores],
         "steps": [one.steps for one in scores],
         "scores": [float(f"{one.score:.5g}") for one in scores],
         "price": round((track.steps_paid + rest) / plan.steps, 2),
         "seconds": seconds,
     }
+    if len({point.rule for point in points}) > 1:
+        figures["rules"] = [one.point.rule for one in scores]
     judged = "" if problem.validation is not None else ", judged by the training loss, as there are no validation data"
     if task.select != "loss":
         judged = f", judged by {task.select}, of which {'more' if task.mode == 'max' else 'less'} is better"
-    tried, last = len({one.point for one in scores}), max(one.steps for one in scores)
     how = "trained to the end" if last == plan.steps else f"cooled down after up to {last:,} of {plan.steps:,} steps"
-    return Evidence("searched", f"best of {tried} candidates, each this run itself, {how}{judged}", figures)
+    reason = f"best of {len(points)} candidates, each this run itself, {how}{judged}"
+    costs = _cost_of_another(scores, plan)
+    if costs is not None:
+        figures["cost_of_half"], figures["cost_of_double"] = costs
+        reason += f"; half the rate costs {costs[0]:+.2g} of the score, twice the rate {costs[1]:+.2g}"
+    return Evidence("searched", reason, figures)
+
+
+def _cost_of_another(scores: Sequence[Scored], plan: Plan) -> tuple[float, float] | None:
+    """Give what half and twice the rate cost, at the last stage that tells."""
+    for steps in sorted({one.steps for one in scores}, reverse=True):
+        near = {one.point.rate: one.score for one in scores if one.steps == steps and one.point.rule == plan.rule}
+        costs = cost_of_another_rate(near, plan.learning_rate)
+        if costs is not None:
+            return costs
+    return None
