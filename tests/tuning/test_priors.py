@@ -21,8 +21,8 @@ def test_a_longer_run_wants_a_lower_rate():
 
 
 ADAPTIVE = [
-    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "lion", "muon", "nadam", "prodigy", "radam"),
-    *("rmsprop", "schedule_free_adamw"),
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "lion", "muon", "nadam", "normuon"),
+    *("prodigy", "radam", "rmsprop", "schedule_free_adamw"),
 ]
 
 

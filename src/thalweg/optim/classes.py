@@ -622,6 +622,66 @@ class Nesterov(Optimizer):
         )
 
 
+class NorMuon(Optimizer):
+    """NorMuon: Muon whose steps are as long for every neuron, that is, for every row of a matrix.
+
+    Arguments:
+        params: parameters, named parameters, or groups of either.
+        lr: learning rate, 0.001, at least 0.
+        momentum: 0.95, in [0, 1).
+        beta2: 0.95, in [0, 1).
+        nesterov: True, or False.
+        ns_coefficients: ns_a = 3.4445; ns_b = -4.775; ns_c = 2.0315.
+        ns_steps: 5, in [0, 100).
+        eps: 1e-7, in (0, inf).
+        weight_decay: 0.1, at least 0; decoupled from the gradient.
+
+    All others: see `Optimizer`. The equation: `thalweg.rules.normuon`. Source: Li et al. 2025, arXiv:2510.05491.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.001,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        ns_steps: int = 5,
+        eps: float = 1e-7,
+        weight_decay: float = 0.1,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        ema: float | None = None,
+        maximize: bool = False,
+        cautious: bool = False,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
+        engine: str = "auto",
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            "normuon",
+            lr=lr,
+            momentum=momentum,
+            beta2=beta2,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            ns_steps=ns_steps,
+            eps=eps,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            ema=ema,
+            maximize=maximize,
+            cautious=cautious,
+            on_nonfinite=on_nonfinite,
+            engine=engine,
+            **others,
+        )
+
+
 class Prodigy(Optimizer):
     """Prodigy: Adam that finds its own rate, a growing estimate of the distance from the starting weights to the solution.
 

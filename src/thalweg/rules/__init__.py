@@ -21,6 +21,7 @@ from thalweg.rules.momentum import momentum
 from thalweg.rules.muon import muon
 from thalweg.rules.nadam import nadam
 from thalweg.rules.nesterov import nesterov
+from thalweg.rules.normuon import normuon
 from thalweg.rules.prodigy import prodigy
 from thalweg.rules.radam import radam
 from thalweg.rules.rmsprop import rmsprop
@@ -41,6 +42,7 @@ RULES: dict[str, Rule] = {
     "muon": muon,
     "nadam": nadam,
     "nesterov": nesterov,
+    "normuon": normuon,
     "prodigy": prodigy,
     "radam": radam,
     "rmsprop": rmsprop,
