@@ -38,7 +38,9 @@ def compute_gradient(descent: Descent, recorder: Recorder) -> tuple[float, int]:
                 if descent.batches.length_note is not None:
                     recorder.event(descent.step + 1, "note", descent.batches.length_note)
                     descent.batches.length_note = None
-                return backward(descent, batch), sum(batch.sizes)
+                loss = backward(descent, batch)
+                _tell_failed_compiling(descent, recorder)
+                return loss, sum(batch.sizes)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -116,6 +118,16 @@ def _finish_gradients(descent: Descent, factor: float) -> None:
         return
     gradients = [p.grad for g in descent.optimizer.param_groups for p in g["params"] if p.grad is not None]
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _tell_failed_compiling(descent: Descent, recorder: Recorder) -> None:
+    """Say once that the model could not be compiled."""
+    compiled = descent.compiled
+    if compiled is None or compiled.failure is None:
+        return
+    recorder.event(descent.step + 1, "note", f"The model is not compiled from here on: {compiled.failure}")
+    compiled.undo()
+    descent.compiled = None
 
 
 _INEXACT = {

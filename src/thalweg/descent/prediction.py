@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from thalweg.descent.memory_format import in_memory_format
 from thalweg.descent.metrics import join
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.precision import autocast
@@ -42,7 +43,12 @@ def predict(run: Run, inputs: Any, batch_size: int | None = None) -> Any:
     needs_gradient = False
     while True:
         try:
-            with preserve_process_state(), torch.set_grad_enabled(needs_gradient), in_evaluation_mode(model):
+            with (
+                preserve_process_state(),
+                torch.set_grad_enabled(needs_gradient),
+                in_evaluation_mode(model),
+                in_memory_format(model, run.plan.memory_format),
+            ):
                 return _outputs(run, model, task, source, separate, micro)
         except DataError as error:
             if needs_gradient or not wants_gradient(error):
@@ -180,7 +186,7 @@ def evaluate(what: Task | Run, data: Any = None, device: str = "auto") -> dict[s
 def validate_model(problem: Problem, model: nn.Module, plan: Plan | None = None) -> dict[str, float]:
     """Give the validation figures of a model outside of a descent; `plan`: with which it was trained, if it was."""
     plan = plan or Plan()
-    with preserve_process_state():
+    with preserve_process_state(), in_memory_format(model, plan.memory_format):
         size = None if plan.batch_size is None else training_size(problem, plan.batch_size, plan.accumulate)
         return validate(problem.with_own_loss(), model, plan.precision, seed=plan.seed, training_size=size)
 

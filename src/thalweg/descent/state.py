@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg import optim
+from thalweg.descent.compiled import CompiledForward
 from thalweg.descent.loop_kinds import BEST_KINDS, STATED
+from thalweg.descent.memory_format import MemoryFormat
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
@@ -51,6 +53,8 @@ class Descent:
     Changed when a step failed: `cures` ("rate_factor" on the learning rate, and "clip_norm"); `skipped_batches`, the positions
     of batches that are not used again; `consecutive_skips`; `accumulate`, the micro-batches per step.
 
+    `compiled` is the compiled forward pass, where the plan asks for one.
+
     `objects` is what the user's own code carries from step to step: attributes of the model's and the loss's modules, counters of
     functions, random generators of their own.
 
@@ -63,6 +67,7 @@ class Descent:
         self.problem, self.plan, self.total_steps = problem.with_own_loss(), plan, plan.steps
         with preserve_process_state(), rng_lock:
             self.model = start_model(problem, plan.seed)
+        self._memory_format = MemoryFormat(self.model, plan.memory_format)
         self.optimizer, self.rate_factors = build_optimizer(self.model, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.frozen = [(name, p) for name, p in self.model.named_parameters() if not p.requires_grad]
@@ -81,6 +86,9 @@ class Descent:
             workers=plan.workers,
             recent=RECENT_STEPS if self.optimizer.averages and gathers_statistics(self.model) else 0,
         )
+        self.compiled = None
+        if plan.compile:
+            self.compiled = CompiledForward(self.model, problem.task.model, self.batches.micro_batch_size)
         hold_sample(problem, self.batches.micro_batch_size)
         self.steps_per_epoch = self.batches.steps_per_epoch or plan.steps_per_epoch
         schedule = with_metric_mode(plan.schedule, problem.task.mode)
@@ -101,6 +109,13 @@ class Descent:
         self.last_validation: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
         self.objects = objects_of(self.problem.objective.task, self.model)
+
+    def hand_over_model(self) -> nn.Module:
+        """Give the model as its maker would have it: in its own memory format, and called in the ordinary way."""
+        self._memory_format.undo()
+        if self.compiled is not None:
+            self.compiled.undo()
+        return self.model
 
     def rate(self, step: int | None = None) -> float:
         """Give the learning rate after so many steps (None: those done): peak, times schedule, times the cures' factor."""

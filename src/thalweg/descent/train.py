@@ -392,7 +392,7 @@ def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
         summary=summary,
         folder=recorder.folder.path if recorder.folder else None,
         task=descent.problem.task,
-        trained=descent.model.eval(),
+        trained=descent.hand_over_model().eval(),
     )
 
 

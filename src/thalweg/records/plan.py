@@ -29,6 +29,7 @@ from thalweg.schedule import Schedule
 
 EvidenceSource = Literal["given", "default", "derived", "measured", "searched"]
 Precision = Literal["float32", "bfloat16", "float16"]
+MemoryFormat = Literal["contiguous", "channels_last"]
 FORMAT = 2  # in 1, the factors of a group were called `learning_rate` and `weight_decay`
 HEAD = "A thalweg plan: every knob of a descent, and under [evidence] how it was chosen."
 END = "The end of the plan: without this line, the file was cut off."
@@ -224,6 +225,22 @@ class Plan:
         Knob(
             "floating-point format of the forward pass",
             "float32 stands for the model's own dtype, the others for autocast.",
+        ),
+    )
+    memory_format: MemoryFormat = setting(
+        "contiguous",
+        Knob(
+            "order in memory of what convolutions compute",
+            "contiguous: as the model is made; channels_last: the weights of its 2-D convolutions are laid out so while it is"
+            " trained.",
+        ),
+    )
+    compile: bool = setting(
+        False,
+        Knob(
+            "whether the forward pass in training is compiled",
+            "By torch.compile, for batches of full size. Names of weights do not change; where compiling fails, the run goes on"
+            " without.",
         ),
     )
     seed: int = setting(
