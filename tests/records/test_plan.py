@@ -54,6 +54,8 @@ KNOBS = {
     "clip_value": st.none() | positive,
     "ema": st.none() | st.floats(0.01, 0.9999),
     "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
+    "memory_format": st.sampled_from(["contiguous", "channels_last"]),
+    "compile": st.booleans(),
     "seed": st.integers(0, 2**63 - 1),
     "decay_vectors": st.booleans(),
     "groups": st.dictionaries(

@@ -26,7 +26,8 @@ MOST_CHARACTERS = 200  # of a compiler's error that is repeated
 class CompiledForward:
     """Sends a model's calls in training with batches of one size through compiled code, and all others the ordinary way.
 
-    `failure` says why nothing is compiled any more, where compiling failed: the model is then called as if nobody had asked.
+    `has_compiled` says whether a call went that way. `failure` says why nothing is compiled any more, where compiling failed: the
+    model is then called as if nobody had asked.
 
     Arguments:
         model: is called through this object until `undo`; neither its attributes nor the names of its weights change.
@@ -38,8 +39,10 @@ class CompiledForward:
         self._model, self._batch_size = model, batch_size
         self._function = _compiled_function(made_by)
         self.failure: str | None = None
-        self._has_compiled = False
-        model._compiled_call_impl = self  # what nn.Module.compile sets too: no attribute of the user's, nor part of a copy
+        self.has_compiled = False
+        model._compiled_call_impl = (
+            self  # what nn.Module.compile sets too: no attribute of the user's, nor part of a copy
+        )
 
     def undo(self) -> None:
         """Have the model called in the ordinary way again."""
@@ -49,9 +52,9 @@ class CompiledForward:
         """Call the model."""
         if self.failure is None and self._is_for(arguments, keywords):
             try:
-                with nullcontext() if self._has_compiled else _without_processes():
+                with nullcontext() if self.has_compiled else _without_processes():
                     output = self._function(self._model, arguments, keywords)
-                self._has_compiled = True
+                self.has_compiled = True
                 return output
             except Exception as error:
                 if out_of_memory(error):
@@ -109,3 +112,9 @@ def _without_processes() -> Generator[None]:
     with settings.patch(compile_threads=1):
         yield
 
+
+def compiled_graphs() -> int:
+    """Give how many graphs this process has compiled so far."""
+    from torch._dynamo.utils import counters  # takes seconds to import, and only who compiles needs it
+
+    return counters["stats"]["unique_graphs"]

@@ -25,21 +25,43 @@ class StepTime(NamedTuple):
     fits: bool
 
 
+class TimedDescent:
+    """A descent that is thrown away, whose steps are timed: `times` are the seconds of each so far."""
+
+    def __init__(self, problem: Problem, plan: Plan) -> None:
+        self.plan = plan
+        self.descent = Descent(problem, plan if plan.steps else plan.replace(steps=PLACEHOLDER_STEPS))
+        self.times = list[float]()
+        self._recorder = Recorder()
+
+    def take(self, count: int, patience: float = math.inf) -> list[float]:
+        """Take steps, fewer once all so far took `patience` seconds; gives the seconds of each of them.
+
+        Raises TaskError where memory runs out with a single example.
+        """
+        descent, before = self.descent, len(self.times)
+        with preserve_process_state(self.plan.threads):
+            while len(self.times) < before + count and sum(self.times) <= patience:
+                started = time.perf_counter()
+                descent.set_rate(descent.rate())
+                compute_gradient(descent, self._recorder)
+                descent.optimizer.step()
+                self.times.append(time.perf_counter() - started)
+        return self.times[before:]
+
+    def close(self) -> None:
+        """End loader workers."""
+        self.descent.batches.close()
+
+
 def time_steps(problem: Problem, plan: Plan, count: int = 12, patience: float = math.inf) -> StepTime:
     """Time steps of a throw-away descent: the median of `count` after two for warm-up; fewer once they took `patience` seconds.
 
     Raises TaskError where memory runs out with a single example.
     """
-    descent = Descent(problem, plan if plan.steps else plan.replace(steps=PLACEHOLDER_STEPS))
-    recorder, times = Recorder(), list[float]()
+    timed = TimedDescent(problem, plan)
     try:
-        with preserve_process_state(plan.threads):
-            while len(times) < WARM_UP + count and sum(times) <= patience:
-                started = time.perf_counter()
-                descent.set_rate(descent.rate())
-                compute_gradient(descent, recorder)
-                descent.optimizer.step()
-                times.append(time.perf_counter() - started)
+        times = timed.take(WARM_UP + count, patience)
     finally:
-        descent.batches.close()
-    return StepTime(statistics.median(times[WARM_UP:] or times), descent.accumulate == plan.accumulate)
+        timed.close()
+    return StepTime(statistics.median(times[WARM_UP:] or times), timed.descent.accumulate == plan.accumulate)

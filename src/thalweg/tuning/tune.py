@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from thalweg import rules
 from thalweg.descent.problem import Problem
-from thalweg.descent.settle import Choice, settle, with_choices, with_fitting_batches
+from thalweg.descent.settle import Choice, settle, with_choices
 from thalweg.descent.suspended import Suspended
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.timing import time_steps
@@ -19,7 +17,7 @@ from thalweg.formatting import format_seconds
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling.sources import loader_knobs
-from thalweg.tuning import batch_size, priors
+from thalweg.tuning import batch_size, priors, speed
 from thalweg.tuning.candidate import Candidates, Scored
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
 from thalweg.tuning.sensitivity import cost_of_another_rate
@@ -45,15 +43,17 @@ class Cost(NamedTuple):
 
 
 def start_plan(problem: Problem, request: Request, say: Say = lambda _: None) -> Plan:
-    """Give the plan before anything is searched: threads and batch size measured, the budget in steps.
+    """Give the plan before anything is searched: batch size and the knobs of speed measured, the budget in steps.
 
     Raises PlanError where no budget is known, or a decided knob does not fit the data.
     """
     with as_found(problem.task):
         plan = stated_plan(problem, request)
-        plan = with_threads(problem, request, plan)
+        plan = speed.with_threads(problem, request, plan)
         plan = with_batch_size(problem, request, plan, say)
-        return settle(problem, plan, request)
+        plan = settle(problem, plan, request)
+        plan = speed.with_speed(problem, request, plan, lambda per_step: _price(request, plan, per_step)[1], say)
+        return plan if request.seconds is None else settle(problem, plan, request)  # faster steps are more of them
 
 
 def estimate_cost(problem: Problem, request: Request, start: Plan) -> Cost:
@@ -62,14 +62,19 @@ def estimate_cost(problem: Problem, request: Request, start: Plan) -> Cost:
     A named effort buys some seconds of search in any case: a training of a second cannot be tuned with another one. A budget of
     seconds is itself the cost.
     """
-    steps, trainings = start.steps or 0, request.trainings
     with as_found(problem.task):
-        if request.seconds is not None:
-            return Cost(steps, start.batch_size, trainings, request.seconds)
-        once = steps * time_steps(problem, start).seconds
+        per_step = 0.0 if request.seconds is not None else time_steps(problem, start).seconds
+    return Cost(start.steps or 0, start.batch_size, *_price(request, start, per_step))
+
+
+def _price(request: Request, plan: Plan, per_step: float) -> tuple[float, float]:
+    """Give the price in full trainings, and the seconds of it all where a step takes `per_step` of them."""
+    trainings, once = request.trainings, (plan.steps or 0) * per_step
+    if request.seconds is not None:
+        return trainings, request.seconds
     if request.searches_rate and isinstance(request.effort, str):
         trainings = min(max(trainings, 1 + LEAST_SECONDS[request.effort] / once), max(trainings, MOST_TRAININGS))
-    return Cost(steps, start.batch_size, float(f"{trainings:.3g}"), once * trainings)
+    return float(f"{trainings:.3g}"), once * trainings
 
 
 class Chosen(NamedTuple):
@@ -109,19 +114,6 @@ def stated_plan(problem: Problem, request: Request) -> Plan:
         values["batch_size"] = min(64, count)
         evidence["batch_size"] = Evidence("default", "64, or all where there are fewer")
     return Plan(**values, evidence={**evidence, "seed": Evidence("given" if request.seed else "default")})
-
-
-def with_threads(problem: Problem, request: Request, plan: Plan) -> Plan:
-    """Take one CPU thread where more are no faster: small operations wait for each other longer than they work."""
-    present = torch.get_num_threads()
-    if "threads" in request.fixed or present == 1 or problem.device.type != "cpu":
-        return plan
-    fitting = with_fitting_batches(problem, plan)
-    seconds = {n: time_steps(problem, fitting.replace(threads=n)).seconds for n in (1, present)}
-    threads = 1 if seconds[1] <= 1.05 * seconds[present] else present
-    figures = {"threads": list(seconds), "seconds_per_step": [float(f"{s:.3g}") for s in seconds.values()]}
-    why = Evidence("measured", "the fewer where more are not at least 5 % faster", figures)
-    return with_choices(plan, {"threads": (threads, why)})
 
 
 def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:

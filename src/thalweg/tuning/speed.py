@@ -1,0 +1,74 @@
+"""The knobs of speed, each measured on this task and machine: threads, memory format, loader workers, precision, compiling.
+
+What they save is weighed against what measuring them costs: each may take a twentieth of search and training together, and what
+cannot pay within that is left alone. A choice by the clock is made once, here, and stands in the plan with its figures. What it
+must not change is looked at too: channels last must give the same loss, workers the same batches, and bfloat16 a loss that is no
+worse beyond chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from thalweg.descent.problem import Problem
+from thalweg.descent.settle import with_choices, with_fitting_batches
+from thalweg.descent.timing import time_steps
+from thalweg.records.plan import Evidence, Plan
+from thalweg.records.request import Request
+from thalweg.tuning import compiling, half_precision, loader_workers, memory_format
+from thalweg.tuning.comparison import Finding, Say, Trial
+
+FEWEST_STEPS = 200  # of search and training together, below which nothing but threads is measured
+
+CHOICES: dict[str, Callable[[Trial], Finding | None]] = {
+    "memory_format": memory_format.choose,
+    "workers": loader_workers.choose,
+    "precision": half_precision.choose,
+    "compile": compiling.choose,
+}
+"""How each knob is chosen, in this order; None: it does not matter for this task, or trying it cannot pay."""
+
+
+def with_threads(problem: Problem, request: Request, plan: Plan) -> Plan:
+    """Take one CPU thread where more are no faster: small operations wait for each other longer than they work."""
+    present = torch.get_num_threads()
+    if "threads" in request.fixed or present == 1 or problem.device.type != "cpu":
+        return plan
+    fitting = with_fitting_batches(problem, plan)
+    seconds = {n: time_steps(problem, fitting.replace(threads=n)).seconds for n in (1, present)}
+    threads = 1 if seconds[1] <= 1.05 * seconds[present] else present
+    figures = {"threads": list(seconds), "seconds_per_step": [float(f"{s:.3g}") for s in seconds.values()]}
+    why = Evidence("measured", "the fewer where more are not at least 5 % faster", figures)
+    return with_choices(plan, {"threads": (threads, why)})
+
+
+def with_speed(
+    problem: Problem, request: Request, plan: Plan, seconds_of_all: Callable[[float], float], say: Say = lambda _: None
+) -> Plan:
+    """Measure memory format, loader workers, precision and compiling, one after the other; what is decided stays.
+
+    Arguments:
+        plan: with its batch size and steps.
+        seconds_of_all: gives the seconds of search and training together from those of a step.
+    """
+    assert plan.steps is not None
+    if plan.steps * request.trainings < FEWEST_STEPS and isinstance(request.effort, float):
+        return plan
+    per_step: float | None = None
+    for knob, choose in CHOICES.items():
+        if knob in request.fixed:
+            continue
+        if per_step is None:
+            per_step = time_steps(problem, plan, count=4).seconds
+        total = seconds_of_all(per_step)
+        if total / per_step < FEWEST_STEPS:
+            break
+        found = choose(Trial(problem, plan, per_step, total, say))
+        if found is None:
+            continue
+        if found.value != getattr(plan, knob):
+            per_step = None
+        plan = with_choices(plan, {knob: (found.value, Evidence("measured", found.reason, found.figures))})
+    return plan
