@@ -88,7 +88,8 @@ def test_weights_that_lie_so_already_or_share_memory_are_left() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.chosen = nn.Conv2d(3, 4, 3).to(memory_format=LAST)
+            self.chosen = nn.Conv2d(3, 4, 3)
+            self.chosen.weight.data = self.chosen.weight.data.contiguous(memory_format=LAST)
             self.one, self.same, self.alike = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
             self.same.weight = self.one.weight
             self.tied = nn.Conv2d(3, 4, 3)
