@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import thalweg as tw
+from thalweg.descent import settle as settling
 from thalweg.descent.problem import open_task
 from thalweg.descent.settle import settle
+from thalweg.descent.timing import StepTime
 from thalweg.records.request import Request
 from thalweg.tuning import comparison, compiling, half_precision, loader_workers, memory_format, speed
 from thalweg.tuning.comparison import Compared, Finding, Trial, compare
@@ -460,6 +462,17 @@ def test_each_choice_builds_on_those_before_and_stands_in_the_plan(monkeypatch: 
     assert str(chosen.why("memory_format")) == "measured: faster"
     assert chosen.why("memory_format").figures == {"seconds_per_step": [1.0, 0.5]}
     assert tw.Plan.from_dict(chosen.to_dict()) == chosen
+
+
+def test_a_budget_in_seconds_becomes_as_many_steps_as_there_are_with_the_chosen_knobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settling, "time_steps", lambda problem, plan: StepTime(0.01 if plan.compile else 0.02, True))
+    monkeypatch.setattr(speed, "CHOICES", {"compile": lambda trial: Finding(True, "faster")})
+    chosen = start_plan(open_task(classes()), Request(seconds=20.0, effort=1, fixed={"batch_size": 16}))
+    assert (chosen.compile, chosen.steps) == (True, 1800)
+    assert chosen.validate_every == 36  # of these steps
+    assert chosen.why("compile").reason == "faster"
 
 
 @pytest.mark.usefixtures("fast")

@@ -39,6 +39,7 @@ from thalweg.records.trust import missing_key
 PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", "run.json", "report.html"
 CHECKPOINTS, BEST = "checkpoints", "best"
 LOCK = ".lock"
+MEASURED = ("threads", "memory_format", "workers", "precision", "compile")  # knobs that are chosen by a clock
 LEFT_BY_OLDER_VERSIONS = {f".{STATUS}.tmp", f".{REQUEST}.tmp"}  # where they were killed
 
 
@@ -440,7 +441,7 @@ class RunFolder:
     def check_plan(self, plan: Plan) -> Plan:
         """Refuse another plan than the recorded one, and give the recorded one.
 
-        What was measured for both is no difference: the number of threads, and the steps that fit into the same seconds.
+        What was measured for both is no difference: the knobs of speed, and the steps that fit into the same seconds.
 
         Raises RunError with the first knob that differs.
         """
@@ -515,7 +516,7 @@ def check_writable(folder: Path) -> None:
 
 def _measured_knobs(one: Plan, other: Plan) -> set[str]:
     """Name the knobs that two plans for the same task may have with different values, as each plan's were measured."""
-    knobs = {"threads"} if {one.why("threads").source, other.why("threads").source} <= {"measured"} else set[str]()
+    knobs = {name for name in MEASURED if {one.why(name).source, other.why(name).source} <= {"measured"}}
     seconds = {plan.why("steps").figures.get("seconds") for plan in (one, other)}
     if len(seconds) == 1 and None not in seconds:
         knobs |= {"steps", "validate_every"}

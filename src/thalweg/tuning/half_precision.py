@@ -139,8 +139,8 @@ def _trained(problem: Problem, plan: Plan) -> tuple[float, float]:
 def judged(pairs: Sequence[Pair]) -> str:
     """Say why pairs of runs do not speak for bfloat16; nothing where they do. Chance is how far runs from two seeds lie apart.
 
-    >>> judged([Pair(0.50, 0.503, 2.3), Pair(0.52, 0.519, 2.3)]), judged([Pair(0.50, 0.53, 2.3), Pair(0.51, 0.53, 2.3)])
-    ('', 'the loss is 4.9 % worse in paired runs')
+    >>> judged([Pair(0.50, 0.503, 2.3), Pair(0.52, 0.519, 2.3)]), judged([Pair(0.50, 0.55, 2.3), Pair(0.52, 0.572, 2.3)])
+    ('', 'the loss is 10.0 % worse in paired runs')
     """
     if len(pairs) < PAIRS:
         return "there was no time for the pairs of runs that tell whether its loss is as good"

@@ -51,9 +51,13 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None) ->
         plan = stated_plan(problem, request)
         plan = speed.with_threads(problem, request, plan)
         plan = with_batch_size(problem, request, plan, say)
-        plan = settle(problem, plan, request)
-        plan = speed.with_speed(problem, request, plan, lambda per_step: _price(request, plan, per_step)[1], say)
-        return plan if request.seconds is None else settle(problem, plan, request)  # faster steps are more of them
+        settled = settle(problem, plan, request)
+        fast = speed.with_speed(problem, request, settled, lambda per_step: _price(request, settled, per_step)[1], say)
+        if request.seconds is None:
+            return fast
+        # In the same seconds there are more steps where these are faster.
+        chosen: dict[str, Choice] = {knob: (getattr(fast, knob), fast.why(knob)) for knob in speed.CHOICES}
+        return settle(problem, with_choices(plan, chosen), request)
 
 
 def estimate_cost(problem: Problem, request: Request, start: Plan) -> Cost:
