@@ -1,16 +1,34 @@
-"""A descent that stands still between two steps, so that others can run meanwhile, and goes on later with the same bits."""
+"""A descent that stands still between two steps, so that others can run meanwhile, and goes on later with the same bits.
+
+It stands in memory, or as a state that a checkpoint can hold, from which another process goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, SupportsFloat
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, SupportsFloat
 
+import torch
+
+from thalweg.descent.loop_kinds import LOOP_KINDS, SNAPSHOT_KINDS
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Recorder, present_state
 from thalweg.descent.state import BestWeights, Descent, clone_into
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.json_values import without_tuples
+from thalweg.records.kinds import check
 from thalweg.records.plan import Plan
+
+
+class _Call(NamedTuple):
+    """Something that was recorded: which method of a history was called, and with what."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+RECORDING = ("append", "digest", "event", "supersede")  # methods of a history
 
 
 class TapedHistory(MemoryHistory):
@@ -18,35 +36,76 @@ class TapedHistory(MemoryHistory):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls = list[Callable[[HistoryWriter], None]]()
+        self._calls = list[_Call]()
 
     def append(self, step: int, values: Mapping[str, SupportsFloat | None]) -> None:
         """Record figures of a step."""
         super().append(step, values)
-        kept = dict(values)
-        self._calls.append(lambda history: history.append(step, kept))
+        self._calls.append(_Call("append", (step, dict(values))))
 
     def digest(self, step: int, text: str) -> None:
         """Record a digest of the weights."""
         super().digest(step, text)
-        self._calls.append(lambda history: history.digest(step, text))
+        self._calls.append(_Call("digest", (step, text)))
 
     def event(self, step: int, kind: str, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Record that something happened."""
         super().event(step, kind, message, data)
-        self._calls.append(lambda history: history.event(step, kind, message, data))
+        self._calls.append(_Call("event", (step, kind, message, data)))
 
     def supersede(self, from_step: int) -> None:
         """Drop the figures from this step on."""
         super().supersede(from_step)
-        self._calls.append(lambda history: history.supersede(from_step))
+        self._calls.append(_Call("supersede", (from_step,)))
 
     def write_into(self, history: HistoryWriter) -> None:
         """Record in another history all that was recorded in this one, which is empty afterwards."""
-        for call in self._calls:
-            call(history)
+        for method, arguments in self._calls:
+            getattr(history, method)(*arguments)
         self._calls.clear()
         self.rows, self.digests = {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that was recorded for a checkpoint to hold: figures of the same names in one tensor, the rest in a list."""
+        tables: dict[tuple[tuple[str, bool], ...], list[tuple[int, int, list[float]]]] = {}
+        others = list[list[Any]]()
+        for place, (method, arguments) in enumerate(self._calls):
+            if method != "append":
+                others.append([place, method, *without_tuples(arguments)])
+                continue
+            step, values = arguments
+            names = tuple((name, value is not None) for name, value in values.items())
+            figures = [float(value) for value in values.values() if value is not None]
+            tables.setdefault(names, []).append((place, step, figures))
+        return {
+            "others": others,
+            "figures": [
+                {
+                    "names": [list(name) for name in names],
+                    "places": torch.tensor([[place, step] for place, step, _ in rows], dtype=torch.int64),
+                    "values": torch.tensor([values for _, _, values in rows], dtype=torch.float64),
+                }
+                for names, rows in tables.items()
+            ],
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> TapedHistory:
+        """Read what `state_dict` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        calls = {place: _Call(method, tuple(arguments)) for place, method, *arguments in state["others"]}
+        for table in state["figures"]:
+            for (place, step), row in zip(table["places"].tolist(), table["values"].tolist(), strict=True):
+                given = iter(row)
+                calls[place] = _Call(
+                    "append", (step, {name: next(given) if known else None for name, known in table["names"]})
+                )
+        history = TapedHistory()
+        for place in sorted(calls):
+            method, arguments = calls[place]
+            if method not in RECORDING:
+                raise ValueError(f"{method!r} records nothing")
+            getattr(history, method)(*arguments)
+        return history
 
 
 class Suspended:
@@ -56,17 +115,69 @@ class Suspended:
     on from once: the copies are handed over, so that a run does not hold them until its end.
 
     `is_whole`: nothing of the user's is left out that no checkpoint holds, such as an iterator; without that, what goes on may be
-    another run. `schedule_factor`: where the schedule stands.
+    another run. `schedule_factor`: where the schedule stands. `lost`: the paths of objects that could not be put back where the
+    state was gone on from, as they are others in this process.
     """
 
-    def __init__(self, descent: Descent, recorder: Recorder, history: TapedHistory) -> None:
-        self.plan, self.step, self.is_over = descent.plan, descent.step, descent.is_over
-        self.last_validation, self.cures = dict(descent.last_validation), dict(descent.cures)
-        self.schedule_factor = descent.schedule.factor(descent.step, descent.schedule_state or None)
-        self.history, self.diagnoses = history, list[Diagnosis](recorder.diagnoses)
-        self._state = clone_into(None, present_state(descent))
-        self.is_whole = not (descent.objects.problems or descent.batches.unkept)
-        self._best = descent.best_weights
+    def __init__(
+        self,
+        plan: Plan,
+        state: dict[str, Any],
+        best: BestWeights | None,
+        history: TapedHistory,
+        diagnoses: Sequence[Diagnosis],
+        *,
+        is_over: bool,
+        is_whole: bool,
+        schedule_factor: float,
+    ) -> None:
+        self.plan, self._state, self._best = plan, state, best
+        self.history, self.diagnoses = history, list(diagnoses)
+        self.is_over, self.is_whole, self.schedule_factor = is_over, is_whole, schedule_factor
+        loop = state["loop"]
+        self.step: int = loop["step"]
+        self.last_validation: dict[str, float] = dict(loop["last"])
+        self.cures: dict[str, Any] = dict(loop["cures"])
+        self.lost = list[str]()
+
+    @staticmethod
+    def of(descent: Descent, recorder: Recorder, history: TapedHistory, *, copied: bool = True) -> Suspended:
+        """Suspend a descent, of which so much was recorded. Not `copied`, it is good until the descent's next step."""
+        state = present_state(descent)
+        return Suspended(
+            descent.plan,
+            clone_into(None, state) if copied else state,
+            descent.best_weights,
+            history,
+            recorder.diagnoses,
+            is_over=descent.is_over,
+            is_whole=not (descent.objects.problems or descent.batches.unkept),
+            schedule_factor=descent.schedule.factor(descent.step, descent.schedule_state or None),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the sections of a checkpoint that holds all of it, but for the plan."""
+        standing = {"is_over": self.is_over, "is_whole": self.is_whole, "schedule_factor": self.schedule_factor}
+        best = {} if self._best is None else {"best": self._best.state_dict()}
+        record = {"history": self.history.state_dict(), "diagnoses": [one.to_dict() for one in self.diagnoses]}
+        return {**without_tuples(self._state), "record": without_tuples(record), "standing": standing, **best}
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any], plan: Plan) -> Suspended:
+        """Read what `state_dict` gave. Raises TypeError, KeyError, ValueError or CheckpointError for anything else."""
+        sections = dict(state)
+        record, standing, best = sections.pop("record"), sections.pop("standing"), sections.pop("best", None)
+        check(sections["loop"], LOOP_KINDS)
+        if "snapshot" in sections:
+            check(sections["snapshot"], SNAPSHOT_KINDS, ("model", "optimizer", "loop"))
+        return Suspended(
+            plan,
+            sections,
+            None if best is None else BestWeights.from_state(best),
+            TapedHistory.from_state(record["history"]),
+            [Diagnosis.from_dict(entries) for entries in record["diagnoses"]],
+            **standing,
+        )
 
     @property
     def best(self) -> BestWeights | None:
@@ -101,4 +212,4 @@ class Suspended:
         return descent
 
     def _load(self, descent: Descent) -> None:
-        descent.load_state_dict({name: part for name, part in self._state.items() if name != "snapshot"})
+        self.lost = descent.load_state_dict({name: part for name, part in self._state.items() if name != "snapshot"})

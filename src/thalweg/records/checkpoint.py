@@ -154,6 +154,18 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
     return next((path for path in _newest_first(Path(folder)) if not verify(path)), None)
 
 
+def remove(folder: str | os.PathLike[str]) -> None:
+    """Remove a folder of checkpoints, with those in it; what somebody else put there stays, and the folder with it."""
+    folder = Path(folder)
+    with suppress(OSError):
+        if folder.is_symlink():
+            return
+        for path in list(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                _discard(path)
+        folder.rmdir()
+
+
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """List the steps that have a folder, ascending, intact or not."""
     return [_step_of(path) for path in reversed(_newest_first(Path(folder)))]

@@ -7,7 +7,8 @@ figure of a finished run where an unfinished one's says little. The candidate it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from thalweg import schedule as shapes
@@ -17,21 +18,37 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.suspended import Suspended, TapedHistory
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import DivergedError, Interrupted
+from thalweg.errors import CheckpointError, DivergedError, Interrupted
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
+from thalweg.tuning.candidate_files import CandidateFiles
 from thalweg.tuning.race import COOL, FEWEST, Point, step_at
+
+SAVE_SECONDS = 60.0  # between two saves of a candidate that goes on
 
 
 class Candidate:
-    """The run of a settled plan, taken on in parts. `steps_paid` counts all its steps, those of its branches too."""
+    """The run of a settled plan, taken on in parts. `steps_paid` counts all its steps, those of its branches too.
 
-    def __init__(self, problem: Problem, plan: Plan) -> None:
+    With `files` its state is written once a minute and wherever it stops, and gone on from where one is there already. `alive` is
+    called after every step.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        files: CandidateFiles | None = None,
+        alive: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.problem, self.plan = problem, plan
-        self.suspended: Suspended | None = None
+        self._files, self._alive, self._say = files, alive, say
         self.failed = False
-        self.steps_paid = 0
+        found = None if files is None else files.load(plan)
+        self.suspended, self.steps_paid = found or (None, 0)
+        self._is_from_file = found is not None
 
     @property
     def step(self) -> int:
@@ -44,29 +61,55 @@ class Candidate:
         return self.suspended is not None and self.suspended.cures["rate_factor"] < 1
 
     def advance(self, step: int) -> dict[str, float]:
-        """Go on to a step, and give the figures of the last validation on the way; none where it diverged."""
+        """Go on to a step, and give the figures of the last validation on the way; none where it diverged.
+
+        Raises Interrupted where it is asked to stop; with `files` it can be gone on from there.
+        """
         if self.failed:
             return {}
-        begun, before = self.suspended, self.step
-        if begun is not None and (begun.is_over or step <= before):
+        begun = self.suspended
+        if begun is not None and (begun.is_over or step <= begun.step):
             return self._figures()
         with as_found(self.problem.task):
-            if begun is None:
-                history, diagnoses = TapedHistory(), list[Diagnosis]()
-                descent = Descent(self.problem, self.plan)
-            else:
-                history, diagnoses = begun.history, begun.diagnoses
-                descent = begun.resumed(self.problem)
-            recorder = Recorder(history=history, diagnoses=diagnoses)
+            descent, history, diagnoses = self._begin()
+            paid = self.steps_paid - descent.step
+
+            def save() -> None:
+                self._save(Suspended.of(descent, recorder, history, copied=False), paid + descent.step)
+
+            recorder = _Recorder(history, diagnoses, self._alive, save if self._files else None)
             try:
-                _descend(descent, recorder, until=step)
+                descend(descent, recorder, step)
             except DivergedError:
                 self.failed, self.suspended = True, None
-                self.steps_paid += descent.step - before
+                self.steps_paid = paid + descent.step
                 return {}
-            self.suspended = Suspended(descent, recorder, history)
-        self.steps_paid += self.step - before
+            self.suspended, self.steps_paid = Suspended.of(descent, recorder, history), paid + descent.step
+            self._save(self.suspended, self.steps_paid)
+            _check_not_stopped(recorder)
         return self._figures()
+
+    def _begin(self) -> tuple[Descent, TapedHistory, list[Diagnosis]]:
+        """Give the descent where it stands, or at its start, and what was recorded of it until then."""
+        begun = self.suspended
+        if begun is not None:
+            descent = begun.resumed(self.problem)
+            if not (begun.lost and self._is_from_file):
+                return descent, begun.history, begun.diagnoses
+            self._is_from_file, self.suspended = False, None  # its objects are others in this process
+        return Descent(self.problem, self.plan), TapedHistory(), []
+
+    def _save(self, suspended: Suspended, steps_paid: int) -> None:
+        """Write a state, where that is done and it is all that there is. What fails is said once."""
+        if self._files is None or not suspended.is_whole:
+            return
+        try:
+            self._files.save(suspended, steps_paid)
+        except CheckpointError as error:
+            self._files = None
+            self._say(
+                f"warning: A candidate could not be saved, and is trained again where the search is resumed: {error}"
+            )
 
     def cooled(self, length: int) -> dict[str, float]:
         """Give the figures of a copy whose rate falls from the present one to zero in `length` steps; none where it diverges."""
@@ -83,12 +126,18 @@ class Candidate:
         )
         with as_found(self.problem.task):
             descent = self.suspended.branch(self.problem, plan)
+            if self.suspended.lost and self._is_from_file:
+                self._is_from_file, self.suspended = False, None
+                self.advance(at)
+                return self.cooled(length)
+            recorder = _Recorder(alive=self._alive)
             try:
-                _descend(descent, Recorder())
+                descend(descent, recorder)
             except DivergedError:
                 return {}
             finally:
                 self.steps_paid += descent.step - at
+            _check_not_stopped(recorder)
             return dict(descent.last_validation)
 
     @property
@@ -149,9 +198,31 @@ class Candidates:
         self.running.pop(point, None)
 
 
-def _descend(descent: Descent, recorder: Recorder, until: int | None = None) -> None:
-    """Take steps; also where Ctrl-C or SIGTERM came with the last of them, after which a run would just be at its end."""
-    descend(descent, recorder, until)
+class _Recorder(Recorder):
+    """A recorder of a candidate: it calls `alive` after every step and, once a minute and when it is to stop, `save`."""
+
+    def __init__(
+        self,
+        history: TapedHistory | None = None,
+        diagnoses: Sequence[Diagnosis] = (),
+        alive: Callable[[], None] = lambda: None,
+        save: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(history=history, diagnoses=diagnoses)
+        self._alive, self._suspend, self._next_save = alive, save, time.monotonic() + SAVE_SECONDS
+
+    def checkpoint_when_due(self, descent: Descent) -> None:
+        """Save where that is due. Raises Interrupted where it was asked to stop."""
+        self._alive()
+        is_due = self.stop_request.received or time.monotonic() >= self._next_save
+        if self._suspend is not None and is_due and not descent.is_over:
+            self._suspend()
+            self._next_save = time.monotonic() + SAVE_SECONDS
+        super().checkpoint_when_due(descent)
+
+
+def _check_not_stopped(recorder: Recorder) -> None:
+    """Raise Interrupted also where Ctrl-C or SIGTERM came with the last step, after which a run would just be at its end."""
     if recorder.stop_request.received:
         raise Interrupted("Interrupted in the search.", signal=recorder.stop_request.signal)
 

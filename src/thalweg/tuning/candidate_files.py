@@ -1,0 +1,66 @@
+"""The states of candidates in a folder, so that a search that is stopped goes on with them, and workers pass them on.
+
+Each is a checkpoint in a folder of its own, named by the sum of its plan. It is removed when the candidate falls behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from thalweg.descent.suspended import Suspended
+from thalweg.errors import CheckpointError
+from thalweg.records import checkpoint
+from thalweg.records.kinds import check, count, flag, number
+from thalweg.records.plan import Plan
+from thalweg.tuning.outcome import plan_sum
+
+NAME = "state"
+STANDING = {"steps_paid": count, "is_over": flag, "is_whole": flag, "schedule_factor": number}
+
+
+class CandidateFiles:
+    """The states of a search's candidates. Nothing is written or made before the first `save`.
+
+    A state that is damaged, or of another version, is as good as none: its candidate is trained again, to the same bits.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, suspended: Suspended, steps_paid: int) -> None:
+        """Write a candidate's state, in place of an earlier one. Raises CheckpointError where that fails."""
+        state = suspended.state_dict()
+        state["standing"] = {**state["standing"], "steps_paid": steps_paid}
+        checkpoint.save(self._of(suspended.plan), state, step=suspended.step, name=NAME)
+
+    def load(self, plan: Plan) -> tuple[Suspended, int] | None:
+        """Read the state of a plan's candidate, and the steps paid for it; None where there is none to go on from."""
+        with suppress(
+            CheckpointError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+        ):
+            state = checkpoint.load(self._of(plan) / NAME).state
+            standing: Mapping[str, Any] = state["standing"]
+            check(standing, STANDING, tuple(STANDING))
+            rest = {name: value for name, value in standing.items() if name != "steps_paid"}
+            return Suspended.from_state({**state, "standing": rest}, plan), standing["steps_paid"]
+        return None
+
+    def remove(self, plan: Plan) -> None:
+        """Remove the state of a plan's candidate, where there is one."""
+        checkpoint.remove(self._of(plan))
+        with suppress(OSError):  # others are there
+            self.folder.rmdir()
+
+    def clear(self) -> None:
+        """Remove all states, and the folder unless something else is in it."""
+        with suppress(OSError):
+            for name in os.listdir(self.folder):
+                checkpoint.remove(self.folder / name)
+            self.folder.rmdir()
+
+    def _of(self, plan: Plan) -> Path:
+        return self.folder / plan_sum(plan)

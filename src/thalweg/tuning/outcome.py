@@ -1,0 +1,76 @@
+"""What a search comes to know of a candidate, in plain values: they are recorded, and sent from one process to another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from thalweg.records import json_values
+from thalweg.records.kinds import check, count, listing, number, record, text
+from thalweg.records.plan import Plan
+
+
+class Outcome(NamedTuple):
+    """What a candidate would be worth after some steps.
+
+    - `step`: how far it had come.
+    - `value`: of the task's criterion after a cool-down from there; NaN where there is none, as it diverged, say.
+    - `steps_paid`: all steps taken for it until then, those of its cool-downs too.
+    - `reason`: why there is no value; empty where there is one.
+    """
+
+    step: int
+    value: float
+    steps_paid: int
+    reason: str = ""
+
+    def score(self, mode: str) -> float:
+        """Give the value such that less is better, infinite where there is none."""
+        if not math.isfinite(self.value):
+            return math.inf
+        return self.value if mode == "min" else -self.value
+
+
+@dataclass
+class Trial:
+    """A candidate, by its plan: what was found of it, and in what state it is.
+
+    `state`: "running", "stopped" where it fell behind, or "won". `lost`: what became of each worker that was lost with it.
+    """
+
+    plan: Plan
+    outcomes: dict[int, Outcome] = field(default_factory=dict[int, Outcome])
+    state: str = "running"
+    lost: list[str] = field(default_factory=list[str])
+
+    @property
+    def last(self) -> Outcome | None:
+        """The outcome after the most steps."""
+        return self.outcomes[max(self.outcomes)] if self.outcomes else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what was found as built-in types, without the plan."""
+        outcomes = [one._asdict() for one in self.outcomes.values()]
+        return {"outcomes": outcomes, "state": self.state, "lost": list(self.lost)}
+
+    @staticmethod
+    def from_dict(plan: Plan, entries: Mapping[str, Any]) -> Trial:
+        """Read what `to_dict` gave. Raises TypeError for anything else."""
+        check(entries, TRIAL, tuple(TRIAL))
+        outcomes = [Outcome(**one) for one in entries["outcomes"]]
+        return Trial(plan, {one.step: one for one in outcomes}, entries["state"], list(entries["lost"]))
+
+
+OUTCOME = {"step": count, "value": number, "steps_paid": count, "reason": text}
+TRIAL = {"outcomes": listing(record(OUTCOME, tuple(OUTCOME))), "state": text, "lost": listing(text)}
+
+
+def plan_sum(plan: Plan) -> str:
+    """Give a short sum of all knobs of a plan, without their evidence: of what makes its run the run that it is."""
+    knobs = {name: value for name, value in plan.to_dict().items() if name != "evidence"}
+    encoded = json_values.encode(json_values.without_tuples(knobs))
+    return hashlib.sha256(json.dumps(encoded, sort_keys=True).encode()).hexdigest()[:16]
