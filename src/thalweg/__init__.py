@@ -19,6 +19,7 @@ from thalweg.errors import (
     RuleError,
     RunError,
     ScheduleError,
+    StudyError,
     TaskError,
     ThalwegError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Run",
     "RunError",
     "ScheduleError",
+    "StudyError",
     "Task",
     "TaskError",
     "ThalwegError",

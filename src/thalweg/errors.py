@@ -52,6 +52,10 @@ class CheckpointError(RunError):
     """A checkpoint is truncated, altered, of another model, or cannot be written."""
 
 
+class StudyError(RunError):
+    """The database of a search cannot be reached, read or written, or holds another search."""
+
+
 class LostFolderError(RunError):
     """A run's folder was removed or replaced while the run was written to it."""
 

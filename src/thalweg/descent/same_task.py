@@ -37,6 +37,15 @@ def _sum(source: Source | None, like: DataSum | None) -> DataSum | None:
 
 def check_data(folder: Path, problem: Problem, there: TaskSums, here: TaskSums) -> None:
     """Refuse to go on with other data than the run's. Raises RunError that says which, and how they differ."""
+    if found := data_changes(problem, there, here):
+        raise RunError(
+            f"{'. '.join(found)}: the task gives other data than those of the run in {folder}. Where it splits or draws them at"
+            f" random, seed that; or start a new run in another folder."
+        )
+
+
+def data_changes(problem: Problem, there: TaskSums, here: TaskSums) -> list[str]:
+    """Say which data are others, and how they differ."""
     differences = {
         "training": _difference(problem.train, there.data, here.data),
         "validation": _difference(problem.validation, there.validation, here.validation),
@@ -44,11 +53,7 @@ def check_data(folder: Path, problem: Problem, there: TaskSums, here: TaskSums) 
     found = [f"The {words} data {why}" for words, why in differences.items() if why]
     if there.weights and there.weights != here.weights:
         found.append("The sampling weights have other values")
-    if found:
-        raise RunError(
-            f"{'. '.join(found)}: the task gives other data than those of the run in {folder}. Where it splits or draws them at"
-            f" random, seed that; or start a new run in another folder."
-        )
+    return found
 
 
 def _difference(source: Source | None, there: DataSum | None, here: DataSum | None) -> str:

@@ -155,14 +155,16 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def remove(folder: str | os.PathLike[str]) -> None:
-    """Remove a folder of checkpoints, with those in it; what somebody else put there stays, and the folder with it."""
+    """Remove a folder with the checkpoints in it and in its folders; what somebody else put there stays, and links are left."""
     folder = Path(folder)
     with suppress(OSError):
         if folder.is_symlink():
             return
         for path in list(folder.iterdir()):
-            if path.is_dir() and not path.is_symlink():
+            if (path / LOOP).is_file() or (path / MANIFEST).is_file() or re.fullmatch(DRAFT_FOLDER, path.name):
                 _discard(path)
+            elif path.is_dir():
+                remove(path)
         folder.rmdir()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat
 
 from thalweg import rules
-from thalweg.errors import PlanError, nearest
+from thalweg.errors import ArgumentError, PlanError, nearest
+from thalweg.formatting import is_storable
 from thalweg.records.knob import knobs
 from thalweg.records.names import suggestion
 from thalweg.records.plan import Plan
@@ -28,8 +30,10 @@ class Request:
         seed: of everything random.
         fixed: knobs that are decided, such as {"batch_size": 64}; converted to the types that a plan holds.
         device: "auto", "cpu", "cuda", …; whether it is there is found out when the task is opened.
+        storage: the database of the search's study, a URL or the path of an SQLite file; None: the search's own place.
+        study: the study's name in it; None: one by the task's name and what is asked for.
 
-    Raises PlanError that names what is not allowed, and says what is.
+    Raises PlanError or ArgumentError that names what is not allowed, and says what is.
 
     >>> Request(epochs=20, effort="quick").trainings, Request(steps=9, fixed={"learning_rate": 0.1}).trainings
     (2.0, 1.0)
@@ -42,6 +46,8 @@ class Request:
     seed: int = 0
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     device: str = "auto"
+    storage: str | None = None
+    study: str | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -49,6 +55,8 @@ class Request:
             "seed": _seed(self.seed),
             "effort": _effort(self.effort),
             "fixed": _knobs(self.fixed),
+            "storage": _storage(self.storage),
+            "study": _study(self.study),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -115,6 +123,24 @@ def _seed(seed: Any) -> int:
     if number < 0 or isinstance(seed, bool):
         raise PlanError(f"`seed` is {seed!r}, but it is a whole number, at least 0.")
     return number
+
+
+def _storage(storage: Any) -> str | None:
+    """Give the storage, the path of a file made absolute. Raises ArgumentError where it is neither a path nor a URL."""
+    if storage is None:
+        return None
+    if not isinstance(storage, str | os.PathLike) or not str(storage).strip() or "\0" in str(storage):
+        raise ArgumentError(
+            f"`storage` is {storage!r:.80}. Give a URL such as 'postgresql://host/name', or the path of an SQLite file."
+        )
+    text = os.fspath(storage)
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def _study(name: Any) -> str | None:
+    if name is not None and (not isinstance(name, str) or not name.strip() or "/" in name or not is_storable(name)):
+        raise ArgumentError(f"`study` is {name!r:.80}. Give a short text without '/', by which the study is found again.")
+    return name
 
 
 def _effort(effort: Any) -> str | float:

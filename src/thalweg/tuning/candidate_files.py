@@ -5,7 +5,6 @@ Each is a checkpoint in a folder of its own, named by the sum of its plan. It is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -57,10 +56,7 @@ class CandidateFiles:
 
     def clear(self) -> None:
         """Remove all states, and the folder unless something else is in it."""
-        with suppress(OSError):
-            for name in os.listdir(self.folder):
-                checkpoint.remove(self.folder / name)
-            self.folder.rmdir()
+        checkpoint.remove(self.folder)
 
     def _of(self, plan: Plan) -> Path:
         return self.folder / plan_sum(plan)

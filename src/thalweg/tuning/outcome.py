@@ -20,12 +20,14 @@ class Outcome(NamedTuple):
     - `step`: how far it had come.
     - `value`: of the task's criterion after a cool-down from there; NaN where there is none, as it diverged, say.
     - `steps_paid`: all steps taken for it until then, those of its cool-downs too.
+    - `seconds`: what it took to come from the outcome before to this one.
     - `reason`: why there is no value; empty where there is one.
     """
 
     step: int
     value: float
     steps_paid: int
+    seconds: float = 0.0
     reason: str = ""
 
     def score(self, mode: str) -> float:
@@ -37,12 +39,11 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Trial:
-    """A candidate, by its plan: what was found of it, and in what state it is.
+    """What was found of a candidate, and in what state it is.
 
     `state`: "running", "stopped" where it fell behind, or "won". `lost`: what became of each worker that was lost with it.
     """
 
-    plan: Plan
     outcomes: dict[int, Outcome] = field(default_factory=dict[int, Outcome])
     state: str = "running"
     lost: list[str] = field(default_factory=list[str])
@@ -53,19 +54,19 @@ class Trial:
         return self.outcomes[max(self.outcomes)] if self.outcomes else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what was found as built-in types, without the plan."""
+        """Give it as built-in types."""
         outcomes = [one._asdict() for one in self.outcomes.values()]
         return {"outcomes": outcomes, "state": self.state, "lost": list(self.lost)}
 
     @staticmethod
-    def from_dict(plan: Plan, entries: Mapping[str, Any]) -> Trial:
+    def from_dict(entries: Mapping[str, Any]) -> Trial:
         """Read what `to_dict` gave. Raises TypeError for anything else."""
         check(entries, TRIAL, tuple(TRIAL))
         outcomes = [Outcome(**one) for one in entries["outcomes"]]
-        return Trial(plan, {one.step: one for one in outcomes}, entries["state"], list(entries["lost"]))
+        return Trial({one.step: one for one in outcomes}, entries["state"], list(entries["lost"]))
 
 
-OUTCOME = {"step": count, "value": number, "steps_paid": count, "reason": text}
+OUTCOME = {"step": count, "value": number, "steps_paid": count, "seconds": number, "reason": text}
 TRIAL = {"outcomes": listing(record(OUTCOME, tuple(OUTCOME))), "state": text, "lost": listing(text)}
 
 

@@ -1,0 +1,202 @@
+"""What is known of a search, so that nothing in it is done twice: of each candidate its outcomes, and where it stands.
+
+A search is replayed from its beginning where it goes on: a race asks for the same scores in the same order, and those that are known
+are given at once. So it comes to the same plan, wherever it was stopped and how often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from thalweg.descent.problem import Problem
+from thalweg.descent.same_task import changes, data_changes, starts_elsewhere, sum_task
+from thalweg.descent.settle import settle
+from thalweg.descent.state import Descent
+from thalweg.descent.surroundings import differences, surroundings
+from thalweg.descent.their_objects import as_found
+from thalweg.errors import StudyError
+from thalweg.records import json_values
+from thalweg.records.plan import Plan
+from thalweg.records.request import Request
+from thalweg.records.run_inputs import TaskSums, in_words
+from thalweg.tuning.candidate_files import CandidateFiles
+from thalweg.tuning.outcome import Outcome, Trial, plan_sum
+from thalweg.tuning.study import Study
+
+Say = Callable[[str], None]
+
+
+RETRY_SECONDS = 60.0  # before a study that did not take something is tried again
+
+
+class SearchPlace(NamedTuple):
+    """Where a search is kept: an SQLite file for its study, and a folder for the states of its candidates."""
+
+    study: Path
+    candidates: Path
+
+
+class Search:
+    """A search's trials, in memory and, where there is a study, in that too; and where its candidates stand, where there are files.
+
+    `record` is what the search goes by, which was measured when it was begun; empty where it is a new one.
+    """
+
+    def __init__(
+        self, study: Study | None = None, files: CandidateFiles | None = None, say: Say = lambda _: None
+    ) -> None:
+        self.study, self.files, self.record = study, files, dict[str, Any]()
+        self._say = say
+        self._trials: dict[str, Trial] = {} if study is None else study.read_trials()
+        self._unwritten = dict[str, Plan]()
+        self._next_try, self._is_told = 0.0, False
+
+    def begin(self, **record: Any) -> None:
+        """Record what the search goes by. Raises StudyError where the study does not take it, before anything is spent."""
+        self.record |= json_values.without_tuples(record)
+        if self.study is not None:
+            self.study.write_search(self.record)
+
+    def trial(self, plan: Plan) -> Trial:
+        """Give what is known of a plan's candidate."""
+        return self._trials.setdefault(plan_sum(plan), Trial())
+
+    @property
+    def count(self) -> int:
+        """How many candidates have an outcome."""
+        return sum(1 for trial in self._trials.values() if trial.outcomes)
+
+    def outcome(self, plan: Plan, step: int) -> Outcome | None:
+        """Give what a candidate is known to be worth after some steps; None where that is not known."""
+        return self.trial(plan).outcomes.get(step)
+
+    def enter(self, plan: Plan) -> None:
+        """Record that a candidate is about to be trained."""
+        trial = self.trial(plan)
+        if not trial.outcomes:
+            self._write(plan)
+
+    def add(self, plan: Plan, outcome: Outcome) -> None:
+        """Record what a candidate was found to be worth."""
+        trial = self.trial(plan)
+        trial.outcomes[outcome.step] = outcome
+        trial.state = "running"
+        self._write(plan)
+
+    def lose(self, plan: Plan, how: str) -> None:
+        """Record that the worker was lost that trained a candidate."""
+        self.trial(plan).lost.append(how)
+        self._write(plan)
+
+    def stop(self, plan: Plan) -> None:
+        """Record that a candidate fell behind, and remove its state."""
+        self._end(plan, "stopped")
+        if self.files is not None:
+            self.files.remove(plan)
+
+    def win(self, plan: Plan, chosen: Plan) -> None:
+        """Record which candidate won, and the whole plan that was chosen with it."""
+        self._end(plan, "won")
+        self._write_all()
+        if self.study is not None and not self._unwritten:
+            with suppress(StudyError):
+                self.study.show(plan=chosen.to_toml())
+
+    def _end(self, plan: Plan, state: str) -> None:
+        trial = self.trial(plan)
+        if trial.state != state:
+            trial.state = state
+            self._write(plan)
+
+    def _write(self, plan: Plan) -> None:
+        if self.study is None:
+            return
+        self._unwritten[plan_sum(plan)] = plan
+        if time.monotonic() >= self._next_try:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        """Bring the study up to date; where it does not take it, that is said, and tried again a minute later."""
+        if self.study is None:
+            return
+        try:
+            for run, plan in list(self._unwritten.items()):
+                self.study.write(plan, self._trials[run])
+                del self._unwritten[run]
+        except StudyError as error:
+            self._next_try = time.monotonic() + RETRY_SECONDS
+            if not self._is_told:
+                self._say(f"warning: {error} The search goes on without it, and what is found is written there later.")
+            self._is_told = True
+            return
+        if self._is_told:
+            self._say("The search is written to its study again.")
+            self._is_told = False
+
+
+def open_search(problem: Problem, request: Request, place: SearchPlace | None, say: Say = lambda _: None) -> Search:
+    """Find what is known of a search: in the study of `request.storage`, or in that of the place where it is kept.
+
+    Without both it is in memory. In its own place a search whose task has changed since begins anew, which is said.
+
+    Raises StudyError where a storage cannot be used, or its study is of another search.
+    """
+    storage = request.storage or (place and str(place.study))
+    if storage is None:
+        return Search()
+    study = Study(storage, request.study or study_name(problem.task.name, request), problem.task.mode)
+    record, asked = study.read_search(), _asked(request)
+    with as_found(problem.task):
+        descent = Descent(problem, settle(problem, Plan(seed=request.seed), Request(steps=1)))
+        there = None if record is None else TaskSums.from_dict(record["task"])
+        here = sum_task(descent, there)
+        found = list[str]()
+        if record is not None and there is not None:
+            found = [*data_changes(problem, there, here), *changes(problem, there, here)]
+            found += ["the model starts from other weights"] * starts_elsewhere(descent, there, here)
+            found += _differing(record["request"], asked)
+        is_whole = not descent.objects.problems
+    if found and request.storage is not None:
+        raise StudyError(
+            f"{study.address} is the study of another search: {in_words(found)}. Give another name with study=…, or another"
+            f" storage."
+        )
+    files = None if place is None or not is_whole else CandidateFiles(place.candidates)
+    if record is None or found:
+        if found:
+            say(f"The search begins anew, as its task has changed since it was stopped: {in_words(found)}.")
+            study.clear()
+        if files is not None:
+            files.clear()  # of another search
+        search = Search(study, files, say)
+        search.record |= {"task": here.to_dict(), "request": asked, "process": surroundings(problem.device)}
+        return search
+    if changed := differences(record["process"], surroundings(problem.device)):
+        say(f"warning: The search goes on in a process unlike the one it was begun in: {'; '.join(changed)}.")
+    search = Search(study, files, say)
+    search.record |= record
+    return search
+
+
+def study_name(task: str, request: Request) -> str:
+    """Give the name of a search's study where none is given: the task's, and a sum of what is asked for."""
+    text = json.dumps(json_values.encode(json_values.without_tuples(_asked(request))), sort_keys=True)
+    return f"{task}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """Give what of a request makes a search the search that it is."""
+    asked = {**request.to_dict()}
+    return {name: value for name, value in asked.items() if name not in ("device", "storage", "study")}
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Say what was asked of a search that is not asked of it now."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return [f"`{name}` was {there.get(name)} and is {here.get(name)}" for name in names]

@@ -1,0 +1,279 @@
+"""A search's trials in an Optuna study: a SQLite file beside the run, or a database that several machines reach.
+
+A trial is one candidate. Its user attributes `run`, a sum of its plan, and `record`, a text with its own sum, are what a resumed
+search goes by; parameters, intermediate values and all else are for people, Optuna and its dashboard.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from thalweg.errors import StudyError, error_text
+from thalweg.records import files, sealed_json
+from thalweg.records.paths import typed
+from thalweg.records.plan import Plan
+from thalweg.rules import RULES
+from thalweg.tuning.outcome import Trial, plan_sum
+
+if TYPE_CHECKING:  # importing it takes a second, and only a search that is kept needs it
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+SECONDS = 10  # to wait for a database that is locked or does not answer
+RATES, DECAYS = (1e-9, 1e6), (0.0, 1e3)  # more than any plan has
+FORMAT = 1
+
+
+class _Written(NamedTuple):
+    """A trial of the study: its id, whether it is over, and the steps whose values were reported."""
+
+    id: int
+    is_over: bool
+    reported: frozenset[int]
+
+
+class Study:
+    """The trials of one search. Its methods raise StudyError where the database does not take or give them.
+
+    Arguments:
+        storage: the path of an SQLite file, made where it is missing; or a URL as SQLAlchemy takes them.
+        name: of the study, made where it is missing.
+        mode: "min" or "max" of the criterion.
+
+    Raises StudyError where the database cannot be reached or written, before anything is spent.
+    """
+
+    def __init__(self, storage: str, name: str, mode: str) -> None:
+        self.storage, self.name, self._mode = storage, name, mode
+        with self._naming_failures():
+            self._storage = _open(storage)
+            self._id = _study_id(self._storage, name, mode)
+        self._written = dict[str, _Written]()
+
+    @property
+    def address(self) -> str:
+        """The storage and the study in it, without a password."""
+        return f"{shown(self.storage)}/{self.name}"
+
+    def read_search(self) -> dict[str, Any] | None:
+        """Read what `write_search` wrote; None where this study is a new one."""
+        with self._naming_failures():
+            attributes = self._storage.get_study_user_attrs(self._id)
+            if "search" not in attributes:
+                if self._storage.get_n_trials(self._id):
+                    raise ValueError("it has trials of another program's")
+                return None
+            entries = sealed_json.load(attributes["search"])
+            if entries.get("format") != FORMAT:
+                raise ValueError(f"it is of format {entries.get('format')}, this thalweg reads {FORMAT}")
+            return entries
+
+    def write_search(self, search: Mapping[str, Any]) -> None:
+        """Write what the search goes by."""
+        with self._naming_failures():
+            self._storage.set_study_user_attr(self._id, "search", sealed_json.dump({**search, "format": FORMAT}))
+
+    def show(self, **attributes: Any) -> None:
+        """Write user attributes of the study, for people to read."""
+        with self._naming_failures():
+            for name, value in attributes.items():
+                self._storage.set_study_user_attr(self._id, name, value)
+
+    def clear(self) -> None:
+        """Remove the study, and make a new one of its name."""
+        with self._naming_failures():
+            self._storage.delete_study(self._id)
+            self._id = _study_id(self._storage, self.name, self._mode)
+            self._written = {}
+
+    def read_trials(self) -> dict[str, Trial]:
+        """Read what is known of each candidate, by the sum of its plan. One whose record was damaged is as good as unknown."""
+        found = dict[str, Trial]()
+        with self._naming_failures():
+            for one in self._storage.get_all_trials(self._id, deepcopy=False):
+                run, record = one.user_attrs.get("run"), one.user_attrs.get("record")
+                if not isinstance(run, str):
+                    continue
+                self._written[run] = _written(one)
+                with suppress(ValueError, TypeError, AttributeError, LookupError):
+                    found[run] = Trial.from_dict(sealed_json.load(str(record)))
+        return found
+
+    def write(self, plan: Plan, trial: Trial) -> None:
+        """Write all that is known of a candidate; what is written already is not written again."""
+        with self._naming_failures():
+            run = plan_sum(plan)
+            known = self._written.get(run)
+            if known is None or known.is_over:  # a trial that is over takes nothing more
+                known = self._add(plan, run)
+            attributes = _attributes(plan, trial)
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(known.id, name, value)
+            news = {step: one.value for step, one in trial.outcomes.items() if step not in known.reported}
+            for step, value in news.items():
+                if math.isfinite(value):
+                    self._storage.set_trial_intermediate_value(known.id, step, value)
+            is_over = trial.state != "running"
+            if is_over:
+                self._end(known.id, trial)
+            self._written[run] = _Written(known.id, is_over, known.reported | {*news})
+
+    def _add(self, plan: Plan, run: str) -> _Written:
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+        from optuna.trial import TrialState, create_trial
+
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params={"rule": plan.rule, "learning_rate": plan.learning_rate, "weight_decay": plan.weight_decay},
+            distributions={
+                "rule": CategoricalDistribution(sorted(RULES)),
+                "learning_rate": FloatDistribution(*RATES, log=True),
+                "weight_decay": FloatDistribution(*DECAYS),
+            },
+            user_attrs={"run": run, "seed": plan.seed, "plan": plan.to_toml()},
+        )
+        self._written[run] = _Written(self._storage.create_new_trial(self._id, template), False, frozenset())
+        return self._written[run]
+
+    def _end(self, trial_id: int, trial: Trial) -> None:
+        """End a trial: complete where it won, else pruned; without a value it is infeasible, which is not an infinite loss."""
+        import optuna
+        from optuna.trial import TrialState
+
+        last = trial.last
+        if last is not None and last.reason:
+            study = optuna.load_study(
+                study_name=self.name, storage=self._storage, sampler=optuna.samplers.RandomSampler()
+            )
+            optuna.trial.Trial(study, trial_id).set_constraint("trains", 1.0)
+        has_value = last is not None and math.isfinite(last.value)
+        state = TrialState.COMPLETE if trial.state == "won" and has_value else TrialState.PRUNED
+        self._storage.set_trial_state_values(trial_id, state, [last.value] if last and has_value else None)
+
+    @contextmanager
+    def _naming_failures(self) -> Generator[None]:
+        """Turn whatever a database or its driver raises into a StudyError."""
+        try:
+            with _quiet():
+                yield
+        except StudyError:
+            raise
+        except Exception as error:
+            raise StudyError(_failure(self.storage, self.name, error)) from error
+
+
+def _attributes(plan: Plan, trial: Trial) -> dict[str, Any]:
+    """Give a trial's user attributes, the record last."""
+    last = trial.last
+    shown: dict[str, Any] = {}
+    if last is not None:
+        shown = {"steps": last.step, "price": round(last.steps_paid / (plan.steps or 1), 4)}
+        shown |= {"infeasible": last.reason} if last.reason else {}
+    lost = {"lost_workers": list(trial.lost)} if trial.lost else {}
+    return {**shown, **lost, "record": sealed_json.dump(trial.to_dict())}
+
+
+def _written(trial: FrozenTrial) -> _Written:
+    steps = frozenset(trial.intermediate_values)
+    return _Written(trial._trial_id, trial.state.is_finished(), steps)  # pyright: ignore[reportPrivateUsage]
+
+
+# The database
+
+
+def shown(storage: str) -> str:
+    """Give a storage for a message: without its password."""
+    if "://" not in storage:
+        return typed(Path(storage))
+    from sqlalchemy.engine import make_url
+
+    try:
+        return make_url(storage).render_as_string(hide_password=True)
+    except Exception:  # no URL that it knows: what is wrong with it is said elsewhere
+        return storage
+
+
+def sqlite_path(storage: str) -> Path | None:
+    """Give the file of a storage in SQLite; None of any other, and of one in memory."""
+    if "://" not in storage:
+        return Path(storage)
+    from sqlalchemy.engine import make_url
+
+    url = make_url(storage)
+    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:") and not url.query
+    return Path(url.database) if is_file and url.database else None
+
+
+def _open(storage: str) -> BaseStorage:
+    """Open a storage, whose tables are made where they are missing."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import NullPool
+
+    path = sqlite_path(storage)
+    if path is None:
+        options: dict[str, Any] = {"pool_pre_ping": True}
+        if storage.startswith(("postgresql", "mysql", "mariadb")):
+            options["connect_args"] = {"connect_timeout": SECONDS}
+        return RDBStorage(storage.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
+    _prepare(path)
+    connect: Callable[[], sqlite3.Connection] = lambda: sqlite3.connect(path, timeout=SECONDS)  # noqa: E731
+    # By a function, so that any path will do; without a pool, so that no connection is open when a process is forked.
+    return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": NullPool})
+
+
+def _prepare(path: Path) -> None:
+    """Make a SQLite file that writers and readers may use at once. Raises where it is no file, or another program's."""
+    files.check_regular(path)
+    with closing(sqlite3.connect(path, timeout=SECONDS)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "studies" not in tables:
+            raise ValueError("it is a database of another program's")
+        with suppress(sqlite3.OperationalError):  # where the file system does not share memory
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN IMMEDIATE")  # raises where it is locked, or cannot be written
+        connection.rollback()
+
+
+def _study_id(storage: BaseStorage, name: str, mode: str) -> int:
+    """Find a study, made where it is missing."""
+    from optuna.exceptions import DuplicatedStudyError
+    from optuna.study import StudyDirection
+
+    direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+    with suppress(KeyError):
+        return storage.get_study_id_from_name(name)
+    with suppress(DuplicatedStudyError):  # made by somebody else since
+        return storage.create_new_study([direction], name)
+    return storage.get_study_id_from_name(name)
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Within, Optuna writes only errors, whatever the person has asked of it elsewhere."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.ERROR))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _failure(storage: str, name: str, error: Exception) -> str:
+    """Say why a database did not take or give a search, and what to do."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = error_text(cause)
+    where = f"The study '{name}' in {shown(storage)}"
+    if isinstance(cause, ImportError):
+        return f"{where} needs a driver that is not installed ({text}). Install it: pip install 'psycopg[binary]', say."
+    if "locked" in text:
+        return f"{where} is locked by another program. Close that, or give another storage."
+    return f"{where} cannot be used: {text}. Check that the database is there and takes what you write, or give another one."
