@@ -89,6 +89,9 @@ class Player:
         self.trunks: dict[Point, float] = defaultdict(float)
         self.extra = 0.0
 
+    def expect(self, points: Sequence[Point], share: float) -> None:
+        """Nothing runs."""
+
     def score(self, point: Point, share: float) -> float:
         """Take a candidate as far as `share`, and give the loss of a cool-down there."""
         point = self.nearest(point)

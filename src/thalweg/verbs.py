@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError
+from thalweg.formatting import format_count
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.names import verb
 from thalweg.records.paths import as_path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from thalweg.descent.callbacks import Callbacks, OnStep, OnValidation
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
+    from thalweg.tuning.search import SearchPlace
     from thalweg.tuning.tune import Chosen
 
 Say = Callable[[str], None]
@@ -50,6 +52,8 @@ def fit(
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
+    storage: str | os.PathLike[str] | None = None,
+    study: str | None = None,
     progress: bool | Progress | None = None,
     say: Say | None = None,
     on_step: OnStep | None = None,
@@ -66,6 +70,9 @@ def fit(
         fixed: knobs you have decided, such as {"batch_size": 64}.
         device: "auto", "cpu", "cuda", …
         out: the run's folder; None keeps the run in memory.
+        storage: where the search's trials are kept, by Optuna: a URL such as "postgresql://host/name", or the path of an SQLite
+            file; None: `study.sqlite` in the run's folder, in memory where there is none.
+        study: the study's name in the storage; None: one by the task's name and what is asked for.
         progress: None shows a line that updates where there is a terminal or a notebook, and nothing elsewhere; False shows
             nothing; True shows lines of text where there is neither; or a display of your own, see `descent/recorder.py`.
         say: called with a sentence about each stage; None: the sentences are shown where the progress is.
@@ -77,12 +84,12 @@ def fit(
     A callback gets the model as it is trained and changes no bit of the run unless it changes weights or buffers. An error in it
     ends the run after saving, with a CallbackError whose `__cause__` it is. One that raises KeyboardInterrupt stops the run.
 
-    Raises TaskError, DataError, PlanError, ArgumentError before the first step; RunError where `out` cannot be used;
-    DivergedError where training diverges and no cure helps; `Interrupted`, a KeyboardInterrupt, where Ctrl-C or SIGTERM stopped
-    it. The errors' `run` is what was trained until then, if anything. `resume` continues a stopped training, and begins a
-    stopped search anew.
+    Raises TaskError, DataError, PlanError, ArgumentError before the first step; RunError where `out` cannot be used; StudyError
+    where the storage cannot be reached, is locked, or its study is of another search; DivergedError where training diverges and
+    no cure helps; `Interrupted`, a KeyboardInterrupt, where Ctrl-C or SIGTERM stopped it. The errors' `run` is what was trained
+    until then, if anything. `resume` continues a stopped search or training to the same bits.
     """
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study)
     request.check_budget()
     folder = None if out is None else RunFolder.at(out)
     show = _Shown(progress, say, on_step, on_validation)
@@ -133,58 +140,73 @@ class _Shown:
 
 
 def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -> Run:
+    from thalweg.descent.pretraining import SECONDS, check_task
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.recorder import how_to_resume
     from thalweg.descent.train import train_in, train_plan
+    from thalweg.tuning.search import SearchPlace
 
+    limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
     with interruptible(), without_inference_mode(), nullcontext() if folder is None else folder.locked():
         if folder is not None:
             folder.record_request(request, task.source)
-        with _telling_how_to_begin_anew(request, folder and how_to_resume(folder.path, task.source)):
-            problem, chosen, found = _prepare(task, request, folder, show)
+        place = None if folder is None else SearchPlace(folder.study_path, folder.candidates_path)
+        how = folder and how_to_resume(folder.path, task.source)
+        with _telling_how_to_go_on(request, how and f"go on with: {how}"):
+            check = lambda problem: check_task(problem, request.seed, seconds=limit)  # noqa: E731
+            problem, chosen, found = _choose(task, request, place, show, check)
         with _reporting():
             if folder is None:
                 return train_plan(problem, chosen.plan, None, show.display, found, show.callbacks, chosen.begun)
             return _reported(train_in(folder, problem, chosen.plan, show.display, found, show.callbacks, chosen.begun))
 
 
-def _prepare(
-    task: Task, request: Request, folder: RunFolder | None, show: _Shown
+def _choose(
+    task: Task,
+    request: Request,
+    place: SearchPlace | None,
+    show: _Shown,
+    check: Callable[[Problem], list[Diagnosis]] | None = None,
 ) -> tuple[Problem, Chosen, list[Diagnosis]]:
-    """Open and check the task, and choose the plan."""
-    from thalweg.descent.pretraining import SECONDS, check_task
-    from thalweg.descent.recorder import how_to_resume
-    from thalweg.tuning.race import course_for
-    from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
+    """Open and check the task, and choose the plan; what is known of the search from before is not found again."""
+    from thalweg.tuning.search import searching
+    from thalweg.tuning.tune import Begun, complete_plan, estimate_cost, start_plan
 
     started = time.perf_counter()
     problem = _open(task, request.device)
-    limit = min(SECONDS, CHECK_SHARE * (request.seconds or math.inf))
-    found = check_task(problem, request.seed, seconds=limit)
-    show.say_findings(problem, found)
-    request = request.with_seconds_spent(time.perf_counter() - started)  # opening and checking the data is part of it
-    start = start_plan(problem, request, show.say)
-    cost = estimate_cost(problem, request, start)
-    show.say(str(cost))
-    anew = not show.callbacks.is_empty  # they see every step
-    if folder is not None and request.searches_rate and course_for(cost.trainings, start.steps, anew=anew):
-        again = how_to_resume(folder.path, task.source)
-        show.say(f"The search is not saved as it goes: stopped before its end, it begins anew with {again}")
-    return problem, complete_plan(problem, request, start, cost.trainings, show.say, anew=anew), found
+    with searching(problem, request, place, show.say) as search:
+        begun = Begun.read(search.record)
+        found = begun.found if begun is not None else [] if check is None else check(problem)
+        if check is not None:
+            show.say_findings(problem, found)
+        if begun is None:
+            left = request.with_seconds_spent(time.perf_counter() - started)  # opening and checking is part of it
+            start = start_plan(problem, left, show.say)
+            begun = Begun(start, estimate_cost(problem, left, start), found)
+            search.begin(begun.to_dict())
+        else:
+            show.say(f"The search goes on: {format_count(search.known, 'score')} of its candidates kept.")
+        show.say(str(begun.cost))
+        anew, price = not show.callbacks.is_empty, begun.cost.trainings  # callbacks see every step
+        chosen = complete_plan(problem, request, begun.start, price, show.say, anew=anew, search=search)
+    return problem, chosen, found
 
 
 @contextmanager
-def _telling_how_to_begin_anew(request: Request, how: str | None) -> Generator[None]:
-    """Say of an interruption within that nothing is trained, and how to begin again; None: by the same call."""
+def _telling_how_to_go_on(request: Request, how: str | None) -> Generator[None]:
+    """Say of an interruption within what is kept, and how to go on; `how` is None where nothing is."""
     try:
         yield
     except KeyboardInterrupt as stopped:
-        again = "start again" if how is None else f"begin anew with: {how}"
         stage = "while the plan was searched" if request.trainings > 1 else "while the plan was made"
         hint = " --effort 1 (effort=1) leaves the search out." if how is None and request.trainings > 1 else ""
-        raise Interrupted(
-            f"Interrupted {stage}: nothing is trained yet; {again}{'.' if hint else ''}{hint}", signal=_signal(stopped)
-        ) from stopped
+        kept = "what was found is kept" if request.trainings > 1 else "nothing is trained yet"
+        told = f"{kept}; {how}" if how else f"nothing is trained yet; start again{'.' if hint else ''}{hint}"
+        raise Interrupted(f"Interrupted {stage}: {told}", signal=_signal(stopped)) from stopped
+
+
+def _storage(storage: str | os.PathLike[str] | None) -> str | None:
+    return os.fspath(storage) if isinstance(storage, os.PathLike) else storage
 
 
 def _signal(stopped: KeyboardInterrupt) -> int:
@@ -250,28 +272,30 @@ def tune(
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
+    storage: str | os.PathLike[str] | None = None,
+    study: str | None = None,
     progress: bool | Progress | None = None,
     say: Say | None = None,
 ) -> Plan:
     """Choose a plan, each knob with its evidence; `out` is a TOML file to write it to, or a folder for plan.toml.
 
+    Beside the plan's file the search is kept, in `plan.study.sqlite` and, until it is over, `plan.candidates`: the same call goes
+    on with one that was stopped.
+
     Arguments and errors as for `fit`; RunError where `out` is a run's plan or cannot be written.
     """
     from thalweg.descent.process_state import interruptible, without_inference_mode
-    from thalweg.tuning.tune import complete_plan, estimate_cost, start_plan
+    from thalweg.tuning.search import kept_beside
 
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study)
     request.check_budget()
     show = _Shown(progress, say)
     path = None if out is None else _plan_file(out)
-    with interruptible(), without_inference_mode(), _telling_how_to_begin_anew(request, None):
-        problem = _open(task, request.device)
-        start = start_plan(problem, request, show.say)
-        cost = estimate_cost(problem, request, start)
-        show.say(str(cost))
-        plan = complete_plan(problem, request, start, cost.trainings, show.say).plan
-    if path is not None:
-        plan.save(path)
+    how = None if path is None else "the same call goes on"
+    with interruptible(), without_inference_mode(), _telling_how_to_go_on(request, how), kept_beside(path) as place:
+        plan = _choose(checked_task(task), request, place, show)[1].plan
+        if path is not None:
+            plan.save(path)
     return plan
 
 

@@ -17,7 +17,7 @@ from thalweg.descent.recorder import Recorder, present_state
 from thalweg.descent.state import BestWeights, Descent, clone_into
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.json_values import without_tuples
-from thalweg.records.kinds import check
+from thalweg.records.kinds import check, flag, number
 from thalweg.records.plan import Plan
 
 
@@ -168,6 +168,7 @@ class Suspended:
         sections = dict(state)
         record, standing, best = sections.pop("record"), sections.pop("standing"), sections.pop("best", None)
         check(sections["loop"], LOOP_KINDS)
+        check(standing, {"is_over": flag, "is_whole": flag, "schedule_factor": number})
         if "snapshot" in sections:
             check(sections["snapshot"], SNAPSHOT_KINDS, ("model", "optimizer", "loop"))
         return Suspended(

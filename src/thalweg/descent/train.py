@@ -24,6 +24,7 @@ from thalweg.descent.same_task import changes, check_data, starts_elsewhere, sum
 from thalweg.descent.selection import compare_anew
 from thalweg.descent.state import Descent
 from thalweg.descent.suspended import Suspended
+from thalweg.descent.their_objects import not_put_back
 from thalweg.errors import CheckpointError, DivergedError, Interrupted, PlanError, RunError, ThalwegError, error_text
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.records import checkpoint
@@ -106,9 +107,10 @@ def _go_on_with(begun: Suspended, descent: Descent, recorder: Recorder) -> float
     begun.history.write_into(recorder.history)
     recorder.diagnoses += begun.diagnoses
     begun.hand_over(descent)
+    if begun.lost:
+        recorder.warn(descent.step, not_put_back(begun.lost))
     recorder.event(descent.step, "note", message)
-    if not descent.is_over:
-        recorder.checkpoint(descent)  # it took as long to come to as any other checkpoint
+    recorder.checkpoint(descent)  # it took as long to come to as any other checkpoint
     return _seconds_recorded(recorder.history)
 
 
@@ -315,6 +317,8 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
     try:
         if begun is not None:
             started -= _go_on_with(begun, descent, recorder)
+        if recorder.folder is not None:
+            recorder.folder.discard_candidates()
         descend(descent, recorder)
     except BaseException as error:
         if recorder.is_in_forked_child:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat
@@ -89,9 +90,14 @@ class Request:
         return replace(self, seconds=max(self.seconds - seconds, 0.5 * self.seconds))
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the request as built-in types, for JSON."""
+        """Give the request as built-in types, for JSON; a storage without its password, which is not written anywhere."""
         knobs = _plan_with(self.fixed).to_dict()
-        return {**vars(self), "fixed": {name: knobs.get(name) for name in self.fixed}, "device": str(self.device)}
+        return {
+            **vars(self),
+            "fixed": {name: knobs.get(name) for name in self.fixed},
+            "device": str(self.device),
+            "storage": self.storage and _without_password(self.storage),
+        }
 
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> Request:
@@ -137,9 +143,20 @@ def _storage(storage: Any) -> str | None:
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
+def _without_password(storage: str) -> str:
+    """Give a storage without the password in it.
+
+    >>> _without_password("postgresql://me:secret@host/db")
+    'postgresql://me@host/db'
+    """
+    return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1@", storage)
+
+
 def _study(name: Any) -> str | None:
     if name is not None and (not isinstance(name, str) or not name.strip() or "/" in name or not is_storable(name)):
-        raise ArgumentError(f"`study` is {name!r:.80}. Give a short text without '/', by which the study is found again.")
+        raise ArgumentError(
+            f"`study` is {name!r:.80}. Give a short text without '/', by which the study is found again."
+        )
     return name
 
 

@@ -4,7 +4,9 @@
 | --- | --- | --- |
 | `plan.toml` | the plan | when the folder is created |
 | `task.toml` | how to make the task again, where that is known | when the folder is created |
-| `request.json` | what was asked of `fit`, from which a stopped search begins anew | when `fit` begins |
+| `request.json` | what was asked of `fit`, with which a stopped search goes on | when `fit` begins |
+| `study.sqlite` | the study of a `fit`'s search, see `tuning/study.py` | while it searches |
+| `candidates/` | states of a search's candidates, to go on with; removed when the run has begun | while it searches |
 | `run.json` | the status: "status", "summary", "metrics", "diagnoses", "inputs" | when it starts and stops, in one move |
 | `history.sqlite` | figures and events, see `records/history.py` | while it trains |
 | `checkpoints/` | states to resume from and the best weights, see `records/checkpoint.py` | while it trains |
@@ -38,6 +40,10 @@ from thalweg.records.trust import missing_key
 
 PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", "run.json", "report.html"
 CHECKPOINTS, BEST = "checkpoints", "best"
+STUDY, CANDIDATES = "study.sqlite", "candidates"
+TUNED = f"{Path(PLAN).stem}."  # before the names of what `tune` keeps beside a plan
+STUDY_FILES = {f"{tuned}{STUDY}{part}" for tuned in ("", TUNED) for part in ("", "-wal", "-shm", "-journal")}
+CANDIDATE_FOLDERS = {CANDIDATES, f"{TUNED}{CANDIDATES}"}
 LOCK = ".lock"
 MEASURED = ("threads", "memory_format", "workers", "precision", "compile")  # knobs that are chosen by a clock
 LEFT_BY_OLDER_VERSIONS = {f".{STATUS}.tmp", f".{REQUEST}.tmp"}  # where they were killed
@@ -97,6 +103,16 @@ class RunFolder:
     def best_path(self) -> Path:
         """The checkpoint of the weights that validated best."""
         return self.checkpoints_path / BEST
+
+    @property
+    def study_path(self) -> Path:
+        """The study of the search that chose the plan."""
+        return self.path / STUDY
+
+    @property
+    def candidates_path(self) -> Path:
+        """The folder of the states of that search's candidates."""
+        return self.path / CANDIDATES
 
     @property
     def holds_run(self) -> bool:
@@ -217,6 +233,10 @@ class RunFolder:
         """Remove the request of a `fit` that was stopped before its plan was found: another verb uses the folder."""
         if self.holds_request:
             self._remove(self.request_path)
+
+    def discard_candidates(self) -> None:
+        """Remove the states of a search's candidates: the run has begun."""
+        checkpoint.remove(self.candidates_path)
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Write `run.json`. Raises RunError where that fails."""
@@ -385,7 +405,7 @@ class RunFolder:
                 f"{self.shown} holds the history of a run whose {STATUS} and checkpoints are gone. Give a new folder."
             )
         # What a process leaves that was killed before the run began.
-        started = {PLAN, TASK, REQUEST, LOCK, *LEFT_BY_OLDER_VERSIONS}
+        started = {PLAN, TASK, REQUEST, LOCK, *STUDY_FILES, *CANDIDATE_FOLDERS, *LEFT_BY_OLDER_VERSIONS}
         names = self._names()
         known = {
             name for name in names if name in started or files.is_draft(name) or name.startswith(f"{PLAN}.set-aside")
@@ -407,7 +427,7 @@ class RunFolder:
     def _is_foreign(self, name: str) -> bool:
         """Whether something under this name is not what a run has under it: a link or a pipe, or a file of another program's."""
         path = self.path / name
-        if name == CHECKPOINTS:
+        if name == CHECKPOINTS or name in CANDIDATE_FOLDERS:
             return path.is_symlink() or not path.is_dir()
         if not files.is_regular(path):
             return True
@@ -428,8 +448,8 @@ class RunFolder:
     def _not_a_run(self) -> str:
         if self.holds_request:
             return (
-                f"The run in {self.shown} has not begun: its plan was still searched. `thalweg resume {self.shown}` begins the"
-                f" search anew."
+                f"The run in {self.shown} has not begun: its plan was still searched. `thalweg resume {self.shown}` goes on with"
+                f" the search."
             )
         if self.holds_run:
             return f"{self.shown} holds a run whose {STATUS} is gone. Resume it, which writes it anew."

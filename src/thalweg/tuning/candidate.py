@@ -23,9 +23,13 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
 from thalweg.tuning.candidate_files import CandidateFiles
+from thalweg.tuning.outcome import Outcome
 from thalweg.tuning.race import COOL, FEWEST, Point, step_at
+from thalweg.tuning.search import Search
 
 SAVE_SECONDS = 60.0  # between two saves of a candidate that goes on
+DIVERGED, TOO_HIGH = "diverged", "too high, the watch had to lower it"
+NO_NUMBER = "no finite figure"
 
 
 class Candidate:
@@ -140,6 +144,23 @@ class Candidate:
             _check_not_stopped(recorder)
             return dict(descent.last_validation)
 
+    def judge(self, step: int) -> Outcome:
+        """Go on to a step, and find what a copy that cools down from there is worth."""
+        started = time.perf_counter()
+        self.advance(step)
+        figures = {} if self.rate_was_lowered else self.cooled(round(COOL * self.steps))
+        value = figures.get(self.problem.task.select, math.nan)
+        reason = (
+            TOO_HIGH
+            if self.rate_was_lowered
+            else DIVERGED
+            if not figures
+            else ""
+            if math.isfinite(value)
+            else NO_NUMBER
+        )
+        return Outcome(step, value, self.steps_paid, time.perf_counter() - started, reason)
+
     @property
     def steps(self) -> int:
         """The steps of the whole run."""
@@ -161,41 +182,72 @@ class Scored(NamedTuple):
 
 
 class Candidates:
-    """The candidates of a race, run in this process, one after the other."""
+    """The candidates of a race. What the search knows of them already is not found again."""
 
-    def __init__(self, problem: Problem, plan_for: Callable[[Point], Plan], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        plan_for: Callable[[Point], Plan],
+        say: Callable[[str], None],
+        search: Search | None = None,
+    ) -> None:
         self._problem, self._plan_for, self._say = problem, plan_for, say
-        self.running = dict[Point, Candidate]()
+        self._search = Search() if search is None else search
+        self._plans = dict[Point, Plan]()
+        self._running = dict[Point, Candidate]()
+        self._paid = dict[Point, int]()
         self.scores = list[Scored]()
-        self.steps_paid = 0
+        self.seconds_before = 0.0  # that earlier processes took for what is known
+
+    @property
+    def steps_paid(self) -> int:
+        """All steps taken for the scores so far."""
+        return sum(self._paid.values())
+
+    def expect(self, points: Sequence[Point], share: float) -> None:
+        """Find these scores at once."""
 
     def score(self, point: Point, share: float) -> float:
         """Take a candidate on to a share of the run, and give the criterion of a cool-down there; less is better."""
-        if point not in self.running:
-            self.running[point] = Candidate(self._problem, self._plan_for(point))
-        candidate, task = self.running[point], self._problem.task
-        paid = candidate.steps_paid
-        at = step_at(share, candidate.steps)
-        candidate.advance(at)
-        figures = {} if candidate.rate_was_lowered else candidate.cooled(round(COOL * candidate.steps))
-        self.steps_paid += candidate.steps_paid - paid
-        value = figures.get(task.select, math.nan)
-        score = math.inf if not math.isfinite(value) else value if task.mode == "min" else -value
+        plan, task = self._plan(point), self._problem.task
+        assert plan.steps is not None
+        at = step_at(share, plan.steps)
+        outcome = self._search.outcome(plan, at)
+        kept = ""
+        if outcome is None:
+            self._search.enter(plan)
+            outcome = self._candidate(point).judge(at)
+            self._search.add(plan, outcome)
+        elif self._search.was_known(plan, at):
+            kept, self.seconds_before = " (kept)", self.seconds_before + outcome.seconds
+        self._paid[point], score = outcome.steps_paid, outcome.score(task.mode)
         self.scores.append(Scored(point, at, score))
-        shown = f"{task.select} {value:.4g}" if figures else "diverged"
-        if candidate.rate_was_lowered:
-            shown = "too high, the watch had to lower it"
-        how = (
-            f"trained all {at:,} steps"
-            if at == candidate.steps
-            else f"cooled down after {at:,} of {candidate.steps:,} steps"
-        )
-        self._say(f"learning rate {point.rate:.3g} by {candidate.plan.rule}, {how}: {shown}")
+        shown = outcome.reason or f"{task.select} {outcome.value:.4g}"
+        how = f"trained all {at:,} steps" if at == plan.steps else f"cooled down after {at:,} of {plan.steps:,} steps"
+        self._say(f"learning rate {point.rate:.3g} by {plan.rule}, {how}: {shown}{kept}")
         return score
 
     def stop(self, point: Point) -> None:
         """Let go of a candidate."""
-        self.running.pop(point, None)
+        self._running.pop(point, None)
+        self._search.stop(self._plan(point))
+
+    def suspended(self, point: Point) -> Suspended | None:
+        """Give the run of a candidate as far as it is trained; None where nothing is left of it."""
+        return self._candidate(point).suspended
+
+    def _plan(self, point: Point) -> Plan:
+        if point not in self._plans:
+            self._plans[point] = self._plan_for(point)
+        return self._plans[point]
+
+    def _candidate(self, point: Point) -> Candidate:
+        if point not in self._running:
+            plan, search = self._plan(point), self._search
+            candidate = self._running[point] = Candidate(self._problem, plan, search.files, say=self._say)
+            if (last := search.trial(plan).last) is not None:  # its cool-downs are paid for too
+                candidate.steps_paid = max(candidate.steps_paid, last.steps_paid)
+        return self._running[point]
 
 
 class _Recorder(Recorder):

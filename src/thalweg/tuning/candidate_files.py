@@ -5,20 +5,17 @@ Each is a checkpoint in a folder of its own, named by the sum of its plan. It is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from thalweg.descent.suspended import Suspended
 from thalweg.errors import CheckpointError
 from thalweg.records import checkpoint
-from thalweg.records.kinds import check, count, flag, number
+from thalweg.records.kinds import check, count
 from thalweg.records.plan import Plan
 from thalweg.tuning.outcome import plan_sum
 
 NAME = "state"
-STANDING = {"steps_paid": count, "is_over": flag, "is_whole": flag, "schedule_factor": number}
 
 
 class CandidateFiles:
@@ -32,8 +29,7 @@ class CandidateFiles:
 
     def save(self, suspended: Suspended, steps_paid: int) -> None:
         """Write a candidate's state, in place of an earlier one. Raises CheckpointError where that fails."""
-        state = suspended.state_dict()
-        state["standing"] = {**state["standing"], "steps_paid": steps_paid}
+        state = {"candidate": suspended.state_dict(), "paid": {"steps": steps_paid}}  # in one file
         checkpoint.save(self._of(suspended.plan), state, step=suspended.step, name=NAME)
 
     def load(self, plan: Plan) -> tuple[Suspended, int] | None:
@@ -42,21 +38,19 @@ class CandidateFiles:
             CheckpointError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
         ):
             state = checkpoint.load(self._of(plan) / NAME).state
-            standing: Mapping[str, Any] = state["standing"]
-            check(standing, STANDING, tuple(STANDING))
-            rest = {name: value for name, value in standing.items() if name != "steps_paid"}
-            return Suspended.from_state({**state, "standing": rest}, plan), standing["steps_paid"]
+            check(state["paid"], {"steps": count}, ("steps",))
+            return Suspended.from_state(state["candidate"], plan), state["paid"]["steps"]
         return None
 
     def remove(self, plan: Plan) -> None:
         """Remove the state of a plan's candidate, where there is one."""
         checkpoint.remove(self._of(plan))
-        with suppress(OSError):  # others are there
-            self.folder.rmdir()
 
     def clear(self) -> None:
-        """Remove all states, and the folder unless something else is in it."""
-        checkpoint.remove(self.folder)
+        """Remove all states; the folder stays, which may be locked."""
+        with suppress(OSError):
+            for path in list(self.folder.iterdir()):
+                checkpoint.remove(path)
 
     def _of(self, plan: Plan) -> Path:
         return self.folder / plan_sum(plan)

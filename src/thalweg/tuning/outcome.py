@@ -70,8 +70,13 @@ OUTCOME = {"step": count, "value": number, "steps_paid": count, "seconds": numbe
 TRIAL = {"outcomes": listing(record(OUTCOME, tuple(OUTCOME))), "state": text, "lost": listing(text)}
 
 
+def knobs(plan: Plan) -> Any:
+    """Give all knobs of a plan, without their evidence, as JSON holds them."""
+    return json_values.encode(
+        json_values.without_tuples({name: value for name, value in plan.to_dict().items() if name != "evidence"})
+    )
+
+
 def plan_sum(plan: Plan) -> str:
-    """Give a short sum of all knobs of a plan, without their evidence: of what makes its run the run that it is."""
-    knobs = {name: value for name, value in plan.to_dict().items() if name != "evidence"}
-    encoded = json_values.encode(json_values.without_tuples(knobs))
-    return hashlib.sha256(json.dumps(encoded, sort_keys=True).encode()).hexdigest()[:16]
+    """Give a short sum of a plan's knobs: of what makes its run the run that it is."""
+    return hashlib.sha256(json.dumps(knobs(plan), sort_keys=True).encode()).hexdigest()[:16]

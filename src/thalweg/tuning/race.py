@@ -89,6 +89,9 @@ COURSES = (
 class Track(Protocol):
     """Where candidates run."""
 
+    def expect(self, points: Sequence[Point], share: float) -> None:
+        """The scores of all of these at a share of the run will be asked for next: they may be found at once."""
+
     def score(self, point: Point, share: float) -> float:
         """Take a candidate on to a share of the run, and give what it would be worth there; less is better.
 
@@ -138,6 +141,7 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
     for number, stage in enumerate(course.stages):
         scores, entered, left = dict[Point, float](), left, list[Point]()
         more = _more(scores, lines) if number == 0 else iter(())
+        track.expect(entered, stage.share)
         while entered or spare >= stage.share + stage.cool:
             is_added = not entered
             point = next(more, None) if is_added else entered.pop(0)

@@ -1,7 +1,7 @@
 """What is known of a search, so that nothing in it is done twice: of each candidate its outcomes, and where it stands.
 
-A search is replayed from its beginning where it goes on: a race asks for the same scores in the same order, and those that are known
-are given at once. So it comes to the same plan, wherever it was stopped and how often.
+Where a search goes on it is replayed from its beginning: a race asks for the same scores in the same order, and those that are
+known are given at once. So it comes to the same plan, wherever it was stopped and how often.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,11 @@ from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
 from thalweg.descent.surroundings import differences, surroundings
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import StudyError
-from thalweg.records import json_values
+from thalweg.errors import RunError, StudyError
+from thalweg.records import checkpoint, file_lock, json_values
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
+from thalweg.records.run_folder import CANDIDATES, STUDY
 from thalweg.records.run_inputs import TaskSums, in_words
 from thalweg.tuning.candidate_files import CandidateFiles
 from thalweg.tuning.outcome import Outcome, Trial, plan_sum
@@ -43,7 +44,7 @@ class SearchPlace(NamedTuple):
 
 
 class Search:
-    """A search's trials, in memory and, where there is a study, in that too; and where its candidates stand, where there are files.
+    """A search's trials, in memory and, where there is a study, in that too; with files, also where its candidates stand.
 
     `record` is what the search goes by, which was measured when it was begun; empty where it is a new one.
     """
@@ -54,12 +55,13 @@ class Search:
         self.study, self.files, self.record = study, files, dict[str, Any]()
         self._say = say
         self._trials: dict[str, Trial] = {} if study is None else study.read_trials()
+        self._known = {(run, step) for run, trial in self._trials.items() for step in trial.outcomes}
         self._unwritten = dict[str, Plan]()
         self._next_try, self._is_told = 0.0, False
 
-    def begin(self, **record: Any) -> None:
-        """Record what the search goes by. Raises StudyError where the study does not take it, before anything is spent."""
-        self.record |= json_values.without_tuples(record)
+    def begin(self, begun: Mapping[str, Any]) -> None:
+        """Record what was measured before the search. Raises StudyError where the study does not take it."""
+        self.record["begun"] = json_values.without_tuples(begun)
         if self.study is not None:
             self.study.write_search(self.record)
 
@@ -68,9 +70,13 @@ class Search:
         return self._trials.setdefault(plan_sum(plan), Trial())
 
     @property
-    def count(self) -> int:
-        """How many candidates have an outcome."""
-        return sum(1 for trial in self._trials.values() if trial.outcomes)
+    def known(self) -> int:
+        """How many outcomes were known when the search went on here."""
+        return len(self._known)
+
+    def was_known(self, plan: Plan, step: int) -> bool:
+        """Whether an outcome is one of those."""
+        return (plan_sum(plan), step) in self._known
 
     def outcome(self, plan: Plan, step: int) -> Outcome | None:
         """Give what a candidate is known to be worth after some steps; None where that is not known."""
@@ -114,6 +120,13 @@ class Search:
             trial.state = state
             self._write(plan)
 
+    def close(self) -> None:
+        """Write what the study has not taken yet, and let go of it."""
+        if self._unwritten:
+            self._write_all()
+        if self.study is not None:
+            self.study.close()
+
     def _write(self, plan: Plan) -> None:
         if self.study is None:
             return
@@ -140,6 +153,46 @@ class Search:
             self._is_told = False
 
 
+@contextmanager
+def kept_beside(plan: Path | None) -> Generator[SearchPlace | None]:
+    """Give the place of the search for a plan's file, and be the only one that searches there; in the end only the study stays.
+
+    Raises RunError where another process searches there, or the folder cannot be made.
+    """
+    if plan is None:
+        yield None
+        return
+    place = SearchPlace(plan.with_name(f"{plan.stem}.{STUDY}"), plan.with_name(f"{plan.stem}.{CANDIDATES}"))
+    try:
+        place.candidates.mkdir(exist_ok=True)
+        lock = file_lock.acquire_folder(place.candidates)
+    except BlockingIOError as error:
+        raise RunError(f"Another process searches the plan {plan}. Wait for it, or give another file.") from error
+    except OSError as error:
+        raise RunError(f"{place.candidates} cannot be written: {error.strerror}. Give another file.") from error
+    try:
+        yield place
+        checkpoint.remove(place.candidates)
+    finally:
+        with suppress(OSError):  # where there is something to go on with
+            place.candidates.rmdir()
+        if lock is not None:
+            file_lock.release(lock)
+
+
+@contextmanager
+def searching(
+    problem: Problem, request: Request, place: SearchPlace | None, say: Say = lambda _: None
+) -> Generator[Search]:
+    """Give what is known of a search, as `open_search` does; afterwards its study is up to date, where it can be."""
+    is_kept = request.searches_rate and request.trainings > 1
+    search = open_search(problem, request, place, say) if is_kept else Search()
+    try:
+        yield search
+    finally:
+        search.close()
+
+
 def open_search(problem: Problem, request: Request, place: SearchPlace | None, say: Say = lambda _: None) -> Search:
     """Find what is known of a search: in the study of `request.storage`, or in that of the place where it is kept.
 
@@ -161,7 +214,7 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
             found = [*data_changes(problem, there, here), *changes(problem, there, here)]
             found += ["the model starts from other weights"] * starts_elsewhere(descent, there, here)
             found += _differing(record["request"], asked)
-        is_whole = not descent.objects.problems
+        is_whole = not (descent.objects.problems or descent.batches.unkept)
     if found and request.storage is not None:
         raise StudyError(
             f"{study.address} is the study of another search: {in_words(found)}. Give another name with study=…, or another"

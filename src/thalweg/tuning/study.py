@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +18,10 @@ from thalweg.records import files, sealed_json
 from thalweg.records.paths import typed
 from thalweg.records.plan import Plan
 from thalweg.rules import RULES
-from thalweg.tuning.outcome import Trial, plan_sum
+from thalweg.tuning.outcome import Trial, knobs, plan_sum
 
 if TYPE_CHECKING:  # importing it takes a second, and only a search that is kept needs it
-    from optuna.storages import BaseStorage
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
 SECONDS = 10  # to wait for a database that is locked or does not answer
@@ -111,16 +111,14 @@ class Study:
             known = self._written.get(run)
             if known is None or known.is_over:  # a trial that is over takes nothing more
                 known = self._add(plan, run)
-            attributes = _attributes(plan, trial)
-            for name, value in attributes.items():
-                self._storage.set_trial_user_attr(known.id, name, value)
+            self._storage.set_trial_user_attr(known.id, "record", sealed_json.dump(trial.to_dict()))
             news = {step: one.value for step, one in trial.outcomes.items() if step not in known.reported}
             for step, value in news.items():
                 if math.isfinite(value):
                     self._storage.set_trial_intermediate_value(known.id, step, value)
             is_over = trial.state != "running"
             if is_over:
-                self._end(known.id, trial)
+                self._end(known.id, plan, trial)
             self._written[run] = _Written(known.id, is_over, known.reported | {*news})
 
     def _add(self, plan: Plan, run: str) -> _Written:
@@ -135,17 +133,19 @@ class Study:
                 "learning_rate": FloatDistribution(*RATES, log=True),
                 "weight_decay": FloatDistribution(*DECAYS),
             },
-            user_attrs={"run": run, "seed": plan.seed, "plan": plan.to_toml()},
+            user_attrs={"run": run, "seed": plan.seed, "plan": knobs(plan)},
         )
         self._written[run] = _Written(self._storage.create_new_trial(self._id, template), False, frozenset())
         return self._written[run]
 
-    def _end(self, trial_id: int, trial: Trial) -> None:
+    def _end(self, trial_id: int, plan: Plan, trial: Trial) -> None:
         """End a trial: complete where it won, else pruned; without a value it is infeasible, which is not an infinite loss."""
         import optuna
         from optuna.trial import TrialState
 
         last = trial.last
+        for name, value in _attributes(plan, trial).items():
+            self._storage.set_trial_user_attr(trial_id, name, value)
         if last is not None and last.reason:
             study = optuna.load_study(
                 study_name=self.name, storage=self._storage, sampler=optuna.samplers.RandomSampler()
@@ -154,6 +154,12 @@ class Study:
         has_value = last is not None and math.isfinite(last.value)
         state = TrialState.COMPLETE if trial.state == "won" and has_value else TrialState.PRUNED
         self._storage.set_trial_state_values(trial_id, state, [last.value] if last and has_value else None)
+
+    def close(self) -> None:
+        """Close the connections to the database."""
+        with suppress(Exception):
+            self._storage.remove_session()
+            self._storage.engine.dispose()
 
     @contextmanager
     def _naming_failures(self) -> Generator[None]:
@@ -168,14 +174,13 @@ class Study:
 
 
 def _attributes(plan: Plan, trial: Trial) -> dict[str, Any]:
-    """Give a trial's user attributes, the record last."""
+    """Give what people read of a trial that is over: the steps it came to, its price in full trainings, and what went wrong."""
     last = trial.last
-    shown: dict[str, Any] = {}
-    if last is not None:
-        shown = {"steps": last.step, "price": round(last.steps_paid / (plan.steps or 1), 4)}
-        shown |= {"infeasible": last.reason} if last.reason else {}
     lost = {"lost_workers": list(trial.lost)} if trial.lost else {}
-    return {**shown, **lost, "record": sealed_json.dump(trial.to_dict())}
+    if last is None:
+        return lost
+    shown = {"steps": last.step, "price": round(last.steps_paid / (plan.steps or 1), 4), **lost}
+    return {**shown, "infeasible": last.reason} if last.reason else shown
 
 
 def _written(trial: FrozenTrial) -> _Written:
@@ -209,10 +214,10 @@ def sqlite_path(storage: str) -> Path | None:
     return Path(url.database) if is_file and url.database else None
 
 
-def _open(storage: str) -> BaseStorage:
+def _open(storage: str) -> RDBStorage:
     """Open a storage, whose tables are made where they are missing."""
     from optuna.storages import RDBStorage
-    from sqlalchemy.pool import NullPool
+    from sqlalchemy.pool import SingletonThreadPool
 
     path = sqlite_path(storage)
     if path is None:
@@ -220,16 +225,25 @@ def _open(storage: str) -> BaseStorage:
         if storage.startswith(("postgresql", "mysql", "mariadb")):
             options["connect_args"] = {"connect_timeout": SECONDS}
         return RDBStorage(storage.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
-    _prepare(path)
-    connect: Callable[[], sqlite3.Connection] = lambda: sqlite3.connect(path, timeout=SECONDS)  # noqa: E731
-    # By a function, so that any path will do; without a pool, so that no connection is open when a process is forked.
-    return RDBStorage("sqlite://", engine_kwargs={"creator": connect, "poolclass": NullPool})
+    is_new = _prepare(path)
+    # By a function, so that any path will do; one connection for each thread, as closing the last one costs a sync.
+    options = {"creator": lambda: _connect(path), "poolclass": SingletonThreadPool}
+    return RDBStorage("sqlite://", engine_kwargs=options, skip_compatibility_check=is_new)
 
 
-def _prepare(path: Path) -> None:
-    """Make a SQLite file that writers and readers may use at once. Raises where it is no file, or another program's."""
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=SECONDS)
+    connection.execute("PRAGMA synchronous = NORMAL")  # a lost power may cost the last trials, but no order in the file
+    return connection
+
+
+def _prepare(path: Path) -> bool:
+    """Make an SQLite file that writers and readers may use at once; gives whether it is a new one.
+
+    Raises where it is no file, is locked, or is another program's.
+    """
     files.check_regular(path)
-    with closing(sqlite3.connect(path, timeout=SECONDS)) as connection:
+    with closing(_connect(path)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if tables and "studies" not in tables:
             raise ValueError("it is a database of another program's")
@@ -237,9 +251,10 @@ def _prepare(path: Path) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")  # raises where it is locked, or cannot be written
         connection.rollback()
+    return not tables
 
 
-def _study_id(storage: BaseStorage, name: str, mode: str) -> int:
+def _study_id(storage: RDBStorage, name: str, mode: str) -> int:
     """Find a study, made where it is missing."""
     from optuna.exceptions import DuplicatedStudyError
     from optuna.study import StudyDirection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from thalweg import rules
@@ -14,12 +14,14 @@ from thalweg.descent.their_objects import as_found
 from thalweg.descent.timing import time_steps
 from thalweg.errors import DivergedError
 from thalweg.formatting import format_seconds
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling.sources import loader_knobs
 from thalweg.tuning import batch_size, priors, speed
 from thalweg.tuning.candidate import Candidates, Scored
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
+from thalweg.tuning.search import Search
 from thalweg.tuning.sensitivity import cost_of_another_rate
 
 LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
@@ -81,6 +83,31 @@ def _price(request: Request, plan: Plan, per_step: float) -> tuple[float, float]
     return float(f"{trainings:.3g}"), once * trainings
 
 
+class Begun(NamedTuple):
+    """What is measured and found before a search, and what the search goes by."""
+
+    start: Plan
+    cost: Cost
+    found: list[Diagnosis]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as built-in types."""
+        return {
+            "start": self.start.to_dict(),
+            "cost": self.cost._asdict(),
+            "found": [one.to_dict() for one in self.found],
+        }
+
+    @staticmethod
+    def read(record: Mapping[str, Any]) -> Begun | None:
+        """Read it from the record of a search; None where that is a new one."""
+        if "begun" not in record:
+            return None
+        entries: Mapping[str, Any] = record["begun"]
+        found = [Diagnosis.from_dict(one) for one in entries["found"]]
+        return Begun(Plan.from_dict(entries["start"]), Cost(**entries["cost"]), found)
+
+
 class Chosen(NamedTuple):
     """A plan, and its run as far as the search has trained it already."""
 
@@ -89,16 +116,24 @@ class Chosen(NamedTuple):
 
 
 def complete_plan(
-    problem: Problem, request: Request, start: Plan, price: float, say: Say = lambda _: None, *, anew: bool = False
+    problem: Problem,
+    request: Request,
+    start: Plan,
+    price: float,
+    say: Say = lambda _: None,
+    *,
+    anew: bool = False,
+    search: Search | None = None,
 ) -> Chosen:
     """Complete what `start_plan` gave: the learning rate is searched, and what depends on it and on the run's length set by rule.
 
-    `price`: in full trainings, the final one included. `anew`: that one takes all its steps, also those of the search.
+    `price`: in full trainings, the final one included. `anew`: that one takes all its steps, also those of the search. `search`:
+    what is known of it already, and where what is found is kept; None: nothing, in memory.
 
     Raises DivergedError where no learning rate trains at all.
     """
     if request.searches_rate:
-        return with_learning_rate(problem, request, start, price, say, anew)
+        return with_learning_rate(problem, request, start, price, say, anew, search)
     return Chosen(with_priors(start, request))
 
 
@@ -163,7 +198,13 @@ def lines(plan: Plan, request: Request) -> list[Line]:
 
 
 def with_learning_rate(
-    problem: Problem, request: Request, plan: Plan, price: float, say: Say, anew: bool = False
+    problem: Problem,
+    request: Request,
+    plan: Plan,
+    price: float,
+    say: Say,
+    anew: bool = False,
+    search: Search | None = None,
 ) -> Chosen:
     """Search learning rate and rule by a race, or take the usual ones where the price pays for none.
 
@@ -181,22 +222,24 @@ def with_learning_rate(
         under = with_rule(problem, plan, point.rule).replace(learning_rate=point.rate)
         return with_priors(under, request, point.timescale)
 
-    started, track = time.perf_counter(), Candidates(problem, plan_for, say)
+    started, track = time.perf_counter(), Candidates(problem, plan_for, say, search)
     won = race(track, tried, course, price)
-    seconds = round(time.perf_counter() - started, 2)
+    seconds = round(time.perf_counter() - started + track.seconds_before, 2)
     if won is None:
         raise DivergedError(
             f"No learning rate trained: every run ended with a figure ('{problem.task.select}') that is not finite, or ran away."
             f" Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
         )
-    begun = track.running[won].suspended
-    chosen = plan_for(won)
+    begun, candidate = track.suspended(won), plan_for(won)
     rest = plan.steps - (0 if anew or begun is None else begun.step)
-    why = _evidence(problem, track, chosen, rest, seconds)
+    why = _evidence(problem, track, candidate, rest, seconds)
     choices: dict[str, Choice] = {"learning_rate": (won.rate, why)}
     if len({one.point.rule for one in track.scores}) > 1:
         choices["rule"] = won.rule, Evidence("searched", "that of the best candidate: see the learning rate")
-    return Chosen(with_choices(chosen, choices), begun)
+    chosen = with_choices(candidate, choices)
+    if search is not None:
+        search.win(candidate, chosen)
+    return Chosen(chosen, begun)
 
 
 def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, seconds: float) -> Evidence:
