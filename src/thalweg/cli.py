@@ -94,6 +94,8 @@ def _run(words: list[str], out: UnfailingStream) -> int:
 
 def _make_absolute(options: argparse.Namespace) -> None:
     """Make the paths that are given absolute, before a task's file runs, which may change the working directory."""
+    if "://" not in (getattr(options, "storage", None) or "://"):
+        options.storage = os.path.abspath(os.path.expanduser(options.storage))
     for name in ("folder", "out", "plan"):
         if getattr(options, name, None):
             setattr(options, name, str(as_path(getattr(options, name), f"the argument {name}", "runs/mine", RunError)))
@@ -255,6 +257,11 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="price in full trainings: 1, quick (2), standard (4), thorough (12), or a number",
     )
     _add_knobs(parser, "--fix", "--set", "a knob you have decided; may be given often")
+    parser.add_argument(
+        "--storage",
+        help="where the search's trials are kept: a URL such as postgresql://host/name, or an SQLite file; default: by the run",
+    )
+    parser.add_argument("--study", metavar="NAME", help="the study's name in the storage; default: by the task")
 
 
 def _add_knobs(parser: argparse.ArgumentParser, name: str, synonym: str, text: str) -> None:
@@ -524,6 +531,8 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         seed=seed,
         device=options.device,
         out=_run_folder(options, task),
+        storage=options.storage,
+        study=options.study,
         **_shown(options),
     )
     print_summary(run)
@@ -551,6 +560,8 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         seed=options.seed or 0,
         device=options.device,
         out=options.out,
+        storage=options.storage,
+        study=options.study,
         say=(lambda _: None) if options.quiet else (lambda text: tell(f"# {text}", sys.stderr)),
     )
     if options.out:
