@@ -262,6 +262,11 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="where the search's trials are kept: a URL such as postgresql://host/name, or an SQLite file; default: by the run",
     )
     parser.add_argument("--study", metavar="NAME", help="the study's name in the storage; default: by the task")
+    parser.add_argument("--memory", help="that training may use in all, such as '4 GB'; default: 80 %% of what is free")
+
+
+def _machine(options: argparse.Namespace) -> dict[str, Any]:
+    return {"device": options.device, "memory": options.memory}
 
 
 def _add_knobs(parser: argparse.ArgumentParser, name: str, synonym: str, text: str) -> None:
@@ -521,7 +526,7 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     budget, effort = _budget(options, task), _effort(options.effort)
     fixed, seed = read_knobs(_with_rule(options, options.knobs)), options.seed or 0
     if options.dry_run:
-        tell(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, device=options.device))
+        tell(verbs.estimate(task, **budget, effort=effort, fixed=fixed, seed=seed, **_machine(options)))
         return STATUSES["well"]
     run = verbs.fit(
         task,
@@ -529,7 +534,7 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         effort=effort,
         fixed=fixed,
         seed=seed,
-        device=options.device,
+        **_machine(options),
         out=_run_folder(options, task),
         storage=options.storage,
         study=options.study,
@@ -558,7 +563,7 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         effort=_effort(options.effort),
         fixed=read_knobs(_with_rule(options, options.knobs)),
         seed=options.seed or 0,
-        device=options.device,
+        **_machine(options),
         out=options.out,
         storage=options.storage,
         study=options.study,

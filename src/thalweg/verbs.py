@@ -51,6 +51,7 @@ def fit(
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
+    memory: int | str | None = None,
     out: str | os.PathLike[str] | None = None,
     storage: str | os.PathLike[str] | None = None,
     study: str | None = None,
@@ -69,6 +70,8 @@ def fit(
         seed: of everything random.
         fixed: knobs you have decided, such as {"batch_size": 64}.
         device: "auto", "cpu", "cuda", …
+        memory: that the process (an accelerator's allocator) may use in all, in bytes or as "4 GB"; None: 80 % of what is free.
+            Batches that need more go in parts.
         out: the run's folder; None keeps the run in memory.
         storage: where the search's trials are kept, by Optuna: a URL such as "postgresql://host/name", or the path of an SQLite
             file; None: `study.sqlite` in the run's folder, in memory where there is none.
@@ -89,7 +92,7 @@ def fit(
     no cure helps; `Interrupted`, a KeyboardInterrupt, where Ctrl-C or SIGTERM stopped it. The errors' `run` is what was trained
     until then, if anything. `resume` continues a stopped search or training to the same bits.
     """
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study)
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study, memory)
     request.check_budget()
     folder = None if out is None else RunFolder.at(out)
     show = _Shown(progress, say, on_step, on_validation)
@@ -247,6 +250,7 @@ def estimate(
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
+    memory: int | str | None = None,
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is written.
 
@@ -254,7 +258,7 @@ def estimate(
     """
     from thalweg.tuning.tune import estimate_cost, start_plan
 
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device)
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, memory=memory)
     request.check_budget()
     problem = _open(task, request.device)
     return str(estimate_cost(problem, request, start_plan(problem, request)))
@@ -271,6 +275,7 @@ def tune(
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
     device: str = "auto",
+    memory: int | str | None = None,
     out: str | os.PathLike[str] | None = None,
     storage: str | os.PathLike[str] | None = None,
     study: str | None = None,
@@ -287,7 +292,7 @@ def tune(
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.tuning.search import kept_beside
 
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study)
+    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study, memory)
     request.check_budget()
     show = _Shown(progress, say)
     path = None if out is None else _plan_file(out)

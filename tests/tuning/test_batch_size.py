@@ -1,110 +1,293 @@
+"""The batch size: what is measured of each candidate, and which is chosen for a budget."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import thalweg as tw
+from thalweg.descent.memory_use import Room
+from thalweg.descent.problem import open_task
 from thalweg.examples import digits
-from thalweg.tuning import batch_size
-from thalweg.tuning.batch_size import FEWEST_STEPS, Measured, candidates, choose
+from thalweg.landscape.noise_scale import NoiseScale
+from thalweg.records.request import Request
+from thalweg.tuning import batch_size, memory
+from thalweg.tuning.batch_size import FEWEST_STEPS, Measured, Measurements, candidates, choose
+from thalweg.tuning.memory import MEMORY, Memory, Trial
+from thalweg.tuning.tune import start_plan
 
 
-def measured(*speeds, first=32):
-    return [Measured(first * 2**k, 1.0 if s else None, s or 0.0, 2**20) for k, s in enumerate(speeds)]
+def found(*speeds: float | None, first: int = 8, noise: NoiseScale | float | None = None) -> Measurements:
+    """Make candidates of doubling sizes with these examples per second; None: memory does not hold it."""
+    sizes = [first * 2**k for k in range(len(speeds))]
+    rows = tuple(Measured(size, size / s if s else None, 1e6 * size) for size, s in zip(sizes, speeds, strict=True))
+    scale = NoiseScale(noise, noise / 2, noise * 2) if isinstance(noise, float | int) else noise
+    return Measurements(rows, None, scale)
+
+
+def chosen(measured: Measurements, count: int | None = 10**6, **budget: Any) -> int:
+    return choose(measured, Request(**budget), count)[0]
 
 
 @pytest.mark.parametrize(
     ("count", "sizes"),
-    [(1, [1]), (20, [20]), (100, [32]), (700, [32, 64, 128]), (10**6, [32, 64, 128, 256, 512, 1024])],
+    [(1, [1]), (5, [5]), (20, [8]), (100, [8, 16]), (700, [8, 16, 32, 64, 128])],
 )
-def test_candidates_are_powers_of_two_that_leave_several_steps_an_epoch(count, sizes):
+def test_candidates_are_powers_of_two_that_leave_several_steps_an_epoch(count: int, sizes: list[int]) -> None:
     assert candidates(count) == sizes
 
 
-@pytest.mark.parametrize(
-    ("count", "epochs", "sizes"),
-    [
-        (7, 3, [7]),
-        (20, 5, [8]),
-        (100, 5, [8, 16]),
-        (200, 10, [8, 16, 32]),
-        (200, 32, [32]),
-        (1437, 1, [8, 16, 32, 64, 128, 256]),
-        (1437, 20, [32, 64, 128, 256]),
-        (60_000, 0.1, [8, 16, 32, 64, 128, 256, 512, 1024]),
-        (None, 5, [32, 64, 128, 256, 512, 1024]),
-    ],
-)
-def test_candidates_are_smaller_where_batches_of_32_leave_few_updates(count, epochs, sizes):
-    assert candidates(count, epochs) == sizes
+def test_candidates_go_far_where_there_are_many_examples() -> None:
+    assert candidates(10**9) == candidates(None) == [2**k for k in range(3, 17)]
 
 
-@pytest.mark.parametrize(
-    ("count", "epochs", "size", "words"),
-    [
-        (200, 2, 8, "the smallest of those measured: none leaves 5,000 updates"),
-        (200, 10, 8, "the smallest of those measured: none leaves 5,000 updates"),
-        (200, 20, 16, "the largest of those measured that leaves 200 updates: none leaves 5,000"),
-        (1437, 3, 16, "the largest of those measured that leaves 200 updates: none leaves 5,000"),
-        (1437, 20, 32, "the smallest of those measured: none leaves 5,000 updates"),
-    ],
-)
-def test_a_small_batch_is_chosen_only_for_its_updates(count, epochs, size, words):
-    found = [Measured(b, 1.0, 100.0, 2**20) for b in candidates(count, epochs)]
-    chosen, why = choose(found, epochs, count)
-    assert chosen == size
-    assert words in why.reason
+# Choosing
 
 
-def test_the_largest_that_leaves_enough_updates_is_chosen():
-    found = measured(100, 200, 400, 800)
-    count = 64 * FEWEST_STEPS
-    assert choose(found, 1, count)[0] == 64
-    assert choose(found, 2, count)[0] == 128
-    assert choose(found, 0.1, count)[0] == 32  # none leaves enough
+@pytest.mark.parametrize(("examples", "size"), [(100, 8), (80_000, 16), (160_000, 32), (320_000, 64), (10**9, 128)])
+def test_of_epochs_the_largest_that_leaves_enough_updates_is_chosen(examples: int, size: int) -> None:
+    assert chosen(found(1e8, 2e8, 4e8, 8e8, 16e8), count=examples, epochs=1) == size
 
 
-def test_without_epochs_the_smallest_that_is_half_as_fast_is_chosen():
-    size, why = choose(measured(100, 390, 800, 700), None, None)
-    assert size == 128
+def test_of_epochs_none_is_chosen_whose_gradients_would_hardly_be_noisy() -> None:
+    fast = found(*[1e9] * 8, noise=10.0)  # at most 20, which may grow fourfold
+    assert chosen(fast, count=10**9, epochs=1) == 64
+    assert chosen(found(*[1e9] * 8, noise=NoiseScale(math.inf, 5.0, math.inf)), count=10**9, epochs=1) == 1024
+
+
+def test_a_small_batch_must_not_make_a_long_run_several_times_as_long() -> None:
+    measured = found(1e3, 2e3, 4e3, 8e3, 8.5e3, 9e3)
+    assert chosen(measured, count=9_900, epochs=1) == 8  # under ten seconds
+    assert (
+        chosen(measured, count=39_000, epochs=1) == 32
+    )  # four times as fast; 8.5 is less than three times as fast as 4
+    assert chosen(measured, count=31_000, epochs=1) == 8  # 32 would leave less than 1,000 updates
+    size, why = choose(measured, Request(epochs=1), 39_000)
+    assert (size, why.reason) == (32, "smaller ones make the run more than 3 times as long")
+
+
+@pytest.mark.parametrize(("noise", "size"), [(1.0, 16), (20.0, 16), (100.0, 32), (1e6, 128)])
+def test_of_time_the_least_to_a_target_is_chosen(noise: float, size: int) -> None:
+    measured = found(1000.0, 1600.0, 2200.0, 2600.0, 2800.0, noise=noise)
+    scale = max(noise, batch_size.NOISE_FLOOR)
+    times = {one.batch_size: (1 + scale / one.batch_size) * (one.seconds or 0) for one in measured.candidates}
+    assert (
+        chosen(measured, seconds=10) == chosen(measured, None, steps=100) == min(times, key=lambda b: times[b]) == size
+    )
+
+
+def test_a_batch_that_is_as_fast_a_step_as_a_smaller_one_is_always_better() -> None:
+    assert chosen(found(100.0, 200.0, 400.0, noise=1.0), seconds=10) == 32
+
+
+@pytest.mark.parametrize("noise", [None, NoiseScale(math.inf, 3.0, math.inf)])
+def test_without_a_noise_scale_the_smallest_that_is_half_as_fast_is_chosen(noise: NoiseScale | None) -> None:
+    size, why = choose(found(100, 390, 800, 700, noise=noise), Request(steps=9), None)
+    assert size == 32
     assert "at least half as fast" in why.reason
 
 
-def test_sizes_for_which_memory_ran_out_are_left():
-    assert choose(measured(100, 200, None), 100, 10**9)[0] == 64
+def test_sizes_that_memory_does_not_hold_are_left() -> None:
+    assert chosen(found(100, 200, None), count=10**9, epochs=100) == 16
 
 
-def test_where_memory_never_suffices_the_smallest_is_cut_into_parts():
-    size, why = choose(measured(None), 1, 100)
+def test_where_memory_never_suffices_the_smallest_is_cut_into_parts() -> None:
+    size, why = choose(found(None), Request(epochs=1), 100)
+    assert size == 8
+    assert "memory does not hold the smallest" in why.reason
+
+
+def test_a_size_that_fails_between_others_is_left_and_named() -> None:
+    rows = found(100, 200, 400).candidates
+    broken = rows[1]._replace(seconds=None, error="shapes differ")
+    measured = Measurements((rows[0], broken, rows[2]))
+    size, why = choose(measured, Request(epochs=1), 10**6)
     assert size == 32
-    assert "memory ran out" in why.reason
+    assert why.figures["failed"] == {"16": "shapes differ"}
 
 
-def test_the_evidence_shows_what_was_measured():
-    _, why = choose(measured(100, 200), 1, 10)
+# Evidence
+
+
+def test_the_evidence_shows_what_was_measured() -> None:
+    parts = {"weights": (3e6, 0.0), "activations": (0.0, 2e3)}
+    line = Memory(3e6, 2e3, 0.0, parts, (), Room(10**9, "what is free on this machine"), 8e8, "measured in children")
+    measured = found(100.0, 200.0, noise=NoiseScale(12.34, 8.0, 20.04))._replace(memory=line)
+    _, why = choose(measured, Request(epochs=1), 100)
     assert why.source == "measured"
-    assert why.figures == {"batch_sizes": [32, 64], "examples_per_second": [100, 200]}
+    assert why.figures == {
+        "batch_sizes": [8, 16],
+        "examples_per_second": [100, 200],
+        "megabytes": [8.0, 16.0],
+        "memory": "measured in children",
+        "fixed_megabytes": {"weights": 3.0},
+        "kilobytes_per_example": {"activations": 2.0},
+        "memory_limit_megabytes": 800.0,
+        "memory_limit": "what is free on this machine",
+        "noise_scale": [12.3, 8.0, 20.0],
+    }
+    plan = tw.Plan(batch_size=8, evidence={"batch_size": why})
+    assert tw.Plan.from_dict(plan.to_dict()).why("batch_size") == why
 
 
-@pytest.mark.parametrize(
-    ("peaks", "shown"), [((464, 464, 465), None), ((400, 410, 419), None), ((400, 450, 800), [400, 450, 800])]
-)
-def test_memory_is_evidence_only_where_the_sizes_differ_in_it(peaks, shown):
-    found = [Measured(32 * 2**k, 1.0, 100.0, peak * 2**20) for k, peak in enumerate(peaks)]
-    assert choose(found, 1, 10)[1].figures.get("peak_megabytes") == shown
+def test_of_a_noise_scale_with_no_upper_end_the_bound_is_told() -> None:
+    unbounded = NoiseScale(math.inf, 340.0, math.inf)
+    assert choose(found(1.0, 2.0, noise=unbounded), Request(steps=1), None)[1].figures["noise_scale_above"] == 340.0
 
 
-def test_this_process_uses_memory():
-    import torch
-
-    assert batch_size.peak_bytes(torch.device("cpu")) > 10**7
+# Measuring
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+def measured(task: tw.Task, **budget: Any) -> Measurements:
+    request = Request(**budget)
+    return batch_size.measure(open_task(task), tw.Plan(learning_rate=1e-2), request)
+
+
+def blobs(count: int = 600) -> tuple[Tensor, Tensor]:
+    x = torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+    return x, (x.sum(1) > 0).long()
+
+
+class Small(nn.Module):
+    def __init__(self, refused: tuple[int, ...] = (), error: str = "shapes differ") -> None:
+        super().__init__()
+        self.scores, self.refused, self.error = nn.Linear(4, 2), refused, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) in self.refused:
+            raise RuntimeError(self.error)
+        return self.scores(x)
+
+
+def task(model: Any = Small, **parts: Any) -> tw.Task:
+    usual: dict[str, Any] = {"loss": F.cross_entropy, "data": blobs()}
+    return tw.Task(model=model, **{**usual, **parts})
+
+
+def test_times_memory_and_noise_are_measured() -> None:
+    made = measured(task(), epochs=1)
+    assert [one.batch_size for one in made.candidates][:3] == [8, 16, 32]
+    assert all(one.seconds and one.bytes for one in made.candidates)
+    assert made.memory is not None
+
+
+def test_a_size_that_fails_is_no_ceiling() -> None:
+    made = measured(task(lambda: Small((16,))), epochs=1)
+    assert [one.batch_size for one in made.candidates if one.seconds][:2] == [8, 32]
+    assert "shapes differ" in made.candidates[1].error
+
+
+def test_where_every_size_fails_the_error_is_raised() -> None:
+    with pytest.raises(tw.TaskError, match="shapes differ"):
+        measured(task(lambda: Small((8, 16, 64)), data=blobs(90)), epochs=1)
+
+
+def test_memory_that_runs_out_here_is_a_ceiling() -> None:
+    made = measured(task(lambda: Small((32,), "out of memory")), epochs=1)
+    assert [one.batch_size for one in made.candidates] == [8, 16, 32]
+    assert made.candidates[-1].seconds is None
+    assert not made.candidates[-1].error
+
+
+def test_no_size_is_timed_that_memory_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Memory(0.0, 1e6, 0.0, {}, (), Room(100, "what is free"), 40e6, "as told")
+    monkeypatch.setattr(batch_size, "measure_memory", lambda *_, **__: line)
+    made = measured(task(lambda: Small((64, 128))), epochs=1)
+    assert [(one.batch_size, one.seconds is None) for one in made.candidates] == [
+        (8, False),
+        (16, False),
+        (32, False),
+        (64, True),
+    ]
+
+
+def test_a_loss_that_compares_examples_has_no_noise_scale() -> None:
+    def contrast(output: Tensor, target: Tensor) -> Tensor:
+        alike = output @ output.T
+        return F.cross_entropy(alike, torch.arange(len(output))) + 0.0 * target.sum()
+
+    assert measured(task(loss=contrast), steps=100).noise is None
+
+
+# Parts of steps
+
+
+def line(budget: float) -> Memory:
+    return Memory(0.0, 1e6, 0.0, {}, (Trial(1000, MEMORY),), Room(int(budget), "what is free"), budget, "as told")
+
+
+@pytest.mark.parametrize(("budget", "count"), [(120e6, None), (100e6, 2), (30e6, 4), (10e6, 12), (1.0, 100)])
+def test_steps_that_memory_does_not_hold_are_cut_so_that_it_does(budget: float, count: int | None) -> None:
+    plan = tw.Plan(batch_size=100)
+    cut = batch_size.parts(open_task(task()), plan, line(budget))
+    assert (None if cut is None else cut[0]) == count
+    if cut is not None and budget > 1e6:
+        assert line(budget).fits(math.ceil(100 / cut[0]))
+
+
+def test_batch_normalisation_is_left_two_examples_a_part() -> None:
+    normalised = task(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    cut = batch_size.parts(open_task(normalised), tw.Plan(batch_size=9), line(1.0))
+    assert cut is not None
+    assert cut[0] == 4
+
+
+def test_a_given_batch_that_memory_does_not_hold_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = nn.Linear(4, 2)
+            self.parent = os.getpid()
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) <= 128 or os.getpid() != self.parent  # large ones only in a child
+            kept = (x[:, :1].expand(-1, 50_000) * self.scores.weight[0, 0]).tanh()
+            return self.scores(x) + kept.mean(1, keepdim=True)
+
+    monkeypatch.setattr(memory, "room", lambda _: Room(120_000_000, "what is free in this test"))
+    request = Request(steps=3, effort=1, fixed={"batch_size": 512})
+    plan = start_plan(open_task(task(Keeps)), request)
+    assert plan.batch_size == 512
+    assert plan.accumulate >= 4
+    assert plan.why("accumulate").source == "measured"
+    assert "what is free in this test" in plan.why("accumulate").reason
+    alone = start_plan(open_task(task(Keeps)), Request(steps=3, effort=1, fixed={"batch_size": 512, "accumulate": 8}))
+    assert alone.accumulate == 8
+
+
+def test_a_limit_is_given_as_bytes_or_as_text() -> None:
+    assert Request(memory="512 MiB").memory_bytes == Request(memory=2**29).memory_bytes == 2**29
+    run = tw.fit(task(), steps=3, effort=1, memory="64 GB")
+    assert run.plan.why("batch_size").figures["memory_limit"] == "what the limit given leaves"
+
+
+@pytest.mark.parametrize("value", ["many", "4 XB", "", -1, 0, True, math.inf, math.nan, "1..2 GB", [1]])
+def test_a_limit_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(tw.PlanError, match="`memory` is"):
+        Request(memory=value)
+
+
+def test_updates_are_counted_over_the_whole_run() -> None:
+    assert chosen(found(*[100.0] * 3), count=16 * FEWEST_STEPS, epochs=1) == 16
+    assert chosen(found(*[100.0] * 3), count=16 * FEWEST_STEPS, epochs=2) == 32
+
+
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("examples", "epochs", "share"), [(200, 2, 0.95), (60, 5, 0.95), (200, 10, 1.3)])
-def test_of_few_examples_the_chosen_batches_are_no_worse_than_32(examples, epochs, share, seed):
-    whole = digits.task(hidden=64)
+def test_of_few_examples_the_chosen_batches_are_no_worse_than_32(
+    examples: int, epochs: int, share: float, seed: int
+) -> None:
+    whole: Any = digits.task(hidden=64)
     few = tw.Task(
         model=whole.model, loss=whole.loss, data=tuple(a[:examples] for a in whole.data), validation=whole.validation
     )
-    chosen = tw.fit(few, epochs=epochs, seed=seed, effort="quick")
-    larger = tw.fit(few, epochs=epochs, seed=seed, effort="quick", fixed={"batch_size": 32})
-    assert chosen.plan.batch_size < 32
-    assert chosen.metrics["loss"] < share * larger.metrics["loss"]
+    small = tw.fit(few, epochs=epochs, seed=seed, effort=2)
+    larger = tw.fit(few, epochs=epochs, seed=seed, effort=2, fixed={"batch_size": 32})
+    assert small.plan.batch_size == 8
+    assert small.metrics["loss"] < share * larger.metrics["loss"]

@@ -18,6 +18,10 @@ from thalweg.records.names import suggestion
 from thalweg.records.plan import Plan
 
 BUDGETS = ("epochs", "steps", "seconds")
+UNITS = {
+    "": 1,
+    **{f"{letter}{i}": (1024 if i else 1000) ** (n + 1) for n, letter in enumerate("kMGT") for i in ("", "i")},
+}
 EFFORTS = {"quick": 2.0, "standard": 4.0, "thorough": 12.0}  # in full trainings, the final one included
 
 
@@ -33,6 +37,7 @@ class Request:
         device: "auto", "cpu", "cuda", …; whether it is there is found out when the task is opened.
         storage: the database of the search's study, a URL or the path of an SQLite file; None: the search's own place.
         study: the study's name in it; None: one by the task's name and what is asked for.
+        memory: that training may use in all, in bytes or as a text such as "4 GB"; None: 80 % of what is free.
 
     Raises PlanError or ArgumentError that names what is not allowed, and says what is.
 
@@ -49,6 +54,7 @@ class Request:
     device: str = "auto"
     storage: str | None = None
     study: str | None = None
+    memory: int | str | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -58,6 +64,7 @@ class Request:
             "fixed": _knobs(self.fixed),
             "storage": _storage(self.storage),
             "study": _study(self.study),
+            "memory": None if self.memory is None else _bytes(self.memory),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -82,6 +89,11 @@ class Request:
     def seconds_per_training(self) -> float | None:
         """The budget's seconds shared out among the trainings that are paid for."""
         return None if self.seconds is None else self.seconds / self.trainings
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The most memory that training may use, in bytes; None where nobody said."""
+        return None if self.memory is None else int(self.memory)
 
     def with_seconds_spent(self, seconds: float) -> Request:
         """Give the request less the seconds that have passed; at least half of a budget in seconds remains."""
@@ -172,6 +184,24 @@ def _effort(effort: Any) -> str | float:
             f"`effort` is {effort}, but it is at least 1: one full training. 1 takes stated defaults alone."
         )
     return float(effort)
+
+
+def _bytes(memory: Any) -> int:
+    """Read a number of bytes.
+
+    >>> _bytes("4 GB"), _bytes("512MiB"), _bytes(1e9)
+    (4000000000, 536870912, 1000000000)
+    """
+    number: Any = memory
+    if isinstance(memory, str):
+        found = re.fullmatch(r"\s*([0-9.]+)\s*([kKMGT]i?)?B?\s*", memory)
+        try:
+            number = float(found[1]) * UNITS[(found[2] or "").replace("K", "k")] if found else math.nan
+        except ValueError:
+            number = math.nan
+    if not _is_finite_number(number) or number < 1:
+        raise PlanError(f"`memory` is {memory!r}, but it is a number of bytes, or a text such as '4 GB' or '512 MiB'.")
+    return int(number)
 
 
 def _knobs(fixed: Any) -> dict[str, Any]:

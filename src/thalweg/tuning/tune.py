@@ -156,14 +156,24 @@ def stated_plan(problem: Problem, request: Request) -> Plan:
 
 
 def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
-    """Measure batch sizes and choose one, unless the user or their DataLoader has."""
-    if "batch_size" in request.fixed or loader_knobs(problem.task.data):
+    """Measure batch sizes and choose one, unless the user or their DataLoader has; cut steps that memory does not hold."""
+    given = loader_knobs(problem.task.data).get("batch_size", request.fixed.get("batch_size"))
+    is_given = "batch_size" in request.fixed or bool(loader_knobs(problem.task.data))
+    if is_given or (problem.count is None and request.epochs is not None):
+        sized = plan if given is None else plan.replace(batch_size=given)
+        memory = batch_size.memory_of(problem, sized, request)
+    else:
+        say("batch size: measuring throughput, memory and gradient noise")
+        measured = batch_size.measure(problem, plan, request)
+        plan = with_choices(plan, {"batch_size": batch_size.choose(measured, request, problem.count)})
+        sized, memory = plan, measured.memory
+    if memory is not None and not memory.holds_validation:
+        say("memory: a validation batch may not fit. Give a validation loader with smaller batches.")
+    parts = None if memory is None or "accumulate" in request.fixed else batch_size.parts(problem, sized, memory)
+    if parts is None:
         return plan
-    if problem.count is None and request.epochs is not None:
-        return plan
-    say("batch size: measuring throughput and memory")
-    measured = batch_size.measure(problem, plan, request.epochs)
-    return with_choices(plan, {"batch_size": batch_size.choose(measured, request.epochs, problem.count)})
+    say(f"memory: {parts[1].reason}")
+    return with_choices(plan, {"accumulate": parts})
 
 
 def with_priors(plan: Plan, request: Request, timescale: float | None = priors.TIMESCALE) -> Plan:

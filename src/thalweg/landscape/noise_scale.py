@@ -1,0 +1,195 @@
+"""The gradient noise scale: the batch size at which the noise of a gradient is as large as the gradient itself.
+
+Where single examples' gradients have the mean G and a covariance matrix of trace S, the mean gradient g of B examples has
+E |g|^2 = |G|^2 + S / B. So two batch sizes give both parts without bias:
+
+    |G|^2 = (B_big |g_big|^2 - B_small |g_small|^2) / (B_big - B_small)
+    S     = (|g_small|^2 - |g_big|^2) / (1 / B_small - 1 / B_big)
+
+and the noise scale is S / |G|^2, in examples. Below it, a step with twice the examples gets nearly twice as far; beyond it, more
+examples are wasted. It grows in training, and says little before the first steps, when all gradients point the same way.
+
+Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A. Their running means are replaced by plain ones or a decay of choice,
+negative estimates of single steps are kept, as leaving them out biases the mean, and the ratio has an interval (Fieller 1954).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+CONFIDENCE = 0.9  # of the interval
+SUMS = ("weight", "weight2", "noise", "gradient", "noise2", "gradient2", "both")
+FEWEST = 4  # measurements that an interval can be made of
+
+
+class GradientNorms(NamedTuple):
+    """Squared norms of gradients of two batch sizes at the same weights: `small` may be the mean of several small batches'."""
+
+    small_batch: float
+    small: float
+    big_batch: float
+    big: float
+
+    @staticmethod
+    def of_micro_batches(squared_norms: Sequence[float], squared_norm_of_mean: float, examples: float) -> GradientNorms:
+        """Take the micro-batches of one step, which costs nothing where a step is accumulated anyway.
+
+        Arguments:
+            squared_norms: of each micro-batch's mean gradient; at least two, of equally many examples each.
+            squared_norm_of_mean: of their mean.
+            examples: in all of them.
+
+        Raises ValueError where there are fewer than two.
+        """
+        count = len(squared_norms)
+        if count < 2:
+            raise ValueError(f"{count} micro-batches say nothing of the noise between them. Give at least two.")
+        return GradientNorms(examples / count, math.fsum(squared_norms) / count, examples, squared_norm_of_mean)
+
+    @property
+    def gradient(self) -> float:
+        """The squared norm of the mean gradient of all examples, estimated without bias: it may be negative."""
+        return (self.big_batch * self.big - self.small_batch * self.small) / (self.big_batch - self.small_batch)
+
+    @property
+    def noise(self) -> float:
+        """The trace of the covariance matrix of single examples' gradients, estimated without bias: it may be negative."""
+        return (self.small - self.big) / (1 / self.small_batch - 1 / self.big_batch)
+
+
+class NoiseScale(NamedTuple):
+    """The estimate, in examples, with its interval of 90 %.
+
+    `value` and `high` are infinite where the gradient is within its error of zero: then only `low` is known, and it is 0 where
+    the noise is within its error of zero too.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an estimate, not only a bound."""
+        return math.isfinite(self.high)
+
+    def __str__(self) -> str:
+        """Say it.
+
+        >>> print(NoiseScale(120.0, 80.0, 200.0)), print(NoiseScale(math.inf, 340.0, math.inf))
+        120 (80 to 200)
+        larger than 340
+        (None, None)
+        """
+        if not math.isfinite(self.value):
+            return f"larger than {self.low:.3g}" if self.low > 0 else "not known"
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+class NoiseScaleMeter:
+    """Averages measurements, numerator and denominator separately, and divides only then.
+
+    Arguments:
+        decay: of the weight of earlier measurements at each new one; 1 weighs all alike, 0.95 follows a noise scale that changes.
+
+    Measurements with a norm that is not finite are left out.
+    """
+
+    def __init__(self, decay: float = 1.0) -> None:
+        if not 0 < decay <= 1:
+            raise ValueError(f"`decay` is {decay}; it lies in (0, 1].")
+        self.decay = decay
+        self._sums: dict[str, float] = dict.fromkeys(SUMS, 0.0)
+
+    def add(self, norms: GradientNorms) -> None:
+        """Add a measurement. Raises ValueError where its two batch sizes are equal, in the wrong order or not above zero."""
+        if not 0 < norms.small_batch < norms.big_batch:
+            raise ValueError(
+                f"Of {norms.small_batch:g} and {norms.big_batch:g} examples the small batch must be smaller."
+            )
+        noise, gradient = norms.noise, norms.gradient
+        if not (math.isfinite(noise) and math.isfinite(gradient)):
+            return
+        new = {
+            "weight": 1.0,
+            "noise": noise,
+            "gradient": gradient,
+            "noise2": noise**2,
+            "gradient2": gradient**2,
+            "both": noise * gradient,
+        }
+        for name, value in new.items():
+            self._sums[name] = self.decay * self._sums[name] + value
+        self._sums["weight2"] = self.decay**2 * self._sums["weight2"] + 1.0
+
+    @property
+    def count(self) -> float:
+        """The number of measurements, of those with a decay the number that weigh as much."""
+        return self._sums["weight"] ** 2 / self._sums["weight2"] if self._sums["weight2"] else 0.0
+
+    @property
+    def gradient(self) -> float:
+        """The mean estimate of the squared norm of the mean gradient; NaN without measurements."""
+        return self._mean("gradient")
+
+    @property
+    def noise(self) -> float:
+        """The mean estimate of the trace of single examples' covariance matrix; NaN without measurements."""
+        return self._mean("noise")
+
+    def estimate(self, confidence: float = CONFIDENCE) -> NoiseScale:
+        """Give the noise scale with its interval; of fewer than four measurements, one that says nothing is known.
+
+        The interval holds the ratios R for which S - R |G|^2 is within its error of zero. It is one of two sides where |G|^2 is
+        clearly above zero; else all large ratios are in it.
+        """
+        unknown, count = NoiseScale(math.inf, 0.0, math.inf), self.count
+        if count < FEWEST:
+            return unknown
+        noise, gradient = self.noise, self.gradient
+        spread = student_quantile(0.5 + confidence / 2, count - 1) ** 2 / (count - 1)
+        noise_error = spread * max(0.0, self._mean("noise2") - noise**2)
+        gradient_error = spread * max(0.0, self._mean("gradient2") - gradient**2)
+        both_error = spread * (self._mean("both") - noise * gradient)
+        # a R^2 - 2 b R + c <= 0 within the interval
+        a, b, c = gradient**2 - gradient_error, noise * gradient - both_error, noise**2 - noise_error
+        is_bounded, has_noise = a > 0 and gradient > 0, c > 0 and noise > 0
+        if not is_bounded and not has_noise:
+            return unknown
+        root = math.sqrt(max(0.0, b * b - a * c))
+        if is_bounded:
+            return NoiseScale(max(0.0, noise / gradient), max(0.0, (b - root) / a), max(0.0, (b + root) / a))
+        # The smaller positive root, in the form that does not divide by a, which may be zero.
+        return NoiseScale(math.inf, c / (b + root), math.inf) if b + root > 0 else unknown
+
+    def state_dict(self) -> dict[str, float]:
+        """Give the state as built-in types."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore `state_dict`'s values."""
+        self._sums = {name: float(state[name]) for name in self._sums}
+
+    def _mean(self, name: str) -> float:
+        return self._sums[name] / self._sums["weight"] if self._sums["weight"] else math.nan
+
+
+def student_quantile(share: float, freedom: float) -> float:
+    """Give the quantile of Student's distribution, by its expansion in 1 / freedom: within 1 % from 3 degrees of freedom on.
+
+    Source: Abramowitz and Stegun, 26.7.5.
+
+    >>> round(student_quantile(0.95, 3), 2), round(student_quantile(0.95, 20), 3)
+    (2.35, 1.725)
+    """
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
