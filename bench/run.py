@@ -1,4 +1,4 @@
-"""Measure and write the tables: `python bench/run.py loop step rules resume cost memory learning`.
+"""Measure and write the tables: `python bench/run.py loop step rules resume cost memory learning holdout`.
 
 --only NAME     only these peers (loop, step), models (step), rules or examples (learning), to try something: printed, not written
 --rounds N      this number of rounds instead of the benchmark's own
@@ -17,7 +17,7 @@ from typing import Any
 import tables
 from machine import PACKAGES, facts
 
-BENCHMARKS = ("loop", "step", "rules", "resume", "cost", "memory", "learning")
+BENCHMARKS = ("loop", "step", "rules", "resume", "cost", "memory", "learning", "holdout")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ With --check nothing is written; the exit status is 1 where a table is not what 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -305,6 +306,35 @@ def learning(result: dict[str, Any]) -> list[str]:
     return [caption, "", *grid(heads, rows)]
 
 
+def holdout(result: dict[str, Any]) -> list[str]:
+    settings, samples = result["settings"], result["samples"]
+    sets, shares = (list(dict.fromkeys(s[key] for s in samples)) for key in ("set", "share"))
+    rows = list[list[str]]()
+    for count in dict.fromkeys(s["count"] for s in samples):
+        cells = list[str]()
+        for share in shares[1:]:
+            logs = {name: [math.log(ratio) for ratio in held_over_none(samples, count, share, name)] for name in sets}
+            means = {name: math.exp(statistics.fmean(found)) for name, found in logs.items() if found}
+            every = [log for found in logs.values() for log in found]
+            worst = max(means, key=lambda name: means[name])
+            cells += [f"{math.exp(statistics.fmean(every)):.2f}", f"{means[worst]:.2f} ({worst})"]
+            cells.append(f"{sum(log > math.log(1.05) for log in every)} of {len(every)}")
+        rows.append([f"{count}", *cells])
+    heads = ["examples", *(f"{share:g}: {word}" for share in shares[1:] for word in ("mean", "worst set", "worse"))]
+    caption = (
+        f"Loss on the examples outside of the sample over that with nothing held out (geometric mean; that of the worst data set;"
+        f" in how many runs it was more than 5 % worse); {settings['steps']} steps, effort {settings['effort']:g}, seeds"
+        f" {', '.join(map(str, settings['seeds']))}; {', '.join(sets)}."
+    )
+    return [caption, "", *grid(heads, rows)]
+
+
+def held_over_none(samples: Sequence[Sample], count: int, share: float, name: str) -> list[float]:
+    """Give the loss with a share held out over that with none, of each seed."""
+    with_none = {s["seed"]: s["loss"] for s in chosen(samples, set=name, count=count, share=0.0)}
+    return [s["loss"] / with_none[s["seed"]] for s in chosen(samples, set=name, count=count, share=share)]
+
+
 def tuning(result: dict[str, Any]) -> list[str]:
     halves = list(dict.fromkeys(s["half"] for s in result["samples"]))
     rows = list[list[str]]()
@@ -361,6 +391,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "cost": cost,
     "memory": memory,
     "learning": learning,
+    "holdout": holdout,
     "tuning": tuning,
 }
 

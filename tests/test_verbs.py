@@ -588,7 +588,7 @@ def normal():
 @pytest.mark.parametrize("rows", [33, 65])
 def test_a_single_example_that_is_left_over_is_left_out_under_batch_normalisation(rows):
     x, y = np.tile(X, (3, 1))[:rows], np.tile(Y, 3)[:rows]
-    run = tw.fit(task(model=normal, data=(x, y)), epochs=3, effort=2)
+    run = tw.fit(task(model=normal, data=(x, y)), epochs=3, effort=2, fixed={"holdout": 0})
     assert run.plan.drop_last == (rows % run.plan.batch_size == 1)
     run = tw.train(task(model=normal, data=(x, y)), tw.Plan(batch_size=16), epochs=2)
     assert run.plan.drop_last

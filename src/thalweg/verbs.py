@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError
 from thalweg.formatting import format_count
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.holdout import Holdout
 from thalweg.records.names import verb
 from thalweg.records.paths import as_path
 from thalweg.records.plan import Plan
@@ -176,7 +177,7 @@ def _choose(
     from thalweg.tuning.tune import Begun, complete_plan, estimate_cost, start_plan
 
     started = time.perf_counter()
-    problem = _open(task, request.device)
+    problem = _open(task, request.device, request.to_hold_out)
     with searching(problem, request, place, show.say) as search:
         begun = Begun.read(search.record)
         found = begun.found if begun is not None else [] if check is None else check(problem)
@@ -260,7 +261,7 @@ def estimate(
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, memory=memory)
     request.check_budget()
-    problem = _open(task, request.device)
+    problem = _open(task, request.device, request.to_hold_out)
     return str(estimate_cost(problem, request, start_plan(problem, request)))
 
 
@@ -358,7 +359,7 @@ def train(
         folder.check_usable()
 
     def prepare() -> tuple[Problem, Plan, list[Diagnosis]]:
-        problem = _open(task, request.device)
+        problem = _open(task, request.device, plan.to_hold_out)
         found = [] if folder is not None and folder.holds_run else findings_on_opening(problem)
         if folder is None or not folder.holds_run:
             show.say_findings(problem, found)
@@ -440,7 +441,7 @@ def resume(
         made = task or folder.read_task(trust=trust)
         if trust and task is None:
             folder.adopt(made)
-        return _open(made, device)
+        return _open(made, device, plan.to_hold_out)
 
     def resume_prepared(problem: Problem) -> Run:
         return resume_run(folder, problem, changes, show.display, show.callbacks)
@@ -461,10 +462,10 @@ def _opened(run: Run | str | os.PathLike[str], task: Task | None = None, trust: 
     return run if isinstance(run, Run) else Run.open(run, task, trust=trust)
 
 
-def _open(task: Task, device: str) -> Problem:
+def _open(task: Task, device: str, to_hold_out: Holdout) -> Problem:
     from thalweg.descent.problem import open_task
 
-    return open_task(checked_task(task), device)
+    return open_task(checked_task(task), device, to_hold_out)
 
 
 @verb
@@ -485,7 +486,9 @@ def check(task: Task, *, device: str = "auto", seed: int = 0, say: Say | None = 
     from thalweg.descent.pretraining import check_task
 
     request, show = Request(seed=seed, device=device), _Shown(False, say)
-    problem = _open(task, request.device)
+    # All examples are looked at, but where there are metrics, which only held-out ones are measured on.
+    to_hold_out = Holdout(None if checked_task(task).metrics else 0.0, seed=request.seed)
+    problem = _open(task, request.device, to_hold_out)
     show.say_findings(problem, [])
     return check_task(problem, request.seed)
 

@@ -63,6 +63,8 @@ KNOBS = {
         st.builds(Group, st.floats(0, 10), st.floats(0, 10), st.sampled_from([None, "adamw", "muon"])),
         max_size=3,
     ),
+    "holdout": st.floats(0.0, 0.99),
+    "holdout_by": st.sampled_from(["auto", "class", "group", "time", "random"]),
     "shuffle": st.booleans(),
     "replacement": st.booleans(),
     "drop_last": st.booleans(),

@@ -76,9 +76,9 @@ REFUSED = {
         {"metrics": {"loss": max}, "validation": (X, Y)},
         r"A metric cannot be called 'loss': .* Rename it\.",
     ),
-    "metrics without validation": (
-        {"metrics": {"accuracy": max}},
-        r"`metrics` are measured on validation data\. Give `validation`, or leave the metrics out\.",
+    "groups and a series": (
+        {"groups": [0, 1], "series": True},
+        r"Give `groups` or `series`, not both: a split goes by one of them\.",
     ),
     "metrics of outputs without a loss": (
         {"metrics": {"accuracy": Accuracy()}, "validation": (X, Y), "loss": None, "step": max},

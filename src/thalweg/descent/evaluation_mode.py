@@ -49,7 +49,8 @@ def rehearse_evaluation(
         task: whose loss may be called.
         model: in training mode, in which it is left; its buffers may change.
         trained: the rehearsal of training.
-        train, validation: the opened data; without validation data the training data are evaluated.
+        train, validation: the opened data; without validation data the training data are evaluated. What is held out of the
+            training data is looked at with these.
         device: of the model.
         count: examples of the batch, where no user's loader has decided on it.
 
@@ -57,7 +58,8 @@ def rehearse_evaluation(
     """
     source = train if validation is None else validation
     where = "first training batch, in evaluation mode" if validation is None else "first validation batch"
-    found = None if validation is None else find_nonfinite(validation, "validation")
+    is_held_out = not isinstance(validation, StreamSource | None) and validation.rows is not None
+    found = None if validation is None or is_held_out else find_nonfinite(validation, "validation")
     model.eval()
     try:
         while True:
@@ -66,7 +68,7 @@ def rehearse_evaluation(
                 batches.append(batch_of_rows(cast(TensorSource, validation), found.rows, count))
             try:
                 rehearsal, needs_gradient = _evaluate(
-                    task, model, batches, where, "" if validation is None else VALIDATION, found
+                    task, model, batches, where, "" if validation is None or is_held_out else VALIDATION, found
                 )
                 break
             except (MemoryError, RuntimeError) as error:
@@ -78,8 +80,9 @@ def rehearse_evaluation(
             count //= 2
         objective = Objective(task, rehearsal.casts, needs_gradient=needs_gradient)
         notes = _other_output(trained, rehearsal)
-        if validation is not None:
+        if validation is not None and not is_held_out:
             notes += check_targets(objective, model, validation, rehearsal.calls, count, VALIDATION)
+        if validation is not None:
             if task.loss is None:
                 rehearse_figure_metrics(task.metrics, objective, model, batches[0])
             else:

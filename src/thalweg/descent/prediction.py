@@ -23,10 +23,11 @@ from thalweg.descent.rehearsal import wants_gradient
 from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, in_evaluation_mode, training_size, validate
 from thalweg.errors import ArgumentError, DataError, RunError, TaskError, ThalwegError
 from thalweg.landscape.objective import TARGET_KEYS, Casts, Objective, describe
+from thalweg.records.holdout import NOTHING
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Task
-from thalweg.sampling import Source, StreamSource, TensorSource, iterate_once, mix
+from thalweg.sampling import Source, StreamSource, iterate_once, mix
 from thalweg.sampling.sources import ItemSource, leaves, open_source, seed_all, to_device, tree_map
 
 _PREDICTION = 5  # mixed into the seeds of predictions: data sets and models may draw at random
@@ -166,10 +167,13 @@ def _joined(parts: list[Any]) -> Any:
 def evaluate(what: Task | Run, data: Any = None, device: str = "auto") -> dict[str, float]:
     """Give loss and metrics of a run's model, or of a task's at its start; see `thalweg.evaluate`."""
     task = what if isinstance(what, Task) else what.find_task()
+    to_hold_out = NOTHING
     if data is None and task.validation is None:
-        raise TaskError(
-            "There are no data to evaluate on: the task has no `validation`. Give data, such as a test set."
-        )
+        if isinstance(what, Task) or not what.plan.holdout:
+            raise TaskError(
+                "There are no data to evaluate on: the task has no `validation`. Give data, such as a test set."
+            )
+        to_hold_out = what.plan.to_hold_out
     task = task if data is None else replace(task, validation=data)
     if isinstance(what, Task):
         problem = open_task(task, device)
@@ -177,7 +181,7 @@ def evaluate(what: Task | Run, data: Any = None, device: str = "auto") -> dict[s
             model = start_model(problem, 0)
         return validate_model(problem, model)
     model = what.model
-    problem = open_task(task, str(device_of(model)) if device == "auto" else device)
+    problem = open_task(task, str(device_of(model)) if device == "auto" else device, to_hold_out)
     if device_of(model) != problem.device:
         model = copy.deepcopy(model).to(problem.device)
     return validate_model(problem, model, what.plan)
@@ -196,11 +200,8 @@ def training_sample(problem: Problem) -> Problem | None:
     source = problem.train
     if isinstance(source, StreamSource):
         return None
-    if len(source) > SAMPLE and isinstance(source, TensorSource):
-        source = TensorSource(source.take(slice(0, SAMPLE)))
-    elif len(source) > SAMPLE and isinstance(source, ItemSource):
-        items = torch.utils.data.Subset(source.items, range(SAMPLE))
-        source = ItemSource(items, source.collator.collate_fn, own_batches=source.own_batches, **source.loader)
+    if len(source) > SAMPLE:
+        source = source.part(torch.arange(SAMPLE))
     return replace(problem, validation=source, validation_objective=problem.objective)
 
 

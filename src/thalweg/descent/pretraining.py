@@ -18,6 +18,7 @@ from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import as_found
 from thalweg.landscape.drifting_statistics import drifting_statistics
 from thalweg.landscape.initial_figures import (
+    MOST_BYTES,
     RATES,
     Fit,
     InitialFigures,
@@ -249,7 +250,14 @@ def _repeats(problem: Problem) -> Repeats | None:
     """Look for training rows in the validation data, where both are in memory."""
     if not isinstance(problem.train, TensorSource) or not isinstance(problem.validation, TensorSource):
         return None
-    return repeats(leaves(problem.train.nest), leaves(problem.validation.nest))
+    train, validation = problem.train, problem.validation
+    if train.rows is None or validation.rows is None:
+        return repeats(leaves(train.nest), leaves(validation.nest))
+    if sum(leaf.nbytes for leaf in leaves(train.nest)) > MOST_BYTES:  # of a part the rows are copied
+        return None
+    found = repeats(train.tensors(), validation.tensors())
+    own = [] if found is None else [(int(validation.rows[i]), int(train.rows[j])) for i, j in found.rows]
+    return found and found._replace(rows=tuple(own))
 
 
 def _generalisation(problem: Problem, sample: list[object], seed: int, seconds: float) -> tuple[float, float] | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.descent.evaluation_mode import rehearse_evaluation
+from thalweg.descent.held_out import NOTHING_HELD_OUT, HeldOut, check_criterion, hold_out
 from thalweg.descent.matrix_roles import matrix_roles
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.outside_weights import check_no_gradient_elsewhere, check_outside_weights
@@ -28,11 +29,12 @@ from thalweg.descent.target_check import check_targets
 from thalweg.descent.their_objects import as_found, counting_data, not_kept, objects_of
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import DataError, TaskError, few
-from thalweg.formatting import is_storable
+from thalweg.formatting import capitalized, is_storable
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
 from thalweg.landscape.own_copy import in_turn, own_copies
 from thalweg.landscape.reduction import Reduction
 from thalweg.objects.state import ObjectState
+from thalweg.records.holdout import NOTHING, Holdout
 from thalweg.records.task import Task
 from thalweg.records.weights import make_writable
 from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, check_weights, mix
@@ -59,6 +61,7 @@ class Problem:
 
     - `objective`, `validation_objective`: the loss, with the casts that training and validation data need.
     - `train`, `validation`: the opened data.
+    - `held_out`: which of the training examples are the validation data, where the task has none.
     - `weights`: of each training example, for drawing with replacement.
     - `without_gradient`: names of the parameters that got no gradient from the first batch.
     - `sparse_gradients`: whether a parameter's gradient is sparse, as that of `nn.Embedding(sparse=True)`.
@@ -81,6 +84,7 @@ class Problem:
     takes_nonfinite: bool = False
     last_batch_fails: str = ""
     notes: tuple[str, ...] = field(default=())
+    held_out: HeldOut = NOTHING_HELD_OUT
 
     def with_own_loss(self) -> Problem:
         """Give the problem with copies of a loss and of metrics that have a state, so that several runs do not share it."""
@@ -112,10 +116,12 @@ class Problem:
             return matrix_roles(model, loss)
 
 
-def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
+def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Holdout = NOTHING) -> Problem:
     """Open a task's data, and run one batch through a model of it: mistakes that show there raise before any step.
 
-    Raises TaskError or DataError that says what is wrong, where, and what to do.
+    `to_hold_out`: of the training examples, for validation.
+
+    Raises TaskError or DataError that says what is wrong, where, and what to do; PlanError for what cannot be held out.
     """
     copied: dict[int, Any] = {}
     chosen_device, metrics = choose_device(device), own_copies(task.metrics, copied)
@@ -129,31 +135,39 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
             "has_targets": task.loss is not None,
         }
         task, notes = with_weights_cast(task, dtype)
-        train, more = open_data(task.data, name="data", **options)
+        whole, more = open_data(task.data, name="data", **options)
         notes += more
         validation = None
         if task.validation is not None:
             validation, more = open_data(task.validation, name="validation", **options)
             notes += more
         weights = None if task.weights is None else as_tensor(task.weights, torch.float64, "weights")
-        check_weights(weights, train)
+        check_weights(weights, whole)
+        held_out = hold_out(task, whole, weights, to_hold_out)
+        train = whole
+        if held_out.share:
+            train, validation = held_out.parts(whole)
+            weights = None if weights is None else weights[held_out.training]
+        notes += check_criterion(task, validation, held_out)
+        notes += [f"{capitalized(held_out.reason)}."] * bool(held_out.reason)
         model.train()
         own = replace(Objective(task).with_own_loss(chosen_device, copied).task, metrics=metrics)
-        found = find_nonfinite(train, "data")
+        found = find_nonfinite(whole, "data")
         objects, items = (
             objects_of(own, model),
-            ObjectState({"data": train.items if isinstance(train, ItemSource) else None}),
+            ObjectState({"data": whole.items if isinstance(whole, ItemSource) else None}),
         )
-        rehearsal, batch, count, more = _rehearse_training(own, model, train, chosen_device, found)
+        # All examples are rehearsed and looked at, those that are held out too, so that rows have the user's own numbers.
+        rehearsal, batch, count, more = _rehearse_training(own, model, whole, chosen_device, found)
         notes += more
         notes += check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         before = objects.with_gradient()
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         check_no_gradient_elsewhere(before, objects.with_gradient())
-        notes += check_targets(Objective(own, rehearsal.casts), model, train, rehearsal.calls, count)
-        nonfinite = _check_nonfinite(own, model, rehearsal.casts, train, batch, found)
+        notes += check_targets(Objective(own, rehearsal.casts), model, whole, rehearsal.calls, count)
+        nonfinite = _check_nonfinite(own, model, rehearsal.casts, whole, batch, found)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
-        reduction = training_reduction(own, model, rehearsal, batch, train, chosen_device)
+        reduction = training_reduction(own, model, rehearsal, batch, whole, chosen_device)
         measured = evaluation.reduction or reduction
         notes += [*nonfinite, *evaluation.notes, *_incomparable(measured, train, validation)]
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
@@ -180,6 +194,7 @@ def open_task(task: Task, device: str | torch.device = "auto") -> Problem:
         bool(nonfinite) or evaluation.takes_nonfinite,
         last_batch_fails,
         tuple(notes),
+        held_out,
     )
 
 

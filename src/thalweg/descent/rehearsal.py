@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,6 +16,7 @@ from thalweg.descent.metrics import spreads
 from thalweg.descent.model_call import call_advice
 from thalweg.descent.user_errors import advice_on, is_dtype_mismatch, naming_errors
 from thalweg.errors import DataError, TaskError, few
+from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LossCall, misfits
 from thalweg.landscape.objective import Casts, Objective, describe, loss_and_weight
@@ -75,7 +77,11 @@ def rehearse(
             _check_meaning(rehearsal)
             _check_loss(rehearsal.loss, training)
             if training or nonfinite is not None:
-                _check_loss_is_finite(rehearsal, batch, where, nonfinite)
+                try:
+                    _check_loss_is_finite(rehearsal, batch, where, nonfinite)
+                except NonFiniteLossError as error:
+                    found = first_nonfinite(model, partial(_run, task, casts, model, batch, training, where, data))
+                    raise NonFiniteLossError(f"{error} {found}") from None
             return rehearsal
     raise TaskError(str(first_error)) from first_error
 

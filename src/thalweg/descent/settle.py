@@ -17,6 +17,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.state import default_validate_every
 from thalweg.descent.timing import time_steps
 from thalweg.errors import PlanError
+from thalweg.formatting import format_count
 from thalweg.optim.engines import fastest_engine
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.request import Request
@@ -28,6 +29,7 @@ POSITIONS = {
     "state_dict": "the loader's own state_dict holds its position",
     "fast-forward": "a stream is read again up to that position, with what its objects carried when the epoch began",
 }
+SHORTEST = 0.5  # steps that are still rounded to one
 STEP_SHARE = 0.9  # of a budget in seconds; the rest is for validation, checkpoints and start-up
 
 Choice = tuple[object, Evidence]
@@ -40,7 +42,7 @@ def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
 
     Raises PlanError where no budget is known, or the batch size does not fit the data.
     """
-    plan = with_fitting_batches(problem, _with_batch_size(problem, plan))
+    plan = with_fitting_batches(problem, _with_batch_size(problem, _with_holdout(problem, plan)))
     plan = _with_rest_groups(problem, plan)
     per_epoch = steps_per_epoch(problem, plan)
     steps, why = _steps(problem, plan, request, per_epoch)
@@ -79,9 +81,23 @@ def steps_per_epoch(problem: Problem, plan: Plan) -> int | None:
     ).steps_per_epoch
 
 
+def _with_holdout(problem: Problem, plan: Plan) -> Plan:
+    """Write down what the examples that are held out were chosen by, and how many there are."""
+    held = problem.held_out
+    if not held.share:
+        return plan
+    why = Evidence(plan.why("holdout").source, held.reason, held.figures)
+    by = plan.why("holdout_by")
+    if plan.holdout_by == "auto":
+        by = Evidence("derived", "the first of group, time and class that the task has")
+    return with_choices(plan, {"holdout": (held.share, why), "holdout_by": (held.by, by)})
+
+
 def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
     """Take the loader's batch size where it has one, and cut a default one down to the data."""
     knobs = loader_knobs(problem.task.data)
+    if problem.held_out.share and knobs.get("batch_size") is not None and problem.count is not None:
+        knobs["batch_size"] = min(knobs["batch_size"], problem.count)
     for knob, value in knobs.items():
         if plan.why(knob).source == "given" and getattr(plan, knob) != value:
             raise PlanError(
@@ -97,7 +113,10 @@ def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
         if plan.why("batch_size").source in ("default", "derived"):
             why = Evidence("derived", f"the data have {count} examples")
             return with_choices(plan, {"batch_size": (count, why)})
-        raise PlanError(f"`batch_size` is {plan.batch_size}, but the data have {count} examples. Give at most {count}.")
+        held = " that are not held out" * bool(problem.held_out.share)
+        raise PlanError(
+            f"`batch_size` is {plan.batch_size}, but the data have {count} examples{held}. Give at most {count}."
+        )
     return plan
 
 
@@ -173,6 +192,11 @@ def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None
         if per_epoch is None:
             raise PlanError("The data are a stream of unknown length, so epochs say nothing. Give steps= or seconds=.")
         reason = f"{request.epochs:g} epochs of {per_epoch} steps"
+        if request.epochs * per_epoch < SHORTEST:
+            raise PlanError(
+                f"`epochs` is {request.epochs:g}, which is less than one step: an epoch has {format_count(per_epoch, 'step')}."
+                f" Give at least {1 / per_epoch:.2g} epochs, or steps=1."
+            )
         return max(1, round(request.epochs * per_epoch)), Evidence("derived", reason)
     seconds = request.seconds_per_training
     if seconds is not None:
@@ -183,6 +207,8 @@ def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None
         whole = f"{seconds:.3g} s{parts if request.trainings > 1 else ''}"
         reason = f"{whole}, less a tenth for validation, at {each * 1e3:.3g} ms per step"
         figures = {"seconds": seconds, "seconds_per_step": each}
+        if STEP_SHARE * seconds < each:
+            reason += ", which is less than one step: one is taken"
         return max(1, int(STEP_SHARE * seconds / each)), Evidence("measured", reason, figures)
     if plan.steps is None:
         raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")

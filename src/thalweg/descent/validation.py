@@ -218,7 +218,7 @@ def _validate_in_turn(
     # Metrics too may draw random numbers, and are called under the lock for the same reason.
     with rng_lock:
         totals = _Totals(problem.task, metrics)
-    batches = _batches(problem, micro, own)
+    batches = validation_batches(problem, micro, own)
     with evaluating(model, problem.validation_objective):
         for number in itertools.count():
             # Drawing a batch is seeded too: a data set may augment at random. The lock keeps other threads from drawing between.
@@ -259,8 +259,8 @@ def _measure_finite(problem: Problem, model: nn.Module, batch: Any, size: int, t
 def _without_nonfinite(problem: Problem, model: nn.Module, batch: Any, size: int, first: int) -> tuple[Any, int] | None:
     """Give a batch and its size without the rows that hold NaN or infinity, where the loss is not finite because of them.
 
-    Of training examples, which are measured where there are no validation data, they are left out, as steps skip them. None where
-    they are not the reason. Raises DataError with the rows, counted from `first`, for validation data.
+    Of training examples, which are measured or held out where there are no validation data, they are left out, as steps skip
+    them. None where they are not the reason. Raises DataError with the rows, counted from `first`, for validation data.
     """
     rows = nonfinite_rows(batch)
     if not rows or problem.takes_nonfinite:
@@ -273,7 +273,7 @@ def _without_nonfinite(problem: Problem, model: nn.Module, batch: Any, size: int
                 return None
         except TaskError:  # this batch cannot be cut
             rest = None
-    if problem.validation is not None:
+    if problem.validation is not None and not problem.held_out.share:
         raise DataError(
             f"`validation` has NaN or infinity in rows {few([first + row for row in rows])}, and the loss is not finite there."
             f" Drop or fill them, or give a loss that leaves them out."
@@ -324,7 +324,8 @@ def _in_float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
-def _batches(problem: Problem, micro: int, own: bool) -> Iterator[tuple[Any, int]]:
+def validation_batches(problem: Problem, micro: int, own: bool) -> Iterator[tuple[Any, int]]:
+    """Give the batches that are validated on, on the device, each with its number of examples; `own`: the user's loader's."""
     if problem.validation is None and isinstance(problem.train, StreamSource):
         for batch, size in hold(problem.train, micro, SAMPLE):
             yield to_device(_copied(batch), problem.device), size

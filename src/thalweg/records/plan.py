@@ -11,6 +11,7 @@ from thalweg import rules
 from thalweg import schedule as shapes
 from thalweg.errors import PlanError, ThalwegError, nearest
 from thalweg.records import files
+from thalweg.records.holdout import Holdout, HoldoutBy
 from thalweg.records.knob import (
     LARGEST_INTEGER,
     Knob,
@@ -266,6 +267,27 @@ class Plan:
             empty="one for all",
         ),
     )
+    holdout: float = setting(
+        0.0,
+        Knob(
+            "share of the training examples that is kept for validation",
+            "For a task without validation data: `fit` and `tune` keep a fifth, at most 10,000 examples, where that is worth it."
+            " Which examples these are follows from the seed, the data and `holdout_by`.",
+            least=0,
+            below=1,
+            zero="none",
+            out_of_range="a share lies between 0 and 1, such as 0.2",
+        ),
+    )
+    holdout_by: HoldoutBy = setting(
+        "auto",
+        Knob(
+            "what the examples kept for validation are chosen by",
+            "class: the same share of each class; group: whole groups of the task's `groups`; time: the last stretch of its"
+            " `series`; random: any; auto: settled when the data are opened.",
+            shown="note",
+        ),
+    )
     shuffle: bool = setting(True, Knob("whether each pass has a new order"))
     replacement: bool = setting(False, Knob("whether an example may come twice in a pass"))
     drop_last: bool = setting(False, Knob("whether a last, smaller batch is left out"))
@@ -450,6 +472,11 @@ class Plan:
     def why(self, knob: str) -> Evidence:
         """Give a knob's evidence: "default" where nothing else is known."""
         return self.evidence.get(knob, Evidence("default"))
+
+    @property
+    def to_hold_out(self) -> Holdout:
+        """What the plan holds out of the training examples."""
+        return Holdout(self.holdout, self.holdout_by, self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the plan as built-in types without None, for TOML or JSON."""

@@ -13,6 +13,7 @@ from typing import Any, SupportsFloat
 from thalweg import rules
 from thalweg.errors import ArgumentError, PlanError, nearest
 from thalweg.formatting import is_storable
+from thalweg.records.holdout import Holdout
 from thalweg.records.knob import knobs
 from thalweg.records.names import suggestion
 from thalweg.records.plan import Plan
@@ -78,6 +79,13 @@ class Request:
     def searches_rate(self) -> bool:
         """Whether the learning rate is to be searched: it is not fixed, and the rule does not find it itself."""
         return "learning_rate" not in self.fixed and not rules.get(self.fixed.get("rule", "adamw")).finds_rate
+
+    @property
+    def to_hold_out(self) -> Holdout:
+        """What is to be held out of the training examples: as many as was decided, else the usual share."""
+        seed = self.fixed.get("seed", self.seed)
+        by, batch_size = self.fixed.get("holdout_by", "auto"), self.fixed.get("batch_size")
+        return Holdout(self.fixed.get("holdout"), by, seed, batch_size)
 
     @property
     def trainings(self) -> float:

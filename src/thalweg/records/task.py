@@ -234,7 +234,8 @@ class Task:
         loss: `loss(output, target)` -> mean over the batch, a scalar; a function or a module. Not needed with `step`.
         data: training data: `(x, y)` tensors or arrays (or data frames, nested tuples, dicts), a `Dataset`, an
             `IterableDataset`, or a `DataLoader`, whose batch size is then given. One tensor alone is its own target.
-        validation: the same kinds; without it the training loss decides.
+        validation: the same kinds. Without it `fit` and `tune` hold out a part of the training examples; `train` does where the
+            plan's `holdout` says so, else the training loss decides.
         metrics: name -> `f(outputs, targets)` over the whole validation set, or an object with `reset`/`update`/`compute`.
             Without `loss`, name -> `f(figures)`, of the averaged figures over the whole set: {"loss": …} and whatever `evaluate`
             returns beside it. Perplexity: `{"perplexity": lambda figures: math.exp(figures["loss"])}`.
@@ -251,6 +252,11 @@ class Task:
             is refused for any other metric.
         collate_fn: puts single examples together into a batch, for ragged data.
         weights: one sampling weight per example, for drawing with replacement.
+        groups: one value per example (an array, a list, a frame's column), such as the patient: examples of one group are never
+            both trained on and held out for validation.
+        series: the data are a time series, whose last stretch is held out: True where the examples are in the order of time, or
+            one time per example (numbers or dates). Where examples overlap in time, as windows do, give `validation`
+            with a gap of your own.
         source: the file or module and the arguments that the task was made from. The command sets it, so that `resume` can make
             the task again; a task that you make in Python needs none.
 
@@ -270,6 +276,8 @@ class Task:
     mode: Literal["min", "max", "auto"] = "auto"
     collate_fn: Callable[[list[Any]], Any] | None = None
     weights: Any = None
+    groups: Any = None
+    series: Any = False
     source: Source | None = None
 
     def __post_init__(self) -> None:
@@ -298,6 +306,10 @@ class Task:
             raise TaskError("The task has no `data`. Give (x, y), a Dataset, an IterableDataset or a DataLoader.")
         if self.source is not None and not isinstance(self.source, Source):
             raise TaskError(f"`source` is a {type(self.source).__name__}. Leave it out: the command sets it.")
+        if self.groups is not None and self.series is not False:
+            raise TaskError("Give `groups` or `series`, not both: a split goes by one of them.")
+        if self.series is None:
+            object.__setattr__(self, "series", False)
         _check_metrics(self)
         if self.mode == "auto":
             object.__setattr__(self, "mode", _known_mode(self.select))
@@ -427,10 +439,6 @@ def _check_metrics(task: Task) -> None:
         raise TaskError(f"`mode` is {task.mode!r:.80}. Give 'min' where less of '{task.select}' is better, else 'max'.")
     if task.select == "loss" and task.mode == "max":
         raise TaskError("`mode` is 'max', but of the loss less is better. Leave `mode` out, or select a metric.")
-    if task.select != "loss" and task.validation is None:
-        raise TaskError(f"`select` is '{task.select}', which is measured on validation data. Give `validation`.")
-    if task.metrics and task.validation is None:
-        raise TaskError("`metrics` are measured on validation data. Give `validation`, or leave the metrics out.")
     streaming = [name for name, metric in task.metrics.items() if isinstance(metric, StreamingMetric)]
     if streaming and task.loss is None:
         raise TaskError(

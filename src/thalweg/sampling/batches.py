@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -22,11 +22,22 @@ MOST_BYTES = 1 << 28  # of a stream's batches that are kept
 
 
 class Draw(NamedTuple):
-    """The examples of one step: its micro-batches, the number of examples in each, and the indices of all, except of a stream."""
+    """The examples of one step: its micro-batches, the number of examples in each, and the indices of all, except of a stream.
+
+    `rows`: where these count within a part of the user's data, the number of each example of that part there.
+    """
 
     parts: list[Any]
     sizes: list[int]
     indices: Tensor | None
+    rows: Tensor | None = None
+
+    def numbers(self, positions: Sequence[int]) -> tuple[int, ...]:
+        """Give the numbers in the user's data of some examples of the step, by their positions in it; of a stream nothing."""
+        if self.indices is None and self.rows is None:
+            return ()
+        indices = [p if self.indices is None else int(self.indices[p]) for p in positions]
+        return tuple(indices if self.rows is None else (int(self.rows[index]) for index in indices))
 
 
 class Batches:
@@ -209,19 +220,19 @@ class Batches:
 
     def _slice(self, source: TensorSource) -> Draw:
         if self.is_full_batch and self.accumulate == 1:
-            return Draw([source.take(slice(None))], [source.length], None)
+            return Draw([source.take(slice(None))], [source.length], None, source.rows)
         indices = self.indices(self.epoch, self.within)
         if self.accumulate == 1:
-            return Draw([source.take(indices)], [len(indices)], indices)
+            return Draw([source.take(indices)], [len(indices)], indices, source.rows)
         parts = indices.split(self.micro_batch_size)
-        return Draw([source.take(part) for part in parts], [len(part) for part in parts], indices)
+        return Draw([source.take(part) for part in parts], [len(part) for part in parts], indices, source.rows)
 
     def _load(self, source: ItemSource) -> Draw:
         indices = self.indices(self.epoch, self.within)
         sizes = [len(part) for part in indices.split(self.micro_batch_size)]
         if self._loaded is None:
             self._loaded = source.load(self._index_lists(self.epoch, self.within), self.seed, self.workers)
-        return Draw([next(self._loaded) for _ in sizes], sizes, indices)
+        return Draw([next(self._loaded) for _ in sizes], sizes, indices, source.rows)
 
     def _index_lists(self, epoch: int, within: int) -> Iterator[list[tuple[int, int]]]:
         """Give the (epoch, index) pairs of one micro-batch after another, from a position on, without end."""

@@ -94,9 +94,13 @@ def is_random(source: Source, like: DataSum) -> bool:
 
 def _sum_tensors(source: TensorSource) -> DataSum:
     digest, count = hashlib.sha256(), len(source)  # most processors have instructions for this one
-    size = sum(leaf.nbytes for leaf in leaves(source.nest))
+    if source.rows is not None:  # another part of the same data is other data, whatever its values
+        digest.update(_tensor_bytes(source.rows))
+    size = max(1, sum(leaf.nbytes // max(1, len(leaf)) * count for leaf in leaves(source.nest)))
     read = count if size <= MOST_BYTES else max(1, int(MOST_BYTES / size * count))
     rows = None if read == count else torch.linspace(0, count - 1, read, dtype=torch.float64).round().long()
+    if source.rows is not None:
+        rows = source.rows if rows is None else source.rows[rows]
     for leaf in leaves(source.nest):
         digest.update(str(tuple(leaf.shape)).encode())
         digest.update(_tensor_bytes(leaf if rows is None else leaf.index_select(0, rows.to(leaf.device))))
@@ -107,7 +111,7 @@ def _sum_items(source: ItemSource, like: DataSum | None) -> DataSum:
     seeded = {seed: SeededItems(source.items, seed, source.name) for seed in (SEED, OTHER_SEED)}
 
     def read(index: int, seed: int) -> list[bytes]:
-        return part_sums(seeded[seed][0, index])
+        return part_sums(seeded[seed][0, source.number(index)])
 
     count = len(source)
     indices = list(_spread(count))
@@ -118,6 +122,8 @@ def _sum_items(source: ItemSource, like: DataSum | None) -> DataSum:
     else:
         drawn, unlike, limit = like.drawn, like.unlike, like.read
     sums, started, done = _Sums(drawn, unlike), time.monotonic(), 0
+    if source.rows is not None:
+        sums.fixed_digest.update(_tensor_bytes(source.rows))
     for index in indices[:limit]:
         if like is None and done >= TRIED and time.monotonic() - started > MOST_SECONDS:
             break

@@ -32,12 +32,16 @@ Resume = Literal["exact", "state_dict", "fast-forward"]
 
 
 class TensorSource:
-    """Examples in memory: a nest of tensors that share their first dimension. Batches are slices."""
+    """Examples in memory: a nest of tensors that share their first dimension. Batches are slices.
+
+    `rows`: where it holds a part of the user's data, the number of each of its examples there. The memory is shared.
+    """
 
     resume: Resume = "exact"
 
-    def __init__(self, nest: Any, name: str = "data") -> None:
+    def __init__(self, nest: Any, name: str = "data", rows: Tensor | None = None) -> None:
         self.nest = nest
+        self.rows = rows
         lengths = {len(leaf) for leaf in leaves(nest)}
         if not lengths:
             raise DataError(f"`{name}` is empty: it has no array. Give (x, y).")
@@ -47,7 +51,7 @@ class TensorSource:
                 f"The parts of `{name}` have different lengths: shapes {shapes}. The first dimension counts examples and"
                 f" must be the same in all."
             )
-        self.length = lengths.pop()
+        self.length = lengths.pop() if rows is None else len(rows)
         # For the usual tuple (x, y) on the CPU, `take` needs no `tree_map`.
         self.is_cpu_tuple = type(nest) is tuple and all(
             isinstance(part, Tensor) and part.device.type == "cpu" for part in nest
@@ -56,15 +60,18 @@ class TensorSource:
     def __len__(self) -> int:
         return self.length
 
-    def digest(self) -> str:
-        """Give a checksum of the shapes and of some rows, evenly spread, to notice that the data are no longer the same."""
-        rows = torch.linspace(0, self.length - 1, min(self.length, 64)).round().long()
-        return checksum(
-            [(str(tuple(leaf.shape)), leaf.index_select(0, rows.to(leaf.device))) for leaf in leaves(self.nest)]
-        )
+    def part(self, positions: Tensor) -> TensorSource:
+        """Give the examples at these positions as a source of their own."""
+        return TensorSource(self.nest, rows=positions if self.rows is None else self.rows[positions])
+
+    def tensors(self) -> list[Tensor]:
+        """Give the tensors of the nest; of a part of the data a copy of its rows."""
+        return leaves(self.nest if self.rows is None else self.take(slice(None)))
 
     def take(self, indices: Tensor | slice) -> Any:
         """Give the examples at `indices` as one batch: copies, since a model may change its input in place."""
+        if self.rows is not None:
+            indices = self.rows[indices] if isinstance(indices, slice) else self.rows.index_select(0, indices.cpu())
         if self.is_cpu_tuple and not isinstance(indices, slice):
             return tuple([leaf.index_select(0, indices) for leaf in self.nest])
         if isinstance(indices, slice):
@@ -83,8 +90,8 @@ class OwnBatches(NamedTuple):
 class ItemSource:
     """Examples by index from a `Dataset` or a sequence, collated by `collate_fn`, with loader workers if wanted.
 
-    `own_batches`: those of the user's loader, where the data came with one. `loader`: further arguments for the `DataLoader` that
-    reads them.
+    `own_batches`: those of the user's loader, where the data came with one. `rows`: where it holds a part of the user's data, the
+    number of each of its examples there. `loader`: further arguments for the `DataLoader` that reads them.
     """
 
     resume: Resume = "exact"
@@ -96,23 +103,33 @@ class ItemSource:
         *,
         name: str = "data",
         own_batches: OwnBatches | None = None,
+        rows: Tensor | None = None,
         **loader: Any,
     ) -> None:
         self.items = items
+        self.rows = rows
         self.name = name
         self.collator = Collator(collate_fn, name)
         self.own_batches = own_batches
         self.loader = loader
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) if self.rows is None else len(self.rows)
 
-    def digest(self) -> str | None:
-        """Give None: reading items may be slow, and may draw random numbers."""
-        return None
+    def part(self, positions: Tensor) -> ItemSource:
+        """Give the examples at these positions as a source of their own."""
+        part = copy.copy(self)
+        part.rows = positions if self.rows is None else self.rows[positions]
+        return part
+
+    def number(self, position: int) -> int:
+        """Give the number of an example in the user's data."""
+        return position if self.rows is None else int(self.rows[position])
 
     def load(self, batches: Iterator[list[tuple[int, int]]], seed: int, workers: int) -> Generator[Any]:
         """Load one batch for each list of (epoch, index) pairs, in their order."""
+        if self.rows is not None:
+            batches = ([(epoch, self.number(index)) for epoch, index in batch] for batch in batches)
         sampler = cast("BatchSampler", _Iterable(batches))
         needs_workers = ("prefetch_factor", "multiprocessing_context", "timeout")
         options = {key: value for key, value in self.loader.items() if workers or key not in needs_workers}
@@ -158,10 +175,6 @@ class StreamSource:
         self._start: list[Any] | None = None  # see `_begin_anew`
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
         self.objects = ObjectState({} if self.stateful else stream_parts(batches))
-
-    def digest(self) -> str | None:
-        """Give None: a stream may differ from epoch to epoch."""
-        return None
 
     def count(self) -> int | None:
         """Give the number of batches per epoch; None where the stream has no `len`."""

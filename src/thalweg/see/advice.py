@@ -240,8 +240,8 @@ def _unvalidated(history: FinishedHistory) -> list[str]:
     if history.validated or history.status == "running":
         return []
     return [
-        "There were no validation data, so nobody can say how the model does on data it has not seen. Keep a tenth of the"
-        " examples back and pass them as `validation=`."
+        "There were no validation data, so nobody can say how the model does on data it has not seen. Pass some as"
+        f" `validation=`, or keep a fifth of the training examples for that: {_how_to_set('holdout', '0.2')}."
     ]
 
 

@@ -13,13 +13,14 @@ from thalweg.descent.suspended import Suspended
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.timing import time_steps
 from thalweg.errors import DivergedError
-from thalweg.formatting import format_seconds
+from thalweg.formatting import capitalized, format_seconds
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling.sources import loader_knobs
 from thalweg.tuning import batch_size, priors, speed
 from thalweg.tuning.candidate import Candidates, Scored
+from thalweg.tuning.doubts import doubts, why_none_trained
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
 from thalweg.tuning.search import Search
 from thalweg.tuning.sensitivity import cost_of_another_rate
@@ -148,7 +149,10 @@ def stated_plan(problem: Problem, request: Request) -> Plan:
         values.setdefault("learning_rate", priors.usual_rate(rule))
     if "clip_norm" not in request.fixed:
         evidence["clip_norm"] = Evidence("default", "gradients longer than 1 are shortened: one bad batch does no harm")
-    count = problem.count
+    count, held_out = problem.count, problem.held_out
+    if "holdout" not in values and held_out.reason:
+        values["holdout"] = held_out.share
+        evidence["holdout"] = Evidence("derived", held_out.reason, held_out.figures)
     if "batch_size" not in values and count is not None:
         values["batch_size"] = min(64, count)
         evidence["batch_size"] = Evidence("default", "64, or all where there are fewer")
@@ -236,13 +240,18 @@ def with_learning_rate(
     won = race(track, tried, course, price)
     seconds = round(time.perf_counter() - started + track.seconds_before, 2)
     if won is None:
+        lowest = min((one.point for one in track.scores), key=lambda point: point.rate)
         raise DivergedError(
             f"No learning rate trained: every run ended with a figure ('{problem.task.select}') that is not finite, or ran away."
-            f" Run `thalweg check` on the task; the loss, the metric or the data are the likelier cause."
+            f" {why_none_trained(problem, plan_for(lowest))} Run `thalweg check` on the task; the loss, the metric or the data"
+            f" are the likelier cause."
         )
     begun, candidate = track.suspended(won), plan_for(won)
     rest = plan.steps - (0 if anew or begun is None else begun.step)
-    why = _evidence(problem, track, candidate, rest, seconds)
+    doubtful = doubts(problem, list({one.point: one.score for one in track.scores}.values()))
+    for text in doubtful:
+        say(f"{capitalized(text)}.")
+    why = _evidence(problem, track, candidate, rest, seconds, doubtful)
     choices: dict[str, Choice] = {"learning_rate": (won.rate, why)}
     if len({one.point.rule for one in track.scores}) > 1:
         choices["rule"] = won.rule, Evidence("searched", "that of the best candidate: see the learning rate")
@@ -252,8 +261,10 @@ def with_learning_rate(
     return Chosen(chosen, begun)
 
 
-def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, seconds: float) -> Evidence:
-    """Say how a learning rate was found; `rest` are the steps that remain to be taken."""
+def _evidence(
+    problem: Problem, track: Candidates, plan: Plan, rest: int, seconds: float, doubtful: Sequence[str]
+) -> Evidence:
+    """Say how a learning rate was found; `rest` are the steps that remain, `doubtful` what the search could not tell."""
     assert plan.steps is not None
     task, scores = problem.task, track.scores
     points, last = {one.point for one in scores}, max(one.steps for one in scores)
@@ -275,7 +286,7 @@ def _evidence(problem: Problem, track: Candidates, plan: Plan, rest: int, second
     if costs is not None:
         figures["cost_of_half"], figures["cost_of_double"] = costs
         reason += f"; half the rate costs {costs[0]:+.2g} of the score, twice the rate {costs[1]:+.2g}"
-    return Evidence("searched", reason, figures)
+    return Evidence("searched", "; ".join([reason, *doubtful]), figures)
 
 
 def _cost_of_another(scores: Sequence[Scored], plan: Plan) -> tuple[float, float] | None:

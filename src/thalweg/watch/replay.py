@@ -33,9 +33,8 @@ class Batch(NamedTuple):
         return found
 
     def examples(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """Give the indices into the training data of some rows; nothing for a stream, which has none."""
-        indices = self.draw.indices
-        return () if indices is None else tuple(int(indices[row]) for row in rows)
+        """Give the indices into the user's training data of some rows; nothing for a stream, which has none."""
+        return self.draw.numbers(rows)
 
     def fault(self, rows: Sequence[int], *, replayed: bool) -> str:
         """Say in a sentence why the batch gave no finite gradient.
