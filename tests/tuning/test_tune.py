@@ -259,3 +259,16 @@ def test_the_cost_is_told_in_a_sentence():
 def test_a_cost_needs_a_budget():
     with pytest.raises(PlanError, match="No budget"):
         cost()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_where_the_criterion_is_no_number_the_rate_is_chosen_by_the_loss_which_is_said(value):
+    said = []
+    made = task(metrics={"area": lambda outputs, targets: value}, select="area", mode="max")
+    plan = tuned(made, say=said.append, effort=2)
+    by_loss = tuned(task(metrics={}), effort=2)
+    assert plan.learning_rate == by_loss.learning_rate
+    assert "judged by the loss, as area was no number in validation" in plan.why("learning_rate").reason
+    assert sum("judged by the loss instead" in text for text in said) == 1
+    run = tw.fit(made, steps=60, effort=2)
+    assert "`area` was not a number in any validation" in run.events[-1].message

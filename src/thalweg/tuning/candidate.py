@@ -159,7 +159,8 @@ class Candidate:
             if math.isfinite(value)
             else NO_NUMBER
         )
-        return Outcome(step, value, self.steps_paid, time.perf_counter() - started, reason)
+        seconds, loss = time.perf_counter() - started, figures.get("loss", math.nan)
+        return Outcome(step, value, self.steps_paid, seconds, reason, loss)
 
     @property
     def steps(self) -> int:
@@ -182,7 +183,11 @@ class Scored(NamedTuple):
 
 
 class Candidates:
-    """The candidates of a race. What the search knows of them already is not found again."""
+    """The candidates of a race. What the search knows of them already is not found again.
+
+    `criterion` is what they are judged by: the task's own or, where that is no number with the first one that trains (a metric
+    that the validation data cannot give), the loss, of which less is better.
+    """
 
     def __init__(
         self,
@@ -197,6 +202,7 @@ class Candidates:
         self._running = dict[Point, Candidate]()
         self._paid = dict[Point, int]()
         self.scores = list[Scored]()
+        self.criterion: str | None = None
         self.seconds_before = 0.0  # that earlier processes took for what is known
 
     @property
@@ -220,12 +226,24 @@ class Candidates:
             self._search.add(plan, outcome)
         elif self._search.was_known(plan, at):
             kept, self.seconds_before = " (kept)", self.seconds_before + outcome.seconds
-        self._paid[point], score = outcome.steps_paid, outcome.score(task.mode)
+        outcome = self._judged(outcome)
+        criterion = self.criterion or task.select
+        score = outcome.score(task.mode if criterion == task.select else "min")
+        self._paid[point] = outcome.steps_paid
         self.scores.append(Scored(point, at, score))
-        shown = outcome.reason or f"{task.select} {outcome.value:.4g}"
+        shown = outcome.reason or f"{criterion} {outcome.value:.4g}"
         how = f"trained all {at:,} steps" if at == plan.steps else f"cooled down after {at:,} of {plan.steps:,} steps"
         self._say(f"learning rate {point.rate:.3g} by {plan.rule}, {how}: {shown}{kept}")
         return score
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Give an outcome by the criterion, which the first one that has figures decides."""
+        select = self._problem.task.select
+        if self.criterion is None and math.isfinite(outcome.loss):
+            self.criterion = select if math.isfinite(outcome.value) else "loss"
+            if self.criterion != select:
+                self._say(f"`{select}` is no number in validation: candidates are judged by the loss instead.")
+        return outcome if self.criterion in (None, select) else outcome.by_loss()
 
     def stop(self, point: Point) -> None:
         """Let go of a candidate."""

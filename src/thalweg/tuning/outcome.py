@@ -22,6 +22,7 @@ class Outcome(NamedTuple):
     - `steps_paid`: all steps taken for it until then, those of its cool-downs too.
     - `seconds`: what it took to come from the outcome before to this one.
     - `reason`: why there is no value; empty where there is one.
+    - `loss`: the validation loss after that cool-down, which may be a number where the criterion is none; NaN where it is none.
     """
 
     step: int
@@ -29,6 +30,11 @@ class Outcome(NamedTuple):
     steps_paid: int
     seconds: float = 0.0
     reason: str = ""
+    loss: float = math.nan
+
+    def by_loss(self) -> Outcome:
+        """Give the outcome with the loss as its value."""
+        return self._replace(value=self.loss, reason="" if math.isfinite(self.loss) else self.reason)
 
     def score(self, mode: str) -> float:
         """Give the value such that less is better, infinite where there is none."""
@@ -66,8 +72,8 @@ class Trial:
         return Trial({one.step: one for one in outcomes}, entries["state"], list(entries["lost"]))
 
 
-OUTCOME = {"step": count, "value": number, "steps_paid": count, "seconds": number, "reason": text}
-TRIAL = {"outcomes": listing(record(OUTCOME, tuple(OUTCOME))), "state": text, "lost": listing(text)}
+OUTCOME = {"step": count, "value": number, "steps_paid": count, "seconds": number, "reason": text, "loss": number}
+TRIAL = {"outcomes": listing(record(OUTCOME, tuple(OUTCOME)[:-1])), "state": text, "lost": listing(text)}
 
 
 def knobs(plan: Plan) -> Any:

@@ -278,7 +278,9 @@ def _evidence(
     if len({point.rule for point in points}) > 1:
         figures["rules"] = [one.point.rule for one in scores]
     judged = "" if problem.validation is not None else ", judged by the training loss, as there are no validation data"
-    if task.select != "loss":
+    if track.criterion not in (None, task.select):
+        judged = f", judged by the loss, as {task.select} was no number in validation"
+    elif task.select != "loss":
         judged = f", judged by {task.select}, of which {'more' if task.mode == 'max' else 'less'} is better"
     how = "trained to the end" if last == plan.steps else f"cooled down after up to {last:,} of {plan.steps:,} steps"
     reason = f"best of {len(points)} candidates, each this run itself, {how}{judged}"
