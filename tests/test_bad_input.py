@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import thalweg as tw
 from thalweg import cli
@@ -398,3 +399,28 @@ def test_a_disk_that_is_full_is_told_in_one_line(most, capsys):
         line = complaint(capsys, ["train", "mine.py", "--steps", "3", "--out", "run", "--quiet"])
     assert "run" in line
     assert "File too large" in line or "disk" in line.lower() or "cannot be written" in line
+
+
+def test_a_finished_run_is_opened_where_nothing_can_be_written(tmp_path_factory, capsys):
+    task = tw.Task(
+        model=lambda: torch.nn.Linear(3, 1),
+        loss=torch.nn.functional.mse_loss,
+        data=(torch.ones(8, 3), torch.ones(8, 1)),
+    )
+    folder = tmp_path_factory.mktemp("shelf") / "run"
+    run = tw.train(task, tw.Plan(), steps=3, out=folder)
+    tw.resume(folder, task)  # imports what somebody else may not read
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    folder.parent.chmod(0o755)
+    for parent in [*folder.parents][1:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    with nobody():
+        opened = tw.resume(folder, task)
+        again = tw.train(task, run.plan, out=folder)
+        with pytest.raises(tw.RunError, match="cannot be written: Permission denied"):
+            tw.resume(folder, task, changes={"steps": 5})
+    assert opened.metrics == again.metrics == run.metrics
+    assert "report.html cannot be written" in capsys.readouterr().err
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before

@@ -230,11 +230,17 @@ def _reporting() -> Generator[None]:
 
 
 def _reported(run: Run) -> Run:
-    """Give the run, with its report written where it has a folder. Raises RunError, with the run, where that fails."""
+    """Give the run, with its report written where it has a folder. Raises RunError, with the run, where that fails.
+
+    That a finished run, which was only opened, lies where nothing can be written is said, and no error.
+    """
     if run.folder is not None:
         try:
             report(run)
         except RunError as error:
+            if run.trained is None:
+                tell_error(str(error))
+                return run
             error.run = run
             raise
     return run
@@ -437,14 +443,13 @@ def resume(
     if changes:
         plan.changed(changes)  # raises before anything is opened
 
-    def prepare() -> Problem:
+    def prepare() -> tuple[Problem, Task | None]:
         made = task or folder.read_task(trust=trust)
-        if trust and task is None:
-            folder.adopt(made)
-        return _open(made, device, plan.to_hold_out)
+        return _open(made, device, plan.to_hold_out), made if trust and task is None else None
 
-    def resume_prepared(problem: Problem) -> Run:
-        return resume_run(folder, problem, changes, show.display, show.callbacks)
+    def resume_prepared(prepared: tuple[Problem, Task | None]) -> Run:
+        problem, adopted = prepared
+        return resume_run(folder, problem, changes, show.display, show.callbacks, adopted)
 
     return _train(prepare, resume_prepared)
 

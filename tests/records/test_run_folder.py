@@ -340,3 +340,28 @@ def test_a_file_system_without_locks_is_said_and_used(folder, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.warns(UserWarning, match="file system without locks"), folder.locked():
         created(folder)
+
+
+def test_what_killed_processes_did_not_complete_is_removed_once_nobody_can_be_writing_it(folder):
+    old, young, other = (
+        folder.path / name for name in (f".thalweg-{'a' * 16}.tmp", f".thalweg-{'b' * 16}.tmp", ".thalweg.tmp")
+    )
+    link = folder.path / f".thalweg-{'c' * 16}.tmp"
+    for path in (old, young, other):
+        path.write_text("half")
+    link.symlink_to(other)
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with folder.locked():
+        assert {path.name for path in folder.path.iterdir()} == {".lock", young.name, other.name, link.name}
+
+
+def test_a_status_without_permission_to_read_it_is_not_said_to_be_damaged(folder, monkeypatch):
+    created(folder)
+    monkeypatch.setattr("thalweg.records.files.open", _denied, raising=False)
+    with pytest.raises(RunError, match=r"run\.json cannot be read: Permission denied\. Check its permissions\."):
+        folder.read_status()
+
+
+def _denied(*_, **__):
+    raise PermissionError(errno.EACCES, "Permission denied")

@@ -182,6 +182,15 @@ def test_a_stopped_search_of_somebody_else_asks_first(run, tmp_path, monkeypatch
     assert tw.resume(folder.path, trust=True).summary["status"] == "finished"
 
 
+def test_a_trusted_run_that_another_process_writes_to_is_not_sealed_as_ours(run, tmp_path, monkeypatch):
+    become_somebody_else(monkeypatch, tmp_path / "other")
+    task = run / "task.toml"
+    before = task.read_bytes()
+    with RunFolder(run).locked(), pytest.raises(RunError, match="Another process is writing"):
+        tw.resume(run, trust=True)
+    assert task.read_bytes() == before
+
+
 def test_the_task_passed_as_an_object_needs_no_trust(run, tmp_path, monkeypatch):
     task = dataclasses.replace(parse_source(str(tmp_path / "mine.py"), {"hidden": 6}).load(), source=None)
     (tmp_path / "mine.ran").unlink()

@@ -35,6 +35,7 @@ from thalweg.records.plan import Plan
 from thalweg.records.run import HistoryColumns, Run
 from thalweg.records.run_folder import RunFolder, inputs_of
 from thalweg.records.run_inputs import RunInputs, TaskSums, in_words, plan_changes
+from thalweg.records.task import Task
 from thalweg.records.weights import load_model_state
 
 
@@ -61,7 +62,7 @@ def train_plan(
         recorder = Recorder(diagnoses=diagnoses, progress=progress, callbacks=callbacks)
         return _train(Descent(problem, plan), recorder, begun=begun)
     folder = RunFolder.at(out)
-    with folder.locked():
+    with folder.locked_to_go_on():
         folder.discard_request()
         return train_in(folder, problem, plan, progress, diagnoses, callbacks, begun)
 
@@ -125,9 +126,15 @@ def resume_run(
     knobs: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     callbacks: Callbacks | None = None,
+    adopted: Task | None = None,
 ) -> Run:
-    """Go on with the run in a folder, with some knobs changed, or open it if it is finished. Raises as `resume_in` does."""
-    with folder.locked():
+    """Go on with the run in a folder, with some knobs changed, or open it if it is finished. Raises as `resume_in` does.
+
+    `adopted`: the task of a run that is trusted, and this user's from here on.
+    """
+    with folder.locked_to_go_on(changed=bool(knobs)) as is_writable:
+        if adopted is not None and is_writable:
+            folder.adopt(adopted)
         return resume_in(folder, problem, knobs, progress, callbacks)
 
 

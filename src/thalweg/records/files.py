@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import NamedTuple
 CHUNK = 1 << 20
 MOST_BYTES = 1 << 26  # of a file that is read as a whole; those of a run have some kilobytes
 DRAFT = r"\.thalweg-[0-9a-f]{16}\.tmp"  # the name of a file that is not complete yet; a killed process leaves one
+
+DRAFT_SECONDS = 600.0  # more than a slow disk takes to confirm one
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM}
 """What a file system answers that has no such operation: confirming a folder, say, or one without permission to list it."""
@@ -150,6 +153,16 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def remove_old_drafts(folder: Path) -> None:
+    """Remove from a folder what killed processes did not complete; what is younger than `DRAFT_SECONDS` may yet be."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if is_draft(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):  # somebody else removes it too
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > DRAFT_SECONDS:
+                        os.unlink(entry.path)
 
 
 def is_draft(name: str) -> bool:

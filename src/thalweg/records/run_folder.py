@@ -157,7 +157,24 @@ class RunFolder:
             if not locks:
                 message = f"{self.shown} is on a file system without locks: see that no other process writes to it."
                 warnings.warn(message, stacklevel=3)
+            files.remove_old_drafts(self.path)
             yield
+
+    @contextmanager
+    def locked_to_go_on(self, *, changed: bool = False) -> Generator[bool]:
+        """Lock as `locked` does; a finished run that stays so may lie where nothing can be written, as it is only opened.
+
+        Gives whether it is locked, and can be written.
+        """
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.locked())
+                locks = True
+            except RunError as error:
+                if changed or isinstance(error.__cause__, BlockingIOError) or not self.is_finished:
+                    raise
+                locks = False
+            yield locks
 
     def _acquire(self) -> tuple[ExitStack, bool]:
         """Lock the folder, and the file in it that systems and versions lock which do not lock folders.
@@ -376,6 +393,8 @@ class RunFolder:
                 RunInputs.from_dict(status["inputs"])
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(self._not_a_run()) from error
+        except PermissionError as error:
+            raise RunError(f"{self.status_path} cannot be read: {error.strerror}. Check its permissions.") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
             raise RunError(
                 f"{self.status_path} cannot be read ({error_text(error):.500}). Restore it from a copy, or resume the"
