@@ -218,3 +218,31 @@ def test_autocast_around_a_step_rounds_nothing_in_it(rule):
                 optimizer.step()
         ends.append(w)
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_whose_memory_was_cut_short_is_not_loaded(dtype):
+    w, other = torch.ones(24, dtype=dtype), torch.ones(24, dtype=dtype)
+    one, two = optim.SGD([w], lr=0.1, momentum=0.9), optim.SGD([other], lr=0.1, momentum=0.9)
+    w.grad = torch.ones_like(w)
+    one.step()
+    saved = one.state_dict()
+    saved["state"][0]["momentum_buffer"] = cut = torch.ones(24)
+    cut.untyped_storage().resize_(40)
+    with pytest.raises(RuleError, match="The memory of the state `momentum_buffer` of parameter 0 has been freed"):
+        two.load_state_dict(saved)
+    assert not two.state
+
+
+@both_engines
+@pytest.mark.parametrize("rule", ["adamw", "schedule_free_adamw"])
+@pytest.mark.parametrize("shape", [(5,), (3, 4), ()])
+def test_weights_that_became_larger_than_their_average_are_not_lost_to_it(engine, rule, shape):
+    w = torch.ones(4)
+    optimizer = optim.Optimizer([("w", w)], rule, lr=0.1, engine=engine, **({} if "free" in rule else {"ema": 0.9}))
+    w.grad = torch.ones(4)
+    optimizer.step()
+    w.grad, w.data = None, torch.full(shape, 7.0)
+    with pytest.raises(RuleError, match=r"w has become shape .*, but its"), optimizer.averaged():
+        pass
+    assert torch.equal(w, torch.full(shape, 7.0))

@@ -26,7 +26,7 @@ from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, as_real, count_nonfi
 from thalweg.optim.engines.blocks import EMA
 from thalweg.optim.engines.device_resident import DeviceSkipCounter
 from thalweg.optim.engines.interface import DeviceNorms, GroupStep
-from thalweg.optim.engines.validate import why_invalid
+from thalweg.optim.engines.validate import OWN_MEMORY, has_memory, why_invalid
 from thalweg.optim.fast_path import FastPath
 from thalweg.rules.rule import Rule
 
@@ -282,12 +282,21 @@ class Optimizer(torch.optim.Optimizer):
         tensor after another, so that no further copy of an EMA is needed. Meanwhile the optimiser can neither step, nor save or
         load its state.
 
-        Raises RuleError where `ema` is off and the rule keeps no average.
+        Raises RuleError where `ema` is off and the rule keeps no average, or a parameter and its average do not fit any more.
         """
         if not self.averages:
             raise RuleError("There is no average of the weights: give the optimiser ema=0.999, say, when it is made.")
         if self._averaged:
             raise RuleError("The parameters hold the average already: `averaged()` cannot be entered twice.")
+        for group in self.param_groups:
+            rule = self._rule_of(group)
+            states = (*rule.states(rule.from_group(group)), EMA)
+            for p in group[
+                "params"
+            ]:  # swapping two of other shapes would spread one over the other, and lose the weights
+                why = why_invalid(p, p, self.state.get(p, {}), states)
+                if why is not None:
+                    raise RuleError(why.format(name=self._names({id(p)})[0]))
         with torch.no_grad():
             average_of = {
                 p: self._average(p, group)
@@ -339,6 +348,7 @@ class Optimizer(torch.optim.Optimizer):
 
         def take(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             saved.update(given, param_groups=[self._loadable(group) for group in given["param_groups"]])
+            _check_memory(given["state"])
             saved["state"] = {number: _dense(entry) for number, entry in self._with_carried(given).items()}
             return saved
 
@@ -638,6 +648,22 @@ def _message_some_steps_late(skips: int) -> str:
         " took any of them. Lower the learning rate, clip, or look for log(0), a division by zero or a root of zero in the loss;"
         " on_nonfinite='skip' goes on for ever."
     )
+
+
+def _check_memory(state: Mapping[Any, Any]) -> None:
+    """Raise RuleError where the memory of a tensor of state was cut short: to copy it would read what lies behind."""
+    for number, entry in state.items():
+        for key, value in entry.items():
+            if (
+                type(value) in OWN_MEMORY
+                and value.layout is torch.strided
+                and not value.is_meta
+                and not has_memory(value)
+            ):
+                raise RuleError(
+                    f"The memory of the state `{key}` of parameter {number} has been freed: load one that is"
+                    " whole. Nothing is loaded."
+                )
 
 
 def _dense(entry: Mapping[str, Any]) -> dict[str, Any]:
