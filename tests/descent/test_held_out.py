@@ -369,3 +369,21 @@ def test_a_column_that_is_its_own_target_and_a_step_of_ones_own_are_split_too():
     own = tw.Task(network, data=(X, Y), step=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]))
     run = tw.fit(own, **CHOSEN)
     assert (run.plan.holdout_by, run.summary["validated"]) == ("class", True)
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_same_split(tmp_path):
+    made = task(Items(), metrics={"accuracy": accuracy}, select="accuracy")
+    options = {**CHOSEN, "fixed": {"batch_size": 8, "threads": 1}}
+    whole = tw.fit(made, **options)
+    scores = []
+
+    def stop_at_the_third(text):
+        scores.append(text.startswith("learning rate"))
+        if sum(scores) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(tw.Interrupted):
+        tw.fit(made, **options, say=stop_at_the_third, out=tmp_path / "run")
+    resumed = tw.resume(tmp_path / "run", made, progress=False)
+    assert (resumed.plan.holdout, resumed.plan.holdout_by) == (0.2, "class")
+    assert same_weights(whole, resumed)

@@ -50,7 +50,7 @@ from thalweg.sampling.opening import (
     spread_batch,
 )
 from thalweg.sampling.reading import describe_error
-from thalweg.sampling.sources import nonfinite_rows, seed_all
+from thalweg.sampling.sources import loader_knobs, nonfinite_rows, seed_all
 
 _INIT = 1  # mixed into the seed of the initialisation, so that it differs from those of the steps
 
@@ -97,6 +97,14 @@ class Problem:
     def count(self) -> int | None:
         """The number of training examples; None for a stream."""
         return None if isinstance(self.train, StreamSource) else len(self.train)
+
+    @property
+    def loader_knobs(self) -> dict[str, Any]:
+        """The knobs that the user's `DataLoader` has decided; its batch holds no more than the examples that are not held out."""
+        knobs = loader_knobs(self.task.data)
+        if self.held_out.share and knobs.get("batch_size") is not None and self.count is not None:
+            knobs["batch_size"] = min(knobs["batch_size"], self.count)
+        return knobs
 
     def check_last_batch(self) -> None:
         """Raise DataError where no step can be taken on the last batch of the user's loader, which is smaller.

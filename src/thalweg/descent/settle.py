@@ -22,7 +22,6 @@ from thalweg.optim.engines import fastest_engine
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.request import Request
 from thalweg.sampling import Batches, smallest_part
-from thalweg.sampling.sources import loader_knobs
 
 POSITIONS = {
     "exact": "the order of the data follows from seed and epoch, so a resumed run knows its position",
@@ -95,9 +94,7 @@ def _with_holdout(problem: Problem, plan: Plan) -> Plan:
 
 def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
     """Take the loader's batch size where it has one, and cut a default one down to the data."""
-    knobs = loader_knobs(problem.task.data)
-    if problem.held_out.share and knobs.get("batch_size") is not None and problem.count is not None:
-        knobs["batch_size"] = min(knobs["batch_size"], problem.count)
+    knobs = problem.loader_knobs
     for knob, value in knobs.items():
         if plan.why(knob).source == "given" and getattr(plan, knob) != value:
             raise PlanError(
