@@ -1047,7 +1047,7 @@ def test_what_is_said_and_the_progress_show_in_one_place(capsys):
     assert capsys.readouterr().out == ""
     tw.fit(made, steps=40, effort=2, progress=True)
     shown = capsys.readouterr().out
-    assert "learning rate 0.0226, cooled down after" in shown
+    assert "learning rate 0.0226 by muon, cooled down after" in shown
     assert "step 40 of 40: loss" in shown
 
     class Own:
