@@ -246,3 +246,67 @@ def test_weights_that_became_larger_than_their_average_are_not_lost_to_it(engine
     with pytest.raises(RuleError, match=r"w has become shape .*, but its"), optimizer.averaged():
         pass
     assert torch.equal(w, torch.full(shape, 7.0))
+
+
+NO_NUMBERS = [10**400, torch.ones((), device="meta"), torch.ones(2), None, 1j, "x"]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=["huge", "meta", "two", "none", "complex", "text"])
+@both_engines
+def test_a_constant_that_is_no_number_is_a_sentence_at_the_start_and_later(engine, value):
+    with pytest.raises(RuleError, match="beta1 of adamw must be a number in"):
+        optim.Optimizer([torch.ones(3)], "adamw", lr=0.1, beta1=value, engine=engine)
+    w = torch.ones(3)
+    optimizer = optim.AdamW([w], clip_norm=1.0, engine=engine)
+    for _ in range(4):
+        w.grad = torch.ones(3)
+        optimizer.step()
+    before = w.clone()
+    for name, wrong in (("betas", (value, 0.9)), ("eps", value), ("weight_decay", value)):
+        if value is None and name == "betas":  # the default, as PyTorch has it
+            continue
+        right = optimizer.param_groups[0][name]
+        optimizer.param_groups[0][name] = wrong
+        with pytest.raises(RuleError, match="must be a"):
+            optimizer.step()
+        optimizer.param_groups[0][name] = right
+    optimizer.clip_norm = value
+    if value is not None:
+        with pytest.raises(RuleError, match=r"`clip_norm` is .*, but it must be a number"):
+            optimizer.step()
+    assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS, math.nan, torch.tensor(math.inf)], ids=str)
+@pytest.mark.parametrize("rule", ["schedule_free_adamw", "prodigy", "nadam"])
+@both_engines
+def test_a_carried_number_that_is_none_is_refused_where_it_is_loaded_and_where_it_is_read(engine, rule, value):
+    w = torch.ones(3)
+    optimizer = optim.Optimizer([w], rule, lr=0.1, engine=engine)
+    for _ in range(2):
+        w.grad = torch.ones(3)
+        optimizer.step()
+    before, name = w.clone(), next(iter(optimizer.rule.carried))
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0][name] = value
+    with pytest.raises(RuleError, match=f"`{name}` in the state of a parameter is .* must be a finite number"):
+        optimizer.load_state_dict(saved)
+    optimizer.state[w][name] = value
+    with pytest.raises(RuleError, match=f"`{name}` in the state of a parameter is .* must be a finite number"):
+        optimizer.step()
+    assert torch.equal(w, before)
+
+
+def test_numbers_of_state_in_numpy_arrays_are_loaded():
+    w, other = torch.ones(3), torch.ones(3)
+    one, two = (optim.Optimizer([p], "schedule_free_adamw", lr=0.1) for p in (w, other))
+    w.grad = torch.ones(3)
+    one.step()
+    saved = copy.deepcopy(one.state_dict())
+    saved["state"][0] = {k: v.numpy() if v.ndim == 0 else v for k, v in saved["state"][0].items()}
+    two.load_state_dict(saved)
+    other.copy_(w)
+    for p, optimizer in ((w, one), (other, two)):
+        p.grad = torch.ones(3)
+        optimizer.step()
+    assert torch.equal(w, other)

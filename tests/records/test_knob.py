@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
+import torch
 
-from thalweg.errors import PlanError
+from thalweg.errors import PlanError, RuleError, ThalwegError
 from thalweg.records.knob import Knob, check_ranges, convert_types, knobs, reference, setting
 from thalweg.records.plan import Group, Plan
+from thalweg.records.request import Request
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,16 @@ def test_every_knob_stands_in_the_docstring(record):
     for name, knob in knobs(record).items():
         assert f"\n    {name}: {knob.meaning}"[:60] in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("value", [10**400, torch.ones((), device="meta"), torch.ones(2)], ids=["huge", "meta", "two"])
+def test_what_no_number_can_be_is_a_sentence_in_a_plan_and_a_request(value):
+    for knob in ("learning_rate", "clip_norm", "ema", "steps"):
+        if not (knob == "steps" and isinstance(value, int)):
+            with pytest.raises(PlanError, match=rf"`{knob}` is "):
+                Plan(**{knob: value})
+    with pytest.raises((PlanError, RuleError), match=r"beta1|constants"):
+        Plan(constants={"beta1": value})
+    for budget in ("epochs", "steps", "seconds", "effort"):
+        with pytest.raises(ThalwegError, match=budget):
+            Request(**{budget: value}).check_budget()

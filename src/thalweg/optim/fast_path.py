@@ -111,7 +111,10 @@ class FastPath:
         total = math.hypot(*each)
         if not UNDERFLOW <= total < math.inf:
             return None
-        scale = optimizer.clip_scale(total)
+        try:
+            scale = optimizer.clip_scale(total)
+        except OverflowError:  # of a whole number that no float can be
+            return None
         if not 0.0 < scale <= 1.0 or (
             ema is not None and not 0.0 < ema < 1.0
         ):  # who set this is told on the general path
@@ -130,7 +133,10 @@ class FastPath:
         if type(lr) is not float or not math.isfinite(lr):
             return None, 0.0
         for (pick, size, count, values), group in zip(self.options, groups, strict=True):
-            if len(group) != size or len(group["params"]) != count or group["lr"] != lr or pick(group) != values:
+            try:
+                if len(group) != size or len(group["params"]) != count or group["lr"] != lr or pick(group) != values:
+                    return None, 0.0
+            except (RuntimeError, ValueError):  # an option has become an array, whose comparison gives another one
                 return None, 0.0
         parameters = groups[0]["params"] if len(groups) == 1 else [p for group in groups for p in group["params"]]
         held = [*parameters, *chain.from_iterable(map(_VALUES, state.values()))]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -103,6 +105,15 @@ def decay(value: Any) -> Any:
         return value
     check("weight_decay", value, math.isfinite(_as_float(value)), "a finite number")
     return value
+
+
+def flag(maximize: Any) -> bool:
+    """Read a group's `maximize`. Raises RuleError where it has become neither true nor false."""
+    if type(maximize) is bool:
+        return maximize
+    with suppress(RuntimeError, ValueError):  # of several numbers, or of none
+        return bool(maximize)
+    raise RuleError(f"`maximize` is {maximize!r:.80}, but it must be True or False.")
 
 
 def check_changed(group: Mapping[str, Any], rule: Rule, known: Mapping[str, Any]) -> None:
@@ -222,8 +233,8 @@ _NOT_NUMBERS = (str, bytes, bool, np.bool_, np.ndarray)
 
 
 def is_above_zero(value: Any) -> bool:
-    """Tell whether a value is a number above zero; infinity is one."""
-    return _as_float(value) > 0
+    """Tell whether a value is a number above zero, to calculate with; infinity is one."""
+    return not isinstance(value, Decimal) and _as_float(value) > 0
 
 
 def _at_least_zero(value: Any) -> bool:

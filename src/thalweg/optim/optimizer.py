@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import (
@@ -23,7 +24,7 @@ from thalweg.errors import NonFiniteError, RuleError
 from thalweg.optim import groups
 from thalweg.optim.engines import make_engine
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, as_real, count_nonfinite
-from thalweg.optim.engines.blocks import EMA
+from thalweg.optim.engines.blocks import EMA, carried_number
 from thalweg.optim.engines.device_resident import DeviceSkipCounter
 from thalweg.optim.engines.interface import DeviceNorms, GroupStep
 from thalweg.optim.engines.validate import OWN_MEMORY, has_memory, why_invalid
@@ -349,6 +350,7 @@ class Optimizer(torch.optim.Optimizer):
         def take(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
             saved.update(given, param_groups=[self._loadable(group) for group in given["param_groups"]])
             _check_memory(given["state"])
+            self._check_carried(given)
             saved["state"] = {number: _dense(entry) for number, entry in self._with_carried(given).items()}
             return saved
 
@@ -455,6 +457,14 @@ class Optimizer(torch.optim.Optimizer):
             state |= {number: {**found, **state[number]} for number in group["params"] if state.get(number)}
         return state
 
+    def _check_carried(self, saved: Mapping[str, Any]) -> None:
+        """Raise RuleError where a number that a rule carries from step to step is none in a saved state, or in its groups."""
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=False):
+            for entry in (group, *(saved["state"].get(number, {}) for number in group["params"])):
+                for name in self._rule_of(own).carried:
+                    if name in entry:
+                        carried_number(name, entry[name])
+
     def _group_steps(self, group: dict[str, Any]) -> list[GroupStep]:
         """Give what an engine needs to know of a group in this step; nothing where no parameter has a gradient.
 
@@ -470,7 +480,7 @@ class Optimizer(torch.optim.Optimizer):
         if not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
             self._check_sparse(rule, group, parameters)
             gradients = [g.to_dense() for g in gradients]
-        options = groups.rate(group["lr"]), groups.decay(group["weight_decay"]), group["maximize"]
+        options = groups.rate(group["lr"]), groups.decay(group["weight_decay"]), groups.flag(group["maximize"])
         group_step = GroupStep(rule, self._read_constants(rule, group), *options, parameters, gradients, self.cautious)
         if rule.rest is None:
             return [group_step]
@@ -499,13 +509,19 @@ class Optimizer(torch.optim.Optimizer):
         its values would still be compared.
         """
         names, values, constants = self._constants_cache.get(id(group), (None, None, None))
-        if names is rule.names and constants is not None and [*map(group.get, rule.names)] == values:
-            return constants
+        with suppress(RuntimeError, ValueError):  # one has become an array, whose comparison gives another one
+            if names is rule.names and constants is not None and [*map(group.get, rule.names)] == values:
+                return constants
         groups.check_present(group, rule)
         groups.check_changed(group, rule, {} if constants is None or names is not rule.names else constants)
         constants = rule.from_group(group)
-        if any(isinstance(value, Tensor) for value in constants.values()):  # whose value may change in place
-            return {name: value.item() if isinstance(value, Tensor) else value for name, value in constants.items()}
+        if any(
+            isinstance(value, Tensor | np.ndarray) for value in constants.values()
+        ):  # whose value may change in place
+            return {
+                name: value.item() if isinstance(value, Tensor | np.ndarray) else value
+                for name, value in constants.items()
+            }
         self._constants_cache[id(group)] = rule.names, [*map(group.get, rule.names)], constants
         return constants
 
@@ -667,9 +683,13 @@ def _check_memory(state: Mapping[Any, Any]) -> None:
 
 
 def _dense(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a parameter's state as a step needs it: PyTorch's momentum of sparse gradients is sparse."""
+    """Give a parameter's state as a step needs it: PyTorch's momentum of sparse gradients is sparse.
+
+    A number in a NumPy array becomes a number: PyTorch takes arrays for lists of state.
+    """
     sparse = {k: v.to_dense() for k, v in entry.items() if isinstance(v, Tensor) and v.layout is torch.sparse_coo}
-    return {**entry, **sparse}
+    numbers = {k: v.item() for k, v in entry.items() if isinstance(v, np.ndarray) and v.size == 1}
+    return {**entry, **sparse, **numbers}
 
 
 @contextmanager

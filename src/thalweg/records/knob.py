@@ -151,7 +151,7 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, bool | str):
             raise TypeError
         return _whole_number(value) if kind is int else float(value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: of a tensor without values
         wanted = "a whole number" if kind is int else "a number"
         raise PlanError(f"`{name}` is {value!r}, but it is {wanted}.") from error
 
@@ -196,7 +196,11 @@ def builtin_value(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         return [builtin_value(part, name) for part in value]
     if not isinstance(value, bool | int | float | str) and hasattr(value, "tolist"):
-        return builtin_value(value.tolist(), name)  # NumPy's and torch's numbers and arrays
+        try:
+            listed = value.tolist()  # NumPy's and torch's numbers and arrays
+        except RuntimeError as error:
+            raise PlanError(f"`{name}` is a tensor without values. Give numbers.") from error
+        return builtin_value(listed, name)
     if isinstance(value, str):
         return _utf8_text(value, name)
     for kind in (bool, int, float):

@@ -244,4 +244,12 @@ def _plan_with(fixed: Mapping[str, Any]) -> Plan:
 
 
 def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, SupportsFloat) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, SupportsFloat) and not isinstance(value, bool) and math.isfinite(value)
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ):  # too large, several numbers, or a tensor without values
+        return False

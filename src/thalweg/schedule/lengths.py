@@ -131,7 +131,7 @@ def _length_from_text(text: str, name: str, least: int, advice: str) -> Length:
 def _length_from_float(value: Any, least: int, advice: str) -> Length:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise ScheduleError(f"{advice}.") from None
     if 0 < number < 1:
         return number

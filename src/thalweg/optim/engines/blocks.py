@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any, cast
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thalweg.errors import RuleError
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, Array, as_real, uses_numpy
 from thalweg.optim.engines.interface import GroupStep, StateOf
 from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, ExactGuard
@@ -241,8 +243,19 @@ def has_rule_state(entry: Mapping[str, Any], states: Iterable[State]) -> bool:
 def progress(entry: Mapping[str, Any], rule: Rule) -> tuple[float, ...]:
     """Read what the parameters of one block must have in common: step count, or past the first step or not; carried numbers."""
     past_first_step = not rule.counts_steps and rule.scalars is not None and has_rule_state(entry, rule.state)
-    carried = (float(entry[name]) if name in entry else math.nan for name in rule.carried)
+    carried = (carried_number(name, entry[name]) if name in entry else math.nan for name in rule.carried)
     return step_count(entry), past_first_step, *carried
+
+
+def carried_number(name: str, value: Any) -> float:
+    """Read a number that a rule carries from step to step. Raises RuleError where it is no finite one."""
+    with suppress(TypeError, ValueError, RuntimeError, OverflowError):
+        if math.isfinite(number := float(value)):
+            return number
+    raise RuleError(
+        f"`{name}` in the state of a parameter is {value!r:.80}, but it must be a finite number: load the state anew. No"
+        " weight has moved."
+    )
 
 
 def fill_state(tensor: Tensor, found: Any, initial: float | str, parameter: Tensor) -> None:

@@ -191,7 +191,7 @@ def _state_shape(state: State, parameter: Tensor) -> torch.Size | None:
 def _is_count(value: Any) -> bool:
     try:
         return 0 <= float(value) < math.inf
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         return False
 
 
