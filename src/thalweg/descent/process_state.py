@@ -61,6 +61,11 @@ def preserve_process_state(threads: int | None = None) -> Generator[None]:
                 _set_threads(threads_before)
 
 
+def is_descending() -> bool:
+    """Whether a body of `preserve_process_state` is under way, in whatever thread of this process."""
+    return _active_bodies > 0
+
+
 def _set_threads(count: int) -> None:
     """Set the CPU threads of this thread's computations, and not of threads that begin later, which inherit the last setting.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from thalweg import schedule as shapes
 from thalweg.descent.loop import descend
@@ -25,9 +26,11 @@ from thalweg.schedule import Schedule
 from thalweg.tuning.candidate_files import CandidateFiles
 from thalweg.tuning.outcome import Outcome
 from thalweg.tuning.race import COOL, FEWEST, Point, step_at
-from thalweg.tuning.search import Search
+from thalweg.tuning.search import Search, can_be_copied, some_descent
+from thalweg.tuning.workers import Workers, most_workers
 
 SAVE_SECONDS = 60.0  # between two saves of a candidate that goes on
+WORTHWHILE = 0.5  # seconds of work below which a process of its own is not worth its start
 DIVERGED, TOO_HIGH = "diverged", "too high, the watch had to lower it"
 NO_NUMBER = "no finite figure"
 
@@ -203,6 +206,7 @@ class Candidates:
         self._paid = dict[Point, int]()
         self.scores = list[Scored]()
         self.criterion: str | None = None
+        self._at_once: int | None = None
         self.seconds_before = 0.0  # that earlier processes took for what is known
 
     @property
@@ -211,7 +215,57 @@ class Candidates:
         return sum(self._paid.values())
 
     def expect(self, points: Sequence[Point], share: float) -> None:
-        """Find these scores at once."""
+        """Find these scores at once, by workers, where there is more than one to find and that pays."""
+        steps = {point: step_at(share, self._plan(point).steps or 0) for point in points}
+        left = [point for point in points if self._search.outcome(self._plan(point), steps[point]) is None]
+        if len(left) < 2:
+            return
+        plan = self._plan(left[0])
+        seconds = self._search.seconds_per_step * (steps[left[0]] + COOL * (plan.steps or 0))
+        at_once = min(len(left), self._workers(plan, seconds)) if seconds >= WORTHWHILE else 1
+        if at_once < 2:
+            return
+
+        def work(point: Point, alive: Callable[[], None]) -> dict[str, Any]:
+            return self._new(point, alive).judge(steps[point])._asdict()
+
+        def done(number: int, answer: dict[str, Any]) -> None:
+            self._search.add(self._plan(left[number]), Outcome(**answer))
+
+        def lost(number: int, how: str, is_replaced: bool) -> None:
+            point, plan = left[number], self._plan(left[number])
+            self._search.lose(plan, how)
+            what = "it is trained again" if is_replaced else "it is left out"
+            self._say(f"warning: learning rate {point.rate:.3g} by {plan.rule}: {how}; {what}.")
+            if not is_replaced:
+                paid = 0 if (last := self._search.trial(plan).last) is None else last.steps_paid
+                self._search.add(plan, Outcome(steps[point], math.nan, paid, reason=how))
+
+        for point in left:
+            self._search.enter(self._plan(point))
+            self._running.pop(point, None)  # its worker goes on from its file
+        workers = Workers(at_once, seconds, lost)
+        workers.do([partial(work, point) for point in left], done)
+        if not workers.serve:
+            self._at_once = 1
+            self._say("warning: Processes of their own do not serve here; candidates are trained one after the other.")
+
+    def _workers(self, plan: Plan, seconds: float) -> int:
+        """Give how many candidates may be trained at once; the first time it is asked, that is said."""
+        if self._at_once is None:
+            self._at_once, why = most_workers(self._problem, plan)
+            if self._at_once > 1 and self._search.files is None:
+                with as_found(self._problem.task):
+                    is_whole = can_be_copied(some_descent(self._problem, plan.seed))
+                if is_whole:
+                    self._search.have_files()
+                else:
+                    self._at_once, why = 1, "task or model hold what cannot be copied"
+            if self._at_once > 1:
+                self._say(f"Up to {self._at_once} candidates are trained at once, each in a process of its own.")
+            else:
+                self._say(f"Candidates are trained one after the other, in this process: {why}.")
+        return self._at_once
 
     def score(self, point: Point, share: float) -> float:
         """Take a candidate on to a share of the run, and give the criterion of a cool-down there; less is better."""
@@ -261,11 +315,16 @@ class Candidates:
 
     def _candidate(self, point: Point) -> Candidate:
         if point not in self._running:
-            plan, search = self._plan(point), self._search
-            candidate = self._running[point] = Candidate(self._problem, plan, search.files, say=self._say)
-            if (last := search.trial(plan).last) is not None:  # its cool-downs are paid for too
-                candidate.steps_paid = max(candidate.steps_paid, last.steps_paid)
+            self._running[point] = self._new(point)
         return self._running[point]
+
+    def _new(self, point: Point, alive: Callable[[], None] = lambda: None) -> Candidate:
+        """Give a candidate where its file says that it stands, else at its start."""
+        plan = self._plan(point)
+        candidate = Candidate(self._problem, plan, self._search.files, alive, self._say)
+        if (last := self._search.trial(plan).last) is not None:  # its cool-downs are paid for too
+            candidate.steps_paid = max(candidate.steps_paid, last.steps_paid)
+        return candidate
 
 
 class _Recorder(Recorder):

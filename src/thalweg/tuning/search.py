@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from thalweg.descent.problem import Problem
@@ -53,6 +54,7 @@ class Search:
         self, study: Study | None = None, files: CandidateFiles | None = None, say: Say = lambda _: None
     ) -> None:
         self.study, self.files, self.record = study, files, dict[str, Any]()
+        self._scratch: TemporaryDirectory[str] | None = None
         self._say = say
         self._trials: dict[str, Trial] = {} if study is None else study.read_trials()
         self._known = {(run, step) for run, trial in self._trials.items() for step in trial.outcomes}
@@ -68,6 +70,19 @@ class Search:
     def trial(self, plan: Plan) -> Trial:
         """Give what is known of a plan's candidate."""
         return self._trials.setdefault(plan_sum(plan), Trial())
+
+    @property
+    def seconds_per_step(self) -> float:
+        """About how long a step takes, as it was measured when the search was begun; 0 where it was not."""
+        cost = self.record.get("begun", {}).get("cost", {})
+        return cost["seconds"] / max(1, cost["steps"] * cost["trainings"]) if cost else 0.0
+
+    def have_files(self) -> CandidateFiles:
+        """Give the files of the states of candidates; in memory they get a folder that is removed when the search is over."""
+        if self.files is None:
+            self._scratch = TemporaryDirectory(prefix="thalweg-search-", ignore_cleanup_errors=True)
+            self.files = CandidateFiles(Path(self._scratch.name))
+        return self.files
 
     @property
     def known(self) -> int:
@@ -126,6 +141,9 @@ class Search:
             self._write_all()
         if self.study is not None:
             self.study.close()
+        if self._scratch is not None:
+            self.files = None
+            self._scratch.cleanup()
 
     def _write(self, plan: Plan) -> None:
         if self.study is None:
@@ -206,7 +224,7 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
     study = Study(storage, request.study or study_name(problem.task.name, request), problem.task.mode)
     record, asked = study.read_search(), _asked(request)
     with as_found(problem.task):
-        descent = Descent(problem, settle(problem, Plan(seed=request.seed), Request(steps=1)))
+        descent = some_descent(problem, request.seed)
         there = None if record is None else TaskSums.from_dict(record["task"])
         here = sum_task(descent, there)
         found = list[str]()
@@ -214,7 +232,7 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
             found = [*data_changes(problem, there, here), *changes(problem, there, here)]
             found += ["the model starts from other weights"] * starts_elsewhere(descent, there, here)
             found += _differing(record["request"], asked)
-        is_whole = not (descent.objects.problems or descent.batches.unkept)
+        is_whole = can_be_copied(descent)
     if found and request.storage is not None:
         raise StudyError(
             f"{study.address} is the study of another search: {in_words(found)}. Give another name with study=…, or another"
@@ -235,6 +253,17 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
     search = Search(study, files, say)
     search.record |= record
     return search
+
+
+def some_descent(problem: Problem, seed: int) -> Descent:
+    """Give a descent of a problem before its first step, by whatever plan: what model, loss and data are is the same by all."""
+    plan = Plan(seed=seed) if problem.count is None else Plan(seed=seed, batch_size=None)
+    return Descent(problem, settle(problem, plan, Request(steps=1)))
+
+
+def can_be_copied(descent: Descent) -> bool:
+    """Whether a state of this descent is all of it: nothing of the user's is left out that no checkpoint holds."""
+    return not (descent.objects.problems or descent.batches.unkept)
 
 
 def study_name(task: str, request: Request) -> str:
