@@ -6,30 +6,15 @@ import sqlite3
 import subprocess
 import sys
 
-import numpy as np
 import optuna
 import pytest
-import torch
 import torch.nn.functional as F
 from torch import nn
+from tuning_tasks import SEARCH, X, Y, model, same, task
 
 import thalweg as tw
 from thalweg.records import checkpoint, sealed_json
 from thalweg.tuning.outcome import Outcome, Trial
-
-X = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
-Y = X[:, :3].argmax(1)
-SEARCH = {"steps": 60, "effort": 4.0, "fixed": {"batch_size": 16}, "seed": 3}
-
-
-def model():
-    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3))
-
-
-def task(**changes):
-    return tw.Task(
-        **{"model": model, "loss": F.cross_entropy, "data": (X, Y), "validation": (X[:50], Y[:50]), **changes}
-    )
 
 
 def stopping_at(number, how=KeyboardInterrupt):
@@ -48,19 +33,6 @@ def stopping_at(number, how=KeyboardInterrupt):
 def stopped(out, number=3, made=None, **options):
     with pytest.raises(tw.Interrupted, match="what was found is kept"):
         tw.fit(made or task(), **{**SEARCH, **options}, out=out, say=stopping_at(number))
-
-
-def same(one, other):
-    """Whether two runs are the same, but for the seconds that they took."""
-    plans = [run.plan.to_dict() for run in (one, other)]
-    for plan in plans:
-        plan["evidence"]["learning_rate"]["figures"].pop("seconds")
-    assert plans[0] == plans[1]
-    assert one.metrics == other.metrics
-    for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    for name in one.history.keys() - {"seconds"}:
-        np.testing.assert_array_equal(one.history[name], other.history[name])
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +110,7 @@ import os, random, signal, sys, threading, time
 sys.path.insert(0, {folder!r})
 import torch
 torch.set_num_threads(1)
-from test_search import SEARCH, task
+from tuning_tasks import SEARCH, task
 import thalweg as tw
 
 def kill():

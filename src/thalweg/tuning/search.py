@@ -257,8 +257,7 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
 
 def some_descent(problem: Problem, seed: int) -> Descent:
     """Give a descent of a problem before its first step, by whatever plan: what model, loss and data are is the same by all."""
-    plan = Plan(seed=seed) if problem.count is None else Plan(seed=seed, batch_size=None)
-    return Descent(problem, settle(problem, plan, Request(steps=1)))
+    return Descent(problem, settle(problem, Plan(seed=seed), Request(steps=1)))
 
 
 def can_be_copied(descent: Descent) -> bool:

@@ -1,0 +1,35 @@
+"""The task that the tests of the search share, and what makes two of its runs the same."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import thalweg as tw
+
+X = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+Y = X[:, :3].argmax(1)
+SEARCH = {"steps": 60, "effort": 4.0, "fixed": {"batch_size": 16}, "seed": 3}
+
+
+def model():
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 3))
+
+
+def task(**changes):
+    return tw.Task(
+        **{"model": model, "loss": F.cross_entropy, "data": (X, Y), "validation": (X[:50], Y[:50]), **changes}
+    )
+
+
+def same(one, other):
+    """Whether two runs are the same, but for the seconds that they took."""
+    plans = [run.plan.to_dict() for run in (one, other)]
+    for plan in plans:
+        plan["evidence"]["learning_rate"]["figures"].pop("seconds")
+    assert plans[0] == plans[1]
+    assert one.metrics == other.metrics
+    for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    for name in one.history.keys() - {"seconds"}:
+        np.testing.assert_array_equal(one.history[name], other.history[name])
