@@ -60,7 +60,7 @@ $(BENCH_READY): $(READY)
 	@touch $@
 
 bench: $(BENCH_READY) ## measure everything and write the tables of bench/README.md
-	$(BIN)/python bench/run.py loop step rules resume cost memory learning holdout
+	$(BIN)/python bench/run.py loop speed step rules resume cost memory learning holdout
 
 bench-step: $(BENCH_READY) ## one step of an optimiser against PyTorch's
 	$(BIN)/python bench/run.py step

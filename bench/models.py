@@ -59,10 +59,26 @@ def cnn() -> nn.Module:
     )
 
 
+def cnn_with_batch_norm() -> nn.Module:
+    return Stamped(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 8 * 8, 10),
+    )
+
+
 # Whole epochs, so that peers which count in epochs take the same number of steps.
 CASES = {
     "mlp": Case(partial(mlp, 64, 100, 32, 10), (64,), 8192, 12 * 128),
     "cnn": Case(cnn, (1, 28, 28), 4800, 2 * 75),
+    "cnn32": Case(cnn_with_batch_norm, (3, 32, 32), 1280, 4 * 20),
     "11m": Case(partial(mlp, 1280, 2048, 2048, 2048, 10), (1280,), 640, 3 * 10),
 }
 

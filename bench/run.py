@@ -1,8 +1,8 @@
-"""Measure and write the tables: `python bench/run.py loop step rules resume cost memory learning holdout`.
+"""Measure and write the tables: `python bench/run.py loop speed step rules resume cost memory learning holdout`.
 
---only NAME     only these peers (loop, step), models (step), rules or examples (learning), to try something: printed, not written
+--only NAME     only these peers (loop, step), models (speed, step), rules or examples (learning): printed, not written
 --rounds N      this number of rounds instead of the benchmark's own
---threads N     this number of threads instead of the benchmark's own (loop, step, rules)
+--threads N     this number of threads instead of the benchmark's own (loop, speed, step, rules)
 --provisional   say in the tables that the machine had other work to do
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import tables
 from machine import PACKAGES, facts
 
-BENCHMARKS = ("loop", "step", "rules", "resume", "cost", "memory", "learning", "holdout")
+BENCHMARKS = ("loop", "speed", "step", "rules", "resume", "cost", "memory", "learning", "holdout")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ Sample = dict[str, Any]
 PEERS = {
     "bare": "bare loop, tensors sliced",
     "ours": "**thalweg, everything on**",
+    "measured": "**thalweg, knobs of speed measured**",
     "loader": "bare loop with `DataLoader`",
     "skorch_net": "skorch",
     "lightning_trainer": "Lightning",
@@ -37,7 +38,12 @@ STEPPERS = {
     "heavyball": "heavyball, compiled",
     "deepspeed": "DeepSpeed, CPUAdam",
 }
-MODELS = {"mlp": "MLP 64-100-32-10", "cnn": "small CNN, 28 x 28", "11m": "MLP of 11.0 M parameters"}
+MODELS = {
+    "mlp": "MLP 64-100-32-10",
+    "cnn": "small CNN, 28 x 28",
+    "cnn32": "CNN with batch norm, 32 x 32",
+    "11m": "MLP of 11.0 M parameters",
+}
 
 
 def main() -> int:
@@ -149,6 +155,39 @@ def loop(result: dict[str, Any]) -> list[str]:
         f"Batch {result['settings']['batch']}, median (least to most) of {result['settings']['rounds']} rounds.",
         *lines,
     ]
+
+
+def speed(result: dict[str, Any]) -> list[str]:
+    settings, samples, lines = result["settings"], result["samples"], list[str]()
+    for model in settings["models"]:
+        rows = list[list[str]]()
+        for threads in settings["threads"]:
+            bare = chosen(samples, model=model, threads=threads, peer="bare")
+            for peer in settings["peers"]:
+                own = chosen(samples, model=model, threads=threads, peer=peer)
+                ratios = [s["microseconds"] / b["microseconds"] for s, b in zip(own, bare, strict=True)]
+                times, losses = ([s[what] for s in own] for what in ("microseconds", "loss"))
+                loss = f"{statistics.median(losses):.3f}"
+                row = [PEERS[peer], f"{threads}", knobs_in_words(own[0].get("knobs", {}))]
+                rows.append([*row, f"{statistics.median(times):,.0f}", spread(ratios, 2), loss])
+        lines += ["", *grid([MODELS[model], "threads there", "chosen", "us per step", "times bare", "loss"], rows)]
+    caption = (
+        f"Batch {settings['batch']}, median (least to most) of {settings['rounds']} rounds, ratios within a round. The loss, of"
+        f" training data, is that after the same number of steps from the same rate."
+    )
+    return [caption, *lines]
+
+
+def knobs_in_words(knobs: dict[str, Any]) -> str:
+    """Name the knobs of speed that are not as a bare loop has them.
+
+    >>> knobs_in_words({"threads": 1, "memory_format": "channels_last", "precision": "float32", "compile": False})
+    '1 thread, channels_last'
+    """
+    usual = ("contiguous", "float32", False, None)
+    words = [plural(knobs["threads"], "thread")] if knobs.get("threads") else []
+    words += [str(v) for name, v in knobs.items() if name not in ("threads", "compile") and v not in usual]
+    return ", ".join([*words, *(["compiled"] if knobs.get("compile") else [])])
 
 
 def resume(result: dict[str, Any]) -> list[str]:
@@ -385,6 +424,7 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loop": loop,
+    "speed": speed,
     "step": step,
     "rules": rules,
     "resume": resume,

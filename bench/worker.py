@@ -33,7 +33,8 @@ def measure(peer: Any, request: dict[str, Any]) -> dict[str, Any]:
     per_step = microseconds(case.steps)
     with torch.no_grad():
         loss = float(F.cross_entropy(model.eval()(x), y))
-    return {"microseconds": round(per_step, 2), "loss": round(loss, 4)}
+    knobs = {"knobs": peer.chosen(case.make, x, y)} if hasattr(peer, "chosen") else {}
+    return {"microseconds": round(per_step, 2), "loss": round(loss, 4), **knobs}
 
 
 def main() -> None:

@@ -84,6 +84,28 @@ def test_only_convolutions_are_laid_out_anew() -> None:
     assert convolution_weights(model) == [model.up.weight]
 
 
+@pytest.mark.parametrize("shape", [(8, 1, 3, 3), (8, 4, 1, 1), (1, 1, 3, 3)])
+def test_weights_of_one_channel_or_one_pixel_are_laid_out_too(shape: tuple[int, ...]) -> None:
+    model = nn.Conv2d(shape[1], shape[0], shape[2:])
+    before = model.weight.detach().clone()
+    changed = MemoryFormat(model, "channels_last")
+    assert model(torch.zeros(2, shape[1], 6, 6)).is_contiguous(memory_format=LAST)
+    assert model.weight.equal(before)
+    changed.undo()
+    assert model.weight.stride() == before.stride()
+
+
+def test_a_model_of_one_channel_trains_to_the_same_bits_again(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 2))
+
+    x, y = images()
+    made, how = task(model=make, data=(x[:, :1], y), validation=None), plan(memory_format="channels_last")
+    whole = tw.train(made, how)
+    assert same_weights(whole.model, stopped_and_resumed(made, how, tmp_path / "run", at=9).model)
+    assert whole.metrics["loss"] < 0.5
+
+
 def test_weights_that_lie_so_already_or_share_memory_are_left() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:

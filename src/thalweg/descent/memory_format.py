@@ -28,7 +28,7 @@ class MemoryFormat:
         if name == "channels_last":
             for weight in convolution_weights(model):
                 self._before.append((weight, weight.data))
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+                weight.data = _channels_last(weight)
 
     def undo(self, *, keeps_values: bool = True) -> None:
         """Lay the weights out as they were made; without `keeps_values` give them their first tensors back, for weights that
@@ -54,9 +54,15 @@ def convolution_weights(model: nn.Module) -> list[nn.Parameter]:
 
 def _can_change(weight: Tensor) -> bool:
     is_plain = type(weight) is nn.Parameter and weight.layout is torch.strided and weight.dim() == 4
-    if not is_plain or not weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last):
+    if not is_plain or not weight.is_contiguous() or weight.untyped_storage().nbytes() != weight.nbytes:
         return False
-    return weight.untyped_storage().nbytes() == weight.nbytes
+    return _channels_last(weight).stride() != weight.stride()
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """Give a weight's values with channels last. That of one channel lies in memory as it did, but its strides say the other
+    order: by them a convolution chooses that of its output."""
+    return weight.data.to(memory_format=torch.channels_last, copy=True)
 
 
 def _shared_storages(model: nn.Module) -> set[int]:
