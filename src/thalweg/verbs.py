@@ -261,6 +261,8 @@ def estimate(
 ) -> str:
     """Say in a sentence what `fit` with the same arguments would cost; a few steps are timed, nothing is written.
 
+    The knobs of speed that `fit` tries, such as the memory format, may make it less.
+
     Arguments and errors as for `fit`.
     """
     from thalweg.tuning.tune import estimate_cost, start_plan
@@ -268,7 +270,7 @@ def estimate(
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, memory=memory)
     request.check_budget()
     problem = _open(task, request.device, request.to_hold_out)
-    return str(estimate_cost(problem, request, start_plan(problem, request)))
+    return str(estimate_cost(problem, request, start_plan(problem, request, for_estimate=True)))
 
 
 @verb

@@ -26,6 +26,7 @@ from thalweg.tuning import comparison, compiling, half_precision, loader_workers
 from thalweg.tuning.comparison import Compared, Finding, Trial, compare
 from thalweg.tuning.half_precision import Pair, judged
 from thalweg.tuning.tune import start_plan
+from thalweg.verbs import estimate
 
 X, Y = images()
 
@@ -435,6 +436,16 @@ def test_what_is_decided_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {chosen.why(knob).source for knob in decided} == {"given"}
 
 
+def test_an_estimate_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "CHOICES", dict.fromkeys(speed.CHOICES, None))
+    assert "400 steps" in estimate(classes(), steps=400, effort=1)
+
+
+def test_measuring_one_knob_takes_two_minutes_at_most() -> None:
+    assert trial(classes(), total=1e6).patience == 120
+    assert trial(classes(), total=100.0).patience == 5
+
+
 def test_runs_of_few_steps_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "CHOICES", dict.fromkeys(speed.CHOICES, lambda trial: Finding(0, "tried")))
     chosen = start_plan(open_task(classes()), Request(steps=100, effort=1))
@@ -442,7 +453,7 @@ def test_runs_of_few_steps_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_each_choice_builds_on_those_before_and_stands_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = list[tuple[str, bool]]()
+    seen, said = list[tuple[str, bool]](), list[str]()
 
     def choose(trial: Trial) -> Finding:
         seen.append((trial.plan.memory_format, trial.plan.compile))
@@ -456,7 +467,8 @@ def test_each_choice_builds_on_those_before_and_stands_in_the_plan(monkeypatch: 
         speed, "CHOICES", {"memory_format": choose, "workers": lambda trial: None, "compile": compile_too}
     )
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    chosen = start_plan(open_task(task()), Request(steps=400, effort=1))
+    chosen = start_plan(open_task(task()), Request(steps=400, effort=1), said.append)
+    assert "memory format channels_last: faster" in said
     assert seen == [("contiguous", False), ("channels_last", False)]
     assert (chosen.memory_format, chosen.compile) == ("channels_last", True)
     assert str(chosen.why("memory_format")) == "measured: faster"

@@ -18,7 +18,7 @@ from thalweg.records.plan import Plan
 from thalweg.sampling import StreamSource
 from thalweg.sampling.sources import seed_all, to_device
 
-SHARE = 0.05  # of search and training together, that measuring one knob may take
+SHARE, MOST_SECONDS = 0.05, 120.0  # of search and training together, and at most, that measuring one knob may take
 PAYS = 0.95  # of a step's time without, that a knob must bring it below
 ROUNDS, BLOCK = 4, 3  # steps are timed in turn, a few at a time, so that a machine with other work is as slow for both
 
@@ -38,7 +38,7 @@ class Trial:
     @property
     def patience(self) -> float:
         """Seconds that measuring one knob may take."""
-        return SHARE * self.total
+        return min(SHARE * self.total, MOST_SECONDS)
 
 
 @dataclass(frozen=True)

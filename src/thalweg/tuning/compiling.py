@@ -27,7 +27,7 @@ from thalweg.records.plan import Plan
 from thalweg.sampling import StreamSource
 from thalweg.tuning.comparison import BLOCK, PAYS, ROUNDS, Finding, Trial, compare
 
-FEWEST_SECONDS, MOST_SECONDS = 6.0, 120.0  # that compiling is given; where it would be less, it is not tried
+FEWEST_SECONDS = 6.0  # where compiling would be given less, it is not tried
 
 
 class Tried(NamedTuple):
@@ -41,7 +41,7 @@ class Tried(NamedTuple):
 def choose(trial: Trial) -> Finding | None:
     """Try torch.compile; None in runs too short for it to pay, for a stream, whose batches may have any shape, and where no
     process can be forked that has all of the task: on an accelerator, and on other systems than Linux."""
-    limit = min(MOST_SECONDS, trial.patience)
+    limit = trial.patience
     if limit < FEWEST_SECONDS or trial.plan.compile or isinstance(trial.problem.train, StreamSource):
         return None
     if sys.platform != "linux" or trial.problem.device.type != "cpu":

@@ -1,9 +1,9 @@
 """The knobs of speed, each measured on this task and machine: threads, memory format, loader workers, precision, compiling.
 
-What they save is weighed against what measuring them costs: each may take a twentieth of search and training together, and what
-cannot pay within that is left alone. A choice by the clock is made once, here, and stands in the plan with its figures. What it
-must not change is looked at too: channels last must give the same loss, workers the same batches, and bfloat16 a loss that is no
-worse beyond chance.
+What they save is weighed against what measuring them costs: each may take a twentieth of search and training together, but two
+minutes at most, and what cannot pay within that is left alone. A choice by the clock is made once, here, and stands in the
+plan with its figures. What it must not change is looked at too: channels last must give the same loss, workers the same
+batches, and bfloat16 a loss that is no worse beyond chance.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def with_speed(
         if found is None:
             continue
         if found.value != getattr(plan, knob):
-            per_step = None
+            per_step = None  # by which the next ones are weighed
+        say(f"{knob.replace('_', ' ')} {str(found.value).lower()}: {found.reason}")
         plan = with_choices(plan, {knob: (found.value, Evidence("measured", found.reason, found.figures))})
     return plan

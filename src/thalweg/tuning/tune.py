@@ -44,8 +44,10 @@ class Cost(NamedTuple):
         )
 
 
-def start_plan(problem: Problem, request: Request, say: Say = lambda _: None) -> Plan:
+def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *, for_estimate: bool = False) -> Plan:
     """Give the plan before anything is searched: batch size and the knobs of speed measured, the budget in steps.
+
+    `for_estimate`: without the knobs of speed but threads, whose trials take as long as suits a run that follows.
 
     Raises PlanError where no budget is known, or a decided knob does not fit the data.
     """
@@ -54,6 +56,8 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None) ->
         plan = speed.with_threads(problem, request, plan)
         plan = with_batch_size(problem, request, plan, say)
         settled = settle(problem, plan, request)
+        if for_estimate:
+            return settled
         fast = speed.with_speed(problem, request, settled, lambda per_step: _price(request, settled, per_step)[1], say)
         if request.seconds is None:
             return fast
