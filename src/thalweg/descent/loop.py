@@ -8,6 +8,7 @@ import time
 from thalweg.descent.cure import accept_step
 from thalweg.descent.gradient import compute_gradient, inexact_parts
 from thalweg.descent.late_weights import train_unfrozen, watch_weights
+from thalweg.descent.memory_use import memory_in_use
 from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import keep_last, validate_and_select
@@ -15,8 +16,11 @@ from thalweg.descent.state import Descent, default_validate_every
 from thalweg.optim.engines import compiles_first_step
 from thalweg.optim.optimizer import StepRecord
 from thalweg.records.step_figures import StepFigures
+from thalweg.sampling.sources import TensorSource
 
 COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once per process."
+MEMORY_EVERY = 50  # steps between readings of the memory in use
+SETTLED, SETTLED_OF_STREAM = 100, 1000  # steps until what is set up once is there
 NOT_TAKEN = StepRecord(math.nan, 1.0, True, 0, ())  # no gradient norm, not clipped, skipped, nothing counted
 
 
@@ -29,6 +33,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     plan = descent.plan
     every = plan.validate_every or default_validate_every(descent.total_steps, descent.steps_per_epoch)
     end = min(descent.total_steps, until or descent.total_steps)
+    settled = settled_step(descent)
     recorder.begin(descent)
     try:
         with preserve_process_state(plan.threads), recorder.stop_request.listening():
@@ -58,6 +63,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     continue
                 seconds = time.perf_counter() - started
                 figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)
+                if figures.step % MEMORY_EVERY == 0 and figures.step > settled:
+                    figures = figures._replace(memory=memory_in_use(descent.problem.device))
                 if not accept_step(descent, recorder, figures):
                     continue
                 descent.consecutive_skips = 0
@@ -77,6 +84,13 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     finally:
         descent.batches.close()
         recorder.end()
+
+
+def settled_step(descent: Descent) -> int:
+    """Give the step from which on memory should not grow any more: what reads data one by one may keep them in its first pass."""
+    if isinstance(descent.batches.source, TensorSource):
+        return descent.step + SETTLED
+    return descent.step + max(SETTLED, descent.steps_per_epoch or SETTLED_OF_STREAM)
 
 
 def take_step(descent: Descent, loss: float) -> StepRecord:

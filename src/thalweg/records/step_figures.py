@@ -18,6 +18,7 @@ class StepFigures(NamedTuple):
     - `examples`: how many the step averaged over; `seconds`: how long it took.
     - `gradient_norms`: of each parameter's gradient, in the order of the optimiser's groups; `weight_norms`, `update_norms` and
       `gradient_ratios` (RMS(g / sqrt(v))): likewise, None where they were not measured.
+    - `memory`: bytes in use after the step, by whose they are; empty where that was not read.
     """
 
     step: int
@@ -33,6 +34,7 @@ class StepFigures(NamedTuple):
     weight_norms: Tensor | None = None
     update_norms: Tensor | None = None
     gradient_ratios: Tensor | None = None
+    memory: Mapping[str, int] = {}
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.6g}" for name, value in self.scalars().items())

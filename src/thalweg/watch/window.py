@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from thalweg.records.step_figures import StepFigures
@@ -30,6 +31,7 @@ class Window:
         self.gradient_norm = math.nan
         self.rate = math.nan
         self.skipped = False
+        self.memory: Mapping[str, int] = {}  # bytes in use, by whose they are; empty where this step did not read them
         self.initial_loss: float | None = None  # before training, if it was measured, on many examples
         # The larger of `initial_loss` and the first loss; without the former the mean of the first losses.
         self.start: float | None = None
@@ -48,6 +50,7 @@ class Window:
         loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
         self.step, self.rate = figures.step, figures.learning_rate
         self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
+        self.memory = figures.memory
         finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
         self.is_finite = finite_loss and finite_norm and not skipped
         if finite_loss:

@@ -16,6 +16,7 @@ from thalweg.watch.cause import Cause
 from thalweg.watch.causes.bad_data_scale import bad_data_scale
 from thalweg.watch.causes.diverging import diverging
 from thalweg.watch.causes.drifting_statistics import drifting_statistics
+from thalweg.watch.causes.growing_memory import growing_memory
 from thalweg.watch.causes.learning_rate_too_high import learning_rate_too_high
 from thalweg.watch.causes.learning_rate_too_low import learning_rate_too_low
 from thalweg.watch.causes.no_gradient import no_gradient
@@ -35,6 +36,7 @@ CAUSES: dict[str, Cause] = {
     "bad-data-scale": bad_data_scale,
     "diverging": diverging,
     "drifting-statistics": drifting_statistics,
+    "growing-memory": growing_memory,
     "learning-rate-too-high": learning_rate_too_high,
     "learning-rate-too-low": learning_rate_too_low,
     "no-gradient": no_gradient,
