@@ -55,7 +55,17 @@ def searched() -> dict[str, Evidence]:
         "scores": [2.3, 2.1, 0.9, 0.5, 3.0, float("inf"), 0.4, 0.2, 0.22, 0.3],
         "price": 3.7,
     }
-    sizes = {"batch_sizes": [32, 64, 128], "examples_per_second": [9000, 14000, 0], "peak_megabytes": [410, 411, 900]}
+    sizes = {
+        "batch_sizes": [32, 64, 128],
+        "examples_per_second": [9000, 14000, 0],
+        "megabytes": [410, 411, 900],
+        "memory": "measured in child processes",
+        "memory_limit_megabytes": 800.0,
+        "memory_limit": "what is free on this machine",
+        "noise_scale": [40.0, 30.0, 60.0],
+        "fixed_megabytes": {"weights": 100.0, "gradients": 100.0},
+        "kilobytes_per_example": {"activations": 30.0},
+    }
     return {
         "learning_rate": Evidence("searched", "best of 10 short runs", figures),
         "batch_size": Evidence("measured", "the largest that leaves 1,000 updates", sizes),

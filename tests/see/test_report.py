@@ -64,7 +64,8 @@ def test_says_result_against_the_start_steps_time_device_and_which_weights(make_
 
 
 def test_draws_loss_metrics_rate_gradient_and_search(make_run):
-    expected = ["Loss", "Accuracy", "Learning rate", "Gradient norm", "Learning-rate search", "Batch size"]
+    expected = ["Loss", "Accuracy", "Learning rate", "Gradient norm", "Learning-rate search"]
+    expected += ["Batch size", "Throughput", "Memory"]
     assert charts(render(make_run())) == expected
 
 
@@ -180,7 +181,50 @@ def test_measured_batch_sizes_stand_in_a_table_with_a_header(make_run):
     assert page.says(
         "batch size examples per second memory 32 ◆ 9,000 410 MB 64 14,000 411 MB 128 out of memory 900 MB"
     )
-    assert page.says("Memory: the process's peak until each size was measured.")
+
+
+def test_memory_is_drawn_with_its_limit_and_told_by_its_parts(make_run):
+    page = Page(render(make_run()))
+    assert page.says(
+        "Memory, measured in child processes: 200 MB (weights 100, gradients 100) for any batch, and 30 kB (activations 30) an"
+        " example. 800 MB may be taken (what is free on this machine)."
+    )
+    figures = dict(make_run().plan.why("batch_size").figures)
+    far = {**figures, "memory_limit_megabytes": 1e6}
+    key = '<b>Memory</b><span class="legend"><span class="key train">needed</span><span class="key limit'
+    assert key in render(make_run())
+    assert key not in render(with_batches(make_run, far))
+
+
+def with_batches(make_run, figures):
+    return make_run(plan={"evidence": {"batch_size": Evidence("measured", "", figures)}})
+
+
+def test_throughput_is_drawn_and_the_noise_scale_told(make_run):
+    text = render(make_run())
+    assert "Throughput" in charts(text)
+    assert Page(text).says("The gradient noise scale is 40 (30 to 60) examples after the first steps")
+    bound = {"batch_sizes": [8, 16], "examples_per_second": [9, 9], "noise_scale_above": 700.0}
+    assert Page(render(with_batches(make_run, bound))).says("noise scale is larger than 700 examples")
+
+
+def test_a_size_that_failed_is_told_with_its_error(make_run):
+    figures = {"batch_sizes": [8, 16, 32], "examples_per_second": [9, 0, 20], "failed": {"16": "shapes <b>differ"}}
+    page = Page(render(with_batches(make_run, figures)))
+    assert page.says("16 failed: shapes <b>differ.")
+    assert page.says("16 failed 32")
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"batch_sizes": "many", "examples_per_second": 3},
+        {"batch_sizes": [8, "x"], "examples_per_second": [1, 2], "megabytes": ["no"]},
+        {"batch_sizes": [8, 16], "examples_per_second": [1, 2], "fixed_megabytes": 3, "noise_scale": [1], "failed": 1},
+    ],
+)
+def test_figures_of_another_program_are_left_out_where_they_cannot_be_read(make_run, figures):
+    render(with_batches(make_run, figures))
 
 
 def test_a_memory_that_was_not_recorded_has_no_column(make_run):
@@ -237,7 +281,7 @@ def test_charts_over_steps_have_epochs_too_where_they_are_known(make_run):
 
 
 def test_one_measured_batch_size_is_no_chart(make_run):
-    figures = {"batch_sizes": [32], "examples_per_second": [9000], "peak_megabytes": [410]}
+    figures = {"batch_sizes": [32], "examples_per_second": [9000], "megabytes": [410]}
     run = make_run(plan={"evidence": {"batch_size": Evidence("measured", "", figures)}})
     assert "Batch size" not in charts(render(run))
 

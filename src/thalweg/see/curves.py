@@ -11,7 +11,7 @@ import numpy as np
 from thalweg.errors import ThalwegError
 from thalweg.formatting import format_count, format_number, is_share
 from thalweg.records.run import Run
-from thalweg.see import plan_text, run_text
+from thalweg.see import batch_sizes, plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
 from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind
@@ -20,6 +20,7 @@ from thalweg.see.search_scores import Scores, scores_by_rule
 from thalweg.watch.finished import FinishedHistory
 
 MAX_METRICS = 8
+NEAR = 20.0  # times what is needed: a limit beyond is not drawn, as it would flatten the line
 PLANNED_POINTS = 400  # points of the planned schedule
 
 
@@ -238,6 +239,51 @@ def _search_lines(rule: str, by_rule: Mapping[str, Scores], lengths: list[int], 
 def _shade(index: int, count: int) -> str:
     """Give the style sheet's class, r0 (shortest runs) to r3 (longest), of one line of several; up to three begin at r1."""
     return f"r{index + 1}" if count < 4 else f"r{index * 4 // count}"
+
+
+def throughput(run: Run) -> str:
+    """Draw the examples per second of each batch size."""
+    rows = batch_sizes.measured(run)
+    if len(rows) < 2:
+        return ""
+    sizes = np.array([row.batch_size for row in rows], np.float64)
+    speeds = np.array([row.examples_per_second or math.nan for row in rows])
+    return chart(
+        "Throughput",
+        [Series("examples per second", sizes, speeds, "train")],
+        note=batch_sizes.noise_text(run),
+        marks=_chosen_size(run),
+        x_name="batch size",
+        y_name="examples per second",
+        log_x=True,
+        nonfinite="does not run",
+    )
+
+
+def memory(run: Run) -> str:
+    """Draw the memory that each batch size needs, and what there is of it where that comes near."""
+    rows = [row for row in batch_sizes.measured(run) if row.megabytes is not None]
+    if len(rows) < 2:
+        return ""
+    sizes = np.array([row.batch_size for row in rows], np.float64)
+    needed = np.array([row.megabytes for row in rows], np.float64)
+    lines, limit = [Series("needed", sizes, needed, "train")], batch_sizes.limit(run)
+    if limit is not None and limit < NEAR * needed.max():
+        lines.append(Series("limit", sizes[[0, -1]], np.array([limit, limit]), "limit", dashed=True))
+    return chart(
+        "Memory",
+        lines,
+        note=batch_sizes.memory_text(run),
+        marks=_chosen_size(run),
+        x_name="batch size",
+        y_name="megabytes",
+        log_x=True,
+    )
+
+
+def _chosen_size(run: Run) -> list[Mark]:
+    size = run.plan.batch_size
+    return [] if size is None else [Mark(size, "chosen", f"chosen: {format_number(size)}")]
 
 
 def _not_empty(lines: list[Series]) -> list[Series]:

@@ -15,7 +15,7 @@ from thalweg.formatting import capitalized, format_count, format_number, format_
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
-from thalweg.see import curves, plan_text, run_text
+from thalweg.see import batch_sizes, curves, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.charts import MARKS, color_class, mark_sign
 from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind, treatments
@@ -42,7 +42,14 @@ FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "scores": "score (lower is better)",
     "batch_sizes": "batch size",
     "examples_per_second": "examples per second",
-    "peak_megabytes": "peak memory, MB",
+    "megabytes": "memory needed, MB",
+    "memory": "memory was",
+    "fixed_megabytes": "memory for any batch, MB",
+    "kilobytes_per_example": "memory per example, kB",
+    "memory_limit_megabytes": "memory that may be taken, MB",
+    "memory_limit": "memory is limited by",
+    "noise_scale": "gradient noise scale, with its interval of 90 %, examples",
+    "noise_scale_above": "gradient noise scale, at least, examples",
     "seconds_per_step": "seconds per step",
     "cost_of_half": "what half the rate costs, as a share of the score",
     "cost_of_double": "what twice the rate costs, as a share of the score",
@@ -133,7 +140,7 @@ def plan(run: Run) -> str:
     )
     title = f"{format_count(len(rest), 'more knob')}, which nobody had to choose"
     hidden = f"<details><summary>{title}</summary>{_knobs(run, rest)}</details>" if rest else ""
-    drawn = "".join([curves.search(run), batches(run)])
+    drawn = "".join([curves.search(run), batches(run), curves.throughput(run), curves.memory(run)])
     charts_html = f'<div class="pair">{drawn}</div>' if drawn else ""
     return section(
         "The plan, and why",
@@ -202,56 +209,44 @@ def _value(value: Any) -> str:
 
 def batches(run: Run) -> str:
     """The measured batch sizes, as bars of examples per second."""
-    figures = run.plan.why("batch_size").figures
-    sizes, speeds = figures.get("batch_sizes", []), figures.get("examples_per_second", [])
-    memory = list(figures.get("peak_megabytes", []))
-    memory += [None] * (len(sizes) - len(memory))
-    if len(sizes) < 2 or len(sizes) != len(speeds):
+    rows = batch_sizes.measured(run)
+    if len(rows) < 2:
         return ""
-    fastest = max([1.0, *(float(s) for s in speeds)])
-    with_memory = any(m is not None for m in memory)
-    rows = "".join(
-        _bar(run, size, speed, fastest, m, with_memory) for size, speed, m in zip(sizes, speeds, memory, strict=False)
-    )
+    fastest = max([1.0, *(row.examples_per_second for row in rows)])
+    with_memory = any(row.megabytes is not None for row in rows)
+    inside = "".join(_bar(run, row, fastest, with_memory) for row in rows)
     memory_head = "<th scope=col>memory</th>" if with_memory else ""
     head = f"<th scope=col>batch size</th><th scope=col colspan=2>examples per second</th>{memory_head}"
-    note = " ".join(filter(None, [_why_not_fastest(run, sizes, speeds), _what_memory(run) if with_memory else ""]))
+    errors = " ".join(f"{row.batch_size:,} failed: {safe(row.error)}." for row in rows if row.error)
+    note = " ".join(filter(None, [_why_not_fastest(run, rows), errors]))
     note_html = f'<p class="note">{note}</p>' if note else ""
     return (
         f"<figure><figcaption><b>Batch size</b></figcaption>{note_html}"
-        f'<table class="bars"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></figure>'
+        f'<table class="bars"><thead><tr>{head}</tr></thead><tbody>{inside}</tbody></table></figure>'
     )
 
 
-def _what_memory(run: Run) -> str:
-    whose = "the process's" if run_text.device(run) == "the CPU" else "the accelerator's"
-    return f"Memory: {whose} peak until each size was measured."
-
-
-def _why_not_fastest(run: Run, sizes: list[Any], speeds: list[Any]) -> str:
+def _why_not_fastest(run: Run, rows: list[batch_sizes.Row]) -> str:
     """Say why a size was chosen that is not the fastest."""
-    chosen, fastest = run.plan.batch_size, sizes[int(np.argmax(np.array(speeds, np.float64)))]
-    if chosen not in sizes or fastest <= chosen or not run.plan.steps:
+    chosen, fastest = run.plan.batch_size, max(rows, key=lambda row: row.examples_per_second).batch_size
+    if chosen not in [row.batch_size for row in rows] or fastest <= chosen or not run.plan.steps:
         return ""
-    choice = f"{chosen:,} was chosen although {format_number(fastest)} is faster"
-    if run.plan.why("steps").source == "given":  # then no batch size gives more steps
-        return f"{choice}: it is {group_digits(run.plan.why('batch_size').reason)}."
+    choice = f"{chosen:,} was chosen although {fastest:,} is faster"
+    if run.plan.why("steps").source in ("given", "measured"):  # then a smaller batch gives no more steps
+        return f"{choice}: it is {group_digits(safe(run.plan.why('batch_size').reason))}."
     return (
         f"{choice}: it gives {fastest / chosen:.3g} times as many steps"
         f" for the same examples, here {run.plan.steps:,}, and a short run lacks steps rather than speed."
     )
 
 
-def _bar(run: Run, size: Any, speed: Any, fastest: float, memory: Any, with_memory: bool) -> str:
-    chosen = ' class="chosen"' if size == run.plan.batch_size else ""
-    speed_text = f"{float(speed):,.0f}" if speed else "out of memory"
-    memory_text = "" if memory is None else f"{safe(format_number(memory))} MB"
-    width = f'<span class="bar" style="width:{100 * float(speed) / fastest:.1f}%"></span>'
-    size_text = f"{safe(format_number(size))}{' ◆' if chosen else ''}"
-    cells = (
-        f"<td>{size_text}</td><td>{width}</td><td>{speed_text}</td>{f'<td>{memory_text}</td>' if with_memory else ''}"
-    )
-    return f"<tr{chosen}>{cells}</tr>"
+def _bar(run: Run, row: batch_sizes.Row, fastest: float, with_memory: bool) -> str:
+    chosen = ' class="chosen"' if row.batch_size == run.plan.batch_size else ""
+    memory_text = "" if row.megabytes is None else f"{format_number(row.megabytes)} MB"
+    width = f'<span class="bar" style="width:{100 * row.examples_per_second / fastest:.1f}%"></span>'
+    size_text = f"{row.batch_size:,}{' ◆' if chosen else ''}"
+    memory = f"<td>{memory_text}</td>" if with_memory else ""
+    return f"<tr{chosen}><td>{size_text}</td><td>{width}</td><td>{batch_sizes.speed_text(row)}</td>{memory}</tr>"
 
 
 def events(run: Run) -> str:

@@ -16,7 +16,7 @@ from thalweg.records import files
 from thalweg.records.paths import typed
 from thalweg.records.run import Run
 from thalweg.records.run_folder import REPORT
-from thalweg.see import events, plan_text, run_text
+from thalweg.see import batch_sizes, events, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.axes import Values
 from thalweg.see.terminal_plot import plot
@@ -76,6 +76,8 @@ def _plan(run: Run) -> Table:
         text = Text.assemble((plan_text.value(run.plan, name), "bold"), "  ", (why.source, SOURCE_STYLES[why.source]))
         if why.reason:
             text.append("\n" + group_digits(printable(why.reason)), style="dim")
+        if name == "batch_size" and (measured := batch_sizes.in_a_line(run)):
+            text.append(f"\n{measured}", style="dim")
         table.add_row(plan_text.label(name), text)
     return table
 

@@ -233,7 +233,7 @@ def _figures(found: Measurements) -> dict[str, Any]:
     if found.noise is not None and (found.noise.is_known or found.noise.low > 0):
         value, low, high = (float(f"{figure:.3g}") for figure in found.noise)
         figures |= {"noise_scale": [value, low, high]} if found.noise.is_known else {"noise_scale_above": low}
-    return figures
+    return _tables_last(figures)
 
 
 def memory_of(problem: Problem, plan: Plan, request: Request) -> Memory | None:
@@ -252,7 +252,12 @@ def memory_figures(memory: Memory) -> dict[str, Any]:
     figures: dict[str, Any] = {"memory": memory.how, "fixed_megabytes": fixed, "kilobytes_per_example": per_example}
     if memory.room is not None:
         figures |= {"memory_limit_megabytes": _megabytes(memory.budget), "memory_limit": memory.room.what}
-    return figures
+    return _tables_last(figures)
+
+
+def _tables_last(figures: dict[str, Any]) -> dict[str, Any]:
+    """Order figures as a plan's file has them, so that a plan that was read again shows them in the same order."""
+    return dict(sorted(figures.items(), key=lambda entry: isinstance(entry[1], dict)))
 
 
 def _megabytes(count: float) -> float:
