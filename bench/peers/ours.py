@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,11 @@ from thalweg.see.live import LineProgress
 
 
 def train(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int, folder: Path) -> nn.Module:
-    task = tw.Task(model=make, loss=F.cross_entropy, data=(x, y))
-    plan = tw.Plan(
+    return train_by(plan(steps, threads=torch.get_num_threads()), make, x, y, folder)
+
+
+def plan(steps: int, **knobs: Any) -> tw.Plan:
+    return tw.Plan(
         rule="adamw",
         learning_rate=1e-3,
         batch_size=64,
@@ -29,7 +33,11 @@ def train(make: Callable[[], nn.Module], x: Tensor, y: Tensor, steps: int, folde
         ema=0.999,
         steps=steps,
         validate_every=steps,
-        threads=torch.get_num_threads(),
+        **knobs,
     )
+
+
+def train_by(plan: tw.Plan, make: Callable[[], nn.Module], x: Tensor, y: Tensor, folder: Path) -> nn.Module:
+    task = tw.Task(model=make, loss=F.cross_entropy, data=(x, y))
     with open(os.devnull, "w") as nowhere:
         return tw.train(task, plan, out=folder / "run", progress=LineProgress(nowhere)).model

@@ -6,17 +6,9 @@ It is tried in a child process with a limit, since compiling may take minutes or
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
 import statistics
-import sys
-import time
-import warnings
-from contextlib import closing, suppress
-from typing import NamedTuple, NoReturn
-
-import torch
+from contextlib import closing
+from typing import NamedTuple
 
 from thalweg.descent.compiled import compiled_graphs
 from thalweg.descent.problem import Problem
@@ -26,6 +18,7 @@ from thalweg.formatting import format_seconds
 from thalweg.records.plan import Plan
 from thalweg.sampling import StreamSource
 from thalweg.tuning.comparison import BLOCK, PAYS, ROUNDS, Finding, Trial, compare
+from thalweg.tuning.forked import can_fork, in_child
 
 FEWEST_SECONDS = 6.0  # where compiling would be given less, it is not tried
 
@@ -44,7 +37,7 @@ def choose(trial: Trial) -> Finding | None:
     limit = trial.patience
     if limit < FEWEST_SECONDS or trial.plan.compile or isinstance(trial.problem.train, StreamSource):
         return None
-    if sys.platform != "linux" or trial.problem.device.type != "cpu":
+    if not can_fork(trial.problem.device):
         return None
     trial.say(f"compile: trying torch.compile in another process, for at most {format_seconds(limit)}")
     changed = trial.plan.replace(compile=True)
@@ -73,62 +66,19 @@ def pays(ratio: float, total: float, cost: float) -> bool:
 
 
 def tried_in_child(problem: Problem, plan: Plan, limit: float) -> Tried:
-    """Compile and time some steps in a forked child on one thread, which is ended after `limit` seconds.
+    """Compile and time some steps in a child on one thread, which is ended after `limit` seconds."""
 
-    It is forked, since a task need not be picklable and no script is to be run again; it has one thread, since OpenMP's threads
-    are not there any more in a forked process.
-    """
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of forking beside threads, one of which may hold a lock: the limit is for that too
-        child = os.fork()
-    if child == 0:
-        _work(problem, plan, writer)
-    os.close(writer)
-    try:
-        text = _read(reader, limit)
-    finally:
-        os.close(reader)
-        for kill in (os.killpg, os.kill):  # its compilers too, and itself where it has no group of its own yet
-            with suppress(ProcessLookupError, PermissionError):
-                kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    if text is None:
+    def work() -> str:
+        try:
+            found = tried(problem, plan.replace(threads=1))
+        except Exception as error:
+            found = Tried(failure=f"{error_text(error):.200}")
+        return json.dumps(found._asdict())
+
+    answer = in_child(work, limit)
+    if not answer.in_time:
         return Tried(failure=f"it was not done within {format_seconds(limit)}")
-    return Tried(**json.loads(text)) if text else Tried(failure="the process that tried it died")
-
-
-def _work(problem: Problem, plan: Plan, writer: int) -> NoReturn:
-    """Try, in the child, and end it without what its parent would do at its end."""
-    try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        torch.set_num_threads(1)
-        found = tried(problem, plan.replace(threads=1))
-    except BaseException as error:
-        found = Tried(failure=f"{error_text(error):.200}")
-    with suppress(BaseException):
-        os.write(writer, json.dumps(found._asdict()).encode())
-    os._exit(0)
-
-
-def _read(reader: int, limit: float) -> str | None:
-    """Read what the child writes until it ends; None where that takes longer than the limit."""
-    parts, end = list[bytes](), time.monotonic() + limit
-    while True:
-        ready, _, _ = select.select([reader], [], [], max(0.0, end - time.monotonic()))
-        if not ready:
-            return None
-        part = os.read(reader, 1 << 16)
-        if not part:
-            return b"".join(parts).decode()
-        parts.append(part)
+    return Tried(**json.loads(answer.text)) if answer.text else Tried(failure="the process that tried it died")
 
 
 def tried(problem: Problem, plan: Plan) -> Tried:

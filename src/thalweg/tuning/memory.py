@@ -11,16 +11,11 @@ What is measured is a line, fixed bytes and bytes per example, after a step of t
 from __future__ import annotations
 
 import ctypes
-import faulthandler
 import json
 import math
-import os
 import resource
-import select
 import signal
-import sys
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -41,6 +36,7 @@ from thalweg.records.plan import Plan
 from thalweg.sampling import Draw, StreamSource, iterate_once
 from thalweg.sampling.opening import FIRST_BATCH_SIZE, in_parts
 from thalweg.sampling.sources import ItemSource, leaves, to_device
+from thalweg.tuning.forked import can_fork, in_child
 
 SHARE = 0.8  # of the memory that is free, which a run may take
 MARGIN = 0.1  # by which more is expected than was measured
@@ -236,7 +232,7 @@ def _try_sizes(
     Sizes that are sure to need more than half of the budget, or that the time is not enough for, are left out: the line tells.
     """
     device, problem = descent.problem.device, descent.problem
-    if device.type == "cpu" and not _forks(device):
+    if device.type == "cpu" and not can_fork(device):
         return
     with rng_lock:
         validation = _validation_batch(problem)
@@ -379,12 +375,6 @@ def _on_accelerator(work: Callable[[], None], device: torch.device) -> Trial:
 # In a child process
 
 
-def _forks(device: torch.device) -> bool:
-    """Tell whether a child can be forked that takes a step: on Linux, and without an accelerator, as a
-    child lacks the threads by which autograd serves those."""
-    return sys.platform == "linux" and device.type == "cpu" and not torch.accelerator.is_available()
-
-
 def _failed(error: BaseException) -> Trial:
     """Tell running out of memory from other errors."""
     if out_of_memory(error):
@@ -402,51 +392,10 @@ def _in_child(
 
     A child that dies of SIGKILL was killed for memory, as nobody else does that; other deaths are errors of their own.
     """
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of forking where there are threads, of which the child uses none
-        child = os.fork()
-    if child == 0:
-        _be_child(work, warm_up, writing, budget, seconds)  # does not return
-    os.close(writing)
-    answer, ended = b"", False
-    try:
-        until = time.monotonic() + seconds
-        while not ended and (left := until - time.monotonic()) > 0:
-            if select.select([reading], [], [], left)[0]:
-                piece = os.read(reading, 1 << 16)
-                answer, ended = answer + piece, not piece
-    finally:
-        os.close(reading)
-        if not ended:
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    if not ended:
-        return Trial(0, HANGS, error=f"it had not ended after {seconds:.0f} s")
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number == signal.SIGKILL:
-            return Trial(0, MEMORY, error="the process was killed")
-        return Trial(
-            0, HANGS if number == signal.SIGALRM else OTHER, error=f"the process died of {signal.Signals(number).name}"
-        )
-    try:
-        return Trial(**json.loads(answer))
-    except (ValueError, TypeError):
-        return Trial(0, OTHER, error="the process ended without an answer")
 
-
-def _be_child(
-    work: Callable[[], None], warm_up: Callable[[], None], writing: int, budget: float, seconds: float
-) -> None:
-    """Do the work and write what it came to; nothing of the parent's is touched, and the process ends here whatever happens."""
-    try:
-        _make_expendable(budget, seconds)
-        torch.set_num_threads(1)  # those of the parent are not there
+    def tried() -> str:
         try:
+            _limit_data(budget)
             warm_up()
             _give_back_freed_memory()
             begin_peak()
@@ -455,26 +404,20 @@ def _be_child(
             trial = Trial(0, FITS, max(0, peak_bytes() - before))
         except Exception as error:
             trial = _failed(error)
-        os.write(writing, json.dumps(trial._asdict()).encode())
-    finally:
-        os._exit(0)
+        return json.dumps(trial._asdict())
 
-
-def _make_expendable(budget: float, seconds: float) -> None:
-    """Let the child end by itself where its parent no longer ends it, be silent, and be the first to go where memory ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds + 1)
-    faulthandler.disable()  # which has a copy of the standard error
-    silent = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(silent, number)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
-    with suppress(OSError):
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    _limit_data(budget)
+    answer = in_child(tried, seconds)
+    if not answer.in_time:
+        return Trial(0, HANGS, error=f"it had not ended after {seconds:.0f} s")
+    if answer.signal == signal.SIGKILL:
+        return Trial(0, MEMORY, error="the process was killed")
+    if answer.signal:
+        kind = HANGS if answer.signal == signal.SIGALRM else OTHER
+        return Trial(0, kind, error=f"the process died of {signal.Signals(answer.signal).name}")
+    try:
+        return Trial(**json.loads(answer.text))
+    except (ValueError, TypeError):
+        return Trial(0, OTHER, error="the process ended without an answer")
 
 
 def _give_back_freed_memory() -> None:
