@@ -409,3 +409,13 @@ def test_a_stream_that_reads_on_in_an_iterator_is_named_before_the_run_and_its_w
     run = tw.fit(with_dropout(data=ReadingOn()), steps=30, effort=2.0, fixed=KNOBS, say=said.append)
     assert any("`data.numbers` is a count, whose place cannot be read" in text for text in said)
     assert any("hold what cannot be copied" in event.message for event in run.events)
+
+
+@pytest.mark.parametrize("kind", ["has a sampler that counts", "has a place", "has a place and begins anew"])
+def test_a_stream_that_gives_batches_has_their_size_in_the_plan_and_none_is_measured(kind):
+    said = []
+    plan = tw.tune(with_dropout(data=STREAMS[kind]()), steps=6, effort=1, fixed={"threads": 1}, say=said.append)
+    assert plan.batch_size == 15
+    assert plan.why("batch_size").source == "given"
+    assert not any("measuring" in text for text in said)
+    assert "6 steps of 15 examples" in " ".join(said)

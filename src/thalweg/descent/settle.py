@@ -21,7 +21,8 @@ from thalweg.formatting import format_count
 from thalweg.optim.engines import fastest_engine
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.request import Request
-from thalweg.sampling import Batches, smallest_part
+from thalweg.sampling import Batches, StreamSource, count_examples, smallest_part
+from thalweg.sampling.opening import first_batch
 
 POSITIONS = {
     "exact": "the order of the data follows from seed and epoch, so a resumed run knows its position",
@@ -101,10 +102,15 @@ def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
                 f"`{knob}` is {getattr(plan, knob)} in the plan, but the DataLoader has decided on {value}. Leave it out of the"
                 f" plan, or give the data set instead of the loader."
             )
-    if knobs:
-        return with_choices(
-            plan, {knob: (value, Evidence("given", "by the DataLoader")) for knob, value in knobs.items()}
-        )
+    choices: dict[str, Choice] = {
+        knob: (value, Evidence("given", "by the DataLoader")) for knob, value in knobs.items()
+    }
+    train, is_given = problem.train, plan.why("batch_size").source == "given"
+    if isinstance(train, StreamSource) and train.gives_batches and "batch_size" not in knobs and not is_given:
+        why = Evidence("given", "by the loader: so many examples are in its first batch")
+        choices["batch_size"] = count_examples(first_batch(train, problem.device)), why
+    if choices:
+        return with_choices(plan, choices)
     count = problem.count
     if count is not None and plan.batch_size is not None and plan.batch_size > count and not plan.replacement:
         if plan.why("batch_size").source in ("default", "derived"):

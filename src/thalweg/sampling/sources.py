@@ -176,6 +176,11 @@ class StreamSource:
         self.resume: Resume = "state_dict" if self.stateful else "fast-forward"
         self.objects = ObjectState({} if self.stateful else stream_parts(batches))
 
+    @property
+    def gives_batches(self) -> bool:
+        """Whether it gives batches of its own, rather than examples to make batches of."""
+        return not isinstance(self.batches, IterableDataset)
+
     def count(self) -> int | None:
         """Give the number of batches per epoch; None where the stream has no `len`."""
         # A loader that was asked for its length warns later of every example beyond it.

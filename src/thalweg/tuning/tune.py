@@ -17,6 +17,7 @@ from thalweg.formatting import capitalized, format_seconds
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
+from thalweg.sampling import StreamSource
 from thalweg.tuning import batch_size, priors, speed
 from thalweg.tuning.candidate import Candidates, Scored
 from thalweg.tuning.doubts import doubts, why_none_trained
@@ -165,7 +166,8 @@ def stated_plan(problem: Problem, request: Request) -> Plan:
 def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) -> Plan:
     """Measure batch sizes and choose one, unless the user or their DataLoader has; cut steps that memory does not hold."""
     given = problem.loader_knobs.get("batch_size", request.fixed.get("batch_size"))
-    is_given = "batch_size" in request.fixed or bool(problem.loader_knobs)
+    own = isinstance(problem.train, StreamSource) and problem.train.gives_batches
+    is_given = "batch_size" in request.fixed or bool(problem.loader_knobs) or own
     if is_given or (problem.count is None and request.epochs is not None):
         sized = plan if given is None else plan.replace(batch_size=given)
         memory = batch_size.memory_of(problem, sized, request)
