@@ -252,7 +252,7 @@ def test_a_validation_batch_that_memory_does_not_hold_says_nothing_of_training(m
 
 
 def test_without_a_fork_the_backward_pass_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(memory, "can_fork", lambda device: False)
     found = measured(task(lambda: pytest.fail("a large batch was tried here")))
     assert not found.trials
     assert "counted" in found.how
