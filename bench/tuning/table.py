@@ -80,6 +80,13 @@ def grid(name: str, task: str) -> Iterator[Key]:
         yield from (
             Key(task, rate, seed=seed, rule=rule, cool=cool) for cool in places for seed in SEEDS for rate in rates[-9:]
         )
+    elif kind == "coarse":
+        yield from (
+            Key(task, rate, seed=seed, rule=rule, cool=(at, 0.05))
+            for seed in SEEDS[:2]
+            for at in PLACES
+            for rate in rates[-7:-1]
+        )
     elif kind == "decays":
         yield from (
             Key(task, rate, seed=seed, rule=rule, timescale=share)
@@ -95,9 +102,7 @@ def grid(name: str, task: str) -> Iterator[Key]:
             for rate in rates[-9:-1]
         )
     else:
-        raise SystemExit(
-            f"There is no grid '{kind}': full, shorter, cooled, decays or batches, of a rule as in full:muon."
-        )
+        raise SystemExit(f"There is no grid '{kind}': full, shorter, cooled, decays or batches, of a rule as in full:muon.")
 
 
 def rates_of(rule: str) -> list[float]:
@@ -183,12 +188,8 @@ def file_of(task: str) -> Path:
 
 
 def read(task: str) -> list[dict[str, Any]]:
-    """Give the lines of a task."""
-    return read_lines(file_of(task))
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Give the lines of a file, none where there is no file; a last one that was cut off is dropped."""
+    """Give the lines of a task; a last one that was cut off is dropped."""
+    file = file_of(task)
     if not file.is_file():
         return []
     lines = list[dict[str, Any]]()

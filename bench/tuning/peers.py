@@ -1,0 +1,281 @@
+"""thalweg beside what people do instead, on every task of the suite: fixed recipes, methods without a rate, finders, searches.
+
+    python bench/tuning/peers.py --workers 2 [--seeds 3] [--methods NAME ...] [TASK ...]
+
+Each line of `bench/raw/tuning/peers/TASK.jsonl` is one method on one seed: the best validation loss of what it ends with, what it
+cost in full trainings (U, counted in examples through forward and backward) and in seconds. Stop it at any time, it goes on where
+it was. Batch size and epochs are the task's; every method runs in thalweg's loop on one thread, so the methods alone differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+import thalweg as tw
+from thalweg import schedule as shapes
+from thalweg.descent.loop import descend
+from thalweg.descent.recorder import Recorder
+from thalweg.descent.settle import settle
+from thalweg.descent.state import Descent
+from thalweg.errors import DivergedError
+from thalweg.records.plan import Plan
+from thalweg.records.request import Request
+from thalweg.schedule import Schedule
+from tuning.suite import SUITE
+from tuning.table import CURVE, RAW, problem_of, read_lines, round_to
+
+OPTUNA_UNITS = (2.0, 4.0, 8.0, 12.0)
+
+
+class Outcome(NamedTuple):
+    """The best validation loss of what a method ends with, and its price in full trainings."""
+
+    loss: float
+    units: float
+
+
+def plan_for(task: str, seed: int, schedule: Schedule | None = None, warmup: float = 0.0, **knobs: Any) -> Plan:
+    """Give the settled plan of a full run; `warmup` as a share of it."""
+    entry = SUITE[task]
+    values: dict[str, Any] = {"batch_size": entry.batch_size, "threads": 1, "seed": seed, **knobs}
+    plan = settle(problem_of(task), Plan(**values), Request(epochs=entry.epochs, seed=seed))
+    assert plan.steps is not None
+    schedule = schedule or shapes.constant()
+    if warmup:
+        schedule = getattr(shapes, schedule.shape)(warmup=round(warmup * plan.steps))
+    every = max(1, plan.steps // CURVE)
+    return plan.replace(schedule=schedule, validate_every=every, snapshot_every=0, digest_every=0, watch=False)
+
+
+def trained(task: str, plan: Plan) -> float:
+    """Give the best validation loss of a run, infinite where it diverged."""
+    descent = Descent(problem_of(task), plan)
+    try:
+        descend(descent, Recorder())
+    except (DivergedError, tw.ThalwegError):
+        return math.inf
+    loss = (descent.best_validation or {}).get("value", math.inf)
+    return loss if math.isfinite(loss) else math.inf
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "AdamW 1e-3, its defaults": {"rule": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01},
+    "AdamW 1e-3, cosine": {
+        "rule": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "schedule": shapes.cosine(), "warmup": 0.05,
+    },
+    "AdamW 3e-4, cosine": {
+        "rule": "adamw", "learning_rate": 3e-4, "weight_decay": 0.01, "schedule": shapes.cosine(), "warmup": 0.05,
+    },
+    "AdamW 3e-3, cosine": {
+        "rule": "adamw", "learning_rate": 3e-3, "weight_decay": 0.1, "schedule": shapes.cosine(), "warmup": 0.05,
+    },
+    "AdamW 2e-2, linear": {
+        "rule": "adamw", "learning_rate": 2e-2, "weight_decay": 0.1, "schedule": shapes.linear(), "warmup": 0.1,
+    },
+    "NAdamW 1.75e-3 of AlgoPerf": {
+        "rule": "nadam", "learning_rate": 1.75e-3, "weight_decay": 0.081, "schedule": shapes.cosine(), "warmup": 0.02,
+        "constants": {"beta1": 0.933, "beta2": 0.9955, "decoupled_weight_decay": True},
+    },
+    "SGD 0.1, momentum 0.9, cosine": {
+        "rule": "momentum", "learning_rate": 0.1, "weight_decay": 5e-4, "schedule": shapes.cosine(),
+    },
+    "SGD 0.01, momentum 0.9": {"rule": "momentum", "learning_rate": 0.01},
+    "Lion 3e-4, cosine": {
+        "rule": "lion", "learning_rate": 3e-4, "weight_decay": 0.3, "schedule": shapes.cosine(), "warmup": 0.05,
+    },
+    "Muon 2e-2, linear": {
+        "rule": "muon", "learning_rate": 2e-2, "weight_decay": 0.1, "schedule": shapes.linear(), "warmup": 0.05,
+    },
+    "Schedule-Free AdamW 2.5e-3": {
+        "rule": "schedule_free_adamw", "learning_rate": 2.5e-3, "weight_decay": 0.01, "warmup": 0.05,
+    },
+    "Prodigy, cosine": {"rule": "prodigy", "learning_rate": 1.0, "weight_decay": 0.01, "schedule": shapes.cosine()},
+}  # fmt: skip
+"""The first ten are the fixed recipes."""
+
+
+def recipe(name: str) -> Callable[[str, int], Outcome]:
+    return lambda task, seed: Outcome(trained(task, plan_for(task, seed, **RECIPES[name])), 1.0)
+
+
+def fitted(effort: float) -> Callable[[str, int], Outcome]:
+    """Run thalweg itself."""
+
+    def run(task: str, seed: int) -> Outcome:
+        entry = SUITE[task]
+        fixed = {"batch_size": entry.batch_size, "threads": 1}
+        done = tw.fit(
+            entry.make(), epochs=entry.epochs, effort=effort, seed=seed, fixed=fixed, progress=False, say=lambda _: None
+        )
+        price = done.plan.why("learning_rate").figures.get("price", 1.0)
+        return Outcome(done.metrics["loss"], float(price))
+
+    return run
+
+
+def top_after_an_epoch(task: str, seed: int) -> Outcome:
+    """Train twelve AdamW rates for one epoch, and the best three to the end (arXiv:2307.15422)."""
+    rates = [float(f"{1e-4 * 5000 ** (k / 11):.3g}") for k in range(12)]
+    plans = [
+        plan_for(task, seed, shapes.cosine(), learning_rate=rate, weight_decay=0.01, warmup=0.05) for rate in rates
+    ]
+    assert plans[0].steps is not None
+    epoch = min(plans[0].steps_per_epoch or 1, plans[0].steps)
+    share = epoch / plans[0].steps
+    first = [
+        trained(task, plan.replace(steps=epoch, schedule=plan.schedule.resolve(plan.steps or 1, None)))
+        for plan in plans
+    ]
+    best = sorted(range(12), key=lambda k: first[k])[:3]
+    return Outcome(min(trained(task, plans[k]) for k in best), 12 * share + 3 * (1 - share))
+
+
+def finder(task: str, seed: int) -> Outcome:
+    """Find a rate by a ramp of 100 steps from 1e-8 to 1 on Adam's loss, as Lightning's finder does; then a cosine run with it."""
+    plan = plan_for(task, seed, learning_rate=1.0, weight_decay=0.01)
+    assert plan.steps is not None
+    count = 100
+    descent = Descent(problem_of(task), plan.replace(steps=count, validate_every=count))
+    losses, smoothed = list[float](), 0.0
+    rates = [1e-8 * (1e8) ** (k / (count - 1)) for k in range(count)]
+    recorder = Recorder()
+    taken = 0
+    for rate in rates:
+        descent.set_rate(rate)
+        try:
+            descend(descent, recorder, until=taken + 1)
+        except DivergedError:
+            break
+        taken += 1
+        loss = float(recorder.history.columns()["loss"][-1])
+        smoothed = 0.95 * smoothed + 0.05 * loss  # the finder's own smoothing, corrected for its start at zero
+        losses.append(smoothed / (1 - 0.95**taken))
+        if taken > 1 and losses[-1] > 4 * min(losses):
+            break
+    slopes = [b - a for a, b in zip(losses[10:-1], losses[11:-1] or losses[11:], strict=False)]
+    rate = rates[10 + min(range(len(slopes)), key=slopes.__getitem__)] if slopes else 1e-3
+    run = plan_for(task, seed, shapes.cosine(), learning_rate=rate, weight_decay=0.01, warmup=0.05)
+    return Outcome(trained(task, run), 1.0 + taken / plan.steps)
+
+
+def optuna_search(units: float, pruner: str) -> Callable[[str, int], Outcome]:
+    """Search with Optuna's TPE until so many trainings' worth of steps are spent; the best trial's model is the result."""
+
+    def run(task: str, seed: int) -> Outcome:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        kinds = {
+            "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
+            "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=CURVE),
+        }
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=kinds[pruner]())
+        spent, best = 0.0, math.inf
+        while spent < units:
+            trial = study.ask()
+            plan = plan_for(
+                task, seed, shapes.cosine(), warmup=trial.suggest_categorical("warmup", [0.02, 0.1]),
+                learning_rate=trial.suggest_float("learning_rate", 1e-4, 0.5, log=True),
+                weight_decay=trial.suggest_float("weight_decay", 1e-4, 1.0, log=True),
+            )  # fmt: skip
+            assert plan.steps is not None
+            descent, recorder = Descent(problem_of(task), plan), Recorder()
+            stop_at = min(plan.steps, round((units - spent) * plan.steps))
+            state, value = optuna.trial.TrialState.COMPLETE, math.inf
+            try:
+                for part in range(1, CURVE + 1):
+                    until = min(stop_at, round(part * plan.steps / CURVE))
+                    descend(descent, recorder, until=until)
+                    value = (descent.best_validation or {}).get("value", math.inf)
+                    best = min(best, value)
+                    trial.report(value, part)
+                    if until >= stop_at:
+                        break
+                    if trial.should_prune():
+                        state = optuna.trial.TrialState.PRUNED
+                        break
+            except (DivergedError, tw.ThalwegError):
+                state = optuna.trial.TrialState.FAIL
+            spent += max(descent.step, 1) / plan.steps
+            study.tell(trial, value if state is optuna.trial.TrialState.COMPLETE else None, state=state)
+        return Outcome(best, spent)
+
+    return run
+
+
+METHODS: dict[str, Callable[[str, int], Outcome]] = {
+    **{f"thalweg, {units:g} U": fitted(units) for units in (1.0, 2.0, 4.0, 12.0)},
+    **{name: recipe(name) for name in RECIPES},
+    "top 3 after one epoch": top_after_an_epoch,
+    "rate finder, then cosine": finder,
+    **{f"Optuna TPE, median pruner, {units:g} U": optuna_search(units, "median") for units in OPTUNA_UNITS},
+    "Optuna TPE, Hyperband, 4 U": optuna_search(4.0, "hyperband"),
+}
+FIXED = list(RECIPES)[:10]
+
+
+def file_of(task: str) -> Path:
+    return RAW / "peers" / f"{task}.jsonl"
+
+
+def work(job: tuple[str, str, int]) -> None:
+    torch.set_num_threads(1)
+    task, method, seed = job
+    started, cpu = time.perf_counter(), time.process_time()
+    try:
+        outcome = METHODS[method](task, seed)
+    except ImportError:
+        return
+    line = {
+        "task": task,
+        "method": method,
+        "seed": seed,
+        "loss": round_to(outcome.loss),
+        "units": round(outcome.units, 3),
+        "seconds": round(time.perf_counter() - started, 3),
+        "cpu_seconds": round(time.process_time() - cpu, 3),
+    }
+    with file_of(task).open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(line) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", choices=[*SUITE, []])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    (RAW / "peers").mkdir(parents=True, exist_ok=True)
+    wanted = list[tuple[str, str, int]]()
+    for task in options.tasks or SUITE:
+        present = {(line["method"], line["seed"]) for line in read_lines(file_of(task))}
+        wanted += [
+            (task, method, seed)
+            for seed in range(options.seeds)
+            for method in options.methods
+            if (method, seed) not in present
+        ]
+    print(f"{len(wanted)} to make", flush=True)
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        for number, _ in enumerate(pool.imap_unordered(work, wanted, chunksize=1), 1):
+            if number % 20 == 0:
+                print(f"{number} of {len(wanted)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
