@@ -57,9 +57,7 @@ def rates(task: str, rule: str) -> list[float]:
     found = losses(task)
     whole = [point for at, point in found if at is None and point.rule == rule and point.timescale == TIMESCALE]
     return sorted(
-        point.rate
-        for point in whole
-        if all({*SEEDS} <= {*found.get((at, point), ())} for at in (None, *table.PLACES))
+        point.rate for point in whole if all({*SEEDS} <= {*found.get((at, point), ())} for at in (None, *table.PLACES))
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from thalweg.tuning.priors import TIMESCALE
@@ -80,8 +81,10 @@ class Course(NamedTuple):
 COURSES = (
     Course(((1, 1),), (Stage(0.1, 1),)),
     Course(((1, 2),), (Stage(0.1, 2), Stage(0.35, 1))),
-    Course(((2, 2),), (Stage(0.2, 3), Stage(1.0, 1, 0.0))),
-    Course(((2, 3),), (Stage(1.0, 1, 0.0),)),
+    Course(((1, 3),), (Stage(0.1, 2), Stage(0.35, 1))),
+    Course(((1, 2),), (Stage(0.1, 3), Stage(1.0, 1, 0.0))),
+    Course(((1, 2), (0, 0)), (Stage(0.2, 3), Stage(1.0, 1, 0.0))),
+    Course(((2, 3), (2, 3)), (Stage(0.1, 8), Stage(1.0, 1, 0.0))),
 )
 """From the cheapest on. A race never costs more than the price it is given."""
 
@@ -124,7 +127,8 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
     """Give the point that wins; None where none of them trains.
 
     What the price pays for beyond the course is spent on candidates beyond the edge of a line, as long as the best one lies
-    there, and then on two between the best and its neighbours.
+    there, and, where candidates are trained to the end, on two between the best and its neighbours. Where none trains, lower rates
+    are tried whatever they cost.
 
     Arguments:
         track: gives the scores.
@@ -139,10 +143,14 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
     ]
     spare, earlier = price - course.price, dict[Point, float]()
     for number, stage in enumerate(course.stages):
+        if not left:
+            return None
         scores, entered, left = dict[Point, float](), left, list[Point]()
-        more = _more(scores, lines) if number == 0 else iter(())
-        track.expect(entered, stage.share)
-        while entered or spare >= stage.share + stage.cool:
+        more = chain(
+            _beyond_the_edge(scores, lines, only_lower=number > 0),
+            _beside_the_best(scores, lines) if stage.share == 1 else (),
+        )
+        while entered or spare >= stage.share + stage.cool or not left:
             is_added = not entered
             point = next(more, None) if is_added else entered.pop(0)
             if point is None:
@@ -157,24 +165,32 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
     return left[0] if left else None
 
 
-def _more(scores: Mapping[Point, float], lines: Sequence[Line]) -> Iterator[Point]:
-    """Give points beyond the edge of a line as long as the best one lies there, or all diverged; then two beside the best.
+def _beyond_the_edge(
+    scores: Mapping[Point, float], lines: Sequence[Line], *, only_lower: bool = False
+) -> Iterator[Point]:
+    """Give points beyond the edge of a line as long as the best one lies there, and lower ones as long as none trains.
 
-    `scores` are those so far, with that of each point that was given.
+    `scores` are those so far, with that of each point that was given. `only_lower`: only where none trains.
     """
     for _ in range(WIDENINGS):
         best = _ranked(scores, lines)[0]
         line = next(line for line in lines if line.rule == best.rule)
         own = sorted((one for one in scores if one.rule == line.rule), key=lambda one: one.rate)
         none_trains = math.isinf(scores[best])
-        neighbour = own[1] if best == own[0] else own[-2]
-        is_clear = scores[neighbour] - scores[best] > CLEARLY * abs(scores[best])
-        if not none_trains and not (best in (own[0], own[-1]) and is_clear):
-            break
+        neighbour = own[min(1, len(own) - 1)] if best == own[0] else own[-2]
+        is_clear = neighbour == best or scores[neighbour] - scores[best] > CLEARLY * abs(scores[best])
+        if not none_trains and (only_lower or best not in (own[0], own[-1]) or not is_clear):
+            return
         lower = none_trains or best == own[0]
         rate = own[0].rate / line.spacing if lower else own[-1].rate * line.spacing
         yield best._replace(rate=_rounded(rate))
+
+
+def _beside_the_best(scores: Mapping[Point, float], lines: Sequence[Line]) -> Iterator[Point]:
+    """Give two points, between the best and its neighbours on both sides."""
     best = _ranked(scores, lines)[0]
+    if math.isinf(scores[best]):
+        return
     spacing = next(line.spacing for line in lines if line.rule == best.rule)
     yield from (best._replace(rate=_rounded(best.rate * spacing**half)) for half in (0.5, -0.5))
 
