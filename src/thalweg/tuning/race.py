@@ -150,6 +150,7 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
             _beyond_the_edge(scores, lines, only_lower=number > 0),
             _beside_the_best(scores, lines) if stage.share == 1 else (),
         )
+        track.expect(entered, stage.share)
         while entered or spare >= stage.share + stage.cool or not left:
             is_added = not entered
             point = next(more, None) if is_added else entered.pop(0)
