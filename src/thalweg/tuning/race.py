@@ -127,8 +127,8 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
     """Give the point that wins; None where none of them trains.
 
     What the price pays for beyond the course is spent on candidates beyond the edge of a line, as long as the best one lies
-    there, and, where candidates are trained to the end, on two between the best and its neighbours. Where none trains, lower rates
-    are tried whatever they cost.
+    there, and, where candidates are trained to the end, on two between the best and its neighbours. Where none trains, lower
+    rates are tried whatever they cost.
 
     Arguments:
         track: gives the scores.
