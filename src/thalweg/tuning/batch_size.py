@@ -26,8 +26,8 @@ FEWEST_STEPS = 5000  # of a run: a larger batch that leaves fewer is not worth i
 RISING = 1.05  # factor of examples per second between two sizes, below which the larger one is no faster
 NOISE_GROWTH = 4.0  # by which the noise scale may still grow after the first steps
 NOISE_FLOOR = 16.0  # examples: a noise scale that is smaller in the first steps grows
-SLOWER, MOMENT = 3.0, 10.0  # a batch that makes a run so many times longer must not make it longer than so many seconds
-FEW_STEPS = 1000  # for the sake of which a run may take longer all the same
+SLOWER, MOMENT = 1.5, 3.0  # a batch that makes a run so many times longer must not make it longer than so many seconds
+FEW_STEPS = 500  # for the sake of which a run may take longer all the same
 SHARE, SECONDS = 0.1, (0.3, 3.0)  # of the run that measuring may take, and the least and the most of it
 
 
@@ -160,7 +160,7 @@ def choose(found: Measurements, request: Request, count: int | None) -> tuple[in
 
     Of a budget in epochs, smaller batches make more updates: the largest that leaves 5,000 of them is taken, else the smallest
     that was measured; but none so large that its gradients would hardly be noisy (four times the noise scale), and none that
-    makes a run of more than ten seconds three times as long as a larger one that leaves 1,000 updates. At equal epochs and a
+    makes a run of more than three seconds half as long again as a larger one that leaves 500 updates. At equal epochs and a
     rate searched for each size (`bench/tuning/batches.py`: twelve tasks, two seeds, 12 to 5,600 steps) that gives a loss of 1.03
     of the best size's in geometric mean; batches of at least 32, or 16 or 8 where those left under 200 updates, gave 1.07; 32
     for all 1.19.
@@ -197,7 +197,7 @@ def _for_epochs(fitting: list[Measured], noise: NoiseScale | None, examples: flo
     for larger in fitting[fitting.index(chosen) + 1 :]:
         seconds, fewer = (examples / one.examples_per_second for one in (chosen, larger))
         if seconds > max(MOMENT, SLOWER * fewer) and examples / larger.batch_size >= FEW_STEPS:
-            chosen, reason = larger, f"smaller ones make the run more than {SLOWER:g} times as long"
+            chosen, reason = larger, f"smaller ones make the run {SLOWER:g} times as long or longer"
     return chosen, reason
 
 
