@@ -419,6 +419,7 @@ def test_a_model_whose_calls_are_never_whole_batches_is_not_compiled(monkeypatch
 
 
 @pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_real_compiler_is_tried() -> None:
     found = compiling.tried_in_child(open_task(classes()), plan(compile=True, batch_size=16), 120.0)
     assert not found.failure
