@@ -189,6 +189,14 @@ def test_nothing_of_this_process_is_changed() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
+def test_it_is_measured_where_nobody_may_wait_for_children() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert outcomes(measured(task(), (8,))) == {8: FITS}
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_it_is_measured_beside_other_threads() -> None:
     done = threading.Event()
     other = threading.Thread(target=done.wait)

@@ -58,8 +58,16 @@ def in_child(work: Callable[[], str], seconds: float) -> Answer:
             for kill in (os.killpg, os.kill):  # a group of its own it has only once it has begun
                 with suppress(ProcessLookupError, PermissionError):
                     kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        status = _wait(child)
     return Answer(b"".join(pieces).decode(), ended, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+
+
+def _wait(child: int) -> int:
+    """Wait for a child's end, and give its status; 0 where the user's process waits for all children, or lets nobody wait."""
+    try:
+        return os.waitpid(child, 0)[1]
+    except ChildProcessError:
+        return 0
 
 
 def _be_child(work: Callable[[], str], writing: int, seconds: float) -> NoReturn:
