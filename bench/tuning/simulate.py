@@ -97,7 +97,7 @@ class Player:
         point = self.nearest(point)
         self.trunks[point] = max(self.trunks[point], share)
         self.extra += COOL * (share < 1)
-        return losses(self.task)[None if share == 1 else share, point].get(self.seed, math.inf)
+        return losses(self.task).get((None if share == 1 else share, point), {}).get(self.seed, math.inf)
 
     def stop(self, point: Point) -> None:
         """Nothing runs."""
@@ -110,7 +110,7 @@ class Player:
     def end(self, point: Point) -> tuple[float, float]:
         """Give the regret of the final run of a candidate, and the price of everything."""
         point = self.nearest(point)
-        loss = losses(self.task)[None, point].get(self.seed, math.inf)
+        loss = losses(self.task).get((None, point), {}).get(self.seed, math.inf)
         price = sum(self.trunks.values()) + self.extra + 1.0 - self.trunks.get(point, 0.0)
         return min(WORST, max(loss, floor(self.task)) / oracle(self.task)), price
 
@@ -144,7 +144,9 @@ def raced(price: float, *rules: str) -> Strategy:
 
     def play(player: Player) -> Point:
         known = [rule for rule in rules or priors.RULES if rates(player.task, rule)]
-        lines = [Line(rule, priors.usual_rate(rule, player.steps)) for rule in known]
+        lines = [
+            Line(rule, priors.usual_rate(rule, player.steps), timescales=priors.OTHER_TIMESCALES) for rule in known
+        ]
         course = race.course_for(price, lines=len(lines))
         usual = lines[0].point(0)
         return usual if course is None else race.race(player, lines, course, price) or usual

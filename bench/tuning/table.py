@@ -190,8 +190,12 @@ def file_of(task: str) -> Path:
 
 
 def read(task: str) -> list[dict[str, Any]]:
-    """Give the lines of a task; a last one that was cut off is dropped."""
-    file = file_of(task)
+    """Give the lines of a task."""
+    return read_lines(file_of(task))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Give the lines of a file, none where there is no file; a last one that was cut off is dropped."""
     if not file.is_file():
         return []
     lines = list[dict[str, Any]]()

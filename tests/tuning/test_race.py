@@ -81,7 +81,7 @@ def test_a_candidate_that_diverges_later_does_not_win():
 def test_where_all_diverge_a_lower_rate_is_tried_and_then_none_wins():
     track = Track(lambda point, share: math.inf)
     assert race(track, usual(0.02), COURSES[-1], 20.0) is None
-    assert min(track.at).rate < 0.005
+    assert min(point.rate for point in track.at) < 0.005
     lower = Track(lambda point, share: point.rate if point.rate < 0.004 else math.inf)
     assert race(lower, usual(0.02), COURSES[-1], 20.0) == min(lower.at, key=lambda point: point.rate)
 
@@ -140,3 +140,16 @@ def test_a_race_of_a_few_steps_costs_no_more_than_its_price_either(steps, price,
 def test_of_equal_scores_the_earlier_ones_decide():
     saturated = Track(lambda point, share: 0.0 if share == 1 else abs(math.log(point.rate / 0.05)))
     assert race(saturated, usual(0.02), COURSES[2], 4.0) == at(0.0434)
+
+
+def test_where_the_price_pays_for_it_the_best_is_tried_with_other_decays_and_the_best_of_those_wins():
+    lines = [Line("muon", 0.02, timescales=(None, 1.0)), Line("adamw", 0.02)]
+    course = COURSES[-1]
+
+    def score(point, share):
+        return abs(math.log(point.rate / 0.0201)) + (point.timescale is not None)
+
+    assert race(Track(score), lines, course, course.price) == at(0.02)
+    track = Track(score)
+    assert race(track, lines, course, course.price + 2) == at(0.02)._replace(timescale=None)
+    assert at(0.02)._replace(timescale=1.0) in track.at

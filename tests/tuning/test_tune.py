@@ -47,7 +47,9 @@ def test_every_knob_that_was_chosen_carries_its_evidence():
     sources = {knob: plan.why(knob).source for knob in plan.evidence}
     assert sources["learning_rate"] == "searched"
     assert sources["batch_size"] == "measured"
-    assert sources["weight_decay"] == sources["schedule"] == sources["rule"] == "derived"
+    assert sources["schedule"] == "derived"
+    assert sources["rule"] in ("derived", "searched")
+    assert sources["weight_decay"] in ("derived", "searched")
     assert sources["steps"] == sources["seed"] == "given"
     assert sources["clip_norm"] == "default"
     chosen = [name for name in plan.to_dict() if getattr(plan, name, None) != getattr(tw.Plan(), name, None)]

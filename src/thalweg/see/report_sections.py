@@ -37,6 +37,7 @@ TEST_NAMES = {  # names in `Diagnosis.not_measured`, for people
 }
 FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "rules": "rule",
+    "weight_decays": "weight decay",
     "learning_rates": "learning rate",
     "seeds": "seed",
     "scores": "score (lower is better)",

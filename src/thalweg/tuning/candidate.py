@@ -25,6 +25,7 @@ from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
 from thalweg.tuning.candidate_files import CandidateFiles
 from thalweg.tuning.outcome import Outcome
+from thalweg.tuning.priors import TIMESCALE
 from thalweg.tuning.race import COOL, FEWEST, Point, step_at
 from thalweg.tuning.search import Search, can_be_copied, some_descent
 from thalweg.tuning.workers import Workers, most_workers
@@ -287,7 +288,8 @@ class Candidates:
         self.scores.append(Scored(point, at, score))
         shown = outcome.reason or f"{criterion} {outcome.value:.4g}"
         how = f"trained all {at:,} steps" if at == plan.steps else f"cooled down after {at:,} of {plan.steps:,} steps"
-        self._say(f"learning rate {point.rate:.3g} by {plan.rule}, {how}: {shown}{kept}")
+        decay = "" if point.timescale == TIMESCALE else f", weight decay {plan.weight_decay:.3g}"
+        self._say(f"learning rate {point.rate:.3g} by {plan.rule}{decay}, {how}: {shown}{kept}")
         return score
 
     def _judged(self, outcome: Outcome) -> Outcome:

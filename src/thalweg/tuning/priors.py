@@ -15,6 +15,7 @@ from thalweg.rules.plain_form import PlainForm
 from thalweg.schedule import Schedule
 
 TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
+OTHER_TIMESCALES = (None, 1.0, 0.1)  # tried after the rate; None: no decay
 MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, at most
 SHORT_RUN, SHORT_RUN_RATE = 1000, 0.0226  # steps, and the rate of AdamW that serves most runs of no more than these
@@ -137,6 +138,17 @@ def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule
     return shapes.linear(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
 
 
+def has_timescale(rule: str, chosen: Mapping[str, Any]) -> bool:
+    """Tell whether a rule's decay shrinks weights by rate x decay a step: it is decoupled, and the rate is known beforehand.
+
+    >>> has_timescale("adamw", {}), has_timescale("adam", {}), has_timescale("prodigy", {})
+    (True, False, False)
+    """
+    definition = rules.get(rule)
+    known = {name: value for name, value in chosen.items() if name in definition.constants}
+    return not definition.couples(definition.complete(known)) and not definition.finds_rate
+
+
 def weight_decay(
     rule: str,
     learning_rate: float,
@@ -166,7 +178,7 @@ def weight_decay(
             "default", "AdamW's usual constant, as the rate that it works with is found only in training"
         )
     if timescale is None:
-        return 0.0, Evidence("searched", "none: the best of the candidates has no decay")
+        return 0.0, Evidence("searched", "none: of candidates at the same rate the one without decay was the best")
     wanted = 1.0 / (learning_rate * timescale * steps)
     stated = f"1 / (rate {learning_rate:.3g} x {timescale:g} x {steps} steps)"
     reason = f"{stated}: weights forget over {timescale:.0%} of the run (arXiv:2405.13698)"

@@ -29,11 +29,12 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The rates of one rule: the usual one, and by which factor neighbours differ."""
+    """The rates of one rule: the usual one, by which factor neighbours differ; and other timescales of decay than the usual."""
 
     rule: str
     usual: float
     spacing: float = SPACING
+    timescales: tuple[float | None, ...] = ()
 
     def point(self, place: float) -> Point:
         """Give the point so many neighbours above the usual rate."""
@@ -84,7 +85,7 @@ COURSES = (
     Course(((1, 3),), (Stage(0.1, 2), Stage(0.35, 1))),
     Course(((1, 2),), (Stage(0.1, 3), Stage(1.0, 1, 0.0))),
     Course(((1, 2), (0, 0)), (Stage(0.2, 3), Stage(1.0, 1, 0.0))),
-    Course(((2, 3), (2, 3)), (Stage(0.1, 8), Stage(1.0, 1, 0.0))),
+    Course(((1, 3), (0, 1)), (Stage(0.1, 5), Stage(1.0, 1, 0.0))),
 )
 """From the cheapest on. A race never costs more than the price it is given."""
 
@@ -127,8 +128,8 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
     """Give the point that wins; None where none of them trains.
 
     What the price pays for beyond the course is spent on candidates beyond the edge of a line, as long as the best one lies
-    there, and, where candidates are trained to the end, on two between the best and its neighbours. Where none trains, lower
-    rates are tried whatever they cost.
+    there, and, where candidates are trained to the end, on the best with other decays and on rates between it and its
+    neighbours. Where none trains, lower rates are tried whatever they cost.
 
     Arguments:
         track: gives the scores.
@@ -188,12 +189,14 @@ def _beyond_the_edge(
 
 
 def _beside_the_best(scores: Mapping[Point, float], lines: Sequence[Line]) -> Iterator[Point]:
-    """Give two points, between the best and its neighbours on both sides."""
+    """Give the best with other timescales of decay, and then two points between the best of all and its neighbours in rate."""
     best = _ranked(scores, lines)[0]
     if math.isinf(scores[best]):
         return
-    spacing = next(line.spacing for line in lines if line.rule == best.rule)
-    yield from (best._replace(rate=_rounded(best.rate * spacing**half)) for half in (0.5, -0.5))
+    line = next(line for line in lines if line.rule == best.rule)
+    yield from (best._replace(timescale=timescale) for timescale in line.timescales)
+    best = _ranked(scores, lines)[0]
+    yield from (best._replace(rate=_rounded(best.rate * line.spacing**half)) for half in (0.5, -0.5))
 
 
 def _ranked(

@@ -209,11 +209,15 @@ def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
 def lines(plan: Plan, request: Request) -> list[Line]:
     """Give the rules to choose among, the plan's own first, with their usual rates."""
     others = [] if {"rule", "constants"} & {*request.fixed} else [one for one in priors.RULES if one != plan.rule]
+    return [_line(rule, plan, request) for rule in (plan.rule, *others)]
+
+
+def _line(rule: str, plan: Plan, request: Request) -> Line:
     # A rate that scales with the loss may be anywhere.
-    return [
-        Line(rule, priors.usual_rate(rule, plan.steps), SPACING if priors.is_adaptive(rule) else SPACING**2)
-        for rule in (plan.rule, *others)
-    ]
+    spacing = SPACING if priors.is_adaptive(rule) else SPACING**2
+    has_timescale = "weight_decay" not in request.fixed and priors.has_timescale(rule, plan.constants)
+    timescales = priors.OTHER_TIMESCALES if has_timescale else ()
+    return Line(rule, priors.usual_rate(rule, plan.steps), spacing, timescales)
 
 
 def with_learning_rate(
@@ -260,6 +264,16 @@ def with_learning_rate(
     choices: dict[str, Choice] = {"learning_rate": (won.rate, why)}
     if len({one.point.rule for one in track.scores}) > 1:
         choices["rule"] = won.rule, Evidence("searched", "that of the best candidate: see the learning rate")
+    decays = [
+        one for one in track.scores if one.point._replace(timescale=won.timescale) == won and one.steps == plan.steps
+    ]
+    if len(decays) > 1:
+        figures = {
+            "weight_decays": [plan_for(one.point).weight_decay for one in decays],
+            "scores": [float(f"{one.score:.5g}") for one in decays],
+        }
+        reason = "the best of those tried at this learning rate, trained to the end"
+        choices["weight_decay"] = candidate.weight_decay, Evidence("searched", reason, figures)
     chosen = with_choices(candidate, choices)
     if search is not None:
         search.win(candidate, chosen)
@@ -271,8 +285,8 @@ def _evidence(
 ) -> Evidence:
     """Say how a learning rate was found; `rest` are the steps that remain, `doubtful` what the search could not tell."""
     assert plan.steps is not None
-    task, scores = problem.task, track.scores
-    points, last = {one.point for one in scores}, max(one.steps for one in scores)
+    task, points, last = problem.task, {one.point for one in track.scores}, max(one.steps for one in track.scores)
+    scores = [one for one in track.scores if one.point.timescale == priors.TIMESCALE]  # the others tell of the decay
     figures: dict[str, Any] = {
         "learning_rates": [one.point.rate for one in scores],
         "steps": [one.steps for one in scores],
