@@ -386,7 +386,7 @@ def tuning(result: dict[str, Any]) -> list[str]:
     heads = ["", *(f"{half}: {word}" for half in halves for word in ("mean", "worst", "price"))]
     tasks = [f"{half}: {', '.join(chosen(result['samples'], half=half)[0]['tasks'])}" for half in halves]
     caption = (
-        "Best validation loss over that of the best single rate in hindsight (geometric mean over tasks and three seeds;"
+        "Best validation loss over that of the best candidate in hindsight (geometric mean over tasks and two seeds;"
         f" mean of the worst task), and price in full trainings, the final one included. {'. '.join(tasks)}."
     )
     return [caption, "", *grid(heads, rows)]
