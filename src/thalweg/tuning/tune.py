@@ -306,7 +306,7 @@ def _evidence(
     costs = _cost_of_another(scores, plan)
     if costs is not None:
         figures["cost_of_half"], figures["cost_of_double"] = costs
-        reason += f"; half the rate costs {costs[0]:+.2g} of the score, twice the rate {costs[1]:+.2g}"
+        reason += f"; half the rate costs {100 * costs[0]:+.2g} %, twice the rate {100 * costs[1]:+.2g} %"
     return Evidence("searched", "; ".join([reason, *doubtful]), figures)
 
 
