@@ -65,6 +65,12 @@ bench: $(BENCH_READY) ## measure everything and write the tables of bench/README
 bench-step: $(BENCH_READY) ## one step of an optimiser against PyTorch's
 	$(BIN)/python bench/run.py step
 
+bench-tune: $(BENCH_READY) ## what the search chooses, against 200 random trials and peers; hours, stages resume
+	OMP_NUM_THREADS=1 $(BIN)/python bench/tuning/oracle.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/tuning/peers.py
+	$(BIN)/python bench/tuning/summary.py --write
+	$(BIN)/python bench/tables.py
+
 bench-resume: $(BENCH_READY) ## restart time and bytes of a checkpoint
 	$(BIN)/python bench/run.py resume
 
@@ -74,4 +80,4 @@ bench-check: $(READY) ## fail where bench/README.md differs from the raw figures
 clean: ## remove what the other targets made
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test test-all lint format tables docs bench bench-step bench-resume bench-check clean
+.PHONY: help setup demo test test-all lint format tables docs bench bench-step bench-tune bench-resume bench-check clean

@@ -392,6 +392,28 @@ def tuning(result: dict[str, Any]) -> list[str]:
     return [caption, "", *grid(heads, rows)]
 
 
+def peers(result: dict[str, Any]) -> list[str]:
+    settings = result["settings"]
+    rows = [
+        [
+            bold(s["method"]),
+            f"{s['mean']:.2f}",
+            f"{s['worst']:.2f} ({s['task']})",
+            f"{s['worth']:.0f}",
+            f"{s['profile']:.2f}",
+            f"{s['units']:.1f}",
+            f"{s['seconds']:.1f}",
+        ]
+        for s in result["samples"]
+    ]
+    heads = ["", "over the oracle", "worst task", "worth, random trials", "profile", "U", "CPU seconds"]
+    caption = (
+        f"Best validation loss of what a method ends with, over the oracle of 200 random trials (geometric mean over tasks, mean of"
+        f" {settings['seeds']} seeds each), and its price. Tasks: {', '.join(settings['tasks'])}."
+    )
+    return [caption, "", *grid(heads, rows)]
+
+
 # Parts of tables
 
 
@@ -433,6 +455,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "learning": learning,
     "holdout": holdout,
     "tuning": tuning,
+    "peers": peers,
 }
 
 

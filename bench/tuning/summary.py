@@ -1,0 +1,110 @@
+"""Put what `peers.py` and `oracle.py` measured into one table: `python bench/tuning/summary.py --write`.
+
+A method's loss on a task is its mean over seeds, over the oracle's: the best mean over fresh seeds of the best five of 200 random
+trials. "Worth" is how many random trials one needs on average for a loss as low. The profile is AlgoPerf's: the share of tasks on
+which a method is within a factor of the best method's loss, averaged over factors from 1 to 4 (here of losses, at its own price).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import machine
+from tuning import oracle, peers
+from tuning.suite import HELD_OUT, SUITE
+from tuning.table import RAW, read_lines
+
+WORST = 10.0  # a ratio counts no more
+FACTORS = [1 + 3 * k / 60 for k in range(61)]
+
+
+def means(task: str, seeds: int) -> dict[str, dict[str, float]]:
+    """Give each method's mean loss, price and seconds over seeds, of those that ran all of them."""
+    by_method = dict[str, list[dict[str, Any]]]()
+    for line in read_lines(peers.file_of(task)):
+        if line["seed"] < seeds:
+            by_method.setdefault(line["method"], []).append(line)
+    return {
+        method: {
+            "loss": statistics.fmean(math.inf if line["loss"] is None else line["loss"] for line in lines),
+            "units": statistics.fmean(line["units"] for line in lines),
+            "seconds": statistics.fmean(line["cpu_seconds"] for line in lines),
+        }
+        for method, lines in by_method.items()
+        if len(lines) == seeds
+    }
+
+
+def worth(task: str, loss: float) -> float:
+    """Give how many random trials one makes on average until one is as good; all of them and one more where none is."""
+    trials = oracle.trials(task)
+    as_good = sum(trial <= loss for trial in trials)
+    return (len(trials) + 1) / (as_good + 1)
+
+
+def profile(losses: dict[str, dict[str, float]], method: str) -> float:
+    """Give the share of tasks within a factor of the best method's loss, averaged over factors from 1 to 4."""
+    ratios = [min(WORST, by[method] / min(by.values())) for by in losses.values()]
+    return statistics.fmean(statistics.fmean(ratio <= factor + 1e-9 for ratio in ratios) for factor in FACTORS)
+
+
+def rows(tasks: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """Give a row for each method that ran on all of the tasks."""
+    found = {task: means(task, seeds) for task in tasks}
+    methods = [method for method in peers.METHODS if all(method in by for by in found.values())]
+    losses = {task: {method: by[method]["loss"] for method in methods} for task, by in found.items()}
+    made = list[dict[str, Any]]()
+    for method in methods:
+        ratios = {task: min(WORST, losses[task][method] / (oracle.oracle(task) or math.nan)) for task in tasks}
+        worst = max(ratios, key=ratios.__getitem__)
+        made.append(
+            {
+                "method": method,
+                "mean": math.exp(statistics.fmean(map(math.log, ratios.values()))),
+                "worst": ratios[worst],
+                "task": worst,
+                "worth": statistics.median(worth(task, losses[task][method]) for task in tasks),
+                "profile": profile(losses, method),
+                "units": statistics.fmean(found[task][method]["units"] for task in tasks),
+                "seconds": statistics.fmean(found[task][method]["seconds"] for task in tasks),
+            }
+        )
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="keep the rows in bench/raw/peers.json, for the README")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    tasks = [task for task in SUITE if oracle.oracle(task) is not None and means(task, options.seeds)]
+    made = rows(tasks, options.seeds)
+    print(f"{', '.join(tasks)}; {options.seeds} seeds")
+    for row in made:
+        print(
+            f"{row['method']:36} {row['mean']:6.3f} worst {row['worst']:5.2f} ({row['task']}) worth {row['worth']:5.1f}"
+            f" profile {row['profile']:.3f} {row['units']:5.2f} U {row['seconds']:6.1f} s"
+        )
+    if options.write:
+        whole: dict[str, Any] = {
+            "benchmark": "peers",
+            "machine": machine.facts(("torch", "optuna")),
+            "settings": {"seeds": options.seeds, "tasks": tasks, "held_out": [t for t in tasks if t in HELD_OUT]},
+            "provisional": False,
+            "seconds": 0,
+            "samples": made,
+        }
+        (RAW.parent / "peers.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
