@@ -408,8 +408,8 @@ def peers(result: dict[str, Any]) -> list[str]:
     ]
     heads = ["", "over the oracle", "worst task", "worth, random trials", "profile", "U", "CPU seconds"]
     caption = (
-        f"Best validation loss of what a method ends with, over the oracle of 200 random trials (geometric mean over tasks, mean of"
-        f" {settings['seeds']} seeds each), and its price. Tasks: {', '.join(settings['tasks'])}."
+        f"Best validation loss of what a method ends with, over the oracle of 200 random trials (geometric mean over tasks, mean"
+        f" of {settings['seeds']} seeds each), and its price. Tasks: {', '.join(settings['tasks'])}."
     )
     return [caption, "", *grid(heads, rows)]
 
