@@ -96,6 +96,8 @@ def _make_absolute(options: argparse.Namespace) -> None:
     """Make the paths that are given absolute, before a task's file runs, which may change the working directory."""
     if "://" not in (getattr(options, "storage", None) or "://"):
         options.storage = os.path.abspath(os.path.expanduser(options.storage))
+    if "://" not in (getattr(options, "join", None) or "://"):
+        options.join = os.path.abspath(os.path.expanduser(options.join))
     for name in ("folder", "out", "plan"):
         if getattr(options, name, None):
             setattr(options, name, str(as_path(getattr(options, name), f"the argument {name}", "runs/mine", RunError)))
@@ -156,6 +158,11 @@ def _add_tune(verbs: Any) -> None:
     _add_search(tune)
     _add_rule(tune)
     tune.add_argument("--out", help="file to write the plan to, such as plan.toml")
+    tune.add_argument(
+        "--join",
+        metavar="STORAGE/STUDY",
+        help="take part in a search that was begun with --storage, by what is asked for there",
+    )
     _add_quiet(tune)
     _add_device_and_seed(tune)
     _describe_knobs(tune)
@@ -498,6 +505,10 @@ def _budget(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     raise PlanError("No budget is given. Say how long to train: --epochs 20, --steps 2000 or --seconds 60.")
 
 
+def _is_budgeted(options: argparse.Namespace) -> bool:
+    return any(getattr(options, name) is not None for name in BUDGETS)
+
+
 def _run_folder(options: argparse.Namespace, task: Task) -> Path:
     """Give the run's folder: the one named, else the first free one of runs/NAME, runs/NAME-2, …"""
     if options.out:
@@ -559,7 +570,7 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     task = open_task(options.task, task_words, options.command_options)
     plan = verbs.tune(
         task,
-        **_budget(options, task),
+        **(_budget(options, task) if options.join is None or _is_budgeted(options) else {}),
         effort=_effort(options.effort),
         fixed=read_knobs(_with_rule(options, options.knobs)),
         seed=options.seed or 0,
@@ -567,6 +578,7 @@ def run_tune(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         out=options.out,
         storage=options.storage,
         study=options.study,
+        join=options.join,
         say=(lambda _: None) if options.quiet else (lambda text: tell(f"# {text}", sys.stderr)),
     )
     if options.out:

@@ -191,6 +191,8 @@ def _choose(
         else:
             show.say(f"The search goes on: {format_count(search.known, 'score')} of its candidates kept.")
         show.say(str(begun.cost))
+        if search.sharing is not None and search.study is not None:
+            show.say(f"Other processes and machines take part with: thalweg tune TASK --join {search.study.address}")
         anew, price = not show.callbacks.is_empty, begun.cost.trainings  # callbacks see every step
         chosen = complete_plan(problem, request, begun.start, price, show.say, anew=anew, search=search)
     return problem, chosen, found
@@ -288,6 +290,7 @@ def tune(
     out: str | os.PathLike[str] | None = None,
     storage: str | os.PathLike[str] | None = None,
     study: str | None = None,
+    join: str | None = None,
     progress: bool | Progress | None = None,
     say: Say | None = None,
 ) -> Plan:
@@ -296,12 +299,20 @@ def tune(
     Beside the plan's file the search is kept, in `plan.study.sqlite` and, until it is over, `plan.candidates`: the same call goes
     on with one that was stopped.
 
+    `join`, "STORAGE/STUDY", takes part in a search that another process has begun with `storage=`, on this machine or another:
+    they divide the candidates among them and come to the same plan. What is asked for is then the study's: budget, effort, seed
+    and fixed knobs are not given.
+
     Arguments and errors as for `fit`; RunError where `out` is a run's plan or cannot be written.
     """
     from thalweg.descent.process_state import interruptible, without_inference_mode
-    from thalweg.tuning.search import kept_beside
+    from thalweg.tuning.search import joined_request, kept_beside
 
     request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study, memory)
+    if join is not None:
+        if {epochs, steps, seconds, storage, study} != {None} or fixed:
+            raise ArgumentError("Whoever joins a search takes what is asked for from its study. Give `join` alone.")
+        request = joined_request(join, checked_task(task).mode, device)
     request.check_budget()
     show = _Shown(progress, say)
     path = None if out is None else _plan_file(out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,15 +20,16 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.suspended import Suspended, TapedHistory
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import CheckpointError, DivergedError, Interrupted
+from thalweg.errors import CheckpointError, DivergedError, Interrupted, StudyError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.schedule import Schedule
 from thalweg.tuning.candidate_files import CandidateFiles
-from thalweg.tuning.outcome import Outcome
+from thalweg.tuning.outcome import Outcome, plan_sum
 from thalweg.tuning.priors import TIMESCALE
 from thalweg.tuning.race import COOL, FEWEST, Point, step_at
 from thalweg.tuning.search import Search, can_be_copied, some_descent
+from thalweg.tuning.sharing import WAIT_SECONDS, Sharing
 from thalweg.tuning.workers import Workers, most_workers
 
 SAVE_SECONDS = 60.0  # between two saves of a candidate that goes on
@@ -216,16 +218,69 @@ class Candidates:
         return sum(self._paid.values())
 
     def expect(self, points: Sequence[Point], share: float) -> None:
-        """Find these scores at once, by workers, where there is more than one to find and that pays."""
-        steps = {point: step_at(share, self._plan(point).steps or 0) for point in points}
-        left = [point for point in points if self._search.outcome(self._plan(point), steps[point]) is None]
+        """Find these scores at once, by workers, where there is more than one to find and that pays; with others, all of them."""
+        if self._search.sharing is None:
+            self._train_at_once(points, share)
+            return
+        try:
+            self._share(self._search.sharing, points, share)
+        except StudyError as error:
+            self._search.sharing = None
+            self._say(f"warning: {error} The search is not shared with others any more, and goes on alone.")
+
+    def _share(self, sharing: Sharing, points: Sequence[Point], share: float) -> None:
+        """Find these scores together with whoever else searches: each trains what it has claimed, first what it has begun."""
+        self._search.refresh()
+        while left := self._unknown(points, share):
+            plan = self._plan(left[0])
+            most = self._most_at_once(plan, self._seconds(plan, share)) if len(left) > 1 else 1
+            left.sort(key=lambda point: not self._is_here(point))  # stable: else as they are asked for
+            mine = {plan_sum(self._plan(point)): point for point in left}
+            claimed = sharing.claim([self._plan(point) for point in left], step_at(share, plan.steps or 0), most)
+            taken = [mine[plan_sum(one)] for one in claimed]
+            self._search.refresh()
+            if taken:
+                self._train_at_once(taken, share)
+                for point in self._unknown(taken, share):
+                    self._train(point, share)
+            else:
+                time.sleep(WAIT_SECONDS)
+            self._search.refresh()
+
+    def _unknown(self, points: Sequence[Point], share: float) -> list[Point]:
+        plans = [(point, self._plan(point)) for point in points]
+        return [p for p, plan in plans if self._search.outcome(plan, step_at(share, plan.steps or 0)) is None]
+
+    def _is_here(self, point: Point) -> bool:
+        """Whether this process has trained a candidate so far."""
+        return point in self._running or (self._search.files is not None and self._search.files.has(self._plan(point)))
+
+    def _seconds(self, plan: Plan, share: float) -> float:
+        """Give about how long it takes to take a candidate from its start to a share of the run, and to judge it."""
+        return self._search.seconds_per_step * (step_at(share, plan.steps or 0) + COOL * (plan.steps or 0))
+
+    def _most_at_once(self, plan: Plan, seconds: float) -> int:
+        return self._workers(plan) if seconds >= WORTHWHILE else 1
+
+    def _train(self, point: Point, share: float) -> Outcome:
+        """Take a candidate on in this process, and record what it is worth."""
+        plan = self._plan(point)
+        self._search.enter(plan)
+        outcome = self._candidate(point).judge(step_at(share, plan.steps or 0))
+        self._search.add(plan, outcome)
+        return self._search.outcome(plan, outcome.step) or outcome
+
+    def _train_at_once(self, points: Sequence[Point], share: float) -> None:
+        """Find those of these scores that are not known, by workers, where there is more than one to find and that pays."""
+        left = self._unknown(points, share)
         if len(left) < 2:
             return
         plan = self._plan(left[0])
-        seconds = self._search.seconds_per_step * (steps[left[0]] + COOL * (plan.steps or 0))
-        at_once = min(len(left), self._workers(plan, seconds)) if seconds >= WORTHWHILE else 1
+        seconds = self._seconds(plan, share)
+        at_once = min(len(left), self._most_at_once(plan, seconds))
         if at_once < 2:
             return
+        steps = {point: step_at(share, self._plan(point).steps or 0) for point in left}
 
         def work(point: Point, alive: Callable[[], None]) -> dict[str, Any]:
             return self._new(point, alive).judge(steps[point])._asdict()
@@ -245,13 +300,19 @@ class Candidates:
         for point in left:
             self._search.enter(self._plan(point))
             self._running.pop(point, None)  # its worker goes on from its file
-        workers = Workers(at_once, seconds, lost)
+        workers = Workers(at_once, seconds, lost, self._keep_up)
         workers.do([partial(work, point) for point in left], done)
         if not workers.serve:
             self._at_once = 1
             self._say("warning: Processes of their own do not serve here; candidates are trained one after the other.")
 
-    def _workers(self, plan: Plan, seconds: float) -> int:
+    def _keep_up(self) -> None:
+        """Let others know that this process is still at what it has claimed."""
+        if self._search.sharing is not None:
+            with suppress(StudyError):  # it is told where an outcome is to be written
+                self._search.sharing.keep_up()
+
+    def _workers(self, plan: Plan) -> int:
         """Give how many candidates may be trained at once; the first time it is asked, that is said."""
         if self._at_once is None:
             self._at_once, why = most_workers(self._problem, plan)
@@ -273,12 +334,12 @@ class Candidates:
         plan, task = self._plan(point), self._problem.task
         assert plan.steps is not None
         at = step_at(share, plan.steps)
+        if self._search.sharing is not None:
+            self.expect([point], share)
         outcome = self._search.outcome(plan, at)
         kept = ""
         if outcome is None:
-            self._search.enter(plan)
-            outcome = self._candidate(point).judge(at)
-            self._search.add(plan, outcome)
+            outcome = self._train(point, share)
         elif self._search.was_known(plan, at):
             kept, self.seconds_before = " (kept)", self.seconds_before + outcome.seconds
         outcome = self._judged(outcome)
@@ -320,10 +381,10 @@ class Candidates:
             self._running[point] = self._new(point)
         return self._running[point]
 
-    def _new(self, point: Point, alive: Callable[[], None] = lambda: None) -> Candidate:
+    def _new(self, point: Point, alive: Callable[[], None] | None = None) -> Candidate:
         """Give a candidate where its file says that it stands, else at its start."""
         plan = self._plan(point)
-        candidate = Candidate(self._problem, plan, self._search.files, alive, self._say)
+        candidate = Candidate(self._problem, plan, self._search.files, alive or self._keep_up, self._say)
         if (last := self._search.trial(plan).last) is not None:  # its cool-downs are paid for too
             candidate.steps_paid = max(candidate.steps_paid, last.steps_paid)
         return candidate

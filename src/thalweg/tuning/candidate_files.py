@@ -42,6 +42,10 @@ class CandidateFiles:
             return Suspended.from_state(state["candidate"], plan), state["paid"]["steps"]
         return None
 
+    def has(self, plan: Plan) -> bool:
+        """Whether there is a state of a plan's candidate."""
+        return self._of(plan).is_dir()
+
     def remove(self, plan: Plan) -> None:
         """Remove the state of a plan's candidate, where there is one."""
         checkpoint.remove(self._of(plan))

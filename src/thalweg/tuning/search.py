@@ -21,7 +21,7 @@ from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
 from thalweg.descent.surroundings import differences, surroundings
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import RunError, StudyError
+from thalweg.errors import ArgumentError, RunError, StudyError
 from thalweg.records import checkpoint, file_lock, json_values
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
@@ -29,6 +29,7 @@ from thalweg.records.run_folder import CANDIDATES, STUDY
 from thalweg.records.run_inputs import TaskSums, in_words
 from thalweg.tuning.candidate_files import CandidateFiles
 from thalweg.tuning.outcome import Outcome, Trial, plan_sum
+from thalweg.tuning.sharing import Sharing
 from thalweg.tuning.study import Study
 
 Say = Callable[[str], None]
@@ -54,6 +55,7 @@ class Search:
         self, study: Study | None = None, files: CandidateFiles | None = None, say: Say = lambda _: None
     ) -> None:
         self.study, self.files, self.record = study, files, dict[str, Any]()
+        self.sharing: Sharing | None = None
         self._scratch: TemporaryDirectory[str] | None = None
         self._say = say
         self._trials: dict[str, Trial] = {} if study is None else study.read_trials()
@@ -97,6 +99,13 @@ class Search:
         """Give what a candidate is known to be worth after some steps; None where that is not known."""
         return self.trial(plan).outcomes.get(step)
 
+    def refresh(self) -> None:
+        """Read what others who share the search have found. Raises StudyError."""
+        if self.study is not None:
+            for run, trial in self.study.read_trials().items():
+                known = self._trials.setdefault(run, trial)
+                known.outcomes = {**trial.outcomes, **known.outcomes}
+
     def enter(self, plan: Plan) -> None:
         """Record that a candidate is about to be trained."""
         trial = self.trial(plan)
@@ -104,8 +113,13 @@ class Search:
             self._write(plan)
 
     def add(self, plan: Plan, outcome: Outcome) -> None:
-        """Record what a candidate was found to be worth."""
+        """Record what a candidate was found to be worth; where others share the search, what was recorded first counts."""
         trial = self.trial(plan)
+        if self.sharing is not None:
+            with suppress(StudyError):  # it is told where the outcome is written
+                self.refresh()
+            if outcome.step in trial.outcomes:
+                return
         trial.outcomes[outcome.step] = outcome
         trial.state = "running"
         self._write(plan)
@@ -221,7 +235,8 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
     storage = request.storage or (place and str(place.study))
     if storage is None:
         return Search()
-    study = Study(storage, request.study or study_name(problem.task.name, request), problem.task.mode)
+    name = request.study or study_name(problem.task.name, request)
+    study = Study(storage, name, problem.task.mode)
     record, asked = study.read_search(), _asked(request)
     with as_found(problem.task):
         descent = some_descent(problem, request.seed)
@@ -239,6 +254,7 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
             f" storage."
         )
     files = None if place is None or not is_whole else CandidateFiles(place.candidates)
+    sharing = None if request.storage is None else Sharing(study)
     if record is None or found:
         if found:
             say(f"The search begins anew, as its task has changed since it was stopped: {in_words(found)}.")
@@ -246,13 +262,37 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
         if files is not None:
             files.clear()  # of another search
         search = Search(study, files, say)
+        search.sharing = sharing
         search.record |= {"task": here.to_dict(), "request": asked, "process": surroundings(problem.device)}
         return search
     if changed := differences(record["process"], surroundings(problem.device)):
         say(f"warning: The search goes on in a process unlike the one it was begun in: {'; '.join(changed)}.")
     search = Search(study, files, say)
     search.record |= record
+    search.sharing = sharing
     return search
+
+
+def joined_request(address: str, mode: str, device: str) -> Request:
+    """Give what is asked of the search of a study, "STORAGE/STUDY", that another process has begun.
+
+    Raises StudyError where there is none, or it has not begun; ArgumentError where the address is none.
+    """
+    storage, slash, name = address.rpartition("/")
+    if not slash or not storage.strip() or not name.strip():
+        raise ArgumentError(
+            f"`join` is {address!r:.200}. Give the storage and the study as the search says it, such as"
+            f" 'postgresql://host/db/digits-1a2b3c4d'."
+        )
+    asked = Request(storage=storage, study=name)
+    study = Study(str(asked.storage), name, mode, is_there=True)
+    record = study.read_search()
+    study.close()
+    if record is None:
+        raise StudyError(
+            f"The search of the study '{name}' has not begun yet: its task is still checked. Join it later."
+        )
+    return Request.from_dict({**record["request"], "device": device, "storage": asked.storage, "study": name})
 
 
 def some_descent(problem: Problem, seed: int) -> Descent:

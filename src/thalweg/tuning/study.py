@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from thalweg.errors import StudyError, error_text
+from thalweg.errors import StudyError, error_text, nearest
 from thalweg.records import files, sealed_json
 from thalweg.records.paths import typed
 from thalweg.records.plan import Plan
@@ -30,7 +30,7 @@ FORMAT = 1
 
 
 class _Written(NamedTuple):
-    """A trial of the study: its id, whether it is over, and the steps whose values were reported."""
+    """A trial of the study: its id, whether it is over, and the steps of the outcomes that are written."""
 
     id: int
     is_over: bool
@@ -44,14 +44,20 @@ class Study:
         storage: the path of an SQLite file, made where it is missing; or a URL as SQLAlchemy takes them.
         name: of the study, made where it is missing.
         mode: "min" or "max" of the criterion.
+        is_there: refuse a study that is not there yet.
 
     Raises StudyError where the database cannot be reached or written, before anything is spent.
     """
 
-    def __init__(self, storage: str, name: str, mode: str) -> None:
+    def __init__(self, storage: str, name: str, mode: str, *, is_there: bool = False) -> None:
         self.storage, self.name, self._mode = storage, name, mode
         with self._naming_failures():
             self._storage = _open(storage)
+            if is_there and name not in (names := [one.study_name for one in self._storage.get_all_studies()]):
+                raise StudyError(
+                    f"There is no study '{name}' in {shown(storage)}.{nearest(name, names)} Give STORAGE/STUDY as the search that"
+                    f" is to be joined says it."
+                )
             self._id = _study_id(self._storage, name, mode)
         self._written = dict[str, _Written]()
 
@@ -99,27 +105,58 @@ class Study:
                 run, record = one.user_attrs.get("run"), one.user_attrs.get("record")
                 if not isinstance(run, str):
                     continue
-                self._written[run] = _written(one)
                 with suppress(ValueError, TypeError, AttributeError, LookupError):
                     found[run] = Trial.from_dict(sealed_json.load(str(record)))
+                steps = {*one.intermediate_values, *(found[run].outcomes if run in found else ())}
+                self._written[run] = _Written(_id(one), one.state.is_finished(), frozenset(steps))
         return found
+
+    def read_claims(self) -> dict[str, dict[str, Any]]:
+        """Read who is at which candidate, by the sums of their plans."""
+        with self._naming_failures():
+            trials = self._storage.get_all_trials(self._id, deepcopy=False)
+            claims = {one.user_attrs.get("run"): one.user_attrs.get("claim") for one in trials}
+        return {run: claim for run, claim in claims.items() if isinstance(run, str) and isinstance(claim, dict)}
+
+    def write_claim(self, plan: Plan, claim: Mapping[str, Any]) -> None:
+        """Write who is at a candidate."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with self._naming_failures():
+            with suppress(UpdateFinishedTrialError):  # somebody else is done with it
+                self._storage.set_trial_user_attr(self._find(plan).id, "claim", dict(claim))
 
     def write(self, plan: Plan, trial: Trial) -> None:
         """Write all that is known of a candidate; what is written already is not written again."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         with self._naming_failures():
-            run = plan_sum(plan)
-            known = self._written.get(run)
-            if known is None or known.is_over:  # a trial that is over takes nothing more
-                known = self._add(plan, run)
-            self._storage.set_trial_user_attr(known.id, "record", sealed_json.dump(trial.to_dict()))
-            news = {step: one.value for step, one in trial.outcomes.items() if step not in known.reported}
-            for step, value in news.items():
-                if math.isfinite(value):
-                    self._storage.set_trial_intermediate_value(known.id, step, value)
-            is_over = trial.state != "running"
-            if is_over:
-                self._end(known.id, plan, trial)
-            self._written[run] = _Written(known.id, is_over, known.reported | {*news})
+            before = self._written.get(plan_sum(plan))
+            if before is not None and before.is_over and before.reported >= trial.outcomes.keys():
+                return
+            try:
+                self._update(self._find(plan), plan, trial)
+            except UpdateFinishedTrialError:  # by somebody else who searches too, and knows the same of it
+                self.read_trials()
+
+    def _find(self, plan: Plan) -> _Written:
+        """Give a candidate's trial, made where there is none that takes anything."""
+        run = plan_sum(plan)
+        if run not in self._written:
+            self.read_trials()  # somebody else may have made it
+        known = self._written.get(run)
+        return self._add(plan, run) if known is None or known.is_over else known
+
+    def _update(self, known: _Written, plan: Plan, trial: Trial) -> None:
+        self._storage.set_trial_user_attr(known.id, "record", sealed_json.dump(trial.to_dict()))
+        news = {step: one.value for step, one in trial.outcomes.items() if step not in known.reported}
+        for step, value in news.items():
+            if math.isfinite(value):
+                self._storage.set_trial_intermediate_value(known.id, step, value)
+        is_over = trial.state != "running"
+        if is_over:
+            self._end(known.id, plan, trial)
+        self._written[plan_sum(plan)] = _Written(known.id, is_over, known.reported | {*news})
 
     def _add(self, plan: Plan, run: str) -> _Written:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -183,9 +220,8 @@ def _attributes(plan: Plan, trial: Trial) -> dict[str, Any]:
     return {**shown, "infeasible": last.reason} if last.reason else shown
 
 
-def _written(trial: FrozenTrial) -> _Written:
-    steps = frozenset(trial.intermediate_values)
-    return _Written(trial._trial_id, trial.state.is_finished(), steps)  # pyright: ignore[reportPrivateUsage]
+def _id(trial: FrozenTrial) -> int:
+    return trial._trial_id  # pyright: ignore[reportPrivateUsage]
 
 
 # The database

@@ -118,10 +118,17 @@ class Workers:
         at_once: how many.
         seconds: that a piece may take, about.
         lost: called with a piece's number, how its worker was lost, and whether it is replaced.
+        meanwhile: called now and then while they work.
     """
 
-    def __init__(self, at_once: int, seconds: float, lost: Callable[[int, str, bool], None]) -> None:
-        self._at_once, self._patience, self._lost = at_once, PATIENCE + 10 * seconds, lost
+    def __init__(
+        self,
+        at_once: int,
+        seconds: float,
+        lost: Callable[[int, str, bool], None],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._at_once, self._patience, self._lost, self._meanwhile = at_once, PATIENCE + 10 * seconds, lost, meanwhile
         self._running = dict[int, _Worker]()
         self._losses = Counter[int]()
         self.serve = True
@@ -142,6 +149,7 @@ class Workers:
                         worker = _Worker(waiting[0], pieces[waiting[0]])
                         self._running[waiting.popleft()] = worker
                         selector.register(worker.pipe, selectors.EVENT_READ, worker)
+                    self._meanwhile()
                     for key, _ in selector.select(BEAT):
                         worker: _Worker = key.data
                         if not worker.hear():
