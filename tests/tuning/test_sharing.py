@@ -1,19 +1,23 @@
 """Several processes share a search: they divide its candidates, come to one plan, and none waits for one that is gone."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import optuna
 import pytest
 from tuning_tasks import SEARCH, X, Y, task
 
 import thalweg as tw
+from thalweg import cli
 from thalweg.records.plan import Plan
 from thalweg.tuning import sharing
-from thalweg.tuning.outcome import plan_sum
+from thalweg.tuning.outcome import Outcome, Trial, plan_sum
 from thalweg.tuning.sharing import Sharing
 from thalweg.tuning.study import Study
 
@@ -24,7 +28,8 @@ def patient(monkeypatch):
 
 
 def trials_of(storage):
-    return optuna.load_study(study_name=None, storage=f"sqlite:///{storage}").trials
+    trials = optuna.load_study(study_name=None, storage=f"sqlite:///{storage}").trials
+    return [trial for trial in trials if trial.state.name != "FAIL"]  # begun twice at the same moment
 
 
 def the_same(one, other):
@@ -53,6 +58,7 @@ def test_two_that_share_a_search_come_to_the_plan_of_one_and_train_no_candidate_
     the_same(plans["joiner"], alone)
     trials = trials_of(storage)
     assert len({trial.user_attrs["run"] for trial in trials}) == len(trials)
+    assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}
     assert len({trial.user_attrs["claim"]["by"] for trial in trials}) == 2
 
 
@@ -102,6 +108,63 @@ def test_a_search_is_joined_only_by_its_own_task_and_where_there_is_one(tmp_path
         tw.tune(task(), join="postgresql+nodriver://127.0.0.1:1/none/mine")
 
 
+TASK = """
+import os, sys
+sys.path.insert(0, os.environ["TASKS"])
+from tuning_tasks import task
+"""
+
+
+def test_the_command_begins_and_joins_a_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("thalweg.records.paths.STARTED_IN", tmp_path)
+    monkeypatch.setenv("TASKS", os.path.dirname(__file__))
+    (tmp_path / "mine.py").write_text(TASK)
+    options = ["--steps", "60", "--effort", "2", "--fix", "batch_size=16", "--storage", "all.sqlite", "--study", "mine"]
+    assert cli.main(["tune", "mine.py", *options, "--out", "one.toml"]) == 0
+    assert "tune TASK --join all.sqlite/mine" in capsys.readouterr().err
+    assert cli.main(["tune", "mine.py", "--join", "all.sqlite/mine", "--out", "two.toml"]) == 0
+    the_same(Plan.load("one.toml"), Plan.load("two.toml"))
+    assert cli.main(["tune", "mine.py", "--join", "all.sqlite/mine", "--steps", "3"]) == 2
+    assert "Give `join` alone" in capsys.readouterr().err
+
+
+@pytest.fixture
+def postgresql():
+    """The URL of a database of its own, on a machine that has PostgreSQL."""
+    pytest.importorskip("psycopg")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not programs:
+        pytest.skip("there is no PostgreSQL")
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    as_user = {"user": "postgres"} if os.getuid() == 0 else {}  # it does not run as root
+    shutil.chown(folder, "postgres") if as_user else None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def control(*words):
+        subprocess.run([programs[-1], "-D", folder / "data", *words], check=True, stdout=subprocess.DEVNULL, **as_user)
+
+    control("-o", "-A trust -U postgres", "initdb")
+    control("-o", f"-p {port} -k {folder} -c listen_addresses=127.0.0.1", "-l", folder / "log", "-w", "start")
+    yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    control("-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.heavy
+def test_a_search_is_kept_and_joined_in_postgresql(postgresql):
+    plan, said = tw.tune(task(), **SEARCH, storage=postgresql, study="mine"), []
+    the_same(tw.tune(task(), join=f"{postgresql}/mine", say=said.append), plan)
+    assert sum(text.endswith("(kept)") for text in said) == 9
+    with pytest.raises(tw.StudyError, match="is the study of another search"):
+        tw.tune(task(data=(X * 2, Y)), join=f"{postgresql}/mine")
+    with pytest.raises(tw.StudyError, match="does not exist") as told:
+        tw.tune(task(), **SEARCH, storage=postgresql.replace("postgres@", "postgres:secret@") + "2")
+    assert "secret" not in str(told.value)
+
+
 @pytest.fixture
 def two(tmp_path):
     studies = [Study(str(tmp_path / "a.sqlite"), "mine", "min") for _ in range(2)]
@@ -145,6 +208,17 @@ def test_a_claim_of_a_process_that_has_ended_is_void_at_once_and_one_of_another_
     one.name = f"elsewhere/{ended.pid}/abc"
     one.claim(PLANS[1:2], 5, 1)
     assert other.claim(PLANS[1:2], 5, 1) == []
+
+
+def test_of_two_trials_that_are_begun_at_the_same_moment_the_first_counts(two):
+    one, other = (sharing._study for sharing in two)
+    one.read_trials()
+    other.read_trials()
+    one._add(PLANS[0], plan_sum(PLANS[0]))
+    other._add(PLANS[0], plan_sum(PLANS[0]))
+    other.write(PLANS[0], Trial({5: Outcome(5, 0.5, 6)}))
+    assert one.read_trials()[plan_sum(PLANS[0])].outcomes[5].value == 0.5
+    assert len(one._all()) == 1
 
 
 def test_a_claim_that_is_none_stops_nobody(two):

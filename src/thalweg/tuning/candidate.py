@@ -234,7 +234,7 @@ class Candidates:
         while left := self._unknown(points, share):
             plan = self._plan(left[0])
             most = self._most_at_once(plan, self._seconds(plan, share)) if len(left) > 1 else 1
-            left.sort(key=lambda point: not self._is_here(point))  # stable: else as they are asked for
+            left.sort(key=lambda point: (not self._is_here(point), sharing.order(self._plan(point))))
             mine = {plan_sum(self._plan(point)): point for point in left}
             claimed = sharing.claim([self._plan(point) for point in left], step_at(share, plan.steps or 0), most)
             taken = [mine[plan_sum(one)] for one in claimed]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -237,6 +237,15 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
         return Search()
     name = request.study or study_name(problem.task.name, request)
     study = Study(storage, name, problem.task.mode)
+    try:
+        return _opened(problem, request, study, place, say)
+    except BaseException:
+        study.close()
+        raise
+
+
+def _opened(problem: Problem, request: Request, study: Study, place: SearchPlace | None, say: Say) -> Search:
+    """Compare a search with its study, and give what is known of it. Raises StudyError where it is another one."""
     record, asked = study.read_search(), _asked(request)
     with as_found(problem.task):
         descent = some_descent(problem, request.seed)
@@ -285,9 +294,8 @@ def joined_request(address: str, mode: str, device: str) -> Request:
             f" 'postgresql://host/db/digits-1a2b3c4d'."
         )
     asked = Request(storage=storage, study=name)
-    study = Study(str(asked.storage), name, mode, is_there=True)
-    record = study.read_search()
-    study.close()
+    with closing(Study(str(asked.storage), name, mode, is_there=True)) as study:
+        record = study.read_search()
     if record is None:
         raise StudyError(
             f"The search of the study '{name}' has not begun yet: its task is still checked. Join it later."

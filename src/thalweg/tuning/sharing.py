@@ -7,6 +7,7 @@ same one at the same moment may both train it: that costs time, no more, as the 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -32,6 +33,10 @@ class Sharing:
         self._mine, self._step = list[Plan](), 0
         self._beats, self._next_beat = 0, 0.0
         self._seen = dict[str, tuple[Mapping[str, Any], float]]()
+
+    def order(self, plan: Plan) -> str:
+        """Give what to sort candidates by, so that each process claims them in an order of its own."""
+        return hashlib.sha256(f"{self.name} {plan_sum(plan)}".encode()).hexdigest()
 
     def claim(self, plans: Sequence[Plan], step: int, most: int) -> list[Plan]:
         """Claim candidates that are free, so many at most, to take them to a step; gives those that are this process's now."""

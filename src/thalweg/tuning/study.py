@@ -53,13 +53,23 @@ class Study:
         self.storage, self.name, self._mode = storage, name, mode
         with self._naming_failures():
             self._storage = _open(storage)
-            if is_there and name not in (names := [one.study_name for one in self._storage.get_all_studies()]):
-                raise StudyError(
-                    f"There is no study '{name}' in {shown(storage)}.{nearest(name, names)} Give STORAGE/STUDY as the search that"
-                    f" is to be joined says it."
-                )
-            self._id = _study_id(self._storage, name, mode)
+        try:
+            with self._naming_failures():
+                self._id = self._found(is_there)
+        except StudyError:
+            self.close()
+            raise
         self._written = dict[str, _Written]()
+
+    def _found(self, is_there: bool) -> int:
+        """Give the study's id. Raises StudyError where it is to be there and is not."""
+        names = [one.study_name for one in self._storage.get_all_studies()] if is_there else [self.name]
+        if self.name not in names:
+            raise StudyError(
+                f"There is no study '{self.name}' in {shown(self.storage)}.{nearest(self.name, names)} Give STORAGE/STUDY as the"
+                f" search that is to be joined says it."
+            )
+        return _study_id(self._storage, self.name, self._mode)
 
     @property
     def address(self) -> str:
@@ -101,10 +111,11 @@ class Study:
         """Read what is known of each candidate, by the sum of its plan. One whose record was damaged is as good as unknown."""
         found = dict[str, Trial]()
         with self._naming_failures():
-            for one in self._storage.get_all_trials(self._id, deepcopy=False):
-                run, record = one.user_attrs.get("run"), one.user_attrs.get("record")
-                if not isinstance(run, str):
-                    continue
+            self._written = {}
+            for one in self._all():
+                run, record = one.user_attrs["run"], one.user_attrs.get("record")
+                if run in self._written and not self._written[run].is_over:
+                    continue  # the first that takes something counts
                 with suppress(ValueError, TypeError, AttributeError, LookupError):
                     found[run] = Trial.from_dict(sealed_json.load(str(record)))
                 steps = {*one.intermediate_values, *(found[run].outcomes if run in found else ())}
@@ -114,9 +125,8 @@ class Study:
     def read_claims(self) -> dict[str, dict[str, Any]]:
         """Read who is at which candidate, by the sums of their plans."""
         with self._naming_failures():
-            trials = self._storage.get_all_trials(self._id, deepcopy=False)
-            claims = {one.user_attrs.get("run"): one.user_attrs.get("claim") for one in trials}
-        return {run: claim for run, claim in claims.items() if isinstance(run, str) and isinstance(claim, dict)}
+            claims = {one.user_attrs["run"]: one.user_attrs.get("claim") for one in reversed(self._all())}
+        return {run: claim for run, claim in claims.items() if isinstance(claim, dict)}
 
     def write_claim(self, plan: Plan, claim: Mapping[str, Any]) -> None:
         """Write who is at a candidate."""
@@ -172,8 +182,19 @@ class Study:
             },
             user_attrs={"run": run, "seed": plan.seed, "plan": knobs(plan)},
         )
-        self._written[run] = _Written(self._storage.create_new_trial(self._id, template), False, frozenset())
+        number = self._storage.create_new_trial(self._id, template)
+        first = next(_id(one) for one in self._all() if one.user_attrs["run"] == run and not one.state.is_finished())
+        if first != number:  # somebody else who searches too has made one at the same moment
+            self._storage.set_trial_state_values(number, TrialState.FAIL)
+        self._written[run] = _Written(first, False, frozenset())
         return self._written[run]
+
+    def _all(self) -> list[FrozenTrial]:
+        """Give the trials that are candidates."""
+        from optuna.trial import TrialState
+
+        trials = self._storage.get_all_trials(self._id, deepcopy=False)
+        return [one for one in trials if isinstance(one.user_attrs.get("run"), str) and one.state != TrialState.FAIL]
 
     def _end(self, trial_id: int, plan: Plan, trial: Trial) -> None:
         """End a trial: complete where it won, else pruned; without a value it is infeasible, which is not an infinite loss."""
@@ -324,7 +345,9 @@ def _failure(storage: str, name: str, error: Exception) -> str:
     text = error_text(cause)
     where = f"The study '{name}' in {shown(storage)}"
     if isinstance(cause, ImportError):
-        return f"{where} needs a driver that is not installed ({text}). Install it: pip install 'psycopg[binary]', say."
+        return (
+            f"{where} needs a driver that is not installed ({text}). Install it: pip install thalweg[postgresql], say."
+        )
     if "locked" in text:
         return f"{where} is locked by another program. Close that, or give another storage."
     return f"{where} cannot be used: {text}. Check that the database is there and takes what you write, or give another one."
