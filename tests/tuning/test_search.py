@@ -310,7 +310,7 @@ def test_two_searches_share_a_storage_and_each_goes_on_in_its_own_study(tmp_path
     tw.tune(task(), **{**SEARCH, "seed": 4}, storage=f"sqlite:///{storage}")
     said = []
     tw.tune(task(), **SEARCH, storage=storage, say=said.append)
-    assert sum(text.endswith("(kept)") for text in said) == 3
+    assert sum(text.endswith("(kept)") for text in said) >= 3
     assert len(optuna.get_all_study_names(f"sqlite:///{storage}")) == 2
 
 

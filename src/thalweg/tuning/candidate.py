@@ -206,9 +206,11 @@ class Candidates:
         self._search = Search() if search is None else search
         self._plans = dict[Point, Plan]()
         self._running = dict[Point, Candidate]()
-        self._paid = dict[Point, int]()
+        self._racing = set[Point]()
+        self._paid = dict[str, int]()  # by the sum of a plan
         self.scores = list[Scored]()
         self.criterion: str | None = None
+        self._told = set[tuple[Point, int]]()
         self._at_once: int | None = None
         self.seconds_before = 0.0  # that earlier processes took for what is known
 
@@ -286,7 +288,14 @@ class Candidates:
             return self._new(point, alive).judge(steps[point])._asdict()
 
         def done(number: int, answer: dict[str, Any]) -> None:
-            self._search.add(self._plan(left[number]), Outcome(**answer))
+            outcome = Outcome(**answer)
+            self._search.add(self._plan(left[number]), outcome)
+            if self.criterion is not None or math.isfinite(
+                outcome.value
+            ):  # else the first in order decides what counts
+                criterion, select = self.criterion, self._problem.task.select
+                by_loss = criterion is not None and criterion != select
+                self._tell(left[number], outcome.by_loss() if by_loss else outcome, criterion or select)
 
         def lost(number: int, how: str, is_replaced: bool) -> None:
             point, plan = left[number], self._plan(left[number])
@@ -337,21 +346,34 @@ class Candidates:
         if self._search.sharing is not None:
             self.expect([point], share)
         outcome = self._search.outcome(plan, at)
-        kept = ""
         if outcome is None:
             outcome = self._train(point, share)
         elif self._search.was_known(plan, at):
-            kept, self.seconds_before = " (kept)", self.seconds_before + outcome.seconds
+            self.seconds_before += outcome.seconds
         outcome = self._judged(outcome)
         criterion = self.criterion or task.select
         score = outcome.score(task.mode if criterion == task.select else "min")
-        self._paid[point] = outcome.steps_paid
+        self._paid[plan_sum(plan)] = outcome.steps_paid
+        self._racing.add(point)
         self.scores.append(Scored(point, at, score))
+        self._tell(point, outcome, criterion)
+        return score
+
+    def _tell(self, point: Point, outcome: Outcome, criterion: str) -> None:
+        """Say what a candidate is worth, once."""
+        plan, at = self._plan(point), outcome.step
+        if (point, at) in self._told:
+            return
+        self._told.add((point, at))
         shown = outcome.reason or f"{criterion} {outcome.value:.4g}"
-        how = f"trained all {at:,} steps" if at == plan.steps else f"cooled down after {at:,} of {plan.steps:,} steps"
+        how = (
+            f"trained all {at:,} steps"
+            if at == plan.steps
+            else f"cooled down after {at:,} of {plan.steps or 0:,} steps"
+        )
+        kept = " (kept)" * self._search.was_known(plan, at)
         decay = "" if point.timescale == TIMESCALE else f", weight decay {plan.weight_decay:.3g}"
         self._say(f"learning rate {point.rate:.3g} by {plan.rule}{decay}, {how}: {shown}{kept}")
-        return score
 
     def _judged(self, outcome: Outcome) -> Outcome:
         """Give an outcome by the criterion, which the first one that has figures decides."""
@@ -363,9 +385,11 @@ class Candidates:
         return outcome if self.criterion in (None, select) else outcome.by_loss()
 
     def stop(self, point: Point) -> None:
-        """Let go of a candidate."""
+        """Let go of a candidate, whose plan another one may have too."""
         self._running.pop(point, None)
-        self._search.stop(self._plan(point))
+        self._racing.discard(point)
+        if plan_sum(self._plan(point)) not in {plan_sum(self._plan(other)) for other in self._racing}:
+            self._search.stop(self._plan(point))
 
     def suspended(self, point: Point) -> Suspended | None:
         """Give the run of a candidate as far as it is trained; None where nothing is left of it."""
