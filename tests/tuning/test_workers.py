@@ -121,6 +121,17 @@ def test_a_worker_that_hangs_is_ended_and_replaced():
     assert pool.serve
 
 
+def test_a_worker_that_works_without_a_sign_of_life_is_let_work():
+    def working(alive):
+        until = time.process_time() + 1.5
+        while time.process_time() < until:
+            pass
+        return {}
+
+    done, lost, _ = do([working], _patience=1.0)
+    assert (done, lost) == ({0: {}}, [])
+
+
 def test_where_workers_do_not_even_begin_none_are_used():
     done, lost, pool = do([partial(hanging, begins=False)] * 4, _patience=0.4)
     assert (done, lost, pool.serve) == ({}, [], False)

@@ -40,6 +40,7 @@ from thalweg.sampling import StreamSource
 
 TRIES = 3  # of a piece of work whose worker is lost
 PATIENCE = 60.0  # seconds without a sign of life, besides those that the work may take
+LEAST_CPU_SECONDS = 0.02  # in the time of patience: a process that waits for ever uses none
 GRACE = 5.0  # seconds in which a worker that is to stop may save what it has
 BEAT = 0.5  # seconds between two signs of life, at least
 LIFE, ANSWER = b".", b"="
@@ -70,7 +71,7 @@ class _Worker:
             os.close(self.pipe)
             _be_worker(work, writing, parent)
         os.close(writing)
-        self.heard = time.monotonic()
+        self.heard, self._cpu_seconds = time.monotonic(), 0.0
 
     @property
     def has_worked(self) -> bool:
@@ -83,6 +84,11 @@ class _Worker:
         if piece:
             self._written, self.heard = self._written + piece, time.monotonic()
         return bool(piece)
+
+    def is_at_work(self) -> bool:
+        """Whether it has used CPU time since this was last asked, though it has given no sign of life: a long validation does."""
+        before, self._cpu_seconds = self._cpu_seconds, _cpu_seconds(self.pid)
+        return self._cpu_seconds > before + LEAST_CPU_SECONDS
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
@@ -156,7 +162,11 @@ class Workers:
                             selector.unregister(worker.pipe)
                             self._end(worker, waiting, done)
                     for worker in self._running.values():
-                        if time.monotonic() - worker.heard > self._patience:
+                        if time.monotonic() - worker.heard <= self._patience:
+                            continue
+                        if worker.is_at_work():
+                            worker.heard = time.monotonic()
+                        else:
                             worker.signal(signal.SIGKILL)
             finally:
                 self._stop()
@@ -241,6 +251,14 @@ def _end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def _cpu_seconds(pid: int) -> float:
+    """Give the CPU time that a process has used; 0 where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
@@ -252,7 +270,7 @@ def most_workers(problem: Problem, plan: Plan) -> tuple[int, str]:
         return 1, "no process can be forked beside an accelerator, or on this system"
     if plan.threads != 1:
         return 1, "each takes several threads"
-    if getattr(plan, "compile", False):
+    if plan.compile:
         return 1, "the model is compiled"
     sources = (problem.train, problem.validation)
     if plan.workers or any(isinstance(source, StreamSource) for source in sources):
