@@ -37,6 +37,7 @@ from thalweg.records import json_values
 from thalweg.records.plan import Plan
 from thalweg.records.weights import model_state
 from thalweg.sampling import StreamSource
+from thalweg.tuning.forked import can_fork
 
 TRIES = 3  # of a piece of work whose worker is lost
 PATIENCE = 60.0  # seconds without a sign of life, besides those that the work may take
@@ -266,7 +267,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def most_workers(problem: Problem, plan: Plan) -> tuple[int, str]:
     """Give how many workers may train candidates of a plan at once; of 1, why there are no more."""
-    if sys.platform != "linux" or problem.device.type != "cpu" or torch.accelerator.is_available():
+    if not can_fork(problem.device):
         return 1, "no process can be forked beside an accelerator, or on this system"
     if plan.threads != 1:
         return 1, "each takes several threads"
