@@ -201,13 +201,14 @@ def trials_of(folder):
 
 
 @pytest.mark.parametrize("in_folder", [True, False])
-def test_a_search_with_workers_is_the_search_without(in_folder, alone, two_at_once, tmp_path):
-    said, before = [], set(os.listdir(tempfile.gettempdir()))
+def test_a_search_with_workers_is_the_search_without(in_folder, alone, two_at_once, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    said = []
     run = tw.fit(task(), **SEARCH, out=tmp_path / "run" if in_folder else None, say=said.append)
     assert "Up to 2 candidates are trained at once, each in a process of its own." in said
     same(run, alone)
-    left = {name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith("thalweg-search-")}
-    assert not left
+    assert not list((tmp_path / "temporary").glob("thalweg-search-*"))
 
 
 def test_a_candidate_whose_worker_is_killed_is_trained_again_and_marked(alone, two_at_once, tmp_path):
