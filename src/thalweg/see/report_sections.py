@@ -59,6 +59,7 @@ FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "compile": "compiled",
     "float32_losses": "loss in float32",
     "bfloat16_losses": "loss in bfloat16",
+    "probability": "probability that it is better than the next on another seed",
     "price": "price of search and training, in full trainings",
     "seconds": "duration, seconds",
 }

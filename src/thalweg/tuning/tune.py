@@ -20,6 +20,7 @@ from thalweg.records.request import Request
 from thalweg.sampling import StreamSource
 from thalweg.tuning import batch_size, priors, speed
 from thalweg.tuning.candidate import Candidates, Scored
+from thalweg.tuning.confidence import SURE, probability_of_better
 from thalweg.tuning.doubts import doubts, why_none_trained
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
 from thalweg.tuning.search import Search
@@ -260,7 +261,7 @@ def with_learning_rate(
     doubtful = doubts(problem, list({one.point: one.score for one in track.scores}.values()))
     for text in doubtful:
         say(f"{capitalized(text)}.")
-    why = _evidence(problem, track, candidate, rest, seconds, doubtful)
+    why = _evidence(problem, track, won, candidate, rest, seconds, doubtful)
     choices: dict[str, Choice] = {"learning_rate": (won.rate, why)}
     if len({one.point.rule for one in track.scores}) > 1:
         choices["rule"] = won.rule, Evidence("searched", "that of the best candidate: see the learning rate")
@@ -281,7 +282,7 @@ def with_learning_rate(
 
 
 def _evidence(
-    problem: Problem, track: Candidates, plan: Plan, rest: int, seconds: float, doubtful: Sequence[str]
+    problem: Problem, track: Candidates, won: Point, plan: Plan, rest: int, seconds: float, doubtful: Sequence[str]
 ) -> Evidence:
     """Say how a learning rate was found; `rest` are the steps that remain, `doubtful` what the search could not tell."""
     assert plan.steps is not None
@@ -307,6 +308,13 @@ def _evidence(
     if costs is not None:
         figures["cost_of_half"], figures["cost_of_double"] = costs
         reason += f"; half the rate costs {100 * costs[0]:+.2g} %, twice the rate {100 * costs[1]:+.2g} %"
+    last_scores = {one.point: one.score for one in track.scores if one.steps == last}
+    sure = probability_of_better(last_scores, won, at_the_end=last == plan.steps)
+    if sure is not None:
+        other, figures["probability"] = sure
+        name = f"{other.rate:.3g} by {other.rule}" + ("" if other.timescale == won.timescale else " with another decay")
+        is_sure = figures["probability"] >= SURE
+        reason += f"; on another seed {'' if is_sure else 'perhaps no '}better than {name} (probability {figures['probability']})"
     return Evidence("searched", "; ".join([reason, *doubtful]), figures)
 
 
