@@ -414,6 +414,31 @@ def peers(result: dict[str, Any]) -> list[str]:
     return [caption, "", *grid(heads, rows)]
 
 
+def forecast(result: dict[str, Any]) -> list[str]:
+    rows = list[list[str]]()
+    for sample in result["samples"]:
+        rows.append(
+            [
+                sample["what"],
+                sample["half"],
+                f"{sample['share']:.0%}",
+                f"{sample['runs']} of {plural(sample['tasks'], 'task')}",
+                f"{sample['error']:.1%}",
+                f"{sample['naive']:.1%}",
+                f"{sample['width']:.1%}",
+                f"{sample['one']:.0%}",
+                f"{sample['two']:.0%}",
+            ]
+        )
+    heads = ["forecast from", "half", "after", "runs", "median error", "were nothing to change", "stated error"]
+    caption = (
+        "Error of the loss that was forecast for the planned end, as a share of what came; median of the errors that the"
+        " forecasts state; and how often what came lay within one and two of these. Runs that end within"
+        f" {result['settings']['near_best']:g} times the best of their task."
+    )
+    return [caption, "", *grid([*heads, "within one", "within two"], rows)]
+
+
 # Parts of tables
 
 
@@ -456,6 +481,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "holdout": holdout,
     "tuning": tuning,
     "peers": peers,
+    "forecast": forecast,
 }
 
 

@@ -58,7 +58,7 @@ def test_nothing_shows_the_help(capsys):
 
 
 def test_every_verb_has_help(capsys):
-    for verb in ("fit", "tune", "train", "check", "resume", "evaluate", "diagnose", "report", "examples"):
+    for verb in ("fit", "tune", "train", "check", "resume", "evaluate", "forecast", "diagnose", "report", "examples"):
         with pytest.raises(SystemExit) as left:
             cli.main([verb, "--help"])
         assert left.value.code == 0
@@ -334,6 +334,27 @@ def test_evaluate_measures_a_run_on_its_validation_data_or_on_another_tasks(caps
         assert line == f"loss {format_metric('loss', expected['loss'])}"
     assert cli.main(["evaluate", "mine.py"]) == 2
     assert "it is a file" in capsys.readouterr().err
+
+
+def test_forecast_says_what_a_run_is_worth_and_changes_nothing_of_it(capsys):
+    stopping = FILE.replace("def task(", "CALLS = []\n\n\ndef task(")
+    Path("mine.py").write_text(stopping)
+    task = cli.open_task("mine.py", [])
+
+    def stop(model, figures):
+        if figures.step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verbs.train(task, Plan(learning_rate=0.01, batch_size=8, steps=40), out="run", on_step=stop)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert cli.main(["forecast", "run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"After step 20 of 40, cooled down now: loss .* ± .*; at the planned end: loss .* ± ", said), said
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    assert cli.main(["forecast", "nothing"]) == 2
+    assert cli.main(["forecast", "mine.py"]) == 2
 
 
 @pytest.mark.parametrize("verb", ["fit", "tune", "train"])

@@ -71,7 +71,9 @@ def done(tmp_path_factory):
 CALLS = {
     "Cure": lambda task, plan, run, folder: tw.Cure("Wait."),
     "Diagnosis": lambda task, plan, run, folder: tw.Diagnosis("flat", "nothing moves."),
+    "Estimate": lambda task, plan, run, folder: tw.Estimate(0.5, 0.1).text("loss"),
     "Evidence": lambda task, plan, run, folder: tw.Evidence("given"),
+    "Forecast": lambda task, plan, run, folder: str(tw.Forecast(1, 2, False, {}, {})),
     "Group": lambda task, plan, run, folder: tw.Group(weight_decay_factor=0),
     "Plan": lambda task, plan, run, folder: tw.Plan(),
     "Run": lambda task, plan, run, folder: tw.Run.open(run.folder, task).model,
@@ -80,6 +82,7 @@ CALLS = {
     "evaluate": lambda task, plan, run, folder: tw.evaluate(run, task.data),
     "diagnose": lambda task, plan, run, folder: tw.diagnose(run) + tw.diagnose(run.folder),
     "fit": lambda task, plan, run, folder: tw.fit(task, steps=20, effort=1),
+    "forecast": lambda task, plan, run, folder: tw.forecast(run),
     "report": lambda task, plan, run, folder: tw.report(run).stat(),
     "resume": lambda task, plan, run, folder: tw.resume(run.folder, task),
     "train": lambda task, plan, run, folder: tw.train(task, plan, out=run.folder),
@@ -106,7 +109,7 @@ def test_every_name_of_the_package_does_something(name, done):
 def test_no_module_hides_a_verb():
     for name in MODULES:
         importlib.import_module(name)
-    for verb in ("check", "diagnose", "fit", "report", "resume", "train", "tune"):
+    for verb in ("check", "diagnose", "fit", "forecast", "report", "resume", "train", "tune"):
         assert isinstance(getattr(tw, verb), types.FunctionType)
 
 

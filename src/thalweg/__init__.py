@@ -24,10 +24,11 @@ from thalweg.errors import (
     ThalwegError,
 )
 from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.forecast import Estimate, Forecast
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Task
-from thalweg.verbs import check, diagnose, evaluate, fit, report, resume, train, tune
+from thalweg.verbs import check, diagnose, evaluate, fit, forecast, report, resume, train, tune
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,9 @@ __all__ = [
     "DataError",
     "Diagnosis",
     "DivergedError",
+    "Estimate",
     "Evidence",
+    "Forecast",
     "Group",
     "Interrupted",
     "NonFiniteError",
@@ -57,6 +60,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "fit",
+    "forecast",
     "optim",
     "report",
     "resume",

@@ -134,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(verbs)
     _add_resume(verbs)
     _add_evaluate(verbs)
+    _add_forecast(verbs)
     _add_diagnose(verbs)
     _add_report(verbs)
     _add_examples(verbs)
@@ -212,6 +213,18 @@ def _add_evaluate(verbs: Any) -> None:
 def _add_trust(parser: argparse.ArgumentParser) -> None:
     text = "run the code that the folder names also where you did not make the run on this machine"
     parser.add_argument("--trust", action="store_true", help=text)
+
+
+def _add_forecast(verbs: Any) -> None:
+    forecast = _verb(
+        verbs,
+        "forecast",
+        run_forecast,
+        "say what a run is worth now, cooled down, and what it will be at its planned end",
+    )
+    forecast.add_argument("folder", help="the run's folder; the run may be under way")
+    forecast.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
+    _add_trust(forecast)
 
 
 def _add_diagnose(verbs: Any) -> None:
@@ -640,6 +653,14 @@ def run_evaluate(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     task = None if options.task is None else open_task(options.task, task_words)
     for name, value in verbs.evaluate(options.folder, task=task, device=options.device, trust=options.trust).items():
         tell(f"{printable(name)} {format_metric(name, value)}")
+    return STATUSES["well"]
+
+
+def run_forecast(options: argparse.Namespace, task_words: Sequence[str]) -> int:
+    """`thalweg forecast`."""
+    from thalweg import verbs
+
+    tell(str(verbs.forecast(options.folder, device=options.device, trust=options.trust)))
     return STATUSES["well"]
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from thalweg.descent.callbacks import Callbacks, OnStep, OnValidation
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
+    from thalweg.records.forecast import Forecast
     from thalweg.tuning.search import SearchPlace
     from thalweg.tuning.tune import Chosen
 
@@ -555,6 +556,52 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     from thalweg.watch.findings import diagnose_run
 
     return diagnose_run(_opened(run))
+
+
+@verb
+def forecast(
+    run: Run | str | os.PathLike[str],
+    task: Task | None = None,
+    *,
+    device: str = "auto",
+    trust: bool = False,
+) -> Forecast:
+    """Say what a run is worth now, were its rate to fall to zero from here on, and what its loss will be at the planned end.
+
+    A copy of the newest checkpoint is trained on for a twentieth of the run, while its rate falls to zero. The run itself is only
+    read: it may be under way elsewhere, interrupted, or finished; of a finished one the figures are known.
+
+    Arguments:
+        run: the run, or its folder.
+        task: as for `resume`, of which the run is one.
+        device, trust: as for `resume`.
+
+    Gives a `Forecast`, whose text says it in a sentence. Its errors are standard errors: how often what came lay within them is
+    measured on runs of other tasks (`bench/README.md`).
+
+    Raises RunError where the run is in memory or diverged, or has no checkpoint yet, where the data are others than the run's,
+    or it is not yours; CheckpointError where no checkpoint is intact; DivergedError where the copy diverges; `Interrupted` at a
+    Ctrl-C.
+    """
+    from thalweg.descent.forecast import ended, forecast_run
+    from thalweg.descent.process_state import interruptible, without_inference_mode
+
+    if not isinstance(run, Run):
+        folder = RunFolder.at(run)
+        if folder.holds_request:
+            raise RunError(f"The plan of {folder.path} is still searched for: there is no run yet to forecast.")
+    opened = _opened(run, task, trust)
+    status = opened.summary.get("status")
+    if status == "finished":
+        return ended(opened)
+    if status == "diverged":
+        raise RunError("The run diverged, and no cure helped: there is nothing to forecast. See `thalweg diagnose`.")
+    if opened.folder is None:
+        raise RunError("This run is in memory and has no checkpoint to cool down from. Give `out` when you train.")
+    folder = RunFolder(opened.folder)
+    made = opened.find_task() if task is None else checked_task(task)
+    with interruptible(), without_inference_mode():
+        return forecast_run(opened, folder, _open(made, device, opened.plan.to_hold_out))
 
 
 @verb

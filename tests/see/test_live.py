@@ -7,6 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
+from thalweg import schedule
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.live import (
@@ -14,6 +15,7 @@ from thalweg.see.live import (
     REFRESH_SECONDS,
     VALIDATION_SECONDS,
     LineProgress,
+    Pace,
     RichProgress,
     make_progress,
 )
@@ -325,3 +327,34 @@ def test_a_terminal_gets_the_bar_and_everything_else_the_lines():
     assert isinstance(make_progress(Console(file=io.StringIO(), force_terminal=False)), LineProgress)
     assert isinstance(make_progress(terminal(_environ={"TERM": "dumb"})), LineProgress)
     assert isinstance(make_progress(), LineProgress)  # under pytest the output is no terminal
+
+
+@pytest.mark.parametrize("kind", ["bar", "lines"])
+@pytest.mark.parametrize(("seconds", "final", "said"), [(1.0, 0.0, True), (0.1, 0.0, False), (1.0, 1.0, False)])
+def test_long_runs_that_cool_down_say_where_their_loss_will_end(kind, seconds, final, said):
+    clock, stream = Hands(), io.StringIO()
+    progress = RichProgress(console := terminal(160), clock) if kind == "bar" else LineProgress(stream, clock)
+    progress.begin(Plan(steps=100, schedule=schedule.linear(final=final)), 0, True)
+    early = ""
+    for step in range(1, 61):
+        clock.now += seconds
+        if step % 5 == 0:
+            progress.validated(step, {"loss": 10 / step})
+        progress.step(taken(step, 0.25, 0.0012, 64))
+        if step == 20:
+            early = (console.file if kind == "bar" else stream).getvalue()
+    shown = (console.file if kind == "bar" else stream).getvalue()
+    assert "at the end" not in early
+    assert ("at the end about 0.1" in shown) is said, shown[-400:]
+
+
+def test_no_end_is_forecast_of_training_losses_and_what_a_rollback_took_back_does_not_count():
+    plan = Plan(steps=100, schedule=schedule.linear())
+    pace = Pace(Hands(), total=100, validation=None, plan=plan)
+    for step in (10, 20, 30, 40):
+        pace.validate(step, {"loss": 1 / step})
+    assert not pace.validated_losses
+    pace = Pace(Hands(), total=100, validation=True, plan=plan)
+    for step in (10, 20, 30, 20):
+        pace.validate(step, {"loss": 1 / step})
+    assert pace.validated_losses == {10: 0.1, 20: 0.05}

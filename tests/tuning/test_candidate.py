@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import thalweg as tw
 from thalweg.descent import loop
+from thalweg.descent.cooling import cooled_schedule
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import open_task
 from thalweg.descent.recorder import Recorder
@@ -19,7 +20,7 @@ from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
 from thalweg.records.history import History
 from thalweg.records.request import Request
-from thalweg.tuning.candidate import Candidate, cooled_schedule
+from thalweg.tuning.candidate import Candidate
 
 X = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 
+from thalweg.descent.cooling import branch
 from thalweg.descent.loop_kinds import LOOP_KINDS, SNAPSHOT_KINDS
 from thalweg.descent.memory_history import HistoryWriter, MemoryHistory
 from thalweg.descent.problem import Problem
@@ -202,14 +203,8 @@ class Suspended:
         self._state, self._best = {}, None
 
     def branch(self, problem: Problem, plan: Plan) -> Descent:
-        """Give a descent that goes on from the same state by another plan; this one is left as it is.
-
-        `plan`: with the same rule and groups. What was best before does not count for the branch.
-        """
-        descent = Descent(problem, plan)
-        self._load(descent)
-        descent.schedule_state = descent.schedule.initial_state()
-        descent.best_validation = None
+        """Give a descent that goes on from the same state by another plan; this one is left as it is (see `cooling.branch`)."""
+        descent, self.lost = branch(problem, plan, self._state)
         return descent
 
     def _load(self, descent: Descent) -> None:

@@ -160,7 +160,7 @@ def resume_in(
     plan = folder.read_plan()
     plan = plan.changed(knobs) if knobs else plan
     loaded = None if finished else _newest_checkpoint(folder)
-    before = _inputs_before(folder, recorded, loaded)
+    before = inputs_before(folder, recorded, loaded)
     _check_steps(folder, plan, loaded, knobs)
     descent = Descent(problem, plan)
     task = sum_task(descent, before.task)
@@ -190,7 +190,7 @@ def resume_in(
         return _train(descent, recorder, _seconds_recorded(history))
 
 
-def _inputs_before(folder: RunFolder, recorded: RunInputs, loaded: checkpoint.Loaded | None) -> RunInputs:
+def inputs_before(folder: RunFolder, recorded: RunInputs, loaded: checkpoint.Loaded | None) -> RunInputs:
     """Give what the run was made from when the checkpoint was written. Raises RunError where that is another run's."""
     before = None if loaded is None else inputs_of(loaded)
     if loaded is None or before is None:
@@ -291,7 +291,7 @@ def _restore(descent: Descent, recorder: Recorder, loaded: checkpoint.Loaded | N
         return
     for message in (*loaded.messages, *lost):
         recorder.event(loaded.step, "note", message)
-    with _naming_contents(loaded):
+    with naming_contents(loaded):
         check(loaded.state.get("loop"), LOOP_KINDS)
         if "snapshot" in loaded.state:
             check(loaded.state["snapshot"], SNAPSHOT_KINDS, ("model", "optimizer", "loop"))
@@ -300,7 +300,7 @@ def _restore(descent: Descent, recorder: Recorder, loaded: checkpoint.Loaded | N
 
 
 @contextmanager
-def _naming_contents(loaded: checkpoint.Loaded) -> Generator[None]:
+def naming_contents(loaded: checkpoint.Loaded) -> Generator[None]:
     """Turn an error within, from what a checkpoint holds whose sums agree, into a CheckpointError."""
     try:
         yield

@@ -30,6 +30,7 @@ from thalweg.sampling.sources import leaves, nonfinite_rows, seed_all, to_device
 LARGEST_BATCH = 1024  # examples per validation batch; a DataLoader or stream has its own batches
 _VALIDATION = 3  # mixed into the seeds of validations, so that they differ from those of the steps
 MOST_BATCHES = 100_000  # a stream that gives more is endless
+ERROR_PARTS = 64  # that a standard error is measured from
 SAMPLE = 4096  # training examples that are measured where there are no validation data
 
 
@@ -148,6 +149,7 @@ class _Totals:
         self.metrics = metrics
         self.of_outputs = bool(metrics) and task.loss is not None
         self.examples, self.loss, self.weight = 0, 0.0, 0.0
+        self.parts = list[tuple[float, float]]()  # loss and weight of each batch
         self.sums: dict[str, list[float]] = {}  # of the task's own figures: weighted sum, and weight
         self.pairs: list[tuple[Any, Any]] = []  # (outputs, targets) of every batch, for metrics over the whole set
         self.failed = set[str]()  # metrics that refused outputs of a model that has diverged
@@ -160,6 +162,7 @@ class _Totals:
         if measured.weight:
             self.loss += measured.loss * measured.weight
             self.weight += measured.weight
+            self.parts.append((measured.loss, measured.weight))
             for name, value in measured.figures.items():
                 total = self.sums.setdefault(name, [0.0, 0.0])
                 total[0] += as_number(name, value) * measured.weight
@@ -218,7 +221,42 @@ def _validate_in_turn(
     # Metrics too may draw random numbers, and are called under the lock for the same reason.
     with rng_lock:
         totals = _Totals(problem.task, metrics)
-    batches = validation_batches(problem, micro, own)
+    _add_all(problem, model, precision, validation_batches(problem, micro, own), seed, totals)
+    with rng_lock:
+        seed_all(mix(seed, _VALIDATION))
+        return totals.figures(nominal if problem.validation_objective.reduction.kind == "sum" else None)
+
+
+def standard_error(problem: Problem, model: nn.Module, precision: str = "float32", seed: int = 0) -> float:
+    """Give the standard error of the validation loss over the examples, from the spread of the losses of up to 64 parts of them.
+
+    NaN where the loss of a part is not defined (a sum, a loss that compares examples), and where there are no validation data, or
+    they are a stream.
+    """
+    reduction, source = problem.validation_objective.reduction, problem.validation
+    if source is None or isinstance(source, StreamSource) or not reduction.splits_exactly or reduction.kind == "sum":
+        return math.nan
+    with rng_lock:
+        totals = _Totals(problem.task, {})
+    parts = iterate_once(source, max(1, math.ceil(len(source) / ERROR_PARTS)), own=False, shuffle=True)
+    batches = ((to_device(batch, problem.device), size) for batch, size in parts)
+    _add_all(problem, model, precision, batches, seed, totals)
+    count, mean = len(totals.parts), totals.loss / totals.weight if totals.weight else math.nan
+    if count < 2:
+        return math.nan
+    squares = sum((weight * (loss - mean)) ** 2 for loss, weight in totals.parts)
+    return math.sqrt(squares * count / (count - 1)) / totals.weight
+
+
+def _add_all(
+    problem: Problem,
+    model: nn.Module,
+    precision: str,
+    batches: Iterator[tuple[Any, int]],
+    seed: int,
+    totals: _Totals,
+) -> None:
+    """Measure the batches, and add them up."""
     with evaluating(model, problem.validation_objective):
         for number in itertools.count():
             # Drawing a batch is seeded too: a data set may augment at random. The lock keeps other threads from drawing between.
@@ -231,9 +269,6 @@ def _validate_in_turn(
                     totals.add(measured)
             if drawn is None:
                 break
-    with rng_lock:
-        seed_all(mix(seed, _VALIDATION))
-        return totals.figures(nominal if problem.validation_objective.reduction.kind == "sum" else None)
 
 
 def _measure_finite(problem: Problem, model: nn.Module, batch: Any, size: int, totals: _Totals) -> _Measured | None:

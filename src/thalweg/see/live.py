@@ -13,7 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from thalweg.descent.projection import forecast_end
 from thalweg.formatting import format_metric, format_number, format_seconds, group_digits, printable
+from thalweg.records.forecast import Estimate
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import UNSAID
@@ -22,6 +24,7 @@ from thalweg.terminal import UnfailingStream, standard_output, tell
 REFRESH_SECONDS = 0.1  # between two updates of the bar
 LINE_SECONDS = 5.0  # between two lines
 VALIDATION_SECONDS = 1.0  # least time from a line to one that is printed for a validation
+LONG_SECONDS = 60.0  # of a run whose end is forecast, at least
 WORK = "The training goes on."  # said where the display cannot be written
 SMOOTHING = 0.95  # weight of the earlier losses in the running mean
 WIDE_COLUMNS = 100  # of the terminal, from which the bar shows learning rate and speed too
@@ -31,16 +34,25 @@ Clock = Callable[[], float]
 class Pace:
     """The figures of progress: a smoothed loss, the last validation, speed and remaining time in this process.
 
-    `validation`: whether there are validation data; None where that is not known.
+    `validation`: whether there are validation data; None where that is not known. `plan`: None forecasts no end.
     """
 
-    def __init__(self, clock: Clock, step: int = 0, total: int | None = None, validation: bool | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        step: int = 0,
+        total: int | None = None,
+        validation: bool | None = None,
+        plan: Plan | None = None,
+    ) -> None:
         self.clock, self.started = clock, clock()
         self.first, self.last, self.total = step, step, total
         self.loss, self.rate, self.examples = math.nan, math.nan, 0
         self.figures: Mapping[str, float] = {}
         self.validated_step = step
-        self.validation = validation
+        self.validation, self.plan = validation, plan
+        self.validated_losses = dict[int, float]()
+        self._end: Estimate | None = None
 
     def add(self, step: int, loss: float, rate: float, examples: int) -> None:
         """Add a step; called every step."""
@@ -57,6 +69,18 @@ class Pace:
     def validate(self, step: int, figures: Mapping[str, float]) -> None:
         """Keep a validation's figures."""
         self.validated_step, self.figures = step, dict(figures)
+        if self.validation and self.plan is not None and "loss" in figures:
+            # A rollback takes back what was validated after it.
+            known = {at: loss for at, loss in self.validated_losses.items() if at < step}
+            self.validated_losses = {**known, step: float(figures["loss"])}
+            self._end = forecast_end(self.plan, list(self.validated_losses), list(self.validated_losses.values()))
+
+    def end_text(self) -> str:
+        """Give the validation loss that is forecast for the end; nothing early, or in runs of less than a minute."""
+        left = self.seconds_left()
+        if self._end is None or left is None or left + self.clock() - self.started < LONG_SECONDS:
+            return ""
+        return f"at the end about {self._end.text('loss')}"
 
     def examples_per_second(self) -> float:
         """Examples per second."""
@@ -88,6 +112,11 @@ class Pace:
         return f"{', '.join(texts)}{when}"
 
 
+def begun_pace(clock: Clock, plan: Plan, step: int, validation: bool | None) -> Pace:
+    """Give the figures of a descent that goes on from a step."""
+    return Pace(clock, step, plan.steps, validation, plan)
+
+
 class RichProgress:
     """A bar with loss, validation, learning rate, examples per second and time left."""
 
@@ -107,7 +136,7 @@ class RichProgress:
         )
         self.bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True, expand=True)
         self.task = self.bar.add_task("", total=plan.steps, completed=step)
-        self.pace, self.next_update = Pace(self.clock, step, plan.steps, validation), 0.0
+        self.pace, self.next_update = begun_pace(self.clock, plan, step, validation), 0.0
         self.bar.start()
 
     def step(self, figures: StepFigures) -> None:
@@ -149,6 +178,7 @@ class RichProgress:
         if validated := pace.figures_text():
             parts.append(validated)
         if self.console.width >= WIDE_COLUMNS:
+            parts += [text] if (text := pace.end_text()) else []
             parts += [f"rate {format_number(pace.rate):<8}", f"{pace.examples_per_second():>7,.0f} examples/s"]
         return "  ".join(
             [*parts, *([f"{format_seconds(round(seconds_left))} left"] if seconds_left is not None else [])]
@@ -165,7 +195,7 @@ class LineProgress:
 
     def begin(self, plan: Plan, step: int, validation: bool | None = None) -> None:
         """Start with the first step of this process."""
-        self.pace, self.unprinted = Pace(self.clock, step, plan.steps, validation), False
+        self.pace, self.unprinted = begun_pace(self.clock, plan, step, validation), False
         self.next_update, self.next_validation = self.clock() + LINE_SECONDS, self.clock() + VALIDATION_SECONDS
 
     def step(self, figures: StepFigures) -> None:
@@ -197,6 +227,8 @@ class LineProgress:
         parts = [f"loss {format_number(pace.loss)}"] if pace.last > pace.first else []
         if validated := pace.figures_text():
             parts.append(validated)
+        if end := pace.end_text():
+            parts.append(end)
         if pace.last > pace.first:
             parts += [f"rate {format_number(pace.rate)}", f"{pace.examples_per_second():,.0f} examples/s"]
         if seconds_left is not None and seconds_left >= 1:

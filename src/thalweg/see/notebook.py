@@ -10,7 +10,7 @@ from thalweg.formatting import format_number, format_seconds, group_digits, prin
 from thalweg.records.plan import Plan
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.events import UNSAID
-from thalweg.see.live import Clock, Pace
+from thalweg.see.live import Clock, Pace, begun_pace
 from thalweg.terminal import tell
 
 REFRESH_SECONDS = 0.5  # between two updates, each of which is a message to the browser
@@ -31,7 +31,7 @@ class NotebookProgress:
 
     def begin(self, plan: Plan, step: int, validation: bool | None = None) -> None:
         """Show the line."""
-        self.pace, self.next_update = Pace(self.clock, step, plan.steps, validation), self.clock() + REFRESH_SECONDS
+        self.pace, self.next_update = begun_pace(self.clock, plan, step, validation), self.clock() + REFRESH_SECONDS
         self._line = self.display(self._content(), raw=True, display_id=True)
 
     def step(self, figures: StepFigures) -> None:
@@ -66,6 +66,8 @@ class NotebookProgress:
         parts = [f"loss {format_number(pace.loss)}"] if pace.last > pace.first else []
         if validated := pace.figures_text():
             parts.append(validated)
+        if end := pace.end_text():
+            parts.append(end)
         if seconds_left is not None and seconds_left >= 1:
             parts.append(f"{format_seconds(round(seconds_left))} left")
         return {"text/plain": f"step {pace.last:,}{total}{': ' if parts else ''}{', '.join(parts)}"}

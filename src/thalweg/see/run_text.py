@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from thalweg import rules
+from thalweg.descent.projection import forecast_end
 from thalweg.descent.validation import SAMPLE
 from thalweg.errors import ThalwegError
 from thalweg.formatting import format_count, format_metric, format_seconds, printable
@@ -89,6 +90,20 @@ def rule_average(run: Run) -> str:
     return "" if rules.get(run.plan.rule).average is None else f"averaged weights ({run.plan.rule})"
 
 
+def outlook(run: Run) -> str:
+    """Say what the validation loss of an unfinished run would be at its planned end; nothing where its validations do not say."""
+    history = FinishedHistory.of(run)
+    if history.status not in ("interrupted", "failed", "running") or not history.validated:
+        return ""
+    steps, losses = history.recorded("validation/loss")
+    end = forecast_end(run.plan, steps.tolist(), losses.tolist())
+    if end is None:
+        return ""
+    return (
+        f"By the validations so far, the validation loss would be about {end.text('loss')} at step {run.plan.steps:,}."
+    )
+
+
 def on_training_data(run: Run) -> str:
     """Say the metrics on training data, which are to be compared with those on validation data; nothing where there are none."""
     measured = run.summary.get("training")
@@ -131,6 +146,9 @@ def commands(run: Run) -> list[tuple[str, str]]:
     entries: list[tuple[str, str]] = []
     if FinishedHistory.of(run).status not in ("finished", "stopped early"):
         entries.append(("Resume where it stopped", resume(run)))
+        if has_task:
+            what = "What it is worth by now, cooled down, and at its planned end"
+            entries.append((what, f"thalweg forecast {shlex.quote(folder)}"))
     if files.is_regular(best):
         entries.append(
             ("Use the trained model", f"import thalweg as tw\n\nmodel = tw.Run.open({folder!r}{task}).model{comment}")

@@ -39,6 +39,8 @@ def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> Render
         parts.append(Text(weights, style="dim"))
     if training := run_text.on_training_data(run):
         parts.append(Text(training, style="dim"))
+    if outlook := run_text.outlook(run):
+        parts.append(Text(outlook, style="dim"))
     plot_text = _loss_plot(run, min(width, 100) - 4, unicode)
     parts += [_title("Loss"), Padding(Text(plot_text), MARGIN)] if plot_text else []
     parts += [_title("Plan"), Padding(_plan(run), MARGIN)]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from thalweg import schedule as shapes
+from thalweg.descent.cooling import cooled_plan
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Recorder
@@ -23,11 +23,10 @@ from thalweg.descent.their_objects import as_found
 from thalweg.errors import CheckpointError, DivergedError, Interrupted, StudyError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
-from thalweg.schedule import Schedule
 from thalweg.tuning.candidate_files import CandidateFiles
 from thalweg.tuning.outcome import Outcome, plan_sum
 from thalweg.tuning.priors import TIMESCALE
-from thalweg.tuning.race import COOL, FEWEST, Point, step_at
+from thalweg.tuning.race import COOL, Point, step_at
 from thalweg.tuning.search import Search, can_be_copied, some_descent
 from thalweg.tuning.sharing import WAIT_SECONDS, Sharing
 from thalweg.tuning.workers import Workers, most_workers
@@ -121,19 +120,12 @@ class Candidate:
                 f"warning: A candidate could not be saved, and is trained again where the search is resumed: {error}"
             )
 
-    def cooled(self, length: int) -> dict[str, float]:
-        """Give the figures of a copy whose rate falls from the present one to zero in `length` steps; none where it diverges."""
+    def cooled(self, length: int | None = None) -> dict[str, float]:
+        """Give the figures of a copy that cools down from here, in `length` steps; none where it diverges."""
         if self.suspended is None or self.suspended.is_over:
             return {} if self.failed else self._figures()
-        at, length = self.step, min(max(FEWEST, length), self.steps - self.step)
-        plan = self.plan.replace(
-            steps=at + length,
-            schedule=cooled_schedule(self.suspended.schedule_factor, at, length),
-            validate_every=at + length,
-            snapshot_every=0,
-            digest_every=0,
-            patience=None,
-        )
+        at = self.step
+        plan = cooled_plan(self.plan, self.suspended.schedule_factor, at, length)
         with as_found(self.problem.task):
             descent = self.suspended.branch(self.problem, plan)
             if self.suspended.lost and self._is_from_file:
@@ -154,7 +146,7 @@ class Candidate:
         """Go on to a step, and find what a copy that cools down from there is worth."""
         started = time.perf_counter()
         self.advance(step)
-        figures = {} if self.rate_was_lowered else self.cooled(round(COOL * self.steps))
+        figures = {} if self.rate_was_lowered else self.cooled()
         value = figures.get(self.problem.task.select, math.nan)
         reason = (
             TOO_HIGH
@@ -441,10 +433,3 @@ def _check_not_stopped(recorder: Recorder) -> None:
     """Raise Interrupted also where Ctrl-C or SIGTERM came with the last step, after which a run would just be at its end."""
     if recorder.stop_request.received:
         raise Interrupted("Interrupted in the search.", signal=recorder.stop_request.signal)
-
-
-def cooled_schedule(factor: float, at: int, length: int) -> Schedule:
-    """Fall from a factor to zero in a straight line of `length` steps, from step `at` on; steps before it are never taken."""
-    if math.isclose(factor, 0.0):
-        return shapes.linear(total=at)
-    return shapes.sequence(shapes.constant(total=at), shapes.linear(total=length).scaled(factor))

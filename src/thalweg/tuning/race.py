@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple, Protocol
 
+from thalweg.descent.cooling import FEWEST
+from thalweg.descent.projection import COOL
 from thalweg.tuning.priors import TIMESCALE
 
-COOL = 0.05  # share of the run that a cool-down takes
-FEWEST = 2  # steps before a cool-down, and of it
 SPACING = 2.17  # between neighbouring rates
 WIDENINGS = 8  # the most candidates beyond the edge
 CLEARLY = 0.005  # share of a score by which the one at the edge must be better than its neighbour
