@@ -31,7 +31,9 @@ def test_examples_in_docstrings_give_what_they_say(name):
     assert found.failed == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/forecast.md", "docs/search.md", "docs/speed.md", "docs/your-data.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/forecast.md", "docs/search.md", "docs/speed.md", "docs/your-data.md"]
+)
 def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("thalweg.records.paths.STARTED_IN", tmp_path)

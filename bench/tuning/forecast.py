@@ -40,7 +40,7 @@ FRESH = ("small_gpt", "text_classes")  # tasks that nobody had looked at when th
 FRESH_RATES, FRESH_PLACES = (0.0048, 0.0104, 0.0226), (0.2, 0.35, 0.5)
 HALVES = {
     "development": list(DEVELOPMENT),
-    "held out": [task for task in HELD_OUT if task not in FRESH],
+    "held out, looked at": [task for task in HELD_OUT if task not in FRESH],
     "fresh": list(FRESH),
 }
 NEAR_BEST = 1.5  # of a task's best loss: runs that end above are at rates that nobody keeps

@@ -3,8 +3,8 @@
     loss at the end = loss now x (progress now) ** exponent
 
 Progress is 1 at the end. The exponent is read from the validations of the second half of the run so far (their trend), drawn
-towards a usual one; without enough of them it is the usual one. The laws were settled by hand on stored runs of `bench/tuning`, at
-rates that end within 1.5 times a task's best; `bench/README.md` has what came, and says which of these runs were looked at for it.
+towards a usual one; without enough of them it is the usual one. The laws were settled by hand on stored runs of `bench/tuning`,
+at rates that end within 1.5 times a task's best. `bench/README.md` has what came, and which of these runs were looked at for it.
 """
 
 from __future__ import annotations
