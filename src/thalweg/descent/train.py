@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from thalweg.descent.callbacks import Callbacks
+from thalweg.descent.drift import drift_from
 from thalweg.descent.loop import descend
 from thalweg.descent.loop_kinds import LOOP_KINDS, SNAPSHOT_KINDS
 from thalweg.descent.memory_history import HistoryWriter
@@ -341,6 +342,8 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
     summary = _summarize(descent, "finished", time.perf_counter() - started)
     _take_kept_weights(descent)
     summary |= _training_metrics(descent, summary["notes"])
+    if drift := drift_from(descent.problem.task.model, descent.model):
+        summary["drift"] = drift
     try:
         _write_status(descent, recorder, summary)
     except RunError as error:

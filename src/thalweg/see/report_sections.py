@@ -88,9 +88,8 @@ def heading(run: Run) -> str:
     """The task's name, the run's status, and how it ended."""
     status = FinishedHistory.of(run).status
     chip = f'<span class="state {STATUS_CLASSES.get(status, "warn")}">{safe(status)}</span>'
-    details = safe(
-        " ".join(filter(None, [run_text.weights(run), run_text.on_training_data(run), run_text.outlook(run)]))
-    )
+    told = [run_text.weights(run), run_text.on_training_data(run), run_text.drift(run), run_text.outlook(run)]
+    details = safe(" ".join(filter(None, told)))
     return (
         f'<header><div class="top"><h1>{safe(run_text.name(run))}</h1>{chip}</div>'
         f'<p class="lead">{safe(run_text.headline(run))}</p>{f"<p class=dim>{details}</p>" if details else ""}</header>'

@@ -118,6 +118,18 @@ def on_training_data(run: Run) -> str:
     return f"On {sample}, in evaluation mode: {shown}."
 
 
+def drift(run: Run) -> str:
+    """Say how far the weights went from those that were handed over; nothing where a factory made them."""
+    told = run.summary.get("drift")
+    if not isinstance(told, dict) or "all" not in told:
+        return ""
+    text = f"The weights went {100 * float(told['all']):.3g} % of their length from those that you gave"
+    if "farthest" in told:
+        name, share = told["farthest"]
+        text += f", farthest {printable(str(name))} ({100 * float(share):.3g} %)"
+    return f"{text}."
+
+
 def figures(run: Run) -> list[tuple[str, str, str]]:
     """Give (name, value, comparison) of each final metric, and of the training loss beside the validation loss."""
     history, rows = FinishedHistory.of(run), list[tuple[str, str, str]]()

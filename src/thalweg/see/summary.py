@@ -39,6 +39,8 @@ def summary(run: Run, *, width: int = 80, unicode: bool | None = None) -> Render
         parts.append(Text(weights, style="dim"))
     if training := run_text.on_training_data(run):
         parts.append(Text(training, style="dim"))
+    if drift := run_text.drift(run):
+        parts.append(Text(drift, style="dim"))
     if outlook := run_text.outlook(run):
         parts.append(Text(outlook, style="dim"))
     plot_text = _loss_plot(run, min(width, 100) - 4, unicode)
