@@ -8,6 +8,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 import torch
 from small import accuracy, blobs, classes, network, plan, same_bits, weights
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import thalweg as tw
 from thalweg.descent.process_state import preserve_process_state
@@ -41,11 +43,33 @@ def noisy() -> tw.Task:
     return classes(model=lambda: network(nn.BatchNorm1d(12), nn.Dropout(0.3)))
 
 
+def stream() -> DataLoader[Any]:
+    """Batches by a sampler of the user's own: opening it draws a seed for its workers."""
+    data = TensorDataset(*blobs())
+    return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data, replacement=True), 16, drop_last=False))
+
+
+def resumed(task: tw.Task) -> None:
+    """Stop a run in the middle of an epoch, and go on with it."""
+
+    def stop(model: nn.Module, figures: Any) -> None:
+        if figures.step == 8:
+            raise KeyboardInterrupt
+
+    with TemporaryDirectory() as folder:
+        with suppress(KeyboardInterrupt):
+            tw.train(task, tw.Plan(learning_rate=1e-2, steps=12), out=folder, on_step=stop)
+        tw.resume(folder, task)
+
+
 ACTS: dict[str, Callable[[], Any]] = {
     "train": lambda: tw.train(noisy(), plan(ema=0.9)),
     "train, threads set": lambda: tw.train(noisy(), plan(threads=2)),
     "train, seconds": lambda: tw.train(noisy(), tw.Plan(), seconds=0.02),
     "train, loader": lambda: tw.train(classes(data=DataLoader(TensorDataset(*blobs()), 16, shuffle=True)), plan()),
+    "train, stream": lambda: tw.train(classes(data=stream()), tw.Plan(learning_rate=1e-2), steps=12),
+    "tune, stream": lambda: tw.tune(classes(data=stream()), steps=24, effort=3),
+    "resume, stream": lambda: resumed(classes(data=stream())),
     "check": lambda: tw.check(noisy()),
     "tune": lambda: tw.tune(noisy(), steps=20, effort=1),
 }

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 import torch.nn.functional as F
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 from tuning_tasks import SEARCH, X, Y, same, task
 
 import thalweg as tw
-from thalweg.descent.process_state import preserve_process_state
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.tuning import workers
 from thalweg.tuning.workers import Workers
 
@@ -209,6 +210,53 @@ def test_a_search_with_workers_is_the_search_without(in_folder, alone, two_at_on
     assert "Up to 2 candidates are trained at once, each in a process of its own." in said
     same(run, alone)
     assert not list((tmp_path / "temporary").glob("thalweg-search-*"))
+
+
+class Rows(Dataset):
+    """Reads each example from a file that it holds open, without a buffer: the place in it is the system's."""
+
+    def __init__(self, path):
+        path.write_bytes(torch.cat([X, Y[:, None].float()], 1).numpy().tobytes())
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        self.file.seek(24 * index)
+        row = torch.frombuffer(bytearray(self.file.read(24)), dtype=torch.float32)
+        return row[:5], row[5].long()
+
+
+def test_candidates_that_are_trained_at_once_do_not_read_each_others_rows(alone, two_at_once, tmp_path):
+    fixed = {**SEARCH["fixed"], "workers": 0}
+    rows = Rows(tmp_path / "rows")
+    with rows.file:
+        run = tw.fit(task(data=rows), **{**SEARCH, "fixed": fixed})
+    assert run.metrics == alone.metrics
+    for weight, other in zip(run.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
+def test_a_search_is_not_held_up_by_a_lock_that_another_thread_holds(alone, two_at_once):
+    """Forked while another thread draws random numbers, a worker would wait forever for the lock on these."""
+    ends, said = threading.Event(), []
+
+    def draws():
+        while not ends.is_set():
+            with rng_lock:
+                time.sleep(0.02)
+
+    drawing = threading.Thread(target=draws)
+    drawing.start()
+    try:
+        run = tw.fit(task(), **SEARCH, say=said.append)
+    finally:
+        ends.set()
+        drawing.join()
+    assert any("at once" in text for text in said)
+    assert not any("do not serve" in text for text in said)
+    same(run, alone)
 
 
 def test_a_candidate_whose_worker_is_killed_is_trained_again_and_marked(alone, two_at_once, tmp_path):

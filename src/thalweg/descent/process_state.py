@@ -61,6 +61,12 @@ def preserve_process_state(threads: int | None = None) -> Generator[None]:
                 _set_threads(threads_before)
 
 
+def fork() -> int:
+    """Fork this process, as `os.fork` does, while no other thread holds a lock of this module: the child could never take it."""
+    with rng_lock, _lock:
+        return os.fork()
+
+
 def is_descending() -> bool:
     """Whether a body of `preserve_process_state` is under way, in whatever thread of this process."""
     return _active_bodies > 0

@@ -14,6 +14,7 @@ import torch
 
 from thalweg import rules
 from thalweg.descent.problem import Problem
+from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.state import default_validate_every
 from thalweg.descent.timing import time_steps
 from thalweg.errors import PlanError
@@ -108,7 +109,8 @@ def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
     train, is_given = problem.train, plan.why("batch_size").source == "given"
     if isinstance(train, StreamSource) and train.gives_batches and "batch_size" not in knobs and not is_given:
         why = Evidence("given", "by the loader: so many examples are in its first batch")
-        choices["batch_size"] = count_examples(first_batch(train, problem.device)), why
+        with preserve_process_state(), rng_lock:
+            choices["batch_size"] = count_examples(first_batch(train, problem.device)), why
     if choices:
         return with_choices(plan, choices)
     count = problem.count

@@ -172,7 +172,8 @@ class Descent:
             self.best_validation = loop["leading"] and dict(loop["leading"])
         self.optimizer.clip_norm = self.cures["clip_norm"]
         self.batches.accumulate = self.accumulate
-        self.batches.load_state_dict(loop["batches"], is_over=self.is_over)
+        with preserve_process_state(), rng_lock:  # a stream is read again up to its place, with seeds of its own
+            self.batches.load_state_dict(loop["batches"], is_over=self.is_over)
         return lost
 
     def take_over_changes(self, knobs: Collection[str]) -> None:

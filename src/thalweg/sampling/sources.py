@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import multiprocessing
 import pickle
 import weakref
 from collections import UserDict
@@ -11,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from inspect import GEN_CLOSED, getgeneratorstate
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -23,6 +25,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from thalweg.errors import DataError
 from thalweg.objects.state import ObjectState
 from thalweg.sampling.arrays import as_tensor
+from thalweg.sampling.inherited import part_from_parent
 from thalweg.sampling.order import mix
 from thalweg.sampling.reading import Collate, Collator, SeededItems, start_iterator, with_data_errors
 from thalweg.sampling.seeds import seed_all
@@ -133,6 +136,9 @@ class ItemSource:
         sampler = cast("BatchSampler", _Iterable(batches))
         needs_workers = ("prefetch_factor", "multiprocessing_context", "timeout")
         options = {key: value for key, value in self.loader.items() if workers or key not in needs_workers}
+        if workers and _forks(options.get("multiprocessing_context")):
+            own = options.get("worker_init_fn")
+            options["worker_init_fn"] = _BeginWorker(own, ends_connections=self.own_batches is None)
         loader = DataLoader(
             cast("Dataset[Any]", SeededItems(self.items, seed, self.name)),
             batch_sampler=sampler,
@@ -143,6 +149,28 @@ class ItemSource:
             **options,
         )
         return with_data_errors(start_iterator(loader, self.name), self.name)
+
+
+def _forks(context: Any) -> bool:
+    """Whether a loader with this `multiprocessing_context` forks its workers."""
+    if isinstance(context, BaseContext):
+        return context.get_start_method() == "fork"
+    return (context or multiprocessing.get_start_method()) == "fork"
+
+
+class _BeginWorker:
+    """Begins a forked loader worker, with files of its own; then the user's `worker_init_fn` is called.
+
+    `ends_connections`: where no loader of the user's asked for workers, so that nobody thought of what these share.
+    """
+
+    def __init__(self, own: Callable[[int], None] | None, *, ends_connections: bool) -> None:
+        self.own, self.ends_connections = own, ends_connections
+
+    def __call__(self, worker: int) -> None:
+        part_from_parent(ends="internet" if self.ends_connections else "none")
+        if self.own is not None:
+            self.own(worker)
 
 
 class _Iterable:
@@ -222,6 +250,7 @@ class StreamSource:
                 generator=generator,
                 collate_fn=collator,
                 drop_last=drop_last,
+                worker_init_fn=_BeginWorker(None, ends_connections=True) if workers and _forks(None) else None,
             )
             return with_data_errors(start_iterator(loader, self.name), self.name)
         return self._read_epoch(start_iterator(self.batches, self.name))

@@ -19,6 +19,9 @@ from typing import NamedTuple, NoReturn
 
 import torch
 
+from thalweg.descent.process_state import fork
+from thalweg.sampling.inherited import part_from_parent
+
 
 class Answer(NamedTuple):
     """What came of a child's work: the text that it gave, whether it ended in time, and the signal that it died of, or 0."""
@@ -41,7 +44,7 @@ def in_child(work: Callable[[], str], seconds: float) -> Answer:
         warnings.simplefilter(
             "ignore"
         )  # of forking beside threads, one of which may hold a lock: the limit is for that too
-        child = os.fork()
+        child = fork()
     if child == 0:
         _be_child(work, writing, seconds)
     os.close(writing)
@@ -74,6 +77,7 @@ def _be_child(work: Callable[[], str], writing: int, seconds: float) -> NoReturn
     """Do the work and write what it came to; nothing of the parent's is touched, and the process ends here whatever happens."""
     try:
         _make_expendable(seconds)
+        part_from_parent({writing})
         torch.set_num_threads(1)
         os.write(writing, work().encode())
     finally:

@@ -31,12 +31,13 @@ import torch
 from thalweg.descent.memory_use import room
 from thalweg.descent.out_of_memory import out_of_memory
 from thalweg.descent.problem import Problem, start_model
-from thalweg.descent.process_state import is_descending, preserve_process_state, rng_lock
+from thalweg.descent.process_state import fork, is_descending, preserve_process_state, rng_lock
 from thalweg.descent.their_objects import as_found
 from thalweg.records import json_values
 from thalweg.records.plan import Plan
 from thalweg.records.weights import model_state
 from thalweg.sampling import StreamSource
+from thalweg.sampling.inherited import part_from_parent
 from thalweg.tuning.forked import can_fork
 
 TRIES = 3  # of a piece of work whose worker is lost
@@ -67,7 +68,7 @@ class _Worker:
         with warnings.catch_warnings():
             # Of forking beside other threads, one of which might hold a lock: that shows as a worker without a sign of life.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+            self.pid = fork()
         if self.pid == 0:
             os.close(self.pipe)
             _be_worker(work, writing, parent)
@@ -224,6 +225,7 @@ def _be_worker(work: Work, writing: int, parent: int) -> NoReturn:
             Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go where memory ends
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole terminal: the parent says when to stop
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        part_from_parent({writing})
         torch.set_num_threads(1)  # those of the parent are not there
         told = 0.0
 
