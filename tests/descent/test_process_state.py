@@ -17,7 +17,7 @@ import pytest
 import torch
 from small import accuracy, blobs, classes, network, plan, same_bits, weights
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import thalweg as tw
 from thalweg.descent.process_state import preserve_process_state
@@ -44,9 +44,10 @@ def noisy() -> tw.Task:
 
 
 def stream() -> DataLoader[Any]:
-    """Batches by a sampler of the user's own: opening it draws a seed for its workers."""
-    data = TensorDataset(*blobs())
-    return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data, replacement=True), 16, drop_last=False))
+    """A loader of whole batches, whose size nothing says; opening it draws a seed for its workers."""
+    x, y = blobs()
+    batches = [(x[k : k + 16], y[k : k + 16]) for k in range(0, len(x), 16)]
+    return DataLoader(batches, batch_size=None, sampler=RandomSampler(batches, replacement=True))  # pyright: ignore[reportArgumentType]
 
 
 def resumed(task: tw.Task) -> None:
