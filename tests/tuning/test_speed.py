@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import thalweg as tw
 from thalweg.descent import settle as settling
-from thalweg.descent.problem import open_task
+from thalweg.descent.problem import Problem, open_task
 from thalweg.descent.settle import settle
 from thalweg.descent.timing import StepTime
+from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.tuning import comparison, compiling, half_precision, loader_workers, memory_format, speed
 from thalweg.tuning.comparison import Compared, Finding, Trial, compare
@@ -424,6 +425,49 @@ def test_a_real_compiler_is_tried() -> None:
     found = compiling.tried_in_child(open_task(classes()), plan(compile=True, batch_size=16), 120.0)
     assert not found.failure
     assert found.seconds > 0.1
+
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("pays_from", "size", "measured_at", "threads"),
+    [
+        (256, 512, [64, 512], 2),  # one was enough for the batches that it was measured with, and not for those chosen
+        (32, 8, [64, 8], 1),
+        (256, 8, [64], 1),  # smaller ones need no more
+        (32, 512, [64], 2),
+        (256, 64, [64], 1),
+    ],
+)
+def test_threads_are_chosen_for_the_batches_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, pays_from: int, size: int, measured_at: list[int], threads: int
+) -> None:
+    sizes = list[int]()
+
+    def time_of(problem: Problem, plan: Plan) -> StepTime:
+        assert plan.batch_size is not None
+        if plan.threads == 1:
+            sizes.append(plan.batch_size)
+        return StepTime(0.5 if (plan.threads == 2) == (plan.batch_size >= pays_from) else 1.0, True)
+
+    monkeypatch.setattr(speed, "time_steps", time_of)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    problem, request = open_task(classes()), Request(steps=100)
+    before = speed.with_threads(problem, request, Plan(batch_size=64))
+    chosen = before.replace(batch_size=size, evidence=before.evidence)
+    plan = speed.with_threads_for_batches(problem, request, chosen, before)
+    assert (sizes, plan.threads) == (measured_at, threads)
+    assert plan.why("threads").reason.endswith(f"in steps of {measured_at[-1]} examples")
+
+
+def test_threads_that_are_decided_stay_for_other_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "time_steps", None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    request = Request(steps=100, fixed={"threads": 1})
+    problem, before = open_task(classes()), Plan(batch_size=64, threads=1)
+    chosen = before.replace(batch_size=512)
+    assert speed.with_threads_for_batches(problem, request, chosen, before) == chosen
 
 
 # All of them

@@ -32,7 +32,7 @@ CHOICES: dict[str, Callable[[Trial], Finding | None]] = {
 
 
 def with_threads(problem: Problem, request: Request, plan: Plan) -> Plan:
-    """Take one CPU thread where more are no faster: small operations wait for each other longer than they work."""
+    """Take one CPU thread where more are no faster, at the plan's batch size: small operations wait longer than they work."""
     present = torch.get_num_threads()
     if "threads" in request.fixed or present == 1 or problem.device.type != "cpu":
         return plan
@@ -40,8 +40,21 @@ def with_threads(problem: Problem, request: Request, plan: Plan) -> Plan:
     seconds = {n: time_steps(problem, fitting.replace(threads=n)).seconds for n in (1, present)}
     threads = 1 if seconds[1] <= 1.05 * seconds[present] else present
     figures = {"threads": list(seconds), "seconds_per_step": [float(f"{s:.3g}") for s in seconds.values()]}
-    why = Evidence("measured", "the fewer where more are not at least 5 % faster", figures)
+    of = f", in steps of {fitting.batch_size:,} examples" if fitting.batch_size else ""
+    why = Evidence("measured", f"the fewer where more are not at least 5 % faster{of}", figures)
     return with_choices(plan, {"threads": (threads, why)})
+
+
+def with_threads_for_batches(problem: Problem, request: Request, plan: Plan, before: Plan) -> Plan:
+    """Measure threads again where the batch size that was chosen with them may ask for others: that of `before` was another.
+
+    Threads pay where operations are large: one that was enough stays enough for smaller batches, and more stay worth it for
+    larger ones, so that nothing is measured there.
+    """
+    sizes = before.batch_size, plan.batch_size
+    if plan.threads is None or sizes[0] is None or sizes[1] is None or sizes[0] == sizes[1]:
+        return plan
+    return with_threads(problem, request, plan) if (sizes[1] > sizes[0]) == (plan.threads == 1) else plan
 
 
 def with_speed(

@@ -54,9 +54,9 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *,
     Raises PlanError where no budget is known, or a decided knob does not fit the data.
     """
     with as_found(problem.task):
-        plan = stated_plan(problem, request)
-        plan = speed.with_threads(problem, request, plan)
-        plan = with_batch_size(problem, request, plan, say)
+        usual = speed.with_threads(problem, request, stated_plan(problem, request))
+        plan = with_batch_size(problem, request, usual, say)
+        plan = speed.with_threads_for_batches(problem, request, plan, usual)
         settled = settle(problem, plan, request)
         if for_estimate:
             return settled
