@@ -147,11 +147,7 @@ def _worsened(run: Run, history: FinishedHistory) -> list[str]:
 def _longer_run(run: Run, history: FinishedHistory) -> list[str]:
     """Advise a longer run where runs of other lengths show that it pays."""
     found = longer_run.lengths(run, history)
-    if (
-        found is None
-        or found.gain < longer_run.WORTHWHILE
-        or history.memorised((run.summary.get("weights") or {}).get("step"))
-    ):
+    if found is None or not found.pays or history.memorised((run.summary.get("weights") or {}).get("step")):
         return []
     if _is_perfect(run, history) or history.fell_steadily_but_little():
         return []
