@@ -134,7 +134,7 @@ def test_every_rule_can_be_asked_for(rule, monkeypatch):
 def test_a_rule_is_tuned_and_trained_by_its_name(capsys):
     assert cli.main(["tune", "mine.py", "--steps", "40", "--effort", "1", "--rule", "lion", "--out", "plan.toml"]) == 0
     plan = Plan.load("plan.toml")
-    assert (plan.rule, plan.learning_rate, plan.why("rule").source) == ("lion", 2.26e-3, "given")
+    assert (plan.rule, plan.learning_rate, plan.why("rule").source) == ("lion", 0.0147, "given")
     assert cli.main(["train", "mine.py", "--steps", "20", "--rule", "nadam", "--out", "r", "--quiet"]) == 0
     plan = Run.open("r").plan
     assert (plan.rule, plan.learning_rate) == ("nadam", 2e-3)

@@ -32,9 +32,8 @@ from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
-from thalweg.tuning import priors
 from tuning.suite import SUITE
-from tuning.table import CURVE, RAW, problem_of, read_lines, round_to
+from tuning.table import CURVE, RAW, middle_of, problem_of, read_lines, round_to
 
 TRIALS = 200
 BEST = 5  # trials that are made again
@@ -47,10 +46,10 @@ def drawn(task: str, trial: int) -> dict[str, Any]:
     """Draw the knobs of a trial: a function of task and number alone."""
     draw = random.Random(f"{task} {trial}")
     rule = draw.choice(RULES)
-    usual = priors.usual_rate(rule)
+    middle = middle_of(rule)
     return {
         "rule": rule,
-        "learning_rate": round_to(usual * 10 ** draw.uniform(-2, 1.3)),
+        "learning_rate": round_to(middle * 10 ** draw.uniform(-2, 1.3)),
         "weight_decay": draw.choice((0.0, round_to(10 ** draw.uniform(-4, 0)))),
         "shape": draw.choice(SHAPES) if rule != "schedule_free_adamw" else "constant",
         "warmup": draw.choice((0.0, 0.02, 0.1)),

@@ -42,6 +42,7 @@ from tuning.suite import SUITE
 
 RAW = Path(__file__).parents[1] / "raw" / "tuning"
 RATES = [float(f"{1e-4 * 5000 ** (k / 11):.3g}") for k in range(12)]  # 1e-4 to 0.5
+MIDDLE, MIDDLES = 0.0226, {"lion": 0.00226, "momentum": 0.1}
 LENGTHS = (1, 2, 4, 8, 16, 32)  # parts of the full run
 SEEDS = (0, 1, 2)
 PLACES = (0.1, 0.2, 0.35)  # of cool-downs, as shares of the run
@@ -113,8 +114,12 @@ def rates_of(rule: str) -> list[float]:
         return [0.1, 0.3, 1.0, 3.0]
     if rule == "adamw":
         return RATES
-    times = priors.usual_rate(rule) / priors.usual_rate("adamw")
-    return [float(f"{rate * times:.3g}") for rate in RATES[3:]]
+    return [float(f"{rate * middle_of(rule) / MIDDLE:.3g}") for rate in RATES[3:]]
+
+
+def middle_of(rule: str) -> float:
+    """Give the rate around which a rule's rates lie in what is stored: not `usual_rate`, which is chosen by it."""
+    return MIDDLES.get(rule, MIDDLE)
 
 
 @cache

@@ -5,7 +5,7 @@ from thalweg.tuning import priors
 
 
 def test_a_rule_of_another_order_has_its_usual_rate_there():
-    assert [priors.usual_rate(r) for r in ("adamw", "sgd", "lion", "prodigy")] == [0.0226, 0.1, 2.26e-3, 1.0]
+    assert [priors.usual_rate(r) for r in ("adamw", "sgd", "lion", "prodigy")] == [0.0226, 0.1, 0.0147, 1.0]
     assert [priors.usual_rate(r) for r in ("adagrad", "nadam", "adadelta", "schedule_free_sgd")] == [
         0.0226,
         0.0226,
@@ -17,6 +17,7 @@ def test_a_rule_of_another_order_has_its_usual_rate_there():
 def test_a_longer_run_wants_a_lower_rate():
     rates = [priors.usual_rate("adamw", steps) for steps in (1, 1000, 4000, 100_000)]
     assert rates == [0.0226, 0.0226, 0.0113, 0.00226]
+    assert priors.usual_rate("lion", 4000) == 0.00735
     assert priors.usual_rate("momentum", 10) == priors.usual_rate("momentum", 10_000)
 
 
