@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import classes, started
+from small import classes, started, walk
 from small import plan as plan_of
 from torch import Tensor, nn
 
+import thalweg as tw
+from thalweg.descent.late_weights import train_unfrozen
 from thalweg.descent.matrix_roles import matrix_roles
 
 
@@ -135,6 +137,45 @@ def test_frozen_weights_have_no_place() -> None:
     model = perceptron()
     model[0].weight.requires_grad_(False)
     assert matrix_roles(model, F.cross_entropy(model(X), Y)) == {"2.weight": "hidden", "4.weight": "output layer"}
+
+
+class Spectral(nn.Module):
+    """A complex matrix between two real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.mix = nn.Parameter(torch.eye(6, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.body(x).to(torch.complex64) @ self.mix).real)
+
+
+def test_complex_matrices_are_left_to_the_rule_that_moves_them() -> None:
+    plan = tw.tune(classes(model=Spectral), steps=6, effort=1, progress=False)
+    assert {pattern: group.rule for pattern, group in plan.groups.items()} == {"head.weight": "adamw", "mix": "adamw"}
+    assert "mix (complex)" in plan.why("groups").reason
+    run = tw.train(classes(model=Spectral), plan, progress=False)
+    assert not torch.equal(run.model.mix, Spectral().mix)
+
+
+@pytest.mark.parametrize("frozen", ["head.weight", "mix", "words.weight"])
+def test_what_is_unfrozen_later_is_moved_by_the_rule_of_its_role(frozen: str) -> None:
+    class Worded(Spectral):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(9, 4)
+            self.get_parameter(frozen).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.words(x[:, 0].long().abs() % 9))
+
+    descent, recorder = started(classes(model=Worded), plan_of(rule="muon"))
+    descent.model.get_parameter(frozen).requires_grad_(True)
+    train_unfrozen(descent, recorder)
+    group = descent.optimizer.param_groups[-1]
+    assert (group["param_names"], group["rule"]) == ([frozen], "adamw")
+    walk(descent, recorder)
 
 
 def test_a_step_of_ones_own_is_seen_through() -> None:

@@ -1,7 +1,7 @@
 """The role of each weight matrix in its network: embedding, hidden, or output layer.
 
 Muon's authors (Jordan et al. 2024) leave embeddings and the output layer to AdamW. So do the update rules here
-whose `Rule.rest` names another rule for them.
+whose `Rule.rest` names another rule for them. Complex matrices are left to it too, as the equations of these are for real ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHAPES = (
 
 
 def matrix_roles(model: nn.Module, loss: Tensor) -> dict[str, str]:
-    """Give the role of every trainable matrix, by its name: "embedding", "hidden" or "output layer".
+    """Give the role of every trainable matrix, by its name: "embedding", "hidden" or "output layer"; of complex ones "complex".
 
     Embeddings are the weights of `nn.Embedding` and `nn.EmbeddingBag`. The output layer is the matrix nearest to the loss in
     the autograd graph: it may be registered in any order, tied to an embedding, or used without a module. Where the graph
@@ -45,7 +45,9 @@ def matrix_roles(model: nn.Module, loss: Tensor) -> dict[str, str]:
     matrices = {id(p): name for name, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     outputs = _nearest_to_loss(loss, matrices) or _last_registered(model, matrices)
-    roles = {**dict.fromkeys(outputs, "output layer"), **dict.fromkeys(embeddings, "embedding")}
+    complexes = {id(p) for p in model.parameters() if p.is_complex()}
+    ends = {**dict.fromkeys(outputs, "output layer"), **dict.fromkeys(embeddings, "embedding")}
+    roles = {**ends, **dict.fromkeys(complexes, "complex")}
     return {name: roles.get(i, "hidden") for i, name in matrices.items()}
 
 

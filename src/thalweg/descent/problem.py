@@ -117,11 +117,30 @@ class Problem:
     @cached_property
     def matrix_roles(self) -> Mapping[str, str]:
         """Names of the trainable matrices, each with its role in the network. Computed only for rules that need it."""
+        return self._matrix_roles(unfrozen=False)
+
+    @cached_property
+    def matrix_roles_unfrozen(self) -> Mapping[str, str]:
+        """The same of all matrices, as if none were frozen."""
+        return self._matrix_roles(unfrozen=True)
+
+    def _matrix_roles(self, *, unfrozen: bool) -> Mapping[str, str]:
         with preserve_process_state(), rng_lock, as_found(self.task):
             problem = self.with_own_loss()  # a loss that counts its calls, say, must begin each run as it was given
             model = start_model(problem, 0).train()
-            loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2, own=True))
-            return matrix_roles(model, loss)
+            frozen = [p for p in model.parameters() if unfrozen and not p.requires_grad and _has_gradient(p)]
+            try:
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+                loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2, own=True))
+                return matrix_roles(model, loss)
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
+
+
+def _has_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Holdout = NOTHING) -> Problem:

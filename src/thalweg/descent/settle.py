@@ -44,7 +44,7 @@ def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
     Raises PlanError where no budget is known, or the batch size does not fit the data.
     """
     plan = with_fitting_batches(problem, _with_batch_size(problem, _with_holdout(problem, plan)))
-    plan = _with_rest_groups(problem, plan)
+    plan = with_rest_groups(problem, plan)
     per_epoch = steps_per_epoch(problem, plan)
     steps, why = _steps(problem, plan, request, per_epoch)
     choices: dict[str, Choice] = {
@@ -125,7 +125,7 @@ def _with_batch_size(problem: Problem, plan: Plan) -> Plan:
     return plan
 
 
-def _with_rest_groups(problem: Problem, plan: Plan) -> Plan:
+def with_rest_groups(problem: Problem, plan: Plan) -> Plan:
     """Enter embeddings and output layer as groups, where the rule leaves them to another rule (Muon to AdamW).
 
     They come first, so that the user's own groups override them; groups entered for another rule or model are removed.

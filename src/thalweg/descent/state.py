@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import glob
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from thalweg import optim
+from thalweg import optim, rules
 from thalweg.descent.compiled import CompiledForward
 from thalweg.descent.loop_kinds import BEST_KINDS, STATED
 from thalweg.descent.memory_format import MemoryFormat
@@ -23,7 +24,7 @@ from thalweg.descent.validation import hold_sample
 from thalweg.errors import CheckpointError, PlanError, nearest
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.kinds import check
-from thalweg.records.plan import Plan
+from thalweg.records.plan import Group, Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
 from thalweg.sampling.sources import checksum
@@ -201,7 +202,7 @@ class Descent:
     def adopt(self, names: list[str]) -> None:
         """Give the optimiser parameters that were frozen, by name, in groups as the plan makes them."""
         parameters = [(name, p) for name, p in self.frozen if name in names]
-        for rate, group in parameter_groups(parameters, self.plan):
+        for rate, group in parameter_groups(parameters, self._plan_of_unfrozen(names)):
             self.optimizer.add_param_group(group)
             self.rate_factors.append(rate)
         for _, parameter in parameters:
@@ -209,6 +210,16 @@ class Descent:
         self.parameters += [p for _, p in parameters]
         self.frozen = [(name, p) for name, p in self.frozen if name not in names]
         self.adopted.append(list(names))
+
+    def _plan_of_unfrozen(self, names: Collection[str]) -> Plan:
+        """Give the plan with groups for those of these names that its rule leaves to another one, as `settle` enters them."""
+        rest = rules.get(self.plan.rule).rest
+        if rest is None:
+            return self.plan
+        roles = self.problem.matrix_roles_unfrozen
+        left_out = [name for name in names if roles.get(name, "hidden") != "hidden"]
+        groups = {glob.escape(name): Group(rule=rest.name) for name in left_out}
+        return self.plan.replace(groups={**groups, **self.plan.groups})
 
     @property
     def snapshot_due(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from thalweg import rules
 from thalweg.descent.problem import Problem
-from thalweg.descent.settle import Choice, settle, with_choices
+from thalweg.descent.settle import Choice, settle, with_choices, with_rest_groups
 from thalweg.descent.suspended import Suspended
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.timing import time_steps
@@ -54,7 +54,8 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *,
     Raises PlanError where no budget is known, or a decided knob does not fit the data.
     """
     with as_found(problem.task):
-        usual = speed.with_threads(problem, request, stated_plan(problem, request))
+        stated = with_rest_groups(problem, stated_plan(problem, request))  # so that what is measured is what is trained
+        usual = speed.with_threads(problem, request, stated)
         plan = with_batch_size(problem, request, usual, say)
         plan = speed.with_threads_for_batches(problem, request, plan, usual)
         settled = settle(problem, plan, request)
