@@ -292,17 +292,22 @@ def test_of_few_examples_the_chosen_batches_are_no_worse_than_32(
     assert small.metrics["loss"] < share * larger.metrics["loss"]
 
 
-def test_what_is_measured_is_what_is_trained_with_the_groups_that_a_rule_leaves_to_another(monkeypatch):
+def test_what_is_measured_is_what_is_trained_with_the_groups_that_a_rule_leaves_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An embedding that Muon would move takes far longer and more memory than by AdamW, which will move it."""
-    seen, measure = [], batch_size.measure
+    seen, measure = list[tw.Plan](), batch_size.measure
 
-    def seeing(problem, plan, request):
+    def seeing(problem: Any, plan: tw.Plan, request: Request) -> Measurements:
         seen.append(plan)
         return measure(problem, plan, request)
 
     monkeypatch.setattr(batch_size, "measure", seeing)
     words, classes = torch.arange(120) % 50, torch.arange(120) % 3
-    model = lambda: nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
     plan = tw.tune(tw.Task(model, nn.functional.cross_entropy, (words, classes)), steps=6, effort=1, progress=False)
     assert plan.rule == "muon"
     assert [one.groups for one in seen] == [plan.groups]
