@@ -274,3 +274,28 @@ def test_where_the_criterion_is_no_number_the_rate_is_chosen_by_the_loss_which_i
     assert sum("judged by the loss instead" in text for text in said) == 1
     run = tw.fit(made, steps=60, effort=2)
     assert "`area` was not a number in any validation" in run.events[-1].message
+
+
+def test_without_a_hidden_matrix_adamw_alone_is_tried():
+    linear = tw.Task(model=lambda: torch.nn.Linear(5, 3), loss=F.cross_entropy, data=(X, Y), validation=(X, Y))
+    plan = tuned(linear, effort=7)
+    assert plan.rule == "adamw"
+    assert "rules" not in plan.why("learning_rate").figures
+
+
+def test_with_hidden_matrices_muon_and_adamw_are_tried_and_the_rule_of_the_best_is_taken():
+    plan = tuned(effort=7)
+    figures = plan.why("learning_rate").figures
+    assert {*figures["rules"]} == {"muon", "adamw"}
+    judged = zip(*(figures[name] for name in ("steps", "scores", "rules", "learning_rates")), strict=True)
+    best = min((one for one in judged if one[0] == plan.steps), key=lambda one: one[1])
+    assert (plan.rule, plan.learning_rate) == best[2:] or plan.why("weight_decay").source == "searched"
+
+
+def test_a_decay_that_is_fixed_is_not_raced():
+    plan = tuned(effort=14, fixed={"weight_decay": 0.05})
+    assert plan.weight_decay == 0.05
+    assert plan.why("weight_decay").source == "given"
+    raced = tuned(effort=14).why("weight_decay")
+    assert raced.source == "searched"
+    assert len(raced.figures["weight_decays"]) > 1

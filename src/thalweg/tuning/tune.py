@@ -208,10 +208,11 @@ def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
     return settle(problem, plan, Request(steps=plan.steps))
 
 
-def lines(plan: Plan, request: Request) -> list[Line]:
+def lines(problem: Problem, plan: Plan, request: Request) -> list[Line]:
     """Give the rules to choose among, the plan's own first, with their usual rates."""
-    others = [] if {"rule", "constants"} & {*request.fixed} else [one for one in priors.RULES if one != plan.rule]
-    return [_line(rule, plan, request) for rule in (plan.rule, *others)]
+    if {"rule", "constants"} & {*request.fixed} or "hidden" not in problem.matrix_roles.values():
+        return [_line(plan.rule, plan, request)]  # without a hidden matrix Muon is AdamW
+    return [_line(rule, plan, request) for rule in (plan.rule, *(one for one in priors.RULES if one != plan.rule))]
 
 
 def _line(rule: str, plan: Plan, request: Request) -> Line:
@@ -236,7 +237,7 @@ def with_learning_rate(
     Raises DivergedError where no rate trains.
     """
     assert plan.steps is not None
-    tried = lines(plan, request)
+    tried = lines(problem, plan, request)
     course = course_for(price, plan.steps, len(tried), anew=anew)
     if course is None:
         reason = "a rate that serves most small networks under this kind of rule; nothing was searched at this effort"
@@ -266,15 +267,15 @@ def with_learning_rate(
     choices: dict[str, Choice] = {"learning_rate": (won.rate, why)}
     if len({one.point.rule for one in track.scores}) > 1:
         choices["rule"] = won.rule, Evidence("searched", "that of the best candidate: see the learning rate")
-    decays = [
-        one for one in track.scores if one.point._replace(timescale=won.timescale) == won and one.steps == plan.steps
-    ]
-    if len(decays) > 1:
+    raced = [one.point.rate for one in track.scores if one.point.timescale != priors.TIMESCALE]
+    if raced:
+        decays = [one for one in track.scores if (one.point.rate, one.steps) == (raced[0], plan.steps)]
         figures = {
             "weight_decays": [plan_for(one.point).weight_decay for one in decays],
             "scores": [float(f"{one.score:.5g}") for one in decays],
         }
-        reason = "the best of those tried at this learning rate, trained to the end"
+        forgets = "no decay" if won.timescale is None else f"weights forget over {won.timescale:.0%} of the run"
+        reason = f"{forgets}: the best of those tried at a learning rate of {raced[0]:.3g}, trained to the end"
         choices["weight_decay"] = candidate.weight_decay, Evidence("searched", reason, figures)
     chosen = with_choices(candidate, choices)
     if search is not None:
@@ -288,7 +289,7 @@ def _evidence(
     """Say how a learning rate was found; `rest` are the steps that remain, `doubtful` what the search could not tell."""
     assert plan.steps is not None
     task, points, last = problem.task, {one.point for one in track.scores}, max(one.steps for one in track.scores)
-    scores = [one for one in track.scores if one.point.timescale == priors.TIMESCALE]  # the others tell of the decay
+    scores = _best_decays(track.scores)
     figures: dict[str, Any] = {
         "learning_rates": [one.point.rate for one in scores],
         "steps": [one.steps for one in scores],
@@ -308,7 +309,7 @@ def _evidence(
     costs = _cost_of_another(scores, plan)
     if costs is not None:
         figures["cost_of_half"], figures["cost_of_double"] = costs
-        reason += f"; half the rate costs {100 * costs[0]:+.2g} %, twice the rate {100 * costs[1]:+.2g} %"
+        reason += f"; half the rate costs {_per_cent(costs[0])}, twice the rate {_per_cent(costs[1])}"
     last_scores = {one.point: one.score for one in track.scores if one.steps == last}
     sure = probability_of_better(last_scores, won, at_the_end=last == plan.steps)
     if sure is not None:
@@ -317,6 +318,19 @@ def _evidence(
         is_sure = figures["probability"] >= SURE
         reason += f"; on another seed {'' if is_sure else 'perhaps no '}better than {name} (probability {figures['probability']})"
     return Evidence("searched", "; ".join([reason, *doubtful]), figures)
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:+.{0 if abs(share) >= 0.1 else 1}f} %"
+
+
+def _best_decays(scores: Sequence[Scored]) -> list[Scored]:
+    """Leave out of scores that differ in their decay alone all but the best."""
+    best = dict[tuple[str, float, int], Scored]()
+    for one in scores:
+        key = one.point.rule, one.point.rate, one.steps
+        best[key] = min(best.get(key, one), one, key=lambda scored: scored.score)
+    return list(best.values())
 
 
 def _cost_of_another(scores: Sequence[Scored], plan: Plan) -> tuple[float, float] | None:
