@@ -7,15 +7,21 @@ from hypothesis import strategies as st
 from thalweg.tuning.sensitivity import cost_of_another_rate
 
 
-@given(st.floats(0.1, 10), st.floats(0.01, 3), st.floats(-0.9, 0.9), st.sampled_from([1.5, 2.17, 4.0]))
-def test_of_a_parabola_it_is_the_parabolas_own(best, bend, shift, spacing):
-    def score(rate):
-        return 1.0 + bend * (math.log2(rate) - shift) ** 2
+@given(st.floats(0.1, 10), st.floats(-3, 3), st.sampled_from([1.3, 2.0, 2.17, 4.0]), st.integers(3, 6))
+def test_of_a_line_over_the_logarithm_it_is_the_lines_own(rate, slope, spacing, count):
+    def score(one):
+        return 10.0 + slope * math.log2(one / rate)
 
-    rates = [best / spacing, best, best * spacing]
-    half, double = cost_of_another_rate({rate: score(rate) for rate in rates}, best)
-    assert half == pytest.approx((score(best / 2) - score(best)) / score(best), rel=0.06, abs=1e-9)
-    assert double == pytest.approx((score(best * 2) - score(best)) / score(best), rel=0.06, abs=1e-9)
+    half, double = cost_of_another_rate(
+        {rate * spacing**k: score(rate * spacing**k) for k in range(-count, count + 1)}, rate
+    )
+    assert half == pytest.approx(-slope / 10, rel=0.06, abs=1e-9)
+    assert double == pytest.approx(slope / 10, rel=0.06, abs=1e-9)
+
+
+def test_near_neighbours_do_not_stand_for_what_lies_beyond_them():
+    scores = {0.01: 1.1, 0.018: 1.05, 0.02: 1.0, 0.022: 1.05, 0.04: 1.2}
+    assert cost_of_another_rate(scores, 0.02) == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(
