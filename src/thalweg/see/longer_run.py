@@ -31,10 +31,8 @@ from thalweg.see.search_scores import scores_by_steps
 from thalweg.watch.finished import LATE_SHARE, FinishedHistory
 
 WORTHWHILE = 0.12  # share of the cost that is expected to go with twice the steps
-FAR_APART, WORTHWHILE_FROM_FAR = (
-    4.0,
-    0.25,
-)  # where the last two lengths differ by more than such a factor: the same share
+FAR_APART = 4.0  # factor between the last two lengths, beyond which this share must be expected to go:
+WORTHWHILE_FROM_FAR = 0.25
 FEWEST_VALIDATIONS = 5
 
 
