@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, get_args
 
 from thalweg import rules
@@ -54,6 +55,7 @@ CHANGEABLE = frozenset(
 )
 """The knobs that can be changed when a run is resumed: what it has done so far does not depend on them. Its position in the data
 depends on batch size, seed and order, and the optimiser's state on the rule and its groups."""
+SHOWN = 240  # characters of an evidence in its `repr`; `str` gives all of it
 RULE_DEFAULT_RATE = float("nan")
 """The default of `Plan.learning_rate`, which the new plan replaces by that of its rule."""
 
@@ -86,7 +88,7 @@ class Evidence:
 
     def __repr__(self) -> str:
         figures = f" (figures: {', '.join(self.figures)})" if self.figures else ""
-        return f"<Evidence {self}{figures}>"
+        return f"<Evidence {shorten(str(self), SHOWN, placeholder=' …')}{figures}>"
 
 
 @checks_names("A group", PlanError)
