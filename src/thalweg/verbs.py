@@ -317,7 +317,7 @@ def tune(
     request.check_budget()
     show = _Shown(progress, say)
     path = None if out is None else _plan_file(out)
-    how = None if path is None else "the same call goes on"
+    how = None if path is None and request.storage is None else "the same call goes on"
     with interruptible(), without_inference_mode(), _telling_how_to_go_on(request, how), kept_beside(path) as place:
         plan = _choose(checked_task(task), request, place, show)[1].plan
         if path is not None:

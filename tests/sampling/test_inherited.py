@@ -1,15 +1,17 @@
 """A forked process reads files at places of its own, and takes no answers that are meant for its parent."""
 
+import multiprocessing
 import os
 import socket
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from thalweg.sampling.inherited import part_from_parent
+from thalweg.sampling.inherited import part_from_parent, shares_memory
 from thalweg.sampling.opening import open_data
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is for forked processes, on Linux")
@@ -137,3 +139,23 @@ def test_workers_that_no_loader_of_the_persons_asked_for_do_not_share_a_connecti
             assert before
             with pytest.raises(BlockingIOError):
                 served.recv(1000)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "value"])
+def test_memory_that_a_child_would_share_is_seen(kind, tmp_path):
+    assert in_child(lambda: not shares_memory()) == 0, "something else in this process shares memory"
+
+    def work():
+        lock = multiprocessing.Lock()
+        np.memmap(tmp_path / "read", "f4", "w+", shape=(4,)).flush()
+        read = np.memmap(tmp_path / "read", "f4", "r", shape=(4,))
+        if shares_memory():
+            return False
+        shared = {
+            "tensor": lambda: torch.zeros(4).share_memory_(),
+            "array": lambda: np.memmap(tmp_path / "written", "f4", "w+", shape=(4,)),
+            "value": lambda: multiprocessing.Value("d", 0.0),
+        }[kind]()
+        return shares_memory() and len([lock, read, shared]) == 3
+
+    assert in_child(work) == 0

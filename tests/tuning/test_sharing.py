@@ -176,6 +176,50 @@ def two(tmp_path):
 PLANS = [Plan(steps=5, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
 
 
+PLACES = [
+    ("request",),
+    ("request", "out"),
+    ("begun",),
+    ("begun", "cost"),
+    ("begun", "cost", "trainings"),
+    ("begun", "found"),
+    ("process",),
+]
+
+
+@pytest.mark.parametrize("place", [*PLACES, ("task",), ("task", "data")], ids=".".join)
+def test_a_record_whose_sum_agrees_and_that_is_none_of_a_search_is_one_sentence(place, tmp_path):
+    storage = tmp_path / "all.sqlite"
+    tw.tune(task(), **{**SEARCH, "steps": 6}, storage=storage, study="mine")
+    study = Study(str(storage), "mine", "min")
+    search = inner = study.read_search()
+    assert search is not None
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = ["many"]
+    study.write_search(search)
+    study.close()
+    with pytest.raises(tw.StudyError, match=r"The study .*(can be used|cannot be used|can read)"):
+        tw.tune(task(), join=f"{storage}/mine")
+
+
+def test_what_is_no_address_and_a_file_that_is_not_there_are_refused_and_nothing_is_made(tmp_path):
+    with pytest.raises(tw.ArgumentError, match="`join` is 3"):
+        tw.tune(task(), join=3)
+    with pytest.raises(tw.StudyError, match="No such file"):
+        tw.tune(task(), join=f"{tmp_path}/none.sqlite/mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_search_that_is_stopped_has_in_a_storage_is_said_to_be_kept(tmp_path):
+    def say(text):
+        if "cooled down" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(tw.Interrupted, match="what was found is kept; the same call goes on"):
+        tw.tune(task(), **SEARCH, storage=tmp_path / "all.sqlite", say=say)
+
+
 def test_what_one_has_claimed_another_leaves_alone_until_it_is_void(two, monkeypatch):
     one, other = two
     monkeypatch.setattr(sharing, "VOID_SECONDS", 0.0)

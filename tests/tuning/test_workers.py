@@ -14,11 +14,13 @@ import optuna
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from tuning_tasks import SEARCH, X, Y, same, task
 
 import thalweg as tw
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.sampling.inherited import shares_memory
 from thalweg.tuning import workers
 from thalweg.tuning.workers import Workers
 
@@ -237,6 +239,21 @@ def test_candidates_that_are_trained_at_once_do_not_read_each_others_rows(alone,
     assert run.metrics == alone.metrics
     for weight, other in zip(run.model.parameters(), alone.model.parameters(), strict=True):
         assert torch.equal(weight, other)
+
+
+def test_where_the_persons_code_shares_memory_candidates_are_trained_one_after_the_other(two_at_once):
+    teacher, said = nn.Linear(5, 3).requires_grad_(False).share_memory(), []
+
+    def step(model, batch):
+        with torch.no_grad():
+            teacher.bias.mul_(0.9).add_(0.1 * model[3].bias)
+        return F.cross_entropy(model(batch[0]) + teacher(batch[0]), batch[1])
+
+    tw.tune(task(loss=None, step=step), **{**SEARCH, "effort": 2.0}, say=said.append)
+    for parameter in teacher.parameters():
+        parameter.data = parameter.data.clone()  # this process has no such memory any more
+    assert any("some memory here would be shared" in text for text in said)
+    assert not shares_memory()
 
 
 def test_a_search_is_not_held_up_by_a_lock_that_another_thread_holds(alone, two_at_once):

@@ -20,6 +20,7 @@ except ImportError:  # on Windows, where nothing is forked
 
 KEPT_FLAGS = ("O_APPEND", "O_NONBLOCK", "O_DIRECT")
 STANDARD = (0, 1, 2)
+HARMLESS = ("/dev/shm/sem.", "/dev/shm/__KMP_REGISTERED_LIB_")  # locks, which are there to be shared, and OpenMP's own
 
 
 def part_from_parent(keep: Collection[int] = (), *, ends: Literal["all", "internet", "none"] = "all") -> None:
@@ -52,6 +53,29 @@ def part_from_parent(keep: Collection[int] = (), *, ends: Literal["all", "intern
         if own is not None:
             os.dup2(own, number, inheritable=os.get_inheritable(number))
             os.close(own)
+
+
+def shares_memory() -> bool:
+    """Whether this process has memory that it would share with a child, so that what one of them writes the other reads.
+
+    That are tensors after `share_memory_`, arrays mapped from a file for writing, values of `multiprocessing`. What SQLite maps
+    for itself does not count.
+    """
+    try:
+        with open("/proc/self/maps") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        _, access, _, _, _, *path = line.split(maxsplit=5)
+        if access[1] == "w" and access[3] == "s" and not _is_harmless("".join(path)):
+            return True
+    return False
+
+
+def _is_harmless(path: str) -> bool:
+    is_memory = path.startswith("/") and not path.startswith(("/dev/dri", "/dev/nvidia"))
+    return not is_memory or path.startswith(HARMLESS) or path.endswith("-shm")
 
 
 def _opened_again(number: int) -> int | None:

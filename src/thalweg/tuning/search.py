@@ -21,7 +21,7 @@ from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
 from thalweg.descent.surroundings import differences, surroundings
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import ArgumentError, RunError, StudyError
+from thalweg.errors import ArgumentError, RunError, StudyError, ThalwegError, error_text
 from thalweg.records import checkpoint, file_lock, json_values
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
@@ -249,7 +249,8 @@ def _opened(problem: Problem, request: Request, study: Study, place: SearchPlace
     record, asked = study.read_search(), _asked(request)
     with as_found(problem.task):
         descent = some_descent(problem, request.seed)
-        there = None if record is None else TaskSums.from_dict(record["task"])
+        with naming_damage(study.name):
+            there = None if record is None else TaskSums.from_dict(record["task"])
         here = sum_task(descent, there)
         found = list[str]()
         if record is not None and there is not None:
@@ -274,7 +275,9 @@ def _opened(problem: Problem, request: Request, study: Study, place: SearchPlace
         search.sharing = sharing
         search.record |= {"task": here.to_dict(), "request": asked, "process": surroundings(problem.device)}
         return search
-    if changed := differences(record["process"], surroundings(problem.device)):
+    with naming_damage(study.name):
+        changed = differences(record["process"], surroundings(problem.device))
+    if changed:
         say(f"warning: The search goes on in a process unlike the one it was begun in: {'; '.join(changed)}.")
     search = Search(study, files, say)
     search.record |= record
@@ -287,7 +290,7 @@ def joined_request(address: str, mode: str, device: str) -> Request:
 
     Raises StudyError where there is none, or it has not begun; ArgumentError where the address is none.
     """
-    storage, slash, name = address.rpartition("/")
+    storage, slash, name = address.rpartition("/") if isinstance(address, str) else ("", "", "")
     if not slash or not storage.strip() or not name.strip():
         raise ArgumentError(
             f"`join` is {address!r:.200}. Give the storage and the study as the search says it, such as"
@@ -300,7 +303,23 @@ def joined_request(address: str, mode: str, device: str) -> Request:
         raise StudyError(
             f"The search of the study '{name}' has not begun yet: its task is still checked. Join it later."
         )
-    return Request.from_dict({**record["request"], "device": device, "storage": asked.storage, "study": name})
+    with naming_damage(name):
+        return Request.from_dict({**record["request"], "device": device, "storage": asked.storage, "study": name})
+
+
+@contextmanager
+def naming_damage(study: str = "") -> Generator[None]:
+    """Turn what reading a search's record raises, where it holds something else than a search's, into a StudyError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ThalwegError):
+            raise
+        what = f"The study '{study}'" if study else "The study"
+        raise StudyError(
+            f"{what} holds no search that this thalweg can read: {error_text(error)}. Give another name with study=…, or another"
+            f" storage; of a run that was stopped remove {STUDY} from its folder, and the search begins anew."
+        ) from error
 
 
 def some_descent(problem: Problem, seed: int) -> Descent:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thalweg.errors import StudyError, error_text, nearest
 from thalweg.records import files, sealed_json
+from thalweg.records.kinds import anything, check, count, table
 from thalweg.records.paths import typed
 from thalweg.records.plan import Plan
 from thalweg.rules import RULES
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # importing it takes a second, and only a search that is kept
 SECONDS = 10  # to wait for a database that is locked or does not answer
 RATES, DECAYS = (1e-9, 1e6), (0.0, 1e3)  # more than any plan has
 FORMAT = 1
+SEARCH = {"format": count, **dict.fromkeys(("task", "request", "process", "begun"), table(anything))}
 
 
 class _Written(NamedTuple):
@@ -52,6 +54,9 @@ class Study:
     def __init__(self, storage: str, name: str, mode: str, *, is_there: bool = False) -> None:
         self.storage, self.name, self._mode = storage, name, mode
         with self._naming_failures():
+            path = sqlite_path(storage) if is_there else None
+            if path is not None:
+                path.stat()  # raises where it is not there, as opening it would make it
             self._storage = _open(storage)
         try:
             with self._naming_failures():
@@ -87,6 +92,7 @@ class Study:
             entries = sealed_json.load(attributes["search"])
             if entries.get("format") != FORMAT:
                 raise ValueError(f"it is of format {entries.get('format')}, this thalweg reads {FORMAT}")
+            check(entries, SEARCH, ("task", "request", "process"))
             return entries
 
     def write_search(self, search: Mapping[str, Any]) -> None:

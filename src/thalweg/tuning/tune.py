@@ -15,6 +15,7 @@ from thalweg.descent.timing import time_steps
 from thalweg.errors import DivergedError
 from thalweg.formatting import capitalized, format_seconds
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.kinds import check, count, number, optional
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling import StreamSource
@@ -23,7 +24,7 @@ from thalweg.tuning.candidate import Candidates, Scored
 from thalweg.tuning.confidence import SURE, probability_of_better
 from thalweg.tuning.doubts import doubts, why_none_trained
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
-from thalweg.tuning.search import Search
+from thalweg.tuning.search import Search, naming_damage
 from thalweg.tuning.sensitivity import cost_of_another_rate
 
 LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
@@ -44,6 +45,9 @@ class Cost(NamedTuple):
             f"{self.steps:,} steps of {self.batch_size or 'all'} examples; with the search {self.trainings:g} trainings' worth:"
             f" about {format_seconds(self.seconds)}, validation not counted"
         )
+
+
+COST = {"steps": count, "batch_size": optional(count), "trainings": number, "seconds": number}
 
 
 def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *, for_estimate: bool = False) -> Plan:
@@ -111,8 +115,10 @@ class Begun(NamedTuple):
         if "begun" not in record:
             return None
         entries: Mapping[str, Any] = record["begun"]
-        found = [Diagnosis.from_dict(one) for one in entries["found"]]
-        return Begun(Plan.from_dict(entries["start"]), Cost(**entries["cost"]), found)
+        with naming_damage():
+            check(entries["cost"], COST, tuple(COST))
+            found = [Diagnosis.from_dict(one) for one in entries["found"]]
+            return Begun(Plan.from_dict(entries["start"]), Cost(**entries["cost"]), found)
 
 
 class Chosen(NamedTuple):

@@ -37,7 +37,7 @@ from thalweg.records import json_values
 from thalweg.records.plan import Plan
 from thalweg.records.weights import model_state
 from thalweg.sampling import StreamSource
-from thalweg.sampling.inherited import part_from_parent
+from thalweg.sampling.inherited import part_from_parent, shares_memory
 from thalweg.tuning.forked import can_fork
 
 TRIES = 3  # of a piece of work whose worker is lost
@@ -280,6 +280,8 @@ def most_workers(problem: Problem, plan: Plan) -> tuple[int, str]:
         return 1, "they read a stream, or by workers of their own"
     if any(getattr(data, "num_workers", 0) for data in (problem.task.data, problem.task.validation)):
         return 1, "their loader has workers of its own"
+    if shares_memory():
+        return 1, "some memory here would be shared by all of them"
     if is_descending():
         return 1, "another run is under way in this process"
     return max(1, min(_cores(), _fitting(problem, plan))), "there is one core, or memory for one"
