@@ -64,7 +64,7 @@ def test_commands_in_the_readme_run(tmp_path):
             check_target(words)
             continue
         assert words[0] == "thalweg", command
-        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=900)
         assert done.returncode in (0, 10, 11), f"{command}: {done.returncode}\n{done.stderr[-2000:]}"
         assert "Traceback" not in done.stderr, command
 

@@ -37,7 +37,7 @@ def run(code: str, *flags: str) -> str:
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # else each import compiles anew
     environment = {**kept, "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *flags, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, *flags, "-c", code], capture_output=True, text=True, env=environment, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -170,7 +170,7 @@ def wheel(tmp_path_factory):
         "--no-build-isolation",
         "--disable-pip-version-check",
     ]
-    built = subprocess.run([*words, "--wheel-dir", folder, ROOT], capture_output=True, text=True, timeout=120)
+    built = subprocess.run([*words, "--wheel-dir", folder, ROOT], capture_output=True, text=True, timeout=600)
     assert built.returncode == 0, built.stderr
     return next(folder.glob("thalweg-*.whl"))
 
@@ -209,7 +209,7 @@ def test_the_wheel_runs_in_an_empty_environment_outside_the_repository(wheel, tm
 
     def command(*words: str) -> str:
         done = subprocess.run(
-            [home / "env/bin/thalweg", *words], cwd=home, env=environment, capture_output=True, text=True, timeout=120
+            [home / "env/bin/thalweg", *words], cwd=home, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
