@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,20 @@ PLANS: dict[str, dict[str, Any]] = {
 
 
 def capability() -> str:
-    """Give what the bits may depend on: torch's version and the instructions its kernels were chosen for."""
-    return f"torch {torch.__version__.split('+')[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    """Give what the bits may depend on: torch's version, the instructions its kernels were chosen for, and the processor.
+
+    Libraries of matrix products choose their kernels by the processor's maker and model too.
+    """
+    version, instructions = torch.__version__.split("+")[0], torch.backends.cpu.get_cpu_capability()
+    return f"torch {version}, {instructions}, {processor()}"
+
+
+def processor() -> str:
+    """Name the processor, as the system does."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text("utf-8").splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def task() -> tw.Task:
