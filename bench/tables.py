@@ -409,7 +409,8 @@ def peers(result: dict[str, Any]) -> list[str]:
     heads = ["", "over the oracle", "worst task", "worth, random trials", "profile", "U", "CPU seconds"]
     caption = (
         f"Best validation loss of what a method ends with, over the oracle of 200 random trials (geometric mean over tasks, mean"
-        f" of {settings['seeds']} seeds each), and its price. Tasks: {', '.join(settings['tasks'])}."
+        f" of {settings['seeds']} seeds each), and its price. Tasks: {', '.join(settings['tasks'])}; held out of them:"
+        f" {', '.join(settings['held_out']) or 'none'}."
     )
     return [caption, "", *grid(heads, rows)]
 
