@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -109,5 +110,6 @@ def render(run: Run) -> str:
 """
 
 
+@cache
 def _read_asset(name: str) -> str:
     return (resources.files("thalweg.see") / name).read_text("utf-8")

@@ -192,10 +192,9 @@ class Candidates:
         problem: Problem,
         plan_for: Callable[[Point], Plan],
         say: Callable[[str], None],
-        search: Search | None = None,
+        search: Search,
     ) -> None:
-        self._problem, self._plan_for, self._say = problem, plan_for, say
-        self._search = Search() if search is None else search
+        self._problem, self._plan_for, self._say, self._search = problem, plan_for, say, search
         self._plans = dict[Point, Plan]()
         self._running = dict[Point, Candidate]()
         self._racing = set[Point]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
 from thalweg import rules
@@ -145,9 +146,10 @@ def complete_plan(
 
     Raises DivergedError where no learning rate trains at all.
     """
-    if request.searches_rate:
-        return with_learning_rate(problem, request, start, price, say, anew, search)
-    return Chosen(with_priors(start, request))
+    if not request.searches_rate:
+        return Chosen(with_priors(start, request))
+    with closing(Search()) if search is None else nullcontext(search) as known:
+        return with_learning_rate(problem, request, start, price, say, known, anew)
 
 
 def stated_plan(problem: Problem, request: Request) -> Plan:
@@ -235,8 +237,8 @@ def with_learning_rate(
     plan: Plan,
     price: float,
     say: Say,
+    search: Search,
     anew: bool = False,
-    search: Search | None = None,
 ) -> Chosen:
     """Search learning rate and rule by a race, or take the usual ones where the price pays for none.
 
@@ -284,8 +286,7 @@ def with_learning_rate(
         reason = f"{forgets}: the best of those tried at a learning rate of {raced[0]:.3g}, trained to the end"
         choices["weight_decay"] = candidate.weight_decay, Evidence("searched", reason, figures)
     chosen = with_choices(candidate, choices)
-    if search is not None:
-        search.win(candidate, chosen)
+    search.win(candidate, chosen)
     return Chosen(chosen, begun)
 
 
