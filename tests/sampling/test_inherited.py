@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ class Rows(Dataset):
 
     def __init__(self, path, connection=None):
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
         self.connection = connection
 
     def __len__(self):

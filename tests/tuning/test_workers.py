@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -220,6 +221,7 @@ class Rows(Dataset):
     def __init__(self, path):
         path.write_bytes(torch.cat([X, Y[:, None].float()], 1).numpy().tobytes())
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
 
     def __len__(self):
         return len(X)
