@@ -10,7 +10,9 @@ from thalweg.descent.problem import open_task
 from thalweg.errors import DivergedError, PlanError
 from thalweg.records.request import Request
 from thalweg.tuning import priors
-from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, start_plan
+from thalweg.tuning.candidate import Scored
+from thalweg.tuning.race import Point
+from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, raced_decays, start_plan
 
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(120, 5, generator=generator)
@@ -290,6 +292,14 @@ def test_with_hidden_matrices_muon_and_adamw_are_tried_and_the_rule_of_the_best_
     judged = zip(*(figures[name] for name in ("steps", "scores", "rules", "learning_rates")), strict=True)
     best = min((one for one in judged if one[0] == plan.steps), key=lambda one: one[1])
     assert (plan.rule, plan.learning_rate) == best[2:] or plan.why("weight_decay").source == "searched"
+
+
+def test_decays_that_were_raced_are_those_of_one_rule_at_one_rate():
+    usual, none = Point("muon", 0.02), Point("muon", 0.02, None)
+    others = [Scored(Point("adamw", 0.02), 60, 0.4), Scored(usual, 6, 0.9), Scored(Point("muon", 0.03, None), 60, 0.2)]
+    scores = [Scored(usual, 60, 0.5), Scored(none, 60, 0.3)]
+    assert raced_decays([*others[:2], *scores, others[2]]) == scores
+    assert raced_decays([others[0], scores[0]]) == []
 
 
 def test_a_decay_that_is_fixed_is_not_raced():

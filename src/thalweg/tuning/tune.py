@@ -275,15 +275,14 @@ def with_learning_rate(
     choices: dict[str, Choice] = {"learning_rate": (won.rate, why)}
     if len({one.point.rule for one in track.scores}) > 1:
         choices["rule"] = won.rule, Evidence("searched", "that of the best candidate: see the learning rate")
-    raced = [one.point.rate for one in track.scores if one.point.timescale != priors.TIMESCALE]
-    if raced:
-        decays = [one for one in track.scores if (one.point.rate, one.steps) == (raced[0], plan.steps)]
+    if decays := raced_decays(track.scores):
+        rate = decays[0].point.rate
         figures = {
             "weight_decays": [plan_for(one.point).weight_decay for one in decays],
             "scores": [float(f"{one.score:.5g}") for one in decays],
         }
         forgets = "no decay" if won.timescale is None else f"weights forget over {won.timescale:.0%} of the run"
-        reason = f"{forgets}: the best of those tried at a learning rate of {raced[0]:.3g}, trained to the end"
+        reason = f"{forgets}: the best of those tried at a learning rate of {rate:.3g}, trained to the end"
         choices["weight_decay"] = candidate.weight_decay, Evidence("searched", reason, figures)
     chosen = with_choices(candidate, choices)
     search.win(candidate, chosen)
@@ -331,13 +330,23 @@ def _per_cent(share: float) -> str:
     return f"{100 * share:+.{0 if abs(share) >= 0.1 else 1}f} %"
 
 
+def raced_decays(scores: Sequence[Scored]) -> list[Scored]:
+    """Give the scores that differ in their decay alone from the first candidate with another one; none where there is none."""
+    first = next((one for one in scores if one.point.timescale != priors.TIMESCALE), None)
+    return [] if first is None else [one for one in scores if _but_for_decay(one) == _but_for_decay(first)]
+
+
 def _best_decays(scores: Sequence[Scored]) -> list[Scored]:
     """Leave out of scores that differ in their decay alone all but the best."""
     best = dict[tuple[str, float, int], Scored]()
     for one in scores:
-        key = one.point.rule, one.point.rate, one.steps
+        key = _but_for_decay(one)
         best[key] = min(best.get(key, one), one, key=lambda scored: scored.score)
     return list(best.values())
+
+
+def _but_for_decay(scored: Scored) -> tuple[str, float, int]:
+    return scored.point.rule, scored.point.rate, scored.steps
 
 
 def _cost_of_another(scores: Sequence[Scored], plan: Plan) -> tuple[float, float] | None:
