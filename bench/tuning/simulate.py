@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import machine
+from thalweg.descent.projection import COOL
 from thalweg.tuning import priors, race
 from thalweg.tuning.priors import TIMESCALE
 from thalweg.tuning.race import Line, Point
@@ -31,7 +32,7 @@ from tuning.suite import DEVELOPMENT, HELD_OUT
 
 WORST = 10.0  # regret of a run that diverged, and the most that is counted
 FLOOR = 1e-3  # of the worst loss
-COOL = 0.05  # of the full run: the length of a cool-down in the table
+RULES = ("muon", "adamw")  # that a search chooses among
 
 SEEDS = table.SEEDS[:2]  # of the searches played: those of which the table has all places
 
@@ -44,7 +45,7 @@ def losses(task: str) -> Losses:
     """Read the runs of a task at its own batch size."""
     found: Losses = defaultdict(dict)
     for line in table.read(task):
-        if line["rule"] in priors.RULES and line["batch"] == 1.0 and line["part"] == 1:
+        if line["rule"] in RULES and line["batch"] == 1.0 and line["part"] == 1:
             value = math.inf if line["best"] is None else line["best"]
             point = Point(line["rule"], line["rate"], line["timescale"])
             found[line["cool"] and line["cool"][0], point][line["seed"]] = value
@@ -143,7 +144,7 @@ def raced(price: float, *rules: str) -> Strategy:
     """Play what thalweg does at a price in full trainings, with some rules or its own choice among them."""
 
     def play(player: Player) -> Point:
-        known = [rule for rule in rules or priors.RULES if rates(player.task, rule)]
+        known = [rule for rule in rules or RULES if rates(player.task, rule)]
         lines = [
             Line(rule, priors.usual_rate(rule, player.steps), timescales=priors.OTHER_TIMESCALES) for rule in known
         ]

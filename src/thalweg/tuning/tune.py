@@ -218,9 +218,9 @@ def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
 
 def lines(problem: Problem, plan: Plan, request: Request) -> list[Line]:
     """Give the rules to choose among, the plan's own first, with their usual rates."""
-    if {"rule", "constants"} & {*request.fixed} or "hidden" not in problem.matrix_roles.values():
-        return [_line(plan.rule, plan, request)]  # without a hidden matrix Muon is AdamW
-    return [_line(rule, plan, request) for rule in (plan.rule, *(one for one in priors.RULES if one != plan.rule))]
+    is_decided = {"rule", "constants"} & {*request.fixed}
+    tried = (plan.rule,) if is_decided else priors.rules_for(problem.matrix_roles)
+    return [_line(rule, plan, request) for rule in tried]
 
 
 def _line(rule: str, plan: Plan, request: Request) -> Line:
