@@ -104,7 +104,7 @@ def grid(name: str, task: str) -> Iterator[Key]:
         )
     else:
         raise SystemExit(
-            f"There is no grid '{kind}': full, shorter, cooled, decays or batches, of a rule as in full:muon."
+            f"There is no grid '{kind}': full, shorter, cooled, coarse, decays or batches, of a rule as in full:muon."
         )
 
 

@@ -21,9 +21,9 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.same_task import changes, check_data, sum_task
 from thalweg.descent.state import BestWeights, Descent
 from thalweg.descent.their_objects import as_found, not_put_back
-from thalweg.descent.train import inputs_before, naming_contents
+from thalweg.descent.train import inputs_before, naming_contents, take_kept_weights
 from thalweg.descent.validation import standard_error
-from thalweg.errors import CheckpointError, Interrupted, RunError
+from thalweg.errors import CheckpointError, RunError
 from thalweg.records import checkpoint
 from thalweg.records.forecast import Estimate, Forecast
 from thalweg.records.kinds import check
@@ -31,7 +31,6 @@ from thalweg.records.plan import Plan
 from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.run_inputs import in_words
-from thalweg.records.weights import load_model_state
 from thalweg.sampling import StreamSource
 from thalweg.watch.finished import FinishedHistory
 
@@ -106,14 +105,11 @@ def _cooled(
     descent, lost = branch(problem, cooled, state)
     recorder = Recorder(history=MemoryHistory())
     descend(descent, recorder)
-    if recorder.stop_request.received:
-        raise Interrupted("Interrupted; the run is as it was.", signal=recorder.stop_request.signal)
+    recorder.stop_request.check("Interrupted; the run is as it was.")
     best = descent.best_weights
     assert best is not None
     with preserve_process_state(plan.threads):
-        load_model_state(descent.model, best.model)
-        descent.objects.write(best.objects, attributes_of="model")
-        descent.optimizer.zero_grad(set_to_none=True)
+        take_kept_weights(descent)
         return best, standard_error(problem, descent.model, plan.precision, plan.seed), lost
 
 

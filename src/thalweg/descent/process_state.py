@@ -134,6 +134,11 @@ class StopRequest:
         with _handled(signal.SIGINT, self._receive), _handled(signal.SIGTERM, self._receive):
             yield
 
+    def check(self, message: str) -> None:
+        """Raise Interrupted where somebody asked, also with the last step, after which a descent is just at its end."""
+        if self.received:
+            raise Interrupted(message, signal=self.signal)
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             _interrupt(number, frame)

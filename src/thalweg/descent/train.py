@@ -340,7 +340,7 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
             raise Interrupted(f"Interrupted at once, after step {descent.step}.", run=run) from error
         raise
     summary = _summarize(descent, "finished", time.perf_counter() - started)
-    _take_kept_weights(descent)
+    take_kept_weights(descent)
     summary |= _training_metrics(descent, summary["notes"])
     if drift := drift_from(descent.problem.task.model, descent.model):
         summary["drift"] = drift
@@ -352,7 +352,7 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
     return _run(descent, recorder, summary)
 
 
-def _take_kept_weights(descent: Descent) -> None:
+def take_kept_weights(descent: Descent) -> None:
     """Give the model the weights that the run keeps, where these are not the last ones."""
     if descent.best_weights is not None:
         load_model_state(descent.model, descent.best_weights.model)
@@ -396,7 +396,7 @@ def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seco
 
 def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
     """Make the record of a descent that ended, whose model gets the weights that the run keeps."""
-    _take_kept_weights(descent)
+    take_kept_weights(descent)
     return Run(
         plan=descent.plan,
         history=HistoryColumns(recorder.history.columns()),

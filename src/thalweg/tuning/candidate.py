@@ -20,7 +20,7 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.suspended import Suspended, TapedHistory
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import CheckpointError, DivergedError, Interrupted, StudyError
+from thalweg.errors import CheckpointError, DivergedError, StudyError
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.tuning.candidate_files import CandidateFiles
@@ -95,7 +95,7 @@ class Candidate:
                 return {}
             self.suspended, self.steps_paid = Suspended.of(descent, recorder, history), paid + descent.step
             self._save(self.suspended, self.steps_paid)
-            _check_not_stopped(recorder)
+            recorder.stop_request.check("Interrupted in the search.")
         return self._figures()
 
     def _begin(self) -> tuple[Descent, TapedHistory, list[Diagnosis]]:
@@ -139,7 +139,7 @@ class Candidate:
                 return {}
             finally:
                 self.steps_paid += descent.step - at
-            _check_not_stopped(recorder)
+            recorder.stop_request.check("Interrupted in the search.")
             return dict(descent.last_validation)
 
     def judge(self, step: int) -> Outcome:
@@ -147,16 +147,13 @@ class Candidate:
         started = time.perf_counter()
         self.advance(step)
         figures = {} if self.rate_was_lowered else self.cooled()
-        value = figures.get(self.problem.task.select, math.nan)
-        reason = (
-            TOO_HIGH
-            if self.rate_was_lowered
-            else DIVERGED
-            if not figures
-            else ""
-            if math.isfinite(value)
-            else NO_NUMBER
-        )
+        value, reason = figures.get(self.problem.task.select, math.nan), ""
+        if self.rate_was_lowered:
+            reason = TOO_HIGH
+        elif not figures:
+            reason = DIVERGED
+        elif not math.isfinite(value):
+            reason = NO_NUMBER
         seconds, loss = time.perf_counter() - started, figures.get("loss", math.nan)
         return Outcome(step, value, self.steps_paid, seconds, reason, loss)
 
@@ -281,9 +278,8 @@ class Candidates:
         def done(number: int, answer: dict[str, Any]) -> None:
             outcome = Outcome(**answer)
             self._search.add(self._plan(left[number]), outcome)
-            if self.criterion is not None or math.isfinite(
-                outcome.value
-            ):  # else the first in order decides what counts
+            # Without both the first in order decides what counts.
+            if self.criterion is not None or math.isfinite(outcome.value):
                 criterion, select = self.criterion, self._problem.task.select
                 by_loss = criterion is not None and criterion != select
                 self._tell(left[number], outcome.by_loss() if by_loss else outcome, criterion or select)
@@ -426,9 +422,3 @@ class _Recorder(Recorder):
             self._suspend()
             self._next_save = time.monotonic() + SAVE_SECONDS
         super().checkpoint_when_due(descent)
-
-
-def _check_not_stopped(recorder: Recorder) -> None:
-    """Raise Interrupted also where Ctrl-C or SIGTERM came with the last step, after which a run would just be at its end."""
-    if recorder.stop_request.received:
-        raise Interrupted("Interrupted in the search.", signal=recorder.stop_request.signal)

@@ -20,7 +20,7 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.timing import TimedDescent
-from thalweg.errors import Interrupted, ThalwegError, error_text
+from thalweg.errors import ThalwegError, error_text
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.records.plan import Plan
 from thalweg.tuning import priors
@@ -131,8 +131,7 @@ def _trained(problem: Problem, plan: Plan) -> tuple[float, float]:
         descend(descent, recorder)
     except ThalwegError:
         return math.nan, math.nan
-    if recorder.stop_request.received:
-        raise Interrupted("Interrupted in the search.", signal=recorder.stop_request.signal)
+    recorder.stop_request.check("Interrupted in the search.")
     return descent.initial_validation.get("loss", math.nan), descent.last_validation.get("loss", math.nan)
 
 

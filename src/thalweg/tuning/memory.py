@@ -31,7 +31,6 @@ from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.state import Descent
 from thalweg.descent.timing import PLACEHOLDER_STEPS
 from thalweg.descent.validation import LARGEST_BATCH, evaluating
-from thalweg.errors import ThalwegError
 from thalweg.records.plan import Plan
 from thalweg.sampling import Draw, StreamSource, iterate_once
 from thalweg.sampling.opening import FIRST_BATCH_SIZE, in_parts
@@ -366,7 +365,7 @@ def _on_accelerator(work: Callable[[], None], device: torch.device) -> Trial:
         work()
         torch.accelerator.synchronize(device)
         return Trial(0, FITS, torch.accelerator.max_memory_allocated(device) - before)
-    except (ThalwegError, Exception) as error:
+    except Exception as error:
         return _failed(error)
     finally:
         release(device)
