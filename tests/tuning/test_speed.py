@@ -210,7 +210,7 @@ def test_workers_are_taken_where_a_step_is_faster(
     seconds: list[float], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter(seconds)
-    monkeypatch.setattr(loader_workers, "_cores", lambda: 2)
+    monkeypatch.setattr(loader_workers, "usable_cores", lambda: 2)
     monkeypatch.setattr(loader_workers, "_loading_seconds", lambda trial: 0.008)
     monkeypatch.setattr(loader_workers, "_mean_seconds", lambda *_: next(times))
     found = loader_workers.choose(trial(task(data=Images())))

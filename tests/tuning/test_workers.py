@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for
 @pytest.fixture
 def two_at_once(monkeypatch):
     monkeypatch.setattr("thalweg.tuning.candidate.WORTHWHILE", 0.0)
-    monkeypatch.setattr("thalweg.tuning.workers._cores", lambda: 2)
+    monkeypatch.setattr("thalweg.tuning.workers.usable_cores", lambda: 2)
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +375,7 @@ torch.set_num_threads(2)
 a = torch.randn(500, 500)
 a @ a  # torch's threads are there
 thalweg.tuning.candidate.WORTHWHILE = 0.0
-thalweg.tuning.workers._cores = lambda: 2
+thalweg.tuning.workers.usable_cores = lambda: 2
 x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
 task = tw.Task(model=lambda: torch.nn.Linear(5, 1), loss=F.mse_loss, data=(x, x[:, :1]), validation=(x[:50], x[:50, :1]))
 said = []

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import FrameType
@@ -62,8 +63,13 @@ def preserve_process_state(threads: int | None = None) -> Generator[None]:
 
 
 def fork() -> int:
-    """Fork this process, as `os.fork` does, while no other thread holds a lock of this module: the child could never take it."""
-    with rng_lock, _lock:
+    """Fork this process, as `os.fork` does, while no other thread holds a lock of this module: the child could never take it.
+
+    Warnings of forking beside other threads are left out. One of those might hold some other lock: whoever forks has to notice a
+    child that gives no sign of life, or is not done in time.
+    """
+    with rng_lock, _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return os.fork()
 
 

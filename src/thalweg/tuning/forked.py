@@ -12,9 +12,9 @@ import select
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -40,11 +40,7 @@ def can_fork(device: torch.device) -> bool:
 def in_child(work: Callable[[], str], seconds: float) -> Answer:
     """Do the work in a forked child, and give what it says. It and what it has started are ended after so many seconds."""
     reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of forking beside threads, one of which may hold a lock: the limit is for that too
-        child = fork()
+    child = fork()
     if child == 0:
         _be_child(work, writing, seconds)
     os.close(writing)
@@ -96,6 +92,10 @@ def _make_expendable(seconds: float) -> None:
     for number in (0, 1, 2):
         os.dup2(silent, number)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    be_first_to_go()
+
+
+def be_first_to_go() -> None:
+    """Let the system end this process before others where memory ends."""
     with suppress(OSError):
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000")

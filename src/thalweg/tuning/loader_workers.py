@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import statistics
 import time
 from contextlib import closing
@@ -21,6 +20,7 @@ from thalweg.records.plan import Plan
 from thalweg.sampling import ItemSource
 from thalweg.sampling.sources import leaves, loader_knobs
 from thalweg.tuning.comparison import PAYS, Compared, Finding, Trial
+from thalweg.tuning.cores import usable_cores
 
 LOADING = 0.15  # share of a step that loading takes, above which workers are tried
 DRAWN = 5  # batches that are drawn to time loading
@@ -45,7 +45,7 @@ def choose(trial: Trial) -> Finding | None:
         return Finding(
             0, f"{share}, but on this platform a worker runs your script again; set `workers` where that is safe"
         )
-    cores = _cores()
+    cores = usable_cores()
     count = max(1, min(cores, math.ceil(loading / max(trial.per_step - loading, 1e-9))))
     trial.say(f"loader workers: {share}, trying {count}")
     changed = trial.plan.replace(workers=count)
@@ -96,8 +96,3 @@ def _loads_the_same(problem: Problem, plan: Plan, changed: Plan) -> bool:
     kept.write({})
     alike = [a.dtype == b.dtype and a.shape == b.shape and a.equal(b) for a, b in zip(*drawn, strict=True)]
     return not changes and bool(alike) and all(alike)
-
-
-def _cores() -> int:
-    """Give the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

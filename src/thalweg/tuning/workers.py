@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import os
 import select
 import selectors
 import signal
 import sys
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -38,7 +36,8 @@ from thalweg.records.plan import Plan
 from thalweg.records.weights import model_state
 from thalweg.sampling import StreamSource
 from thalweg.sampling.inherited import part_from_parent, shares_memory
-from thalweg.tuning.forked import can_fork
+from thalweg.tuning.cores import usable_cores
+from thalweg.tuning.forked import be_first_to_go, can_fork
 
 TRIES = 3  # of a piece of work whose worker is lost
 PATIENCE = 60.0  # seconds without a sign of life, besides those that the work may take
@@ -65,10 +64,7 @@ class _Worker:
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()  # else the child would write it too
-        with warnings.catch_warnings():
-            # Of forking beside other threads, one of which might hold a lock: that shows as a worker without a sign of life.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = fork()
+        self.pid = fork()
         if self.pid == 0:
             os.close(self.pipe)
             _be_worker(work, writing, parent)
@@ -221,8 +217,7 @@ def _be_worker(work: Work, writing: int, parent: int) -> NoReturn:
     status = 1
     try:
         _end_with_parent(parent)
-        with suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go where memory ends
+        be_first_to_go()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole terminal: the parent says when to stop
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         part_from_parent({writing})
@@ -284,16 +279,7 @@ def most_workers(problem: Problem, plan: Plan) -> tuple[int, str]:
         return 1, "some memory here would be shared by all of them"
     if is_descending():
         return 1, "another run is under way in this process"
-    return max(1, min(_cores(), _fitting(problem, plan))), "there is one core, or memory for one"
-
-
-def _cores() -> int:
-    """Give the cores that this process may use: by its affinity, and by the share of its control group."""
-    cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, math.floor(int(quota) / int(period))))
-    return cores
+    return max(1, min(usable_cores(), _fitting(problem, plan))), "there is one core, or memory for one"
 
 
 def _fitting(problem: Problem, plan: Plan) -> int:
