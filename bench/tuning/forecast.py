@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 import machine
+from run import write_samples
 from thalweg.descent.loop import descend
 from thalweg.descent.memory_history import MemoryHistory
 from thalweg.descent.projection import AT_A_VALIDATION, COOL, COOLED, Law, Trend, trend
@@ -30,6 +31,7 @@ from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
 from tuning import table
+from tuning.lines import append_line, read_lines
 from tuning.suite import DEVELOPMENT, HELD_OUT
 from tuning.table import Key
 
@@ -122,7 +124,7 @@ def curve_cases(tasks: Sequence[str]) -> Iterator[Case]:
 
 
 def curves() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in CURVES.read_text("utf-8").splitlines()] if CURVES.is_file() else []
+    return read_lines(CURVES)
 
 
 def make_curves() -> None:
@@ -138,8 +140,7 @@ def make_curves() -> None:
                 if line is not None:
                     places = [(at, table.measure(Key(task, rate, cool=(at, COOL)))["loss"]) for at in FRESH_PLACES]
                     line["cooled"] = [[at, loss] for at, loss in places if loss is not None]
-                    with CURVES.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
+                    append_line(CURVES, line)
                 print(task, rate, flush=True)
     for task in (name for name in (*DEVELOPMENT, *HELD_OUT) if name not in FRESH):
         whole = [one for one in table.read(task) if is_usual(one) and one["cool"] is None and one["rule"] == "adamw"]
@@ -150,8 +151,7 @@ def make_curves() -> None:
                 assert plan.steps is not None
                 line = curve_of(task, plan.replace(validate_every=max(1, plan.steps // POINTS)))
                 if line is not None:
-                    with CURVES.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
+                    append_line(CURVES, line)
                 print(task, rate, flush=True)
 
 
@@ -217,15 +217,17 @@ def main() -> None:
                 samples.append({"what": what, "half": half, "share": share, "tasks": count, **judged(own, law)})
                 print(json.dumps(samples[-1]))
     if options.write:
-        whole: dict[str, Any] = {
-            "benchmark": "forecast",
-            "machine": machine.facts(("torch",)),
-            "settings": {"near_best": NEAR_BEST, "seeds": table.SEEDS},
-            "provisional": False,
-            "seconds": round(time.perf_counter() - started),
-            "samples": samples,
-        }
-        table.RAW.with_name("forecast.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        write_samples(
+            "forecast",
+            {
+                "benchmark": "forecast",
+                "machine": machine.facts(("torch",)),
+                "settings": {"near_best": NEAR_BEST, "seeds": table.SEEDS},
+                "provisional": False,
+                "seconds": round(time.perf_counter() - started),
+                "samples": samples,
+            },
+        )
 
 
 if __name__ == "__main__":

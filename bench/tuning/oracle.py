@@ -9,9 +9,7 @@ The best mean over the fresh seeds is the loss that a search is compared with.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
 import random
 import statistics
 import sys
@@ -24,16 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from thalweg import schedule as shapes
-from thalweg.descent.loop import descend
-from thalweg.descent.recorder import Recorder
-from thalweg.descent.settle import settle
-from thalweg.descent.state import Descent
-from thalweg.errors import DivergedError
-from thalweg.records.plan import Plan
-from thalweg.records.request import Request
+from tuning.lines import append_line, do_all, read_lines
 from tuning.suite import SUITE
-from tuning.table import CURVE, RAW, middle_of, problem_of, read_lines, round_to
+from tuning.table import RAW, best_loss, full_plan, middle_of, round_to
 
 TRIALS = 200
 BEST = 5  # trials that are made again
@@ -57,36 +48,13 @@ def drawn(task: str, trial: int) -> dict[str, Any]:
     }
 
 
-def plan_of(task: str, knobs: dict[str, Any], seed: int) -> Plan:
-    entry, problem = SUITE[task], problem_of(task)
-    constants = {} if knobs["beta2"] is None else {"beta2": knobs["beta2"]}
-    plan = Plan(
-        rule=knobs["rule"],
-        learning_rate=knobs["learning_rate"],
-        weight_decay=knobs["weight_decay"],
-        batch_size=entry.batch_size,
-        constants=constants,
-        clip_norm=1.0,
-        threads=1,
-        seed=seed,
-    )
-    plan = settle(problem, plan, Request(epochs=entry.epochs, seed=seed))
-    assert plan.steps is not None
-    shape = getattr(shapes, knobs["shape"])(warmup=round(knobs["warmup"] * plan.steps))
-    every = max(1, plan.steps // CURVE)
-    return plan.replace(schedule=shape, snapshot_every=0, digest_every=0, validate_every=every)
-
-
 def measure(task: str, trial: int, seed: int) -> dict[str, Any]:
-    """Make one full run, and give its line; its loss is that of its best validation, as `fit` keeps it."""
+    """Make one full run, and give its line."""
     knobs = drawn(task, trial)
+    constants = {} if knobs["beta2"] is None else {"beta2": knobs["beta2"]}
+    of_plan = {name: knobs[name] for name in ("rule", "learning_rate", "weight_decay", "shape", "warmup")}
     started = time.process_time()
-    descent = Descent(problem_of(task), plan_of(task, knobs, seed))
-    try:
-        descend(descent, Recorder())
-        loss = (descent.best_validation or {}).get("value", math.nan)
-    except DivergedError:
-        loss = math.nan
+    loss = best_loss(task, full_plan(task, seed, constants=constants, clip_norm=1.0, **of_plan))
     return {
         "trial": trial,
         "seed": seed,
@@ -123,8 +91,7 @@ def oracle(task: str) -> float | None:
 def work(job: tuple[str, int, int]) -> None:
     torch.set_num_threads(1)
     line = measure(*job)
-    with file_of(job[0]).open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(line) + "\n")
+    append_line(file_of(job[0]), line)
 
 
 def main() -> None:
@@ -133,19 +100,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     (RAW / "oracle").mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for task in options.tasks or SUITE:
-            present = {(line["trial"], line["seed"]) for line in read_lines(file_of(task))}
-            wanted = [(task, trial, trial) for trial in range(TRIALS) if (trial, trial) not in present]
-            print(f"{task}: {len(wanted)} trials to make", flush=True)
-            pool.map(work, wanted, chunksize=1)
-            own = [line for line in read_lines(file_of(task)) if line["seed"] == line["trial"]]
-            best = sorted(own, key=lambda line: math.inf if line["loss"] is None else line["loss"])[:BEST]
-            again = [(task, line["trial"], seed) for line in best for seed in FRESH]
-            pool.map(work, [job for job in again if (job[1], job[2]) not in present], chunksize=1)
-            trials.cache_clear()
-            oracle.cache_clear()
-            print(f"{task}: best of {TRIALS} {trials(task)[0]:.4g}, oracle {oracle(task):.4g}", flush=True)
+    for task in options.tasks or SUITE:
+        present = {(line["trial"], line["seed"]) for line in read_lines(file_of(task))}
+        print(task, flush=True)
+        do_all(
+            work, [(task, trial, trial) for trial in range(TRIALS) if (trial, trial) not in present], options.workers
+        )
+        own = [line for line in read_lines(file_of(task)) if line["seed"] == line["trial"]]
+        best = sorted(own, key=lambda line: math.inf if line["loss"] is None else line["loss"])[:BEST]
+        again = [(task, line["trial"], seed) for line in best for seed in FRESH]
+        do_all(work, [job for job in again if (job[1], job[2]) not in present], options.workers)
+        print(f"{task}: best of {TRIALS} {trials(task)[0]:.4g}, oracle {oracle(task):.4g}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ it was. Batch size and epochs are the task's; every method runs in thalweg's loo
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
 import sys
 import time
 import warnings
@@ -25,17 +23,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 import thalweg as tw
-from thalweg import schedule as shapes
 from thalweg.descent.loop import descend
 from thalweg.descent.recorder import Recorder
-from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
-from thalweg.records.request import Request
-from thalweg.schedule import Schedule
+from tuning.lines import append_line, do_all, read_lines
 from tuning.suite import SUITE
-from tuning.table import CURVE, RAW, problem_of, read_lines, round_to
+from tuning.table import CURVE, RAW, best_loss, full_plan, problem_of, round_to
 
 OPTUNA_UNITS = (2.0, 4.0, 8.0, 12.0)
 
@@ -47,68 +42,49 @@ class Outcome(NamedTuple):
     units: float
 
 
-def plan_for(task: str, seed: int, schedule: Schedule | None = None, warmup: float = 0.0, **knobs: Any) -> Plan:
-    """Give the settled plan of a full run; `warmup` as a share of it."""
-    entry = SUITE[task]
-    values: dict[str, Any] = {"batch_size": entry.batch_size, "threads": 1, "seed": seed, **knobs}
-    plan = settle(problem_of(task), Plan(**values), Request(epochs=entry.epochs, seed=seed))
-    assert plan.steps is not None
-    schedule = schedule or shapes.constant()
-    if warmup:
-        schedule = getattr(shapes, schedule.shape)(warmup=round(warmup * plan.steps))
-    every = max(1, plan.steps // CURVE)
-    return plan.replace(schedule=schedule, validate_every=every, snapshot_every=0, digest_every=0, watch=False)
-
-
-def trained(task: str, plan: Plan) -> float:
-    """Give the best validation loss of a run, infinite where it diverged."""
-    descent = Descent(problem_of(task), plan)
-    try:
-        descend(descent, Recorder())
-    except (DivergedError, tw.ThalwegError):
-        return math.inf
-    loss = (descent.best_validation or {}).get("value", math.inf)
-    return loss if math.isfinite(loss) else math.inf
+def plan_for(task: str, seed: int, shape: str = "constant", **knobs: Any) -> Plan:
+    """Give the settled plan of a full run, which nobody watches."""
+    return full_plan(task, seed, shape, watch=False, **knobs)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
     "AdamW 1e-3, its defaults": {"rule": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01},
     "AdamW 1e-3, cosine": {
-        "rule": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "schedule": shapes.cosine(), "warmup": 0.05,
+        "rule": "adamw", "learning_rate": 1e-3, "weight_decay": 0.01, "shape": "cosine", "warmup": 0.05,
     },
     "AdamW 3e-4, cosine": {
-        "rule": "adamw", "learning_rate": 3e-4, "weight_decay": 0.01, "schedule": shapes.cosine(), "warmup": 0.05,
+        "rule": "adamw", "learning_rate": 3e-4, "weight_decay": 0.01, "shape": "cosine", "warmup": 0.05,
     },
     "AdamW 3e-3, cosine": {
-        "rule": "adamw", "learning_rate": 3e-3, "weight_decay": 0.1, "schedule": shapes.cosine(), "warmup": 0.05,
+        "rule": "adamw", "learning_rate": 3e-3, "weight_decay": 0.1, "shape": "cosine", "warmup": 0.05,
     },
     "AdamW 2e-2, linear": {
-        "rule": "adamw", "learning_rate": 2e-2, "weight_decay": 0.1, "schedule": shapes.linear(), "warmup": 0.1,
+        "rule": "adamw", "learning_rate": 2e-2, "weight_decay": 0.1, "shape": "linear", "warmup": 0.1,
     },
     "NAdamW 1.75e-3 of AlgoPerf": {
-        "rule": "nadam", "learning_rate": 1.75e-3, "weight_decay": 0.081, "schedule": shapes.cosine(), "warmup": 0.02,
+        "rule": "nadam", "learning_rate": 1.75e-3, "weight_decay": 0.081, "shape": "cosine", "warmup": 0.02,
         "constants": {"beta1": 0.933, "beta2": 0.9955, "decoupled_weight_decay": True},
     },
     "SGD 0.1, momentum 0.9, cosine": {
-        "rule": "momentum", "learning_rate": 0.1, "weight_decay": 5e-4, "schedule": shapes.cosine(),
+        "rule": "momentum", "learning_rate": 0.1, "weight_decay": 5e-4, "shape": "cosine",
     },
     "SGD 0.01, momentum 0.9": {"rule": "momentum", "learning_rate": 0.01},
     "Lion 3e-4, cosine": {
-        "rule": "lion", "learning_rate": 3e-4, "weight_decay": 0.3, "schedule": shapes.cosine(), "warmup": 0.05,
+        "rule": "lion", "learning_rate": 3e-4, "weight_decay": 0.3, "shape": "cosine", "warmup": 0.05,
     },
     "Muon 2e-2, linear": {
-        "rule": "muon", "learning_rate": 2e-2, "weight_decay": 0.1, "schedule": shapes.linear(), "warmup": 0.05,
+        "rule": "muon", "learning_rate": 2e-2, "weight_decay": 0.1, "shape": "linear", "warmup": 0.05,
     },
     "Schedule-Free AdamW 2.5e-3": {
         "rule": "schedule_free_adamw", "learning_rate": 2.5e-3, "weight_decay": 0.01, "warmup": 0.05,
     },
-    "Prodigy, cosine": {"rule": "prodigy", "learning_rate": 1.0, "weight_decay": 0.01, "schedule": shapes.cosine()},
+    "Prodigy, cosine": {"rule": "prodigy", "learning_rate": 1.0, "weight_decay": 0.01, "shape": "cosine"},
 }  # fmt: skip
 """The first ten are the fixed recipes."""
 
 
 def recipe(name: str) -> Callable[[str, int], Outcome]:
-    return lambda task, seed: Outcome(trained(task, plan_for(task, seed, **RECIPES[name])), 1.0)
+    return lambda task, seed: Outcome(best_loss(task, plan_for(task, seed, **RECIPES[name])), 1.0)
 
 
 def fitted(effort: float) -> Callable[[str, int], Outcome]:
@@ -129,18 +105,16 @@ def fitted(effort: float) -> Callable[[str, int], Outcome]:
 def top_after_an_epoch(task: str, seed: int) -> Outcome:
     """Train twelve AdamW rates for one epoch, and the best three to the end (arXiv:2307.15422)."""
     rates = [float(f"{1e-4 * 5000 ** (k / 11):.3g}") for k in range(12)]
-    plans = [
-        plan_for(task, seed, shapes.cosine(), learning_rate=rate, weight_decay=0.01, warmup=0.05) for rate in rates
-    ]
+    plans = [plan_for(task, seed, "cosine", learning_rate=rate, weight_decay=0.01, warmup=0.05) for rate in rates]
     assert plans[0].steps is not None
     epoch = min(plans[0].steps_per_epoch or 1, plans[0].steps)
     share = epoch / plans[0].steps
     first = [
-        trained(task, plan.replace(steps=epoch, schedule=plan.schedule.resolve(plan.steps or 1, None)))
+        best_loss(task, plan.replace(steps=epoch, schedule=plan.schedule.resolve(plan.steps or 1, None)))
         for plan in plans
     ]
     best = sorted(range(12), key=lambda k: first[k])[:3]
-    return Outcome(min(trained(task, plans[k]) for k in best), 12 * share + 3 * (1 - share))
+    return Outcome(min(best_loss(task, plans[k]) for k in best), 12 * share + 3 * (1 - share))
 
 
 def finder(task: str, seed: int) -> Outcome:
@@ -167,8 +141,8 @@ def finder(task: str, seed: int) -> Outcome:
             break
     slopes = [b - a for a, b in zip(losses[10:-1], losses[11:-1] or losses[11:], strict=False)]
     rate = rates[10 + min(range(len(slopes)), key=slopes.__getitem__)] if slopes else 1e-3
-    run = plan_for(task, seed, shapes.cosine(), learning_rate=rate, weight_decay=0.01, warmup=0.05)
-    return Outcome(trained(task, run), 1.0 + taken / plan.steps)
+    run = plan_for(task, seed, "cosine", learning_rate=rate, weight_decay=0.01, warmup=0.05)
+    return Outcome(best_loss(task, run), 1.0 + taken / plan.steps)
 
 
 def optuna_search(units: float, pruner: str) -> Callable[[str, int], Outcome]:
@@ -188,7 +162,7 @@ def optuna_search(units: float, pruner: str) -> Callable[[str, int], Outcome]:
         while spent < units:
             trial = study.ask()
             plan = plan_for(
-                task, seed, shapes.cosine(), warmup=trial.suggest_categorical("warmup", [0.02, 0.1]),
+                task, seed, "cosine", warmup=trial.suggest_categorical("warmup", [0.02, 0.1]),
                 learning_rate=trial.suggest_float("learning_rate", 1e-4, 0.5, log=True),
                 weight_decay=trial.suggest_float("weight_decay", 1e-4, 1.0, log=True),
             )  # fmt: skip
@@ -249,8 +223,7 @@ def work(job: tuple[str, str, int]) -> None:
         "seconds": round(time.perf_counter() - started, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
     }
-    with file_of(task).open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(line) + "\n")
+    append_line(file_of(task), line)
 
 
 def main() -> None:
@@ -270,11 +243,7 @@ def main() -> None:
             for method in options.methods
             if (method, seed) not in present
         ]
-    print(f"{len(wanted)} to make", flush=True)
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for number, _ in enumerate(pool.imap_unordered(work, wanted, chunksize=1), 1):
-            if number % 20 == 0:
-                print(f"{number} of {len(wanted)}", flush=True)
+    do_all(work, wanted, options.workers)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ final run included; a trunk that goes on is paid once. Regret is the final run's
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import machine
+from run import write_samples
 from thalweg.descent.projection import COOL
 from thalweg.tuning import priors, race
 from thalweg.tuning.priors import TIMESCALE
@@ -215,15 +215,17 @@ def main() -> None:
                 }
             )
     if write:
-        whole: dict[str, Any] = {
-            "benchmark": "tuning",
-            "machine": machine.facts(("torch",)),
-            "settings": {"seeds": SEEDS, "learning_rates": table.RATES},
-            "provisional": False,
-            "seconds": round(time.perf_counter() - started),
-            "samples": samples,
-        }
-        table.RAW.with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        write_samples(
+            "tuning",
+            {
+                "benchmark": "tuning",
+                "machine": machine.facts(("torch",)),
+                "settings": {"seeds": SEEDS, "learning_rates": table.RATES},
+                "provisional": False,
+                "seconds": round(time.perf_counter() - started),
+                "samples": samples,
+            },
+        )
 
 
 def is_whole(task: str) -> bool:

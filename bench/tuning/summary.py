@@ -8,7 +8,6 @@ which a method is within a factor of the best method's loss, averaged over facto
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -19,9 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import machine
+from run import write_samples
 from tuning import oracle, peers
+from tuning.lines import read_lines
 from tuning.suite import HELD_OUT, SUITE
-from tuning.table import RAW, read_lines
 
 WORST = 10.0  # a ratio counts no more
 FACTORS = [1 + 3 * k / 60 for k in range(61)]
@@ -95,15 +95,17 @@ def main() -> None:
             f" profile {row['profile']:.3f} {row['units']:5.2f} U {row['seconds']:6.1f} s"
         )
     if options.write:
-        whole: dict[str, Any] = {
-            "benchmark": "peers",
-            "machine": machine.facts(("torch", "optuna")),
-            "settings": {"seeds": options.seeds, "tasks": tasks, "held_out": [t for t in tasks if t in HELD_OUT]},
-            "provisional": False,
-            "seconds": 0,
-            "samples": made,
-        }
-        (RAW.parent / "peers.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+        write_samples(
+            "peers",
+            {
+                "benchmark": "peers",
+                "machine": machine.facts(("torch", "optuna")),
+                "settings": {"seeds": options.seeds, "tasks": tasks, "held_out": [t for t in tasks if t in HELD_OUT]},
+                "provisional": False,
+                "seconds": 0,
+                "samples": made,
+            },
+        )
 
 
 if __name__ == "__main__":

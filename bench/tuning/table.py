@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import sys
 import time
@@ -38,6 +37,7 @@ from thalweg.records.request import Request
 from thalweg.schedule import Schedule
 from thalweg.tuning import priors
 from thalweg.tuning.tune import stated_plan
+from tuning.lines import append_line, do_all, read_lines
 from tuning.suite import SUITE
 
 RAW = Path(__file__).parents[1] / "raw" / "tuning"
@@ -186,6 +186,28 @@ def measure(key: Key) -> dict[str, Any]:
     }
 
 
+def full_plan(task: str, seed: int, shape: str = "constant", warmup: float = 0.0, **knobs: Any) -> Plan:
+    """Give the settled plan of a full run of any knobs; `warmup` as a share of it."""
+    entry = SUITE[task]
+    values: dict[str, Any] = {"batch_size": entry.batch_size, "threads": 1, "seed": seed, **knobs}
+    plan = settle(problem_of(task), Plan(**values), Request(epochs=entry.epochs, seed=seed))
+    assert plan.steps is not None
+    schedule: Schedule = getattr(shapes, shape)(warmup=round(warmup * plan.steps))
+    every = max(1, plan.steps // CURVE)
+    return plan.replace(schedule=schedule, validate_every=every, snapshot_every=0, digest_every=0)
+
+
+def best_loss(task: str, plan: Plan) -> float:
+    """Train a run, and give its best validation loss, as `fit` keeps it; infinite where it diverged."""
+    descent = Descent(problem_of(task), plan)
+    try:
+        descend(descent, Recorder())
+    except ThalwegError:
+        return math.inf
+    loss = (descent.best_validation or {}).get("value", math.inf)
+    return loss if math.isfinite(loss) else math.inf
+
+
 def round_to(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
@@ -199,19 +221,6 @@ def read(task: str) -> list[dict[str, Any]]:
     return read_lines(file_of(task))
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Give the lines of a file, none where there is no file; a last one that was cut off is dropped."""
-    if not file.is_file():
-        return []
-    lines = list[dict[str, Any]]()
-    for line in file.read_text("utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
-
-
 def key_of(line: dict[str, Any]) -> str:
     names = Key.__dataclass_fields__
     return json.dumps({name: line[name] for name in names})
@@ -223,9 +232,7 @@ def work(key: Key) -> None:
         line = measure(key)
     except ThalwegError as error:
         line = {**asdict(key), "loss": None, "error": str(error)}
-    file = file_of(key.task)
-    with file.open("a", encoding="utf-8") as opened:
-        opened.write(json.dumps(line) + "\n")
+    append_line(file_of(key.task), line)
 
 
 def main() -> None:
@@ -239,11 +246,7 @@ def main() -> None:
     for task in options.tasks or SUITE:
         present = {key_of(line) for line in read(task)}
         wanted += [key for key in grid(options.grid, task) if str(key) not in present]
-    print(f"{len(wanted)} runs to make", flush=True)
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for number, _ in enumerate(pool.imap_unordered(work, wanted, chunksize=1), 1):
-            if number % 50 == 0:
-                print(f"{number} of {len(wanted)}", flush=True)
+    do_all(work, wanted, options.workers, every=50)
 
 
 if __name__ == "__main__":
