@@ -94,10 +94,10 @@ def _run(words: list[str], out: UnfailingStream) -> int:
 
 def _make_absolute(options: argparse.Namespace) -> None:
     """Make the paths that are given absolute, before a task's file runs, which may change the working directory."""
-    if "://" not in (getattr(options, "storage", None) or "://"):
-        options.storage = os.path.abspath(os.path.expanduser(options.storage))
-    if "://" not in (getattr(options, "join", None) or "://"):
-        options.join = os.path.abspath(os.path.expanduser(options.join))
+    for name in ("storage", "join"):
+        place = getattr(options, name, None)
+        if place and "://" not in place:
+            setattr(options, name, os.path.abspath(os.path.expanduser(place)))
     for name in ("folder", "out", "plan"):
         if getattr(options, name, None):
             setattr(options, name, str(as_path(getattr(options, name), f"the argument {name}", "runs/mine", RunError)))

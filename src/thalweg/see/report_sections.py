@@ -54,7 +54,6 @@ FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "seconds_per_step": "seconds per step",
     "cost_of_half": "what half the rate costs, as a share of the score",
     "cost_of_double": "what twice the rate costs, as a share of the score",
-    "memory_format": "memory format",
     "seconds_compiling": "seconds that compiling takes",
     "compile": "compiled",
     "float32_losses": "loss in float32",
