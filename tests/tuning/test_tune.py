@@ -12,7 +12,7 @@ from thalweg.records.request import Request
 from thalweg.tuning import priors
 from thalweg.tuning.candidate import Scored
 from thalweg.tuning.race import Point
-from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, raced_decays, start_plan
+from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, raced_decays, start_plan, with_rule
 
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(120, 5, generator=generator)
@@ -222,6 +222,14 @@ def test_a_budget_of_seconds_includes_the_search():
     plan = tuned(steps=None, seconds=1.0, effort=4)
     assert plan.why("steps").source == "measured"
     assert plan.why("steps").figures["seconds"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_the_plan_under_another_rule_keeps_why_there_are_so_many_steps(rule):
+    problem, request = open_task(task()), Request(seconds=1.0, effort=4)
+    plan = with_rule(problem, start_plan(problem, request, lambda _: None), rule)
+    assert plan.rule == rule
+    assert plan.why("steps").source == "measured"
 
 
 @pytest.mark.parametrize("fixed", [{"rule": "prodigy"}, {"learning_rate": 0.01}])

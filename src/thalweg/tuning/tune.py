@@ -212,8 +212,8 @@ def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
     """Give a settled plan under another rule, with the groups of parameters that it leaves to another."""
     if rule == plan.rule:
         return plan
-    plan = plan.replace(rule=rule, evidence=plan.evidence)
-    return settle(problem, plan, Request(steps=plan.steps))
+    under = settle(problem, plan.replace(rule=rule, evidence=plan.evidence), Request(steps=plan.steps))
+    return with_choices(under, {"steps": (plan.steps, plan.why("steps"))})
 
 
 def lines(problem: Problem, plan: Plan, request: Request) -> list[Line]:
