@@ -12,11 +12,14 @@ class Track:
 
     def __init__(self, score):
         self.score_of, self.at, self.extra, self.stopped = score, {}, 0.0, set()
+        self.expected = []
 
     def expect(self, points, share):
         """Nothing is found before it is asked for."""
+        self.expected.append({*points})
 
     def score(self, point, share):
+        assert point in self.expected[-1]
         self.stopped.discard(point)  # one that was stopped begins again
         assert share >= self.at.get(point, 0.0)
         self.at[point] = share
@@ -153,3 +156,4 @@ def test_where_the_price_pays_for_it_the_best_is_tried_with_other_decays_and_the
     track = Track(score)
     assert race(track, lines, course, course.price + 2) == at(0.02)._replace(timescale=None)
     assert at(0.02)._replace(timescale=1.0) in track.at
+    assert {at(0.02)._replace(timescale=timescale) for timescale in (None, 1.0)} in track.expected  # at once

@@ -146,31 +146,31 @@ def race(track: Track, lines: Sequence[Line], course: Course, price: float) -> P
     for number, stage in enumerate(course.stages):
         if not left:
             return None
-        scores, entered, left = dict[Point, float](), left, list[Point]()
+        scores, group, left, cost = dict[Point, float](), left, list[Point](), stage.share + stage.cool
         more = chain(
             _beyond_the_edge(scores, lines, only_lower=number > 0),
             _beside_the_best(scores, lines) if stage.share == 1 else (),
         )
-        track.expect(entered, stage.share)
-        while entered or spare >= stage.share + stage.cool or not left:
-            is_added = not entered
-            point = next(more, None) if is_added else entered.pop(0)
-            if point is None:
-                break
-            spare -= (stage.share + stage.cool) * is_added
-            scores[point] = track.score(point, stage.share)
-            best = [one for one in _ranked(scores, lines, earlier)[: stage.keep] if math.isfinite(scores[one])]
-            for loser in {*left, point} - {*best}:  # stopped at once, so that few are held in memory
-                track.stop(loser)
-            left = best
+        while group:
+            track.expect(group, stage.share)
+            for point in group:
+                scores[point] = track.score(point, stage.share)
+                best = [one for one in _ranked(scores, lines, earlier)[: stage.keep] if math.isfinite(scores[one])]
+                for loser in {*left, point} - {*best}:  # stopped at once, so that few are held in memory
+                    track.stop(loser)
+                left = best
+            affordable = max(int(spare / cost), 0 if left else 1)
+            group = next(more, [])[:affordable] if affordable else []
+            spare -= cost * len(group)
         earlier = scores
     return left[0] if left else None
 
 
 def _beyond_the_edge(
     scores: Mapping[Point, float], lines: Sequence[Line], *, only_lower: bool = False
-) -> Iterator[Point]:
-    """Give points beyond the edge of a line as long as the best one lies there, and lower ones as long as none trains.
+) -> Iterator[list[Point]]:
+    """Give points, one after the other, beyond the edge of a line as long as the best one lies there, and lower ones as long as
+    none trains.
 
     `scores` are those so far, with that of each point that was given. `only_lower`: only where none trains.
     """
@@ -185,18 +185,22 @@ def _beyond_the_edge(
             return
         lower = none_trains or best == own[0]
         rate = own[0].rate / line.spacing if lower else own[-1].rate * line.spacing
-        yield best._replace(rate=_rounded(rate))
+        yield [best._replace(rate=_rounded(rate))]
 
 
-def _beside_the_best(scores: Mapping[Point, float], lines: Sequence[Line]) -> Iterator[Point]:
-    """Give the best with other timescales of decay, and then two points between the best of all and its neighbours in rate."""
+def _beside_the_best(scores: Mapping[Point, float], lines: Sequence[Line]) -> Iterator[list[Point]]:
+    """Give the best with other timescales of decay, and then two points between the best of all and its neighbours in rate.
+
+    Those that are given together do not depend on each other's scores.
+    """
     best = _ranked(scores, lines)[0]
     if math.isinf(scores[best]):
         return
     line = next(line for line in lines if line.rule == best.rule)
-    yield from (best._replace(timescale=timescale) for timescale in line.timescales)
+    if line.timescales:
+        yield [best._replace(timescale=timescale) for timescale in line.timescales]
     best = _ranked(scores, lines)[0]
-    yield from (best._replace(rate=_rounded(best.rate * line.spacing**half)) for half in (0.5, -0.5))
+    yield [best._replace(rate=_rounded(best.rate * line.spacing**half)) for half in (0.5, -0.5)]
 
 
 def _ranked(
