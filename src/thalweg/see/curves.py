@@ -205,6 +205,9 @@ def search(run: Run) -> str:
     note = f"{count} of this run itself at other rates: at its end, or after a cool-down on the way."
     if any(len(scores) > 1 for scores in tries):
         note += " Where a rate was tried from several seeds, its point is their mean."
+    if "lowest_unstable_rate" in figures:
+        rate = format_number(figures["lowest_unstable_rate"])
+        note += f" At {rate} and above, {run.plan.rule} diverged or had to be slowed down: the edge of stability lies below."
     if "price" in figures:
         note += (
             f" Search and training together cost as much as {format_number(float(figures['price']))} full trainings."

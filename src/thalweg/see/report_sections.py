@@ -54,6 +54,8 @@ FIGURE_NAMES = {  # names in `Evidence.figures`, for people
     "seconds_per_step": "seconds per step",
     "cost_of_half": "what half the rate costs, as a share of the score",
     "cost_of_double": "what twice the rate costs, as a share of the score",
+    "highest_stable_rate": "highest rate that trained",
+    "lowest_unstable_rate": "lowest rate above it, which diverged",
     "seconds_compiling": "seconds that compiling takes",
     "compile": "compiled",
     "float32_losses": "loss in float32",

@@ -26,7 +26,7 @@ from thalweg.tuning.confidence import SURE, probability_of_better
 from thalweg.tuning.doubts import doubts, why_none_trained
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
 from thalweg.tuning.search import Search, naming_damage
-from thalweg.tuning.sensitivity import cost_of_another_rate
+from thalweg.tuning.sensitivity import cost_of_another_rate, stable_edge
 
 LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
 MOST_TRAININGS = 12.0  # that these seconds buy
@@ -316,6 +316,10 @@ def _evidence(
     if costs is not None:
         figures["cost_of_half"], figures["cost_of_double"] = costs
         reason += f"; half the rate costs {_per_cent(costs[0])}, twice the rate {_per_cent(costs[1])}"
+    edge = stable_edge((one.point.rate, one.score) for one in track.scores if one.point.rule == won.rule)
+    if edge is not None and edge[1] is not None:
+        figures["highest_stable_rate"], figures["lowest_unstable_rate"] = edge
+        reason += f"; stable up to {edge[0]:.3g}, not at {edge[1]:.3g}"
     last_scores = {one.point: one.score for one in track.scores if one.steps == last}
     sure = probability_of_better(last_scores, won, at_the_end=last == plan.steps)
     if sure is not None:
