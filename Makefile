@@ -57,6 +57,9 @@ docs: $(READY) ## write the rules' pages and the tables of what was measured, an
 
 $(BENCH_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	# Without what they ask for and nothing here uses: torchvision's builds on PyPI fail to import beside PyTorch for CPUs, and
+	# XGBoost brings libraries for GPUs.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps fastai syne-tune
 	@touch $@
 
 bench: $(BENCH_READY) ## measure everything and write the tables of bench/README.md

@@ -10,6 +10,8 @@ it was. Batch size and epochs are the task's; every method runs in thalweg's loo
 from __future__ import annotations
 
 import argparse
+import datetime
+import logging
 import math
 import sys
 import time
@@ -28,11 +30,13 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
+from tuning import finders
 from tuning.lines import append_line, do_all, read_lines
 from tuning.suite import SUITE
 from tuning.table import CURVE, RAW, best_loss, full_plan, problem_of, round_to
 
 OPTUNA_UNITS = (2.0, 4.0, 8.0, 12.0)
+SLACK = 1e-3  # units that are too few for a trial
 
 
 class Outcome(NamedTuple):
@@ -117,32 +121,41 @@ def top_after_an_epoch(task: str, seed: int) -> Outcome:
     return Outcome(min(best_loss(task, plans[k]) for k in best), 12 * share + 3 * (1 - share))
 
 
-def finder(task: str, seed: int) -> Outcome:
-    """Find a rate by a ramp of 100 steps from 1e-8 to 1 on Adam's loss, as Lightning's finder does; then a cosine run with it."""
-    plan = plan_for(task, seed, learning_rate=1.0, weight_decay=0.01)
+def found_by(finder: Callable[[str, int], tuple[float, int]], warmup: float) -> Callable[[str, int], Outcome]:
+    """Let a library's finder choose AdamW's rate, and run it with a warm-up and a cosine."""
+
+    def run(task: str, seed: int) -> Outcome:
+        rate, taken = finder(task, seed)
+        plan = plan_for(task, seed, "cosine", learning_rate=rate, weight_decay=0.01, warmup=warmup)
+        assert plan.steps is not None
+        return Outcome(best_loss(task, plan), 1.0 + taken / plan.steps)
+
+    return run
+
+
+class Trial(NamedTuple):
+    """How a run that is judged in parts ended: its last and best validation loss, the steps it took, and whether by itself."""
+
+    value: float
+    best: float
+    steps: int
+    failed: bool = False
+
+
+def run_in_parts(task: str, plan: Plan, stop_at: int, goes_on: Callable[[int, float], bool]) -> Trial:
+    """Run to `stop_at` at most, as long as `goes_on` says: it is given each part of the curve and the best loss so far."""
     assert plan.steps is not None
-    count = 100
-    descent = Descent(problem_of(task), plan.replace(steps=count, validate_every=count))
-    losses, smoothed = list[float](), 0.0
-    rates = [1e-8 * (1e8) ** (k / (count - 1)) for k in range(count)]
-    recorder = Recorder()
-    taken = 0
-    for rate in rates:
-        descent.set_rate(rate)
-        try:
-            descend(descent, recorder, until=taken + 1)
-        except DivergedError:
-            break
-        taken += 1
-        loss = float(recorder.history.columns()["loss"][-1])
-        smoothed = 0.95 * smoothed + 0.05 * loss  # the finder's own smoothing, corrected for its start at zero
-        losses.append(smoothed / (1 - 0.95**taken))
-        if taken > 1 and losses[-1] > 4 * min(losses):
-            break
-    slopes = [b - a for a, b in zip(losses[10:-1], losses[11:-1] or losses[11:], strict=False)]
-    rate = rates[10 + min(range(len(slopes)), key=slopes.__getitem__)] if slopes else 1e-3
-    run = plan_for(task, seed, "cosine", learning_rate=rate, weight_decay=0.01, warmup=0.05)
-    return Outcome(best_loss(task, run), 1.0 + taken / plan.steps)
+    descent, recorder, value = Descent(problem_of(task), plan), Recorder(), math.inf
+    try:
+        for part in range(1, CURVE + 1):
+            until = min(stop_at, round(part * plan.steps / CURVE))
+            descend(descent, recorder, until=until)
+            value = (descent.best_validation or {}).get("value", math.inf)
+            if not goes_on(part, value) or until >= stop_at:
+                break
+    except (DivergedError, tw.ThalwegError):
+        return Trial(math.inf, value, descent.step, failed=True)
+    return Trial(value, value, descent.step)
 
 
 def optuna_search(units: float, pruner: str) -> Callable[[str, int], Outcome]:
@@ -157,9 +170,11 @@ def optuna_search(units: float, pruner: str) -> Callable[[str, int], Outcome]:
             "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
             "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=CURVE),
         }
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=kinds[pruner]())
+        study = optuna.create_study(  # Hyperband draws from its name
+            study_name=f"{task} {seed}", sampler=optuna.samplers.TPESampler(seed=seed), pruner=kinds[pruner]()
+        )
         spent, best = 0.0, math.inf
-        while spent < units:
+        while units - spent > SLACK:
             trial = study.ask()
             plan = plan_for(
                 task, seed, "cosine", warmup=trial.suggest_categorical("warmup", [0.02, 0.1]),
@@ -167,25 +182,59 @@ def optuna_search(units: float, pruner: str) -> Callable[[str, int], Outcome]:
                 weight_decay=trial.suggest_float("weight_decay", 1e-4, 1.0, log=True),
             )  # fmt: skip
             assert plan.steps is not None
-            descent, recorder = Descent(problem_of(task), plan), Recorder()
-            stop_at = min(plan.steps, round((units - spent) * plan.steps))
-            state, value = optuna.trial.TrialState.COMPLETE, math.inf
-            try:
-                for part in range(1, CURVE + 1):
-                    until = min(stop_at, round(part * plan.steps / CURVE))
-                    descend(descent, recorder, until=until)
-                    value = (descent.best_validation or {}).get("value", math.inf)
-                    best = min(best, value)
-                    trial.report(value, part)
-                    if until >= stop_at:
-                        break
-                    if trial.should_prune():
-                        state = optuna.trial.TrialState.PRUNED
-                        break
-            except (DivergedError, tw.ThalwegError):
-                state = optuna.trial.TrialState.FAIL
-            spent += max(descent.step, 1) / plan.steps
-            study.tell(trial, value if state is optuna.trial.TrialState.COMPLETE else None, state=state)
+            is_pruned = False
+
+            def goes_on(part: int, value: float, trial: Any = trial) -> bool:
+                nonlocal is_pruned
+                trial.report(value, part)
+                is_pruned = part < CURVE and trial.should_prune()
+                return not is_pruned
+
+            done = run_in_parts(task, plan, min(plan.steps, round((units - spent) * plan.steps)), goes_on)
+            states = optuna.trial.TrialState
+            state = states.FAIL if done.failed else states.PRUNED if is_pruned else states.COMPLETE
+            study.tell(trial, done.value if state is states.COMPLETE else None, state=state)
+            spent, best = spent + max(done.steps, 1) / plan.steps, min(best, done.best)
+        return Outcome(best, spent)
+
+    return run
+
+
+def syne_tune_search(units: float) -> Callable[[str, int], Outcome]:
+    """Search with Syne Tune's ASHA, one trial after the other, until so many trainings' worth of steps are spent."""
+
+    def run(task: str, seed: int) -> Outcome:
+        from syne_tune.backend.trial_status import Trial as Told
+        from syne_tune.config_space import choice, loguniform
+        from syne_tune.optimizer.baselines import ASHA
+        from syne_tune.optimizer.scheduler import SchedulerDecision
+
+        space = {
+            "learning_rate": loguniform(1e-4, 0.5),
+            "weight_decay": loguniform(1e-4, 1.0),
+            "warmup": choice([0.02, 0.1]),
+        }
+        logging.getLogger("syne_tune").setLevel(logging.ERROR)
+        scheduler = ASHA(space, metric="loss", time_attr="part", max_t=CURVE, random_seed=seed)
+        spent, best, number = 0.0, math.inf, 0
+        while units - spent > SLACK:
+            suggestion = scheduler.suggest()
+            told = Told(number, suggestion.config, datetime.datetime.now())
+            scheduler.on_trial_add(told)
+            plan = plan_for(task, seed, "cosine", **suggestion.config)
+            assert plan.steps is not None
+
+            def goes_on(part: int, value: float, told: Any = told) -> bool:
+                result = {"loss": min(value, 1e30), "part": part}
+                if part == CURVE:
+                    scheduler.on_trial_complete(told, result)
+                    return False
+                return scheduler.on_trial_result(told, result) == SchedulerDecision.CONTINUE
+
+            done = run_in_parts(task, plan, min(plan.steps, round((units - spent) * plan.steps)), goes_on)
+            if done.failed:
+                scheduler.on_trial_error(told)
+            spent, best, number = spent + max(done.steps, 1) / plan.steps, min(best, done.best), number + 1
         return Outcome(best, spent)
 
     return run
@@ -195,9 +244,11 @@ METHODS: dict[str, Callable[[str, int], Outcome]] = {
     **{f"thalweg, {units:g} U": fitted(units) for units in (1.0, 2.0, 4.0, 12.0)},
     **{name: recipe(name) for name in RECIPES},
     "top 3 after one epoch": top_after_an_epoch,
-    "rate finder, then cosine": finder,
+    "Lightning's rate finder, then cosine": found_by(finders.lightning, 0.05),
+    "fastai's rate finder, then cosine": found_by(finders.fastai, 0.25),  # its one-cycle rises for a quarter of the run
     **{f"Optuna TPE, median pruner, {units:g} U": optuna_search(units, "median") for units in OPTUNA_UNITS},
     "Optuna TPE, Hyperband, 4 U": optuna_search(4.0, "hyperband"),
+    "Syne Tune ASHA, 4 U": syne_tune_search(4.0),
 }
 FIXED = list(RECIPES)[:10]
 
