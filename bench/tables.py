@@ -398,19 +398,32 @@ def peers(result: dict[str, Any]) -> list[str]:
         [
             bold(s["method"]),
             f"{s['mean']:.2f}",
+            f"{s['held_out']:.2f}",
             f"{s['worst']:.2f} ({s['task']})",
             f"{s['worth']:.0f}",
             f"{s['profile']:.2f}",
+            " / ".join(f"{share:.0%}" for share in s["matched"]),
             f"{s['units']:.1f}",
             f"{s['seconds']:.1f}",
         ]
         for s in result["samples"]
     ]
-    heads = ["", "over the oracle", "worst task", "worth, random trials", "profile", "U", "CPU seconds"]
+    heads = [
+        "",
+        "over the oracle",
+        "held out",
+        "worst task",
+        "worth, random trials",
+        "profile",
+        "matched",
+        "U",
+        "CPU seconds",
+    ]
     caption = (
         f"Best validation loss of what a method ends with, over the oracle of 200 random trials (geometric mean over tasks, mean"
         f" of {settings['seeds']} seeds each), and its price. Tasks: {', '.join(settings['tasks'])}; held out of them:"
-        f" {', '.join(settings['held_out']) or 'none'}."
+        f" {', '.join(settings['held_out']) or 'none'}. Matched: on how many tasks thalweg at 2 U / at 4 U is within 2 % of the"
+        f" method or better."
     )
     return [caption, "", *grid(heads, rows)]
 

@@ -91,7 +91,7 @@ def recipe(name: str) -> Callable[[str, int], Outcome]:
     return lambda task, seed: Outcome(best_loss(task, plan_for(task, seed, **RECIPES[name])), 1.0)
 
 
-def fitted(effort: float) -> Callable[[str, int], Outcome]:
+def fitted(effort: float | str) -> Callable[[str, int], Outcome]:
     """Run thalweg itself."""
 
     def run(task: str, seed: int) -> Outcome:
@@ -242,6 +242,9 @@ def syne_tune_search(units: float) -> Callable[[str, int], Outcome]:
 
 METHODS: dict[str, Callable[[str, int], Outcome]] = {
     **{f"thalweg, {units:g} U": fitted(units) for units in (1.0, 2.0, 4.0, 12.0)},
+    **{
+        f"thalweg, {preset}": fitted(preset) for preset in ("quick", "standard")
+    },  # thorough is 12 U, however short the run
     **{name: recipe(name) for name in RECIPES},
     "top 3 after one epoch": top_after_an_epoch,
     "Lightning's rate finder, then cosine": found_by(finders.lightning, 0.05),
