@@ -116,7 +116,8 @@ def main() -> None:
         ours = " ".join(f"{share:.2f}" for share in row["matched"])
         print(
             f"{row['method']:44} {row['mean']:6.3f} held out {row['held_out']:6.3f} worst {row['worst']:5.2f} ({row['task']})"
-            f" worth {row['worth']:5.1f} profile {row['profile']:.3f} matched {ours} {row['units']:5.2f} U {row['seconds']:6.1f} s"
+            f" worth {row['worth']:5.1f} profile {row['profile']:.2f} matched {ours}"
+            f" {row['units']:5.2f} U {row['seconds']:6.1f} s"
         )
     if options.write:
         write_samples(
