@@ -283,7 +283,8 @@ def make():
     "way",
     [
         "make()",
-        "threading.Thread(target=make, daemon=True).start()",
+        # Waited for: a daemon thread that is within PyTorch when the process ends aborts it, whatever it does there.
+        "t = threading.Thread(target=make, daemon=True); t.start(); t.join()",
         "import atexit; atexit.register(make)",
         "make(); pid = os.fork(); make(); pid and sys.exit(os.waitpid(pid, 0)[1])",
         "import multiprocessing as m; p = m.get_context('fork').Process(target=make, daemon=True); p.start(); p.join(); "
