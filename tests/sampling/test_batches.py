@@ -526,6 +526,32 @@ class Permanent:
         self.place, self.epoch = state["place"], state["epoch"]
 
 
+class Shuffling(Permanent):
+    """Where its place is the end of a pass, it begins that pass anew; only at the end it counts it, and gives others next."""
+
+    def __iter__(self):
+        self.place %= 7
+        while self.place < 7:
+            self.place += 1
+            yield torch.tensor([[self.epoch * 100.0 + self.place]])
+        self.place, self.epoch = 0, self.epoch + 1
+
+
+class OfKnownLength(Shuffling):
+    def __len__(self):
+        return 7
+
+
+class OfOtherLengths(Shuffling):
+    def __iter__(self):
+        length = 3 + self.epoch % 3
+        self.place %= length
+        while self.place < length:
+            self.place += 1
+            yield torch.tensor([[self.epoch * 100.0 + self.place]])
+        self.place, self.epoch = 0, self.epoch + 1
+
+
 CARRYING: dict[str, Any] = {
     "counts its epochs": Epochs,
     "own sampler": lambda: DataLoader(Noisy(), batch_size=5, sampler=EpochSampler()),
@@ -533,6 +559,9 @@ CARRYING: dict[str, Any] = {
     "iterable data set": SteppingEpochs,
     "loader over an iterable data set": lambda: DataLoader(SteppingEpochs(), batch_size=5),
     "keeps its place": Permanent,
+    "keeps its place, and begins anew at its end": Shuffling,
+    "keeps its place, and has a length": OfKnownLength,
+    "keeps its place, and has another length in each pass": OfOtherLengths,
 }
 
 
@@ -557,10 +586,38 @@ def test_a_stream_that_carries_state_from_epoch_to_epoch_resumes_exactly(kind, a
         shared.draw()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CARRYING if kind.startswith("keeps")])
+def test_a_position_can_be_asked_for_when_the_pass_is_closed(kind):
+    whole = draw(Batches(open_source(CARRYING[kind]()), 5, seed=3), 12)
+    for position in range(1, 12):
+        made = Batches(open_source(CARRYING[kind]()), 5, seed=3)
+        assert draw(made, position) == whole[:position]
+        made.close()
+        resumed = Batches(open_source(CARRYING[kind]()), 5, seed=3)
+        resumed.load_state_dict(made.state_dict())
+        resumed.load_state_dict(resumed.state_dict())
+        assert draw(resumed, 12 - position) == whole[position:], position
+
+
+def test_what_reading_ahead_raises_is_raised_where_it_is_drawn():
+    class Failing(Permanent):
+        def __iter__(self):
+            for batch in super().__iter__():
+                if self.place == 3:
+                    raise OSError("the disk is gone")
+                yield batch
+
+    made = Batches(open_source(Failing()), 5, seed=0)
+    draw(made, 2)
+    assert "ended" in made.state_dict()
+    with pytest.raises(DataError, match="the disk is gone"):
+        made.draw()
+
+
 @pytest.mark.parametrize("kind", CARRYING)
 def test_reading_a_stream_for_something_else_leaves_what_it_carries(kind):
     source, other = open_source(CARRYING[kind]()), open_source(CARRYING[kind]())
-    if kind != "keeps its place":
+    if not kind.startswith("keeps its place"):
         assert len(list(iterate_once(source, 5))) > 2
     assert draw(Batches(source, 5, seed=3), 9) == draw(Batches(other, 5, seed=3), 9)
 

@@ -1,5 +1,6 @@
 """A search that is stopped, however, goes on where it stood and comes to the same plan and the same run."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -400,3 +401,64 @@ def test_a_record_that_is_none_is_refused():
     for wrong in ({}, {**trial.to_dict(), "outcomes": [{"step": 3}]}, {**trial.to_dict(), "state": 3}):
         with pytest.raises(TypeError):
             Trial.from_dict(wrong)
+
+
+@pytest.mark.parametrize("how", ["no database", "a page is lost", "a text is none", "its record is lost"])
+def test_a_study_that_is_damaged_is_kept_aside_and_the_search_begins_anew(how, whole, tmp_path):
+    stopped(tmp_path / "run", 3)
+    file = tmp_path / "run" / "study.sqlite"
+    if how == "no database":
+        file.write_bytes(b"\x17" * 9000)
+    elif how == "a page is lost":
+        data = bytearray(file.read_bytes())
+        data[4096 : 3 * 4096] = bytes(2 * 4096)
+        file.write_bytes(data)
+    else:
+        change = "DELETE FROM" if how == "its record is lost" else "UPDATE"
+        change += " study_user_attributes" + " SET value_json = substr(value_json, 2)" * (change == "UPDATE")
+        with sqlite3.connect(file) as connection:
+            connection.execute(change)
+        connection.close()
+    said = []
+    for _ in range(2):  # what was set aside is no other thing that the folder holds
+        with pytest.raises(tw.Interrupted):
+            tw.resume(tmp_path / "run", task(), say=stopping_at(1))
+    same(tw.resume(tmp_path / "run", task(), say=said.append), whole)
+    assert (tmp_path / "run" / "study.sqlite.set-aside").exists()
+    assert not (tmp_path / "run" / "study.sqlite.set-aside-2").exists()
+
+
+def test_a_study_that_another_program_put_there_or_a_newer_thalweg_is_refused(tmp_path):
+    stopped(tmp_path / "run", 1)
+    file = tmp_path / "run" / "study.sqlite"
+    with sqlite3.connect(file) as connection:
+        (text,) = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = 'search'").fetchone()
+        newer = sealed_json.load(json.loads(text)) | {"format": 2}
+        connection.execute(
+            "UPDATE study_user_attributes SET value_json = ? WHERE key = 'search'",
+            (json.dumps(sealed_json.dump(newer)),),
+        )
+    connection.close()
+    with pytest.raises(tw.StudyError, match="format 2"):
+        tw.resume(tmp_path / "run", task())
+    file.unlink()
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    with pytest.raises(tw.StudyError, match="another program's"):
+        tw.resume(tmp_path / "run", task())
+    assert [path.name for path in (tmp_path / "run").glob("*set-aside*")] == []
+
+
+def test_a_run_whose_search_is_over_needs_no_study(tmp_path):
+    seen = []
+
+    def stop(model, figures):
+        if figures.step == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(tw.Interrupted):
+        tw.fit(task(), **SEARCH, out=tmp_path / "run", on_step=stop, say=seen.append)
+    damage(tmp_path / "run" / "study.sqlite")
+    (tmp_path / "run" / "study.sqlite").write_bytes(b"\x17" * 9000)
+    assert tw.resume(tmp_path / "run", task()).summary["status"] == "finished"

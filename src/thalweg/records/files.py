@@ -131,6 +131,16 @@ def set_aside(path: Path, name: Path | None = None) -> Path:
     return free
 
 
+def name_before_aside(name: str) -> str | None:
+    """Give the name that a file had before `set_aside`; None where this is no name that it gives.
+
+    >>> name_before_aside("plan.toml.set-aside-2"), name_before_aside("plan.toml")
+    ('plan.toml', None)
+    """
+    found = re.fullmatch(r"(.+)\.set-aside(-\d+)?", name, re.DOTALL)
+    return found and found[1]
+
+
 def sync_folder(folder: Path) -> None:
     """Have the disk confirm which names a folder holds, where the file system can."""
     if os.name == "nt":

@@ -425,11 +425,13 @@ class RunFolder:
             )
         # What a process leaves that was killed before the run began.
         started = {PLAN, TASK, REQUEST, LOCK, *STUDY_FILES, *CANDIDATE_FOLDERS, *LEFT_BY_OLDER_VERSIONS}
-        names = self._names()
-        known = {
-            name for name in names if name in started or files.is_draft(name) or name.startswith(f"{PLAN}.set-aside")
-        }
-        others = [name for name in names if name not in known or self._is_foreign(name)]
+        others = [
+            name
+            for name in self._names()
+            if files.name_before_aside(name) not in started
+            and (name not in started or self._is_foreign(name))
+            and not (files.is_draft(name) and files.is_regular(self.path / name))
+        ]
         if others:
             raise RunError(
                 f"{self.shown} holds other things ({', '.join(sorted(others)[:3])}) and is no run. Give a new folder."

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from thalweg.errors import DataError
 from thalweg.sampling.order import mix, order
 from thalweg.sampling.reading import describe_error
-from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSource, leaves, seed_all
+from thalweg.sampling.sources import ItemSource, Source, StreamSource, TensorSource, is_open, leaves, seed_all
 
 MOST_BYTES = 1 << 28  # of a stream's batches that are kept
 
@@ -38,6 +38,20 @@ class Draw(NamedTuple):
             return ()
         indices = [p if self.indices is None else int(self.indices[p]) for p in positions]
         return tuple(indices if self.rows is None else (int(self.rows[index]) for index in indices))
+
+
+class _Ahead(NamedTuple):
+    """The micro-batches of a loader's next step, none at the end of its pass, or what reading them raised; and its state before
+    them, at the end of a pass after that end."""
+
+    parts: list[Any]
+    error: Exception | None
+    state: Any
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the pass has no further batch."""
+        return not self.parts and self.error is None
 
 
 class Batches:
@@ -94,6 +108,7 @@ class Batches:
         self._loaded: Generator[Any] | None = None  # the next micro-batches, from a loader or a stream
         self._final: dict[str, Any] | None = None  # the position of a run that is over
         self._carried: dict[str, Any] = {}  # what a stream's objects carried when its present epoch began
+        self._ahead: _Ahead | None = None  # what a loader with a state gives next, once its state was asked for
 
     def draw(self) -> Draw:
         """Give the next step's examples."""
@@ -132,8 +147,11 @@ class Batches:
             return copy.deepcopy(self._final)
         state: dict[str, Any] = {"epoch": self.epoch, "within": self.within}
         if isinstance(self.source, StreamSource) and self.source.stateful:
-            state |= {"loader": self.source.batches.state_dict(), "begun": self._loaded is not None}
+            ahead = self._look_ahead(self.source)
+            loader = self.source.batches.state_dict() if ahead is None else copy.deepcopy(ahead.state)
+            state |= {"loader": loader, "begun": self._loaded is not None}
             state |= {"length": self._last_epoch} if self._last_epoch else {}
+            state |= {"ended": ahead.is_end} if ahead is not None else {}
         elif isinstance(self.source, StreamSource):
             carried = self._carried if self.within else self.source.objects.read()  # also once the pass is closed
             state |= {"carried": carried} if carried else {}
@@ -145,7 +163,7 @@ class Batches:
         `is_over`: nothing will be drawn. A loader with a `state_dict` then stays as it is: one that was given a place, and is not
         read from there, would begin the next pass over it, of another run say, at that place.
         """
-        self.close()
+        self._end_pass()
         self._final = copy.deepcopy(state) if is_over and "loader" in state else None
         self._goes_on = self._at_end = self._at_end_of_pass = False
         self.recent.clear()
@@ -156,7 +174,8 @@ class Batches:
             if "loader" in state:
                 begun = state.get("begun", True) or self.within > 0
                 self._last_epoch = state.get("length", 0)
-                ended = self.within > 0 and self.within == (self._last_epoch or self.steps_per_epoch)
+                by_length = self.within > 0 and self.within == (self._last_epoch or self.steps_per_epoch)
+                ended = state.get("ended", by_length)
                 if begun or self.epoch:  # before the first pass, its place is the one that a rehearsal left it at
                     _load_state(self.source, state["loader"])
                 self._goes_on, self._at_end = begun and not ended, not begun and self.epoch > 0
@@ -183,10 +202,34 @@ class Batches:
         self.load_state_dict({"epoch": position[0], "within": position[1]})
 
     def close(self) -> None:
-        """End loader workers."""
+        """End loader workers; the position stays, to be asked for."""
+        if isinstance(self.source, StreamSource) and self.source.stateful:
+            self._look_ahead(self.source)
         if self._loaded is not None:
             self._loaded.close()
         self._loaded = None
+
+    def _end_pass(self) -> None:
+        """End loader workers, to go to another position."""
+        if self._loaded is not None:
+            self._loaded.close()
+        self._loaded = self._ahead = None
+
+    def _look_ahead(self, source: StreamSource) -> _Ahead | None:
+        """Read what a loader with a state gives next, and keep it for the next draw; None where that is not within a pass.
+
+        Only so can its state be told from that of a pass that is at its end: of that place some loaders begin this pass anew,
+        others the next, and others give no batch.
+        """
+        if self._ahead is None and self.within and self._loaded is not None and is_open(self._loaded):
+            before, parts, failed = copy.deepcopy(source.batches.state_dict()), list[Any](), None
+            try:
+                parts = list(self._next_parts(self._loaded))
+            except Exception as error:  # where it is drawn
+                failed = error
+            is_end = not parts and failed is None and not self._at_end_of_pass
+            self._ahead = _Ahead(parts, failed, copy.deepcopy(source.batches.state_dict()) if is_end else before)
+        return self._ahead
 
     def _length(self) -> int:
         return len(cast("TensorSource | ItemSource", self.source))
@@ -250,7 +293,10 @@ class Batches:
         if self._loaded is None:
             self._loaded = self._open_stream(source)
             self.recent.clear()  # holds draws of this epoch alone, which `_fast_forward` makes again
-        parts = list(self._next_parts(self._loaded))
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.error is not None:
+            raise ahead.error
+        parts = list(self._next_parts(self._loaded)) if ahead is None else ahead.parts
         at_end, self._at_end = self._at_end, False
         if not parts and at_end:  # the loader takes its place for one within the pass that has ended
             self._loaded = None

@@ -300,7 +300,7 @@ class StreamSource:
     def _check_unread(self) -> None:
         reference = _training_passes.get(id(self.batches))
         stream = None if reference is None else reference()
-        if stream is None or getgeneratorstate(stream) == GEN_CLOSED or not self._shares_a_place():
+        if stream is None or not is_open(stream) or not self._shares_a_place():
             return
         raise DataError(
             f"`{self.name}` is a loader that training is reading, and a second pass over it would disturb that one: its workers,"
@@ -321,6 +321,11 @@ class StreamSource:
             # Persistent workers would carry random states from epoch to epoch, so that an epoch could not be read again.
             if getattr(self.batches, "_iterator", None) is not None:
                 self.batches._iterator = None
+
+
+def is_open(stream: Generator[Any]) -> bool:
+    """Whether a pass may give more: it is neither at its end nor closed, and has raised nothing."""
+    return getgeneratorstate(stream) != GEN_CLOSED
 
 
 def parts_of_passes(data: Any) -> dict[str, Any]:

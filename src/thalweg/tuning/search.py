@@ -30,7 +30,7 @@ from thalweg.records.run_inputs import TaskSums, in_words
 from thalweg.tuning.candidate_files import CandidateFiles
 from thalweg.tuning.outcome import Outcome, Trial, plan_sum
 from thalweg.tuning.sharing import Sharing
-from thalweg.tuning.study import Study
+from thalweg.tuning.study import DamagedStudyError, Study, set_aside
 
 Say = Callable[[str], None]
 
@@ -235,13 +235,33 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
     storage = request.storage or (place and str(place.study))
     if storage is None:
         return Search()
-    name = request.study or study_name(problem.task.name, request)
-    study = Study(storage, name, problem.task.mode)
+    try:
+        return _open_study(problem, request, storage, place, say)
+    except DamagedStudyError as error:
+        if request.storage is not None or place is None:
+            raise
+        aside = _set_aside(place.study, error)
+        say(f"warning: {error} It is kept as {aside.name}, and the search begins anew.")
+    return _open_study(problem, request, storage, place, say)
+
+
+def _open_study(
+    problem: Problem, request: Request, storage: str, place: SearchPlace | None, say: Say
+) -> Search:
+    study = Study(storage, request.study or study_name(problem.task.name, request), problem.task.mode)
     try:
         return _opened(problem, request, study, place, say)
     except BaseException:
         study.close()
         raise
+
+
+def _set_aside(study: Path, error: StudyError) -> Path:
+    """Move a damaged study out of the way. Raises the error where that fails."""
+    try:
+        return set_aside(study)
+    except OSError as failure:
+        raise error from failure
 
 
 def _opened(problem: Problem, request: Request, study: Study, place: SearchPlace | None, say: Say) -> Search:

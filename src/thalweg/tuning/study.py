@@ -6,7 +6,9 @@ search goes by; parameters, intermediate values and all else are for people, Opt
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import sqlite3
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thalweg.errors import StudyError, error_text, nearest
-from thalweg.records import files, sealed_json
+from thalweg.records import database, files, sealed_json
 from thalweg.records.kinds import anything, check, count, table
 from thalweg.records.paths import typed
 from thalweg.records.plan import Plan
@@ -29,6 +31,10 @@ SECONDS = 10  # to wait for a database that is locked or does not answer
 RATES, DECAYS = (1e-9, 1e6), (0.0, 1e3)  # more than any plan has
 FORMAT = 1
 SEARCH = {"format": count, **dict.fromkeys(("task", "request", "process", "begun"), table(anything))}
+
+
+class DamagedStudyError(StudyError):
+    """The file or the record of a search is damaged, so that nothing of it can be gone on with."""
 
 
 class _Written(NamedTuple):
@@ -86,10 +92,15 @@ class Study:
         with self._naming_failures():
             attributes = self._storage.get_study_user_attrs(self._id)
             if "search" not in attributes:
+                if self._all():
+                    raise DamagedStudyError(f"The study '{self.name}' in {shown(self.storage)} is damaged: its record is lost.")
                 if self._storage.get_n_trials(self._id):
                     raise ValueError("it has trials of another program's")
                 return None
-            entries = sealed_json.load(attributes["search"])
+            try:
+                entries = sealed_json.load(attributes["search"])
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                raise DamagedStudyError(_failure(self.storage, self.name, error)) from error
             if entries.get("format") != FORMAT:
                 raise ValueError(f"it is of format {entries.get('format')}, this thalweg reads {FORMAT}")
             check(entries, SEARCH, ("task", "request", "process"))
@@ -234,7 +245,8 @@ class Study:
         except StudyError:
             raise
         except Exception as error:
-            raise StudyError(_failure(self.storage, self.name, error)) from error
+            kind = DamagedStudyError if _is_damage(_first_cause(error)) else StudyError
+            raise kind(_failure(self.storage, self.name, error)) from error
 
 
 def _attributes(plan: Plan, trial: Trial) -> dict[str, Any]:
@@ -343,11 +355,31 @@ def _quiet() -> Generator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a study's file that is damaged, with what SQLite keeps beside it, and give its new path. Raises OSError."""
+    aside = files.set_aside(path)
+    for one in database.beside(path):
+        if os.path.lexists(one):
+            files.set_aside(one)
+    return aside
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_damage(cause: BaseException) -> bool:
+    """Whether it shows that bytes of the file are others than were written: no such table say, or a text that is none."""
+    name = getattr(cause, "sqlite_errorname", None) or ""
+    is_unread = isinstance(cause, (json.JSONDecodeError, UnicodeDecodeError)) or "decode to UTF-8" in str(cause)
+    return is_unread or name in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")
+
+
 def _failure(storage: str, name: str, error: Exception) -> str:
     """Say why a database did not take or give a search, and what to do."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = _first_cause(error)
     text = error_text(cause)
     where = f"The study '{name}' in {shown(storage)}"
     if isinstance(cause, ImportError):
