@@ -1,6 +1,7 @@
 """A call that does not fit a verb, a record or a method is refused in a sentence, never by a TypeError."""
 
 import pytest
+import torch
 
 import thalweg as tw
 from thalweg.arguments import check_calls
@@ -46,3 +47,68 @@ def test_a_type_error_within_the_function_passes_as_it_is():
 
     with pytest.raises(TypeError, match="mine"):
         check_calls(broken, "it", tw.ArgumentError, lambda *_: tw.ArgumentError())()
+
+
+HUGE = 10**5000  # which Python does not write in digits
+
+
+class Mute:
+    """A value that cannot be shown."""
+
+    def __repr__(self):
+        raise RuntimeError("no words")
+
+    __str__ = __repr__
+
+
+TASK = tw.Task(lambda: torch.nn.Linear(2, 1), torch.nn.functional.mse_loss, (torch.ones(8, 2), torch.ones(8, 1)))
+PLAN = tw.Plan(learning_rate=0.1)
+
+
+@pytest.mark.parametrize("value", [HUGE, [HUGE], Mute()], ids=["huge", "a list of it", "mute"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: tw.train(TASK, PLAN, steps=value),
+        lambda value: tw.train(TASK, PLAN, steps=2, seed=value),
+        lambda value: tw.train(TASK, PLAN, steps=2, out=value),
+        lambda value: tw.train(TASK, PLAN, steps=2, device=value),
+        lambda value: tw.train(TASK, PLAN, steps=2, progress=value),
+        lambda value: tw.train(TASK, PLAN, steps=2, on_step=value),
+        lambda value: tw.fit(TASK, steps=2, effort=value),
+        lambda value: tw.fit(TASK, steps=2, memory=value),
+        lambda value: tw.fit(TASK, steps=2, storage=value),
+        lambda value: tw.fit(TASK, steps=2, say=value),
+        lambda value: tw.fit(TASK, steps=2, fixed={"batch_size": value}),
+        lambda value: tw.tune(TASK, join=value),
+        lambda value: tw.Plan(learning_rate=value),
+        lambda value: tw.Plan(rule=value),
+        lambda value: tw.Plan(schedule=value),
+        lambda value: tw.Plan(constants={"beta1": value}),
+        lambda value: tw.Plan(groups=value),
+        lambda value: tw.schedule.linear(total=10, warmup=value),
+        lambda value: tw.optim.AdamW([torch.ones(2, requires_grad=True)], lr=value),
+        lambda value: tw.optim.AdamW([torch.ones(2, requires_grad=True)], clip_norm=value),
+        lambda value: tw.Task(TASK.model, TASK.loss, TASK.data, mode=value),
+        lambda value: tw.Task(TASK.model, TASK.loss, TASK.data, select=value),
+        lambda value: tw.Task(TASK.model, TASK.loss, TASK.data, name=value),
+    ],
+)
+def test_a_value_that_cannot_be_written_out_is_refused_in_a_sentence(call, value):
+    with pytest.raises(tw.ThalwegError) as caught:
+        call(value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("data", [([HUGE, 1], [1, 2]), (torch.ones(2, 2), [HUGE, 1])])
+def test_data_with_a_number_beyond_all_floats_are_refused(data):
+    with pytest.raises(tw.DataError, match="an int of about 5,000 digits in row 0"):
+        tw.check(tw.Task(TASK.model, TASK.loss, data))
+
+
+def test_a_metric_that_gives_a_number_beyond_all_floats_is_refused():
+    task = tw.Task(
+        TASK.model, TASK.loss, TASK.data, validation=TASK.data, metrics={"a": lambda output, y: HUGE}, mode="min"
+    )
+    with pytest.raises(tw.TaskError, match="it must give one number"):
+        tw.train(task, PLAN, steps=2)

@@ -7,6 +7,9 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LARGEST = 10**60  # of an int whose digits a message repeats
+LOG10_OF_2 = 0.30103
+
 
 class ThalwegError(Exception):
     """The base class of all of thalweg's errors.
@@ -137,6 +140,20 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     matches = difflib.get_close_matches(word, choices, n=1)
     found = synonym(word, choices) or (matches[0] if matches else None)
     return f" Did you mean '{found}'?" if found else ""
+
+
+def shown(value: object, most: int = 200) -> str:
+    """Give a value that somebody passed, for a message: the beginning of its `repr`, or its type where it has none.
+
+    >>> shown("adamw"), shown(list(range(99)), 11), shown(10**9999)
+    ("'adamw'", '[0, 1, 2, 3', 'an int of about 10,000 digits')
+    """
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"an int of about {round(value.bit_length() * LOG10_OF_2, -2):,.0f} digits"
+    try:
+        return repr(value)[:most]
+    except Exception:  # a list with such an int, or a class whose `repr` fails
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def few(values: Sequence[object], most: int = 5, quote: str = "") -> str:

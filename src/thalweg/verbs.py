@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError
+from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError, shown
 from thalweg.formatting import format_count
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.holdout import Holdout
@@ -116,7 +116,7 @@ class _Shown:
 
         if say is not None and not callable(say):
             raise ArgumentError(
-                f"`say` is {say!r:.80}, which cannot be called. Give a function such as print, or None."
+                f"`say` is {shown(say, 80)}, which cannot be called. Give a function such as print, or None."
             )
         self.display = choose_display(progress)
         self.callbacks: Callbacks = Callbacks(on_step, on_validation)
@@ -448,7 +448,7 @@ def resume(
     task = None if task is None else checked_task(task)
     if folder.holds_request:
         if changes:
-            raise PlanError(f"The plan of {folder.path} is not chosen yet: `fit` it with fixed={dict(changes)!r}.")
+            raise PlanError(f"The plan of {folder.path} is not chosen yet: `fit` it with fixed={shown(dict(changes))}.")
         request = folder.read_request()
         request = request if device == "auto" else replace(request, device=device)
         return _fit(task or folder.read_task(trust=trust), request, folder, show)

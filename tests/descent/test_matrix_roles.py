@@ -159,6 +159,17 @@ def test_complex_matrices_are_left_to_the_rule_that_moves_them() -> None:
     assert not torch.equal(run.model.mix, Spectral().mix)
 
 
+def test_beside_a_frozen_output_layer_the_last_trained_one_is_hidden() -> None:
+    def model() -> nn.Module:
+        made = perceptron()
+        made[4].requires_grad_(False)
+        return made
+
+    run = tw.train(tw.Task(model, F.cross_entropy, (X, Y)), tw.Plan(rule="muon", learning_rate=0.01), steps=1)
+    assert run.plan.groups == {}
+    assert not run.model[4].weight.requires_grad
+
+
 @pytest.mark.parametrize("frozen", ["head.weight", "mix", "words.weight"])
 def test_what_is_unfrozen_later_is_moved_by_the_rule_of_its_role(frozen: str) -> None:
     class Worded(Spectral):

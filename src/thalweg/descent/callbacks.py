@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from thalweg.descent.state import Descent
-from thalweg.errors import ArgumentError, CallbackError
+from thalweg.errors import ArgumentError, CallbackError, shown
 from thalweg.objects.state import ObjectState
 from thalweg.records.step_figures import StepFigures
 
@@ -40,7 +40,9 @@ class Callbacks:
     def __init__(self, on_step: OnStep | None = None, on_validation: OnValidation | None = None) -> None:
         for name, function in (("on_step", on_step), ("on_validation", on_validation)):
             if function is not None and (not callable(function) or isinstance(function, type)):
-                raise ArgumentError(f"`{name}` is {function!r:.80}, which cannot be called. Give a function, or None.")
+                raise ArgumentError(
+                    f"`{name}` is {shown(function, 80)}, which cannot be called. Give a function, or None."
+                )
         self.on_step, self.on_validation = on_step, on_validation
         self.objects = ObjectState({"on_step": on_step, "on_validation": on_validation})
         self.failure: CallbackError | None = None

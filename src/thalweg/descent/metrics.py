@@ -79,7 +79,7 @@ def as_number(name: str, value: Any) -> float:
         if isinstance(value, np.ndarray) and value.size == 1:
             return float(value.item())
         return float(tensors[0]) if len(tensors) == 1 and tensors[0].numel() == 1 else float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (OverflowError, TypeError, ValueError, RuntimeError) as error:
         given = "nothing" if value is None else f"a {type(value).__name__}"
         shape = getattr(value, "shape", None)
         given += f" of shape {tuple(shape)}" if shape is not None and not isinstance(value, type) else ""

@@ -21,7 +21,7 @@ from thalweg.descent.problem import Problem, open_task, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.rehearsal import wants_gradient
 from thalweg.descent.validation import LARGEST_BATCH, SAMPLE, in_evaluation_mode, training_size, validate
-from thalweg.errors import ArgumentError, DataError, RunError, TaskError, ThalwegError
+from thalweg.errors import ArgumentError, DataError, RunError, TaskError, ThalwegError, shown
 from thalweg.landscape.objective import TARGET_KEYS, Casts, Objective, describe
 from thalweg.records.holdout import NOTHING
 from thalweg.records.plan import Plan
@@ -69,7 +69,7 @@ def _whole_number(batch_size: Any) -> int:
     except TypeError:
         number = 0
     if number < 1 or isinstance(batch_size, bool):
-        raise ArgumentError(f"`batch_size` is {batch_size!r}, but it is a whole number, at least 1.")
+        raise ArgumentError(f"`batch_size` is {shown(batch_size)}, but it is a whole number, at least 1.")
     return number
 
 
@@ -225,6 +225,6 @@ def known_casts(run: Run) -> Casts:
     casts = {name: getattr(torch, dtype, None) for name, dtype in recorded.items()}
     if not casts.keys() <= set(Casts._fields) or not all(isinstance(dtype, torch.dtype) for dtype in casts.values()):
         raise RunError(
-            f"The run's summary has casts of inputs that are none: {recorded!r:.80}. Restore run.json from a copy."
+            f"The run's summary has casts of inputs that are none: {shown(recorded, 80)}. Restore run.json from a copy."
         )
     return Casts(**casts)

@@ -28,7 +28,7 @@ from thalweg.descent.rehearsal import (
 from thalweg.descent.target_check import check_targets
 from thalweg.descent.their_objects import as_found, counting_data, not_kept, objects_of
 from thalweg.descent.user_errors import rehearse_gradient
-from thalweg.errors import DataError, TaskError, few
+from thalweg.errors import DataError, TaskError, few, shown
 from thalweg.formatting import capitalized, is_storable
 from thalweg.landscape.objective import ONE_EXAMPLE_ERROR, Casts, Objective, with_weights_cast
 from thalweg.landscape.own_copy import in_turn, own_copies
@@ -117,25 +117,28 @@ class Problem:
     @cached_property
     def matrix_roles(self) -> Mapping[str, str]:
         """Names of the trainable matrices, each with its role in the network. Computed only for rules that need it."""
-        return self._matrix_roles(unfrozen=False)
+        return {name: role for name, (role, is_trained) in self._matrix_roles.items() if is_trained}
 
-    @cached_property
+    @property
     def matrix_roles_unfrozen(self) -> Mapping[str, str]:
         """The same of all matrices, as if none were frozen."""
-        return self._matrix_roles(unfrozen=True)
+        return {name: role for name, (role, _) in self._matrix_roles.items()}
 
-    def _matrix_roles(self, *, unfrozen: bool) -> Mapping[str, str]:
+    @cached_property
+    def _matrix_roles(self) -> Mapping[str, tuple[str, bool]]:
+        """The role of each matrix, and whether it is trained: a role is the same beside layers that are frozen."""
         with preserve_process_state(), rng_lock, as_found(self.task):
             problem = self.with_own_loss()  # a loss that counts its calls, say, must begin each run as it was given
             model = start_model(problem, 0).train()
-            frozen = [p for p in model.parameters() if unfrozen and not p.requires_grad and _has_gradient(p)]
+            frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad and _has_gradient(p)}
             try:
-                for parameter in frozen:
+                for parameter in frozen.values():
                     parameter.requires_grad_(True)
                 loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2, own=True))
-                return matrix_roles(model, loss)
+                roles = matrix_roles(model, loss)
+                return {name: (role, name not in frozen) for name, role in roles.items()}
             finally:
-                for parameter in frozen:
+                for parameter in frozen.values():
                     parameter.requires_grad_(False)
 
 
@@ -227,10 +230,10 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
 
 def choose_device(device: str | torch.device) -> torch.device:
     """Give the device: "auto" is the accelerator where there is one. Raises TaskError for one that is not there."""
+    if not isinstance(device, str | torch.device):
+        raise TaskError(f"`device` is {shown(device)}. Give 'auto', 'cpu', 'cuda' or another of PyTorch's.")
     if str(device) == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if not isinstance(device, str | torch.device):
-        raise TaskError(f"`device` is {device!r}. Give 'auto', 'cpu', 'cuda' or another of PyTorch's.")
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen).tolist()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.rnn import PackedSequence
 
-from thalweg.errors import DataError, TaskError
+from thalweg.errors import DataError, TaskError, shown
 from thalweg.formatting import is_storable
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LOSSES, LossCall, misfits
@@ -272,8 +272,8 @@ def figures_of(result: StepResult, function: str) -> Mapping[str, Any]:
         for n in cast("Mapping[Any, Any]", figures)
     ):
         raise TaskError(
-            f"`{function}` returned {figures!r:.80} as the third of (loss, weight, figures). Give a table of numbers by names,"
-            f" such as {{'accuracy': 0.5}}; 'loss' is taken and '/' separates columns."
+            f"`{function}` returned {shown(figures, 80)} as the third of (loss, weight, figures). Give a table of numbers by"
+            f" names, such as {{'accuracy': 0.5}}; 'loss' is taken and '/' separates columns."
         )
     return figures
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from thalweg import rules
-from thalweg.errors import RuleError, nearest, synonym
+from thalweg.errors import RuleError, nearest, shown, synonym
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE
 from thalweg.rules.rule import Rule
 
@@ -51,7 +51,7 @@ def without_fixed(options: Mapping[str, Any], rule: Rule, fixed: Mapping[str, An
         if options.get(name, value) != value:
             others = [one.optimizer for one in rules.RULES.values() if one.fixed.get(name) == options[name]]
             hint = f" Take {' or '.join(others)}." if others else ""
-            raise RuleError(f"`{name}` of {rule.name} is always {value}, not {options[name]!r}.{hint}")
+            raise RuleError(f"`{name}` of {rule.name} is always {value}, not {shown(options[name])}.{hint}")
     return {name: value for name, value in options.items() if name not in fixed}
 
 
@@ -66,7 +66,7 @@ def check_constants(group: Mapping[str, Any], rule: Rule) -> None:
 def check(name: str, value: object, holds: bool, what: str) -> None:
     """Raise RuleError unless `holds`; `what` says what the value must be."""
     if not holds:
-        raise RuleError(f"`{name}` is {value!r}, but it must be {what}.")
+        raise RuleError(f"`{name}` is {shown(value)}, but it must be {what}.")
 
 
 def check_rates(group: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ def flag(maximize: Any) -> bool:
         return maximize
     with suppress(RuntimeError, ValueError):  # of several numbers, or of none
         return bool(maximize)
-    raise RuleError(f"`maximize` is {maximize!r:.80}, but it must be True or False.")
+    raise RuleError(f"`maximize` is {shown(maximize, 80)}, but it must be True or False.")
 
 
 def check_changed(group: Mapping[str, Any], rule: Rule, known: Mapping[str, Any]) -> None:
@@ -162,7 +162,7 @@ def check_own(group: Mapping[str, Any], rule: Rule, defaults: Mapping[str, Any])
     for name in (_all_constants() | {*defaults}) - {*SHARED, *FLAGS, *rule.constants, *rule.grouped}:
         known = [values[name] for values in (defaults, rule.fixed) if name in values]
         if name in group and group[name] not in known:
-            raise RuleError(f"A parameter group goes by the rule {group['rule']!r}. {rule.unknown(name)}")
+            raise RuleError(f"A parameter group goes by the rule {shown(group['rule'])}. {rule.unknown(name)}")
 
 
 @cache

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from thalweg.errors import shown
+
 Kind = Callable[[Any], bool]
 
 LARGEST = 2**63 - 1  # that SQLite and tensors of indices hold
@@ -83,10 +85,10 @@ def check(entries: Any, kinds: Mapping[str, Kind], required: tuple[str, ...] = (
     TypeError: `steps` is 'many'
     """
     if not table(anything)(entries):
-        raise TypeError(f"{entries!r:.60} is no table")
+        raise TypeError(f"{shown(entries, 60)} is no table")
     for name in required:
         if name not in entries:
             raise TypeError(f"`{name}` is missing")
     for name, kind in kinds.items():
         if name in entries and not kind(entries[name]):
-            raise TypeError(f"`{name}` is {entries[name]!r:.60}")
+            raise TypeError(f"`{name}` is {shown(entries[name], 60)}")

@@ -16,7 +16,7 @@ from textwrap import wrap
 from types import NoneType, UnionType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from thalweg.errors import PlanError, nearest
+from thalweg.errors import PlanError, nearest, shown
 
 LARGEST_INTEGER = 2**63 - 1  # of TOML and SQLite
 
@@ -153,7 +153,7 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
         return _whole_number(value) if kind is int else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: of a tensor without values
         wanted = "a whole number" if kind is int else "a number"
-        raise PlanError(f"`{name}` is {value!r}, but it is {wanted}.") from error
+        raise PlanError(f"`{name}` is {shown(value)}, but it is {wanted}.") from error
 
 
 def _whole_number(value: Any) -> int:
@@ -165,10 +165,10 @@ def check_ranges(record: Any) -> None:
     for name, knob in knobs(type(record)).items():
         value = getattr(record, name)
         if knob.choices and value not in knob.choices:
-            near = nearest(str(value), knob.choices)
-            raise PlanError(f"`{name}` is {value!r}, which is none of {list(knob.choices)}.{near}")
+            near = nearest(shown(value), knob.choices)
+            raise PlanError(f"`{name}` is {shown(value)}, which is none of {list(knob.choices)}.{near}")
         if value is not None and (wrong := _out_of_range(value, knob)):
-            raise PlanError(f"`{name}` is {value}, but {knob.out_of_range or wrong}.")
+            raise PlanError(f"`{name}` is {shown(value)}, but {knob.out_of_range or wrong}.")
 
 
 def _out_of_range(value: Any, knob: Knob) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from thalweg.errors import ThalwegError
+from thalweg.errors import ThalwegError, shown
 
 
 def as_path(value: Any, what: str, example: str, error: type[ThalwegError]) -> Path:
@@ -20,11 +20,11 @@ def as_path(value: Any, what: str, example: str, error: type[ThalwegError]) -> P
     ('mine', True)
     """
     if not isinstance(value, str | os.PathLike) or not os.fspath(cast(Any, value)) or "\0" in str(value):
-        raise error(f"{value!r:.80} cannot be {what}. Give a path, such as '{example}'.")
+        raise error(f"{shown(value, 80)} cannot be {what}. Give a path, such as '{example}'.")
     try:
         return Path(cast("str | os.PathLike[str]", value)).expanduser().absolute()
     except (OSError, RuntimeError) as reason:  # the working directory was removed; or there is no such user
-        raise error(f"{value!r:.80} cannot be {what}: {reason}. Give a path that begins with /.") from reason
+        raise error(f"{shown(value, 80)} cannot be {what}: {reason}. Give a path that begins with /.") from reason
 
 
 def typed(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from thalweg import rules
 from thalweg import schedule as shapes
-from thalweg.errors import PlanError, ThalwegError, nearest
+from thalweg.errors import PlanError, ThalwegError, nearest, shown
 from thalweg.records import files
 from thalweg.records.holdout import Holdout, HoldoutBy
 from thalweg.records.knob import (
@@ -510,7 +510,7 @@ class Plan:
         version = values.pop("format", FORMAT)
         if not isinstance(version, int):
             raise PlanError(
-                f"`format` is {version!r} in the plan, but it is a whole number. Leave it out, or put {FORMAT}."
+                f"`format` is {shown(version)} in the plan, but it is a whole number. Leave it out, or put {FORMAT}."
             )
         if version > FORMAT:
             raise PlanError(
@@ -594,7 +594,7 @@ def _as_record(kind: type[Any], entries: Any, where: str) -> Any:
         return entries
     known = [f.name for f in fields(kind)]
     if not isinstance(entries, Mapping):
-        raise PlanError(f"'{where}' in the plan is {entries!r}, but it is a table of {', '.join(known)}.")
+        raise PlanError(f"'{where}' in the plan is {shown(entries)}, but it is a table of {', '.join(known)}.")
     for name in entries:
         if name not in known:
             raise PlanError(
@@ -603,7 +603,7 @@ def _as_record(kind: type[Any], entries: Any, where: str) -> Any:
     try:
         return kind(**entries)
     except TypeError as error:
-        raise PlanError(f"'{where}' in the plan is {entries!r}, which does not fit: {error}.") from error
+        raise PlanError(f"'{where}' in the plan is {shown(entries)}, which does not fit: {error}.") from error
 
 
 def _group_of_format_1(entries: Any) -> Any:
@@ -618,12 +618,12 @@ def _settle_tables(plan: Plan) -> None:
         object.__setattr__(plan, "schedule", Schedule.from_dict(entries))
     if not isinstance(plan.schedule, Schedule):
         raise PlanError(
-            f"`schedule` is {plan.schedule!r}. Give a shape's name or thalweg.schedule.linear(...) and the like."
+            f"`schedule` is {shown(plan.schedule)}. Give a shape's name or thalweg.schedule.linear(...) and the like."
         )
     _rule_name(plan.rule)
     for name in ("constants", "groups", "evidence"):
         if not isinstance(getattr(plan, name), Mapping):
-            raise PlanError(f"`{name}` is {getattr(plan, name)!r}, but it is a table.")
+            raise PlanError(f"`{name}` is {shown(getattr(plan, name))}, but it is a table.")
     object.__setattr__(plan, "constants", {k: builtin_value(v, k) for k, v in _by_text(plan.constants)})
     object.__setattr__(plan, "groups", {p: _as_record(Group, g, f"groups.{p}") for p, g in _by_text(plan.groups)})
     known = list(knobs(Plan))
@@ -641,7 +641,7 @@ def _by_text(table: Mapping[Any, Any]) -> list[tuple[str, Any]]:
 
 def _rule_name(rule: Any) -> str:
     if not isinstance(rule, str):
-        raise PlanError(f"`rule` is {rule!r}. Give an update rule's name, such as 'adamw'.")
+        raise PlanError(f"`rule` is {shown(rule)}. Give an update rule's name, such as 'adamw'.")
     return rule
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, SupportsFloat
 
 from thalweg import rules
-from thalweg.errors import ArgumentError, PlanError, nearest
+from thalweg.errors import ArgumentError, PlanError, nearest, shown
 from thalweg.formatting import is_storable
 from thalweg.records.holdout import Holdout
 from thalweg.records.knob import knobs
@@ -135,7 +135,7 @@ def _budget(budgets: Mapping[str, Any]) -> dict[str, float | int]:
         raise PlanError(f"Give one budget, not several: {', '.join(f'{k}={v}' for k, v in named.items())}.")
     for name, value in named.items():
         if not _is_finite_number(value) or value <= 0:
-            raise PlanError(f"`{name}` is {value!r}, but a budget must be a number above zero and finite.")
+            raise PlanError(f"`{name}` is {shown(value)}, but a budget must be a number above zero and finite.")
         if name == "steps" and value != int(value):
             raise PlanError(f"`steps` is {value}, but it is a whole number.")
     return {name: int(value) if name == "steps" else float(value) for name, value in named.items()}
@@ -147,7 +147,7 @@ def _seed(seed: Any) -> int:
     except TypeError:
         number = -1
     if number < 0 or isinstance(seed, bool):
-        raise PlanError(f"`seed` is {seed!r}, but it is a whole number, at least 0.")
+        raise PlanError(f"`seed` is {shown(seed)}, but it is a whole number, at least 0.")
     return number
 
 
@@ -157,7 +157,7 @@ def _storage(storage: Any) -> str | None:
         return None
     if not isinstance(storage, str | os.PathLike) or not str(storage).strip() or "\0" in str(storage):
         raise ArgumentError(
-            f"`storage` is {storage!r:.80}. Give a URL such as 'postgresql://host/name', or the path of an SQLite file."
+            f"`storage` is {shown(storage, 80)}. Give a URL such as 'postgresql://host/name', or the path of an SQLite file."
         )
     text = os.fspath(storage)
     return text if "://" in text else os.path.abspath(os.path.expanduser(text))
@@ -175,7 +175,7 @@ def _without_password(storage: str) -> str:
 def _study(name: Any) -> str | None:
     if name is not None and (not isinstance(name, str) or not name.strip() or "/" in name or not is_storable(name)):
         raise ArgumentError(
-            f"`study` is {name!r:.80}. Give a short text without '/', by which the study is found again."
+            f"`study` is {shown(name, 80)}. Give a short text without '/', by which the study is found again."
         )
     return name
 
@@ -189,7 +189,7 @@ def _effort(effort: Any) -> str | float:
         return effort
     if not _is_finite_number(effort) or effort < 1:
         raise PlanError(
-            f"`effort` is {effort}, but it is at least 1: one full training. 1 takes stated defaults alone."
+            f"`effort` is {shown(effort)}, but it is at least 1: one full training. 1 takes stated defaults alone."
         )
     return float(effort)
 
@@ -208,7 +208,9 @@ def _bytes(memory: Any) -> int:
         except ValueError:
             number = math.nan
     if not _is_finite_number(number) or number < 1:
-        raise PlanError(f"`memory` is {memory!r}, but it is a number of bytes, or a text such as '4 GB' or '512 MiB'.")
+        raise PlanError(
+            f"`memory` is {shown(memory)}, but it is a number of bytes, or a text such as '4 GB' or '512 MiB'."
+        )
     return int(number)
 
 
@@ -216,14 +218,13 @@ def _knobs(fixed: Any) -> dict[str, Any]:
     """Give the fixed knobs with the types that a plan holds."""
     known = list(knobs(Plan))
     if not isinstance(fixed, Mapping):
-        raise PlanError(f"`fixed` is {fixed!r}, but it is a table of knobs, such as {{'batch_size': 64}}.")
+        raise PlanError(f"`fixed` is {shown(fixed)}, but it is a table of knobs, such as {{'batch_size': 64}}.")
     if "steps" in fixed:
         raise PlanError("`fixed` has 'steps', which is the budget: give it as steps=….")
     for name in fixed:
         if name not in known:
-            raise PlanError(
-                f"`fixed` has '{name}', which is no knob of a plan.{_hint(str(name), fixed, known)} Knobs: {', '.join(known)}."
-            )
+            hint = _hint(name if isinstance(name, str) else "", fixed, known)
+            raise PlanError(f"`fixed` has {shown(name)}, which is no knob of a plan.{hint} Knobs: {', '.join(known)}.")
     plan = _plan_with(fixed)  # raises where a value cannot be
     return {name: getattr(plan, name) for name in fixed}
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from thalweg.errors import TaskError, ThalwegError, error_text, nearest
+from thalweg.errors import TaskError, ThalwegError, error_text, nearest, shown
 from thalweg.formatting import is_storable
 from thalweg.records import files, task_files, trust
 from thalweg.records.names import checks_names, suggestion
@@ -414,7 +414,7 @@ def _needed_arguments(call: Callable[..., Any]) -> list[str]:
 
 def _check_metrics(task: Task) -> None:
     if not isinstance(task.name, str) or not task.name.strip():
-        raise TaskError(f"`name` is {task.name!r}. Give a short text; it names the run's folder.")
+        raise TaskError(f"`name` is {shown(task.name)}. Give a short text; it names the run's folder.")
     if not isinstance(task.metrics, Mapping):
         raise TaskError("`metrics` must be a mapping from name to f(outputs, targets), such as {'accuracy': accuracy}.")
     for name, metric in task.metrics.items():
@@ -425,18 +425,22 @@ def _check_metrics(task: Task) -> None:
         if not callable(metric) and not isinstance(metric, StreamingMetric):
             raise TaskError(f"Metric '{name}' is neither a function nor an object with reset, update and compute.")
         if not is_storable(name):
-            raise TaskError(f"A metric cannot be called {name!r:.80}: it has characters that no file takes. Rename it.")
+            raise TaskError(
+                f"A metric cannot be called {shown(name, 80)}: it has characters that no file takes. Rename it."
+            )
         if name == "loss" or "/" in name:
             raise TaskError(
                 f"A metric cannot be called '{name}': 'loss' is taken and '/' separates columns. Rename it."
             )
     choices = ["loss", *task.metrics]
     if not isinstance(task.select, str):
-        raise TaskError(f"`select` is {task.select!r:.80}. Give the name of one of {choices}.")
+        raise TaskError(f"`select` is {shown(task.select, 80)}. Give the name of one of {choices}.")
     if task.select not in choices:
         raise TaskError(f"`select` is '{task.select}', which is none of {choices}.{suggestion(task.select, choices)}")
     if not isinstance(task.mode, str) or task.mode not in ("min", "max", "auto"):
-        raise TaskError(f"`mode` is {task.mode!r:.80}. Give 'min' where less of '{task.select}' is better, else 'max'.")
+        raise TaskError(
+            f"`mode` is {shown(task.mode, 80)}. Give 'min' where less of '{task.select}' is better, else 'max'."
+        )
     if task.select == "loss" and task.mode == "max":
         raise TaskError("`mode` is 'max', but of the loss less is better. Leave `mode` out, or select a metric.")
     streaming = [name for name, metric in task.metrics.items() if isinstance(metric, StreamingMetric)]

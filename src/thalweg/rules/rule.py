@@ -17,7 +17,7 @@ from numbers import Integral
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from thalweg.errors import RuleError, nearest
+from thalweg.errors import RuleError, nearest, shown
 
 Scalars = Callable[[int, Mapping[str, Any]], Mapping[str, float]]
 Decide = Callable[[Sequence[float], Mapping[str, Any]], Mapping[str, float]]
@@ -242,25 +242,25 @@ class Rule:
             if not any(type(value) is type(choice) and value == choice for choice in self.choices[name]):
                 choices = " or ".join(map(repr, self.choices[name]))
                 raise RuleError(
-                    f"{name} of {self.name} is {choices}, not {value!r}.{_did_you_mean(value, self.choices[name])}"
+                    f"{name} of {self.name} is {choices}, not {shown(value)}.{_did_you_mean(value, self.choices[name])}"
                 )
             return
         if isinstance(self.constants[name], bool):
             if not isinstance(value, bool):
-                raise RuleError(f"{name} of {self.name} is True or False, not {value!r}.")
+                raise RuleError(f"{name} of {self.name} is True or False, not {shown(value)}.")
             return
         wanted = self.ranges.get(name, Range(-math.inf, math.inf, True, True))
         whole = isinstance(self.constants[name], int)
         fits = isinstance(value, Integral) if whole else _is_number(value)
         if isinstance(value, bool) or not fits or not wanted.holds(float(value)):
             kind = "a whole number" if whole else "a number"
-            raise RuleError(f"{name} of {self.name} must be {kind} in {wanted}, not {value!r}.")
+            raise RuleError(f"{name} of {self.name} must be {kind} in {wanted}, not {shown(value)}.")
 
     def _ungroup(self, name: str, value: Any) -> dict[str, Any]:
         members = self.grouped[name]
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise RuleError(
-                f"{name} of {self.name} holds {len(members)} numbers ({', '.join(members)}), not {value!r}."
+                f"{name} of {self.name} holds {len(members)} numbers ({', '.join(members)}), not {shown(value)}."
             )
         values = list(value)
         if len(values) != len(members):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.errors import DataError
+from thalweg.errors import DataError, shown
 from thalweg.sampling.order import mix
 
 USUAL_SHARE = 0.2
@@ -130,7 +130,7 @@ def _sequence(values: Any, count: int, name: str) -> Sequence[Any]:
 
 def _listed(values: Any, count: int, name: str) -> Sequence[Any]:
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        what = f"{values!r:.60}" if isinstance(values, str | bytes) else f"a {type(values).__name__}"
+        what = f"{shown(values, 60)}" if isinstance(values, str | bytes) else f"a {type(values).__name__}"
         raise DataError(f"`{name}` is {what}. Give one value per example: an array, a list or a frame's column.")
     if len(values) != count:
         raise DataError(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
+from thalweg.errors import shown
 
 Array = np.ndarray[Any, Any]
 Kind = Literal["words", "nearly numbers", "dates", "durations", "lists", "other"]
@@ -71,6 +74,8 @@ def first_bad(column: Array) -> Bad | None:
 
 
 def _is_number(value: Any) -> bool:
+    if isinstance(value, int):
+        return abs(value) <= sys.float_info.max
     if value is None or str(value) in ("<NA>", "NaT") or isinstance(value, np.datetime64 | np.timedelta64):
         return not isinstance(value, np.datetime64 | np.timedelta64)
     try:
@@ -124,5 +129,5 @@ def _of_one(bad: Bad | None, name: str, column: str = "") -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    text = shown(value) if isinstance(value, str | int) else str(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from thalweg.errors import ScheduleError, nearest
+from thalweg.errors import ScheduleError, nearest, shown
 
 Length = int | float | str
 
@@ -78,7 +78,7 @@ def check_number(value: Any, name: str, option: Option) -> float:
         number = math.nan
     inside = option.low < number < option.high if option.exclusive else option.low <= number <= option.high
     if not inside or math.isinf(number):
-        raise ScheduleError(f"{name} is {value!r}, but it must be a number {_bounds(option)}.")
+        raise ScheduleError(f"{name} is {shown(value)}, but it must be a number {_bounds(option)}.")
     return number
 
 
@@ -92,7 +92,7 @@ def check_integer(value: Any, name: str, option: Option) -> int:
     """Check that a value is a whole number within the option's bounds, and give it as an int."""
     number = check_number(value, name, option)
     if not number.is_integer():
-        raise ScheduleError(f"{name} is {value!r}, but it must be a whole number {_bounds(option)}.")
+        raise ScheduleError(f"{name} is {shown(value)}, but it must be a whole number {_bounds(option)}.")
     return int(number)
 
 
@@ -105,7 +105,7 @@ def check_length(value: Any, name: str, least: int = 0) -> Length:
     >>> check_length("5 %", "warmup"), check_length("3 Epochs", "total"), check_length(2e3, "total")
     (0.05, '3 epochs', 2000)
     """
-    advice = f'{name} is {value!r}: give steps such as 2000, epochs such as "3 epochs", or a share between 0 and 1'
+    advice = f'{name} is {shown(value)}: give steps such as 2000, epochs such as "3 epochs", or a share between 0 and 1'
     if isinstance(value, str):
         return _length_from_text(value, name, least, advice)
     if isinstance(value, bool):
@@ -156,7 +156,7 @@ def check_option(value: Any, name: str, option: Option) -> Any:
         return check_length(value, name, least=int(option.low))
     if option.kind == "lengths":
         if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ScheduleError(f"{name} is {value!r}, but it must be a list of lengths, such as [0.5, 0.75].")
+            raise ScheduleError(f"{name} is {shown(value)}, but it must be a list of lengths, such as [0.5, 0.75].")
         return tuple(check_length(item, name, least=int(option.low)) for item in value)
     return (check_integer if option.kind == "integer" else check_number)(value, name, option)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, SupportsFloat, cast
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from thalweg.errors import ScheduleError
+from thalweg.errors import ScheduleError, shown
 from thalweg.schedule import lookup
 from thalweg.schedule.lengths import (
     Length,
@@ -229,12 +229,14 @@ class Schedule:
     def from_dict(entries: Mapping[str, Any]) -> Schedule:
         """Read what `to_dict` gave. Raises ScheduleError on an unknown shape or option, with the nearest name."""
         if not isinstance(entries, Mapping) or "shape" not in entries:
-            raise ScheduleError(f"A schedule is a table with a `shape` ({', '.join(lookup.names())}), not {entries!r}.")
+            raise ScheduleError(
+                f"A schedule is a table with a `shape` ({', '.join(lookup.names())}), not {shown(entries)}."
+            )
         values: dict[str, Any] = {name: entries[name] for name in _COMMON if name in entries}
         options = {name: value for name, value in entries.items() if name not in (*_COMMON, "parts")}
         parts = entries.get("parts", ())
         if not isinstance(parts, Sequence) or isinstance(parts, str):
-            raise ScheduleError(f"`parts` of a sequence is {parts!r}, but it must be a list of schedules.")
+            raise ScheduleError(f"`parts` of a sequence is {shown(parts)}, but it must be a list of schedules.")
         return Schedule(**values, options=options, parts=tuple(map(Schedule.from_dict, parts)))
 
     def describe(self) -> str:
@@ -299,7 +301,7 @@ class AttachedSchedule(LRScheduler):
         if metric is not None:
             if not self.state:
                 raise ScheduleError(
-                    f"step({metric!r}): a {self.schedule.shape} schedule uses no metric; call step() after each update."
+                    f"step({shown(metric)}): a {self.schedule.shape} schedule uses no metric; call step() after each update."
                 )
             self.state = self.schedule.observe(self.state, metric, self.last_epoch + 1)
         super().step()
@@ -374,7 +376,7 @@ def _check_warmup(schedule: Schedule) -> None:
     total, warmup = schedule.total, schedule.warmup
     if isinstance(total, int) and isinstance(warmup, int) and warmup > total:
         raise ScheduleError(
-            f"The warm-up of {warmup} steps is longer than the whole {schedule.shape} schedule of {total}: shorten "
+            f"The warm-up of {shown(warmup)} steps is longer than the whole {schedule.shape} schedule of {shown(total)}: shorten "
             "`warmup`, or give it as a share such as 0.05."
         )
 
@@ -393,12 +395,12 @@ def _check_parts(schedule: Schedule) -> None:
     for part in schedule.parts:
         if not isinstance(part, Schedule):
             raise ScheduleError(
-                f"A part of a sequence is {part!r}, but it must be a schedule such as linear(total=100)."
+                f"A part of a sequence is {shown(part)}, but it must be a schedule such as linear(total=100)."
             )
     for part in schedule.parts[:-1]:
         if _is_open(part):
             raise ScheduleError(
-                f"{part!r} is not the last of its sequence, so its length cannot be open: give its `total`."
+                f"{shown(part)} is not the last of its sequence, so its length cannot be open: give its `total`."
             )
 
 
@@ -419,7 +421,7 @@ def _resolve_parts(schedule: Schedule, total: int | None, warmup: int, own: Step
     taken = warmup
     for part in schedule.parts:
         if _is_open(part) and total is not None and taken >= total:
-            raise ScheduleError(f"The parts of a sequence fill all {total} steps: nothing is left for {part!r}.")
+            raise ScheduleError(f"The parts of a sequence fill all {total} steps: nothing is left for {shown(part)}.")
         rest = None if total is None else total - taken
         resolved = part.resolve(rest if _is_open(part) else total, own.epoch)
         taken += cast("int", resolved.total or 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from thalweg.descent.recorder import Progress
-from thalweg.errors import ArgumentError
+from thalweg.errors import ArgumentError, shown
 from thalweg.terminal import standard_output
 
 METHODS = ("begin", "step", "validated", "event", "end")
@@ -24,17 +24,17 @@ def choose_display(progress: bool | Progress | None = None) -> Progress | None:
     Raises ArgumentError for anything else.
     """
     if progress is None:
-        shown = threading.current_thread() is threading.main_thread() and (
+        is_wanted = threading.current_thread() is threading.main_thread() and (
             notebook_display() or standard_output().isatty()
         )
-        return _standard_display() if shown else None
+        return _standard_display() if is_wanted else None
     if isinstance(progress, bool):
         return _standard_display() if progress else None
     missing = [name for name in METHODS if not callable(getattr(progress, name, None))]
     if isinstance(progress, type) or missing:
         lacks = "is a class" if isinstance(progress, type) else f"has no {', '.join(missing)}"
         raise ArgumentError(
-            f"`progress` is {progress!r:.80}, which {lacks}. Give True, False, or an object with {', '.join(METHODS)}."
+            f"`progress` is {shown(progress, 80)}, which {lacks}. Give True, False, or an object with {', '.join(METHODS)}."
         )
     return progress
 

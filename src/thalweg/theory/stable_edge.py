@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thalweg import rules
-from thalweg.errors import RuleError
+from thalweg.errors import RuleError, shown
 from thalweg.rules import maths
 from thalweg.rules.plain_form import PlainForm
 from thalweg.rules.program import FUNCTIONS, read
@@ -199,7 +199,7 @@ def linearise(rule: Rule | str, constants: Constants | None = None, *, lr: float
     rule = rules.get(rule)
     values = rule.complete(constants or {})
     if not 0 < lr < math.inf:
-        raise RuleError(f"lr must be a number above 0, not {lr!r}.")
+        raise RuleError(f"lr must be a number above 0, not {shown(lr)}.")
     _check_is_elementwise(rule)
     scales = _scales(rule, values, lr)
     names = ("w", *(state.name for state in rule.states(values) if state.name not in scales))

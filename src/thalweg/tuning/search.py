@@ -21,7 +21,7 @@ from thalweg.descent.settle import settle
 from thalweg.descent.state import Descent
 from thalweg.descent.surroundings import differences, surroundings
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import ArgumentError, RunError, StudyError, ThalwegError, error_text
+from thalweg.errors import ArgumentError, RunError, StudyError, ThalwegError, error_text, shown
 from thalweg.records import checkpoint, file_lock, json_values
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
@@ -245,9 +245,7 @@ def open_search(problem: Problem, request: Request, place: SearchPlace | None, s
     return _open_study(problem, request, storage, place, say)
 
 
-def _open_study(
-    problem: Problem, request: Request, storage: str, place: SearchPlace | None, say: Say
-) -> Search:
+def _open_study(problem: Problem, request: Request, storage: str, place: SearchPlace | None, say: Say) -> Search:
     study = Study(storage, request.study or study_name(problem.task.name, request), problem.task.mode)
     try:
         return _opened(problem, request, study, place, say)
@@ -313,7 +311,7 @@ def joined_request(address: str, mode: str, device: str) -> Request:
     storage, slash, name = address.rpartition("/") if isinstance(address, str) else ("", "", "")
     if not slash or not storage.strip() or not name.strip():
         raise ArgumentError(
-            f"`join` is {address!r:.200}. Give the storage and the study as the search says it, such as"
+            f"`join` is {shown(address)}. Give the storage and the study as the search says it, such as"
             f" 'postgresql://host/db/digits-1a2b3c4d'."
         )
     asked = Request(storage=storage, study=name)

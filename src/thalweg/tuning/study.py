@@ -93,7 +93,9 @@ class Study:
             attributes = self._storage.get_study_user_attrs(self._id)
             if "search" not in attributes:
                 if self._all():
-                    raise DamagedStudyError(f"The study '{self.name}' in {shown(self.storage)} is damaged: its record is lost.")
+                    raise DamagedStudyError(
+                        f"The study '{self.name}' in {shown(self.storage)} is damaged: its record is lost."
+                    )
                 if self._storage.get_n_trials(self._id):
                     raise ValueError("it has trials of another program's")
                 return None

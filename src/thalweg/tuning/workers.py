@@ -5,7 +5,7 @@ where the child needs none of its parent's threads: on Linux, one thread each, w
 this process.
 
 What comes of the work depends neither on the number of workers nor on which of them ends first. One that is killed, as where
-memory runs out, or that gives no sign of life is replaced, twice at most. None outlives its parent.
+memory runs out, is replaced twice at most, one that gives no sign of life once. None outlives its parent.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from thalweg.tuning.cores import usable_cores
 from thalweg.tuning.forked import be_first_to_go, can_fork
 
 TRIES = 3  # of a piece of work whose worker is lost
+TRIES_OF_SILENT = 2  # of one whose worker only hangs, which costs the whole patience each time
 PATIENCE = 60.0  # seconds without a sign of life, besides those that the work may take
 LEAST_CPU_SECONDS = 0.02  # in the time of patience: a process that waits for ever uses none
 GRACE = 5.0  # seconds in which a worker that is to stop may save what it has
@@ -141,7 +142,8 @@ class Workers:
         """Do pieces of work. `done` is called with the number of each and what came of it, as they end.
 
         One that fails with an error is left out. One whose worker was lost is tried again alone, as memory may be short, and left
-        out after `TRIES`. Where workers do not even begin, no more of them are tried: `serve` is false.
+        out after `TRIES`, or `TRIES_OF_SILENT` where it hangs. Where workers do not even begin, no more are tried:
+        `serve` is false.
 
         Whatever is raised meanwhile, Ctrl-C say, tells all workers to stop; they have some seconds to save what they have.
         """
@@ -189,7 +191,7 @@ class Workers:
                 self.serve = False
                 return
         self._losses[number] += 1
-        is_replaced = self._losses[number] < TRIES
+        is_replaced = self._losses[number] < (TRIES_OF_SILENT if silent else TRIES)
         self._lost(number, how, is_replaced)
         if is_replaced:
             waiting.append(number)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.errors import RuleError
+from thalweg.errors import RuleError, shown
 from thalweg.optim.engines.arithmetic import COMPUTE_DTYPE, Array, as_real, uses_numpy
 from thalweg.optim.engines.interface import GroupStep, StateOf
 from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, ExactGuard
@@ -253,7 +253,7 @@ def carried_number(name: str, value: Any) -> float:
         if math.isfinite(number := float(value)):
             return number
     raise RuleError(
-        f"`{name}` in the state of a parameter is {value!r:.80}, but it must be a finite number: load the state anew. No"
+        f"`{name}` in the state of a parameter is {shown(value, 80)}, but it must be a finite number: load the state anew. No"
         " weight has moved."
     )
 
