@@ -117,6 +117,31 @@ def test_what_the_person_drew_before_changes_nothing() -> None:
     assert same_bits(tw.train(noisy(), plan()).model, alone.model)
 
 
+@pytest.mark.parametrize("verb", ["train", "check", "evaluate"])
+def test_a_verb_that_a_step_calls_leaves_the_random_numbers_of_that_step(verb: str) -> None:
+    inner = tw.train(noisy(), plan())
+    calls: dict[str, Callable[[], Any]] = {
+        "train": lambda: tw.train(noisy(), plan(steps=2)),
+        "check": lambda: tw.check(noisy()),
+        "evaluate": lambda: tw.evaluate(inner, blobs()),
+    }
+    count = [0]
+
+    def stepping(calls_verb: bool) -> tw.Task:
+        def step(model: nn.Module, batch: Any) -> torch.Tensor:
+            count[0] += model.training
+            if calls_verb and model.training and count[0] in (1, 12):
+                calls[verb]()
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+        return tw.Task(noisy().model, data=blobs(), step=step)
+
+    alone = tw.train(stepping(False), plan())
+    count[0] = 0
+    assert same_bits(tw.train(stepping(True), plan()).model, alone.model)
+    assert count[0] >= 12
+
+
 def test_two_runs_in_two_threads_have_the_bits_they_have_alone() -> None:
     made = [plan(seed=seed, ema=0.9, steps=60) for seed in (0, 1, 2)]
     alone = [tw.train(noisy(), one) for one in made]

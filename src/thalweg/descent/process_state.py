@@ -31,6 +31,7 @@ _ours: list[Any] = []  # the signal handlers that are installed from here
 _lock = threading.Lock()  # guards `_active_bodies`, `_states_before` and changes of the number of threads
 _active_bodies = 0
 _states_before: dict[str, Any] = {}
+_own = threading.local()  # `depth`: how many bodies of this thread are under way
 
 
 @contextmanager
@@ -38,9 +39,14 @@ def preserve_process_state(threads: int | None = None) -> Generator[None]:
     """Run the body with gradients on, autocast off and `threads` CPU threads; afterwards the process is as it was before.
 
     Bodies may be nested and may run in several threads at once. The random states are saved by the first that begins and
-    restored by the last that ends: if each restored its own, one that ends early would disturb those still running.
+    restored by the last that ends: if each restored its own, one that ends early would disturb those still running. One within
+    another of its thread, as where `step` calls a verb, restores its own as well: the other one draws on.
     """
     global _active_bodies
+    depth: int = getattr(_own, "depth", 0)
+    with rng_lock if depth else nullcontext():
+        states = _random_states() if depth else {}
+    _own.depth = depth + 1
     with _lock:
         if _active_bodies == 0:
             _states_before.update(_random_states())
@@ -60,6 +66,10 @@ def preserve_process_state(threads: int | None = None) -> Generator[None]:
                 _restore_random_states(_states_before)
             if threads is not None and threads != threads_before:
                 _set_threads(threads_before)
+        _own.depth = depth
+        if depth:
+            with rng_lock:
+                _restore_random_states(states)
 
 
 def fork() -> int:

@@ -296,11 +296,12 @@ _intact: set[tuple[str, int, int]] = set()
 
 
 def _cannot_write(final: Path, parts: SplitState, error: OSError) -> str:
-    needed = sum(tensor.nbytes for tensors in parts.tensors.values() for tensor in tensors.values()) / 1e6
+    needed = sum(tensor.nbytes for tensors in parts.tensors.values() for tensor in tensors.values())
+    megabytes = max(1, round(needed / 1e6))
     reason = error.strerror or str(error)
     advice = {
-        errno.ENOSPC: f"Free about {needed:,.0f} MB there or lower the number of checkpoints kept",
-        errno.EDQUOT: f"Your quota lacks about {needed:,.0f} MB there",
+        errno.ENOSPC: f"Free about {megabytes:,} MB there or lower the number of checkpoints kept",
+        errno.EDQUOT: f"Your quota lacks about {megabytes:,} MB there",
         errno.EACCES: "Give this user permission to write there or choose another folder",
         errno.EPERM: "Give this user permission to write there or choose another folder",
         errno.EROFS: "The file system is read-only: choose another folder",
