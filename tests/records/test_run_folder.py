@@ -365,3 +365,11 @@ def test_a_status_without_permission_to_read_it_is_not_said_to_be_damaged(folder
 
 def _denied(*_, **__):
     raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_path_that_sqlite_does_not_take_is_refused_before_anything_is_written(tmp_path):
+    deep = tmp_path.joinpath(*["x" * 200] * 3)
+    with pytest.raises(
+        RunError, match=r"too long for its databases: 6\d\d bytes with a file's name, where SQLite takes 500"
+    ):
+        RunFolder(deep).check_vacant()

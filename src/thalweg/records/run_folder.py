@@ -45,6 +45,7 @@ TUNED = f"{Path(PLAN).stem}."  # before the names of what `tune` keeps beside a 
 STUDY_FILES = {f"{tuned}{STUDY}{part}" for tuned in ("", TUNED) for part in ("", "-wal", "-shm", "-journal")}
 CANDIDATE_FOLDERS = {CANDIDATES, f"{TUNED}{CANDIDATES}"}
 LOCK = ".lock"
+LONGEST_PATH = 500  # bytes of a file that SQLite opens, with what it appends to the name
 MEASURED = ("threads", "memory_format", "workers", "precision", "compile")  # knobs that are chosen by a clock
 LEFT_BY_OLDER_VERSIONS = {f".{STATUS}.tmp", f".{REQUEST}.tmp"}  # where they were killed
 
@@ -415,6 +416,12 @@ class RunFolder:
 
     def check_vacant(self) -> None:
         """Refuse a folder that holds a run or other files. Raises RunError."""
+        longest = max(len(os.fsencode(path.absolute())) for path in (self.history_path, self.study_path))
+        if longest > LONGEST_PATH:
+            raise RunError(
+                f"The path of the run's folder is too long for its databases: {longest:,} bytes with a file's name, where SQLite"
+                f" takes {LONGEST_PATH}. Give a shorter one with out=."
+            )
         if self.holds_run:
             raise RunError(
                 f"{self.shown} already holds a run. Resume it (thalweg resume {self.shown}), or give a new folder."
