@@ -432,7 +432,7 @@ def resume(
             run for longer. It becomes another run, which an event says. What the run has done so far depends on the other
             knobs, which are refused: rule, seed, batch size and order, groups, average.
         trust: make the task of a run that you did not make on this machine too, which runs the file or module that its folder
-            names. From then on the run is yours.
+            names, and write to the storage that its search names. From then on the run is yours.
         device, progress, say, on_step, on_validation: as for `fit`.
 
     Raises RunError where the folder holds no run, or does not record how its task is made, or is not yours, where the data are
@@ -449,7 +449,7 @@ def resume(
     if folder.holds_request:
         if changes:
             raise PlanError(f"The plan of {folder.path} is not chosen yet: `fit` it with fixed={shown(dict(changes))}.")
-        request = folder.read_request()
+        request = folder.read_request(trust=trust)
         request = request if device == "auto" else replace(request, device=device)
         return _fit(task or folder.read_task(trust=trust), request, folder, show)
     folder.check_holds_run()

@@ -11,7 +11,8 @@ import torch
 import thalweg as tw
 from thalweg.cli import main
 from thalweg.errors import RunError, TaskError
-from thalweg.records import trust
+from thalweg.records import sealed_json, trust
+from thalweg.records.request import Request
 from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Source, parse_source
@@ -279,3 +280,26 @@ def test_root_makes_no_key_in_the_home_of_somebody_else(home, monkeypatch, tmp_p
         os.chown(tmp_path, 12345, -1)
     trust.seal("text")
     assert not home.exists()
+
+
+@pytest.mark.parametrize("how", ["by somebody else", "edited"])
+def test_a_search_of_somebody_else_connects_to_no_storage_before_it_is_asked(how, run, tmp_path, monkeypatch):
+    """Also where the task is passed, or its own file is this user's: only the storage that the folder names is another's."""
+    folder, theirs = RunFolder(tmp_path / "searched"), tmp_path / "theirs.sqlite"
+    task = tw.Task(lambda: torch.nn.Linear(2, 1), torch.nn.functional.mse_loss, (torch.ones(60, 2), torch.ones(60, 1)))
+    mine = Request(steps=6, effort=4.0, fixed={"batch_size": 8}, storage=str(tmp_path / "mine.sqlite"))
+    with folder.locked():
+        folder.record_request(mine, None)
+    assert folder.read_request() == mine
+    if how == "edited":
+        entries = sealed_json.load(folder.request_path.read_text()) | {"storage": str(theirs)}
+        folder.request_path.write_text(sealed_json.dump(entries))
+    else:
+        become_somebody_else(monkeypatch, tmp_path / "other")
+    storage = theirs if how == "edited" else tmp_path / "mine.sqlite"
+    with pytest.raises(RunError, match=r"its search would connect to the storage .*say so with --trust"):
+        tw.resume(folder.path, task)
+    assert not storage.exists()
+    tw.resume(folder.path, task, trust=True)
+    assert storage.exists()
+    assert folder.read_request().storage == str(storage)

@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import warnings
 from collections.abc import Generator, Mapping
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.errors import CheckpointError, PlanError, RunError, TaskError, error_text
+from thalweg.errors import CheckpointError, PlanError, RunError, TaskError, error_text, shown
 from thalweg.records import checkpoint, file_lock, files, json_values, sealed_json
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import FILE as HISTORY
@@ -36,7 +37,7 @@ from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run_inputs import RunInputs, TaskSums, in_words, plan_changes
 from thalweg.records.task import Source, Task
-from thalweg.records.trust import missing_key
+from thalweg.records.trust import is_sealed, missing_key, seal
 
 PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", "run.json", "report.html"
 CHECKPOINTS, BEST = "checkpoints", "best"
@@ -245,7 +246,8 @@ class RunFolder:
         """
         self.check_vacant()
         self._write_source(source)
-        self._write_json(self.request_path, request.to_dict())
+        sealed = {} if request.storage is None else {"seal": seal(_storage_of(request))}
+        self._write_json(self.request_path, request.to_dict() | sealed)
 
     def discard_request(self) -> None:
         """Remove the request of a `fit` that was stopped before its plan was found: another verb uses the folder."""
@@ -367,14 +369,23 @@ class RunFolder:
         if task.source is not None and os.path.lexists(self.task_path):
             self._write_source(task.source)
 
-    def read_request(self) -> Request:
-        """Read what was asked of `fit`. Raises RunError where it is damaged."""
+    def read_request(self, *, trust: bool = False) -> Request:
+        """Read what was asked of `fit`. Raises RunError where it is damaged, or it names a storage that this user did not."""
         try:
-            return Request.from_dict(sealed_json.load(files.read(self.request_path).decode()))
+            entries = sealed_json.load(files.read(self.request_path).decode())
+            found = entries.pop("seal", "")
+            request = Request.from_dict(entries)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PlanError) as error:
             raise RunError(
                 f"{self.request_path} cannot be read ({error_text(error):.500}). Start again in another folder."
             ) from error
+        if request.storage is None or trust or is_sealed(_storage_of(request), str(found)):
+            return request
+        raise RunError(
+            f"Nothing shows that you made the run in {self.shown} on this machine, and its search would connect to the storage"
+            f" {shown(request.storage)} and write there. Where you trust it, say so with --trust, in Python trust=True."
+            f"{missing_key()}"
+        )
 
     def read_status(self) -> dict[str, Any]:
         """Read `run.json`: "status", "summary", "metrics", "diagnoses" and, unless it is of an earlier version, "inputs".
@@ -463,7 +474,7 @@ class RunFolder:
             if name == TASK and path.stat().st_size:  # earlier versions, killed, may have left it empty
                 Source.read(path)
             elif name == REQUEST:
-                self.read_request()
+                self.read_request(trust=True)  # nothing is done with it
         except (OSError, RunError, TaskError):
             return True
         return False
@@ -504,6 +515,11 @@ class RunFolder:
                 f" here{f', and {more} more differ' if more else ''}. Give a new folder, or resume that run."
             )
         return recorded
+
+
+def _storage_of(request: Request) -> str:
+    """Give what is sealed of a request: where its search connects to and writes."""
+    return f"the storage of a search: {json.dumps([request.to_dict()['storage'], request.study])}"
 
 
 def inputs_of(loaded: checkpoint.Loaded) -> RunInputs | None:
