@@ -419,9 +419,11 @@ def peers(result: dict[str, Any]) -> list[str]:
         "U",
         "CPU seconds",
     ]
+    most = max(s["seeds"] for s in result["samples"])
+    ours = f", of thalweg's searches of {most}" if most > settings["seeds"] else ""
     caption = (
         f"Best validation loss of what a method ends with, over the oracle of 200 random trials (geometric mean over tasks, mean"
-        f" of {settings['seeds']} seeds each), and its price. Tasks: {', '.join(settings['tasks'])}; held out of them:"
+        f" of {settings['seeds']} seeds each{ours}), and its price. Tasks: {', '.join(settings['tasks'])}; held out of them:"
         f" {', '.join(settings['held_out']) or 'none'}. Matched: on how many tasks thalweg at 2 U / at 4 U is within 2 % of the"
         f" method or better."
     )
