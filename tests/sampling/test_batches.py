@@ -592,11 +592,24 @@ def test_a_position_can_be_asked_for_when_the_pass_is_closed(kind):
     for position in range(1, 12):
         made = Batches(open_source(CARRYING[kind]()), 5, seed=3)
         assert draw(made, position) == whole[:position]
-        made.close()
+        made.close(goes_on=True)
         resumed = Batches(open_source(CARRYING[kind]()), 5, seed=3)
         resumed.load_state_dict(made.state_dict())
         resumed.load_state_dict(resumed.state_dict())
         assert draw(resumed, 12 - position) == whole[position:], position
+
+
+def test_a_run_that_is_over_waits_for_no_further_batch():
+    class Live(Permanent):
+        def __iter__(self):
+            yield from (batch for _, batch in zip(range(3), super().__iter__(), strict=False))
+            pytest.fail("another batch was asked for")
+
+    made = Batches(open_source(Live()), 5, seed=0)
+    draw(made, 3)
+    assert made.state_dict(is_over=True)["within"] == 3
+    made.close()
+    assert made.state_dict(is_over=True)["within"] == 3
 
 
 def test_what_reading_ahead_raises_is_raised_where_it_is_drawn():

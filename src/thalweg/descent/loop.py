@@ -82,7 +82,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 keep_last(descent, recorder)
             recorder.finish(descent)
     finally:
-        descent.batches.close()
+        descent.batches.close(goes_on=not descent.is_over)
         recorder.end()
 
 

@@ -286,7 +286,7 @@ class Descent:
         # The keys are part of the checkpoint's format and stay, whatever the fields are called.
         return {
             "step": self.step,
-            "batches": self.batches.state_dict(),
+            "batches": self.batches.state_dict(is_over=self.is_over),
             "schedule": dict(self.schedule_state),
             "accumulate": self.accumulate,
             "scale": self.loss_scale.state_dict(),

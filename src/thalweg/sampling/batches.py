@@ -141,13 +141,16 @@ class Batches:
         without_repeats = not (self.replacement or self.weights is not None or isinstance(self.source, StreamSource))
         return without_repeats and self.batch_size == self._length()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Give the position: two integers, and the loader's own state where it has one."""
+    def state_dict(self, *, is_over: bool = False) -> dict[str, Any]:
+        """Give the position: two integers, and the loader's own state where it has one.
+
+        `is_over`: nothing more will be drawn, so nothing is read ahead, which a stream might never give.
+        """
         if self._final is not None:
             return copy.deepcopy(self._final)
         state: dict[str, Any] = {"epoch": self.epoch, "within": self.within}
         if isinstance(self.source, StreamSource) and self.source.stateful:
-            ahead = self._look_ahead(self.source)
+            ahead = self._ahead if is_over else self._look_ahead(self.source)
             loader = self.source.batches.state_dict() if ahead is None else copy.deepcopy(ahead.state)
             state |= {"loader": loader, "begun": self._loaded is not None}
             state |= {"length": self._last_epoch} if self._last_epoch else {}
@@ -201,9 +204,9 @@ class Batches:
         self.accumulate = accumulate
         self.load_state_dict({"epoch": position[0], "within": position[1]})
 
-    def close(self) -> None:
-        """End loader workers; the position stays, to be asked for."""
-        if isinstance(self.source, StreamSource) and self.source.stateful:
+    def close(self, *, goes_on: bool = False) -> None:
+        """End loader workers. `goes_on`: the position will be asked for, to go on from it."""
+        if goes_on and isinstance(self.source, StreamSource) and self.source.stateful:
             self._look_ahead(self.source)
         if self._loaded is not None:
             self._loaded.close()
