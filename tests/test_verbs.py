@@ -653,7 +653,7 @@ def test_fit_refuses_knobs_before_it_looks(tmp_path):
 
 
 def test_a_search_that_is_interrupted_says_that_nothing_was_trained(monkeypatch):
-    from thalweg.tuning.candidate import Candidates
+    from thalweg.tuning.candidates import Candidates
 
     def stop(self, *rest):
         raise KeyboardInterrupt

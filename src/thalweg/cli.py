@@ -50,6 +50,7 @@ STATUSES: Mapping[str, int] = {
 }
 
 BUDGETS = ("epochs", "steps", "seconds")
+LENGTH = (*BUDGETS, "pays", "most")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -265,9 +266,23 @@ def _task_verb(verbs: Any, name: str, run: Callable[..., int], summary: str) -> 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--epochs", type=_number, help="passes over the data")
-    group.add_argument("--steps", type=_whole_number, help="update steps")
-    group.add_argument("--seconds", type=_number, help="seconds of training, turned into steps at the start")
+    group.add_argument("--epochs", type=_number_or_auto, help="passes over the data; auto: until it no longer pays")
+    group.add_argument("--steps", type=_whole_number_or_auto, help="update steps; auto: as --epochs auto")
+    parser.add_argument(
+        "--seconds",
+        type=_number,
+        help="seconds of training, turned into steps at the start; with auto, the most of it all",
+    )
+    parser.add_argument(
+        "--pays",
+        type=_number,
+        help="with auto, the share of the criterion that twice the steps must gain; default: 0.05",
+    )
+    parser.add_argument(
+        "--most",
+        type=_number,
+        help="with auto, the most epochs (or steps); default: 100 epochs, or 20,000 steps if more",
+    )
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -340,6 +355,14 @@ def _whole_number(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from error
+
+
+def _whole_number_or_auto(text: str) -> int | str:
+    return text if text == "auto" else _whole_number(text)
+
+
+def _number_or_auto(text: str) -> float | str:
+    return text if text == "auto" else _number(text)
 
 
 def _number(text: str) -> float:
@@ -507,15 +530,23 @@ def _with_rule(options: argparse.Namespace, pairs: Sequence[str]) -> list[str]:
 
 def _budget(options: argparse.Namespace, task: Task) -> dict[str, Any]:
     """Give the budget of the command line, else a built-in example's usual one. Raises PlanError where there is neither."""
-    given = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
-    if given:
+    given = _length(options)
+    if _is_budgeted(options):
         return given
     module = task.source.module if task.source else None
     if module is not None:
         from thalweg import examples
 
-        return {"epochs": examples.info(module.rsplit(".", 1)[-1]).epochs}
-    raise PlanError("No budget is given. Say how long to train: --epochs 20, --steps 2000 or --seconds 60.")
+        return {"epochs": examples.info(module.rsplit(".", 1)[-1]).epochs, **given}
+    raise PlanError(
+        "No budget is given. Say how long to train: --epochs 20, --steps 2000 or --seconds 60. With --epochs auto it goes on"
+        " until it no longer pays."
+    )
+
+
+def _length(options: argparse.Namespace) -> dict[str, Any]:
+    """Give what the command line says of the length."""
+    return {name: getattr(options, name) for name in LENGTH if getattr(options, name) is not None}
 
 
 def _is_budgeted(options: argparse.Namespace) -> bool:
@@ -611,8 +642,8 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     knobs = read_knobs(_with_rule(options, options.knobs))
     if knobs:
         plan = plan.with_knobs(knobs)
-    budget = {name: getattr(options, name) for name in BUDGETS if getattr(options, name) is not None}
-    if not budget and plan.steps is None:
+    budget = _length(options)
+    if not _is_budgeted(options) and plan.steps is None:
         budget = _budget(options, task)
     run = verbs.train(
         task,

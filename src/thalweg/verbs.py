@@ -20,6 +20,7 @@ from thalweg.formatting import format_count
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.holdout import Holdout
 from thalweg.records.names import verb
+from thalweg.records.open_length import Auto, asked_length
 from thalweg.records.paths import as_path
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
@@ -46,9 +47,11 @@ Prepared = TypeVar("Prepared")
 def fit(
     task: Task,
     *,
-    epochs: float | None = None,
-    steps: int | None = None,
+    epochs: float | Auto | None = None,
+    steps: int | Auto | None = None,
     seconds: float | None = None,
+    pays: float | None = None,
+    most: float | None = None,
     effort: str | float = "standard",
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
@@ -66,7 +69,12 @@ def fit(
 
     Arguments:
         task: what to descend.
-        epochs, steps, seconds: the budget, one of them; `seconds` includes the search.
+        epochs, steps, seconds: the budget, one of them; `seconds` includes the search. epochs="auto" (or steps="auto", the same
+            for data whose epochs have no known length) goes on until it no longer pays; `seconds` beside it is then the most that
+            all of it may take.
+        pays: with "auto", the share of the criterion that twice the steps must be projected to gain; None: 0.05.
+        most: with "auto", the epochs (with steps="auto" the steps) of the run at most; None: 100 epochs, or 20,000 steps where
+            these are more or epochs have no known length; no limit beside that of `seconds` where those are given.
         effort: the price of it all in full trainings: 1 (no search), "quick" 2, "standard" 4, "thorough" 12, or a number. Where
             trainings are short, a name buys 10, 30 or 120 seconds of search instead.
         seed: of everything random.
@@ -94,7 +102,9 @@ def fit(
     no cure helps; `Interrupted`, a KeyboardInterrupt, where Ctrl-C or SIGTERM stopped it. The errors' `run` is what was trained
     until then, if anything. `resume` continues a stopped search or training to the same bits.
     """
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study, memory)
+    asked: dict[str, Any] = asked_length(epochs, steps, seconds, pays, most)
+    asked |= {"storage": _storage(storage), "study": study}
+    request = Request(**asked, effort=effort, seed=seed, fixed=fixed or {}, device=device, memory=memory)
     request.check_budget()
     folder = None if out is None else RunFolder.at(out)
     show = _Shown(progress, say, on_step, on_validation)
@@ -145,7 +155,7 @@ class _Shown:
 
 
 def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -> Run:
-    from thalweg.descent.pretraining import SECONDS, check_task
+    from thalweg.descent.pretraining import SECONDS, check_task, findings_on_opening
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.recorder import how_to_resume
     from thalweg.descent.train import train_in, train_plan
@@ -158,7 +168,11 @@ def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -
         place = None if folder is None else SearchPlace(folder.study_path, folder.candidates_path)
         how = folder and how_to_resume(folder.path, task.source)
         with _telling_how_to_go_on(request, how and f"go on with: {how}"):
-            check = lambda problem: check_task(problem, request.seed, seconds=limit)  # noqa: E731
+            check = lambda problem: (  # noqa: E731
+                check_task(problem, request.seed, seconds=limit)
+                if request.plan is None
+                else findings_on_opening(problem)
+            )
             problem, chosen, found = _choose(task, request, place, show, check)
         with _reporting():
             if folder is None:
@@ -194,8 +208,12 @@ def _choose(
         show.say(str(begun.cost))
         if search.sharing is not None and search.study is not None:
             show.say(f"Other processes and machines take part with: thalweg tune TASK --join {search.study.address}")
-        anew, price = not show.callbacks.is_empty, begun.cost.trainings  # callbacks see every step
-        chosen = complete_plan(problem, request, begun.start, price, show.say, anew=anew, search=search)
+        anew, price, most = (
+            not show.callbacks.is_empty,
+            begun.cost.trainings,
+            begun.cost.most,
+        )  # callbacks see every step
+        chosen = complete_plan(problem, request, begun.start, price, show.say, anew=anew, search=search, most=most)
     return problem, chosen, found
 
 
@@ -205,9 +223,10 @@ def _telling_how_to_go_on(request: Request, how: str | None) -> Generator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        stage = "while the plan was searched" if request.trainings > 1 else "while the plan was made"
+        searches = request.trainings > 1 or request.open is not None
+        stage = "while the plan was searched" if searches else "while the plan was made"
         hint = " --effort 1 (effort=1) leaves the search out." if how is None and request.trainings > 1 else ""
-        kept = "what was found is kept" if request.trainings > 1 else "nothing is trained yet"
+        kept = "what was found is kept" if searches else "nothing is trained yet"
         told = f"{kept}; {how}" if how else f"nothing is trained yet; start again{'.' if hint else ''}{hint}"
         raise Interrupted(f"Interrupted {stage}: {told}", signal=_signal(stopped)) from stopped
 
@@ -253,9 +272,11 @@ def _reported(run: Run) -> Run:
 def estimate(
     task: Task,
     *,
-    epochs: float | None = None,
-    steps: int | None = None,
+    epochs: float | Auto | None = None,
+    steps: int | Auto | None = None,
     seconds: float | None = None,
+    pays: float | None = None,
+    most: float | None = None,
     effort: str | float = "standard",
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
@@ -270,7 +291,8 @@ def estimate(
     """
     from thalweg.tuning.tune import estimate_cost, start_plan
 
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, memory=memory)
+    length = asked_length(epochs, steps, seconds, pays, most)
+    request = Request(**length, effort=effort, seed=seed, fixed=fixed or {}, device=device, memory=memory)
     request.check_budget()
     problem = _open(task, request.device, request.to_hold_out)
     return str(estimate_cost(problem, request, start_plan(problem, request, for_estimate=True)))
@@ -280,9 +302,11 @@ def estimate(
 def tune(
     task: Task,
     *,
-    epochs: float | None = None,
-    steps: int | None = None,
+    epochs: float | Auto | None = None,
+    steps: int | Auto | None = None,
     seconds: float | None = None,
+    pays: float | None = None,
+    most: float | None = None,
     effort: str | float = "standard",
     seed: int = 0,
     fixed: Mapping[str, Any] | None = None,
@@ -309,7 +333,9 @@ def tune(
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.tuning.search import joined_request, kept_beside
 
-    request = Request(epochs, steps, seconds, effort, seed, fixed or {}, device, _storage(storage), study, memory)
+    asked: dict[str, Any] = asked_length(epochs, steps, seconds, pays, most)
+    asked |= {"storage": _storage(storage), "study": study}
+    request = Request(**asked, effort=effort, seed=seed, fixed=fixed or {}, device=device, memory=memory)
     if join is not None:
         if {epochs, steps, seconds, storage, study} != {None} or fixed:
             raise ArgumentError("Whoever joins a search takes what is asked for from its study. Give `join` alone.")
@@ -346,9 +372,11 @@ def train(
     task: Task,
     plan: Plan,
     *,
-    epochs: float | None = None,
-    steps: int | None = None,
+    epochs: float | Auto | None = None,
+    steps: int | Auto | None = None,
     seconds: float | None = None,
+    pays: float | None = None,
+    most: float | None = None,
     seed: int | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
@@ -370,11 +398,17 @@ def train(
         raise PlanError(f"`plan` is a {type(plan).__name__}. Give a thalweg.Plan, such as Plan.load('plan.toml').")
     if seed is not None:
         plan = plan.replace(seed=seed)
-    request = Request(epochs, steps, seconds, effort=1, seed=plan.seed, device=device)
+    length = asked_length(epochs, steps, seconds, pays, most)
+    is_open = "open" in length
+    request = Request(**length, effort=1, seed=plan.seed, device=device, plan=plan if is_open else None)
     if plan.steps is None:
         request.check_budget()
     show = _Shown(progress, say, on_step, on_validation)
     task, folder = checked_task(task), None if out is None else RunFolder.at(out)
+    if is_open and (folder is None or not folder.holds_run):
+        return _fit(task, request, folder, show)
+    if is_open and folder is not None:
+        plan, request = folder.with_found_length(plan), replace(request, open=None, seconds=None, plan=None)
     if folder is not None and not folder.holds_run:
         folder.check_usable()
 

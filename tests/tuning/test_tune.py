@@ -10,7 +10,7 @@ from thalweg.descent.problem import open_task
 from thalweg.errors import DivergedError, PlanError
 from thalweg.records.request import Request
 from thalweg.tuning import priors
-from thalweg.tuning.candidate import Scored
+from thalweg.tuning.candidates import Scored
 from thalweg.tuning.race import Point
 from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, raced_decays, start_plan, with_rule
 

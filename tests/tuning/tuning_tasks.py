@@ -1,5 +1,8 @@
 """The task that the tests of the search share, and what makes two of its runs the same."""
 
+import os
+import signal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,24 @@ def task(**changes):
     return tw.Task(
         **{"model": model, "loss": F.cross_entropy, "data": (X, Y), "validation": (X[:50], Y[:50]), **changes}
     )
+
+
+MANY = torch.randn(2000, 5, generator=torch.Generator().manual_seed(7))
+STEPS = "THALWEG_TESTS_STEPS"  # of the environment: a file with a mark for each step left until this process is killed
+
+
+def task_of_open_length(**changes):
+    """Give a task with so many validation examples that longer runs are seen to be better."""
+    return task(validation=(MANY, MANY[:, :3].argmax(1)), **changes)
+
+
+def killing_loss(output, target):
+    path = os.environ.get(STEPS)  # a file, as what a loss carries in memory is kept with the run
+    if path is not None and output.requires_grad and os.path.exists(path):
+        os.truncate(path, os.path.getsize(path) - 1)
+        if not os.path.getsize(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return F.cross_entropy(output, target)
 
 
 def same(one, other):

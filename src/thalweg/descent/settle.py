@@ -32,6 +32,7 @@ POSITIONS = {
 }
 SHORTEST = 0.5  # steps that are still rounded to one
 STEP_SHARE = 0.9  # of a budget in seconds; the rest is for validation, checkpoints and start-up
+FIRST_LENGTH = 300, 2000  # steps of the shortest run of an open length: an epoch within these
 
 Choice = tuple[object, Evidence]
 """A knob's value, and why it has it."""
@@ -46,6 +47,10 @@ def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
     plan = with_fitting_batches(problem, _with_batch_size(problem, _with_holdout(problem, plan)))
     plan = with_rest_groups(problem, plan)
     per_epoch = steps_per_epoch(problem, plan)
+    if request.open is not None and plan.patience is not None:
+        raise PlanError(
+            "`patience` ends a run early, and 'auto' goes on until it no longer pays. Leave one of them out."
+        )
     steps, why = _steps(problem, plan, request, per_epoch)
     choices: dict[str, Choice] = {
         "steps": (steps, why),
@@ -54,8 +59,10 @@ def settle(problem: Problem, plan: Plan, request: Request) -> Plan:
     if per_epoch is not None:
         choices["steps_per_epoch"] = per_epoch, Evidence("measured", "counted from the data and the batch size")
     if plan.validate_every is None:
-        every = default_validate_every(steps, per_epoch)
-        choices["validate_every"] = every, Evidence("derived", _why_every(every, steps, per_epoch))
+        every, reason = default_validate_every(steps, per_epoch), ""
+        if request.open is not None:
+            every, reason = max(1, steps // 5), "a fifth of the shortest run that was looked at, whatever the length"
+        choices["validate_every"] = every, Evidence("derived", reason or _why_every(every, steps, per_epoch))
     if plan.engine == "auto":
         reason = f"the fastest there is for weights on {problem.device.type}"
         choices["engine"] = fastest_engine(problem.device), Evidence("derived", reason)
@@ -191,6 +198,8 @@ def _why_every(every: int, steps: int, per_epoch: int | None) -> str:
 
 def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None) -> tuple[int, Evidence]:
     """Turn the requested budget into steps; without one take the plan's own. Raises PlanError where there is neither."""
+    if request.open is not None:
+        return first_length(problem, plan, request, per_epoch)
     if request.steps is not None:
         return request.steps, Evidence("given")
     if request.epochs is not None:
@@ -218,3 +227,15 @@ def _steps(problem: Problem, plan: Plan, request: Request, per_epoch: int | None
     if plan.steps is None:
         raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")
     return plan.steps, plan.why("steps")
+
+
+def first_length(problem: Problem, plan: Plan, request: Request, per_epoch: int | None) -> tuple[int, Evidence]:
+    """Give the steps of the shortest run of an open length, on which the plan is searched. Raises as `most_steps` does."""
+    assert request.open is not None
+    least, most = FIRST_LENGTH
+    limit = request.open.most_steps(per_epoch, request.seconds)
+    steps = min(max(per_epoch or 0, least), most, limit or most)
+    if request.seconds is not None:
+        each = time_steps(problem, plan).seconds
+        steps = max(1, min(steps, int(STEP_SHARE * request.seconds / (each * request.trainings))))
+    return steps, Evidence("derived", f"an epoch, from {least} to {most:,} steps: the shortest run of an open length")

@@ -66,6 +66,13 @@ class TapedHistory(MemoryHistory):
         self._calls.clear()
         self.rows, self.digests = {}, {}
 
+    def copy(self) -> TapedHistory:
+        """Give a history with the same records, that goes on by itself."""
+        other = TapedHistory()
+        for method, arguments in self._calls:
+            getattr(other, method)(*arguments)
+        return other
+
     def state_dict(self) -> dict[str, Any]:
         """Give all that was recorded for a checkpoint to hold: figures of the same names in one tensor, the rest in a list."""
         tables: dict[tuple[tuple[str, bool], ...], list[tuple[int, int, list[float]]]] = {}
@@ -206,6 +213,20 @@ class Suspended:
         """Give a descent that goes on from the same state by another plan; this one is left as it is (see `cooling.branch`)."""
         descent, self.lost = branch(problem, plan, self._state)
         return descent
+
+    def forked(self, plan: Plan) -> Suspended:
+        """Give a copy that goes on from here by another plan, whose run is the same until now; this one is left as it is."""
+        best = None if self._best is None else BestWeights.from_state(clone_into(None, self._best.state_dict()))
+        return Suspended(
+            plan,
+            clone_into(None, self._state),
+            best,
+            self.history.copy(),
+            self.diagnoses,
+            is_over=False,
+            is_whole=self.is_whole,
+            schedule_factor=self.schedule_factor,
+        )
 
     def _load(self, descent: Descent) -> None:
         self.lost = descent.load_state_dict({name: part for name, part in self._state.items() if name != "snapshot"})

@@ -227,25 +227,37 @@ def _validate_in_turn(
         return totals.figures(nominal if problem.validation_objective.reduction.kind == "sum" else None)
 
 
-def standard_error(problem: Problem, model: nn.Module, precision: str = "float32", seed: int = 0) -> float:
-    """Give the standard error of the validation loss over the examples, from the spread of the losses of up to 64 parts of them.
+def part_losses(
+    problem: Problem, model: nn.Module, precision: str = "float32", seed: int = 0
+) -> list[tuple[float, float]]:
+    """Give loss and weight of up to 64 parts of the validation examples, the same parts each time.
 
-    NaN where the loss of a part is not defined (a sum, a loss that compares examples), and where there are no validation data, or
-    they are a stream.
+    None where the loss of a part is not defined (a sum, a loss that compares examples), and where there are no validation data,
+    or they are a stream.
     """
     reduction, source = problem.validation_objective.reduction, problem.validation
     if source is None or isinstance(source, StreamSource) or not reduction.splits_exactly or reduction.kind == "sum":
-        return math.nan
+        return []
     with rng_lock:
         totals = _Totals(problem.task, {})
     parts = iterate_once(source, max(1, math.ceil(len(source) / ERROR_PARTS)), own=False, shuffle=True)
     batches = ((to_device(batch, problem.device), size) for batch, size in parts)
     _add_all(problem, model, precision, batches, seed, totals)
-    count, mean = len(totals.parts), totals.loss / totals.weight if totals.weight else math.nan
-    if count < 2:
+    return totals.parts
+
+
+def standard_error(problem: Problem, model: nn.Module, precision: str = "float32", seed: int = 0) -> float:
+    """Give the standard error of the validation loss over the examples, from the spread of the losses of their parts.
+
+    NaN where these are not defined (see `part_losses`).
+    """
+    parts = part_losses(problem, model, precision, seed)
+    count, total = len(parts), sum(weight for _, weight in parts)
+    if count < 2 or not total:
         return math.nan
-    squares = sum((weight * (loss - mean)) ** 2 for loss, weight in totals.parts)
-    return math.sqrt(squares * count / (count - 1)) / totals.weight
+    mean = sum(loss * weight for loss, weight in parts) / total
+    squares = sum((weight * (loss - mean)) ** 2 for loss, weight in parts)
+    return math.sqrt(squares * count / (count - 1)) / total
 
 
 def _add_all(

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, SupportsFloat
+from typing import Any
 
 from thalweg import rules
 from thalweg.errors import ArgumentError, PlanError, nearest, shown
@@ -16,6 +16,7 @@ from thalweg.formatting import is_storable
 from thalweg.records.holdout import Holdout
 from thalweg.records.knob import knobs
 from thalweg.records.names import suggestion
+from thalweg.records.open_length import OpenLength, is_finite_number, open_length_from
 from thalweg.records.plan import Plan
 
 BUDGETS = ("epochs", "steps", "seconds")
@@ -32,6 +33,7 @@ class Request:
 
     Arguments:
         epochs, steps, seconds: the budget, at most one of them; `seconds` includes the search.
+        open: the run goes on until it no longer pays; then there are no epochs or steps, and `seconds` is the most of it all.
         effort: the price of it all in full trainings: 1 (no search), "quick" 2, "standard" 4, "thorough" 12, or a number.
         seed: of everything random.
         fixed: knobs that are decided, such as {"batch_size": 64}; converted to the types that a plan holds.
@@ -39,6 +41,7 @@ class Request:
         storage: the database of the search's study, a URL or the path of an SQLite file; None: the search's own place.
         study: the study's name in it; None: one by the task's name and what is asked for.
         memory: that training may use in all, in bytes or as a text such as "4 GB"; None: 80 % of what is free.
+        plan: whose open length alone is to be found, all its knobs being decided; None: the plan is to be chosen too.
 
     Raises PlanError or ArgumentError that names what is not allowed, and says what is.
 
@@ -56,6 +59,8 @@ class Request:
     storage: str | None = None
     study: str | None = None
     memory: int | str | None = None
+    open: OpenLength | None = None
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -72,17 +77,23 @@ class Request:
 
     def check_budget(self) -> None:
         """Refuse a request that does not say how long to train. Raises PlanError."""
-        if (self.epochs, self.steps, self.seconds) == (None, None, None):
-            raise PlanError("No budget is known. Give epochs=, steps= or seconds=.")
+        if (self.epochs, self.steps, self.seconds, self.open) == (None, None, None, None):
+            raise PlanError(
+                "No budget is known. Give epochs=, steps= or seconds=. With epochs='auto' it goes on until it no longer pays."
+            )
 
     @property
     def searches_rate(self) -> bool:
         """Whether the learning rate is to be searched: it is not fixed, and the rule does not find it itself."""
+        if self.plan is not None:
+            return False
         return "learning_rate" not in self.fixed and not rules.get(self.fixed.get("rule", "adamw")).finds_rate
 
     @property
     def to_hold_out(self) -> Holdout:
         """What is to be held out of the training examples: as many as was decided, else the usual share."""
+        if self.plan is not None:
+            return self.plan.to_hold_out
         seed = self.fixed.get("seed", self.seed)
         by, batch_size = self.fixed.get("holdout_by", "auto"), self.fixed.get("batch_size")
         return Holdout(self.fixed.get("holdout"), by, seed, batch_size)
@@ -112,8 +123,13 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """Give the request as built-in types, for JSON; a storage without its password, which is not written anywhere."""
         knobs = _plan_with(self.fixed).to_dict()
+        # Only where they are there: a search that an earlier version began is found by the sum of what was asked for.
+        length = {} if self.open is None else {"open": self.open.to_dict()}
+        plan = {} if self.plan is None else {"plan": self.plan.to_dict()}
         return {
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name not in ("open", "plan")},
+            **length,
+            **plan,
             "fixed": {name: knobs.get(name) for name in self.fixed},
             "device": str(self.device),
             "storage": self.storage and _without_password(self.storage),
@@ -125,6 +141,8 @@ class Request:
         knobs = entries["fixed"]
         plan = Plan.from_dict({name: value for name, value in knobs.items() if value is not None})
         values: dict[str, Any] = {**entries, "fixed": {name: getattr(plan, name) for name in knobs}}
+        values["open"] = open_length_from(entries.get("open"))
+        values["plan"] = Plan.from_dict(entries["plan"]) if "plan" in entries else None
         return Request(**values)
 
 
@@ -134,8 +152,9 @@ def _budget(budgets: Mapping[str, Any]) -> dict[str, float | int]:
     if len(named) > 1:
         raise PlanError(f"Give one budget, not several: {', '.join(f'{k}={v}' for k, v in named.items())}.")
     for name, value in named.items():
-        if not _is_finite_number(value) or value <= 0:
-            raise PlanError(f"`{name}` is {shown(value)}, but a budget must be a number above zero and finite.")
+        if not is_finite_number(value) or value <= 0:
+            auto = ", or 'auto'" if isinstance(value, str) and name != "seconds" else ""
+            raise PlanError(f"`{name}` is {shown(value)}, but a budget must be a number above zero and finite{auto}.")
         if name == "steps" and value != int(value):
             raise PlanError(f"`steps` is {value}, but it is a whole number.")
     return {name: int(value) if name == "steps" else float(value) for name, value in named.items()}
@@ -187,7 +206,7 @@ def _effort(effort: Any) -> str | float:
                 f"`effort` is '{effort}', which is none of {', '.join(EFFORTS)}, and no number.{nearest(effort, EFFORTS)}"
             )
         return effort
-    if not _is_finite_number(effort) or effort < 1:
+    if not is_finite_number(effort) or effort < 1:
         raise PlanError(
             f"`effort` is {shown(effort)}, but it is at least 1: one full training. 1 takes stated defaults alone."
         )
@@ -207,7 +226,7 @@ def _bytes(memory: Any) -> int:
             number = float(found[1]) * UNITS[(found[2] or "").replace("K", "k")] if found else math.nan
         except ValueError:
             number = math.nan
-    if not _is_finite_number(number) or number < 1:
+    if not is_finite_number(number) or number < 1:
         raise PlanError(
             f"`memory` is {shown(memory)}, but it is a number of bytes, or a text such as '4 GB' or '512 MiB'."
         )
@@ -242,15 +261,3 @@ def _hint(name: str, fixed: Mapping[Any, Any], known: list[str]) -> str:
 def _plan_with(fixed: Mapping[str, Any]) -> Plan:
     values: dict[str, Any] = {"batch_size": None, **fixed}  # whatever else is fixed fits the whole data set as a batch
     return Plan(**values)
-
-
-def _is_finite_number(value: Any) -> bool:
-    try:
-        return isinstance(value, SupportsFloat) and not isinstance(value, bool) and math.isfinite(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # too large, several numbers, or a tensor without values
-        return False

@@ -497,6 +497,18 @@ class RunFolder:
         reason = f"it has no {STATUS}" if self.path.is_dir() else "it is a file"
         return f"{self.shown} is not the folder of a run: {reason}. Give the folder that `out` named."
 
+    def with_found_length(self, plan: Plan) -> Plan:
+        """Give a plan of open length as the run here has it, whose length was found. Raises RunError where it was not."""
+        recorded = self.read_plan()
+        if "pays" not in recorded.why("steps").figures:
+            raise RunError(
+                f"{self.shown} already holds a run of {recorded.steps or 0:,} steps, which were given. Give a new folder, or"
+                f" resume that run."
+            )
+        knobs = ("steps", "schedule", "validate_every")
+        why = {name: recorded.why(name) for name in knobs}
+        return plan.replace(**{name: getattr(recorded, name) for name in knobs}, evidence={**plan.evidence, **why})
+
     def check_plan(self, plan: Plan) -> Plan:
         """Refuse another plan than the recorded one, and give the recorded one.
 

@@ -45,6 +45,12 @@ def doubts(problem: Problem, scores: Sequence[float]) -> list[str]:
     return found
 
 
+def nothing_learnt(problem: Problem) -> float | None:
+    """Give the loss above which a model does no better than a constant prediction; None where that is not known."""
+    constant = constant_predictor_loss(problem) if problem.task.select == "loss" else None
+    return None if constant is None else BEATS * constant[0]
+
+
 def why_none_trained(problem: Problem, plan: Plan) -> str:
     """Say what a short run by a plan shows: the module, or the parameter, where the first number that is not finite arises."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ class Outcome(NamedTuple):
     - `seconds`: what it took to come from the outcome before to this one.
     - `reason`: why there is no value; empty where there is one.
     - `loss`: the validation loss after that cool-down, which may be a number where the criterion is none; NaN where it is none.
+    - `parts`, `kept`: of a finished run of an open length, what each part of the validation examples adds to the loss, and the
+      step whose weights it keeps; else empty and -1.
     """
 
     step: int
@@ -31,10 +33,19 @@ class Outcome(NamedTuple):
     seconds: float = 0.0
     reason: str = ""
     loss: float = math.nan
+    parts: Sequence[float] = ()
+    kept: int = -1
 
     def by_loss(self) -> Outcome:
         """Give the outcome with the loss as its value."""
         return self._replace(value=self.loss, reason="" if math.isfinite(self.loss) else self.reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as built-in types."""
+        entries = {**self._asdict(), "parts": list(self.parts)}
+        return {
+            name: value for name, value in entries.items() if name not in ("parts", "kept") or value not in ([], -1)
+        }
 
     def score(self, mode: str) -> float:
         """Give the value such that less is better, infinite where there is none."""
@@ -61,7 +72,7 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """Give it as built-in types."""
-        outcomes = [one._asdict() for one in self.outcomes.values()]
+        outcomes = [one.to_dict() for one in self.outcomes.values()]
         return {"outcomes": outcomes, "state": self.state, "lost": list(self.lost)}
 
     @staticmethod
@@ -73,7 +84,12 @@ class Trial:
 
 
 OUTCOME = {"step": count, "value": number, "steps_paid": count, "seconds": number, "reason": text, "loss": number}
-TRIAL = {"outcomes": listing(record(OUTCOME, tuple(OUTCOME)[:-1])), "state": text, "lost": listing(text)}
+OF_FINISHED = {"parts": listing(number), "kept": count}
+TRIAL = {
+    "outcomes": listing(record({**OUTCOME, **OF_FINISHED}, tuple(OUTCOME)[:-1])),
+    "state": text,
+    "lost": listing(text),
+}
 
 
 def knobs(plan: Plan) -> Any:

@@ -20,6 +20,8 @@ MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, at most
 SHORT_RUN, SHORT_RUN_RATE = 1000, 0.0226  # steps, and the rate of AdamW that serves most runs of no more than these
 SHORT_RUN_RATES = {"lion": 0.0147, "adafactor": 0.383, "schedule_free_adamw": 0.0562}  # of rules of their own
+OPEN_DECAY = 0.2  # share of a run of open length in which its rate falls
+OPEN_LENGTHS = 4.0  # shortest runs of an open length, over whose length weight decay is set
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
 
 # Of adaptive rules (True) and others (False):
@@ -137,9 +139,20 @@ def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[int,
     return (wanted, stated) if wanted <= most else (most, f"a tenth of the run, as {stated} would be more")
 
 
-def schedule(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[Schedule, Evidence]:
-    """Give the schedule: linear to zero after a warm-up, except for rules that average the weights or find their own rate."""
+def schedule(
+    rule: str, chosen: Mapping[str, Any], steps: int, *, length_is_open: bool = False
+) -> tuple[Schedule, Evidence]:
+    """Give the schedule: linear to zero after a warm-up, except for rules that average the weights or find their own rate.
+
+    Where the length is open, and `steps` that of the shortest run, the rate stays where it is until the last fifth.
+    """
     definition = rules.get(rule)
+    if length_is_open and definition.average is None:
+        warmup, why = (0, "none for this rule") if definition.finds_rate else warmup_steps(rule, chosen, steps)
+        reason = "stable until the last fifth, and then to zero by 1 - sqrt (arXiv:2405.18392): so a run can be of any length"
+        return shapes.wsd(warmup=warmup, decay=OPEN_DECAY), Evidence(
+            "derived", f"{reason}; warm-up: {why}, of the shortest one", {"warmup": warmup}
+        )
     if definition.finds_rate:
         reason = (
             f"half a cosine to zero, as the rule's authors advise ({definition.source.split(', ')[-1]}); no warm-up, whose slow"

@@ -217,7 +217,7 @@ def searching(
     problem: Problem, request: Request, place: SearchPlace | None, say: Say = lambda _: None
 ) -> Generator[Search]:
     """Give what is known of a search, as `open_search` does; afterwards its study is up to date, where it can be."""
-    is_kept = request.searches_rate and request.trainings > 1
+    is_kept = (request.searches_rate and request.trainings > 1) or request.open is not None
     search = open_search(problem, request, place, say) if is_kept else Search()
     try:
         yield search

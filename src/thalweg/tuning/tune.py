@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from thalweg import rules
 from thalweg.descent.problem import Problem
-from thalweg.descent.settle import Choice, settle, with_choices, with_rest_groups
+from thalweg.descent.settle import STEP_SHARE, Choice, settle, with_choices, with_rest_groups
 from thalweg.descent.suspended import Suspended
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.timing import time_steps
@@ -21,12 +21,14 @@ from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.sampling import StreamSource
 from thalweg.tuning import batch_size, priors, speed
-from thalweg.tuning.candidate import Candidates, Scored
+from thalweg.tuning.candidates import Candidates, Scored
 from thalweg.tuning.confidence import SURE, probability_of_better
 from thalweg.tuning.doubts import doubts, why_none_trained
+from thalweg.tuning.length import find_length
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
 from thalweg.tuning.search import Search, naming_damage
 from thalweg.tuning.sensitivity import cost_of_another_rate, stable_edge
+from thalweg.tuning.trunk import check_schedule, with_settled_warmup
 
 LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
 MOST_TRAININGS = 12.0  # that these seconds buy
@@ -34,14 +36,27 @@ Say = Callable[[str], None]
 
 
 class Cost(NamedTuple):
-    """Steps of one training, the price in trainings, and about how many seconds all of it takes."""
+    """Steps of one training, the price in trainings, and about how many seconds all of it takes.
+
+    Of an open length that is the shortest run with the search; `most` is then the steps of the longest one, and `most_seconds`
+    what all of it takes with that.
+    """
 
     steps: int
     batch_size: int | None
     trainings: float
     seconds: float
+    most: int | None = None
+    most_seconds: float = 0.0
 
     def __str__(self) -> str:
+        if self.most is not None:
+            search = f"a search worth {self.trainings:g} of these" if self.trainings > 1 else "no search"
+            return (
+                f"{self.steps:,} steps of {self.batch_size or 'all'} examples first, with {search}: about"
+                f" {format_seconds(self.seconds)}; then on until it no longer pays, to {self.most:,} steps at most: about"
+                f" {format_seconds(self.most_seconds)} in all, validation not counted"
+            )
         return (
             f"{self.steps:,} steps of {self.batch_size or 'all'} examples; with the search {self.trainings:g} trainings' worth:"
             f" about {format_seconds(self.seconds)}, validation not counted"
@@ -49,6 +64,10 @@ class Cost(NamedTuple):
 
 
 COST = {"steps": count, "batch_size": optional(count), "trainings": number, "seconds": number}
+COST_OF_OPEN = {"most": optional(count), "most_seconds": number}
+BRANCHES = (
+    1 + priors.OPEN_DECAY
+)  # steps to a run of open length, with all shorter ones that were branched off, per step of it
 
 
 def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *, for_estimate: bool = False) -> Plan:
@@ -58,6 +77,8 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *,
 
     Raises PlanError where no budget is known, or a decided knob does not fit the data.
     """
+    if request.plan is not None:
+        return _given_plan(problem, request, request.plan)
     with as_found(problem.task):
         stated = with_rest_groups(problem, stated_plan(problem, request))  # so that what is measured is what is trained
         usual = speed.with_threads(problem, request, stated)
@@ -74,22 +95,59 @@ def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *,
         return settle(problem, with_choices(plan, chosen), request)
 
 
+def _given_plan(problem: Problem, request: Request, plan: Plan) -> Plan:
+    """Give a plan whose knobs are decided and whose length alone is open, as its shortest run has it. Raises PlanError."""
+    with as_found(problem.task):
+        settled = settle(problem, plan, request)
+    assert settled.steps is not None
+    if plan.why("schedule").source == "given":
+        return _with_open_schedule(settled)
+    schedule = priors.schedule(plan.rule, plan.constants, settled.steps, length_is_open=True)
+    return with_choices(settled, {"schedule": schedule})
+
+
+def _with_open_schedule(plan: Plan) -> Plan:
+    """Give a plan whose given schedule has a warm-up of so many steps. Raises PlanError for one that depends on the length."""
+    assert plan.steps is not None
+    check_schedule(plan)
+    schedule = with_settled_warmup(plan.schedule, plan.steps, plan.steps_per_epoch)
+    return with_choices(plan, {"schedule": (schedule, plan.why("schedule"))})
+
+
 def estimate_cost(problem: Problem, request: Request, start: Plan) -> Cost:
     """Find what a fit from a start plan costs, by timing a few steps.
 
     A named effort buys some seconds of search in any case: a training of a second cannot be tuned with another one. A budget of
     seconds is itself the cost.
     """
+    if request.open is not None:
+        return _cost_of_open(problem, request, start)
     with as_found(problem.task):
         per_step = 0.0 if request.seconds is not None else time_steps(problem, start).seconds
     return Cost(start.steps or 0, start.batch_size, *_price(request, start, per_step))
+
+
+def _cost_of_open(problem: Problem, request: Request, start: Plan) -> Cost:
+    """Find what a fit of an open length costs at most; a budget of seconds limits how long the longest run may be."""
+    assert request.open is not None
+    assert start.steps is not None
+    with as_found(problem.task):
+        per_step = time_steps(problem, start).seconds
+    trainings, seconds = _price(request, start, per_step)
+    most = request.open.most_steps(start.steps_per_epoch, request.seconds)
+    search = (trainings - 1) * start.steps * per_step
+    if request.seconds is not None:
+        left = int((STEP_SHARE * request.seconds - search) / (per_step * BRANCHES))
+        most = left if most is None else min(most, left)
+    most = max(most or 0, start.steps)
+    return Cost(start.steps, start.batch_size, trainings, seconds, most, search + most * BRANCHES * per_step)
 
 
 def _price(request: Request, plan: Plan, per_step: float) -> tuple[float, float]:
     """Give the price in full trainings, and the seconds of it all where a step takes `per_step` of them."""
     trainings, once = request.trainings, (plan.steps or 0) * per_step
     if request.seconds is not None:
-        return trainings, request.seconds
+        return trainings, trainings * once if request.open is not None else request.seconds
     if request.searches_rate and isinstance(request.effort, str):
         trainings = min(max(trainings, 1 + LEAST_SECONDS[request.effort] / once), max(trainings, MOST_TRAININGS))
     return float(f"{trainings:.3g}"), once * trainings
@@ -117,7 +175,7 @@ class Begun(NamedTuple):
             return None
         entries: Mapping[str, Any] = record["begun"]
         with naming_damage():
-            check(entries["cost"], COST, tuple(COST))
+            check(entries["cost"], {**COST, **COST_OF_OPEN}, tuple(COST))
             found = [Diagnosis.from_dict(one) for one in entries["found"]]
             return Begun(Plan.from_dict(entries["start"]), Cost(**entries["cost"]), found)
 
@@ -138,18 +196,25 @@ def complete_plan(
     *,
     anew: bool = False,
     search: Search | None = None,
+    most: int | None = None,
 ) -> Chosen:
     """Complete what `start_plan` gave: the learning rate is searched, and what depends on it and on the run's length set by rule.
 
-    `price`: in full trainings, the final one included. `anew`: that one takes all its steps, also those of the search. `search`:
+    `price`: in full trainings, the final one included. `most`: the steps at most of an open length, which is found then; None: it
+    is not open. `anew`: that one takes all its steps, also those of the search. `search`:
     what is known of it already, and where what is found is kept; None: nothing, in memory.
 
     Raises DivergedError where no learning rate trains at all.
     """
-    if not request.searches_rate:
+    if most is None and not request.searches_rate:
         return Chosen(with_priors(start, request))
     with closing(Search()) if search is None else nullcontext(search) as known:
-        return with_learning_rate(problem, request, start, price, say, known, anew)
+        if request.searches_rate:
+            return with_learning_rate(problem, request, start, price, say, known, anew, most)
+        assert most is not None
+        plan = start if request.plan is not None else with_priors(start, request)
+        track = Candidates(problem, lambda _: plan, say, known, most)
+        return with_length(problem, request, track, Point(plan.rule, plan.learning_rate), plan, known, most, say)
 
 
 def stated_plan(problem: Problem, request: Request) -> Plan:
@@ -198,14 +263,21 @@ def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) ->
 def with_priors(plan: Plan, request: Request, timescale: float | None = priors.TIMESCALE) -> Plan:
     """Set constants, schedule and weight decay by their rules for the plan's steps and rate, unless they are decided."""
     assert plan.steps is not None
-    constants = priors.constants(plan.rule, plan.steps)
+    is_open, steps = request.open is not None, plan.steps
+    constants = priors.constants(plan.rule, steps)
     known = plan.constants if "constants" in request.fixed else constants[0]
+    length = round(priors.OPEN_LENGTHS * steps) if is_open else steps
+    decay, why = priors.weight_decay(plan.rule, plan.learning_rate, length, known, timescale)
+    if is_open and "steps" in why.figures:
+        of_which = f"; of {length:,} steps, {priors.OPEN_LENGTHS:g} of the shortest run, whatever the length"
+        why = Evidence(why.source, why.reason + of_which, why.figures)
     choices: dict[str, Choice] = {
         "constants": constants,
-        "schedule": priors.schedule(plan.rule, known, plan.steps),
-        "weight_decay": priors.weight_decay(plan.rule, plan.learning_rate, plan.steps, known, timescale),
+        "schedule": priors.schedule(plan.rule, known, steps, length_is_open=is_open),
+        "weight_decay": (decay, why),
     }
-    return with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in request.fixed})
+    plan = with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in request.fixed})
+    return _with_open_schedule(plan) if is_open and "schedule" in request.fixed else plan
 
 
 def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
@@ -239,8 +311,11 @@ def with_learning_rate(
     say: Say,
     search: Search,
     anew: bool = False,
+    most: int | None = None,
 ) -> Chosen:
     """Search learning rate and rule by a race, or take the usual ones where the price pays for none.
+
+    `most`: of an open length, which is found then with these, the steps at most.
 
     Raises DivergedError where no rate trains.
     """
@@ -250,13 +325,17 @@ def with_learning_rate(
     if course is None:
         reason = "a rate that serves most small networks under this kind of rule; nothing was searched at this effort"
         plan = with_choices(plan, {"learning_rate": (tried[0].usual, Evidence("default", reason))})
-        return Chosen(with_priors(plan, request))
+        plan = with_priors(plan, request)
+        if most is None:
+            return Chosen(plan)
+        track = Candidates(problem, lambda _: plan, say, search, most)
+        return with_length(problem, request, track, Point(plan.rule, plan.learning_rate), plan, search, most, say)
 
     def plan_for(point: Point) -> Plan:
         under = with_rule(problem, plan, point.rule).replace(learning_rate=point.rate)
         return with_priors(under, request, point.timescale)
 
-    started, track = time.perf_counter(), Candidates(problem, plan_for, say, search)
+    started, track = time.perf_counter(), Candidates(problem, plan_for, say, search, most)
     won = race(track, tried, course, price)
     seconds = round(time.perf_counter() - started + track.seconds_before, 2)
     if won is None:
@@ -266,8 +345,9 @@ def with_learning_rate(
             f" {why_none_trained(problem, plan_for(lowest))} Run `thalweg check` on the task; the loss, the metric or the data"
             f" are the likelier cause."
         )
-    begun, candidate = track.suspended(won), plan_for(won)
-    rest = plan.steps - (0 if anew or begun is None else begun.step)
+    candidate = plan_for(won)
+    begun = track.suspended(won) if most is None else None  # of an open length it is what `with_length` finds
+    rest = 0 if most is not None else plan.steps - (0 if anew or begun is None else begun.step)
     doubtful = doubts(problem, list({one.point: one.score for one in track.scores}.values()))
     for text in doubtful:
         say(f"{capitalized(text)}.")
@@ -285,8 +365,31 @@ def with_learning_rate(
         reason = f"{forgets}: the best of those tried at a learning rate of {rate:.3g}, trained to the end"
         choices["weight_decay"] = candidate.weight_decay, Evidence("searched", reason, figures)
     chosen = with_choices(candidate, choices)
+    if most is not None:
+        return with_length(problem, request, track, won, chosen, search, most, say)
     search.win(candidate, chosen)
     return Chosen(chosen, begun)
+
+
+def with_length(
+    problem: Problem,
+    request: Request,
+    track: Candidates,
+    point: Point,
+    plan: Plan,
+    search: Search,
+    most: int,
+    say: Say,
+) -> Chosen:
+    """Find the length of a candidate of open length, and give its plan with its run. Raises DivergedError where none trains.
+
+    `plan`: of the shortest run.
+    """
+    assert request.open is not None
+    found = find_length(problem, request.open, track, point, plan, search, most, say)
+    chosen = with_choices(plan, {"steps": (found.steps, found.why)})
+    search.win(found.candidate, chosen)
+    return Chosen(chosen, found.begun)
 
 
 def _evidence(

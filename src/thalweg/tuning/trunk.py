@@ -1,0 +1,145 @@
+"""The run of an open length: a trunk at the stable rate, from which finished runs of several lengths are branched.
+
+A finished run of so many steps leaves the trunk where its schedule's decay begins, and is bit for bit the run of a plan of that
+length from its start: warm-up, rate, decay of the weights and all else are as they were for the shortest one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+from thalweg.descent.cooling import FEWEST
+from thalweg.descent.problem import Problem
+from thalweg.descent.process_state import preserve_process_state
+from thalweg.descent.state import Descent
+from thalweg.descent.their_objects import as_found
+from thalweg.descent.validation import part_losses
+from thalweg.errors import PlanError, ScheduleError
+from thalweg.records.plan import Plan
+from thalweg.records.weights import load_model_state
+from thalweg.schedule import Schedule
+from thalweg.tuning.candidate import Candidate, outcome_of
+from thalweg.tuning.candidate_files import CandidateFiles
+from thalweg.tuning.outcome import Outcome
+from thalweg.tuning.race import COOL
+
+SHAPES = ("wsd", "constant")
+
+
+def check_schedule(plan: Plan) -> None:
+    """Refuse a schedule that depends on the length of the run. Raises PlanError."""
+    shape = plan.schedule.shape
+    if shape not in SHAPES or plan.schedule.total is not None:
+        ends = "has a total of its own" if shape in SHAPES else f"'{shape}' depends on where the run ends"
+        raise PlanError(
+            f"The plan's schedule cannot go on until it no longer pays: it {ends}. Give wsd (warm-up, stable, decay), such as"
+            f" thalweg.schedule.wsd(warmup=100, decay=0.2), or constant; or leave it out."
+        )
+
+
+def with_settled_warmup(schedule: Schedule, steps: int, steps_per_epoch: int | None) -> Schedule:
+    """Give a schedule whose warm-up is as long in any run as in one of so many steps."""
+    return replace(schedule, warmup=schedule.resolve(steps, steps_per_epoch).warmup)
+
+
+def trunk_plan(plan: Plan, most: int) -> Plan:
+    """Give the plan of the trunk of a plan's runs: its rate never falls."""
+    return plan.replace(steps=most, schedule=replace(plan.schedule, shape="constant", options={}))
+
+
+def branching_step(plan: Plan, steps: int) -> int:
+    """Give the step at which the finished run of so many steps leaves the trunk."""
+    resolved = plan.schedule.resolve(steps, plan.steps_per_epoch)
+    if resolved.shape != "wsd":
+        return max(1, steps - FEWEST)
+    return min(max(cast("int", resolved.warmup), steps - resolved.options["decay"]), steps - 1)
+
+
+def fits(plan: Plan) -> bool:
+    """Tell whether warm-up and decay of a plan fit into its steps."""
+    try:
+        plan.schedule.resolve(plan.steps, plan.steps_per_epoch)
+    except ScheduleError:
+        return False
+    return True
+
+
+class Trunk(Candidate):
+    """A candidate whose length is open. `plan`: of its shortest finished run; `most`: the steps of the longest one.
+
+    Until the length of the shortest run it is judged as any candidate is, by a copy that cools down; from there on by finished
+    runs, which are kept (`finished`) until they are dropped.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        plan: Plan,
+        most: int,
+        files: CandidateFiles | None = None,
+        alive: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        super().__init__(problem, trunk_plan(plan, most), files, alive, say)
+        self.shortest = plan
+        self.finished = dict[int, Candidate]()
+
+    def judge(self, step: int) -> Outcome:
+        """Go on until the trunk is so far that a run of so many steps is judged, and give what that is worth."""
+        assert self.shortest.steps is not None
+        if step < self.shortest.steps:
+            length = max(FEWEST, round(COOL * self.shortest.steps))
+            return self.judged_at(step, min(length, self.shortest.steps - step))
+        started, run = time.perf_counter(), self.finished_run(step)
+        figures = run.advance(step) if run.suspended is not None else {}
+        self.steps_paid += max(0, run.steps_paid - branching_step(self.shortest, step))
+        self.finished[step] = run
+        is_race = step == self.shortest.steps
+        outcome = outcome_of(self.problem.task, step, figures, is_race and run.rate_was_lowered)
+        best = None if run.suspended is None else run.suspended.best
+        return outcome._replace(
+            steps_paid=self.steps_paid,
+            seconds=time.perf_counter() - started,
+            parts=self._parts(run, outcome),
+            kept=step if best is None else best.step,
+        )
+
+    def finished_run(self, steps: int, *, anew: bool = True) -> Candidate:
+        """Give the finished run of so many steps, as far as it is there.
+
+        `anew`: it is taken at least until it leaves the trunk, unless that fails.
+        """
+        if steps in self.finished:
+            return self.finished[steps]
+        plan = self.shortest.replace(steps=steps, evidence=self.shortest.evidence)
+        run = Candidate(self.problem, plan, self._files, self._alive, self._say)
+        if run.suspended is None and anew:
+            self.advance(branching_step(self.shortest, steps))
+            if self.suspended is not None:
+                run.suspended = self.suspended.forked(plan)
+                run.steps_paid = run.step
+        return run
+
+    def drop(self, steps: int) -> None:
+        """Let go of a finished run."""
+        self.finished.pop(steps, None)
+        if self._files is not None:
+            self._files.remove(self.shortest.replace(steps=steps))
+
+    def _parts(self, run: Candidate, outcome: Outcome) -> tuple[float, ...]:
+        """Give what each part of the validation examples adds to a finished run's loss, where that is the criterion."""
+        task, suspended = self.problem.task, run.suspended
+        if task.select != "loss" or not math.isfinite(outcome.value) or suspended is None or suspended.best is None:
+            return ()
+        with as_found(task):
+            descent = Descent(self.problem, run.plan)
+            load_model_state(descent.model, suspended.best.model)
+            descent.objects.write(suspended.best.objects, attributes_of="model")
+            with preserve_process_state(run.plan.threads):
+                parts = part_losses(descent.problem, descent.model, run.plan.precision, run.plan.seed)
+        total = sum(weight for _, weight in parts)
+        return tuple(loss * weight / total for loss, weight in parts) if total else ()
