@@ -213,7 +213,9 @@ def _choose(
             begun.cost.trainings,
             begun.cost.most,
         )  # callbacks see every step
-        chosen = complete_plan(problem, request, begun.start, price, show.say, anew=anew, search=search, most=most)
+        chosen = complete_plan(
+            problem, request, begun.start, price, show.say, anew=anew, search=search, most=most, progress=show.display
+        )
     return problem, chosen, found
 
 

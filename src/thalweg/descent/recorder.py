@@ -106,6 +106,7 @@ class Recorder:
         self.diagnoses: list[Diagnosis] = list(diagnoses)
         self._display: Progress = progress or NoProgress()
         self.callbacks = callbacks or Callbacks()
+        self.shown_plan: Plan | None = None  # what the display is told of, where that is not the descent's whole plan
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder, inputs)
         self._place = None if folder is None else Place(folder)
@@ -120,7 +121,8 @@ class Recorder:
     def begin(self, descent: Descent) -> None:
         """Announce that a descent starts, or continues."""
         validated = descent.problem.validation is not None
-        self._on_display(descent.step, lambda display: display.begin(descent.plan, descent.step, validated))
+        plan = self.shown_plan or descent.plan
+        self._on_display(descent.step, lambda display: display.begin(plan, descent.step, validated))
         self.callbacks.begin(descent)
         self._tell_not_kept(self.callbacks.objects, descent.step)
 

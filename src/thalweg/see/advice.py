@@ -15,6 +15,7 @@ from thalweg.records.run import Run
 from thalweg.see import longer_run, run_text
 from thalweg.see.search_scores import scores_by_steps
 from thalweg.tuning.priors import is_adaptive
+from thalweg.tuning.until import next_length
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import diagnose_run
 from thalweg.watch.finished import FinishedHistory
@@ -22,6 +23,7 @@ from thalweg.watch.finished import FinishedHistory
 NEGLIGIBLE = 1e-3  # of the loss at the start: where no more is left, there is next to nothing to gain
 LEVEL = 0.01  # relative difference below which two values of the criterion are alike
 MANY = 5  # validations, with more of which such a change is worth telling
+LEAST_GAIN = 0.01  # share of the criterion that is worth a word
 MOSTLY_CLIPPED = 0.5  # share of the steps above which clipping is the rule and no longer the exception
 
 
@@ -144,8 +146,26 @@ def _worsened(run: Run, history: FinishedHistory) -> list[str]:
     ]
 
 
+def _more_than_the_most(run: Run) -> list[str]:
+    """Advise more than the most that a run of open length was given, where that ended it."""
+    figures, steps = run.plan.why("steps").figures, run.plan.steps or 0
+    found = [figures.get(name) for name in ("projected_gain", "pays", "most")]
+    numbers = [float(value) for value in found if isinstance(value, int | float)]
+    if len(numbers) < len(found):  # it ended otherwise, or another program wrote the plan
+        return []
+    gain, pays, most = numbers
+    if gain < max(pays, LEAST_GAIN) or next_length(steps, round(most)) is not None:
+        return []
+    return [
+        f"{steps:,} steps were the most that was allowed, and twice as many would probably gain another {gain:.0%}: give a larger"
+        f" `most`, or more seconds."
+    ]
+
+
 def _longer_run(run: Run, history: FinishedHistory) -> list[str]:
     """Advise a longer run where runs of other lengths show that it pays."""
+    if run.plan.why("steps").source == "searched":
+        return _more_than_the_most(run)
     found = longer_run.lengths(run, history)
     if found is None or not found.pays or history.memorised((run.summary.get("weights") or {}).get("step")):
         return []

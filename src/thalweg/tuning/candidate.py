@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from thalweg.descent.cooling import cooled_plan
 from thalweg.descent.loop import descend
 from thalweg.descent.problem import Problem
-from thalweg.descent.recorder import Recorder
+from thalweg.descent.recorder import Progress, Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.suspended import Suspended, TapedHistory
 from thalweg.descent.their_objects import as_found
@@ -33,7 +33,7 @@ class Candidate:
     """The run of a settled plan, taken on in parts. `steps_paid` counts all its steps, those of its branches too.
 
     With `files` its state is written once a minute and wherever it stops, and gone on from where one is there already. `alive` is
-    called after every step.
+    called after every step. `progress`, where it is set, shows the steps that are taken.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Candidate:
         self.problem, self.plan = problem, plan
         self._files, self._alive, self._say = files, alive, say
         self.failed = False
+        self.progress: Progress | None = None
         found = None if files is None else files.load(plan)
         self.suspended, self.steps_paid = found or (None, 0)
         self._is_from_file = found is not None
@@ -78,7 +79,8 @@ class Candidate:
             def save() -> None:
                 self._save(Suspended.of(descent, recorder, history, copied=False), paid + descent.step)
 
-            recorder = _Recorder(history, diagnoses, self._alive, save if self._files else None)
+            recorder = _Recorder(history, diagnoses, self._alive, save if self._files else None, self.progress)
+            recorder.shown_plan = self.plan.replace(steps=step)
             try:
                 descend(descent, recorder, step)
             except DivergedError:
@@ -179,8 +181,9 @@ class _Recorder(Recorder):
         diagnoses: Sequence[Diagnosis] = (),
         alive: Callable[[], None] = lambda: None,
         save: Callable[[], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        super().__init__(history=history, diagnoses=diagnoses)
+        super().__init__(history=history, diagnoses=diagnoses, progress=progress)
         self._alive, self._suspend, self._next_save = alive, save, time.monotonic() + SAVE_SECONDS
 
     def checkpoint_when_due(self, descent: Descent) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from thalweg.descent.cooling import FEWEST
 from thalweg.descent.problem import Problem
+from thalweg.descent.recorder import Progress
 from thalweg.descent.suspended import Suspended
 from thalweg.descent.their_objects import as_found
 from thalweg.errors import StudyError
@@ -62,6 +63,7 @@ class Candidates:
         self.criterion = criterion
         self._told = set[tuple[Point, int]]()
         self._at_once: int | None = None
+        self.progress: Progress | None = None  # shows steps that are taken in this process
         self.seconds_before = 0.0  # that earlier processes took for what is known
 
     @property
@@ -286,6 +288,7 @@ class Candidates:
     def _candidate(self, point: Point) -> Candidate:
         if point not in self._running:
             self._running[point] = self._new(point)
+        self._running[point].progress = self.progress
         return self._running[point]
 
     def _new(self, point: Point, alive: Callable[[], None] | None = None) -> Candidate:

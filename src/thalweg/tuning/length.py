@@ -77,6 +77,7 @@ def find_length(
                 break
             say(f"trying {steps:,} steps: the best weights of {runs[-1].steps:,} are of before its rate began to fall")
             own = Candidates(problem, lambda _, shorter=shorter: shorter, say, search, steps, track.criterion)
+            own.progress = track.progress
             runs.append(_finished(problem, own, point, shorter, steps))
             taken += own.steps_paid
             is_better, is_past_best = runs[-1].cost <= best.cost, runs[-1].is_past_best
@@ -85,7 +86,7 @@ def find_length(
                 best, used, candidate = runs[-1], own, shorter
             if not is_past_best:
                 break
-    why = _evidence(sorted(runs), best, verdict, length.pays, taken)
+    why = _evidence(sorted(runs), best, verdict, length.pays, most, taken)
     say(capitalized(f"{why.reason}."))
     return FoundLength(best.steps, why, candidate, used.finished(point, best.steps))
 
@@ -108,7 +109,7 @@ def _going_on(verdict: until.Verdict, criterion: str, pays: float) -> str:
 
 
 def _evidence(
-    runs: Sequence[until.Finished], best: until.Finished, verdict: until.Verdict, pays: float, taken: int
+    runs: Sequence[until.Finished], best: until.Finished, verdict: until.Verdict, pays: float, most: int, taken: int
 ) -> Evidence:
     """Say why a run of open length has so many steps: what each length came to, and what the next would have gained.
 
@@ -118,6 +119,7 @@ def _evidence(
         "lengths": [run.steps for run in runs],
         "costs": [float(f"{run.cost:.5g}") for run in runs],
         "pays": pays,
+        "most": most,
         "steps_taken": taken,
     }
     reason = f"the best of {len(runs)} lengths: it did not go on, as {verdict.reason}"

@@ -117,6 +117,7 @@ class Trunk(Candidate):
             return self.finished[steps]
         plan = self.shortest.replace(steps=steps, evidence=self.shortest.evidence)
         run = Candidate(self.problem, plan, self._files, self._alive, self._say)
+        run.progress = self.progress
         if run.suspended is None and anew:
             self.advance(branching_step(self.shortest, steps))
             if self.suspended is not None:

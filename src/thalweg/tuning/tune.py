@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from thalweg import rules
 from thalweg.descent.problem import Problem
+from thalweg.descent.recorder import Progress
 from thalweg.descent.settle import STEP_SHARE, Choice, settle, with_choices, with_rest_groups
 from thalweg.descent.suspended import Suspended
 from thalweg.descent.their_objects import as_found
@@ -197,11 +198,12 @@ def complete_plan(
     anew: bool = False,
     search: Search | None = None,
     most: int | None = None,
+    progress: Progress | None = None,
 ) -> Chosen:
     """Complete what `start_plan` gave: the learning rate is searched, and what depends on it and on the run's length set by rule.
 
     `price`: in full trainings, the final one included. `most`: the steps at most of an open length, which is found then; None: it
-    is not open. `anew`: that one takes all its steps, also those of the search. `search`:
+    is not open. `progress` shows its steps. `anew`: that one takes all its steps, also those of the search. `search`:
     what is known of it already, and where what is found is kept; None: nothing, in memory.
 
     Raises DivergedError where no learning rate trains at all.
@@ -210,11 +212,13 @@ def complete_plan(
         return Chosen(with_priors(start, request))
     with closing(Search()) if search is None else nullcontext(search) as known:
         if request.searches_rate:
-            return with_learning_rate(problem, request, start, price, say, known, anew, most)
+            return with_learning_rate(problem, request, start, price, say, known, anew, most, progress)
         assert most is not None
         plan = start if request.plan is not None else with_priors(start, request)
         track = Candidates(problem, lambda _: plan, say, known, most)
-        return with_length(problem, request, track, Point(plan.rule, plan.learning_rate), plan, known, most, say)
+        return with_length(
+            problem, request, track, Point(plan.rule, plan.learning_rate), plan, known, most, say, progress
+        )
 
 
 def stated_plan(problem: Problem, request: Request) -> Plan:
@@ -312,6 +316,7 @@ def with_learning_rate(
     search: Search,
     anew: bool = False,
     most: int | None = None,
+    progress: Progress | None = None,
 ) -> Chosen:
     """Search learning rate and rule by a race, or take the usual ones where the price pays for none.
 
@@ -329,7 +334,9 @@ def with_learning_rate(
         if most is None:
             return Chosen(plan)
         track = Candidates(problem, lambda _: plan, say, search, most)
-        return with_length(problem, request, track, Point(plan.rule, plan.learning_rate), plan, search, most, say)
+        return with_length(
+            problem, request, track, Point(plan.rule, plan.learning_rate), plan, search, most, say, progress
+        )
 
     def plan_for(point: Point) -> Plan:
         under = with_rule(problem, plan, point.rule).replace(learning_rate=point.rate)
@@ -366,7 +373,7 @@ def with_learning_rate(
         choices["weight_decay"] = candidate.weight_decay, Evidence("searched", reason, figures)
     chosen = with_choices(candidate, choices)
     if most is not None:
-        return with_length(problem, request, track, won, chosen, search, most, say)
+        return with_length(problem, request, track, won, chosen, search, most, say, progress)
     search.win(candidate, chosen)
     return Chosen(chosen, begun)
 
@@ -380,12 +387,14 @@ def with_length(
     search: Search,
     most: int,
     say: Say,
+    progress: Progress | None = None,
 ) -> Chosen:
     """Find the length of a candidate of open length, and give its plan with its run. Raises DivergedError where none trains.
 
     `plan`: of the shortest run.
     """
     assert request.open is not None
+    track.progress = progress
     found = find_length(problem, request.open, track, point, plan, search, most, say)
     chosen = with_choices(plan, {"steps": (found.steps, found.why)})
     search.win(found.candidate, chosen)
