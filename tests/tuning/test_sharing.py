@@ -24,7 +24,7 @@ from thalweg.tuning.study import Study
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    monkeypatch.setattr("thalweg.tuning.candidate.WAIT_SECONDS", 0.02)
+    monkeypatch.setattr("thalweg.tuning.candidates.WAIT_SECONDS", 0.02)
 
 
 def trials_of(storage):

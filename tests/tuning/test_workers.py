@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for
 
 @pytest.fixture
 def two_at_once(monkeypatch):
-    monkeypatch.setattr("thalweg.tuning.candidate.WORTHWHILE", 0.0)
+    monkeypatch.setattr("thalweg.tuning.candidates.WORTHWHILE", 0.0)
     monkeypatch.setattr("thalweg.tuning.workers.usable_cores", lambda: 2)
 
 
@@ -368,13 +368,13 @@ def test_where_workers_do_not_serve_that_is_said(two_at_once):
 
 SCRIPT = """
 import torch, torch.nn.functional as F, thalweg as tw
-import thalweg.tuning.candidate, thalweg.tuning.workers
+import thalweg.tuning.candidates, thalweg.tuning.workers
 
 open("ran", "a").write(".")
 torch.set_num_threads(2)
 a = torch.randn(500, 500)
 a @ a  # torch's threads are there
-thalweg.tuning.candidate.WORTHWHILE = 0.0
+thalweg.tuning.candidates.WORTHWHILE = 0.0
 thalweg.tuning.workers.usable_cores = lambda: 2
 x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
 task = tw.Task(model=lambda: torch.nn.Linear(5, 1), loss=F.mse_loss, data=(x, x[:, :1]), validation=(x[:50], x[:50, :1]))

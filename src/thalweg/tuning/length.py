@@ -41,7 +41,7 @@ def find_length(
     most: int,
     say: Say,
 ) -> FoundLength:
-    """Go on with a candidate as long as that pays, and give the best finished run; where the shortest overfits, shorter ones too.
+    """Go on with a candidate as long as that pays, and give the best finished run; where the shortest is, shorter ones are tried.
 
     Arguments:
         track, point: where the candidate runs, and which it is.
@@ -70,12 +70,14 @@ def find_length(
             f" rate of {plan.learning_rate:.3g}. Give a lower one, or leave it out: then it is searched."
         )
     used, candidate, taken = track, plan, track.steps_paid
-    if len(runs) == 1 and best.is_past_best:
+    if best == runs[0] and (
+        best.is_past_best or len(runs) > 1
+    ):  # what is longer is no better, so what is shorter may be
         for steps in until.shorter_lengths(plan.steps):
             shorter = plan.replace(steps=steps, evidence=plan.evidence)
             if not fits(shorter):
                 break
-            say(f"trying {steps:,} steps: the best weights of {runs[-1].steps:,} are of before its rate began to fall")
+            say(f"trying {steps:,} steps: {best.steps:,} may be too many already")
             own = Candidates(problem, lambda _, shorter=shorter: shorter, say, search, steps, track.criterion)
             own.progress = track.progress
             runs.append(_finished(problem, own, point, shorter, steps))
@@ -84,7 +86,7 @@ def find_length(
             (used if is_better else own).stop(point)
             if is_better:
                 best, used, candidate = runs[-1], own, shorter
-            if not is_past_best:
+            if not (is_better or is_past_best):
                 break
     why = _evidence(sorted(runs), best, verdict, length.pays, most, taken)
     say(capitalized(f"{why.reason}."))
