@@ -39,7 +39,9 @@ class OpenLength:
                 f" twice the steps are projected to lower it by {PAYS:.0%}."
             )
         if self.most is not None and (not is_finite_number(self.most) or self.most <= 0):
-            raise PlanError(f"`most` is {shown(self.most, 80)}, but it is a number of {self.unit} above zero and finite.")
+            raise PlanError(
+                f"`most` is {shown(self.most, 80)}, but it is a number of {self.unit} above zero and finite."
+            )
         if self.most is not None and self.unit == "steps" and self.most != int(self.most):
             raise PlanError(f"`most` is {self.most}, but it is a whole number of steps.")
         object.__setattr__(self, "pays", float(self.pays))
