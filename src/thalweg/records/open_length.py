@@ -35,8 +35,8 @@ class OpenLength:
     def __post_init__(self) -> None:
         if not is_finite_number(self.pays) or not 0 <= self.pays < 1:
             raise PlanError(
-                f"`pays` is {shown(self.pays, 80)}, but it is a share of the criterion, from 0 to below 1: {PAYS:g} goes on as long"
-                f" as twice the steps are projected to lower it by {PAYS:.0%}."
+                f"`pays` is {shown(self.pays, 80)}, but it is a share of the criterion, from 0 to below 1: {PAYS:g} goes on as"
+                f" long as twice the steps are projected to lower it by {PAYS:.0%}."
             )
         if self.most is not None and (not is_finite_number(self.most) or self.most <= 0):
             raise PlanError(
