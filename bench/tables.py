@@ -455,6 +455,28 @@ def forecast(result: dict[str, Any]) -> list[str]:
     return [caption, "", *grid([*heads, "within one", "within two"], rows)]
 
 
+def until(result: dict[str, Any]) -> list[str]:
+    rows = list[list[str]]()
+    for sample in result["samples"]:
+        each = [f"{loss:.3f} / {taken:.2f}" for loss, taken in sample["lengths"].values()]
+        steps, losses = (sorted(sample[name]) for name in ("steps", "loss"))
+        found = f"{statistics.median(losses):.3g}", f"{sample['taken']:.1f}"
+        rows.append([sample["task"], sample["half"], ", ".join(f"{n:,}" for n in steps), *found, *each])
+    for half in dict.fromkeys(sample["half"] for sample in result["samples"]):
+        own = [sample["lengths"] for sample in result["samples"] if sample["half"] == half]
+        means = [[statistics.geometric_mean(one[key][part] for one in own) for part in (0, 1)] for key in own[0]]
+        rows.append([f"**{half}**", "", "", "", "", *(f"{loss:.3f} / {taken:.2f}" for loss, taken in means)])
+    settings = result["settings"]
+    lengths = [f"{float(key):g} x" for key in result["samples"][0]["lengths"]]
+    caption = (
+        f'The length that `epochs="auto"` found on each of {len(settings["seeds"])} seeds, its loss (median), and all steps that'
+        f" were taken for it, per step of the run; then, of fits of so many times that length, loss / steps taken as shares of"
+        f" those of the found length (geometric means; above 1 the found length is better, or cheaper). Effort"
+        f" {settings['effort']:g} in all."
+    )
+    return [caption, "", *grid(["", "half", "steps", "loss", "taken", *lengths], rows)]
+
+
 # Parts of tables
 
 
@@ -498,6 +520,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "tuning": tuning,
     "peers": peers,
     "forecast": forecast,
+    "until": until,
 }
 
 

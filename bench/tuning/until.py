@@ -27,17 +27,7 @@ from tuning.suite import DEVELOPMENT, SUITE
 from tuning.table import RAW, round_to
 
 LINES = RAW / "until.jsonl"
-TASKS = (
-    *(
-        "noisy_labels",
-        "plateau",
-        "raw_columns",
-        "short",
-        "small_mlp",
-        "large_batch",
-    ),  # of those the constants were set on
-    *("frozen_trunk", "raw_targets", "series", "terrain", "tiny", "picture"),  # of those that they were not
-)
+TASKS = ("noisy_labels", "plateau", "raw_columns", "raw_targets", "series", "tiny")
 FACTORS = (0.5, 1.0, 2.0, 4.0)
 SEEDS = (0, 1, 2)
 EFFORT = 2.0

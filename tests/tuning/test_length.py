@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from tuning_tasks import X, Y, killing_loss, task, task_of_open_length
 
 import thalweg as tw
+from thalweg import cli
 from thalweg.descent import settle
 from thalweg.errors import DivergedError, PlanError, RunError, ScheduleError
 from thalweg.records.run_folder import RunFolder
+from thalweg.see.advice import next_steps
 
 FIRST = 40
 KNOBS = {"batch_size": 16, "rule": "momentum"}
@@ -123,6 +126,7 @@ import torch
 torch.set_num_threads(1)
 from tuning_tasks import STEPS, killing_loss, task_of_open_length
 import thalweg as tw
+from thalweg import cli
 from thalweg.descent import settle
 from thalweg.tuning import candidate
 settle.FIRST_LENGTH = ({first}, 2000)
@@ -355,6 +359,98 @@ def test_epochs_of_a_stream_say_nothing():
         tw.fit(task(data=Stream()), epochs="auto", most=3, effort=1, fixed={"batch_size": 16})
     with pytest.raises(PlanError, match="less than one step"):
         tw.fit(task(), epochs="auto", most=0.01, effort=1, fixed={"batch_size": 16})
+
+
+def test_a_search_that_others_share_finds_the_same_length(whole, tmp_path):
+    storage, said = tmp_path / "shared.sqlite", []
+    plan = tw.tune(task_of_open_length(), **AUTO, storage=storage, study="mine")
+    joined = tw.tune(task_of_open_length(), join=f"{storage}/mine", say=said.append)
+    for one in (plan, joined):
+        assert (one.steps, one.learning_rate, one.schedule) == (
+            whole.plan.steps,
+            whole.plan.learning_rate,
+            whole.plan.schedule,
+        )
+        assert one.why("steps").figures["costs"] == whole.plan.why("steps").figures["costs"]
+    assert sum(text.endswith("(kept)") for text in said) > 4  # nothing is trained again
+
+
+def test_the_command_takes_it_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\nimport thalweg as tw\nx = torch.randn(100, 3)\n"
+        "task = tw.Task(model=lambda: nn.Linear(3, 1), loss=nn.functional.mse_loss, data=(x, x[:, :1]))\n"
+    )
+    budget = [
+        "--epochs",
+        "auto",
+        "--most",
+        "30",
+        "--pays",
+        "0.1",
+        "--seconds",
+        "60",
+        "--effort",
+        "1",
+        "--fix",
+        "batch_size=8",
+    ]
+    assert cli.main(["fit", "mine.py", *budget, "--dry-run"]) == 0
+    assert "then on until it no longer pays, to 300 steps at most" in capsys.readouterr().out
+    assert (
+        cli.main(["train", "mine.py", "--steps", "auto", "--most", "90", "--set", "batch_size=8", "--out", "run"]) == 0
+    )
+    assert tw.Run.open("run", None).plan.why("steps").figures["most"] == 90
+    for words, told in ((["--pays", "x"], "'x' is no number"), (["--epochs", "car"], "'car' is no number")):
+        with pytest.raises(SystemExit):
+            cli.main(["fit", "mine.py", *words])
+        assert told in capsys.readouterr().err
+
+
+def test_the_report_advises_more_only_where_the_most_ended_it(whole):
+    def advice(**figures):
+        why = whole.plan.why("steps")
+        plan = whole.plan.replace(
+            evidence={**whole.plan.evidence, "steps": replace(why, figures={**why.figures, **figures})}
+        )
+        return " ".join(next_steps(replace(whole, plan=plan)))
+
+    steps = whole.plan.steps
+    assert "would probably gain another 20%" in advice(most=steps, projected_gain=0.2)
+    for others in (
+        {"most": steps, "projected_gain": 0.001},
+        {"most": 4 * steps, "projected_gain": 0.2},
+        {"most": "many"},
+    ):
+        assert "probably" not in advice(**others)
+
+
+def test_the_display_shows_the_steps_that_the_length_is_found_with():
+    class Shown:
+        def __init__(self):
+            self.begun, self.steps, self.said = [], 0, []
+
+        def begin(self, plan, step, validation):
+            self.begun.append((step, plan.steps))
+
+        def step(self, figures):
+            self.steps += 1
+
+        def validated(self, step, figures):
+            pass
+
+        def event(self, step, kind, message):
+            self.said.append(message)
+
+        def end(self):
+            pass
+
+    shown = Shown()
+    plan = tw.Plan(learning_rate=0.02, batch_size=16, threads=1)
+    run = tw.train(task_of_open_length(), plan, steps="auto", most=80, pays=0.0, progress=shown)
+    assert shown.begun[:4] == [(0, 32), (32, 40), (32, 64), (64, 80)]
+    assert shown.steps == run.plan.why("steps").figures["steps_taken"] == 64 + 8 + 16
+    assert any("going on to 80 steps" in text for text in shown.said)
 
 
 def test_a_plan_that_is_tuned_has_the_length_that_was_found(whole, tmp_path):

@@ -124,10 +124,9 @@ def _evidence(
         "most": most,
         "steps_taken": taken,
     }
-    reason = f"the best of {len(runs)} lengths: it did not go on, as {verdict.reason}"
+    reason = f"the best of {len(runs)} lengths; it did not go on, as {verdict.reason}"
     if math.isfinite(verdict.gain):
         figures["projected_gain"] = float(f"{verdict.gain:.3g}")
-        reason += f" (projected {verdict.gain:.1%}; from {pays:.1%} on twice the steps pay)"
     if math.isfinite(verdict.noise):
         figures["noise"] = float(f"{verdict.noise:.3g}")
     return Evidence("searched", reason, figures)

@@ -98,7 +98,9 @@ def judge(runs: Sequence[Finished], pays: float, most: int, unlearnt: float | No
     if not math.isfinite(last.cost):
         return Verdict(None, f"a run of {last.steps:,} steps did not train")
     if longer is None:
-        return Verdict(None, f"{most:,} steps are the most", *_gain(runs, last.steps * LONGER))
+        gain, noise = _gain(runs, last.steps * LONGER)
+        more = f", though twice as many are projected to gain {gain:.1%}" if gain >= pays else ""
+        return Verdict(None, f"{most:,} steps are the most{more}", gain, noise)
     if len(runs) == 1:
         if last.is_past_best:
             return Verdict(None, f"the best weights of {last.steps:,} steps are of before its rate began to fall")
@@ -119,7 +121,8 @@ def judge(runs: Sequence[Finished], pays: float, most: int, unlearnt: float | No
             noise,
         )
     if gain < pays * math.log(longer / last.steps, LONGER):
-        return Verdict(None, f"{longer:,} steps would gain less than that", gain, noise)
+        reason = f"{longer:,} steps are projected to gain {gain:.1%}, and twice the steps pay from {pays:.1%} on"
+        return Verdict(None, reason, gain, noise)
     return Verdict(longer, "", gain, noise)
 
 
