@@ -279,6 +279,13 @@ def test_the_cost_is_said_beforehand_with_the_most_that_it_may_be():
     assert tw.verbs.estimate(task(), epochs="auto", most=8, fixed={"batch_size": 20}).startswith(f"{FIRST} steps of 20")
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_run_of_a_step_or_two_is_one_too(most):
+    run = tw.fit(task(), steps="auto", most=most, effort=1, fixed={"batch_size": 16})
+    assert run.plan.steps == most
+    same_bits(tw.train(task(), run.plan), run)
+
+
 def test_seconds_beside_auto_limit_it_all():
     said = []
     tw.fit(task(), steps="auto", seconds=0.2, pays=0.0, effort=1, fixed={"batch_size": 16}, say=said.append)

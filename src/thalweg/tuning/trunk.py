@@ -95,7 +95,7 @@ class Trunk(Candidate):
             length = max(FEWEST, round(COOL * self.shortest.steps))
             return self.judged_at(step, min(length, self.shortest.steps - step))
         started, run = time.perf_counter(), self.finished_run(step)
-        figures = run.advance(step) if run.suspended is not None else {}
+        figures = {} if self.failed else run.advance(step)
         self.steps_paid += max(0, run.steps_paid - branching_step(self.shortest, step))
         self.finished[step] = run
         is_race = step == self.shortest.steps
@@ -118,8 +118,9 @@ class Trunk(Candidate):
         plan = self.shortest.replace(steps=steps, evidence=self.shortest.evidence)
         run = Candidate(self.problem, plan, self._files, self._alive, self._say)
         run.progress = self.progress
-        if run.suspended is None and anew:
-            self.advance(branching_step(self.shortest, steps))
+        branching = branching_step(self.shortest, steps)
+        if run.suspended is None and anew and branching:
+            self.advance(branching)
             if self.suspended is not None:
                 run.suspended = self.suspended.forked(plan)
                 run.steps_paid = run.step
