@@ -77,6 +77,21 @@ def test_a_group_that_matches_nothing_is_refused_with_the_nearest_name() -> None
         started(classes(), plan(groups={"2.wieght": tw.Group()}))
 
 
+def test_factors_of_groups_that_match_the_same_name_multiply_in_any_order() -> None:
+    groups = {"*": tw.Group(0.5, 0.5), "2.*": tw.Group(3.0), "*.bias": tw.Group(weight_decay_factor=0.1)}
+    for order in (groups, dict(reversed(groups.items()))):
+        descent, _ = started(classes(), plan(learning_rate=0.1, weight_decay=0.2, decay_vectors=True, groups=order))
+        found = {
+            name: (round(group["lr"] / descent.rate(), 6), round(group["weight_decay"], 6))
+            for group in descent.optimizer.param_groups
+            for name in group["param_names"]
+        }
+        assert found["0.weight"] == (0.5, 0.1)
+        assert found["0.bias"] == (0.5, 0.01)
+        assert found["2.weight"] == (1.5, 0.1)
+        assert found["2.bias"] == (1.5, 0.01)
+
+
 def test_a_plateau_faces_the_tasks_criterion_also_within_a_sequence() -> None:
     schedule = tw.schedule.sequence(tw.schedule.constant(total=5), tw.schedule.plateau())
     assert with_metric_mode(schedule, "max").parts[1].options["mode"] == "max"

@@ -379,7 +379,8 @@ def parameter_groups(parameters: list[tuple[str, nn.Parameter]], plan: Plan) -> 
         rate, decay, rule = 1.0, 1.0 if parameter.ndim >= 2 or plan.decay_vectors else 0.0, None
         for pattern, group in plan.groups.items():
             if fnmatch.fnmatchcase(name, pattern):
-                rate, decay, rule = group.learning_rate_factor, decay * group.weight_decay_factor, group.rule or rule
+                rate, decay = rate * group.learning_rate_factor, decay * group.weight_decay_factor
+                rule = group.rule or rule
         other_rule = None if rule == plan.rule else rule
         members.setdefault((rate, decay, other_rule), []).append((name, parameter))
     return [

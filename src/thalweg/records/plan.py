@@ -264,7 +264,8 @@ class Plan:
         dict[str, Group],
         Knob(
             "parameters with settings of their own",
-            'A pattern of parameter names (shell style, such as "head.*") -> `Group`. Under a rule for matrices only (Muon),'
+            'A pattern of parameter names (shell style, such as "head.*") -> `Group`. Where several match a name, their factors'
+            " multiply and the last rule holds; one that matches none is an error. Under a rule for matrices only (Muon),"
             " embeddings and the output layer are entered here when the data are opened, with the rule AdamW.",
             empty="one for all",
         ),
