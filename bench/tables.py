@@ -477,6 +477,43 @@ def until(result: dict[str, Any]) -> list[str]:
     return [caption, "", *grid(["", "half", "steps", "loss", "taken", *lengths], rows)]
 
 
+STUDIES = {
+    "warmup": "warm-up, against a tenth of the run",
+    "searches": "warm-up in whole searches, against a tenth",
+    "decay": "weight decay, against one that falls with the rate and forgets over 30%",
+    "beta2": "beta2, against 0.99, at the same number of examples",
+    "rest_beta2": "beta2 of the AdamW beside Muon, against 0.999",
+    "layers": "factor on the rate from layer to layer of a pretrained network, against none",
+    "embeddings": "factor on the rate of embeddings, against none",
+}
+
+
+def refinements(result: dict[str, Any]) -> list[str]:
+    samples, lines = result["samples"], list[str]()
+    for study in dict.fromkeys(s["study"] for s in samples):
+        rows = list[list[str]]()
+        for variant, rule in dict.fromkeys((s["variant"], s["rule"]) for s in chosen(samples, study=study)):
+            row = [variant, rule]
+            for half in ("development", "held out"):
+                found = chosen(samples, study=study, variant=variant, rule=rule, half=half)
+                row += [cell for s in found for cell in refinement_cells(s)] or ["", "", ""]
+            rows.append(row)
+        heads = [f"{half}: {word}" for half in ("development", "held out") for word in ("usual rate", "best", "worst")]
+        lines += ["", *grid([STUDIES[study], "rule", *heads], rows)]
+    seeds = ", ".join(map(str, result["settings"]["seeds"]))
+    caption = (
+        "Best validation loss over that of the plan as the search makes it (geometric mean over tasks and seeds"
+        f" {seeds}): both at the usual rate; each at the best of the rates tried; and the worst task of the latter. In brackets"
+        " the tasks on which it is lower."
+    )
+    return [caption, *lines]
+
+
+def refinement_cells(sample: Sample) -> list[str]:
+    better = f"{sample['best']:.3f} ({sample['better']} of {sample['tasks']})"
+    return [f"{sample['usual']:.3f}", better, f"{sample['worst']:.2f} ({sample['task']})"]
+
+
 # Parts of tables
 
 
@@ -521,6 +558,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "peers": peers,
     "forecast": forecast,
     "until": until,
+    "refinements": refinements,
 }
 
 

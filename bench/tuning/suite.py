@@ -10,7 +10,9 @@ data (elevations of a fault zone: USGS, public domain; an EEG), and Python's own
 from __future__ import annotations
 
 import random
+import re
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -314,6 +316,9 @@ class Transformer(nn.Module):
         return self.scores(self.layers(x, self.mask, is_causal=True)).transpose(1, 2)
 
 
+PACKAGES = ("json", "email", "asyncio", "unittest", "xml", "http")
+
+
 def codes(text: str) -> Any:
     return np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64)
 
@@ -325,9 +330,7 @@ def small_gpt(length: int = 48) -> tw.Task:
     return task(lambda: Transformer(128, 64, length - 1, 2), F.cross_entropy, x, y)
 
 
-def text_classes(
-    length: int = 64, packages: Sequence[str] = ("json", "email", "asyncio", "unittest", "xml", "http")
-) -> tw.Task:
+def text_classes(length: int = 64, packages: Sequence[str] = PACKAGES) -> tw.Task:
     """Tell of which package of the standard library a piece of source is."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     rows, labels = list[Any](), list[int]()
@@ -401,3 +404,138 @@ HELD_OUT = {
 }
 
 SUITE = DEVELOPMENT | HELD_OUT
+
+
+# Further tasks, of single questions: by development and held-out data as above
+
+
+def trained(network: nn.Module, x: Any, labels: Any, epochs: int, seed: int = 0) -> dict[str, Tensor]:
+    """Train a classifier as one is found ready made, and give its weights."""
+    x, labels = torch.as_tensor(x), torch.as_tensor(labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in network.modules():
+            if isinstance(reset := getattr(part, "reset_parameters", None), Callable):
+                reset()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(network(x[rows]), labels[rows]).backward()
+                optimizer.step()
+    return network.state_dict()
+
+
+def continued(make: Callable[[], nn.Module], state: dict[str, Tensor], new: str) -> Callable[[], nn.Module]:
+    """Make networks that begin with these weights, but for those whose names begin with `new`."""
+
+    def model() -> nn.Module:
+        network = make()
+        known = {name: value for name, value in state.items() if not name.startswith(new)}
+        network.load_state_dict(known, strict=False)
+        return network
+
+    return model
+
+
+@cache
+def first_letters() -> dict[str, Tensor]:
+    made = letters.task()
+    x, labels = (torch.as_tensor(part) for part in made.data)
+    return trained(mlp(16, 64, 64, 64, 13), x[labels < 13], labels[labels < 13], 10)
+
+
+def other_letters() -> tw.Task:
+    """Tell N to Z apart, from 1,000 rows, by a perceptron that was trained on A to M."""
+    x, labels = (np.concatenate(part) for part in zip(letters.task().data, letters.task().validation, strict=True))
+    chosen = np.random.default_rng(5).permutation(np.flatnonzero(labels >= 13))[:1250]
+    model = continued(lambda: mlp(16, 64, 64, 64, 13), first_letters(), "6.")
+    return task(model, F.cross_entropy, x[chosen], labels[chosen] - 13, labels[chosen])
+
+
+def faint_digits() -> tw.Task:
+    """Read 300 digits of half the contrast, with noise, by a perceptron that was trained on clear ones."""
+    x, labels = digits()
+    state = trained(mlp(64, 128, 128, 10), x[:1000], labels[:1000], 20)
+    generator = np.random.default_rng(6)
+    x, labels = 0.25 + x[1000:] / 2 + generator.normal(0, 0.2, (len(x) - 1000, 64)).astype(np.float32), labels[1000:]
+    return task(continued(lambda: mlp(64, 128, 128, 10), state, "none"), F.cross_entropy, x[:375], labels[:375])
+
+
+def turned_trunk() -> tw.Task:
+    """As the frozen trunk, but all of it is trained."""
+    made = frozen_trunk()
+
+    def model() -> nn.Module:
+        return made.model().requires_grad_(True)
+
+    return tw.Task(model=model, loss=F.cross_entropy, data=made.data, validation=made.validation)
+
+
+def other_texts(length: int = 64) -> tw.Task:
+    """Tell the other half of the packages apart by a transformer that was trained on one half."""
+    first, then = text_classes(length, PACKAGES[:3]), text_classes(length, PACKAGES[3:])
+
+    def make() -> nn.Module:
+        return Transformer(128, 32, length, 2, 3)
+
+    state = trained(make(), *first.data, epochs=4)
+    return tw.Task(
+        model=continued(make, state, "scores."), loss=F.cross_entropy, data=then.data, validation=then.validation
+    )
+
+
+class Context(nn.Module):
+    """What comes after some tokens: their embeddings side by side, then a perceptron."""
+
+    def __init__(self, alphabet: int, length: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(alphabet, width)
+        self.layers = mlp(length * width, 64, 64, alphabet)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layers(self.tokens(tokens).flatten(1))
+
+
+def following(tokens: Any, length: int, count: int, width: int) -> tw.Task:
+    """Give the task of the next token after `length` of them, the last fifth of the text held out."""
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)
+    cut, every = int(0.8 * len(windows)), max(1, len(windows) // count)
+    train, validation = windows[:cut:every], windows[cut + length :: every]
+    return tw.Task(
+        model=lambda: Context(int(tokens.max()) + 1, length, width),
+        loss=F.cross_entropy,
+        data=(np.ascontiguousarray(train[:, :-1]), np.ascontiguousarray(train[:, -1])),
+        validation=(np.ascontiguousarray(validation[:, :-1]), np.ascontiguousarray(validation[:, -1])),
+    )
+
+
+def next_character(topics: bool) -> tw.Task:
+    text = "\n\n".join(chars.paragraphs()) if topics else sources(200_000)
+    return following(codes("".join(c if c.isascii() else "?" for c in text[:200_000])), 8, 12_000, 16)
+
+
+def next_word(topics: bool, most: int = 2000) -> tw.Task:
+    """The next word after three, of the most frequent ones: most rows of the embedding have few gradients."""
+    text = "\n\n".join(chars.paragraphs()) if topics else sources(400_000)
+    words = re.findall(r"[a-z]+|[^a-z\s]", text[:400_000].lower())
+    rank = {word: number for number, (word, _) in enumerate(Counter(words).most_common(most - 1), 1)}
+    return following(np.array([rank.get(word, 0) for word in words]), 3, 12_000, 32)
+
+
+FURTHER = {
+    "development": {
+        "other_letters": Entry(other_letters, 64, 5, "a pretrained perceptron, other classes, 80 steps"),
+        "faint_digits": Entry(faint_digits, 32, 5, "a pretrained perceptron, other inputs, 50 steps"),
+        "next_character": Entry(lambda: next_character(topics=True), 64, 2, "characters side by side"),
+        "next_word": Entry(lambda: next_word(topics=True), 64, 2, "words side by side"),
+        "short_gru": Entry(gru, 64, 0.25, "a recurrent network on characters, 21 steps"),
+    },
+    "held out": {
+        "turned_trunk": Entry(turned_trunk, 64, 3, "a whole pretrained network, another task"),
+        "other_texts": Entry(other_texts, 32, 2, "a whole pretrained transformer, other classes"),
+        "next_character_of_source": Entry(lambda: next_character(topics=False), 64, 2, "characters side by side"),
+        "next_word_of_source": Entry(lambda: next_word(topics=False), 64, 2, "words side by side"),
+    },
+}
+ENTRIES = SUITE | FURTHER["development"] | FURTHER["held out"]

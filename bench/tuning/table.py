@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,14 @@ from thalweg.schedule import Schedule
 from thalweg.tuning import priors
 from thalweg.tuning.tune import stated_plan
 from tuning.lines import append_line, do_all, read_lines
-from tuning.suite import SUITE
+from tuning.suite import ENTRIES, SUITE
 
 RAW = Path(__file__).parents[1] / "raw" / "tuning"
 RATES = [float(f"{1e-4 * 5000 ** (k / 11):.3g}") for k in range(12)]  # 1e-4 to 0.5
 MIDDLE, MIDDLES = 0.0226, {"lion": 0.00226, "momentum": 0.1}
 LENGTHS = (1, 2, 4, 8, 16, 32)  # parts of the full run
 SEEDS = (0, 1, 2)
+WARMUP = 0.1  # of the run: of all that is stored
 PLACES = (0.1, 0.2, 0.35)  # of cool-downs, as shares of the run
 CURVE = 8  # validations of a run
 FEWEST = 5  # steps of the shortest run
@@ -124,12 +125,12 @@ def middle_of(rule: str) -> float:
 
 @cache
 def problem_of(task: str) -> Problem:
-    return open_task(SUITE[task].make())
+    return open_task(ENTRIES[task].make())
 
 
 def plan_of(key: Key) -> Plan:
     """Give the run's settled plan: everything that the key does not say is as a search sets it."""
-    entry = SUITE[key.task]
+    entry = ENTRIES[key.task]
     batch = max(1, round(entry.batch_size * key.batch))
     fixed = {"rule": key.rule, "batch_size": batch, "threads": 1}
     request = Request(epochs=entry.epochs, seed=key.seed, fixed=fixed)
@@ -139,6 +140,8 @@ def plan_of(key: Key) -> Plan:
     steps = max(FEWEST, full // key.part)
     constants = priors.constants(key.rule, steps)[0]
     schedule: Schedule = priors.schedule(key.rule, constants, steps)[0]
+    if schedule.warmup:
+        schedule = replace(schedule, warmup=max(1, int(WARMUP * steps)))
     decay = priors.weight_decay(key.rule, key.rate, steps, constants)[0]
     if key.timescale is None:
         decay = 0.0
@@ -188,7 +191,7 @@ def measure(key: Key) -> dict[str, Any]:
 
 def full_plan(task: str, seed: int, shape: str = "constant", warmup: float = 0.0, **knobs: Any) -> Plan:
     """Give the settled plan of a full run of any knobs; `warmup` as a share of it."""
-    entry = SUITE[task]
+    entry = ENTRIES[task]
     values: dict[str, Any] = {"batch_size": entry.batch_size, "threads": 1, "seed": seed, **knobs}
     plan = settle(problem_of(task), Plan(**values), Request(epochs=entry.epochs, seed=seed))
     assert plan.steps is not None

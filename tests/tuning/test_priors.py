@@ -67,7 +67,7 @@ def test_a_weight_decay_follows_from_what_stands_beside_it(rate, steps, words):
             "adamw",
             {"beta2": 0.99},
             135,
-            (13, "a tenth of the run, as 2 / (1 - 0.99) = 200 steps (arXiv:1910.04209) would be more"),
+            (27, "20% of the run, as 2 / (1 - 0.99) = 200 steps (arXiv:1910.04209) would be more"),
         ),
         ("momentum", {}, 120, (12, "a tenth of the run")),
     ],
@@ -85,10 +85,18 @@ def test_short_runs_have_a_shorter_second_moment():
 
 @pytest.mark.parametrize("rule", rules.RULES)
 @pytest.mark.parametrize("steps", [1, 7, 1000, 10**6])
-def test_warm_up_is_at_most_a_tenth_of_the_run(rule, steps):
+def test_warm_up_is_at_most_a_fifth_of_the_run_and_a_tenth_without_a_second_moment(rule, steps):
     chosen, _ = priors.constants(rule, steps)
     warmup, _ = priors.warmup_steps(rule, chosen, steps)
-    assert 1 <= warmup <= max(1, steps // 10)
+    most = 5 if {"beta2", "alpha"} & {*rules.get(rule).constants} else 10
+    assert 1 <= warmup <= max(1, steps // most)
+
+
+def test_candidates_have_had_their_whole_rate_where_they_are_first_judged():
+    chosen = {"beta2": 0.99}
+    for judged, warmup in ((0.05, 30), (0.1, 30), (0.15, 45), (0.35, 60)):
+        assert priors.schedule("adamw", chosen, 300, priors.warmup_share(judged))[0].warmup == warmup
+        assert priors.schedule("muon", {}, 300, priors.warmup_share(judged))[0].warmup == 30
 
 
 def test_warm_up_lasts_as_long_as_the_second_moment_needs():

@@ -317,3 +317,15 @@ def test_a_decay_that_is_fixed_is_not_raced():
     raced = tuned(effort=14).why("weight_decay")
     assert raced.source == "searched"
     assert len(raced.figures["weight_decays"]) > 1
+
+
+@pytest.mark.parametrize(("options", "warmup"), [({"effort": 1}, 12), ({"effort": 1.6}, 6), ({"effort": 2}, 6)])
+def test_a_warm_up_is_over_where_candidates_are_first_judged(options, warmup):
+    plan = tuned(fixed={"rule": "adamw"}, **options)
+    assert (plan.steps, plan.schedule.warmup) == (60, warmup)
+    assert f"{warmup / 60:.0%} of the run" in plan.why("schedule").reason
+
+
+def test_a_given_rate_leaves_the_whole_warm_up():
+    plan = tuned(fixed={"rule": "adamw", "learning_rate": 0.01}, effort=4)
+    assert plan.schedule.warmup == 12

@@ -17,7 +17,8 @@ from thalweg.schedule import Schedule
 TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
 OTHER_TIMESCALES = (None, 1.0, 0.1)  # tried after the rate; None: no decay
 MOST_DECAY = 1.0  # of weights
-WARMUP_SHARE = 0.1  # of the run, at most
+WARMUP_SHARE = 0.1  # of the run, where the rule has no second moment
+MOST_WARMUP = 0.2  # share of the run, where it has one, and no candidate is judged before that
 SHORT_RUN, SHORT_RUN_RATE = 1000, 0.0226  # steps, and the rate of AdamW that serves most runs of no more than these
 SHORT_RUN_RATES = {"lion": 0.0147, "adafactor": 0.383, "schedule_free_adamw": 0.0562}  # of rules of their own
 OPEN_DECAY = 0.2  # share of a run of open length in which its rate falls
@@ -124,31 +125,51 @@ def constants(rule: str, steps: int) -> tuple[dict[str, float | bool], Evidence]
     return {"beta2": 0.99}, Evidence("derived", reason)
 
 
-def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int) -> tuple[int, str]:
+def warmup_steps(rule: str, chosen: Mapping[str, Any], steps: int, most: float = MOST_WARMUP) -> tuple[int, str]:
     """Give the steps of warm-up and the reason.
 
-    2 / (1 - beta2) for Adam-like rules (Ma & Yarats 2019, arXiv:1910.04209: as good as RAdam), at most a tenth of the run.
+    2 / (1 - beta2) for Adam-like rules (Ma & Yarats 2019, arXiv:1910.04209: as good as RAdam), at most a share `most` of the run;
+    for others a tenth. On the suite of `bench/tuning` AdamW at its usual rate ends lower with a fifth of the run than with a
+    tenth, Muon does not.
     """
-    most = max(1, int(WARMUP_SHARE * steps))
     known = {**rules.get(rule).constants, **chosen}
     beta2 = known.get("beta2", known.get("alpha"))
     if beta2 is None:
-        return most, "a tenth of the run"
-    wanted = round(2 / (1 - float(beta2)))
+        return max(1, int(WARMUP_SHARE * steps)), "a tenth of the run"
+    longest, wanted = max(1, int(most * steps)), round(2 / (1 - float(beta2)))
     stated = f"2 / (1 - {beta2:g}) = {wanted} steps (arXiv:1910.04209)"
-    return (wanted, stated) if wanted <= most else (most, f"a tenth of the run, as {stated} would be more")
+    return (wanted, stated) if wanted <= longest else (longest, f"{most:.0%} of the run, as {stated} would be more")
+
+
+def warmup_share(first_judged: float) -> float:
+    """Give the longest warm-up, as a share of the run, of candidates that are first judged after such a share of it.
+
+    They should have had their whole rate by then: with longer ones AdamW's candidates are ranked worse. A tenth it may be always.
+
+    >>> warmup_share(0.1), warmup_share(0.35)
+    (0.1, 0.2)
+    """
+    return max(WARMUP_SHARE, min(MOST_WARMUP, first_judged))
 
 
 def schedule(
-    rule: str, chosen: Mapping[str, Any], steps: int, *, length_is_open: bool = False
+    rule: str,
+    chosen: Mapping[str, Any],
+    steps: int,
+    most_warmup: float = MOST_WARMUP,
+    *,
+    length_is_open: bool = False,
 ) -> tuple[Schedule, Evidence]:
     """Give the schedule: linear to zero after a warm-up, except for rules that average the weights or find their own rate.
 
-    Where the length is open, and `steps` that of the shortest run, the rate stays where it is until the last fifth.
+    `most_warmup`: share of the run, for `warmup_steps`. Where the length is open, and `steps` that of the shortest run, the warm-up
+    is at most a tenth of that, and the rate stays where it is until the last fifth.
     """
     definition = rules.get(rule)
     if length_is_open and definition.average is None:
-        warmup, why = (0, "none for this rule") if definition.finds_rate else warmup_steps(rule, chosen, steps)
+        warmup, why = (
+            (0, "none for this rule") if definition.finds_rate else warmup_steps(rule, chosen, steps, WARMUP_SHARE)
+        )
         reason = "stable until the last fifth, and then to zero by 1 - sqrt (arXiv:2405.18392): so a run can be of any length"
         return shapes.wsd(warmup=warmup, decay=OPEN_DECAY), Evidence(
             "derived", f"{reason}; warm-up: {why}, of the shortest one", {"warmup": warmup}
@@ -159,11 +180,12 @@ def schedule(
             f" progress would mislead a rule that finds its own rate"
         )
         return shapes.cosine(), Evidence("derived", reason)
-    warmup, why = warmup_steps(rule, chosen, steps)
     if definition.average is not None:
+        warmup, why = warmup_steps(rule, chosen, steps, WARMUP_SHARE)
         source = definition.source.split(", ")[-1]
         reason = f"constant: the rule's own average of the weights takes the place of a decay ({source})"
         return shapes.constant(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
+    warmup, why = warmup_steps(rule, chosen, steps, most_warmup)
     reason = "linear to zero matches or beats cosine (arXiv:2310.07831, arXiv:2502.15938)"
     return shapes.linear(warmup=warmup), Evidence("derived", f"{reason}; warm-up: {why}", {"warmup": warmup})
 

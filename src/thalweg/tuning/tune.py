@@ -264,7 +264,12 @@ def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) ->
     return with_choices(plan, {"accumulate": parts})
 
 
-def with_priors(plan: Plan, request: Request, timescale: float | None = priors.TIMESCALE) -> Plan:
+def with_priors(
+    plan: Plan,
+    request: Request,
+    timescale: float | None = priors.TIMESCALE,
+    most_warmup: float = priors.MOST_WARMUP,
+) -> Plan:
     """Set constants, schedule and weight decay by their rules for the plan's steps and rate, unless they are decided."""
     assert plan.steps is not None
     is_open, steps = request.open is not None, plan.steps
@@ -277,7 +282,7 @@ def with_priors(plan: Plan, request: Request, timescale: float | None = priors.T
         why = Evidence(why.source, why.reason + of_which, why.figures)
     choices: dict[str, Choice] = {
         "constants": constants,
-        "schedule": priors.schedule(plan.rule, known, steps, length_is_open=is_open),
+        "schedule": priors.schedule(plan.rule, known, steps, most_warmup, length_is_open=is_open),
         "weight_decay": (decay, why),
     }
     plan = with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in request.fixed})
@@ -338,9 +343,11 @@ def with_learning_rate(
             problem, request, track, Point(plan.rule, plan.learning_rate), plan, search, most, say, progress
         )
 
+    most_warmup = priors.warmup_share(course.stages[0].share)
+
     def plan_for(point: Point) -> Plan:
         under = with_rule(problem, plan, point.rule).replace(learning_rate=point.rate)
-        return with_priors(under, request, point.timescale)
+        return with_priors(under, request, point.timescale, most_warmup)
 
     started, track = time.perf_counter(), Candidates(problem, plan_for, say, search, most)
     won = race(track, tried, course, price)
