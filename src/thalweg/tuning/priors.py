@@ -162,8 +162,8 @@ def schedule(
 ) -> tuple[Schedule, Evidence]:
     """Give the schedule: linear to zero after a warm-up, except for rules that average the weights or find their own rate.
 
-    `most_warmup`: share of the run, for `warmup_steps`. Where the length is open, and `steps` that of the shortest run, the warm-up
-    is at most a tenth of that, and the rate stays where it is until the last fifth.
+    `most_warmup`: share of the run, for `warmup_steps`. Where the length is open, and `steps` that of the shortest run, the
+    warm-up is at most a tenth of that, and the rate stays where it is until the last fifth.
     """
     definition = rules.get(rule)
     if length_is_open and definition.average is None:
