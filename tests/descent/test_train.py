@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -580,3 +581,83 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(tmp_path: Path, mo
     assert told[1] == "The run is saved again."
     assert same_bits(run.model, whole.model)
     assert run.history["loss"].tolist()[1:] == whole.history["loss"].tolist()[1:]
+
+
+def damage(checkpoint: Path) -> None:
+    """Flip a bit in a checkpoint's weights."""
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    content[-3] ^= 4
+    (checkpoint / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_best_weights_of_a_step_that_a_changed_run_does_not_come_to_are_not_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool
+) -> None:
+    made = plan(checkpoint_seconds=0, validate_every=1, snapshot_every=0, watch=False)
+    whole = tw.train(classes(), made)
+    stopped(tmp_path / "r", monkeypatch, made=made)
+    checkpoints = tmp_path / "r" / "checkpoints"
+    damage(checkpoints / "step-00000020")  # the best weights beside it are of that step too
+    changes = {"learning_rate": 3.0} if is_changed else None
+    run = tw.resume(tmp_path / "r", classes(), changes=changes)
+    kept = run.summary["weights"]["step"]
+    told = dict(zip(run.history["step"].astype(int).tolist(), run.history["validation/loss"].tolist(), strict=True))
+    assert told[kept] == run.metrics["loss"]  # the figures are those that the history has of this step
+    if is_changed:
+        assert any("of step 20 of the run as it was before" in event.message for event in run.events)
+        assert (checkpoints / "best.set-aside" / "model.safetensors").exists()
+    else:
+        assert same_bits(run.model, whole.model)
+
+
+def test_best_weights_that_a_plan_did_not_keep_in_between_are_not_taken_for_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path / "r", monkeypatch, at=7, made=plan(checkpoint_seconds=0, validate_every=2))
+    record = Recorder.step
+
+    def recorded(self: Recorder, figures: Any, *rest: Any) -> None:
+        record(self, figures, *rest)
+        self.stop_request.received |= figures.step == 15
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "step", recorded)
+        with pytest.raises(KeyboardInterrupt):
+            tw.resume(tmp_path / "r", classes(), changes={"keep": "last"})
+    run = tw.resume(tmp_path / "r", classes(), changes={"keep": "best", "learning_rate": 1e-9, "weight_decay": 0.0})
+    assert run.summary["weights"]["step"] > 15
+    assert any("none were kept" in event.message for event in run.events)
+
+
+def test_knobs_by_which_a_run_that_stopped_early_takes_no_step_are_refused(tmp_path: Path) -> None:
+    made = plan(learning_rate=1.0, validate_every=1, patience=2, steps=200)
+    first = tw.train(classes(), made, out=tmp_path / "r")
+    assert first.summary["stopped_early"]
+    for changes in ({"steps": 400}, {"learning_rate": 0.1}):
+        with pytest.raises(tw.PlanError, match=r"stopped early, at step \d+, after 2 validations .* Set `patience`"):
+            tw.resume(tmp_path / "r", classes(), changes=changes)
+    assert tw.Run.open(tmp_path / "r").plan.steps == 200  # nothing was changed
+    assert tw.resume(tmp_path / "r", classes(), changes={"patience": 4}).summary["steps"] > first.summary["steps"]
+
+
+def test_a_resumed_run_has_taken_no_less_time_than_before(tmp_path: Path) -> None:
+    def slow(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return (outputs.argmax(1) == targets).float().mean()
+
+    task = classes(metrics={"slow": slow})
+    first = tw.train(task, plan(steps=10, validate_every=1), out=tmp_path / "r")
+    again = tw.resume(tmp_path / "r", task, changes={"steps": 11})
+    assert again.summary["seconds"] > first.summary["seconds"] > 0.2
+
+
+@pytest.mark.parametrize("keeps_all", [True, False])
+def test_a_run_says_whether_anything_was_found_by_which_it_does_not_resume_exactly(keeps_all: bool) -> None:
+    half_read = iter(range(1000))
+
+    def drifting(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, targets) * (1 + 0.001 * next(half_read))
+
+    loss = nn.functional.cross_entropy if keeps_all else drifting
+    assert tw.train(classes(loss=loss), plan(steps=3)).summary["exact"] is keeps_all

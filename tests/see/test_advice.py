@@ -468,3 +468,48 @@ def test_a_rate_beyond_the_edge_of_the_search_is_better_where_it_is_advised(seed
 )  # with inputs too small to be learnt from, every rate comes out alike
 def test_no_rate_beyond_the_edge_is_advised_where_the_best_is_within_or_all_are_alike(size, seed):
     assert "one beyond it" not in said(tw.fit(line(size), epochs=10, seed=seed, fixed={**DESCENT, "clip_norm": None}))
+
+
+@pytest.mark.parametrize(("exact", "words"), [(True, "bitwise"), (False, "It may differ"), (None, "Resume it with")])
+def test_a_resumed_run_is_promised_to_be_exact_only_where_nothing_says_otherwise(make_run, tmp_path, exact, words):
+    run = dataclasses.replace(make_run(summary={"status": "interrupted", "exact": exact}), folder=tmp_path)
+    (line, *_) = next_steps(run)
+    assert words in line
+    assert ("bitwise" in line) is (exact is True)
+
+
+def of_metric(make_run, values):
+    """A run that is selected by a metric, with these values of it."""
+    column = course(values)["validation/loss"]
+    history = {**course([2.0, *[0.2] * (len(values) - 1)]), "validation/m": column}
+    finite = [value for value in values if np.isfinite(value)]
+    summary = {"select": "m", "mode": "max", "start": {"loss": 2.0, "m": values[0]}}
+    return make_run(history=history, metrics={"loss": 0.2, "m": max(finite, default=np.nan)}, summary=summary)
+
+
+def test_a_metric_that_was_never_a_number_has_not_improved(make_run):
+    run = of_metric(make_run, [np.nan] * 5)
+    assert "All is well" not in said(run)
+    assert "nobody can say how good the model is: the m is not a number" in said(run)
+
+
+def test_a_metric_that_was_no_number_at_first_is_not_said_to_have_improved(make_run):
+    text = said(of_metric(make_run, [np.nan, 0.4, 0.5, 0.6, 0.7]))
+    assert "improved" not in text
+    assert "not a number in 1 of 5 validations" in text
+
+
+def test_validations_in_which_the_metric_was_no_number_are_counted(make_run):
+    assert "The m was not a number in 2 of 5 validations" in said(of_metric(make_run, [0.1, np.nan, 0.5, np.nan, 0.7]))
+    assert "not a number" not in said(of_metric(make_run, [0.1, 0.3, 0.5, 0.6, 0.7]))
+
+
+@pytest.mark.parametrize(("losses", "words"), [(None, "prepared as the training data are"), (2.0, "thalweg check")])
+def test_a_run_whose_validations_only_got_worse_is_not_said_to_have_ended_where_it_began(make_run, losses, words):
+    run = run_of(make_run, [2.0, 2.5, 3.0, 4.0, 5.0, 6.0])
+    if losses is not None:
+        run = dataclasses.replace(run, history={**run.history, "loss": np.full(401, losses)})
+    text = said(run)
+    assert "No validation was better than the one before the first step: the validation loss was 2 then, and 6" in text
+    assert "at the end, 2 at the start" not in text
+    assert words in text

@@ -125,3 +125,9 @@ def test_a_run_in_memory_says_how_to_keep_its_weights(make_run):
 def test_an_empty_run_has_no_steps_and_no_figures():
     run = Run(plan=Plan(), history=HistoryColumns())
     assert (FinishedHistory.of(run).steps, run_text.figures(run)) == (0, [])
+
+
+def test_weights_that_no_number_chose_are_the_last(make_run):
+    summary = {"weights": {"step": 7, "averaged": False}}
+    run = make_run(summary=summary, metrics={"loss": float("nan")})
+    assert run_text.weights(run) == "The model holds the weights of step 7, the last."

@@ -462,3 +462,11 @@ def test_a_run_whose_search_is_over_needs_no_study(tmp_path):
     damage(tmp_path / "run" / "study.sqlite")
     (tmp_path / "run" / "study.sqlite").write_bytes(b"\x17" * 9000)
     assert tw.resume(tmp_path / "run", task()).summary["status"] == "finished"
+
+
+def test_a_link_in_the_place_of_the_candidates_is_not_followed(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "plan.candidates").symlink_to(tmp_path / "precious")
+    tw.tune(task(), **SEARCH, out=tmp_path / "plan.toml")
+    assert not any((tmp_path / "precious").iterdir())
+    assert (tmp_path / "plan.candidates.set-aside").is_symlink()

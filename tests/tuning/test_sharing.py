@@ -270,3 +270,9 @@ def test_a_claim_that_is_none_stops_nobody(two):
     one._study.write_claim(PLANS[0], {"by": 3, "step": "x"})
     assert one.claim(PLANS[:1], 5, 1) == PLANS[:1]
     assert plan_sum(PLANS[0]) in one._study.read_claims()
+
+
+@pytest.mark.parametrize("number", ["\u00b2", "9" * 5000, "-1", ""])
+def test_a_claim_of_a_process_without_a_number_is_kept_to(number):
+    host = sharing._host()
+    assert not sharing._is_gone(f"{host}/{number}/abc")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from thalweg.descent.state import BestWeights
 from thalweg.errors import CheckpointError
-from thalweg.records import checkpoint
+from thalweg.records import checkpoint, files
 from thalweg.records.json_values import without_tuples
 from thalweg.records.run_folder import BEST, RunFolder
 from thalweg.records.run_inputs import RunInputs
@@ -69,3 +70,14 @@ class CheckpointWriter:
             raise CheckpointError(f"those of step {best.step} on the disk were chosen by the task as it was in between")
         self._written_best = best.step, best.value
         return best
+
+    def set_best_aside(self) -> Path:
+        """Rename the best weights on the disk, which are not this run's as it goes on, and give where they are now.
+
+        Raises CheckpointError where that fails.
+        """
+        self._written_best = None
+        try:
+            return files.set_aside(self.folder.best_path)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder.best_path} cannot be moved: {error.strerror}") from error

@@ -69,6 +69,7 @@ class Problem:
     - `takes_nonfinite`: whether the data hold NaN or infinity with which the loss is finite all the same.
     - `last_batch_fails`: why no step can be taken on the last batch of the user's loader, which is smaller; else empty.
     - `notes`: what the user should know about data and model.
+    - `is_exact`: whether nothing was found by which a resumed run may differ from the uninterrupted one.
     """
 
     task: Task
@@ -85,6 +86,7 @@ class Problem:
     last_batch_fails: str = ""
     notes: tuple[str, ...] = field(default=())
     held_out: HeldOut = NOTHING_HELD_OUT
+    is_exact: bool = True
 
     def with_own_loss(self) -> Problem:
         """Give the problem with copies of a loss and of metrics that have a state, so that several runs do not share it."""
@@ -203,13 +205,14 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
         last_batch_fails = _last_batch_fails(Objective(own, rehearsal.casts), model, train, chosen_device)
         objects.read()
-        notes += not_kept(objects) + counting_data(items)
-        notes += [
+        lost = not_kept(objects) + counting_data(items)
+        lost += [
             text
             for source in (train, validation)
             if isinstance(source, StreamSource)
             for text in not_kept(source.objects)
         ]
+        notes += lost
     return Problem(
         task,
         Objective(task, rehearsal.casts, reduction, evaluation.needs_gradient),
@@ -225,6 +228,7 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         last_batch_fails,
         tuple(notes),
         held_out,
+        not lost,
     )
 
 

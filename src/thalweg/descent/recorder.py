@@ -27,7 +27,7 @@ from thalweg.records.paths import typed
 from thalweg.records.place import Place
 from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder, inputs_of
-from thalweg.records.run_inputs import RunInputs
+from thalweg.records.run_inputs import RunInputs, plan_changes
 from thalweg.records.step_figures import StepFigures
 from thalweg.records.task import Source
 from thalweg.terminal import tell_error, warn
@@ -311,20 +311,23 @@ class Recorder:
         lost += descent.load_state_dict(loaded.state)
         if lost:
             self.warn(loaded.step, not_put_back(lost))
-        self._compare_process(descent, loaded)
+        as_it_was = not self._compare_process(descent, loaded)
         self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
         if "snapshot" in loaded.state:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])
         elif descent.plan.snapshot_every:  # the checkpoint itself was the snapshot
             descent.take_snapshot()
         if descent.best_validation is not None and descent.keeps_best:
-            self._restore_best(descent, inputs_of(loaded))
+            before = inputs_of(loaded)
+            if before is not None and self.inputs is not None:
+                as_it_was &= not plan_changes(before.plan, self.inputs.plan)
+            self._restore_best(descent, before, as_it_was=as_it_was)
         self.supersede(descent.step)
         if self._checkpoints is not None:
             self._checkpoints.written_step = descent.step
 
-    def _compare_process(self, descent: Descent, loaded: checkpoint.Loaded) -> None:
-        """Say what of versions, machine and settings differs from when the checkpoint was written."""
+    def _compare_process(self, descent: Descent, loaded: checkpoint.Loaded) -> bool:
+        """Say what of versions, machine and settings differs from when the checkpoint was written, and give whether any does."""
         before = loaded.state["loop"].get("process", {})
         found = differences(before, surroundings(descent.problem.device))
         if found:
@@ -333,16 +336,29 @@ class Recorder:
                 f"The run goes on in a process unlike the one it was stopped in: {'; '.join(found)}. It may differ from what it"
                 f" would have been.",
             )
+        return bool(found)
 
-    def _restore_best(self, descent: Descent, before: RunInputs | None) -> None:
-        # The file may be of a later step than the checkpoint. That does no harm: the resumed run reaches that step again
-        # and finds the same weights, and until then `best_validation` holds the value to improve on.
+    def _restore_best(self, descent: Descent, before: RunInputs | None, *, as_it_was: bool) -> None:
+        """Read the best weights; those of a later step than the checkpoint only where the run goes on `as_it_was`.
+
+        Then it reaches that step again and finds the same weights; until then `best_validation` holds the value to improve on.
+        Otherwise it would end with weights that it never comes to: these are moved aside.
+        """
         assert self._checkpoints is not None
         assert descent.best_validation is not None
+        step = descent.best_validation["step"]
         try:
-            descent.best_weights = self._checkpoints.load_best(before)
+            if before is not None and before.plan.get("keep") == "last":
+                raise CheckpointError("none were kept, as the plan was to end with the last ones")
+            best = self._checkpoints.load_best(before)
+            if best.step != step and not (as_it_was and best.step > descent.step):
+                aside = self._checkpoints.set_best_aside()
+                raise CheckpointError(
+                    f"those on the disk are of step {best.step} of the run as it was before; they are kept as {aside.name}"
+                )
+            descent.best_weights = best
         except CheckpointError as error:
-            step, descent.best_validation = descent.best_validation["step"], None
+            descent.best_validation = None
             message = f"The best weights, of step {step}, are lost ({error}); the best from here on is kept instead."
             self.history.event(descent.step, "note", message)
 

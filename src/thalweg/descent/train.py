@@ -172,6 +172,7 @@ def resume_in(
     if finished:
         return Run.open(folder.path, problem.task)
     inputs = replace(recorded.with_plan(plan) if knobs else recorded, task=task)
+    seconds, after = folder.seconds_taken()
     if knobs:
         folder.change_plan(plan, inputs)
     elif not os.path.lexists(folder.plan_path):
@@ -188,7 +189,7 @@ def resume_in(
             recorder.event(descent.step, "note", message)
         if edited:
             _tell_changes(edited, descent, recorder)
-        return _train(descent, recorder, _seconds_recorded(history))
+        return _train(descent, recorder, seconds + _seconds_recorded(history, after))
 
 
 def inputs_before(folder: RunFolder, recorded: RunInputs, loaded: checkpoint.Loaded | None) -> RunInputs:
@@ -217,6 +218,12 @@ def _check_steps(
         raise PlanError(
             f"The run in {folder.path} is at step {loaded.step:,} already, and `steps` is {plan.steps:,}: nothing remains to be"
             f" done. Set `steps` to more than that."
+        )
+    stale = 0 if loaded is None else loaded.state.get("loop", {}).get("stale", 0)
+    if loaded is not None and plan.patience is not None and isinstance(stale, int) and stale >= plan.patience:
+        raise PlanError(
+            f"The run in {folder.path} stopped early, at step {loaded.step:,}, after {stale:,} validations without improvement:"
+            f" with `patience` {plan.patience:,} nothing remains to be done. Set `patience` to more than {stale:,}, or to none."
         )
 
 
@@ -314,9 +321,10 @@ def naming_contents(loaded: checkpoint.Loaded) -> Generator[None]:
         ) from error
 
 
-def _seconds_recorded(history: HistoryWriter) -> float:
-    """Give the seconds that earlier processes trained: the sum over steps, as a killed one has recorded nothing else."""
-    return float(np.nansum(history.columns().get("seconds", np.zeros(1))))
+def _seconds_recorded(history: HistoryWriter, after: int = 0) -> float:
+    """Give the seconds of the steps that earlier processes took after one: a killed one has recorded nothing else."""
+    columns = history.columns()
+    return float(np.nansum(columns["seconds"][columns["step"] > after])) if "seconds" in columns else 0.0
 
 
 def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, begun: Suspended | None = None) -> Run:
@@ -339,7 +347,7 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
         elif isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"Interrupted at once, after step {descent.step}.", run=run) from error
         raise
-    summary = _summarize(descent, "finished", time.perf_counter() - started)
+    summary = _summarize(descent, recorder, "finished", time.perf_counter() - started)
     take_kept_weights(descent)
     summary |= _training_metrics(descent, summary["notes"])
     if drift := drift_from(descent.problem.task.model, descent.model):
@@ -385,7 +393,7 @@ def _failed_run(descent: Descent, recorder: Recorder, error: BaseException, seco
     if isinstance(error, DivergedError):
         status = "diverged"
         recorder.event(descent.step, "diverged", str(error))
-    summary = _summarize(descent, status, seconds)
+    summary = _summarize(descent, recorder, status, seconds)
     try:
         recorder.history.flush()
         _write_status(descent, recorder, summary)
@@ -427,7 +435,14 @@ def _final_figures(descent: Descent) -> dict[str, float]:
     return dict(descent.best_weights.figures) if descent.best_weights else dict(descent.last_validation)
 
 
-def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
+def _is_exact(descent: Descent, recorder: Recorder) -> bool:
+    """Whether nothing is known by which the run, where it is resumed, may differ from the uninterrupted one."""
+    states = descent.objects.problems, recorder.callbacks.objects.problems, descent.batches.unkept
+    data = None if recorder.inputs is None else recorder.inputs.task.data
+    return descent.problem.is_exact and not any(states) and not (data is not None and data.unlike)
+
+
+def _summarize(descent: Descent, recorder: Recorder, status: str, seconds: float) -> dict[str, Any]:
     best, problem = descent.best_weights, descent.problem
     return {
         "status": status,
@@ -446,6 +461,7 @@ def _summarize(descent: Descent, status: str, seconds: float) -> dict[str, Any]:
         "weights": None if best is None else {"step": best.step, "averaged": best.averaged},
         "cures": dict(descent.cures),
         "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
+        "exact": _is_exact(descent, recorder),
         "notes": list(problem.notes),
         "idle_parameters": list(problem.without_gradient),
         "drifting_statistics": list(drifting_statistics(descent.model)),

@@ -83,7 +83,7 @@ def save(
     final = folder / (name or f"step-{step:08d}")
     temporary = folder / f".tmp-{final.name}-{os.urandom(8).hex()}"
     try:
-        _set_aside_unless_folder(folder)
+        set_aside_unless_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(folder)
         _write(temporary, parts, step, final.name)
@@ -168,6 +168,13 @@ def remove(folder: str | os.PathLike[str]) -> None:
         folder.rmdir()
 
 
+def set_aside_unless_folder(path: Path) -> None:
+    """Move aside what is under a name and is no folder: a link, a pipe or a file. Raises OSError."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            files.set_aside(path)
+
+
 def steps(folder: str | os.PathLike[str]) -> list[int]:
     """List the steps that have a folder, ascending, intact or not."""
     return [_step_of(path) for path in reversed(_newest_first(Path(folder)))]
@@ -229,12 +236,6 @@ def _discard(path: Path, name: Path | None = None) -> None:
                 path.rmdir()
                 return
         files.set_aside(path, name)
-
-
-def _set_aside_unless_folder(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        if not stat.S_ISDIR(path.lstat().st_mode):
-            files.set_aside(path)
 
 
 def _swap_names(one: Path, other: Path) -> bool:

@@ -136,6 +136,12 @@ class RunFolder:
             return self.read_status().get("status") == "finished"
         return False
 
+    def seconds_taken(self) -> tuple[float, int]:
+        """Give how long the run had taken, validations and all, when a process last ended it, and the step that it was at."""
+        status = self._status_or_none()
+        summary = {} if status is None else status["summary"]
+        return (summary["seconds"], summary["steps"]) if {"seconds", "steps"} <= summary.keys() else (0.0, 0)
+
     # Writing
 
     @contextmanager
@@ -548,7 +554,7 @@ SUMMARY: Mapping[str, Kind] = {
     **dict.fromkeys(("steps", "parameters", "trainable_parameters"), count),
     "examples": optional(count),
     "seconds": number,
-    **dict.fromkeys(("validated", "stopped_early"), flag),
+    **dict.fromkeys(("validated", "stopped_early", "exact"), flag),
     **dict.fromkeys(("start", "training"), table(number)),
     "weights": optional(record({"step": count, "averaged": flag}, ("step",))),
     "cures": record({"rate_factor": number, "clip_norm": optional(number)}),

@@ -41,6 +41,7 @@ def next_steps(run: Run, *, repeat_diagnoses: bool = True) -> list[str]:
         *faults_after,
         *_lowered_rate(run, history),
         *_skipped_batches(run),
+        *_not_a_number(history),
     ]
     advice += [*_worsened(run, history), *_longer_run(run, history), *_clipping(run, history), *_search(run, history)]
     advice += [*_unvalidated(history), *_memory(run)]
@@ -87,10 +88,10 @@ def _unfinished(run: Run, history: FinishedHistory) -> list[str]:
             return [
                 "The run is not finished, and was kept in memory only: give `out=` to be able to resume after a stop."
             ]
-        return [
-            f"The run is not finished. Resume it with `{run_text.resume(run)}`; the result is bitwise that of an"
-            " uninterrupted run."
-        ]
+        exact = run.summary.get("exact")  # of a process that was killed nothing is known
+        result = "; the result is bitwise that of an uninterrupted run" if exact else ""
+        but = " It may differ from an uninterrupted run by what the notes say." if exact is False else ""
+        return [f"The run is not finished. Resume it with `{run_text.resume(run)}`{result}.{but}"]
     if history.status == "diverged":
         planned, lowest = run.plan.learning_rate, run.plan.learning_rate * _rate_factor(run)
         tried = f" from {format_number(planned)} down to {format_number(lowest)}" if lowest < planned else ""
@@ -130,6 +131,19 @@ def _skipped_batches(run: Run) -> list[str]:
     return [
         f"{format_count(skipped, 'batch')} gave a loss or gradient that is not finite and were left out. Look for bad rows"
         f" in the data, and for log(0) or overflow in the loss."
+    ]
+
+
+def _not_a_number(history: FinishedHistory) -> list[str]:
+    """Say of a metric to select by that it was no number in some validations, whose weights could not be chosen by it."""
+    if history.select == "loss" or not history.validated:
+        return []
+    validations, measured = len(history.recorded("validation/loss")[0]), len(history.criterion()[0])
+    if not 0 < measured < validations:
+        return []
+    return [
+        f"The {history.metric_name(history.select)} was not a number in {validations - measured:,} of"
+        f" {format_count(validations, 'validation')}, by which no weights could be chosen there."
     ]
 
 
@@ -268,8 +282,7 @@ def _memory(run: Run) -> list[str]:
 
 
 def _all_is_well(run: Run, history: FinishedHistory) -> str:
-    metric = history.metric_name(history.select)
-    said = [f"All is well: the {metric} improved, and nothing had to be corrected."]
+    said = [_outcome(history)]
     x, y = history.criterion()
     early, late = y[x <= x[-1] / 2] if len(y) else y, float(run.metrics.get(history.select, math.nan))
     if len(y) > MANY and len(early) > 1:
@@ -291,6 +304,19 @@ def _all_is_well(run: Run, history: FinishedHistory) -> str:
             " by heart, so more data, augmentation or dropout promise more than a longer run."
         )
     return " ".join(said)
+
+
+def _outcome(history: FinishedHistory) -> str:
+    """Say that nothing had to be corrected, and of the criterion no more than its figures do."""
+    name = history.metric_name(history.select)
+    before, after = history.initial.get(history.select, math.nan), float(history.final.get(history.select, math.nan))
+    if not math.isfinite(after):
+        return f"Nothing had to be corrected, but nobody can say how good the model is: the {name} is not a number."
+    if not math.isfinite(before):
+        return f"All is well: the {name} is {history.value_text(after)}, and nothing had to be corrected."
+    if history.better(after, before):
+        return f"All is well: the {name} improved, and nothing had to be corrected."
+    return f"Nothing had to be corrected, but the {name} is no better than at the start."
 
 
 def _times(count: int) -> str:

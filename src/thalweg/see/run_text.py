@@ -79,7 +79,7 @@ def weights(run: Run) -> str:
     history = FinishedHistory.of(run)
     kind = (rule_average(run) or "averaged weights (EMA)") if chosen.get("averaged") else "weights"
     why = "the last"
-    if run.plan.keep == "best" and history.validated:
+    if run.plan.keep == "best" and history.validated and math.isfinite(history.final.get(history.select, math.nan)):
         side = "highest" if history.mode == "max" else "lowest"
         why = f"those with the {side} {history.metric_name(history.select)}"
     return f"The model holds the {kind} of step {chosen['step']:,}, {why}."

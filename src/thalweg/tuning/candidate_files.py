@@ -37,6 +37,8 @@ class CandidateFiles:
         with suppress(
             CheckpointError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
         ):
+            if self._of(plan).is_symlink():
+                return None
             state = checkpoint.load(self._of(plan) / NAME).state
             check(state["paid"], {"steps": count}, ("steps",))
             return Suspended.from_state(state["candidate"], plan), state["paid"]["steps"]

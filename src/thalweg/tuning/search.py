@@ -196,6 +196,7 @@ def kept_beside(plan: Path | None) -> Generator[SearchPlace | None]:
         return
     place = SearchPlace(plan.with_name(f"{plan.stem}.{STUDY}"), plan.with_name(f"{plan.stem}.{CANDIDATES}"))
     try:
+        checkpoint.set_aside_unless_folder(place.candidates)
         place.candidates.mkdir(exist_ok=True)
         lock = file_lock.acquire_folder(place.candidates)
     except BlockingIOError as error:

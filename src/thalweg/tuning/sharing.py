@@ -75,7 +75,7 @@ def _is_gone(name: str) -> bool:
     """Whether a process of this very machine has ended."""
     host, _, rest = name.partition("/")
     number = rest.partition("/")[0]
-    if host != _host() or not number.isdigit():
+    if host != _host() or not re.fullmatch(r"[0-9]{1,18}", number):
         return False
     try:
         os.kill(int(number), 0)

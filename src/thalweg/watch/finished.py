@@ -169,6 +169,13 @@ class FinishedHistory:
         losses = self.training_loss(step), self.training_loss()
         return Worsened(step, float(y[best]), last_fifth, *losses, self._why_worsened(step))
 
+    def last_if_best_at_start(self) -> float | None:
+        """Give the criterion at the end where it is clearly worse there, and no validation was better than that at the start."""
+        x, y = self.criterion()
+        if not self.validated or len(y) < 2 or x[0] != 0 or int(np.argmin(self.cost(y))) != 0:
+            return None
+        return float(y[-1]) if self.cost(y[-1]) - self.cost(y[0]) > RELEVANT * abs(y[0]) else None
+
     def _why_worsened(self, step: int) -> Literal["overfitting", "steps too long", ""]:
         before, last = self.training_losses(step), self.training_losses()
         x, y = self.recorded("validation/loss")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from thalweg.formatting import capitalized, format_number
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
-from thalweg.watch.finished import RELEVANT, FinishedHistory
+from thalweg.watch.finished import FEWEST_LOSSES, RELEVANT, FinishedHistory
 
 
 def achieved_nothing(history: FinishedHistory) -> Iterator[Diagnosis]:
@@ -23,7 +25,14 @@ def achieved_nothing(history: FinishedHistory) -> Iterator[Diagnosis]:
             history, "non-finite", cause, f"Look for log(0), division by zero or overflow in the loss; {check}."
         )
     elif abs(after - before) <= RELEVANT * abs(before):
+        last = history.last_if_best_at_start()
         cause = f"Nothing was learnt worth the name: the {name} is {history.change_text()}."
+        if last is not None:  # and the run kept the weights that it began with
+            cause = (
+                f"No validation was better than the one before the first step: the {name} was {history.value_text(before)} then,"
+                f" and {history.value_text(last)} at the end."
+            )
+            check = _where_it_went(history, check)
         yield _found(history, "stagnant", cause, f"{capitalized(check)}.")
     elif history.better(before, after):
         cause = f"The model is worse than before the first step: the {name} is {history.change_text()}."
@@ -38,6 +47,19 @@ def _found(history: FinishedHistory, symptom: str, cause: str, cure: str) -> Dia
     value, threshold = history.final.get(history.select, math.nan), history.initial.get(history.select)
     evidence = {history.select: {"value": value, "threshold": threshold}}
     return Diagnosis(symptom, cause, "warning", step=history.steps, evidence=evidence, cure=Cure(cure))
+
+
+def _where_it_went(history: FinishedHistory, check: str) -> str:
+    """Say where to look where the validations got worse from the start on: elsewhere, if the training loss fell by half."""
+    losses = history.recorded("loss")[1]
+    losses = losses[np.isfinite(losses)][:FEWEST_LOSSES]
+    first, last = float(losses.mean()) if len(losses) else math.nan, history.training_loss()
+    if not last <= first - 0.5 * abs(first):
+        return check
+    return (
+        f"the training loss fell from {format_number(first)} to {format_number(last)}: see that the validation data are prepared"
+        f" as the training data are; else what is learnt does not carry over to them"
+    )
 
 
 def _where_to_look(history: FinishedHistory) -> str:
