@@ -23,6 +23,7 @@ import thalweg as tw
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.sampling.inherited import shares_memory
 from thalweg.tuning import workers
+from thalweg.tuning.candidate import Candidate
 from thalweg.tuning.workers import Workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked, on Linux only")
@@ -391,3 +392,27 @@ def test_a_script_without_a_main_guard_is_run_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ran").read_text() == "."
     assert len(done.stdout.split()) == 1
+
+
+def test_workers_go_on_from_what_was_trained_without_them(two_at_once, monkeypatch, alone):
+    begun = []
+
+    class AtOnce(Workers):
+        """Does the work here, and notes where it begins."""
+
+        def do(self, pieces, done):
+            for number, one in enumerate(pieces):
+                done(number, one(lambda: None))
+
+    def judged(self, step):
+        begun.append((self.step, step))
+        return judge(self, step)
+
+    judge = Candidate.judge
+    monkeypatch.setattr(Candidate, "judge", judged)
+    monkeypatch.setattr("thalweg.tuning.candidates.Workers", AtOnce)
+    monkeypatch.setattr("thalweg.tuning.candidates.WORTHWHILE", 10.0)
+    # Only the last stage is worth processes of their own, and candidates are in memory alone before it.
+    monkeypatch.setattr("thalweg.tuning.candidates.Candidates._seconds", lambda self, plan, share: 20.0 * share)
+    same(tw.fit(task(), **SEARCH), alone)
+    assert {start for start, step in begun if step == 60} == {12}

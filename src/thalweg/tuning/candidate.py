@@ -92,6 +92,12 @@ class Candidate:
             recorder.stop_request.check("Interrupted in the search.")
         return self._figures()
 
+    def keep_in(self, files: CandidateFiles) -> None:
+        """Write what was in memory alone, so that another process can go on from it."""
+        if self._files is None and self.suspended is not None:
+            self._files = files
+            self._save(self.suspended, self.steps_paid)
+
     def _begin(self) -> tuple[Descent, TapedHistory, list[Diagnosis]]:
         """Give the descent where it stands, or at its start, and what was recorded of it until then."""
         begun = self.suspended

@@ -171,7 +171,9 @@ class Candidates:
 
         for point in left:
             self._search.enter(self._plan(point))
-            self._running.pop(point, None)  # its worker goes on from its file
+            here = self._running.pop(point, None)  # its worker goes on from its file
+            if here is not None and self._search.files is not None:
+                here.keep_in(self._search.files)
         workers = Workers(at_once, seconds, lost, self._keep_up)
         workers.do([partial(work, point) for point in left], done)
         if not workers.serve:
