@@ -15,7 +15,9 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.run import HistoryColumns, Run
+from thalweg.see.advice import next_steps
 from thalweg.see.report import render, write_report
+from thalweg.see.summary import print_summary
 
 VOID = {"meta", "path"}
 
@@ -421,3 +423,35 @@ def test_where_the_disk_refuses_the_old_report_stays(make_run, tmp_path):
 def test_a_lone_surrogate_in_a_name_does_not_break_the_file(make_run, tmp_path):
     path = write_report(make_run(summary={"name": "a\ud800b"}), tmp_path / "r.html")
     assert "<h1>ab</h1>" in path.read_text("utf-8")
+
+
+JUNK = [
+    -1,
+    "x",
+    [],
+    {},
+    [["a"], {}],
+    {"a": ["b"]},
+    float("inf"),
+    float("nan"),
+    True,
+    10**400,
+    [10**400] * 6,
+    [float("inf")] * 6,
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: f"{type(junk).__name__} {str(junk)[:12]}")
+def test_whatever_a_plans_evidence_holds_as_figures_the_run_is_told(make_run, junk):
+    run = make_run()
+    whole = {name: run.plan.why(name) for name in ("learning_rate", "batch_size")}
+    open_length = dict.fromkeys(("projected_gain", "pays", "most", "seconds", "steps", "entered"), junk)
+    for knob, why in whole.items():
+        for name in why.figures:
+            changed = Evidence(why.source, why.reason, {**why.figures, name: junk})
+            others = {other: Evidence("searched", "", open_length) for other in ("steps", "groups")}
+            plan = run.plan.replace(evidence={**whole, knob: changed, **others})
+            told = replace(run, plan=plan)
+            assert render(told)
+            assert next_steps(told)
+            print_summary(told)

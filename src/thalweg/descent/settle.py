@@ -137,8 +137,8 @@ def with_rest_groups(problem: Problem, plan: Plan) -> Plan:
 
     They come first, so that the user's own groups override them; groups entered for another rule or model are removed.
     """
-    rest, before = rules.get(plan.rule).rest, plan.why("groups").figures.get("entered", {})
-    given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=before[p])}
+    rest, before = rules.get(plan.rule).rest, plan.why("groups").table("entered")
+    given = {p: g for p, g in plan.groups.items() if p not in before or g != Group(rule=str(before[p]))}
     decided = [pattern for pattern, group in given.items() if group.rule is not None]
     roles = {} if rest is None else problem.matrix_roles  # which costs a forward pass
     left_out = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from thalweg import rules
 from thalweg import schedule as shapes
@@ -82,6 +84,25 @@ class Evidence:
             )
         object.__setattr__(self, "reason", builtin_value(self.reason, "reason"))
         object.__setattr__(self, "figures", {name: builtin_value(f, name) for name, f in _by_text(self.figures)})
+
+    def number(self, name: str) -> float | None:
+        """Give a figure that is a finite number; None where there is none. Whoever wrote the plan may have put anything there."""
+        value = self.figures.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        with suppress(OverflowError):
+            return float(value) if math.isfinite(value) else None
+        return None
+
+    def listed(self, name: str) -> list[Any]:
+        """Give a figure that is a list; an empty one where there is none."""
+        value = self.figures.get(name)
+        return list(cast("list[Any]", value)) if isinstance(value, list) else []
+
+    def table(self, name: str) -> dict[str, Any]:
+        """Give a figure that is a table; an empty one where there is none."""
+        value = self.figures.get(name)
+        return dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else {}
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}" if self.reason else self.source

@@ -599,7 +599,7 @@ def check_writable(folder: Path) -> None:
 def _measured_knobs(one: Plan, other: Plan) -> set[str]:
     """Name the knobs that two plans for the same task may have with different values, as each plan's were measured."""
     knobs = {name for name in MEASURED if {one.why(name).source, other.why(name).source} <= {"measured"}}
-    seconds = {plan.why("steps").figures.get("seconds") for plan in (one, other)}
+    seconds = {plan.why("steps").number("seconds") for plan in (one, other)}
     if len(seconds) == 1 and None not in seconds:
         knobs |= {"steps", "validate_every"}
     return knobs

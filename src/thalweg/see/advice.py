@@ -162,9 +162,9 @@ def _worsened(run: Run, history: FinishedHistory) -> list[str]:
 
 def _more_than_the_most(run: Run) -> list[str]:
     """Advise more than the most that a run of open length was given, where that ended it."""
-    figures, steps = run.plan.why("steps").figures, run.plan.steps or 0
-    found = [figures.get(name) for name in ("projected_gain", "pays", "most")]
-    numbers = [float(value) for value in found if isinstance(value, int | float)]
+    why, steps = run.plan.why("steps"), run.plan.steps or 0
+    found = [why.number(name) for name in ("projected_gain", "pays", "most")]
+    numbers = [value for value in found if value is not None]
     if len(numbers) < len(found):  # it ended otherwise, or another program wrote the plan
         return []
     gain, pays, most = numbers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,23 +20,21 @@ class Row(NamedTuple):
 
 def measured(run: Run) -> list[Row]:
     """Give the candidates, smallest first; of what another program wrote, what can be read."""
-    figures, rows = run.plan.why("batch_size").figures, list[Row]()
-    sizes, speeds = _list(figures.get("batch_sizes")), _list(figures.get("examples_per_second"))
-    memory, failed = _list(figures.get("megabytes")), figures.get("failed")
-    errors = failed if isinstance(failed, Mapping) else {}
+    why, rows = run.plan.why("batch_size"), list[Row]()
+    sizes, speeds, memory = why.listed("batch_sizes"), why.listed("examples_per_second"), why.listed("megabytes")
+    errors = why.table("failed")
     for number, (size, speed) in enumerate(zip(sizes, speeds, strict=False)):
         try:
             megabytes = float(memory[number]) if number < len(memory) else None
-            rows.append(Row(int(size), float(speed), megabytes, str(errors.get(str(size), ""))))
-        except (TypeError, ValueError):
+            rows.append(Row(int(float(size)), float(speed), megabytes, str(errors.get(str(size), ""))))
+        except (TypeError, ValueError, OverflowError):
             continue
     return rows
 
 
 def limit(run: Run) -> float | None:
     """Give the megabytes that the run might take; None where nothing limits it, or nobody wrote it."""
-    value = run.plan.why("batch_size").figures.get("memory_limit_megabytes")
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return run.plan.why("batch_size").number("memory_limit_megabytes")
 
 
 def memory_text(run: Run) -> str:
@@ -58,12 +55,12 @@ def memory_text(run: Run) -> str:
 
 def noise_text(run: Run) -> str:
     """Say the gradient noise scale; nothing where it was not measured."""
-    figures = run.plan.why("batch_size").figures
-    scale, bound = figures.get("noise_scale"), figures.get("noise_scale_above")
-    if isinstance(scale, list) and len(scale) == 3:
+    why = run.plan.why("batch_size")
+    scale, bound = why.listed("noise_scale"), why.number("noise_scale_above")
+    if len(scale) == 3 and all(isinstance(part, int | float) for part in scale):
         value, low, high = (format_number(part) for part in scale)
         text = f"The gradient noise scale is {value} ({low} to {high}) examples"
-    elif isinstance(bound, int | float):
+    elif bound is not None:
         text = f"The gradient noise scale is larger than {format_number(bound)} examples"
     else:
         return ""
@@ -99,7 +96,3 @@ def _parts(parts: Mapping[Any, Any], unit: str) -> str:
     numbers = {str(name): part for name, part in parts.items() if isinstance(part, int | float)}
     named = ", ".join(f"{printable(name)} {format_number(part)}" for name, part in numbers.items())
     return f"{format_number(float(sum(numbers.values())))} {unit}{f' ({named})' if named else ''}"
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []

@@ -192,7 +192,7 @@ def repeated_stretches(run: Run) -> list[Stretch]:
 
 def search(run: Run) -> str:
     """Draw the search: one line for each rule and step where candidates were judged, a point for each rate."""
-    figures, by_rule = run.plan.why("learning_rate").figures, scores_by_rule(run)
+    why, by_rule = run.plan.why("learning_rate"), scores_by_rule(run)
     if not by_rule:
         return ""
     sign = -1.0 if run.summary.get("mode") == "max" else 1.0
@@ -205,13 +205,12 @@ def search(run: Run) -> str:
     note = f"{count} of this run itself at other rates: at its end, or after a cool-down on the way."
     if any(len(scores) > 1 for scores in tries):
         note += " Where a rate was tried from several seeds, its point is their mean."
-    if "lowest_unstable_rate" in figures:
-        rate = format_number(figures["lowest_unstable_rate"])
+    unstable, price = why.number("lowest_unstable_rate"), why.number("price")
+    if unstable is not None:
+        rate = format_number(unstable)
         note += f" At {rate} and above, {run.plan.rule} diverged or had to be slowed down: the edge of stability lies below."
-    if "price" in figures:
-        note += (
-            f" Search and training together cost as much as {format_number(float(figures['price']))} full trainings."
-        )
+    if price is not None:
+        note += f" Search and training together cost as much as {format_number(price)} full trainings."
     return chart(
         "Learning-rate search",
         lines,

@@ -113,8 +113,8 @@ def _steps_and_time(run: Run) -> list[tuple[str, str, str]]:
         return []
     shown = [("steps", f"{history.steps:,}", history.epochs(history.steps))]
     if duration is not None:
-        search = run.plan.why("learning_rate").figures.get("seconds")
-        more = f"; search {format_seconds(float(search))}" if isinstance(search, int | float) else ""
+        search = run.plan.why("learning_rate").number("seconds")
+        more = "" if search is None else f"; search {format_seconds(search)}"
         shown.append(("time", format_seconds(float(duration)), f"on {run_text.device(run)}{more}"))
     return shown
 

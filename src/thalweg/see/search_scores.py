@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from thalweg.records.run import Run
 
 Scores = dict[int, dict[float, list[float]]]
@@ -15,15 +17,15 @@ def scores_by_steps(run: Run) -> Scores:
 
 def scores_by_rule(run: Run) -> dict[str, Scores]:
     """Give the scores of all candidates, those of the plan's rule first."""
-    figures, own = run.plan.why("learning_rate").figures, run.plan.rule
-    rates = figures.get("learning_rates", [])
-    rules = figures.get("rules", [own] * len(rates))
+    why, own = run.plan.why("learning_rate"), run.plan.rule
+    rates = why.listed("learning_rates")
+    rules = why.listed("rules") or [own] * len(rates)
     found = dict[str, Scores]({own: {}})
-    for trial in zip(rules, rates, *(figures.get(key, []) for key in ("steps", "scores")), strict=False):
+    for trial in zip(rules, rates, why.listed("steps"), why.listed("scores"), strict=False):
         try:
-            rule, rate, steps, score = str(trial[0]), float(trial[1]), int(trial[2]), float(trial[3])
-        except (TypeError, ValueError):
+            rule, rate, steps, score = str(trial[0]), float(trial[1]), int(float(trial[2])), float(trial[3])
+        except (TypeError, ValueError, OverflowError):
             continue  # a plan from another program may hold other things here
-        if rate > 0:
+        if 0 < rate < math.inf:
             found.setdefault(rule, {}).setdefault(steps, {}).setdefault(rate, []).append(score)
     return {rule: scores for rule, scores in found.items() if scores}
