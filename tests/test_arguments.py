@@ -16,7 +16,7 @@ RUN = Run(plan=tw.Plan(), history={}, metrics={})
         (
             lambda: tw.fit(None, 20),
             tw.ArgumentError,
-            r"^`fit` takes task without a name\. Name the rest, such as epochs=20\. It takes epochs, steps, seconds, effort",
+            r"^`fit` takes task without a name\. Name the rest, such as epochs=20\. It takes epochs, steps, seconds, pays, most",
         ),
         (lambda: tw.train(None, None, 20, epochs=3), tw.ArgumentError, r"such as steps=20\. It takes steps, seconds"),
         (lambda: tw.tune(None, 20, "quick"), tw.ArgumentError, r"such as epochs=20\."),

@@ -142,6 +142,21 @@ def test_where_workers_do_not_even_begin_none_are_used():
     assert (done, lost, pool.serve) == ({}, [], False)
 
 
+def test_a_worker_that_was_given_up_is_not_taken_for_one_at_work_while_it_ends(monkeypatch):
+    asked = []
+
+    def dying_takes_time(worker):  # the system uses some for it, on a loaded machine after a while
+        asked.append(worker.number)
+        return len(asked) > 1
+
+    monkeypatch.setattr(workers._Worker, "is_at_work", dying_takes_time)
+    monkeypatch.setattr(
+        workers._Worker, "signal", lambda worker, number: threading.Timer(1.5, os.kill, (worker.pid, number)).start()
+    )
+    done, lost, pool = do([partial(hanging, begins=False)], _patience=0.4)
+    assert (done, lost, pool.serve) == ({}, [], False)
+
+
 def test_memory_that_runs_out_in_a_worker_counts_as_lost_and_another_error_does_not():
     def empty(alive):
         raise MemoryError

@@ -60,6 +60,7 @@ class _Worker:
 
     def __init__(self, number: int, work: Work) -> None:
         self.number, self._written = number, b""
+        self.is_given_up = False  # it was silent for too long, and is being ended
         self.pipe, writing = os.pipe()
         parent = os.getpid()
         for stream in (sys.stdout, sys.stderr):
@@ -162,11 +163,12 @@ class Workers:
                             selector.unregister(worker.pipe)
                             self._end(worker, waiting, done)
                     for worker in self._running.values():
-                        if time.monotonic() - worker.heard <= self._patience:
+                        if worker.is_given_up or time.monotonic() - worker.heard <= self._patience:
                             continue
                         if worker.is_at_work():
                             worker.heard = time.monotonic()
                         else:
+                            worker.is_given_up = True
                             worker.signal(signal.SIGKILL)
             finally:
                 self._stop()
@@ -178,7 +180,7 @@ class Workers:
 
     def _end(self, worker: _Worker, waiting: deque[int], done: Callable[[int, dict[str, Any]], None]) -> None:
         """Take what a worker gives that has ended, or have its work done again."""
-        number, silent = worker.number, time.monotonic() - worker.heard > self._patience
+        number, silent = worker.number, worker.is_given_up
         del self._running[number]
         how = worker.wait()
         if not how:
