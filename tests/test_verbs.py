@@ -322,7 +322,10 @@ class Late(nn.Module):
 
 
 def quietly(make):
-    """Make what PyTorch warns of."""
+    """Make what PyTorch warns of. A thread that compiles kernels meanwhile puts the filters back that it has found itself."""
+    for thread in threading.enumerate():
+        if thread.name == "thalweg-compiler":
+            thread.join()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return make()
