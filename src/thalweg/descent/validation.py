@@ -232,8 +232,8 @@ def part_losses(
 ) -> list[tuple[float, float]]:
     """Give loss and weight of up to 64 parts of the validation examples, the same parts each time.
 
-    None where the loss of a part is not defined (a sum, a loss that compares examples), and where there are no validation data,
-    or they are a stream.
+    Nothing where the loss of a part is not defined (a sum, a loss that compares examples), and where there are no validation
+    data, or they are a stream.
     """
     reduction, source = problem.validation_objective.reduction, problem.validation
     if source is None or isinstance(source, StreamSource) or not reduction.splits_exactly or reduction.kind == "sum":

@@ -168,14 +168,15 @@ class Candidate:
 
 def outcome_of(task: Task, step: int, figures: Mapping[str, float], is_too_high: bool) -> Outcome:
     """Give the outcome that figures after a step amount to; there are none where it diverged."""
-    value, reason = math.nan if is_too_high else figures.get(task.select, math.nan), ""
+    figures = {} if is_too_high else figures
+    value, reason = figures.get(task.select, math.nan), ""
     if is_too_high:
         reason = TOO_HIGH
     elif not figures:
         reason = DIVERGED
     elif not math.isfinite(value):
         reason = NO_NUMBER
-    return Outcome(step, value, 0, reason=reason, loss=math.nan if is_too_high else figures.get("loss", math.nan))
+    return Outcome(step, value, 0, reason=reason, loss=figures.get("loss", math.nan))
 
 
 class _Recorder(Recorder):

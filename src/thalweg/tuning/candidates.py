@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from thalweg.descent.cooling import FEWEST
 from thalweg.descent.problem import Problem
 from thalweg.descent.recorder import Progress
 from thalweg.descent.suspended import Suspended
@@ -117,9 +116,7 @@ class Candidates:
     def _step(self, plan: Plan, share: float) -> int:
         """Give the step at a share of a candidate's run."""
         assert plan.steps is not None
-        if self._most is None:
-            return step_at(share, plan.steps)
-        return min(max(FEWEST, round(share * plan.steps)), self._most)
+        return step_at(share, plan.steps, self._most)
 
     def _seconds(self, plan: Plan, share: float) -> float:
         """Give about how long it takes to take a candidate from its start to a share of the run, and to judge it."""

@@ -54,9 +54,9 @@ class Stage(NamedTuple):
         return Stage(at / steps, self.keep, min(max(FEWEST, round(self.cool * steps)), steps - at) / steps)
 
 
-def step_at(share: float, steps: int) -> int:
-    """Give the step at a share of a run of so many steps."""
-    return min(max(FEWEST, round(share * steps)), steps)
+def step_at(share: float, steps: int, most: int | None = None) -> int:
+    """Give the step at a share of a run of so many steps; `most`: of one that may go on, to so many."""
+    return min(max(FEWEST, round(share * steps)), steps if most is None else most)
 
 
 class Course(NamedTuple):
