@@ -215,10 +215,7 @@ def complete_plan(
             return with_learning_rate(problem, request, start, price, say, known, anew, most, progress)
         assert most is not None
         plan = start if request.plan is not None else with_priors(start, request)
-        track = Candidates(problem, lambda _: plan, say, known, most)
-        return with_length(
-            problem, request, track, Point(plan.rule, plan.learning_rate), plan, known, most, say, progress
-        )
+        return _with_length_alone(problem, request, plan, known, most, say, progress)
 
 
 def stated_plan(problem: Problem, request: Request) -> Plan:
@@ -293,8 +290,7 @@ def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
     """Give a settled plan under another rule, with the groups of parameters that it leaves to another."""
     if rule == plan.rule:
         return plan
-    under = settle(problem, plan.replace(rule=rule, evidence=plan.evidence), Request(steps=plan.steps))
-    return with_choices(under, {"steps": (plan.steps, plan.why("steps"))})
+    return settle(problem, plan.replace(rule=rule, evidence=plan.evidence), Request())  # as many steps as it has
 
 
 def lines(problem: Problem, plan: Plan, request: Request) -> list[Line]:
@@ -338,10 +334,7 @@ def with_learning_rate(
         plan = with_priors(plan, request)
         if most is None:
             return Chosen(plan)
-        track = Candidates(problem, lambda _: plan, say, search, most)
-        return with_length(
-            problem, request, track, Point(plan.rule, plan.learning_rate), plan, search, most, say, progress
-        )
+        return _with_length_alone(problem, request, plan, search, most, say, progress)
 
     most_warmup = priors.warmup_share(course.stages[0].share)
 
@@ -383,6 +376,14 @@ def with_learning_rate(
         return with_length(problem, request, track, won, chosen, search, most, say, progress)
     search.win(candidate, chosen)
     return Chosen(chosen, begun)
+
+
+def _with_length_alone(
+    problem: Problem, request: Request, plan: Plan, search: Search, most: int, say: Say, progress: Progress | None
+) -> Chosen:
+    """Find the length of a plan, whose rate is not searched, as `with_length` does."""
+    track, point = Candidates(problem, lambda _: plan, say, search, most), Point(plan.rule, plan.learning_rate)
+    return with_length(problem, request, track, point, plan, search, most, say, progress)
 
 
 def with_length(
