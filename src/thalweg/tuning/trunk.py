@@ -17,10 +17,10 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import as_found
+from thalweg.descent.train import take_kept_weights
 from thalweg.descent.validation import part_losses
 from thalweg.errors import PlanError, ScheduleError
 from thalweg.records.plan import Plan
-from thalweg.records.weights import load_model_state
 from thalweg.schedule import Schedule
 from thalweg.tuning.candidate import Candidate, outcome_of
 from thalweg.tuning.candidate_files import CandidateFiles
@@ -139,8 +139,8 @@ class Trunk(Candidate):
             return ()
         with as_found(task):
             descent = Descent(self.problem, run.plan)
-            load_model_state(descent.model, suspended.best.model)
-            descent.objects.write(suspended.best.objects, attributes_of="model")
+            descent.best_weights = suspended.best
+            take_kept_weights(descent)
             with preserve_process_state(run.plan.threads):
                 parts = part_losses(descent.problem, descent.model, run.plan.precision, run.plan.seed)
         total = sum(weight for _, weight in parts)

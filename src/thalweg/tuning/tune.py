@@ -66,9 +66,8 @@ class Cost(NamedTuple):
 
 COST = {"steps": count, "batch_size": optional(count), "trainings": number, "seconds": number}
 COST_OF_OPEN = {"most": optional(count), "most_seconds": number}
-BRANCHES = (
-    1 + priors.OPEN_DECAY
-)  # steps to a run of open length, with all shorter ones that were branched off, per step of it
+# Steps to a run of open length, with all shorter ones that were branched off, per step of it:
+BRANCHES = 1 + priors.OPEN_DECAY
 
 
 def start_plan(problem: Problem, request: Request, say: Say = lambda _: None, *, for_estimate: bool = False) -> Plan:
