@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from tuning_tasks import X, Y, killing_loss, task, task_of_open_length
+from tuning_tasks import X, Y, killing_loss, marking_loss, task, task_of_open_length
 
 import thalweg as tw
 from thalweg import cli
@@ -79,20 +79,14 @@ def test_the_plan_trained_from_its_start_is_the_run_bit_for_bit(whole):
 
 
 def test_every_step_that_was_taken_is_counted(tmp_path):
-    marks = str(tmp_path / "marks")  # in a file: what a loss carries in memory is put back after every run
-
-    def loss(output, target):
-        if output.requires_grad and os.path.exists(marks):
-            with open(marks, "a") as file:
-                file.write(".")
-        return F.cross_entropy(output, target)
+    marks = tmp_path / "marks"
 
     def say(text):
         if "steps at most" in text:
-            open(marks, "w").close()
+            marks.touch()
 
     plan = tw.Plan(learning_rate=0.02, batch_size=16, threads=1)
-    run = tw.train(task(loss=loss), plan, steps="auto", most=160, pays=0.0, say=say)
+    run = tw.train(task(loss=marking_loss(marks)), plan, steps="auto", most=160, pays=0.0, say=say)
     assert os.path.getsize(marks) == run.plan.why("steps").figures["steps_taken"]
 
 

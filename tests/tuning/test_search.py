@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch.nn.functional as F
 from torch import nn
-from tuning_tasks import SEARCH, X, Y, model, same, task
+from tuning_tasks import SEARCH, X, Y, marking_loss, model, same, task
 
 import thalweg as tw
 from thalweg.records import checkpoint, sealed_json
@@ -80,19 +80,12 @@ def test_nothing_is_trained_twice_where_a_search_goes_on(tmp_path):
 
 
 def test_a_candidate_is_stopped_in_the_middle_of_its_run_and_goes_on_from_there(tmp_path):
-    where = str(tmp_path / "calls")  # in a file: what a loss carries in memory is put back after every candidate
-
-    def loss(output, target):
-        if output.requires_grad and os.path.exists(where):
-            with open(where, "a") as file:
-                file.write(".")
-            if os.path.getsize(where) == 20:
-                os.kill(os.getpid(), signal.SIGTERM)
-        return F.cross_entropy(output, target)
+    where = tmp_path / "calls"
+    loss = marking_loss(where, stopped_at=20)
 
     def say(text):
-        if sum("cooled down" in one for one in said) == 4 and not os.path.exists(where):
-            open(where, "w").close()
+        if sum("cooled down" in one for one in said) == 4 and not where.exists():
+            where.touch()
         said.append(text)
 
     options, said = {**SEARCH, "effort": 2.0, "steps": 100}, list[str]()

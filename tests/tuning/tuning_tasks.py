@@ -43,6 +43,21 @@ def killing_loss(output, target):
     return F.cross_entropy(output, target)
 
 
+def marking_loss(path, stopped_at=None):
+    """Give a loss that marks each step in a file, where it is there; with so many marks the process is asked to stop."""
+    path = str(path)  # a file, as what a loss carries in memory is put back after every run
+
+    def loss(output, target):
+        if output.requires_grad and os.path.exists(path):
+            with open(path, "a") as file:
+                file.write(".")
+            if os.path.getsize(path) == stopped_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return F.cross_entropy(output, target)
+
+    return loss
+
+
 def same(one, other):
     """Whether two runs are the same, but for the seconds that they took."""
     plans = [run.plan.to_dict() for run in (one, other)]
