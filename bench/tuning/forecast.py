@@ -21,8 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-import machine
-from run import write_samples
 from thalweg.descent.loop import descend
 from thalweg.descent.memory_history import MemoryHistory
 from thalweg.descent.projection import AT_A_VALIDATION, COOL, COOLED, Law, Trend, trend
@@ -31,7 +29,7 @@ from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
 from tuning import table
-from tuning.lines import append_line, read_lines
+from tuning.lines import append_line, read_lines, write_table
 from tuning.suite import DEVELOPMENT, HELD_OUT
 from tuning.table import Key
 
@@ -217,17 +215,7 @@ def main() -> None:
                 samples.append({"what": what, "half": half, "share": share, "tasks": count, **judged(own, law)})
                 print(json.dumps(samples[-1]))
     if options.write:
-        write_samples(
-            "forecast",
-            {
-                "benchmark": "forecast",
-                "machine": machine.facts(("torch",)),
-                "settings": {"near_best": NEAR_BEST, "seeds": table.SEEDS},
-                "provisional": False,
-                "seconds": round(time.perf_counter() - started),
-                "samples": samples,
-            },
-        )
+        write_table("forecast", {"near_best": NEAR_BEST, "seeds": table.SEEDS}, samples, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

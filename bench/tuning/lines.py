@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import machine
+from run import write_samples
+
 Job = TypeVar("Job")
 
 
@@ -36,3 +39,15 @@ def do_all(work: Callable[[Job], None], jobs: Sequence[Job], workers: int, every
         for number, _ in enumerate(pool.imap_unordered(work, jobs, chunksize=1), 1):
             if number % every == 0:
                 print(f"{number} of {len(jobs)}", flush=True)
+
+
+def write_table(
+    name: str,
+    settings: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    seconds: float,
+    packages: tuple[str, ...] = ("torch",),
+) -> None:
+    """Write what was made of such lines for a table of the README; `packages` are those whose versions it says."""
+    head = {"benchmark": name, "machine": machine.facts(packages), "settings": settings, "provisional": False}
+    write_samples(name, {**head, "seconds": round(seconds), "samples": samples})

@@ -28,9 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import nn
 
-import machine
 import thalweg as tw
-from run import write_samples
 from thalweg import schedule as shapes
 from thalweg.descent.gradient import backward, compute_gradient
 from thalweg.descent.loop import descend
@@ -40,7 +38,7 @@ from thalweg.errors import ThalwegError
 from thalweg.records.plan import Group, Plan
 from thalweg.tuning import priors
 from tuning import table
-from tuning.lines import append_line, do_all, read_lines
+from tuning.lines import append_line, do_all, read_lines, write_table
 from tuning.suite import DEVELOPMENT, ENTRIES
 from tuning.table import Key, plan_of, problem_of, round_to
 
@@ -532,17 +530,7 @@ def write() -> None:
     for one in made:
         print(json.dumps(one))
     seconds = sum(line["seconds"] for study in STUDIES for line in read_lines(file_of(study)))
-    write_samples(
-        "refinements",
-        {
-            "benchmark": "refinements",
-            "machine": machine.facts(("torch",)),
-            "settings": {"seeds": SEEDS},
-            "provisional": False,
-            "seconds": round(seconds),
-            "samples": made,
-        },
-    )
+    write_table("refinements", {"seeds": SEEDS}, made, seconds)
 
 
 def tasks_in(study: str, half: str) -> tuple[str, ...]:

@@ -21,13 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import machine
-from run import write_samples
 from thalweg.descent.projection import COOL
 from thalweg.tuning import priors, race
 from thalweg.tuning.priors import TIMESCALE
 from thalweg.tuning.race import Line, Point
 from tuning import table
+from tuning.lines import write_table
 from tuning.suite import DEVELOPMENT, HELD_OUT
 
 WORST = 10.0  # regret of a run that diverged, and the most that is counted
@@ -215,17 +214,7 @@ def main() -> None:
                 }
             )
     if write:
-        write_samples(
-            "tuning",
-            {
-                "benchmark": "tuning",
-                "machine": machine.facts(("torch",)),
-                "settings": {"seeds": SEEDS, "learning_rates": table.RATES},
-                "provisional": False,
-                "seconds": round(time.perf_counter() - started),
-                "samples": samples,
-            },
-        )
+        write_table("tuning", {"seeds": SEEDS, "learning_rates": table.RATES}, samples, time.perf_counter() - started)
 
 
 def is_whole(task: str) -> bool:

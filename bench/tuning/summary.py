@@ -18,10 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import machine
-from run import write_samples
 from tuning import oracle, peers
-from tuning.lines import read_lines
+from tuning.lines import read_lines, write_table
 from tuning.suite import HELD_OUT, SUITE
 
 WORST = 10.0  # a ratio counts no more
@@ -121,16 +119,12 @@ def main() -> None:
             f" {row['units']:5.2f} U {row['seconds']:6.1f} s"
         )
     if options.write:
-        write_samples(
+        write_table(
             "peers",
-            {
-                "benchmark": "peers",
-                "machine": machine.facts(("torch", "optuna")),
-                "settings": {"seeds": options.seeds, "tasks": tasks, "held_out": [t for t in tasks if t in HELD_OUT]},
-                "provisional": False,
-                "seconds": 0,
-                "samples": made,
-            },
+            {"seeds": options.seeds, "tasks": tasks, "held_out": [t for t in tasks if t in HELD_OUT]},
+            made,
+            0,
+            packages=("torch", "optuna"),
         )
 
 

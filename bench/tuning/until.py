@@ -19,10 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-import machine
 import thalweg as tw
-from run import write_samples
-from tuning.lines import append_line, do_all, read_lines
+from tuning.lines import append_line, do_all, read_lines, write_table
 from tuning.suite import DEVELOPMENT, SUITE
 from tuning.table import RAW, round_to
 
@@ -135,16 +133,11 @@ def main() -> None:
             loss, taken = (statistics.geometric_mean(values) for values in zip(*pairs, strict=True))
             print(f"{half}, {factor:g} x: loss {loss:.3f}, steps taken {taken:.2f} of those of the found length")
     if options.write:
-        write_samples(
+        write_table(
             "until",
-            {
-                "benchmark": "until",
-                "machine": machine.facts(("torch",)),
-                "settings": {"seeds": list(SEEDS), "effort": EFFORT, "most": MOST},
-                "provisional": False,
-                "seconds": round(sum(line["seconds"] for line in known().values())),
-                "samples": made,
-            },
+            {"seeds": list(SEEDS), "effort": EFFORT, "most": MOST},
+            made,
+            sum(line["seconds"] for line in known().values()),
         )
 
 
