@@ -76,21 +76,20 @@ def keep_last(descent: Descent, recorder: Recorder) -> None:
             f" ones are kept. See that it can be measured on the validation data (that they have all classes, say)."
         )
         recorder.event(descent.step, "note", message)
-    with descent.objects.unchanged(*STEPPING):
-        _measure_and_keep(descent)
+    with descent.objects.unchanged(*STEPPING) as carried:
+        _measure_and_keep(descent, carried)
 
 
-def _measure_and_keep(descent: Descent) -> None:
+def _measure_and_keep(descent: Descent, carried: Mapping[str, Any]) -> None:
     task, average_only = descent.problem.task, descent.evaluates_average_only
     figures = {} if average_only else measure(descent)
     if average_only or descent.plan.ema is not None:
         with averaged(descent):
             average_figures = measure(descent)
             if average_only or _cost(task, average_figures) < _cost(task, figures):
-                _keep_copy(descent, average_figures, averaged=True)
+                _keep_copy(descent, average_figures, carried, averaged=True)
                 return
-    value, weights = figures[task.select], model_state(descent.model)
-    objects = of_model(descent.objects)
+    value, weights, objects = figures[task.select], model_state(descent.model), of_model(carried)
     descent.best_weights = BestWeights(value, descent.step, figures, averaged=False, model=weights, objects=objects)
 
 
@@ -107,12 +106,12 @@ def measure(descent: Descent) -> dict[str, float]:
 
 def _measure_and_compare(descent: Descent, *, average: bool) -> dict[str, float]:
     # A step of the task's own that counts its calls, say, must not count those of a validation.
-    with descent.objects.unchanged(*STEPPING), averaged(descent) if average else nullcontext():
+    with descent.objects.unchanged(*STEPPING) as carried, averaged(descent) if average else nullcontext():
         figures = measure(descent)
         if _is_best(descent, figures):
             descent.best_validation = {"value": figures[descent.problem.task.select], "step": descent.step}
             if descent.keeps_best:
-                _keep_copy(descent, figures, averaged=average)
+                _keep_copy(descent, figures, carried, averaged=average)
     return figures
 
 
@@ -122,11 +121,11 @@ def _is_best(descent: Descent, figures: dict[str, float]) -> bool:
     return math.isfinite(value) and (best is None or sign * value < sign * best["value"])
 
 
-def _keep_copy(descent: Descent, figures: dict[str, float], averaged: bool) -> None:
+def _keep_copy(descent: Descent, figures: dict[str, float], carried: Mapping[str, Any], averaged: bool) -> None:
     previous = descent.best_weights.model if descent.best_weights else None
     weights = clone_into(previous, model_state(descent.model))
     value = figures[descent.problem.task.select]
-    descent.best_weights = BestWeights(value, descent.step, figures, averaged, weights, of_model(descent.objects))
+    descent.best_weights = BestWeights(value, descent.step, figures, averaged, weights, of_model(carried))
 
 
 def _cost(task: Task, figures: Mapping[str, float]) -> float:

@@ -27,6 +27,7 @@ from thalweg.records.kinds import check
 from thalweg.records.plan import Group, Plan
 from thalweg.records.weights import is_strided, load_model_state, model_state
 from thalweg.sampling import Batches, Draw
+from thalweg.sampling.opening import first_batch
 from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
@@ -191,13 +192,29 @@ class Descent:
     def load_tensors(self, state: Mapping[str, Any]) -> list[str]:
         """Copy weights, buffers, the optimiser's state and that of the user's objects of what `state_dict` gave; all else stays.
 
-        Gives the paths of objects that could not be put back.
+        Gives the paths of objects that could not be put back. What the user's code makes at its first call, such as a teacher
+        that is a copy of the model, it makes in a call before, in which nothing else stays.
         """
+        lost = self._copy_tensors(state)
+        if lost and self._call_once():
+            lost = self._copy_tensors(state)
+        return lost
+
+    def _copy_tensors(self, state: Mapping[str, Any]) -> list[str]:
         load_model_state(self.model, state["model"])
         for name, buffer in self.problem.objective.loss_buffers.items():
             buffer.copy_(state["loss"][name])
         self._load_optimizer_state(state["optimizer"])
         return self.objects.write(state["objects"]) if "objects" in state else []
+
+    def _call_once(self) -> bool:
+        """Call model and loss for a first batch, as a step does; False where that fails."""
+        with preserve_process_state(), rng_lock:
+            try:
+                self.problem.objective.loss(self.model, first_batch(self.problem.train, self.problem.device))
+            except Exception:  # of the user's code: in the next step it is told where it is
+                return False
+        return True
 
     def adopt(self, names: list[str]) -> None:
         """Give the optimiser parameters that were frozen, by name, in groups as the plan makes them."""

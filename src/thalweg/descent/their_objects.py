@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,9 +29,9 @@ def objects_of(task: Task, model: nn.Module) -> ObjectState:
     return ObjectState(roots(task, model), {id(tensor) for tensor in (*model.parameters(), *model.buffers(), *loss)})
 
 
-def of_model(objects: ObjectState) -> dict[str, Any]:
-    """Give what the model's own modules carry."""
-    return {path: entry for path, entry in objects.read().items() if path.partition(".")[0] == "model"}
+def of_model(carried: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what the model's own modules carry, of what all objects do."""
+    return {path: entry for path, entry in carried.items() if path.partition(".")[0] == "model"}
 
 
 def not_kept(objects: ObjectState) -> list[str]:

@@ -224,6 +224,7 @@ class Finder:
         self._first_paths: dict[int, str] = {}  # of tensors, arrays and containers of plain values, by identity
         self._items_left = MOST_ITEMS_IN_ALL
         self._found: list[Place] = []
+        self._visited: list[Place] = []
         self._next: list[Place] = []
 
     def places(self) -> list[Place]:
@@ -235,9 +236,21 @@ class Finder:
             self._next.clear()
         return self._found
 
+    def bearers(self) -> list[Place]:
+        """Give the places, once `places` is through, whose value is an object that is no state by itself: it bears state, or none.
+
+        None are given where there were more objects than are looked at.
+        """
+        if len(self._seen) > MOST_OBJECTS:
+            return []
+        found = {(id(place.holder), place.key) for place in self._found}
+        return [place for place in self._visited if (id(place.holder), place.key) not in found]
+
     def _visit(self, place: Place) -> None:
         """Let a place be looked at next, after those that were let before it."""
         self._next.append(place)
+        if place.how:
+            self._visited.append(place)
 
     def _add(self, place: Place) -> None:
         """Add a place, once; where its path is another's too, as of modules of one name, it is followed by a number."""

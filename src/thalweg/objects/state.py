@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.objects.places import Finder, Place, still_modules
 from thalweg.objects.values import (
@@ -55,6 +55,8 @@ class ObjectState:
             str, dict[int, Any]
         ] = {}  # tensors and arrays that containers among them held then, by position
         self._last: dict[str, Any] = {}  # the marks when the state was read last
+        self._last_bearers = set[str]()  # the places then whose object is no state by itself
+        self._holders: dict[str, Any] = {}  # what the places were in at the beginning
         self._changed = set[str]()
         self._still = still_modules(self.roots, self.known)
         self._begin()
@@ -67,6 +69,7 @@ class ObjectState:
                 self.problems[place.path] = place.problem
                 continue
             self._marks[place.path], self._objects[place.path] = place.marked, place.value
+            self._holders[place.path] = place.holder
             if place.alias:
                 self._entries[place.path] = _alias(place.alias)
                 continue
@@ -82,6 +85,12 @@ class ObjectState:
         # Held, so that the attributes of no object that is made later take the identity of these.
         self._first_holders = {id(holder.attributes): holder.attributes for holder in finder.holders.values()}
         self._first_names = {number: {*attributes} for number, attributes in self._first_holders.items()}
+        of_modules = [h.owner._buffers for h in finder.holders.values() if isinstance(h.owner, nn.Module)]
+        bearers = finder.bearers()
+        self._first_bearers = {place.path for place in bearers}
+        of_bearers = [place.holder for place in bearers]
+        holders = (*self._holders.values(), *self._first_holders.values(), *of_modules, *of_bearers)
+        self._were_there = {id(holder): holder for holder in holders}
         self._buffers = finder.buffers  # a module may give itself another tensor under the same name
 
     def with_gradient(self) -> dict[str, Tensor]:
@@ -100,7 +109,8 @@ class ObjectState:
         """
         state: dict[str, Any] = {}
         self._last = {}
-        for place in Finder(self.roots, self.known, self._still, self._buffers).places():
+        finder = Finder(self.roots, self.known, self._still, self._buffers)
+        for place in finder.places():
             if place.problem:
                 self.problems.setdefault(place.path, place.problem)
                 continue
@@ -122,6 +132,7 @@ class ObjectState:
                         state[path]["kept"] = [i for i in first if now.get(i) is first[i]]
                 except Exception as error:  # also of a `state_dict` of the user's
                     self.problems[path] = str(error)
+        self._last_bearers = {place.path for place in finder.bearers()}
         return state
 
     def write(
@@ -130,21 +141,24 @@ class ObjectState:
         only: tuple[str, ...] | None = None,
         attributes_of: str = "",
         since: Mapping[str, Any] | None = None,
+        bearers: Collection[str] = (),
     ) -> list[str]:
         """Put a state back; give the paths that are no longer there, or take no such value.
+
+        An object that was made since, at the first call say, and of which the state has nothing, goes again: the code that made it
+        makes it anew. (Of a place that held another object from the beginning on, what it holds now stays.)
 
         Nothing but places of the objects is written to, whatever paths the state has. Raises TypeError where it is none at all.
 
         `only`: of these roots, with the objects that are first reached from them; `attributes_of`: of this root alone, without
-        what its code uses elsewhere; `since`: the marks when `state` was read: what still has them is left alone.
+        what its code uses elsewhere; `since`: the marks when `state` was read: what still has them is left alone; `bearers`: the
+        places whose objects were there then.
         """
         if not isinstance(state, Mapping) or not all(isinstance(path, str) for path in state):
             raise TypeError("what the objects carry is no table by their paths")
         finder = Finder(self.roots if only is None else self._first(only), self.known, buffers=self._buffers)
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
-        # Whatever an object that was made since has is its own: without it, it would be a broken one.
-        made_since = {id(holder.attributes) for holder in finder.holders.values()} - self._first_holders.keys()
         missing: list[str] = []
         aliases = {path: alias for path in places | state.keys() if (alias := self._alias_of(state, path))}
         for path, place in places.items():
@@ -158,13 +172,15 @@ class ObjectState:
             elif place.problem:
                 continue
             elif path not in self._marks:
-                had = self._first_names.get(id(place.holder), ())  # under another path: it is in another place by now
-                if id(place.holder) not in made_since and place.key not in had:
-                    place.remove()
+                self._remove(place)
             elif _differs(self._marks[path], place.marked):
                 kept = [*self._arrays.get(path, ())]
                 if path not in self._entries or not self._put(place, self._first_entry(path), True, kept):
                     missing.append(path)
+        stay = self._first_bearers.union(bearers)
+        for place in finder.bearers():
+            if place.path.startswith(attributes_of) and place.path not in stay and not _has_of(state, place.path):
+                missing += [] if self._put_away(place) else [place.path]
         new = [
             path for path in state.keys() - places.keys() if not attributes_of or path.startswith(f"{attributes_of}.")
         ]
@@ -177,6 +193,25 @@ class ObjectState:
             missing += [path] if not joined and path in state and only is None else []
         self._changed |= state.keys()
         return sorted(missing)
+
+    def _put_away(self, place: Place) -> bool:
+        """Put back the value that was in the place of an object made since; False where that is not kept."""
+        if place.path not in self._marks:
+            self._remove(place)
+        elif self._holders[place.path] is place.holder:
+            kept = [*self._arrays.get(place.path, ())]
+            return place.path in self._entries and self._put(place, self._first_entry(place.path), True, kept)
+        return True
+
+    def _remove(self, place: Place) -> None:
+        """Remove what an object has come to have since the beginning.
+
+        Whatever an object that was made since has is its own: without it, it would be a broken one. So is what was there under
+        another path.
+        """
+        had = self._first_names.get(id(place.holder), ())
+        if id(place.holder) in self._were_there and place.key not in had:
+            place.remove()
 
     def _alias_of(self, state: Mapping[str, Any], path: str) -> str | None:
         """Give the path whose object a place is to have; None where it has one of its own."""
@@ -201,7 +236,7 @@ class ObjectState:
     def _put(self, place: Place, value: Any, same: bool, kept: Collection[Any] = ()) -> bool:
         first, arrays = self._objects.get(place.path), self._arrays.get(place.path, {})
         try:
-            if is_random(place.value) or has_state_dict(place.value):
+            if (is_random(place.value) or has_state_dict(place.value)) and isinstance(value, Mapping):
                 return put_into(place.value, value)
             if same and type(first) not in ATOMS:
                 if place.value is not first and place.how:
@@ -214,13 +249,16 @@ class ObjectState:
             return False
 
     @contextmanager
-    def unchanged(self, *only: str) -> Generator[None]:
-        """Within, the objects may change; afterwards they are as before, those of the roots `only` where such are given."""
-        before, marks = self.read(), self._last
+    def unchanged(self, *only: str) -> Generator[dict[str, Any]]:
+        """Within, the objects may change; afterwards they are as before, those of the roots `only` where such are given.
+
+        Gives their state, as `read` does.
+        """
+        before, marks, bearers = self.read(), self._last, self._last_bearers
         try:
-            yield
+            yield before
         finally:
-            self.write(before, only or None, since=marks)
+            self.write(before, only or None, since=marks, bearers=bearers)
 
 
 def _copied(value: Any) -> Any:
@@ -252,6 +290,11 @@ def _late(finder: Finder, path: str) -> Place | None:
     prefix, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
     holder = finder.holders.get(prefix)
     return Place(path, None, holder.attributes, name, "item") if holder is not None and holder.takes(name) else None
+
+
+def _has_of(state: Mapping[str, Any], path: str) -> bool:
+    """Tell whether a state has something of what a place holds."""
+    return any(other.startswith(path) and other[len(path) :][:1] in ("", ".", ":", "[", "(") for other in state)
 
 
 def _is_entry(entry: Any) -> bool:
