@@ -1,5 +1,6 @@
 """What the user's own code carries from step to step: a resumed run has it again, a rehearsal leaves no trace of itself."""
 
+import copy
 import functools
 import random
 from collections import deque
@@ -167,6 +168,47 @@ def with_accumulation_hook():
     return layer
 
 
+class Late:
+    """Makes at its first call what it works with: a teacher, a copy of the model as it is then, and what moves that."""
+
+    def __init__(self):
+        self.teacher, self.kept, self.first = None, {}, []
+
+    def __call__(self, model, batch):
+        if self.teacher is None:
+            self.teacher = copy.deepcopy(model)
+            self.optimizer = torch.optim.SGD(self.teacher.parameters(), lr=0.1, momentum=0.9)
+            self.kept["generator"] = torch.Generator().manual_seed(3)
+        apart = zip(model.parameters(), self.teacher.parameters(), strict=True)
+        distance = sum((mine - its.detach()).square().sum() for mine, its in apart)
+        self.first.append(float(distance.detach()))
+        if model.training:
+            for mine, its in zip(model.parameters(), self.teacher.parameters(), strict=True):
+                its.grad = (its - mine).detach()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        with torch.no_grad():
+            aim = self.teacher(batch[0]) + torch.rand(1, generator=self.kept["generator"])
+        output = model(batch[0])
+        return F.cross_entropy(output, batch[1]) + distance + F.mse_loss(output, aim)
+
+
+def late_closure():
+    step = None
+
+    def late(model, batch):
+        nonlocal step
+        if step is None:
+            step = Late()
+        return step(model, batch)
+
+    return late
+
+
+def normed():
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+
 def linear():
     return nn.Linear(4, 3, bias=False)
 
@@ -185,6 +227,8 @@ def kinds():
         "optimiser of the model": lambda: tw.Task(Adversary, F.cross_entropy, blobs()),
         "hook of a weight": lambda: tw.Task(with_gradient_hook, F.cross_entropy, blobs()),
         "hook after a gradient": lambda: tw.Task(with_accumulation_hook, F.cross_entropy, blobs()),
+        "made at the first call": lambda: tw.Task(normed, step=Late(), data=blobs(), validation=blobs(30, seed=1)),
+        "captured at the first call": lambda: tw.Task(normed, step=late_closure(), data=blobs()),
     }
 
 
@@ -224,6 +268,17 @@ def test_a_rollback_puts_back_what_the_users_code_carried(kind):
     assert torch.equal(first, weights(descent.model))
 
 
+def test_what_is_made_at_the_first_call_is_made_in_the_run_that_uses_it():
+    step = Late()
+    task = tw.Task(normed, step=step, data=blobs(), validation=blobs(30, seed=1))
+    tw.check(task)
+    tw.tune(task, steps=5, effort=2, fixed={"batch_size": 16}, progress=False)
+    assert (step.teacher, step.kept, step.first, hasattr(step, "optimizer")) == (None, {}, [], False)
+    tw.train(task, plan(steps=5, seed=1), progress=False)
+    assert step.first[0] == 0  # the teacher is a copy of this run's model, not of one that was rehearsed with
+    assert step.first[1] > 0
+
+
 class Recurrent(nn.Module):
     """Computes with a list of its own parameters, as PyTorch's recurrent modules do."""
 
@@ -253,7 +308,7 @@ def test_modules_that_list_their_parameters_train_after_a_validation_and_a_resum
     assert resumed.model.cells._flat_weights[0] is resumed.model.cells.weight_ih_l0
 
 
-@pytest.mark.parametrize("kind", ["loss object", "closure in partials", "global"])
+@pytest.mark.parametrize("kind", ["loss object", "closure in partials", "global", "captured at the first call"])
 def test_opening_checking_and_searching_leave_no_trace_in_the_users_objects(kind):
     whole = tw.train(fresh(kind), plan(steps=5), progress=False)
     task = fresh(kind)
@@ -343,6 +398,23 @@ def test_an_opened_model_has_what_the_trained_one_carries(kind, tmp_path):
     opened = tw.Run.open(tmp_path / "run", fresh(kind))
     x = blobs(5)[0]
     assert torch.equal(opened.model(x), run.model(x))
+
+
+def test_the_weights_that_are_kept_go_with_what_the_model_carried_into_their_validation(tmp_path):
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Linear(4, 3), torch.zeros(3)
+
+        def forward(self, x):
+            output = self.layer(x) + 0.5 * self.last
+            self.last = output.detach().mean(0)
+            return output
+
+    task = tw.Task(Remembering, F.cross_entropy, blobs(), blobs(30, seed=1))
+    run = tw.train(task, plan(steps=12), out=tmp_path / "run", progress=False)
+    assert tw.evaluate(run) == run.metrics
+    assert tw.evaluate(tmp_path / "run", task=task) == run.metrics
 
 
 def test_an_object_that_is_gone_is_named_when_the_run_goes_on(tmp_path):

@@ -105,6 +105,54 @@ def test_an_attribute_that_came_to_be_goes_again_and_comes_again():
     assert holder.late == [1, math.inf]
 
 
+class Maker:
+    def __init__(self):
+        self.made, self.parts, self.table, self.first = None, [], {}, Slotted()
+
+    def make(self):
+        self.made, self.late = nn.BatchNorm1d(2), Holder()
+        self.late.table = {"count": 3, "holder": Slotted()}
+        self.parts.append(Holder())
+        self.table["maker"] = Holder()
+
+
+def test_objects_that_were_made_since_go_again_unless_the_state_has_them():
+    maker = Maker()
+    parts, table, first = maker.parts, maker.table, maker.first
+    state = ObjectState({"step": maker})
+    maker.make()
+    held, made = state.read(), (maker.made, maker.late, *maker.parts, *maker.table.values())
+    assert state.write(held) == []
+    assert (maker.made, maker.late, *maker.parts, *maker.table.values()) == made
+    assert maker.late.table["count"] == 3
+    assert {name for name, _ in maker.made.named_buffers()} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert state.write({}) == []
+    assert (maker.made, hasattr(maker, "late"), maker.parts, maker.table) == (None, False, [], {})
+    assert maker.parts is parts
+    assert maker.table is table
+    assert maker.first is first
+
+
+def test_objects_that_were_there_before_stay_where_something_is_unchanged():
+    maker = Maker()
+    state = ObjectState({"step": maker})
+    maker.made = object()  # without any state
+    made = maker.made
+    with state.unchanged():
+        maker.late = object()
+    assert maker.made is made
+    assert not hasattr(maker, "late")
+
+
+def test_what_a_new_object_has_is_its_own_wherever_it_lies():
+    holder = Holder()
+    holder.parts = [Slotted()]
+    state = ObjectState({"step": holder})
+    holder.parts.append({"count": 3, "slotted": Slotted()})
+    state.write({})
+    assert holder.parts[1]["count"] == 3
+
+
 def test_modules_of_libraries_are_watched_too():
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.BatchNorm1d(2))
     known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}

@@ -238,6 +238,8 @@ class ObjectState:
         try:
             if (is_random(place.value) or has_state_dict(place.value)) and isinstance(value, Mapping):
                 return put_into(place.value, value)
+            if not place.how and place.path not in self._objects:  # a weight of a module made since, say
+                return put_into(place.value, value)
             if same and type(first) not in ATOMS:
                 if place.value is not first and place.how:
                     place.put(first)
