@@ -33,7 +33,14 @@ def test_a_criterion_that_is_the_same_throughout_is_said():
     sentence = "ccuracy was 0.25 with every candidate, so it could not choose between them"
     assert sentence in plan.why("learning_rate").reason
     assert any(sentence in text for text in said)
+    assert "select another criterion, such as the loss" in plan.why("learning_rate").reason
     assert "with every candidate" not in tuned(task(nn.ReLU())).why("learning_rate").reason
+
+
+def test_a_loss_that_is_the_same_throughout_is_not_advised_instead_of_itself():
+    reason = tuned(task(nn.ReLU(), loss=lambda outputs, targets: 0 * outputs.sum())).why("learning_rate").reason
+    assert "loss was 0 with every candidate" in reason
+    assert "such as the loss" not in reason
 
 
 def test_a_task_that_learns_nothing_is_compared_with_the_constant_prediction():

@@ -18,6 +18,7 @@ from thalweg.watch.monitor import intervenes
 from thalweg.watch.replay import Batch, Replay
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
+STILL = 1e-6  # of the weights' norm: a move of less changes no loss by much
 MOST_BAD_BATCHES = 10  # likewise, of batches that hold NaN or infinity: a few such rows hit three in a row by chance
 
 
@@ -112,11 +113,17 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
 def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:
     """Go back to the snapshot with a lower rate and clipping.
 
+    Where the loss has run away in too many attempts, in the last of which hardly any weight moved, it is not by the steps: the run
+    goes on as before, and such a loss is no divergence from here on.
+
     Raises DivergedError (NonFiniteError for that symptom) where there is no snapshot, or too many attempts did not help.
     """
     step, kind = figures.step, NonFiniteError if found.symptom == "non-finite" else DivergedError
     if descent.snapshot is None:
         raise kind(f"{found} Snapshots are off, so there is nothing to go back to.")
+    if descent.monitor.exhausted and found.name == "diverging" and _move(descent) < STILL:
+        _let_rise(descent, recorder, found)
+        return
     if descent.monitor.exhausted or found.cure is None:
         raise kind(
             f"Step {step}: {found.cause} {descent.monitor.attempts - 1} attempts with lower rates and clipping did not help."
@@ -128,6 +135,36 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     settings = f"with a rate of {rate:.3g}" + ("" if clip is None else f" and gradients clipped at {clip:.3g}")
     message = f"Went back from step {step:,} to step {descent.step:,}, {settings}."
     recorder.event(descent.step, "rollback", message, {"from": step, "to": descent.step, **descent.cures})
+
+
+def _let_rise(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:
+    """Go back, with rate and clipping as they were there, and take the loss for one that rises by itself from here on."""
+    assert descent.snapshot is not None
+    descent.cures = dict(descent.snapshot["loop"]["cures"])
+    _restore_snapshot(descent, recorder)
+    descent.monitor.dismiss(found.name)
+    recorder.diagnoses[:] = [
+        one for one in recorder.diagnoses if one.name != found.name or (one.step or 0) <= descent.step
+    ]
+    recorder.warn(
+        descent.step,
+        f"The loss rises after step {descent.step:,} also where hardly any weight is moved, so it is not the steps that raise it but"
+        f" what it is made of: a queue that fills, a term that comes in bit by bit, targets that move, harder data. The run goes on"
+        f" from there at its own rate, and a rising loss is taken for no divergence any more. Validations from different moments"
+        f" may not compare: keep='last' ends with the last weights.",
+    )
+
+
+def _move(descent: Descent) -> float:
+    """Give how far the trained weights are from the snapshot's, as a share of their norm."""
+    assert descent.snapshot is not None
+    before, moved, norm = descent.snapshot["model"], 0.0, 0.0
+    for name, parameter in descent.model.named_parameters():
+        if name in before and parameter.requires_grad:
+            first = before[name].detach()
+            moved += float((parameter.detach() - first).abs().double().square().sum())
+            norm += float(first.abs().double().square().sum())
+    return math.sqrt(moved / norm) if norm and math.isfinite(moved) else math.inf
 
 
 def change_from_here(descent: Descent, recorder: Recorder, figures: StepFigures, cure: Cure) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from thalweg.records.kinds import Kind, anything, count, flag, listing, number, optional, record, table, whole
+from thalweg.records.kinds import Kind, anything, count, flag, listing, number, optional, record, table, text, whole
 
 _WINDOW: Mapping[str, Kind] = {
     **dict.fromkeys(("best", "sum", "weight"), number),
@@ -26,6 +26,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
             "failed_at": optional(number),
             "noted_at": table(whole),
             "causes": table(record({"above": listing(whole)})),
+            "dismissed": listing(text),
         }
     ),
     "cures": record({"rate_factor": number, "clip_norm": optional(number)}),

@@ -32,9 +32,10 @@ def doubts(problem: Problem, scores: Sequence[float]) -> list[str]:
     finite = [score for score in scores if math.isfinite(score)]
     if len(finite) > 1 and min(finite) == max(finite):
         value = finite[0] if task.mode == "min" else -finite[0]
+        other = ", such as the loss" if task.select != "loss" else ""
         found.append(
             f"{task.select} was {value:.4g} with every candidate, so it could not choose between them: the one nearest to what is"
-            f" usual was taken. Where that is no accident, select another criterion, such as the loss"
+            f" usual was taken. Where that is no accident, select another criterion{other}"
         )
     constant = constant_predictor_loss(problem) if finite and task.select == "loss" else None
     if constant is not None and min(finite) > BEATS * constant[0]:

@@ -113,6 +113,8 @@ def judge(runs: Sequence[Finished], pays: float, most: int, unlearnt: float | No
     before = runs[-2]
     if last.cost >= best_of(runs[:-1]).cost:
         return Verdict(None, f"{last.steps:,} steps came to no more than {best_of(runs[:-1]).steps:,}", gain, noise)
+    if not last.cost:
+        return Verdict(None, f"{last.steps:,} steps came to a cost of 0, of which no share can be gained")
     if noise >= (before.cost - last.cost) / abs(last.cost):
         return Verdict(
             None,

@@ -35,6 +35,7 @@ class Monitor:
         self.window = Window()
         self.attempts = 0
         self.failed_at = -1
+        self.dismissed = list[str]()  # causes that are not asked any more
         self.noted_at: dict[str, int] = {}  # cause -> last step of a diagnosis whose cure changes nothing
         asked = [cause for cause in (all_causes() if causes is None else causes) if cause.during is not None]
         self.detectors: list[tuple[Cause, Detector]] = [(cause, cause.during()) for cause in asked if cause.during]
@@ -105,6 +106,12 @@ class Monitor:
         self.noted_at[cause.name] = step
         return last is None or step > last + SAME_FAILURE_STEPS
 
+    def dismiss(self, name: str) -> None:
+        """Ask a cause no more: what it finds is no fault of this run."""
+        self.dismissed.append(name)
+        self.detectors = [pair for pair in self.detectors if pair[0].name != name]
+        self.attempts, self.failed_at = 0, -1
+
     def trusts(self, loss: float) -> bool:
         """Whether weights that gave this loss are worth a snapshot: it is finite and within the usual range."""
         window = self.window
@@ -131,10 +138,11 @@ class Monitor:
             "failed_at": self.failed_at,
             "noted_at": dict(self.noted_at),
             "causes": {cause.name: detector.state_dict() for cause, detector in self.detectors},
+            **({"dismissed": list(self.dismissed)} if self.dismissed else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, keep_attempts: bool = False) -> None:
-        """Restore `state_dict`'s values; after a rollback the count of attempts, and what was noted, is kept."""
+        """Restore `state_dict`'s values; after a rollback the count of attempts, what was noted, and what was dismissed, is kept."""
         self.window.load_state_dict(state["window"])
         # Checkpoints written before causes had states of their own hold that of the only one that had any in the window.
         causes = state.get("causes", {"diverging": {"above": state["window"].get("above", [])}})
@@ -142,6 +150,8 @@ class Monitor:
             if cause.name in causes:
                 detector.load_state_dict(causes[cause.name])
         if not keep_attempts:
+            for name in state.get("dismissed", []):
+                self.dismiss(name)
             self.attempts, self.failed_at = state["attempts"], state["failed_at"]
             self.noted_at = dict(state.get("noted_at", {}))
 
