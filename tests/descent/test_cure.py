@@ -1,7 +1,9 @@
 """What the loop does when a step goes wrong."""
 
 import math
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import thalweg as tw
 from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw
 from thalweg.watch import monitor
 from thalweg.watch.cause import Cause, each_step
@@ -265,6 +268,53 @@ def test_cures_that_do_not_help_end_in_an_error() -> None:
     calls: list[int] = []
     with pytest.raises(tw.DivergedError, match=r"did not help|not finite"):
         tw.train(tw.Task(model=network, loss=loss, data=(x, y)), plan(steps=200))
+
+
+class Filling(nn.Module):
+    """A loss that rises by itself for a while, as that of a queue which fills or of a term that comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(4, 1), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+        return self.layer(x)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(self(x), y) + 200 * min(1.0, self.seen / 40)
+
+
+def filling() -> tw.Task:
+    x, y = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(64, 1)
+    return tw.Task(model=Filling, step=lambda model, batch: model.loss(*batch), data=(x, y), validation=(x, y))
+
+
+def test_a_loss_that_rises_by_itself_ends_no_run_and_lowers_no_rate(tmp_path: Path) -> None:
+    made = plan(steps=80, learning_rate=0.01, keep="last")
+    with pytest.warns(UserWarning, match="it is not the steps that raise it"):
+        run = tw.train(filling(), made, out=tmp_path / "run", progress=False)
+    alone = tw.train(filling(), made.replace(watch=False), progress=False)
+    assert same_bits(run.model, alone.model)
+    assert run.summary["cures"]["rate_factor"] == 1.0
+    assert "diverging" not in {diagnosis.name for diagnosis in run.diagnoses}
+    assert tw.resume(tmp_path / "run", filling(), changes={"steps": 90}, progress=False).summary["status"] == "finished"
+
+
+def test_that_a_loss_rises_by_itself_is_known_where_the_run_goes_on(tmp_path: Path) -> None:
+    def stop(model: nn.Module, figures: StepFigures) -> None:
+        if figures.step == 30:
+            raise KeyboardInterrupt
+
+    made = plan(steps=80, learning_rate=0.01, keep="last")
+    with pytest.warns(UserWarning, match="it is not the steps"), pytest.raises(tw.Interrupted):
+        tw.train(filling(), made, out=tmp_path / "run", progress=False, on_step=stop)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = tw.resume(tmp_path / "run", filling(), progress=False)
+    alone = tw.train(filling(), made.replace(watch=False), progress=False)
+    assert same_bits(resumed.model, alone.model)
 
 
 def test_divergence_without_snapshots_says_that_there_is_no_way_back() -> None:

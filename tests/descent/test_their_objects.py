@@ -205,6 +205,22 @@ def late_closure():
     return late
 
 
+class Momentum(nn.Module):
+    """Has a frozen encoder that follows the trained one in the forward pass, and normalises another weight there."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.follower, self.aims = nn.Linear(4, 5), nn.Linear(4, 5).requires_grad_(False), nn.Linear(5, 3)
+
+    def forward(self, x):
+        if self.training:
+            for its, mine in zip(self.follower.parameters(), self.encoder.parameters(), strict=True):
+                its.data.mul_(0.9).add_(mine.data, alpha=0.1)
+            with torch.no_grad():
+                self.aims.weight.copy_(F.normalize(self.aims.weight, dim=1))
+        return self.aims(self.encoder(x) - self.follower(x))
+
+
 def normed():
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
 
@@ -227,6 +243,7 @@ def kinds():
         "optimiser of the model": lambda: tw.Task(Adversary, F.cross_entropy, blobs()),
         "hook of a weight": lambda: tw.Task(with_gradient_hook, F.cross_entropy, blobs()),
         "hook after a gradient": lambda: tw.Task(with_accumulation_hook, F.cross_entropy, blobs()),
+        "weights that the forward pass moves": lambda: tw.Task(Momentum, F.cross_entropy, blobs()),
         "made at the first call": lambda: tw.Task(normed, step=Late(), data=blobs(), validation=blobs(30, seed=1)),
         "captured at the first call": lambda: tw.Task(normed, step=late_closure(), data=blobs()),
     }
@@ -258,13 +275,13 @@ def test_a_resumed_run_goes_on_with_what_the_users_code_carried(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", kinds())
 def test_a_rollback_puts_back_what_the_users_code_carried(kind):
-    descent, recorder = started(fresh(kind), plan(steps=24, watch=False))
-    walk(descent, recorder, 16)
-    assert descent.snapshot["loop"]["step"] == 10
+    descent, recorder = started(fresh(kind), plan(steps=24, watch=False, snapshot_every=5))
+    walk(descent, recorder, 19)
+    assert descent.snapshot["loop"]["step"] == 15
     first = weights(descent.model)
     descent.load_state_dict(descent.snapshot, rollback=True)
     recorder.supersede(descent.step)
-    walk(descent, recorder, 16)
+    walk(descent, recorder, 19)
     assert torch.equal(first, weights(descent.model))
 
 

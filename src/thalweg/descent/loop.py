@@ -54,8 +54,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 descent.set_rate(rate)
                 loss, examples = compute_gradient(descent, recorder)
                 if before is not None and descent.monitor.trusts(loss):
-                    descent.take_snapshot(before)
-                    recorder.checkpoint_snapshot(descent)
+                    if descent.take_snapshot(before):
+                        recorder.checkpoint_snapshot(descent)
                 taken = take_step(descent, loss)
                 if descent.loss_scale.update(loss, taken.skipped):
                     message = f"float16 overflow: the loss scale is now {descent.loss_scale.value:g}."

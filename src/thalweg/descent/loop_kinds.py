@@ -36,6 +36,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
     "stale": count,
     "start": table(number),
     "last": table(number),
+    "moving": listing(text),
     "diagnoses": listing(table(anything)),
 }
 BEST_KINDS: Mapping[str, Kind] = {"value": number, "step": count, "figures": table(number), "averaged": flag}

@@ -16,6 +16,7 @@ from thalweg import optim, rules
 from thalweg.descent.compiled import CompiledForward
 from thalweg.descent.loop_kinds import BEST_KINDS, STATED
 from thalweg.descent.memory_format import MemoryFormat
+from thalweg.descent.moving_weights import mark_weights, moved_since
 from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
@@ -110,6 +111,7 @@ class Descent:
         self.initial_validation: dict[str, float] = {}
         self.last_validation: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
+        self.moving = set[str]()  # weights that the forward pass changes
         self.objects = objects_of(self.problem.objective.task, self.model)
 
     def hand_over_model(self) -> nn.Module:
@@ -168,6 +170,7 @@ class Descent:
         self.initial_validation, self.last_validation = dict(loop["start"]), dict(loop["last"])
         self.loss_scale.load_state_dict(loop["scale"])
         self.monitor.load_state_dict(loop["monitor"], keep_attempts=rollback)
+        self.moving.update(loop.get("moving", []))
         if not rollback:
             self.cures, self.accumulate = dict(loop["cures"]), loop["accumulate"]
             self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]
@@ -250,25 +253,31 @@ class Descent:
 
         So are the user's objects. Weights and optimiser state are left out: they change later, in the optimiser's step, so
         `take_snapshot` can still copy them when the loss is known. The first copy is small; the second is made only of states
-        worth keeping.
+        worth keeping. Weights that are known to change in the forward pass are in the first.
         """
         loop = self._loop_state()
         # All of it is a fresh copy, except the position that a user's own loader returns from its `state_dict`.
         loop["batches"] = copy.deepcopy(loop["batches"])
         buffers = {name: b for name, b in self.model.named_buffers() if is_strided(b)}
+        moving = {name: w for name, w in model_state(self.model).items() if name in self.moving}
         return {
-            "model": clone_into(None, buffers),
+            "model": clone_into(None, buffers | moving),
+            "marks": mark_weights(self.model),
             "loss": clone_into(None, self.problem.objective.loss_buffers),
             "objects": self.objects.read(),
             "loop": loop,
         }
 
-    def take_snapshot(self, before: Mapping[str, Any] | None = None) -> None:
+    def take_snapshot(self, before: Mapping[str, Any] | None = None) -> bool:
         """Copy the state into `snapshot`, into the tensors of the previous snapshot.
 
-        With `before`, from `state_before_gradient`, it is the state as it was then; weights and optimiser state must not have
-        changed since.
+        With `before`, from `state_before_gradient`, it is the state as it was then; optimiser state must not have changed since.
+        Where weights have that were not known to, there is no such state any more: the previous snapshot stays, and
+        this gives False.
         """
+        if before is not None and (moved := moved_since(before["marks"], self.model) - before["model"].keys()):
+            self.moving |= moved
+            return False
         before = before or self.state_before_gradient()
         previous = self.snapshot or {}
         tensors = {section: clone_into(previous.get(section), values) for section, values in self._tensors().items()}
@@ -276,6 +285,7 @@ class Descent:
             for name, buffer in before[section].items():
                 tensors[section][name].copy_(buffer)
         self.snapshot = {**tensors, "objects": before["objects"], "loop": before["loop"]}
+        return True
 
     def digest(self) -> str:
         """Give a short digest of every bit of weights and buffers."""
@@ -315,6 +325,7 @@ class Descent:
             "stale": self.validations_since_best,
             "start": dict(self.initial_validation),
             "last": dict(self.last_validation),
+            **({"moving": sorted(self.moving)} if self.moving else {}),
             **({"adopted": [list(names) for names in self.adopted]} if self.adopted else {}),
         }
 
