@@ -55,7 +55,9 @@ def test_a_length_that_is_no_better_ends_it(costs):
 def test_one_that_leaves_nothing_to_gain_ends_it(costs):
     verdict = judge(runs(costs), 0.05, 10**6)
     assert verdict.next is None
-    assert verdict.reason.endswith(("came to no more than 300", "steps came to a cost of 0, of which no share can be gained"))
+    assert verdict.reason.endswith(
+        ("came to no more than 300", "steps came to a cost of 0, of which no share can be gained")
+    )
 
 
 def test_of_equal_runs_the_shortest_is_the_best():

@@ -113,8 +113,8 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
 def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:
     """Go back to the snapshot with a lower rate and clipping.
 
-    Where the loss has run away in too many attempts, in the last of which hardly any weight moved, it is not by the steps: the run
-    goes on as before, and such a loss is no divergence from here on.
+    Where the loss has run away in too many attempts, in the last of which hardly any weight moved, it is not by the steps: the
+    run goes on as before, and such a loss is no divergence from here on.
 
     Raises DivergedError (NonFiniteError for that symptom) where there is no snapshot, or too many attempts did not help.
     """
@@ -148,10 +148,10 @@ def _let_rise(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:
     ]
     recorder.warn(
         descent.step,
-        f"The loss rises after step {descent.step:,} also where hardly any weight is moved, so it is not the steps that raise it but"
-        f" what it is made of: a queue that fills, a term that comes in bit by bit, targets that move, harder data. The run goes on"
-        f" from there at its own rate, and a rising loss is taken for no divergence any more. Validations from different moments"
-        f" may not compare: keep='last' ends with the last weights.",
+        f"The loss rises after step {descent.step:,} also where hardly any weight is moved, so it is not the steps that raise it"
+        f" but what it is made of: a queue that fills, a term that comes in bit by bit, targets that move, harder data. The run"
+        f" goes on from there at its own rate, and a rising loss is taken for no divergence any more. Validations from different"
+        f" moments may not compare: keep='last' ends with the last weights.",
     )
 
 

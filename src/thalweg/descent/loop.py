@@ -53,9 +53,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 rate = descent.rate()
                 descent.set_rate(rate)
                 loss, examples = compute_gradient(descent, recorder)
-                if before is not None and descent.monitor.trusts(loss):
-                    if descent.take_snapshot(before):
-                        recorder.checkpoint_snapshot(descent)
+                if before is not None and descent.monitor.trusts(loss) and descent.take_snapshot(before):
+                    recorder.checkpoint_snapshot(descent)
                 taken = take_step(descent, loss)
                 if descent.loss_scale.update(loss, taken.skipped):
                     message = f"float16 overflow: the loss scale is now {descent.loss_scale.value:g}."

@@ -1,4 +1,4 @@
-"""Weights that the forward pass itself changes: those of a momentum encoder within the model, or prototypes that it normalises."""
+"""Weights that the forward pass itself changes: of a momentum encoder within the model, or prototypes that it normalises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAMPLE = 16  # elements of each weight, as what follows an average changes all o
 
 
 class Marks(NamedTuple):
-    """What differs once a weight has changed: by name its address and PyTorch's count of changes, and a sample of its elements."""
+    """What differs once a weight has changed: by name its address and PyTorch's count of changes, and some of its elements."""
 
     places: dict[str, tuple[int, int]]
     samples: dict[str, bytes]

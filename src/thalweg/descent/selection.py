@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 from thalweg.descent.averages import averaged
 from thalweg.descent.process_state import preserve_process_state

@@ -237,7 +237,7 @@ class Finder:
         return self._found
 
     def bearers(self) -> list[Place]:
-        """Give the places, once `places` is through, whose value is an object that is no state by itself: it bears state, or none.
+        """Give the places, once `places` is through, whose value is an object that is no state by itself, but may bear some.
 
         None are given where there were more objects than are looked at.
         """

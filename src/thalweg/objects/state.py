@@ -145,8 +145,8 @@ class ObjectState:
     ) -> list[str]:
         """Put a state back; give the paths that are no longer there, or take no such value.
 
-        An object that was made since, at the first call say, and of which the state has nothing, goes again: the code that made it
-        makes it anew. (Of a place that held another object from the beginning on, what it holds now stays.)
+        An object that was made since, at the first call say, and of which the state has nothing, goes again: the code that made
+        it makes it anew. (Of a place that held another object from the beginning on, what it holds now stays.)
 
         Nothing but places of the objects is written to, whatever paths the state has. Raises TypeError where it is none at all.
 

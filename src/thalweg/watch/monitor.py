@@ -142,7 +142,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: dict[str, Any], *, keep_attempts: bool = False) -> None:
-        """Restore `state_dict`'s values; after a rollback the count of attempts, what was noted, and what was dismissed, is kept."""
+        """Restore `state_dict`'s values; after a rollback the attempts, and what was noted and dismissed, are kept."""
         self.window.load_state_dict(state["window"])
         # Checkpoints written before causes had states of their own hold that of the only one that had any in the window.
         causes = state.get("causes", {"diverging": {"above": state["window"].get("above", [])}})
