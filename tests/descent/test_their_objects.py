@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from small import blobs, classes, plan, started, walk, weights
 from torch import nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import thalweg as tw
 from thalweg.descent.problem import open_task
@@ -382,6 +383,39 @@ def test_what_cannot_be_kept_is_named_before_the_run():
     notes = open_task(tw.Task(Attribute, loss, blobs())).notes
     assert any("`model.cycle` is a list_iterator, whose place cannot be read" in note for note in notes)
     assert any("`loss:noise` is a generator" in note for note in notes)
+
+
+class Hardest(Sampler):
+    """Draws what had a large loss more often."""
+
+    def __init__(self, losses):
+        self.losses, self.generator = losses, torch.Generator().manual_seed(1)
+
+    def __len__(self):
+        return 60
+
+    def __iter__(self):
+        return (int(torch.multinomial(self.losses, 1, generator=self.generator)) for _ in range(60))
+
+
+def test_an_order_that_goes_by_what_the_steps_change_is_named_before_the_run():
+    x, y = blobs(60)
+    losses, data = torch.ones(60), TensorDataset(x, y, torch.arange(60))
+
+    def step(model, batch):
+        each = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        losses[batch[2]] = each.detach()
+        return each.mean()
+
+    def note(loader):
+        problem = open_task(tw.Task(linear, step=step, data=loader))
+        assert losses.tolist() == [1.0] * 60
+        return problem.is_exact, [text for text in problem.notes if "changes in the steps" in text]
+
+    exact, found = note(DataLoader(data, 10, sampler=Hardest(losses)))
+    assert not exact
+    assert found[0].startswith("`step:losses` changes in the steps, and `data` may go by it")
+    assert note(DataLoader(data, 10, sampler=Hardest(torch.ones(60)))) == (True, [])
 
 
 def test_a_data_set_that_counts_what_is_read_is_named_and_left_as_it_was():

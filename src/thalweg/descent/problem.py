@@ -26,7 +26,7 @@ from thalweg.descent.rehearsal import (
     rehearse,
 )
 from thalweg.descent.target_check import check_targets
-from thalweg.descent.their_objects import as_found, counting_data, not_kept, objects_of
+from thalweg.descent.their_objects import as_found, counting_data, feeding_back, not_kept, objects_of
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import DataError, TaskError, few, shown
 from thalweg.formatting import capitalized, is_storable
@@ -212,6 +212,7 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
             if isinstance(source, StreamSource)
             for text in not_kept(source.objects)
         ]
+        lost += feeding_back(objects, train.objects) if isinstance(train, StreamSource) else []
         notes += lost
     return Problem(
         task,

@@ -58,6 +58,20 @@ def counting_data(items: ObjectState) -> list[str]:
     ]
 
 
+def feeding_back(objects: ObjectState, order: ObjectState) -> list[str]:
+    """Say which of what a stream's order may go by changes in the steps: the way to its place cannot be taken again.
+
+    `objects`: those of a task, as they were read last; `order`: those of the stream.
+    """
+    found = objects.shared_with(order)
+    if not found:
+        return []
+    return [
+        f"{few(found, 3, '`')} changes in the steps, and `data` may go by it: read again up to its place, it may give a resumed"
+        f" run other examples. A `state_dict` of the loader's own would tell its place."
+    ]
+
+
 def not_put_back(paths: list[str]) -> str:
     """Say that places which a checkpoint has are gone, or take no such value."""
     return (

@@ -102,6 +102,12 @@ class ObjectState:
             if isinstance(p.value, Tensor) and not p.alias and p.value.is_leaf and p.value.grad is not None
         }
 
+    def shared_with(self, other: ObjectState) -> list[str]:
+        """Give the paths of what has changed, by what was read last, that objects of another state hold too."""
+        places = Finder(self.roots, self.known, buffers=self._buffers).places()
+        held = {key for place in Finder(other.roots, other.known).places() for key in _identities(place)}
+        return [p.path for p in places if p.path in self._changed and not held.isdisjoint(_identities(p))]
+
     def read(self) -> dict[str, Any]:
         """Give path -> {"value": entry, "same": whether the place still has its first object} of all that has changed.
 
@@ -292,6 +298,12 @@ def _late(finder: Finder, path: str) -> Place | None:
     prefix, name = re.fullmatch(r"(.*?)([^.:]*)", path, re.DOTALL).groups()  # pyright: ignore
     holder = finder.holders.get(prefix)
     return Place(path, None, holder.attributes, name, "item") if holder is not None and holder.takes(name) else None
+
+
+def _identities(place: Place) -> set[tuple[int, Any]]:
+    """Give what tells that another place is the same one, or has the same object that can change."""
+    where = set[tuple[int, Any]]() if place.holder is None else {(id(place.holder), place.key)}
+    return where if type(place.value) in ATOMS else where | {(id(place.value), None)}
 
 
 def _has_of(state: Mapping[str, Any], path: str) -> bool:
