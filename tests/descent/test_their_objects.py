@@ -309,6 +309,27 @@ class Recurrent(nn.Module):
         return self.cells(x.unsqueeze(-1))[0][:, -1] @ self.groups["head"][0].T + self.head.bias
 
 
+class Bounded(nn.Module):
+    """Has weights that are shortened wherever they are looked up, in validation too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.aims = nn.Embedding(40, 5, max_norm=0.5), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.aims.weight.copy_(F.normalize(self.aims.weight, dim=1))
+        return self.aims(self.table(((x + 4) * 5).long().clamp(0, 39)).mean(1))
+
+
+def test_weights_that_a_validation_moves_are_put_back():
+    task, made = classes(model=Bounded), {"steps": 12, "keep": "last", "weight_decay": 0.1}
+    assert open_task(task).moving == {"table.weight", "aims.weight"}
+    seldom, often = (tw.train(task, plan(**made, validate_every=every), progress=False) for every in (12, 2))
+    assert torch.equal(weights(seldom.model), weights(often.model))
+    assert open_task(classes(model=linear)).moving == set()
+
+
 def test_modules_that_list_their_parameters_train_after_a_validation_and_a_resume_as_before(tmp_path):
     task, made = classes(model=Recurrent), {"steps": 12, "keep": "last", "digest_every": 1}
     whole = tw.train(task, plan(**made, validate_every=12), progress=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -41,6 +43,19 @@ def moved_since(before: Marks, model: nn.Module) -> set[str]:
         for name in before.places.keys() & now.places.keys()
         if before.places[name] != now.places[name] or before.samples[name] != now.samples[name]
     }
+
+
+@contextmanager
+def put_back(model: nn.Module, names: Collection[str]) -> Generator[None]:
+    """Within, a model may be called; afterwards its parameters of these names are as before."""
+    weights = {name: w for name, w in model_state(model).items() if name in names}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(before[name])
 
 
 def _is_plain(weight: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from thalweg.descent.evaluation_mode import rehearse_evaluation
 from thalweg.descent.held_out import NOTHING_HELD_OUT, HeldOut, check_criterion, hold_out
 from thalweg.descent.matrix_roles import matrix_roles
+from thalweg.descent.moving_weights import mark_weights, moved_since
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.outside_weights import check_no_gradient_elsewhere, check_outside_weights
 from thalweg.descent.parts import training_reduction
@@ -69,6 +70,7 @@ class Problem:
     - `takes_nonfinite`: whether the data hold NaN or infinity with which the loss is finite all the same.
     - `last_batch_fails`: why no step can be taken on the last batch of the user's loader, which is smaller; else empty.
     - `notes`: what the user should know about data and model.
+    - `moving`: names of the parameters that the forward pass changes, in training or evaluation.
     - `is_exact`: whether nothing was found by which a resumed run may differ from the uninterrupted one.
     """
 
@@ -87,6 +89,7 @@ class Problem:
     notes: tuple[str, ...] = field(default=())
     held_out: HeldOut = NOTHING_HELD_OUT
     is_exact: bool = True
+    moving: frozenset[str] = frozenset()
 
     def with_own_loss(self) -> Problem:
         """Give the problem with copies of a loss and of metrics that have a state, so that several runs do not share it."""
@@ -190,15 +193,19 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
             ObjectState({"data": whole.items if isinstance(whole, ItemSource) else None}),
         )
         # All examples are rehearsed and looked at, those that are held out too, so that rows have the user's own numbers.
+        unmoved = mark_weights(model)
         rehearsal, batch, count, more = _rehearse_training(own, model, whole, chosen_device, found)
         notes += more
+        moving = moved_since(unmoved, model)
         notes += check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         before = objects.with_gradient()
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         check_no_gradient_elsewhere(before, objects.with_gradient())
         notes += check_targets(Objective(own, rehearsal.casts), model, whole, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, whole, batch, found)
+        unmoved = mark_weights(model)
         evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
+        moving |= moved_since(unmoved, model)
         reduction = training_reduction(own, model, rehearsal, batch, whole, chosen_device)
         measured = evaluation.reduction or reduction
         notes += [*nonfinite, *evaluation.notes, *_incomparable(measured, train, validation)]
@@ -230,6 +237,7 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         tuple(notes),
         held_out,
         not lost,
+        frozenset(moving),
     )
 
 

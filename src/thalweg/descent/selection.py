@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from thalweg.descent.averages import averaged
+from thalweg.descent.moving_weights import put_back
 from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import BestWeights, Descent, clone_into
@@ -102,7 +103,8 @@ def measure(descent: Descent) -> dict[str, float]:
     split = descent.accumulate != plan.accumulate
     micro = min(LARGEST_BATCH, descent.batches.micro_batch_size) if split else LARGEST_BATCH
     size = training_size(descent.problem, descent.batches.batch_size, descent.accumulate)
-    return validate(descent.problem, descent.model, plan.precision, micro, plan.seed, size)
+    with put_back(descent.model, descent.moving):
+        return validate(descent.problem, descent.model, plan.precision, micro, plan.seed, size)
 
 
 def _measure_and_compare(descent: Descent, *, average: bool) -> dict[str, float]:

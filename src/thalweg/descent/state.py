@@ -111,7 +111,7 @@ class Descent:
         self.initial_validation: dict[str, float] = {}
         self.last_validation: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
-        self.moving = set[str]()  # weights that the forward pass changes
+        self.moving = set(problem.moving)  # weights that the forward pass changes
         self.objects = objects_of(self.problem.objective.task, self.model)
 
     def hand_over_model(self) -> nn.Module:
