@@ -1,4 +1,4 @@
-"""As `ours`, with the knobs of speed as `fit` measures them beforehand for a run of some thousand steps."""
+"""As `ours`, with the knobs of speed as `fit` measures them beforehand for an hour of training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import thalweg as tw
 from peers import ours
 
-PLANNED_STEPS = 6000  # the run whose length says how much measuring pays
+PLANNED_SECONDS = 3600.0  # the budget, which says how much measuring pays: compiling does not within minutes
 KNOBS = ("threads", "memory_format", "precision", "compile")
 _chosen = dict[tuple[Any, int], dict[str, Any]]()
 
@@ -24,7 +24,7 @@ def chosen(make: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Any
     if key not in _chosen:
         task = tw.Task(model=make, loss=F.cross_entropy, data=(x, y))
         fixed = {"rule": "adamw", "learning_rate": 1e-3, "batch_size": 64, "ema": 0.999}
-        plan = tw.tune(task, steps=PLANNED_STEPS, effort=1, fixed=fixed, progress=False)
+        plan = tw.tune(task, seconds=PLANNED_SECONDS, effort=1, fixed=fixed, progress=False)
         _chosen[key] = {knob: getattr(plan, knob) for knob in KNOBS}
     return _chosen[key]
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from images import plan as image_plan
 from images import same_weights, stopped_and_resumed
+from images import task as image_task
 from small import blobs, classes, network, plan
 from torch import Tensor, nn
 
@@ -50,6 +52,16 @@ class Uncompilable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) * (2 if x.sum().item() > 1e9 else 1)
+
+
+@pytest.mark.usefixtures("traced")
+def test_convolutions_and_pooling_with_channels_last_are_compiled_and_a_resumed_run_has_the_bits(
+    tmp_path: Path,
+) -> None:
+    how = image_plan(**WITH, memory_format="channels_last")
+    whole = tw.train(image_task(), how)
+    assert not whole.events
+    assert same_weights(whole.model, stopped_and_resumed(image_task(), how, tmp_path / "run", at=13).model)
 
 
 @pytest.mark.usefixtures("traced")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,55 @@ def test_an_error_within_leaves_the_weights_as_they_were() -> None:
     with pytest.raises(KeyError), in_memory_format(model, "channels_last"):
         raise KeyError
     assert all(p.is_contiguous() for p in model.parameters())
+
+
+POOLING = [nn.MaxPool2d(2), nn.MaxPool2d(3, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(3)]
+
+
+@pytest.mark.parametrize("pooling", POOLING, ids=repr)
+def test_pooling_is_given_its_gradient_with_channels_last_and_the_same_values(pooling: nn.Module) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), pooling), images(6)[0]
+    changed, orders, gradients = MemoryFormat(model, "channels_last"), list[bool](), list[Tensor]()
+    for called in (model, lambda x: pooling._call_impl(model[0](x))):
+        output = called(x)
+        output.register_hook(lambda gradient: orders.append(gradient.is_contiguous(memory_format=LAST)))
+        (output.flatten(1) * torch.linspace(-1, 1, output[0].numel())).sum().backward()
+        gradients.append(model[0].weight.grad.clone())
+        model.zero_grad()
+    assert orders == [True, False]
+    assert torch.equal(*gradients)
+    changed.undo()
+    assert "_compiled_call_impl" not in vars(pooling)
+
+
+def test_pooling_that_the_user_has_compiled_is_called_so() -> None:
+    pooling = nn.MaxPool2d(2)
+    pooling._compiled_call_impl = compiled = lambda x: pooling._call_impl(x)
+    MemoryFormat(nn.Sequential(nn.Conv2d(3, 4, 3), pooling), "channels_last").undo()
+    assert pooling._compiled_call_impl is compiled
+
+
+def test_gradients_of_single_examples_and_of_gradients_pass_through_pooling() -> None:
+    model, (x, y) = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)), images(5)
+    MemoryFormat(model, "channels_last")
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, weights, (x[None],)), y[None])
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+    F.cross_entropy(model(x), y).backward()
+    assert all(torch.allclose(each[name].mean(0), p.grad, atol=1e-6) for name, p in model.named_parameters())
+    model.zero_grad()
+    whole = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()), create_graph=True)
+    torch.stack([gradient.square().sum() for gradient in whole]).sum().backward()
+    assert model[0].weight.grad is not None
+
+
+def test_a_copy_of_a_model_calls_its_own_pooling() -> None:
+    model = convolutions()
+    MemoryFormat(model, "channels_last")
+    assert not any("_compiled_call_impl" in vars(module) for module in copy.deepcopy(model).modules())
 
 
 def test_a_model_without_images_trains_as_without() -> None:

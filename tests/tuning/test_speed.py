@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import thalweg as tw
 from thalweg.descent import settle as settling
 from thalweg.descent.problem import Problem, open_task
 from thalweg.descent.settle import settle
-from thalweg.descent.timing import StepTime
+from thalweg.descent.timing import StepTime, TimedDescent
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.tuning import comparison, compiling, half_precision, loader_workers, memory_format, speed
@@ -320,6 +321,62 @@ def test_a_model_that_fails_in_bfloat16_is_left(monkeypatch: pytest.MonkeyPatch)
     assert "does not compute in bfloat16" in found.reason
 
 
+def by_format(monkeypatch: pytest.MonkeyPatch, ratios: dict[str, float]) -> None:
+    """Let a step in bfloat16 take this share of its time in each memory format, and pairs of runs end alike."""
+
+    def compare_by_format(trial: Trial, changed: tw.Plan) -> Compared:
+        compare(trial, changed)
+        assert changed.precision == "bfloat16"
+        ratio = ratios[changed.memory_format]
+        return Compared(1.0, ratio, ratio)
+
+    monkeypatch.setattr(half_precision, "compare", compare_by_format)
+    monkeypatch.setattr(half_precision, "_trained", lambda problem, plan: (2.0, 0.5))
+
+
+@pytest.mark.usefixtures("fast", "fast_bfloat16")
+@pytest.mark.parametrize(
+    ("ratios", "before", "after", "words"),
+    [
+        ({"contiguous": 0.9, "channels_last": 0.5}, "contiguous", "channels_last", "bfloat16 with channels last"),
+        ({"contiguous": 0.5, "channels_last": 0.9}, "channels_last", "contiguous", "bfloat16 without channels last"),
+        ({"contiguous": 0.5, "channels_last": 0.49}, "contiguous", "contiguous", "0.50 of its time in bfloat16,"),
+    ],
+)
+def test_bfloat16_brings_the_memory_format_along_with_which_it_pays(
+    ratios: dict[str, float], before: str, after: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_format(monkeypatch, ratios)
+    found = half_precision.choose(trial(task(), total=36.0, memory_format=before))
+    assert found is not None
+    assert found.value == "bfloat16"
+    assert words in found.reason
+    assert {name: one.value for name, one in found.beside.items()} == (
+        {} if after == before else {"memory_format": after}
+    )
+    start = open_task(task())
+    monkeypatch.setattr(speed, "CHOICES", {"precision": half_precision.choose})
+    monkeypatch.setattr(speed, "time_steps", lambda *_, **__: StepTime(0.01, True))
+    timed = settle(start, plan(steps=3600, memory_format=before), Request())
+    chosen = speed.with_speed(start, Request(steps=3600, effort=1), timed, lambda per_step: 36.0)
+    assert (chosen.precision, chosen.memory_format) == ("bfloat16", after)
+    assert (chosen.why("memory_format").source == "measured") == (after != before)
+
+
+@pytest.mark.usefixtures("fast", "fast_bfloat16")
+@pytest.mark.parametrize("made", [{"model": Viewing}, {"model": Raw}, {"fixed": True}])
+def test_bfloat16_brings_no_memory_format_along_that_is_decided_or_does_not_serve(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_format(monkeypatch, {"contiguous": 0.8, "channels_last": 0.5})
+    is_fixed = made.pop("fixed", False)
+    tried = replace(trial(task(**made), total=36.0), fixed={"memory_format"} if is_fixed else ())
+    found = half_precision.choose(tried)
+    assert found is not None
+    assert (found.value, found.beside) == ("bfloat16", {})
+    assert "takes 0.80 of its time" in found.reason
+
+
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
@@ -346,7 +403,7 @@ def test_an_interruption_in_a_paired_run_ends_the_search(monkeypatch: pytest.Mon
         return F.cross_entropy(outputs, targets)
 
     with pytest.raises(KeyboardInterrupt):
-        half_precision._paired(trial(task(loss=loss)), 4)
+        half_precision._paired(trial(task(loss=loss)), plan(precision="bfloat16"), 4)
 
 
 # Compiling
@@ -445,13 +502,14 @@ def test_threads_are_chosen_for_the_batches_of_the_run(
 ) -> None:
     sizes = list[int]()
 
-    def time_of(problem: Problem, plan: Plan) -> StepTime:
+    def compare_threads(problem: Problem, plan: Plan, threads: int) -> Compared:
         assert plan.batch_size is not None
-        if plan.threads == 1:
-            sizes.append(plan.batch_size)
-        return StepTime(0.5 if (plan.threads == 2) == (plan.batch_size >= pays_from) else 1.0, True)
+        assert threads == 2
+        sizes.append(plan.batch_size)
+        seconds = 0.5 if plan.batch_size >= pays_from else 1.5
+        return Compared(1.0, seconds, seconds)
 
-    monkeypatch.setattr(speed, "time_steps", time_of)
+    monkeypatch.setattr(speed, "compare_threads", compare_threads)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     problem, request = open_task(classes()), Request(steps=100)
     before = speed.with_threads(problem, request, Plan(batch_size=64))
@@ -461,8 +519,26 @@ def test_threads_are_chosen_for_the_batches_of_the_run(
     assert plan.why("threads").reason.endswith(f"in steps of {measured_at[-1]} examples")
 
 
+def test_threads_are_timed_in_turn_and_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int | None]()
+
+    def take(timed: TimedDescent, count: int, patience: float = math.inf, threads: int | None = None) -> list[float]:
+        asked.append(threads)
+        taken = timed_steps(timed, count, patience, threads)
+        return [0.0005 * (2 if threads == 1 else 1)] * len(taken)
+
+    timed_steps = TimedDescent.take
+    monkeypatch.setattr(TimedDescent, "take", take)
+    before = torch.get_num_threads(), torch.get_rng_state()
+    found = speed.compare_threads(open_task(classes()), plan(threads=None), 2)
+    assert found == Compared(0.001, 0.0005, 0.5)
+    assert asked == [1, 2] * (1 + comparison.ROUNDS)
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
 def test_threads_that_are_decided_stay_for_other_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "time_steps", None)
+    monkeypatch.setattr(speed, "compare_threads", None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     request = Request(steps=100, fixed={"threads": 1})
     problem, before = open_task(classes()), Plan(batch_size=64, threads=1)

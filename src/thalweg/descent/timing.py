@@ -34,13 +34,15 @@ class TimedDescent:
         self.times = list[float]()
         self._recorder = Recorder()
 
-    def take(self, count: int, patience: float = math.inf) -> list[float]:
+    def take(self, count: int, patience: float = math.inf, threads: int | None = None) -> list[float]:
         """Take steps, fewer once all so far took `patience` seconds; gives the seconds of each of them.
+
+        `threads`: how many compute them; None: the plan's.
 
         Raises TaskError where memory runs out with a single example.
         """
         descent, before = self.descent, len(self.times)
-        with preserve_process_state(self.plan.threads):
+        with preserve_process_state(threads or self.plan.threads):
             while len(self.times) < before + count and sum(self.times) <= patience:
                 started = time.perf_counter()
                 descent.set_rate(descent.rate())

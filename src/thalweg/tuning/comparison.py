@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,19 +22,24 @@ from thalweg.sampling.sources import seed_all, to_device
 SHARE, MOST_SECONDS = 0.05, 120.0  # of search and training together, and at most, that measuring one knob may take
 PAYS = 0.95  # of a step's time without, that a knob must bring it below
 ROUNDS, BLOCK = 4, 3  # steps are timed in turn, a few at a time, so that a machine with other work is as slow for both
+BLOCK_SECONDS = 0.01  # that these few take at least: a pause of the machine is as long as many small steps
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan, how long its steps take, and how long search and training together, all in seconds; `say` tells what is tried."""
+    """A plan, how long its steps take, and how long search and training together, all in seconds; `say` tells what is tried.
+
+    `fixed`: names of knobs that are decided, which no other may bring along.
+    """
 
     problem: Problem
     plan: Plan
     per_step: float
     total: float
     say: Say
+    fixed: Collection[str] = ()
 
     @property
     def patience(self) -> float:
@@ -43,11 +49,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a knob: the value to take, why, and what was measured."""
+    """What was found of a knob: the value to take, why, and what was measured.
+
+    `beside`: what other knobs, by name, are to be with it, as it pays only so.
+    """
 
     value: object
     reason: str
     figures: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    beside: Mapping[str, Finding] = field(default_factory=dict[str, "Finding"])
 
 
 class Compared(NamedTuple):
@@ -70,16 +80,32 @@ def compare(trial: Trial, changed: Plan) -> Compared:
     """
     problem, plans = trial.problem, (trial.plan, changed)
     if isinstance(problem.train, StreamSource):
-        without, with_it = (time_steps(problem, plan, patience=trial.patience / 2).seconds for plan in plans)
-        return Compared(without, with_it, with_it / without)
+        return compared([[time_steps(problem, plan, patience=trial.patience / 2).seconds for plan in plans]])
     with closing(TimedDescent(problem, plans[0])) as one, closing(TimedDescent(problem, plans[1])) as other:
-        started, blocks = time.perf_counter(), list[tuple[float, float]]()
-        one.take(WARM_UP)
-        other.take(WARM_UP)
-        while len(blocks) < ROUNDS and (not blocks or time.perf_counter() - started < trial.patience):
-            blocks.append((statistics.median(one.take(BLOCK)), statistics.median(other.take(BLOCK))))
-    without, with_it = (statistics.median(medians) for medians in zip(*blocks, strict=True))
-    return Compared(without, with_it, statistics.median(b / a for a, b in blocks))
+        started, rounds = time.perf_counter(), list[list[float]]()
+        blocks = [(timed, block(timed.take(WARM_UP))) for timed in (one, other)]
+        while len(rounds) < ROUNDS and (not rounds or time.perf_counter() - started < trial.patience):
+            rounds.append([statistics.median(timed.take(steps)) for timed, steps in blocks])
+    return compared(rounds)
+
+
+def block(seconds: Sequence[float]) -> int:
+    """Give how many steps are timed at a time, where first ones took these seconds.
+
+    >>> block([1.2, 0.8]), block([0.003, 0.0005])
+    (3, 20)
+    """
+    return max(BLOCK, math.ceil(BLOCK_SECONDS / min(seconds)))
+
+
+def compared(rounds: Sequence[Sequence[float]]) -> Compared:
+    """Compare the seconds per step without and with a change, given of every round.
+
+    >>> compared([(2.0, 1.0), (8.0, 4.0), (4.0, 4.0)])
+    Compared(without=4.0, changed=4.0, ratio=0.5)
+    """
+    without, changed = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
+    return Compared(without, changed, statistics.median(b / a for a, b in rounds))
 
 
 def evaluated(descent: Descent) -> float:

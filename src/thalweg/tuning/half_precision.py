@@ -23,8 +23,9 @@ from thalweg.descent.timing import TimedDescent
 from thalweg.errors import ThalwegError, error_text
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.records.plan import Plan
-from thalweg.tuning import priors
-from thalweg.tuning.comparison import Finding, Trial, compare, evaluated
+from thalweg.tuning import memory_format, priors
+from thalweg.tuning.comparison import PAYS as PAYS_BESIDE
+from thalweg.tuning.comparison import Compared, Finding, Trial, compare, evaluated
 
 VALUES = ("float32", "bfloat16")
 PAYS = 0.85  # of a step's time in float32; for less, nobody would round
@@ -54,14 +55,13 @@ def choose(trial: Trial) -> Finding | None:
         return None
     trial.say("precision: timing bfloat16")
     try:
-        compared = compare(trial, trial.plan.replace(precision="bfloat16"))
-        figures = compared.figures("precision", VALUES)
+        changed, compared = _fastest(trial)
+        figures, in_words = compared.figures("precision", VALUES), _in_words(trial, changed)
+        faster = f"a step takes {compared.ratio:.2f} of its time in {in_words}"
         if compared.ratio > PAYS:
-            return Finding(
-                "float32", f"a step takes {compared.ratio:.2f} of its time in bfloat16: not worth rounding", figures
-            )
-        trial.say(f"precision: {PAIRS} pairs of runs of {steps:,} steps, in float32 and in bfloat16")
-        pairs = _paired(trial, steps)
+            return Finding("float32", f"{faster}: not worth rounding", figures)
+        trial.say(f"precision: {PAIRS} pairs of runs of {steps:,} steps, in float32 and in {in_words}")
+        pairs = _paired(trial, changed, steps)
     except Exception as error:
         return Finding("float32", f"the model does not compute in bfloat16: {error_text(error):.200}")
     figures |= {
@@ -69,11 +69,40 @@ def choose(trial: Trial) -> Finding | None:
         "bfloat16_losses": [p.bfloat16 for p in pairs],
         "steps": steps,
     }
-    faster, against = f"a step takes {compared.ratio:.2f} of its time in bfloat16", judged(pairs)
+    against = judged(pairs)
     if against:
         return Finding("float32", f"{faster}, but {against}", figures)
     runs = f"{len(pairs)} pairs of runs of {steps:,} steps"
-    return Finding("bfloat16", f"{faster}, and in {runs} the loss is no worse beyond chance", figures)
+    beside = dict[str, Finding]()
+    if changed.memory_format != trial.plan.memory_format:
+        beside["memory_format"] = Finding(changed.memory_format, f"the faster one in bfloat16, in which {faster}")
+    return Finding("bfloat16", f"{faster}, and in {runs} the loss is no worse beyond chance", figures, beside)
+
+
+def _fastest(trial: Trial) -> tuple[Plan, Compared]:
+    """Time bfloat16 in the plan's memory format and, where the model has convolutions, in the other one; give the faster plan."""
+    plan = trial.plan.replace(precision="bfloat16")
+    compared = compare(trial, plan)
+    if "memory_format" in trial.fixed or not memory_format.has_convolutions(trial):
+        return plan, compared
+    contiguous, channels_last = memory_format.VALUES
+    other = plan.replace(memory_format=contiguous if plan.memory_format == channels_last else channels_last)
+    try:
+        with_other = compare(trial, other)
+        if with_other.ratio > PAYS_BESIDE * compared.ratio:
+            return plan, compared
+        if other.memory_format == channels_last and not memory_format.loss_difference(trial) <= memory_format.SAME:
+            return plan, compared
+    except Exception:  # of a model that does not compute with channels last, as was said of it
+        return plan, compared
+    return other, with_other
+
+
+def _in_words(trial: Trial, changed: Plan) -> str:
+    """Say what is changed."""
+    if changed.memory_format == trial.plan.memory_format:
+        return "bfloat16"
+    return f"bfloat16 {'with' if changed.memory_format == 'channels_last' else 'without'} channels last"
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -95,15 +124,16 @@ def _suits(trial: Trial) -> bool:
     return bool(noted.calls) and all(call.name in CLASSES for call in noted.calls)
 
 
-def _paired(trial: Trial, steps: int) -> list[Pair]:
-    """Train the pairs; fewer where the first took all of the time, as validation may take longer than the steps."""
+def _paired(trial: Trial, changed: Plan, steps: int) -> list[Pair]:
+    """Train the pairs, by the trial's plan and the changed one; fewer where the first took all of the time, as validation may
+    take longer than the steps."""
     short, pairs, started = _short(trial.plan, steps), list[Pair](), time.perf_counter()
+    plans = short, short.replace(precision=changed.precision, memory_format=changed.memory_format)
     for number in range(PAIRS):
         if number and time.perf_counter() - started > trial.patience:
             break
-        plan = short.replace(seed=trial.plan.seed + number)
-        start, loss = _trained(trial.problem, plan)
-        pairs.append(Pair(loss, _trained(trial.problem, plan.replace(precision="bfloat16"))[1], start))
+        ones = [_trained(trial.problem, plan.replace(seed=plan.seed + number)) for plan in plans]
+        pairs.append(Pair(ones[0][1], ones[1][1], ones[0][0]))
     return pairs
 
 

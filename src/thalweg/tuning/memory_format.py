@@ -9,7 +9,6 @@ from thalweg.descent.problem import start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.timing import TimedDescent
 from thalweg.errors import error_text
-from thalweg.records.plan import Plan
 from thalweg.tuning.comparison import PAYS, Finding, Trial, compare, evaluated
 
 VALUES = ("contiguous", "channels_last")
@@ -18,7 +17,7 @@ SAME = 1e-3  # relative difference of losses that another order of additions may
 
 def choose(trial: Trial) -> Finding | None:
     """Try channels last; None for a model without 2-D convolutions."""
-    if not _has_convolutions(trial):
+    if not has_convolutions(trial):
         return None
     trial.say("memory format: timing convolutions with channels last")
     changed = trial.plan.replace(memory_format="channels_last")
@@ -27,7 +26,7 @@ def choose(trial: Trial) -> Finding | None:
         figures = compared.figures("memory_format", VALUES)
         if compared.ratio > PAYS:
             return Finding("contiguous", "channels last are not at least 5 % faster", figures)
-        difference = _loss_difference(trial, changed)
+        difference = loss_difference(trial)
     except (
         Exception
     ) as error:  # `view` of what is not contiguous, say; what fails without it too, fails again where it is told
@@ -39,14 +38,15 @@ def choose(trial: Trial) -> Finding | None:
     return Finding("channels_last", f"a step takes {compared.ratio:.2f} of its time with channels last", figures)
 
 
-def _has_convolutions(trial: Trial) -> bool:
+def has_convolutions(trial: Trial) -> bool:
+    """Whether the model has 2-D convolutions whose weights can be laid out with channels last."""
     with preserve_process_state(), rng_lock:
         return bool(convolution_weights(start_model(trial.problem, trial.plan.seed)))
 
 
-def _loss_difference(trial: Trial, changed: Plan) -> float:
+def loss_difference(trial: Trial) -> float:
     """Give the relative difference of a batch's loss, in evaluation mode, with channels last and without."""
-    with closing(TimedDescent(trial.problem, changed)) as timed:
+    with closing(TimedDescent(trial.problem, trial.plan.replace(memory_format="channels_last"))) as timed:
         timed.take(1)
         losses = [evaluated(timed.descent)]
         timed.descent.hand_over_model()  # which is contiguous again

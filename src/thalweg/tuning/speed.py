@@ -3,22 +3,25 @@
 What they save is weighed against what measuring them costs: each may take a twentieth of search and training together, but two
 minutes at most, and what cannot pay within that is left alone. A choice by the clock is made once, here, and stands in the
 plan with its figures. What it must not change is looked at too: channels last must give the same loss, workers the same
-batches, and bfloat16 a loss that is no worse beyond chance.
+batches, and bfloat16 a loss that is no worse beyond chance. Each is tried with what was taken before it, and bfloat16 with both
+memory formats, as the two may pay together where neither does alone.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 
 from thalweg.descent.problem import Problem
 from thalweg.descent.settle import with_choices, with_fitting_batches
-from thalweg.descent.timing import time_steps
+from thalweg.descent.timing import WARM_UP, TimedDescent, time_steps
 from thalweg.records.plan import Evidence, Plan
 from thalweg.records.request import Request
 from thalweg.tuning import compiling, half_precision, loader_workers, memory_format
-from thalweg.tuning.comparison import Finding, Say, Trial
+from thalweg.tuning.comparison import PAYS, ROUNDS, Compared, Finding, Say, Trial, block, compared
 
 FEWEST_STEPS = 200  # of search and training together, below which nothing but threads is measured
 
@@ -37,12 +40,24 @@ def with_threads(problem: Problem, request: Request, plan: Plan) -> Plan:
     if "threads" in request.fixed or present == 1 or problem.device.type != "cpu":
         return plan
     fitting = with_fitting_batches(problem, plan)
-    seconds = {n: time_steps(problem, fitting.replace(threads=n)).seconds for n in (1, present)}
-    threads = 1 if seconds[1] <= 1.05 * seconds[present] else present
-    figures = {"threads": list(seconds), "seconds_per_step": [float(f"{s:.3g}") for s in seconds.values()]}
+    timed = compare_threads(problem, fitting, present)
+    threads = present if timed.ratio < PAYS else 1
+    figures = timed.figures("threads", (1, present))
     of = f", in steps of {fitting.batch_size:,} examples" if fitting.batch_size else ""
     why = Evidence("measured", f"the fewer where more are not at least 5 % faster{of}", figures)
     return with_choices(plan, {"threads": (threads, why)})
+
+
+def compare_threads(problem: Problem, plan: Plan, threads: int) -> Compared:
+    """Time steps on one thread and on several in turn. They are those of one descent: there may be no memory for another one."""
+    counts = (1, threads)
+    with closing(TimedDescent(problem, plan)) as timed:
+        blocks = [block(timed.take(WARM_UP, threads=count)) for count in counts]
+        rounds = [
+            [statistics.median(timed.take(steps, threads=count)) for count, steps in zip(counts, blocks, strict=True)]
+            for _ in range(ROUNDS)
+        ]
+    return compared(rounds)
 
 
 def with_threads_for_batches(problem: Problem, request: Request, plan: Plan, before: Plan) -> Plan:
@@ -60,7 +75,8 @@ def with_threads_for_batches(problem: Problem, request: Request, plan: Plan, bef
 def with_speed(
     problem: Problem, request: Request, plan: Plan, seconds_of_all: Callable[[float], float], say: Say = lambda _: None
 ) -> Plan:
-    """Measure memory format, loader workers, precision and compiling, one after the other; what is decided stays.
+    """Measure memory format, loader workers, precision and compiling, one after the other; what is decided stays, and what was
+    taken is changed by a later knob only where that pays best with another value.
 
     Arguments:
         plan: with its batch size and steps.
@@ -78,11 +94,12 @@ def with_speed(
         total = seconds_of_all(per_step)
         if total / per_step < FEWEST_STEPS:
             break
-        found = choose(Trial(problem, plan, per_step, total, say))
+        found = choose(Trial(problem, plan, per_step, total, say, request.fixed.keys()))
         if found is None:
             continue
-        if found.value != getattr(plan, knob):
-            per_step = None  # by which the next ones are weighed
-        say(f"{knob.replace('_', ' ')} {str(found.value).lower()}: {found.reason}")
-        plan = with_choices(plan, {knob: (found.value, Evidence("measured", found.reason, found.figures))})
+        for name, one in {**found.beside, knob: found}.items():
+            if one.value != getattr(plan, name):
+                per_step = None  # by which the next ones are weighed
+            say(f"{name.replace('_', ' ')} {str(one.value).lower()}: {one.reason}")
+            plan = with_choices(plan, {name: (one.value, Evidence("measured", one.reason, one.figures))})
     return plan
