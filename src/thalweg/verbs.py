@@ -339,7 +339,8 @@ def tune(
     asked |= {"storage": _storage(storage), "study": study}
     request = Request(**asked, effort=effort, seed=seed, fixed=fixed or {}, device=device, memory=memory)
     if join is not None:
-        if {epochs, steps, seconds, storage, study} != {None} or fixed:
+        asked_else = fixed or effort != "standard" or seed or memory is not None
+        if {epochs, steps, seconds, storage, study} != {None} or asked_else:
             raise ArgumentError("Whoever joins a search takes what is asked for from its study. Give `join` alone.")
         request = joined_request(join, checked_task(task).mode, device)
     request.check_budget()

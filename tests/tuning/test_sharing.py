@@ -98,6 +98,9 @@ def test_a_search_is_joined_only_by_its_own_task_and_where_there_is_one(tmp_path
         tw.tune(task(), join=f"{tmp_path}/a.sqlite/mime")
     with pytest.raises(tw.ArgumentError, match="Give `join` alone"):
         tw.tune(task(), steps=3, join=f"{tmp_path}/a.sqlite/mine")
+    for asked in ({"effort": "thorough"}, {"seed": 1}, {"memory": "4 GB"}):
+        with pytest.raises(tw.ArgumentError, match="Give `join` alone"):
+            tw.tune(task(), join=f"{tmp_path}/a.sqlite/mine", **asked)
     for address in ("mine", "/", "a.sqlite/"):
         with pytest.raises(tw.ArgumentError, match="Give the storage and the study"):
             tw.tune(task(), join=address)
