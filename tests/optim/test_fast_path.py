@@ -1,6 +1,7 @@
 """The fast path: bit for bit the steps of the general path, whatever happens between two steps."""
 
 import copy
+import math
 import traceback
 import weakref
 
@@ -575,7 +576,7 @@ def _same(one, other):
     assert str(one[1]) == str(other[1])  # NaN is NaN
 
 
-@pytest.mark.parametrize("event", [_new_decay, _new_memory, _state_replaced, _loaded, _turned_gradient])
+@pytest.mark.parametrize("event", [_new_memory, _state_replaced, _loaded, _turned_gradient])
 def test_the_fast_path_is_found_again(event):
     weights, optimizer = made()
     were_fast = []
@@ -587,6 +588,59 @@ def test_the_fast_path_is_found_again(event):
     assert were_fast[1:3] == [True, True]
     assert were_fast[3] is False
     assert were_fast[-3:] == [True] * 3
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("engine", ["cpu", "tensors"])
+@pytest.mark.parametrize("rule", ["adamw", "adam", "nadam"])
+def test_a_weight_decay_that_changes_at_every_step_gives_the_bits_of_the_general_path(
+    rule, engine, cautious, monkeypatch
+):
+    def run(*, fast):
+        if not fast:
+            monkeypatch.setattr(fast_path.FastPath, "after_step", staticmethod(lambda *_: None))
+        weights, optimizer = made(rule, engine=engine, cautious=cautious)
+        were_fast, before = [], everything(weights, optimizer)
+        for step in range(6):
+            optimizer.param_groups[0]["weight_decay"] = 0.5 / (step + 1)
+            optimizer.param_groups[1]["weight_decay"] = (
+                0.5 / (step + 1) if step == 3 else 0.0
+            )  # the groups' decays merge
+            set_gradients(weights)
+            were_fast.append(takes_fast_path(optimizer))
+        assert not any(map(torch.equal, before, everything(weights, optimizer)))
+        return were_fast, everything(weights, optimizer)
+
+    one, other = run(fast=True), run(fast=False)
+    assert one[0] == [False] + [engine == "cpu" and not cautious] * 5
+    assert all(map(torch.equal, one[1], other[1]))
+
+
+def test_each_step_shrinks_weights_by_its_own_decay_on_either_path_and_engine():
+    for engine in ("cpu", "tensors"):
+        weights, optimizer = made("adamw", engine=engine, lr=0.1, clip_norm=None)
+        before, decays = [w.detach().clone() for w in weights], [0.5, 0.25, 0.0, 1.0, 0.125]
+        for decay in decays:
+            optimizer.param_groups[0]["weight_decay"] = decay
+            for w in weights:
+                w.grad = torch.zeros_like(w)
+            optimizer.step()
+        shrunk = math.prod(1 - 0.1 * decay for decay in decays)
+        for i, (w, start) in enumerate(zip(weights, before, strict=True)):
+            torch.testing.assert_close(w.detach(), start * (shrunk if i < 2 else 1.0))
+
+
+@pytest.mark.parametrize("decay", [float("nan"), float("inf"), "0.1", 10**400, torch.tensor([0.1, 0.2])])
+def test_a_weight_decay_that_becomes_no_number_is_refused_and_moves_no_weight(decay):
+    weights, optimizer = made()
+    for _ in range(3):
+        set_gradients(weights)
+        optimizer.step()
+    before = [w.detach().clone() for w in weights]
+    optimizer.param_groups[0]["weight_decay"] = decay
+    with pytest.raises(RuleError, match="weight_decay"):
+        optimizer.step()
+    assert all(map(torch.equal, before, weights))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])

@@ -109,15 +109,37 @@ def test_compiled_over_lists_it_takes_the_same_steps(rule, options, monkeypatch,
 
 
 @pytest.mark.usefixtures("compiling")
-def test_another_rate_does_not_recompile():
+def test_another_rate_or_weight_decay_does_not_recompile():
     parameters, optimizer = descended("adamw", steps=2, clip_norm=1.0, ema=0.9)
     torch._dynamo.utils.counters.clear()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(5):
             optimizer.param_groups[0]["lr"] = 0.01 / (step + 1)
+            optimizer.param_groups[0]["weight_decay"] = 0.1 / (step + 1)
             for p in parameters:
                 p.grad = torch.ones_like(p)
             optimizer.step()
+    (block,) = (block for _, _, partition in optimizer._engine._partitions for block, _ in partition)
+    assert len(block.functions) == 1
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adam"])
+def test_compiled_over_lists_it_takes_a_decay_that_changes_at_every_step_as_the_host_does(rule, request):
+    def run():
+        parameters = weights()
+        groups = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0}]
+        optimizer = Optimizer(groups, rule, lr=0.01, engine="tensors")
+        for step in range(5):
+            groups[0]["weight_decay"] = optimizer.param_groups[0]["weight_decay"] = 3 / (step + 1)
+            for i, p in enumerate(parameters):
+                p.grad = (p.detach() * (i + 1)).sin() + 0.3
+            optimizer.step()
+        return parameters
+
+    on_host = run()
+    request.getfixturevalue("compiling")
+    for one, other in zip(on_host, run(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
 def test_where_torch_cannot_compile_the_step_runs_uncompiled_and_warns(monkeypatch, request):

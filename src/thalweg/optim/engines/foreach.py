@@ -46,6 +46,7 @@ class ForeachBlock(Block):
             self.states_as_real.append([as_real(t) for t in tensors])
         self.gradients: list[Tensor] = []
         self.functions: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._decays: tuple[Sequence[float], Any] = ((), 0.0)  # of the last step, and what was made of them
 
     def read_gradients(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Keep the gradients for `update`, and give each one's Euclidean norm."""
@@ -63,21 +64,41 @@ class ForeachBlock(Block):
     def update(self, bound: BoundRule, decays: Sequence[float]) -> PerTensorNorms | None:
         """Update the weights; gives norms of weights and updates, and ratios, where they are to be recorded."""
         group = bound.group
-        key = (group.maximize, group.cautious, bound.record_norms, *decays, *group.constants.values())
-        if key not in self.functions:
-            decay = decays[0] if len(set(decays)) == 1 else [self._as_tensor(d).to(self.compute_dtype) for d in decays]
-            fixed = replace(group, parameters=[], gradients=[], lr=0.0, decay=0.0)
-            self.functions[key] = _compile(_step_function(fixed, decay, self.has_ema, bound.record_norms))
         weights = [as_real(p.detach()) for p in self.parameters]
         # As tensors: torch.compile takes a Python number for a constant, and would compile again for every new value.
+        decay = self._decay(decays)
+        key = (group.maximize, group.cautious, bound.record_norms, type(decay), *group.constants.values())
+        if key not in self.functions:
+            fixed = replace(group, parameters=[], gradients=[], lr=0.0, decay=0.0)
+            self.functions[key] = _compile(_step_function(fixed, self.has_ema, bound.record_norms))
         numbers = {name: self._as_tensor(value) for name, value in bound.numbers.items() if name not in group.constants}
         scale, ema_weight = (
             self._as_tensor(bound.scale),
             self._as_tensor(1.0 if bound.ema_weight is None else bound.ema_weight),
         )
         finite = torch.ones_like(scale, dtype=torch.bool) if bound.finite is None else bound.finite
-        given = (numbers, scale, bound.clip_value, ema_weight, finite, weights, self.gradients, self.states_as_real)
+        given = (
+            numbers,
+            decay,
+            scale,
+            bound.clip_value,
+            ema_weight,
+            finite,
+            weights,
+            self.gradients,
+            self.states_as_real,
+        )
         return self.functions[key](*given)
+
+    def _decay(self, decays: Sequence[float]) -> Any:
+        """Give the weight decay as a step takes it: 0.0 for none, a tensor, or a list of tensors where parameters differ."""
+        if self._decays[0] != decays:
+            of_value = {decay: self._as_tensor(decay) for decay in decays}
+            decay: Any = [of_value[one].to(self.compute_dtype) for one in decays]
+            if len(of_value) == 1:
+                decay = of_value[decays[0]] if decays[0] else 0.0
+            self._decays = list(decays), decay
+        return self._decays[1]
 
     def _as_tensor(self, value: Any) -> Tensor:
         return torch.as_tensor(value, dtype=self.steps_taken.dtype, device=self.device)
@@ -109,7 +130,7 @@ def _compile_errors() -> tuple[type[Exception], ...]:
     return TorchDynamoException, InductorError
 
 
-def _step_function(group: GroupStep, decay: Any, has_ema: bool, record_norms: bool) -> Callable[..., Any]:
+def _step_function(group: GroupStep, has_ema: bool, record_norms: bool) -> Callable[..., Any]:
     """Make the function that takes one step; what does not change from step to step is a constant in it."""
     rule, constants, couples = group.rule, dict(group.constants), group.couples
     formula = ops.equation(rule, constants)
@@ -122,6 +143,7 @@ def _step_function(group: GroupStep, decay: Any, has_ema: bool, record_norms: bo
 
     def step(
         numbers: dict[str, Tensor],
+        decay: Any,
         scale: Tensor,
         clip_value: Any,
         ema_weight: Tensor,

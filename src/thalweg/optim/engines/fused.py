@@ -290,7 +290,8 @@ class FusedBlock(Block):
         if decays != self._decays or group.cautious is not self._cautious:
             self._decays, self._cautious = list(decays), group.cautious
             self._distinct_decays = self._decays if group.cautious else list(dict.fromkeys(decays))
-            self.rows[:] = range(len(decays)) if group.cautious else [self._distinct_decays.index(d) for d in decays]
+            row_of = {decay: row for row, decay in enumerate(self._distinct_decays)}
+            self.rows[:] = range(len(decays)) if group.cautious else [*map(row_of.__getitem__, decays)]
         engine_numbers = (
             -bound.scale if group.maximize else bound.scale,
             math.inf if bound.clip_value is None else bound.clip_value,

@@ -151,7 +151,7 @@ class TensorEngine:
                 return previous.block_steps
         block_steps: list[BlockStep] = []
         partitions: list[tuple[GroupStep, tuple[State, ...], Partition]] = []
-        all_merged = _merge(groups)
+        all_merged, decays = _merge(groups), _decays(groups)
         for merged in all_merged:
             states = (*merged.group.rule.states(merged.group.constants), *((EMA,) if ema else ()))
             partition = self._previous_partition(merged.group, states)
@@ -160,7 +160,7 @@ class TensorEngine:
             partitions.append((merged.group, states, partition))
             for block, own in partition:
                 indices = merged.indices if len(partition) == 1 else [merged.indices[i] for i in own]
-                block_steps.append(BlockStep(block, merged.group, indices, [merged.decays[i] for i in own]))
+                block_steps.append(BlockStep(block, merged.group, indices, [decays[i] for i in indices]))
         # Only now: where a block refuses the state, the next step must look at it again.
         self._partitions, self._entries = partitions, entries
         self._previous = PreviousStep(groups, ema, all_merged, block_steps, _equal_rates(groups))
@@ -232,11 +232,10 @@ def _same_rule_and_parameters(one: GroupStep, other: GroupStep) -> bool:
 class MergedGroups:
     """Groups that one evaluation of the equation can serve, as one group.
 
-    `decays` are of each parameter; `indices` are the parameters' among all of the step; `sources` the indices of the groups.
+    `indices` are the parameters' among all of the step; `sources` the indices of the groups.
     """
 
     group: GroupStep
-    decays: list[float]
     indices: list[int]
     sources: list[int]
 
@@ -251,19 +250,26 @@ def _merge(groups: Sequence[GroupStep]) -> list[MergedGroups]:
     for i, group in enumerate(groups):
         count = len(group.parameters)
         key = (group.rule, group.lr, group.maximize, group.cautious, *group.constants.values())
-        one = merged.setdefault(key, MergedGroups(replace(group, parameters=[], gradients=[]), [], [], []))
+        one = merged.setdefault(key, MergedGroups(replace(group, parameters=[], gradients=[]), [], []))
         one.group.parameters += group.parameters
         one.group.gradients += group.gradients
-        one.decays += [group.decay] * count
         one.indices += range(start, start + count)
         one.sources.append(i)
         start += count
     return list(merged.values())
 
 
+def _decays(groups: Sequence[GroupStep]) -> list[float]:
+    """Give the weight decay of each parameter of the step."""
+    return [group.decay for group in groups for _ in group.parameters]
+
+
 @dataclass(slots=True)
 class PreviousStep:
-    """The last step's groups and blocks, which take the next one too while nothing but gradients and rates changes."""
+    """The last step's groups and blocks, which take the next one too while nothing but gradients and numbers changes.
+
+    The numbers are learning rates and weight decays.
+    """
 
     groups: Sequence[GroupStep]
     ema: bool
@@ -272,7 +278,11 @@ class PreviousStep:
     equal_rates: Sequence[int] | None
 
     def take_numbers(self, groups: Sequence[GroupStep]) -> None:
-        """Take gradients and learning rates of a new step."""
+        """Take gradients, learning rates and weight decays of a new step."""
+        if any(group.decay != old.decay for group, old in zip(groups, self.groups, strict=True)):
+            decays = _decays(groups)
+            for one in self.block_steps:
+                one.decays = [decays[i] for i in one.indices]
         self.groups = groups
         for merged in self.merged:
             first, *others = merged.sources
@@ -284,12 +294,12 @@ class PreviousStep:
 
 
 def _differ_in_numbers_only(groups: Sequence[GroupStep], previous: PreviousStep) -> bool:
-    """Tell whether groups are those of the last step but for gradients and rates, and can be merged in the same way."""
+    """Tell whether groups are those of the last step but for gradients and numbers, and can be merged in the same way."""
     if groups is not previous.groups:
         if len(groups) != len(previous.groups):
             return False
         for group, old in zip(groups, previous.groups, strict=True):
-            same = group.constants is old.constants and group.decay == old.decay and group.maximize is old.maximize
+            same = group.constants is old.constants and group.maximize is old.maximize
             if not same or group.cautious is not old.cautious or not _same_rule_and_parameters(group, old):
                 return False
     return len(groups) == 1 or (previous.equal_rates is not None and _equal_rates(groups) == previous.equal_rates)
