@@ -120,10 +120,10 @@ class FlattenedBlock(Block):
 
     def _repeated(self, values: Sequence[Any]) -> Any:
         """Repeat numbers, one per tensor, for each weight of their tensor."""
+        if self.uses_numpy:
+            return np.repeat(np.array([*map(float, values)], dtype=self.arrays[0].dtype), self.sizes)
         numbers = [torch.as_tensor(value, dtype=self.compute_dtype, device=self.device) for value in values]
-        parts = [number.expand(n) for number, n in zip(numbers, self.sizes, strict=True)]
-        vector = torch.cat(parts)
-        return vector.numpy() if self.uses_numpy else vector
+        return torch.cat([number.expand(n) for number, n in zip(numbers, self.sizes, strict=True)])
 
     def _decay_of_chunks(self, decays: Sequence[float], bound: BoundRule) -> list[Any]:
         """Give each chunk its weight decay: a number where all tensors have the same, else one per weight."""

@@ -112,6 +112,7 @@ class FusedBlock(Block):
         self.gradients: Sequence[Tensor] = ()
         self._decays: Sequence[float] = ()
         self._distinct_decays: Sequence[float] = ()
+        self._rows: Sequence[int] = ()
         self._cautious = False
 
     def fits(self, state: StateOf, same_entries: bool = False) -> bool:
@@ -291,7 +292,9 @@ class FusedBlock(Block):
             self._decays, self._cautious = list(decays), group.cautious
             self._distinct_decays = self._decays if group.cautious else list(dict.fromkeys(decays))
             row_of = {decay: row for row, decay in enumerate(self._distinct_decays)}
-            self.rows[:] = range(len(decays)) if group.cautious else [*map(row_of.__getitem__, decays)]
+            rows = [*range(len(decays))] if group.cautious else [*map(row_of.__getitem__, decays)]
+            if rows != self._rows:  # to fill an array takes longer than to compare, and decays may change at every step
+                self._rows = self.rows[:] = rows
         engine_numbers = (
             -bound.scale if group.maximize else bound.scale,
             math.inf if bound.clip_value is None else bound.clip_value,
