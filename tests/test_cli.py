@@ -159,9 +159,11 @@ def test_set_reaches_into_tables(capsys):
     assert plan.schedule.shape == "cosine"
     assert plan.seed == 3
     more = ["--set", "schedule.warmup=2", "--set", "groups.*.bias.learning_rate_factor=2", "--out", "r2"]
+    more += ["--set", "weight_decay_schedule=inverse_time", "--set", "weight-decay=0.1"]
     assert cli.main([*words[:4], "--quiet", *more]) == 0
     plan = Run.open("r2").plan
     assert plan.schedule.warmup == 2
+    assert plan.weight_decay_schedule.shape == "inverse_time"
     assert plan.groups["*.bias"].learning_rate_factor == 2.0
 
 

@@ -56,8 +56,9 @@ def test_a_run_that_was_stopped_is_forecast_read_only_and_the_same_each_time(tmp
     assert str(known).startswith("Over, after step 60 of 60: ")
 
 
-def test_next_to_the_end_the_copy_is_the_run_itself(tmp_path):
-    folder = stopped(tmp_path / "run", at=59, schedule=tw.schedule.linear())
+@pytest.mark.parametrize("decay", [{}, {"weight_decay": 1.0, "weight_decay_schedule": "inverse_time", "keep": "last"}])
+def test_next_to_the_end_the_copy_is_the_run_itself(decay, tmp_path):
+    folder = stopped(tmp_path / "run", at=59, schedule=tw.schedule.linear(), **decay)
     found = tw.forecast(folder, classes())
     ended = tw.resume(folder, classes())
     assert found.now["loss"].value == pytest.approx(ended.metrics["loss"], rel=1e-6)

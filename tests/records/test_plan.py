@@ -57,6 +57,7 @@ KNOBS = {
     "memory_format": st.sampled_from(["contiguous", "channels_last"]),
     "compile": st.booleans(),
     "seed": st.integers(0, 2**63 - 1),
+    "weight_decay_schedule": st.none() | schedules.filter(lambda one: not one.initial_state()),
     "decay_vectors": st.booleans(),
     "groups": st.dictionaries(
         words,
@@ -210,7 +211,27 @@ def test_replacing_a_knob_makes_it_given_and_leaves_the_other_evidence():
 def test_schedules_and_groups_may_be_given_as_names_and_tables():
     assert Plan(schedule="cosine").schedule == schedule.cosine()
     assert Plan(schedule={"shape": "linear", "warmup": 5}).schedule == schedule.linear(warmup=5)
+    assert Plan(weight_decay_schedule="inverse_time").weight_decay_schedule == schedule.inverse_time()
+    in_steps = {"shape": "inverse_time", "timescale": 30}
+    assert Plan(weight_decay_schedule=in_steps).weight_decay_schedule == schedule.inverse_time(timescale=30)
     assert Plan(groups={"*.bias": {"learning_rate_factor": 2}}).groups["*.bias"] == Group(learning_rate_factor=2.0)
+
+
+def test_a_schedule_of_the_decay_is_changed_entry_by_entry_and_taken_away_by_none():
+    plan = Plan(weight_decay_schedule="inverse_time")
+    assert plan.with_knobs({"weight_decay_schedule": {"timescale": 7}}).weight_decay_schedule.options["timescale"] == 7
+    assert plan.with_knobs({"weight_decay_schedule": None}).weight_decay_schedule is None
+    assert plan.changed({"weight_decay_schedule": "constant"}).weight_decay_schedule == schedule.constant()
+    with pytest.raises(ScheduleError, match="table with a `shape`"):
+        Plan().with_knobs({"weight_decay_schedule": {"timescale": 7}})
+
+
+def test_a_plan_of_before_decays_had_schedules_reads_as_it_was_meant():
+    written = Plan(weight_decay=0.1).to_dict()
+    assert "weight_decay_schedule" not in written
+    del written["evidence"]["weight_decay_schedule"]
+    assert Plan.from_dict(written).weight_decay_schedule is None
+    assert Plan.from_dict(written).weight_decay == 0.1
 
 
 REFUSED = {

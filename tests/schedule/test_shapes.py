@@ -1,6 +1,7 @@
 """Each shape against its closed form and against torch.optim.lr_scheduler, where that has the same thing."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -96,6 +97,16 @@ class TestClosedForms:
 
     def test_inverse_square_root_without_warm_up_starts_at_the_peak(self):
         assert factors(schedules.inverse_sqrt(), 4) == close([1, 1 / math.sqrt(2), 1 / math.sqrt(3), 0.5])
+
+    def test_inverse_time_is_one_over_the_step_from_half_at_its_timescale(self):
+        assert [schedules.inverse_time(100).factor(step) for step in (0, 10, 30, 90)] == close([1, 0.5, 0.25, 0.1])
+        in_steps = schedules.inverse_time(warmup=4, timescale=5)
+        assert [in_steps.factor(step) for step in (1, 4, 9, 49)] == close([0.4, 1, 0.5, 0.1])
+
+    def test_a_sum_of_inverse_time_grows_by_as_much_from_each_doubling_to_the_next(self):
+        ours = schedules.inverse_time(timescale=1)
+        sums = [sum(ours.factor(step) for step in range(2**k)) for k in range(8, 12)]
+        assert [b - a for a, b in pairwise(sums)] == pytest.approx([math.log(2)] * 3, rel=5e-3)
 
     def test_milestones_as_shares_are_of_the_total(self):
         assert factors(schedules.step(8, milestones=[0.25, 0.5], gamma=0.5), 6) == [1, 1, 0.5, 0.5, 0.25, 0.25]

@@ -36,6 +36,17 @@ def test_every_knob_is_explained():
         ({"watch": False}, "watch", "no"),
         ({"constants": {"beta2": 0.95}}, "constants", "beta2 0.95"),
         ({}, "constants", "the rule's own"),
+        ({}, "weight_decay_schedule", "as the rate does"),
+        (
+            {"weight_decay_schedule": "inverse_time"},
+            "weight_decay_schedule",
+            "one over the time, halved after 10 %, over the whole run",
+        ),
+        (
+            {"weight_decay_schedule": "inverse_time", "steps": 4000},
+            "weight_decay_schedule",
+            "one over the time, halved after 400 steps, over 4,000 steps",
+        ),
         ({"groups": {"head.*": Group(0.5, 0.0)}}, "groups", "head.*: rate x 0.5, decay x 0"),
         ({"groups": {"head.*": Group(rule="lion")}}, "groups", "head.*: by lion, rate x 1, decay x 1"),
         ({}, "clip_norm", "off"),

@@ -160,6 +160,24 @@ def test_what_the_search_has_trained_of_the_winner_is_gone_on_with_and_the_bits_
         assert tw.Run.open(run.folder, made).metrics == again.metrics
 
 
+@pytest.mark.parametrize("fixed", [{"rule": "muon"}, {"rule": "adamw"}, {}])
+def test_the_searchs_run_has_the_bits_of_its_plan_where_the_decay_has_a_schedule_of_its_own(fixed, tmp_path):
+    made = tw.Task(
+        model=lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)),
+        loss=F.mse_loss,
+        data=(x := torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), x.sin().sum(1, keepdim=True)),
+        validation=(x[:20], x[:20].sin().sum(1, keepdim=True)),
+    )
+    fixed = {"batch_size": 16, "weight_decay_schedule": "inverse_time", **fixed}
+    run = tw.fit(made, out=tmp_path / "run", steps=46, effort=2.0, fixed=fixed)
+    assert run.plan.weight_decay_schedule == tw.schedule.inverse_time()
+    assert any("The search has trained" in event.message for event in run.events)
+    again = tw.train(made, tw.Plan.load(tmp_path / "run" / "plan.toml"))
+    assert run.metrics == again.metrics
+    for name in again.history.keys() - {"seconds"}:
+        np.testing.assert_array_equal(run.history[name], again.history[name])
+
+
 def test_a_callback_sees_every_step_so_for_it_the_winner_is_trained_anew():
     seen = []
     made = problem_of().task

@@ -213,6 +213,9 @@ def accuracy(outputs, targets):
         ({}, {"keep": "last"}),
         ({}, {"schedule": tw.schedule.wsd(warmup=5, decay=10, decay_shape="linear")}),
         ({}, {"schedule": tw.schedule.constant(warmup=0.1)}),
+        ({}, {"rule": "muon", "weight_decay_schedule": "inverse_time"}),
+        ({}, {"rule": "adamw", "weight_decay_schedule": tw.schedule.inverse_time(warmup=0.1, timescale=9)}),
+        ({}, {"rule": "adamw", "weight_decay_schedule": tw.schedule.linear(total="3 epochs", final=0.1)}),
     ],
 )
 def test_it_serves_every_kind_of_task_and_rule(parts, knobs):
@@ -246,6 +249,25 @@ def test_warm_up_and_decay_of_the_weights_do_not_depend_on_the_length(whole):
     assert shortest.plan.weight_decay == whole.plan.weight_decay
     assert shortest.plan.constants == whole.plan.constants
     assert shortest.plan.validate_every == whole.plan.validate_every
+
+
+def test_a_schedule_of_the_decay_is_that_of_the_shortest_run_whatever_the_length():
+    given = {"weight_decay_schedule": "inverse_time", "weight_decay": 0.3}
+    plan = tw.Plan(rule="muon", learning_rate=0.02, batch_size=16, **given)
+    run = tw.train(task_of_open_length(), plan, steps="auto", most=160, pays=0.0)
+    assert run.plan.steps > FIRST
+    assert run.plan.weight_decay_schedule == tw.schedule.inverse_time(timescale=FIRST // 10)
+    same_bits(tw.train(task_of_open_length(), run.plan), run)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["linear", tw.schedule.cosine(total=0.5), tw.schedule.sequence(tw.schedule.constant(3), tw.schedule.linear())],
+)
+def test_a_schedule_of_the_decay_that_depends_on_the_end_is_refused(schedule):
+    fixed = {"batch_size": 16, "rule": "adamw", "weight_decay_schedule": schedule}
+    with pytest.raises(PlanError, match=r"`weight_decay_schedule` cannot go on.*depends on where the run ends"):
+        tw.fit(task(), steps="auto", most=160, effort=1, fixed=fixed)
 
 
 def test_one_that_overfits_ends_shorter_than_the_shortest_length():

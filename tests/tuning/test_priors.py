@@ -1,6 +1,9 @@
+import math
+
 import pytest
 
 from thalweg import rules
+from thalweg.records.plan import Plan
 from thalweg.tuning import priors
 
 
@@ -43,6 +46,18 @@ def test_weights_forget_over_a_third_of_the_run():
     assert priors.weight_decay("momentum", 0.1, 1000)[0] == 1e-4
     assert priors.weight_decay("radam", 0.01, 1000)[0] == priors.weight_decay("adam", 0.01, 1000)[0] == 0
     assert priors.weight_decay("radam", 0.01, 1000, {"decoupled_weight_decay": True})[0] == value
+
+
+def test_a_decay_in_log_time_begins_higher_and_shrinks_weights_as_much_over_the_run():
+    plan = Plan("muon", learning_rate=0.01, schedule="linear", weight_decay_schedule="inverse_time")
+    start = priors.decay_start(plan, 1000)
+    assert start == pytest.approx(0.5 / (0.1 * math.log(11)), rel=0.01)
+    value, why = priors.weight_decay("muon", 0.01, 1000, start=start)
+    assert value == pytest.approx(start * priors.weight_decay("muon", 0.01, 1000)[0], rel=5e-3)
+    assert f"times {start:.3g} at its start" in why.reason
+    short = priors.weight_decay("muon", 1e-6, 10, start=2.0)
+    assert short[0] == 2 * priors.MOST_DECAY  # which bounds what falls with the rate
+    assert priors.weight_decay("muon", 0.01, 1000, timescale=None, start=start)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from thalweg.records.request import Request
 from thalweg.tuning import priors
 from thalweg.tuning.candidates import Scored
 from thalweg.tuning.race import Point
-from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, raced_decays, start_plan, with_rule
+from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, raced_decays, start_plan, with_priors, with_rule
 
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(120, 5, generator=generator)
@@ -91,6 +91,8 @@ def test_an_effort_of_one_searches_nothing():
         {"batch_size": 7},
         {"batch_size": None},
         {"weight_decay": 0.25},
+        {"weight_decay_schedule": "constant"},
+        {"weight_decay": 0.25, "weight_decay_schedule": tw.schedule.inverse_time(timescale=7), "rule": "adamw"},
         {"schedule": tw.schedule.cosine(warmup=3)},
         {"schedule": "constant"},
         {"constants": {"beta1": 0.5}},
@@ -106,6 +108,39 @@ def test_what_is_decided_stays(fixed):
     for knob in fixed:
         assert getattr(plan, knob) == getattr(wanted, knob)
         assert plan.why(knob).source == "given"
+
+
+DEEP = {"model": lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))}
+
+
+@pytest.mark.parametrize("rule", ["muon", "adamw"])
+@pytest.mark.parametrize("schedule", ["inverse_time", "constant", tw.schedule.cosine(final=0.5)])
+def test_a_decay_whose_schedule_is_decided_shrinks_weights_over_the_run_as_much_as_one_that_falls_with_the_rate(
+    rule, schedule
+):
+    fixed = {"rule": rule, "weight_decay_schedule": schedule}
+    plan, usual = tuned(task(**DEEP), effort=1, fixed=fixed), tuned(task(**DEEP), effort=1, fixed={"rule": rule})
+    assert usual.weight_decay_schedule is None
+    assert usual.weight_decay == float(f"{min(1.0, 1 / (usual.learning_rate * 0.3 * 60)):.3g}")
+    sums = [sum(one.resolve(60).factor(t) for t in range(60)) for one in (plan.weight_decay_schedule, plan.schedule)]
+    assert plan.weight_decay * sums[0] == pytest.approx(usual.weight_decay * sums[1], rel=0.01)
+    assert "by its own schedule" in plan.why("weight_decay").reason
+    given = tuned(task(**DEEP), effort=1, fixed={**fixed, "weight_decay": 0.01})
+    assert given.weight_decay == 0.01
+
+
+def test_decays_are_raced_in_the_schedule_that_is_decided():
+    fixed = {"rule": "muon", "batch_size": 16, "weight_decay_schedule": "inverse_time"}
+    problem, request = open_task(task(**DEEP)), Request(steps=40, effort=9.0, fixed=fixed)
+    start = start_plan(problem, request)
+    tried = [
+        with_priors(start.replace(learning_rate=0.5), request, timescale).weight_decay
+        for timescale in (0.3, *priors.OTHER_TIMESCALES)
+    ]
+    assert tried == pytest.approx([tried[0], 0.0, 0.3 * tried[0], 3 * tried[0]], rel=0.01)
+    plan = complete_plan(problem, request, start, request.trainings).plan
+    assert plan.weight_decay_schedule == tw.schedule.inverse_time()
+    assert len(plan.why("weight_decay").figures["weight_decays"]) > 1
 
 
 @pytest.mark.parametrize("rule", ["schedule_free_adamw", "schedule_free_sgd"])

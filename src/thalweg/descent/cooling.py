@@ -23,11 +23,15 @@ def cooled_plan(plan: Plan, factor: float, at: int, length: int | None = None) -
     """Give the plan of a branch that leaves a run at a step where its schedule stands at `factor`.
 
     It is `length` steps long, by default the share COOL of the run, and ends with the run at the latest. It validates at its end.
+    A weight decay with a schedule of its own stays that of these steps in the run: in log time the decay of a step depends on how
+    many went before, and not on when the run ends.
     """
     assert plan.steps is not None
     length = min(max(FEWEST, round(COOL * plan.steps) if length is None else length), plan.steps - at)
+    decay_schedule = plan.weight_decay_schedule
     return plan.replace(
         steps=at + length,
+        weight_decay_schedule=decay_schedule and decay_schedule.resolve(plan.steps, plan.steps_per_epoch),
         schedule=cooled_schedule(factor, at, length),
         validate_every=at + length,
         snapshot_every=0,

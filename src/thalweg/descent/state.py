@@ -33,14 +33,15 @@ from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
 
+LEAST_FACTOR = 1e-30  # of the rate's schedule: below it nothing moves, and what is divided by it would not be finite
 RECENT_STEPS = 10  # of a stream: their batches stay in memory, to measure the batch statistics of averaged weights
 
 
 class Descent:
     """A descent in progress. `step` counts the updates done.
 
-    Never changed: `problem`, `plan`, `schedule`, `total_steps`, `steps_per_epoch`, `rate_factors` (each parameter group's
-    factor on the learning rate).
+    Never changed: `problem`, `plan`, `schedule`, `decay_schedule` (None: that of the rate), `total_steps`, `steps_per_epoch`,
+    `rate_factors` and `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
 
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last, and
     `last_position`, its (epoch, index within the epoch).
@@ -72,6 +73,7 @@ class Descent:
             self.model = start_model(problem, plan.seed)
         self._memory_format = MemoryFormat(self.model, plan.memory_format)
         self.optimizer, self.rate_factors = build_optimizer(self.model, plan)
+        self.decays: list[float] = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.frozen = [(name, p) for name, p in self.model.named_parameters() if not p.requires_grad]
         self.adopted: list[list[str]] = []
@@ -97,6 +99,8 @@ class Descent:
         schedule = with_metric_mode(plan.schedule, problem.task.mode)
         self.schedule = schedule.resolve(self.total_steps, self.steps_per_epoch)
         self.schedule_state: dict[str, Any] = self.schedule.initial_state()
+        decay_schedule = plan.weight_decay_schedule
+        self.decay_schedule = decay_schedule and decay_schedule.resolve(self.total_steps, self.steps_per_epoch)
         self.loss_scale = LossScale(plan.precision)
         self.monitor = Monitor()
         self.step = 0
@@ -127,9 +131,17 @@ class Descent:
         return self.plan.learning_rate * factor * self.cures["rate_factor"]
 
     def set_rate(self, rate: float) -> None:
-        """Write a learning rate into the optimiser's groups, each with its own factor."""
+        """Write a learning rate into the optimiser's groups, each with its own factor, and the weight decay of the present step.
+
+        A rule multiplies the decay by the rate, so where the decay has a schedule of its own, that of the rate is divided out.
+        """
         for group, factor in zip(self.optimizer.param_groups, self.rate_factors, strict=True):
             group["lr"] = rate * factor
+        if self.decay_schedule is not None:
+            of_rate = self.schedule.factor(self.step, self.schedule_state or None)
+            relative = self.decay_schedule.factor(self.step) / of_rate if of_rate > LEAST_FACTOR else 0.0
+            for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
+                group["weight_decay"] = decay * relative
 
     @property
     def evaluates_average_only(self) -> bool:
@@ -225,6 +237,7 @@ class Descent:
         for rate, group in parameter_groups(parameters, self._plan_of_unfrozen(names)):
             self.optimizer.add_param_group(group)
             self.rate_factors.append(rate)
+            self.decays.append(group["weight_decay"])
         for _, parameter in parameters:
             parameter.grad = None
         self.parameters += [p for _, p in parameters]

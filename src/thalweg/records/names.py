@@ -19,6 +19,7 @@ T = TypeVar("T")
 KNOBS: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("lr", "learningrate", "step_size", "eta", "eta0", "max_lr", "peak_lr", "base_lr", "initial_lr"),
     "weight_decay": ("wd", "decay", "weightdecay", "l2", "l2_penalty", "regularization"),
+    "weight_decay_schedule": ("wd_schedule", "decay_schedule", "weight_decay_scheduler", "wd_scheduler"),
     "batch_size": ("bs", "batch", "batchsize", "train_batch_size", "per_device_train_batch_size", "minibatch_size"),
     "rule": ("optimizer", "optimiser", "optim", "algorithm", "solver", "update_rule"),
     "schedule": ("scheduler", "lr_scheduler", "lr_schedule", "lr_scheduler_type", "learning_rate_schedule"),

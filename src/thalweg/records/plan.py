@@ -44,6 +44,7 @@ CHANGEABLE = frozenset(
         *(
             "learning_rate",
             "weight_decay",
+            "weight_decay_schedule",
             "decay_vectors",
             "schedule",
             "constants",
@@ -277,6 +278,16 @@ class Plan:
             shown="report",
         ),
     )
+    weight_decay_schedule: Schedule | None = setting(
+        None,
+        Knob(
+            "how the pull to zero falls over the run",
+            "A `Schedule` or the name of a shape, such as inverse_time (decay in log time): each step shrinks weights by"
+            " learning_rate * weight_decay * its factor, whatever the schedule of the rate. None: that schedule's factor. Rules"
+            " whose decay is a part of the gradient take none.",
+            unset="as the rate does",
+        ),
+    )
     decay_vectors: bool = setting(
         False,
         Knob("whether biases and normalisation decay too", "These are all parameters of fewer than two dimensions."),
@@ -423,11 +434,30 @@ class Plan:
             raise PlanError(
                 f"`accumulate` is {self.accumulate}, more than the batch of {self.batch_size} examples it is to cut."
             )
+        self._check_weight_decay_schedule()
         if self.ema is not None and rule.average is not None:
             raise PlanError(
                 f"`ema` is {self.ema}, but {self.rule} averages the weights itself, and that average is validated and saved."
                 f" Leave `ema` out, or take another rule."
             )
+
+    def _check_weight_decay_schedule(self) -> None:
+        """Raise PlanError for a schedule of the weight decay that cannot be followed."""
+        schedule = self.weight_decay_schedule
+        if schedule is None:
+            return
+        if schedule.initial_state():
+            raise PlanError(
+                "`weight_decay_schedule` is reduce-on-plateau, but the decay is a function of the step alone. Give another shape,"
+                " such as inverse_time, or none for that of the rate."
+            )
+        chosen = {group.rule: {} for group in self.groups.values() if group.rule} | {self.rule: self.constants}
+        for rule, constants in ((rules.get(name), constants) for name, constants in chosen.items()):
+            if rule.couples(rule.complete(constants)):
+                raise PlanError(
+                    f"`weight_decay_schedule` is {schedule.shape}, but the decay of {rule.name} is a part of the gradient, and"
+                    f" falls with the rate. Leave it out, or take a rule with decoupled decay, such as adamw."
+                )
 
     def __repr__(self) -> str:
         shown = [
@@ -469,9 +499,9 @@ class Plan:
         {'beta1': 0.8, 'beta2': 0.9}
         """
         tables, merged = self.to_dict(), dict(knobs)
-        for name in ("constants", "groups", "schedule"):
+        for name in ("constants", "groups", "schedule", "weight_decay_schedule"):
             if isinstance(knobs.get(name), Mapping):
-                merged[name] = {**tables[name], **knobs[name]}
+                merged[name] = {**tables.get(name, {}), **knobs[name]}
         return self.replace(**merged)
 
     def changed(self, knobs: Mapping[str, Any]) -> Plan:
@@ -512,6 +542,8 @@ class Plan:
         # `batch_size` unset would read back as the default: the whole data set needs a word of its own.
         entries["batch_size"] = "all" if self.batch_size is None else self.batch_size
         entries["schedule"] = self.schedule.to_dict()
+        if self.weight_decay_schedule is not None:
+            entries["weight_decay_schedule"] = self.weight_decay_schedule.to_dict()
         entries["constants"] = dict(self.constants)
         entries["groups"] = {
             pattern: {name: value for name, value in vars(group).items() if value is not None}
@@ -635,13 +667,10 @@ def _group_of_format_1(entries: Any) -> Any:
 
 def _settle_tables(plan: Plan) -> None:
     """Turn names and tables into schedule, groups and evidence, and constants into numbers. Raises PlanError."""
-    if isinstance(plan.schedule, str | Mapping):
-        entries = {"shape": plan.schedule} if isinstance(plan.schedule, str) else plan.schedule
-        object.__setattr__(plan, "schedule", Schedule.from_dict(entries))
-    if not isinstance(plan.schedule, Schedule):
-        raise PlanError(
-            f"`schedule` is {shown(plan.schedule)}. Give a shape's name or thalweg.schedule.linear(...) and the like."
-        )
+    object.__setattr__(plan, "schedule", _as_schedule(plan.schedule, "schedule"))
+    if plan.weight_decay_schedule is not None:
+        decay_schedule = _as_schedule(plan.weight_decay_schedule, "weight_decay_schedule")
+        object.__setattr__(plan, "weight_decay_schedule", decay_schedule)
     _rule_name(plan.rule)
     for name in ("constants", "groups", "evidence"):
         if not isinstance(getattr(plan, name), Mapping):
@@ -654,6 +683,17 @@ def _settle_tables(plan: Plan) -> None:
             raise PlanError(f"There is evidence for '{knob}', which is no knob of a plan.{suggestion(knob, known)}")
     evidence = {k: _as_record(Evidence, e, f"evidence.{k}") for k, e in plan.evidence.items()}
     object.__setattr__(plan, "evidence", evidence)
+
+
+def _as_schedule(value: Any, name: str) -> Schedule:
+    """Give a schedule for itself, a shape's name or a table. Raises PlanError, ScheduleError."""
+    if isinstance(value, str | Mapping):
+        return Schedule.from_dict({"shape": value} if isinstance(value, str) else cast("Mapping[str, Any]", value))
+    if not isinstance(value, Schedule):
+        raise PlanError(
+            f"`{name}` is {shown(value)}. Give a shape's name or thalweg.schedule.linear(...) and the like."
+        )
+    return value
 
 
 def _by_text(table: Mapping[Any, Any]) -> list[tuple[str, Any]]:

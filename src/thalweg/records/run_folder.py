@@ -511,7 +511,7 @@ class RunFolder:
                 f"{self.shown} already holds a run of {recorded.steps or 0:,} steps, which were given. Give a new folder, or"
                 f" resume that run."
             )
-        knobs = ("steps", "schedule", "validate_every")
+        knobs = ("steps", "schedule", "weight_decay_schedule", "validate_every")
         why = {name: recorded.why(name) for name in knobs}
         return plan.replace(**{name: getattr(recorded, name) for name in knobs}, evidence={**plan.evidence, **why})
 

@@ -117,6 +117,25 @@ def inverse_sqrt(
 
 
 @takes
+def inverse_time(
+    total: Length | None = None,
+    warmup: Length = 0,
+    *,
+    timescale: Length = 0.1,
+    warmup_shape: WarmupShape = "linear",
+) -> Schedule:
+    """Fall as one over the step: timescale / (timescale + t).
+
+    Half is left after `timescale` steps (default: a tenth of the total). The sum over the steps grows with the logarithm of their
+    number: a weight decay of this shape is one in log time. With a `timescale` in steps the length may stay open.
+
+    >>> [inverse_time(timescale=2).factor(step) for step in (0, 2, 6)]
+    [1.0, 0.5, 0.25]
+    """
+    return Schedule("inverse_time", total, warmup, warmup_shape, {"timescale": timescale})
+
+
+@takes
 def step(
     total: Length | None = None,
     warmup: Length = 0,

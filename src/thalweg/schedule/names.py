@@ -27,6 +27,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "factor": ("gamma", "decay_rate", "decay_factor", "decay"),
     "every": ("step_size", "decay_every", "decay_steps"),
     "milestones": ("boundaries",),
+    "timescale": ("shift", "decay_steps"),
     "rise": ("pct_start",),
     "period": ("t_0", "first_cycle_steps", "cycle_length"),
     "growth": ("t_mult", "cycle_mult"),

@@ -116,6 +116,22 @@ def inverse_sqrt(span: Span, *, timescale: int = 0) -> Curve:
     return lambda t: math.sqrt(scale / (scale + t))
 
 
+@shape(
+    lambda o: f"one over the time, halved after {with_unit(o['timescale'])},",
+    timescale=Option(0.1, kind="length", low=1),
+)
+def inverse_time(span: Span, *, timescale: int) -> Curve:
+    """Fall as one over the step: timescale / (timescale + t).
+
+    Half is left after `timescale` steps (default: a tenth of the total). The sum over the steps grows with the logarithm of their
+    number: a weight decay of this shape is one in log time. With a `timescale` in steps the length may stay open.
+
+    >>> [inverse_time(timescale=2).factor(step) for step in (0, 2, 6)]
+    [1.0, 0.5, 0.25]
+    """
+    return lambda t: timescale / (timescale + t)
+
+
 def _drops_in_words(o: Mapping[str, Any]) -> str:
     when = f"every {with_unit(o['every'])}" if "every" in o else f"at {', '.join(map(with_unit, o['milestones']))}"
     return f"constant but times {o['gamma']:g} {when},"

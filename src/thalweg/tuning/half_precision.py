@@ -146,6 +146,7 @@ def _short(plan: Plan, steps: int) -> Plan:
         learning_rate=plan.learning_rate if given["learning_rate"] else priors.usual_rate(plan.rule, steps),
         constants=constants,
         schedule=priors.schedule(plan.rule, constants, steps)[0],
+        weight_decay_schedule=None,  # one in steps need not fit into these
         validate_every=steps,
         snapshot_every=0,
         digest_every=0,

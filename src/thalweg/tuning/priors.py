@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from thalweg import rules
 from thalweg import schedule as shapes
-from thalweg.records.plan import Evidence
+from thalweg.records.plan import Evidence, Plan
 from thalweg.rules import Rule
 from thalweg.rules.plain_form import PlainForm
 from thalweg.schedule import Schedule
 
 TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
+MEAN_POINTS = 1000  # steps, at the least, over which a schedule's mean is taken
 OTHER_TIMESCALES = (None, 1.0, 0.1)  # tried after the rate; None: no decay
 MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, where the rule has no second moment
@@ -207,10 +209,12 @@ def weight_decay(
     steps: int,
     chosen: Mapping[str, Any] | None = None,
     timescale: float | None = TIMESCALE,
+    start: float = 1.0,
 ) -> tuple[float, Evidence]:
     """Give the weight decay under which weights shrink by a factor of e over a share of the run: 1 / (rate x share x steps).
 
-    It is at most 1. `timescale` is that share; None: no decay.
+    It is at most 1. `timescale` is that share; None: no decay. `start`: how many times as high a decay with a schedule of its own
+    begins (`decay_start`).
 
     Source: Wang & Aitchison 2024, arXiv:2405.13698 (the timescale 1 / (rate x decay) is what transfers). For rules whose decay
     is part of the gradient the timescale has no such meaning: a small 1e-4 is taken, and none where the rule is adaptive, as the
@@ -236,5 +240,30 @@ def weight_decay(
     reason = f"{stated}: weights forget over {timescale:.0%} of the run (arXiv:2405.13698)"
     if wanted > MOST_DECAY:
         reason = f"the most that is taken, as {stated} = {wanted:.3g} would be more (arXiv:2405.13698)"
+    if start != 1.0:
+        reason += (
+            f"; times {start:.3g} at its start, so that by its own schedule it shrinks weights by as much over the run"
+        )
     figures = {"learning_rate": learning_rate, "steps": steps}
-    return float(f"{min(wanted, MOST_DECAY):.3g}"), Evidence("derived", reason, figures)
+    return float(f"{min(wanted, MOST_DECAY) * start:.3g}"), Evidence("derived", reason, figures)
+
+
+def decay_start(plan: Plan, steps: int) -> float:
+    """Give how many times as high a decay with the plan's schedule begins as one with that of its rate, to shrink as much.
+
+    That is over a run of so many steps: the mean of the rate's schedule over that of the decay's.
+
+    >>> plan = Plan(schedule="linear", weight_decay_schedule="inverse_time")
+    >>> round(decay_start(plan, 1000), 2), decay_start(plan.replace(weight_decay_schedule=None), 1000)
+    (2.08, 1.0)
+    """
+    own = plan.weight_decay_schedule
+    if own is None:
+        return 1.0
+    means = [_mean(schedule.resolve(steps, plan.steps_per_epoch), steps) for schedule in (plan.schedule, own)]
+    return means[0] / means[1] if means[1] else 1.0
+
+
+def _mean(schedule: Schedule, steps: int) -> float:
+    """Give the mean factor of a schedule; in long runs, over every few steps."""
+    return fmean(schedule.factor(step) for step in range(0, steps, max(1, steps // MEAN_POINTS)))

@@ -46,6 +46,26 @@ def with_settled_warmup(schedule: Schedule, steps: int, steps_per_epoch: int | N
     return replace(schedule, warmup=schedule.resolve(steps, steps_per_epoch).warmup)
 
 
+def with_open_decay(plan: Plan) -> Plan:
+    """Give a plan whose weight decay has the same schedule in runs of any length: lengths in it are those of the plan's steps.
+
+    Raises PlanError for one that depends on where the run ends.
+    """
+    schedule = plan.weight_decay_schedule
+    if schedule is None:
+        return plan
+    settled = schedule.resolve(plan.steps, plan.steps_per_epoch)
+    try:
+        is_open = replace(schedule, warmup=settled.warmup, options=settled.options).resolve(None, plan.steps_per_epoch)
+        is_open.factor(0)
+    except ScheduleError as error:
+        raise PlanError(
+            f"The plan's `weight_decay_schedule` cannot go on until it no longer pays: '{schedule.shape}' depends on where the"
+            f" run ends. Give inverse_time or constant, a total in steps, or leave it out."
+        ) from error
+    return plan.replace(weight_decay_schedule=is_open, evidence=plan.evidence)
+
+
 def trunk_plan(plan: Plan, most: int) -> Plan:
     """Give the plan of the trunk of a plan's runs: its rate never falls."""
     return plan.replace(steps=most, schedule=replace(plan.schedule, shape="constant", options={}))
@@ -62,7 +82,8 @@ def branching_step(plan: Plan, steps: int) -> int:
 def fits(plan: Plan) -> bool:
     """Tell whether warm-up and decay of a plan fit into its steps."""
     try:
-        plan.schedule.resolve(plan.steps, plan.steps_per_epoch)
+        for schedule in filter(None, (plan.schedule, plan.weight_decay_schedule)):
+            schedule.resolve(plan.steps, plan.steps_per_epoch)
     except ScheduleError:
         return False
     return True

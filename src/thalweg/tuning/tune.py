@@ -29,7 +29,7 @@ from thalweg.tuning.length import find_length
 from thalweg.tuning.race import SPACING, Line, Point, course_for, race
 from thalweg.tuning.search import Search, naming_damage
 from thalweg.tuning.sensitivity import cost_of_another_rate, stable_edge
-from thalweg.tuning.trunk import check_schedule, with_settled_warmup
+from thalweg.tuning.trunk import check_schedule, with_open_decay, with_settled_warmup
 
 LEAST_SECONDS = {"quick": 10.0, "standard": 30.0, "thorough": 120.0}  # of search, whatever the price in trainings
 MOST_TRAININGS = 12.0  # that these seconds buy
@@ -99,6 +99,7 @@ def _given_plan(problem: Problem, request: Request, plan: Plan) -> Plan:
     """Give a plan whose knobs are decided and whose length alone is open, as its shortest run has it. Raises PlanError."""
     with as_found(problem.task):
         settled = settle(problem, plan, request)
+    settled = with_open_decay(settled)
     assert settled.steps is not None
     if plan.why("schedule").source == "given":
         return _with_open_schedule(settled)
@@ -266,23 +267,30 @@ def with_priors(
     timescale: float | None = priors.TIMESCALE,
     most_warmup: float = priors.MOST_WARMUP,
 ) -> Plan:
-    """Set constants, schedule and weight decay by their rules for the plan's steps and rate, unless they are decided."""
+    """Set constants, schedule and weight decay by their rules for the plan's steps and rate, unless they are decided.
+
+    A decay with a decided schedule begins so high that it shrinks weights over the run as much as one that falls with the rate.
+    """
     assert plan.steps is not None
-    is_open, steps = request.open is not None, plan.steps
+    is_open, steps, decided = request.open is not None, plan.steps, request.fixed
     constants = priors.constants(plan.rule, steps)
-    known = plan.constants if "constants" in request.fixed else constants[0]
-    length = round(priors.OPEN_LENGTHS * steps) if is_open else steps
-    decay, why = priors.weight_decay(plan.rule, plan.learning_rate, length, known, timescale)
-    if is_open and "steps" in why.figures:
-        of_which = f"; of {length:,} steps, {priors.OPEN_LENGTHS:g} of the shortest run, whatever the length"
-        why = Evidence(why.source, why.reason + of_which, why.figures)
+    known = plan.constants if "constants" in decided else constants[0]
     choices: dict[str, Choice] = {
         "constants": constants,
         "schedule": priors.schedule(plan.rule, known, steps, most_warmup, length_is_open=is_open),
-        "weight_decay": (decay, why),
     }
-    plan = with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in request.fixed})
-    return _with_open_schedule(plan) if is_open and "schedule" in request.fixed else plan
+    plan = with_choices(plan, {knob: choice for knob, choice in choices.items() if knob not in decided})
+    if is_open:
+        plan = with_open_decay(_with_open_schedule(plan) if "schedule" in decided else plan)
+    if "weight_decay" in decided:
+        return plan
+    length = round(priors.OPEN_LENGTHS * steps) if is_open else steps
+    start = priors.decay_start(plan, length)
+    decay, why = priors.weight_decay(plan.rule, plan.learning_rate, length, known, timescale, start)
+    if is_open and "steps" in why.figures:
+        of_which = f"; of {length:,} steps, {priors.OPEN_LENGTHS:g} of the shortest run, whatever the length"
+        why = Evidence(why.source, why.reason + of_which, why.figures)
+    return with_choices(plan, {"weight_decay": (decay, why)})
 
 
 def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
