@@ -1,9 +1,9 @@
 """The models that are timed, their data, and a clock that works alike for every peer.
 
-A model records the time whenever it is called to be trained: in training mode, with gradients. The time between two of these is one whole step of the loop that
-calls the model, with all that the loop does in between, so that no peer needs a hook. The clock is read before the forward pass
-begins, since one that is compiled has none in it. Calls without gradients, by which the statistics of batch normalisation are
-measured for averaged weights, are a part of validation.
+A model records the time whenever it is called to be trained: in training mode, with gradients. The time between two of these
+is one whole step of the loop that calls the model, with all that the loop does in between, so that no peer needs a hook. The
+clock is read before the forward pass begins, since one that is compiled has none in it. Calls without gradients, by which
+the statistics of batch normalisation are measured for averaged weights, are a part of validation.
 """
 
 from __future__ import annotations
