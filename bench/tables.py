@@ -481,6 +481,7 @@ STUDIES = {
     "warmup": "warm-up, against a tenth of the run",
     "searches": "warm-up in whole searches, against a tenth",
     "decay": "weight decay, against one that falls with the rate and forgets over 30%",
+    "decay_searches": "weight decay in whole searches, against one that falls with the rate",
     "beta2": "beta2, against 0.99, at the same number of examples",
     "rest_beta2": "beta2 of the AdamW beside Muon, against 0.999",
     "layers": "factor on the rate from layer to layer of a pretrained network, against none",

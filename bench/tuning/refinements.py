@@ -1,6 +1,6 @@
 """Refinements of a plan, each against the plan as the search makes it: warm-up, a schedule of the decay, beta2, rates by group.
 
-    python bench/tuning/refinements.py STUDY [--workers 2]     # warmup, decay, beta2, rest_beta2, layers, embeddings
+    python bench/tuning/refinements.py STUDY [--workers 2]     # warmup, decay, beta2, …: see STUDIES
     python bench/tuning/refinements.py --write                 # the table, from the stored runs
 
 Each run is a line of `bench/raw/tuning/refinements/STUDY.jsonl`, written when it ends: stop it at any time, it goes on where it
@@ -73,7 +73,7 @@ TEXTS = {
     "held out": ("next_character_of_source", "next_word_of_source", "short_text"),
 }
 PRICES = (("adamw", 2.0), ("adamw", 4.0), ("any", 4.0))  # of whole searches, in full trainings
-LOG_TIME_START = 0.1  # of the run, so that a decay of 1/t is finite at its beginning
+DECAY_PRICES = (1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -149,34 +149,20 @@ def decay_jobs(seed: int) -> Iterator[Job]:
             usual, twice = rates(task, rule, (1, 2))
             yield from (Job(task, rule, usual, seed, f"{shape} {share}") for shape, share in DECAYS)
             yield from (Job(task, rule, twice, seed, f"{shape} 0.3") for shape in ("coupled", "log time"))
-
-
-class Decaying(Descent):
-    """A descent whose weights shrink by shares of their own, whatever the schedule of the rate is."""
-
-    def __init__(self, job: Job, plan: Plan, shares: Callable[[int], float]) -> None:
-        super().__init__(problem_of(job.task), plan)
-        self.shares, self.decayed = shares, [group["weight_decay"] > 0 for group in self.optimizer.param_groups]
-
-    def set_rate(self, rate: float) -> None:
-        super().set_rate(rate)
-        for group, decayed in zip(self.optimizer.param_groups, self.decayed, strict=True):
-            if decayed and group["lr"] > 0:
-                group["weight_decay"] = self.shares(self.step) / group["lr"]
+        usual, twice = rates(task, "normuon", (1, 2))
+        for rate in (usual, twice):
+            yield from (Job(task, "normuon", rate, seed, f"{shape} 0.3") for shape in ("coupled", "log time"))
 
 
 def with_decay(job: Job) -> Descent:
     """Shrink weights over the whole run by the same factor as the coupled decay of that timescale, spread in another way."""
     shape, _, share = job.variant.rpartition(" ")
     plan = usual(job, None if share == "None" else float(share))
-    if shape == "coupled":
-        return Descent(problem_of(job.task), plan)
-    assert plan.steps is not None
-    steps, schedule = plan.steps, plan.schedule.resolve(plan.steps)
-    weights = [1.0 if shape == "constant" else 1 / (step + LOG_TIME_START * steps) for step in range(steps)]
-    whole = plan.learning_rate * plan.weight_decay * sum(schedule.factor(step) for step in range(steps))
-    each = whole / sum(weights)
-    return Decaying(job, plan, lambda step: each * weights[step])
+    if shape != "coupled":
+        assert plan.steps is not None
+        plan = plan.replace(weight_decay_schedule={"constant": "constant", "log time": "inverse_time"}[shape])
+        plan = plan.replace(weight_decay=plan.weight_decay * priors.decay_start(plan, plan.steps))
+    return Descent(problem_of(job.task), plan)
 
 
 def beta2_jobs(seed: int) -> Iterator[Job]:
@@ -275,16 +261,34 @@ def searches_jobs(seed: int) -> Iterator[Job]:
 
 def search(job: Job) -> float:
     """Search and train with another longest warm-up, and give the best validation loss."""
-    entry, shipped = ENTRIES[job.task], priors.MOST_WARMUP
-    fixed: dict[str, Any] = {"batch_size": entry.batch_size, "threads": 1}
-    fixed |= {} if job.rule == "any" else {"rule": job.rule}
+    shipped = priors.MOST_WARMUP
     priors.MOST_WARMUP = float(job.variant)
     try:
-        run = tw.fit(
-            problem_of(job.task).task, epochs=entry.epochs, effort=job.rate, seed=job.seed, fixed=fixed, progress=False
-        )
+        return searched(job)
     finally:
         priors.MOST_WARMUP = shipped
+
+
+def decay_searches_jobs(seed: int) -> Iterator[Job]:
+    """Give whole searches at a price, in the place of the rate, with either schedule of the decay."""
+    for task in (*SMALL["development"], *SMALL["held out"][:5]):
+        for price in DECAY_PRICES:
+            yield from (Job(task, "any", price, seed, shape) for shape in ("coupled", "log time"))
+
+
+def decay_search(job: Job) -> float:
+    """Search and train with a schedule of the decay, and give the best validation loss."""
+    return searched(job, **({"weight_decay_schedule": "inverse_time"} if job.variant == "log time" else {}))
+
+
+def searched(job: Job, **knobs: Any) -> float:
+    """Search and train, with knobs that are fixed, and give the best validation loss."""
+    entry = ENTRIES[job.task]
+    fixed: dict[str, Any] = {"batch_size": entry.batch_size, "threads": 1, **knobs}
+    fixed |= {} if job.rule == "any" else {"rule": job.rule}
+    run = tw.fit(
+        problem_of(job.task).task, epochs=entry.epochs, effort=job.rate, seed=job.seed, fixed=fixed, progress=False
+    )
     return run.metrics["loss"]
 
 
@@ -308,6 +312,7 @@ STUDIES: dict[str, tuple[Callable[[int], Iterator[Job]], Callable[[Job], float]]
     "decay": (decay_jobs, partial(trained, with_decay)),
     "beta2": (beta2_jobs, partial(trained, with_beta2)),
     "searches": (searches_jobs, search),
+    "decay_searches": (decay_searches_jobs, decay_search),
 }
 
 
@@ -461,6 +466,11 @@ def rows() -> Iterator[Row]:
         for shape, share in DECAYS[1:]:
             name = "no decay" if share is None else f"{shape}, forgetting over {share:.0%}"
             yield Row("decay", name, rule, 1.0, always(f"{shape} {share}"), always("coupled 0.3"))
+    name = "log time, forgetting over 30%"
+    yield Row("decay", name, "normuon", 1.0, always("log time 0.3"), always("coupled 0.3"))
+    for price in DECAY_PRICES:
+        name = f"log time, {price:g} U"
+        yield Row("decay_searches", name, "any", 1.0, always("log time"), always("coupled"), price)
     for batch in BATCHES:
         for beta in BETAS:
             if beta != 0.99:
