@@ -321,6 +321,17 @@ class Late(nn.Module):
         return self.inner(x)
 
 
+class Growing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = classifier()
+        self.register_buffer("queue", torch.zeros(1, 6))
+
+    def forward(self, x):
+        self.queue = torch.cat([self.queue, x.detach()[:6]])
+        return self.layer(x)
+
+
 def quietly(make):
     """Make what PyTorch warns of. A thread that compiles kernels meanwhile puts the filters back that it has found itself."""
     for thread in threading.enumerate():
@@ -380,6 +391,7 @@ class Forever(IterableDataset):
     ("parts", "error", "told"),
     [
         ({"model": Late}, tw.TaskError, r"makes parameters in its first forward pass \(inner"),
+        ({"model": Growing}, tw.TaskError, r"gives the buffer `queue` another shape, \(7, 6\) instead of \(1, 6\)"),
         ({"model": Locked()}, tw.TaskError, r"cannot be copied"),
         (
             {"model": quietly(lambda: torch.jit.script(classifier()))},

@@ -52,10 +52,17 @@ def test_a_layer_that_a_callback_unfreezes_is_trained_from_then_on_and_the_run_s
     assert "`body.weight`, `body.bias` were" in told[0].message
 
 
-def test_a_layer_that_the_model_unfreezes_is_trained_from_the_next_validation_on():
-    run = tw.train(task(lambda: Staged(at=7)), plan(steps=20, keep="last", validate_every=10), progress=False)
-    assert [event.step for event in run.events if "frozen when the run began" in event.message] == [10]
+def test_a_layer_that_the_model_unfreezes_is_trained_from_then_on_whoever_looks_on_and_validates():
+    def train(every, **look):
+        return tw.train(
+            task(lambda: Staged(at=7)), plan(steps=20, keep="last", validate_every=every), progress=False, **look
+        )
+
+    run, watched, validated = train(10), train(10, on_step=lambda model, figures: None), train(3)
+    assert [event.step for event in run.events if "frozen when the run began" in event.message] == [7]
     assert not torch.equal(run.model.body.weight, initial())
+    assert run.history["loss"][1:].tolist() == watched.history["loss"][1:].tolist()
+    assert run.history["loss"][1:].tolist() == validated.history["loss"][1:].tolist()
 
 
 @pytest.mark.parametrize("stop", [6, 8, 12])
@@ -119,7 +126,7 @@ def test_weights_elsewhere_that_come_to_be_used_are_named():
     run = tw.train(
         task(lambda: nn.Linear(4, 3), loss=None, step=step), plan(steps=15, validate_every=5), progress=False
     )
-    told = [event for event in run.events if event.kind == "warning"]
+    told = [event for event in run.events if "nobody trains it" in event.message]
     assert [event.step for event in told] == [10]
     assert "`step:head.weight`" in told[0].message
     assert head.weight.grad is None

@@ -148,3 +148,56 @@ def test_validation_leaves_modes_and_random_states_alone() -> None:
     descent, recorder = started(classes(model=model), plan())
     walk(descent, recorder, until=3)
     assert [m.training for m in descent.model.modules()] == [m.training for m in model.modules()]
+
+
+class Annealed(nn.Module):
+    """Its loss has a term that comes in over the first steps."""
+
+    def __init__(self, buffer: bool = False) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        if buffer:
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        else:
+            self.calls = 0
+
+
+def annealed(length: int) -> Any:
+    def step(model: Any, batch: Any) -> Tensor:
+        if model.training:
+            model.calls += 1
+        term = min(1.0, float(model.calls) / length) if length else 1.0
+        return F.cross_entropy(model.layer(batch[0]), batch[1]) + term * (model.layer.weight - 2).square().mean()
+
+    return step
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_that_the_best_weights_are_the_best_only_by_an_earlier_loss_is_said(buffer: bool) -> None:
+    def told(length: int) -> list[str]:
+        task = classes(model=lambda: Annealed(buffer), loss=None, step=annealed(length), metrics={})
+        run = tw.train(task, plan(steps=60, validate_every=5, watch=False), progress=Silent())
+        assert run.metrics == tw.evaluate(run)
+        return [event.message for event in run.events if "do not compare" in event.message]
+
+    assert "The best weights are those of step 0, with a loss of" in told(60)[0]
+    assert told(0) == []
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def test_no_validation_is_taken_twice_where_nothing_but_weights_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    real = selection.measure
+    monkeypatch.setattr(selection, "measure", lambda descent: steps.append(descent.step) or real(descent))
+    tw.train(
+        classes(model=lambda: network(nn.BatchNorm1d(12))),
+        plan(steps=20, validate_every=5, learning_rate=0.5),
+        progress=False,
+    )
+    assert steps == [0, 5, 10, 15, 20]

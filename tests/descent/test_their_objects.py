@@ -1,9 +1,17 @@
 """What the user's own code carries from step to step: a resumed run has it again, a rehearsal leaves no trace of itself."""
 
+import array
 import copy
 import functools
+import multiprocessing
+import queue
 import random
+import threading
+import weakref
 from collections import deque
+from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -222,6 +230,53 @@ class Momentum(nn.Module):
         return self.aims(self.encoder(x) - self.follower(x))
 
 
+class OfPythonsLibrary(nn.Module):
+    """Carries values of Python's own library, and a size, that are no containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.factor, self.part, self.day = Decimal(1), Fraction(1), date(2000, 1, 1)
+        self.bytes, self.array, self.shared = bytearray(2), array.array("d", [1.0]), multiprocessing.Value("i", 0)
+        self.local, self.queue, self.by_module = threading.local(), queue.Queue(), weakref.WeakKeyDictionary()
+        self.size = torch.Size([1])
+
+    def forward(self, x):
+        if self.training:
+            self.factor *= Decimal("0.99")
+            self.part *= Fraction(63, 64)
+            self.day += timedelta(days=1)
+            self.bytes[1] += 1
+            self.array[0] *= 0.99
+            self.shared.value += 1
+            self.local.calls = getattr(self.local, "calls", 0) + 1
+            self.queue.put(1)
+            self.by_module[self.layer] = self.by_module.get(self.layer, 0) + 1
+            self.size = torch.Size([self.size[0] + 1])
+        counts = self.day.day + self.bytes[1] + self.shared.value + getattr(self.local, "calls", 0) + self.queue.qsize()
+        scale = 1 + (counts + self.by_module.get(self.layer, 0) + self.size[0]) / 500
+        return self.layer(x) * scale * float(self.factor) * float(self.part) * self.array[0]
+
+
+class LateBuffer(nn.Module):
+    """Registers a buffer in its first call, and gives others new tensors, of the batch's size, in every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("fade", torch.ones(()))
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        if not hasattr(self.layer, "mean"):
+            self.layer.register_buffer("mean", x.detach().mean(0))
+        if self.training:
+            self.layer.mean.lerp_(x.detach().mean(0), 0.1)
+        self.fade = self.fade * 0.99
+        self.last = x.detach() * self.fade
+        return self.layer(x - self.layer.mean + self.last) * self.fade
+
+
 def normed():
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
 
@@ -245,6 +300,9 @@ def kinds():
         "hook of a weight": lambda: tw.Task(with_gradient_hook, F.cross_entropy, blobs()),
         "hook after a gradient": lambda: tw.Task(with_accumulation_hook, F.cross_entropy, blobs()),
         "weights that the forward pass moves": lambda: tw.Task(Momentum, F.cross_entropy, blobs()),
+        "values of Python's library": lambda: tw.Task(OfPythonsLibrary, F.cross_entropy, blobs(), blobs(30, seed=1)),
+        "buffers made by calls": lambda: tw.Task(LateBuffer, F.cross_entropy, blobs(90), blobs(30, seed=1)),
+        "scripted": lambda: tw.Task(lambda: torch.jit.script(normed()), F.cross_entropy, blobs(), blobs(30, seed=1)),
         "made at the first call": lambda: tw.Task(normed, step=Late(), data=blobs(), validation=blobs(30, seed=1)),
         "captured at the first call": lambda: tw.Task(normed, step=late_closure(), data=blobs()),
     }
@@ -258,6 +316,7 @@ def fresh(kind):
     return kinds()[kind]()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("kind", kinds())
 def test_a_resumed_run_goes_on_with_what_the_users_code_carried(kind, tmp_path):
     made = plan(steps=24, watch=False)
@@ -274,6 +333,7 @@ def test_a_resumed_run_goes_on_with_what_the_users_code_carried(kind, tmp_path):
     assert np.array_equal(whole.history["loss"], resumed.history["loss"], equal_nan=True)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("kind", kinds())
 def test_a_rollback_puts_back_what_the_users_code_carried(kind):
     descent, recorder = started(fresh(kind), plan(steps=24, watch=False, snapshot_every=5))
@@ -401,6 +461,28 @@ def test_what_cannot_be_kept_is_named_before_the_run():
     def loss(output, target):
         return F.cross_entropy(output, target) + 0 * next(noise)
 
+    class Factor(float):
+        pass
+
+    class Names(set):
+        pass
+
+    class Changing(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.factor, self.names, self.sent = Factor(1), Names(), queue.SimpleQueue()
+
+        def forward(self, x):
+            self.factor = Factor(self.factor * 0.99)
+            self.names.add(len(self.names))
+            return super().forward(x) * self.factor
+
+    notes = open_task(tw.Task(Changing, F.cross_entropy, blobs())).notes
+    assert [
+        any(f"`model.{name}` is a {kind}" in note for note in notes)
+        for name, kind in (("factor", "Factor"), ("names", "Names"), ("sent", "SimpleQueue"))
+    ] == [True] * 3
+
     notes = open_task(tw.Task(Attribute, loss, blobs())).notes
     assert any("`model.cycle` is a list_iterator, whose place cannot be read" in note for note in notes)
     assert any("`loss:noise` is a generator" in note for note in notes)
@@ -455,6 +537,38 @@ def test_a_data_set_that_counts_what_is_read_is_named_and_left_as_it_was():
     notes = open_task(tw.Task(linear, F.cross_entropy, data)).notes
     assert "`data.reads` changes as examples are read, and no checkpoint holds it" in " ".join(notes)
     assert (data.reads, data.cache) == (0, {})
+
+
+def test_a_loaders_own_collation_that_counts_is_named_and_left_as_it_was():
+    class Fading:
+        noise = 1.0
+
+        def __call__(self, examples):
+            self.noise *= 0.99
+            x, y = (torch.stack(part) for part in zip(*examples, strict=True))
+            return x + self.noise, y
+
+    collate = Fading()
+    loader = DataLoader(TensorDataset(*blobs()), batch_size=16, collate_fn=collate)
+    notes = open_task(tw.Task(linear, F.cross_entropy, loader)).notes
+    assert "`data.collate_fn.noise` changes as examples are read" in " ".join(notes)
+    assert collate.noise == 1.0
+    notes = open_task(tw.Task(linear, F.cross_entropy, list(zip(*blobs(), strict=True)), collate_fn=Fading())).notes
+    assert "as examples are read" not in " ".join(notes)
+
+
+def test_a_buffer_that_a_validation_replaces_is_put_back():
+    made = {"steps": 12, "keep": "last"}
+    seldom, often = (
+        tw.train(classes(model=LateBuffer), plan(**made, validate_every=n), progress=False) for n in (12, 2)
+    )
+    assert torch.equal(weights(seldom.model), weights(often.model))
+
+
+def test_a_rollback_to_the_first_step_lets_a_model_make_its_buffers_anew():
+    made = tw.Plan(rule="momentum", learning_rate=30.0, batch_size=16, steps=60)
+    run = tw.train(classes(model=LateBuffer), made, progress=False)
+    assert any(event.kind == "rollback" and "to step 0" in event.message for event in run.events)
 
 
 def test_a_plain_task_is_told_nothing():

@@ -1,8 +1,15 @@
 """Values of the user's become entries of a checkpoint and back, of the same type and bits; what has no entry is refused."""
 
+import array
+import ctypes
 import json
 import random
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -19,6 +26,23 @@ VALUES = [
     *([1, [2.5, None]], (1, "a"), {1, 2}, frozenset({3}), {"a": 1, 2: (3,), (4, 5): [6]}, Pair(1, [2])),
     *(deque([1, 2], maxlen=2), defaultdict(list, {"a": [1]}), OrderedDict(b=1, a=2), Counter("aab")),
     *(np.float32(0.1), np.arange(6).reshape(2, 3), np.array(2.5), np.array(["a", "bc"]), np.array([True])),
+    *(
+        Decimal("0.10"),
+        Fraction(-(2**70), 3),
+        date(2000, 1, 2),
+        timedelta(-1, 2, 3),
+        time(1, 2),
+        datetime(2000, 1, 2, 3, 4, 5, 6),
+    ),
+    *(
+        range(1, 9, 3),
+        UUID(int=3),
+        Path("a/b"),
+        torch.Size([2, 3]),
+        torch.bfloat16,
+        torch.device("cpu"),
+        [Decimal(1), (Fraction(1),)],
+    ),
     *(torch.arange(3.0), torch.tensor(True), torch.ones(2).bfloat16(), [torch.ones(2), {"a": torch.zeros(())}]),
 ]
 
@@ -105,3 +129,37 @@ def test_a_change_shows_in_the_mark(value, change):
     assert mark(value) == before
     change(value)
     assert mark(value) != before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bytearray(b"abc"),
+        lambda: array.array("i", [1, 2]),
+        lambda: ctypes.c_long(3),
+        lambda: (ctypes.c_double * 2)(1, 2),
+    ],
+)
+def test_memory_takes_its_bytes_again_in_place_and_no_others(make):
+    value, other = make(), make()
+    entry = through_a_checkpoint(encode(value))
+    before = mark(value)
+    ctypes.memset(ctypes.addressof(value), 1, 1) if isinstance(value, ctypes.c_long | ctypes.Array) else value.append(7)
+    assert mark(value) != before
+    assert put_into(value, entry)
+    assert bytes(value) == bytes(other)
+    assert not isinstance(value, ctypes.c_long) or not put_into(value, encode(bytearray(3)))
+
+
+@pytest.mark.parametrize(
+    "value", [ctypes.c_void_p(1), ctypes.c_char_p(b"a"), ctypes.py_object(1), (ctypes.c_void_p * 2)()]
+)
+def test_addresses_are_no_memory_that_a_checkpoint_sets(value):
+    with pytest.raises(NotPlainError):
+        encode(value)
+    assert not put_into(value, encode(bytearray(8)))
+
+
+def test_a_time_with_a_zone_is_no_constant():
+    with pytest.raises(NotPlainError):
+        encode(datetime(2000, 1, 1, tzinfo=UTC))

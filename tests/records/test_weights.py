@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from thalweg.errors import CheckpointError
-from thalweg.records.weights import load_model_state, model_state
+from thalweg.records.weights import load_model_state, make_late_buffers, model_state
 
 
 class Tied(nn.Module):
@@ -76,3 +76,21 @@ def test_a_buffer_that_is_none_until_the_first_call_is_loaded():
     assert other[0].memory is not called[0].memory
     with pytest.raises(CheckpointError, match="memory is not in the model"):
         load_model_state(nn.Sequential(nn.Linear(2, 2)), model_state(called))
+
+
+def test_buffers_that_a_first_call_registers_are_made_and_nothing_is_hidden_by_them():
+    called, model, other = (
+        nn.Sequential(nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(3, 2)),
+    )
+    called[0].register_buffer("seen", torch.arange(3.0))
+    state = model_state(called)
+    make_late_buffers(model, state)
+    load_model_state(model, state)
+    assert torch.equal(model[0].seen, called[0].seen)
+    make_late_buffers(other, {**state, "0.forward": torch.ones(1), "1.seen": torch.ones(1)})
+    assert [name for name, _ in other.named_buffers()] == ["0.seen"]
+    assert callable(other[0].forward)
+    make_late_buffers(fresh := nn.Linear(2, 2), {"seen": torch.ones(1)})
+    assert list(fresh.buffers()) == []

@@ -11,7 +11,7 @@ from thalweg.descent.late_weights import train_unfrozen, watch_weights
 from thalweg.descent.memory_use import memory_in_use
 from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
-from thalweg.descent.selection import keep_last, validate_and_select
+from thalweg.descent.selection import end_with_weights, validate_and_select
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.optim.engines import compiles_first_step
 from thalweg.optim.optimizer import StepRecord
@@ -69,7 +69,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 descent.consecutive_skips = 0
                 descent.step = step = figures.step
                 recorder.step(figures)
-                if descent.frozen and recorder.callbacks.on_step is not None:
+                if descent.frozen:
                     train_unfrozen(descent, recorder)
                 if step % every == 0 or step == descent.total_steps:
                     validate_and_select(descent, recorder)
@@ -77,8 +77,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total_steps):
                     recorder.history.digest(step, descent.digest())
                 recorder.checkpoint_when_due(descent)
-            if descent.is_over and descent.best_weights is None:
-                keep_last(descent, recorder)
+            if descent.is_over:
+                end_with_weights(descent, recorder)
             recorder.finish(descent)
     finally:
         descent.batches.close(goes_on=not descent.is_over)

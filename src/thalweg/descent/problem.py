@@ -27,7 +27,14 @@ from thalweg.descent.rehearsal import (
     rehearse,
 )
 from thalweg.descent.target_check import check_targets
-from thalweg.descent.their_objects import as_found, counting_data, feeding_back, not_kept, objects_of
+from thalweg.descent.their_objects import (
+    as_found,
+    counting_data,
+    feeding_back,
+    not_kept,
+    objects_of,
+    what_gives_examples,
+)
 from thalweg.descent.user_errors import rehearse_gradient
 from thalweg.errors import DataError, TaskError, few, shown
 from thalweg.formatting import capitalized, is_storable
@@ -37,7 +44,7 @@ from thalweg.landscape.reduction import Reduction
 from thalweg.objects.state import ObjectState
 from thalweg.records.holdout import NOTHING, Holdout
 from thalweg.records.task import Task
-from thalweg.records.weights import make_writable
+from thalweg.records.weights import buffer_shapes, make_writable
 from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, check_weights, mix
 from thalweg.sampling.arrays import as_tensor
 from thalweg.sampling.opening import (
@@ -190,7 +197,7 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         found = find_nonfinite(whole, "data")
         objects, items = (
             objects_of(own, model),
-            ObjectState({"data": whole.items if isinstance(whole, ItemSource) else None}),
+            ObjectState(what_gives_examples(whole)),
         )
         # All examples are rehearsed and looked at, those that are held out too, so that rows have the user's own numbers.
         unmoved = mark_weights(model)
@@ -299,9 +306,9 @@ def _rehearse_training(
     Where its loss is not finite, as of sorted data whose first targets are all ignored, and that of examples from all over the
     data is, those are the batch, and a note says so. `found`: where the data hold NaN or infinity.
 
-    Raises TaskError where even two examples are too many, or the model makes parameters in its first forward pass.
+    Raises TaskError where even two examples are too many, or the model makes parameters or resizes buffers in its forward pass.
     """
-    known = [name for name, _ in model.named_parameters()]
+    known, shapes = [name for name, _ in model.named_parameters()], buffer_shapes(model)
     count, notes = FIRST_BATCH_SIZE, list[str]()
     while True:
         try:
@@ -329,6 +336,12 @@ def _rehearse_training(
             f"The model makes parameters in its first forward pass ({', '.join(added[:3])}), which no optimiser would know."
             f" Make them in __init__, or use lazy layers such as nn.LazyLinear."
         )
+    for name, shape in buffer_shapes(model).items():
+        if shapes.get(name, shape) != shape:
+            raise TaskError(
+                f"The forward pass gives the buffer `{name}` another shape, {shape} instead of {shapes[name]}, into which no"
+                f" checkpoint could be loaded. Give it its final shape in __init__, or keep it in an attribute that is no buffer."
+            )
     return rehearsal, batch, count, notes
 
 

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from thalweg.descent.averages import averaged
 from thalweg.descent.moving_weights import put_back
 from thalweg.descent.process_state import preserve_process_state
@@ -19,7 +22,9 @@ from thalweg.descent.state import BestWeights, Descent, clone_into
 from thalweg.descent.their_objects import STEPPING, of_model
 from thalweg.descent.validation import LARGEST_BATCH, training_size, validate
 from thalweg.records.task import Task
-from thalweg.records.weights import load_model_state, model_state
+from thalweg.records.weights import model_state
+
+NOTICEABLE = 0.01  # of a figure: validations that differ by less may do so for what a model carries from batch to batch
 
 
 def validate_and_select(descent: Descent, recorder: Recorder) -> None:
@@ -58,16 +63,58 @@ def compare_anew(descent: Descent) -> str:
     }
     if best is None or best.step > descent.step:
         return " What was best so far is not compared with."
-    weights = clone_into(None, model_state(descent.model))
-    load_model_state(descent.model, best.model)
     with preserve_process_state(descent.plan.threads):
-        figures = measure(descent)
-    load_model_state(descent.model, weights)
+        figures = _measure_again(descent, best.model)
     if not math.isfinite(figures[name]):
         return f" {name} of the best weights so far is not finite now: they are not compared with."
     descent.best_validation = {"value": figures[name], "step": best.step}
     descent.best_weights = BestWeights(figures[name], best.step, figures, best.averaged, best.model)
     return f" The best weights so far, of step {best.step}, were measured anew: {name} {figures[name]:.4g}."
+
+
+def end_with_weights(descent: Descent, recorder: Recorder) -> None:
+    """Keep the last weights where none were kept; say where the best ones would not be chosen any more. No step may follow."""
+    best = descent.best_weights
+    if best is None:
+        keep_last(descent, recorder)
+    elif best.step < descent.step and (counts := _carried_counts(descent, best)) is not None:
+        # The user's code may measure by what it carries: a term that comes in over the steps, a queue that fills.
+        again = _measure_again(descent, {**best.model, **counts})
+        task, last = descent.problem.task, descent.last_validation
+        worse = _cost(task, again) - _cost(task, last)
+        if again[task.select] != best.value and worse > NOTICEABLE * abs(last[task.select]):
+            recorder.warn(
+                descent.step,
+                f"The best weights are those of step {best.step:,}, with a {task.select} of {best.value:.4g} then. Measured once"
+                f" more at the end they come to {again[task.select]:.4g}, and the last ones to {last[task.select]:.4g}: what is"
+                f" measured changes with the steps (a term that comes in bit by bit, a queue that fills), so validations from"
+                f" different moments do not compare. keep='last' ends with the last weights; `select` may name a metric that"
+                f" does not change.",
+            )
+
+
+def _carried_counts(descent: Descent, best: BestWeights) -> dict[str, Tensor] | None:
+    """Give the model's counters as they are now, by name; None where nothing but weights and statistics has changed."""
+    counts = {
+        name: value
+        for name, value in model_state(descent.model).items()
+        if not value.is_floating_point() and not value.is_complex() and not name.endswith("num_batches_tracked")
+    }
+    counts = {
+        name: value for name, value in counts.items() if name in best.model and not torch.equal(value, best.model[name])
+    }
+    return counts if counts or descent.objects.read() else None
+
+
+def _measure_again(descent: Descent, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Give the validation figures of other weights, as the user's code measures now; model and code are then as before."""
+    before = clone_into(None, model_state(descent.model))
+    descent.load_weights(weights)
+    try:
+        with descent.objects.unchanged(*STEPPING):
+            return measure(descent)
+    finally:
+        descent.load_weights(before)
 
 
 def keep_last(descent: Descent, recorder: Recorder) -> None:

@@ -26,7 +26,14 @@ from thalweg.errors import CheckpointError, PlanError, nearest
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.kinds import check
 from thalweg.records.plan import Group, Plan
-from thalweg.records.weights import is_strided, load_model_state, model_state
+from thalweg.records.weights import (
+    buffer_shapes,
+    is_strided,
+    load_model_state,
+    make_late_buffers,
+    model_state,
+    remove_buffers,
+)
 from thalweg.sampling import Batches, Draw
 from thalweg.sampling.opening import first_batch
 from thalweg.sampling.sources import checksum
@@ -71,6 +78,7 @@ class Descent:
         self.problem, self.plan, self.total_steps = problem.with_own_loss(), plan, plan.steps
         with preserve_process_state(), rng_lock:
             self.model = start_model(problem, plan.seed)
+        self._first_buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
         self._memory_format = MemoryFormat(self.model, plan.memory_format)
         self.optimizer, self.rate_factors = build_optimizer(self.model, plan)
         self.decays: list[float] = [group["weight_decay"] for group in self.optimizer.param_groups]
@@ -216,11 +224,28 @@ class Descent:
         return lost
 
     def _copy_tensors(self, state: Mapping[str, Any]) -> list[str]:
-        load_model_state(self.model, state["model"])
+        self.load_weights(state["model"])
         for name, buffer in self.problem.objective.loss_buffers.items():
             buffer.copy_(state["loss"][name])
         self._load_optimizer_state(state["optimizer"])
         return self.objects.write(state["objects"]) if "objects" in state else []
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights and buffers into the model; those that it has made since, and that are not among them, it makes anew.
+
+        Buffers that it has given another shape since have again the one that they had.
+        """
+        shapes = buffer_shapes(self.model)
+        made = {
+            name for name in self._made_since() if name not in weights or tuple(weights[name].shape) != shapes.get(name)
+        }
+        remove_buffers(self.model, made)
+        make_late_buffers(self.model, weights)
+        load_model_state(self.model, weights)
+
+    def _made_since(self) -> set[str]:
+        """Give the names of buffers that the model has made in its calls."""
+        return {name for name, _ in self.model.named_buffers(remove_duplicate=False)} - self._first_buffers
 
     def _call_once(self) -> bool:
         """Call model and loss for a first batch, as a step does; False where that fails."""
@@ -294,9 +319,11 @@ class Descent:
         before = before or self.state_before_gradient()
         previous = self.snapshot or {}
         tensors = {section: clone_into(previous.get(section), values) for section, values in self._tensors().items()}
+        for name in self._made_since() - before["model"].keys():  # in this very forward pass
+            tensors["model"].pop(name, None)
         for section in {"model", "loss"} & tensors.keys():
             for name, buffer in before[section].items():
-                tensors[section][name].copy_(buffer)
+                tensors[section][name] = clone_into(tensors[section].get(name), buffer)
         self.snapshot = {**tensors, "objects": before["objects"], "loop": before["loop"]}
         return True
 

@@ -11,7 +11,8 @@ from torch import nn
 from thalweg.errors import few
 from thalweg.objects.state import ObjectState
 from thalweg.records.task import Task
-from thalweg.sampling.sources import parts_of_passes
+from thalweg.sampling import Source
+from thalweg.sampling.sources import ItemSource, parts_of_passes
 
 STEPPING = ("model", "loss", "step")
 """What a training step calls. The others are called in validation: what they note there, such as their own records, stays."""
@@ -44,8 +45,23 @@ def not_kept(objects: ObjectState) -> list[str]:
     ]
 
 
+def what_gives_examples(source: Source) -> dict[str, Any]:
+    """Give what reads examples and puts them together into batches, by name.
+
+    The task's own `collate_fn` is no part of it: a run carries what that holds.
+    """
+    if not isinstance(source, ItemSource):
+        return {}
+    return {
+        "data": source.items,
+        "data.collate_fn": source.collator.collate_fn if source.own_batches is not None else None,
+    }
+
+
 def counting_data(items: ObjectState) -> list[str]:
-    """Say which numbers and texts of a data set change as examples are read, which workers do in processes of their own.
+    """Say which numbers and texts of a data set, or of its loader's `collate_fn`, change as examples are read.
+
+    Workers read them in processes of their own.
 
     What has changed is put back.
     """

@@ -37,7 +37,6 @@ from thalweg.records.run import HistoryColumns, Run
 from thalweg.records.run_folder import RunFolder, inputs_of
 from thalweg.records.run_inputs import RunInputs, TaskSums, in_words, plan_changes
 from thalweg.records.task import Task
-from thalweg.records.weights import load_model_state
 
 
 def train_plan(
@@ -363,7 +362,7 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
 def take_kept_weights(descent: Descent) -> None:
     """Give the model the weights that the run keeps, where these are not the last ones."""
     if descent.best_weights is not None:
-        load_model_state(descent.model, descent.best_weights.model)
+        descent.load_weights(descent.best_weights.model)
         descent.objects.write(descent.best_weights.objects, attributes_of="model")
     descent.optimizer.zero_grad(set_to_none=True)
 

@@ -57,10 +57,15 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     loss = objective.task.loss
     roots = [model, loss] if isinstance(loss, nn.Module) else [model]
     buffers = [(buffer, buffer.clone()) for buffer in (*model.buffers(), *objective.loss_buffers.values())]
+    places = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         with in_evaluation_mode(*roots), objective.gradient_mode():
             yield
     finally:
+        for module, own in places:  # a model may give itself another tensor in the place of one, or a further one
+            if [*map(id, own.values())] != [*map(id, module._buffers.values())]:
+                module._buffers.clear()
+                module._buffers.update(own)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

@@ -10,8 +10,11 @@ import builtins
 import functools
 import inspect
 import operator
+import queue
+import threading
 import types
-from collections import ChainMap, UserDict, UserList
+import weakref
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
+from thalweg.objects.standard_kinds import is_constant, is_memory, mark_constant, shared_memory_of
 from thalweg.objects.values import (
     ATOMS,
     NotPlainError,
@@ -48,8 +52,19 @@ _BAGS = (
     ChainMap,
     UserDict,
     UserList,
+    queue.Queue,
+    threading.local,
+    weakref.WeakKeyDictionary,
 )  # Python's own that hold what one puts in
-_ITERATORS = (types.GeneratorType, zip, map, filter, enumerate, *(type(iter(of)) for of in _ITERATED))
+_ITERATORS = (
+    types.GeneratorType,
+    queue.SimpleQueue,
+    zip,
+    map,
+    filter,
+    enumerate,
+    *(type(iter(of)) for of in _ITERATED),
+)
 
 
 class Place(NamedTuple):
@@ -137,7 +152,7 @@ def still_modules(roots: Mapping[str, Any], known: set[int]) -> dict[int, Still]
             tensors = (*module._parameters.values(), *module._buffers.values())
             if (
                 is_library(type(module).__module__)
-                and all(type(v) in ATOMS or (n[:1] == "_" and not (v and n in _HOOKS)) for n, v in vars(module).items())
+                and all(type(v) in ATOMS or (n[:1] == "_" and not (n in _HOOKS and v)) for n, v in vars(module).items())
                 and all(tensor is None or (id(tensor) in known and not _hooks_of(tensor)) for tensor in tensors)
             ):
                 found[id(module)] = Still(module)
@@ -277,6 +292,10 @@ class Finder:
             if place.how:
                 self._add(place._replace(marked=value))
             return
+        if is_constant(value):
+            if place.how:
+                self._add(place._replace(marked=mark_constant(value)))
+            return
         if isinstance(value, type):
             self._class(value)
             return
@@ -289,7 +308,7 @@ class Finder:
         if len(place.path) > LONGEST_PATH:
             start = f"{place.path[:30]}…"  # said once of all that lies there
             self._add(Place(start, None, None, None, "", problem="nested in very many levels"))
-        elif isinstance(value, Tensor | np.ndarray) or is_random(value):
+        elif isinstance(value, Tensor | np.ndarray) or is_random(value) or is_memory(value):
             self._add(self._marked(place))
         elif is_container(value):
             self._container(place)
@@ -302,6 +321,8 @@ class Finder:
             self._visit(place._replace(value=value.__func__, how=""))
         elif isinstance(value, functools.partial):
             self._partial(place)
+        elif (memory := shared_memory_of(value)) is not None:
+            self._visit(place._replace(value=memory, how=""))
         elif isinstance(value, _ITERATORS) or kind.__module__ == "itertools":
             self._add(place._replace(problem=f"a {kind.__name__}, whose place cannot be read"))
         elif not is_library(kind.__module__) or isinstance(value, _BAGS):
@@ -402,8 +423,11 @@ class Finder:
             except AttributeError:
                 continue
             self._visit(Place(f"{place.path}.{name}", part, value, name, "attribute"))
-        if isinstance(value, list | dict):  # of a type of the user's
+        if isinstance(value, list | dict | set | frozenset | tuple | deque):  # of a type of the user's
             self._container(place)
+        elif isinstance(value, int | float | str):
+            base = next(kind for kind in ATOMS[1:] if isinstance(value, kind))
+            self._add(place._replace(marked=base.__repr__(cast("Any", value))))
         self._class(type(value))
 
     def _class(self, kind: type) -> None:

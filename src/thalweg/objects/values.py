@@ -20,6 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thalweg.objects.standard_kinds import (
+    decode_constant,
+    decode_memory,
+    encode_constant,
+    encode_memory,
+    is_constant,
+    is_memory,
+    mark_constant,
+    mark_memory,
+    put_into_memory,
+)
+
 ATOMS = (type(None), bool, int, float, str)
 _SMALL = {type(None), bool, int, float}
 SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
@@ -125,6 +137,10 @@ def encode(value: Any) -> Any:
         return {"kind": "complex", "items": [value.real, value.imag]}
     if isinstance(value, Enum):
         return {"kind": "enum", "name": value.name}
+    if is_constant(value):
+        return encode_constant(value)
+    if is_memory(value):
+        return encode_memory(value)
     if has_state_dict(value):
         return {"kind": "state_dict", "state": encode(_without_order(value.state_dict()))}
     raise NotPlainError(f"a {type(value).__name__}")
@@ -232,6 +248,8 @@ _decoders: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
     "bytes": lambda entry, like: base64.b64decode(entry["text"]),
     "complex": lambda entry, like: complex(*entry["items"]),
     "enum": _decode_enum,
+    "constant": lambda entry, like: decode_constant(entry),
+    "memory": decode_memory,
     "random": _decode_object,
     "state_dict": _decode_object,
 }
@@ -259,6 +277,8 @@ def put_into(target: Any, entry: Any, keep: Mapping[int, Any] | None = None) -> 
     kind = entry.get("kind") if isinstance(entry, Mapping) else None
     if kind == "random" and is_random(target):
         set_random_state(target, decode(entry["state"]))
+    elif kind == "memory":
+        return put_into_memory(target, entry)
     elif kind == "state_dict" and has_state_dict(target):
         target.load_state_dict(decode(entry["state"]))
     elif kind == "array" and isinstance(target, np.ndarray):
@@ -361,6 +381,10 @@ def mark(value: Any, identity: bool = True, known: Collection[int] = ()) -> Any:
         return mark(_without_order(value.state_dict()), identity=False)
     if isinstance(value, np.generic | bytes | complex | Enum):
         return value
+    if is_constant(value):
+        return mark_constant(value)
+    if is_memory(value):
+        return mark_memory(value)
     raise NotPlainError(f"a {type(value).__name__}")
 
 

@@ -23,7 +23,7 @@ from thalweg.records.names import verb
 from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.task import Task, checked_task
-from thalweg.records.weights import load_model_state, make_writable
+from thalweg.records.weights import load_model_state, make_late_buffers, make_writable
 from thalweg.terminal import warn
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class Run:
         weights = loaded.state.get("model")
         if not isinstance(weights, Mapping):
             raise CheckpointError(f"{loaded.path} holds no weights. Give another run's folder, or resume this one.")
+        make_late_buffers(model, cast("Mapping[str, Any]", weights))
         load_model_state(model, cast("Mapping[str, Any]", weights))
         _put_back(model, loaded)
         return model.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
@@ -77,6 +77,34 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in present.items():
             tensor.copy_(state[name])
+
+
+def buffer_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of a model's buffers by name; those of lazy layers that saw no data yet are left out."""
+    named = model.named_buffers(remove_duplicate=False)
+    return {name: tuple(buffer.shape) for name, buffer in named if not isinstance(buffer, UninitializedBuffer)}
+
+
+def remove_buffers(model: nn.Module, names: Collection[str]) -> None:
+    """Remove buffers that a model has made in its calls: it makes them anew, or they are loaded with another shape."""
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        model.get_submodule(owner)._buffers.pop(own, None)  # pyright: ignore[reportPrivateUsage]
+
+
+def make_late_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make the buffers of a state that a model registers in its first call only, where the state has all else that it has.
+
+    Nothing that a module has under that name already, such as a method, is hidden.
+    """
+    present, modules = model_state(model).keys(), dict(model.named_modules())
+    if present - state.keys():
+        return  # of another model
+    device = next((p.device for p in model.parameters()), None)
+    for name in state.keys() - present:
+        owner, _, own = name.rpartition(".")
+        if owner in modules and own.isidentifier() and not hasattr(modules[owner], own):
+            modules[owner].register_buffer(own, torch.empty_like(state[name], device=device))
 
 
 def _make_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
