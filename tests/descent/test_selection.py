@@ -201,3 +201,12 @@ def test_no_validation_is_taken_twice_where_nothing_but_weights_changes(monkeypa
         progress=False,
     )
     assert steps == [0, 5, 10, 15, 20]
+
+
+def test_a_last_measurement_that_fails_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(selection, "_measure_again", fail)
+    task = classes(model=Annealed, loss=None, step=annealed(60), metrics={})
+    assert tw.train(task, plan(steps=60, validate_every=5, watch=False), progress=False).status == "finished"

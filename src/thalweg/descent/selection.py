@@ -79,7 +79,10 @@ def end_with_weights(descent: Descent, recorder: Recorder) -> None:
         keep_last(descent, recorder)
     elif best.step < descent.step and (counts := _carried_counts(descent, best)) is not None:
         # The user's code may measure by what it carries: a term that comes in over the steps, a queue that fills.
-        again = _measure_again(descent, {**best.model, **counts})
+        try:
+            again = _measure_again(descent, {**best.model, **counts})
+        except Exception:  # of memory that runs out, say: what would only be told ends no training
+            return
         task, last = descent.problem.task, descent.last_validation
         worse = _cost(task, again) - _cost(task, last)
         if again[task.select] != best.value and worse > NOTICEABLE * abs(last[task.select]):
