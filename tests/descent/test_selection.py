@@ -209,4 +209,5 @@ def test_a_last_measurement_that_fails_ends_no_training(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(selection, "_measure_again", fail)
     task = classes(model=Annealed, loss=None, step=annealed(60), metrics={})
-    assert tw.train(task, plan(steps=60, validate_every=5, watch=False), progress=False).status == "finished"
+    run = tw.train(task, plan(steps=60, validate_every=5, watch=False), progress=False)
+    assert len(run.history["loss"]) == 61
