@@ -29,6 +29,7 @@ from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.run import Run
 from thalweg.records.task import Task
 from thalweg.verbs import check, diagnose, evaluate, fit, forecast, report, resume, train, tune
+from thalweg.watch.watch import Watch
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ __all__ = [
     "Task",
     "TaskError",
     "ThalwegError",
+    "Watch",
     "check",
     "diagnose",
     "evaluate",

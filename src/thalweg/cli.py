@@ -19,7 +19,7 @@ from textwrap import fill
 from typing import Any, NoReturn, cast
 
 from thalweg.errors import DivergedError, Interrupted, PlanError, RunError, TaskError, ThalwegError, nearest
-from thalweg.formatting import format_metric, printable
+from thalweg.formatting import format_count, format_metric, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.knob import knobs
 from thalweg.records.names import right_word
@@ -230,7 +230,9 @@ def _add_forecast(verbs: Any) -> None:
 
 def _add_diagnose(verbs: Any) -> None:
     diagnose = _verb(verbs, "diagnose", run_diagnose, "say what went wrong in a run")
-    diagnose.add_argument("folder", help="the run's folder")
+    diagnose.add_argument(
+        "folder", help="the run's folder, or another program's history: CSV or JSON lines with the loss"
+    )
     _add_unused_device(diagnose)
     _describe_exit_status(diagnose)
 
@@ -698,6 +700,9 @@ def run_forecast(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg diagnose`."""
     from thalweg import verbs
+
+    if Path(options.folder).is_file():
+        return _diagnose_table(Path(options.folder))
     from thalweg.see.advice import next_steps
     from thalweg.see.events import treatments
 
@@ -710,6 +715,20 @@ def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     exit_status = _print_diagnoses(verbs.diagnose(run), "No failure was noticed.", treatments(run))
     for line in next_steps(run, repeat_diagnoses=False):
         tell(f"next: {line}")
+    return exit_status
+
+
+def _diagnose_table(path: Path) -> int:
+    """Diagnose another program's table of steps, and say what was read of it."""
+    from thalweg.watch.foreign import diagnose_history, read_history
+
+    history = read_history(path)
+    rows = len(history.columns["step"])
+    read = ", ".join(f"{ours} from `{printable(theirs)}`" for ours, theirs in history.taken.items())
+    tell(f"{format_count(rows, 'row')} of {path.name}: {read}.")
+    exit_status = _print_diagnoses(diagnose_history(history), "No failure was noticed.")
+    if history.lacks:
+        tell(f"More could be told with {'; '.join(history.lacks)}.")
     return exit_status
 
 

@@ -585,13 +585,20 @@ def evaluate(
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     """Give what went wrong in a run, finished or not: what was found before and during it, and what its history shows.
 
-    Arguments:
-        run: the run, or its folder.
+    Of a table of another program's steps, it gives what the figures show: a CSV file (also with tabs or semicolons) or JSON
+    lines, with a column of the training loss; the step, the learning rate, the gradient norm and the validation loss are used
+    where they are there, under their usual names. What more would help is in each diagnosis's `not_measured`.
 
-    Raises RunError where the path is no run's folder, or its files are damaged.
+    Arguments:
+        run: the run, its folder, or the table's file.
+
+    Raises RunError where the path is neither, or its files are damaged; of a table it names line and column.
     """
     from thalweg.watch.findings import diagnose_run
+    from thalweg.watch.foreign import diagnose_history, read_history
 
+    if not isinstance(run, Run) and (path := as_path(run, "a run's folder", "runs/mine", RunError)).is_file():
+        return diagnose_history(read_history(path))
     return diagnose_run(_opened(run))
 
 

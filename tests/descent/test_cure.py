@@ -54,7 +54,7 @@ def finite(run: tw.Run) -> bool:
 @pytest.mark.parametrize("watch", [True, False])
 def test_a_bad_example_in_a_dataset_leaves_its_batch_out_and_is_named(watch: bool) -> None:
     run = tw.train(classes(data=Items(bad=(70,))), plan(steps=12, watch=watch))
-    told = [event for event in run.events if event.kind == "nonfinite"]
+    told = [event for event in run.events if event.kind == ("bad-data" if watch else "nonfinite")]
     assert len(told) == 2  # one an epoch
     assert "training examples 70" in told[0].message
     assert finite(run)
@@ -66,7 +66,7 @@ def test_a_bad_example_in_a_dataset_leaves_its_batch_out_and_is_named(watch: boo
 def test_rows_that_are_spoilt_by_chance_three_times_in_a_row_end_no_run() -> None:
     """With nearly half of the batches bad, three in a row come now and then; the data are to blame, not the descent."""
     run = tw.train(classes(data=Items(bad=(40, 50, 60, 70, 81, 90))), plan(steps=120, batch_size=8))
-    places = [(e.data["epoch"], e.data["batch"]) for e in run.events if e.kind == "nonfinite"]
+    places = [(e.data["epoch"], e.data["batch"]) for e in run.events if e.kind == "bad-data"]
     steps = [12 * epoch + batch for epoch, batch in places]
     assert any({n, n + 1, n + 2} <= set(steps) for n in steps)
     assert finite(run)
@@ -118,7 +118,7 @@ def test_a_state_that_blew_up_at_the_step_of_a_snapshot_is_not_kept_as_one(at: i
 
 def test_a_bad_batch_of_a_stream_is_left_out_and_its_rows_are_named() -> None:
     run = tw.train(classes(data=Endless(bad=(37, 41))), plan(batch_size=16, steps=8))
-    (told,) = [event for event in run.events if event.kind == "nonfinite"]
+    (told,) = [event for event in run.events if event.kind == "bad-data"]
     assert "rows of the batch 5, 9" in told.message
     assert "batch 3" in told.message
     assert finite(run)
@@ -128,8 +128,8 @@ def test_leaving_a_batch_out_is_as_if_it_had_not_been() -> None:
     """With batch normalisation, whose running statistics the forward pass has already spoilt."""
     task = classes(model=lambda: network(nn.BatchNorm1d(12)), data=Items(bad=(70,)))
     run = tw.train(task, plan(steps=14, snapshot_every=5))
-    assert "nonfinite" in kinds(run)
-    bad = [tuple(e.data[k] for k in ("epoch", "batch")) for e in run.events if e.kind == "nonfinite"]
+    assert "bad-data" in kinds(run)
+    bad = [tuple(e.data[k] for k in ("epoch", "batch")) for e in run.events if e.kind == "bad-data"]
     descent, recorder = started(classes(model=task.model, data=Items()), run.plan)
     descent.skipped_batches = bad
     walk(descent, recorder)
@@ -208,7 +208,7 @@ def test_a_batch_that_fails_at_healthy_weights_too_is_left_out_without_touching_
         return (output.mean(1) - (target + 0.5).log()).square().mean()
 
     run = tw.train(tw.Task(model=network, loss=loss, data=Hidden(x, y)), plan(steps=12))
-    told = [event for event in run.events if event.kind == "nonfinite"]
+    told = [event for event in run.events if event.kind == "loss-overflow"]
     assert told
     assert "the batch is at fault, not the rate" in told[0].message
     assert run.summary["cures"]["rate_factor"] == 1.0
@@ -243,7 +243,7 @@ def test_divergence_is_noticed_and_cured(rate: float, rule: str, seed: int) -> N
     run = tw.train(parabola(), made)
     assert run.metrics["loss"] < 0.1  # 14 where nothing is learnt, 0.01 at best
     assert run.summary["cures"]["rate_factor"] < 1.0
-    assert {"diverging", "rollback"} & set(kinds(run))
+    assert {"learning-rate-too-high", "rollback"} & set(kinds(run))
     assert run.history["validation/loss"][-1] < 0.1
 
 
@@ -298,7 +298,7 @@ def test_a_loss_that_rises_by_itself_ends_no_run_and_lowers_no_rate(tmp_path: Pa
     alone = tw.train(filling(), made.replace(watch=False), progress=False)
     assert same_bits(run.model, alone.model)
     assert run.summary["cures"]["rate_factor"] == 1.0
-    assert "diverging" not in {diagnosis.name for diagnosis in run.diagnoses}
+    assert "diverging" not in {diagnosis.symptom for diagnosis in run.diagnoses}
     assert tw.resume(tmp_path / "run", filling(), changes={"steps": 90}, progress=False).summary["status"] == "finished"
 
 

@@ -8,6 +8,7 @@ from thalweg.descent.cure import accept_step
 from thalweg.descent.gradient import compute_gradient
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.records.diagnosis import Cure
+from thalweg.watch.probe import Probe
 from thalweg.watch.replay import Batch
 
 
@@ -73,5 +74,5 @@ def test_a_step_that_nothing_is_found_in_stands():
     from thalweg.records.step_figures import StepFigures
 
     descent, recorder = at_snapshot()
-    assert accept_step(descent, recorder, StepFigures(12, 1.0, 0.01, 1.0))
+    assert accept_step(descent, recorder, StepFigures(12, 1.0, 0.01, 1.0), Probe())
     assert recorder.diagnoses == []

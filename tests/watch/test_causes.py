@@ -130,7 +130,7 @@ class Point:
     [
         (ImportError("no theirs"), "fails"),
         (3.0, "gives a float"),
-        (Cause("diverging", "our name, for something else"), "gives a cause named 'diverging', of which there is one"),
+        (Cause("bad-data", "our name, for something else"), "gives a cause named 'bad-data', of which there is one"),
     ],
 )
 def test_an_entry_point_that_gives_no_new_cause_is_left_out_with_a_warning(value, words, monkeypatch) -> None:

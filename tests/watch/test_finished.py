@@ -75,7 +75,7 @@ def test_a_training_loss_that_rose_with_the_validation_loss_is_steps_too_long_an
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("rule", "rate", "epochs"), [("adamw", 3e-5, 6), ("momentum", 1e-3, 6), ("adamw", 1e-5, 12)])
 def test_steps_that_are_far_too_short_are_said_to_be_and_tenfold_ones_are_better(rule, rate, epochs, seed):
-    plan = tw.Plan(rule=rule, learning_rate=rate, schedule=LINEAR)
+    plan = tw.Plan(rule=rule, learning_rate=rate, schedule=LINEAR, watch=False)
     run = tw.train(digits.task(), plan, epochs=epochs, seed=seed)
     assert names(run) == ["learning-rate-too-low"]
     tenfold = tw.train(digits.task(), plan.replace(learning_rate=10 * rate), epochs=epochs, seed=seed)

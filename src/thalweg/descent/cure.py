@@ -7,7 +7,6 @@ import math
 import torch
 
 from thalweg.descent.recorder import Recorder
-from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import not_put_back
 from thalweg.errors import DivergedError, NonFiniteError
@@ -15,19 +14,20 @@ from thalweg.formatting import capitalized
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.monitor import intervenes
-from thalweg.watch.replay import Batch, Replay
+from thalweg.watch.probe import Probe
+from thalweg.watch.replay import Batch
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
 STILL = 1e-6  # of the weights' norm: a move of less changes no loss by much
 MOST_BAD_BATCHES = 10  # likewise, of batches that hold NaN or infinity: a few such rows hit three in a row by chance
 
 
-def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> bool:
+def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures, probe: Probe) -> bool:
     """Ask the monitor about a step, apply the cures of its diagnoses, and tell whether the step is accepted.
 
     Raises NonFiniteError after several batches in a row that are not finite, DivergedError where no cure is left.
     """
-    found = descent.monitor.observe(figures, lambda: _batch_and_replay(descent)) if descent.plan.watch else []
+    found = descent.monitor.observe(figures, probe) if descent.plan.watch else []
     if not found and not figures.skipped:
         return True
     accepted = not figures.skipped and not any(_undoes(descent, diagnosis.cure) for diagnosis in found)
@@ -43,13 +43,6 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures) -> b
 def _undoes(descent: Descent, cure: Cure | None) -> bool:
     """Tell whether a cure undoes a step that was taken. Leaving out a batch that has moved the weights needs a snapshot."""
     return intervenes(cure) and (descent.snapshot is not None or (cure is not None and not cure.skip_batch))
-
-
-def _batch_and_replay(descent: Descent) -> tuple[Batch, Replay | None]:
-    """Give the batch of the step just taken, and a replay where there is a snapshot."""
-    assert descent.last_draw is not None
-    replay = None if descent.snapshot is None else SnapshotReplay(descent)
-    return Batch(descent.last_draw, *descent.last_position), replay
 
 
 def apply(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:
@@ -121,7 +114,7 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     step, kind = figures.step, NonFiniteError if found.symptom == "non-finite" else DivergedError
     if descent.snapshot is None:
         raise kind(f"{found} Snapshots are off, so there is nothing to go back to.")
-    if descent.monitor.exhausted and found.name == "diverging" and _move(descent) < STILL:
+    if descent.monitor.exhausted and found.symptom == "diverging" and _move(descent) < STILL:
         _let_rise(descent, recorder, found)
         return
     if descent.monitor.exhausted or found.cure is None:
@@ -142,9 +135,9 @@ def _let_rise(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:
     assert descent.snapshot is not None
     descent.cures = dict(descent.snapshot["loop"]["cures"])
     _restore_snapshot(descent, recorder)
-    descent.monitor.dismiss(found.name)
+    descent.monitor.dismiss(found.symptom)
     recorder.diagnoses[:] = [
-        one for one in recorder.diagnoses if one.name != found.name or (one.step or 0) <= descent.step
+        one for one in recorder.diagnoses if one.symptom != found.symptom or (one.step or 0) <= descent.step
     ]
     recorder.warn(
         descent.step,

@@ -22,7 +22,7 @@ CALLED = {
     True: "The model or the loss",
     False: "`step`",
 }  # whether the loss is computed from outputs and targets -> place
-_STEP = 2  # mixed into the seeds of the steps, so that they differ from that of the initialisation
+STEP_SEED = 2  # mixed into the seeds of the steps, so that they differ from that of the initialisation
 
 
 def compute_gradient(descent: Descent, recorder: Recorder) -> tuple[float, int]:
@@ -55,6 +55,7 @@ def draw(descent: Descent) -> Draw:
         batch = batches.draw()
         if position not in descent.skipped_batches:
             descent.last_position, descent.last_draw = position, batch
+            descent.recent_draws.append(batch)
             return batch
         descent.consecutive_skips += 1
 
@@ -71,7 +72,7 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
     """
     # Dropout and the like are seeded anew for every batch, by (seed, position in the data). So no state of a random generator
     # needs to be saved: a resumed run, or one that went back to a snapshot, draws the same numbers for the same batch.
-    seed_all(mix(descent.plan.seed, _STEP, *(position or descent.last_position)))
+    seed_all(mix(descent.plan.seed, STEP_SEED, *(position or descent.last_position)))
     for p in descent.parameters:
         p.grad = None
     objective, device, precision = descent.problem.objective, descent.problem.device, descent.plan.precision

@@ -9,6 +9,7 @@ from thalweg.descent.cure import accept_step
 from thalweg.descent.gradient import compute_gradient, inexact_parts
 from thalweg.descent.late_weights import train_unfrozen, watch_weights
 from thalweg.descent.memory_use import memory_in_use
+from thalweg.descent.probe import DescentProbe
 from thalweg.descent.process_state import preserve_process_state
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import end_with_weights, validate_and_select
@@ -33,7 +34,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     plan = descent.plan
     every = plan.validate_every or default_validate_every(descent.total_steps, descent.steps_per_epoch)
     end = min(descent.total_steps, until or descent.total_steps)
-    settled = settled_step(descent)
+    settled, probe = settled_step(descent), DescentProbe(descent)
     recorder.begin(descent)
     try:
         with preserve_process_state(plan.threads), recorder.stop_request.listening():
@@ -55,6 +56,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 loss, examples = compute_gradient(descent, recorder)
                 if before is not None and descent.monitor.trusts(loss) and descent.take_snapshot(before):
                     recorder.checkpoint_snapshot(descent)
+                if plan.watch:
+                    probe.prepare()
                 taken = take_step(descent, loss)
                 if descent.loss_scale.update(loss, taken.skipped):
                     message = f"float16 overflow: the loss scale is now {descent.loss_scale.value:g}."
@@ -64,7 +67,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)
                 if figures.step % MEMORY_EVERY == 0 and figures.step > settled:
                     figures = figures._replace(memory=memory_in_use(descent.problem.device))
-                if not accept_step(descent, recorder, figures):
+                if not accept_step(descent, recorder, figures, probe):
                     continue
                 descent.consecutive_skips = 0
                 descent.step = step = figures.step

@@ -10,8 +10,18 @@ _WINDOW: Mapping[str, Kind] = {
     **dict.fromkeys(("best", "sum", "weight"), number),
     **dict.fromkeys(("losses", "norms"), listing(number)),
     **dict.fromkeys(("expected", "start"), optional(number)),
+    **dict.fromkeys(("constant",), optional(number)),
+    "top_rate": number,
     "seen": count,
-    "stood_out": flag,
+    **dict.fromkeys(("stood_out", "norm_stood_out"), flag),
+    **dict.fromkeys(("recent", "by_parameter"), listing(listing(number))),
+    "trend": record({"blocks": listing(listing(number)), "length": count, "open": listing(number)}),
+    "first_by_parameter": optional(listing(number)),
+    "weights": listing(optional(listing(number))),
+    "ratios": listing(lambda pair: isinstance(pair, list) and len(pair) == 2),
+    "spikes": listing(whole),
+    "upset": optional(listing(anything)),
+    **dict.fromkeys(("reaches", "validations"), listing(listing(anything))),
 }
 LOOP_KINDS: Mapping[str, Kind] = {
     "step": count,
@@ -23,8 +33,10 @@ LOOP_KINDS: Mapping[str, Kind] = {
         {
             "window": record(_WINDOW),
             "attempts": count,
-            "failed_at": optional(number),
-            "noted_at": table(whole),
+            **dict.fromkeys(("failed_at", "undone_at"), optional(number)),
+            **dict.fromkeys(("raises", "recovering"), count),
+            **dict.fromkeys(("noted_at", "asked_at"), table(whole)),
+            "pending": optional(table(anything)),
             "causes": table(record({"above": listing(whole)})),
             "dismissed": listing(text),
         }

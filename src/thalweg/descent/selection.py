@@ -43,6 +43,8 @@ def validate_and_select(descent: Descent, recorder: Recorder) -> None:
     descent.last_validation = better
     if descent.schedule_state and step > 0:
         descent.schedule_state = descent.schedule.observe(descent.schedule_state, better[task.select], step)
+    if step > 0 and math.isfinite(figures["loss"]) and descent.problem.validation is not None:
+        descent.monitor.validated(step, figures["loss"])
     recorder.validated(step, row, better)
     improved = descent.best_validation is not None and descent.best_validation["step"] == step
     descent.validations_since_best = 0 if improved else descent.validations_since_best + 1

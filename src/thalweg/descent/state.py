@@ -6,6 +6,7 @@ import copy
 import fnmatch
 import glob
 import math
+from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -39,8 +40,10 @@ from thalweg.sampling.opening import first_batch
 from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.monitor import Monitor
+from thalweg.watch.window import Place
 
 LEAST_FACTOR = 1e-30  # of the rate's schedule: below it nothing moves, and what is divided by it would not be finite
+RECENT_DRAWS = 4  # batches that stay in memory, to measure on where something is wrong
 RECENT_STEPS = 10  # of a stream: their batches stay in memory, to measure the batch statistics of averaged weights
 
 
@@ -50,8 +53,8 @@ class Descent:
     Never changed: `problem`, `plan`, `schedule`, `decay_schedule` (None: that of the rate), `total_steps`, `steps_per_epoch`,
     `rate_factors` and `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
 
-    Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last, and
-    `last_position`, its (epoch, index within the epoch).
+    Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last,
+    `last_position`, its (epoch, index within the epoch), and `recent_draws`, with those before.
 
     Changed where a layer is unfrozen: `frozen`, the parameters that the optimiser does not have; `adopted`, the names of those
     that it was given since the beginning, in their order. `untrained` are the names of weights that nobody trains, once that was
@@ -110,13 +113,14 @@ class Descent:
         decay_schedule = plan.weight_decay_schedule
         self.decay_schedule = decay_schedule and decay_schedule.resolve(self.total_steps, self.steps_per_epoch)
         self.loss_scale = LossScale(plan.precision)
-        self.monitor = Monitor()
+        self.monitor = Monitor(places=self._places(), total=self.total_steps)
         self.step = 0
         self.cures: dict[str, Any] = {"rate_factor": 1.0, "clip_norm": plan.clip_norm}
         self.skipped_batches: list[tuple[int, int]] = []
         self.consecutive_skips = 0
         self.last_position: tuple[int, int] = (0, 0)
         self.last_draw: Draw | None = None
+        self.recent_draws: deque[Draw] = deque(maxlen=RECENT_DRAWS)
         self.best_validation: dict[str, Any] | None = None
         self.best_weights: BestWeights | None = None
         self.validations_since_best = 0
@@ -267,6 +271,7 @@ class Descent:
             parameter.grad = None
         self.parameters += [p for _, p in parameters]
         self.frozen = [(name, p) for name, p in self.frozen if name not in names]
+        self.monitor.window.places = self._places()
         self.adopted.append(list(names))
 
     def _plan_of_unfrozen(self, names: Collection[str]) -> Plan:
@@ -348,6 +353,19 @@ class Descent:
 
     def _parameter_names(self) -> list[str]:
         return [name for group in self.optimizer.param_groups for name in group["param_names"]]
+
+    def _places(self) -> tuple[Place, ...]:
+        """Give the parameters, in the order of the optimiser's groups, as the watch sees them."""
+        depths = {id(parameter): depth for depth, parameter in enumerate(self.model.parameters())}
+        found: list[Place] = []
+        for group in self.optimizer.param_groups:
+            rule = rules.get(group.get("rule", self.plan.rule))
+            couples = rule.couples({**rule.constants, **group})
+            # A decay with a schedule of its own changes from step to step, and is not judged.
+            decay = 0.0 if couples or self.decay_schedule is not None else float(group["weight_decay"])
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                found.append(Place(name, tuple(parameter.shape), depths[id(parameter)], decay))
+        return tuple(found)
 
     def _loop_state(self) -> dict[str, Any]:
         # The keys are part of the checkpoint's format and stay, whatever the fields are called.

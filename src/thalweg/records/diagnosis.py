@@ -20,8 +20,9 @@ class Cure:
         action: what to do in one sentence, for a person.
         rollback: go back to the last good snapshot first.
         skip_batch: leave this step's batch out.
-        rate_factor: multiplies the learning rate from here on, in (0, 1].
+        rate_factor: multiplies the learning rate from here on, above 0.
         clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
+        code: what to write in a training loop of one's own, in one line; empty where there is no such line.
     """
 
     action: str
@@ -29,6 +30,7 @@ class Cure:
     skip_batch: bool = False
     rate_factor: float = 1.0
     clip_norm: float | None = None
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ _CURE: Mapping[str, Kind] = {
     "skip_batch": flag,
     "rate_factor": number,
     "clip_norm": optional(number),
+    "code": text,
 }
 _KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("symptom", "cause", "name"), text),

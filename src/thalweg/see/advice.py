@@ -39,7 +39,7 @@ def next_steps(run: Run, *, repeat_diagnoses: bool = True) -> list[str]:
         *_unfinished(run, history),
         *faults_before,
         *faults_after,
-        *_lowered_rate(run, history),
+        *_changed_rate(run, history),
         *_skipped_batches(run),
         *_not_a_number(history),
     ]
@@ -103,17 +103,23 @@ def _unfinished(run: Run, history: FinishedHistory) -> list[str]:
 
 
 def _rate_factor(run: Run) -> float:
-    """Give the factor by which rollbacks lowered the rate."""
+    """Give the factor by which the watch lowered or raised the rate."""
     return float((run.summary.get("cures") or {}).get("rate_factor", 1.0))
 
 
-def _lowered_rate(run: Run, history: FinishedHistory) -> list[str]:
-    """Advise the rate that a run was brought to, or where nothing was learnt with that either, a far lower one."""
+def _changed_rate(run: Run, history: FinishedHistory) -> list[str]:
+    """Advise the rate that a run was brought to, or where nothing was learnt with a lower one either, a far lower one."""
     factor = _rate_factor(run)
     rollbacks = sum(event.kind == "rollback" for event in run.events)
-    if factor >= 1.0 or history.status == "diverged":
+    if factor == 1.0 or history.status == "diverged":
         return []
     planned, lowered = run.plan.learning_rate, run.plan.learning_rate * factor
+    if factor > 1.0:
+        return [
+            f"The rate of {format_number(planned)} was far too low for this descent: the watch raised it to"
+            f" {format_number(lowered)} at the peak on the way. Plan anew around that:"
+            f" {_how_to_set('learning_rate', f'{lowered:.3g}')}."
+        ]
     went = (
         f"The rate of {format_number(planned)} was too high for this descent: it went back {_times(rollbacks)} and ended with"
         f" {format_number(lowered)} at the peak"

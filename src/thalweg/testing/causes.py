@@ -14,6 +14,8 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, Detector
 from thalweg.watch.finished import FinishedHistory
+from thalweg.watch.probe import NotMeasuredError, Probe
+from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
 STEPS = 300
@@ -26,7 +28,7 @@ def check_cause(cause: Cause) -> None:
     """
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cause.name), f"{cause.name!r}: a name has small letters and hyphens"
     assert cause.meaning, f"{cause.name}: `meaning` says in a sentence what the cause is"
-    questions = (cause.before, cause.during, cause.after)
+    questions = (cause.before, cause.question, cause.during, cause.after)
     assert any(question is not None for question in questions), f"{cause.name}: no question at any moment"
     if cause.before is not None:
         diagnoses = list(cause.before(InitialFigures(loss=2.3)))
@@ -34,8 +36,33 @@ def check_cause(cause: Cause) -> None:
     if cause.after is not None:
         diagnoses = list(cause.after(FinishedHistory(columns={"step": np.zeros(0), "loss": np.zeros(0)})))
         assert not diagnoses, f"{cause.name}: judges an empty history: {diagnoses}"
+    for name in cause.symptoms:
+        _check_question(cause, name)
     if cause.during is not None:
         _check_detector(cause, cause.during(), cause.during())
+
+
+def _check_question(cause: Cause, symptom: str) -> None:
+    """Check that a question answers, or says what it would need, where next to nothing is known."""
+    assert cause.question is not None, f"{cause.name}: has symptoms, but no question"
+    window = Window()
+    for known in (window, _pushed(window, _healthy(STEPS))):
+        seen = Symptom(symptom, known.step, known.step, "it is so")
+        try:
+            diagnosis = cause.question(seen, known, Probe())
+        except NotMeasuredError:
+            continue
+        assert diagnosis is None or isinstance(diagnosis, Diagnosis), (
+            f"{cause.name}: gives a {type(diagnosis).__name__}, not a Diagnosis"
+        )
+        if cause.cure is not None:
+            assert cause.cure(known, 1).action, f"{cause.name}: a cure says what to do in a sentence"
+
+
+def _pushed(window: Window, steps: list[StepFigures]) -> Window:
+    for figures in steps:
+        window.push(figures)
+    return window
 
 
 def _check_detector(cause: Cause, detector: Detector, other: Detector) -> None:

@@ -15,8 +15,11 @@ from thalweg.records import json_values
 from thalweg.records.diagnosis import Cure, Diagnosis, Severity
 from thalweg.terminal import warn
 from thalweg.watch.finished import FinishedHistory
-from thalweg.watch.replay import Batch, Replay
+from thalweg.watch.probe import Probe
+from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
+
+Question = Callable[[Symptom, Window, Probe], Diagnosis | None]
 
 
 class Detector(Protocol):
@@ -47,13 +50,15 @@ class Cause:
         meaning: what it is, in a sentence for people.
         rank: of several findings of one severity, those of lower rank come first; certain causes have low ranks.
         before: the question asked before training, of the figures of the initial model; gives any number of diagnoses.
-        during: makes the detector that asks after every step of a run; `each_step` makes one of a function without state.
+        symptoms: those that it may bring about. `question` is asked where one of them is seen during training, and gives a
+            diagnosis, or None, which rules this cause out; it raises NotMeasuredError where it cannot tell.
+        during: makes a detector that asks after every step, for what shows itself in no symptom; `each_step` makes one of a
+            function without state.
         after: the question asked of a finished run's history.
         cure: the cure for what was found during training, from the recent steps and how often it was tried here.
-        test: decides between causes where figures do not, from the step's batch and by replaying it from the last snapshot
-            (None where there is none); gives the diagnosis completed, with a cure where it is not to be that of `cure`.
         summary: says the finding in one short sentence, from its evidence, for lists of events; None: the diagnosis's own.
-        explains: symptoms that follow from this cause: where both are found, they are named as its consequences.
+        explains: symptoms, or names of causes, that follow from this cause: where both are found, they are named as its
+            consequences.
         refutable: symptoms found before training that are disproved where the training then learns.
     """
 
@@ -61,10 +66,11 @@ class Cause:
     meaning: str
     rank: int = 50
     before: Callable[[InitialFigures], Iterable[Diagnosis]] | None = None
+    symptoms: tuple[str, ...] = ()
+    question: Question | None = None
     during: Callable[[], Detector] | None = None
     after: Callable[[FinishedHistory], Iterable[Diagnosis]] | None = None
     cure: Callable[[Window, int], Cure] | None = None
-    test: Callable[[Diagnosis, Batch, Replay | None], Diagnosis] | None = None
     summary: Callable[[Mapping[str, Any]], str] | None = None
     explains: tuple[str, ...] = ()
     refutable: tuple[str, ...] = ()

@@ -61,10 +61,30 @@ def ranked(found: Iterable[tuple[Cause, Diagnosis]]) -> list[tuple[Cause, Diagno
 
 
 def with_consequences(found: list[tuple[Cause, Diagnosis]]) -> list[Diagnosis]:
-    """Move those of the ranked findings that another one explains into its `consequences`."""
-    for index, (cause, diagnosis) in enumerate(found):
-        explained = tuple(d.symptom for _, d in found if d.symptom in cause.explains)
-        if explained and diagnosis.severity != "note":
-            found[index] = cause, replace(diagnosis, consequences=explained)
-            return [d for _, d in found if d.symptom not in explained]
-    return [diagnosis for _, diagnosis in found]
+    """Move those of the ranked findings that others explain into the others' `consequences`, and theirs with them."""
+    first = [pair for pair in found if not any(_explains(other, pair[1]) for other in found)]
+    if not first:  # each explains another
+        return [diagnosis for _, diagnosis in found]
+    return [replace(diagnosis, consequences=_follows((cause, diagnosis), found)) for cause, diagnosis in first]
+
+
+def _explains(one: tuple[Cause, Diagnosis], other: Diagnosis) -> bool:
+    cause, diagnosis = one
+    return (
+        diagnosis is not other
+        and diagnosis.severity != "note"
+        and bool({other.symptom, other.name} & {*cause.explains})
+    )
+
+
+def _follows(one: tuple[Cause, Diagnosis], found: list[tuple[Cause, Diagnosis]]) -> tuple[str, ...]:
+    """Name what follows from a finding, directly or by way of others: causes by their names where those are what is explained."""
+    names, known, reached = list(one[1].consequences), [one], [one]
+    while reached:
+        cause, diagnosis = reached.pop()
+        for pair in found:
+            if _explains((cause, diagnosis), pair[1]) and not any(pair is each for each in known):
+                names.append(pair[1].name if pair[1].name in cause.explains else pair[1].symptom)
+                known.append(pair)
+                reached.append(pair)
+    return tuple(dict.fromkeys(names))

@@ -1,25 +1,40 @@
-"""The monitor: asks every cause after each step, ranks what they find, and pairs it with a cure."""
+"""The monitor: looks for symptoms after each step, asks the causes of those that are seen, and pairs findings with cures."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import Any
 
 from thalweg.errors import ThalwegError
+from thalweg.landscape.critical_step import critical_step
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, Detector, check_diagnosis, warn_of_failure
 from thalweg.watch.causes import all_causes
-from thalweg.watch.findings import ranked
-from thalweg.watch.replay import Batch, Replay
-from thalweg.watch.window import Window
+from thalweg.watch.findings import ranked, with_consequences
+from thalweg.watch.probe import NotMeasuredError, Probe
+from thalweg.watch.symptom import CRITICAL_STEP, Symptom
+from thalweg.watch.symptoms import SYMPTOMS
+from thalweg.watch.symptoms.diverging import begins_to_diverge
+from thalweg.watch.window import Place, Validated, Window
 
-BatchAndReplay = Callable[[], tuple[Batch, Replay | None]]
 MOST_ATTEMPTS = 8
+MOST_RAISES = 3  # of the learning rate
 MOST_DEVIATIONS = 5.0  # above the mean loss, for a snapshot to be taken
 SAME_FAILURE_STEPS = 10  # a failure so soon after another one counts as the same failure
+LEARNT = 0.9  # of the loss at the start: with more, after something was abnormal, nothing was learnt yet
+CONVALESCENCE = 40  # steps after the latest failed one until a snapshot is taken again: it might fail again
+ASK_EVERY, ASK_SHARE = 100, 0.05  # steps, and share of the run, before causes of a symptom that lasts are asked again
+LASTING = ("stagnant", "oscillating", "overfitting")  # symptoms that go on for many steps
+FIRST_REACHES, REACH_EVERY = (32, 64, 96, 128), 200  # steps at which it is tried how far a step could go
+RECOVERING, OVERSHOOTS = (
+    4,
+    0.5,
+)  # steps that are tried after the rate was lowered; times the step that already raise the loss
+MOST_RECOVERIES = 3  # attempts after which that is tried
+REACH = 256.0  # times the update: far beyond what a good learning rate allows, see `landscape/critical_step.py`
 
 
 class Monitor:
@@ -29,30 +44,74 @@ class Monitor:
 
     Arguments:
         causes: the causes to ask; None: all, third parties' included.
+        places: the parameters, in the order of all norms, as far as they are known.
+        total: how many steps there will be, if that is known.
     """
 
-    def __init__(self, causes: Iterable[Cause] | None = None) -> None:
+    def __init__(
+        self, causes: Iterable[Cause] | None = None, places: Iterable[Place] = (), total: int | None = None
+    ) -> None:
         self.window = Window()
+        self.window.places, self.window.total = tuple(places), total
         self.attempts = 0
         self.failed_at = -1
-        self.dismissed = list[str]()  # causes that are not asked any more
+        self.undone_at = -1  # the latest step that was undone for its rate
+        self.dismissed = list[str]()  # symptoms that are no fault of this run
+        self.raises = 0
+        self.recovering = 0  # steps after going back of which it is tried whether they still go too far
         self.noted_at: dict[str, int] = {}  # cause -> last step of a diagnosis whose cure changes nothing
-        asked = [cause for cause in (all_causes() if causes is None else causes) if cause.during is not None]
+        self.asked_at: dict[str, int] = {}  # lasting symptom -> step at which its causes were asked last
+        self._marked: dict[str, Any] | None = None
+        self.pending: Symptom | None = None  # whose causes are asked after the next step, of which the update is kept
+        known = list(all_causes() if causes is None else causes)
+        self.causes = sorted((cause for cause in known if cause.question is not None), key=lambda each: each.rank)
+        asked = [cause for cause in known if cause.during is not None]
         self.detectors: list[tuple[Cause, Detector]] = [(cause, cause.during()) for cause in asked if cause.during]
 
-    def expect(self, loss: float) -> None:
-        """Set the loss before the first step, measured on many examples: less noisy than the first batch's loss."""
+    def expect(self, loss: float, constant: float | None = None) -> None:
+        """Set the loss before the first step, measured on many examples: less noisy than the first batch's loss.
+
+        `constant`: the loss of one fixed answer for all examples, where it is known.
+        """
         if math.isfinite(loss):
             self.window.initial_loss = loss
+        self.window.constant_loss = constant
 
-    def observe(self, figures: StepFigures, batch_and_replay: BatchAndReplay | None = None) -> list[Diagnosis]:
+    def validated(self, step: int, loss: float) -> None:
+        """Take in a validation loss."""
+        if math.isfinite(loss) and math.isfinite(self.window.smoothed):
+            self.window.validations.append(Validated(step, loss, self.window.smoothed))
+
+    def wants_update(self, step: int) -> bool:
+        """Tell whether a probe of this step will be asked for the loss along its update, for which weights are to be kept."""
+        return self.pending is not None or self.recovering > 0 or self._tries_reach(step)
+
+    def observe(self, figures: StepFigures, probe: Probe | None = None) -> list[Diagnosis]:
         """Add one step to the window, and give what the causes find, gravest first.
 
-        `batch_and_replay`: called only where something is found, gives the step's batch and a replay (None where there is no
-        snapshot), for causes that figures alone do not decide.
+        `probe` makes the rare measurements that causes ask for; it is used only where something is seen.
         """
-        window = self.window
+        window, probe = self.window, probe or Probe()
         window.push(figures)
+        found = self._detected(window)
+        pending, self.pending = self.pending, None
+        if self._tries_reach(figures.step):
+            self._try_reach(figures.step, probe)
+        if self.recovering and (still := self._still_overshoots(probe)) is not None:
+            found += self._explained(still, probe)
+        for look in SYMPTOMS if not found else ():
+            symptom = look(window)
+            if symptom is None or symptom.name in self.dismissed or not self._is_due(symptom):
+                continue
+            if symptom.name == "stagnant":
+                self.pending = symptom  # its causes are told apart by the update, which is kept of the next step
+            else:
+                found += self._explained(symptom, probe)
+        if pending is not None and self.pending is None and window.is_finite:
+            found += self._explained(replace(pending, step=figures.step), probe)
+        return self._with_cures(ranked(found), figures) if found else []
+
+    def _detected(self, window: Window) -> list[tuple[Cause, Diagnosis]]:
         found: list[tuple[Cause, Diagnosis]] = []
         for cause, detector in self.detectors:
             try:
@@ -62,17 +121,97 @@ class Monitor:
             except Exception as error:
                 warn_of_failure(cause, error, "is left out of the rest of this run")
                 self.detectors = [pair for pair in self.detectors if pair[0] is not cause]
-        return self._with_cures(ranked(found), figures, batch_and_replay) if found else []
+        return found
 
-    def _with_cures(
-        self, found: list[tuple[Cause, Diagnosis]], figures: StepFigures, batch_and_replay: BatchAndReplay | None
-    ) -> list[Diagnosis]:
+    def _is_due(self, symptom: Symptom) -> bool:
+        """Tell whether a symptom's causes are asked now: those of a lasting one are so now and then only."""
+        if symptom.name not in LASTING:
+            return True
+        last = self.asked_at.get(symptom.name)
+        if last is not None and symptom.step < last + max(ASK_EVERY, ASK_SHARE * (self.window.total or 0)):
+            return False
+        self.asked_at[symptom.name] = symptom.step
+        return True
+
+    def _explained(self, symptom: Symptom, probe: Probe) -> list[tuple[Cause, Diagnosis]]:
+        """Ask the causes that a symptom may have. Of one whose step cannot stand the first answer is enough."""
+        found: list[tuple[Cause, Diagnosis]] = []
+        ruled_out, not_measured = list[str](), list[str]()
+        for cause in self.causes:
+            if symptom.name not in cause.symptoms or cause.question is None:
+                continue
+            try:
+                diagnosis = cause.question(symptom, self.window, probe)
+                if diagnosis is None:
+                    ruled_out.append(cause.name)
+                else:
+                    found.append((cause, check_diagnosis(diagnosis)))
+                    if symptom.severity == "critical":
+                        break
+            except NotMeasuredError as reason:
+                not_measured.append(f"{cause.name}: {reason}")
+            except ThalwegError:
+                raise
+            except Exception as error:
+                warn_of_failure(cause, error, "is left out of the rest of this run")
+                self.causes = [each for each in self.causes if each is not cause]
+        return [
+            (
+                cause,
+                replace(
+                    each, ruled_out=(*each.ruled_out, *ruled_out), not_measured=(*each.not_measured, *not_measured)
+                ),
+            )
+            for cause, each in found
+        ]
+
+    def _tries_reach(self, step: int) -> bool:
+        every = max(REACH_EVERY, ASK_SHARE * (self.window.total or 0))
+        return step in FIRST_REACHES or (step > FIRST_REACHES[-1] and step % round(every) == 0)
+
+    def _try_reach(self, step: int, probe: Probe) -> None:
+        """Try whether the batch's loss still falls where its step is taken far further than it was."""
+        if not (self.window.is_finite and self.window.is_at_height):
+            return
+        try:
+            loss_at = probe.loss_along()
+            before, far = loss_at(0.0), loss_at(REACH)
+        except NotMeasuredError:
+            return
+        self.window.reaches.append((step, REACH, math.isfinite(far) and far < before))
+
+    def _still_overshoots(self, probe: Probe) -> Symptom | None:
+        """See, in the first steps after the rate was lowered, a step far beyond the longest that lowers the loss of its batch.
+
+        In a healthy run such steps occur too; after a failure they say how much too high the rate still is.
+        """
+        self.recovering -= 1
+        if not self.window.is_finite or "diverging" in self.dismissed:
+            return None
+        try:
+            found = critical_step(probe.loss_along())
+        except NotMeasuredError:
+            self.recovering = 0
+            return None
+        if found.raises > OVERSHOOTS:
+            return None
+        return Symptom(
+            name="diverging",
+            step=self.window.step,
+            since=self.window.step,
+            text=f"after the rate was lowered a step is still {1 / found.raises:.3g} times as long as one that raises the loss of"
+            " its batch",
+            evidence={CRITICAL_STEP: {"value": found.multiple or found.raises, "threshold": OVERSHOOTS}},
+            severity="critical",
+        )
+
+    def _with_cures(self, found: list[tuple[Cause, Diagnosis]], figures: StepFigures) -> list[Diagnosis]:
         """Pair findings with cures. Of those that undo the step only the first is given: the others may follow from it."""
+        causes = {cause.name: cause for cause, _ in found}
         diagnoses: list[Diagnosis] = []
         changed = False
-        for cause, diagnosis in found:
-            if cause.test is not None and batch_and_replay is not None:
-                diagnosis = _tested(cause, diagnosis, batch_and_replay)
+        for diagnosis in with_consequences(found):
+            cause = causes[diagnosis.name]
             if diagnosis.cure is None and cause.cure is not None:
                 diagnosis = replace(diagnosis, cure=self._cure(cause, figures.step))
             if intervenes(diagnosis.cure):
@@ -80,7 +219,7 @@ class Monitor:
                     self._count(diagnosis, figures.step)
                     diagnoses.append(diagnosis)
                 changed = True
-            elif self._is_new(cause, figures.step):
+            elif self._is_new(diagnosis, figures.step):
                 diagnoses.append(diagnosis)
         return diagnoses
 
@@ -98,25 +237,49 @@ class Monitor:
     def _count(self, diagnosis: Diagnosis, step: int) -> None:
         skips = diagnosis.cure is not None and diagnosis.cure.skip_batch  # a bad batch says nothing about the rate
         self.attempts = self._attempts_at(step) + (0 if skips else 1)
+        if not skips:
+            self.undone_at = max(self.undone_at, step)
+            lowers = diagnosis.cure is not None and diagnosis.cure.rate_factor < 1
+            self.recovering = RECOVERING if lowers and self.attempts <= MOST_RECOVERIES else 0
         self.failed_at = max(self.failed_at, step)
 
-    def _is_new(self, cause: Cause, step: int) -> bool:
-        """Tell whether a finding that changes nothing was not made in the last steps already."""
-        last = self.noted_at.get(cause.name)
-        self.noted_at[cause.name] = step
+    def _is_new(self, diagnosis: Diagnosis, step: int) -> bool:
+        """Tell whether a finding that lets the step stand was not made in the last steps already; of a lasting symptom, ever.
+
+        A learning rate is raised a few times, in steps.
+        """
+        last = self.noted_at.get(diagnosis.name)
+        self.noted_at[diagnosis.name] = step
+        if diagnosis.cure is not None and diagnosis.cure.rate_factor > 1:
+            self.raises += 1
+            return self.raises <= MOST_RAISES
+        if diagnosis.symptom in LASTING:
+            return last is None
         return last is None or step > last + SAME_FAILURE_STEPS
 
-    def dismiss(self, name: str) -> None:
-        """Ask a cause no more: what it finds is no fault of this run."""
-        self.dismissed.append(name)
-        self.detectors = [pair for pair in self.detectors if pair[0].name != name]
-        self.attempts, self.failed_at = 0, -1
+    def dismiss(self, symptom: str) -> None:
+        """Look for a symptom no more: it is no fault of this run."""
+        self.dismissed.append(symptom)
+        self.attempts, self.failed_at, self.undone_at = 0, -1, -1
+
+    def mark(self) -> None:
+        """Remember the present figures, to which `went_back` returns."""
+        self._marked = self.state_dict()
+
+    def went_back(self) -> None:
+        """Return to the figures of the last mark; how often what was tried is kept. The steps go on counting."""
+        if self._marked is not None:
+            self.load_state_dict(self._marked, keep_attempts=True)
 
     def trusts(self, loss: float) -> bool:
-        """Whether weights that gave this loss are worth a snapshot: it is finite and within the usual range."""
+        """Whether weights that gave this loss are worth a snapshot: it is finite and within the usual range, and no parameter has
+        lost its gradient; after something was abnormal, only once the loss is clearly lower than at the start."""
         window = self.window
         if not math.isfinite(loss) or window.start is None:
             return math.isfinite(loss)
+        rises = "diverging" in self.dismissed
+        if window.faded or (window.upset is not None and window.smoothed > LEARNT * window.start and not rises):
+            return False
         mean, deviation = window.mean_and_deviation() or (window.start, 0.0)
         return loss <= max(window.start, *window.losses, mean + MOST_DEVIATIONS * deviation)
 
@@ -127,8 +290,13 @@ class Monitor:
 
     @property
     def healthy(self) -> bool:
-        """Whether this state is worth a snapshot: no recent step was abnormal."""
-        return not self.window.skipped and not any(detector.suspicious for _, detector in self.detectors)
+        """Whether this state is worth a snapshot: no recent step was abnormal, and none had to be undone for some time."""
+        window = self.window
+        if self.undone_at >= 0 and window.step <= self.undone_at + CONVALESCENCE:
+            return False
+        if window.skipped or ("diverging" not in self.dismissed and begins_to_diverge(window)):
+            return False
+        return not any(detector.suspicious for _, detector in self.detectors)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state as built-in types."""
@@ -136,7 +304,12 @@ class Monitor:
             "window": self.window.state_dict(),
             "attempts": self.attempts,
             "failed_at": self.failed_at,
+            "undone_at": self.undone_at,
+            "raises": self.raises,
+            "recovering": self.recovering,
             "noted_at": dict(self.noted_at),
+            "asked_at": dict(self.asked_at),
+            "pending": None if self.pending is None else asdict(self.pending),
             "causes": {cause.name: detector.state_dict() for cause, detector in self.detectors},
             **({"dismissed": list(self.dismissed)} if self.dismissed else {}),
         }
@@ -144,8 +317,9 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any], *, keep_attempts: bool = False) -> None:
         """Restore `state_dict`'s values; after a rollback the attempts, and what was noted and dismissed, are kept."""
         self.window.load_state_dict(state["window"])
-        # Checkpoints written before causes had states of their own hold that of the only one that had any in the window.
-        causes = state.get("causes", {"diverging": {"above": state["window"].get("above", [])}})
+        causes = state.get("causes", {})
+        pending = state.get("pending")
+        self.pending = None if pending is None or keep_attempts else Symptom(**pending)
         for cause, detector in self.detectors:
             if cause.name in causes:
                 detector.load_state_dict(causes[cause.name])
@@ -153,19 +327,9 @@ class Monitor:
             for name in state.get("dismissed", []):
                 self.dismiss(name)
             self.attempts, self.failed_at = state["attempts"], state["failed_at"]
-            self.noted_at = dict(state.get("noted_at", {}))
-
-
-def _tested(cause: Cause, diagnosis: Diagnosis, batch_and_replay: BatchAndReplay) -> Diagnosis:
-    """Let a cause decide by trial what figures leave open; where its test fails, the figures decide."""
-    assert cause.test is not None
-    try:
-        return check_diagnosis(cause.test(diagnosis, *batch_and_replay()))
-    except ThalwegError:
-        raise
-    except Exception as error:
-        warn_of_failure(cause, error, "is not tested")
-        return diagnosis
+            self.undone_at = state.get("undone_at", -1)
+            self.noted_at, self.asked_at = dict(state.get("noted_at", {})), dict(state.get("asked_at", {}))
+            self.raises, self.recovering = state.get("raises", 0), state.get("recovering", 0)
 
 
 def intervenes(cure: Cure | None) -> bool:

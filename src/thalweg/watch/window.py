@@ -1,12 +1,15 @@
-"""The window: recent losses and gradient norms, and the smoothed loss with its best value, which causes are asked about."""
+"""The window: the figures of the steps so far, as far as symptoms and causes ask for them, in bounded memory."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from thalweg.records.step_figures import StepFigures
 
@@ -16,13 +19,111 @@ START_LOSSES = 5  # losses whose mean is `start`: one alone may be a lucky batch
 MIN_LOSSES = 10  # fewer say nothing about the best smoothed loss or about outliers
 RECENT = 10  # steps
 OUTLIER = 2.0  # a loss so many times as far above the median as the largest before it is an outlier
+ARMED = 64  # steps from which on a single loss or gradient can be a spike
+LOSS_SPIKE, NORM_SPIKE = (
+    3.0,
+    2.0,
+)  # likewise, of a loss and of a gradient's norm: there 0 to 0.4 in a thousand healthy steps
+LATEST = 16  # spikes, and other rare figures, that are kept
+BY_PARAMETER = 8  # steps whose gradients are kept parameter by parameter
+BLOCKS = 64  # means of the losses since the beginning; of as many every two become one, so that they reach back to it
+UPSET = 1.5  # times the loss at the start: more at a step is abnormal
+EASY = 0.5  # of the highest learning rate so far: with less the rate is no longer at its height
+
+Norms = npt.NDArray[np.float64]
+
+
+class Place(NamedTuple):
+    """A parameter as causes see it: its name, its shape, how many come before it in the model, and its weight decay if that is
+    decoupled from the gradient."""
+
+    name: str
+    shape: tuple[int, ...]
+    depth: int = 0
+    weight_decay: float = 0.0
+
+
+class Block(NamedTuple):
+    """Some steps in a row: the last of them, and the means of their losses and of their rates."""
+
+    step: int
+    loss: float
+    rate: float
+
+
+class Validated(NamedTuple):
+    """A validation: after which step, its loss, and the smoothed training loss then."""
+
+    step: int
+    loss: float
+    training: float
+
+
+class Trend:
+    """The losses since the beginning as means of blocks of steps, all of one length: 32 to 63 of them, however long the run."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.length = 1  # steps of a block
+        self._open = [0.0, 0.0, 0.0]  # of the one that is not full: count, sums of losses and of rates
+
+    def add(self, step: int, loss: float, rate: float) -> None:
+        """Add a step."""
+        open_ = self._open
+        open_[0] += 1
+        open_[1] += loss
+        open_[2] += rate
+        if open_[0] >= self.length:
+            self.blocks.append(Block(step, open_[1] / open_[0], open_[2] / open_[0]))
+            self._open = [0.0, 0.0, 0.0]
+            if len(self.blocks) == BLOCKS:
+                self.length *= 2
+                self.blocks = [_joined(one, two) for one, two in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state as built-in types."""
+        return {"blocks": [list(block) for block in self.blocks], "length": self.length, "open": list(self._open)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`'s values."""
+        self.blocks = [Block(int(step), *rest) for step, *rest in state["blocks"]]
+        self.length, self._open = state["length"], list(state["open"])
+
+
+def _joined(one: Block, two: Block) -> Block:
+    return Block(two.step, (one.loss + two.loss) / 2, (one.rate + two.rate) / 2)
+
+
+def mean_of(blocks: Sequence[Block]) -> tuple[float, float]:
+    """Give the mean of the losses of some blocks, and its standard error by how they differ."""
+    losses = [block.loss for block in blocks]
+    return statistics.fmean(losses), statistics.pstdev(losses) / math.sqrt(max(1, len(losses) - 1))
 
 
 class Window:
-    """The last steps' figures.
+    """The figures of the steps so far: the last ones each, those before as means.
 
     Values that are not finite are left out, since one NaN would make the means NaN, and so is a single outlier among the
     losses: one bad batch is no trend. The second of two outliers in a row is included.
+
+    - `step`, `loss`, `gradient_norm`, `rate`, `skipped`, `memory`, `examples`: of the last step, see `StepFigures`; `is_finite`:
+      loss and gradient were, and it was taken; `was_outlier`: its loss stood out; `loss_excess`, `norm_excess`: how many times as
+      far above the median as the largest of those before, 0 where it is not above that.
+    - `initial_loss`: before training, if it was measured, on many examples; `start`: the larger of it and the first loss, or else
+      the mean of the first losses; `constant_loss`: that of one fixed answer for all examples, if it was asked for.
+    - `losses`, `gradient_norms`: of the last steps, outliers left out alike; `smoothed`: the running mean of the loss; `best`:
+      its least, which is `start` until there are MIN_LOSSES; `recent`: loss and running mean of the last ten steps; `count`: of
+      all losses.
+    - `trend`: of the losses since the beginning; `top_rate`: the highest learning rate so far; `total`: how many steps there
+      will be, where that is known.
+    - `knows_gradient`: whether gradient norms are given at all; `places`: the parameters, in the order of all norms;
+      `not_stepped`: names of those that want a gradient and that no optimiser steps; `by_parameter`: the norms of the last steps'
+      gradients, `first_by_parameter` the first's; `weight_norms`, `update_norms`, `gradient_ratios`: the last that were measured,
+      and `first_weight_norms` the first.
+    - `spikes`: the steps of the last spikes; `upset`: the first step at which something was abnormal, and what.
+    - `reaches`: the steps at which it was tried whether the loss of the batch still falls where the step is taken many times as
+      far, how many times, and whether it does.
+    - `validations`: the last ones.
     """
 
     def __init__(self) -> None:
@@ -31,17 +132,38 @@ class Window:
         self.gradient_norm = math.nan
         self.rate = math.nan
         self.skipped = False
+        self.examples = 0  # of the batch; 0 where that is not known
         self.memory: Mapping[str, int] = {}  # bytes in use, by whose they are; empty where this step did not read them
-        self.initial_loss: float | None = None  # before training, if it was measured, on many examples
-        # The larger of `initial_loss` and the first loss; without the former the mean of the first losses.
+        self.is_finite = True
+        self.was_outlier = False
+        self.loss_excess = 0.0
+        self.norm_excess = 0.0
+        self.initial_loss: float | None = None
+        self.constant_loss: float | None = None
         self.start: float | None = None
         self.losses: deque[float] = deque(maxlen=LENGTH)
         self.gradient_norms: deque[float] = deque(maxlen=LENGTH)
+        self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self.smoothed = math.nan
-        self.best = math.inf  # smoothed loss; `start` until there are MIN_LOSSES
-        self.is_finite = True  # loss and gradient of the last step were, and it was taken
-        self.count = 0  # of losses added
-        self.was_outlier = False  # whether the last loss was an outlier
+        self.best = math.inf
+        self.count = 0
+        self.trend = Trend()
+        self.top_rate = 0.0
+        self.total: int | None = None
+        self.knows_gradient = True  # false of histories that hold no gradient norms
+        self.places: tuple[Place, ...] = ()
+        self.not_stepped: tuple[str, ...] = ()
+        self.by_parameter: deque[Sequence[float]] = deque(maxlen=BY_PARAMETER)
+        self.first_by_parameter: Sequence[float] | None = None
+        self.weight_norms: Norms | None = None
+        self.first_weight_norms: Norms | None = None
+        self.update_norms: Norms | None = None
+        self.gradient_ratios: deque[tuple[int, Norms]] = deque(maxlen=LATEST)
+        self.spikes: deque[int] = deque(maxlen=LATEST)
+        self.upset: tuple[int, str] | None = None
+        self.reaches: deque[tuple[int, float, bool]] = deque(maxlen=LATEST)
+        self.validations: deque[Validated] = deque(maxlen=BLOCKS)
+        self._norm_stood_out = False
         self._sum = 0.0
         self._weight = 0.0
 
@@ -50,21 +172,67 @@ class Window:
         loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
         self.step, self.rate = figures.step, figures.learning_rate
         self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
-        self.memory = figures.memory
+        self.memory, self.examples = figures.memory, figures.examples
+        if self.rate > self.top_rate:
+            self.top_rate = self.rate
         finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
-        self.is_finite = finite_loss and finite_norm and not skipped
+        self.is_finite = finite_loss and (finite_norm or not self.knows_gradient) and not skipped
+        self.loss_excess = self.norm_excess = 0.0
         if finite_loss:
             after_outlier = self.was_outlier
-            self.was_outlier = self._is_outlier(loss)
+            self.loss_excess = _excess(loss, self.losses)
+            self.was_outlier = self.loss_excess > OUTLIER
             if after_outlier or not self.was_outlier:
                 self._add(loss)
         if finite_norm and not skipped:
-            self.gradient_norms.append(gradient_norm)
+            after_outlier = self._norm_stood_out
+            self.norm_excess = _excess(gradient_norm, self.gradient_norms)
+            self._norm_stood_out = self.norm_excess > OUTLIER
+            if after_outlier or not self._norm_stood_out:
+                self.gradient_norms.append(gradient_norm)
+            if len(figures.gradient_norms):
+                self.by_parameter.append(figures.gradient_norms)
+                self.first_by_parameter = self.first_by_parameter or figures.gradient_norms
+        if figures.weight_norms is not None:
+            self._measured(figures)
+        self._note_upsets(figures)
+
+    def _measured(self, figures: StepFigures) -> None:
+        assert figures.weight_norms is not None
+        self.weight_norms = figures.weight_norms.numpy().astype(np.float64)
+        if self.first_weight_norms is None:
+            self.first_weight_norms = self.weight_norms
+        if figures.update_norms is not None:
+            self.update_norms = figures.update_norms.numpy().astype(np.float64)
+        if figures.gradient_ratios is not None:
+            self.gradient_ratios.append((figures.step, figures.gradient_ratios.numpy().astype(np.float64)))
+
+    def _note_upsets(self, figures: StepFigures) -> None:
+        if self.count > ARMED and (self.loss_excess > LOSS_SPIKE or self.norm_excess > NORM_SPIKE):
+            self.spikes.append(figures.step)
+        if self.upset is None and self.count > 1:
+            if not self.is_finite:
+                self.upset = figures.step, "loss or gradient were not finite"
+            elif self.start is not None and figures.loss > UPSET * self.start > 0:
+                self.upset = figures.step, f"the loss was {figures.loss / self.start:.3g} times that at the start"
 
     def mean_and_deviation(self) -> tuple[float, float] | None:
         """Give mean and standard deviation of the losses before the last ten, None where there are too few."""
         before = list(self.losses)[:-RECENT]
         return (statistics.fmean(before), statistics.pstdev(before)) if len(before) >= RECENT else None
+
+    @property
+    def faded(self) -> list[int]:
+        """Numbers of the parameters that had a gradient at the first step, and none in any of the last ones."""
+        first, last = self.first_by_parameter or (), self.by_parameter
+        if not last or len(last[-1]) != len(first):
+            return []
+        return [k for k, norm in enumerate(first) if norm > 0 and not any(norms[k] > 0 for norms in last)]
+
+    @property
+    def is_at_height(self) -> bool:
+        """Whether the learning rate is near the highest so far: neither warming up nor decayed."""
+        return self.rate >= EASY * self.top_rate > 0
 
     def _add(self, loss: float) -> None:
         self.count += 1
@@ -72,6 +240,8 @@ class Window:
         self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
         self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
         self.smoothed = self._sum / self._weight
+        self.recent.append((loss, self.smoothed))
+        self.trend.add(self.step, loss, self.rate)
         if self.initial_loss is not None and self.count == 1:
             self.start = self.best = max(self.initial_loss, loss)
         elif self.initial_loss is None and self.count <= START_LOSSES:
@@ -79,31 +249,73 @@ class Window:
         elif self.count >= MIN_LOSSES:
             self.best = min(self.best, self.smoothed)
 
-    def _is_outlier(self, loss: float) -> bool:
-        # Only the largest so far can be an outlier, and that is a cheap test.
-        if self.count < MIN_LOSSES or loss <= max(self.losses):
-            return False
-        middle = statistics.median(self.losses)
-        return loss - middle > OUTLIER * (max(self.losses) - middle)
-
     def state_dict(self) -> dict[str, Any]:
         """Give the state as built-in types."""
         return {
             "expected": self.initial_loss,
+            "constant": self.constant_loss,
             "start": self.start,
             "losses": list(self.losses),
             "norms": list(self.gradient_norms),
+            "recent": [list(pair) for pair in self.recent],
             "best": self.best,
             "seen": self.count,
             "stood_out": self.was_outlier,
+            "norm_stood_out": self._norm_stood_out,
             "sum": self._sum,
             "weight": self._weight,
+            "trend": self.trend.state_dict(),
+            "top_rate": self.top_rate,
+            "by_parameter": [list(norms) for norms in self.by_parameter],
+            "first_by_parameter": None if self.first_by_parameter is None else list(self.first_by_parameter),
+            "weights": [_listed(norms) for norms in (self.first_weight_norms, self.weight_norms, self.update_norms)],
+            "ratios": [[step, norms.tolist()] for step, norms in self.gradient_ratios],
+            "spikes": list(self.spikes),
+            "upset": None if self.upset is None else list(self.upset),
+            "reaches": [list(reach) for reach in self.reaches],
+            "validations": [list(validated) for validated in self.validations],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`'s values."""
+        """Restore `state_dict`'s values; those that a checkpoint of an earlier version does not hold begin anew."""
         self.start, self.best, self._sum, self._weight = state["start"], state["best"], state["sum"], state["weight"]
         self.initial_loss, self.count, self.was_outlier = state["expected"], state["seen"], state["stood_out"]
+        self.constant_loss, self._norm_stood_out = state.get("constant"), state.get("norm_stood_out", False)
         self.losses = deque(state["losses"], maxlen=LENGTH)
         self.gradient_norms = deque(state["norms"], maxlen=LENGTH)
+        self.recent = deque([(loss, smoothed) for loss, smoothed in state.get("recent", [])], maxlen=RECENT)
         self.smoothed = self._sum / self._weight if self._weight else math.nan
+        self.trend = Trend()
+        if "trend" in state:
+            self.trend.load_state_dict(state["trend"])
+        self.top_rate = state.get("top_rate", 0.0)
+        self.by_parameter = deque(state.get("by_parameter", []), maxlen=BY_PARAMETER)
+        self.first_by_parameter = state.get("first_by_parameter")
+        norms = [_unlisted(values) for values in state.get("weights", [None] * 3)]
+        self.first_weight_norms, self.weight_norms, self.update_norms = norms
+        ratios = [(int(step), np.array(values)) for step, values in state.get("ratios", [])]
+        self.gradient_ratios = deque(ratios, maxlen=LATEST)
+        self.spikes = deque(state.get("spikes", []), maxlen=LATEST)
+        upset = state.get("upset")
+        self.upset = None if upset is None else (int(upset[0]), str(upset[1]))
+        reaches = [(int(step), multiple, bool(lowers)) for step, multiple, lowers in state.get("reaches", [])]
+        self.reaches = deque(reaches, maxlen=LATEST)
+        validations = [Validated(int(step), *losses) for step, *losses in state.get("validations", [])]
+        self.validations = deque(validations, maxlen=BLOCKS)
+
+
+def _excess(value: float, before: deque[float]) -> float:
+    """Say how many times as far above the median a value is as the largest of those before it; 0 where it is below that."""
+    # Only the largest so far can be an outlier, and that is a cheap test.
+    if len(before) < MIN_LOSSES or value <= (highest := max(before)):
+        return 0.0
+    middle = statistics.median(before)
+    return (value - middle) / (highest - middle) if highest > middle else math.inf
+
+
+def _listed(norms: Norms | None) -> list[float] | None:
+    return None if norms is None else norms.tolist()
+
+
+def _unlisted(values: Sequence[float] | None) -> Norms | None:
+    return None if values is None else np.array(values)

@@ -13,41 +13,55 @@ from typing import Any
 
 from thalweg.terminal import warn
 from thalweg.watch.cause import Cause
+from thalweg.watch.causes.bad_batch import bad_batch
+from thalweg.watch.causes.bad_data import bad_data
 from thalweg.watch.causes.bad_data_scale import bad_data_scale
-from thalweg.watch.causes.diverging import diverging
+from thalweg.watch.causes.dead_units import dead_units
 from thalweg.watch.causes.drifting_statistics import drifting_statistics
+from thalweg.watch.causes.exploding_gradient import exploding_gradient
 from thalweg.watch.causes.growing_memory import growing_memory
 from thalweg.watch.causes.learning_rate_too_high import learning_rate_too_high
 from thalweg.watch.causes.learning_rate_too_low import learning_rate_too_low
+from thalweg.watch.causes.loss_overflow import loss_overflow
 from thalweg.watch.causes.no_gradient import no_gradient
-from thalweg.watch.causes.nonfinite import nonfinite
 from thalweg.watch.causes.nothing_learnt import nothing_learnt
 from thalweg.watch.causes.nothing_to_learn import nothing_to_learn
 from thalweg.watch.causes.overfitting import overfitting
+from thalweg.watch.causes.saturated_units import saturated_units
+from thalweg.watch.causes.schedule_ended_early import schedule_ended_early
 from thalweg.watch.causes.summed_loss import summed_loss
 from thalweg.watch.causes.train_validation_leak import train_validation_leak
 from thalweg.watch.causes.unfittable_batch import unfittable_batch
 from thalweg.watch.causes.unused_parameter import unused_parameter
+from thalweg.watch.causes.vanishing_gradient import vanishing_gradient
+from thalweg.watch.causes.weight_decay_too_high import weight_decay_too_high
 from thalweg.watch.causes.wrong_output import wrong_output
 from thalweg.watch.causes.wrong_target import wrong_target
 from thalweg.watch.causes.wrong_weight import wrong_weight
 
 CAUSES: dict[str, Cause] = {
+    "bad-batch": bad_batch,
+    "bad-data": bad_data,
     "bad-data-scale": bad_data_scale,
-    "diverging": diverging,
+    "dead-units": dead_units,
     "drifting-statistics": drifting_statistics,
+    "exploding-gradient": exploding_gradient,
     "growing-memory": growing_memory,
     "learning-rate-too-high": learning_rate_too_high,
     "learning-rate-too-low": learning_rate_too_low,
+    "loss-overflow": loss_overflow,
     "no-gradient": no_gradient,
-    "nonfinite": nonfinite,
     "nothing-learnt": nothing_learnt,
     "nothing-to-learn": nothing_to_learn,
     "overfitting": overfitting,
+    "saturated-units": saturated_units,
+    "schedule-ended-early": schedule_ended_early,
     "summed-loss": summed_loss,
     "train-validation-leak": train_validation_leak,
     "unfittable-batch": unfittable_batch,
     "unused-parameter": unused_parameter,
+    "vanishing-gradient": vanishing_gradient,
+    "weight-decay-too-high": weight_decay_too_high,
     "wrong-output": wrong_output,
     "wrong-target": wrong_target,
     "wrong-weight": wrong_weight,

@@ -1,4 +1,4 @@
-"""Were the steps far too short?"""
+"""Are the steps far too short?"""
 
 from __future__ import annotations
 
@@ -7,12 +7,49 @@ from collections.abc import Iterator
 
 from thalweg import rules
 from thalweg.formatting import format_number
+from thalweg.landscape.critical_step import critical_step
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.plan import Plan
 from thalweg.watch.cause import Cause
+from thalweg.watch.cures import raise_rate
 from thalweg.watch.finished import SMALL_FALL, FinishedHistory
+from thalweg.watch.probe import NotMeasuredError, Probe
+from thalweg.watch.symptom import Symptom
+from thalweg.watch.window import Window
 
+FAR = 200.0  # times the update, and the batch's loss is still lower: about the best rate has 1 to 16, one ten times too low 256
+USUAL = 32.0  # times: after the rate is raised that far is left
+FEWEST = 8  # examples: the loss of fewer falls however far a step goes that was made for them alone
+MOST = 10.0  # that the rate is raised by at once
 SHORT = 100  # steps below which a run may be too short rather than its rate too low
+
+
+def could_go_further(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
+    """Diagnose steps that could be some hundred times as long and still lower the loss of their batch.
+
+    At a rate that is warming up or has decayed that is as it should be.
+    """
+    if not window.is_at_height or 0 < window.examples < FEWEST:
+        return None
+    found = critical_step(probe.loss_along())
+    if found.lowers < FAR or not _helps_others(probe):
+        return None
+    factor = min(MOST, found.lowers / USUAL)
+    return symptom.explained(
+        f". A step {found.lowers:,.0f} times as long still lowers the loss of its batch: the learning rate of"
+        f" {format_number(window.rate)} is far too low",
+        evidence={"critical step": {"value": found.multiple, "threshold": FAR}},
+        cure=raise_rate(window, factor),
+    )
+
+
+def _helps_others(probe: Probe) -> bool:
+    """Tell whether longer steps would lower the loss of other examples too: where there is nothing to learn they would not."""
+    try:
+        loss_at = probe.others_along()
+    except NotMeasuredError:
+        return True
+    return loss_at(USUAL) < loss_at(0.0)
 
 
 def hardly_moved(history: FinishedHistory) -> Iterator[Diagnosis]:
@@ -61,6 +98,9 @@ def _or_search(plan: Plan) -> str:
 learning_rate_too_low = Cause(
     name="learning-rate-too-low",
     meaning="steps go in the right direction and are far too short",
-    rank=20,
+    rank=25,
+    symptoms=("stagnant",),
+    question=could_go_further,
+    explains=("nothing-to-learn",),
     after=hardly_moved,
 )

@@ -5,10 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from thalweg.landscape.initial_figures import InitialFigures
-from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause, finding
+from thalweg.watch.probe import Probe
+from thalweg.watch.symptom import Symptom
+from thalweg.watch.window import Window
 
+AT_CONSTANT = 0.02  # of the loss of one fixed answer: a loss so near it says that the inputs are not used
 GENERALISED = 0.98  # of the constant predictor's loss on examples not learnt from: less is better than a constant
+
+
+def stands_at_constant(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
+    """Diagnose a loss that stands where one fixed answer for all examples would be, with gradients and steps of a usual size."""
+    constant = window.constant_loss = probe.constant_loss()
+    if abs(window.smoothed - constant) > AT_CONSTANT * abs(constant):
+        return None
+    return symptom.explained(
+        f". One fixed answer for all examples gives {constant:.4g}: nothing about the single examples is learnt",
+        evidence={"loss of one fixed answer": {"value": constant}},
+        cure=Cure(
+            "Check that labels belong to their examples and were not shuffled apart, and that the model sees its inputs."
+        ),
+    )
 
 
 def uninformative_targets(figures: InitialFigures) -> Iterator[Diagnosis]:
@@ -46,6 +64,8 @@ nothing_to_learn = Cause(
     name="nothing-to-learn",
     meaning="the targets say nothing that could be learnt from the inputs",
     rank=80,
+    symptoms=("stagnant",),
+    question=stands_at_constant,
     before=uninformative_targets,
     refutable=("nothing carries over",),
 )

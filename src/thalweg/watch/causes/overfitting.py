@@ -8,6 +8,22 @@ from thalweg.formatting import format_count, format_number
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.finished import FinishedHistory
+from thalweg.watch.probe import Probe
+from thalweg.watch.symptom import Symptom
+from thalweg.watch.window import Window
+
+
+def gets_worse(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
+    """Diagnose the symptom of the same name: nothing else brings it about."""
+    return symptom.explained("")
+
+
+def stop_or_regularise(window: Window, attempt: int) -> Cure:
+    """Say what helps against it."""
+    return Cure(
+        "Go back to the weights of that step. More data, augmentation, dropout or more weight decay may help, or fewer steps.",
+        code="model.load_state_dict(best)  # kept where the validation loss was least",
+    )
 
 
 def overfits(history: FinishedHistory) -> Iterator[Diagnosis]:
@@ -40,5 +56,8 @@ overfitting = Cause(
     name="overfitting",
     meaning="validation gets worse while the training loss still falls",
     rank=70,
+    symptoms=("overfitting",),
+    question=gets_worse,
+    cure=stop_or_regularise,
     after=overfits,
 )

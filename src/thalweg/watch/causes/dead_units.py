@@ -1,0 +1,55 @@
+"""Are units off on every example?"""
+
+from __future__ import annotations
+
+from thalweg.landscape.unit_activity import Layer
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.watch.cause import Cause
+from thalweg.watch.probe import Probe
+from thalweg.watch.symptom import Symptom
+from thalweg.watch.window import Window
+
+MANY = 0.5  # of a layer's units
+LARGE = 512  # examples that a share of dead units is judged by; a layer that is dead as a whole is so on fewer
+
+
+def are_off(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
+    """Diagnose layers most of whose units gave nothing on any example."""
+    layers = [layer for layer in probe.unit_activity() if _is_off(layer)]
+    if not layers:
+        return None
+    worst = max(layers, key=lambda layer: layer.dead / layer.units)
+    more = f", and {len(layers) - 1} more layers are like it" if len(layers) > 1 else ""
+    return symptom.explained(
+        f". Of the {worst.units} units of {worst.kind} after {worst.name}, {worst.dead} gave nothing on any of {worst.examples}"
+        f" examples{more}: no gradient passes a unit that is off",
+        severity="critical" if worst.dead == worst.units else "warning",
+        evidence={
+            f"share of dead units after {layer.name}": {"value": layer.dead / layer.units, "threshold": MANY}
+            for layer in layers
+        },
+    )
+
+
+def _is_off(layer: Layer) -> bool:
+    share = layer.dead / layer.units
+    return share == 1 or (share > MANY and layer.examples >= LARGE)
+
+
+def wake(window: Window, attempt: int) -> Cure:
+    """Say how to bring units back to life."""
+    return Cure(
+        "Start these layers anew and lower the learning rate, or use a leaky form of the activation.",
+        code="layer.reset_parameters()  # of the layer before; and lower the learning rate",
+    )
+
+
+dead_units = Cause(
+    name="dead-units",
+    meaning="units of ReLU-like functions give nothing on any example, so that no gradient passes them",
+    rank=15,
+    symptoms=("stagnant",),
+    question=are_off,
+    cure=wake,
+    explains=("vanishing-gradient", "learning-rate-too-low", "nothing-to-learn", "no-gradient"),
+)

@@ -1,0 +1,45 @@
+"""Are units of bounded functions at their bounds?"""
+
+from __future__ import annotations
+
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.watch.cause import Cause
+from thalweg.watch.probe import Probe
+from thalweg.watch.symptom import Symptom
+from thalweg.watch.window import Window
+
+MANY = 0.5  # of a layer's outputs
+
+
+def are_at_bounds(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
+    """Diagnose hidden layers of sigmoid or tanh most of whose outputs lie where the slope is next to nothing."""
+    layers = [layer for layer in probe.unit_activity() if layer.saturated > MANY and not layer.is_output]
+    if not layers:
+        return None
+    worst = max(layers, key=lambda layer: layer.saturated)
+    return symptom.explained(
+        f". {worst.saturated:.0%} of the outputs of {worst.kind} after {worst.name} are at its bounds, where its slope is next to"
+        " nothing",
+        evidence={
+            f"share saturated after {layer.name}": {"value": layer.saturated, "threshold": MANY} for layer in layers
+        },
+    )
+
+
+def scale_down(window: Window, attempt: int) -> Cure:
+    """Say how to bring units back between their bounds."""
+    return Cure(
+        "Scale the weights of the layers before down, or their inputs, or normalise between them.",
+        code="torch.nn.init.xavier_normal_(layer.weight)  # of the layer before",
+    )
+
+
+saturated_units = Cause(
+    name="saturated-units",
+    meaning="outputs of sigmoid or tanh lie at their bounds, where hardly any gradient passes",
+    rank=16,
+    symptoms=("stagnant",),
+    question=are_at_bounds,
+    cure=scale_down,
+    explains=("vanishing-gradient", "learning-rate-too-low", "nothing-to-learn"),
+)

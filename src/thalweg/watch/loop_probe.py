@@ -1,0 +1,181 @@
+"""The probe of a training loop of one's own: what a closure that recomputes the batch's loss, or the loop itself, can tell."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.landscape.first_nonfinite import first_nonfinite
+from thalweg.landscape.per_example import unreduced_losses
+from thalweg.landscape.unit_activity import Layer, unit_activity
+from thalweg.records.diagnosis import Cure
+from thalweg.records.step_figures import StepFigures
+from thalweg.sampling import Draw
+from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
+from thalweg.watch.replay import Batch, Replay
+from thalweg.watch.step_recorder import StepRecorder
+
+USUAL = 8  # batches whose examples' losses are kept, to compare with
+NEEDS_CLOSURE = "needs `closure=`, which recomputes the batch's loss"
+
+
+class LoopProbe(Probe):
+    """Measures on the step that a person's loop has just taken.
+
+    Arguments:
+        model: the network.
+        recorder: holds the weights before the step where they were kept, and the last snapshot.
+    """
+
+    def __init__(self, model: nn.Module, recorder: StepRecorder) -> None:
+        self.model, self.recorder = model, recorder
+        self.closure: Callable[[], Any] | None = None
+        self.indices: Sequence[int] | Tensor | None = None
+        self.per_example: Tensor | None = None
+        self.inputs: Any = None  # of the model's last call
+        self.usual: deque[Tensor] = deque(maxlen=USUAL)
+
+    def given(
+        self, closure: Callable[[], Any] | None, indices: Sequence[int] | Tensor | None, per_example: Tensor | None
+    ) -> None:
+        """Take what the loop gives of a step."""
+        if self.per_example is not None:
+            self.usual.append(self.per_example)
+        self.closure, self.indices = closure, indices
+        self.per_example = None if per_example is None else per_example.detach().float().flatten()
+
+    @property
+    def size(self) -> int:
+        """How many examples the model was called on last; 0 where that is not known."""
+        return next((len(each) for each in _tensors(self.inputs) if each.dim()), 0)
+
+    def batch(self) -> Batch:
+        """Give what the model was called on last."""
+        if self.inputs is None:
+            return super().batch()
+        size = self.size
+        indices = None if self.indices is None else torch.as_tensor(self.indices)
+        return Batch(Draw([self.inputs], [size], indices), 0, self.recorder.count)
+
+    def loss_along(self) -> Callable[[float], float]:
+        """Give the loss of the closure along the update."""
+        before = self.recorder.before
+        if self.closure is None:
+            raise NotMeasuredError(NEEDS_CLOSURE)
+        if before is None:
+            return super().loss_along()
+        parameters = [parameter for _, parameter in self.recorder.parameters]
+        after = [parameter.detach().clone() for parameter in parameters]
+
+        def loss_at(multiple: float) -> float:
+            try:
+                _write(parameters, [torch.lerp(was, came, multiple) for was, came in zip(before, after, strict=True)])
+                return self._loss()
+            finally:
+                _write(parameters, after)
+
+        return loss_at
+
+    def unit_activity(self) -> tuple[Layer, ...]:
+        """Give what the units do on this batch."""
+        closure = self._closure()
+        outputs: list[Any] = []
+
+        def call() -> Any:
+            closure()
+            return outputs[-1] if outputs else None
+
+        handle = self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+        try:
+            with self._unchanged():
+                return unit_activity(self.model, [call])
+        finally:
+            handle.remove()
+
+    def example_losses(self) -> ExampleLosses:
+        """Give what the loop gave as `per_example`; else what PyTorch's losses give, as called by the closure, at the weights of
+        the last snapshot."""
+        examples = [] if self.indices is None else [int(index) for index in self.indices]
+        if self.per_example is not None:
+            usual = torch.cat([*self.usual]) if self.usual else self.per_example[:0]
+            return ExampleLosses(self.per_example.cpu(), usual.cpu(), examples)
+        closure, snapshot = self._closure(), self.recorder.snapshot
+        with self._unchanged():
+            now = [tensor.detach().clone() for tensor in self.recorder.held]
+            try:
+                if snapshot is not None:
+                    _write(self.recorder.held, snapshot.tensors)
+                losses = unreduced_losses(closure)
+            finally:
+                _write(self.recorder.held, now)
+        if losses is None:
+            raise NotMeasuredError("needs `per_example=`, the loss of each example")
+        return ExampleLosses(losses.cpu(), losses[:0].cpu(), examples if len(examples) == len(losses) else [])
+
+    def first_nonfinite(self) -> str:
+        """Say where the first number that is not finite is."""
+        closure = self._closure()
+        with self._unchanged():
+            return first_nonfinite(self.model, closure)
+
+    def replay(self) -> Replay:
+        """Give a replay of this one batch at the weights of the last snapshot, of which only the loss is known."""
+        self._closure()
+        snapshot, held = self.recorder.snapshot, self.recorder.held
+        if snapshot is None:
+            return super().replay()
+
+        def replay(batches: Sequence[Batch], change: Cure | None = None) -> list[StepFigures]:
+            now = [tensor.detach().clone() for tensor in held]
+            try:
+                _write(held, snapshot.tensors)
+                return [StepFigures(self.recorder.count, self._loss(), math.nan, math.nan) for _ in batches]
+            finally:
+                _write(held, now)
+
+        return replay
+
+    def _closure(self) -> Callable[[], Any]:
+        if self.closure is None:
+            raise NotMeasuredError(NEEDS_CLOSURE)
+        return self.closure
+
+    def _loss(self) -> float:
+        with self._unchanged():
+            loss = self._closure()()
+        return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+    @contextmanager
+    def _unchanged(self) -> Generator[None]:
+        """Within, the closure may be called; buffers, gradients and random numbers are as before afterwards."""
+        buffers = [*self.model.buffers()]
+        kept = [buffer.detach().clone() for buffer in buffers]
+        gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        devices = {parameter.device.index or 0 for parameter in self.model.parameters() if parameter.is_cuda}
+        try:
+            with torch.random.fork_rng(list(devices)), torch.no_grad():
+                yield
+        finally:
+            _write(buffers, kept)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+
+def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, dict):
+        nest = list(nest.values())
+    return [one for part in nest for one in _tensors(part)] if isinstance(nest, list | tuple) else []

@@ -1,0 +1,67 @@
+"""A probe: rare measurements around the step that was just taken, which causes ask for where figures do not decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from thalweg.landscape.unit_activity import Layer
+from thalweg.watch.replay import Batch, Replay
+
+
+class ExampleLosses(NamedTuple):
+    """The loss of each example of the step's batch, at weights from before it.
+
+    `usual` are losses of other examples at the same weights, which may be none; `examples` the indices of the batch's into the
+    training data, as they came; empty where they are not known.
+    """
+
+    losses: Tensor
+    usual: Tensor
+    examples: Sequence[int] = ()
+
+
+class NotMeasuredError(Exception):
+    """A measurement that cannot be made here; the message says what it would need."""
+
+
+class Probe:
+    """Measures on the batch of the last step. Nothing that the training depends on is changed by it.
+
+    This one measures nothing; those of a descent and of a person's own loop do what they can. Every method raises
+    NotMeasuredError where it cannot.
+    """
+
+    def batch(self) -> Batch:
+        """Give the examples of the step."""
+        raise NotMeasuredError("the examples of the batch")
+
+    def loss_along(self) -> Callable[[float], float]:
+        """Give the loss of the step's batch as a function of a multiple of the update: 0 is before the step, 1 after it."""
+        raise NotMeasuredError("the loss of the batch along the update")
+
+    def others_along(self) -> Callable[[float], float]:
+        """Give the same of the batches before it, for which the update was not made."""
+        raise NotMeasuredError("the loss of other batches along the update")
+
+    def unit_activity(self) -> tuple[Layer, ...]:
+        """Give what the units of each activation function did on the batch, or on several."""
+        raise NotMeasuredError("what the units give")
+
+    def example_losses(self) -> ExampleLosses:
+        """Give the loss of each example."""
+        raise NotMeasuredError("the loss of each example")
+
+    def first_nonfinite(self) -> str:
+        """Say which module's output is the first that is not finite, on this batch."""
+        raise NotMeasuredError("which module gave it first")
+
+    def constant_loss(self) -> float:
+        """Give the loss of one fixed answer for all examples."""
+        raise NotMeasuredError("the loss of one fixed answer for all examples")
+
+    def replay(self) -> Replay:
+        """Give a replay from the last snapshot, to which the training must return afterwards."""
+        raise NotMeasuredError("the batch at weights from before")

@@ -1,0 +1,252 @@
+"""Records the steps of anybody's optimiser from within its own step hooks, where gradients and learning rate are those in use.
+
+Nothing is read back from an accelerator here: `figures` does that once a step, together with the loss.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from thalweg import rules
+from thalweg.optim.optimizer import Optimizer, StepRecord
+from thalweg.records.step_figures import StepFigures
+from thalweg.watch.window import Place
+
+MEASURE_EVERY = 50  # steps between measurements of weights and updates, for which weights are copied
+
+
+class Parameter(NamedTuple):
+    """A parameter that an optimiser steps, by its name in the model; one that is not the model's has a number."""
+
+    name: str
+    tensor: Tensor
+
+
+class Snapshot(NamedTuple):
+    """Weights, buffers and the optimiser's state after `step` steps."""
+
+    step: int
+    tensors: list[Tensor]
+    optimizer: dict[str, Any]
+
+
+class _Norms(NamedTuple):
+    """The norm of each parameter's gradient, NaN where it has none, and the numbers of those that have one."""
+
+    values: Tensor
+    present: Sequence[int]
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all that are there are."""
+        return bool(torch.isfinite(self.values[[*self.present]]).all())
+
+
+class _Taken(NamedTuple):
+    """A step as it was taken: scalars and norms may be tensors on an accelerator."""
+
+    rate: float | Tensor
+    norms: _Norms | None
+    record: StepRecord | None
+    weight_norms: Tensor | None = None
+    update_norms: Tensor | None = None
+    skipped: bool = False
+
+
+class StepRecorder:
+    """Has hooks in an optimiser, and gives the figures of its last step.
+
+    - `parameters` are those that it steps, in the order of its groups, as all norms are; `count` are the steps it has taken
+      since; `before`: copies of the weights before the last step, where `wants` asked for them.
+    - `rate_factor` multiplies every learning rate, and `clip_norm` limits the norm of all gradients, within the optimiser's step
+      only: the groups and whatever schedule writes into them stay the person's. With `guards` a step whose gradient is not
+      finite moves nothing.
+    - `snapshot`: the last that was taken.
+
+    Arguments:
+        model: names the parameters.
+        optimizer: any of PyTorch's kind.
+        wants: tells of a step, by its number from 1, whether its update will be asked for.
+        every: steps between measurements of weights and updates; they are free, and made at every such step, where the optimiser
+            is thalweg's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        wants: Callable[[int], bool] = lambda step: False,
+        every: int = MEASURE_EVERY,
+    ) -> None:
+        self.model, self.optimizer, self.wants, self.every, self.count = model, optimizer, wants, every, 0
+        self.before: list[Tensor] | None = None
+        self.snapshot: Snapshot | None = None
+        self.rate_factor, self.clip_norm, self.guards = 1.0, math.inf, False
+        self._withheld: list[tuple[Tensor, Tensor | None]] = []
+        self._names = {id(tensor): name for name, tensor in model.named_parameters()}
+        self._depths = {id(tensor): depth for depth, tensor in enumerate(model.parameters())}
+        self._taken: _Taken | None = None
+        self._given_norms: _Norms | None = None
+        self._given_rates: list[Any] | None = None
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """The parameters that are stepped, with their names: groups may be added at any time."""
+        tensors = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+        return [Parameter(self._names.get(id(one), f"parameter {number}"), one) for number, one in enumerate(tensors)]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The same as the watch sees them."""
+        found: list[Place] = []
+        for group in self.optimizer.param_groups:
+            decay = float(group.get("weight_decay") or 0.0) if _is_decoupled(self.optimizer, group) else 0.0
+            for tensor in group["params"]:
+                name = self._names.get(id(tensor), f"parameter {len(found)}")
+                found.append(Place(name, tuple(tensor.shape), self._depths.get(id(tensor), len(found)), decay))
+        return tuple(found)
+
+    @property
+    def not_stepped(self) -> tuple[str, ...]:
+        """Names of the model's parameters that want a gradient and are in none of the optimiser's groups."""
+        stepped = {id(tensor) for _, tensor in self.parameters}
+        return tuple(
+            name for name, tensor in self.model.named_parameters() if tensor.requires_grad and id(tensor) not in stepped
+        )
+
+    @property
+    def held(self) -> list[Tensor]:
+        """The tensors of the model, and those that are stepped beside it."""
+        unique = {id(one): one for one in (*self.model.parameters(), *self.model.buffers())}
+        unique |= {id(one): one for _, one in self.parameters}
+        return list(unique.values())
+
+    def take_snapshot(self) -> None:
+        """Copy the state, to go back to."""
+        tensors = [tensor.detach().clone() for tensor in self.held]
+        self.snapshot = Snapshot(self.count, tensors, copy.deepcopy(self.optimizer.state_dict()))
+
+    def go_back(self, snapshot: Snapshot) -> None:
+        """Restore the state of a snapshot; learning rates stay those that the schedule has come to."""
+        rates = [group.get("lr") for group in self.optimizer.param_groups]
+        with torch.no_grad():
+            for tensor, value in zip(self.held, snapshot.tensors, strict=True):
+                tensor.copy_(value)
+        self.optimizer.load_state_dict(copy.deepcopy(snapshot.optimizer))
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if rate is not None:
+                group["lr"] = rate
+
+    def close(self) -> None:
+        """Take the hooks out."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def figures(self, loss: float, seconds: float = 0.0) -> StepFigures | None:
+        """Give the figures of the last step with its loss; None where no step was taken since the last call."""
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return None
+        rate = float(taken.rate)
+        if taken.record is not None:
+            record = taken.record.on_host()
+            return StepFigures(
+                self.count, loss, rate, record.gradient_norm, record.clip_scale, record.skipped, record.nonfinite, 0,
+                seconds, record.gradient_norms, record.weight_norms, record.update_norms, record.gradient_ratios,
+            )  # fmt: skip
+        norms: Sequence[float] = () if taken.norms is None else taken.norms.values.tolist()
+        present = [] if taken.norms is None else [norms[number] for number in taken.norms.present]
+        bad = sum(not math.isfinite(norm) for norm in present)
+        total = math.hypot(*present) if not bad else math.nan
+        return StepFigures(
+            self.count, loss, rate, total, skipped=taken.skipped, nonfinite=bad, seconds=seconds, gradient_norms=norms,
+            weight_norms=taken.weight_norms, update_norms=taken.update_norms,
+        )  # fmt: skip
+
+    def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        step, own = self.count + 1, isinstance(optimizer, Optimizer)
+        measures = step % self.every == 0 or step == 1
+        if own and measures:
+            optimizer.measure = True
+        if not own:
+            self._given_norms = _norms([tensor for _, tensor in self.parameters])
+        if self.wants(step) or (measures and not own):
+            self.before = [tensor.detach().clone() for _, tensor in self.parameters]
+        else:
+            self.before = None
+        if self.guards and self._given_norms is not None and not self._given_norms.are_finite:
+            # PyTorch's optimisers leave parameters without a gradient, and their state, as they are.
+            self._withheld = [(tensor, tensor.grad) for _, tensor in self.parameters]
+            for tensor, _ in self._withheld:
+                tensor.grad = None
+        elif math.isfinite(self.clip_norm):
+            torch.nn.utils.clip_grad_norm_([tensor for _, tensor in self.parameters], self.clip_norm)
+        if self.rate_factor != 1.0:
+            self._given_rates = [group.get("lr") for group in optimizer.param_groups]
+            for group, rate in zip(optimizer.param_groups, self._given_rates, strict=True):
+                if rate is not None:
+                    group["lr"] = rate * self.rate_factor
+
+    def _after_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        self.count += 1
+        skipped, self._withheld = self._withheld, []
+        for tensor, gradient in skipped:
+            tensor.grad = gradient
+        groups = optimizer.param_groups
+        rate = groups[0].get("lr", math.nan) if groups else math.nan
+        if self._given_rates is not None:
+            for group, given in zip(groups, self._given_rates, strict=True):
+                if given is not None:
+                    group["lr"] = given
+            self._given_rates = None
+        if isinstance(optimizer, Optimizer):
+            self._taken = _Taken(rate, None, optimizer.last)
+            return
+        tensors = [tensor for _, tensor in self.parameters]
+        # A closure computes the gradient within the step.
+        norms = _norms(tensors) if arguments or keywords.get("closure") is not None else self._given_norms
+        weights = updates = None
+        if (self.count % self.every == 0 or self.count == 1) and self.before and len(self.before) == len(tensors):
+            weights = torch.stack([tensor.float().norm() for tensor in self.before]).cpu()
+            moved = [(now.detach() - was).float().norm() for now, was in zip(tensors, self.before, strict=True)]
+            updates = torch.stack(moved).cpu()
+        self._given_norms = None
+        self._taken = _Taken(rate, norms, None, weights, updates, bool(skipped))
+
+
+def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Tell whether weight decay is a step of its own, rather than part of the gradient."""
+    if isinstance(optimizer, Optimizer):
+        rule = rules.get(group["rule"]) if "rule" in group else optimizer.rule
+        return not rule.couples({**rule.constants, **group})
+    return type(optimizer).__name__ in ("AdamW", "Muon") or bool(group.get("decoupled_weight_decay"))
+
+
+def _norms(parameters: Sequence[Tensor]) -> _Norms:
+    gradients = [
+        (number, p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach())
+        for number, p in enumerate(parameters)
+        if p.grad is not None
+    ]
+    present = [number for number, _ in gradients]
+    norms = torch.full((len(parameters),), math.nan)
+    if gradients:
+        device = gradients[0][1].device
+        found = torch._foreach_norm([gradient for _, gradient in gradients])  # pyright: ignore[reportPrivateImportUsage]
+        values = torch.stack([norm.to(device, torch.float32) for norm in found])
+        if len(gradients) == len(parameters):
+            return _Norms(values, present)
+        norms = norms.to(device)
+        norms[present] = values
+    return _Norms(norms, present)

@@ -1,0 +1,254 @@
+"""The watch in a training loop of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.errors import ArgumentError, DivergedError, NonFiniteError, nearest
+from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.step_figures import StepFigures
+from thalweg.terminal import warn
+from thalweg.watch.loop_probe import LoopProbe
+from thalweg.watch.monitor import Monitor
+from thalweg.watch.step_recorder import StepRecorder
+
+Action = Literal["report", "warn", "raise"]
+ACTIONS = ("report", "warn", "raise")
+SNAPSHOT_EVERY = 50  # steps
+TELLING = 8  # examples of the first batch from which on its loss says where the training starts
+
+
+class Watch:
+    """Watches the steps of a training loop, names what goes wrong and says how to cure it.
+
+        watch = tw.Watch(model, optimizer)
+        for x, y in loader:
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            for diagnosis in watch.step(loss, closure=lambda: criterion(model(x), y)):
+                print(diagnosis)
+
+    It records gradients and learning rates within the optimiser's own step, so `step` may come at any place after it. Until it is
+    asked for a cure it changes nothing: neither weights nor gradients, random numbers or modes. Where it fails itself, it says so
+    once and stands aside.
+
+    Arguments:
+        model: the network.
+        optimizer: any optimiser of PyTorch's kind that steps parameters of the model.
+        action: what is done besides giving the diagnoses. "report": nothing; "warn": a Python warning for each that is no mere
+            note; "raise": DivergedError for one that is critical, NonFiniteError where it says so. Or a function, which is called
+            with each: `watch.apply` cures it, say.
+        snapshot_every: steps between copies of weights and the optimiser's state, of which the last good one is kept, for
+            `go_back` and for measuring at weights from before a failure; the first is made at once. 0: none.
+        total: how many steps there will be, if that is known: then a schedule's end is no fault at the end.
+
+    Raises ArgumentError where model and optimiser do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        action: Action | Callable[[Diagnosis], object] = "report",
+        snapshot_every: int = SNAPSHOT_EVERY,
+        total: int | None = None,
+    ) -> None:
+        self._check(model, optimizer, action)
+        self._action, self._monitor, self._every = action, Monitor(total=total), snapshot_every
+        self._recorder: StepRecorder | None = StepRecorder(model, optimizer, self._monitor.wants_update)
+        self._probe = LoopProbe(model, self._recorder)
+        self._hook = model.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
+        self._losses = list[float]()  # since the last step
+        if snapshot_every:
+            self._take_snapshot()
+        self.diagnoses: list[Diagnosis] = []
+        """All that was found so far."""
+
+    def step(
+        self,
+        loss: Tensor | float,
+        closure: Callable[[], Any] | None = None,
+        indices: Sequence[int] | Tensor | None = None,
+        per_example: Tensor | None = None,
+    ) -> list[Diagnosis]:
+        """Look at the step that the optimiser has taken, and give what is wrong, gravest first; mostly nothing.
+
+        Between two steps of the optimiser, as where gradients are accumulated, the loss is only kept: of several, the mean is the
+        step's.
+
+        Arguments:
+            loss: the loss of the batch, one number.
+            closure: computes the loss of this batch again, without a backward pass; called seldom, with gradients off. Without
+                it what needs it is listed in the diagnoses' `not_measured`.
+            indices: of the batch's examples in the data, by which bad ones are named.
+            per_example: the loss of each example, as the step computed it.
+
+        Raises ArgumentError where the loss is no single number, and as `action` says.
+        """
+        value = _number(loss)
+        if self._recorder is None:
+            return []
+        try:
+            self._probe.given(closure, indices, per_example)
+            found = self._observe(value)
+        except Exception as error:
+            self.close()
+            warn(f"The watch failed and stands aside: {type(error).__name__}: {error}.", RuntimeWarning, stacklevel=2)
+            return []
+        self.diagnoses += found
+        for diagnosis in found:
+            self._act(diagnosis)
+        return found
+
+    def validated(self, loss: float) -> None:
+        """Take in a validation loss, by which overfitting shows itself at the next step.
+
+        Arguments:
+            loss: one number.
+        """
+        if self._recorder is not None:
+            self._monitor.validated(self._recorder.count, _number(loss))
+
+    def apply(self, diagnosis: Diagnosis) -> None:
+        """Apply what the cure of a diagnosis says of learning rate and clipping, and go back where the step cannot stand; nothing
+        where it says other things. After a batch that gave no finite gradient, steps on such gradients are left out.
+
+        Raises ArgumentError where it is to go back and there is no snapshot.
+        """
+        cure = diagnosis.cure
+        if cure is None:
+            return
+        if cure.skip_batch:
+            self._leave_out()
+        elif cure.rollback:
+            self.go_back(rate_factor=cure.rate_factor, clip_norm=cure.clip_norm)
+        else:
+            self.change(rate_factor=cure.rate_factor, clip_norm=cure.clip_norm)
+
+    def _leave_out(self) -> None:
+        """Undo a step whose gradient was not finite, where the optimiser took it, and let it take no such step any more."""
+        if self._recorder is not None:
+            if not self._monitor.window.skipped:
+                self.go_back()
+            self._recorder.guards = True
+
+    def go_back(self, *, rate_factor: float = 1.0, clip_norm: float | None = None) -> None:
+        """Restore weights, buffers and the optimiser's state of the last good snapshot, and go on as `change` says.
+
+        Raises ArgumentError where there is no snapshot.
+        """
+        recorder = self._recorder
+        if recorder is None or recorder.snapshot is None:
+            raise ArgumentError(
+                "There is no snapshot to go back to: it is taken every `snapshot_every` steps, while the watch is at work."
+            )
+        recorder.go_back(recorder.snapshot)
+        self._monitor.went_back()
+        self.change(rate_factor=rate_factor, clip_norm=clip_norm)
+
+    def change(self, *, rate_factor: float = 1.0, clip_norm: float | None = None) -> None:
+        """Change learning rate and clipping from the next step on, within the optimiser's steps: a schedule goes on as it was.
+
+        Arguments:
+            rate_factor: multiplies all learning rates, on top of what it was changed by before.
+            clip_norm: the largest norm of all gradients together; the least that was given holds.
+        """
+        if self._recorder is not None:
+            self._recorder.rate_factor *= rate_factor
+            self._recorder.clip_norm = min(self._recorder.clip_norm, math.inf if clip_norm is None else clip_norm)
+
+    def close(self) -> None:
+        """Take all hooks out of optimiser and model. Nothing is watched any more; changes of rate and clipping end."""
+        if self._recorder is not None:
+            self._recorder.close()
+            self._hook.remove()
+            self._recorder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _observe(self, loss: float) -> list[Diagnosis]:
+        recorder, monitor = self._recorder, self._monitor
+        assert recorder is not None
+        self._losses.append(loss)
+        figures = recorder.figures(math.fsum(self._losses) / len(self._losses))
+        if figures is None:
+            if math.isfinite(loss) or len(self._losses) > 1:
+                return []
+            return monitor.observe(StepFigures(recorder.count + 1, loss, math.nan, math.nan), self._probe)
+        self._losses.clear()
+        figures = figures._replace(examples=self._probe.size)
+        if monitor.window.count == 0 and monitor.window.initial_loss is None and self._probe.size >= TELLING:
+            monitor.expect(figures.loss)
+        if len(monitor.window.places) != len(recorder.parameters):
+            monitor.window.places, monitor.window.not_stepped = recorder.places, recorder.not_stepped
+        found = monitor.observe(figures, self._probe)
+        if self._every and figures.step % self._every == 0 and not found and monitor.healthy and monitor.trusts(loss):
+            self._take_snapshot()
+        return found
+
+    def _take_snapshot(self) -> None:
+        assert self._recorder is not None
+        self._recorder.take_snapshot()
+        self._monitor.mark()
+
+    def _keep_inputs(self, module: nn.Module, arguments: Any, keywords: Any) -> None:
+        self._probe.inputs = (arguments, keywords)
+
+    def _act(self, diagnosis: Diagnosis) -> None:
+        if not isinstance(self._action, str):
+            self._action(diagnosis)
+        elif self._action == "raise" and diagnosis.severity == "critical":
+            raise (NonFiniteError if diagnosis.symptom == "non-finite" else DivergedError)(str(diagnosis))
+        elif self._action != "report" and diagnosis.severity != "note":
+            warn(str(diagnosis), RuntimeWarning, stacklevel=3)
+
+    @staticmethod
+    def _check(model: Any, optimizer: Any, action: Any) -> None:
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(
+                f"`model` is a {type(model).__name__}, but the watch needs the network, a torch.nn.Module."
+            )
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            kind = type(optimizer).__name__
+            raise ArgumentError(
+                f"`optimizer` is a {kind}, but the watch needs the torch.optim.Optimizer that steps the model."
+            )
+        if not callable(action) and action not in ACTIONS:
+            hint = nearest(action, ACTIONS) if isinstance(action, str) else ""
+            raise ArgumentError(
+                f"`action` is {action!r}, which is none of {', '.join(ACTIONS)}, and no function.{hint}"
+            )
+        stepped = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        if not any(id(parameter) in stepped for parameter in model.parameters()):
+            raise ArgumentError(
+                f"None of the {len(stepped)} parameters that the optimiser steps is the model's. Make the optimiser from"
+                f" `model.parameters()`, after the model was copied, moved to a device or given new layers."
+            )
+
+
+def _number(loss: Any) -> float:
+    """Give a loss as a number. Raises ArgumentError where it is none."""
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        raise ArgumentError(
+            f"`loss` is a tensor of shape {tuple(loss.shape)}, but the watch takes one number a step: give its mean, as in"
+            f" `loss.mean()`."
+        )
+    try:
+        return float(loss.detach() if isinstance(loss, Tensor) else loss)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"`loss` is {loss!r:.60}, but the watch takes one number a step: {error}.") from error

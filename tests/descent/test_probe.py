@@ -1,0 +1,164 @@
+"""Probes of a descent: what they measure, that nothing is changed by it, and what the watch makes of it in a run."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import blobs, classes, network, plan, same_bits, started, walk, weights
+from torch import Tensor, nn
+
+import thalweg as tw
+from thalweg.descent.gradient import compute_gradient
+from thalweg.descent.loop import take_step
+from thalweg.descent.probe import DescentProbe
+from thalweg.records.step_figures import StepFigures
+from thalweg.watch.probe import NotMeasuredError
+
+
+def noisy_network() -> nn.Module:
+    return network(nn.BatchNorm1d(12), nn.Dropout(0.3), nn.ReLU())
+
+
+def probed(task: tw.Task | None = None, **knobs: object):
+    """A descent after 21 steps, with the probe of the last of them."""
+    descent, recorder = started(task or classes(model=noisy_network), plan(**{"rule": "adamw", **knobs}))
+    walk(descent, recorder, until=20)
+    probe = DescentProbe(descent)
+    descent.monitor.wants_update = lambda step: True
+    descent.set_rate(descent.rate())
+    loss, _ = compute_gradient(descent, recorder)
+    probe.prepare()
+    take_step(descent, loss)
+    return descent, probe, loss
+
+
+def state(descent):
+    gradients = [None if p.grad is None else p.grad.clone() for p in descent.parameters]
+    tensors = {name: value.clone() for name, value in descent.model.state_dict().items()}
+    return tensors, gradients, torch.get_rng_state(), descent.model.training
+
+
+def assert_same(before, after) -> None:
+    assert all(torch.equal(value, after[0][name]) for name, value in before[0].items())
+    assert all(
+        (one is None and two is None) or torch.equal(one, two) for one, two in zip(before[1], after[1], strict=True)
+    )
+    assert before[3] == after[3]
+
+
+def test_no_probe_changes_anything() -> None:
+    descent, probe, _ = probed()
+    before = state(descent)
+    loss_at, others_at = probe.loss_along(), probe.others_along()
+    for multiple in (0.0, 1.0, 100.0, 1e9):
+        loss_at(multiple), others_at(multiple)
+        assert_same(before, state(descent))
+    for measure in (probe.unit_activity, probe.example_losses, probe.first_nonfinite, probe.constant_loss):
+        measure()
+        assert_same(before, state(descent))
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_loss_before_the_step_is_that_of_the_step_with_its_dropout(accumulate: int) -> None:
+    task = classes(model=lambda: network(nn.Dropout(0.3)))
+    _, probe, loss = probed(task, accumulate=accumulate)
+    # Parts draw their dropout one after the other, from one seed.
+    assert probe.loss_along()(0.0) == pytest.approx(loss, rel=1e-6)
+
+
+def test_example_losses_are_those_of_the_snapshots_weights_and_carry_the_examples_numbers() -> None:
+    descent, probe, _ = probed(classes())
+    found = probe.example_losses()
+    model = network()
+    model.load_state_dict(descent.snapshot["model"])
+    x, y = descent.problem.task.data
+    rows = torch.tensor(list(found.examples))
+    with torch.no_grad():
+        assert torch.allclose(found.losses, F.cross_entropy(model(x[rows]), y[rows], reduction="none"), atol=1e-6)
+    assert len(found.usual) == 48  # of the three batches before
+
+
+def test_what_cannot_be_measured_says_what_it_would_need() -> None:
+    descent, _ = started(classes(), plan(snapshot_every=0))
+    probe = DescentProbe(descent)
+    for measure in (probe.batch, probe.loss_along, probe.others_along, probe.example_losses, probe.replay):
+        with pytest.raises(NotMeasuredError):
+            measure()
+
+
+def low(**knobs: object) -> tw.Plan:
+    return plan(**{"rule": "adamw", "learning_rate": 1e-6, "steps": 400, "schedule": "constant", **knobs})
+
+
+def test_a_rate_far_too_low_is_raised_and_the_run_learns() -> None:
+    run, left = tw.train(classes(), low()), tw.train(classes(), low(watch=False))
+    assert [found.name for found in run.diagnoses] == ["learning-rate-too-low"] * len(run.diagnoses)
+    assert 1 < run.summary["cures"]["rate_factor"] <= 1000
+    assert run.metrics["loss"] < 0.95 * left.metrics["loss"]
+    assert any(event.kind == "cure" for event in run.events)
+
+
+@pytest.mark.parametrize("stop_at", [60, 64, 65, 66, 130])
+def test_a_run_whose_rate_was_raised_goes_on_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
+    def stop(model: nn.Module, figures: StepFigures) -> None:
+        if figures.step == stop_at:
+            raise KeyboardInterrupt
+
+    whole = tw.train(classes(model=noisy_network), low(steps=200))
+    with pytest.raises(tw.Interrupted):
+        tw.train(classes(model=noisy_network), low(steps=200), out=tmp_path / "run", on_step=stop)
+    resumed = tw.resume(tmp_path / "run", classes(model=noisy_network))
+    assert same_bits(whole.model, resumed.model)
+    assert [found.step for found in whole.diagnoses] == [found.step for found in resumed.diagnoses]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "momentum", "muon"])
+def test_where_nothing_is_wrong_the_watch_changes_no_bit(rule: str) -> None:
+    task = classes(model=noisy_network)
+    made = plan(rule=rule, steps=150)
+    on, off = tw.train(task, made), tw.train(task, made.replace(watch=False))
+    assert on.diagnoses == ()
+    assert same_bits(on.model, off.model)
+
+
+class Overflowing(nn.Module):
+    """Finite weights and inputs, of which the second layer makes infinity on some rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.second(torch.where(x[:, :1] > 1e3, h.new_tensor(3e38), h) * 100)
+
+
+def test_where_a_number_that_is_not_finite_is_born_the_module_is_named() -> None:
+    x, y = blobs()
+    x = x.clone()
+    x[50, 0] = 2e3
+
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(x)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            return x[index], y[index]
+
+    run = tw.train(tw.Task(model=Overflowing, loss=F.cross_entropy, data=Items()), plan(steps=12, learning_rate=1e-4))
+    found = [each for each in run.diagnoses if each.name == "loss-overflow"]
+    assert found
+    assert "`second` (Linear)" in found[0].cause
+    assert bool(torch.isfinite(weights(run.model)).all())
+
+
+def test_sigmoids_over_many_layers_are_told_from_a_rate_too_low() -> None:
+    def deep() -> nn.Module:
+        layers = [part for _ in range(10) for part in (nn.Linear(12, 12), nn.Sigmoid())]
+        return nn.Sequential(nn.Linear(4, 12), nn.Sigmoid(), *layers, nn.Linear(12, 3))
+
+    run = tw.train(classes(model=deep), plan(rule="adamw", learning_rate=1e-3, steps=200))
+    assert run.diagnoses[0].name == "vanishing-gradient"
+    assert math.isfinite(run.metrics["loss"])

@@ -1,0 +1,118 @@
+"""Symptoms are seen in figures alone: where they are there, and not where all is well."""
+
+import math
+import random
+
+import pytest
+
+from thalweg.records.step_figures import StepFigures
+from thalweg.watch.symptoms import SYMPTOMS
+from thalweg.watch.symptoms.oscillating import oscillating
+from thalweg.watch.symptoms.overfitting import overfitting
+from thalweg.watch.symptoms.spiky import spiky
+from thalweg.watch.symptoms.stagnant import stagnant
+from thalweg.watch.window import Validated, Window
+
+
+def seen(losses, look, norms=None, rate=lambda step: 0.1, total=None):
+    """Push steps, and give what a symptom's function sees after each."""
+    window = Window()
+    window.total = total
+    found = []
+    for step, loss in enumerate(losses, 1):
+        window.push(StepFigures(step, loss, rate(step), 1.0 if norms is None else norms[step - 1]))
+        symptom = look(window)
+        if symptom is not None:
+            found.append(symptom)
+    return found
+
+
+def noisy(count, level, spread, seed):
+    generator = random.Random(seed)
+    return [level(step) * math.exp(generator.gauss(0, spread)) for step in range(count)]
+
+
+FALLS = {
+    "to nothing": lambda step: 2.3 * math.exp(-step / 200),
+    "to a floor, where it stands": lambda step: 0.4 + 2 * math.exp(-step / 100),
+    "slowly": lambda step: 2.3 - step / 2000,
+    "late, after a plateau of 90 steps": lambda step: 2.3 if step < 90 else 2.3 * math.exp(-(step - 90) / 100),
+}
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("shape", FALLS)
+def test_a_loss_that_falls_shows_nothing(shape, spread):
+    slow = {"slowly": [stagnant], "late, after a plateau of 90 steps": [stagnant]}.get(
+        shape, []
+    )  # a question, no finding
+    for seed in range(10):
+        losses = noisy(1000, FALLS[shape], spread, seed)
+        norms = noisy(1000, lambda _: 1.0, 0.3, seed)
+        for look in set(SYMPTOMS) - set(slow):
+            assert [each for each in seen(losses, look, norms) if each.severity != "note"] == [], look
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1])
+def test_a_loss_that_stands_where_it_began_is_stagnant(spread):
+    for seed in range(10):
+        found = seen(noisy(400, lambda _: 2.3, spread, seed), stagnant)
+        assert found
+        assert found[0].step <= 160
+        assert found[0].name == "stagnant"
+
+
+def test_in_a_long_run_a_loss_must_have_stood_for_a_twentieth_of_it():
+    found = seen(noisy(3000, lambda _: 2.3, 0.02, 0), stagnant, total=40_000)
+    assert found[0].step >= 2000
+
+
+def test_steps_that_could_go_far_further_are_seen_where_the_rate_is_at_its_height():
+    for at_height in (True, False):
+        window = Window()
+        for step in range(1, 97):
+            rate = 0.1 if step < 50 or at_height else 0.001
+            window.push(StepFigures(step, 2.3 - step / 100, rate, 1.0))
+            if step in (64, 96):
+                window.reaches.append((step, 256.0, True))
+        assert (stagnant(window) is not None) == at_height
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient norm"])
+def test_a_jump_is_a_spike_and_the_third_a_warning(kind):
+    usual = noisy(600, lambda _: 1.0, 0.1, 0)
+    jumps = [9.0 if step in (199, 299, 399) else value for step, value in enumerate(usual)]
+    losses, norms = (jumps, usual) if kind == "loss" else (usual, jumps)
+    found = seen(losses, spiky, norms)
+    assert [(each.step, each.severity) for each in found] == [(200, "note"), (300, "note"), (400, "warning")]
+    assert f"the {kind} jumped to 9" in found[0].text
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_heavy_tailed_losses_hardly_ever_spike(seed):
+    generator = random.Random(seed)
+    losses = [generator.gauss(0, 1) ** 2 for _ in range(2000)]
+    assert len(seen(losses, spiky, norms=losses[::-1])) <= 12
+
+
+def test_a_loss_that_swings_from_step_to_step_oscillates_and_noise_does_not():
+    swings = [2.0 + (-1) ** step * 0.5 for step in range(200)]
+    assert seen(swings, oscillating)[0].step <= 64
+    assert seen([2.0 + random.Random(step).gauss(0, 0.5) for step in range(200)], oscillating) == []
+    falling = [math.exp(-step / 50) * (1 + (-1) ** step * 0.3) for step in range(200)]
+    assert seen(falling, oscillating) == []
+
+
+@pytest.mark.parametrize(("late", "training", "is_seen"), [(1.5, 0.1, True), (1.02, 0.1, False), (1.5, 0.9, False)])
+def test_validation_that_gets_worse_while_training_gets_better_is_overfitting(late, training, is_seen):
+    window = Window()
+    window.step = 900
+    losses = [2.0, 1.4, 1.2, 1.0, *(1 + k * (late - 1) / 2 for k in range(1, 6))]
+    trainings = [2.0, 1.4, 1.1, 0.5, 0.4, 0.3, training, training, training]
+    for number, pair in enumerate(zip(losses, trainings, strict=True), 1):
+        window.validations.append(Validated(100 * number, *pair))
+    assert (overfitting(window) is not None) == is_seen
+
+
+def test_no_symptom_is_seen_in_nothing():
+    assert [look(Window()) for look in SYMPTOMS] == [None] * len(SYMPTOMS)

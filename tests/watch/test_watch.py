@@ -1,0 +1,274 @@
+"""The watch in a loop of one's own, with PyTorch's optimisers and ours."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import thalweg as tw
+
+OURS = {"torch": torch.optim.AdamW, "thalweg": tw.optim.AdamW}
+
+
+def data(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1024, 20, generator=generator)
+    y = (x @ torch.randn(20, 5, generator=generator)).argmax(1)
+    return x, y
+
+
+def mlp(activation=nn.ReLU, depth=2, width=32):
+    torch.manual_seed(0)
+    layers = []
+    for number in range(depth):
+        layers += [nn.Linear(width if number else 20, width), activation()]
+    return nn.Sequential(*layers, nn.Linear(width, 5))
+
+
+def loop(model, optimizer, steps, x=None, y=None, *, cured=False, closure=True, batch=32, watch=None, **options):
+    """A loop as people write it; gives the diagnoses, and the loss of all examples at the end."""
+    given = data()
+    x, y = given[0] if x is None else x, given[1] if y is None else y
+    generator = torch.Generator().manual_seed(1)
+    with tw.Watch(model, optimizer, **options) as watch:
+        for _ in range(steps):
+            rows = torch.randint(len(x), (batch,), generator=generator)
+            xb, yb = x[rows], y[rows]
+            loss = F.cross_entropy(model(xb), yb)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            again = (lambda xb=xb, yb=yb: F.cross_entropy(model(xb), yb)) if closure else None
+            for found in watch.step(loss, closure=again, indices=rows):
+                if cured:
+                    watch.apply(found)
+    return watch.diagnoses, float(F.cross_entropy(model(x), y).detach())
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("whose", OURS)
+def test_a_healthy_loop_is_left_as_it_is(whose):
+    watched, alone = mlp(), mlp()
+    found, _ = loop(watched, OURS[whose](watched.parameters(), lr=3e-3), 300)
+    assert [each for each in found if each.severity != "note"] == []
+    optimizer, generator = OURS[whose](alone.parameters(), lr=3e-3), torch.Generator().manual_seed(1)
+    x, y = data()
+    for _ in range(300):
+        rows = torch.randint(len(x), (32,), generator=generator)
+        F.cross_entropy(alone(x[rows]), y[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(weights(watched), weights(alone))
+
+
+def test_no_hook_is_left_behind():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    hooks = [model._forward_pre_hooks, optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    with tw.Watch(model, optimizer) as watch:
+        assert all(hooks)
+    assert not any(hooks)
+    assert watch.step(1.0) == []
+    watch.close()
+
+
+@pytest.mark.parametrize("whose", OURS)
+def test_a_rate_far_too_low_is_named_and_raised_as_far_as_the_steps_allow(whose):
+    model, bare = mlp(), mlp()
+    found, cured = loop(model, OURS[whose](model.parameters(), lr=1e-6), 500, cured=True)
+    assert found[0].name == "learning-rate-too-low"
+    assert found[0].cure.code == "watch.change(rate_factor=10)"
+    _, left = loop(bare, OURS[whose](bare.parameters(), lr=1e-6), 500)
+    assert cured < 0.5 * left
+
+
+def test_without_a_closure_what_needs_one_is_said_not_to_be_measured():
+    model = mlp(nn.Sigmoid, depth=10)
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=1e-3), 200, closure=False)
+    assert [each.name for each in found] == ["vanishing-gradient"]
+    assert any("needs `closure=`" in each for each in found[0].not_measured)
+
+
+def test_a_rate_too_high_is_named_and_one_line_goes_back_and_lowers_it():
+    model = mlp()
+    found, loss = loop(model, torch.optim.SGD(model.parameters(), lr=10.0), 500, cured=True)
+    assert (found[0].name, found[0].severity) == ("learning-rate-too-high", "critical")
+    assert found[0].step <= 20
+    assert "watch." in found[0].cure.code
+    assert loss < 0.8
+
+
+def test_a_schedule_goes_on_as_it_was_while_the_rate_is_lowered():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    with tw.Watch(model, optimizer) as watch:
+        watch.change(rate_factor=0.25)
+        before = weights(model)
+        F.cross_entropy(model(data()[0]), data()[1]).backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        optimizer.step()
+        assert torch.allclose(weights(model), before - 0.25 * gradient, atol=1e-6)
+        assert optimizer.param_groups[0]["lr"] == 1.0
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_rows_that_are_not_finite_are_named_by_their_indices():
+    x, y = data()
+    x = x.clone()
+    x[7, 3] = math.nan
+    model = mlp()
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=3e-3), 200, x, y, cured=True)
+    assert {each.name for each in found} == {"bad-data"}
+    assert {each.examples for each in found} == {(7,)}
+    assert bool(torch.isfinite(weights(model)).all())
+
+
+@pytest.mark.parametrize("whose", OURS)
+def test_after_one_such_batch_the_next_ones_are_left_out_and_the_training_gets_on(whose):
+    x, y = data()
+    x = x.clone()
+    x[::200] = math.nan  # in a batch of seven
+    model, clean = mlp(), mlp()
+    options = {"on_nonfinite": "skip"} if whose == "thalweg" else {}
+    found, _ = loop(model, OURS[whose](model.parameters(), lr=3e-3, **options), 400, x, y, cured=True)
+    assert {each.name for each in found} == {"bad-data"}
+    keep = torch.isfinite(x).all(1)
+    after = float(F.cross_entropy(model(x[keep]), y[keep]).detach())
+    _, before = loop(clean, OURS[whose](clean.parameters(), lr=3e-3), 130)
+    assert after < before + 0.1
+
+
+@pytest.mark.parametrize("where", ["first layer", "all"])
+def test_a_gradient_that_is_no_number_is_seen_though_the_loss_is_one(where):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tw.Watch(model, optimizer) as watch:
+        loss = F.cross_entropy(model(data()[0]), data()[1])
+        loss.backward()
+        for parameter in [model[0].weight] if where == "first layer" else model.parameters():
+            parameter.grad[0] = math.nan
+        optimizer.step()
+        (found,) = watch.step(loss)
+    assert found.symptom == "non-finite"
+
+
+@pytest.mark.parametrize("given", ["closure", "per_example"])
+def test_the_examples_of_a_spike_are_named(given):
+    x, y = data()
+    spoilt = x.clone()
+    spoilt[5] *= 200
+    model = mlp()
+    optimizer, rows, named = torch.optim.SGD(model.parameters(), lr=0.02), torch.randperm(1024), set()
+    with tw.Watch(model, optimizer) as watch:
+        for step in range(320):
+            chosen = rows[32 * step % 1024 :][:32]
+            x = data()[0] if step < 160 else spoilt
+            each = F.cross_entropy(model(x[chosen]), y[chosen], reduction="none")
+            each.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            options = {
+                "closure": lambda: F.cross_entropy(model(x[chosen]), y[chosen]),  # noqa: B023
+                "per_example": each,
+            }
+            for found in watch.step(each.mean(), indices=chosen, **{given: options[given]}):
+                if found.name == "bad-batch":
+                    named |= set(found.examples)
+    assert named == {5}
+
+
+def test_weights_that_no_optimiser_steps_are_named():
+    model = mlp()
+    found, _ = loop(model, torch.optim.AdamW(model[2].parameters(), lr=1e-9), 200)
+    assert found[0].name == "no-gradient"
+    assert "no optimiser steps 0.weight" in found[0].cause
+
+
+@pytest.mark.parametrize(("action", "error"), [("warn", None), ("raise", tw.NonFiniteError)])
+def test_what_is_done_is_the_persons_choice(action, error):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = tw.Watch(model, optimizer, action=action)
+    if error is None:
+        with pytest.warns(RuntimeWarning, match="non-finite"):
+            watch.step(torch.tensor(math.nan))
+    else:
+        with pytest.raises(error, match="non-finite"):
+            watch.step(torch.tensor(math.nan))
+    called = []
+    tw.Watch(model, optimizer, action=called.append).step(math.nan)
+    assert [each.symptom for each in called] == ["non-finite"]
+
+
+def test_a_watch_that_fails_says_so_once_and_stands_aside(monkeypatch):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = tw.Watch(model, optimizer)
+    monkeypatch.setattr(watch._monitor, "observe", lambda *_: 1 / 0)
+    F.cross_entropy(model(data()[0]), data()[1]).backward()
+    optimizer.step()
+    with pytest.warns(RuntimeWarning, match="The watch failed and stands aside: ZeroDivisionError"):
+        assert watch.step(1.0) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+        assert watch.step(1.0) == []
+
+
+BAD = {
+    "a model that is none": (lambda m, o: tw.Watch("model", o), "needs the network"),
+    "an optimiser that is none": (lambda m, o: tw.Watch(m, m), "needs the torch.optim.Optimizer"),
+    "an optimiser of another model": (lambda m, o: tw.Watch(mlp(), o), "None of the 6 parameters"),
+    "an action that is none": (lambda m, o: tw.Watch(m, o, action="rais"), "raise"),
+    "a loss of several numbers": (lambda m, o: tw.Watch(m, o).step(torch.ones(3)), "give its mean"),
+    "a loss that is none": (lambda m, o: tw.Watch(m, o).step("low"), "takes one number a step"),
+    "going back to nothing": (lambda m, o: tw.Watch(m, o, snapshot_every=0).go_back(), "no snapshot to go back to"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_error(case):
+    call, text = BAD[case]
+    model = mlp()
+    with pytest.raises(tw.ArgumentError, match=text):
+        call(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_steps_in_parts_are_one_step_with_the_mean_of_their_losses():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tw.Watch(model, optimizer) as watch:
+        for loss in (1.0, 3.0):
+            F.cross_entropy(model(data()[0]), data()[1]).backward()
+            if loss == 3.0:
+                optimizer.step()
+            watch.step(loss)
+        assert watch._monitor.window.loss == 2.0
+        assert watch._monitor.window.step == 1
+
+
+def test_after_going_back_weights_and_the_optimisers_state_are_those_of_the_snapshot():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    x, y = data()
+    with tw.Watch(model, optimizer, snapshot_every=3) as watch:
+        kept = None
+        for step in range(1, 6):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.step(loss)
+            if step == 3:
+                kept = weights(model), optimizer.state[model[0].weight]["exp_avg"].clone()
+        watch.go_back()
+        assert torch.equal(weights(model), kept[0])
+        assert torch.equal(optimizer.state[model[0].weight]["exp_avg"], kept[1])
