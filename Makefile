@@ -74,6 +74,14 @@ bench-tune: $(BENCH_READY) ## what the search chooses, against 200 random trials
 	$(BIN)/python bench/tuning/summary.py --write
 	$(BIN)/python bench/tables.py
 
+bench-watch: $(BENCH_READY) ## what the watch names, cures and costs, on programs with a known fault; hours, stages resume
+	OMP_NUM_THREADS=1 $(BIN)/python bench/watch/runs.py off twins
+	$(BIN)/python bench/watch/gaps.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/watch/runs.py train cured closure bare
+	$(BIN)/python bench/watch/summary.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python bench/watch/cost.py --write
+	$(BIN)/python bench/tables.py
+
 bench-resume: $(BENCH_READY) ## restart time and bytes of a checkpoint
 	$(BIN)/python bench/run.py resume
 
@@ -83,4 +91,4 @@ bench-check: $(READY) ## fail where bench/README.md differs from the raw figures
 clean: ## remove what the other targets made
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test test-all lint format tables docs bench bench-step bench-tune bench-resume bench-check clean
+.PHONY: help setup demo test test-all lint format tables docs bench bench-step bench-tune bench-watch bench-resume bench-check clean

@@ -518,6 +518,73 @@ def refinement_cells(sample: Sample) -> list[str]:
 # Parts of tables
 
 
+MODES = {
+    "train": "`tw.train`",
+    "cured": "own loop, cured by `watch.apply`",
+    "closure": "own loop, with a closure",
+    "bare": "own loop, the loss alone",
+}
+
+
+def watch(result: dict[str, Any]) -> list[str]:
+    rows = list[list[str]]()
+    for s in result["samples"]:
+        false = f"{s['false']} of {s['healthy']}"
+        shares = [percentage(s[name]) for name in ("named", "planted", "repaired")]
+        steps = "" if s["steps"] is None else f"{s['steps']:g}"
+        rows.append([s["half"], MODES[s["mode"]], str(s["faulty"]), *shares, steps, false])
+    heads = (
+        "half",
+        "how",
+        "faulty",
+        "true cause first",
+        "planted one first",
+        "repaired",
+        "steps until named",
+        "false alarms",
+    )
+    lines = grid(heads, rows)
+    held = [s for s in result["samples"] if s["half"] == "held out"]
+    for s in held or result["samples"]:
+        lines += ["", f"{MODES[s['mode']].capitalize()}, {s['half']}: what is named first, by what was planted.", ""]
+        causes = s["causes"].items()
+        lines += grid(
+            ("planted", "programs", "true cause first", "repaired", "named first"),
+            [
+                [
+                    cause,
+                    str(of["faulty"]),
+                    percentage(of["named"]),
+                    percentage(of["repaired"]),
+                    ", ".join(f"{name} {count}" for name, count in of["first"].items()),
+                ]
+                for cause, of in causes
+            ],
+        )
+    return lines
+
+
+def watch_cost(result: dict[str, Any]) -> list[str]:
+    samples, rows = result["samples"], list[list[str]]()
+    for model in result["settings"]["models"]:
+        of = chosen(samples, model=model)
+        for what in dict.fromkeys(s["what"] for s in of):
+            values, bases = (
+                [s["value"] for s in chosen(of, what=each)] for each in (what, f"{what.partition(',')[0]}, off")
+            )
+            added = statistics.median(value / base for value, base in zip(values, bases, strict=True)) - 1
+            rows.append([MODELS[model], what, spread(values), "" if what.endswith("off") else f"{added:+.1%}"])
+    return [
+        f"CPU time per step on one thread, in microseconds; medians of {result['settings']['rounds']} rounds.",
+        "",
+        *grid(("model", "loop", "us per step", "more than without"), rows),
+    ]
+
+
+def percentage(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
 def chosen(samples: Sequence[Sample], **wanted: Any) -> list[Sample]:
     """Give the samples with these values."""
     return [s for s in samples if all(s.get(key) == value for key, value in wanted.items())]
@@ -560,6 +627,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "forecast": forecast,
     "until": until,
     "refinements": refinements,
+    "watch": watch,
+    "watch_cost": watch_cost,
 }
 
 
