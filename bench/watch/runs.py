@@ -88,7 +88,7 @@ def in_train(program: Program, *, watch: bool = True) -> dict[str, Any]:
 def in_loop(program: Program, *, watch: bool, measures: bool = False, cures: bool = False) -> dict[str, Any]:
     """Train as a person would, by an optimiser of PyTorch."""
     loop, recipe = program.loop(), program.recipe
-    optimizer, found, applied = loop.optimizer, list[Diagnosis](), 0
+    optimizer, found, applied, error = loop.optimizer, list[Diagnosis](), 0, None
     seen = tw.Watch(loop.model, optimizer, total=recipe.steps) if watch else None
     for number, batch in enumerate(loop.batches()):
         loss = loop.loss(batch)
@@ -104,13 +104,16 @@ def in_loop(program: Program, *, watch: bool, measures: bool = False, cures: boo
         for diagnosis in seen.step(loss, closure=closure, indices=batch.indices if measures else None):
             found.append(diagnosis)
             if cures:
-                seen.apply(diagnosis)
-                applied += diagnosis.cure is not None
+                try:
+                    seen.apply(diagnosis)
+                    applied += diagnosis.cure is not None
+                except ThalwegError as caught:  # there is nothing to go back to
+                    error = str(caught)
         if (number + 1) % max(1, recipe.steps // 10) == 0:
             seen.validated(loop.held_out_loss())
     if seen is not None:
         seen.close()
-    return {"loss": loop.held_out_loss(), "found": found_by(found), "cures": applied}
+    return {"loss": loop.held_out_loss(), "found": found_by(found), "cures": applied, "error": error}
 
 
 RUN: dict[str, Callable[[Program], dict[str, Any]]] = {
