@@ -291,6 +291,27 @@ def test_examples_are_listed(capsys):
     assert "digits" in capsys.readouterr().out
 
 
+def test_faulty_programs_are_listed_by_a_part_of_their_names(capsys):
+    assert cli.main(["examples", "fault/dead-units"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2
+    assert all(line.startswith("fault/") and "dead-units" in line for line in lines)
+
+
+def test_a_faulty_program_is_trained_and_its_fault_is_told(capsys):
+    assert cli.main(["examples", "fault/waves/deep/adamw/learning-rate-too-low/thousandfold"]) == 0
+    assert "What is wrong with it: learning-rate-too-low." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("fault/waves/deep/adamw/helthy", "Did you mean 'waves/deep/adamw/healthy'"), ("digits", "fault/NAME")],
+)
+def test_an_unknown_faulty_program_is_refused(address, said, capsys):
+    assert cli.main(["examples", address]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_check_says_what_it_finds_by_its_status(capsys):
     assert cli.main(["check", "mine.py"]) == 0
     assert "Nothing suspicious was found." in capsys.readouterr().out

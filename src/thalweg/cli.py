@@ -245,7 +245,13 @@ def _add_report(verbs: Any) -> None:
 
 
 def _add_examples(verbs: Any) -> None:
-    _add_unused_device(_verb(verbs, "examples", run_examples, "list the built-in examples"))
+    examples = _verb(verbs, "examples", run_examples, "list the built-in examples, or train one with a planted fault")
+    examples.add_argument(
+        "name",
+        nargs="?",
+        help="fault/NAME: train this small faulty program, watched; a part of a name lists those that have it",
+    )
+    _add_unused_device(examples)
 
 
 def _verb(verbs: Any, name: str, run: Callable[..., int], summary: str) -> argparse.ArgumentParser:
@@ -774,10 +780,41 @@ def run_examples(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg examples`."""
     from thalweg import examples
 
+    if options.name is not None:
+        return _run_faulty(options.name)
     for name, line in examples.EXAMPLES.items():
         info = examples.info(name)
         expected = ", ".join(f"{k} {low:g} to {high:g}" for k, (low, high) in info.expected.items())
         tell(f"{name:10s} {line}\n{'':10s} {info.epochs:g} epochs, about {info.seconds:g} s; usual result: {expected}")
+    return STATUSES["well"]
+
+
+def _run_faulty(address: str) -> int:
+    """Train a program with a planted fault, or list those whose names hold what is given."""
+    from thalweg import verbs
+    from thalweg.examples import faults
+    from thalweg.see.summary import print_summary
+
+    kind, _, name = address.partition("/")
+    if kind != "fault":
+        raise TaskError(
+            f"'{address}' is no faulty program. Give fault/NAME, such as fault/dead-units, which lists some."
+        )
+    found = [program for program in faults.programs() if name in program.name]
+    exact = [program for program in found if program.name == name] or found[:1] * (len(found) == 1)
+    if not exact:
+        for program in found:
+            tell(f"fault/{program.name}")
+        if not found:
+            faults.find(name)  # raises, with the nearest name
+        return STATUSES["well"]
+    (program,) = exact
+    truth = ", ".join(sorted(program.causes)) or "nothing: it is healthy"
+    tell(f"{program.name}. What is wrong with it: {truth}.")
+    run = verbs.train(program.task(), program.plan())
+    for diagnosis in run.diagnoses:
+        tell(f"{diagnosis.name}: {diagnosis}")
+    print_summary(run)
     return STATUSES["well"]
 
 

@@ -510,7 +510,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "overfitting",
         "few",
-        with_data(few, steps=500),
+        with_data(few, steps=500, schedule=schedule.constant(total=500)),
         (
             "digits/mlp",
             "digits/cnn",

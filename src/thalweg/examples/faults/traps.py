@@ -49,9 +49,10 @@ def batch_of_one(recipe: Recipe, base: Base) -> Recipe:
     return replace(
         recipe,
         batch_size=1,
-        learning_rate=0.05 * recipe.learning_rate,
+        learning_rate=0.3 * recipe.learning_rate,
         data=lambda: mislabelled(base.data(), 0.1),
-        steps=500,
+        steps=1500,
+        schedule=schedule.linear(total=1500),
     )
 
 
