@@ -3,7 +3,8 @@
 By half of the suite and by mode. "Named": the share of faulty programs of which a true cause is the first diagnosis of severity
 warning or above, or, where there is none of those, the first of all. "Planted": the share of which it is the very one that was
 planted. "Repaired": the share that ends, watched and cured, with a final loss at most 10 % above the healthy twin's, or no
-higher than the twin's highest over seeds. "Steps": the median step at which a true cause was named.
+higher than the twin's highest over seeds. "Closed": the median share of the way from the unwatched final loss to the twin's
+that the cure makes, in logarithms. "Steps": the median step at which a true cause was named.
 False alarms: healthy programs with a diagnosis of severity warning or above. Programs that a mode refuses are left out there.
 """
 
@@ -28,6 +29,7 @@ from watch.runs import file_of, twin_of
 WATCHED = ("train", "cured", "closure", "bare")
 CURED = ("train", "cured")
 CLOSE = 1.1  # times the twin's final loss
+WORST = 100.0  # times the twin's: more counts no more
 Line = dict[str, Any]
 
 
@@ -66,6 +68,24 @@ def is_repaired(mode: str, program: Program, line: Line) -> bool | None:
     if not losses:
         return None
     return line["loss"] <= max(CLOSE * statistics.median(losses), *losses)
+
+
+def closed(mode: str, program: Program, line: Line) -> float | None:
+    """Give how much of the way from the final loss without the watch to the twin's was made, in logarithms: 0 none, 1 all.
+
+    A loss that is not finite counts as a hundred times the twin's. None where one of them is not known, or not above zero.
+    """
+    losses = [loss for loss in twin_losses(mode, program) if math.isfinite(loss)]
+    before = [found["loss"] for found in LINES["off"] if found["program"] == program.name]
+    if not losses or not before or min(losses) <= 0:
+        return None
+    twin = statistics.median(losses)
+    worst = WORST * twin
+    start, end = (
+        loss if math.isfinite(loss) and 0 < loss < worst else worst
+        for loss in (statistics.median(before), line["loss"])
+    )
+    return None if start <= twin else min(1.0, math.log(start / end) / math.log(start / twin))
 
 
 def share(values: Iterable[bool | None]) -> float | None:
@@ -112,11 +132,13 @@ def figures(mode: str, pairs: Sequence[tuple[Program, Line]]) -> dict[str, Any]:
     steps = [
         step for program, line in pairs if is_named(program, line) and (step := (first_of(line) or {}).get("step"))
     ]
+    ways = [way for pair in pairs if mode in CURED and (way := closed(mode, *pair)) is not None]
     return {
         "faulty": len(pairs),
         "named": share(is_named(*pair) for pair in pairs),
         "planted": share(first_name(line) == program.planted for program, line in pairs),
         "repaired": share(is_repaired(mode, *pair) for pair in pairs) if mode in CURED else None,
+        "closed": statistics.median(ways) if ways else None,
         "steps": statistics.median(steps) if steps else None,
     }
 
@@ -138,7 +160,7 @@ def show(made: dict[str, Any]) -> None:
         firsts = ", ".join(f"{name} {count}" for name, count in of["first"].items())
         print(
             f"  {cause:24} {of['faulty']:3} named {percent(of['named'])} repaired {percent(of['repaired'])}"
-            f" step {of['steps'] or '–'!s:>6}: {firsts}"
+            f" closed {percent(of['closed'])} step {of['steps'] or '–'!s:>6}: {firsts}"
         )
     if made["half"] == "development":
         for name, said in made["alarms"].items():
