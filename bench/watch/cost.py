@@ -95,6 +95,7 @@ def _again(clock: Clock, network: torch.nn.Module, inputs: torch.Tensor, targets
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of a round; default: 1,000 of the small model, 100 of the large")
     parser.add_argument("--only", nargs="*", default=MODELS)
     parser.add_argument(
         "--write", action="store_true", help="keep the figures in bench/raw/watch_cost.json, for the README"
@@ -104,7 +105,7 @@ def main() -> None:
     clock, samples, began = Clock(), list[dict[str, Any]](), time.perf_counter()
     models.STAMPS = clock  # pyright: ignore[reportAttributeAccessIssue]
     for model in options.only:
-        steps = STEPS[model]
+        steps = options.steps or STEPS[model]
         ways: dict[str, Callable[[], float]] = {
             "train, off": partial(in_train, model, steps, clock, False),
             "train, watch": partial(in_train, model, steps, clock, True),

@@ -43,7 +43,7 @@ def main() -> None:
         if fewest == 1 and not spreads and math.isfinite(twin[0]):
             spreads = [UNKNOWN * twin[0]]
         figures = {"loss": _median(own), "twin": _median(twin), "spread": max(spreads) if spreads else None}
-        made[program.name] = {name: _rounded(value) for name, value in figures.items()}
+        made[program.name] = {name: _rounded(value) for name, value in figures.items()} | {"seeds": len(own)}
     FILE.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
     harmful = [name for name, gap in made.items() if faults.does_harm(gap)]
     print(f"{len(made)} of {len(faults.candidates())} candidates measured, {len(harmful)} do harm")

@@ -43,7 +43,8 @@ def candidates() -> tuple[Program, ...]:
 @cache
 def gaps() -> dict[str, dict[str, float | None]]:
     """Give what was measured of each candidate with the watch off: the median final losses of it ("loss") and of its twin
-    ("twin") over seeds, None where they are not finite, and the larger of their spreads ("spread")."""
+    ("twin") over so many "seeds", None where they are not finite, and the larger of their spreads ("spread": the standard
+    deviation; of one seed alone, a tenth of the twin's loss)."""
     return json.loads(Path(__file__).with_name("gaps.json").read_text("utf-8"))
 
 
