@@ -532,16 +532,11 @@ def watch(result: dict[str, Any]) -> list[str]:
         false = f"{s['false']} of {s['healthy']}"
         shares = [percentage(s[name]) for name in ("named", "planted", "repaired")]
         steps = "" if s["steps"] is None else f"{s['steps']:g}"
-        rows.append([s["half"], MODES[s["mode"]], str(s["faulty"]), *shares, steps, false])
+        worse = "" if s["repaired"] is None else str(len(s["worse"]))
+        rows.append([s["half"], MODES[s["mode"]], str(s["faulty"]), *shares, steps, false, worse])
     heads = (
-        "half",
-        "how",
-        "faulty",
-        "true cause first",
-        "planted one first",
-        "repaired",
-        "steps until named",
-        "false alarms",
+        *("half", "how", "faulty", "true cause first", "planted one first", "repaired"),
+        *("steps until named", "false alarms", "healthy made worse"),
     )
     lines = grid(heads, rows)
     held = [s for s in result["samples"] if s["half"] == "held out"]

@@ -2,8 +2,8 @@
 
 Each finished run is one line of bench/raw/watch/MODE.jsonl, so that this can be stopped at any time and goes on. The modes:
 
-off     a loop of one's own with torch.optim, without the watch: programs and their healthy twins, several seeds
-twins   `tw.train` without the watch: the healthy twins only, to compare `train` with
+off     a loop of one's own with torch.optim, without the watch: all programs and healthy twins, several seeds
+twins   `tw.train` without the watch: what is healthy only, to compare `train` with
 train   `tw.train` with the watch, which cures by itself
 cured   the loop with the watch, given a closure and the examples' indices; what it diagnoses is cured by `watch.apply`
 closure the same, but nothing is cured
@@ -131,8 +131,9 @@ def jobs(mode: str, half: str | None, seeds: int) -> list[Program]:
     chosen = [each for each in faults.programs() if half in (None, each.half)]
     if mode in ("off", "twins"):
         faulty = [each for each in faults.candidates() if half in (None, each.half)]
-        twins = {twin.name: twin for twin in map(twin_of, faulty)}
-        chosen = [*twins.values(), *(faulty if mode == "off" else ())]
+        chosen = [each for each in chosen if not each.causes]
+        chosen = list({each.name: each for each in (*map(twin_of, faulty), *chosen)}.values())
+        chosen += faulty if mode == "off" else []
     else:
         seeds = 1
     if mode in ("train", "twins"):

@@ -5,7 +5,8 @@ warning or above, or, where there is none of those, the first of all. "Planted":
 planted. "Repaired": the share that ends, watched and cured, with a final loss at most 10 % above the healthy twin's, or no
 higher than the twin's highest over seeds. "Closed": the median share of the way from the unwatched final loss to the twin's
 that the cure makes, in logarithms. "Steps": the median step at which a true cause was named.
-False alarms: healthy programs with a diagnosis of severity warning or above. Programs that a mode refuses are left out there.
+False alarms: healthy programs with a diagnosis of severity warning or above; "made worse": healthy programs that were cured of
+something and end more than 10 % above where they do unwatched. Programs that a mode refuses are left out there.
 """
 
 from __future__ import annotations
@@ -56,8 +57,14 @@ def alarms(line: Line) -> list[str]:
     ]
 
 
+def is_worsened(mode: str, program: Program, line: Line) -> bool:
+    """Tell whether a healthy program that was cured of something ended clearly above where it does unwatched."""
+    losses = twin_losses(mode, program)
+    return bool(line["found"]) and bool(losses) and not line["loss"] <= max(CLOSE * statistics.median(losses), *losses)
+
+
 def twin_losses(mode: str, program: Program) -> list[float]:
-    """Give the final losses of the twin, by the same means."""
+    """Give the final losses of the twin, by the same means; of a healthy program its own."""
     twin = twin_of(program).name
     return [line["loss"] for line in LINES["twins" if mode == "train" else "off"] if line["program"] == twin]
 
@@ -123,6 +130,7 @@ def row(half: str, mode: str) -> dict[str, Any] | None:
         "healthy": len(healthy),
         "false": len(false),
         "alarms": false,
+        "worse": [p.name for p, line in healthy if mode in CURED and is_worsened(mode, p, line)],
         "refused": refused,
         "causes": by_cause,
     }
@@ -155,7 +163,7 @@ def show(made: dict[str, Any]) -> None:
         f"  named {percent(made['named'])}, planted {percent(made['planted'])}, repaired {percent(made['repaired'])},",
         end=" ",
     )
-    print(f"after {made['steps']} steps; false alarms in {made['false']}")
+    print(f"after {made['steps']} steps; false alarms in {made['false']}, made worse {len(made['worse'])}")
     for cause, of in made["causes"].items():
         firsts = ", ".join(f"{name} {count}" for name, count in of["first"].items())
         print(
