@@ -53,14 +53,14 @@ def test_an_unknown_program_is_refused_with_the_nearest_name():
         faults.find("digits/mlp/adamw/helthy")
 
 
-def test_each_cause_is_planted_in_three_kinds_of_network_and_in_both_halves():
-    networks_of, halves = defaultdict(set), defaultdict(set)
-    for each in CANDIDATES:
-        networks_of[each.planted].add(each.network)
-        halves[each.planted].add(each.half)
+@pytest.mark.parametrize("half", ["development", "held out"])
+def test_each_cause_does_harm_in_three_kinds_of_network_of_each_half(half):
+    networks_of = defaultdict(set)
+    for each in faults.programs(half):
+        if each.causes:
+            networks_of[each.planted].add(each.network)
     assert set(networks_of) == PLANTED
     assert all(len(found) >= 3 for found in networks_of.values()), networks_of
-    assert all(len(found) == 2 for found in halves.values()), halves
 
 
 def test_the_halves_share_neither_a_source_nor_a_network():
