@@ -78,6 +78,7 @@ CALLS = {
     "Plan": lambda task, plan, run, folder: tw.Plan(),
     "Run": lambda task, plan, run, folder: tw.Run.open(run.folder, task).model,
     "Task": lambda task, plan, run, folder: task.make_model(),
+    "Watch": lambda task, plan, run, folder: tw.Watch(run.model, torch.optim.SGD(run.model.parameters())).close(),
     "check": lambda task, plan, run, folder: tw.check(task),
     "evaluate": lambda task, plan, run, folder: tw.evaluate(run, task.data),
     "diagnose": lambda task, plan, run, folder: tw.diagnose(run) + tw.diagnose(run.folder),

@@ -706,8 +706,9 @@ def run_forecast(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg diagnose`."""
     from thalweg import verbs
+    from thalweg.watch.foreign import is_table
 
-    if Path(options.folder).is_file():
+    if is_table(Path(options.folder)):
         return _diagnose_table(Path(options.folder))
     from thalweg.see.advice import next_steps
     from thalweg.see.events import treatments

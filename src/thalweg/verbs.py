@@ -595,9 +595,9 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     Raises RunError where the path is neither, or its files are damaged; of a table it names line and column.
     """
     from thalweg.watch.findings import diagnose_run
-    from thalweg.watch.foreign import diagnose_history, read_history
+    from thalweg.watch.foreign import diagnose_history, is_table, read_history
 
-    if not isinstance(run, Run) and (path := as_path(run, "a run's folder", "runs/mine", RunError)).is_file():
+    if not isinstance(run, Run) and is_table(path := as_path(run, "a run's folder", "runs/mine", RunError)):
         return diagnose_history(read_history(path))
     return diagnose_run(_opened(run))
 

@@ -20,6 +20,7 @@ from thalweg.watch.findings import findings_after_training
 from thalweg.watch.finished import FinishedHistory, Values
 from thalweg.watch.monitor import Monitor
 
+ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".log")
 MOST_BYTES = 1 << 30
 LOSS = (
     "loss",
@@ -59,6 +60,14 @@ class ForeignHistory:
     columns: Mapping[str, Values]
     taken: Mapping[str, str]
     lacks: tuple[str, ...]
+
+
+def is_table(path: Path) -> bool:
+    """Tell whether a path is a file whose name ends as a table's does."""
+    try:
+        return path.suffix.lower() in ENDINGS and path.is_file()
+    except OSError:  # not to be looked at: what opens it says so
+        return False
 
 
 def read_history(path: Path) -> ForeignHistory:
