@@ -223,7 +223,7 @@ def test_an_r2_of_nothing_is_no_better_than_the_mean(make_run):
 
 def test_cures_ask_for_another_plan(rescued):
     assert "The rate of 0.003 was too high for this descent: it went back once and ended with 0.0015" in said(rescued)
-    assert "`learning_rate=0.0015` (with `--set` for `thalweg train`, with `--fix` for `thalweg fit`)" in said(rescued)
+    assert "`learning_rate=0.0005` (with `--set` for `thalweg train`, with `--fix` for `thalweg fit`)" in said(rescued)
 
 
 def test_clipping_most_steps_says_how_often_and_how_far(make_run):
@@ -416,7 +416,7 @@ def test_a_run_given_up_says_where_to_look_and_which_rate_to_try(make_run):
 
 @pytest.mark.parametrize(
     ("end", "words"),
-    [(0.2, "Plan anew around that: `learning_rate=0.0015`"), (1.9, "Start with `learning_rate=3e-05`")],
+    [(0.2, "Plan anew around a third of it: `learning_rate=0.0005`"), (1.9, "Start with `learning_rate=3e-05`")],
 )
 def test_a_lowered_rate_is_advised_only_where_the_run_learnt_at_it(make_run, end, words):
     summary = {"cures": {"rate_factor": 0.5}}

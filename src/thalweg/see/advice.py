@@ -127,7 +127,12 @@ def _changed_rate(run: Run, history: FinishedHistory) -> list[str]:
     if not _halved_the_loss(run, history):
         far_lower = _how_to_set("learning_rate", f"{planned / 100:.3g}")
         return [f"{went}, which was too high as well: less than half of the loss is gone. Start with {far_lower}."]
-    return [f"{went}. Plan anew around that: {_how_to_set('learning_rate', f'{lowered:.3g}')}."]
+    clip = (run.summary.get("cures") or {}).get("clip_norm")
+    clipped = f" It was clipped too: set `clip_norm={clip:.3g}` as well." if clip and clip != run.plan.clip_norm else ""
+    third = _how_to_set("learning_rate", f"{lowered / 3:.3g}")
+    return [
+        f"{went}. What barely holds is too high for the best result. Plan anew around a third of it: {third}.{clipped}"
+    ]
 
 
 def _skipped_batches(run: Run) -> list[str]:
