@@ -203,7 +203,7 @@ def main() -> None:
         if options.single and each["half"] == "development":
             single(each["half"], each["mode"])
     if options.write:
-        write_table("watch", {"close": CLOSE}, made, 0)
+        write_table("watch", {"close": CLOSE, "threads": 1}, made, 0)
 
 
 if __name__ == "__main__":

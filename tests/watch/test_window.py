@@ -50,3 +50,12 @@ def test_it_forgets():
         window.push(StepFigures(step, float(step), 0.1, 1.0, skipped=False))
     assert len(window.losses) == LENGTH
     assert window.losses[0] == 10.0
+
+
+def test_losses_as_large_as_floats_go_are_counted():
+    window = Window()
+    for step in range(1, 200):
+        window.push(StepFigures(step, 1e300 * (1 + step % 3), 0.1, 1e300))
+    mean, deviation = window.mean_and_deviation()
+    assert mean > 0
+    assert deviation > 0
