@@ -16,8 +16,8 @@ from thalweg.descent.selection import end_with_weights, validate_and_select
 from thalweg.descent.state import Descent, default_validate_every
 from thalweg.optim.engines import compiles_first_step
 from thalweg.optim.optimizer import StepRecord
-from thalweg.records.step_figures import StepFigures
 from thalweg.sampling.sources import TensorSource
+from thalweg.watch.step_recorder import step_figures
 
 COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once per process."
 MEMORY_EVERY = 50  # steps between readings of the memory in use
@@ -101,22 +101,3 @@ def take_step(descent: Descent, loss: float) -> StepRecord:
         return NOT_TAKEN
     descent.optimizer.step()
     return (descent.optimizer.last or NOT_TAKEN).on_host()
-
-
-def step_figures(step: int, loss: float, rate: float, examples: int, seconds: float, taken: StepRecord) -> StepFigures:
-    """Put together the figures of one step, for history, progress and watch."""
-    return StepFigures(
-        step,
-        loss,
-        rate,
-        taken.gradient_norm,
-        taken.clip_scale,
-        taken.skipped,
-        taken.nonfinite,
-        examples,
-        seconds,
-        taken.gradient_norms,
-        taken.weight_norms,
-        taken.update_norms,
-        taken.gradient_ratios,
-    )

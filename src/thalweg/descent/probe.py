@@ -23,8 +23,7 @@ from thalweg.sampling import Draw, mix
 from thalweg.sampling.sources import seed_all, to_device
 from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
 from thalweg.watch.replay import Batch, Replay
-
-MEASURE_EVERY = 50  # steps between measurements of weights and updates
+from thalweg.watch.step_recorder import is_measured
 
 
 class DescentProbe(Probe):
@@ -42,7 +41,7 @@ class DescentProbe(Probe):
         """Before a step is taken, keep what will be asked for after it: now and then norms of weights and updates, and copies of
         the weights."""
         descent, step = self.descent, self.descent.step + 1
-        if step % MEASURE_EVERY == 0 or step == 1:
+        if is_measured(step):
             descent.optimizer.measure = True
         wanted = descent.monitor.wants_update(step)
         self.before = [parameter.detach().clone() for parameter in descent.parameters] if wanted else None

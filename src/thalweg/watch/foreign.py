@@ -92,7 +92,7 @@ def read_history(path: Path) -> ForeignHistory:
 def diagnose_history(history: ForeignHistory) -> list[Diagnosis]:
     """Give what its figures show: as they would have been seen step by step, and at the end."""
     losses, steps = history.columns["loss"], history.columns["step"]
-    present = np.flatnonzero(~np.isnan(losses) | _is_number(history, "loss"))
+    present = np.flatnonzero(history.columns["loss is there"])  # though the cell may say NaN
     monitor, found = Monitor(total=len(present)), list[Diagnosis]()
     window = monitor.window
     window.knows_gradient = "gradient_norm" in history.taken
@@ -122,11 +122,6 @@ def _renumbered(found: Diagnosis, at: Mapping[int, int]) -> Diagnosis:
     """Give a diagnosis by the table's own steps instead of its rows."""
     step, since = (None if number is None else at.get(number, number) for number in (found.step, found.since))
     return replace(found, step=step, since=since)
-
-
-def _is_number(history: ForeignHistory, name: str) -> Any:
-    """Tell of each row whether the cell was there, though it may say NaN."""
-    return history.columns[f"{name} is there"].astype(bool)
 
 
 def _csv_rows(lines: list[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from thalweg.landscape.unit_activity import Layer, unit_activity
 from thalweg.records.diagnosis import Cure
 from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw
+from thalweg.sampling.sources import leaves
 from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import StepRecorder
@@ -53,7 +54,7 @@ class LoopProbe(Probe):
     @property
     def size(self) -> int:
         """How many examples the model was called on last; 0 where that is not known."""
-        return next((len(each) for each in _tensors(self.inputs) if each.dim()), 0)
+        return next((len(each) for each in leaves(self.inputs) if each.dim()), 0)
 
     def batch(self) -> Batch:
         """Give what the model was called on last."""
@@ -70,7 +71,7 @@ class LoopProbe(Probe):
             raise NotMeasuredError(NEEDS_CLOSURE)
         if before is None:
             return super().loss_along()
-        parameters = [parameter for _, parameter in self.recorder.parameters]
+        parameters = self.recorder.parameters
         after = [parameter.detach().clone() for parameter in parameters]
 
         def loss_at(multiple: float) -> float:
@@ -171,11 +172,3 @@ def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for tensor, value in zip(tensors, values, strict=True):
             tensor.copy_(value)
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    if isinstance(nest, Tensor):
-        return [nest]
-    if isinstance(nest, dict):
-        nest = list(nest.values())
-    return [one for part in nest for one in _tensors(part)] if isinstance(nest, list | tuple) else []

@@ -29,10 +29,8 @@ CONVALESCENCE = 40  # steps after the latest failed one until a snapshot is take
 ASK_EVERY, ASK_SHARE = 100, 0.05  # steps, and share of the run, before causes of a symptom that lasts are asked again
 LASTING = ("stagnant", "oscillating", "overfitting")  # symptoms that go on for many steps
 FIRST_REACHES, REACH_EVERY = (32, 64, 96, 128), 200  # steps at which it is tried how far a step could go
-RECOVERING, OVERSHOOTS = (
-    4,
-    0.5,
-)  # steps that are tried after the rate was lowered; times the step that already raise the loss
+RECOVERING = 4  # steps that are tried after the rate was lowered
+OVERSHOOTS = 0.5  # times the step that already raise the loss
 MOST_RECOVERIES = 3  # attempts after which that is tried
 REACH = 256.0  # times the update: far beyond what a good learning rate allows, see `landscape/critical_step.py`
 
@@ -68,14 +66,10 @@ class Monitor:
         asked = [cause for cause in known if cause.during is not None]
         self.detectors: list[tuple[Cause, Detector]] = [(cause, cause.during()) for cause in asked if cause.during]
 
-    def expect(self, loss: float, constant: float | None = None) -> None:
-        """Set the loss before the first step, measured on many examples: less noisy than the first batch's loss.
-
-        `constant`: the loss of one fixed answer for all examples, where it is known.
-        """
+    def expect(self, loss: float) -> None:
+        """Set the loss before the first step, measured on many examples: less noisy than the first batch's loss."""
         if math.isfinite(loss):
             self.window.initial_loss = loss
-        self.window.constant_loss = constant
 
     def validated(self, step: int, loss: float) -> None:
         """Take in a validation loss."""

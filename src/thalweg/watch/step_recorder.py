@@ -21,17 +21,33 @@ from thalweg.watch.window import Place
 MEASURE_EVERY = 50  # steps between measurements of weights and updates, for which weights are copied
 
 
-class Parameter(NamedTuple):
-    """A parameter that an optimiser steps, by its name in the model; one that is not the model's has a number."""
+def is_measured(step: int) -> bool:
+    """Tell whether weights and updates are measured at a step, by its number from 1."""
+    return step % MEASURE_EVERY == 0 or step == 1
 
-    name: str
-    tensor: Tensor
+
+def step_figures(step: int, loss: float, rate: float, examples: int, seconds: float, taken: StepRecord) -> StepFigures:
+    """Put together the figures of a step of thalweg's optimiser, for history, progress and watch."""
+    return StepFigures(
+        step,
+        loss,
+        rate,
+        taken.gradient_norm,
+        taken.clip_scale,
+        taken.skipped,
+        taken.nonfinite,
+        examples,
+        seconds,
+        taken.gradient_norms,
+        taken.weight_norms,
+        taken.update_norms,
+        taken.gradient_ratios,
+    )
 
 
 class Snapshot(NamedTuple):
-    """Weights, buffers and the optimiser's state after `step` steps."""
+    """Weights and buffers, and the optimiser's state."""
 
-    step: int
     tensors: list[Tensor]
     optimizer: dict[str, Any]
 
@@ -62,7 +78,7 @@ class _Taken(NamedTuple):
 class StepRecorder:
     """Has hooks in an optimiser, and gives the figures of its last step.
 
-    - `parameters` are those that it steps, in the order of its groups, as all norms are; `count` are the steps it has taken
+    - `parameters` are the tensors that it steps, in the order of its groups, as all norms are; `count` are the steps it has taken
       since; `before`: copies of the weights before the last step, where `wants` asked for them.
     - `rate_factor` multiplies every learning rate, and `clip_norm` limits the norm of all gradients, within the optimiser's step
       only: the groups and whatever schedule writes into them stay the person's. With `guards` a step whose gradient is not
@@ -73,18 +89,15 @@ class StepRecorder:
         model: names the parameters.
         optimizer: any of PyTorch's kind.
         wants: tells of a step, by its number from 1, whether its update will be asked for.
-        every: steps between measurements of weights and updates; they are free, and made at every such step, where the optimiser
-            is thalweg's.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        wants: Callable[[int], bool] = lambda step: False,
-        every: int = MEASURE_EVERY,
+        wants: Callable[[int], bool],
     ) -> None:
-        self.model, self.optimizer, self.wants, self.every, self.count = model, optimizer, wants, every, 0
+        self.model, self.optimizer, self.wants, self.count = model, optimizer, wants, 0
         self.before: list[Tensor] | None = None
         self.snapshot: Snapshot | None = None
         self.rate_factor, self.clip_norm, self.guards = 1.0, math.inf, False
@@ -100,14 +113,13 @@ class StepRecorder:
         ]
 
     @property
-    def parameters(self) -> list[Parameter]:
-        """The parameters that are stepped, with their names: groups may be added at any time."""
-        tensors = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
-        return [Parameter(self._names.get(id(one), f"parameter {number}"), one) for number, one in enumerate(tensors)]
+    def parameters(self) -> list[Tensor]:
+        """The parameters that are stepped: groups may be added at any time."""
+        return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The same as the watch sees them."""
+        """The same as the watch sees them, by their names in the model; one that is not the model's has a number."""
         found: list[Place] = []
         for group in self.optimizer.param_groups:
             decay = float(group.get("weight_decay") or 0.0) if _is_decoupled(self.optimizer, group) else 0.0
@@ -119,7 +131,7 @@ class StepRecorder:
     @property
     def not_stepped(self) -> tuple[str, ...]:
         """Names of the model's parameters that want a gradient and are in none of the optimiser's groups."""
-        stepped = {id(tensor) for _, tensor in self.parameters}
+        stepped = {id(tensor) for tensor in self.parameters}
         return tuple(
             name for name, tensor in self.model.named_parameters() if tensor.requires_grad and id(tensor) not in stepped
         )
@@ -128,13 +140,13 @@ class StepRecorder:
     def held(self) -> list[Tensor]:
         """The tensors of the model, and those that are stepped beside it."""
         unique = {id(one): one for one in (*self.model.parameters(), *self.model.buffers())}
-        unique |= {id(one): one for _, one in self.parameters}
+        unique |= {id(one): one for one in self.parameters}
         return list(unique.values())
 
     def take_snapshot(self) -> None:
         """Copy the state, to go back to."""
         tensors = [tensor.detach().clone() for tensor in self.held]
-        self.snapshot = Snapshot(self.count, tensors, copy.deepcopy(self.optimizer.state_dict()))
+        self.snapshot = Snapshot(tensors, copy.deepcopy(self.optimizer.state_dict()))
 
     def go_back(self, snapshot: Snapshot) -> None:
         """Restore the state of a snapshot; learning rates stay those that the schedule has come to."""
@@ -153,45 +165,39 @@ class StepRecorder:
             handle.remove()
         self._handles = []
 
-    def figures(self, loss: float, seconds: float = 0.0) -> StepFigures | None:
+    def figures(self, loss: float) -> StepFigures | None:
         """Give the figures of the last step with its loss; None where no step was taken since the last call."""
         taken, self._taken = self._taken, None
         if taken is None:
             return None
         rate = float(taken.rate)
         if taken.record is not None:
-            record = taken.record.on_host()
-            return StepFigures(
-                self.count, loss, rate, record.gradient_norm, record.clip_scale, record.skipped, record.nonfinite, 0,
-                seconds, record.gradient_norms, record.weight_norms, record.update_norms, record.gradient_ratios,
-            )  # fmt: skip
+            return step_figures(self.count, loss, rate, 0, 0.0, taken.record.on_host())
         norms: Sequence[float] = () if taken.norms is None else taken.norms.values.tolist()
         present = [] if taken.norms is None else [norms[number] for number in taken.norms.present]
         bad = sum(not math.isfinite(norm) for norm in present)
         total = math.hypot(*present) if not bad else math.nan
         return StepFigures(
-            self.count, loss, rate, total, skipped=taken.skipped, nonfinite=bad, seconds=seconds, gradient_norms=norms,
+            self.count, loss, rate, total, skipped=taken.skipped, nonfinite=bad, gradient_norms=norms,
             weight_norms=taken.weight_norms, update_norms=taken.update_norms,
         )  # fmt: skip
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
-        step, own = self.count + 1, isinstance(optimizer, Optimizer)
-        measures = step % self.every == 0 or step == 1
+        step, own, parameters = self.count + 1, isinstance(optimizer, Optimizer), self.parameters
+        measures = is_measured(step)
         if own and measures:
             optimizer.measure = True
         if not own:
-            self._given_norms = _norms([tensor for _, tensor in self.parameters])
-        if self.wants(step) or (measures and not own):
-            self.before = [tensor.detach().clone() for _, tensor in self.parameters]
-        else:
-            self.before = None
+            self._given_norms = _norms(parameters)
+        keeps = self.wants(step) or (measures and not own)
+        self.before = [tensor.detach().clone() for tensor in parameters] if keeps else None
         if self.guards and self._given_norms is not None and not self._given_norms.are_finite:
             # PyTorch's optimisers leave parameters without a gradient, and their state, as they are.
-            self._withheld = [(tensor, tensor.grad) for _, tensor in self.parameters]
+            self._withheld = [(tensor, tensor.grad) for tensor in parameters]
             for tensor, _ in self._withheld:
                 tensor.grad = None
         elif math.isfinite(self.clip_norm):
-            torch.nn.utils.clip_grad_norm_([tensor for _, tensor in self.parameters], self.clip_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         if self.rate_factor != 1.0:
             self._given_rates = [group.get("lr") for group in optimizer.param_groups]
             for group, rate in zip(optimizer.param_groups, self._given_rates, strict=True):
@@ -213,11 +219,11 @@ class StepRecorder:
         if isinstance(optimizer, Optimizer):
             self._taken = _Taken(rate, None, optimizer.last)
             return
-        tensors = [tensor for _, tensor in self.parameters]
+        tensors = self.parameters
         # A closure computes the gradient within the step.
         norms = _norms(tensors) if arguments or keywords.get("closure") is not None else self._given_norms
         weights = updates = None
-        if (self.count % self.every == 0 or self.count == 1) and self.before and len(self.before) == len(tensors):
+        if is_measured(self.count) and self.before and len(self.before) == len(tensors):
             weights = torch.stack([tensor.float().norm() for tensor in self.before]).cpu()
             moved = [(now.detach() - was).float().norm() for now, was in zip(tensors, self.before, strict=True)]
             updates = torch.stack(moved).cpu()
@@ -234,6 +240,7 @@ def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bo
 
 
 def _norms(parameters: Sequence[Tensor]) -> _Norms:
+    """Measure the norms of the parameters' gradients, without reading them back from an accelerator."""
     gradients = [
         (number, p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach())
         for number, p in enumerate(parameters)

@@ -20,10 +20,8 @@ MIN_LOSSES = 10  # fewer say nothing about the best smoothed loss or about outli
 RECENT = 10  # steps
 OUTLIER = 2.0  # a loss so many times as far above the median as the largest before it is an outlier
 ARMED = 64  # steps from which on a single loss or gradient can be a spike
-LOSS_SPIKE, NORM_SPIKE = (
-    3.0,
-    2.0,
-)  # likewise, of a loss and of a gradient's norm: there 0 to 0.4 in a thousand healthy steps
+LOSS_SPIKE = 3.0  # likewise, of a spike: 0 to 0.4 in a thousand healthy steps
+NORM_SPIKE = 2.0  # the same of a gradient's norm
 LATEST = 16  # spikes, and other rare figures, that are kept
 BY_PARAMETER = 8  # steps whose gradients are kept parameter by parameter
 BLOCKS = 64  # means of the losses since the beginning; of as many every two become one, so that they reach back to it
