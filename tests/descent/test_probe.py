@@ -123,6 +123,31 @@ def test_where_nothing_is_wrong_the_watch_changes_no_bit(rule: str) -> None:
     assert same_bits(on.model, off.model)
 
 
+class Momentum(nn.Module):
+    """Its forward pass moves an encoder of its own, and gives itself another buffer each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online, self.target = network(), network()
+        self.target.requires_grad_(False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                for slow, fast in zip(self.target.parameters(), self.online.parameters(), strict=True):
+                    slow.lerp_(fast, 0.1)
+            self.calls = self.calls + 1
+        return self.online(x) + 0.1 * self.target(x)
+
+
+def test_probes_move_no_weight_that_the_forward_pass_moves() -> None:
+    made = plan(steps=150)
+    on, off = tw.train(classes(model=Momentum), made), tw.train(classes(model=Momentum), made.replace(watch=False))
+    assert on.diagnoses == ()
+    assert same_bits(on.model, off.model)
+
+
 class Overflowing(nn.Module):
     """Finite weights and inputs, of which the second layer makes infinity on some rows."""
 

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from thalweg.descent.constant_predictor import constant_predictor_loss
 from thalweg.descent.gradient import STEP_SEED
+from thalweg.descent.moving_weights import put_back
 from thalweg.descent.precision import autocast
 from thalweg.descent.process_state import rng_lock
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent, clone_into
 from thalweg.descent.their_objects import STEPPING
+from thalweg.descent.validation import buffers_put_back
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.per_example import per_example_losses
 from thalweg.landscape.unit_activity import Layer, unit_activity
@@ -164,18 +166,19 @@ class DescentProbe(Probe):
 
     @contextmanager
     def _unchanged(self) -> Generator[None]:
-        """Within, the model may be called; its buffers, the user's objects and the random numbers are as before afterwards."""
+        """Within, the model may be called; its buffers, weights that it moves itself, gradients and the user's objects are as
+        before afterwards. Random numbers are those of the step; each step seeds its own."""
         descent = self.descent
-        buffers = [*descent.model.buffers(), *descent.problem.objective.loss_buffers.values()]
         gradients = [parameter.grad for parameter in descent.parameters]
-        kept = [buffer.detach().clone() for buffer in buffers]
-        with rng_lock, descent.objects.unchanged(*STEPPING):
+        with (
+            rng_lock,
+            descent.objects.unchanged(*STEPPING),
+            put_back(descent.model, descent.moving),
+            buffers_put_back(descent.model, descent.problem.objective),
+        ):
             seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
             try:
                 yield
             finally:
-                with torch.no_grad():
-                    for buffer, was in zip(buffers, kept, strict=True):
-                        buffer.copy_(was)
                 for parameter, gradient in zip(descent.parameters, gradients, strict=True):
                     parameter.grad = gradient

@@ -56,11 +56,17 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     """
     loss = objective.task.loss
     roots = [model, loss] if isinstance(loss, nn.Module) else [model]
+    with buffers_put_back(model, objective), in_evaluation_mode(*roots), objective.gradient_mode():
+        yield
+
+
+@contextmanager
+def buffers_put_back(model: nn.Module, objective: Objective) -> Generator[None]:
+    """Within, model and loss may be called; afterwards their buffers are the same tensors with the same values."""
     buffers = [(buffer, buffer.clone()) for buffer in (*model.buffers(), *objective.loss_buffers.values())]
     places = [(module, dict(module._buffers)) for module in model.modules()]
     try:
-        with in_evaluation_mode(*roots), objective.gradient_mode():
-            yield
+        yield
     finally:
         for module, own in places:  # a model may give itself another tensor in the place of one, or a further one
             if [*map(id, own.values())] != [*map(id, module._buffers.values())]:
