@@ -272,3 +272,30 @@ def test_after_going_back_weights_and_the_optimisers_state_are_those_of_the_snap
         watch.go_back()
         assert torch.equal(weights(model), kept[0])
         assert torch.equal(optimizer.state[model[0].weight]["exp_avg"], kept[1])
+
+
+class Momentum(nn.Module):
+    """Its forward pass moves an encoder of its own, and gives itself another buffer each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.online, self.target = mlp(), mlp()
+        self.target.requires_grad_(False)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        with torch.no_grad():
+            for slow, fast in zip(self.target.parameters(), self.online.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+        self.calls = self.calls + 1
+        return self.online(x) + 0.1 * self.target(x)
+
+
+def test_a_closure_moves_no_weight_that_the_forward_pass_moves():
+    states = []
+    for closure in (True, False):
+        model = Momentum()
+        loop(model, torch.optim.AdamW(model.online.parameters(), lr=3e-3), 150, closure=closure)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    # `loop` measures the end by one more call of each.
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -16,9 +16,9 @@ from thalweg.descent.process_state import rng_lock
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent, clone_into
 from thalweg.descent.their_objects import STEPPING
-from thalweg.descent.validation import buffers_put_back
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.per_example import per_example_losses
+from thalweg.landscape.put_back import buffers_put_back
 from thalweg.landscape.unit_activity import Layer, unit_activity
 from thalweg.records.weights import load_model_state, model_state
 from thalweg.sampling import Draw, mix
@@ -174,7 +174,7 @@ class DescentProbe(Probe):
             rng_lock,
             descent.objects.unchanged(*STEPPING),
             put_back(descent.model, descent.moving),
-            buffers_put_back(descent.model, descent.problem.objective),
+            buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
         ):
             seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
             try:

@@ -22,6 +22,7 @@ from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.objective import Objective
 from thalweg.landscape.own_copy import in_turn
+from thalweg.landscape.put_back import buffers_put_back
 from thalweg.records.task import Metric, StreamingMetric, Task
 from thalweg.sampling import Source, StreamSource, hold, iterate_once, mix
 from thalweg.sampling.reading import describe_error
@@ -56,25 +57,12 @@ def evaluating(model: nn.Module, objective: Objective) -> Generator[None]:
     """
     loss = objective.task.loss
     roots = [model, loss] if isinstance(loss, nn.Module) else [model]
-    with buffers_put_back(model, objective), in_evaluation_mode(*roots), objective.gradient_mode():
+    with (
+        buffers_put_back(model, objective.loss_buffers.values()),
+        in_evaluation_mode(*roots),
+        objective.gradient_mode(),
+    ):
         yield
-
-
-@contextmanager
-def buffers_put_back(model: nn.Module, objective: Objective) -> Generator[None]:
-    """Within, model and loss may be called; afterwards their buffers are the same tensors with the same values."""
-    buffers = [(buffer, buffer.clone()) for buffer in (*model.buffers(), *objective.loss_buffers.values())]
-    places = [(module, dict(module._buffers)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, own in places:  # a model may give itself another tensor in the place of one, or a further one
-            if [*map(id, own.values())] != [*map(id, module._buffers.values())]:
-                module._buffers.clear()
-                module._buffers.update(own)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def validate(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.per_example import unreduced_losses
+from thalweg.landscape.put_back import buffers_put_back
 from thalweg.landscape.unit_activity import Layer, unit_activity
 from thalweg.records.diagnosis import Cure
 from thalweg.records.step_figures import StepFigures
@@ -154,16 +155,17 @@ class LoopProbe(Probe):
 
     @contextmanager
     def _unchanged(self) -> Generator[None]:
-        """Within, the closure may be called; buffers, gradients and random numbers are as before afterwards."""
-        buffers = [*self.model.buffers()]
-        kept = [buffer.detach().clone() for buffer in buffers]
+        """Within, the closure may be called; weights, buffers, gradients and random numbers are as before afterwards."""
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         devices = {parameter.device.index or 0 for parameter in self.model.parameters() if parameter.is_cuda}
         try:
-            with torch.random.fork_rng(list(devices)), torch.no_grad():
+            with (
+                buffers_put_back(self.model, self.model.parameters()),
+                torch.random.fork_rng(list(devices)),
+                torch.no_grad(),
+            ):
                 yield
         finally:
-            _write(buffers, kept)
             for parameter, gradient in gradients:
                 parameter.grad = gradient
 
