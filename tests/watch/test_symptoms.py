@@ -72,7 +72,7 @@ def test_steps_that_could_go_far_further_are_seen_where_the_rate_is_at_its_heigh
         window = Window()
         for step in range(1, 97):
             rate = 0.1 if step < 50 or at_height else 0.001
-            window.push(StepFigures(step, 2.3 - step / 100, rate, 1.0))
+            window.push(StepFigures(step, 2.3 - step / 200, rate, 1.0))
             if step in (64, 96):
                 window.reaches.append((step, 256.0, True))
         assert (stagnant(window) is not None) == at_height

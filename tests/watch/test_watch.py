@@ -299,3 +299,30 @@ def test_a_closure_moves_no_weight_that_the_forward_pass_moves():
         states.append({name: value.clone() for name, value in model.state_dict().items()})
     # `loop` measures the end by one more call of each.
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_units_that_are_all_off_are_named_in_the_first_steps_though_the_loss_still_falls():
+    model = mlp(depth=3)
+    with torch.no_grad():
+        model[2].bias.fill_(-50.0)
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=1e-3), 40)
+    assert [(each.name, each.step) for each in found] == [("dead-units", 16)]
+
+
+def test_what_stands_at_the_constant_answer_from_a_higher_start_is_stagnant():
+    x, _ = data()
+    y = torch.randint(5, (1024,), generator=torch.Generator().manual_seed(3))
+    model = mlp()
+    with torch.no_grad():
+        model[4].weight.mul_(40)  # so that the loss starts far above that of any fixed answer
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=3e-4), 900, x, y)
+    assert {each.symptom for each in found if each.severity != "note"} <= {"stagnant"}
+
+
+@pytest.mark.parametrize("rule", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_a_decay_that_outweighs_the_gradient_is_named_in_either_form(rule):
+    model = mlp()
+    decay = {torch.optim.SGD: 0.5, torch.optim.Adam: 0.5, torch.optim.AdamW: 30.0}[rule]
+    rate = 0.1 if rule is torch.optim.SGD else 3e-3
+    found, _ = loop(model, rule(model.parameters(), lr=rate, weight_decay=decay), 400)
+    assert "weight-decay-too-high" in {each.name for each in found}

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from thalweg.descent.constant_predictor import constant_predictor_loss
 from thalweg.descent.gradient import STEP_SEED
 from thalweg.descent.moving_weights import put_back
 from thalweg.descent.precision import autocast
@@ -16,6 +15,7 @@ from thalweg.descent.process_state import rng_lock
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent, clone_into
 from thalweg.descent.their_objects import STEPPING
+from thalweg.landscape.constant_output import constant_output_loss
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.per_example import per_example_losses
 from thalweg.landscape.put_back import buffers_put_back
@@ -37,7 +37,6 @@ class DescentProbe(Probe):
     def __init__(self, descent: Descent) -> None:
         self.descent = descent
         self.before: list[Tensor] | None = None
-        self._constant: float | None = None
 
     def prepare(self) -> None:
         """Before a step is taken, keep what will be asked for after it: now and then norms of weights and updates, and copies of
@@ -115,13 +114,14 @@ class DescentProbe(Probe):
             return first_nonfinite(self.descent.model, lambda: self._loss(self._draw()))
 
     def constant_loss(self) -> float:
-        """Give that of the examples that are validated on."""
-        if self._constant is None:
-            found = constant_predictor_loss(self.descent.problem)
-            if found is None:
-                return super().constant_loss()
-            self._constant = found[0]
-        return self._constant
+        """Give that of the last steps' examples."""
+        with self._unchanged():
+            losses = [
+                constant_output_loss(self.descent.model, lambda draw=draw: self._loss(draw))
+                for draw in self.descent.recent_draws
+            ]
+        known = [loss for loss in losses if loss is not None]
+        return sum(known) / len(known) if known else super().constant_loss()
 
     def _draw(self) -> Draw:
         if self.descent.last_draw is None:

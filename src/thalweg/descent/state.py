@@ -362,9 +362,9 @@ class Descent:
             rule = rules.get(group.get("rule", self.plan.rule))
             couples = rule.couples({**rule.constants, **group})
             # A decay with a schedule of its own changes from step to step, and is not judged.
-            decay = 0.0 if couples or self.decay_schedule is not None else float(group["weight_decay"])
+            decay = 0.0 if self.decay_schedule is not None else float(group["weight_decay"])
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                found.append(Place(name, tuple(parameter.shape), depths[id(parameter)], decay))
+                found.append(Place(name, tuple(parameter.shape), depths[id(parameter)], decay, couples))
         return tuple(found)
 
     def _loop_state(self) -> dict[str, Any]:

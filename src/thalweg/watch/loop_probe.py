@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thalweg.landscape.constant_output import constant_output_loss
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.per_example import unreduced_losses
 from thalweg.landscape.put_back import buffers_put_back
@@ -125,6 +126,12 @@ class LoopProbe(Probe):
         closure = self._closure()
         with self._unchanged():
             return first_nonfinite(self.model, closure)
+
+    def constant_loss(self) -> float:
+        """Give that of this batch."""
+        self._closure()
+        loss = constant_output_loss(self.model, self._loss)
+        return super().constant_loss() if loss is None else loss
 
     def replay(self) -> Replay:
         """Give a replay of this one batch at the weights of the last snapshot, of which only the loss is known."""

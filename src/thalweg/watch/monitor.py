@@ -32,6 +32,7 @@ FIRST_REACHES, REACH_EVERY = (32, 64, 96, 128), 200  # steps at which it is trie
 RECOVERING = 4  # steps that are tried after the rate was lowered
 OVERSHOOTS = 0.5  # times the step that already raise the loss
 MOST_RECOVERIES = 3  # attempts after which that is tried
+EARLY = 16  # step at which causes that show themselves from the beginning are asked without a symptom
 REACH = 256.0  # times the update: far beyond what a good learning rate allows, see `landscape/critical_step.py`
 
 
@@ -93,6 +94,8 @@ class Monitor:
             self._try_reach(figures.step, probe)
         if self.recovering and (still := self._still_overshoots(probe)) is not None:
             found += self._explained(still, probe)
+        if figures.step == EARLY:
+            found += self._explained(_early(figures.step), probe, only_early=True)
         for look in SYMPTOMS if not found else ():
             symptom = look(window)
             if symptom is None or symptom.name in self.dismissed or not self._is_due(symptom):
@@ -127,12 +130,12 @@ class Monitor:
         self.asked_at[symptom.name] = symptom.step
         return True
 
-    def _explained(self, symptom: Symptom, probe: Probe) -> list[tuple[Cause, Diagnosis]]:
+    def _explained(self, symptom: Symptom, probe: Probe, *, only_early: bool = False) -> list[tuple[Cause, Diagnosis]]:
         """Ask the causes that a symptom may have. Of one whose step cannot stand the first answer is enough."""
         found: list[tuple[Cause, Diagnosis]] = []
         ruled_out, not_measured = list[str](), list[str]()
         for cause in self.causes:
-            if symptom.name not in cause.symptoms or cause.question is None:
+            if symptom.name not in cause.symptoms or cause.question is None or (only_early and not cause.early):
                 continue
             try:
                 diagnosis = cause.question(symptom, self.window, probe)
@@ -173,6 +176,12 @@ class Monitor:
         except NotMeasuredError:
             return
         self.window.reaches.append((step, REACH, math.isfinite(far) and far < before))
+        try:
+            constant = probe.constant_loss()
+        except NotMeasuredError:
+            return
+        if math.isfinite(constant):  # while the mean answer is still being learnt it is higher
+            self.window.constant_loss = min(constant, self.window.constant_loss or math.inf)
 
     def _still_overshoots(self, probe: Probe) -> Symptom | None:
         """See, in the first steps after the rate was lowered, a step far beyond the longest that lowers the loss of its batch.
@@ -324,6 +333,11 @@ class Monitor:
             self.undone_at = state.get("undone_at", -1)
             self.noted_at, self.asked_at = dict(state.get("noted_at", {})), dict(state.get("asked_at", {}))
             self.raises, self.recovering = state.get("raises", 0), state.get("recovering", 0)
+
+
+def _early(step: int) -> Symptom:
+    """Give what is asked about in the first steps, whatever the loss does: faults that slow learning without stopping it."""
+    return Symptom("stagnant", step, 1, "a part of the network cannot learn")
 
 
 def intervenes(cure: Cure | None) -> bool:

@@ -59,7 +59,7 @@ class Probe:
         raise NotMeasuredError("which module gave it first")
 
     def constant_loss(self) -> float:
-        """Give the loss of one fixed answer for all examples."""
+        """Give the loss of the batch, or of several, where the model says the same of every example."""
         raise NotMeasuredError("the loss of one fixed answer for all examples")
 
     def replay(self) -> Replay:

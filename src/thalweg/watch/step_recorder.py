@@ -122,10 +122,10 @@ class StepRecorder:
         """The same as the watch sees them, by their names in the model; one that is not the model's has a number."""
         found: list[Place] = []
         for group in self.optimizer.param_groups:
-            decay = float(group.get("weight_decay") or 0.0) if _is_decoupled(self.optimizer, group) else 0.0
+            decay, couples = float(group.get("weight_decay") or 0.0), not _is_decoupled(self.optimizer, group)
             for tensor in group["params"]:
                 name = self._names.get(id(tensor), f"parameter {len(found)}")
-                found.append(Place(name, tuple(tensor.shape), self._depths.get(id(tensor), len(found)), decay))
+                found.append(Place(name, tuple(tensor.shape), self._depths.get(id(tensor), len(found)), decay, couples))
         return tuple(found)
 
     @property

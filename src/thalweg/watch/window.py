@@ -22,6 +22,8 @@ OUTLIER = 2.0  # a loss so many times as far above the median as the largest bef
 ARMED = 64  # steps from which on a single loss or gradient can be a spike
 LOSS_SPIKE = 3.0  # likewise, of a spike: 0 to 0.4 in a thousand healthy steps
 NORM_SPIKE = 2.0  # the same of a gradient's norm
+SOON_ARMED = 16  # steps from which on one FAR_OUT times as far above them is a spike already
+FAR_OUT = 4.0
 LATEST = 16  # spikes, and other rare figures, that are kept
 BY_PARAMETER = 8  # steps whose gradients are kept parameter by parameter
 BLOCKS = 64  # means of the losses since the beginning; of as many every two become one, so that they reach back to it
@@ -32,13 +34,14 @@ Norms = npt.NDArray[np.float64]
 
 
 class Place(NamedTuple):
-    """A parameter as causes see it: its name, its shape, how many come before it in the model, and its weight decay if that is
-    decoupled from the gradient."""
+    """A parameter as causes see it: its name, its shape, how many come before it in the model, its weight decay, and whether that
+    is part of the gradient (coupled) or a step of its own."""
 
     name: str
     shape: tuple[int, ...]
     depth: int = 0
     weight_decay: float = 0.0
+    couples: bool = False
 
 
 class Block(NamedTuple):
@@ -212,7 +215,8 @@ class Window:
             self.gradient_ratios.append((figures.step, figures.gradient_ratios.numpy().astype(np.float64)))
 
     def _note_upsets(self, figures: StepFigures) -> None:
-        if self.count > ARMED and (self.loss_excess > LOSS_SPIKE or self.norm_excess > NORM_SPIKE):
+        excess = max(self.loss_excess / LOSS_SPIKE, self.norm_excess / NORM_SPIKE)
+        if (self.count > ARMED and excess > 1) or (self.count > SOON_ARMED and excess > FAR_OUT):
             self.spikes.append(figures.step)
         if self.upset is None and self.count > 1:
             if not self.is_finite:

@@ -10,7 +10,8 @@ from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
 MANY = 0.5  # of a layer's units
-LARGE = 512  # examples that a share of dead units is judged by; a layer that is dead as a whole is so on fewer
+NEARLY = 0.85  # of them, where few examples were seen
+LARGE = 512  # examples that a share of dead units is judged by
 
 
 def are_off(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
@@ -32,8 +33,7 @@ def are_off(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
 
 
 def _is_off(layer: Layer) -> bool:
-    share = layer.dead / layer.units
-    return share == 1 or (share > MANY and layer.examples >= LARGE)
+    return layer.dead / layer.units > (MANY if layer.examples >= LARGE else NEARLY)
 
 
 def wake(window: Window, attempt: int) -> Cure:
@@ -50,6 +50,7 @@ dead_units = Cause(
     rank=15,
     symptoms=("stagnant",),
     question=are_off,
+    early=True,
     cure=wake,
     explains=("vanishing-gradient", "learning-rate-too-low", "nothing-to-learn", "no-gradient"),
 )

@@ -14,7 +14,7 @@ from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
-MANY = 0.5  # of the weights: where fewer get no gradient, it is not they that keep the loss where it is
+MANY = 0.3  # of the weights: where fewer get no gradient, it is not they that keep the loss where it is
 
 
 def zero_gradients(figures: InitialFigures) -> Iterator[Diagnosis]:
@@ -74,6 +74,7 @@ no_gradient = Cause(
     rank=10,
     symptoms=("stagnant",),
     question=none_arrives,
+    early=True,
     before=zero_gradients,
     explains=("one batch cannot be fitted",),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from thalweg.landscape.initial_figures import InitialFigures
@@ -17,7 +18,7 @@ GENERALISED = 0.98  # of the constant predictor's loss on examples not learnt fr
 
 def stands_at_constant(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     """Diagnose a loss that stands where one fixed answer for all examples would be, with gradients and steps of a usual size."""
-    constant = window.constant_loss = probe.constant_loss()
+    constant = min(probe.constant_loss(), window.constant_loss or math.inf)
     if abs(window.smoothed - constant) > AT_CONSTANT * abs(constant):
         return None
     return symptom.explained(

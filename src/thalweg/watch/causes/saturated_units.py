@@ -40,6 +40,7 @@ saturated_units = Cause(
     rank=16,
     symptoms=("stagnant",),
     question=are_at_bounds,
+    early=True,
     cure=scale_down,
     explains=("vanishing-gradient", "learning-rate-too-low", "nothing-to-learn"),
 )

@@ -13,29 +13,37 @@ from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
 SHRUNK = 0.9  # of the norm at the first measurement: weights that keep more are not being pulled to zero
-OUTWEIGHS = 1.0  # what decay takes in a step, over what the gradient moves
+OUTWEIGHS = 0.5  # what decay takes in a step, over what the gradient moves: where both are in balance, 1
 
 
 def outweighs(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
-    """Diagnose weights that shrink because a step's decay is larger than all that its gradient moves."""
+    """Diagnose weights that shrink because a step's decay takes about as much as its gradient moves, or more."""
     first, weights, updates = window.first_weight_norms, window.weight_norms, window.update_norms
     decays = np.array([place.weight_decay for place in window.places])
+    couples = np.array([place.couples for place in window.places], dtype=bool)
     if weights is None or updates is None or first is None or len(decays) != len(weights):
         raise NotMeasuredError("norms of weights and updates")
     decayed = decays > 0
     if not decayed.any() or not np.isfinite(window.rate):
         return None
-    pulled = window.rate * float(np.linalg.norm((decays * weights)[decayed]))
-    # What decay took is part of the update; what is left of it is the gradient's, at least their difference.
-    moved = abs(float(np.linalg.norm(updates[decayed])) - pulled)
+    if couples[decayed].all():
+        gradients = np.array([norms for norms in window.by_parameter if len(norms) == len(decays)])
+        if not len(gradients):
+            raise NotMeasuredError("gradients of single parameters")
+        pulled = float(np.linalg.norm((decays * weights)[decayed]))
+        moved = float(np.linalg.norm(np.nan_to_num(np.median(gradients, 0))[decayed]))
+    else:
+        pulled = window.rate * float(np.linalg.norm((decays * weights)[decayed]))
+        # What decay took is part of the update; what is left of it is the gradient's, at least their difference.
+        moved = abs(float(np.linalg.norm(updates[decayed])) - pulled)
     shrunk = float(np.linalg.norm(weights[decayed]) / max(np.linalg.norm(first[decayed]), 1e-30))
     if shrunk > SHRUNK or pulled <= OUTWEIGHS * moved:
         return None
     return symptom.explained(
-        f". Weight decay takes {pulled:.3g} of the weights' norm in a step, the gradient moves {moved:.3g}, and the weights have"
-        f" shrunk to {shrunk:.0%} of their norm before",
+        f". Weight decay pulls by {pulled:.3g}, the gradient by {moved:.3g}, and the weights have shrunk to {shrunk:.0%} of their"
+        " norm before",
         evidence={
-            "decay of a step over what the gradient moves": {
+            "pull of the decay over that of the gradient": {
                 "value": pulled / moved if moved > 0 else math.inf,
                 "threshold": OUTWEIGHS,
             },

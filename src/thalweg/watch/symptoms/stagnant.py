@@ -13,6 +13,7 @@ ABOVE, SOON = 1.1, 48  # times the start, above which a loss that jumped up has 
 SMALL = 0.01  # of what there is to gain: a smaller fall is none
 CLEAR = 2.0  # standard errors: a fall by more is one, however small
 LEARNT = 0.5  # of the loss at the start, or of one fixed answer for all: with less, much was learnt, and standing is no fault
+LITTLE = 0.7  # of the loss at the start: with less, the steps get on well enough
 FAR_REACHES = 2  # tries in a row at which a step many times as far still lowers the loss
 
 
@@ -56,7 +57,7 @@ def _creeps(window: Window) -> Symptom | None:
     last = list(window.reaches)[-FAR_REACHES:]
     if len(last) < FAR_REACHES or not all(lowers for _, _, lowers in last) or not window.is_at_height:
         return None
-    if last[-1][0] <= window.step - EVERY:
+    if last[-1][0] <= window.step - EVERY or window.smoothed < LITTLE * (window.start or math.inf):
         return None
     return Symptom(
         name="stagnant",
