@@ -289,7 +289,9 @@ CASES = {
     ),
     "a step without return": case(step(lambda m, b: None), r"End it with `return loss`", step(plain)),
     "a step that gives a mapping": case(
-        step(lambda m, b: {"loss": plain(m, b)}), r"losses\['loss'\]", step(lambda m, b: {"loss": plain(m, b)}["loss"])
+        step(lambda m, b: {"loss": plain(m, b).item()}),
+        r"'loss' is a float.*without \.item\(\)",
+        step(lambda m, b: {"loss": plain(m, b)}),
     ),
     "a step that gives a model's output": case(
         step(lambda m, b: SimpleNamespace(loss=plain(m, b))),

@@ -343,8 +343,8 @@ def test_a_step_may_read_what_a_hugging_face_model_returns():
             r"`step` returned a float\. Return the loss as a tensor, without \.item\(\)\.$",
         ),
         (
-            lambda m, b: {"total_loss": m(b[0]).mean()},
-            r"`step` returned a dict\. .*: losses\['total_loss'\], or the sum",
+            lambda m, b: {"total_loss": m(b[0]).mean(), "scores": m(b[0])},
+            r"`step` returned a dict whose entry 'scores' has the shape \(8, 3\)",
         ),
         (
             lambda m, b: SimpleNamespace(loss=m(b[0]).mean()),

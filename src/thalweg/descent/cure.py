@@ -13,6 +13,7 @@ from thalweg.errors import DivergedError, NonFiniteError
 from thalweg.formatting import capitalized
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
+from thalweg.watch.lost_terms import lost_terms
 from thalweg.watch.monitor import intervenes
 from thalweg.watch.probe import Probe
 from thalweg.watch.replay import Batch
@@ -73,7 +74,9 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
     step, batch = figures.step, Batch(descent.last_draw, *descent.last_position)
     rows = batch.nonfinite_rows()
     rolls_back = found is not None and found.cure is not None and found.cure.rollback
-    reason = batch.fault(rows, replayed=rolls_back)
+    lost = lost_terms(step, figures.terms, None)
+    which = "" if lost is None else f" {capitalized(str(lost))}."
+    reason = f"{batch.fault(rows, replayed=rolls_back)}{which}"
     if found is not None and not figures.skipped:
         rolls_back, reason = True, capitalized(found.cause)
     descent.skipped_batches.append(descent.last_position)
@@ -91,7 +94,8 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
     if many:
         raise NonFiniteError(
             f"Step {step}: {descent.consecutive_skips} batches in a row gave a loss or gradient that is not finite; no weight"
-            f" took any of these steps. Look for log(0), division by zero or overflow in the loss, and for bad rows in the data."
+            f" took any of these steps.{which} Look for log(0), division by zero or overflow in the loss, and for bad rows in the"
+            f" data."
         )
     if not rolls_back and not _has_lost_statistics(descent):
         return

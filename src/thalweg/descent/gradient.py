@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from thalweg.descent.out_of_memory import out_of_memory, release
@@ -14,7 +16,7 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import TaskError
-from thalweg.landscape.objective import make_gradients_dense
+from thalweg.landscape.objective import Losses, make_gradients_dense
 from thalweg.sampling import Draw, mix
 from thalweg.sampling.sources import seed_all, to_device
 
@@ -60,15 +62,20 @@ def draw(descent: Descent) -> Draw:
         descent.consecutive_skips += 1
 
 
-def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = None) -> float:
+def backward(
+    descent: Descent, batch: Draw, position: tuple[int, int] | None = None, *, term: str | None = None
+) -> float:
     """Accumulate the gradient over the micro-batches, each with its weight in the mean over the step's examples.
 
     `position` is the batch's epoch and its index within it; None: those of the last one drawn. Where the task's `step` returns
     a weight, that counts instead of the number of examples; a loss that is a sum over examples is summed over the parts too.
     Gives the mean loss; it is NaN, and there is no gradient, where nothing counts: every target is one that the loss ignores, or
-    the weights are zero.
+    the weights are zero. The terms of the loss, where it has some, are left in `descent.terms`; to one that a part lacks that
+    part adds nothing.
 
-    Raises TaskError where the weights add up to less than zero.
+    `term`: only this term's gradient is computed, and its mean given; without it, or where it has no gradient, there is none.
+
+    Raises TaskError where the weights add up to less than zero, and where the steps of the run have too many terms.
     """
     # Dropout and the like are seeded anew for every batch, by (seed, position in the data). So no state of a random generator
     # needs to be saved: a resumed run, or one that went back to a snapshot, draws the same numbers for the same batch.
@@ -81,34 +88,49 @@ def backward(descent: Descent, batch: Draw, position: tuple[int, int] | None = N
     descending = naming_errors("The backward pass", step=descent.step + 1)
     if len(batch.parts) == 1:
         with computing, autocast(precision, device):
-            loss, _ = objective.loss(descent.model, to_device(batch.parts[0], device))
+            loss, _, terms, _ = _chosen(objective.losses(descent.model, to_device(batch.parts[0], device)), term)
         with descending:
-            (loss * scale if scale != 1.0 else loss).backward()
+            if term is None or loss.requires_grad:
+                (loss * scale if scale != 1.0 else loss).backward()
         _finish_gradients(descent, 1.0 / scale)
-        return loss.item()
-    weighted_loss, weights = 0.0, 0.0
+        value = loss.item()
+        descent.terms = {name: each.item() for name, each in terms.items()}
+        return value
+    weighted_loss, weights, weighted_terms = 0.0, 0.0, dict[str, float]()
     for part, size in zip(batch.parts, batch.sizes, strict=True):
         counted = objective.weight(part, size)
         if not counted:  # the loss ignores all its targets, so it has no mean
             continue
         with computing, autocast(precision, device), objective.noting() as noted:
-            loss, own = objective.loss(descent.model, to_device(part, device))
+            loss, own, terms, _ = _chosen(objective.losses(descent.model, to_device(part, device)), term)
         weight = counted if noted is None and own is None else objective.weight_of(own, part, size, noted)
         if not weight:
             continue
         with descending:
-            (loss * (scale * weight)).backward()
+            if term is None or loss.requires_grad:
+                (loss * (scale * weight)).backward()
         weighted_loss, weights = weighted_loss + float(loss.detach()) * weight, weights + weight
+        for name, each in terms.items():
+            weighted_terms[name] = weighted_terms.get(name, 0.0) + each.item() * weight
     if objective.reduction.kind == "sum":
         weights = 1.0
     if weights == 0:
+        descent.terms = {}
         return math.nan
     if weights < 0:
         raise TaskError(
             f"The weights that `step` returned for this step add up to {weights}; they must not be below zero."
         )
     _finish_gradients(descent, 1.0 / (scale * weights))
+    descent.terms = {name: each / weights for name, each in weighted_terms.items()}
     return weighted_loss / weights
+
+
+def _chosen(found: Losses, term: str | None) -> Losses:
+    """Give what a batch gave, or with `term` that term in the place of the loss: zero where the batch has none."""
+    if term is None:
+        return found
+    return found._replace(loss=found.terms.get(term, torch.zeros_like(found.loss.detach())))
 
 
 def _finish_gradients(descent: Descent, factor: float) -> None:
@@ -119,6 +141,12 @@ def _finish_gradients(descent: Descent, factor: float) -> None:
         return
     gradients = [p.grad for g in descent.optimizer.param_groups for p in g["params"] if p.grad is not None]
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def squared_norm(gradients: Iterable[Tensor | None]) -> float:
+    """Give the squared norm of all gradients together."""
+    norms = [torch.linalg.vector_norm(g.to_dense()) for g in gradients if g is not None]
+    return float(torch.stack([norm.double() for norm in norms]).square().sum()) if norms else 0.0
 
 
 def _tell_failed_compiling(descent: Descent, recorder: Recorder) -> None:

@@ -11,6 +11,7 @@ from thalweg.descent.late_weights import train_unfrozen, watch_weights
 from thalweg.descent.memory_use import memory_in_use
 from thalweg.descent.probe import DescentProbe
 from thalweg.descent.process_state import preserve_process_state
+from thalweg.descent.rare_figures import RareFigures
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import end_with_weights, validate_and_select
 from thalweg.descent.state import Descent, default_validate_every
@@ -34,7 +35,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     plan = descent.plan
     every = plan.validate_every or default_validate_every(descent.total_steps, descent.steps_per_epoch)
     end = min(descent.total_steps, until or descent.total_steps)
-    settled, probe = settled_step(descent), DescentProbe(descent)
+    settled, probe, rare = settled_step(descent), DescentProbe(descent), RareFigures(descent, recorder)
     recorder.begin(descent)
     try:
         with preserve_process_state(plan.threads), recorder.stop_request.listening():
@@ -56,6 +57,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 loss, examples = compute_gradient(descent, recorder)
                 if before is not None and descent.monitor.trusts(loss) and descent.take_snapshot(before):
                     recorder.checkpoint_snapshot(descent)
+                beside = rare.measure(loss)
                 if plan.watch:
                     probe.prepare()
                 taken = take_step(descent, loss)
@@ -64,7 +66,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     recorder.event(descent.step + 1, "note", message)
                     continue
                 seconds = time.perf_counter() - started
-                figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)
+                figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)._replace(**beside)
                 if figures.step % MEMORY_EVERY == 0 and figures.step > settled:
                     figures = figures._replace(memory=memory_in_use(descent.problem.device))
                 if not accept_step(descent, recorder, figures, probe):

@@ -20,7 +20,7 @@ _WINDOW: Mapping[str, Kind] = {
     "weights": listing(optional(listing(number))),
     "ratios": listing(lambda pair: isinstance(pair, list) and len(pair) == 2),
     "spikes": listing(whole),
-    "upset": optional(listing(anything)),
+    **dict.fromkeys(("upset", "lost_terms"), optional(listing(anything))),
     **dict.fromkeys(("reaches", "validations"), listing(listing(anything))),
 }
 LOOP_KINDS: Mapping[str, Kind] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from thalweg.descent.rehearsal import Rehearsal
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LossCall
-from thalweg.landscape.objective import Objective, loss_and_weight
+from thalweg.landscape.objective import Objective, losses_of
 from thalweg.landscape.reduction import Reduction, called_reduction, called_weight, compare_parts, measure_reduction
 from thalweg.records.task import Task
 from thalweg.sampling import Source, StreamSource, TensorSource, count_examples
@@ -77,7 +77,7 @@ def function_reduction(
         for number, batch in enumerate(in_parts(examples, parts, device)):
             seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
             with LossCalls() as noted:
-                loss, weight = loss_and_weight(function(model, batch), "step")
+                loss, weight = losses_of(function(model, batch), "step")[:2]
             results.append(_Measured(float(loss.detach()), weight, called_weight(noted.calls)))
         return results
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from thalweg.descent.gradient import STEP_SEED
-from thalweg.descent.moving_weights import put_back
+from thalweg.descent.gradient import backward, squared_norm
 from thalweg.descent.precision import autocast
-from thalweg.descent.process_state import rng_lock
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent, clone_into
-from thalweg.descent.their_objects import STEPPING
+from thalweg.descent.untouched import untouched
 from thalweg.landscape.constant_output import constant_output_loss
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.per_example import per_example_losses
-from thalweg.landscape.put_back import buffers_put_back
 from thalweg.landscape.unit_activity import Layer, unit_activity
 from thalweg.records.weights import load_model_state, model_state
-from thalweg.sampling import Draw, mix
-from thalweg.sampling.sources import seed_all, to_device
+from thalweg.sampling import Draw
+from thalweg.sampling.sources import to_device
+from thalweg.watch.lost_terms import gradients_text
 from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import is_measured
@@ -73,7 +71,7 @@ class DescentProbe(Probe):
         after = [parameter.detach().clone() for parameter in parameters]
 
         def loss_at(multiple: float) -> float:
-            with self._unchanged():
+            with untouched(self.descent):
                 try:
                     with torch.no_grad():
                         for parameter, was, came in zip(parameters, before, after, strict=True):
@@ -88,7 +86,7 @@ class DescentProbe(Probe):
 
     def unit_activity(self) -> tuple[Layer, ...]:
         """Give what the units do on the examples of the last steps."""
-        with self._unchanged():
+        with untouched(self.descent):
             parts = [part for draw in self.descent.recent_draws for part in draw.parts]
             return unit_activity(self.descent.model, [lambda part=part: self._output(part) for part in parts])
 
@@ -98,7 +96,7 @@ class DescentProbe(Probe):
         if descent.snapshot is None:
             raise NotMeasuredError("weights from before the step, of which snapshots are off")
         now = clone_into(None, model_state(descent.model))
-        with self._unchanged():
+        with untouched(self.descent):
             load_model_state(descent.model, descent.snapshot["model"])
             try:
                 losses = self._each(draw)
@@ -110,12 +108,24 @@ class DescentProbe(Probe):
 
     def first_nonfinite(self) -> str:
         """Say where the first number that is not finite is, at the weights of the moment."""
-        with self._unchanged():
+        with untouched(self.descent):
             return first_nonfinite(self.descent.model, lambda: self._loss(self._draw()))
+
+    def nonfinite_term(self) -> str:
+        """Say of which terms of the loss the gradient is not finite, at the weights of the moment."""
+        descent, lost = self.descent, list[str]()
+        if not descent.terms or not math.isfinite(descent.monitor.window.loss):
+            return super().nonfinite_term()
+        for name in descent.terms:
+            with untouched(descent):
+                backward(descent, self._draw(), term=name)
+                if not math.isfinite(squared_norm(p.grad for p in descent.parameters)):
+                    lost.append(name)
+        return gradients_text(lost, descent.terms)
 
     def constant_loss(self) -> float:
         """Give that of the last steps' examples."""
-        with self._unchanged():
+        with untouched(self.descent):
             losses = [
                 constant_output_loss(self.descent.model, lambda draw=draw: self._loss(draw))
                 for draw in self.descent.recent_draws
@@ -163,22 +173,3 @@ class DescentProbe(Probe):
                 return objective.outputs(descent.model, to_device(part, device))
             objective.loss(descent.model, to_device(part, device))
         return None
-
-    @contextmanager
-    def _unchanged(self) -> Generator[None]:
-        """Within, the model may be called; its buffers, weights that it moves itself, gradients and the user's objects are as
-        before afterwards. Random numbers are those of the step; each step seeds its own."""
-        descent = self.descent
-        gradients = [parameter.grad for parameter in descent.parameters]
-        with (
-            rng_lock,
-            descent.objects.unchanged(*STEPPING),
-            put_back(descent.model, descent.moving),
-            buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
-        ):
-            seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
-            try:
-                yield
-            finally:
-                for parameter, gradient in zip(descent.parameters, gradients, strict=True):
-                    parameter.grad = gradient

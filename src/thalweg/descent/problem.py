@@ -202,7 +202,7 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         # All examples are rehearsed and looked at, those that are held out too, so that rows have the user's own numbers.
         unmoved = mark_weights(model)
         rehearsal, batch, count, more = _rehearse_training(own, model, whole, chosen_device, found)
-        notes += more
+        notes += [*more, *rehearsal.notes]
         moving = moved_since(unmoved, model)
         notes += check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         before = objects.with_gradient()

@@ -19,7 +19,8 @@ from thalweg.errors import DataError, TaskError, few
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LossCall, misfits
-from thalweg.landscape.objective import Casts, Objective, describe, loss_and_weight
+from thalweg.landscape.loss_terms import without_gradient
+from thalweg.landscape.objective import Casts, Objective, describe, losses_of
 from thalweg.records.task import Task
 from thalweg.sampling.sources import leaves, nonfinite_rows
 
@@ -28,14 +29,27 @@ Parts = tuple[tuple[Any, ...], dict[str, Any], Any]  # a batch as `Objective.spl
 
 
 class Rehearsal(NamedTuple):
-    """What a first batch gave: the loss, output and target (None under a `step` of the task's own), the casts it needs, and
-    which of PyTorch's losses were called."""
+    """What a first batch gave: the loss, output and target (None under a `step` of the task's own), the casts it needs, which of
+    PyTorch's losses were called, the terms of the loss by name, and whether it is their sum."""
 
     loss: Tensor
     output: Any
     target: Any
     casts: Casts
     calls: tuple[LossCall, ...] = ()
+    terms: Mapping[str, Tensor] = {}
+    is_sum: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the loss's terms."""
+        names = without_gradient(self.terms) if self.is_sum else []
+        if not names:
+            return []
+        return [
+            f"Of the terms that `step` returns {few(names, 3, '`')} had no gradient at first: nothing is trained by it as long as"
+            f" that is so."
+        ]
 
 
 def rehearse(
@@ -123,11 +137,11 @@ def _run(task: Task, casts: Casts, model: nn.Module, batch: Any, training: bool,
         return _run_model_and_loss(Objective(task, casts), model, batch, where, data)
     function = "step" if own is task.step else "evaluate"
     with naming_errors(f"`{function}`", f"on the {where}"), LossCalls(data) as noted:
-        loss, weight = loss_and_weight(own(model, batch), function)
+        loss, weight, terms, is_sum = losses_of(own(model, batch), function)
     _check_weight(weight, function, training)
     if training:
         _check_no_own_backward(model)
-    return Rehearsal(loss, None, None, casts, noted.settle(loss))
+    return Rehearsal(loss, None, None, casts, noted.settle(loss), terms, is_sum)
 
 
 def _check_no_own_backward(model: nn.Module) -> None:
@@ -381,8 +395,10 @@ def _check_loss_is_finite(rehearsal: Rehearsal, batch: Any, where: str, nonfinit
                 f"The loss is {float(loss.detach())} on the {where}: all its targets are {ignored}, which {call.name} leaves out"
                 f" (ignore_index), so it has no mean. Leave out examples without a target, or shuffle the data."
             )
+    lost = [name for name, value in rehearsal.terms.items() if not torch.isfinite(value.detach()).all()]
+    of = f" (of its terms {few(lost, 3, '`')})" if lost and len(lost) < len(rehearsal.terms) else ""
     raise NonFiniteLossError(
-        f"The loss is {float(loss.detach())} at the very start, before any step. Look for log(0), division by zero (by"
+        f"The loss is {float(loss.detach())}{of} at the very start, before any step. Look for log(0), division by zero (by"
         f" the sum of an empty mask, say), weights that are not finite, and outputs that overflow."
     )
 

@@ -56,6 +56,8 @@ class Descent:
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last,
     `last_position`, its (epoch, index within the epoch), and `recent_draws`, with those before.
 
+    Set by the last gradient: `terms`, of its loss by name, each the mean over the step's examples.
+
     Changed where a layer is unfrozen: `frozen`, the parameters that the optimiser does not have; `adopted`, the names of those
     that it was given since the beginning, in their order. `untrained` are the names of weights that nobody trains, once that was
     said.
@@ -121,6 +123,7 @@ class Descent:
         self.last_position: tuple[int, int] = (0, 0)
         self.last_draw: Draw | None = None
         self.recent_draws: deque[Draw] = deque(maxlen=RECENT_DRAWS)
+        self.terms: dict[str, float] = {}
         self.best_validation: dict[str, Any] | None = None
         self.best_weights: BestWeights | None = None
         self.validations_since_best = 0

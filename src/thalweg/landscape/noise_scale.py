@@ -23,6 +23,22 @@ from typing import NamedTuple
 CONFIDENCE = 0.9  # of the interval
 SUMS = ("weight", "weight2", "noise", "gradient", "noise2", "gradient2", "both")
 FEWEST = 4  # measurements that an interval can be made of
+COMPARABLE = ("examples", "targets", "calls", "sum", "weighted", "unknown")  # reductions in which parts make up a whole
+EVERY, POINTS = (
+    (20, 100),
+    100,
+)  # steps between measurements beside a run: the least and most, and how many there are between
+
+
+def is_noise_due(step: int, total: int) -> bool:
+    """Tell whether the noise of the gradient is measured beside a step of a run of so many, by its number from 1.
+
+    That costs up to half a step, a quarter where the batch is not in two parts.
+
+    >>> [step for step in range(1, 101) if is_noise_due(step, 4000)]
+    [40, 80]
+    """
+    return step % min(max(EVERY[0], total // POINTS), EVERY[1]) == 0
 
 
 class GradientNorms(NamedTuple):

@@ -18,6 +18,7 @@ from thalweg.errors import DataError, TaskError, shown
 from thalweg.formatting import is_storable
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LOSSES, LossCall, misfits
+from thalweg.landscape.loss_terms import TOTAL, read_terms
 from thalweg.landscape.own_copy import copied_with, own_copy
 from thalweg.landscape.reduction import Reduction, called_weight, is_class_loss, loss_option, stated_reduction, unwrap
 from thalweg.records.task import StepResult, Task
@@ -38,6 +39,16 @@ class Casts(NamedTuple):
     floats: torch.dtype | None = None
     integers: torch.dtype | None = None
     target: torch.dtype | None = None
+
+
+class Losses(NamedTuple):
+    """What a batch gives: its mean loss, the loss's weight where the task's own step returns one, its terms by name, and whether
+    it is their sum."""
+
+    loss: Tensor
+    weight: float | Tensor | None
+    terms: Mapping[str, Tensor] = {}
+    is_sum: bool = False
 
 
 class Objective:
@@ -118,14 +129,22 @@ class Objective:
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None]:
         """Give the batch's mean loss, and its weight where the task's own step returns one (else None: see `weight`).
 
-        Raises DataError for a label the model has no output for, TaskError for one example under batch normalisation.
+        Raises as `losses` does.
+        """
+        return self.losses(model, batch)[:2]
+
+    def losses(self, model: nn.Module, batch: Any) -> Losses:
+        """Give the same with the terms that the loss is made of, where the task's own step names them.
+
+        Raises DataError for a label the model has no output for, TaskError for one example under batch normalisation and for a
+        step that returns something else.
         """
         if self.task.step is not None:
-            return loss_and_weight(self.task.step(model, batch), "step")
+            return losses_of(self.task.step(model, batch), "step")
         output = target = None
         try:
             output, target = self.outputs(model, batch)
-            return cast(Any, self.task.loss)(output, target), None
+            return Losses(cast(Any, self.task.loss)(output, target), None)
         except (IndexError, RuntimeError, ValueError) as error:
             if ONE_EXAMPLE_ERROR in str(error):
                 raise TaskError(f"{error}.{ONE_EXAMPLE_HINT}") from error
@@ -140,12 +159,16 @@ class Objective:
         return model(*arguments, **keywords), target
 
     def evaluate(self, model: nn.Module, batch: Any) -> tuple[Tensor, float | Tensor | None, Mapping[str, Any]]:
-        """Give the loss for validation, its weight as `loss` does, and the figures that the task's own function returns."""
+        """Give the loss for validation, its weight as `loss` does, and the figures that the task's own function returns.
+
+        Those are the terms of its loss, and what it returns beside it.
+        """
         own = self.task.evaluate or self.task.step
         if own is None:
             return *self.loss(model, batch), {}
         function, result = "step" if self.task.evaluate is None else "evaluate", own(model, batch)
-        return *loss_and_weight(result, function), figures_of(result, function)
+        loss, weight, terms, _ = losses_of(result, function)
+        return loss, weight, {**terms, **figures_of(result, function)}
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Cut a batch into the model's positional and keyword arguments and the target."""
@@ -230,15 +253,21 @@ def make_gradients_dense(parameters: Iterable[Tensor]) -> None:
             p.grad = p.grad.to_dense()
 
 
-def loss_and_weight(result: StepResult, function: str) -> tuple[Tensor, float | Tensor | None]:
+def losses_of(result: StepResult, function: str) -> Losses:
     """Read what a task's `step` or `evaluate` returned.
 
-    Raises TaskError where it is neither a loss nor (loss, weight) nor (loss, weight, figures).
+    Raises TaskError where it is neither a loss nor (loss, weight) nor (loss, weight, figures), and for terms that are none.
     """
-    if isinstance(result, Tensor):
-        return result, None
-    if isinstance(result, tuple) and len(result) in (2, 3) and isinstance(result[0], Tensor):
-        return result[0], result[1]
+    loss, weight = (result[0], result[1]) if isinstance(result, tuple) and len(result) in (2, 3) else (result, None)
+    if isinstance(loss, Tensor):
+        return Losses(loss, weight)
+    # A mapping with an attribute `loss` is another library's output; of `evaluate` other figures come third.
+    if isinstance(loss, Mapping) and function == "step" and not isinstance(getattr(loss, "loss", None), Tensor):
+        try:
+            descended, terms = read_terms(loss)
+        except ValueError as error:
+            raise TaskError(f"`{function}` returned {error}") from None
+        return Losses(descended, weight, terms, is_sum=TOTAL not in loss)
     raise TaskError(f"`{function}` returned {_returned(result, function)}")
 
 
@@ -251,11 +280,11 @@ def _returned(result: Any, function: str) -> str:
         return f"{what}. Return the loss as a tensor, without .item()."
     if isinstance(getattr(result, "loss", None), Tensor):
         return f"{what}. Return its loss: outputs.loss."
-    if isinstance(result, Mapping):
+    if isinstance(result, Mapping) and function == "evaluate":
         key = next((key for key in cast("Mapping[Any, Any]", result) if "loss" in str(key)), "loss")
-        if function == "evaluate":
-            return f"{what}. Return its loss, with the other figures third: (losses[{key!r}], None, {{'accuracy': accuracy}})."
-        return f"{what}. Return the loss that is to fall: losses[{key!r}], or the sum of several."
+        return (
+            f"{what}. Return its loss, with the other figures third: (losses[{key!r}], None, {{'accuracy': accuracy}})."
+        )
     if function == "evaluate" and isinstance(result, tuple):
         what += " that does not begin with the loss"
     return (

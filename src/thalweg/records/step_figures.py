@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TERM, TERM_GRADIENT = "term/", "term_gradient/"  # how columns of a loss's terms begin
+
+
+NOISE = ("noise/squared_gradient", "noise/trace")  # columns of the two estimates that a noise scale is made of
+
+
 class StepFigures(NamedTuple):
     """The figures of one step.
 
@@ -19,6 +25,10 @@ class StepFigures(NamedTuple):
     - `gradient_norms`: of each parameter's gradient, in the order of the optimiser's groups; `weight_norms`, `update_norms` and
       `gradient_ratios` (RMS(g / sqrt(v))): likewise, None where they were not measured.
     - `memory`: bytes in use after the step, by whose they are; empty where that was not read.
+    - `terms`: of the loss, by name, where it is given as such; `term_gradients`: the norm of each one's gradient, likewise; empty
+      where they were not measured.
+    - `noise`: estimates of the squared norm of the mean gradient of all examples and of the trace of the covariance matrix of
+      single examples' gradients, of this batch alone, without bias: each may be negative; see `landscape/noise_scale.py`.
     """
 
     step: int
@@ -35,6 +45,9 @@ class StepFigures(NamedTuple):
     update_norms: Tensor | None = None
     gradient_ratios: Tensor | None = None
     memory: Mapping[str, int] = {}
+    terms: Mapping[str, float] = {}
+    term_gradients: Mapping[str, float] = {}
+    noise: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.6g}" for name, value in self.scalars().items())
@@ -42,7 +55,7 @@ class StepFigures(NamedTuple):
 
     def scalars(self) -> Mapping[str, float]:
         """Give the figures that the history keeps of every step, by column."""
-        return {
+        figures = {
             "loss": self.loss,
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
@@ -50,3 +63,9 @@ class StepFigures(NamedTuple):
             "examples": self.examples,
             "seconds": self.seconds,
         }
+        for column, named in ((TERM, self.terms), (TERM_GRADIENT, self.term_gradients)):
+            for name, value in named.items():
+                figures[f"{column}{name}"] = value
+        if self.noise is not None:
+            figures |= dict(zip(NOISE, self.noise, strict=True))
+        return figures

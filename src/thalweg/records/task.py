@@ -28,9 +28,9 @@ from thalweg.records import files, task_files, trust
 from thalweg.records.names import checks_names, suggestion
 from thalweg.records.toml_text import parse_toml
 
-StepResult = (
-    Tensor | tuple[Tensor, float | int | Tensor] | tuple[Tensor, float | int | Tensor | None, Mapping[str, Any]]
-)
+Loss = Tensor | Mapping[str, Tensor]
+"""A loss, or its terms by name; their sum is descended, or the entry `loss` where there is one."""
+StepResult = Loss | tuple[Loss, float | int | Tensor] | tuple[Loss, float | int | Tensor | None, Mapping[str, Any]]
 """A loss; or (loss, weight); or, for validation, (loss, weight, figures)."""
 
 
@@ -241,7 +241,9 @@ class Task:
             returns beside it. Perplexity: `{"perplexity": lambda figures: math.exp(figures["loss"])}`.
         name: a short name, used for the run's folder.
         step: `step(model, batch)` -> the loss or `(loss, weight)`, where a step is not `loss(model(x), y)`. Averages and
-            accumulation use the weight (tokens, say).
+            accumulation use the weight (tokens, say). The loss may be a dict of named terms, each a tensor of one number: their
+            sum is descended, or the entry "loss" where there is one; the history has a column `term/NAME` for each, and now and
+            then `term_gradient/NAME`, the norm of its gradient.
         evaluate: `evaluate(model, batch)` -> what is measured on a validation batch: the loss, or `(loss, weight)`, or `(loss,
             weight, {name: figure})`, all means over the batch. They are averaged over the set with the weights (None: the
             number of examples), the figures under their names. Default: `step`, or the loss of `loss(model(x), y)`.

@@ -11,6 +11,7 @@ import numpy as np
 from thalweg.errors import ThalwegError
 from thalweg.formatting import format_count, format_number, is_share
 from thalweg.records.run import Run
+from thalweg.records.step_figures import TERM, TERM_GRADIENT
 from thalweg.see import batch_sizes, plan_text, run_text
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
@@ -20,6 +21,7 @@ from thalweg.see.search_scores import Scores, scores_by_rule
 from thalweg.watch.finished import FinishedHistory
 
 MAX_METRICS = 8
+MAX_TERMS, TERM_COLOURS = 16, 8  # of a loss; from the ninth on lines are dashed
 NEAR = 20.0  # times what is needed: a limit beyond is not drawn, as it would flatten the line
 PLANNED_POINTS = 400  # points of the planned schedule
 
@@ -70,6 +72,36 @@ def metrics(run: Run) -> list[str]:
             )
         )
     return charts
+
+
+def terms(run: Run) -> list[str]:
+    """Draw the terms that the loss is made of, and the norm of each one's gradient."""
+    history = FinishedHistory.of(run)
+    drawn: list[str] = []
+    for column, title, note, options in (
+        (
+            TERM,
+            "Terms of the loss",
+            "What the steps' loss is made of; each step faintly behind the running mean.",
+            {"smooth": True},
+        ),
+        (
+            TERM_GRADIENT,
+            "Gradient of each term",
+            "The norm of each term's own gradient, measured now and then: the term with the largest one steers the steps.",
+            {},
+        ),
+    ):
+        names = [key.removeprefix(column) for key in run.history if key.startswith(column)]
+        lines = [
+            Series(name, *history.recorded(column + name), f"t{k % TERM_COLOURS}", dashed=k >= TERM_COLOURS, **options)
+            for k, name in enumerate(names[:MAX_TERMS])
+        ]
+        more = "" if len(names) <= MAX_TERMS else f" The first {MAX_TERMS} of {len(names)}."
+        drawn.append(
+            chart(title, _not_empty(lines), note=note + more, marks=marks(run), **_epochs(run)) if lines else ""
+        )
+    return drawn
 
 
 def rate(run: Run) -> str:

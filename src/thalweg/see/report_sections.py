@@ -127,7 +127,7 @@ def advice(run: Run) -> str:
 
 def charts(run: Run) -> str:
     """The curves."""
-    rest = [*curves.metrics(run), curves.rate(run), curves.gradient(run)]
+    rest = [*curves.terms(run), *curves.metrics(run), curves.rate(run), curves.gradient(run)]
     first, rest = curves.loss(run), [c for c in rest if c]
     if not first and not rest:
         return section("How it went", '<p class="dim">No step has been recorded yet.</p>')

@@ -14,6 +14,7 @@ from thalweg.formatting import format_count, format_metric, format_seconds, prin
 from thalweg.records import files
 from thalweg.records.run import Run
 from thalweg.records.run_folder import PLAN, TASK
+from thalweg.records.step_figures import TERM
 from thalweg.records.task import Source
 from thalweg.watch.finished import FinishedHistory
 
@@ -28,7 +29,8 @@ def name(run: Run) -> str:
 def headline(run: Run) -> str:
     """Give a sentence on how the run ended: final figures compared with those at the start, steps, time and device."""
     history = FinishedHistory.of(run)
-    metrics = sorted(run.metrics, key=lambda m: (m == "loss", m != run.summary.get("select")))
+    told = [m for m in run.metrics if f"{TERM}{m}" not in run.history]  # the terms of the loss are in the loss
+    metrics = sorted(told, key=lambda m: (m == "loss", m != run.summary.get("select")))
     changes = [_change(history, metric) for metric in metrics[:3]]
     epochs = history.epochs(history.steps)
     seconds_taken = run.summary.get("seconds")

@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 import time
 
-import torch
 from torch import Tensor
 
-from thalweg.descent.gradient import backward, draw
+from thalweg.descent.gradient import backward, draw, squared_norm
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.state import Descent
 from thalweg.descent.timing import PLACEHOLDER_STEPS
-from thalweg.landscape.noise_scale import GradientNorms, NoiseScale, NoiseScaleMeter
+from thalweg.landscape.noise_scale import COMPARABLE, GradientNorms, NoiseScale, NoiseScaleMeter
 from thalweg.records.plan import Plan
 from thalweg.sampling import Draw
 
 PARTS = 4  # of each step's batch, whose gradients are compared
 BEFORE, BEFORE_SHARE = (5, 50), 0.05  # steps without measuring: of the run's, and the fewest and most
 MEASUREMENTS = 24
-COMPARABLE = ("examples", "targets", "calls", "sum", "weighted", "unknown")  # reductions in which parts make up a whole
 
 
 def measure_noise_scale(problem: Problem, plan: Plan, steps: int, seconds: float = 1.0) -> NoiseScale | None:
@@ -69,9 +67,9 @@ def _step(descent: Descent, rate: float) -> GradientNorms | None:
                 return None
             gradients = [p.grad for p in descent.parameters]
             factor = 1.0 / size if is_sum else 1.0
-            squared.append(factor**2 * _squared_norm(gradients))
+            squared.append(factor**2 * squared_norm(gradients))
             mean = _added(mean or [None] * len(gradients), gradients, factor * size / total)
-    whole = _squared_norm(mean)
+    whole = squared_norm(mean)
     if not math.isfinite(whole):
         return None
     for parameter, gradient in zip(descent.parameters, mean, strict=True):
@@ -89,8 +87,3 @@ def _added(sums: list[Tensor | None], gradients: list[Tensor | None], factor: fl
         scaled = None if gradient is None else gradient * factor
         added.append(scaled if so_far is None else so_far if scaled is None else so_far.add_(scaled))
     return added
-
-
-def _squared_norm(gradients: list[Tensor | None]) -> float:
-    norms = [torch.linalg.vector_norm(g) for g in gradients if g is not None]
-    return float(torch.stack([n.double() for n in norms]).square().sum()) if norms else 0.0

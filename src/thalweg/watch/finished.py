@@ -14,6 +14,7 @@ from thalweg.formatting import format_metric, printable
 from thalweg.records.history import Event
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
+from thalweg.records.step_figures import TERM
 
 Values = npt.NDArray[np.float64]
 LATE_SHARE = 0.8  # of the run: steps after this share of it are late
@@ -111,8 +112,11 @@ class FinishedHistory:
         if not len(y):
             return y, y
         present = ~np.isnan(y)
+        taken = np.isfinite(self.column("learning_rate")) if "learning_rate" in self.columns else present
         if "/" not in name:  # recorded at every step: where a step has a rate, a NaN is a value and not a gap
-            present |= np.isfinite(self.column("learning_rate")) if "learning_rate" in self.columns else present
+            present |= taken
+        elif name.startswith(TERM):  # a term may come and go: its NaN is a value where the loss is not finite either
+            present |= taken & ~np.isfinite(self.column("loss"))
         return x[present], y[present]
 
     def criterion(self) -> tuple[Values, Values]:

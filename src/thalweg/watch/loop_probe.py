@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thalweg.landscape.constant_output import constant_output_loss
 from thalweg.landscape.first_nonfinite import first_nonfinite
+from thalweg.landscape.loss_terms import TOTAL
 from thalweg.landscape.per_example import unreduced_losses
 from thalweg.landscape.put_back import buffers_put_back
 from thalweg.landscape.unit_activity import Layer, unit_activity
@@ -20,6 +21,7 @@ from thalweg.records.diagnosis import Cure
 from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw
 from thalweg.sampling.sources import leaves
+from thalweg.watch.lost_terms import gradients_text
 from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import StepRecorder
@@ -121,6 +123,34 @@ class LoopProbe(Probe):
             raise NotMeasuredError("needs `per_example=`, the loss of each example")
         return ExampleLosses(losses.cpu(), losses[:0].cpu(), examples if len(examples) == len(losses) else [])
 
+    def term_gradients(self) -> dict[str, float]:
+        """Give the norm of the gradient of each term that the closure gives, at the weights of the moment; nothing where it gives
+        no terms, or they lead to no weight."""
+        trained = [parameter for parameter in self.recorder.parameters if parameter.requires_grad]
+        if self.closure is None or not trained:
+            return {}
+        with self._unchanged(), torch.enable_grad():
+            terms = self.closure()
+            if not isinstance(terms, Mapping):
+                return {}
+            given = {name: term for name, term in terms.items() if isinstance(term, Tensor) and name != TOTAL}
+            led = [name for name, term in given.items() if term.requires_grad]
+            norms: dict[str, float] = dict.fromkeys(given, 0.0) if led else {}
+            for name in led:
+                gradients = torch.autograd.grad(
+                    given[name].sum(), trained, retain_graph=name != led[-1], allow_unused=True
+                )
+                squares = [float(gradient.to_dense().norm()) ** 2 for gradient in gradients if gradient is not None]
+                norms[name] = math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.nan
+        return norms
+
+    def nonfinite_term(self) -> str:
+        """Say of which terms of the loss the gradient is not finite, at the weights of the moment."""
+        norms = self.term_gradients()
+        if not any(map(math.isfinite, norms.values())):  # as of weights that have become NaN
+            return super().nonfinite_term()
+        return gradients_text([name for name, norm in norms.items() if not math.isfinite(norm)], norms)
+
     def first_nonfinite(self) -> str:
         """Say where the first number that is not finite is."""
         closure = self._closure()
@@ -158,6 +188,8 @@ class LoopProbe(Probe):
     def _loss(self) -> float:
         with self._unchanged():
             loss = self._closure()()
+        if isinstance(loss, Mapping):
+            loss = loss[TOTAL] if TOTAL in loss else sum(loss.values())
         return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
     @contextmanager

@@ -58,6 +58,10 @@ class Probe:
         """Say which module's output is the first that is not finite, on this batch."""
         raise NotMeasuredError("which module gave it first")
 
+    def nonfinite_term(self) -> str:
+        """Say of which terms of the loss the gradient is not finite, on this batch, where the loss itself is."""
+        raise NotMeasuredError("which term's gradient it is")
+
     def constant_loss(self) -> float:
         """Give the loss of the batch, or of several, where the model says the same of every example."""
         raise NotMeasuredError("the loss of one fixed answer for all examples")

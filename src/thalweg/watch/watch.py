@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.errors import ArgumentError, DivergedError, NonFiniteError, nearest
+from thalweg.landscape.loss_terms import TOTAL, is_gradient_due
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.terminal import warn
@@ -68,14 +69,17 @@ class Watch:
         self._probe = LoopProbe(model, self._recorder)
         self._hook = model.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
         self._losses = list[float]()  # since the last step
+        self._terms = list[Mapping[str, float]]()  # of each
         if snapshot_every:
             self._take_snapshot()
         self.diagnoses: list[Diagnosis] = []
         """All that was found so far."""
+        self.term_gradients: Mapping[str, float] = {}
+        """The norm of the gradient of each term of the loss, as last measured; empty before that."""
 
     def step(
         self,
-        loss: Tensor | float,
+        loss: Tensor | float | Mapping[str, Tensor | float],
         closure: Callable[[], Any] | None = None,
         indices: Sequence[int] | Tensor | None = None,
         per_example: Tensor | None = None,
@@ -86,20 +90,22 @@ class Watch:
         step's.
 
         Arguments:
-            loss: the loss of the batch, one number.
+            loss: the loss of the batch, one number; or its terms by name, whose sum is the loss, or the entry "loss" where there
+                is one: then the diagnosis of a loss that is not finite says which term was so first. Terms may come and go.
             closure: computes the loss of this batch again, without a backward pass; called seldom, with gradients off. Without
-                it what needs it is listed in the diagnoses' `not_measured`.
+                it what needs it is listed in the diagnoses' `not_measured`. Where it gives terms too, `term_gradients` is
+                measured now and then, with gradients on, at the weights after the step: at most 2 % of the training's time.
             indices: of the batch's examples in the data, by which bad ones are named.
             per_example: the loss of each example, as the step computed it.
 
-        Raises ArgumentError where the loss is no single number, and as `action` says.
+        Raises ArgumentError where the loss or a term is no single number, or there is none, and as `action` says.
         """
-        value = _number(loss)
+        value, terms = _read(loss)
         if self._recorder is None:
             return []
         try:
             self._probe.given(closure, indices, per_example)
-            found = self._observe(value)
+            found = self._observe(value, terms)
         except Exception as error:
             self.close()
             warn(f"The watch failed and stands aside: {type(error).__name__}: {error}.", RuntimeWarning, stacklevel=2)
@@ -181,17 +187,22 @@ class Watch:
     ) -> None:
         self.close()
 
-    def _observe(self, loss: float) -> list[Diagnosis]:
+    def _observe(self, loss: float, terms: Mapping[str, float]) -> list[Diagnosis]:
         recorder, monitor = self._recorder, self._monitor
         assert recorder is not None
         self._losses.append(loss)
+        self._terms.append(terms)
         figures = recorder.figures(math.fsum(self._losses) / len(self._losses))
         if figures is None:
             if math.isfinite(loss) or len(self._losses) > 1:
                 return []
-            return monitor.observe(StepFigures(recorder.count + 1, loss, math.nan, math.nan), self._probe)
+            lost = StepFigures(recorder.count + 1, loss, math.nan, math.nan, terms=terms)
+            return monitor.observe(lost, self._probe)
+        figures = figures._replace(examples=self._probe.size, terms=_means(self._terms))
         self._losses.clear()
-        figures = figures._replace(examples=self._probe.size)
+        self._terms.clear()
+        if is_gradient_due(figures.step, len(figures.terms)) and math.isfinite(figures.loss):
+            self.term_gradients = self._probe.term_gradients() or self.term_gradients
         if monitor.window.count == 0 and monitor.window.initial_loss is None and self._probe.size >= TELLING:
             monitor.expect(figures.loss)
         if len(monitor.window.places) != len(recorder.parameters):
@@ -241,14 +252,37 @@ class Watch:
             )
 
 
-def _number(loss: Any) -> float:
+def _read(loss: Any) -> tuple[float, Mapping[str, float]]:
+    """Give a loss as a number, and its terms where it is given as such. Raises ArgumentError where one is no number."""
+    if not isinstance(loss, Mapping):
+        return _number(loss), {}
+    if not loss:
+        raise ArgumentError("`loss` is an empty dict. Give the terms by name, {'kl': kl}, or the loss, one number.")
+    given: dict[str, float] = {}
+    for name, value in loss.items():
+        if not isinstance(name, str):
+            raise ArgumentError(
+                f"`loss` is a dict with the key {name!r:.60}. Call each term by a text, as in {{'kl': kl}}."
+            )
+        given[name] = _number(value, f"`loss[{name!r}]`")
+    terms = {name: value for name, value in given.items() if name != TOTAL}
+    return given[TOTAL] if TOTAL in given else sum(terms.values()), terms
+
+
+def _number(loss: Any, name: str = "`loss`") -> float:
     """Give a loss as a number. Raises ArgumentError where it is none."""
     if isinstance(loss, Tensor) and loss.numel() != 1:
         raise ArgumentError(
-            f"`loss` is a tensor of shape {tuple(loss.shape)}, but the watch takes one number a step: give its mean, as in"
+            f"{name} is a tensor of shape {tuple(loss.shape)}, but the watch takes one number a step: give its mean, as in"
             f" `loss.mean()`."
         )
     try:
         return float(loss.detach() if isinstance(loss, Tensor) else loss)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ArgumentError(f"`loss` is {loss!r:.60}, but the watch takes one number a step: {error}.") from error
+        raise ArgumentError(f"{name} is {loss!r:.60}, but the watch takes one number a step: {error}.") from error
+
+
+def _means(terms: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Give the mean of each term over the batches of a step; one that a batch lacks adds nothing there."""
+    names = dict.fromkeys(name for each in terms for name in each)
+    return {name: sum(each.get(name, 0.0) for each in terms) / len(terms) for name in names}

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg.records.step_figures import StepFigures
+from thalweg.watch.lost_terms import LostTerms, lost_terms
 
 LENGTH = 128  # losses and gradient norms
 SMOOTHING = 0.9  # decay of the smoothed loss
@@ -131,6 +132,7 @@ class Window:
     - `reaches`: the steps at which it was tried whether the loss of the batch still falls where the step is taken many times as
       far, how many times, and whether it does.
     - `validations`: the last ones.
+    - `terms`: of the last step's loss, by name, where it has some; `lost_terms`: which of them are not finite, and since when.
     """
 
     def __init__(self) -> None:
@@ -170,6 +172,8 @@ class Window:
         self.upset: tuple[int, str] | None = None
         self.reaches: deque[tuple[int, float, bool]] = deque(maxlen=LATEST)
         self.validations: deque[Validated] = deque(maxlen=BLOCKS)
+        self.terms: Mapping[str, float] = {}
+        self.lost_terms: LostTerms | None = None
         self._norm_stood_out = False
         self._sum = 0.0
         self._weight = 0.0
@@ -180,6 +184,9 @@ class Window:
         self.step, self.rate = figures.step, figures.learning_rate
         self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
         self.memory, self.examples = figures.memory, figures.examples
+        self.terms = figures.terms
+        if figures.terms:
+            self.lost_terms = lost_terms(figures.step, figures.terms, self.lost_terms)
         if self.rate > self.top_rate:
             self.top_rate = self.rate
         finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
@@ -282,6 +289,7 @@ class Window:
             "upset": None if self.upset is None else list(self.upset),
             "reaches": [list(reach) for reach in self.reaches],
             "validations": [list(validated) for validated in self.validations],
+            **({"lost_terms": self.lost_terms.state()} if self.lost_terms is not None else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -310,6 +318,8 @@ class Window:
         self.reaches = deque(reaches, maxlen=LATEST)
         validations = [Validated(int(step), *losses) for step, *losses in state.get("validations", [])]
         self.validations = deque(validations, maxlen=BLOCKS)
+        lost = state.get("lost_terms")
+        self.lost_terms = None if lost is None else LostTerms.from_state(lost)
 
 
 def _excess(value: float, before: deque[float]) -> float:

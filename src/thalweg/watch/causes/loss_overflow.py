@@ -40,10 +40,13 @@ def overflows(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | Non
 
 
 def _where(probe: Probe) -> str:
-    try:
-        return f" {capitalized(probe.first_nonfinite())}"
-    except NotMeasuredError:
-        return ""
+    told: list[str] = []
+    for tell in (probe.nonfinite_term, probe.first_nonfinite):
+        try:
+            told.append(f" {capitalized(tell())}")
+        except NotMeasuredError:
+            continue
+    return "".join(told)
 
 
 loss_overflow = Cause(

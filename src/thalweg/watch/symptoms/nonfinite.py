@@ -14,16 +14,25 @@ def nonfinite(window: Window) -> Symptom | None:
         return None
     loss, norm = window.loss, window.gradient_norm
     part, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
+    which = f": {_which_term(window)}" if part == "loss" and window.terms else ""
     stands = "; no weight took this step" if window.skipped else ""
     return Symptom(
         name="non-finite",
         step=window.step,
         since=window.step,
-        text=f"the {part} is not finite ({value}){stands}",
+        text=f"the {part} is not finite ({value}){which}{stands}",
         evidence={
             "loss": {"value": loss, "threshold": "finite"},
             "gradient_norm": {"value": norm, "threshold": "finite"},
             "learning_rate": {"value": window.rate},
+            **{f'term "{name}"': {"value": term, "threshold": "finite"} for name, term in window.terms.items()},
         },
         severity="critical",
     )
+
+
+def _which_term(window: Window) -> str:
+    """Say which term of the loss was the first that was not finite."""
+    if window.lost_terms is not None:
+        return str(window.lost_terms)
+    return "each of its terms is finite, but what was made of them is not"

@@ -1,0 +1,36 @@
+"""Calling a descent's model and loss beside its steps, without leaving a trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from thalweg.descent.gradient import STEP_SEED
+from thalweg.descent.moving_weights import put_back
+from thalweg.descent.process_state import rng_lock
+from thalweg.descent.state import Descent
+from thalweg.descent.their_objects import STEPPING
+from thalweg.landscape.put_back import buffers_put_back
+from thalweg.sampling import mix
+from thalweg.sampling.sources import seed_all
+
+
+@contextmanager
+def untouched(descent: Descent) -> Generator[None]:
+    """Within, the model may be called and gradients taken; its buffers, weights that it moves itself, gradients and the user's
+    objects are as before afterwards. Random numbers are those of the step; each step seeds its own."""
+    gradients = [(parameter, parameter.grad) for parameter in descent.model.parameters()]
+    terms = descent.terms
+    with (
+        rng_lock,
+        descent.objects.unchanged(*STEPPING),
+        put_back(descent.model, descent.moving),
+        buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
+    ):
+        seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
+        try:
+            yield
+        finally:
+            descent.terms = terms
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
