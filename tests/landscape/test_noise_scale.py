@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from thalweg.landscape.noise_scale import GradientNorms, NoiseScale, NoiseScaleMeter, student_quantile
+from thalweg.landscape.noise_scale import (
+    GradientNorms,
+    NoiseScale,
+    NoiseScaleMeter,
+    Stretch,
+    noise_scales,
+    student_quantile,
+)
 
 GRADIENT, NOISE = 4.0, 300.0  # |G|^2 and S, so that the noise scale is 75 examples
 
@@ -138,3 +145,53 @@ def test_a_meter_goes_on_from_its_state() -> None:
 @pytest.mark.parametrize(("freedom", "value"), [(3, 2.353), (4, 2.132), (5, 2.015), (10, 1.812), (30, 1.697)])
 def test_quantiles_of_students_distribution(freedom: float, value: float) -> None:
     assert student_quantile(0.95, freedom) == pytest.approx(value, rel=0.01)
+
+
+def steps_of_a_run(
+    count: int, scale: float, *, batch: int = 64, every: int = 20, seed: int = 0, width: int = 200
+) -> list[Stretch]:
+    """Draw gradient norms of steps, and every so often the trace from an eighth of the batch, at a known noise scale."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.full((width,), math.sqrt(NOISE / scale / width), dtype=torch.float64)
+    small, norms, traces = batch // 8, list[float](), list[float]()
+    for step in range(1, count + 1):
+        parts = torch.randn(2, width, generator=generator, dtype=torch.float64) * math.sqrt(NOISE / width)
+        part = mean + parts[0] / math.sqrt(small)
+        whole = (small * part + (batch - small) * (mean + parts[1] / math.sqrt(batch - small))) / batch
+        norms.append(float(whole.norm()))
+        found = GradientNorms(small, float(part @ part), batch, float(whole @ whole)).noise
+        traces.append(found if step % every == 0 else math.nan)
+    return noise_scales(range(1, count + 1), norms, [float(batch)] * count, traces)
+
+
+def test_stretches_of_a_run_hold_the_true_scale_as_often_as_they_say() -> None:
+    inside = total = 0
+    for seed in range(12):
+        for stretch in steps_of_a_run(1000, 100.0, seed=seed):
+            inside, total = inside + (stretch.scale.low <= 100.0 <= stretch.scale.high), total + 1
+    assert total == 120
+    assert 0.8 < inside / total <= 1.0
+
+
+def test_stretches_cover_the_run_and_follow_a_scale_that_grows() -> None:
+    first, last = steps_of_a_run(1000, 20.0), steps_of_a_run(1000, 320.0)
+    assert [s.last + 1 for s in first[:-1]] == [s.first for s in first[1:]]
+    assert (first[0].first, first[-1].last) == (1, 1000)
+    mean = [sum(math.log(s.scale.value) for s in run if s.scale.is_known) / len(run) for run in (first, last)]
+    assert mean[1] - mean[0] > 1.0
+
+
+def test_a_scale_far_beyond_the_batch_is_only_bounded() -> None:
+    found = [s.scale for s in steps_of_a_run(400, 1e6)]
+    assert all(not s.is_known or s.high > 1e3 for s in found)
+    assert any(math.isinf(s.value) for s in found)
+
+
+def test_unequal_batches_and_missing_figures_are_taken_as_they_are() -> None:
+    norms = [math.sqrt(GRADIENT + NOISE / size) for size in (32, 8) * 20]
+    traces = [NOISE] * 40
+    norms[5], traces[7] = math.nan, math.nan
+    (*_, last) = noise_scales(range(40), norms, [32.0, 8.0] * 20, traces)
+    assert last.scale.value == pytest.approx(NOISE / GRADIENT, rel=0.2)
+    assert noise_scales(range(3), norms[:3], [32.0] * 3, traces[:3]) == []
+    assert noise_scales([], [], [], []) == []

@@ -66,7 +66,14 @@ def test_says_result_against_the_start_steps_time_device_and_which_weights(make_
 
 
 def test_draws_loss_metrics_rate_gradient_and_search(make_run):
-    expected = ["Loss", "Accuracy", "Learning rate", "Gradient norm", "Learning-rate search"]
+    expected = [
+        "Loss",
+        "Accuracy",
+        "Learning rate",
+        "Gradient norm",
+        "Temperature of the noise",
+        "Learning-rate search",
+    ]
     expected += ["Batch size", "Throughput", "Memory"]
     assert charts(render(make_run())) == expected
 
@@ -278,7 +285,7 @@ def test_a_limit_that_a_rollback_set_is_one(rescued):
 
 def test_charts_over_steps_have_epochs_too_where_they_are_known(make_run):
     text = render(make_run())
-    assert text.count('<span class="x-name epoch">epoch</span>') == 4  # loss, accuracy, rate, gradient
+    assert text.count('<span class="x-name epoch">epoch</span>') == 5  # loss, accuracy, rate, gradient, temperature
     assert '"epoch"' not in render(make_run(plan={"steps_per_epoch": None}))
 
 

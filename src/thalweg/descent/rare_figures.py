@@ -21,8 +21,10 @@ from thalweg.landscape.noise_scale import COMPARABLE, GradientNorms, is_noise_du
 from thalweg.sampling import Draw, ItemSource, TensorSource
 from thalweg.sampling.sources import tree_map
 
-PARTS = 4  # of a batch, of which the first is compared with the whole
+PART = 8  # times smaller than a batch is its part that is compared with it: a smaller one tells more for its price
 LEAST = 2  # examples of a part: batch normalisation takes no single one
+FEWEST = 4  # times smaller, at least
+MEANS = tuple(kind for kind in COMPARABLE if kind != "sum")  # the norm of a sum's gradient in the history is no mean's
 Result = TypeVar("Result")
 
 
@@ -47,7 +49,7 @@ class RareFigures:
             return found
         if is_gradient_due(step, len(descent.terms), descent.total_steps):
             found["term_gradients"] = self._tried("the gradient of each term", self._term_gradients) or {}
-        if is_noise_due(step, descent.total_steps) and descent.problem.objective.reduction.kind in COMPARABLE:
+        if is_noise_due(step, descent.total_steps) and descent.problem.objective.reduction.kind in MEANS:
             found["noise"] = self._tried("the noise of the gradient", self._noise)
         return found
 
@@ -74,20 +76,18 @@ class RareFigures:
                 norms[name] = math.sqrt(squared_norm(p.grad for p in descent.parameters))
         return {name: norm for name, norm in norms.items() if math.isfinite(norm)}
 
-    def _noise(self) -> tuple[float, float] | None:
-        """Give the estimates of |G|^2 and of the trace of single examples' covariance; None where the batch has no part."""
+    def _noise(self) -> float | None:
+        """Estimate the trace of the covariance of single examples' gradients; None where the batch may not be cut."""
         descent, draw = self.descent, self.descent.last_draw
         part = None if draw is None else first_part(descent, draw)
         if draw is None or part is None:
             return None
-        summed = descent.problem.objective.reduction.kind == "sum"
-        big, small = sum(draw.sizes), part.sizes[0]
-        whole = squared_norm(p.grad for p in descent.parameters) / (big**2 if summed else 1)
+        whole = squared_norm(p.grad for p in descent.parameters)
         with untouched(descent):
             backward(descent, part)
-            of_part = squared_norm(p.grad for p in descent.parameters) / (small**2 if summed else 1)
-        norms = GradientNorms(small, of_part, big, whole)
-        return (norms.gradient, norms.noise) if math.isfinite(norms.gradient + norms.noise) else None
+            of_part = squared_norm(p.grad for p in descent.parameters)
+        noise = GradientNorms(part.sizes[0], of_part, sum(draw.sizes), whole).noise
+        return noise if math.isfinite(noise) else None
 
     def _tried(self, what: str, measure: Callable[[], Result]) -> Result | None:
         if what in self._failed:
@@ -107,7 +107,7 @@ class RareFigures:
 
 
 def first_part(descent: Descent, draw: Draw) -> Draw | None:
-    """Give the first part of a step's examples as a step of its own: its first micro-batch, or a quarter of its rows.
+    """Give the first part of a step's examples as a step of its own: its first micro-batch, or some of its rows.
 
     None where the batch may not be cut, being made by the user's loader or `collate_fn`, or has too few examples.
     """
@@ -119,7 +119,7 @@ def first_part(descent: Descent, draw: Draw) -> Draw | None:
         and source.own_batches is None
         and source.collator.collate_fn in (None, default_collate)
     )
-    count, whole = size // PARTS, True
+    count, whole = max(LEAST, size // PART), True
 
     def rows(leaf: Any) -> Any:
         nonlocal whole
@@ -128,7 +128,7 @@ def first_part(descent: Descent, draw: Draw) -> Draw | None:
         whole = False
         return leaf
 
-    if not plain or count < LEAST:
+    if not plain or count * FEWEST > size:
         return None
     part = tree_map(rows, draw.parts[0])
     return Draw([part], [count], None) if whole else None

@@ -15,28 +15,31 @@ negative estimates of single steps are kept, as leaving them out biases the mean
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 CONFIDENCE = 0.9  # of the interval
 SUMS = ("weight", "weight2", "noise", "gradient", "noise2", "gradient2", "both")
 FEWEST = 4  # measurements that an interval can be made of
 COMPARABLE = ("examples", "targets", "calls", "sum", "weighted", "unknown")  # reductions in which parts make up a whole
 EVERY, POINTS = (
-    (20, 100),
-    100,
-)  # steps between measurements beside a run: the least and most, and how many there are between
+    (100, 400),
+    50,
+)  # steps between measurements beside a run, least and most, and how many there are in between
+STRETCHES, PER_STRETCH = 10, 5  # into which a run is divided, at most, and measurements in each, at least
 
 
 def is_noise_due(step: int, total: int) -> bool:
     """Tell whether the noise of the gradient is measured beside a step of a run of so many, by its number from 1.
 
-    That costs up to half a step, a quarter where the batch is not in two parts.
-
-    >>> [step for step in range(1, 101) if is_noise_due(step, 4000)]
-    [40, 80]
+    >>> [step for step in range(1, 1001) if is_noise_due(step, 20_000)]
+    [400, 800]
     """
     return step % min(max(EVERY[0], total // POINTS), EVERY[1]) == 0
 
@@ -105,6 +108,9 @@ class NoiseScale(NamedTuple):
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
+UNKNOWN = NoiseScale(math.inf, 0.0, math.inf)
+
+
 class NoiseScaleMeter:
     """Averages measurements, numerator and denominator separately, and divides only then.
 
@@ -162,24 +168,18 @@ class NoiseScaleMeter:
         The interval holds the ratios R for which S - R |G|^2 is within its error of zero. It is one of two sides where |G|^2 is
         clearly above zero; else all large ratios are in it.
         """
-        unknown, count = NoiseScale(math.inf, 0.0, math.inf), self.count
+        count = self.count
         if count < FEWEST:
-            return unknown
+            return UNKNOWN
         noise, gradient = self.noise, self.gradient
         spread = student_quantile(0.5 + confidence / 2, count - 1) ** 2 / (count - 1)
-        noise_error = spread * max(0.0, self._mean("noise2") - noise**2)
-        gradient_error = spread * max(0.0, self._mean("gradient2") - gradient**2)
-        both_error = spread * (self._mean("both") - noise * gradient)
-        # a R^2 - 2 b R + c <= 0 within the interval
-        a, b, c = gradient**2 - gradient_error, noise * gradient - both_error, noise**2 - noise_error
-        is_bounded, has_noise = a > 0 and gradient > 0, c > 0 and noise > 0
-        if not is_bounded and not has_noise:
-            return unknown
-        root = math.sqrt(max(0.0, b * b - a * c))
-        if is_bounded:
-            return NoiseScale(max(0.0, noise / gradient), max(0.0, (b - root) / a), max(0.0, (b + root) / a))
-        # The smaller positive root, in the form that does not divide by a, which may be zero.
-        return NoiseScale(math.inf, c / (b + root), math.inf) if b + root > 0 else unknown
+        return _ratio(
+            noise,
+            gradient,
+            spread * max(0.0, self._mean("noise2") - noise**2),
+            spread * max(0.0, self._mean("gradient2") - gradient**2),
+            spread * (self._mean("both") - noise * gradient),
+        )
 
     def state_dict(self) -> dict[str, float]:
         """Give the state as built-in types."""
@@ -191,6 +191,76 @@ class NoiseScaleMeter:
 
     def _mean(self, name: str) -> float:
         return self._sums[name] / self._sums["weight"] if self._sums["weight"] else math.nan
+
+
+def _ratio(noise: float, gradient: float, noise_error: float, gradient_error: float, both_error: float) -> NoiseScale:
+    """Give noise over gradient, each with the square of its error, and the product of what both have in common."""
+    # a R^2 - 2 b R + c <= 0 within the interval
+    a, b, c = gradient**2 - gradient_error, noise * gradient - both_error, noise**2 - noise_error
+    is_bounded, has_noise = a > 0 and gradient > 0, c > 0 and noise > 0
+    if not is_bounded and not has_noise:
+        return UNKNOWN
+    root = math.sqrt(max(0.0, b * b - a * c))
+    if is_bounded:
+        return NoiseScale(max(0.0, noise / gradient), max(0.0, (b - root) / a), max(0.0, (b + root) / a))
+    # The smaller positive root, in the form that does not divide by a, which may be zero.
+    return NoiseScale(math.inf, c / (b + root), math.inf) if b + root > 0 else UNKNOWN
+
+
+class Stretch(NamedTuple):
+    """The noise scale over some steps of a run, from the first to the last."""
+
+    first: int
+    last: int
+    scale: NoiseScale
+
+
+def noise_scales(
+    steps: Sequence[float], norms: Sequence[float], examples: Sequence[float], traces: Sequence[float]
+) -> list[Stretch]:
+    """Give the noise scale over up to ten stretches of a run, with equally many measurements in each, at least five.
+
+    The trace S is measured at a few steps only, but each step tells |g|^2 = |G|^2 + S / B: so |G|^2 is the mean of |g|^2 - S / B
+    over all of a stretch, with the mean S of the stretch.
+
+    Arguments:
+        steps: in order; all others have one value for each.
+        norms: of the gradient.
+        examples: of its batch.
+        traces: estimates of S, NaN where it was not measured.
+
+    Gives nothing of fewer than four measurements.
+    """
+    table = np.array([steps, norms, examples, traces], np.float64)
+    table = table[:, np.isfinite(table[:3]).all(0) & (table[2] > 0)]
+    measured = np.flatnonzero(np.isfinite(table[3]))
+    if len(measured) < FEWEST:
+        return []
+    count = min(max(1, len(measured) // PER_STRETCH), STRETCHES)
+    # Each stretch ends with its last measurement, and the last one with the run.
+    ends = [int(measured[round(number * len(measured) / count) - 1]) + 1 for number in range(1, count)]
+    found: list[Stretch] = []
+    for first, last in itertools.pairwise([0, *ends, table.shape[1]]):
+        part = table[:, first:last]
+        found.append(Stretch(int(part[0, 0]), int(part[0, -1]), _scale_of(part)))
+    return found
+
+
+def _scale_of(part: npt.NDArray[np.float64]) -> NoiseScale:
+    _, norms, examples, traces = part
+    traces = traces[np.isfinite(traces)]
+    trace, share = float(traces.mean()), float((1 / examples).mean())
+    squares = norms**2 - trace / examples
+    spread = student_quantile(0.5 + CONFIDENCE / 2, len(traces) - 1) ** 2
+    trace_error = spread * float(traces.var(ddof=1)) / len(traces)
+    mean_error = spread * float(squares.var(ddof=1)) / len(squares)
+    return _ratio(
+        trace,
+        float(squares.mean()),
+        trace_error,
+        mean_error + trace_error * share**2,
+        -trace_error * share,
+    )
 
 
 def student_quantile(share: float, freedom: float) -> float:

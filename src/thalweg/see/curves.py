@@ -13,6 +13,7 @@ from thalweg.formatting import format_count, format_number, is_share
 from thalweg.records.run import Run
 from thalweg.records.step_figures import TERM, TERM_GRADIENT
 from thalweg.see import batch_sizes, plan_text, run_text
+from thalweg.see import noise as noise_figures
 from thalweg.see.axes import Values
 from thalweg.see.charts import MARKS, Mark, Series, Stretch, chart
 from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind
@@ -135,6 +136,15 @@ def _differs(x: Values, y: Values, planned_x: Values, planned_y: Values) -> bool
     common = np.isin(planned_x, x) & (planned_x <= x[-1])
     used = y[np.searchsorted(x, planned_x[common])]
     return not np.allclose(used, planned_y[common], rtol=1e-3, atol=0, equal_nan=True)
+
+
+def noise(run: Run) -> list[str]:
+    """Draw how hot the steps were, and how noisy their gradients."""
+    return [
+        drawn
+        for draw in (noise_figures.temperature_chart, noise_figures.scale_chart)
+        if (drawn := draw(run, marks=_kept_weights_mark(run), **_epochs(run)))
+    ]
 
 
 def gradient(run: Run) -> str:

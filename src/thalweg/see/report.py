@@ -84,6 +84,7 @@ def render(run: Run) -> str:
             report_sections.tiles,
             report_sections.advice,
             report_sections.charts,
+            report_sections.temperature,
             report_sections.plan,
             report_sections.events,
             report_sections.diagnoses,

@@ -15,7 +15,7 @@ from thalweg.formatting import capitalized, format_count, format_number, format_
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
 from thalweg.records.run import Run
-from thalweg.see import batch_sizes, curves, plan_text, run_text
+from thalweg.see import batch_sizes, curves, noise, plan_text, run_text
 from thalweg.see.advice import next_steps
 from thalweg.see.charts import MARKS, color_class, mark_sign
 from thalweg.see.events import event_sentences, event_step, is_diagnosis, mark_kind, treatments
@@ -133,6 +133,17 @@ def charts(run: Run) -> str:
         return section("How it went", '<p class="dim">No step has been recorded yet.</p>')
     large = f'<div class="tall">{first}</div>' if first else ""
     return section("How it went", f'{large}<div class="pair">{"".join(rest)}</div>')
+
+
+def temperature(run: Run) -> str:
+    """The noise of the steps: their temperature, and the noise scale of the gradients."""
+    text, drawn = noise.summary(run), curves.noise(run)
+    if not text:
+        return ""
+    if len(drawn) < 2 and (scale := noise.scale_text(run)):  # there is a sentence, and too little to draw
+        text = f"{text} {scale}"
+    charts_html = f'<div class="pair">{"".join(drawn)}</div>' if drawn else ""
+    return section("The noise, as a temperature", f'<p class="note">{safe(text)}</p>{charts_html}')
 
 
 def plan(run: Run) -> str:

@@ -15,6 +15,7 @@ from thalweg.theory.stable_edge import (
     linearise,
     stable_edge,
     temperature,
+    temperature_gain,
     variance,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "stable_edge",
     "temperature",
     "temperature_form",
+    "temperature_gain",
     "variance",
 ]

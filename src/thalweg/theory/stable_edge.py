@@ -48,6 +48,7 @@ _LATE_STEP = 10**9  # by which bias corrections have become 1
 _SETTLING_STEPS = 100_000  # after which carried numbers are read
 _SMALL = 2.0**-30  # distance from the minimum: squares vanish beside 1; a power of two, so that linear rules stay exact
 _ROUNDING = 1e-10  # how far rounding may put the modulus of an eigenvalue above 1
+_LOW_RATE, _SHALLOW = 1e-3, 1e-4  # a rate and a curvature far below any rule's edge
 _SCANNED = np.geomspace(1e-6, 1e12, 400)  # values of rate times curvature between which bisection starts
 
 
@@ -185,6 +186,18 @@ def temperature(
     0.2
     """
     return curvature * variance(rule, constants, lr=lr, curvature=curvature, noise=noise)
+
+
+def temperature_gain(rule: Rule | str, constants: Constants | None = None) -> float:
+    """Give what a rule makes of the noise of gradients far below its stable edge: 2 T / (lr s²), the same at every rate.
+
+    1 for gradient descent and for rules that average their gradients, as Adam does; 1 / (1 - b) for momentum b, which adds them
+    up. Raises as `variance` does.
+
+    >>> round(temperature_gain("momentum", {"momentum": 0.75}), 3), round(temperature_gain("adamw"), 3)
+    (4.0, 1.0)
+    """
+    return 2 * temperature(rule, constants, lr=_LOW_RATE, curvature=_SHALLOW, noise=1.0) / _LOW_RATE
 
 
 def linearise(rule: Rule | str, constants: Constants | None = None, *, lr: float) -> LinearStep:
