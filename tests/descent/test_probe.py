@@ -187,3 +187,33 @@ def test_sigmoids_over_many_layers_are_told_from_a_rate_too_low() -> None:
     run = tw.train(classes(model=deep), plan(rule="adamw", learning_rate=1e-3, steps=200))
     assert run.diagnoses[0].name == "vanishing-gradient"
     assert math.isfinite(run.metrics["loss"])
+
+
+def test_code_that_refuses_far_weights_or_takes_gradients_itself_ends_no_run() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.scale, self.decode = nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            normal = torch.distributions.Normal(self.mean(x), self.scale(x).exp())  # refuses a scale of zero
+            return self.decode(normal.rsample())
+
+    def sharpness_aware(model: nn.Module, batch: Tensor) -> Tensor:
+        loss = F.mse_loss(model(batch), batch)
+        if not model.training:
+            return loss
+        gradients = torch.autograd.grad(loss, [*model.parameters()])
+        moved = {name: p + 0.01 * g for (name, p), g in zip(model.named_parameters(), gradients, strict=True)}
+        return F.mse_loss(torch.func.functional_call(model, moved, (batch,)), batch)
+
+    x = 2 * blobs()[0]
+    task = tw.Task(Encoder, data=x, validation=x[:20], step=sharpness_aware)
+    knobs = {"learning_rate": 0.05, "steps": 40}
+    watched, alone = (tw.train(task, plan(**knobs, watch=watch)) for watch in (True, False))
+    assert same_bits(watched.model, alone.model)
+
+    descent, probe, _ = probed(tw.Task(Encoder, data=x, step=sharpness_aware), learning_rate=0.05)
+    loss_at = probe.loss_along()
+    assert math.isfinite(loss_at(0.0))
+    assert loss_at(1e9) == math.inf

@@ -21,7 +21,7 @@ from thalweg.records.weights import load_model_state, model_state
 from thalweg.sampling import Draw
 from thalweg.sampling.sources import to_device
 from thalweg.watch.lost_terms import gradients_text
-from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
+from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe, along
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import is_measured
 
@@ -82,7 +82,7 @@ class DescentProbe(Probe):
                         for parameter, came in zip(parameters, after, strict=True):
                             parameter.copy_(came)
 
-        return loss_at
+        return along(loss_at)
 
     def unit_activity(self) -> tuple[Layer, ...]:
         """Give what the units do on the examples of the last steps."""
@@ -160,7 +160,7 @@ class DescentProbe(Probe):
     def _loss_of(self, part: object) -> float:
         descent = self.descent
         objective, device = descent.problem.objective, descent.problem.device
-        with objective.gradient_mode(), autocast(descent.plan.precision, device):
+        with torch.enable_grad(), autocast(descent.plan.precision, device):  # as in a step, which may take gradients itself
             loss, _ = objective.loss(descent.model, to_device(part, device))
         return loss.item()
 
@@ -168,7 +168,7 @@ class DescentProbe(Probe):
         """Call the model on a batch as a step does; gives its output, nothing where the task has a `step` of its own."""
         descent = self.descent
         objective, device = descent.problem.objective, descent.problem.device
-        with objective.gradient_mode(), autocast(descent.plan.precision, device):
+        with torch.enable_grad(), autocast(descent.plan.precision, device):
             if objective.task.step is None:
                 return objective.outputs(descent.model, to_device(part, device))
             objective.loss(descent.model, to_device(part, device))

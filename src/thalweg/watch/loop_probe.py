@@ -22,7 +22,7 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw
 from thalweg.sampling.sources import leaves
 from thalweg.watch.lost_terms import gradients_text
-from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
+from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe, along
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import StepRecorder
 
@@ -85,7 +85,7 @@ class LoopProbe(Probe):
             finally:
                 _write(parameters, after)
 
-        return loss_at
+        return along(loss_at)
 
     def unit_activity(self) -> tuple[Layer, ...]:
         """Give what the units do on this batch."""

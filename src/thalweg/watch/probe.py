@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from thalweg.errors import ThalwegError, error_text
 from thalweg.landscape.unit_activity import Layer
 from thalweg.watch.replay import Batch, Replay
 
@@ -25,6 +28,31 @@ class ExampleLosses(NamedTuple):
 
 class NotMeasuredError(Exception):
     """A measurement that cannot be made here; the message says what it would need."""
+
+
+def along(loss_at: Callable[[float], float]) -> Callable[[float], float]:
+    """Give a loss along an update that counts places where its code raises an error as infinitely high.
+
+    Far from the weights that are trained code may refuse what it is given: a distribution a scale of zero, a decomposition a
+    matrix that is not positive. That is no fault of the training, which never goes there.
+
+    Raises NotMeasuredError where the code fails at the weights before the step, or memory runs out.
+
+    >>> along(lambda multiple: math.log(9 - multiple))(10)
+    inf
+    """
+
+    def guarded(multiple: float) -> float:
+        try:
+            return loss_at(multiple)
+        except (NotMeasuredError, ThalwegError):
+            raise
+        except Exception as error:
+            if multiple == 0.0 or isinstance(error, MemoryError | torch.OutOfMemoryError):
+                raise NotMeasuredError(f"the loss once more, which failed: {error_text(error)}") from error
+            return math.inf
+
+    return guarded
 
 
 class Probe:
