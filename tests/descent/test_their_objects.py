@@ -8,9 +8,10 @@ import queue
 import random
 import threading
 import weakref
-from collections import deque
+from collections import Counter, defaultdict, deque, namedtuple
 from datetime import date, timedelta
 from decimal import Decimal
+from enum import Enum
 from fractions import Fraction
 
 import numpy as np
@@ -258,6 +259,37 @@ class OfPythonsLibrary(nn.Module):
         return self.layer(x) * scale * float(self.factor) * float(self.part) * self.array[0]
 
 
+Seen = namedtuple("Seen", "example label loss")
+
+
+class Phase(Enum):
+    FIRST = 1
+    LAST = 2
+
+
+class Remembering:
+    """A step that keeps named tuples in a replay memory, bounded deques by class, counts of counts, and phases."""
+
+    def __init__(self):
+        self.memory, self.by_class, self.counts = deque(maxlen=20), {}, defaultdict(Counter)
+        self.phases, self.between = [Phase.FIRST], torch.eye(4).to_sparse()
+
+    def __call__(self, model, batch):
+        x, y = batch
+        output = model(torch.sparse.mm(self.between, x.T).T)
+        loss = F.cross_entropy(output, y)
+        if model.training:
+            for example, label in zip(x[:3], y[:3].tolist(), strict=True):
+                self.memory.append(Seen(example.clone(), label, float(loss.detach())))
+                self.by_class.setdefault(label, deque(maxlen=2)).append(self.memory[-1].loss)
+                self.counts[label][len(self.memory) % 3] += 1
+            self.phases.append(Phase.LAST if self.phases[-1].value == 1 else Phase.FIRST)
+            self.between = self.between * 1.01
+        again = sum(F.cross_entropy(model(seen.example), torch.tensor(seen.label)) for seen in self.memory)
+        scale = sum(sum(losses) for losses in self.by_class.values()) + self.counts[0][1] + self.phases[-1].value
+        return loss + again * scale / 20
+
+
 class LateBuffer(nn.Module):
     """Registers a buffer in its first call, and gives others new tensors, of the batch's size, in every call."""
 
@@ -304,6 +336,7 @@ def kinds():
         "buffers made by calls": lambda: tw.Task(LateBuffer, F.cross_entropy, blobs(90), blobs(30, seed=1)),
         "scripted": lambda: tw.Task(lambda: torch.jit.script(normed()), F.cross_entropy, blobs(), blobs(30, seed=1)),
         "made at the first call": lambda: tw.Task(normed, step=Late(), data=blobs(), validation=blobs(30, seed=1)),
+        "replay memory": lambda: tw.Task(linear, step=Remembering(), data=blobs()),
         "captured at the first call": lambda: tw.Task(normed, step=late_closure(), data=blobs()),
     }
 

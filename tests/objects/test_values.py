@@ -7,6 +7,7 @@ import random
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from enum import Enum, Flag
 from fractions import Fraction
 from pathlib import Path
 from uuid import UUID
@@ -15,11 +16,23 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.objects.values import NotPlainError, decode, encode, mark, put_into, random_state
+from thalweg.objects.values import NotPlainError, decode, encode, mark, note_class, put_into, random_state
 from thalweg.records import tensor_sections
 from thalweg.records.json_values import without_tuples
 
 Pair = namedtuple("Pair", "a b")
+
+
+class Phase(Enum):
+    FIRST = 1
+    LAST = 2
+
+
+class Parts(Flag):
+    HEAD = 1
+    TAIL = 2
+
+
 NAN = float("nan")
 VALUES = [
     *(None, True, 3, 2**70, 0.1, float("-inf"), "text", b"\x00\xff", 1 + 2j),
@@ -47,6 +60,17 @@ VALUES = [
 ]
 
 
+NESTED = [
+    [Pair(1, (Pair(2, torch.ones(2)),))],
+    {"a": deque([1], maxlen=3), "b": deque()},
+    {"a": Counter("aab"), "b": OrderedDict(b=1, a=2), "c": defaultdict(Counter, {1: Counter("a")})},
+    [defaultdict(float, {1: 2.0}), defaultdict(None, {1: 2})],
+    {Phase.LAST: [Phase.FIRST, Parts.HEAD | Parts.TAIL]},
+    [torch.eye(3).to_sparse(), {"a": torch.eye(2).to_sparse()}],
+    [torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (2,), check_invariants=True)],
+]
+
+
 def through_a_checkpoint(entry):
     parts = tensor_sections.split({"objects": {"x": without_tuples(entry)}})
     tensors = {f"{section}/{name}": t for section, found in parts.tensors.items() for name, t in found.items()}
@@ -54,6 +78,8 @@ def through_a_checkpoint(entry):
 
 
 def same(one, other):
+    if isinstance(one, torch.Tensor) and one.layout is not torch.strided:
+        return one.layout is other.layout and same(one.to_dense(), other.to_dense()) and one._nnz() == other._nnz()
     if isinstance(one, torch.Tensor | np.ndarray):
         return (
             type(one) is type(other)
@@ -73,8 +99,54 @@ def test_a_value_comes_back_from_a_checkpoint_as_it_was(value):
     assert same(decode(through_a_checkpoint(encode(value)), value), value)
 
 
+@pytest.mark.parametrize("value", NESTED, ids=lambda value: f"{value!r:.40}")
+def test_items_of_a_container_come_back_as_the_types_that_they_were(value):
+    classes = {"Pair": Pair, "Phase": Phase, "Parts": Parts}
+    entry = through_a_checkpoint(encode(value))
+    assert same(decode(entry, None, classes), value)
+    target = type(value)()
+    assert put_into(target, entry, None, classes)
+    assert same(target, value)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support")
+@pytest.mark.parametrize("layout", ["sparse_csr", "sparse_csc", "sparse_coo"])
+def test_a_sparse_tensor_has_an_entry_and_a_mark(layout):
+    value = torch.eye(3, dtype=torch.float64).to_sparse(layout=getattr(torch, layout))
+    before, entry = mark(value), through_a_checkpoint(encode(value))
+    assert same(decode(entry), value)
+    value.values().mul_(2) if layout != "sparse_coo" else value._values().mul_(2)
+    assert mark(value) != before
+
+
+def same_kinds(one, other):
+    """Whether what tells a value's later behaviour is the same: the longest length, what is made of a missing key."""
+    return getattr(one, "maxlen", None) == getattr(other, "maxlen", None) and getattr(
+        one, "default_factory", None
+    ) == getattr(other, "default_factory", None)
+
+
+def test_a_bounded_deque_stays_bounded_and_a_missing_key_is_made_as_before():
+    value = {"a": deque([1, 2], maxlen=2), "b": defaultdict(Counter), "c": deque()}
+    found = decode(through_a_checkpoint(encode(value)))
+    assert all(same_kinds(found[key], value[key]) for key in value)
+
+
+def test_a_class_that_is_not_known_or_of_which_there_are_two_is_refused():
+    entry, classes = encode([Pair(1, 2)]), {}
+    with pytest.raises(NotPlainError, match="Pair"):
+        decode(entry, None, classes)
+    for kind in (Pair, namedtuple("Pair", "b a")):
+        note_class(kind, classes)
+    with pytest.raises(NotPlainError, match="Pair"):
+        decode(entry, None, classes)
+    with pytest.raises(NotPlainError, match="function of your own"):
+        decode(encode([defaultdict(lambda: 3)]))
+    assert decode(encode({"a": defaultdict(lambda: 3)}), {"a": defaultdict(lambda: 4)})["a"]["b"] == 4
+
+
 @pytest.mark.parametrize(
-    "value", [object(), [object()], iter([]), torch.ones(2).to_sparse(), np.array([object()]), len]
+    "value", [object(), [object()], iter([]), torch.ones(2).to_sparse().to("meta"), np.array([object()]), len]
 )
 def test_what_has_no_entry_is_refused(value):
     with pytest.raises(NotPlainError):

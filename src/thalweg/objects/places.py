@@ -16,7 +16,7 @@ import types
 import weakref
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, EnumType
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,6 +28,7 @@ from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
 from thalweg.objects.standard_kinds import is_constant, is_memory, mark_constant, shared_memory_of
 from thalweg.objects.values import (
     ATOMS,
+    Classes,
     NotPlainError,
     TooDeepError,
     has_state_dict,
@@ -37,6 +38,7 @@ from thalweg.objects.values import (
     mark,
     mark_container,
     mark_roughly,
+    note_class,
     weigh,
 )
 
@@ -219,6 +221,7 @@ class Finder:
         known: identities of tensors that are somebody else's business, such as a model's parameters.
         still: modules that are passed over while they are as they were; see `still_modules`.
         buffers: paths of registered buffers that are as much somebody else's business, whatever tensor they have become.
+        classes: is given the classes of named tuples and enumerations that are met, by name.
 
     `holders` are, once `places` is through, the objects with attributes, and the modules with globals, by the beginning of their
     paths.
@@ -230,8 +233,10 @@ class Finder:
         known: set[int] | None = None,
         still: Mapping[int, Still] | None = None,
         buffers: set[str] | None = None,
+        classes: Classes | None = None,
     ) -> None:
         self.roots, self.known, self.still = roots, known or set(), still or {}
+        self.classes: Classes = {} if classes is None else classes
         self.buffers = set(buffers or ())
         self.holders: dict[str, Holder] = {}
         self._paths: dict[str, list[tuple[int, Any]]] = {}
@@ -297,6 +302,7 @@ class Finder:
                 self._add(place._replace(marked=mark_constant(value)))
             return
         if isinstance(value, type):
+            note_class(value, self.classes)
             self._class(value)
             return
         if id(value) in self.known or len(self._seen) > MOST_OBJECTS:
@@ -434,7 +440,7 @@ class Finder:
         if is_library(kind.__module__):
             return
         for base in kind.__mro__:
-            if is_library(base.__module__) or id(base) in self._seen:
+            if is_library(base.__module__) or id(base) in self._seen or isinstance(base, EnumType):
                 continue
             self._seen.add(id(base))
             for name, part in list(vars(base).items()):

@@ -11,9 +11,10 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from thalweg.objects.places import Finder, Place, still_modules
+from thalweg.objects.places import Finder, Place, Still, still_modules
 from thalweg.objects.values import (
     ATOMS,
+    Classes,
     arrays_in,
     decode,
     encode,
@@ -48,6 +49,7 @@ class ObjectState:
         self.roots, self.known = {name: root for name, root in roots.items() if root is not None}, known or set()
         self.problems: dict[str, str] = {}
         self.told = set[str]()
+        self._classes: Classes = {}  # that entries name
         self._marks: dict[str, Any] = {}
         self._objects: dict[str, Any] = {}  # as they were at the beginning, held, so that no other takes their identity
         self._entries: dict[str, Any] = {}  # their values then; not of all large tensors
@@ -63,7 +65,7 @@ class ObjectState:
 
     def _begin(self) -> None:
         bytes_left = MOST_KEPT
-        finder = Finder(self.roots, self.known)
+        finder = self._finder(self.roots)
         for place in finder.places():
             if place.problem:
                 self.problems[place.path] = place.problem
@@ -81,7 +83,7 @@ class ObjectState:
             if weight.bytes <= bytes_left:
                 bytes_left -= weight.bytes
                 with suppress(Exception):  # of a `state_dict` of the user's
-                    self._entries[place.path] = _copied(place.value)
+                    self._entries[place.path] = self._copied(place.value)
         # Held, so that the attributes of no object that is made later take the identity of these.
         self._first_holders = {id(holder.attributes): holder.attributes for holder in finder.holders.values()}
         self._first_names = {number: {*attributes} for number, attributes in self._first_holders.items()}
@@ -93,9 +95,14 @@ class ObjectState:
         self._were_there = {id(holder): holder for holder in holders}
         self._buffers = finder.buffers  # a module may give itself another tensor under the same name
 
+    def _finder(
+        self, roots: Mapping[str, Any], still: Mapping[int, Still] | None = None, buffers: set[str] | None = None
+    ) -> Finder:
+        return Finder(roots, self.known, still, buffers, self._classes)
+
     def with_gradient(self) -> dict[str, Tensor]:
         """Give the tensors, besides those that are left alone, that have been given a gradient, by path."""
-        places = Finder(self.roots, self.known).places()
+        places = self._finder(self.roots).places()
         return {
             p.path: p.value
             for p in places
@@ -104,7 +111,7 @@ class ObjectState:
 
     def shared_with(self, other: ObjectState) -> list[str]:
         """Give the paths of what has changed, by what was read last, that objects of another state hold too."""
-        places = Finder(self.roots, self.known, buffers=self._buffers).places()
+        places = self._finder(self.roots, buffers=self._buffers).places()
         held = {key for place in Finder(other.roots, other.known).places() for key in _identities(place)}
         return [p.path for p in places if p.path in self._changed and not held.isdisjoint(_identities(p))]
 
@@ -115,7 +122,7 @@ class ObjectState:
         """
         state: dict[str, Any] = {}
         self._last = {}
-        finder = Finder(self.roots, self.known, self._still, self._buffers)
+        finder = self._finder(self.roots, self._still, self._buffers)
         for place in finder.places():
             if place.problem:
                 self.problems.setdefault(place.path, place.problem)
@@ -132,7 +139,7 @@ class ObjectState:
                     self.problems[path] = f"a tensor of {place.value.numel():,} elements that is made anew"
                     continue
                 try:
-                    state[path] = {"value": encode(place.value), "same": same}
+                    state[path] = {"value": encode(place.value, self._classes), "same": same}
                     if same and path in self._arrays:
                         first, now = self._arrays[path], arrays_in(place.value)
                         state[path]["kept"] = [i for i in first if now.get(i) is first[i]]
@@ -162,7 +169,7 @@ class ObjectState:
         """
         if not isinstance(state, Mapping) or not all(isinstance(path, str) for path in state):
             raise TypeError("what the objects carry is no table by their paths")
-        finder = Finder(self.roots if only is None else self._first(only), self.known, buffers=self._buffers)
+        finder = self._finder(self.roots if only is None else self._first(only), buffers=self._buffers)
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
         missing: list[str] = []
@@ -192,7 +199,7 @@ class ObjectState:
         ]
         late = {path: place for path in new if (place := _late(finder, path)) is not None}
         for path in state.keys() - places.keys() - aliases.keys():
-            made = path in late and _make_attribute(late[path], state[path])
+            made = path in late and self._make_attribute(late[path], state[path])
             missing += [path] if not made and only is None else []
         for path, first in aliases.items():
             joined = _join(places | late, path, first)
@@ -225,9 +232,23 @@ class ObjectState:
         is_alias = isinstance(entry, Mapping) and cast("Mapping[str, Any]", entry).get("kind") == "alias"
         return str(cast("Mapping[str, Any]", entry).get("path")) if is_alias else None
 
+    def _copied(self, value: Any) -> Any:
+        """Give the entry of a value, or what is made far faster of a container of plain values: its bytes, for this process alone."""
+        if is_container(value):
+            with suppress(ValueError):  # not of plain values alone
+                return marshal.dumps(value, 2)
+        return encode(value, self._classes)
+
+    def _make_attribute(self, place: Place, entry: Any) -> bool:
+        """Make an attribute that an object does not have yet; False where there is no such entry."""
+        try:
+            return _is_entry(entry) and place.put(decode(entry["value"], None, self._classes))
+        except Exception:  # no entry
+            return False
+
     def _first_entry(self, path: str) -> Any:
         copied = self._entries[path]
-        return encode(marshal.loads(copied)) if isinstance(copied, bytes) else copied
+        return encode(marshal.loads(copied), self._classes) if isinstance(copied, bytes) else copied
 
     def _first(self, only: tuple[str, ...]) -> dict[str, Any]:
         return {name: root for name, root in self.roots.items() if name in only}
@@ -243,16 +264,16 @@ class ObjectState:
         first, arrays = self._objects.get(place.path), self._arrays.get(place.path, {})
         try:
             if (is_random(place.value) or has_state_dict(place.value)) and isinstance(value, Mapping):
-                return put_into(place.value, value)
+                return put_into(place.value, value, None, self._classes)
             if not place.how and place.path not in self._objects:  # a weight of a module made since, say
-                return put_into(place.value, value)
+                return put_into(place.value, value, None, self._classes)
             if same and type(first) not in ATOMS:
                 if place.value is not first and place.how:
                     place.put(first)
                 keep = {i: arrays[i] for i in kept if i in arrays}
-                if put_into(first if place.how else place.value, value, keep):
+                if put_into(first if place.how else place.value, value, keep, self._classes):
                     return True
-            return place.put(decode(value, place.value))
+            return place.put(decode(value, place.value, self._classes))
         except Exception:  # also of a `load_state_dict` of the user's
             return False
 
@@ -267,14 +288,6 @@ class ObjectState:
             yield before
         finally:
             self.write(before, only or None, since=marks, bearers=bearers)
-
-
-def _copied(value: Any) -> Any:
-    """Give the entry of a value, or what is made far faster of a container of plain values: its bytes, for this process alone."""
-    if is_container(value):
-        with suppress(ValueError):  # not of plain values alone
-            return marshal.dumps(value, 2)
-    return encode(value)
 
 
 def _alias(path: str) -> dict[str, Any]:
@@ -313,14 +326,6 @@ def _has_of(state: Mapping[str, Any], path: str) -> bool:
 
 def _is_entry(entry: Any) -> bool:
     return isinstance(entry, Mapping) and {"value", "same"} <= entry.keys()
-
-
-def _make_attribute(place: Place, entry: Any) -> bool:
-    """Make an attribute that an object does not have yet; False where there is no such entry."""
-    try:
-        return _is_entry(entry) and place.put(decode(entry["value"]))
-    except Exception:  # no entry
-        return False
 
 
 def _differs(one: Any, other: Any) -> bool:

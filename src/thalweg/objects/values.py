@@ -2,6 +2,9 @@
 
 An entry is None, a bool, a number, a text or a tensor, which stand for themselves; or a mapping whose "kind" names the type:
 containers with their items, arrays, and random generators with their state.
+
+Of a named tuple or a member of an enumeration the entry has the name of its class. `Classes` are those that are known by name:
+what a name stands for is looked up there, and nothing is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import random
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from enum import Enum
+from enum import Enum, Flag
 from itertools import chain, islice
 from typing import Any, NamedTuple, cast
 
@@ -33,9 +36,15 @@ from thalweg.objects.standard_kinds import (
 )
 
 ATOMS = (type(None), bool, int, float, str)
+Classes = dict[str, type | None]
+"""Classes of named tuples and enumerations, by their qualified names; None where two have the same."""
 _SMALL = {type(None), bool, int, float}
 SEQUENCES: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
 MAPPINGS: tuple[type, ...] = (dict, OrderedDict, defaultdict, Counter)
+FACTORIES: dict[str, Callable[[], Any]] = {
+    kind.__name__: kind for kind in (bool, int, float, str, list, tuple, set, dict, deque, Counter, OrderedDict)
+}
+"""What a `defaultdict` makes of a missing key, where it is a type of Python's own."""
 MOST_ITEMS = 200_000  # of a container, with those of the containers in it; a longer one is not copied
 TENSOR_ITEMS, TEXT_ITEM = 5, 64  # a tensor takes as long as so many numbers; so many characters as long as one
 SAMPLED_ITEMS = 100  # of a container with too many, to notice a change
@@ -62,6 +71,14 @@ def is_container(value: object) -> bool:
 def is_named_tuple(value: object) -> bool:
     """Tell whether a value is a named tuple."""
     return isinstance(value, tuple) and hasattr(value, "_make")
+
+
+def note_class(kind: type, classes: Classes) -> None:
+    """Note the class of a named tuple or an enumeration under its name."""
+    if issubclass(kind, Enum) or (issubclass(kind, tuple) and hasattr(kind, "_make")):
+        known = classes.setdefault(kind.__qualname__, kind)
+        if known is not kind:
+            classes[kind.__qualname__] = None
 
 
 def is_random(value: object) -> bool:
@@ -107,14 +124,38 @@ def weigh(value: Any) -> Weight:
                 parts = chain(part, part.values()) if isinstance(part, Mapping) else part
                 left += [inner for inner in cast("Iterable[Any]", parts) if type(inner) not in _SMALL]
         elif isinstance(part, Tensor | np.ndarray):
-            items, size = items + TENSOR_ITEMS, size + part.nbytes
+            items, size = items + TENSOR_ITEMS, size + _bytes_in(part)
         elif isinstance(part, str | bytes):
             items += len(part) // TEXT_ITEM
     return Weight(items, size)
 
 
-def encode(value: Any) -> Any:
-    """Give the entry of a value: a copy, which does not change with it.
+def _bytes_in(value: Any) -> int:
+    if isinstance(value, Tensor) and is_sparse(value):
+        return sum(part.nbytes for part in _sparse_parts(value))
+    return int(value.numel() * value.element_size() if isinstance(value, Tensor) else value.nbytes)
+
+
+def is_sparse(value: Tensor) -> bool:
+    """Tell whether a tensor is a sparse one of the kinds that have an entry: by coordinates, or compressed rows or columns."""
+    return value.layout in _SPARSE and type(value) is Tensor and not value.is_meta
+
+
+def _sparse_parts(value: Tensor) -> list[Tensor]:
+    """Give the tensors that a sparse one consists of: its indices, and its values last."""
+    value = value.detach()
+    if value.layout is torch.sparse_coo:
+        return [value._indices(), value._values()]
+    if value.layout is torch.sparse_csr:
+        return [value.crow_indices(), value.col_indices(), value.values()]
+    return [value.ccol_indices(), value.row_indices(), value.values()]
+
+
+_SPARSE = {torch.sparse_coo: "sparse_coo", torch.sparse_csr: "sparse_csr", torch.sparse_csc: "sparse_csc"}
+
+
+def encode(value: Any, classes: Classes | None = None) -> Any:
+    """Give the entry of a value: a copy, which does not change with it. Classes that it names are noted in `classes`.
 
     Raises NotPlainError where it has none.
 
@@ -123,12 +164,13 @@ def encode(value: Any) -> Any:
     """
     if type(value) in ATOMS:
         return value
+    classes = {} if classes is None else classes
     if isinstance(value, Tensor):
         return _encode_tensor(value)
     if isinstance(value, np.ndarray | np.generic):
         return _encode_array(value)
     if is_container(value):
-        return _encode_container(value)
+        return _encode_container(value, classes)
     if is_random(value):
         return {"kind": "random", "state": encode(random_state(value))}
     if type(value) is bytes:
@@ -136,7 +178,7 @@ def encode(value: Any) -> Any:
     if type(value) is complex:
         return {"kind": "complex", "items": [value.real, value.imag]}
     if isinstance(value, Enum):
-        return {"kind": "enum", "name": value.name}
+        return _encode_enum(value, classes)
     if is_constant(value):
         return encode_constant(value)
     if is_memory(value):
@@ -146,7 +188,25 @@ def encode(value: Any) -> Any:
     raise NotPlainError(f"a {type(value).__name__}")
 
 
-def _encode_tensor(value: Tensor) -> Tensor:
+def _encode_enum(value: Enum, classes: Classes) -> dict[str, Any]:
+    note_class(type(value), classes)
+    entry: dict[str, Any] = {"kind": "enum", "type": type(value).__qualname__}
+    if isinstance(value, Flag):  # of which several together have no name of their own
+        return {**entry, "value": int(value.value)}
+    return {**entry, "name": value.name}
+
+
+def _encode_tensor(value: Tensor) -> Any:
+    if is_sparse(value):
+        parts = [encode(part) for part in _sparse_parts(value)]
+        unique = value.layout is not torch.sparse_coo or value.is_coalesced()
+        return {
+            "kind": "sparse",
+            "layout": _SPARSE[value.layout],
+            "parts": parts,
+            "shape": list(value.shape),
+            "unique": unique,
+        }
     plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_meta
     if not plain or value.dtype not in DTYPES or value.is_quantized:
         raise NotPlainError(f"a tensor of {value.dtype}, {value.layout}")
@@ -162,34 +222,50 @@ def _encode_array(value: np.ndarray[Any, Any] | np.generic) -> dict[str, Any]:
     return {"kind": kind, "dtype": array.dtype.str, "shape": list(array.shape), "data": data}
 
 
-def _encode_container(value: Any) -> Any:
+def _encode_container(value: Any, classes: Classes) -> Any:
     if weigh(value).is_too_large:  # one that contains itself is
         raise NotPlainError(
             f"a {type(value).__name__} of more than {MOST_ITEMS:,} items, with those in it (or that holds itself)"
         )
     try:
-        return _encode_items(value)
+        return _encode_items(value, classes)
     except RecursionError as error:
         raise TooDeepError(f"a {type(value).__name__} of very many levels") from error
 
 
-def _encode_items(value: Any) -> Any:
+def _encode_items(value: Any, classes: Classes) -> Any:
     if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return {"kind": "mapping", "items": [[_encode_item(key), _encode_item(part)] for key, part in items]}
-    kind = "tuple" if isinstance(value, tuple) else SEQUENCES[type(value)]
-    return {"kind": kind, "items": [_encode_item(part) for part in value]}
+        pairs = cast("Mapping[Any, Any]", value).items()
+        items = [[_encode_item(key, classes), _encode_item(part, classes)] for key, part in pairs]
+        return {"kind": "mapping", **_kind_of_mapping(value), "items": items}
+    entry: dict[str, Any] = {"kind": "tuple" if isinstance(value, tuple) else SEQUENCES[type(value)]}
+    if is_named_tuple(value):
+        note_class(type(value), classes)
+        entry["type"] = type(value).__qualname__
+    elif type(value) is deque and value.maxlen is not None:
+        entry["maxlen"] = value.maxlen
+    return {**entry, "items": [_encode_item(part, classes) for part in value]}
 
 
-def _encode_item(value: Any) -> Any:
+def _kind_of_mapping(value: Any) -> dict[str, Any]:
+    """Give what an entry says of a mapping that is no dict. Of a function of the user's that makes missing items nothing is said."""
+    if type(value) is dict:
+        return {}
+    factory = value.default_factory if type(value) is defaultdict else None
+    named = {"factory": factory.__name__} if isinstance(factory, type) and factory in FACTORIES.values() else {}
+    own = {"factory": ""} if factory is not None and not named else {}
+    return {"type": type(value).__name__, **named, **own}
+
+
+def _encode_item(value: Any, classes: Classes) -> Any:
     if type(value) in ATOMS:  # as most are, in a list of losses that grows with every step
         return value
-    return _encode_items(value) if is_container(value) else encode(_item(value))
+    return _encode_items(value, classes) if is_container(value) else encode(_item(value), classes)
 
 
 def _item(value: Any) -> Any:
     """Give an item of a container. Raises NotPlainError where it is an object with a state, which has a place of its own."""
-    if is_random(value) or has_state_dict(value) or isinstance(value, Enum):
+    if is_random(value) or has_state_dict(value):
         raise NotPlainError(f"a {type(value).__name__}")
     return value
 
@@ -199,57 +275,105 @@ def _without_order(state: Any) -> Any:
     return dict(state) if isinstance(state, Mapping) else state
 
 
-def decode(entry: Any, like: Any = None) -> Any:
-    """Give the value of an entry, a new one; `like`, a value of the same place, tells the type of a mapping or named tuple."""
+def decode(entry: Any, like: Any = None, classes: Classes | None = None) -> Any:
+    """Give the value of an entry, a new one.
+
+    Arguments:
+        like: a value of the same place, which tells the type where the entry does not.
+        classes: those that entries may name.
+
+    Raises NotPlainError where a class is not known, or an object cannot be made anew.
+    """
     if isinstance(entry, Tensor):
         return entry.detach().clone()
     if not isinstance(entry, Mapping):
         return entry
-    return _decoders[entry["kind"]](entry, like)
+    return _decoders[entry["kind"]](entry, like, classes or {})
 
 
-def _decode_mapping(entry: Mapping[str, Any], like: Any) -> Any:
-    pairs = [(decode(key), decode(part)) for key, part in entry["items"]]
-    if type(like) is defaultdict:
-        return defaultdict(cast("defaultdict[Any, Any]", like).default_factory, pairs)
-    return type(like)(dict(pairs)) if type(like) in (OrderedDict, Counter) else dict(pairs)
+def _class_of(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
+    """Give the class that an entry names; that of `like` where it is called so too, or no name is given."""
+    name = entry.get("type")
+    if name is None or (name == type(like).__qualname__ and classes.get(name) is None):
+        return type(like)
+    known = classes.get(name)
+    if known is None:
+        raise NotPlainError(f"a {name}, a class that is not known")
+    return known
 
 
-def _decode_tuple(entry: Mapping[str, Any], like: Any) -> Any:
-    parts = [decode(part) for part in entry["items"]]
-    return type(like)._make(parts) if is_named_tuple(like) else tuple(parts)
+def _decode_sparse(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
+    *indices, values = [decode(part) for part in entry["parts"]]
+    if entry["layout"] == "sparse_coo":
+        return torch.sparse_coo_tensor(
+            *indices, values, entry["shape"], is_coalesced=bool(entry["unique"]), check_invariants=True
+        )
+    make = {"sparse_csr": torch.sparse_csr_tensor, "sparse_csc": torch.sparse_csc_tensor}[entry["layout"]]
+    return make(*indices, values, entry["shape"], check_invariants=True)
 
 
-def _decode_array(entry: Mapping[str, Any], like: Any) -> Any:
+def _decode_mapping(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
+    held: Mapping[Any, Any] = cast("Mapping[Any, Any]", like) if type(like) in MAPPINGS else {}
+    pairs = [((name := decode(key, None, classes)), decode(part, held.get(name), classes)) for key, part in entry["items"]]
+    kind = entry.get("type") or (type(like).__name__ if type(like) in MAPPINGS else "dict")
+    if kind == "defaultdict":
+        factory = FACTORIES.get(entry.get("factory", ""))
+        if "type" not in entry or (factory is None and "factory" in entry):
+            if type(like) is not defaultdict:
+                raise NotPlainError("a defaultdict with a function of your own")
+            factory = cast("defaultdict[Any, Any]", like).default_factory
+        return defaultdict(factory, pairs)
+    return {"OrderedDict": OrderedDict, "Counter": Counter}.get(kind, dict)(dict(pairs))
+
+
+def _decode_tuple(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
+    parts = _decode_all(entry, like, classes)
+    kind = _class_of(entry, like if is_named_tuple(like) else (), classes)
+    return tuple(parts) if kind is tuple else kind._make(parts)
+
+
+def _decode_all(entry: Mapping[str, Any], like: Any, classes: Classes) -> list[Any]:
+    """Give the items of a sequence."""
+    return [decode(part, None, classes) for part in entry["items"]]
+
+
+def _decode_deque(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
+    longest = entry.get("maxlen", like.maxlen if type(like) is deque else None)
+    return deque(_decode_all(entry, like, classes), longest)
+
+
+def _decode_array(entry: Mapping[str, Any], like: Any = None, classes: Classes | None = None) -> Any:
     data = entry["data"].cpu().numpy().tobytes()
     array = np.frombuffer(data, dtype=np.dtype(entry["dtype"])).reshape(entry["shape"]).copy()
     return array if entry["kind"] == "array" else array[()]
 
 
-def _decode_enum(entry: Mapping[str, Any], like: Any) -> Any:
-    if not isinstance(like, Enum):
+def _decode_enum(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
+    kind = _class_of(entry, like, classes)
+    if not issubclass(kind, Enum):
         raise NotPlainError("a member of an enumeration that is not known")
-    return type(like)[entry["name"]]
+    return kind(entry["value"]) if issubclass(kind, Flag) else kind[entry["name"]]
 
 
-def _decode_object(entry: Mapping[str, Any], like: Any) -> Any:
+def _decode_object(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
     raise NotPlainError("an object, which is not made anew")
 
 
-_decoders: dict[str, Callable[[Mapping[str, Any], Any], Any]] = {
-    "list": lambda entry, like: [decode(part) for part in entry["items"]],
-    "set": lambda entry, like: {decode(part) for part in entry["items"]},
-    "frozenset": lambda entry, like: frozenset(decode(part) for part in entry["items"]),
-    "deque": lambda entry, like: deque(map(decode, entry["items"]), like.maxlen if type(like) is deque else None),
+_decoders: dict[str, Callable[[Mapping[str, Any], Any, Classes], Any]] = {
+    "list": _decode_all,
+    "set": lambda entry, like, classes: set(_decode_all(entry, like, classes)),
+    "frozenset": lambda entry, like, classes: frozenset(_decode_all(entry, like, classes)),
+    "deque": _decode_deque,
     "tuple": _decode_tuple,
     "mapping": _decode_mapping,
     "array": _decode_array,
     "number": _decode_array,
-    "bytes": lambda entry, like: base64.b64decode(entry["text"]),
-    "complex": lambda entry, like: complex(*entry["items"]),
+    "sparse": _decode_sparse,
+    "bytes": lambda entry, like, classes: base64.b64decode(entry["text"]),
+    "complex": lambda entry, like, classes: complex(*entry["items"]),
     "enum": _decode_enum,
-    "constant": lambda entry, like: decode_constant(entry),
-    "memory": decode_memory,
+    "constant": lambda entry, like, classes: decode_constant(entry),
+    "memory": lambda entry, like, classes: decode_memory(entry, like),
     "random": _decode_object,
     "state_dict": _decode_object,
 }
@@ -263,10 +387,14 @@ def arrays_in(value: Any) -> dict[int, Any]:
     return {i: item for i, item in enumerate(items) if isinstance(item, Tensor | np.ndarray)}
 
 
-def put_into(target: Any, entry: Any, keep: Mapping[int, Any] | None = None) -> bool:
+def put_into(
+    target: Any, entry: Any, keep: Mapping[int, Any] | None = None, classes: Classes | None = None
+) -> bool:
     """Give an object that can be changed the value of an entry; False where it cannot take it.
 
-    `keep`: items of a container, by position, that take their values themselves, since others may hold them too.
+    Arguments:
+        keep: items of a container, by position, that take their values themselves, since others may hold them too.
+        classes: those that entries may name.
     """
     if isinstance(target, Tensor):
         same = isinstance(entry, Tensor) and target.shape == entry.shape and target.dtype == entry.dtype
@@ -282,12 +410,12 @@ def put_into(target: Any, entry: Any, keep: Mapping[int, Any] | None = None) -> 
     elif kind == "state_dict" and has_state_dict(target):
         target.load_state_dict(decode(entry["state"]))
     elif kind == "array" and isinstance(target, np.ndarray):
-        value = _decode_array(entry, None)
+        value = _decode_array(entry)
         if target.shape != value.shape or target.dtype != value.dtype or not target.flags.writeable:
             return False
         target[...] = value
     elif kind == "set" and type(target) is set:
-        value = decode(entry)
+        value = decode(entry, None, classes)
         target.clear()
         target.update(value)
     elif kind == "tuple" and isinstance(target, tuple):
@@ -299,7 +427,7 @@ def put_into(target: Any, entry: Any, keep: Mapping[int, Any] | None = None) -> 
     elif (kind == "mapping" and type(target) in MAPPINGS) or (
         kind in ("list", "deque") and type(target) is _KINDS[kind]
     ):
-        _refill(target, entry, keep or {})
+        _refill(target, entry, keep or {}, classes)
     else:
         return False
     return True
@@ -313,16 +441,19 @@ def _stays(item: Any, entry: Any, kept: Any) -> bool:
     return put_into(item, entry) if kept is item else type(item) in ATOMS and item == entry
 
 
-def _refill(target: Any, entry: Mapping[str, Any], keep: Mapping[int, Any]) -> None:
+def _refill(target: Any, entry: Mapping[str, Any], keep: Mapping[int, Any], classes: Classes | None) -> None:
     """Give a list, deque or mapping the items of an entry."""
-    entries = [pair[1] for pair in entry["items"]] if entry["kind"] == "mapping" else entry["items"]
+    is_mapping = entry["kind"] == "mapping"
+    entries = [pair[1] for pair in entry["items"]] if is_mapping else entry["items"]
+    keys = [decode(pair[0], None, classes) for pair in entry["items"]] if is_mapping else []
+    held = [target.get(key) for key in keys] if is_mapping else [None] * len(entries)
     values = [
-        keep[i] if i in keep and put_into(keep[i], part) else decode(part)
+        keep[i] if i in keep and put_into(keep[i], part) else decode(part, held[i], classes)
         for i, part in enumerate(cast("list[Any]", entries))
     ]
     target.clear()
-    if entry["kind"] == "mapping":
-        target.update(dict(zip([decode(key) for key, _ in entry["items"]], values, strict=True)))
+    if is_mapping:
+        target.update(dict(zip(keys, values, strict=True)))
     else:
         target.extend(values)
 
@@ -389,6 +520,8 @@ def mark(value: Any, identity: bool = True, known: Collection[int] = ()) -> Any:
 
 
 def _mark_tensor(value: Tensor) -> Any:
+    if is_sparse(value):
+        return id(value), tuple(_mark_tensor(part)[-1] for part in _sparse_parts(value))
     if value.layout is not torch.strided or value.is_meta or type(value) not in (Tensor, nn.Parameter):
         return (id(value),)
     flat = value.detach()
@@ -426,7 +559,7 @@ def _mark_too_large(value: Any) -> Any:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, nn.Parameter):
         return False
-    return type(value) in ATOMS or isinstance(value, Tensor | np.ndarray | np.generic | bytes) or is_container(value)
+    return type(value) in ATOMS or isinstance(value, Tensor | np.ndarray | np.generic | bytes | Enum) or is_container(value)
 
 
 def mark_roughly(value: Any) -> Any:
