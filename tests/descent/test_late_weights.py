@@ -171,3 +171,33 @@ def test_a_layer_that_wraps_another_keeps_all_that_both_have():
     body = run.model.body
     assert (body.rank, body.base.training, body.base.in_features) == (2, False, 4)
     assert any("nobody trains" in event.message for event in run.events)
+
+
+def test_weights_that_the_users_own_code_trains_are_left_to_it():
+    def adversarial(by_hand):
+        torch.manual_seed(1)
+        judge = nn.Linear(3, 1)
+        optimizer = None if by_hand else torch.optim.SGD(judge.parameters(), lr=0.1)
+
+        def step(model, batch):
+            output = model(batch[0])
+            if model.training:
+                with torch.enable_grad():
+                    F.softplus(judge(output.detach())).mean().backward()  # adds up from step to step
+                if optimizer is not None:
+                    optimizer.step()
+                else:
+                    with torch.no_grad():
+                        judge.weight -= 0.1 * judge.weight.grad
+                        judge.bias -= 0.1 * judge.bias.grad
+            return F.cross_entropy(output, batch[1]) - F.linear(output, judge.weight.detach()).mean()
+
+        return tw.Task(lambda: nn.Linear(4, 3), step=step, data=blobs(), validation=blobs(30, seed=1))
+
+    for by_hand in (True, False):
+        runs = [
+            tw.train(adversarial(by_hand), plan(steps=12, keep="last", validate_every=every), progress=False)
+            for every in (2, 6)
+        ]
+        assert not any("nobody trains" in event.message for run in runs for event in run.events)
+        assert torch.equal(runs[0].model.weight, runs[1].model.weight)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import thalweg as tw
 from thalweg.descent.late_weights import train_unfrozen
 from thalweg.descent.matrix_roles import matrix_roles
+from thalweg.descent.problem import open_task
 
 
 def ends_of(model: nn.Module, loss: Tensor) -> dict[str, str]:
@@ -218,3 +219,12 @@ def test_a_loss_with_buffers_begins_training_as_it_was_given(rule: str) -> None:
     descent, _ = started(classes(loss=loss), plan_of(rule=rule))
     assert loss.calls.item() == 0
     assert [buffer.item() for buffer in descent.problem.objective.loss_buffers.values()] == [0]
+
+
+def test_code_that_takes_no_batch_of_two_examples_is_given_more() -> None:
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = batch
+        return F.cross_entropy(model(inputs), targets) + 0 * inputs[2].sum()
+
+    task = tw.Task(lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), data=classes().data, step=step)
+    assert open_task(task).matrix_roles == {"0.weight": "hidden", "1.weight": "output layer"}

@@ -213,7 +213,25 @@ def test_code_that_refuses_far_weights_or_takes_gradients_itself_ends_no_run() -
     watched, alone = (tw.train(task, plan(**knobs, watch=watch)) for watch in (True, False))
     assert same_bits(watched.model, alone.model)
 
-    descent, probe, _ = probed(tw.Task(Encoder, data=x, step=sharpness_aware), learning_rate=0.05)
+    _, probe, _ = probed(tw.Task(Encoder, data=x, step=sharpness_aware), learning_rate=0.05)
     loss_at = probe.loss_along()
     assert math.isfinite(loss_at(0.0))
     assert loss_at(1e9) == math.inf
+
+
+def test_a_step_that_could_not_be_taken_back_is_not_taken_once_more() -> None:
+    def task() -> tw.Task:
+        more = iter([batch for _ in range(60) for batch in blobs()[0].split(16)])
+
+        def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            loss = F.cross_entropy(model(batch[0]), batch[1])
+            return loss + model(next(more)).softmax(1).square().sum(1).mean() if model.training else loss
+
+        return tw.Task(network, data=blobs(), validation=blobs(30, seed=1), step=step)
+
+    watched, alone = (tw.train(task(), plan(steps=40, watch=watch)) for watch in (True, False))
+    assert same_bits(watched.model, alone.model)
+    assert watched.summary["exact"] is False
+    _, probe, _ = probed(task())
+    with pytest.raises(NotMeasuredError, match="step:more"):
+        probe.loss_along()(1.0)

@@ -2,14 +2,17 @@
 
 import array
 import copy
+import csv
+import dataclasses
 import functools
+import io
 import multiprocessing
 import queue
 import random
 import threading
 import weakref
 from collections import Counter, defaultdict, deque, namedtuple
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -290,6 +293,52 @@ class Remembering:
         return loss + again * scale / 20
 
 
+class OfLibraries(nn.Module):
+    """Carries distributions that move or are replaced, and things of Python's that have a place or an end."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.moving = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
+        self.replaced = torch.distributions.Categorical(logits=torch.zeros(3))
+        self.now, self.part = datetime(2000, 1, 1, tzinfo=UTC), slice(0, 1)
+        self.text, self.view = io.StringIO(), memoryview(bytearray(1))
+
+    def forward(self, x):
+        output = self.layer(x)
+        if self.training:
+            self.moving.loc.lerp_(output.detach().mean(0), 0.1)
+            drawn = F.one_hot(self.replaced.sample(), 3)
+            self.replaced = torch.distributions.Categorical(logits=self.replaced.logits + 0.1 * drawn)
+            self.now += timedelta(hours=7)
+            self.part = slice(0, 1 + self.part.stop % 3)
+            self.text.write(".")
+            self.view[0] += 1
+        counts = self.now.hour + self.part.stop + self.text.tell() + self.view[0]
+        return (output + self.replaced.probs) * (1 + counts / 100) + self.moving.log_prob(output)
+
+
+class Discriminator:
+    """A step with a second network that it trains itself, and whose gradients add up over three steps."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.network, self.calls = nn.Linear(3, 1), 0
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.5)
+
+    def __call__(self, model, batch):
+        output = model(batch[0])
+        if model.training:
+            with torch.enable_grad():
+                F.softplus(self.network(output.detach())).mean().backward()
+            self.calls += 1
+            if self.calls % 3 == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        judged = F.linear(output, self.network.weight.detach(), self.network.bias.detach())
+        return F.cross_entropy(output, batch[1]) + F.softplus(-judged).mean()
+
+
 class LateBuffer(nn.Module):
     """Registers a buffer in its first call, and gives others new tensors, of the batch's size, in every call."""
 
@@ -337,6 +386,10 @@ def kinds():
         "scripted": lambda: tw.Task(lambda: torch.jit.script(normed()), F.cross_entropy, blobs(), blobs(30, seed=1)),
         "made at the first call": lambda: tw.Task(normed, step=Late(), data=blobs(), validation=blobs(30, seed=1)),
         "replay memory": lambda: tw.Task(linear, step=Remembering(), data=blobs()),
+        "values of libraries": lambda: tw.Task(OfLibraries, F.cross_entropy, blobs(), blobs(30, seed=1)),
+        "gradients that add up": lambda: tw.Task(
+            linear, step=Discriminator(), data=blobs(), validation=blobs(30, seed=1)
+        ),
         "captured at the first call": lambda: tw.Task(normed, step=late_closure(), data=blobs()),
     }
 
@@ -516,6 +569,20 @@ def test_what_cannot_be_kept_is_named_before_the_run():
         for name, kind in (("factor", "Factor"), ("names", "Names"), ("sent", "SimpleQueue"))
     ] == [True] * 3
 
+    unlabelled, rows = iter(DataLoader(TensorDataset(blobs()[0]), batch_size=8)), csv.reader(["1"] * 100)
+    Remembered, memory = dataclasses.make_dataclass("Remembered", ["loss"]), []
+
+    def step(model, batch):
+        more, weight = next(unlabelled)[0], float(next(rows)[0])
+        loss = F.cross_entropy(model(batch[0]), batch[1]) + weight * model(more).square().mean()
+        memory.append(Remembered(loss.item()))
+        return loss
+
+    notes = open_task(tw.Task(linear, step=step, data=blobs())).notes
+    assert any("`step:unlabelled` is an iterator of a DataLoader, whose place cannot be read" in note for note in notes)
+    assert any("`step:rows` is a reader, whose place cannot be read" in note for note in notes)
+    assert any("`step:memory` is a container in which objects of your own come and go" in note for note in notes)
+
     notes = open_task(tw.Task(Attribute, loss, blobs())).notes
     assert any("`model.cycle` is a list_iterator, whose place cannot be read" in note for note in notes)
     assert any("`loss:noise` is a generator" in note for note in notes)
@@ -634,6 +701,59 @@ def test_the_weights_that_are_kept_go_with_what_the_model_carried_into_their_val
     run = tw.train(task, plan(steps=12), out=tmp_path / "run", progress=False)
     assert tw.evaluate(run) == run.metrics
     assert tw.evaluate(tmp_path / "run", task=task) == run.metrics
+
+
+def test_a_file_that_is_read_goes_on_where_it_was(tmp_path):
+    (tmp_path / "scales").write_text("".join(f"{i % 7}\n" for i in range(100)))
+
+    def train(file, **options):
+        def step(model, batch):
+            scale = float(file.readline()) if model.training else 1.0
+            return F.cross_entropy(model(batch[0]) * scale, batch[1])
+
+        task = tw.Task(linear, step=step, data=blobs(), validation=blobs(30, seed=1))
+        if "run" in options:
+            return tw.resume(options["run"], task, progress=False)
+        return tw.train(task, plan(steps=20), progress=False, **options)
+
+    def stop(model, figures):
+        if figures.step == 12:
+            raise KeyboardInterrupt
+
+    with open(tmp_path / "scales") as one, open(tmp_path / "scales") as two, open(tmp_path / "scales") as three:
+        whole = train(one)
+        with pytest.raises(Interrupted):
+            train(two, out=tmp_path / "run", on_step=stop)
+        resumed = train(three, run=tmp_path / "run")
+    assert whole.summary["exact"]
+    assert torch.equal(weights(whole.model), weights(resumed.model))
+
+
+def test_what_was_given_up_when_a_run_went_on_leaves_it_not_exact(tmp_path):
+    class Link:
+        def __init__(self, before):
+            self.before, self.depth = before, 1 if before is None else before.depth + 1
+
+    class Chain(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.last = None
+
+        def forward(self, x):
+            if self.training:
+                self.last = Link(self.last)
+            return super().forward(x) * (1 + (self.last.depth if self.last else 0) / 100)
+
+    def stop(model, figures):
+        if figures.step == 7:
+            raise KeyboardInterrupt
+
+    task = tw.Task(Chain, F.cross_entropy, blobs())
+    with pytest.raises(Interrupted):
+        tw.train(task, plan(steps=12, watch=False), out=tmp_path / "run", progress=False, on_step=stop)
+    run = tw.resume(tmp_path / "run", task, progress=False)
+    assert any("could not be put back" in event.message for event in run.events)
+    assert run.summary["exact"] is False
 
 
 def test_an_object_that_is_gone_is_named_when_the_run_goes_on(tmp_path):

@@ -2,20 +2,24 @@
 
 import array
 import ctypes
+import gzip
+import io
 import json
 import random
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag
 from fractions import Fraction
 from pathlib import Path
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
 import torch
 
+from thalweg.objects.standard_kinds import is_read_only_file
 from thalweg.objects.values import NotPlainError, decode, encode, mark, note_class, put_into, random_state
 from thalweg.records import tensor_sections
 from thalweg.records.json_values import without_tuples
@@ -46,6 +50,9 @@ VALUES = [
         timedelta(-1, 2, 3),
         time(1, 2),
         datetime(2000, 1, 2, 3, 4, 5, 6),
+        datetime(2000, 1, 2, 3, tzinfo=UTC),
+        datetime(2000, 10, 29, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Zurich")),
+        slice(1, None, -2),
     ),
     *(
         range(1, 9, 3),
@@ -232,6 +239,48 @@ def test_addresses_are_no_memory_that_a_checkpoint_sets(value):
     assert not put_into(value, encode(bytearray(8)))
 
 
-def test_a_time_with_a_zone_is_no_constant():
+def test_an_end_of_a_slice_that_is_no_number_makes_it_no_constant():
     with pytest.raises(NotPlainError):
-        encode(datetime(2000, 1, 1, tzinfo=UTC))
+        encode(slice("a", "b"))
+
+
+class Odd(tzinfo):
+    def utcoffset(self, dt):
+        return timedelta(hours=1)
+
+
+def test_a_time_in_a_zone_of_the_users_own_is_no_constant():
+    with pytest.raises(NotPlainError):
+        encode(datetime(2000, 1, 1, tzinfo=Odd()))
+
+
+@pytest.mark.parametrize("make", [io.StringIO, io.BytesIO])
+def test_what_is_written_in_memory_and_the_place_in_it_come_back(make):
+    text = (lambda t: t) if make is io.StringIO else str.encode
+    value, other = make(), make()
+    value.write(text("one\ntwo"))
+    value.seek(4)
+    entry = through_a_checkpoint(encode(value))
+    before = mark(value)
+    value.write(text("T"))
+    assert mark(value) != before
+    assert put_into(other, entry)
+    assert (other.getvalue(), other.tell(), other.read()) == (text("one\ntwo"), 4, text("two"))
+    assert decode(entry, value).read() == text("two")
+
+
+@pytest.mark.parametrize("open_it", [open, gzip.open])
+@pytest.mark.parametrize("mode", ["rt", "rb"])
+def test_the_place_in_a_file_that_is_only_read_is_kept(open_it, mode, tmp_path):
+    with open_it(tmp_path / "lines", "wb") as file:
+        file.write(b"one\ntwo\nthree\n")
+    with open_it(tmp_path / "lines", mode) as file:
+        file.readline()
+        before, entry = mark(file), encode(file)
+        second = file.readline()
+        assert mark(file) != before
+        assert put_into(file, entry)
+        assert file.readline() == second
+    assert not is_read_only_file(file)
+    with open(tmp_path / "written", "w") as file:
+        assert not is_read_only_file(file)

@@ -187,6 +187,7 @@ def _restore_snapshot(descent: Descent, recorder: Recorder) -> None:
     lost = descent.load_state_dict(descent.snapshot, rollback=True)
     if lost:
         recorder.event(descent.step, "note", not_put_back(lost))
+        descent.objects.give_up(lost)
     recorder.supersede(descent.step)
 
 

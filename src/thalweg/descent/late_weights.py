@@ -27,11 +27,13 @@ def watch_weights(descent: Descent, recorder: Recorder) -> None:
     known = {id(parameter) for parameter in descent.parameters}
     present = list(descent.model.named_parameters())
     late = [name for name, p in present if p.requires_grad and id(p) not in known]
-    of_model = known | {id(parameter) for _, parameter in present}
-    others = {path: t for path, t in descent.objects.with_gradient().items() if id(t) not in of_model}
-    names = [name for name in (*late, *others) if name not in descent.untrained]
+    elsewhere = descent.objects.with_gradient()
+    if elsewhere:  # what the user's own code trains, such as a discriminator, is its business
+        theirs = known | {id(parameter) for _, parameter in present} | descent.objects.trained()
+        elsewhere = {path: tensor for path, tensor in elsewhere.items() if id(tensor) not in theirs}
+    names = [name for name in (*late, *elsewhere) if name not in descent.untrained]
     descent.untrained.update(names)
-    for tensor in others.values():
+    for tensor in elsewhere.values():
         tensor.grad = None  # which adds up otherwise, and is nobody's
     if names:
         recorder.warn(

@@ -160,7 +160,10 @@ class DescentProbe(Probe):
     def _loss_of(self, part: object) -> float:
         descent = self.descent
         objective, device = descent.problem.objective, descent.problem.device
-        with torch.enable_grad(), autocast(descent.plan.precision, device):  # as in a step, which may take gradients itself
+        with (
+            torch.enable_grad(),
+            autocast(descent.plan.precision, device),
+        ):  # as in a step, which may take gradients itself
             loss, _ = objective.loss(descent.model, to_device(part, device))
         return loss.item()
 

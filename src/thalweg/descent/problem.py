@@ -146,7 +146,10 @@ class Problem:
             try:
                 for parameter in frozen.values():
                     parameter.requires_grad_(True)
-                loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2, own=True))
+                try:  # two examples show the graph as well as more do
+                    loss, _ = problem.objective.loss(model, first_batch(self.train, self.device, 2, own=True))
+                except Exception:  # of code that takes no batch of two: one such as was rehearsed with
+                    loss, _ = problem.objective.loss(model, first_batch(self.train, self.device))
                 roles = matrix_roles(model, loss)
                 return {name: (role, name not in frozen) for name, role in roles.items()}
             finally:
@@ -204,6 +207,7 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         rehearsal, batch, count, more = _rehearse_training(own, model, whole, chosen_device, found)
         notes += [*more, *rehearsal.notes]
         moving = moved_since(unmoved, model)
+        objects.read()  # so that what comes and goes from call to call shows in the next reading
         notes += check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         before = objects.with_gradient()
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)

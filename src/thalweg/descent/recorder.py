@@ -296,6 +296,10 @@ class Recorder:
         if self._is_put_off:
             self._is_put_off = False
             self.event(descent.step, "note", "The run is saved again.")
+        self.tell_not_kept(descent)
+
+    def tell_not_kept(self, descent: Descent) -> None:
+        """Say, once, what of the user's objects and of callbacks cannot be kept."""
         for objects in (descent.objects, self.callbacks.objects):
             self._tell_not_kept(objects, descent.step)
 
@@ -311,6 +315,7 @@ class Recorder:
         lost += descent.load_state_dict(loaded.state)
         if lost:
             self.warn(loaded.step, not_put_back(lost))
+            descent.objects.give_up(lost)
         as_it_was = not self._compare_process(descent, loaded)
         self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
         if "snapshot" in loaded.state:

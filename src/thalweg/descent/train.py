@@ -110,6 +110,7 @@ def _go_on_with(begun: Suspended, descent: Descent, recorder: Recorder) -> float
     begun.hand_over(descent)
     if begun.lost:
         recorder.warn(descent.step, not_put_back(begun.lost))
+        descent.objects.give_up(begun.lost)
     recorder.event(descent.step, "note", message)
     recorder.checkpoint(descent)  # it took as long to come to as any other checkpoint
     return _seconds_recorded(recorder.history)
@@ -335,6 +336,7 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
         if recorder.folder is not None:
             recorder.folder.discard_candidates()
         descend(descent, recorder)
+        recorder.tell_not_kept(descent)
     except BaseException as error:
         if recorder.is_in_forked_child:
             raise

@@ -13,12 +13,17 @@ from thalweg.descent.their_objects import STEPPING
 from thalweg.landscape.put_back import buffers_put_back
 from thalweg.sampling import mix
 from thalweg.sampling.sources import seed_all
+from thalweg.watch.probe import NotMeasuredError
 
 
 @contextmanager
 def untouched(descent: Descent) -> Generator[None]:
     """Within, the model may be called and gradients taken; its buffers, weights that it moves itself, gradients and the user's
-    objects are as before afterwards. Random numbers are those of the step; each step seeds its own."""
+    objects are as before afterwards. Random numbers are those of the step; each step seeds its own.
+
+    Raises NotMeasuredError where something that the code carries could not be put back, such as a place in an iterator: to
+    call it would change the run.
+    """
     gradients = [(parameter, parameter.grad) for parameter in descent.model.parameters()]
     terms = descent.terms
     with (
@@ -27,6 +32,8 @@ def untouched(descent: Descent) -> Generator[None]:
         put_back(descent.model, descent.moving),
         buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
     ):
+        for path in descent.objects.problems:
+            raise NotMeasuredError(f"the step once more would change `{path}` for good")
         seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
         try:
             yield

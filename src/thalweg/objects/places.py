@@ -9,23 +9,32 @@ import argparse
 import builtins
 import functools
 import inspect
+import io
 import operator
 import queue
 import threading
 import types
 import weakref
 from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum, EnumType
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+from torch.distributions.utils import lazy_property
 from torch.optim import Optimizer
 
 from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
-from thalweg.objects.standard_kinds import is_constant, is_memory, mark_constant, shared_memory_of
+from thalweg.objects.standard_kinds import (
+    is_constant,
+    is_memory,
+    is_read_only_file,
+    mark_constant,
+    shared_memory_of,
+)
 from thalweg.objects.values import (
     ATOMS,
     Classes,
@@ -47,7 +56,6 @@ MOST_ITEMS_IN_ALL = 1_000_000  # of containers, that are looked at each time; of
 LONGEST_PATH = 1_000  # characters: what lies deeper is not looked at
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
-_ITERATED: tuple[Any, ...] = ([], (), {}, {}.values(), {}.items(), set[int](), "", range(0), reversed([]))
 _BAGS = (
     types.SimpleNamespace,
     argparse.Namespace,
@@ -57,16 +65,9 @@ _BAGS = (
     queue.Queue,
     threading.local,
     weakref.WeakKeyDictionary,
-)  # Python's own that hold what one puts in
-_ITERATORS = (
-    types.GeneratorType,
-    queue.SimpleQueue,
-    zip,
-    map,
-    filter,
-    enumerate,
-    *(type(iter(of)) for of in _ITERATED),
-)
+    Distribution,
+    Transform,
+)  # of Python and PyTorch that hold what one puts in
 
 
 class Place(NamedTuple):
@@ -142,6 +143,24 @@ class _Never(Still):
 _never = _Never()
 
 
+def _is_iterator(value: object) -> bool:
+    """Tell whether a value gives its items one after the other, and does not tell how far it is.
+
+    Such are generators, iterators of containers and of `itertools`, a loader's, a `csv.reader`. A file is none here: one that is
+    written to is not read.
+    """
+    return (
+        isinstance(value, Iterator | queue.SimpleQueue)
+        and not isinstance(value, io.IOBase)
+        and not has_state_dict(value)
+    )
+
+
+def _called(kind: type) -> str:
+    """Give what somebody who wrote `iter(loader)` calls the type of an iterator."""
+    return "an iterator of a DataLoader" if kind.__module__.startswith("torch.utils.data") else f"a {kind.__name__}"
+
+
 def _are(ones: list[Any], others: Any) -> bool:
     return len(ones) == len(others) and all(map(operator.is_, ones, others))
 
@@ -195,6 +214,8 @@ class Holder(NamedTuple):
             if name in _OWN or any(name in part for part in parts):
                 return False
         of_class = inspect.getattr_static(type(self.owner), name, None)
+        if isinstance(of_class, lazy_property):  # of a distribution, which keeps its value in the attribute
+            return True
         return type(of_class) in ATOMS or not (callable(of_class) or hasattr(type(of_class), "__get__"))
 
 
@@ -224,7 +245,7 @@ class Finder:
         classes: is given the classes of named tuples and enumerations that are met, by name.
 
     `holders` are, once `places` is through, the objects with attributes, and the modules with globals, by the beginning of their
-    paths.
+    paths; `lengths` those of containers that hold objects, by path; `optimizers` those that were found.
     """
 
     def __init__(
@@ -239,6 +260,8 @@ class Finder:
         self.classes: Classes = {} if classes is None else classes
         self.buffers = set(buffers or ())
         self.holders: dict[str, Holder] = {}
+        self.lengths: dict[str, int] = {}
+        self.optimizers: list[Optimizer] = []
         self._paths: dict[str, list[tuple[int, Any]]] = {}
         self._seen = set[int]()
         self._first_paths: dict[int, str] = {}  # of tensors, arrays and containers of plain values, by identity
@@ -314,8 +337,10 @@ class Finder:
         if len(place.path) > LONGEST_PATH:
             start = f"{place.path[:30]}…"  # said once of all that lies there
             self._add(Place(start, None, None, None, "", problem="nested in very many levels"))
-        elif isinstance(value, Tensor | np.ndarray) or is_random(value) or is_memory(value):
+        elif isinstance(value, Tensor | np.ndarray) or is_random(value) or is_memory(value) or is_read_only_file(value):
             self._add(self._marked(place))
+            if isinstance(value, Tensor) and value.is_leaf and value.requires_grad:  # which may add up over steps
+                self._visit(Place(f"{place.path}.grad", value.grad, value, "grad", "attribute"))
         elif is_container(value):
             self._container(place)
         elif isinstance(value, nn.Module):
@@ -329,12 +354,14 @@ class Finder:
             self._partial(place)
         elif (memory := shared_memory_of(value)) is not None:
             self._visit(place._replace(value=memory, how=""))
-        elif isinstance(value, _ITERATORS) or kind.__module__ == "itertools":
-            self._add(place._replace(problem=f"a {kind.__name__}, whose place cannot be read"))
+        elif isinstance(value, memoryview):
+            self._visit(place._replace(value=value.obj, how=""))
         elif not is_library(kind.__module__) or isinstance(value, _BAGS):
             self._object(place)
         elif kind.__name__ == "_lru_cache_wrapper" and hasattr(value, "__wrapped__"):
             self._visit(place._replace(value=value.__wrapped__, how=""))
+        elif _is_iterator(value):
+            self._add(place._replace(problem=f"{_called(kind)}, whose place cannot be read"))
         elif has_state_dict(value):
             self._add(self._marked(place))
             if isinstance(value, Optimizer):  # its state_dict has all but the weights that it moves
@@ -342,6 +369,7 @@ class Finder:
 
     def _optimizer(self, optimizer: Optimizer, path: str) -> None:
         """Visit the weights that an optimiser of the user's moves: they may stand nowhere else."""
+        self.optimizers.append(optimizer)
         for number, group in enumerate(optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
                 self._visit(Place(f"{path}.param_groups[{number}].params[{i}]", parameter, None, None, ""))
@@ -377,6 +405,7 @@ class Finder:
         except NotPlainError:
             pass  # it holds objects, which are looked at one by one
         value = place.value
+        self.lengths[place.path] = len(value)
         items = enumerate(value) if not isinstance(value, Mapping) else cast("Mapping[Any, Any]", value).items()
         how = "" if isinstance(value, tuple | set | frozenset) or is_named_tuple(value) else "item"
         for number, (key, part) in enumerate(list(items)):

@@ -60,6 +60,7 @@ class ObjectState:
         self._last_bearers = set[str]()  # the places then whose object is no state by itself
         self._holders: dict[str, Any] = {}  # what the places were in at the beginning
         self._changed = set[str]()
+        self._lengths: dict[str, int] = {}  # of containers with objects, when they were seen first
         self._still = still_modules(self.roots, self.known)
         self._begin()
 
@@ -109,6 +110,28 @@ class ObjectState:
             if isinstance(p.value, Tensor) and not p.alias and p.value.is_leaf and p.value.grad is not None
         }
 
+    def trained(self) -> set[int]:
+        """Give the identities of tensors that the user's own code trains.
+
+        An optimiser that it holds has them, or their values have changed since the beginning.
+        """
+        finder = self._finder(self.roots)
+        moved = {
+            id(place.value)
+            for place in finder.places()
+            if isinstance(place.value, Tensor)
+            and self._objects.get(place.path) is place.value
+            and place.marked is not None
+            and _differs(self._marks[place.path][-1], place.marked[-1])
+        }
+        groups = [group for optimizer in finder.optimizers for group in optimizer.param_groups]
+        return moved | {id(parameter) for group in groups for parameter in group["params"]}
+
+    def give_up(self, paths: Collection[str]) -> None:
+        """Note that what these places held is lost, which somebody was told."""
+        self.problems.update(dict.fromkeys(paths, "what could not be put back"))
+        self.told.update(paths)
+
     def shared_with(self, other: ObjectState) -> list[str]:
         """Give the paths of what has changed, by what was read last, that objects of another state hold too."""
         places = self._finder(self.roots, buffers=self._buffers).places()
@@ -135,7 +158,10 @@ class ObjectState:
                     state[path] = {"value": _alias(place.alias), "same": False}
                     continue
                 same = path in self._objects and self._objects[path] is place.value
-                if isinstance(place.value, Tensor) and not same and place.value.numel() > LARGEST:
+                is_large = isinstance(place.value, Tensor) and place.value.numel() > LARGEST
+                if (
+                    is_large and not same and not isinstance(place.holder, Tensor)
+                ):  # a gradient is as large as its weight
                     self.problems[path] = f"a tensor of {place.value.numel():,} elements that is made anew"
                     continue
                 try:
@@ -146,6 +172,9 @@ class ObjectState:
                 except Exception as error:  # also of a `state_dict` of the user's
                     self.problems[path] = str(error)
         self._last_bearers = {place.path for place in finder.bearers()}
+        for path, length in finder.lengths.items():
+            if self._lengths.setdefault(path, length) != length:
+                self.problems.setdefault(path, "a container in which objects of your own come and go")
         return state
 
     def write(
@@ -233,7 +262,7 @@ class ObjectState:
         return str(cast("Mapping[str, Any]", entry).get("path")) if is_alias else None
 
     def _copied(self, value: Any) -> Any:
-        """Give the entry of a value, or what is made far faster of a container of plain values: its bytes, for this process alone."""
+        """Give the entry of a value; of a container of plain values its bytes, for this process alone: made far faster."""
         if is_container(value):
             with suppress(ValueError):  # not of plain values alone
                 return marshal.dumps(value, 2)

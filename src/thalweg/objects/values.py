@@ -27,11 +27,15 @@ from thalweg.objects.standard_kinds import (
     decode_constant,
     decode_memory,
     encode_constant,
+    encode_file,
     encode_memory,
     is_constant,
     is_memory,
+    is_read_only_file,
     mark_constant,
+    mark_file,
     mark_memory,
+    put_into_file,
     put_into_memory,
 )
 
@@ -183,6 +187,8 @@ def encode(value: Any, classes: Classes | None = None) -> Any:
         return encode_constant(value)
     if is_memory(value):
         return encode_memory(value)
+    if is_read_only_file(value):
+        return encode_file(value)
     if has_state_dict(value):
         return {"kind": "state_dict", "state": encode(_without_order(value.state_dict()))}
     raise NotPlainError(f"a {type(value).__name__}")
@@ -248,7 +254,7 @@ def _encode_items(value: Any, classes: Classes) -> Any:
 
 
 def _kind_of_mapping(value: Any) -> dict[str, Any]:
-    """Give what an entry says of a mapping that is no dict. Of a function of the user's that makes missing items nothing is said."""
+    """Give what an entry says of a mapping that is no dict; a function of the user's that makes missing items has no name."""
     if type(value) is dict:
         return {}
     factory = value.default_factory if type(value) is defaultdict else None
@@ -303,18 +309,19 @@ def _class_of(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
 
 
 def _decode_sparse(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
-    *indices, values = [decode(part) for part in entry["parts"]]
+    parts = [decode(part) for part in entry["parts"]]
     if entry["layout"] == "sparse_coo":
-        return torch.sparse_coo_tensor(
-            *indices, values, entry["shape"], is_coalesced=bool(entry["unique"]), check_invariants=True
-        )
+        unique = bool(entry["unique"])
+        return torch.sparse_coo_tensor(parts[0], parts[1], entry["shape"], is_coalesced=unique, check_invariants=True)
     make = {"sparse_csr": torch.sparse_csr_tensor, "sparse_csc": torch.sparse_csc_tensor}[entry["layout"]]
-    return make(*indices, values, entry["shape"], check_invariants=True)
+    return make(parts[0], parts[1], parts[2], entry["shape"], check_invariants=True)
 
 
 def _decode_mapping(entry: Mapping[str, Any], like: Any, classes: Classes) -> Any:
     held: Mapping[Any, Any] = cast("Mapping[Any, Any]", like) if type(like) in MAPPINGS else {}
-    pairs = [((name := decode(key, None, classes)), decode(part, held.get(name), classes)) for key, part in entry["items"]]
+    pairs = [
+        ((name := decode(key, None, classes)), decode(part, held.get(name), classes)) for key, part in entry["items"]
+    ]
     kind = entry.get("type") or (type(like).__name__ if type(like) in MAPPINGS else "dict")
     if kind == "defaultdict":
         factory = FACTORIES.get(entry.get("factory", ""))
@@ -374,6 +381,7 @@ _decoders: dict[str, Callable[[Mapping[str, Any], Any, Classes], Any]] = {
     "enum": _decode_enum,
     "constant": lambda entry, like, classes: decode_constant(entry),
     "memory": lambda entry, like, classes: decode_memory(entry, like),
+    "file": _decode_object,
     "random": _decode_object,
     "state_dict": _decode_object,
 }
@@ -387,9 +395,7 @@ def arrays_in(value: Any) -> dict[int, Any]:
     return {i: item for i, item in enumerate(items) if isinstance(item, Tensor | np.ndarray)}
 
 
-def put_into(
-    target: Any, entry: Any, keep: Mapping[int, Any] | None = None, classes: Classes | None = None
-) -> bool:
+def put_into(target: Any, entry: Any, keep: Mapping[int, Any] | None = None, classes: Classes | None = None) -> bool:
     """Give an object that can be changed the value of an entry; False where it cannot take it.
 
     Arguments:
@@ -407,6 +413,8 @@ def put_into(
         set_random_state(target, decode(entry["state"]))
     elif kind == "memory":
         return put_into_memory(target, entry)
+    elif kind == "file":
+        return put_into_file(target, entry)
     elif kind == "state_dict" and has_state_dict(target):
         target.load_state_dict(decode(entry["state"]))
     elif kind == "array" and isinstance(target, np.ndarray):
@@ -516,6 +524,11 @@ def mark(value: Any, identity: bool = True, known: Collection[int] = ()) -> Any:
         return mark_constant(value)
     if is_memory(value):
         return mark_memory(value)
+    if is_read_only_file(value):
+        try:
+            return mark_file(value)
+        except OSError as error:
+            raise NotPlainError("a file that is read by `next` or `for`, whose place cannot be told") from error
     raise NotPlainError(f"a {type(value).__name__}")
 
 
@@ -559,7 +572,11 @@ def _mark_too_large(value: Any) -> Any:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, nn.Parameter):
         return False
-    return type(value) in ATOMS or isinstance(value, Tensor | np.ndarray | np.generic | bytes | Enum) or is_container(value)
+    return (
+        type(value) in ATOMS
+        or isinstance(value, Tensor | np.ndarray | np.generic | bytes | Enum)
+        or is_container(value)
+    )
 
 
 def mark_roughly(value: Any) -> Any:
