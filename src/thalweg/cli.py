@@ -231,7 +231,7 @@ def _add_forecast(verbs: Any) -> None:
 def _add_diagnose(verbs: Any) -> None:
     diagnose = _verb(verbs, "diagnose", run_diagnose, "say what went wrong in a run")
     diagnose.add_argument(
-        "folder", help="the run's folder, or another program's history: CSV or JSON lines with the loss"
+        "folder", help="the run's folder, or another program's history: CSV, JSON lines or TensorBoard's event files"
     )
     _add_unused_device(diagnose)
     _describe_exit_status(diagnose)
@@ -706,9 +706,9 @@ def run_forecast(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg diagnose`."""
     from thalweg import verbs
-    from thalweg.watch.foreign import is_table
+    from thalweg.watch.foreign import is_foreign
 
-    if is_table(Path(options.folder)):
+    if is_foreign(Path(options.folder)):
         return _diagnose_table(Path(options.folder))
     from thalweg.see.advice import next_steps
     from thalweg.see.events import treatments
@@ -726,13 +726,15 @@ def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 
 
 def _diagnose_table(path: Path) -> int:
-    """Diagnose another program's table of steps, and say what was read of it."""
+    """Diagnose another program's steps, and say what was read of them."""
     from thalweg.watch.foreign import diagnose_history, read_history
 
     history = read_history(path)
     rows = len(history.columns["step"])
     read = ", ".join(f"{ours} from `{printable(theirs)}`" for ours, theirs in history.taken.items())
     tell(f"{format_count(rows, 'row')} of {path.name}: {read}.")
+    for note in history.notes:
+        tell(f"{note}.")
     exit_status = _print_diagnoses(diagnose_history(history), "No failure was noticed.")
     if history.lacks:
         tell(f"More could be told with {'; '.join(history.lacks)}.")

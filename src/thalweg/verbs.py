@@ -585,19 +585,20 @@ def evaluate(
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     """Give what went wrong in a run, finished or not: what was found before and during it, and what its history shows.
 
-    Of a table of another program's steps, it gives what the figures show: a CSV file (also with tabs or semicolons) or JSON
-    lines, with a column of the training loss; the step, the learning rate, the gradient norm and the validation loss are used
-    where they are there, under their usual names. What more would help is in each diagnosis's `not_measured`.
+    Of another program's steps it gives what the figures show: a CSV file (also with tabs or semicolons), JSON lines, or
+    TensorBoard's event file, or the folder of one training's, with a column or tag of the training loss; the step, the learning
+    rate, the gradient norm and the validation loss are used where they are there, under their usual names. What more would help
+    is in each diagnosis's `not_measured`.
 
     Arguments:
-        run: the run, its folder, or the table's file.
+        run: the run, its folder, or the file or folder of another program.
 
-    Raises RunError where the path is neither, or its files are damaged; of a table it names line and column.
+    Raises RunError where the path is neither, or its files are damaged; it names the line and column, or the byte.
     """
     from thalweg.watch.findings import diagnose_run
-    from thalweg.watch.foreign import diagnose_history, is_table, read_history
+    from thalweg.watch.foreign import diagnose_history, is_foreign, read_history
 
-    if not isinstance(run, Run) and is_table(path := as_path(run, "a run's folder", "runs/mine", RunError)):
+    if not isinstance(run, Run) and is_foreign(path := as_path(run, "a run's folder", "runs/mine", RunError)):
         return diagnose_history(read_history(path))
     return diagnose_run(_opened(run))
 

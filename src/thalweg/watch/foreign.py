@@ -1,4 +1,5 @@
-"""Histories of other programs: a table of steps as CSV or JSON lines, of which loss and learning rate are enough."""
+"""Histories of other programs: a table of steps as CSV or JSON lines, or TensorBoard's event files; loss and learning rate are
+enough."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ import numpy as np
 
 from thalweg.errors import RunError, shown
 from thalweg.records.diagnosis import Diagnosis
+from thalweg.records.history import FILE
+from thalweg.records.run_folder import PLAN
 from thalweg.records.step_figures import StepFigures
+from thalweg.watch.event_files import is_event_file, is_event_folder, read_scalars, rows
 from thalweg.watch.findings import findings_after_training
 from thalweg.watch.finished import FinishedHistory, Values
-from thalweg.watch.monitor import Monitor
+from thalweg.watch.monitor import SAME_FAILURE_STEPS, Monitor
 
 ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".log")
 MOST_BYTES = 1 << 30
@@ -31,14 +35,16 @@ LOSS = (
     "train_loss_step",
     "loss_step",
     "train_loss_epoch",
+    "epoch_loss",
 )
 NAMES: Mapping[str, tuple[str, ...]] = {
     "step": ("step", "global_step", "trainer_global_step", "iteration", "iter", "it", "update", "batch", "n_iter"),
     "loss": LOSS,
-    "learning_rate": ("learning_rate", "lr", "train_learning_rate", "train_lr", "lr_group_0"),
+    "learning_rate": ("learning_rate", "lr", "train_learning_rate", "train_lr", "lr_group_0", "epoch_learning_rate"),
     "gradient_norm": ("gradient_norm", "grad_norm", "train_grad_norm", "train_gradient_norm", "gnorm"),
     "validation/loss": (
         "validation_loss", "val_loss", "eval_loss", "valid_loss", "dev_loss", "test_loss", "loss_val", "validation_loss_epoch",
+        "loss_validation", "loss_valid", "loss_eval", "loss_test", "val_loss_epoch",
     ),
 }  # fmt: skip
 NEEDED = {
@@ -55,26 +61,35 @@ class ForeignHistory:
     - `columns`: by our names ("step", "loss", "learning_rate", "gradient_norm", "validation/loss"), NaN where a row has none.
     - `taken`: which of the table's columns each was taken from.
     - `lacks`: what more would help, in words.
+    - `notes`: what is to be said of the files, in words.
     """
 
     columns: Mapping[str, Values]
     taken: Mapping[str, str]
     lacks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def is_table(path: Path) -> bool:
-    """Tell whether a path is a file whose name ends as a table's does."""
+def is_foreign(path: Path) -> bool:
+    """Tell whether a path is a file that is named as a table or an event file is, or a folder of event files and no run's."""
     try:
-        return path.suffix.lower() in ENDINGS and path.is_file()
+        if path.is_dir():
+            is_run = any((path / name).exists() for name in (PLAN, FILE))
+            return not is_run and is_event_folder(path)
+        return (path.suffix.lower() in ENDINGS and path.is_file()) or is_event_file(path)
     except OSError:  # not to be looked at: what opens it says so
         return False
 
 
 def read_history(path: Path) -> ForeignHistory:
-    """Read a table, as CSV (also with tabs or semicolons) or as JSON lines, by its ending.
+    """Read a table, as CSV (also with tabs or semicolons) or as JSON lines, or TensorBoard's event files.
 
-    Raises RunError where it is no such table, has no loss, or a cell that is neither a number nor empty; it names the place.
+    Raises RunError where it is none of these, has no loss, is damaged, or has a cell that is neither a number nor empty; it names
+    the place.
     """
+    if path.is_dir() or is_event_file(path):
+        scalars, notes = read_scalars(path)
+        return replace(_history(rows(scalars), path), notes=notes)
     try:
         if path.stat().st_size > MOST_BYTES:
             raise RunError(f"{path} is larger than {MOST_BYTES >> 30} GiB. Give a table of at most that.")
@@ -85,8 +100,8 @@ def read_history(path: Path) -> ForeignHistory:
         raise RunError(f"{path} cannot be read: {error.strerror or error}.") from error
     lines = text.splitlines()
     first = next((line for line in lines if line.strip()), "")
-    rows = _json_rows(lines, path) if first.lstrip().startswith("{") else _csv_rows(lines, path)
-    return _history(list(rows), path)
+    table = _json_rows(lines, path) if first.lstrip().startswith("{") else _csv_rows(lines, path)
+    return _history(list(table), path)
 
 
 def diagnose_history(history: ForeignHistory) -> list[Diagnosis]:
@@ -107,7 +122,7 @@ def diagnose_history(history: ForeignHistory) -> list[Diagnosis]:
         if math.isfinite(validation[row]):
             monitor.validated(last, float(validation[row]))
     at = {number: int(steps[row]) for row, number in numbers.items()}
-    found = [_renumbered(each, at) for each in found]
+    found = [_renumbered(each, at) for each in _begun(found)]
     finished = FinishedHistory(
         columns=history.columns,
         validated="validation/loss" in history.taken,
@@ -115,7 +130,18 @@ def diagnose_history(history: ForeignHistory) -> list[Diagnosis]:
     )
     known = {(each.name, each.symptom) for each in found}
     found += [each for each in findings_after_training(finished) if (each.name, each.symptom) not in known]
-    return [replace(each, not_measured=(*each.not_measured, *history.lacks)) for each in found]
+    return [replace(each, not_measured=(*each.not_measured, *history.lacks, *history.notes)) for each in found]
+
+
+def _begun(found: list[Diagnosis]) -> list[Diagnosis]:
+    """Leave out what goes on: a failure that nobody cures is found again at every step."""
+    kept, last = list[Diagnosis](), dict[tuple[str, str], int]()
+    for each in found:
+        key, step = (each.name, each.symptom), each.step or 0
+        if key not in last or step > last[key] + SAME_FAILURE_STEPS:
+            kept.append(each)
+        last[key] = step
+    return kept
 
 
 def _renumbered(found: Diagnosis, at: Mapping[int, int]) -> Diagnosis:
@@ -151,10 +177,15 @@ def _json_rows(lines: list[str], path: Path) -> Iterator[tuple[int, dict[str, An
         yield number, {str(name): value for name, value in row.items()}
 
 
-def _history(rows: list[tuple[int, dict[str, Any]]], path: Path) -> ForeignHistory:
-    names = list(dict.fromkeys(name for _, row in rows for name in row))
+def _history(table: list[tuple[int, dict[str, Any]]], path: Path) -> ForeignHistory:
+    names = list(dict.fromkeys(name for _, row in table for name in row))
     by_plain = {_plain(name): name for name in reversed(names)}
     taken = {ours: by_plain[one] for ours, known in NAMES.items() if (one := _first(known, by_plain)) is not None}
+    rates = [
+        name for name in names if _plain(name).startswith("lr_")
+    ]  # with the optimiser's name behind it, as Lightning's
+    if "learning_rate" not in taken and rates:
+        taken["learning_rate"] = rates[0]
     if "loss" not in taken:
         raise RunError(
             f"{path} has no column of the training loss: its columns are {', '.join(names[:12]) or 'none'}. Name it `loss`, or"
@@ -163,12 +194,12 @@ def _history(rows: list[tuple[int, dict[str, Any]]], path: Path) -> ForeignHisto
     columns: dict[str, Values] = {}
     for ours in NAMES:
         name = taken.get(ours)
-        cells = [] if name is None else [_number(row.get(name), path, line, name) for line, row in rows]
-        columns[ours] = np.array(cells if cells else [None] * len(rows), dtype=np.float64)
+        cells = [] if name is None else [_number(row.get(name), path, line, name) for line, row in table]
+        columns[ours] = np.array(cells if cells else [None] * len(table), dtype=np.float64)
         if ours == "loss":
             columns["loss is there"] = np.array([cell is not None for cell in cells], dtype=np.float64)
     if "step" not in taken:
-        columns["step"] = np.arange(1, len(rows) + 1, dtype=np.float64)
+        columns["step"] = np.arange(1, len(table) + 1, dtype=np.float64)
     else:
         columns["step"] = _filled(columns["step"])
     return ForeignHistory(columns, taken, tuple(text for name, text in NEEDED.items() if name not in taken))
