@@ -275,7 +275,7 @@ def masked_sum(data: bytes) -> int:
     """Give the checksum of a record's data or length, as it is written.
 
     >>> hex(masked_sum(b"123456789"))  # CRC-32C is 0xe3069283
-    '0xc78ad9fb'
+    '0xc78ab0e5'
     """
     sum_ = 0xFFFFFFFF
     table = _TABLE
