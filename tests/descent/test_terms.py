@@ -214,6 +214,11 @@ def test_bad_terms_are_refused_before_the_first_step(returned: Any, told: str) -
         tw.train(own(lambda model, batch: returned(parts(model, batch)[0])), plan())
 
 
+def test_terms_from_a_loss_are_refused_and_it_says_where_they_may_come_from() -> None:
+    with pytest.raises(tw.TaskError, match=r"The loss is a dict\. Return the sum .* or give step\(model, batch\)"):
+        tw.train(classes(loss=lambda output, target: {"fit": F.cross_entropy(output, target)}, metrics={}), plan())
+
+
 def test_a_term_that_goes_bad_later_is_refused_by_name() -> None:
     count = [0]
 
@@ -231,7 +236,7 @@ def test_a_resumed_run_of_terms_is_bitwise_the_uninterrupted_one(tmp_path: Any) 
         if figures.step == 43:
             raise KeyboardInterrupt
 
-    made = plan(steps=90, digest_every=1)
+    made = plan(steps=110, digest_every=1)
     whole = tw.train(own(in_terms), made, out=tmp_path / "whole")
     with pytest.raises(tw.Interrupted):
         tw.train(own(in_terms), made, out=tmp_path / "cut", on_step=stop)

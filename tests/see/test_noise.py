@@ -99,6 +99,13 @@ def test_the_estimate_in_the_text_is_the_true_one(make_run):
     assert last.scale.value == pytest.approx(100.0, rel=0.2)
 
 
+def test_a_long_run_whose_batches_could_not_be_cut_says_why_there_is_no_scale(make_run):
+    told = "The gradient noise scale was not measured"
+    assert told in render(make_run(2000))
+    assert told not in render(make_run(2000, plan={"watch": False}))
+    assert told not in render(make_run(400))
+
+
 def test_a_run_without_measurements_has_a_temperature_and_no_scale(make_run):
     run = make_run()
     assert noise.stretches(run) == []

@@ -349,6 +349,10 @@ def _check_weight(weight: Any, function: str, training: bool) -> None:
 
 
 def _check_loss(loss: Any, training: bool) -> None:
+    if isinstance(loss, Mapping):
+        raise TaskError(
+            "The loss is a dict. Return the sum of its terms; or give step(model, batch), which may return them by name."
+        )
     if not isinstance(loss, Tensor):
         raise TaskError(
             f"The loss is a {type(loss).__name__}, not a tensor. Return the tensor itself, without .item()."

@@ -9,7 +9,7 @@ import numpy as np
 from thalweg import rules
 from thalweg.errors import RuleError
 from thalweg.formatting import format_count, format_number
-from thalweg.landscape.noise_scale import Stretch, noise_scales
+from thalweg.landscape.noise_scale import EVERY, FEWEST, Stretch, noise_scales
 from thalweg.records.run import Run
 from thalweg.records.step_figures import NOISE
 from thalweg.see.axes import Values
@@ -151,7 +151,7 @@ def scale_text(run: Run) -> str:
     """Say in plain words how large the noise of the gradients was at the end of the run, beside its batches."""
     found, size = stretches(run), batch_size(run)
     if not found or not size:
-        return ""
+        return _why_not_measured(run)
     last, of_batch = found[-1].scale, format_count(size, "example")
     meaning = "The batch size at which noise and slope are equally strong in a gradient"
     if not last.is_known:
@@ -169,6 +169,16 @@ def scale_text(run: Run) -> str:
     if ratio < 1 / ALIKE:
         return f"{scale}. Batches of {of_batch} are far larger: most of their examples tell what the others do."
     return f"{scale}. Batches of {of_batch} are near it: neither noise nor examples are wasted."
+
+
+def _why_not_measured(run: Run) -> str:
+    """Say why there is no noise scale, where the run was long enough for one."""
+    if measured(run) or not run.plan.watch or FinishedHistory.of(run).steps < FEWEST * EVERY[1]:
+        return ""
+    return (
+        "The gradient noise scale was not measured: that takes a loss that is a mean over its examples, and batches of at least"
+        " eight that may be cut, as those of your own loader or collate_fn may not."
+    )
 
 
 def summary(run: Run) -> str:
