@@ -818,6 +818,10 @@ def test_a_fit_stopped_in_its_search_goes_on_from_its_folder(number, stage, tmp_
     assert (told.value.exit_status, told.value.run) == (128 + number, None)
     with pytest.raises(tw.RunError, match=r"has not begun: its plan was still searched\. `thalweg resume"):
         tw.diagnose(out)
+    with pytest.raises(tw.PlanError, match="no 'nonsense'"):
+        tw.resume(out, made, changes={"nonsense": 3})
+    with pytest.raises(tw.PlanError, match="Resume it without a change, or fit in another folder"):
+        tw.resume(out, made, changes={"clip_norm": 3.0})
     resumed, whole = tw.resume(out, made), tw.fit(made, **SEARCH)
     assert resumed.plan.seed == 3
     assert resumed.plan.schedule == whole.plan.schedule

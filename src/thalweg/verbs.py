@@ -485,7 +485,11 @@ def resume(
     task = None if task is None else checked_task(task)
     if folder.holds_request:
         if changes:
-            raise PlanError(f"The plan of {folder.path} is not chosen yet: `fit` it with fixed={shown(dict(changes))}.")
+            Plan().with_knobs(changes)  # raises for what is no knob
+            raise PlanError(
+                f"The plan of {folder.path} is not chosen yet, so nothing of it can be changed. Resume it without a change, or"
+                f" fit in another folder with fixed={shown(dict(changes))} (--fix)."
+            )
         request = folder.read_request(trust=trust)
         request = request if device == "auto" else replace(request, device=device)
         return _fit(task or folder.read_task(trust=trust), request, folder, show)

@@ -636,3 +636,33 @@ def test_state_by_tensor_or_by_module_is_found_again_whatever_they_have_become()
         value.count = 2
     assert state.write(held) == []
     assert [value.count for value in box.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("make", [list, deque, dict, set])
+def test_a_container_of_objects_is_the_same_one_with_the_same_objects_where_something_is_unchanged(make):
+    class Held:
+        def __init__(self, value):
+            self.value = value
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            first = Held(1)
+            self.held = {"first": first} if make is dict else make([first])
+
+    module = Holder()
+    state = ObjectState({"model": module})
+    held = module.held
+    (first,) = held.values() if make is dict else held
+    with state.unchanged():
+        first.value = 2
+        if isinstance(held, list | deque):
+            held.append(Held(3))
+        elif isinstance(held, set):
+            held.add(Held(3))
+        else:
+            held["second"] = Held(3)
+        module.held = make()
+    assert module.held is held
+    assert [*(held.values() if make is dict else held)] == [first]
+    assert first.value == 1

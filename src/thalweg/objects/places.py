@@ -245,7 +245,7 @@ class Finder:
         classes: is given the classes of named tuples and enumerations that are met, by name.
 
     `holders` are, once `places` is through, the objects with attributes, and the modules with globals, by the beginning of their
-    paths; `lengths` those of containers that hold objects, by path; `optimizers` those that were found.
+    paths; `of_objects` the places of containers that hold objects; `optimizers` those that were found.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class Finder:
         self.classes: Classes = {} if classes is None else classes
         self.buffers = set(buffers or ())
         self.holders: dict[str, Holder] = {}
-        self.lengths: dict[str, int] = {}
+        self.of_objects: list[Place] = []
         self.optimizers: list[Optimizer] = []
         self._paths: dict[str, list[tuple[int, Any]]] = {}
         self._seen = set[int]()
@@ -405,7 +405,7 @@ class Finder:
         except NotPlainError:
             pass  # it holds objects, which are looked at one by one
         value = place.value
-        self.lengths[place.path] = len(value)
+        self.of_objects.append(place)
         items = enumerate(value) if not isinstance(value, Mapping) else cast("Mapping[Any, Any]", value).items()
         how = "" if isinstance(value, tuple | set | frozenset) or is_named_tuple(value) else "item"
         for number, (key, part) in enumerate(list(items)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import marshal
+import operator
 import re
+from collections import deque
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -58,6 +60,7 @@ class ObjectState:
         ] = {}  # tensors and arrays that containers among them held then, by position
         self._last: dict[str, Any] = {}  # the marks when the state was read last
         self._last_bearers = set[str]()  # the places then whose object is no state by itself
+        self._last_of_objects: list[tuple[Place, list[Any]]] = []  # then the containers of objects, with their items
         self._holders: dict[str, Any] = {}  # what the places were in at the beginning
         self._changed = set[str]()
         self._lengths: dict[str, int] = {}  # of containers with objects, when they were seen first
@@ -172,9 +175,10 @@ class ObjectState:
                 except Exception as error:  # also of a `state_dict` of the user's
                     self.problems[path] = str(error)
         self._last_bearers = {place.path for place in finder.bearers()}
-        for path, length in finder.lengths.items():
-            if self._lengths.setdefault(path, length) != length:
-                self.problems.setdefault(path, "a container in which objects of your own come and go")
+        self._last_of_objects = [(place, _items(place.value)) for place in finder.of_objects]
+        for place, items in self._last_of_objects:
+            if self._lengths.setdefault(place.path, len(items)) != len(items):
+                self.problems.setdefault(place.path, "a container in which objects of your own come and go")
         return state
 
     def write(
@@ -312,11 +316,42 @@ class ObjectState:
 
         Gives their state, as `read` does.
         """
-        before, marks, bearers = self.read(), self._last, self._last_bearers
+        before, marks, bearers, of_objects = self.read(), self._last, self._last_bearers, self._last_of_objects
         try:
             yield before
         finally:
+            for place, items in of_objects:
+                _give_again(place, items)
             self.write(before, only or None, since=marks, bearers=bearers)
+
+
+def _items(container: Any) -> list[Any]:
+    """Give the items of a container themselves; of a mapping its pairs."""
+    return list(cast("Any", container.items() if isinstance(container, Mapping) else container))
+
+
+def _give_again(place: Place, items: list[Any]) -> None:
+    """Give a place the container of objects that it had, with these very objects in it."""
+    container = place.value
+    with suppress(Exception):  # the place is no longer there, or is in one that is not
+        if place.how and place.present() is not container:
+            place.put(container)
+    now = _items(container)
+    if len(now) == len(items) and all(map(_is_same_item, now, items)):
+        return
+    with suppress(Exception):  # of a key of the user's that cannot be hashed any more
+        if isinstance(container, list | deque | set | dict):
+            container.clear()
+        if isinstance(container, list | deque):
+            container.extend(items)
+        elif isinstance(container, set | dict):
+            container.update(items if isinstance(container, set) else dict(items))
+
+
+def _is_same_item(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2:  # a pair of a mapping
+        return one is other or all(map(operator.is_, one, other))
+    return one is other
 
 
 def _alias(path: str) -> dict[str, Any]:
