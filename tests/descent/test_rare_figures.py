@@ -16,30 +16,47 @@ from thalweg.descent.rare_figures import RareFigures, first_part
 from thalweg.landscape.noise_scale import is_noise_due
 
 
-def exact_trace(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The trace of the covariance of single examples' gradients, over all of them."""
+def exact(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """The squared norm of the mean gradient, and the trace of the covariance of single examples' gradients."""
     rows: list[Tensor] = []
     for k in range(len(x)):
         loss = F.cross_entropy(model(x[k : k + 1]), y[k : k + 1])
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
     each = torch.stack(rows)
-    return float((each - each.mean(0)).square().sum() / (len(x) - 1))
+    return float(each.mean(0).square().sum()), float((each - each.mean(0)).square().sum() / len(x))
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_the_trace_is_right_on_average(accumulate: int) -> None:
+def test_both_estimates_are_right_on_average(accumulate: int) -> None:
     x, y = blobs(480)
     task = classes(data=(x, y))
     descent, recorder = started(task, plan(batch_size=32, accumulate=accumulate, replacement=True))
-    rare, found = RareFigures(descent, recorder), list[float]()
+    rare, found = RareFigures(descent, recorder), list[tuple[float, float]]()
     for _ in range(300):
         compute_gradient(descent, recorder)
         noise = rare._noise()
         assert noise is not None
         found.append(noise)
-    error = np.std(found) / np.sqrt(len(found))
-    assert abs(np.mean(found) - exact_trace(descent.model, x, y)) < 4 * error
-    assert error < 0.1 * np.mean(found)
+    error = np.std(found, axis=0) / np.sqrt(len(found))
+    expected = exact(descent.model, x, y)
+    assert (np.abs(np.mean(found, axis=0) - expected) < 4 * error).all()
+    assert (error < 0.1 * np.array(expected)).all()
+
+
+def test_what_follows_of_the_rest_is_the_rests_own_gradient() -> None:
+    descent, recorder = started(classes(), plan(batch_size=16))
+    compute_gradient(descent, recorder)
+    found = RareFigures(descent, recorder)._noise()
+    assert descent.last_draw is not None
+    x, y = descent.last_draw.parts[0]
+    part, rest = (
+        torch.cat(
+            [g.flatten() for g in torch.autograd.grad(F.cross_entropy(descent.model(x[k]), y[k]), descent.parameters)]
+        )
+        for k in (slice(0, 4), slice(4, 16))
+    )
+    expected = float(part @ rest), float((part - rest).square().sum()) / (1 / 4 + 1 / 12)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 class Items(Dataset[Any]):
@@ -56,12 +73,12 @@ class Items(Dataset[Any]):
 @pytest.mark.parametrize(
     ("changes", "knobs", "size"),
     [
-        ({}, {"batch_size": 32}, 4),
-        ({}, {"batch_size": 8}, 2),
-        ({}, {"batch_size": 7}, None),
+        ({}, {"batch_size": 32}, 8),
+        ({}, {"batch_size": 4}, 2),
+        ({}, {"batch_size": 3}, None),
         ({}, {"batch_size": 30, "accumulate": 3}, 10),
-        ({"data": Items()}, {"batch_size": 32}, 4),
-        ({"data": Items(), "collate_fn": torch.utils.data.default_collate}, {"batch_size": 32}, 4),
+        ({"data": Items()}, {"batch_size": 32}, 8),
+        ({"data": Items(), "collate_fn": torch.utils.data.default_collate}, {"batch_size": 32}, 8),
         (
             {"data": Items(), "collate_fn": lambda rows: torch.utils.data.default_collate(rows)},
             {"batch_size": 32},
@@ -108,7 +125,7 @@ def test_a_failure_beside_the_steps_is_said_once_and_the_run_goes_on() -> None:
             self.net = network()
 
         def forward(self, x: Tensor) -> Tensor:
-            assert not (self.training and len(x) == 2), "made for batches of sixteen"
+            assert not (self.training and len(x) == 4), "made for batches of sixteen"
             return self.net(x)
 
     run = tw.train(classes(model=Fixed), plan(steps=330))

@@ -70,10 +70,10 @@ def with_scale(make_run, scale, *, trace=300.0, size=32, spread=0.05, every=10):
     run, random = make_run(), np.random.default_rng(0)
     figures = dict(run.history)
     steps = figures["step"]
-    noisy = 1 + spread * random.standard_normal(len(steps))
-    figures["gradient_norm"] = np.where(steps > 0, np.sqrt((trace / scale + trace / size) * np.abs(noisy)), np.nan)
     told = (steps > 0) & (steps % every == 0)
-    figures["noise/trace"] = np.where(told, trace * (1 + spread * random.standard_normal(len(steps))), np.nan)
+    for name, value in (("noise/squared_gradient", trace / scale), ("noise/trace", trace)):
+        error = spread * trace / size if name.endswith("gradient") else spread * trace
+        figures[name] = np.where(told, value + error * random.standard_normal(len(steps)), np.nan)
     return make_run(plan={"batch_size": size}, history=HistoryColumns(figures))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -147,6 +147,17 @@ def squared_norm(gradients: Iterable[Tensor | None]) -> float:
     """Give the squared norm of all gradients together."""
     norms = [torch.linalg.vector_norm(g.to_dense()) for g in gradients if g is not None]
     return float(torch.stack([norm.double() for norm in norms]).square().sum()) if norms else 0.0
+
+
+def product(gradients: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> float:
+    """Give the scalar product of two gradients of the same parameters, of all together."""
+    pairs = zip(gradients, others, strict=True)
+    parts = [
+        torch.linalg.vecdot(one.to_dense().flatten(), other.to_dense().flatten()).real.double()
+        for one, other in pairs
+        if one is not None and other is not None
+    ]
+    return float(torch.stack(parts).sum()) if parts else 0.0
 
 
 def _tell_failed_compiling(descent: Descent, recorder: Recorder) -> None:

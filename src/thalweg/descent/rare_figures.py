@@ -10,20 +10,19 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from thalweg.descent.gradient import backward, squared_norm
+from thalweg.descent.gradient import backward, product, squared_norm
 from thalweg.descent.out_of_memory import out_of_memory, release
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.untouched import untouched
 from thalweg.errors import TaskError, few
 from thalweg.landscape.loss_terms import MOST_TERMS, is_gradient_due
-from thalweg.landscape.noise_scale import COMPARABLE, GradientNorms, is_noise_due
+from thalweg.landscape.noise_scale import COMPARABLE, is_noise_due, of_part_and_whole
 from thalweg.sampling import Draw, ItemSource, TensorSource
 from thalweg.sampling.sources import tree_map
 
-PART = 8  # times smaller than a batch is its part that is compared with it: a smaller one tells more for its price
+PART = 4  # times as large as its part is a batch: of half of it the product is only a little more exact, and costs twice as much
 LEAST = 2  # examples of a part: batch normalisation takes no single one
-FEWEST = 4  # times smaller, at least
 MEANS = tuple(kind for kind in COMPARABLE if kind != "sum")  # the norm of a sum's gradient in the history is no mean's
 Result = TypeVar("Result")
 
@@ -76,18 +75,22 @@ class RareFigures:
                 norms[name] = math.sqrt(squared_norm(p.grad for p in descent.parameters))
         return {name: norm for name, norm in norms.items() if math.isfinite(norm)}
 
-    def _noise(self) -> float | None:
-        """Estimate the trace of the covariance of single examples' gradients; None where the batch may not be cut."""
+    def _noise(self) -> tuple[float, float] | None:
+        """Estimate |G|^2 and the trace S of the covariance of single examples' gradients; None where the batch may not be cut.
+
+        Only the gradient of a part of it is computed: see `of_part_and_whole`.
+        """
         descent, draw = self.descent, self.descent.last_draw
         part = None if draw is None else first_part(descent, draw)
         if draw is None or part is None:
             return None
-        whole = squared_norm(p.grad for p in descent.parameters)
+        whole = [p.grad for p in descent.parameters]
         with untouched(descent):
             backward(descent, part)
-            of_part = squared_norm(p.grad for p in descent.parameters)
-        noise = GradientNorms(part.sizes[0], of_part, sum(draw.sizes), whole).noise
-        return noise if math.isfinite(noise) else None
+            own = [p.grad for p in descent.parameters]
+            products = product(own, own), product(own, whole), product(whole, whole)
+        found = of_part_and_whole(*products, part.sizes[0], sum(draw.sizes))
+        return found if math.isfinite(sum(found)) else None
 
     def _tried(self, what: str, measure: Callable[[], Result]) -> Result | None:
         if what in self._failed:
@@ -107,7 +110,7 @@ class RareFigures:
 
 
 def first_part(descent: Descent, draw: Draw) -> Draw | None:
-    """Give the first part of a step's examples as a step of its own: its first micro-batch, or some of its rows.
+    """Give the first part of a step's examples as a step of its own: its first micro-batch, or a quarter of its rows.
 
     None where the batch may not be cut, being made by the user's loader or `collate_fn`, or has too few examples.
     """
@@ -128,7 +131,7 @@ def first_part(descent: Descent, draw: Draw) -> Draw | None:
         whole = False
         return leaf
 
-    if not plain or count * FEWEST > size:
+    if not plain or 2 * count > size:
         return None
     part = tree_map(rows, draw.parts[0])
     return Draw([part], [count], None) if whole else None

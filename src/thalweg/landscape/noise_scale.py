@@ -21,9 +21,6 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 CONFIDENCE = 0.9  # of the interval
 SUMS = ("weight", "weight2", "noise", "gradient", "noise2", "gradient2", "both")
 FEWEST = 4  # measurements that an interval can be made of
@@ -32,14 +29,14 @@ EVERY, POINTS = (
     (100, 400),
     50,
 )  # steps between measurements beside a run, least and most, and how many there are in between
-STRETCHES, PER_STRETCH = 10, 5  # into which a run is divided, at most, and measurements in each, at least
+STRETCHES, PER_STRETCH = 10, 10  # into which a run is divided, at most, and measurements in each, at least
 
 
 def is_noise_due(step: int, total: int) -> bool:
     """Tell whether the noise of the gradient is measured beside a step of a run of so many, by its number from 1.
 
     >>> [step for step in range(1, 1001) if is_noise_due(step, 20_000)]
-    [400, 800]
+    [200, 400, 600, 800, 1000]
     """
     return step % min(max(EVERY[0], total // POINTS), EVERY[1]) == 0
 
@@ -77,6 +74,27 @@ class GradientNorms(NamedTuple):
     def noise(self) -> float:
         """The trace of the covariance matrix of single examples' gradients, estimated without bias: it may be negative."""
         return (self.small - self.big) / (1 / self.small_batch - 1 / self.big_batch)
+
+
+def of_part_and_whole(
+    part2: float, both: float, whole2: float, part_size: float, whole_size: float
+) -> tuple[float, float]:
+    """Estimate |G|^2 and S, without bias, from the mean gradients of a part of a batch and of the whole of it.
+
+    The gradient of the rest follows from the two. |G|^2 is its product with that of the part: so no example is multiplied with
+    itself, and a few with large gradients do not hide what all have in common.
+
+    Arguments:
+        part2, both, whole2: the squared norm of the part's, their product, and the squared norm of the whole's.
+        part_size, whole_size: examples in each.
+
+    >>> of_part_and_whole(9.0, 6.0, 4.0, 8, 16)  # 3 of the part, 1 of the rest: 2 of both
+    (3.0, 16.0)
+    """
+    rest_size = whole_size - part_size
+    gradient = (whole_size * both - part_size * part2) / rest_size
+    rest2 = (whole_size**2 * whole2 - 2 * whole_size * part_size * both + part_size**2 * part2) / rest_size**2
+    return gradient, (part2 - 2 * gradient + rest2) / (1 / part_size + 1 / rest_size)
 
 
 class NoiseScale(NamedTuple):
@@ -132,7 +150,10 @@ class NoiseScaleMeter:
             raise ValueError(
                 f"Of {norms.small_batch:g} and {norms.big_batch:g} examples the small batch must be smaller."
             )
-        noise, gradient = norms.noise, norms.gradient
+        self.add_estimates(norms.gradient, norms.noise)
+
+    def add_estimates(self, gradient: float, noise: float) -> None:
+        """Add a measurement that is already |G|^2 and S."""
         if not (math.isfinite(noise) and math.isfinite(gradient)):
             return
         new = {
@@ -173,13 +194,19 @@ class NoiseScaleMeter:
             return UNKNOWN
         noise, gradient = self.noise, self.gradient
         spread = student_quantile(0.5 + confidence / 2, count - 1) ** 2 / (count - 1)
-        return _ratio(
-            noise,
-            gradient,
-            spread * max(0.0, self._mean("noise2") - noise**2),
-            spread * max(0.0, self._mean("gradient2") - gradient**2),
-            spread * (self._mean("both") - noise * gradient),
-        )
+        noise_error = spread * max(0.0, self._mean("noise2") - noise**2)
+        gradient_error = spread * max(0.0, self._mean("gradient2") - gradient**2)
+        both_error = spread * (self._mean("both") - noise * gradient)
+        # a R^2 - 2 b R + c <= 0 within the interval
+        a, b, c = gradient**2 - gradient_error, noise * gradient - both_error, noise**2 - noise_error
+        is_bounded, has_noise = a > 0 and gradient > 0, c > 0 and noise > 0
+        if not is_bounded and not has_noise:
+            return UNKNOWN
+        root = math.sqrt(max(0.0, b * b - a * c))
+        if is_bounded:
+            return NoiseScale(max(0.0, noise / gradient), max(0.0, (b - root) / a), max(0.0, (b + root) / a))
+        # The smaller positive root, in the form that does not divide by a, which may be zero.
+        return NoiseScale(math.inf, c / (b + root), math.inf) if b + root > 0 else UNKNOWN
 
     def state_dict(self) -> dict[str, float]:
         """Give the state as built-in types."""
@@ -193,20 +220,6 @@ class NoiseScaleMeter:
         return self._sums[name] / self._sums["weight"] if self._sums["weight"] else math.nan
 
 
-def _ratio(noise: float, gradient: float, noise_error: float, gradient_error: float, both_error: float) -> NoiseScale:
-    """Give noise over gradient, each with the square of its error, and the product of what both have in common."""
-    # a R^2 - 2 b R + c <= 0 within the interval
-    a, b, c = gradient**2 - gradient_error, noise * gradient - both_error, noise**2 - noise_error
-    is_bounded, has_noise = a > 0 and gradient > 0, c > 0 and noise > 0
-    if not is_bounded and not has_noise:
-        return UNKNOWN
-    root = math.sqrt(max(0.0, b * b - a * c))
-    if is_bounded:
-        return NoiseScale(max(0.0, noise / gradient), max(0.0, (b - root) / a), max(0.0, (b + root) / a))
-    # The smaller positive root, in the form that does not divide by a, which may be zero.
-    return NoiseScale(math.inf, c / (b + root), math.inf) if b + root > 0 else UNKNOWN
-
-
 class Stretch(NamedTuple):
     """The noise scale over some steps of a run, from the first to the last."""
 
@@ -215,52 +228,27 @@ class Stretch(NamedTuple):
     scale: NoiseScale
 
 
-def noise_scales(
-    steps: Sequence[float], norms: Sequence[float], examples: Sequence[float], traces: Sequence[float]
-) -> list[Stretch]:
-    """Give the noise scale over up to ten stretches of a run, with equally many measurements in each, at least five.
-
-    The trace S is measured at a few steps only, but each step tells |g|^2 = |G|^2 + S / B: so |G|^2 is the mean of |g|^2 - S / B
-    over all of a stretch, with the mean S of the stretch.
+def noise_scales(steps: Sequence[float], gradients: Sequence[float], traces: Sequence[float]) -> list[Stretch]:
+    """Give the noise scale over up to ten stretches of a run, with equally many measurements in each, at least ten.
 
     Arguments:
-        steps: in order; all others have one value for each.
-        norms: of the gradient.
-        examples: of its batch.
-        traces: estimates of S, NaN where it was not measured.
+        steps: in order; the others have one value for each.
+        gradients, traces: estimates of |G|^2 and of S; NaN where nothing was measured.
 
     Gives nothing of fewer than four measurements.
     """
-    table = np.array([steps, norms, examples, traces], np.float64)
-    table = table[:, np.isfinite(table[:3]).all(0) & (table[2] > 0)]
-    measured = np.flatnonzero(np.isfinite(table[3]))
-    if len(measured) < FEWEST:
+    known = [row for row in zip(steps, gradients, traces, strict=True) if all(map(math.isfinite, row))]
+    if len(known) < FEWEST:
         return []
-    count = min(max(1, len(measured) // PER_STRETCH), STRETCHES)
-    # Each stretch ends with its last measurement, and the last one with the run.
-    ends = [int(measured[round(number * len(measured) / count) - 1]) + 1 for number in range(1, count)]
+    count = min(max(1, len(known) // PER_STRETCH), STRETCHES)
+    ends = [round(number * len(known) / count) for number in range(count + 1)]
     found: list[Stretch] = []
-    for first, last in itertools.pairwise([0, *ends, table.shape[1]]):
-        part = table[:, first:last]
-        found.append(Stretch(int(part[0, 0]), int(part[0, -1]), _scale_of(part)))
+    for first, last in itertools.pairwise(ends):
+        meter = NoiseScaleMeter()
+        for _, gradient, trace in known[first:last]:
+            meter.add_estimates(gradient, trace)
+        found.append(Stretch(int(known[first][0]), int(known[last - 1][0]), meter.estimate()))
     return found
-
-
-def _scale_of(part: npt.NDArray[np.float64]) -> NoiseScale:
-    _, norms, examples, traces = part
-    traces = traces[np.isfinite(traces)]
-    trace, share = float(traces.mean()), float((1 / examples).mean())
-    squares = norms**2 - trace / examples
-    spread = student_quantile(0.5 + CONFIDENCE / 2, len(traces) - 1) ** 2
-    trace_error = spread * float(traces.var(ddof=1)) / len(traces)
-    mean_error = spread * float(squares.var(ddof=1)) / len(squares)
-    return _ratio(
-        trace,
-        float(squares.mean()),
-        trace_error,
-        mean_error + trace_error * share**2,
-        -trace_error * share,
-    )
 
 
 def student_quantile(share: float, freedom: float) -> float:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 TERM, TERM_GRADIENT = "term/", "term_gradient/"  # how columns of a loss's terms begin
 
 
-NOISE = "noise/trace"  # the column of `noise`
+NOISE = ("noise/squared_gradient", "noise/trace")  # columns of `noise`
 
 
 class StepFigures(NamedTuple):
@@ -27,8 +27,8 @@ class StepFigures(NamedTuple):
     - `memory`: bytes in use after the step, by whose they are; empty where that was not read.
     - `terms`: of the loss, by name, where it is given as such; `term_gradients`: the norm of each one's gradient, likewise; empty
       where they were not measured.
-    - `noise`: the trace of the covariance matrix of single examples' gradients, estimated from this batch alone, without bias: it
-      may be negative; None where it was not measured. See `landscape/noise_scale.py`.
+    - `noise`: the squared norm of the mean gradient of all examples and the trace of the covariance matrix of single examples'
+      gradients, estimated from this batch alone, without bias (so the first may be negative); None where they were not measured.
     """
 
     step: int
@@ -47,7 +47,7 @@ class StepFigures(NamedTuple):
     memory: Mapping[str, int] = {}
     terms: Mapping[str, float] = {}
     term_gradients: Mapping[str, float] = {}
-    noise: float | None = None
+    noise: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value:.6g}" for name, value in self.scalars().items())
@@ -67,5 +67,5 @@ class StepFigures(NamedTuple):
             for name, value in named.items():
                 figures[f"{column}{name}"] = value
         if self.noise is not None:
-            figures[NOISE] = self.noise
+            figures |= zip(NOISE, self.noise, strict=True)
         return figures

@@ -112,13 +112,13 @@ def temperature_note(run: Run, found: Temperature) -> str:
 def stretches(run: Run) -> list[Stretch]:
     """Give the noise scale over the run, from what was measured beside its steps."""
     history = FinishedHistory.of(run)
-    columns = [history.column(name) for name in ("step", "gradient_norm", "examples", NOISE)]
+    columns = [history.column(name) for name in ("step", *NOISE)]
     return noise_scales(*(column.tolist() for column in columns)) if all(map(len, columns)) else []
 
 
 def measured(run: Run) -> int:
     """Give how often the noise of the gradient was measured."""
-    return int(np.isfinite(FinishedHistory.of(run).column(NOISE)).sum())
+    return int(np.isfinite(FinishedHistory.of(run).column(NOISE[1])).sum())
 
 
 def scale_chart(run: Run, **options: Any) -> str:
@@ -177,7 +177,7 @@ def _why_not_measured(run: Run) -> str:
         return ""
     return (
         "The gradient noise scale was not measured: that takes a loss that is a mean over its examples, and batches of at least"
-        " eight that may be cut, as those of your own loader or collate_fn may not."
+        " four that may be cut, as those of your own loader or collate_fn may not."
     )
 
 
