@@ -150,6 +150,15 @@ def test_a_training_that_was_continued_in_a_second_file_goes_on_there(tmp_path):
     assert losses(tmp_path) == [1.0] * 6 + [2.0] * 6
 
 
+def test_two_writers_of_one_training_are_put_together(tmp_path):
+    write(tmp_path / "events.out.tfevents.1.a", *[event(k, loss=1.0) for k in range(10)])
+    write(tmp_path / "events.out.tfevents.1.b", *[event(k, val_loss=2.0) for k in range(0, 10, 3)])
+    (tmp_path / "events.out.tfevents.2.a").touch()
+    history = read_history(tmp_path)
+    assert history.columns["loss"].tolist() == [1.0] * 10
+    assert [k for k in range(10) if history.columns["validation/loss"][k] == 2.0] == [0, 3, 6, 9]
+
+
 def test_other_folders_of_a_run_are_not_the_runs(tmp_path):
     write(tmp_path / NAME, *[event(k, loss=1.0) for k in range(3)])
     write(tmp_path / "1700000000.5" / NAME, event(0, hparam__loss=9.0, loss=9.0))

@@ -84,8 +84,8 @@ def is_event_folder(path: Path) -> bool:
 def read_scalars(path: Path) -> Scalars:
     """Read the scalars of an event file, or of a run's folder of such.
 
-    Of a folder the files go one after another; where a later one begins at a step that an earlier one has passed, the training
-    was continued from there, and what the earlier one has from that step on is left out, as TensorBoard does.
+    Of a folder the files go one after another; where a tag begins in a later one at a step that an earlier one has passed, the
+    training was continued from there, and what the earlier one has of it from that step on is left out, as TensorBoard does.
 
     Raises RunError where it is none, is damaged (with the place), or is a folder of several runs.
     """
@@ -117,23 +117,21 @@ def _renaming(folder: str) -> Renaming | None:
         return _same
     if name in VALIDATION:
         return lambda tag: f"val_{re.sub(r'^epoch_', '', tag)}"
-    if name.rpartition("_")[2] in (
-        *TRAINING,
-        *VALIDATION,
-    ):  # add_scalars: the tag is the first part of the folder's name
-        return lambda tag: folder
-    return None
+    # The tag is the first part of such a folder's name.
+    return (lambda tag: folder) if name.rpartition("_")[2] in (*TRAINING, *VALIDATION) else None
 
 
 def _joined(files: list[Path], rename: Renaming) -> Scalars:
     """Read files one after another. A file that is cut off at its end, as one that is being written, is read up to there."""
     kept, notes = list[Scalar](), list[str]()
     for file in files:
-        scalars = list(_scalars(file, notes))
-        first = min((one.step for one in scalars), default=None)
-        if first is not None:
-            kept = [one for one in kept if one.step < first]
-        kept += [one._replace(tag=rename(one.tag)) for one in scalars]
+        if len(files) > 1 and not file.stat().st_size:  # of a process that ended before it logged anything
+            continue
+        scalars = [one._replace(tag=rename(one.tag)) for one in _scalars(file, notes)]
+        first: dict[str, int] = {}
+        for tag, step, _ in scalars:
+            first[tag] = min(step, first.get(tag, step))
+        kept = [one for one in kept if one.tag not in first or one.step < first[one.tag]] + scalars
     return Scalars(kept, tuple(notes))
 
 
