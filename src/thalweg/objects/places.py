@@ -18,6 +18,7 @@ import weakref
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterator, Mapping
 from enum import Enum, EnumType
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -339,6 +340,8 @@ class Finder:
             self._add(Place(start, None, None, None, "", problem="nested in very many levels"))
         elif isinstance(value, Tensor | np.ndarray) or is_random(value) or is_memory(value) or is_read_only_file(value):
             self._add(self._marked(place))
+            if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+                self._array_of_objects(value, place.path)
             if isinstance(value, Tensor) and value.is_leaf and value.requires_grad:  # which may add up over steps
                 self._visit(Place(f"{place.path}.grad", value.grad, value, "grad", "attribute"))
         elif is_container(value):
@@ -373,6 +376,11 @@ class Finder:
         for number, group in enumerate(optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
                 self._visit(Place(f"{path}.param_groups[{number}].params[{i}]", parameter, None, None, ""))
+
+    def _array_of_objects(self, array: np.ndarray[Any, Any], path: str) -> None:
+        for index in islice(np.ndindex(array.shape), MOST_OBJECTS):
+            where = ", ".join(map(str, index))
+            self._visit(Place(f"{path}[{where}]", array[index], array, index, "item"))
 
     def _marked(self, place: Place) -> Place:
         try:
