@@ -31,7 +31,7 @@ from tuning.suite import DEVELOPMENT, HELD_OUT
 
 WORST = 10.0  # regret of a run that diverged, and the most that is counted
 FLOOR = 1e-3  # of the worst loss
-RULES = ("muon", "adamw")  # that a search chooses among
+RULES = ("muon", "schedule_free_adamw", "adamw")  # that strategies choose among
 
 SEEDS = table.SEEDS[:2]  # of the searches played: those of which the table has all places
 
@@ -52,12 +52,13 @@ def losses(task: str) -> Losses:
 
 
 @cache
-def rates(task: str, rule: str) -> list[float]:
+def rates(task: str, rule: str, timescale: float | None = TIMESCALE) -> list[float]:
     """Give the rates of which the table has all that a race may ask for."""
     found = losses(task)
-    whole = [point for at, point in found if at is None and point.rule == rule and point.timescale == TIMESCALE]
+    whole = [point for at, point in found if at is None and point.rule == rule and point.timescale == timescale]
+    places = table.PLACES[:2] if rule == "schedule_free_adamw" else table.PLACES  # a race on two rules asks for no more
     return sorted(
-        point.rate for point in whole if all({*SEEDS} <= {*found.get((at, point), ())} for at in (None, *table.PLACES))
+        point.rate for point in whole if all({*SEEDS} <= {*found.get((at, point), ())} for at in (None, *places))
     )
 
 
@@ -103,8 +104,8 @@ class Player:
         """Nothing runs."""
 
     def nearest(self, point: Point) -> Point:
-        """Give the table's point that is nearest."""
-        known = rates(self.task, point.rule)
+        """Give the table's point that is nearest; a decay that it has no runs of fails everywhere."""
+        known = rates(self.task, point.rule, point.timescale) or rates(self.task, point.rule)
         return point._replace(rate=min(known, key=lambda one: abs(math.log(one / point.rate))))
 
     def end(self, point: Point) -> tuple[float, float]:
@@ -143,9 +144,15 @@ def raced(price: float, *rules: str) -> Strategy:
     """Play what thalweg does at a price in full trainings, with some rules or its own choice among them."""
 
     def play(player: Player) -> Point:
-        known = [rule for rule in rules or RULES if rates(player.task, rule)]
+        known = [rule for rule in rules or RULES[:2] if rates(player.task, rule)]
         lines = [
-            Line(rule, priors.usual_rate(rule, player.steps), timescales=priors.OTHER_TIMESCALES) for rule in known
+            Line(
+                rule,
+                priors.usual_rate(rule, player.steps),
+                timescales=priors.TIMESCALES,
+                lower=priors.LOWER_TIMESCALE,
+            )
+            for rule in known
         ]
         course = race.course_for(price, lines=len(lines))
         usual = lines[0].point(0)

@@ -157,3 +157,23 @@ def test_where_the_price_pays_for_it_the_best_is_tried_with_other_decays_and_the
     assert race(track, lines, course, course.price + 2) == at(0.02)._replace(timescale=None)
     assert at(0.02)._replace(timescale=1.0) in track.at
     assert {at(0.02)._replace(timescale=timescale) for timescale in (None, 1.0)} in track.expected  # at once
+
+
+def test_rates_below_the_usual_one_have_a_decay_of_their_own():
+    line = Line("muon", 0.02, lower=1.0)
+    assert [line.point(place).timescale for place in (-2, -1, -0.5, 0, 0.5, 1)] == [1.0, 1.0, 1.0, 0.3, 0.3, 0.3]
+    assert line.at(line.point(-1).rate) == line.point(-1)
+    assert Line("muon", 0.0200049, lower=1.0).point(0).timescale == 0.3  # rounded, as the point is
+    track = Track(valley(line.point(-2).rate))  # beyond the edge too
+    assert race(track, [line], COURSES[-1], 12.0) == line.point(-2)
+    assert {point.timescale for point in track.at if point.rate < 0.02} == {1.0}
+    assert {point.timescale for point in track.at if point.rate >= 0.02} == {0.3}
+
+
+def test_the_best_is_tried_with_the_decays_that_it_does_not_have():
+    line = Line("muon", 0.02, timescales=(None, 1.0, 0.3), lower=1.0)
+    track, lower = Track(valley(line.point(-1).rate)), line.point(-1)
+    assert race(track, [line], COURSES[-1], COURSES[-1].price + 2) == lower
+    others = {lower._replace(timescale=timescale) for timescale in (None, 0.3)}
+    assert others in track.expected
+    assert {point for point in track.at if point.rate == lower.rate} == {lower, *others}

@@ -135,9 +135,9 @@ def test_decays_are_raced_in_the_schedule_that_is_decided():
     start = start_plan(problem, request)
     tried = [
         with_priors(start.replace(learning_rate=0.5), request, timescale).weight_decay
-        for timescale in (0.3, *priors.OTHER_TIMESCALES)
+        for timescale in priors.TIMESCALES
     ]
-    assert tried == pytest.approx([tried[0], 0.0, 0.3 * tried[0], 3 * tried[0]], rel=0.01)
+    assert tried == pytest.approx([0.0, 0.3 * tried[2], tried[2], 3 * tried[2]], rel=0.01)
     plan = complete_plan(problem, request, start, request.trainings).plan
     assert plan.weight_decay_schedule == tw.schedule.inverse_time()
     assert len(plan.why("weight_decay").figures["weight_decays"]) > 1

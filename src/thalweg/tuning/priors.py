@@ -17,7 +17,8 @@ from thalweg.schedule import Schedule
 
 TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
 MEAN_POINTS = 1000  # steps, at the least, over which a schedule's mean is taken
-OTHER_TIMESCALES = (None, 1.0, 0.1)  # tried after the rate; None: no decay
+LOWER_TIMESCALE = 1.0  # of candidates whose rate is below the usual one: they need less decay
+TIMESCALES = (None, 1.0, TIMESCALE, 0.1)  # tried after the rate, but for the one it has; None: no decay
 MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, where the rule has no second moment
 MOST_WARMUP = 0.2  # share of the run, where it has one, and no candidate is judged before that
@@ -36,17 +37,18 @@ MIDDLE = {True: 1e-3, False: 0.1}  # usual rate, with which a default outside CO
 
 
 def rules_for(roles: Mapping[str, str]) -> tuple[str, ...]:
-    """Give the rules that a search chooses among, where the person has not, the usual one first: Muon and AdamW.
+    """Give the rules that a search chooses among, where the person has not, the usual one first.
 
-    On the suite of `bench/tuning` each of them ends lowest on some tasks. Without a hidden matrix Muon is AdamW.
+    That is Muon, or AdamW without a hidden matrix, for which Muon is made; and schedule-free AdamW. On the suite of
+    `bench/tuning` each ends lowest on some tasks; beside these two AdamW adds nothing.
 
     Arguments:
         roles: of each trainable matrix, by name (`thalweg.descent.matrix_roles`).
 
     >>> rules_for({"0.weight": "hidden", "2.weight": "output layer"}), rules_for({"head": "output layer"})
-    (('muon', 'adamw'), ('adamw',))
+    (('muon', 'schedule_free_adamw'), ('adamw', 'schedule_free_adamw'))
     """
-    return ("muon", "adamw") if "hidden" in roles.values() else ("adamw",)
+    return ("muon" if "hidden" in roles.values() else "adamw", "schedule_free_adamw")
 
 
 def usual_rule(roles: Mapping[str, str]) -> tuple[str, Evidence]:

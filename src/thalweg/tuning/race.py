@@ -29,16 +29,25 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The rates of one rule: the usual one, by which factor neighbours differ; and other timescales of decay than the usual."""
+    """The rates of one rule: the usual one, and by which factor neighbours differ; and the timescales of their decay.
+
+    `lower`: of rates below the usual one. `timescales`: those that the best is tried with in the end.
+    """
 
     rule: str
     usual: float
     spacing: float = SPACING
     timescales: tuple[float | None, ...] = ()
+    lower: float | None = TIMESCALE
 
     def point(self, place: float) -> Point:
         """Give the point so many neighbours above the usual rate."""
-        return Point(self.rule, _rounded(self.usual * self.spacing**place))
+        return self.at(self.usual * self.spacing**place)
+
+    def at(self, rate: float) -> Point:
+        """Give the point at a rate."""
+        rate = _rounded(rate)
+        return Point(self.rule, rate, self.lower if rate < _rounded(self.usual) else TIMESCALE)
 
 
 class Stage(NamedTuple):
@@ -85,7 +94,7 @@ COURSES = (
     Course(((1, 3),), (Stage(0.1, 2), Stage(0.35, 1))),
     Course(((1, 2),), (Stage(0.1, 3), Stage(1.0, 1, 0.0))),
     Course(((1, 2), (0, 0)), (Stage(0.2, 3), Stage(1.0, 1, 0.0))),
-    Course(((1, 3), (0, 1)), (Stage(0.1, 5), Stage(1.0, 1, 0.0))),
+    Course(((1, 3), (0, 0)), (Stage(0.1, 5), Stage(1.0, 1, 0.0))),
 )
 """From the cheapest on. A race never costs more than the price it is given."""
 
@@ -184,8 +193,7 @@ def _beyond_the_edge(
         if not none_trains and (only_lower or best not in (own[0], own[-1]) or not is_clear):
             return
         lower = none_trains or best == own[0]
-        rate = own[0].rate / line.spacing if lower else own[-1].rate * line.spacing
-        yield [best._replace(rate=_rounded(rate))]
+        yield [line.at(own[0].rate / line.spacing if lower else own[-1].rate * line.spacing)]
 
 
 def _beside_the_best(scores: Mapping[Point, float], lines: Sequence[Line]) -> Iterator[list[Point]]:
@@ -197,8 +205,8 @@ def _beside_the_best(scores: Mapping[Point, float], lines: Sequence[Line]) -> It
     if math.isinf(scores[best]):
         return
     line = next(line for line in lines if line.rule == best.rule)
-    if line.timescales:
-        yield [best._replace(timescale=timescale) for timescale in line.timescales]
+    if others := [timescale for timescale in line.timescales if timescale != best.timescale]:
+        yield [best._replace(timescale=timescale) for timescale in others]
     best = _ranked(scores, lines)[0]
     yield [best._replace(rate=_rounded(best.rate * line.spacing**half)) for half in (0.5, -0.5)]
 

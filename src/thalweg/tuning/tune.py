@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
@@ -311,8 +312,10 @@ def _line(rule: str, plan: Plan, request: Request) -> Line:
     # A rate that scales with the loss may be anywhere.
     spacing = SPACING if priors.is_adaptive(rule) else SPACING**2
     has_timescale = "weight_decay" not in request.fixed and priors.has_timescale(rule, plan.constants)
-    timescales = priors.OTHER_TIMESCALES if has_timescale else ()
-    return Line(rule, priors.usual_rate(rule, plan.steps), spacing, timescales)
+    usual = priors.usual_rate(rule, plan.steps)
+    if not has_timescale:
+        return Line(rule, usual, spacing)
+    return Line(rule, usual, spacing, priors.TIMESCALES, priors.LOWER_TIMESCALE)
 
 
 def with_learning_rate(
@@ -462,9 +465,11 @@ def _per_cent(share: float) -> str:
 
 
 def raced_decays(scores: Sequence[Scored]) -> list[Scored]:
-    """Give the scores that differ in their decay alone from the first candidate with another one; none where there is none."""
-    first = next((one for one in scores if one.point.timescale != priors.TIMESCALE), None)
-    return [] if first is None else [one for one in scores if _but_for_decay(one) == _but_for_decay(first)]
+    """Give the first scores that differ in their decay alone; none where there are none."""
+    same = defaultdict[tuple[str, float, int], list[Scored]](list)
+    for one in scores:
+        same[_but_for_decay(one)].append(one)
+    return next((raced for raced in same.values() if len(raced) > 1), [])
 
 
 def _best_decays(scores: Sequence[Scored]) -> list[Scored]:
