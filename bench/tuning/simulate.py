@@ -145,18 +145,20 @@ def raced(price: float, *rules: str) -> Strategy:
 
     def play(player: Player) -> Point:
         known = [rule for rule in rules or RULES[:2] if rates(player.task, rule)]
+        usual = {rule: priors.usual_rate(rule, player.steps) for rule in known}
         lines = [
             Line(
                 rule,
-                priors.usual_rate(rule, player.steps),
+                rate,
                 timescales=priors.TIMESCALES,
-                lower=priors.LOWER_TIMESCALE,
+                timescale=priors.usual_timescale(rule, rate, player.steps),
+                lower=priors.LONG_TIMESCALE,
             )
-            for rule in known
+            for rule, rate in usual.items()
         ]
         course = race.course_for(price, lines=len(lines))
-        usual = lines[0].point(0)
-        return usual if course is None else race.race(player, lines, course, price) or usual
+        alone = lines[0].point(0)
+        return alone if course is None else race.race(player, lines, course, price) or alone
 
     return play
 

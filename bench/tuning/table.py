@@ -96,6 +96,14 @@ def grid(name: str, task: str) -> Iterator[Key]:
             for share in (0.1, 1.0, None)
             for rate in rates[-7:-1]
         )
+    elif kind == "raced":
+        yield from (
+            Key(task, rate, seed=seed, rule=rule, timescale=share, cool=cool)
+            for share in (priors.TIMESCALE, 1.0, None)
+            for cool in (None, *((at, 0.05) for at in PLACES))
+            for seed in SEEDS[:2]
+            for rate in rates[-7:-1]
+        )
     elif kind == "batches":
         yield from (
             Key(task, rate, seed=seed, rule=rule, batch=times)
@@ -105,7 +113,8 @@ def grid(name: str, task: str) -> Iterator[Key]:
         )
     else:
         raise SystemExit(
-            f"There is no grid '{kind}': full, shorter, cooled, coarse, decays or batches, of a rule as in full:muon."
+            f"There is no grid '{kind}': full, shorter, cooled, coarse, decays, raced or batches, of a rule as in"
+            f" full:muon."
         )
 
 

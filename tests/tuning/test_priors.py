@@ -48,6 +48,17 @@ def test_weights_forget_over_a_third_of_the_run():
     assert priors.weight_decay("radam", 0.01, 1000, {"decoupled_weight_decay": True})[0] == value
 
 
+def test_rates_below_the_usual_one_and_rules_with_an_average_forget_over_the_whole_run():
+    usual = priors.usual_rate("adamw", 4000)
+    shares = [priors.usual_timescale("adamw", rate, 4000) for rate in (0.5 * usual, 0.99 * usual, usual, 3 * usual)]
+    assert shares == [1.0, 1.0, 0.3, 0.3]
+    assert [priors.usual_timescale("schedule_free_adamw", rate, 4000) for rate in (0.5 * usual, 3 * usual)] == [
+        1.0,
+        1.0,
+    ]
+    assert {*shares} <= {*priors.TIMESCALES}  # so that a search tries the others
+
+
 def test_a_decay_in_log_time_begins_higher_and_shrinks_weights_as_much_over_the_run():
     plan = Plan("muon", learning_rate=0.01, schedule="linear", weight_decay_schedule="inverse_time")
     start = priors.decay_start(plan, 1000)

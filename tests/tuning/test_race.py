@@ -173,7 +173,7 @@ def test_rates_below_the_usual_one_have_a_decay_of_their_own():
 def test_the_best_is_tried_with_the_decays_that_it_does_not_have():
     line = Line("muon", 0.02, timescales=(None, 1.0, 0.3), lower=1.0)
     track, lower = Track(valley(line.point(-1).rate)), line.point(-1)
-    assert race(track, [line], COURSES[-1], COURSES[-1].price + 2) == lower
+    assert race(track, [line], COURSES[-1], COURSES[-1].price + 2.5) == lower
     others = {lower._replace(timescale=timescale) for timescale in (None, 0.3)}
     assert others in track.expected
     assert {point for point in track.at if point.rate == lower.rate} == {lower, *others}

@@ -12,7 +12,16 @@ from thalweg.records.request import Request
 from thalweg.tuning import priors
 from thalweg.tuning.candidates import Scored
 from thalweg.tuning.race import Point
-from thalweg.tuning.tune import Cost, complete_plan, estimate_cost, raced_decays, start_plan, with_priors, with_rule
+from thalweg.tuning.tune import (
+    Cost,
+    complete_plan,
+    estimate_cost,
+    lines,
+    raced_decays,
+    start_plan,
+    with_priors,
+    with_rule,
+)
 
 generator = torch.Generator().manual_seed(0)
 X = torch.randn(120, 5, generator=generator)
@@ -127,6 +136,25 @@ def test_a_decay_whose_schedule_is_decided_shrinks_weights_over_the_run_as_much_
     assert "by its own schedule" in plan.why("weight_decay").reason
     given = tuned(task(**DEEP), effort=1, fixed={**fixed, "weight_decay": 0.01})
     assert given.weight_decay == 0.01
+
+
+def test_a_lower_rate_that_is_given_or_raced_has_a_decay_that_forgets_over_the_whole_run():
+    plan = tuned(fixed={"rule": "adamw", "learning_rate": 0.02, "batch_size": 16})
+    assert plan.weight_decay == float(f"{min(1.0, 1 / (0.02 * plan.steps)):.3g}")
+    assert "over 100% of the run" in plan.why("weight_decay").reason or plan.weight_decay == 1.0
+    request = Request(steps=600, effort=2.0, fixed={"rule": "adamw", "batch_size": 16})
+    problem = open_task(task())
+    line = lines(problem, start_plan(problem, request), request)[0]
+    usual = priors.usual_rate("adamw", 600)
+    assert [line.point(place).timescale for place in (-2, -1, 0, 1)] == [1.0, 1.0, 0.3, 0.3]
+    decays = [with_priors(start_plan(problem, request).replace(learning_rate=usual * f), request) for f in (0.5, 1.0)]
+    assert [one.weight_decay for one in decays] == pytest.approx(
+        [1 / (0.5 * usual * 600), 1 / (usual * 0.3 * 600)], rel=0.01
+    )
+    free = lines(problem, start_plan(problem, request), Request(steps=600, effort=2.0, fixed={"batch_size": 16}))[1]
+    assert [free.point(place).timescale for place in (-1, 0, 1)] == [1.0, 1.0, 1.0]
+    given = Request(steps=600, effort=2.0, fixed={"rule": "adamw", "weight_decay": 0.1})
+    assert {lines(problem, start_plan(problem, given), given)[0].point(place).timescale for place in (-1, 0)} == {0.3}
 
 
 def test_decays_are_raced_in_the_schedule_that_is_decided():
@@ -321,17 +349,23 @@ def test_where_the_criterion_is_no_number_the_rate_is_chosen_by_the_loss_which_i
     assert "`area` was not a number in any validation" in run.events[-1].message
 
 
-def test_without_a_hidden_matrix_adamw_alone_is_tried():
+def test_without_a_hidden_matrix_adamw_takes_the_place_of_muon():
     linear = tw.Task(model=lambda: torch.nn.Linear(5, 3), loss=F.cross_entropy, data=(X, Y), validation=(X, Y))
-    plan = tuned(linear, effort=7)
-    assert plan.rule == "adamw"
-    assert "rules" not in plan.why("learning_rate").figures
+    assert tuned(linear, effort=1).rule == "adamw"
+    assert {*tuned(linear, effort=7).why("learning_rate").figures["rules"]} == {"adamw", "schedule_free_adamw"}
 
 
-def test_with_hidden_matrices_muon_and_adamw_are_tried_and_the_rule_of_the_best_is_taken():
+@pytest.mark.parametrize("fixed", [{"ema": 0.9}, {"schedule": tw.schedule.cosine(warmup=5)}])
+def test_where_a_schedule_or_an_average_is_decided_adamw_takes_the_place_of_the_rule_that_has_its_own(fixed):
+    plan = tuned(fixed=fixed, effort=7)
+    assert {*plan.why("learning_rate").figures["rules"]} == {"muon", "adamw"}
+    assert [getattr(plan, knob) for knob in fixed] == [*fixed.values()]
+
+
+def test_with_hidden_matrices_muon_and_schedule_free_adamw_are_tried_and_the_rule_of_the_best_is_taken():
     plan = tuned(effort=7)
     figures = plan.why("learning_rate").figures
-    assert {*figures["rules"]} == {"muon", "adamw"}
+    assert {*figures["rules"]} == {"muon", "schedule_free_adamw"}
     judged = zip(*(figures[name] for name in ("steps", "scores", "rules", "learning_rates")), strict=True)
     best = min((one for one in judged if one[0] == plan.steps), key=lambda one: one[1])
     assert (plan.rule, plan.learning_rate) == best[2:] or plan.why("weight_decay").source == "searched"
@@ -342,7 +376,7 @@ def test_decays_that_were_raced_are_those_of_one_rule_at_one_rate():
     others = [Scored(Point("adamw", 0.02), 60, 0.4), Scored(usual, 6, 0.9), Scored(Point("muon", 0.03, None), 60, 0.2)]
     scores = [Scored(usual, 60, 0.5), Scored(none, 60, 0.3)]
     assert raced_decays([*others[:2], *scores, others[2]]) == scores
-    assert raced_decays([others[0], scores[0]]) == []
+    assert raced_decays([others[0], scores[0], others[2]]) == []  # a lower rate has another decay from the start
 
 
 def test_a_decay_that_is_fixed_is_not_raced():

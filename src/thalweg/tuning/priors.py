@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -15,15 +15,17 @@ from thalweg.rules import Rule
 from thalweg.rules.plain_form import PlainForm
 from thalweg.schedule import Schedule
 
-TIMESCALE = 0.3  # share of the run in which weight decay shrinks a weight by a factor of e
+TIMESCALE, LONG_TIMESCALE = (
+    0.3,
+    1.0,
+)  # shares of the run in which weight decay shrinks a weight by e: see `usual_timescale`
 MEAN_POINTS = 1000  # steps, at the least, over which a schedule's mean is taken
-LOWER_TIMESCALE = 1.0  # of candidates whose rate is below the usual one: they need less decay
-TIMESCALES = (None, 1.0, TIMESCALE, 0.1)  # tried after the rate, but for the one it has; None: no decay
+TIMESCALES = (None, LONG_TIMESCALE, TIMESCALE, 0.1)  # tried after the rate, but for the one it has; None: no decay
 MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, where the rule has no second moment
 MOST_WARMUP = 0.2  # share of the run, where it has one, and no candidate is judged before that
 SHORT_RUN, SHORT_RUN_RATE = 1000, 0.0226  # steps, and the rate of AdamW that serves most runs of no more than these
-SHORT_RUN_RATES = {"lion": 0.0147, "adafactor": 0.383, "schedule_free_adamw": 0.0562}  # of rules of their own
+SHORT_RUN_RATES = {"lion": 0.0147, "adafactor": 0.383}  # of rules of their own
 OPEN_DECAY = 0.2  # share of a run of open length in which its rate falls
 OPEN_LENGTHS = 4.0  # shortest runs of an open length, over whose length weight decay is set
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
@@ -36,19 +38,25 @@ COMMON = {
 MIDDLE = {True: 1e-3, False: 0.1}  # usual rate, with which a default outside COMMON is compared
 
 
-def rules_for(roles: Mapping[str, str]) -> tuple[str, ...]:
+def rules_for(roles: Mapping[str, str], decided: Collection[str] = ()) -> tuple[str, ...]:
     """Give the rules that a search chooses among, where the person has not, the usual one first.
 
     That is Muon, or AdamW without a hidden matrix, for which Muon is made; and schedule-free AdamW. On the suite of
-    `bench/tuning` each ends lowest on some tasks; beside these two AdamW adds nothing.
+    `bench/tuning` each ends lowest on some tasks; beside these two AdamW adds nothing. Where a schedule or an average of the
+    weights is decided, AdamW is tried instead of the schedule-free one, which has its own.
 
     Arguments:
         roles: of each trainable matrix, by name (`thalweg.descent.matrix_roles`).
+        decided: the knobs of the plan that the person has decided.
 
     >>> rules_for({"0.weight": "hidden", "2.weight": "output layer"}), rules_for({"head": "output layer"})
     (('muon', 'schedule_free_adamw'), ('adamw', 'schedule_free_adamw'))
+    >>> rules_for({"0.weight": "hidden"}, ["ema"])
+    ('muon', 'adamw')
     """
-    return ("muon" if "hidden" in roles.values() else "adamw", "schedule_free_adamw")
+    usual = "muon" if "hidden" in roles.values() else "adamw"
+    other = "adamw" if {"schedule", "ema"} & {*decided} else "schedule_free_adamw"
+    return (usual,) if other == usual else (usual, other)
 
 
 def usual_rule(roles: Mapping[str, str]) -> tuple[str, Evidence]:
@@ -91,11 +99,12 @@ def usual_rate(rule: str, steps: int | None = None) -> float:
     and less in longer runs, by the root of their length; plain descent takes 0.1. Rules whose default is of another order, as
     Adadelta's, take as many times that.
 
-    Lion, Adafactor and schedule-free AdamW were tried at ten rates each, 2.6 apart, on three of these tasks (46, 300 and 920
-    steps, three seeds). These single rates gave 1.46, 1.00 and 1.18 times the loss of each task's best rate in geometric mean;
-    those next to what the rule above gives (0.00215, 0.0215, 0.0215) 2.2, 3.5 and 1.7. Adafactor's is the highest that was tried;
-    Lion's gives 2.3 times the loss of 0.00215 on a table with raw columns. They were chosen on these tasks, and longer runs, for
-    which they are lowered as AdamW's, were not tried.
+    Lion and Adafactor were tried at ten rates each, 2.6 apart, on three of these tasks (46, 300 and 920 steps, three seeds).
+    These single rates gave 1.46 and 1.00 times the loss of each task's best rate in geometric mean; those next to what the rule
+    above gives (0.00215, 0.0215) 2.2 and 3.5. Adafactor's is the highest that was tried; Lion's gives 2.3 times the loss of
+    0.00215 on a table with raw columns. They were chosen on these tasks, and longer runs, for which they are lowered as AdamW's,
+    were not tried. Of schedule-free AdamW 0.0226 and 0.049 are level on all eight tasks, and beside Muon or AdamW the lower one
+    gains more.
 
     >>> usual_rate("adamw", 300), usual_rate("adamw", 10_000), usual_rate("lion"), usual_rate("prodigy")
     (0.0226, 0.00715, 0.0147, 1.0)
@@ -203,6 +212,20 @@ def has_timescale(rule: str, chosen: Mapping[str, Any]) -> bool:
     definition = rules.get(rule)
     known = {name: value for name, value in chosen.items() if name in definition.constants}
     return not definition.couples(definition.complete(known)) and not definition.finds_rate
+
+
+def usual_timescale(rule: str, learning_rate: float, steps: int) -> float:
+    """Give the share of a run in which decay should shrink weights by a factor of e.
+
+    It is 0.3, and 1 below the usual rate and under a rule that keeps an average of the weights. On the suite of
+    `bench/tuning` runs at high rates end lower with more decay, those at lower ones with less. The rate of a rule with an
+    average does not fall, so that the same decay shrinks weights twice as much over the run.
+
+    >>> usual_timescale("muon", 0.0226, 500), usual_timescale("muon", 0.01, 500), usual_timescale("schedule_free_adamw", 0.1, 500)
+    (0.3, 1.0, 1.0)
+    """
+    needs_less = learning_rate < usual_rate(rule, steps) or rules.get(rule).average is not None
+    return LONG_TIMESCALE if needs_less else TIMESCALE
 
 
 def weight_decay(

@@ -31,13 +31,15 @@ class Point(NamedTuple):
 class Line(NamedTuple):
     """The rates of one rule: the usual one, and by which factor neighbours differ; and the timescales of their decay.
 
-    `lower`: of rates below the usual one. `timescales`: those that the best is tried with in the end.
+    `timescale`: of the usual rate and higher ones; `lower`: of those below. `timescales`: those that the best is tried with in
+    the end.
     """
 
     rule: str
     usual: float
     spacing: float = SPACING
     timescales: tuple[float | None, ...] = ()
+    timescale: float | None = TIMESCALE
     lower: float | None = TIMESCALE
 
     def point(self, place: float) -> Point:
@@ -47,7 +49,7 @@ class Line(NamedTuple):
     def at(self, rate: float) -> Point:
         """Give the point at a rate."""
         rate = _rounded(rate)
-        return Point(self.rule, rate, self.lower if rate < _rounded(self.usual) else TIMESCALE)
+        return Point(self.rule, rate, self.lower if rate < _rounded(self.usual) else self.timescale)
 
 
 class Stage(NamedTuple):

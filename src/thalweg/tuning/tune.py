@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from thalweg import rules
 from thalweg.descent.problem import Problem
@@ -265,11 +265,12 @@ def with_batch_size(problem: Problem, request: Request, plan: Plan, say: Say) ->
 def with_priors(
     plan: Plan,
     request: Request,
-    timescale: float | None = priors.TIMESCALE,
+    timescale: float | Literal["usual"] | None = "usual",
     most_warmup: float = priors.MOST_WARMUP,
 ) -> Plan:
     """Set constants, schedule and weight decay by their rules for the plan's steps and rate, unless they are decided.
 
+    `timescale`: share of the run in which decay shrinks weights by e; None: no decay; "usual": as `priors.usual_timescale` says.
     A decay with a decided schedule begins so high that it shrinks weights over the run as much as one that falls with the rate.
     """
     assert plan.steps is not None
@@ -285,6 +286,8 @@ def with_priors(
         plan = with_open_decay(_with_open_schedule(plan) if "schedule" in decided else plan)
     if "weight_decay" in decided:
         return plan
+    if timescale == "usual":
+        timescale = priors.usual_timescale(plan.rule, plan.learning_rate, steps)
     length = round(priors.OPEN_LENGTHS * steps) if is_open else steps
     start = priors.decay_start(plan, length)
     decay, why = priors.weight_decay(plan.rule, plan.learning_rate, length, known, timescale, start)
@@ -304,7 +307,7 @@ def with_rule(problem: Problem, plan: Plan, rule: str) -> Plan:
 def lines(problem: Problem, plan: Plan, request: Request) -> list[Line]:
     """Give the rules to choose among, the plan's own first, with their usual rates."""
     is_decided = {"rule", "constants"} & {*request.fixed}
-    tried = (plan.rule,) if is_decided else priors.rules_for(problem.matrix_roles)
+    tried = (plan.rule,) if is_decided else priors.rules_for(problem.matrix_roles, request.fixed)
     return [_line(rule, plan, request) for rule in tried]
 
 
@@ -312,10 +315,12 @@ def _line(rule: str, plan: Plan, request: Request) -> Line:
     # A rate that scales with the loss may be anywhere.
     spacing = SPACING if priors.is_adaptive(rule) else SPACING**2
     has_timescale = "weight_decay" not in request.fixed and priors.has_timescale(rule, plan.constants)
+    assert plan.steps is not None
     usual = priors.usual_rate(rule, plan.steps)
     if not has_timescale:
         return Line(rule, usual, spacing)
-    return Line(rule, usual, spacing, priors.TIMESCALES, priors.LOWER_TIMESCALE)
+    timescale = priors.usual_timescale(rule, usual, plan.steps)
+    return Line(rule, usual, spacing, priors.TIMESCALES, timescale, priors.LONG_TIMESCALE)
 
 
 def with_learning_rate(
