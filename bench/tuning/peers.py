@@ -13,6 +13,7 @@ import argparse
 import datetime
 import logging
 import math
+import statistics
 import sys
 import time
 import warnings
@@ -30,6 +31,8 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.errors import DivergedError
 from thalweg.records.plan import Plan
+from thalweg.records.request import EFFORTS
+from thalweg.tuning.tune import LEAST_SECONDS, MOST_TRAININGS
 from tuning import finders
 from tuning.lines import append_line, do_all, read_lines
 from tuning.suite import SUITE
@@ -91,14 +94,39 @@ def recipe(name: str) -> Callable[[str, int], Outcome]:
     return lambda task, seed: Outcome(best_loss(task, plan_for(task, seed, **RECIPES[name])), 1.0)
 
 
+def effort_of(effort: float | str, task: str) -> float:
+    """Give the price of an effort in full trainings: of a preset what it buys on a machine that does nothing else.
+
+    That is by the median CPU seconds of `thalweg, 1 U`, which are there first.
+    """
+    if not isinstance(effort, str):
+        return effort
+    alone = [line["cpu_seconds"] for line in read_lines(file_of(task)) if line["method"] == "thalweg, 1 U"]
+    if not alone:
+        raise SystemExit(f"A preset's price on {task} follows from `thalweg, 1 U`: make that first.")
+    trainings = EFFORTS[effort]
+    floor = min(1 + LEAST_SECONDS[effort] / statistics.median(alone), MOST_TRAININGS)
+    return float(f"{max(trainings, floor):.3g}")
+
+
 def fitted(effort: float | str) -> Callable[[str, int], Outcome]:
     """Run thalweg itself."""
 
     def run(task: str, seed: int) -> Outcome:
         entry = SUITE[task]
-        fixed = {"batch_size": entry.batch_size, "threads": 1}
+        fixed = {
+            "batch_size": entry.batch_size,
+            "threads": 1,
+            "compile": False,
+        }  # whose trial would be most of the time
         done = tw.fit(
-            entry.make(), epochs=entry.epochs, effort=effort, seed=seed, fixed=fixed, progress=False, say=lambda _: None
+            entry.make(),
+            epochs=entry.epochs,
+            effort=effort_of(effort, task),
+            seed=seed,
+            fixed=fixed,
+            progress=False,
+            say=lambda _: None,
         )
         price = done.plan.why("learning_rate").figures.get("price", 1.0)
         return Outcome(done.metrics["loss"], float(price))

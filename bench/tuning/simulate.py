@@ -140,22 +140,20 @@ def known_rule(task: str, rule: str) -> str:
     return rule if rates(task, rule) else "adamw"
 
 
-def raced(price: float, *rules: str) -> Strategy:
-    """Play what thalweg does at a price in full trainings, with some rules or its own choice among them."""
+Decays = tuple[float | None, float | None]
+"""Timescales of the usual rate and above, and of those below."""
+
+
+def raced(price: float, *rules: str, decays: Decays | None = None) -> Strategy:
+    """Play what thalweg does at a price in full trainings, with some rules and decays or its own choice among them."""
 
     def play(player: Player) -> Point:
         known = [rule for rule in rules or RULES[:2] if rates(player.task, rule)]
-        usual = {rule: priors.usual_rate(rule, player.steps) for rule in known}
-        lines = [
-            Line(
-                rule,
-                rate,
-                timescales=priors.TIMESCALES,
-                timescale=priors.usual_timescale(rule, rate, player.steps),
-                lower=priors.LONG_TIMESCALE,
-            )
-            for rule, rate in usual.items()
-        ]
+        lines = list[Line]()
+        for rule in known:
+            usual = priors.usual_rate(rule, player.steps)
+            timescale, lower = decays or (priors.usual_timescale(rule, usual, player.steps), priors.LONG_TIMESCALE)
+            lines.append(Line(rule, usual, timescales=priors.TIMESCALES, timescale=timescale, lower=lower))
         course = race.course_for(price, lines=len(lines))
         alone = lines[0].point(0)
         return alone if course is None else race.race(player, lines, course, price) or alone
@@ -187,6 +185,22 @@ def result(strategy: Strategy, tasks: Sequence[str]) -> tuple[float, float, floa
 STRATEGIES: dict[str, Strategy] = {
     **{f"thalweg, {price} U": raced(price) for price in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 12.0)},
     **{f"thalweg with AdamW alone, {price} U": raced(price, "adamw") for price in (1.0, 2.0, 4.0, 12.0)},
+    **{f"thalweg, {price} U, Muon and AdamW": raced(price, "muon", "adamw") for price in (4.0, 12.0)},
+    **{f"thalweg, {price} U, Muon alone": raced(price, "muon") for price in (4.0, 12.0)},
+    **{
+        f"thalweg, {price} U, {name}": raced(price, decays=decays)
+        for price in (2.0, 4.0, 12.0)
+        for name, decays in {
+            "decay over 0.3 at every rate": (0.3, 0.3),
+            "decay over 1 at every rate": (1.0, 1.0),
+            "no decay below the usual rate": (0.3, None),
+            "no decay at any rate": (None, None),
+        }.items()
+    },
+    **{
+        f"thalweg, {price} U, Muon and AdamW, decay over 0.3": raced(price, "muon", "adamw", decays=(0.3, 0.3))
+        for price in (2.0, 4.0, 12.0)
+    },
     **{f"AdamW at {rate}": fixed(rate) for rate in (0.002, 0.005, 0.01, 0.02, 0.05)},
     **{f"Muon at {rate}": fixed(rate, "muon") for rate in (0.01, 0.02, 0.05, 0.1)},
     "0.005, 0.02, 0.1 cooled at 0.35": halving((0.005, 0.02, 0.1), ((0.35, 1),)),

@@ -25,7 +25,7 @@ MOST_DECAY = 1.0  # of weights
 WARMUP_SHARE = 0.1  # of the run, where the rule has no second moment
 MOST_WARMUP = 0.2  # share of the run, where it has one, and no candidate is judged before that
 SHORT_RUN, SHORT_RUN_RATE = 1000, 0.0226  # steps, and the rate of AdamW that serves most runs of no more than these
-SHORT_RUN_RATES = {"lion": 0.0147, "adafactor": 0.383}  # of rules of their own
+SHORT_RUN_RATES = {"lion": 0.0147, "adafactor": 0.383, "schedule_free_adamw": 0.0333}  # of rules of their own
 OPEN_DECAY = 0.2  # share of a run of open length in which its rate falls
 OPEN_LENGTHS = 4.0  # shortest runs of an open length, over whose length weight decay is set
 SHORT = 10_000  # steps below which beta2 = 0.99 serves better than 0.999
@@ -103,8 +103,8 @@ def usual_rate(rule: str, steps: int | None = None) -> float:
     These single rates gave 1.46 and 1.00 times the loss of each task's best rate in geometric mean; those next to what the rule
     above gives (0.00215, 0.0215) 2.2 and 3.5. Adafactor's is the highest that was tried; Lion's gives 2.3 times the loss of
     0.00215 on a table with raw columns. They were chosen on these tasks, and longer runs, for which they are lowered as AdamW's,
-    were not tried. Of schedule-free AdamW 0.0226 and 0.049 are level on all eight tasks, and beside Muon or AdamW the lower one
-    gains more.
+    were not tried. Schedule-free AdamW's is the best of 0.0226, 0.0333 and 0.049 on all eight tasks, where the three are level
+    within 2 %.
 
     >>> usual_rate("adamw", 300), usual_rate("adamw", 10_000), usual_rate("lion"), usual_rate("prodigy")
     (0.0226, 0.00715, 0.0147, 1.0)
