@@ -182,24 +182,24 @@ def result(strategy: Strategy, tasks: Sequence[str]) -> tuple[float, float, floa
     )
 
 
+OTHERWISE: dict[str, tuple[tuple[str, ...], Decays | None]] = {
+    "Muon alone": (("muon",), None),
+    "Muon and AdamW": (("muon", "adamw"), None),
+    "Muon and AdamW, decay over 0.3 at every rate": (("muon", "adamw"), (0.3, 0.3)),
+    "decay over 0.3 at every rate": ((), (0.3, 0.3)),
+    "decay over 1 at every rate": ((), (1.0, 1.0)),
+    "no decay below the usual rate": ((), (0.3, None)),
+    "no decay at any rate": ((), (None, None)),
+}
+"""Rules and decays that a race might try instead of those that it does."""
+
 STRATEGIES: dict[str, Strategy] = {
     **{f"thalweg, {price} U": raced(price) for price in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 12.0)},
     **{f"thalweg with AdamW alone, {price} U": raced(price, "adamw") for price in (1.0, 2.0, 4.0, 12.0)},
-    **{f"thalweg, {price} U, Muon and AdamW": raced(price, "muon", "adamw") for price in (4.0, 12.0)},
-    **{f"thalweg, {price} U, Muon alone": raced(price, "muon") for price in (4.0, 12.0)},
     **{
-        f"thalweg, {price} U, {name}": raced(price, decays=decays)
-        for price in (2.0, 4.0, 12.0)
-        for name, decays in {
-            "decay over 0.3 at every rate": (0.3, 0.3),
-            "decay over 1 at every rate": (1.0, 1.0),
-            "no decay below the usual rate": (0.3, None),
-            "no decay at any rate": (None, None),
-        }.items()
-    },
-    **{
-        f"thalweg, {price} U, Muon and AdamW, decay over 0.3": raced(price, "muon", "adamw", decays=(0.3, 0.3))
-        for price in (2.0, 4.0, 12.0)
+        f"{price} U, {name}": raced(price, *rules, decays=decays)
+        for price in (4.0, 12.0)
+        for name, (rules, decays) in OTHERWISE.items()
     },
     **{f"AdamW at {rate}": fixed(rate) for rate in (0.002, 0.005, 0.01, 0.02, 0.05)},
     **{f"Muon at {rate}": fixed(rate, "muon") for rate in (0.01, 0.02, 0.05, 0.1)},

@@ -205,6 +205,24 @@ def test_memory_is_drawn_with_its_limit_and_told_by_its_parts(make_run):
     assert key not in render(with_batches(make_run, far))
 
 
+def with_lengths(make_run, **figures):
+    return make_run(plan={"evidence": {"steps": Evidence("searched", "", figures)}})
+
+
+def test_the_lengths_that_were_tried_are_drawn(make_run):
+    found = {"lengths": [100, 200, 400], "costs": [0.5, 0.3, float("inf")], "projected_gain": 0.012}
+    text = render(with_lengths(make_run, **found))
+    assert "Length of the run" in charts(text)
+    assert Page(text).says("One of more was projected to gain another 1.2%.")
+    assert "chosen: 400 steps" in text  # the plan's
+    for other in (
+        {"lengths": [100], "costs": [0.5]},
+        {"lengths": "many", "costs": [1, 2]},
+        {"lengths": [1, "x"], "costs": [1, 2]},
+    ):
+        assert "Length of the run" not in charts(render(with_lengths(make_run, **other)))
+
+
 def with_batches(make_run, figures):
     return make_run(plan={"evidence": {"batch_size": Evidence("measured", "", figures)}})
 

@@ -285,6 +285,33 @@ def _shade(index: int, count: int) -> str:
     return f"r{index + 1}" if count < 4 else f"r{index * 4 // count}"
 
 
+def length(run: Run) -> str:
+    """Draw what finished runs of each length came to, where the length was found so."""
+    why, history = run.plan.why("steps"), FinishedHistory.of(run)
+    pairs = zip(why.listed("lengths"), why.listed("costs"), strict=False)
+    tried = [pair for pair in pairs if all(isinstance(one, int | float) for one in pair) and pair[0] > 0]
+    if len(tried) < 2:
+        return ""
+    name, is_max = history.metric_name(history.select), run.summary.get("mode") == "max"
+    if is_max and not is_share(history.select):
+        tried, is_max = [(steps, -cost) for steps, cost in tried], False
+    steps, costs = (np.array(column, np.float64) for column in zip(*tried, strict=True))
+    gain = why.number("projected_gain")
+    note = "Each point is a finished run of this plan with so many steps."
+    if gain is not None:
+        note += f" One of more was projected to gain another {gain:.1%}."
+    return chart(
+        "Length of the run",
+        [Series("finished runs", steps, costs, "validation")],
+        note=note,
+        marks=[] if run.plan.steps is None else [Mark(run.plan.steps, "chosen", f"chosen: {run.plan.steps:,} steps")],
+        x_name="steps",
+        y_name=f"1 - {name}" if is_max else name,
+        log_x=True,
+        nonfinite="diverged",
+    )
+
+
 def throughput(run: Run) -> str:
     """Draw the examples per second of each batch size."""
     rows = batch_sizes.measured(run)

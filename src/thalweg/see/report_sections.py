@@ -155,7 +155,7 @@ def plan(run: Run) -> str:
     )
     title = f"{format_count(len(rest), 'more knob')}, which nobody had to choose"
     hidden = f"<details><summary>{title}</summary>{_knobs(run, rest)}</details>" if rest else ""
-    drawn = "".join([curves.search(run), batches(run), curves.throughput(run), curves.memory(run)])
+    drawn = "".join([curves.search(run), curves.length(run), batches(run), curves.throughput(run), curves.memory(run)])
     charts_html = f'<div class="pair">{drawn}</div>' if drawn else ""
     return section(
         "The plan, and why",
