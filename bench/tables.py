@@ -420,7 +420,7 @@ def peers(result: dict[str, Any]) -> list[str]:
         "CPU seconds",
     ]
     most = max(s["seeds"] for s in result["samples"])
-    ours = f", of thalweg's searches of {most}" if most > settings["seeds"] else ""
+    ours = f", of some of thalweg's searches of {most}" if most > settings["seeds"] else ""
     caption = (
         f"Best validation loss of what a method ends with, over the oracle of 200 random trials (geometric mean over tasks, mean"
         f" of {settings['seeds']} seeds each{ours}), and its price. Tasks: {', '.join(settings['tasks'])}; held out of them:"

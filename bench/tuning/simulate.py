@@ -185,6 +185,7 @@ def result(strategy: Strategy, tasks: Sequence[str]) -> tuple[float, float, floa
 OTHERWISE: dict[str, tuple[tuple[str, ...], Decays | None]] = {
     "Muon alone": (("muon",), None),
     "Muon and AdamW": (("muon", "adamw"), None),
+    "AdamW and schedule-free AdamW": (("adamw", "schedule_free_adamw"), None),
     "Muon and AdamW, decay over 0.3 at every rate": (("muon", "adamw"), (0.3, 0.3)),
     "decay over 0.3 at every rate": ((), (0.3, 0.3)),
     "decay over 1 at every rate": ((), (1.0, 1.0)),

@@ -27,6 +27,8 @@ FACTORS = [1 + 3 * k / 60 for k in range(61)]
 LEVEL = 1.02
 HINDSIGHT = "best of the ten fixed recipes, in hindsight"
 OURS = ("thalweg, 2 U", "thalweg, 4 U")
+BEFORE = [f"thalweg, {effort}, with AdamW and one decay" for effort in ("2 U", "4 U", "12 U", "quick", "standard")]
+"""Searches that race AdamW in the place of its schedule-free form, and let weights decay over 0.3 of the run at every rate."""
 
 
 def means(task: str, seeds: int) -> dict[str, dict[str, float]]:
@@ -79,7 +81,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 def rows(tasks: Sequence[str], seeds: int) -> list[dict[str, Any]]:
     """Give a row for each method that ran on all of the tasks."""
     found = {task: with_hindsight(means(task, seeds)) for task in tasks}
-    methods = [name for name in (*peers.METHODS, HINDSIGHT) if all(name in by for by in found.values())]
+    methods = [name for name in (*peers.METHODS, *BEFORE, HINDSIGHT) if all(name in by for by in found.values())]
     losses = {task: {method: by[method]["loss"] for method in methods} for task, by in found.items()}
     made = list[dict[str, Any]]()
     for method in methods:
