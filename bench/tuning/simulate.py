@@ -31,7 +31,7 @@ from tuning.suite import DEVELOPMENT, HELD_OUT
 
 WORST = 10.0  # regret of a run that diverged, and the most that is counted
 FLOOR = 1e-3  # of the worst loss
-RULES = ("muon", "schedule_free_adamw", "adamw")  # that strategies choose among
+RULES = ("muon", "adamw", "schedule_free_adamw")  # that strategies choose among
 
 SEEDS = table.SEEDS[:2]  # of the searches played: those of which the table has all places
 
@@ -148,7 +148,7 @@ def raced(price: float, *rules: str, decays: Decays | None = None) -> Strategy:
     """Play what thalweg does at a price in full trainings, with some rules and decays or its own choice among them."""
 
     def play(player: Player) -> Point:
-        known = [rule for rule in rules or RULES[:2] if rates(player.task, rule)]
+        known = [rule for rule in rules or ("muon", "schedule_free_adamw") if rates(player.task, rule)]
         lines = list[Line]()
         for rule in known:
             usual = priors.usual_rate(rule, player.steps)

@@ -39,24 +39,24 @@ MIDDLE = {True: 1e-3, False: 0.1}  # usual rate, with which a default outside CO
 
 
 def rules_for(roles: Mapping[str, str], decided: Collection[str] = ()) -> tuple[str, ...]:
-    """Give the rules that a search chooses among, where the person has not, the usual one first.
+    """Give the rules that a search chooses among, where the person has not, the usual one first: Muon and schedule-free AdamW.
 
-    That is Muon, or AdamW without a hidden matrix, for which Muon is made; and schedule-free AdamW. On the suite of
-    `bench/tuning` each ends lowest on some tasks; beside these two AdamW adds nothing. Where a schedule or an average of the
-    weights is decided, AdamW is tried instead of the schedule-free one, which has its own.
+    On the suite of `bench/tuning` each of them ends lowest on some tasks, and beside them AdamW adds nothing. Where a schedule or
+    an average of the weights is decided, AdamW is tried instead of its schedule-free form, which has its own. Without a hidden
+    matrix Muon is AdamW, which is then tried alone.
 
     Arguments:
         roles: of each trainable matrix, by name (`thalweg.descent.matrix_roles`).
         decided: the knobs of the plan that the person has decided.
 
     >>> rules_for({"0.weight": "hidden", "2.weight": "output layer"}), rules_for({"head": "output layer"})
-    (('muon', 'schedule_free_adamw'), ('adamw', 'schedule_free_adamw'))
+    (('muon', 'schedule_free_adamw'), ('adamw',))
     >>> rules_for({"0.weight": "hidden"}, ["ema"])
     ('muon', 'adamw')
     """
-    usual = "muon" if "hidden" in roles.values() else "adamw"
-    other = "adamw" if {"schedule", "ema"} & {*decided} else "schedule_free_adamw"
-    return (usual,) if other == usual else (usual, other)
+    if "hidden" not in roles.values():
+        return ("adamw",)
+    return ("muon", "adamw" if {"schedule", "ema"} & {*decided} else "schedule_free_adamw")
 
 
 def usual_rule(roles: Mapping[str, str]) -> tuple[str, Evidence]:
