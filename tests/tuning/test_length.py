@@ -85,7 +85,7 @@ def test_every_step_that_was_taken_is_counted(tmp_path):
         if "steps at most" in text:
             marks.touch()
 
-    plan = tw.Plan(learning_rate=0.02, batch_size=16, threads=1)
+    plan = tw.Plan(learning_rate=0.02, batch_size=16, threads=1, watch=False)  # which calls the loss beside the steps
     run = tw.train(task(loss=marking_loss(marks)), plan, steps="auto", most=160, pays=0.0, say=say)
     assert os.path.getsize(marks) == run.plan.why("steps").figures["steps_taken"]
 
