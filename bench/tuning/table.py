@@ -193,7 +193,7 @@ def measure(key: Key) -> dict[str, Any]:
         "loss": round_to(loss),
         "best": round_to(best),
         "done": descent.step,
-        "cures": dict(descent.cures),
+        "cures": descent.changes.to_dict(),
         "seconds": round(time.process_time() - started, 3),
     }
 

@@ -5,7 +5,7 @@ A NAME is a part of a program's name; without one, all. For whoever sets thresho
 start, best, now    the loss at the start, the least smoothed loss, and the smoothed loss
 fall, error         of the mean loss over the second half of the last 96 steps against the first, and the standard error of it
 top, excess         the largest loss so far over that at the start; the largest `loss_excess` and `norm_excess` of the window
-reaches             at which steps it was tried whether steps 256 times as long still lower the batch's loss, and whether they do
+lengths             at which steps it was tried which multiple of the step lowers the next batch's loss most, and which it is
 critical            the largest multiple of the update that still lowers the batch's loss
 depth, fits         the first layer's gradient over the last one's, per weight, and how well a line fits (`watch/depth.py`)
 dead, saturated     the largest shares of a layer's units
@@ -81,7 +81,7 @@ def measured(watch: tw.Watch) -> dict[str, Any]:
         made["error"] = math.hypot(
             *(math.sqrt(sum(b.error**2 for b in p)) / len(p) for p in (blocks[:half], blocks[half:]))
         )
-    made["reaches"] = [f"{step}{'+' if lowers else '-'}" for step, _, lowers in window.reaches]
+    made["lengths"] = [f"{step}:{multiple:g}" for step, multiple in window.lengths]
     with suppress(NotMeasuredError):
         made["critical"] = critical_step(probe.loss_along()).lowers
     growth = gradient_over_depth(window)

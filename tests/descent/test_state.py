@@ -9,6 +9,7 @@ from torch import nn
 
 import thalweg as tw
 from thalweg.descent.state import Descent, clone_into, default_validate_every, with_metric_mode
+from thalweg.watch.changes import Changes
 
 
 def test_a_state_saved_and_restored_walks_the_same_way() -> None:
@@ -42,13 +43,13 @@ def test_a_snapshot_is_not_moved_by_the_steps_after_it() -> None:
 def test_going_back_keeps_what_was_learnt_and_restoring_does_not() -> None:
     descent, _ = started(classes(), plan())
     before = clone_into(None, descent.state_dict())
-    descent.cures = {"rate_factor": 0.25, "clip_norm": 2.0}
+    descent.change(Changes(rate_factor=0.25, clip_norm=2.0))
     descent.skipped_batches.append((0, 3))
     descent.best_validation = {"value": 1.0, "step": 7}
     descent.load_state_dict(before, rollback=True)
-    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.skipped_batches) == (0.25, 2.0, [(0, 3)])
+    assert (descent.changes.rate_factor, descent.optimizer.clip_norm, descent.skipped_batches) == (0.25, 2.0, [(0, 3)])
     descent.load_state_dict(before)
-    assert (descent.cures["rate_factor"], descent.optimizer.clip_norm, descent.skipped_batches) == (1.0, None, [])
+    assert (descent.changes.rate_factor, descent.optimizer.clip_norm, descent.skipped_batches) == (1.0, None, [])
     assert descent.best_validation is None
 
 

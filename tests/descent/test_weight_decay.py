@@ -19,6 +19,7 @@ from thalweg.descent.state import Descent
 from thalweg.errors import Interrupted, PlanError, ScheduleError
 from thalweg.schedule import Schedule
 from thalweg.tuning import priors
+from thalweg.watch.changes import Changes
 
 IN_LOG_TIME = {"weight_decay_schedule": "inverse_time", "weight_decay": 0.5}
 
@@ -124,7 +125,7 @@ def test_where_decay_vectors_is_set_biases_and_norms_follow_it_too():
 def test_a_rate_that_a_cure_lowered_lowers_it_with_it():
     made = plan(schedule="linear", learning_rate=0.1, **IN_LOG_TIME)
     descent, recorder = started(resting(), made)
-    descent.cures["rate_factor"] = 0.25
+    descent.change(Changes(rate_factor=0.25))
     before = descent.model[0].weight.detach().clone()
     walk(descent, recorder, 1)
     assert 1 - float(descent.model[0].weight.detach().mean() / before.mean()) == pytest.approx(
@@ -195,7 +196,7 @@ def test_a_run_that_goes_back_decays_by_the_steps_that_it_takes_again():
     )  # fmt: skip
     descent, recorder = started(classes(), wild)
     walk(descent, recorder)
-    lowered = descent.cures["rate_factor"]
+    lowered = descent.changes.rate_factor
     assert lowered < 1
     for step in (0, 7, 59):
         descent.step = step

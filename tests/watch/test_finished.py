@@ -65,7 +65,8 @@ def test_overfitting_is_not_said_of_other_runs(case, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_training_loss_that_rose_with_the_validation_loss_is_steps_too_long_and_a_lower_rate_is_better(seed):
     # The rate grows until the steps are too long. At a constant rate at the edge the last bits decide when the loss rises.
-    plan = tw.Plan(rule="gradient_descent", learning_rate=3.0, schedule=schedule.constant(warmup=0.95), batch_size=256)
+    rises = schedule.constant(warmup=0.95)
+    plan = tw.Plan(rule="gradient_descent", learning_rate=3.0, schedule=rises, batch_size=256, watch=False)
     run = tw.train(digits.task(), plan, epochs=30, seed=seed)
     assert "learning-rate-too-high" in names(run)
     assert FinishedHistory.of(run).worsened().reason == "steps too long"

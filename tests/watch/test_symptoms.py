@@ -73,9 +73,30 @@ def test_steps_that_could_go_far_further_are_seen_where_the_rate_is_at_its_heigh
         for step in range(1, 97):
             rate = 0.1 if step < 50 or at_height else 0.001
             window.push(StepFigures(step, 2.3 - step / 200, rate, 1.0))
-            if step in (64, 96):
-                window.reaches.append((step, 256.0, True))
+            if step in (80, 95):
+                window.lengths.append((step, 100.0))
         assert (stagnant(window) is not None) == at_height
+
+
+@pytest.mark.parametrize(
+    ("multiples", "total", "starts", "seen"),
+    [
+        ((16, 16, 16), 300, 2.3, True),
+        ((16, 4, 4), 300, 2.3, False),  # usual at a good rate
+        ((16, 16, 16), 10_000, 2.3, False),  # there is time
+        ((64, 256, 256), 10_000, 2.3, False),
+        ((64, 256, 256), 5_000, 2.3, True),
+        ((64, 256, 256), 300, 0.9, False),  # it has learnt before: fine-tuning
+    ],
+)
+def test_steps_too_short_are_told_by_the_next_batch_and_by_how_much_time_there_is(multiples, total, starts, seen):
+    window = Window()
+    window.total = total
+    for step in range(1, 98):
+        window.push(StepFigures(step, starts - step / 500, 0.1, 1.0))
+    window.lengths.extend(zip((64, 80, 96), map(float, multiples), strict=True))
+    window.fixed_answers.append(2.3)
+    assert (stagnant(window) is not None) == seen
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient norm"])

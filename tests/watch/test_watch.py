@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import thalweg as tw
+from thalweg.watch.symptom import FIRST_STEPS
 
 OURS = {"torch": torch.optim.AdamW, "thalweg": tw.optim.AdamW}
 
@@ -125,7 +126,7 @@ def test_rows_that_are_not_finite_are_named_by_their_indices():
     x = x.clone()
     x[7, 3] = math.nan
     model = mlp()
-    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=3e-3), 200, x, y, cured=True)
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=1e-2), 200, x, y, cured=True)
     assert {each.name for each in found} == {"bad-data"}
     assert {each.examples for each in found} == {(7,)}
     assert bool(torch.isfinite(weights(model)).all())
@@ -138,11 +139,11 @@ def test_after_one_such_batch_the_next_ones_are_left_out_and_the_training_gets_o
     x[::200] = math.nan  # in a batch of seven
     model, clean = mlp(), mlp()
     options = {"on_nonfinite": "skip"} if whose == "thalweg" else {}
-    found, _ = loop(model, OURS[whose](model.parameters(), lr=3e-3, **options), 400, x, y, cured=True)
+    found, _ = loop(model, OURS[whose](model.parameters(), lr=1e-2, **options), 400, x, y, cured=True)
     assert {each.name for each in found} == {"bad-data"}
     keep = torch.isfinite(x).all(1)
     after = float(F.cross_entropy(model(x[keep]), y[keep]).detach())
-    _, before = loop(clean, OURS[whose](clean.parameters(), lr=3e-3), 130)
+    _, before = loop(clean, OURS[whose](clean.parameters(), lr=1e-2), 130)
     assert after < before + 0.1
 
 
@@ -326,3 +327,261 @@ def test_a_decay_that_outweighs_the_gradient_is_named_in_either_form(rule):
     rate = 0.1 if rule is torch.optim.SGD else 3e-3
     found, _ = loop(model, rule(model.parameters(), lr=rate, weight_decay=decay), 400)
     assert "weight-decay-too-high" in {each.name for each in found}
+
+
+class Normalised(nn.Module):
+    """Layers with a normalisation between, whose first weights are as large as they are made."""
+
+    def __init__(self, scale):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(20, 32), nn.LayerNorm(32, eps=1e-12), nn.Linear(32, 5)
+        with torch.no_grad():
+            self.first.weight.mul_(scale)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).relu())
+
+
+@pytest.mark.parametrize(("scale", "named"), [(1.0, False), (1e-4, True)])
+def test_weights_that_one_step_turns_around_before_a_normalisation_are_named(scale, named):
+    model = Normalised(scale)
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=1e-2), 60)
+    assert ("unstable-norm" in {each.name for each in found}) == named
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "named"), [("bfloat16", 1e-4, True), ("bfloat16", 3e-2, False), ("float32", 1e-4, False)]
+)
+def test_steps_that_sixteen_bits_round_away_are_named(kind, rate, named):
+    model = mlp().to(getattr(torch, kind))
+    x, y = data()
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=rate), 60, x.to(getattr(torch, kind)), y)
+    assert ("low-precision" in {each.name for each in found}) == named
+
+
+def test_what_is_not_finite_in_float16_is_laid_to_the_format():
+    model = mlp().half()
+    x, y = data()
+    found, _ = loop(model, torch.optim.Adam(model.parameters(), lr=1e-2), 30, x.half(), y)
+    assert found[0].name == "low-precision"
+    assert found[0].symptom == "non-finite"
+
+
+@pytest.mark.parametrize(("gain", "named"), [(1.0, False), (30.0, True)])
+def test_outputs_far_too_large_at_the_start_are_named(gain, named):
+    model = mlp(depth=3)
+    with torch.no_grad():
+        model[6].weight.mul_(gain**2)
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=1e-2), 20)
+    assert ("exploding-gradient" in {each.name for each in found}) == named
+
+
+def descend(model, optimizer, schedule, steps, *, cured=True):
+    """A loop with a schedule that knows how long it is; gives the diagnoses, the watch's rates and the loss at the end."""
+    x, y = data()
+    generator, rates = torch.Generator().manual_seed(1), []
+    optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    with tw.Watch(model, optimizer, total=steps) as watch:
+        optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+        for _ in range(steps):
+            rows = torch.randint(len(x), (32,), generator=generator)
+            xb, yb = x[rows], y[rows]
+            loss = F.cross_entropy(model(xb), yb)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            for found in watch.step(loss, closure=lambda xb=xb, yb=yb: F.cross_entropy(model(xb), yb)):
+                if cured:
+                    watch.apply(found)
+    return watch.diagnoses, rates[1::2], float(F.cross_entropy(model(x), y).detach())
+
+
+def test_a_schedule_that_ends_early_goes_on_from_where_it_was_seen():
+    ends = []
+    for cured in (False, True):
+        model = mlp()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 40))
+        found, rates, end = descend(model, optimizer, schedule, 400, cured=cured)
+        ends.append(end)
+        assert [each.name for each in found] == ["schedule-ended-early"]
+        assert (max(rates[100:]) > 5e-3) == cured
+        assert optimizer.param_groups[0]["lr"] == 0.0  # the person's
+    assert ends[1] < 0.5 * ends[0]
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant", "plateau"])
+def test_no_usual_schedule_ends_early(shape):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    factor = {
+        "cosine": lambda step: 0.5 * (1 + math.cos(math.pi * step / 400)),
+        "linear": lambda step: 1 - step / 400,
+        "constant": lambda step: 1.0,
+        "plateau": lambda step: 0.1 ** (step // 300),
+    }[shape]
+    found, _, _ = descend(model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor), 400)
+    assert found == []
+
+
+def test_first_steps_that_jump_and_come_down_at_the_same_rate_lack_a_warm_up():
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, y = data()
+    with tw.Watch(model, optimizer, total=300) as watch:
+        for step in range(60):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            lifted = loss.detach() * (
+                8.0 if step in (1, 2, 3) else 1.0
+            )  # as the first steps of a fresh second moment do
+            for found in watch.step(lifted):
+                watch.apply(found)
+    assert [each.name for each in watch.diagnoses] == ["missing-warm-up"]
+    assert watch.diagnoses[0].cure.warmup == 32
+
+
+def test_frozen_weights_are_noted_where_the_loss_stands():
+    model = mlp()
+    *rest, _ = model.parameters()
+    for parameter in rest:
+        parameter.requires_grad_(False)
+    found, _ = loop(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2), 300)
+    assert [(each.name, each.severity) for each in found] == [("no-gradient", "note")]
+    assert "frozen" in found[0].cause
+
+
+FAULTY = {
+    "dead-units": lambda model: [nn.init.constant_(model[k].bias, -50.0) for k in (2, 4)],
+    "saturated-units": lambda model: [model[k].weight.mul_(60.0) for k in (2, 4)],
+}
+
+
+@pytest.mark.parametrize("cause", FAULTY)
+def test_layers_that_cannot_learn_are_started_anew_once_and_then_learn(cause):
+    ends = []
+    for cured in (False, True):
+        model = mlp(nn.Tanh if cause == "saturated-units" else nn.ReLU, depth=3)
+        with torch.no_grad():
+            FAULTY[cause](model)
+        found, end = loop(model, torch.optim.AdamW(model.parameters(), lr=1e-2), 300, cured=cured)
+        assert [each.name for each in found if each.name == cause] == [cause]
+        assert found[0].cure.restart
+        ends.append(end)
+    assert ends[1] < 0.5 * ends[0]
+
+
+def test_layers_are_started_anew_on_a_batch_or_not_at_all():
+    model = mlp()
+    with tw.Watch(model, torch.optim.SGD(model.parameters(), lr=0.1)) as watch:
+        F.cross_entropy(model(data()[0]), data()[1]).backward()
+        with pytest.raises(tw.ArgumentError, match="closure"):
+            watch.restart(["0"])
+
+
+def test_what_goes_on_is_told_now_and_then_only_and_anew_after_something_was_done():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tw.Watch(model, optimizer) as watch:
+        for step in range(150):
+            F.cross_entropy(model(data()[0][:32]), data()[1][:32]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.step(1.0 if step < 30 else 10.0 + step)
+        told = [each.step for each in watch.diagnoses]
+        assert len(told) == 2
+        assert told[1] == told[0] + 100
+        watch.change(rate_factor=0.5)
+        F.cross_entropy(model(data()[0][:32]), data()[1][:32]).backward()
+        optimizer.step()
+        assert len(watch.step(500.0)) == 1
+
+
+def test_the_rate_of_a_rule_that_finds_its_own_is_not_judged():
+    model = mlp()
+    found, _ = loop(model, tw.optim.Prodigy(model.parameters(), lr=1e-4), 100)
+    assert "learning-rate-too-low" not in {each.name for each in found}
+
+
+def test_what_only_watches_leaves_settings_that_an_optimiser_changes_itself():
+    class Halves(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.param_groups[0]["lr"] *= 0.5
+
+    model = mlp()
+    optimizer = Halves(model.parameters(), lr=0.1)
+    loop(model, optimizer, 3)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+
+
+def test_integer_parameters_are_watched_beside_the_others():
+    model = mlp()
+    model.extra = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+    found, _ = loop(model, torch.optim.AdamW(model.parameters(), lr=1e-2), 60)
+    assert found == []
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("size", [8, 32])
+def test_the_noise_of_batches_is_no_jump(spread, size):
+    alarms = 0
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(512, 4, generator=generator)
+        y = (x.sum(1, keepdim=True) + torch.randn(512, 1, generator=generator)) * torch.exp(
+            spread * torch.randn(512, 1, generator=generator)
+        )
+        torch.manual_seed(seed)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        with tw.Watch(model, optimizer) as watch:
+            for rows in torch.randperm(512, generator=generator).split(size)[:20]:
+                loss = F.mse_loss(model(x[rows]), y[rows])
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                watch.step(loss)
+        alarms += any(FIRST_STEPS in each.evidence for each in watch.diagnoses)
+    assert alarms == 0
+
+
+@pytest.mark.parametrize("factor", ["exponential", "steps"])
+def test_a_rate_that_comes_down_slowly_has_not_ended_early(factor):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    factors = {
+        "exponential": lambda step: 1e-4 ** (step / 400),
+        "steps": lambda step: 0.1 ** sum(step >= share * 400 for share in (0.5, 0.65, 0.75)),
+    }
+    found, _, _ = descend(model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors[factor]), 400)
+    assert found == []
+
+
+def test_a_new_head_on_a_trained_trunk_keeps_its_low_rate():
+    trunk = mlp()
+    loop(trunk, torch.optim.AdamW(trunk.parameters(), lr=3e-2), 300)
+    torch.manual_seed(1)
+    trunk[4] = nn.Linear(32, 5)
+    found, _ = loop(trunk, torch.optim.AdamW(trunk.parameters(), lr=2e-5), 200, total=1000)
+    assert "learning-rate-too-low" not in {each.name for each in found}
+
+
+def test_small_targets_are_no_exploding_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 1))
+    x = data()[0]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with tw.Watch(model, optimizer) as watch:
+        for rows in torch.arange(1024).split(32):
+            y = 0.01 * x[rows, :1]
+            loss = F.mse_loss(model(x[rows]), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.step(loss, closure=lambda rows=rows, y=y: F.mse_loss(model(x[rows]), y))
+    assert "exploding-gradient" not in {each.name for each in watch.diagnoses}

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import not_put_back
+from thalweg.descent.untouched import untouched
 from thalweg.errors import DivergedError, NonFiniteError
 from thalweg.formatting import capitalized
+from thalweg.landscape.restart import forget, restart_layers
+from thalweg.landscape.trained_weights import look_trained
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
+from thalweg.sampling import Draw, mix
+from thalweg.sampling.sources import to_device
+from thalweg.watch.changes import Changes
 from thalweg.watch.lost_terms import lost_terms
 from thalweg.watch.monitor import intervenes
-from thalweg.watch.probe import Probe
+from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.replay import Batch
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
+LOOKS_TRAINED = (
+    "No layer was started anew: the network's weights look trained, and what they have learnt would be lost."
+)
+RESTART_SEED = 7919  # tells the random numbers of layers started anew from a run's others
 STILL = 1e-6  # of the weights' norm: a move of less changes no loss by much
 MOST_BAD_BATCHES = 10  # likewise, of batches that hold NaN or infinity: a few such rows hit three in a row by chance
 
@@ -31,6 +42,7 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures, prob
     found = descent.monitor.observe(figures, probe) if descent.plan.watch else []
     if not found and not figures.skipped:
         return True
+    found = [_as_possible(descent, recorder, each) for each in found]
     accepted = not figures.skipped and not any(_undoes(descent, diagnosis.cure) for diagnosis in found)
     if not accepted:
         recorder.step(figures, taken=False)
@@ -39,6 +51,19 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures, prob
     for diagnosis in found:
         apply(descent, recorder, figures, diagnosis)
     return accepted
+
+
+def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagnosis:
+    """Give a diagnosis whose cure can be applied here: what goes back for a warm-up, or to start layers anew, only where there is
+    a snapshot, and layers only where the network does not look trained."""
+    cure = found.cure
+    if cure is None or not (cure.restart or cure.warmup):
+        return found
+    if cure.restart and descent.snapshot is not None and look_trained(descent.model):
+        recorder.event(descent.step, "note", LOOKS_TRAINED)
+    elif descent.snapshot is not None:
+        return found
+    return replace(found, cure=replace(cure, rollback=False, restart=()))
 
 
 def _undoes(descent: Descent, cure: Cure | None) -> bool:
@@ -126,18 +151,43 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
             f"Step {step}: {found.cause} {descent.monitor.attempts - 1} attempts with lower rates and clipping did not help."
             f" Look at the data and the loss with `thalweg check`, or start with a far smaller learning rate."
         )
-    _combine(descent, found.cure)
+    descent.change(descent.changes.with_cure(found.cure, descent.snapshot["loop"]["step"], descent.total_steps))
+    draw = descent.last_draw
     _restore_snapshot(descent, recorder)
-    rate, clip = descent.plan.learning_rate * descent.cures["rate_factor"], descent.cures["clip_norm"]
-    settings = f"with a rate of {rate:.3g}" + ("" if clip is None else f" and gradients clipped at {clip:.3g}")
+    restarted = _restart(descent, recorder, found.cure, draw, step) if draw is not None else ()
+    changes = descent.changes
+    settings = f"with a rate of {descent.plan.learning_rate * changes.rate_factor:.3g}"
+    settings += f", reached over {found.cure.warmup} steps" if found.cure.warmup else ""
+    settings += "" if changes.clip_norm is None else f" and gradients clipped at {changes.clip_norm:.3g}"
+    settings += f", and with {', '.join(restarted)} started anew" if restarted else ""
     message = f"Went back from step {step:,} to step {descent.step:,}, {settings}."
-    recorder.event(descent.step, "rollback", message, {"from": step, "to": descent.step, **descent.cures})
+    recorder.event(descent.step, "rollback", message, {"from": step, "to": descent.step, **changes.to_dict()})
+
+
+def _restart(descent: Descent, recorder: Recorder, cure: Cure, draw: Draw, step: int) -> tuple[str, ...]:
+    """Start the layers anew that a cure names, on a batch; the optimiser forgets them, and the snapshot holds them since."""
+    if not cure.restart:
+        return ()
+    generator = torch.Generator().manual_seed(mix(descent.plan.seed, RESTART_SEED, step))
+    objective, device = descent.problem.objective, descent.problem.device
+    part = to_device(draw.parts[0], device)
+    try:
+        with untouched(descent), objective.gradient_mode():
+            restarted = restart_layers(
+                descent.model, lambda: objective.loss(descent.model, part), cure.restart, generator
+            )
+    except NotMeasuredError as reason:
+        recorder.event(descent.step, "note", f"No layer was started anew: {reason}.")
+        return ()
+    forget(descent.optimizer, (descent.model.get_submodule(name) for name in restarted))
+    descent.take_snapshot()
+    return restarted
 
 
 def _let_rise(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:
     """Go back, with rate and clipping as they were there, and take the loss for one that rises by itself from here on."""
     assert descent.snapshot is not None
-    descent.cures = dict(descent.snapshot["loop"]["cures"])
+    descent.change(Changes.from_dict(descent.snapshot["loop"]["cures"]))
     _restore_snapshot(descent, recorder)
     descent.monitor.dismiss(found.symptom)
     recorder.diagnoses[:] = [
@@ -165,21 +215,11 @@ def _move(descent: Descent) -> float:
 
 
 def change_from_here(descent: Descent, recorder: Recorder, figures: StepFigures, cure: Cure) -> None:
-    """Change learning rate and clipping from the next step on, where the cure says so."""
-    before = dict(descent.cures)
-    _combine(descent, cure)
-    if descent.cures != before:
-        recorder.event(figures.step, "cure", f"Step {figures.step:,}: {cure.action}", dict(descent.cures))
-
-
-def _combine(descent: Descent, cure: Cure) -> None:
-    """Add a cure to `descent.cures`: the rate factors multiply, and the lower clip norm holds."""
-    clip = min(cure.clip_norm or math.inf, descent.cures["clip_norm"] or math.inf)
-    descent.cures = {
-        "rate_factor": descent.cures["rate_factor"] * cure.rate_factor,
-        "clip_norm": clip if clip < math.inf else None,
-    }
-    descent.optimizer.clip_norm = descent.cures["clip_norm"]
+    """Change the knobs from the next step on, where the cure says so."""
+    changes = descent.changes.with_cure(cure, figures.step, descent.total_steps)
+    if changes != descent.changes:
+        descent.change(changes)
+        recorder.event(figures.step, "cure", f"Step {figures.step:,}: {cure.action}", changes.to_dict())
 
 
 def _restore_snapshot(descent: Descent, recorder: Recorder) -> None:

@@ -57,7 +57,6 @@ def draw(descent: Descent) -> Draw:
         batch = batches.draw()
         if position not in descent.skipped_batches:
             descent.last_position, descent.last_draw = position, batch
-            descent.recent_draws.append(batch)
             return batch
         descent.consecutive_skips += 1
 

@@ -73,6 +73,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     continue
                 descent.consecutive_skips = 0
                 descent.step = step = figures.step
+                probe.keep()
                 recorder.step(figures)
                 if descent.frozen:
                     train_unfrozen(descent, recorder)

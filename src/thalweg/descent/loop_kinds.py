@@ -21,7 +21,15 @@ _WINDOW: Mapping[str, Kind] = {
     "ratios": listing(lambda pair: isinstance(pair, list) and len(pair) == 2),
     "spikes": listing(whole),
     **dict.fromkeys(("upset", "lost_terms"), optional(listing(anything))),
-    **dict.fromkeys(("reaches", "validations"), listing(listing(anything))),
+    **dict.fromkeys(("reaches", "lengths", "validations"), listing(listing(anything))),
+    "fixed_answers": listing(number),
+    "rate": number,
+    "rose_at": count,
+    "rests_since": optional(count),
+    "first": optional(number),
+    "first_losses": listing(number),
+    "alive_at": count,
+    "began_trained": flag,
 }
 LOOP_KINDS: Mapping[str, Kind] = {
     "step": count,
@@ -41,7 +49,13 @@ LOOP_KINDS: Mapping[str, Kind] = {
             "dismissed": listing(text),
         }
     ),
-    "cures": record({"rate_factor": number, "clip_norm": optional(number)}),
+    "cures": record(
+        {
+            **dict.fromkeys(("rate_factor", "decay_factor"), number),
+            "clip_norm": optional(number),
+            **dict.fromkeys(("warmup", "anneal"), optional(listing(number))),
+        }
+    ),
     "left_out": listing(lambda position: listing(count)(position) and len(position) == 2),
     "leading": optional(record({"value": number, "step": count}, ("value", "step"))),
     "skipped_in_row": count,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,15 +14,16 @@ from thalweg.descent.precision import autocast
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent, clone_into
 from thalweg.descent.untouched import untouched
-from thalweg.landscape.constant_output import constant_output_loss
+from thalweg.landscape.constant_output import constant_output_loss, zero_output_loss
 from thalweg.landscape.first_nonfinite import first_nonfinite
+from thalweg.landscape.normalisation import Normalisation, normalisations
 from thalweg.landscape.per_example import per_example_losses
 from thalweg.landscape.unit_activity import Layer, unit_activity
 from thalweg.records.weights import load_model_state, model_state
 from thalweg.sampling import Draw
 from thalweg.sampling.sources import to_device
 from thalweg.watch.lost_terms import gradients_text
-from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe, along
+from thalweg.watch.probe import ExampleLosses, FixedAnswer, NotMeasuredError, Probe, along, root_mean_square
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import is_measured
 
@@ -45,6 +47,11 @@ class DescentProbe(Probe):
         wanted = descent.monitor.wants_update(step)
         self.before = [parameter.detach().clone() for parameter in descent.parameters] if wanted else None
 
+    def keep(self) -> None:
+        """After a step was accepted, keep what the next one will be asked for."""
+        descent = self.descent
+        descent.earlier = self.before if descent.monitor.tries(descent.step) else None
+
     def batch(self) -> Batch:
         """Give the examples of the step, and its position in the data."""
         return Batch(self._draw(), *self.descent.last_position)
@@ -57,54 +64,76 @@ class DescentProbe(Probe):
 
     def loss_along(self) -> Callable[[float], float]:
         """Give the loss of the step's batch, with the random numbers of the step, along the update."""
-        return self._along([self._draw()])
+        return self._along(self.before, [parameter.detach().clone() for parameter in self.descent.parameters])
 
     def others_along(self) -> Callable[[float], float]:
-        """Give the mean loss of the batches before it along the update."""
-        others = [draw for draw in self.descent.recent_draws if draw is not self.descent.last_draw]
-        return self._along(others) if others else super().others_along()
+        """Give the loss of the step's batch along the update of the step before."""
+        return self._along(self.descent.earlier, self.before)
 
-    def _along(self, draws: Sequence[Draw]) -> Callable[[float], float]:
-        before, parameters = self.before, self.descent.parameters
-        if before is None or len(before) != len(parameters):
+    def _along(self, start: Sequence[Tensor] | None, end: Sequence[Tensor] | None) -> Callable[[float], float]:
+        parameters, draw = self.descent.parameters, self._draw()
+        if start is None or end is None or not len(start) == len(end) == len(parameters):
             raise NotMeasuredError("weights from before the step")
-        after = [parameter.detach().clone() for parameter in parameters]
+        now = [parameter.detach().clone() for parameter in parameters]
 
         def loss_at(multiple: float) -> float:
             with untouched(self.descent):
                 try:
                     with torch.no_grad():
-                        for parameter, was, came in zip(parameters, before, after, strict=True):
-                            parameter.copy_(torch.lerp(was, came, multiple) if multiple != 1.0 else came)
-                    return sum(self._loss(draw) for draw in draws) / len(draws)
+                        for parameter, one, two in zip(parameters, start, end, strict=True):
+                            parameter.copy_(torch.lerp(one, two, multiple) if multiple != 1.0 else two)
+                    return self._loss(draw)
                 finally:
                     with torch.no_grad():
-                        for parameter, came in zip(parameters, after, strict=True):
-                            parameter.copy_(came)
+                        for parameter, value in zip(parameters, now, strict=True):
+                            parameter.copy_(value)
 
         return along(loss_at)
 
-    def unit_activity(self) -> tuple[Layer, ...]:
-        """Give what the units do on the examples of the last steps."""
-        with untouched(self.descent):
-            parts = [part for draw in self.descent.recent_draws for part in draw.parts]
+    def unit_activity(self, *, at_snapshot: bool = False) -> tuple[Layer, ...]:
+        """Give what the units do on the examples of the step."""
+        parts = self._draw().parts
+        with untouched(self.descent), self._at_snapshot() if at_snapshot else nullcontext():
             return unit_activity(self.descent.model, [lambda part=part: self._output(part) for part in parts])
 
-    def example_losses(self) -> ExampleLosses:
-        """Give the loss of each example at the last snapshot's weights: those now have moved by it."""
-        descent, draw = self.descent, self._draw()
+    @contextmanager
+    def _at_snapshot(self) -> Generator[None]:
+        """Within, the model has the last snapshot's weights and buffers."""
+        descent = self.descent
         if descent.snapshot is None:
             raise NotMeasuredError("weights from before the step, of which snapshots are off")
         now = clone_into(None, model_state(descent.model))
+        load_model_state(descent.model, descent.snapshot["model"])
+        try:
+            yield
+        finally:
+            load_model_state(descent.model, now)
+
+    def example_losses(self) -> ExampleLosses:
+        """Give the loss of each example at the last snapshot's weights: those now have moved by it."""
+        draw = self._draw()
+        with untouched(self.descent), self._at_snapshot():
+            losses = self._each(draw)
+        return ExampleLosses(losses, losses[:0], draw.numbers(range(len(losses))))
+
+    def zero_output_loss(self) -> float:
+        """Give that of the step's batch."""
+        draw = self._draw()
         with untouched(self.descent):
-            load_model_state(descent.model, descent.snapshot["model"])
-            try:
-                losses = self._each(draw)
-                others = [self._each(other) for other in descent.recent_draws if other is not draw]
-            finally:
-                load_model_state(descent.model, now)
-        examples = draw.numbers(range(len(losses)))
-        return ExampleLosses(losses, torch.cat(others) if others else losses[:0], examples)
+            loss = zero_output_loss(self.descent.model, lambda: self._loss(draw))
+        return super().zero_output_loss() if loss is None else loss
+
+    def output_size(self) -> float:
+        """Give it on the first part of the step's examples."""
+        part = self._draw().parts[0]
+        with untouched(self.descent), self._at_snapshot():
+            return root_mean_square(self._output(part))
+
+    def normalisations(self) -> tuple[Normalisation, ...]:
+        """Give what they are given on the first part of the step's examples."""
+        part = self._draw().parts[0]
+        with untouched(self.descent):
+            return normalisations(self.descent.model, lambda: self._output(part))
 
     def first_nonfinite(self) -> str:
         """Say where the first number that is not finite is, at the weights of the moment."""
@@ -123,15 +152,15 @@ class DescentProbe(Probe):
                     lost.append(name)
         return gradients_text(lost, descent.terms)
 
-    def constant_loss(self) -> float:
-        """Give that of the last steps' examples."""
+    def fixed_answer(self) -> FixedAnswer:
+        """Give that of the step's batch."""
+        draw = self._draw()
         with untouched(self.descent):
-            losses = [
-                constant_output_loss(self.descent.model, lambda draw=draw: self._loss(draw))
-                for draw in self.descent.recent_draws
-            ]
-        known = [loss for loss in losses if loss is not None]
-        return sum(known) / len(known) if known else super().constant_loss()
+            loss = constant_output_loss(self.descent.model, lambda: self._loss(draw))
+        if loss is None:
+            return super().fixed_answer()
+        with untouched(self.descent):
+            return FixedAnswer(loss, self._loss(draw))
 
     def _draw(self) -> Draw:
         if self.descent.last_draw is None:

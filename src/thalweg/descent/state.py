@@ -6,7 +6,6 @@ import copy
 import fnmatch
 import glob
 import math
-from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import objects_of
 from thalweg.descent.validation import hold_sample
 from thalweg.errors import CheckpointError, PlanError, nearest
+from thalweg.landscape.trained_weights import look_trained
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records.kinds import check
 from thalweg.records.plan import Group, Plan
@@ -39,11 +39,12 @@ from thalweg.sampling import Batches, Draw
 from thalweg.sampling.opening import first_batch
 from thalweg.sampling.sources import checksum
 from thalweg.schedule import Schedule
+from thalweg.watch.changes import Changes
 from thalweg.watch.monitor import Monitor
+from thalweg.watch.step_recorder import frozen_share
 from thalweg.watch.window import Place
 
 LEAST_FACTOR = 1e-30  # of the rate's schedule: below it nothing moves, and what is divided by it would not be finite
-RECENT_DRAWS = 4  # batches that stay in memory, to measure on where something is wrong
 RECENT_STEPS = 10  # of a stream: their batches stay in memory, to measure the batch statistics of averaged weights
 
 
@@ -54,7 +55,8 @@ class Descent:
     `rate_factors` and `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
 
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last,
-    `last_position`, its (epoch, index within the epoch), and `recent_draws`, with those before.
+    `last_position`, its (epoch, index within the epoch), and `earlier`, the weights before the last step where the next batch
+    will be tried along its update, else None.
 
     Set by the last gradient: `terms`, of its loss by name, each the mean over the step's examples.
 
@@ -66,7 +68,7 @@ class Descent:
     `best_validation` ("value" of the criterion and "step"), `best_weights`, `validations_since_best`; `schedule_state`, which
     only reduce-on-plateau has.
 
-    Changed when a step failed: `cures` ("rate_factor" on the learning rate, and "clip_norm"); `skipped_batches`, the positions
+    Changed when a step failed: `changes`, what cures have changed; `skipped_batches`, the positions
     of batches that are not used again; `consecutive_skips`; `accumulate`, the micro-batches per step.
 
     `compiled` is the compiled forward pass, where the plan asks for one.
@@ -116,14 +118,17 @@ class Descent:
         self.decay_schedule = decay_schedule and decay_schedule.resolve(self.total_steps, self.steps_per_epoch)
         self.loss_scale = LossScale(plan.precision)
         self.monitor = Monitor(places=self._places(), total=self.total_steps)
+        self.monitor.window.frozen = frozen_share(self.model)
+        self.monitor.window.began_trained = look_trained(self.model)
+        self.monitor.window.finds_rate = self.optimizer.rule.finds_rate
         self.step = 0
-        self.cures: dict[str, Any] = {"rate_factor": 1.0, "clip_norm": plan.clip_norm}
+        self.changes = Changes(clip_norm=plan.clip_norm)
         self.skipped_batches: list[tuple[int, int]] = []
         self.consecutive_skips = 0
         self.last_position: tuple[int, int] = (0, 0)
         self.last_draw: Draw | None = None
-        self.recent_draws: deque[Draw] = deque(maxlen=RECENT_DRAWS)
         self.terms: dict[str, float] = {}
+        self.earlier: list[Tensor] | None = None
         self.best_validation: dict[str, Any] | None = None
         self.best_weights: BestWeights | None = None
         self.validations_since_best = 0
@@ -142,8 +147,9 @@ class Descent:
 
     def rate(self, step: int | None = None) -> float:
         """Give the learning rate after so many steps (None: those done): peak, times schedule, times the cures' factor."""
-        factor = self.schedule.factor(self.step if step is None else step, self.schedule_state or None)
-        return self.plan.learning_rate * factor * self.cures["rate_factor"]
+        after = self.step if step is None else step
+        factor = self.schedule.factor(after, self.schedule_state or None)
+        return self.changes.rate(after, self.plan.learning_rate * factor, self.plan.learning_rate)
 
     def set_rate(self, rate: float) -> None:
         """Write a learning rate into the optimiser's groups, each with its own factor, and the weight decay of the present step.
@@ -155,8 +161,18 @@ class Descent:
         if self.decay_schedule is not None:
             of_rate = self.schedule.factor(self.step, self.schedule_state or None)
             relative = self.decay_schedule.factor(self.step) / of_rate if of_rate > LEAST_FACTOR else 0.0
-            for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
-                group["weight_decay"] = decay * relative
+            self._set_decay(relative * self.changes.decay_factor)
+
+    def change(self, changes: Changes) -> None:
+        """Let what cures have changed take effect: clipping and weight decay; the rate follows with the next step."""
+        if self.decay_schedule is None and changes.decay_factor != self.changes.decay_factor:
+            self._set_decay(changes.decay_factor)
+        self.changes, self.optimizer.clip_norm = changes, changes.clip_norm
+        self.monitor.window.places = self._places()
+
+    def _set_decay(self, factor: float) -> None:
+        for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
+            group["weight_decay"] = decay * factor
 
     @property
     def evaluates_average_only(self) -> bool:
@@ -180,7 +196,8 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Give the sections of a checkpoint. Tensors are not copied: they change with the next step."""
-        return {**self._tensors(), "objects": self.objects.read(), "loop": self._loop_state()}
+        earlier = {} if self.earlier is None else {"earlier": {str(n): tensor for n, tensor in enumerate(self.earlier)}}
+        return {**self._tensors(), **earlier, "objects": self.objects.read(), "loop": self._loop_state()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, rollback: bool = False) -> list[str]:
         """Go to a state that `state_dict` gave; its tensors are copied. Gives the paths of objects that could not be put back.
@@ -198,11 +215,14 @@ class Descent:
         self.loss_scale.load_state_dict(loop["scale"])
         self.monitor.load_state_dict(loop["monitor"], keep_attempts=rollback)
         self.moving.update(loop.get("moving", []))
+        earlier = {} if rollback else state.get("earlier", {})
+        places = zip(earlier.values(), self.parameters, strict=False)
+        self.earlier = [tensor.to(parameter.device, copy=True) for tensor, parameter in places] or None
         if not rollback:
-            self.cures, self.accumulate = dict(loop["cures"]), loop["accumulate"]
+            self.accumulate = loop["accumulate"]
             self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]
             self.best_validation = loop["leading"] and dict(loop["leading"])
-        self.optimizer.clip_norm = self.cures["clip_norm"]
+        self.change(self.changes if rollback else Changes.from_dict(loop["cures"]))
         self.batches.accumulate = self.accumulate
         with preserve_process_state(), rng_lock:  # a stream is read again up to its place, with seeds of its own
             self.batches.load_state_dict(loop["batches"], is_over=self.is_over)
@@ -211,11 +231,14 @@ class Descent:
     def take_over_changes(self, knobs: Collection[str]) -> None:
         """Let knobs of the plan that were changed since the loaded state take effect, where that state has values of its own."""
         if "learning_rate" in knobs:
-            self.cures["rate_factor"] = 1.0  # who asks for a rate means that rate
+            self.change(replace(self.changes, rate_factor=1.0, warmup=None))  # who asks for a rate means that rate
         if "clip_norm" in knobs:
-            self.cures["clip_norm"] = self.optimizer.clip_norm = self.plan.clip_norm
+            self.change(replace(self.changes, clip_norm=self.plan.clip_norm))
+        if "weight_decay" in knobs:
+            self.change(replace(self.changes, decay_factor=1.0))
         if "schedule" in knobs:
             self.schedule_state = self.schedule.initial_state()
+            self.change(replace(self.changes, anneal=None))
         if self.snapshot is not None:  # it holds the old values
             self.take_snapshot()
 
@@ -274,7 +297,9 @@ class Descent:
             parameter.grad = None
         self.parameters += [p for _, p in parameters]
         self.frozen = [(name, p) for name, p in self.frozen if name not in names]
-        self.monitor.window.places = self._places()
+        if self.decay_schedule is None:
+            self._set_decay(self.changes.decay_factor)
+        self.monitor.window.places, self.monitor.window.frozen = self._places(), frozen_share(self.model)
         self.adopted.append(list(names))
 
     def _plan_of_unfrozen(self, names: Collection[str]) -> Plan:
@@ -367,7 +392,7 @@ class Descent:
             # A decay with a schedule of its own changes from step to step, and is not judged.
             decay = 0.0 if self.decay_schedule is not None else float(group["weight_decay"])
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                found.append(Place(name, tuple(parameter.shape), depths[id(parameter)], decay, couples))
+                found.append(Place.of(name, parameter, depths[id(parameter)], decay, couples))
         return tuple(found)
 
     def _loop_state(self) -> dict[str, Any]:
@@ -379,7 +404,7 @@ class Descent:
             "accumulate": self.accumulate,
             "scale": self.loss_scale.state_dict(),
             "monitor": self.monitor.state_dict(),
-            "cures": dict(self.cures),
+            "cures": self.changes.to_dict(),
             "left_out": [list(position) for position in self.skipped_batches],
             "leading": self.best_validation and dict(self.best_validation),
             "skipped_in_row": self.consecutive_skips,

@@ -20,6 +20,7 @@ from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.json_values import without_tuples
 from thalweg.records.kinds import check, flag, number
 from thalweg.records.plan import Plan
+from thalweg.watch.changes import Changes
 
 
 class _Call(NamedTuple):
@@ -145,7 +146,7 @@ class Suspended:
         loop = state["loop"]
         self.step: int = loop["step"]
         self.last_validation: dict[str, float] = dict(loop["last"])
-        self.cures: dict[str, Any] = dict(loop["cures"])
+        self.changes = Changes.from_dict(loop["cures"])
         self.lost = list[str]()
 
     @staticmethod

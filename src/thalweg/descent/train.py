@@ -460,7 +460,7 @@ def _summarize(descent: Descent, recorder: Recorder, status: str, seconds: float
         "validated": problem.validation is not None,
         "start": dict(descent.initial_validation),
         "weights": None if best is None else {"step": best.step, "averaged": best.averaged},
-        "cures": dict(descent.cures),
+        "cures": descent.changes.to_dict(),
         "stopped_early": descent.out_of_patience and descent.step < descent.total_steps,
         "exact": _is_exact(descent, recorder),
         "notes": list(problem.notes),

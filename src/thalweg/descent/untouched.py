@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import torch
+
 from thalweg.descent.gradient import STEP_SEED
 from thalweg.descent.moving_weights import put_back
 from thalweg.descent.process_state import rng_lock
@@ -28,6 +30,7 @@ def untouched(descent: Descent) -> Generator[None]:
     terms = descent.terms
     with (
         rng_lock,
+        torch.compiler.set_stance("force_eager"),  # hooks, and gradients that are off, would have it compiled anew
         descent.objects.unchanged(*STEPPING),
         put_back(descent.model, descent.moving),
         buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),

@@ -25,10 +25,8 @@ CONFIDENCE = 0.9  # of the interval
 SUMS = ("weight", "weight2", "noise", "gradient", "noise2", "gradient2", "both")
 FEWEST = 4  # measurements that an interval can be made of
 COMPARABLE = ("examples", "targets", "calls", "sum", "weighted", "unknown")  # reductions in which parts make up a whole
-EVERY, POINTS = (
-    (100, 400),
-    50,
-)  # steps between measurements beside a run, least and most, and how many there are in between
+EVERY = 100, 400  # steps between measurements beside a run: the least, and the most
+POINTS = 50  # measurements of a run between the two
 STRETCHES, PER_STRETCH = 10, 10  # into which a run is divided, at most, and measurements in each, at least
 
 
@@ -36,7 +34,7 @@ def is_noise_due(step: int, total: int) -> bool:
     """Tell whether the noise of the gradient is measured beside a step of a run of so many, by its number from 1.
 
     >>> [step for step in range(1, 1001) if is_noise_due(step, 20_000)]
-    [200, 400, 600, 800, 1000]
+    [400, 800]
     """
     return step % min(max(EVERY[0], total // POINTS), EVERY[1]) == 0
 

@@ -40,7 +40,8 @@ _CHANNELS_FIRST = (
 class Layer:
     """The units of one activation function, over all batches.
 
-    - `name`: the module whose output it was applied to; `kind`: the function; `examples`: how many it saw.
+    - `name`: the module whose output it was applied to, as it is said, and `module` its name; `kind`: the function; `examples`:
+      how many it saw.
     - `dead`: units that gave nothing on any example; of functions that can be so, else 0. `saturated`: the share of inputs at
       which the slope is next to nothing; of bounded functions, else 0.
     - `is_output`: it gives the model's output: there certain predictions saturate, which is no fault.
@@ -53,6 +54,7 @@ class Layer:
     saturated: float = 0.0
     is_output: bool = False
     highest: Tensor | None = None
+    module: str = ""
 
     @property
     def dead(self) -> int:
@@ -115,7 +117,8 @@ class _Activity(TorchFunctionMode):
             if len(self.layers) >= MOST_LAYERS:
                 return
             name = "the input" if self._last is None else f"`{self._names.get(self._last, '')}`"
-            self.layers[key] = Layer(name, kind, result.shape[dimension])
+            module = "" if self._last is None else self._names.get(self._last, "")
+            self.layers[key] = Layer(name, kind, result.shape[dimension], module=module)
         layer = self.layers[key]
         examples = len(result)
         layer.saturated = (layer.saturated * layer.examples + share * examples) / (layer.examples + examples)

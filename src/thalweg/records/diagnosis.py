@@ -22,6 +22,11 @@ class Cure:
         skip_batch: leave this step's batch out.
         rate_factor: multiplies the learning rate from here on, above 0.
         clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
+        decay_factor: multiplies the weight decay from here on, at least 0.
+        warmup: raise the learning rate over so many steps from here on, in a line; 0: not.
+        anneal: from here on the learning rate is at least this share of its highest, falling in a line to zero at the end of the
+            run; 0: what the schedule gives.
+        restart: names of layers that are started anew, so that each unit's signal has mean zero and variance one.
         code: what to write in a training loop of one's own, in one line; empty where there is no such line.
     """
 
@@ -30,6 +35,10 @@ class Cure:
     skip_batch: bool = False
     rate_factor: float = 1.0
     clip_norm: float | None = None
+    decay_factor: float = 1.0
+    warmup: int = 0
+    anneal: float = 0.0
+    restart: tuple[str, ...] = ()
     code: str = ""
 
 
@@ -75,7 +84,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Give built-in types, for JSON; tuples become lists."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return _listed(asdict(self))
 
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> Diagnosis:
@@ -85,7 +94,17 @@ class Diagnosis:
         cure = values.pop("cure", None)
         tuples = ("ruled_out", "not_measured", "consequences", "examples")
         values |= {name: tuple(values[name]) for name in tuples if name in values}
-        return Diagnosis(**values, cure=Cure(**cure) if cure else None)
+        if cure:
+            rest = {name: value for name, value in cure.items() if name != "restart"}
+            cure = Cure(**rest, restart=tuple(cure.get("restart", ())))
+        return Diagnosis(**values, cure=cure or None)
+
+
+def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else _listed(value) if key == "cure" and value else value
+        for key, value in values.items()
+    }
 
 
 _CURE: Mapping[str, Kind] = {
@@ -94,6 +113,9 @@ _CURE: Mapping[str, Kind] = {
     "skip_batch": flag,
     "rate_factor": number,
     "clip_norm": optional(number),
+    **dict.fromkeys(("decay_factor", "anneal"), number),
+    "warmup": whole,
+    "restart": listing(text),
     "code": text,
 }
 _KINDS: Mapping[str, Kind] = {

@@ -557,7 +557,13 @@ SUMMARY: Mapping[str, Kind] = {
     **dict.fromkeys(("validated", "stopped_early", "exact"), flag),
     **dict.fromkeys(("start", "training"), table(number)),
     "weights": optional(record({"step": count, "averaged": flag}, ("step",))),
-    "cures": record({"rate_factor": number, "clip_norm": optional(number)}),
+    "cures": record(
+        {
+            **dict.fromkeys(("rate_factor", "decay_factor"), number),
+            "clip_norm": optional(number),
+            **dict.fromkeys(("warmup", "anneal"), optional(listing(number))),
+        }
+    ),
     **dict.fromkeys(("notes", "idle_parameters", "drifting_statistics"), listing(text)),
     **dict.fromkeys(("casts", "code"), table(text)),
 }

@@ -60,7 +60,7 @@ class Candidate:
     @property
     def rate_was_lowered(self) -> bool:
         """Whether the watch had to lower its rate on the way, which is then too high for this run."""
-        return self.suspended is not None and self.suspended.cures["rate_factor"] < 1
+        return self.suspended is not None and self.suspended.changes.rate_factor < 1
 
     def advance(self, step: int) -> dict[str, float]:
         """Go on to a step, and give the figures of the last validation on the way; none where it diverged.

@@ -52,7 +52,8 @@ class Cause:
         before: the question asked before training, of the figures of the initial model; gives any number of diagnoses.
         symptoms: those that it may bring about. `question` is asked where one of them is seen during training, and gives a
             diagnosis, or None, which rules this cause out; it raises NotMeasuredError where it cannot tell.
-        early: whether the question is asked once in the first steps too, of a "stagnant" that nothing shows yet.
+        early: the step, 16 or 51, at which the question is asked once too, of a "stagnant" that nothing shows yet; 0: none. After
+            50 steps weights and updates have been measured.
         during: makes a detector that asks after every step, for what shows itself in no symptom; `each_step` makes one of a
             function without state.
         after: the question asked of a finished run's history.
@@ -69,7 +70,7 @@ class Cause:
     before: Callable[[InitialFigures], Iterable[Diagnosis]] | None = None
     symptoms: tuple[str, ...] = ()
     question: Question | None = None
-    early: bool = False
+    early: int = 0
     during: Callable[[], Detector] | None = None
     after: Callable[[FinishedHistory], Iterable[Diagnosis]] | None = None
     cure: Callable[[Window, int], Cure] | None = None

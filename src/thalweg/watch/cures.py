@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
+from thalweg.errors import few
 from thalweg.records.diagnosis import Cure
 from thalweg.watch.window import Window
 
@@ -38,4 +40,28 @@ def raise_rate(window: Window, factor: float) -> Cure:
         action=f"Raise the learning rate from {window.rate:.3g} by a factor of {factor:g}.",
         rate_factor=factor,
         code=f"watch.change(rate_factor={factor:g})",
+    )
+
+
+def matrices(window: Window) -> list[str]:
+    """Give the names of all layers with a matrix or kernel."""
+    return [
+        place.name.removesuffix(".weight")
+        for place in sorted(window.places, key=lambda place: place.depth)
+        if len(place.shape) > 1 and place.name.endswith(".weight")
+    ]
+
+
+def restart(layers: Collection[str], advice: str) -> Cure:
+    """Go back, and start layers anew.
+
+    Arguments:
+        layers: their names. `advice`: what else helps, a sentence.
+    """
+    names = tuple(dict.fromkeys(layers))
+    return Cure(
+        action=f"Go back, and start {few(names)} anew so that each unit's signal has mean zero and variance one. {advice}",
+        rollback=True,
+        restart=names,
+        code=f"watch.go_back(); watch.restart({list(names)})",
     )

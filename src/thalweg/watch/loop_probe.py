@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from thalweg.landscape.constant_output import constant_output_loss
+from thalweg.landscape.constant_output import constant_output_loss, zero_output_loss
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.loss_terms import TOTAL
+from thalweg.landscape.normalisation import Normalisation, normalisations
 from thalweg.landscape.per_example import unreduced_losses
 from thalweg.landscape.put_back import buffers_put_back
 from thalweg.landscape.unit_activity import Layer, unit_activity
@@ -22,7 +23,7 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw
 from thalweg.sampling.sources import leaves
 from thalweg.watch.lost_terms import gradients_text
-from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe, along
+from thalweg.watch.probe import ExampleLosses, FixedAnswer, NotMeasuredError, Probe, along, root_mean_square
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import StepRecorder
 
@@ -70,24 +71,31 @@ class LoopProbe(Probe):
 
     def loss_along(self) -> Callable[[float], float]:
         """Give the loss of the closure along the update."""
-        before = self.recorder.before
-        if self.closure is None:
-            raise NotMeasuredError(NEEDS_CLOSURE)
-        if before is None:
-            return super().loss_along()
+        self._closure()
+        before, now = self.recorder.before, [parameter.detach().clone() for parameter in self.recorder.parameters]
+        return super().loss_along() if before is None else self._along(before, now, now)
+
+    def others_along(self) -> Callable[[float], float]:
+        """Give the loss of the closure along the update of the step before."""
+        self._closure()
+        earlier, before = self.recorder.earlier, self.recorder.before
+        if earlier is None or before is None or len(earlier) != len(before):
+            return super().others_along()
+        return self._along(earlier, before, [parameter.detach().clone() for parameter in self.recorder.parameters])
+
+    def _along(self, start: Sequence[Tensor], end: Sequence[Tensor], now: Sequence[Tensor]) -> Callable[[float], float]:
         parameters = self.recorder.parameters
-        after = [parameter.detach().clone() for parameter in parameters]
 
         def loss_at(multiple: float) -> float:
             try:
-                _write(parameters, [torch.lerp(was, came, multiple) for was, came in zip(before, after, strict=True)])
+                _write(parameters, [torch.lerp(one, two, multiple) for one, two in zip(start, end, strict=True)])
                 return self._loss()
             finally:
-                _write(parameters, after)
+                _write(parameters, now)
 
         return along(loss_at)
 
-    def unit_activity(self) -> tuple[Layer, ...]:
+    def unit_activity(self, *, at_snapshot: bool = False) -> tuple[Layer, ...]:
         """Give what the units do on this batch."""
         closure = self._closure()
         outputs: list[Any] = []
@@ -98,10 +106,23 @@ class LoopProbe(Probe):
 
         handle = self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
         try:
-            with self._unchanged():
+            with self.unchanged(), self._at_snapshot() if at_snapshot else nullcontext():
                 return unit_activity(self.model, [call])
         finally:
             handle.remove()
+
+    @contextmanager
+    def _at_snapshot(self) -> Generator[None]:
+        """Within, the model has the last snapshot's weights and buffers."""
+        held, snapshot = self.recorder.held, self.recorder.snapshot
+        if snapshot is None:
+            raise NotMeasuredError("weights from before the step, of which snapshots are off")
+        now = [tensor.detach().clone() for tensor in held]
+        try:
+            _write(held, snapshot.tensors)
+            yield
+        finally:
+            _write(held, now)
 
     def example_losses(self) -> ExampleLosses:
         """Give what the loop gave as `per_example`; else what PyTorch's losses give, as called by the closure, at the weights of
@@ -111,7 +132,7 @@ class LoopProbe(Probe):
             usual = torch.cat([*self.usual]) if self.usual else self.per_example[:0]
             return ExampleLosses(self.per_example.cpu(), usual.cpu(), examples)
         closure, snapshot = self._closure(), self.recorder.snapshot
-        with self._unchanged():
+        with self.unchanged():
             now = [tensor.detach().clone() for tensor in self.recorder.held]
             try:
                 if snapshot is not None:
@@ -129,7 +150,7 @@ class LoopProbe(Probe):
         trained = [parameter for parameter in self.recorder.parameters if parameter.requires_grad]
         if self.closure is None or not trained:
             return {}
-        with self._unchanged(), torch.enable_grad():
+        with self.unchanged(), torch.enable_grad():
             terms = self.closure()
             if not isinstance(terms, Mapping):
                 return {}
@@ -151,17 +172,40 @@ class LoopProbe(Probe):
             return super().nonfinite_term()
         return gradients_text([name for name, norm in norms.items() if not math.isfinite(norm)], norms)
 
+    def zero_output_loss(self) -> float:
+        """Give that of the closure."""
+        self._closure()
+        loss = zero_output_loss(self.model, self._loss)
+        return super().zero_output_loss() if loss is None else loss
+
+    def output_size(self) -> float:
+        """Give it on this batch."""
+        closure, outputs = self._closure(), list[Any]()
+        handle = self.model.register_forward_hook(lambda module, arguments, output: outputs.append(output))
+        try:
+            with self.unchanged(), self._at_snapshot():
+                closure()
+        finally:
+            handle.remove()
+        return root_mean_square(outputs[-1] if outputs else None)
+
+    def normalisations(self) -> tuple[Normalisation, ...]:
+        """Give what they are given on this batch."""
+        closure = self._closure()
+        with self.unchanged():
+            return normalisations(self.model, closure)
+
     def first_nonfinite(self) -> str:
         """Say where the first number that is not finite is."""
         closure = self._closure()
-        with self._unchanged():
+        with self.unchanged():
             return first_nonfinite(self.model, closure)
 
-    def constant_loss(self) -> float:
-        """Give that of this batch."""
+    def fixed_answer(self) -> FixedAnswer:
+        """Give that of the closure."""
         self._closure()
         loss = constant_output_loss(self.model, self._loss)
-        return super().constant_loss() if loss is None else loss
+        return super().fixed_answer() if loss is None else FixedAnswer(loss, self._loss())
 
     def replay(self) -> Replay:
         """Give a replay of this one batch at the weights of the last snapshot, of which only the loss is known."""
@@ -186,20 +230,21 @@ class LoopProbe(Probe):
         return self.closure
 
     def _loss(self) -> float:
-        with self._unchanged():
+        with self.unchanged():
             loss = self._closure()()
         if isinstance(loss, Mapping):
             loss = loss[TOTAL] if TOTAL in loss else sum(loss.values())
         return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
     @contextmanager
-    def _unchanged(self) -> Generator[None]:
-        """Within, the closure may be called; weights, buffers, gradients and random numbers are as before afterwards."""
+    def unchanged(self, *, weights: bool = True) -> Generator[None]:
+        """Within, the closure may be called; weights (where not told otherwise), buffers, gradients and random numbers are as
+        before afterwards."""
         gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         devices = {parameter.device.index or 0 for parameter in self.model.parameters() if parameter.is_cuda}
         try:
             with (
-                buffers_put_back(self.model, self.model.parameters()),
+                buffers_put_back(self.model, self.model.parameters() if weights else ()),
                 torch.random.fork_rng(list(devices)),
                 torch.no_grad(),
             ):

@@ -8,14 +8,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from thalweg.errors import ThalwegError
-from thalweg.landscape.critical_step import critical_step
+from thalweg.landscape.critical_step import best_multiple, critical_step
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, Detector, check_diagnosis, warn_of_failure
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import ranked, with_consequences
 from thalweg.watch.probe import NotMeasuredError, Probe
-from thalweg.watch.symptom import CRITICAL_STEP, Symptom
+from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, Symptom
 from thalweg.watch.symptoms import SYMPTOMS
 from thalweg.watch.symptoms.diverging import begins_to_diverge
 from thalweg.watch.window import Place, Validated, Window
@@ -28,12 +28,15 @@ LEARNT = 0.9  # of the loss at the start: with more, after something was abnorma
 CONVALESCENCE = 40  # steps after the latest failed one until a snapshot is taken again: it might fail again
 ASK_EVERY, ASK_SHARE = 100, 0.05  # steps, and share of the run, before causes of a symptom that lasts are asked again
 LASTING = ("stagnant", "oscillating", "overfitting")  # symptoms that go on for many steps
-FIRST_REACHES, REACH_EVERY = (32, 64, 96, 128), 200  # steps at which it is tried how far a step could go
+FIRST_TRIES, TRY_EVERY = (
+    (8, 12, 16, 32, 48, 64, 80, 96, 128, 160, 192),
+    200,
+)  # steps whose length is tried on the next batch
 RECOVERING = 4  # steps that are tried after the rate was lowered
+FEWEST = 8  # examples of a batch whose mean output is one answer for all
 OVERSHOOTS = 0.5  # times the step that already raise the loss
 MOST_RECOVERIES = 3  # attempts after which that is tried
-EARLY = 16  # step at which causes that show themselves from the beginning are asked without a symptom
-REACH = 256.0  # times the update: far beyond what a good learning rate allows, see `landscape/critical_step.py`
+EARLY = (16, 51)  # steps at which causes that show themselves from the beginning are asked without a symptom
 
 
 class Monitor:
@@ -79,7 +82,14 @@ class Monitor:
 
     def wants_update(self, step: int) -> bool:
         """Tell whether a probe of this step will be asked for the loss along its update, for which weights are to be kept."""
-        return self.pending is not None or self.recovering > 0 or self._tries_reach(step)
+        return self.pending is not None or self.recovering > 0 or self.tries(step) or self.tries(step - 1)
+
+    def tries(self, step: int) -> bool:
+        """Tell whether the length of this step is tried on the next batch."""
+        if self.window.finds_rate:
+            return False
+        every = round(max(TRY_EVERY, ASK_SHARE * (self.window.total or 0)))
+        return step in FIRST_TRIES or (step > FIRST_TRIES[-1] and step % every == 0)
 
     def observe(self, figures: StepFigures, probe: Probe | None = None) -> list[Diagnosis]:
         """Add one step to the window, and give what the causes find, gravest first.
@@ -90,17 +100,17 @@ class Monitor:
         window.push(figures)
         found = self._detected(window)
         pending, self.pending = self.pending, None
-        if self._tries_reach(figures.step):
-            self._try_reach(figures.step, probe)
+        if self.tries(figures.step - 1):
+            self._try_length(figures.step - 1, probe)
         if self.recovering and (still := self._still_overshoots(probe)) is not None:
             found += self._explained(still, probe)
-        if figures.step == EARLY:
-            found += self._explained(_early(figures.step), probe, only_early=True)
+        if figures.step in EARLY:
+            found += self._explained(_early(figures.step), probe, early=figures.step)
         for look in SYMPTOMS if not found else ():
             symptom = look(window)
             if symptom is None or symptom.name in self.dismissed or not self._is_due(symptom):
                 continue
-            if symptom.name == "stagnant":
+            if symptom.name == "stagnant" and BEST_LENGTH not in symptom.evidence:
                 self.pending = symptom  # its causes are told apart by the update, which is kept of the next step
             else:
                 found += self._explained(symptom, probe)
@@ -130,12 +140,12 @@ class Monitor:
         self.asked_at[symptom.name] = symptom.step
         return True
 
-    def _explained(self, symptom: Symptom, probe: Probe, *, only_early: bool = False) -> list[tuple[Cause, Diagnosis]]:
+    def _explained(self, symptom: Symptom, probe: Probe, *, early: int = 0) -> list[tuple[Cause, Diagnosis]]:
         """Ask the causes that a symptom may have. Of one whose step cannot stand the first answer is enough."""
         found: list[tuple[Cause, Diagnosis]] = []
         ruled_out, not_measured = list[str](), list[str]()
         for cause in self.causes:
-            if symptom.name not in cause.symptoms or cause.question is None or (only_early and not cause.early):
+            if symptom.name not in cause.symptoms or cause.question is None or (early and cause.early != early):
                 continue
             try:
                 diagnosis = cause.question(symptom, self.window, probe)
@@ -162,26 +172,17 @@ class Monitor:
             for cause, each in found
         ]
 
-    def _tries_reach(self, step: int) -> bool:
-        every = max(REACH_EVERY, ASK_SHARE * (self.window.total or 0))
-        return step in FIRST_REACHES or (step > FIRST_REACHES[-1] and step % round(every) == 0)
-
-    def _try_reach(self, step: int, probe: Probe) -> None:
-        """Try whether the batch's loss still falls where its step is taken far further than it was."""
-        if not (self.window.is_finite and self.window.is_at_height):
+    def _try_length(self, step: int, probe: Probe) -> None:
+        """Try which multiple of the step before would have lowered this batch's loss most."""
+        window = self.window
+        if not (window.is_finite and window.is_steady):
             return
         try:
-            loss_at = probe.loss_along()
-            before, far = loss_at(0.0), loss_at(REACH)
+            window.lengths.append((step, best_multiple(probe.others_along())))
+            if not 0 < window.examples < FEWEST:
+                window.fixed_answers.append(probe.fixed_answer().loss)
         except NotMeasuredError:
             return
-        self.window.reaches.append((step, REACH, math.isfinite(far) and far < before))
-        try:
-            constant = probe.constant_loss()
-        except NotMeasuredError:
-            return
-        if math.isfinite(constant):  # while the mean answer is still being learnt it is higher
-            self.window.constant_loss = min(constant, self.window.constant_loss or math.inf)
 
     def _still_overshoots(self, probe: Probe) -> Symptom | None:
         """See, in the first steps after the rate was lowered, a step far beyond the longest that lowers the loss of its batch.
@@ -217,6 +218,10 @@ class Monitor:
             cause = causes[diagnosis.name]
             if diagnosis.cure is None and cause.cure is not None:
                 diagnosis = replace(diagnosis, cure=self._cure(cause, figures.step))
+            if diagnosis.cure is not None and diagnosis.cure.restart and diagnosis.name in self.noted_at:
+                diagnosis = replace(
+                    diagnosis, cure=replace(diagnosis.cure, rollback=False, restart=())
+                )  # once is enough
             if intervenes(diagnosis.cure):
                 if not changed:
                     self._count(diagnosis, figures.step)
@@ -238,7 +243,11 @@ class Monitor:
         return self.attempts if step <= self.failed_at + SAME_FAILURE_STEPS else 0
 
     def _count(self, diagnosis: Diagnosis, step: int) -> None:
-        skips = diagnosis.cure is not None and diagnosis.cure.skip_batch  # a bad batch says nothing about the rate
+        cure = diagnosis.cure
+        skips = cure is not None and (cure.skip_batch or bool(cure.restart))  # that says nothing about the rate
+        if cure is not None and cure.restart:
+            self.noted_at[diagnosis.name] = step
+            return
         self.attempts = self._attempts_at(step) + (0 if skips else 1)
         if not skips:
             self.undone_at = max(self.undone_at, step)
@@ -254,6 +263,8 @@ class Monitor:
         last = self.noted_at.get(diagnosis.name)
         self.noted_at[diagnosis.name] = step
         if diagnosis.cure is not None and diagnosis.cure.rate_factor > 1:
+            self.window.lengths.clear()  # they were of another rate
+            self.asked_at.pop(diagnosis.symptom, None)
             self.raises += 1
             return self.raises <= MOST_RAISES
         if diagnosis.symptom in LASTING:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thalweg.errors import ThalwegError, error_text
+from thalweg.landscape.normalisation import Normalisation
 from thalweg.landscape.unit_activity import Layer
 from thalweg.watch.replay import Batch, Replay
 
@@ -24,6 +25,13 @@ class ExampleLosses(NamedTuple):
     losses: Tensor
     usual: Tensor
     examples: Sequence[int] = ()
+
+
+class FixedAnswer(NamedTuple):
+    """The loss of a batch with the model's output replaced by its mean over the batch, and that with its own output."""
+
+    loss: float
+    of_model: float
 
 
 class NotMeasuredError(Exception):
@@ -71,16 +79,29 @@ class Probe:
         raise NotMeasuredError("the loss of the batch along the update")
 
     def others_along(self) -> Callable[[float], float]:
-        """Give the same of the batches before it, for which the update was not made."""
-        raise NotMeasuredError("the loss of other batches along the update")
+        """Give the loss of the step's batch along the update of the step before, which was not made for it: 0 is before that
+        step, 1 after it."""
+        raise NotMeasuredError("the loss along the update of the step before")
 
-    def unit_activity(self) -> tuple[Layer, ...]:
-        """Give what the units of each activation function did on the batch, or on several."""
+    def unit_activity(self, *, at_snapshot: bool = False) -> tuple[Layer, ...]:
+        """Give what the units of each activation function do on the batch, now or at the last snapshot's weights."""
         raise NotMeasuredError("what the units give")
 
     def example_losses(self) -> ExampleLosses:
         """Give the loss of each example."""
         raise NotMeasuredError("the loss of each example")
+
+    def zero_output_loss(self) -> float:
+        """Give the loss of the batch where the model gives zeros."""
+        raise NotMeasuredError("the loss of an output of zero")
+
+    def output_size(self) -> float:
+        """Give the root mean square of the model's output on the batch, at the last snapshot's weights."""
+        raise NotMeasuredError("the size of the outputs")
+
+    def normalisations(self) -> tuple[Normalisation, ...]:
+        """Give what normalisations and attentions are given on the batch."""
+        raise NotMeasuredError("what normalisations are given")
 
     def first_nonfinite(self) -> str:
         """Say which module's output is the first that is not finite, on this batch."""
@@ -90,10 +111,17 @@ class Probe:
         """Say of which terms of the loss the gradient is not finite, on this batch, where the loss itself is."""
         raise NotMeasuredError("which term's gradient it is")
 
-    def constant_loss(self) -> float:
-        """Give the loss of the batch, or of several, where the model says the same of every example."""
+    def fixed_answer(self) -> FixedAnswer:
+        """Give the loss of the batch where the model says the same of every example."""
         raise NotMeasuredError("the loss of one fixed answer for all examples")
 
     def replay(self) -> Replay:
         """Give a replay from the last snapshot, to which the training must return afterwards."""
         raise NotMeasuredError("the batch at weights from before")
+
+
+def root_mean_square(output: object) -> float:
+    """Give it of a tensor. Raises NotMeasuredError for anything else."""
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise NotMeasuredError("a model that gives one tensor")
+    return float(output.detach().double().square().mean().sqrt())

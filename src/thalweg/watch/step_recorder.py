@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from thalweg import rules
 from thalweg.optim.optimizer import Optimizer, StepRecord
 from thalweg.records.step_figures import StepFigures
+from thalweg.watch.changes import Changes
 from thalweg.watch.window import Place
 
 MEASURE_EVERY = 50  # steps between measurements of weights and updates, for which weights are copied
@@ -43,6 +44,12 @@ def step_figures(step: int, loss: float, rate: float, examples: int, seconds: fl
         taken.update_norms,
         taken.gradient_ratios,
     )
+
+
+def frozen_share(model: nn.Module) -> float:
+    """Give the share of a model's weights that want no gradient."""
+    sizes = [(tensor.numel(), tensor.requires_grad) for tensor in model.parameters()]
+    return sum(size for size, wants in sizes if not wants) / max(1, sum(size for size, _ in sizes))
 
 
 class Snapshot(NamedTuple):
@@ -79,10 +86,10 @@ class StepRecorder:
     """Has hooks in an optimiser, and gives the figures of its last step.
 
     - `parameters` are the tensors that it steps, in the order of its groups, as all norms are; `count` are the steps it has taken
-      since; `before`: copies of the weights before the last step, where `wants` asked for them.
-    - `rate_factor` multiplies every learning rate, and `clip_norm` limits the norm of all gradients, within the optimiser's step
-      only: the groups and whatever schedule writes into them stay the person's. With `guards` a step whose gradient is not
-      finite moves nothing.
+      since; `before`: copies of the weights before the last step, where `wants` asked for them; `earlier`: before the
+      step before it.
+    - `changes` are those of cures, which hold within the optimiser's step only: the groups, and whatever schedule writes into
+      them, stay the person's. With `guards` a step whose gradient is not finite moves nothing.
     - `snapshot`: the last that was taken.
 
     Arguments:
@@ -99,14 +106,16 @@ class StepRecorder:
     ) -> None:
         self.model, self.optimizer, self.wants, self.count = model, optimizer, wants, 0
         self.before: list[Tensor] | None = None
+        self.earlier: list[Tensor] | None = None
         self.snapshot: Snapshot | None = None
-        self.rate_factor, self.clip_norm, self.guards = 1.0, math.inf, False
+        self.changes, self.guards = Changes(), False
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
         self._names = {id(tensor): name for name, tensor in model.named_parameters()}
         self._depths = {id(tensor): depth for depth, tensor in enumerate(model.parameters())}
         self._taken: _Taken | None = None
         self._given_norms: _Norms | None = None
-        self._given_rates: list[Any] | None = None
+        self._given: list[dict[str, Any]] = []  # settings of the groups that are changed within the step
+        self._highest: dict[int, float] = {}  # learning rate of each group
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -125,7 +134,7 @@ class StepRecorder:
             decay, couples = float(group.get("weight_decay") or 0.0), not _is_decoupled(self.optimizer, group)
             for tensor in group["params"]:
                 name = self._names.get(id(tensor), f"parameter {len(found)}")
-                found.append(Place(name, tuple(tensor.shape), self._depths.get(id(tensor), len(found)), decay, couples))
+                found.append(Place.of(name, tensor, self._depths.get(id(tensor), len(found)), decay, couples))
         return tuple(found)
 
     @property
@@ -135,6 +144,11 @@ class StepRecorder:
         return tuple(
             name for name, tensor in self.model.named_parameters() if tensor.requires_grad and id(tensor) not in stepped
         )
+
+    @property
+    def frozen(self) -> float:
+        """The share of the model's weights that want no gradient."""
+        return frozen_share(self.model)
 
     @property
     def held(self) -> list[Tensor]:
@@ -155,6 +169,7 @@ class StepRecorder:
             for tensor, value in zip(self.held, snapshot.tensors, strict=True):
                 tensor.copy_(value)
         self.optimizer.load_state_dict(copy.deepcopy(snapshot.optimizer))
+        self.before = self.earlier = None  # they are of steps that are undone
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             if rate is not None:
                 group["lr"] = rate
@@ -183,6 +198,7 @@ class StepRecorder:
         )  # fmt: skip
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        self._give_back()  # of a step that failed
         step, own, parameters = self.count + 1, isinstance(optimizer, Optimizer), self.parameters
         measures = is_measured(step)
         if own and measures:
@@ -190,19 +206,37 @@ class StepRecorder:
         if not own:
             self._given_norms = _norms(parameters)
         keeps = self.wants(step) or (measures and not own)
-        self.before = [tensor.detach().clone() for tensor in parameters] if keeps else None
+        self.earlier, self.before = self.before, [tensor.detach().clone() for tensor in parameters] if keeps else None
         if self.guards and self._given_norms is not None and not self._given_norms.are_finite:
             # PyTorch's optimisers leave parameters without a gradient, and their state, as they are.
             self._withheld = [(tensor, tensor.grad) for tensor in parameters]
             for tensor, _ in self._withheld:
                 tensor.grad = None
-        elif math.isfinite(self.clip_norm):
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        if self.rate_factor != 1.0:
-            self._given_rates = [group.get("lr") for group in optimizer.param_groups]
-            for group, rate in zip(optimizer.param_groups, self._given_rates, strict=True):
-                if rate is not None:
-                    group["lr"] = rate * self.rate_factor
+        elif self.changes.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.changes.clip_norm)
+        for number, group in enumerate(optimizer.param_groups):
+            self._change(number, group)
+
+    def _change(self, number: int, group: dict[str, Any]) -> None:
+        """Set what cures have changed of a group, for this step only."""
+        rate, decay, changes = group.get("lr"), group.get("weight_decay"), self.changes
+        given: dict[str, Any] = {}
+        self._given.append(given)
+        if isinstance(rate, float | int) or (
+            rate is not None and changes.moves_rate
+        ):  # a tensor's is not read without need
+            self._highest[number] = highest = max(self._highest.get(number, 0.0), float(rate))
+            if changes.moves_rate:
+                given["lr"], changed = rate, changes.rate(self.count, float(rate), highest)
+                group["lr"] = torch.full_like(rate, changed) if isinstance(rate, Tensor) else changed
+        if decay is not None and changes.decay_factor != 1.0:
+            given["weight_decay"] = decay
+            group["weight_decay"] = decay * changes.decay_factor
+
+    def _give_back(self) -> None:
+        for group, given in zip(self.optimizer.param_groups, self._given, strict=False):
+            group.update(given)
+        self._given = []
 
     def _after_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         self.count += 1
@@ -211,11 +245,7 @@ class StepRecorder:
             tensor.grad = gradient
         groups = optimizer.param_groups
         rate = groups[0].get("lr", math.nan) if groups else math.nan
-        if self._given_rates is not None:
-            for group, given in zip(groups, self._given_rates, strict=True):
-                if given is not None:
-                    group["lr"] = given
-            self._given_rates = None
+        self._give_back()
         if isinstance(optimizer, Optimizer):
             self._taken = _Taken(rate, None, optimizer.last)
             return

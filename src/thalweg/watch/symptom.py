@@ -8,7 +8,10 @@ from typing import Any
 
 from thalweg.records.diagnosis import Cure, Diagnosis, Severity
 
-CRITICAL_STEP = "critical step"  # its name in evidence
+# Names in evidence.
+CRITICAL_STEP = "critical step"
+FIRST_STEPS = "largest loss of the first steps over that at the start"
+BEST_LENGTH = "multiple of a step that is best for the next batch"
 
 
 @dataclass(frozen=True)

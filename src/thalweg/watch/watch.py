@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from thalweg.errors import ArgumentError, DivergedError, NonFiniteError, nearest
 from thalweg.landscape.loss_terms import TOTAL, is_gradient_due
-from thalweg.records.diagnosis import Diagnosis
+from thalweg.landscape.restart import forget, restart_layers
+from thalweg.landscape.trained_weights import look_trained
+from thalweg.optim.optimizer import Optimizer
+from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.terminal import warn
 from thalweg.watch.loop_probe import LoopProbe
@@ -22,6 +25,8 @@ from thalweg.watch.step_recorder import StepRecorder
 Action = Literal["report", "warn", "raise"]
 ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
+NEEDS_BATCH = "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
+SAME_STEPS = 100  # in which a diagnosis is not given again where nothing was done about it
 TELLING = 8  # examples of the first batch from which on its loss says where the training starts
 
 
@@ -67,8 +72,12 @@ class Watch:
         self._action, self._monitor, self._every = action, Monitor(total=total), snapshot_every
         self._recorder: StepRecorder | None = StepRecorder(model, optimizer, self._monitor.wants_update)
         self._probe = LoopProbe(model, self._recorder)
+        self._monitor.window.finds_rate = isinstance(optimizer, Optimizer) and optimizer.rule.finds_rate
+        self._monitor.window.began_trained = look_trained(model)
+        self._told: dict[str, int] = {}  # cause -> step at which it was told last, since anything was changed
         self._hook = model.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
         self._losses = list[float]()  # since the last step
+        self._sizes = list[int]()  # of their batches
         self._terms = list[Mapping[str, float]]()  # of each
         if snapshot_every:
             self._take_snapshot()
@@ -110,10 +119,19 @@ class Watch:
             self.close()
             warn(f"The watch failed and stands aside: {type(error).__name__}: {error}.", RuntimeWarning, stacklevel=2)
             return []
+        found = [diagnosis for diagnosis in found if self._is_news(diagnosis)]
         self.diagnoses += found
         for diagnosis in found:
             self._act(diagnosis)
         return found
+
+    def _is_news(self, diagnosis: Diagnosis) -> bool:
+        """Tell whether a diagnosis was not given in the last steps already, at which nothing was done about it."""
+        step, last = diagnosis.step or 0, self._told.get(diagnosis.name)
+        if last is not None and last <= step < last + SAME_STEPS:
+            return False
+        self._told[diagnosis.name] = step
+        return True
 
     def validated(self, loss: float) -> None:
         """Take in a validation loss, by which overfitting shows itself at the next step.
@@ -125,23 +143,32 @@ class Watch:
             self._monitor.validated(self._recorder.count, _number(loss))
 
     def apply(self, diagnosis: Diagnosis) -> None:
-        """Apply what the cure of a diagnosis says of learning rate and clipping, and go back where the step cannot stand; nothing
-        where it says other things. After a batch that gave no finite gradient, steps on such gradients are left out.
+        """Apply what the cure of a diagnosis says of learning rate, clipping, weight decay and layers to start anew (not in a
+        network that looks trained), and go back where the step cannot stand; nothing where it says other things. After a batch
+        that gave no finite gradient, steps on such gradients are left out.
 
-        Raises ArgumentError where it is to go back and there is no snapshot.
+        Raises ArgumentError where it is to go back and there is no snapshot, or layers are to be started anew and the last step
+        was given no `closure`.
         """
         cure = diagnosis.cure
         if cure is None:
             return
         if cure.skip_batch:
             self._leave_out()
-        elif cure.rollback:
-            self.go_back(rate_factor=cure.rate_factor, clip_norm=cure.clip_norm)
         else:
-            self.change(rate_factor=cure.rate_factor, clip_norm=cure.clip_norm)
+            if cure.restart and self._recorder is not None and look_trained(self._recorder.model):
+                return
+            if cure.restart and self._probe.closure is None:
+                raise ArgumentError(NEEDS_BATCH)
+            if cure.rollback:
+                self.go_back()
+            if cure.restart:
+                self.restart(cure.restart)
+            self._apply(cure)
 
     def _leave_out(self) -> None:
         """Undo a step whose gradient was not finite, where the optimiser took it, and let it take no such step any more."""
+        self._told.clear()
         if self._recorder is not None:
             if not self._monitor.window.skipped:
                 self.go_back()
@@ -158,19 +185,72 @@ class Watch:
                 "There is no snapshot to go back to: it is taken every `snapshot_every` steps, while the watch is at work."
             )
         recorder.go_back(recorder.snapshot)
+        self._told.clear()
         self._monitor.went_back()
         self.change(rate_factor=rate_factor, clip_norm=clip_norm)
 
-    def change(self, *, rate_factor: float = 1.0, clip_norm: float | None = None) -> None:
-        """Change learning rate and clipping from the next step on, within the optimiser's steps: a schedule goes on as it was.
+    def change(
+        self,
+        *,
+        rate_factor: float = 1.0,
+        clip_norm: float | None = None,
+        decay_factor: float = 1.0,
+        warmup: int = 0,
+        anneal: float = 0.0,
+    ) -> None:
+        """Change learning rate, clipping and weight decay from the next step on, within the optimiser's steps: its settings, and
+        a schedule that writes into them, go on as they were.
 
         Arguments:
             rate_factor: multiplies all learning rates, on top of what it was changed by before.
             clip_norm: the largest norm of all gradients together; the least that was given holds.
+            decay_factor: multiplies the weight decay, likewise on top.
+            warmup: the rates rise in a line over so many steps.
+            anneal: each rate is at least this share of its highest so far, falling in a line to zero at the end, as `total` says;
+                where that is not known, over as many steps as were taken.
         """
+        self._apply(
+            Cure(
+                "",
+                rate_factor=rate_factor,
+                clip_norm=clip_norm,
+                decay_factor=decay_factor,
+                warmup=warmup,
+                anneal=anneal,
+            )
+        )
+
+    def restart(self, layers: Collection[str]) -> tuple[str, ...]:
+        """Start layers anew, so that each unit's signal has mean zero and variance one on the last batch; the optimiser forgets
+        them. Gives the names of those that were: linear layers, convolutions and normalisations can be.
+
+        Arguments:
+            layers: their names in the model.
+
+        Raises ArgumentError where the last step was given no `closure`.
+        """
+        recorder, closure = self._recorder, self._probe.closure
+        if recorder is None:
+            return ()
+        if closure is None:
+            raise ArgumentError(
+                "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
+            )
+        generator = torch.Generator().manual_seed(recorder.count)
+        with self._probe.unchanged(weights=False):
+            restarted = restart_layers(recorder.model, closure, layers, generator)
+        forget(recorder.optimizer, (recorder.model.get_submodule(name) for name in restarted))
+        recorder.before = recorder.earlier = None  # of weights that are no more
+        if self._every:
+            self._take_snapshot()
+        return restarted
+
+    def _apply(self, cure: Cure) -> None:
+        self._told.clear()
         if self._recorder is not None:
-            self._recorder.rate_factor *= rate_factor
-            self._recorder.clip_norm = min(self._recorder.clip_norm, math.inf if clip_norm is None else clip_norm)
+            count = self._recorder.count
+            end = self._monitor.window.total or 2 * count
+            self._recorder.changes = self._recorder.changes.with_cure(cure, count, end)
 
     def close(self) -> None:
         """Take all hooks out of optimiser and model. Nothing is watched any more; changes of rate and clipping end."""
@@ -191,6 +271,7 @@ class Watch:
         recorder, monitor = self._recorder, self._monitor
         assert recorder is not None
         self._losses.append(loss)
+        self._sizes.append(self._probe.size)
         self._terms.append(terms)
         figures = recorder.figures(math.fsum(self._losses) / len(self._losses))
         if figures is None:
@@ -206,7 +287,8 @@ class Watch:
         if monitor.window.count == 0 and monitor.window.initial_loss is None and self._probe.size >= TELLING:
             monitor.expect(figures.loss)
         if len(monitor.window.places) != len(recorder.parameters):
-            monitor.window.places, monitor.window.not_stepped = recorder.places, recorder.not_stepped
+            window = monitor.window
+            window.places, window.not_stepped, window.frozen = recorder.places, recorder.not_stepped, recorder.frozen
         found = monitor.observe(figures, self._probe)
         if self._every and figures.step % self._every == 0 and not found and monitor.healthy and monitor.trusts(loss):
             self._take_snapshot()

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.lost_terms import LostTerms, lost_terms
@@ -30,19 +32,36 @@ BY_PARAMETER = 8  # steps whose gradients are kept parameter by parameter
 BLOCKS = 64  # means of the losses since the beginning; of as many every two become one, so that they reach back to it
 UPSET = 1.5  # times the loss at the start: more at a step is abnormal
 EASY = 0.5  # of the highest learning rate so far: with less the rate is no longer at its height
+ALIVE = 0.3  # of it: with more the rate is alive
+RESTING = 0.01  # of it: with less the descent stands still
+FIRST = 16  # steps in which a rate too high shows itself
+STEADY = 4  # steps for which it must not have risen, to be judged
+FRESH = 0.85  # of the loss of one fixed answer for all: what starts below that has learnt before
+FIXED = 4  # losses of one fixed answer, each of one batch, that are averaged
 
 Norms = npt.NDArray[np.float64]
 
 
 class Place(NamedTuple):
     """A parameter as causes see it: its name, its shape, how many come before it in the model, its weight decay, and whether that
-    is part of the gradient (coupled) or a step of its own."""
+    is part of the gradient (coupled) or a step of its own; of its format the relative distance to the next number, and the
+    largest."""
 
     name: str
     shape: tuple[int, ...]
     depth: int = 0
     weight_decay: float = 0.0
     couples: bool = False
+    resolution: float = 0.0
+    largest: float = math.inf
+
+    @staticmethod
+    def of(name: str, tensor: Tensor, depth: int, weight_decay: float, couples: bool) -> Place:
+        """Describe a parameter."""
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return Place(name, tuple(tensor.shape), depth, weight_decay, couples)
+        format_ = torch.finfo(tensor.dtype)
+        return Place(name, tuple(tensor.shape), depth, weight_decay, couples, format_.eps, format_.max)
 
 
 class Block(NamedTuple):
@@ -118,19 +137,23 @@ class Window:
       loss and gradient were, and it was taken; `was_outlier`: its loss stood out; `loss_excess`, `norm_excess`: how many times as
       far above the median as the largest of those before, 0 where it is not above that.
     - `initial_loss`: before training, if it was measured, on many examples; `start`: the larger of it and the first loss, or else
-      the mean of the first losses; `constant_loss`: that of one fixed answer for all examples, if it was asked for.
+      the mean of the first losses; `constant_loss`: that of one fixed answer for all examples, where it is known.
     - `losses`, `gradient_norms`: of the last steps, outliers left out alike; `smoothed`: the running mean of the loss; `best`:
       its least, which is `start` until there are MIN_LOSSES; `recent`: loss and running mean of the last ten steps; `count`: of
       all losses.
     - `trend`: of the losses since the beginning; `top_rate`: the highest learning rate so far; `total`: how many steps there
       will be, where that is known.
     - `knows_gradient`: whether gradient norms are given at all; `places`: the parameters, in the order of all norms;
-      `not_stepped`: names of those that want a gradient and that no optimiser steps; `by_parameter`: the norms of the last steps'
+      `not_stepped`: names of those that want a gradient and that no optimiser steps; `frozen`: the share of the model's weights
+      that want none; `finds_rate`: whether the rule finds its own learning rate;
+      `began_trained`: whether the weights looked trained at the start; `by_parameter`: the norms of the last steps'
       gradients, `first_by_parameter` the first's; `weight_norms`, `update_norms`, `gradient_ratios`: the last that were measured,
       and `first_weight_norms` the first.
     - `spikes`: the steps of the last spikes; `upset`: the first step at which something was abnormal, and what.
-    - `reaches`: the steps at which it was tried whether the loss of the batch still falls where the step is taken many times as
-      far, how many times, and whether it does.
+    - `first`: the first loss; `first_losses`: the first 16; `alive_at`: the last step at which the rate was above 0.3 of its
+      highest; `rests_since`: the step from which on it is below a hundredth of that.
+    - `lengths`: the steps whose length was tried on the next batch, and which multiple of it lowers that batch's loss most;
+      `fixed_answers`: losses of one fixed answer for all examples of such a batch.
     - `validations`: the last ones.
     - `terms`: of the last step's loss, by name, where it has some; `lost_terms`: which of them are not finite, and since when.
     """
@@ -148,7 +171,6 @@ class Window:
         self.loss_excess = 0.0
         self.norm_excess = 0.0
         self.initial_loss: float | None = None
-        self.constant_loss: float | None = None
         self.start: float | None = None
         self.losses: deque[float] = deque(maxlen=LENGTH)
         self.gradient_norms: deque[float] = deque(maxlen=LENGTH)
@@ -162,6 +184,9 @@ class Window:
         self.knows_gradient = True  # false of histories that hold no gradient norms
         self.places: tuple[Place, ...] = ()
         self.not_stepped: tuple[str, ...] = ()
+        self.frozen = 0.0
+        self.finds_rate = False
+        self.began_trained = False
         self.by_parameter: deque[Sequence[float]] = deque(maxlen=BY_PARAMETER)
         self.first_by_parameter: Sequence[float] | None = None
         self.weight_norms: Norms | None = None
@@ -170,7 +195,13 @@ class Window:
         self.gradient_ratios: deque[tuple[int, Norms]] = deque(maxlen=LATEST)
         self.spikes: deque[int] = deque(maxlen=LATEST)
         self.upset: tuple[int, str] | None = None
-        self.reaches: deque[tuple[int, float, bool]] = deque(maxlen=LATEST)
+        self.lengths: deque[tuple[int, float]] = deque(maxlen=LATEST)
+        self.fixed_answers: deque[float] = deque(maxlen=FIXED)
+        self.rose_at = 0  # the last step at which the rate was higher than before
+        self.rests_since: int | None = None  # the step from which on it is next to nothing
+        self.first: float | None = None  # the first loss
+        self.first_losses = list[float]()  # of the first steps
+        self.alive_at = 0  # the last step at which the rate was well above that
         self.validations: deque[Validated] = deque(maxlen=BLOCKS)
         self.terms: Mapping[str, float] = {}
         self.lost_terms: LostTerms | None = None
@@ -181,6 +212,8 @@ class Window:
     def push(self, figures: StepFigures) -> None:
         """Add one step."""
         loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
+        if figures.learning_rate > self.rate:
+            self.rose_at = figures.step
         self.step, self.rate = figures.step, figures.learning_rate
         self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
         self.memory, self.examples = figures.memory, figures.examples
@@ -189,7 +222,16 @@ class Window:
             self.lost_terms = lost_terms(figures.step, figures.terms, self.lost_terms)
         if self.rate > self.top_rate:
             self.top_rate = self.rate
+        if self.rate >= ALIVE * self.top_rate:
+            self.alive_at = self.step
+        if not self.rate < RESTING * self.top_rate:
+            self.rests_since = None
+        elif self.rests_since is None:
+            self.rests_since = self.step
         finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
+        self.first = loss if self.first is None else self.first
+        if figures.step <= FIRST and finite_loss:
+            self.first_losses.append(loss)
         self.is_finite = finite_loss and (finite_norm or not self.knows_gradient) and not skipped
         self.loss_excess = self.norm_excess = 0.0
         if finite_loss:
@@ -249,6 +291,25 @@ class Window:
         """Whether the learning rate is near the highest so far: neither warming up nor decayed."""
         return self.rate >= EASY * self.top_rate > 0
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether it is, and has not risen in the last steps."""
+        return self.is_at_height and self.step > self.rose_at + STEADY
+
+    @property
+    def constant_loss(self) -> float | None:
+        """The mean of the last `fixed_answers`: of the first ones the answer itself may not be learnt yet."""
+        known = [loss for loss in self.fixed_answers if math.isfinite(loss)]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the network had learnt before: its weights looked trained, some are frozen, or it begins below what one fixed
+        answer for all gives."""
+        if self.began_trained or self.frozen > 0:
+            return True
+        return self.start is not None and self.constant_loss is not None and self.start < FRESH * self.constant_loss
+
     def _add(self, loss: float) -> None:
         self.count += 1
         self.losses.append(loss)
@@ -268,7 +329,6 @@ class Window:
         """Give the state as built-in types."""
         return {
             "expected": self.initial_loss,
-            "constant": self.constant_loss,
             "start": self.start,
             "losses": list(self.losses),
             "norms": list(self.gradient_norms),
@@ -287,7 +347,15 @@ class Window:
             "ratios": [[step, norms.tolist()] for step, norms in self.gradient_ratios],
             "spikes": list(self.spikes),
             "upset": None if self.upset is None else list(self.upset),
-            "reaches": [list(reach) for reach in self.reaches],
+            "lengths": [list(tried) for tried in self.lengths],
+            "fixed_answers": list(self.fixed_answers),
+            "rate": self.rate,
+            "rests_since": self.rests_since,
+            "alive_at": self.alive_at,
+            "began_trained": self.began_trained,
+            "first": self.first,
+            "first_losses": list(self.first_losses),
+            "rose_at": self.rose_at,
             "validations": [list(validated) for validated in self.validations],
             **({"lost_terms": self.lost_terms.state()} if self.lost_terms is not None else {}),
         }
@@ -296,7 +364,7 @@ class Window:
         """Restore `state_dict`'s values; those that a checkpoint of an earlier version does not hold begin anew."""
         self.start, self.best, self._sum, self._weight = state["start"], state["best"], state["sum"], state["weight"]
         self.initial_loss, self.count, self.was_outlier = state["expected"], state["seen"], state["stood_out"]
-        self.constant_loss, self._norm_stood_out = state.get("constant"), state.get("norm_stood_out", False)
+        self._norm_stood_out = state.get("norm_stood_out", False)
         self.losses = deque(state["losses"], maxlen=LENGTH)
         self.gradient_norms = deque(state["norms"], maxlen=LENGTH)
         self.recent = deque([(loss, smoothed) for loss, smoothed in state.get("recent", [])], maxlen=RECENT)
@@ -314,8 +382,16 @@ class Window:
         self.spikes = deque(state.get("spikes", []), maxlen=LATEST)
         upset = state.get("upset")
         self.upset = None if upset is None else (int(upset[0]), str(upset[1]))
-        reaches = [(int(step), multiple, bool(lowers)) for step, multiple, lowers in state.get("reaches", [])]
-        self.reaches = deque(reaches, maxlen=LATEST)
+        self.lengths = deque([(int(step), multiple) for step, multiple in state.get("lengths", [])], maxlen=LATEST)
+        self.fixed_answers = deque(state.get("fixed_answers", []), maxlen=FIXED)
+        self.rests_since, self.first, self.alive_at = (
+            state.get("rests_since"),
+            state.get("first"),
+            state.get("alive_at", 0),
+        )
+        self.first_losses = list(state.get("first_losses", []))
+        self.began_trained = state.get("began_trained", False)
+        self.rate, self.rose_at = state.get("rate", math.nan), int(state.get("rose_at", 0))
         validations = [Validated(int(step), *losses) for step, *losses in state.get("validations", [])]
         self.validations = deque(validations, maxlen=BLOCKS)
         lost = state.get("lost_terms")

@@ -16,6 +16,7 @@ from thalweg.watch.cause import Cause
 from thalweg.watch.causes.bad_batch import bad_batch
 from thalweg.watch.causes.bad_data import bad_data
 from thalweg.watch.causes.bad_data_scale import bad_data_scale
+from thalweg.watch.causes.batch_too_small import batch_too_small
 from thalweg.watch.causes.dead_units import dead_units
 from thalweg.watch.causes.drifting_statistics import drifting_statistics
 from thalweg.watch.causes.exploding_gradient import exploding_gradient
@@ -23,6 +24,8 @@ from thalweg.watch.causes.growing_memory import growing_memory
 from thalweg.watch.causes.learning_rate_too_high import learning_rate_too_high
 from thalweg.watch.causes.learning_rate_too_low import learning_rate_too_low
 from thalweg.watch.causes.loss_overflow import loss_overflow
+from thalweg.watch.causes.low_precision import low_precision
+from thalweg.watch.causes.missing_warm_up import missing_warm_up
 from thalweg.watch.causes.no_gradient import no_gradient
 from thalweg.watch.causes.nothing_learnt import nothing_learnt
 from thalweg.watch.causes.nothing_to_learn import nothing_to_learn
@@ -32,6 +35,7 @@ from thalweg.watch.causes.schedule_ended_early import schedule_ended_early
 from thalweg.watch.causes.summed_loss import summed_loss
 from thalweg.watch.causes.train_validation_leak import train_validation_leak
 from thalweg.watch.causes.unfittable_batch import unfittable_batch
+from thalweg.watch.causes.unstable_norm import unstable_norm
 from thalweg.watch.causes.unused_parameter import unused_parameter
 from thalweg.watch.causes.vanishing_gradient import vanishing_gradient
 from thalweg.watch.causes.weight_decay_too_high import weight_decay_too_high
@@ -43,6 +47,7 @@ CAUSES: dict[str, Cause] = {
     "bad-batch": bad_batch,
     "bad-data": bad_data,
     "bad-data-scale": bad_data_scale,
+    "batch-too-small": batch_too_small,
     "dead-units": dead_units,
     "drifting-statistics": drifting_statistics,
     "exploding-gradient": exploding_gradient,
@@ -50,6 +55,8 @@ CAUSES: dict[str, Cause] = {
     "learning-rate-too-high": learning_rate_too_high,
     "learning-rate-too-low": learning_rate_too_low,
     "loss-overflow": loss_overflow,
+    "low-precision": low_precision,
+    "missing-warm-up": missing_warm_up,
     "no-gradient": no_gradient,
     "nothing-learnt": nothing_learnt,
     "nothing-to-learn": nothing_to_learn,
@@ -59,6 +66,7 @@ CAUSES: dict[str, Cause] = {
     "summed-loss": summed_loss,
     "train-validation-leak": train_validation_leak,
     "unfittable-batch": unfittable_batch,
+    "unstable-norm": unstable_norm,
     "unused-parameter": unused_parameter,
     "vanishing-gradient": vanishing_gradient,
     "weight-decay-too-high": weight_decay_too_high,

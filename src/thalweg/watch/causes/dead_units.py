@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from thalweg.landscape.unit_activity import Layer
-from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause
-from thalweg.watch.probe import Probe
+from thalweg.watch.cures import restart
+from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
 MANY = 0.5  # of a layer's units
 NEARLY = 0.85  # of them, where few examples were seen
+FEWEST = 8  # examples: on fewer many units are off that are alive
 LARGE = 512  # examples that a share of dead units is judged by
 
 
 def are_off(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     """Diagnose layers most of whose units gave nothing on any example."""
-    layers = [layer for layer in probe.unit_activity() if _is_off(layer)]
+    activity = probe.unit_activity()
+    if activity and max(layer.examples for layer in activity) < FEWEST:
+        raise NotMeasuredError("batches of at least eight examples")
+    layers = [layer for layer in activity if _is_off(layer)]
     if not layers:
         return None
     worst = max(layers, key=lambda layer: layer.dead / layer.units)
@@ -29,19 +34,14 @@ def are_off(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
             f"share of dead units after {layer.name}": {"value": layer.dead / layer.units, "threshold": MANY}
             for layer in layers
         },
+        cure=restart(
+            [layer.module for layer in layers], "A lower learning rate or a leaky activation keeps them alive."
+        ),
     )
 
 
 def _is_off(layer: Layer) -> bool:
     return layer.dead / layer.units > (MANY if layer.examples >= LARGE else NEARLY)
-
-
-def wake(window: Window, attempt: int) -> Cure:
-    """Say how to bring units back to life."""
-    return Cure(
-        "Start these layers anew and lower the learning rate, or use a leaky form of the activation.",
-        code="layer.reset_parameters()  # of the layer before; and lower the learning rate",
-    )
 
 
 dead_units = Cause(
@@ -50,7 +50,6 @@ dead_units = Cause(
     rank=15,
     symptoms=("stagnant",),
     question=are_off,
-    early=True,
-    cure=wake,
+    early=16,
     explains=("vanishing-gradient", "learning-rate-too-low", "nothing-to-learn", "no-gradient"),
 )

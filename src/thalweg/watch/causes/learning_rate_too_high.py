@@ -7,17 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from thalweg.formatting import format_number
+from thalweg.landscape.unit_activity import Layer
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.cures import back, lower_rate_and_clip
 from thalweg.watch.finished import FinishedHistory
-from thalweg.watch.probe import Probe
+from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import CRITICAL_STEP, Symptom
 from thalweg.watch.window import Window
 
 LEAST_FACTOR = 1 / 64  # by which the rate is lowered at once
 ABOVE = 1.05  # times the loss at the start: no cause but steps too long leaves it there
-SPOILT = 0.9  # of a layer's outputs at their bounds
+SPOILT = 0.5  # of a layer's units off, or of its outputs at their bounds
 ONSET = 50  # steps from the beginning within which what was abnormal shows a rate too high
 
 
@@ -43,20 +44,32 @@ def overshoots(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | No
     is_early = window.upset is not None and window.upset[0] <= ONSET
     if not is_early and window.smoothed <= ABOVE * start and not window.faded:
         return None
-    spoilt = [layer for layer in probe.unit_activity() if layer.dead == layer.units or layer.saturated > SPOILT]
-    if not spoilt:
+    spoilt = [layer for layer in probe.unit_activity() if _is_spoilt(layer)]
+    if not spoilt or _were_spoilt(probe, len(spoilt)):
         return None
     when, what = window.upset or (window.step, f"the loss is {window.smoothed / start:.3g} times that at the start")
     if not is_early and window.faded:
         what = f"{len(window.faded)} parameters have no gradient any more, as they had at the first step"
     names = ", ".join(f"{layer.kind} after {layer.name}" for layer in spoilt[:3])
     return symptom.explained(
-        f". At step {when:,} {what}, and the units of {names} are all off or at their bounds: the first steps, at a"
+        f". At step {when:,} {what}, and most units of {names} are off or at their bounds: the first steps, at a"
         f" learning rate of up to {format_number(window.top_rate)}, were far too long",
         severity="critical",
         cure=back(window, 0.25),  # to where nothing was spoilt yet: no snapshot was taken since
         evidence={"layers without a slope": {"value": [layer.name for layer in spoilt]}},
     )
+
+
+def _is_spoilt(layer: Layer) -> bool:
+    return layer.dead > SPOILT * layer.units or layer.saturated > SPOILT
+
+
+def _were_spoilt(probe: Probe, count: int) -> bool:
+    """Tell whether as many layers were so before: then it is not the steps that spoilt them."""
+    try:
+        return sum(map(_is_spoilt, probe.unit_activity(at_snapshot=True))) >= count
+    except NotMeasuredError:
+        return False
 
 
 def halved(window: Window) -> Cure:
@@ -105,6 +118,7 @@ learning_rate_too_high = Cause(
     rank=60,
     symptoms=("non-finite", "diverging", "oscillating", "stagnant"),
     question=overshoots,
+    early=16,
     cure=lower_rate_and_clip,
     after=ended_worse,
     summary=summarise,

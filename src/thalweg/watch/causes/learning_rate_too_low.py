@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from thalweg import rules
 from thalweg.formatting import format_number
@@ -13,43 +14,40 @@ from thalweg.records.plan import Plan
 from thalweg.watch.cause import Cause
 from thalweg.watch.cures import raise_rate
 from thalweg.watch.finished import SMALL_FALL, FinishedHistory
-from thalweg.watch.probe import NotMeasuredError, Probe
-from thalweg.watch.symptom import Symptom
+from thalweg.watch.probe import Probe
+from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, Symptom
 from thalweg.watch.window import Window
 
-FAR = 200.0  # times the update, and the batch's loss is still lower: about the best rate has 1 to 16, one ten times too low 256
-USUAL = 32.0  # times: after the rate is raised that far is left
+FAR = 200.0  # times the update, and the batch's loss is still lower: about the best rate has 1 to 16
+USUAL = 3.0  # times the step, which lowers the loss of other examples most at a good rate
+TRIES = 2  # steps whose length was tried on the next batch, that all say so
 FEWEST = 8  # examples: the loss of fewer falls however far a step goes that was made for them alone
 MOST = 10.0  # that the rate is raised by at once
 SHORT = 100  # steps below which a run may be too short rather than its rate too low
 
 
 def could_go_further(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
-    """Diagnose steps that could be some hundred times as long and still lower the loss of their batch.
+    """Diagnose steps of which other examples tell that they should have been many times as long; of a loss that stands, those
+    whose own batch does too.
 
     At a rate that is warming up or has decayed that is as it should be.
     """
-    if not window.is_at_height or 0 < window.examples < FEWEST:
+    if window.finds_rate or not window.is_steady or 0 < window.examples < FEWEST:
         return None
-    found = critical_step(probe.loss_along())
-    if found.lowers < FAR or not _helps_others(probe):
-        return None
-    factor = min(MOST, found.lowers / USUAL)
+    best = symptom.evidence.get(BEST_LENGTH, {}).get("value")
+    evidence = dict[str, Any]()
+    if best is None:
+        found, lengths = critical_step(probe.loss_along()), [multiple for _, multiple in window.lengths][-TRIES:]
+        if found.lowers < FAR or window.starts_trained or (lengths and min(lengths) <= USUAL):
+            return None
+        best = min(lengths) if lengths else found.lowers / 10
+        evidence[CRITICAL_STEP] = {"value": found.multiple, "threshold": FAR}
     return symptom.explained(
-        f". A step {found.lowers:,.0f} times as long still lowers the loss of its batch: the learning rate of"
-        f" {format_number(window.rate)} is far too low",
-        evidence={"critical step": {"value": found.multiple, "threshold": FAR}},
-        cure=raise_rate(window, factor),
+        f". Steps {best:,.3g} times as long would lower the loss most: the learning rate of {format_number(window.rate)} is far"
+        " too low",
+        evidence=evidence,
+        cure=raise_rate(window, min(MOST, max(2.0, round(best / USUAL)))),
     )
-
-
-def _helps_others(probe: Probe) -> bool:
-    """Tell whether longer steps would lower the loss of other examples too: where there is nothing to learn they would not."""
-    try:
-        loss_at = probe.others_along()
-    except NotMeasuredError:
-        return True
-    return loss_at(USUAL) < loss_at(0.0)
 
 
 def hardly_moved(history: FinishedHistory) -> Iterator[Diagnosis]:

@@ -14,6 +14,7 @@ from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
+MOST = 0.5  # of the weights that are frozen: where the loss stands, they may be what should move
 MANY = 0.3  # of the weights: where fewer get no gradient, it is not they that keep the loss where it is
 
 
@@ -51,7 +52,7 @@ def none_arrives(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | 
     idle = [index for index in range(len(sizes)) if not any(norms[index] > 0 for norms in last)]
     share = sum(sizes[index] for index in idle) / max(1, sum(sizes))
     if share <= MANY and not window.not_stepped:
-        return None
+        return _frozen(symptom, window)
     names = [printable(window.places[index].name) for index in idle] if share > MANY else []
     left_out = [printable(name) for name in window.not_stepped]
     said = [f"No gradient reaches {few(names)}"] if names else []
@@ -68,13 +69,28 @@ def none_arrives(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | 
     )
 
 
+def _frozen(symptom: Symptom, window: Window) -> Diagnosis | None:
+    """Note frozen weights where the loss stands: it is often meant so."""
+    if window.frozen <= MOST or not symptom.evidence:
+        return None
+    return symptom.explained(
+        f". {window.frozen:.1%} of the model's weights are frozen: they want no gradient",
+        severity="note",
+        evidence={"share of the weights that are frozen": {"value": window.frozen, "threshold": MOST}},
+        cure=Cure(
+            "If they are to learn, unfreeze them before the optimiser is made.",
+            code="layer.requires_grad_(True)  # and give its parameters to the optimiser",
+        ),
+    )
+
+
 no_gradient = Cause(
     name="no-gradient",
     meaning="gradients are exactly zero, so no step moves the parameters",
     rank=10,
     symptoms=("stagnant",),
     question=none_arrives,
-    early=True,
+    early=16,
     before=zero_gradients,
-    explains=("one batch cannot be fitted",),
+    explains=("one batch cannot be fitted", "learning-rate-too-low", "nothing-to-learn"),
 )

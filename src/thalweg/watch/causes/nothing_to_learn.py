@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from thalweg.landscape.initial_figures import InitialFigures
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause, finding
-from thalweg.watch.probe import Probe
+from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
 AT_CONSTANT = 0.02  # of the loss of one fixed answer: a loss so near it says that the inputs are not used
+FROZEN = 0.9  # of the weights
+FEWEST = 8  # examples of a batch whose mean output is one answer for all
+ON_BATCH = 0.05  # the same on the batch that was just learnt from
 GENERALISED = 0.98  # of the constant predictor's loss on examples not learnt from: less is better than a constant
 
 
 def stands_at_constant(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     """Diagnose a loss that stands where one fixed answer for all examples would be, with gradients and steps of a usual size."""
-    constant = min(probe.constant_loss(), window.constant_loss or math.inf)
-    if abs(window.smoothed - constant) > AT_CONSTANT * abs(constant):
+    if 0 < window.examples < FEWEST:
+        raise NotMeasuredError("batches of at least eight examples")
+    if window.frozen > FROZEN:
+        raise NotMeasuredError("a network that may move: nearly all weights are frozen")
+    constant, of_model = probe.fixed_answer()
+    usual = constant if window.constant_loss is None else window.constant_loss
+    on_batch, on_average = abs(of_model - constant) / abs(constant), abs(window.smoothed - usual) / abs(usual)
+    if not (on_batch < ON_BATCH and on_average < ON_BATCH) and not on_average < AT_CONSTANT:
         return None
     return symptom.explained(
         f". One fixed answer for all examples gives {constant:.4g}: nothing about the single examples is learnt",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause
+from thalweg.watch.cures import restart
 from thalweg.watch.probe import Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
@@ -23,14 +24,7 @@ def are_at_bounds(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis |
         evidence={
             f"share saturated after {layer.name}": {"value": layer.saturated, "threshold": MANY} for layer in layers
         },
-    )
-
-
-def scale_down(window: Window, attempt: int) -> Cure:
-    """Say how to bring units back between their bounds."""
-    return Cure(
-        "Scale the weights of the layers before down, or their inputs, or normalise between them.",
-        code="torch.nn.init.xavier_normal_(layer.weight)  # of the layer before",
+        cure=restart([layer.module for layer in layers], "Smaller weights or inputs keep them between their bounds."),
     )
 
 
@@ -40,7 +34,6 @@ saturated_units = Cause(
     rank=16,
     symptoms=("stagnant",),
     question=are_at_bounds,
-    early=True,
-    cure=scale_down,
+    early=16,
     explains=("vanishing-gradient", "learning-rate-too-low", "nothing-to-learn"),
 )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.probe import Probe
 from thalweg.watch.symptom import Symptom
-from thalweg.watch.window import Window, mean_of
+from thalweg.watch.window import Block, Window, mean_of
 
 OVER = 0.01  # of the highest learning rate: with less the schedule is over
 ALIVE = 0.3  # of it: with more the rate was alive
+LATELY = 0.5  # standard errors: of the last two thirds of it
 CLEAR = 2.0  # standard errors: the fall then was no chance
-LEFT = 0.2  # of the run: with less left, a rate of next to nothing is what a schedule ends with
+ANNEAL = 0.7  # of the highest rate, from which it comes down again
+LEFT = 0.1  # of the run: with less left, a rate of next to nothing is what a schedule ends with
 
 
 def is_over(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
@@ -25,11 +28,9 @@ def is_over(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     alive = [block for block in window.trend.blocks if block.rate > ALIVE * window.top_rate]
     if len(alive) < 4:
         return None
-    (before, error_before), (last, error_last) = (
-        mean_of(part) for part in (alive[: len(alive) // 2], alive[len(alive) // 2 :])
-    )
-    fall, error = before - last, math.hypot(error_before, error_last)
-    if fall <= CLEAR * error:
+    fall, error = _fall(alive)
+    lately, lately_error = _fall(alive[len(alive) // 3 :])  # some schedules follow a loss that stands
+    if fall <= CLEAR * error or lately <= LATELY * lately_error:
         return None
     return symptom.explained(
         f". The learning rate came down from {window.top_rate:.3g} to {window.rate:.3g} while the loss still fell",
@@ -40,12 +41,20 @@ def is_over(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     )
 
 
+def _fall(blocks: Sequence[Block]) -> tuple[float, float]:
+    """Give how far the loss fell from the first half of some blocks to the second, and the standard error of that."""
+    half = len(blocks) // 2
+    (before, error_before), (after, error_after) = mean_of(blocks[:half]), mean_of(blocks[half:])
+    return before - after, math.hypot(error_before, error_after)
+
+
 def lengthen(window: Window, attempt: int) -> Cure:
-    """Say how to let the schedule last as long as the training."""
-    until = f"to step {window.total:,}" if window.total else "as long as the training lasts"
+    """Let the rate come down over the rest of the run."""
+    until = f"step {window.total:,}" if window.total else "the end"
     return Cure(
-        f"Let the schedule go on {until}.",
-        code="schedule = tw.schedule.linear(total=steps).attach(optimizer)  # as many steps as the training takes",
+        f"Go on at {ANNEAL:g} of the highest learning rate, {window.top_rate:.3g}, and let it come down to zero at {until}.",
+        anneal=ANNEAL,
+        code=f"watch.change(anneal={ANNEAL:g})",
     )
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from thalweg.formatting import format_number
-from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause
+from thalweg.watch.cures import matrices, restart
 from thalweg.watch.depth import gradient_over_depth
 from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
 SHRINKS = 1e-3  # the first layer's gradient over the last one's, for each weight
+
+ADVICE = (
+    "Residual connections, normalisation, or ReLU-like activations instead of sigmoid or tanh keep its size over depth."
+)
 
 
 def vanishes(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
@@ -28,15 +33,7 @@ def vanishes(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None
             "gradient of the first layer over that of the last": {"value": growth.ratio, "threshold": SHRINKS},
             "gradient per weight": {"value": growth.layers},
         },
-    )
-
-
-def start_anew(window: Window, attempt: int) -> Cure:
-    """Say how to keep the gradient's size over depth: weights that are trained already cannot be mended from outside."""
-    return Cure(
-        "Start the layers by their fan-in for the activation in use, add residual connections or normalisation, or use ReLU-like"
-        " activations instead of sigmoid or tanh.",
-        code="for m in model.modules(): isinstance(m, torch.nn.Linear) and torch.nn.init.kaiming_normal_(m.weight)",
+        cure=restart(matrices(window)[:-1], ADVICE),
     )
 
 
@@ -46,6 +43,6 @@ vanishing_gradient = Cause(
     rank=20,
     symptoms=("stagnant",),
     question=vanishes,
-    cure=start_anew,
+    early=16,
     explains=("learning-rate-too-low", "nothing-to-learn"),
 )

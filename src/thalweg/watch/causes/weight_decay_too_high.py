@@ -12,8 +12,10 @@ from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
 
-SHRUNK = 0.9  # of the norm at the first measurement: weights that keep more are not being pulled to zero
-OUTWEIGHS = 0.5  # what decay takes in a step, over what the gradient moves: where both are in balance, 1
+# Of a decay that is part of the gradient (coupled): its pull over the gradient, and the weights' norm over that at first.
+COUPLED, SHRUNK = 0.25, 0.8
+# Of one that is a step of its own: its pull over the whole update. About 1 where it holds the gradient in balance, healthy 0.01.
+DECOUPLED = 0.5
 
 
 def outweighs(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
@@ -26,26 +28,25 @@ def outweighs(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | Non
     decayed = decays > 0
     if not decayed.any() or not np.isfinite(window.rate):
         return None
+    shrunk = float(np.linalg.norm(weights[decayed]) / max(np.linalg.norm(first[decayed]), 1e-30))
     if couples[decayed].all():
         gradients = np.array([norms for norms in window.by_parameter if len(norms) == len(decays)])
         if not len(gradients):
             raise NotMeasuredError("gradients of single parameters")
         pulled = float(np.linalg.norm((decays * weights)[decayed]))
-        moved = float(np.linalg.norm(np.nan_to_num(np.median(gradients, 0))[decayed]))
+        against, limit = float(np.linalg.norm(np.nan_to_num(np.median(gradients, 0))[decayed])), COUPLED
     else:
         pulled = window.rate * float(np.linalg.norm((decays * weights)[decayed]))
-        # What decay took is part of the update; what is left of it is the gradient's, at least their difference.
-        moved = abs(float(np.linalg.norm(updates[decayed])) - pulled)
-    shrunk = float(np.linalg.norm(weights[decayed]) / max(np.linalg.norm(first[decayed]), 1e-30))
-    if shrunk > SHRUNK or pulled <= OUTWEIGHS * moved:
+        against, limit = float(np.linalg.norm(updates[decayed])), DECOUPLED
+    if pulled <= limit * against or (limit == COUPLED and shrunk > SHRUNK):
         return None
+    what = "the gradient" if limit == COUPLED else "the whole step"
     return symptom.explained(
-        f". Weight decay pulls by {pulled:.3g}, the gradient by {moved:.3g}, and the weights have shrunk to {shrunk:.0%} of their"
-        " norm before",
+        f". Weight decay pulls by {pulled:.3g}, where {what} is {against:.3g}; weights have {shrunk:.0%} of their norm before",
         evidence={
-            "pull of the decay over that of the gradient": {
-                "value": pulled / moved if moved > 0 else math.inf,
-                "threshold": OUTWEIGHS,
+            f"pull of the decay over {what}": {
+                "value": pulled / against if against > 0 else math.inf,
+                "threshold": limit,
             },
             "norm of the weights over that before": {"value": shrunk, "threshold": SHRUNK},
         },
@@ -53,11 +54,15 @@ def outweighs(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | Non
 
 
 def lower_decay(window: Window, attempt: int) -> Cure:
-    """Lower the decay."""
+    """Lower the decay, to where it takes a weight down over the whole run rather than over some steps."""
     most = max((place.weight_decay for place in window.places), default=0.0)
+    factor = 0.03
+    if not all(place.couples for place in window.places if place.weight_decay > 0) and window.rate * most > 0:
+        factor = min(0.1, 1 / (window.rate * most * (window.total or 10 * window.step)))
     return Cure(
-        f"Lower the weight decay, for example to {most / 10:.3g}.",
-        code=f"for g in optimizer.param_groups: g['weight_decay'] = {most / 10:.3g}",
+        f"Lower the weight decay from {most:.3g} by a factor of {factor:.3g}.",
+        decay_factor=factor,
+        code=f"watch.change(decay_factor={factor:.3g})",
     )
 
 
@@ -67,6 +72,7 @@ weight_decay_too_high = Cause(
     rank=14,
     symptoms=("stagnant",),
     question=outweighs,
+    early=51,
     cure=lower_decay,
     explains=("nothing-to-learn", "learning-rate-too-low", "vanishing-gradient"),
 )

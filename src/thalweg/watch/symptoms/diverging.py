@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import islice
 
-from thalweg.watch.symptom import Symptom
-from thalweg.watch.window import MIN_LOSSES, Window
+from thalweg.watch.symptom import FIRST_STEPS, Symptom
+from thalweg.watch.window import FIRST, MIN_LOSSES, Window
 
 GROWTH = 2.0  # times the best smoothed loss: more is abnormal
 SUSTAINED = 8  # abnormal steps among the last ten
 NOISE = 5 * 0.23  # five standard deviations of the smoothed loss, each 0.23 of a single loss's
 FAR, FAR_STEPS = 100.0, 3  # losses beyond FAR times the start, so many in a row, are diagnosed at once
+JUMP, SEVERAL = 1.5, 3  # times the start and all losses later, in so many of the first steps in a row
+ENOUGH = 8  # examples of a batch whose loss is compared with the first one's
 EXPLODED = 1e6  # times the initial loss within the first steps, at once: two more such steps would overflow
 
 
@@ -23,6 +25,8 @@ def diverging(window: Window) -> Symptom | None:
     start = window.start
     if start is None or not window.is_finite:
         return None
+    if window.step == FIRST and (jumped := _jumped(window)) is not None:
+        return jumped
     exploded = _exploded(window)
     least = _least(window, start)
     if min(window.smoothed, window.loss) <= least and not exploded:
@@ -42,6 +46,26 @@ def diverging(window: Window) -> Symptom | None:
             "learning_rate": {"value": window.rate},
         },
         severity="critical",
+    )
+
+
+def _jumped(window: Window) -> Symptom | None:
+    """See losses that jumped in the first steps, several in a row, above all those of the steps after; of very few examples
+    single ones always do."""
+    losses = window.first_losses
+    if window.examples < ENOUGH or len(losses) < FIRST:
+        return None
+    start = max(losses[0], window.initial_loss or 0.0)
+    limit = JUMP * max(start, *losses[FIRST // 2 :])
+    in_a_row = [losses[begin : begin + SEVERAL] for begin in range(1, FIRST // 2 - SEVERAL + 1)]
+    if start <= 0 or not any(min(several) > limit for several in in_a_row):
+        return None
+    return Symptom(
+        name="diverging",
+        step=window.step,
+        since=1,
+        text=f"in the first steps the loss jumped to {max(losses) / start:.3g} times that at the start",
+        evidence={FIRST_STEPS: {"value": max(losses) / start, "threshold": JUMP}},
     )
 
 

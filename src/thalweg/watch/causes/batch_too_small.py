@@ -1,0 +1,59 @@
+"""Does the noise of few examples drown the slope?"""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, median, pstdev
+
+from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.watch.cause import Cause
+from thalweg.watch.probe import Probe
+from thalweg.watch.symptom import Symptom
+from thalweg.watch.window import Window
+
+FEW = 8  # examples: the noise of a gradient falls with their root
+NOISY = 0.3  # standard deviation of the loss over its mean, from batch to batch
+TRIES = 3  # steps whose length was tried on the next batch
+HARM = 2.0  # multiple of a step that is best for the next batch: more, and steps help others
+
+
+def drowns(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
+    """Diagnose a loss that stands at batches of very few examples, where it varies widely from batch to batch and steps do not
+    help the next batch."""
+    if not 0 < window.examples < FEW or len(window.losses) < 16:
+        return None
+    losses = list(window.losses)
+    spread = pstdev(losses) / abs(fmean(losses)) if fmean(losses) else math.inf
+    lengths = [multiple for _, multiple in window.lengths][-TRIES:]
+    if spread < NOISY or not lengths or median(lengths) > HARM:
+        return None
+    return symptom.explained(
+        f". Each step sees {window.examples} examples, and the loss varies by {spread:.0%} from batch to batch: their noise"
+        " drowns the slope",
+        evidence={
+            "examples of a batch": {"value": window.examples, "threshold": FEW},
+            "standard deviation of the loss over its mean": {"value": spread, "threshold": NOISY},
+        },
+    )
+
+
+def average_more(window: Window, attempt: int) -> Cure:
+    """Lower the noise: with more examples a step, or shorter steps where that cannot be changed from here."""
+    count = max(2, math.ceil(32 / max(1, window.examples)))
+    return Cure(
+        f"Take larger batches, or add up the gradients of {count} batches before each step; here the learning rate is lowered"
+        f" from {window.rate:.3g} by a factor of 0.3, which averages over more steps.",
+        rate_factor=0.3,
+        code=f"if (number + 1) % {count} == 0: optimizer.step(); optimizer.zero_grad()  # and (loss / {count}).backward()",
+    )
+
+
+batch_too_small = Cause(
+    name="batch-too-small",
+    meaning="steps follow the noise of very few examples more than the slope",
+    rank=19,
+    symptoms=("stagnant", "oscillating"),
+    question=drowns,
+    cure=average_more,
+    explains=("nothing-to-learn", "learning-rate-too-low", "dead-units"),
+)
