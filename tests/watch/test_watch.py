@@ -585,3 +585,31 @@ def test_small_targets_are_no_exploding_gradient():
             optimizer.zero_grad()
             watch.step(loss, closure=lambda rows=rows, y=y: F.mse_loss(model(x[rows]), y))
     assert "exploding-gradient" not in {each.name for each in watch.diagnoses}
+
+
+@pytest.mark.parametrize(("jumps", "name"), [(True, "stale-second-moment"), (False, "learning-rate-too-high")])
+def test_gradients_that_grew_are_told_from_steps_that_were_too_long(jumps, name):
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.9999))
+    x, y = data()
+    generator = torch.Generator().manual_seed(1)
+    with tw.Watch(model, optimizer) as watch:
+        for step in range(140):
+            rows = torch.randint(len(x), (32,), generator=generator)
+            scale = 1000.0 if jumps and step >= 80 else 1.0
+            if not jumps and step == 80:
+                optimizer.param_groups[0]["lr"] = 3.0
+
+            def closure(rows=rows, scale=scale):
+                return scale * F.cross_entropy(model(x[rows]), y[rows])
+
+            loss = closure()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found = [each for each in watch.step(loss, closure=closure) if each.symptom == "diverging"]
+            if found:
+                break
+        assert found[0].name == name
+        watch.apply(found[0])
+        assert bool(optimizer.state) != (name == "stale-second-moment")

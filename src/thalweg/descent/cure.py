@@ -29,6 +29,7 @@ MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
 LOOKS_TRAINED = (
     "No layer was started anew: the network's weights look trained, and what they have learnt would be lost."
 )
+YOUNG = 20  # steps after which weights that look trained have learnt something
 RESTART_SEED = 7919  # tells the random numbers of layers started anew from a run's others
 STILL = 1e-6  # of the weights' norm: a move of less changes no loss by much
 MOST_BAD_BATCHES = 10  # likewise, of batches that hold NaN or infinity: a few such rows hit three in a row by chance
@@ -57,13 +58,20 @@ def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diag
     """Give a diagnosis whose cure can be applied here: what goes back for a warm-up, or to start layers anew, only where there is
     a snapshot, and layers only where the network does not look trained."""
     cure = found.cure
-    if cure is None or not (cure.restart or cure.warmup):
+    if cure is None or not (cure.restart or cure.warmup) or cure.forget:
         return found
-    if cure.restart and descent.snapshot is not None and look_trained(descent.model):
+    if cure.restart and descent.snapshot is not None and _has_learnt(descent):
         recorder.event(descent.step, "note", LOOKS_TRAINED)
     elif descent.snapshot is not None:
         return found
     return replace(found, cure=replace(cure, rollback=False, restart=()))
+
+
+def _has_learnt(descent: Descent) -> bool:
+    """Tell whether the snapshot's weights hold what somebody would miss: a network that began trained, or has been since."""
+    assert descent.snapshot is not None
+    is_old = descent.snapshot["loop"]["step"] > YOUNG and look_trained(descent.model)
+    return descent.monitor.window.began_trained or is_old
 
 
 def _undoes(descent: Descent, cure: Cure | None) -> bool:
@@ -154,9 +162,13 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     descent.change(descent.changes.with_cure(found.cure, descent.snapshot["loop"]["step"], descent.total_steps))
     draw = descent.last_draw
     _restore_snapshot(descent, recorder)
+    if found.cure.forget:
+        forget(descent.optimizer, descent.model.modules())
+        descent.take_snapshot()
     restarted = _restart(descent, recorder, found.cure, draw, step) if draw is not None else ()
     changes = descent.changes
     settings = f"with a rate of {descent.plan.learning_rate * changes.rate_factor:.3g}"
+    settings += ", running means begun anew" if found.cure.forget else ""
     settings += f", reached over {found.cure.warmup} steps" if found.cure.warmup else ""
     settings += "" if changes.clip_norm is None else f" and gradients clipped at {changes.clip_norm:.3g}"
     settings += f", and with {', '.join(restarted)} started anew" if restarted else ""

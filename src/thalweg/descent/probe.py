@@ -25,7 +25,7 @@ from thalweg.sampling.sources import to_device
 from thalweg.watch.lost_terms import gradients_text
 from thalweg.watch.probe import ExampleLosses, FixedAnswer, NotMeasuredError, Probe, along, root_mean_square
 from thalweg.watch.replay import Batch, Replay
-from thalweg.watch.step_recorder import is_measured
+from thalweg.watch.step_recorder import is_measured, second_moment_memory
 
 
 class DescentProbe(Probe):
@@ -127,7 +127,19 @@ class DescentProbe(Probe):
         """Give it on the first part of the step's examples."""
         part = self._draw().parts[0]
         with untouched(self.descent), self._at_snapshot():
-            return root_mean_square(self._output(part))
+            found = self._output(part)
+        return root_mean_square(found[0] if isinstance(found, tuple) else found)
+
+    def second_moment_memory(self) -> float:
+        """Give that of the plan's rule."""
+        return second_moment_memory(self.descent.optimizer)
+
+    def gradient_at_snapshot(self) -> float:
+        """Give it, of all parts of the step's batch."""
+        descent = self.descent
+        with untouched(descent), self._at_snapshot():
+            backward(descent, self._draw())
+            return math.sqrt(squared_norm(p.grad for p in descent.parameters))
 
     def normalisations(self) -> tuple[Normalisation, ...]:
         """Give what they are given on the first part of the step's examples."""

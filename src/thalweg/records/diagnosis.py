@@ -26,6 +26,7 @@ class Cure:
         warmup: raise the learning rate over so many steps from here on, in a line; 0: not.
         anneal: from here on the learning rate is at least this share of its highest, falling in a line to zero at the end of the
             run; 0: what the schedule gives.
+        forget: the optimiser begins anew with its running means.
         restart: names of layers that are started anew, so that each unit's signal has mean zero and variance one.
         code: what to write in a training loop of one's own, in one line; empty where there is no such line.
     """
@@ -38,6 +39,7 @@ class Cure:
     decay_factor: float = 1.0
     warmup: int = 0
     anneal: float = 0.0
+    forget: bool = False
     restart: tuple[str, ...] = ()
     code: str = ""
 
@@ -111,6 +113,7 @@ _CURE: Mapping[str, Kind] = {
     "action": text,
     "rollback": flag,
     "skip_batch": flag,
+    "forget": flag,
     "rate_factor": number,
     "clip_norm": optional(number),
     **dict.fromkeys(("decay_factor", "anneal"), number),

@@ -25,7 +25,7 @@ from thalweg.sampling.sources import leaves
 from thalweg.watch.lost_terms import gradients_text
 from thalweg.watch.probe import ExampleLosses, FixedAnswer, NotMeasuredError, Probe, along, root_mean_square
 from thalweg.watch.replay import Batch, Replay
-from thalweg.watch.step_recorder import StepRecorder
+from thalweg.watch.step_recorder import StepRecorder, second_moment_memory
 
 USUAL = 8  # batches whose examples' losses are kept, to compare with
 NEEDS_CLOSURE = "needs `closure=`, which recomputes the batch's loss"
@@ -188,6 +188,22 @@ class LoopProbe(Probe):
         finally:
             handle.remove()
         return root_mean_square(outputs[-1] if outputs else None)
+
+    def second_moment_memory(self) -> float:
+        """Give that of the optimiser."""
+        return second_moment_memory(self.recorder.optimizer)
+
+    def gradient_at_snapshot(self) -> float:
+        """Give it, of the closure."""
+        closure = self._closure()
+        trained = [parameter for parameter in self.recorder.parameters if parameter.requires_grad]
+        with self.unchanged(), self._at_snapshot(), torch.enable_grad():
+            loss = closure()
+            loss = sum(loss.values()) if isinstance(loss, Mapping) else loss
+            if not isinstance(loss, Tensor) or not loss.requires_grad:
+                raise NotMeasuredError("a closure that gives a loss with a gradient")
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        return math.sqrt(math.fsum(float(g.to_dense().double().norm()) ** 2 for g in gradients if g is not None))
 
     def normalisations(self) -> tuple[Normalisation, ...]:
         """Give what they are given on this batch."""

@@ -218,10 +218,9 @@ class Monitor:
             cause = causes[diagnosis.name]
             if diagnosis.cure is None and cause.cure is not None:
                 diagnosis = replace(diagnosis, cure=self._cure(cause, figures.step))
-            if diagnosis.cure is not None and diagnosis.cure.restart and diagnosis.name in self.noted_at:
-                diagnosis = replace(
-                    diagnosis, cure=replace(diagnosis.cure, rollback=False, restart=())
-                )  # once is enough
+            if _begins_anew(diagnosis.cure) and diagnosis.cure is not None and diagnosis.name in self.noted_at:
+                once = replace(diagnosis.cure, rollback=False, restart=(), forget=False, warmup=0)
+                diagnosis = replace(diagnosis, cure=once)
             if intervenes(diagnosis.cure):
                 if not changed:
                     self._count(diagnosis, figures.step)
@@ -244,8 +243,8 @@ class Monitor:
 
     def _count(self, diagnosis: Diagnosis, step: int) -> None:
         cure = diagnosis.cure
-        skips = cure is not None and (cure.skip_batch or bool(cure.restart))  # that says nothing about the rate
-        if cure is not None and cure.restart:
+        skips = cure is not None and cure.skip_batch  # a bad batch says nothing about the rate
+        if _begins_anew(cure):
             self.noted_at[diagnosis.name] = step
             return
         self.attempts = self._attempts_at(step) + (0 if skips else 1)
@@ -349,6 +348,11 @@ class Monitor:
 def _early(step: int) -> Symptom:
     """Give what is asked about in the first steps, whatever the loss does: faults that slow learning without stopping it."""
     return Symptom("stagnant", step, 1, "a part of the network cannot learn")
+
+
+def _begins_anew(cure: Cure | None) -> bool:
+    """Tell whether a cure lets layers or the optimiser begin anew, which is tried once for a cause."""
+    return cure is not None and (bool(cure.restart) or cure.forget)
 
 
 def intervenes(cure: Cure | None) -> bool:

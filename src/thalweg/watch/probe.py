@@ -12,6 +12,7 @@ from torch import Tensor
 from thalweg.errors import ThalwegError, error_text
 from thalweg.landscape.normalisation import Normalisation
 from thalweg.landscape.unit_activity import Layer
+from thalweg.sampling.sources import leaves
 from thalweg.watch.replay import Batch, Replay
 
 
@@ -99,6 +100,14 @@ class Probe:
         """Give the root mean square of the model's output on the batch, at the last snapshot's weights."""
         raise NotMeasuredError("the size of the outputs")
 
+    def second_moment_memory(self) -> float:
+        """Give over how many steps the rule averages squared gradients; 0 where it does not."""
+        raise NotMeasuredError("the rule's running means")
+
+    def gradient_at_snapshot(self) -> float:
+        """Give the norm of the gradient of the step's batch at the last snapshot's weights."""
+        raise NotMeasuredError("the gradient at weights from before")
+
     def normalisations(self) -> tuple[Normalisation, ...]:
         """Give what normalisations and attentions are given on the batch."""
         raise NotMeasuredError("what normalisations are given")
@@ -121,7 +130,8 @@ class Probe:
 
 
 def root_mean_square(output: object) -> float:
-    """Give it of a tensor. Raises NotMeasuredError for anything else."""
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        raise NotMeasuredError("a model that gives one tensor")
-    return float(output.detach().double().square().mean().sqrt())
+    """Give it of a tensor, or of all tensors of real numbers in a nest. Raises NotMeasuredError where there are none."""
+    real = [one.detach().double().flatten() for one in leaves(output) if one.is_floating_point() and one.numel()]
+    if not real:
+        raise NotMeasuredError("a model that gives a tensor of real numbers")
+    return float(torch.cat(real).square().mean().sqrt())

@@ -52,6 +52,15 @@ def frozen_share(model: nn.Module) -> float:
     return sum(size for size, wants in sizes if not wants) / max(1, sum(size for size, _ in sizes))
 
 
+def second_moment_memory(optimizer: torch.optim.Optimizer) -> float:
+    """Give over how many steps an optimiser averages squared gradients, 1 / (1 - beta2); 0 where it keeps no such mean."""
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    betas = group.get("betas")
+    beta2 = betas[1] if isinstance(betas, tuple | list) and len(betas) > 1 else group.get("beta2")
+    keeps = any("exp_avg_sq" in state for state in optimizer.state.values())
+    return 1 / (1 - float(beta2)) if keeps and beta2 is not None and float(beta2) < 1 else 0.0
+
+
 class Snapshot(NamedTuple):
     """Weights and buffers, and the optimiser's state."""
 

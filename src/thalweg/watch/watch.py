@@ -25,6 +25,7 @@ from thalweg.watch.step_recorder import StepRecorder
 Action = Literal["report", "warn", "raise"]
 ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
+YOUNG = 20  # steps after which weights that look trained have learnt something
 NEEDS_BATCH = "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
 SAME_STEPS = 100  # in which a diagnosis is not given again where nothing was done about it
 TELLING = 8  # examples of the first batch from which on its loss says where the training starts
@@ -79,6 +80,7 @@ class Watch:
         self._losses = list[float]()  # since the last step
         self._sizes = list[int]()  # of their batches
         self._terms = list[Mapping[str, float]]()  # of each
+        self._snapshot_at = 0
         if snapshot_every:
             self._take_snapshot()
         self.diagnoses: list[Diagnosis] = []
@@ -156,15 +158,23 @@ class Watch:
         if cure.skip_batch:
             self._leave_out()
         else:
-            if cure.restart and self._recorder is not None and look_trained(self._recorder.model):
+            if cure.restart and self._has_learnt():
                 return
             if cure.restart and self._probe.closure is None:
                 raise ArgumentError(NEEDS_BATCH)
             if cure.rollback:
                 self.go_back()
+            if cure.forget and self._recorder is not None:
+                forget(self._recorder.optimizer, self._recorder.model.modules())
             if cure.restart:
                 self.restart(cure.restart)
             self._apply(cure)
+
+    def _has_learnt(self) -> bool:
+        """Tell whether the weights to go back to hold what somebody would miss."""
+        recorder = self._recorder
+        is_old = recorder is not None and self._snapshot_at > YOUNG and look_trained(recorder.model)
+        return self._monitor.window.began_trained or is_old
 
     def _leave_out(self) -> None:
         """Undo a step whose gradient was not finite, where the optimiser took it, and let it take no such step any more."""
@@ -296,6 +306,7 @@ class Watch:
 
     def _take_snapshot(self) -> None:
         assert self._recorder is not None
+        self._snapshot_at = self._recorder.count
         self._recorder.take_snapshot()
         self._monitor.mark()
 

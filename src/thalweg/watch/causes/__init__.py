@@ -32,6 +32,7 @@ from thalweg.watch.causes.nothing_to_learn import nothing_to_learn
 from thalweg.watch.causes.overfitting import overfitting
 from thalweg.watch.causes.saturated_units import saturated_units
 from thalweg.watch.causes.schedule_ended_early import schedule_ended_early
+from thalweg.watch.causes.stale_second_moment import stale_second_moment
 from thalweg.watch.causes.summed_loss import summed_loss
 from thalweg.watch.causes.train_validation_leak import train_validation_leak
 from thalweg.watch.causes.unfittable_batch import unfittable_batch
@@ -63,6 +64,7 @@ CAUSES: dict[str, Cause] = {
     "overfitting": overfitting,
     "saturated-units": saturated_units,
     "schedule-ended-early": schedule_ended_early,
+    "stale-second-moment": stale_second_moment,
     "summed-loss": summed_loss,
     "train-validation-leak": train_validation_leak,
     "unfittable-batch": unfittable_batch,

@@ -34,7 +34,7 @@ def is_unstable(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | N
                 f" them by {format_number(turned)} times their norm",
                 evidence={f"step over weights of {found.before}": {"value": turned, "threshold": TURNS}},
                 cure=restart(
-                    [each.before for each in seen if (_turned(each, window) or 0.0) > TURNS],
+                    [each.before for each in seen if _turned(each, window) is not None],
                     "A warm-up of the learning rate helps too.",
                 ),
             )
