@@ -14,6 +14,8 @@ from thalweg.descent.gradient import compute_gradient
 from thalweg.descent.loop import take_step
 from thalweg.descent.probe import DescentProbe
 from thalweg.records.step_figures import StepFigures
+from thalweg.see.advice import next_steps
+from thalweg.see.events import event_sentences
 from thalweg.watch.probe import NotMeasuredError
 
 
@@ -255,6 +257,8 @@ def test_a_run_whose_layers_were_started_anew_learns_and_goes_on_bit_for_bit(tmp
     whole = tw.train(classes(model=dead_network), made)
     assert [found.name for found in whole.diagnoses] == ["dead-units"]
     assert "started anew" in next(event.message for event in whole.events if event.kind == "rollback")
+    assert any("3 started anew" in sentence for _, sentence in event_sentences(whole))
+    assert "fan-in" in next_steps(whole)[0]
     assert (
         whole.metrics["loss"] < 0.8 * tw.train(classes(model=dead_network), made.replace(watch=False)).metrics["loss"]
     )
@@ -289,3 +293,17 @@ def test_layers_that_cannot_learn_end_no_run_with_or_without_snapshots_under_any
     assert "dead-units" in {found.name for found in run.diagnoses}
     assert (sum(event.kind == "rollback" for event in run.events) > 0) == (every > 0)
     assert math.isfinite(run.metrics["loss"])
+
+
+def test_what_cures_have_changed_is_advised_for_the_next_plan() -> None:
+    ended = tw.Plan(
+        rule="adamw",
+        learning_rate=1e-2,
+        batch_size=16,
+        steps=300,
+        schedule=tw.schedule.linear(total=30),
+        weight_decay=0.0,
+    )
+    assert any("Let it last" in each for each in next_steps(tw.train(classes(), ended)))
+    decays = plan(rule="adamw", steps=150, weight_decay=30.0)
+    assert any("weight_decay=" in each for each in next_steps(tw.train(classes(), decays)))

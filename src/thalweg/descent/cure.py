@@ -173,7 +173,9 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     settings += "" if changes.clip_norm is None else f" and gradients clipped at {changes.clip_norm:.3g}"
     settings += f", and with {', '.join(restarted)} started anew" if restarted else ""
     message = f"Went back from step {step:,} to step {descent.step:,}, {settings}."
-    recorder.event(descent.step, "rollback", message, {"from": step, "to": descent.step, **changes.to_dict()})
+    anew = {**({"restarted": list(restarted)} if restarted else {}), **({"forgot": True} if found.cure.forget else {})}
+    data = {"from": step, "to": descent.step, **changes.to_dict(), **anew}
+    recorder.event(descent.step, "rollback", message, data)
 
 
 def _restart(descent: Descent, recorder: Recorder, cure: Cure, draw: Draw, step: int) -> tuple[str, ...]:

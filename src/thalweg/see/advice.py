@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from thalweg import rules
+from thalweg.errors import few
 from thalweg.formatting import capitalized, format_count, format_number, format_share, is_share, printable
 from thalweg.records.run import Run
 from thalweg.see import longer_run, run_text
@@ -40,6 +41,8 @@ def next_steps(run: Run, *, repeat_diagnoses: bool = True) -> list[str]:
         *faults_before,
         *faults_after,
         *_changed_rate(run, history),
+        *_begun_anew(run),
+        *_other_changes(run, history),
         *_skipped_batches(run),
         *_not_a_number(history),
     ]
@@ -133,6 +136,44 @@ def _changed_rate(run: Run, history: FinishedHistory) -> list[str]:
     return [
         f"{went}. What barely holds is too high for the best result. Plan anew around a third of it: {third}.{clipped}"
     ]
+
+
+def _begun_anew(run: Run) -> list[str]:
+    """Advise to start layers in the model as the watch did, and a rule's memory that follows."""
+    restarted = [name for event in run.events if event.kind == "rollback" for name in event.data.get("restarted", ())]
+    said: list[str] = []
+    if restarted:
+        names = few([printable(name) for name in dict.fromkeys(restarted)])
+        said.append(
+            f"Layers that could not learn ({names}) were started anew on the way. Start them so in the model: their weights by"
+            " fan-in for the activation after them, and biases at zero."
+        )
+    if any(event.data.get("forgot") for event in run.events):
+        how = _how_to_set("constants.beta2", "0.95")
+        said.append(f"Gradients changed faster than the optimiser's memory of them. A shorter one follows: {how}.")
+    return said
+
+
+def _other_changes(run: Run, history: FinishedHistory) -> list[str]:
+    """Advise the weight decay, the warm-up and the schedule that a run was brought to."""
+    cures = run.summary.get("cures") or {}
+    if history.status == "diverged":
+        return []
+    said: list[str] = []
+    decay = run.plan.weight_decay
+    if cures.get("decay_factor", 1.0) != 1.0 and decay is not None:
+        how = _how_to_set("weight_decay", f"{decay * cures['decay_factor']:.3g}")
+        said.append(f"The weight decay of {format_number(decay)} was too high for this descent and was lowered: {how}.")
+    if cures.get("warmup"):
+        said.append(
+            f"The first steps went too far at the full rate, and were taken again with a warm-up. Plan one of"
+            f" {cures['warmup'][1]:,} steps in the schedule."
+        )
+    if cures.get("anneal"):
+        said.append(
+            "The schedule ended long before the run, and the rate was raised again. Let it last as long as the run."
+        )
+    return said
 
 
 def _skipped_batches(run: Run) -> list[str]:

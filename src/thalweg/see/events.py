@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from thalweg.errors import few
 from thalweg.formatting import capitalized, format_fraction, format_number, group_digits, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.history import Event
@@ -59,7 +60,15 @@ def _changes(run: Run, event: Event) -> str:
         )
     if clip is not None and math.isfinite(clip):
         changed.append(f"gradients clipped at {format_number(float(clip))}")
-    return f", with {' and '.join(changed)}" if changed else ""
+    if restarted := event.data.get("restarted"):
+        changed.append(f"{few([printable(name) for name in restarted])} started anew")
+    if event.data.get("forgot"):
+        changed.append("the optimiser's running means begun anew")
+    if (decay := event.data.get("decay_factor", 1.0)) != 1.0:
+        changed.append(f"{format_fraction(decay)} the planned weight decay")
+    if warmup := event.data.get("warmup"):
+        changed.append(f"the rate rising over {warmup[1]:,} steps")
+    return f", with {', '.join(changed[:-1])}{' and ' if changed[1:] else ''}{changed[-1]}" if changed else ""
 
 
 def treatments(run: Run) -> list[tuple[Diagnosis, str]]:

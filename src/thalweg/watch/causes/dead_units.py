@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from thalweg.formatting import format_count
 from thalweg.landscape.unit_activity import Layer
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.watch.cause import Cause
@@ -25,7 +26,7 @@ def are_off(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     if not layers:
         return None
     worst = max(layers, key=lambda layer: layer.dead / layer.units)
-    more = f", and {len(layers) - 1} more layers are like it" if len(layers) > 1 else ""
+    more = f"; so it is in {format_count(len(layers) - 1, 'more layer')}" if len(layers) > 1 else ""
     return symptom.explained(
         f". Of the {worst.units} units of {worst.kind} after {worst.name}, {worst.dead} gave nothing on any of {worst.examples}"
         f" examples{more}: no gradient passes a unit that is off",
