@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -51,6 +51,14 @@ class DescentProbe(Probe):
         """After a step was accepted, keep what the next one will be asked for."""
         descent = self.descent
         descent.earlier = self.before if descent.monitor.tries(descent.step) else None
+
+    @contextmanager
+    def measuring(self) -> Generator[None]:
+        """Within, the user's objects are looked at once for several measurements."""
+        with ExitStack() as stack:
+            with suppress(NotMeasuredError):  # each measurement says so itself
+                stack.enter_context(untouched(self.descent))
+            yield
 
     def batch(self) -> Batch:
         """Give the examples of the step, and its position in the data."""

@@ -129,6 +129,7 @@ class Descent:
         self.last_draw: Draw | None = None
         self.terms: dict[str, float] = {}
         self.earlier: list[Tensor] | None = None
+        self.is_untouched = False  # within `untouched`
         self.best_validation: dict[str, Any] | None = None
         self.best_weights: BestWeights | None = None
         self.validations_since_best = 0

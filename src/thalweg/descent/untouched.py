@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -23,24 +23,30 @@ def untouched(descent: Descent) -> Generator[None]:
     """Within, the model may be called and gradients taken; its buffers, weights that it moves itself, gradients and the user's
     objects are as before afterwards. Random numbers are those of the step; each step seeds its own.
 
+    Within another one the user's objects are put back by that: comparing them takes a while.
+
     Raises NotMeasuredError where something that the code carries could not be put back, such as a place in an iterator: to
     call it would change the run.
     """
     gradients = [(parameter, parameter.grad) for parameter in descent.model.parameters()]
-    terms = descent.terms
-    with (
-        rng_lock,
-        torch.compiler.set_stance("force_eager"),  # hooks, and gradients that are off, would have it compiled anew
-        descent.objects.unchanged(*STEPPING),
-        put_back(descent.model, descent.moving),
-        buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
-    ):
-        for path in descent.objects.problems:
-            raise NotMeasuredError(f"the step once more would change `{path}` for good")
-        seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
-        try:
-            yield
-        finally:
-            descent.terms = terms
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
+    terms, is_inner = descent.terms, descent.is_untouched
+    descent.is_untouched = True
+    try:
+        with (
+            rng_lock,
+            torch.compiler.set_stance("force_eager"),  # hooks, and gradients that are off, would have it compiled anew
+            nullcontext() if is_inner else descent.objects.unchanged(*STEPPING),
+            put_back(descent.model, descent.moving),
+            buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
+        ):
+            for path in descent.objects.problems:
+                raise NotMeasuredError(f"the step once more would change `{path}` for good")
+            seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
+            try:
+                yield
+            finally:
+                descent.terms = terms
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
+    finally:
+        descent.is_untouched = is_inner

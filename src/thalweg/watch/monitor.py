@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -105,7 +106,8 @@ class Monitor:
         if self.recovering and (still := self._still_overshoots(probe)) is not None:
             found += self._explained(still, probe)
         if figures.step in EARLY:
-            found += self._explained(_early(figures.step), probe, early=figures.step)
+            with probe.measuring():
+                found += self._explained(_early(figures.step), probe, early=figures.step)
         for look in SYMPTOMS if not found else ():
             symptom = look(window)
             if symptom is None or symptom.name in self.dismissed or not self._is_due(symptom):
@@ -177,12 +179,10 @@ class Monitor:
         window = self.window
         if not (window.is_finite and window.is_steady):
             return
-        try:
+        with probe.measuring(), suppress(NotMeasuredError):
             window.lengths.append((step, best_multiple(probe.others_along())))
             if not 0 < window.examples < FEWEST:
                 window.fixed_answers.append(probe.fixed_answer().loss)
-        except NotMeasuredError:
-            return
 
     def _still_overshoots(self, probe: Probe) -> Symptom | None:
         """See, in the first steps after the rate was lowered, a step far beyond the longest that lowers the loss of its batch.
