@@ -198,7 +198,9 @@ def test_code_that_refuses_far_weights_or_takes_gradients_itself_ends_no_run() -
             self.mean, self.scale, self.decode = nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(2, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            normal = torch.distributions.Normal(self.mean(x), self.scale(x).exp())  # refuses a scale of zero
+            normal = torch.distributions.Normal(  # refuses a scale of zero
+                self.mean(x), self.scale(x).exp(), validate_args=True
+            )
             return self.decode(normal.rsample())
 
     def sharpness_aware(model: nn.Module, batch: Tensor) -> Tensor:

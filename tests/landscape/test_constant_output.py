@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from thalweg.landscape.constant_output import constant_output_loss
+from thalweg.landscape.constant_output import constant_output_loss, zero_output_loss
 
 
 def test_for_a_distance_it_is_the_variance_of_what_is_said_around_its_mean():
@@ -39,3 +39,17 @@ def test_an_output_of_another_kind_has_none_and_no_hook_is_left():
     with pytest.raises(ValueError, match="no"):
         constant_output_loss(model, fails)
     assert not model._forward_hooks
+
+
+def test_zeros_as_the_output_keep_its_gradient_and_hide_what_is_not_finite():
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, float("inf"))
+    seen = []
+
+    def call():
+        output = model(torch.ones(4, 1))
+        seen.append(output.requires_grad)
+        return float((output - 2.0).square().mean().detach())
+
+    assert zero_output_loss(model, call) == 4.0
+    assert seen == [True]

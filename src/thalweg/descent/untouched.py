@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -16,6 +17,14 @@ from thalweg.landscape.put_back import buffers_put_back
 from thalweg.sampling import mix
 from thalweg.sampling.sources import seed_all
 from thalweg.watch.probe import NotMeasuredError
+
+
+def _without_compiling() -> AbstractContextManager[object]:
+    """Within, what was compiled runs as it was written: hooks, and gradients that are off, would have it compiled anew.
+
+    Where nothing was, the compiler is not even loaded: that takes a second.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
@@ -34,7 +43,7 @@ def untouched(descent: Descent) -> Generator[None]:
     try:
         with (
             rng_lock,
-            torch.compiler.set_stance("force_eager"),  # hooks, and gradients that are off, would have it compiled anew
+            _without_compiling(),
             nullcontext() if is_inner else descent.objects.unchanged(*STEPPING),
             put_back(descent.model, descent.moving),
             buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),

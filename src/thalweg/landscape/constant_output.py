@@ -31,7 +31,7 @@ def constant_output_loss(model: nn.Module, call: Callable[[], float]) -> float |
 
 def zero_output_loss(model: nn.Module, call: Callable[[], float]) -> float | None:
     """Compute a loss with zeros as the model's output, likewise: what a network of usual size begins with, or near it."""
-    return _with_output(model, call, lambda output: output.new_zeros(output.shape))
+    return _with_output(model, call, lambda output: (0.0 * output).nan_to_num())
 
 
 def _with_output(model: nn.Module, call: Callable[[], float], change: Callable[[Tensor], Tensor]) -> float | None:
