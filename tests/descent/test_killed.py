@@ -156,7 +156,7 @@ def prove(nursery: Nursery, case: str, folder: Path, kills: int, seed: int) -> N
     survive(nursery, case, killed, total, kills, seed)
     compare(killed, whole)
     happened = {event.kind for event in tw.Run.open(whole).events}
-    expected = {"goes-back": "rollback", "left-out": "nonfinite", "patience": "early_stop"}.get(case)
+    expected = {"goes-back": "rollback", "left-out": "bad-data", "patience": "early_stop"}.get(case)
     assert expected is None or expected in happened
 
 
