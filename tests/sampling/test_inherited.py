@@ -1,5 +1,6 @@
 """A forked process reads files at places of its own, and takes no answers that are meant for its parent."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -161,3 +162,16 @@ def test_memory_that_a_child_would_share_is_seen(kind, tmp_path):
         return shares_memory() and len([lock, read, shared]) == 3
 
     assert in_child(work) == 0
+
+
+def test_shared_memory_that_nobody_holds_any_more_is_not_shared():
+    gc.collect()
+    gc.disable()
+    try:
+        cycle = [torch.ones(5000).share_memory_()]
+        cycle.append(cycle)
+        assert shares_memory()
+        del cycle
+        assert not shares_memory()
+    finally:
+        gc.enable()

@@ -7,6 +7,7 @@ child it is ended, so that code there connects anew or fails, instead of reading
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import stat
@@ -59,8 +60,15 @@ def shares_memory() -> bool:
     """Whether this process has memory that it would share with a child, so that what one of them writes the other reads.
 
     That are tensors after `share_memory_`, arrays mapped from a file for writing, values of `multiprocessing`. What SQLite maps
-    for itself does not count.
+    for itself does not count, nor what nobody holds any more but has not been freed yet.
     """
+    if not _maps_shared_memory():
+        return False
+    gc.collect()
+    return _maps_shared_memory()
+
+
+def _maps_shared_memory() -> bool:
     try:
         with open("/proc/self/maps") as file:
             lines = file.read().splitlines()
