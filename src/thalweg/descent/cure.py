@@ -14,7 +14,7 @@ from thalweg.descent.untouched import untouched
 from thalweg.errors import DivergedError, NonFiniteError
 from thalweg.formatting import capitalized
 from thalweg.landscape.restart import forget, restart_layers
-from thalweg.landscape.trained_weights import look_trained
+from thalweg.landscape.trained_weights import has_learnt
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw, mix
@@ -29,7 +29,6 @@ MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
 LOOKS_TRAINED = (
     "No layer was started anew: the network's weights look trained, and what they have learnt would be lost."
 )
-YOUNG = 20  # steps after which weights that look trained have learnt something
 RESTART_SEED = 7919  # tells the random numbers of layers started anew from a run's others
 STILL = 1e-6  # of the weights' norm: a move of less changes no loss by much
 MOST_BAD_BATCHES = 10  # likewise, of batches that hold NaN or infinity: a few such rows hit three in a row by chance
@@ -68,10 +67,9 @@ def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diag
 
 
 def _has_learnt(descent: Descent) -> bool:
-    """Tell whether the snapshot's weights hold what somebody would miss: a network that began trained, or has been since."""
+    """Tell whether the snapshot's weights hold what somebody would miss."""
     assert descent.snapshot is not None
-    is_old = descent.snapshot["loop"]["step"] > YOUNG and look_trained(descent.model)
-    return descent.monitor.window.began_trained or is_old
+    return has_learnt(descent.model, descent.monitor.window.began_trained, descent.snapshot["loop"]["step"])
 
 
 def _undoes(descent: Descent, cure: Cure | None) -> bool:

@@ -82,21 +82,12 @@ class DescentProbe(Probe):
         parameters, draw = self.descent.parameters, self._draw()
         if start is None or end is None or not len(start) == len(end) == len(parameters):
             raise NotMeasuredError("weights from before the step")
-        now = [parameter.detach().clone() for parameter in parameters]
 
-        def loss_at(multiple: float) -> float:
+        def loss() -> float:
             with untouched(self.descent):
-                try:
-                    with torch.no_grad():
-                        for parameter, one, two in zip(parameters, start, end, strict=True):
-                            parameter.copy_(torch.lerp(one, two, multiple) if multiple != 1.0 else two)
-                    return self._loss(draw)
-                finally:
-                    with torch.no_grad():
-                        for parameter, value in zip(parameters, now, strict=True):
-                            parameter.copy_(value)
+                return self._loss(draw)
 
-        return along(loss_at)
+        return along(parameters, start, end, loss)
 
     def unit_activity(self, *, at_snapshot: bool = False) -> tuple[Layer, ...]:
         """Give what the units do on the examples of the step."""

@@ -119,7 +119,7 @@ class Descent:
         self.loss_scale = LossScale(plan.precision)
         self.monitor = Monitor(places=self._places(), total=self.total_steps)
         self.monitor.window.frozen = frozen_share(self.model)
-        self.monitor.window.began_trained = look_trained(self.model)
+        self.monitor.window.began_trained = plan.watch and look_trained(self.model)
         self.monitor.window.finds_rate = self.optimizer.rule.finds_rate
         self.step = 0
         self.changes = Changes(clip_norm=plan.clip_norm)

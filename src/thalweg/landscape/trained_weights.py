@@ -15,6 +15,7 @@ LEAST = 8  # rows and columns: smaller matrices say little
 STANDS_OUT = 1.12  # times the largest singular value of independent entries; drawn ones have 0.82 to 1.05
 MANY = 0.3  # of a network's matrices
 MOST, LARGEST = 16, 1024  # matrices that are looked at, and rows and columns of each
+YOUNG = 20  # steps after which weights that look trained have learnt something
 ROUNDS = 30  # of the power iteration
 
 
@@ -28,6 +29,16 @@ def look_trained(model: nn.Module) -> bool:
     found = [stands_out(weight) for weight in matrices[:: max(1, len(matrices) // MOST)]]
     known = [each for each in found if each is not None]
     return bool(known) and sum(each > STANDS_OUT for each in known) > MANY * len(known)
+
+
+def has_learnt(model: nn.Module, began_trained: bool, step: int) -> bool:
+    """Tell whether a network's weights hold what somebody would miss: it began trained, or has been trained since.
+
+    Arguments:
+        began_trained: whether it looked trained at the start.
+        step: how many steps it had taken at the weights that are asked about: the first ones make drawn weights look trained too.
+    """
+    return began_trained or (step > YOUNG and look_trained(model))
 
 
 def stands_out(weight: Tensor) -> float | None:

@@ -23,7 +23,7 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.sampling import Draw
 from thalweg.sampling.sources import leaves
 from thalweg.watch.lost_terms import gradients_text
-from thalweg.watch.probe import ExampleLosses, FixedAnswer, NotMeasuredError, Probe, along, root_mean_square
+from thalweg.watch.probe import ExampleLosses, FixedAnswer, NotMeasuredError, Probe, along, root_mean_square, write
 from thalweg.watch.replay import Batch, Replay
 from thalweg.watch.step_recorder import StepRecorder, second_moment_memory
 
@@ -72,8 +72,10 @@ class LoopProbe(Probe):
     def loss_along(self) -> Callable[[float], float]:
         """Give the loss of the closure along the update."""
         self._closure()
-        before, now = self.recorder.before, [parameter.detach().clone() for parameter in self.recorder.parameters]
-        return super().loss_along() if before is None else self._along(before, now, now)
+        before, parameters = self.recorder.before, self.recorder.parameters
+        if before is None:
+            return super().loss_along()
+        return along(parameters, before, [parameter.detach().clone() for parameter in parameters], self._loss)
 
     def others_along(self) -> Callable[[float], float]:
         """Give the loss of the closure along the update of the step before."""
@@ -81,19 +83,7 @@ class LoopProbe(Probe):
         earlier, before = self.recorder.earlier, self.recorder.before
         if earlier is None or before is None or len(earlier) != len(before):
             return super().others_along()
-        return self._along(earlier, before, [parameter.detach().clone() for parameter in self.recorder.parameters])
-
-    def _along(self, start: Sequence[Tensor], end: Sequence[Tensor], now: Sequence[Tensor]) -> Callable[[float], float]:
-        parameters = self.recorder.parameters
-
-        def loss_at(multiple: float) -> float:
-            try:
-                _write(parameters, [torch.lerp(one, two, multiple) for one, two in zip(start, end, strict=True)])
-                return self._loss()
-            finally:
-                _write(parameters, now)
-
-        return along(loss_at)
+        return along(self.recorder.parameters, earlier, before, self._loss)
 
     def unit_activity(self, *, at_snapshot: bool = False) -> tuple[Layer, ...]:
         """Give what the units do on this batch."""
@@ -119,10 +109,10 @@ class LoopProbe(Probe):
             raise NotMeasuredError("weights from before the step, of which snapshots are off")
         now = [tensor.detach().clone() for tensor in held]
         try:
-            _write(held, snapshot.tensors)
+            write(held, snapshot.tensors)
             yield
         finally:
-            _write(held, now)
+            write(held, now)
 
     def example_losses(self) -> ExampleLosses:
         """Give what the loop gave as `per_example`; else what PyTorch's losses give, as called by the closure, at the weights of
@@ -132,14 +122,8 @@ class LoopProbe(Probe):
             usual = torch.cat([*self.usual]) if self.usual else self.per_example[:0]
             return ExampleLosses(self.per_example.cpu(), usual.cpu(), examples)
         closure, snapshot = self._closure(), self.recorder.snapshot
-        with self.unchanged():
-            now = [tensor.detach().clone() for tensor in self.recorder.held]
-            try:
-                if snapshot is not None:
-                    _write(self.recorder.held, snapshot.tensors)
-                losses = unreduced_losses(closure)
-            finally:
-                _write(self.recorder.held, now)
+        with self.unchanged(), self._at_snapshot() if snapshot is not None else nullcontext():
+            losses = unreduced_losses(closure)
         if losses is None:
             raise NotMeasuredError("needs `per_example=`, the loss of each example")
         return ExampleLosses(losses.cpu(), losses[:0].cpu(), examples if len(examples) == len(losses) else [])
@@ -226,17 +210,12 @@ class LoopProbe(Probe):
     def replay(self) -> Replay:
         """Give a replay of this one batch at the weights of the last snapshot, of which only the loss is known."""
         self._closure()
-        snapshot, held = self.recorder.snapshot, self.recorder.held
-        if snapshot is None:
+        if self.recorder.snapshot is None:
             return super().replay()
 
         def replay(batches: Sequence[Batch], change: Cure | None = None) -> list[StepFigures]:
-            now = [tensor.detach().clone() for tensor in held]
-            try:
-                _write(held, snapshot.tensors)
+            with self._at_snapshot():
                 return [StepFigures(self.recorder.count, self._loss(), math.nan, math.nan) for _ in batches]
-            finally:
-                _write(held, now)
 
         return replay
 
@@ -268,9 +247,3 @@ class LoopProbe(Probe):
         finally:
             for parameter, gradient in gradients:
                 parameter.grad = gradient
-
-
-def _write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for tensor, value in zip(tensors, values, strict=True):
-            tensor.copy_(value)

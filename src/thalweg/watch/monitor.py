@@ -34,7 +34,6 @@ FIRST_TRIES, TRY_EVERY = (
     200,
 )  # steps whose length is tried on the next batch
 RECOVERING = 4  # steps that are tried after the rate was lowered
-FEWEST = 8  # examples of a batch whose mean output is one answer for all
 OVERSHOOTS = 0.5  # times the step that already raise the loss
 MOST_RECOVERIES = 3  # attempts after which that is tried
 EARLY = (16, 51)  # steps at which causes that show themselves from the beginning are asked without a symptom
@@ -181,7 +180,7 @@ class Monitor:
             return
         with probe.measuring(), suppress(NotMeasuredError):
             window.lengths.append((step, best_multiple(probe.others_along())))
-            if not 0 < window.examples < FEWEST:
+            if not window.has_few_examples:
                 window.fixed_answers.append(probe.fixed_answer().loss)
 
     def _still_overshoots(self, probe: Probe) -> Symptom | None:

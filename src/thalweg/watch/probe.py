@@ -40,29 +40,48 @@ class NotMeasuredError(Exception):
     """A measurement that cannot be made here; the message says what it would need."""
 
 
-def along(loss_at: Callable[[float], float]) -> Callable[[float], float]:
-    """Give a loss along an update that counts places where its code raises an error as infinitely high.
+def along(
+    parameters: Sequence[Tensor], start: Sequence[Tensor], end: Sequence[Tensor], loss: Callable[[], float]
+) -> Callable[[float], float]:
+    """Give a loss as a function of a multiple of an update: 0 is at its start, 1 at its end. Weights are as before afterwards.
 
     Far from the weights that are trained code may refuse what it is given: a distribution a scale of zero, a decomposition a
-    matrix that is not positive. That is no fault of the training, which never goes there.
+    matrix that is not positive. That is no fault of the training, which never goes there: such a place counts as infinitely high.
 
-    Raises NotMeasuredError where the code fails at the weights before the step, or memory runs out.
+    Arguments:
+        parameters: the weights, and `start` and `end` their values at both.
+        loss: computes it at the weights of the moment.
 
-    >>> along(lambda multiple: math.log(9 - multiple))(10)
-    inf
+    Raises NotMeasuredError where the code fails at the start, or memory runs out.
+
+    >>> weight = torch.zeros(1)
+    >>> loss_at = along([weight], [torch.tensor([9.0])], [torch.tensor([8.0])], lambda: math.log(weight))
+    >>> round(loss_at(8), 3), loss_at(10), weight.item()
+    (0.0, inf, 0.0)
     """
+    now = [parameter.detach().clone() for parameter in parameters]
 
-    def guarded(multiple: float) -> float:
+    def loss_at(multiple: float) -> float:
         try:
-            return loss_at(multiple)
+            write(parameters, [torch.lerp(one, two, multiple) for one, two in zip(start, end, strict=True)])
+            return loss()
         except (NotMeasuredError, ThalwegError):
             raise
         except Exception as error:
             if multiple == 0.0 or isinstance(error, MemoryError | torch.OutOfMemoryError):
                 raise NotMeasuredError(f"the loss once more, which failed: {error_text(error)}") from error
             return math.inf
+        finally:
+            write(parameters, now)
 
-    return guarded
+    return loss_at
+
+
+def write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors, without a trace in autograd."""
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
 
 
 class Probe:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from thalweg.errors import ArgumentError, DivergedError, NonFiniteError, nearest
 from thalweg.landscape.loss_terms import TOTAL, is_gradient_due
 from thalweg.landscape.restart import forget, restart_layers
-from thalweg.landscape.trained_weights import look_trained
+from thalweg.landscape.trained_weights import has_learnt, look_trained
 from thalweg.optim.optimizer import Optimizer
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
@@ -21,14 +21,13 @@ from thalweg.terminal import warn
 from thalweg.watch.loop_probe import LoopProbe
 from thalweg.watch.monitor import Monitor
 from thalweg.watch.step_recorder import StepRecorder
+from thalweg.watch.window import FEW_EXAMPLES
 
 Action = Literal["report", "warn", "raise"]
 ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
-YOUNG = 20  # steps after which weights that look trained have learnt something
 NEEDS_BATCH = "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
 SAME_STEPS = 100  # in which a diagnosis is not given again where nothing was done about it
-TELLING = 8  # examples of the first batch from which on its loss says where the training starts
 
 
 class Watch:
@@ -158,7 +157,8 @@ class Watch:
         if cure.skip_batch:
             self._leave_out()
         else:
-            if cure.restart and self._has_learnt():
+            recorder, began_trained = self._recorder, self._monitor.window.began_trained
+            if cure.restart and recorder and has_learnt(recorder.model, began_trained, self._snapshot_at):
                 return
             if cure.restart and self._probe.closure is None:
                 raise ArgumentError(NEEDS_BATCH)
@@ -169,12 +169,6 @@ class Watch:
             if cure.restart:
                 self.restart(cure.restart)
             self._apply(cure)
-
-    def _has_learnt(self) -> bool:
-        """Tell whether the weights to go back to hold what somebody would miss."""
-        recorder = self._recorder
-        is_old = recorder is not None and self._snapshot_at > YOUNG and look_trained(recorder.model)
-        return self._monitor.window.began_trained or is_old
 
     def _leave_out(self) -> None:
         """Undo a step whose gradient was not finite, where the optimiser took it, and let it take no such step any more."""
@@ -294,7 +288,7 @@ class Watch:
         self._terms.clear()
         if is_gradient_due(figures.step, len(figures.terms)) and math.isfinite(figures.loss):
             self.term_gradients = self._probe.term_gradients() or self.term_gradients
-        if monitor.window.count == 0 and monitor.window.initial_loss is None and self._probe.size >= TELLING:
+        if monitor.window.count == 0 and monitor.window.initial_loss is None and self._probe.size >= FEW_EXAMPLES:
             monitor.expect(figures.loss)
         if len(monitor.window.places) != len(recorder.parameters):
             window = monitor.window

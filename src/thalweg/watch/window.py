@@ -34,6 +34,7 @@ UPSET = 1.5  # times the loss at the start: more at a step is abnormal
 EASY = 0.5  # of the highest learning rate so far: with less the rate is no longer at its height
 ALIVE = 0.3  # of it: with more the rate is alive
 RESTING = 0.01  # of it: with less the descent stands still
+FEW_EXAMPLES = 8  # of a batch: with fewer, its loss, its mean output and its idle units say little of the others
 FIRST = 16  # steps in which a rate too high shows itself
 STEADY = 4  # steps for which it must not have risen, to be judged
 FRESH = 0.85  # of the loss of one fixed answer for all: what starts below that has learnt before
@@ -119,6 +120,21 @@ def mean_of(blocks: Sequence[Block]) -> tuple[float, float]:
     """Give the mean of the losses of some blocks, and its standard error by how they differ."""
     mean, deviation = _mean_and_deviation([block.loss for block in blocks])
     return mean, deviation / math.sqrt(max(1, len(blocks) - 1))
+
+
+class Fall(NamedTuple):
+    """How far the loss fell from the first half of some blocks to the second, the standard error of that, and the mean after."""
+
+    size: float
+    error: float
+    after: float
+
+
+def fall_of(blocks: Sequence[Block]) -> Fall:
+    """Compare the halves of some blocks, at least two."""
+    half = len(blocks) // 2
+    (before, error_before), (after, error_after) = mean_of(blocks[:half]), mean_of(blocks[half:])
+    return Fall(before - after, math.hypot(error_before, error_after), after)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -290,6 +306,11 @@ class Window:
     def is_at_height(self) -> bool:
         """Whether the learning rate is near the highest so far: neither warming up nor decayed."""
         return self.rate >= EASY * self.top_rate > 0
+
+    @property
+    def has_few_examples(self) -> bool:
+        """Whether the batch is known to be too small to speak for others."""
+        return 0 < self.examples < FEW_EXAMPLES
 
     @property
     def is_steady(self) -> bool:

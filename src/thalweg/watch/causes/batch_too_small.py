@@ -9,9 +9,8 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.probe import Probe
 from thalweg.watch.symptom import Symptom
-from thalweg.watch.window import Window
+from thalweg.watch.window import FEW_EXAMPLES, Window
 
-FEW = 8  # examples: the noise of a gradient falls with their root
 NOISY = 0.3  # standard deviation of the loss over its mean, from batch to batch
 TRIES = 3  # steps whose length was tried on the next batch
 HARM = 2.0  # multiple of a step that is best for the next batch: more, and steps help others
@@ -20,7 +19,7 @@ HARM = 2.0  # multiple of a step that is best for the next batch: more, and step
 def drowns(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     """Diagnose a loss that stands at batches of very few examples, where it varies widely from batch to batch and steps do not
     help the next batch."""
-    if not 0 < window.examples < FEW or len(window.losses) < 16:
+    if not window.has_few_examples or len(window.losses) < 16:
         return None
     losses = list(window.losses)
     spread = pstdev(losses) / abs(fmean(losses)) if fmean(losses) else math.inf
@@ -31,7 +30,7 @@ def drowns(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
         f". Each step sees {window.examples} examples, and the loss varies by {spread:.0%} from batch to batch: their noise"
         " drowns the slope",
         evidence={
-            "examples of a batch": {"value": window.examples, "threshold": FEW},
+            "examples of a batch": {"value": window.examples, "threshold": FEW_EXAMPLES},
             "standard deviation of the loss over its mean": {"value": spread, "threshold": NOISY},
         },
     )

@@ -9,18 +9,17 @@ from thalweg.watch.cause import Cause
 from thalweg.watch.cures import restart
 from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
-from thalweg.watch.window import Window
+from thalweg.watch.window import FEW_EXAMPLES, Window
 
 MANY = 0.5  # of a layer's units
 NEARLY = 0.85  # of them, where few examples were seen
-FEWEST = 8  # examples: on fewer many units are off that are alive
 LARGE = 512  # examples that a share of dead units is judged by
 
 
 def are_off(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     """Diagnose layers most of whose units gave nothing on any example."""
     activity = probe.unit_activity()
-    if activity and max(layer.examples for layer in activity) < FEWEST:
+    if activity and max(layer.examples for layer in activity) < FEW_EXAMPLES:
         raise NotMeasuredError("batches of at least eight examples")
     layers = [layer for layer in activity if _is_off(layer)]
     if not layers:

@@ -17,7 +17,6 @@ GROWTH = 1e3  # of the gradient per weight, from the last layer back to the firs
 LARGE = 20.0  # times the loss of an output of zero: a network of usual size begins with 1 to 6
 USUAL = 1.5  # root mean square of a network's outputs at the start: more is large
 EARLY = 60  # steps, after which the start explains nothing any more
-FEWEST = 8  # examples of a batch whose first loss says where the training starts
 FEWEST_NORMS = 20  # of the gradient, for a percentile
 
 
@@ -44,8 +43,14 @@ def _starts_large(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis |
         zero = probe.zero_output_loss()
     except NotMeasuredError:
         return None
-    first, few = window.first, 0 < window.examples < FEWEST
-    if first is None or few or window.step > EARLY or not math.isfinite(zero) or not first > LARGE * zero > 0:
+    first = window.first
+    if (
+        first is None
+        or window.has_few_examples
+        or window.step > EARLY
+        or not math.isfinite(zero)
+        or not first > LARGE * zero > 0
+    ):
         return None
     try:
         size = probe.output_size()

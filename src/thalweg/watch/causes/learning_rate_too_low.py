@@ -21,7 +21,6 @@ from thalweg.watch.window import Window
 FAR = 200.0  # times the update, and the batch's loss is still lower: about the best rate has 1 to 16
 USUAL = 3.0  # times the step, which lowers the loss of other examples most at a good rate
 TRIES = 2  # steps whose length was tried on the next batch, that all say so
-FEWEST = 8  # examples: the loss of fewer falls however far a step goes that was made for them alone
 MOST = 10.0  # that the rate is raised by at once
 SHORT = 100  # steps below which a run may be too short rather than its rate too low
 
@@ -32,7 +31,7 @@ def could_go_further(symptom: Symptom, window: Window, probe: Probe) -> Diagnosi
 
     At a rate that is warming up or has decayed that is as it should be.
     """
-    if window.finds_rate or not window.is_steady or 0 < window.examples < FEWEST:
+    if window.finds_rate or not window.is_steady or window.has_few_examples:
         return None
     best = symptom.evidence.get(BEST_LENGTH, {}).get("value")
     evidence = dict[str, Any]()

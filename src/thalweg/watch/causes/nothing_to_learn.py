@@ -13,14 +13,13 @@ from thalweg.watch.window import Window
 
 AT_CONSTANT = 0.02  # of the loss of one fixed answer: a loss so near it says that the inputs are not used
 FROZEN = 0.9  # of the weights
-FEWEST = 8  # examples of a batch whose mean output is one answer for all
 ON_BATCH = 0.05  # the same on the batch that was just learnt from
 GENERALISED = 0.98  # of the constant predictor's loss on examples not learnt from: less is better than a constant
 
 
 def stands_at_constant(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     """Diagnose a loss that stands where one fixed answer for all examples would be, with gradients and steps of a usual size."""
-    if 0 < window.examples < FEWEST:
+    if window.has_few_examples:
         raise NotMeasuredError("batches of at least eight examples")
     if window.frozen > FROZEN:
         raise NotMeasuredError("a network that may move: nearly all weights are frozen")

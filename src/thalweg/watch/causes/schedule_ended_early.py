@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.probe import Probe
 from thalweg.watch.symptom import Symptom
-from thalweg.watch.window import Block, Window, mean_of
+from thalweg.watch.window import ALIVE, RESTING, Window, fall_of
 
-OVER = 0.01  # of the highest learning rate: with less the schedule is over
-ALIVE = 0.3  # of it: with more the rate was alive
 LATELY = 0.5  # standard errors: of the last two thirds of it
 CLEAR = 2.0  # standard errors: the fall then was no chance
 ANNEAL = 0.7  # of the highest rate, from which it comes down again
@@ -21,31 +16,24 @@ LEFT = 0.1  # of the run: with less left, a rate of next to nothing is what a sc
 
 def is_over(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
     """Diagnose a learning rate of next to nothing, long before the end, where the loss fell as long as it was alive."""
-    if not 0 <= window.rate < OVER * window.top_rate:
+    if not 0 <= window.rate < RESTING * window.top_rate:
         return None
     if window.total is not None and window.total - window.step < LEFT * window.total:
         return None
     alive = [block for block in window.trend.blocks if block.rate > ALIVE * window.top_rate]
     if len(alive) < 4:
         return None
-    fall, error = _fall(alive)
-    lately, lately_error = _fall(alive[len(alive) // 3 :])  # some schedules follow a loss that stands
+    fall, error, _ = fall_of(alive)
+    lately, lately_error, _ = fall_of(alive[len(alive) // 3 :])  # some schedules follow a loss that stands
     if fall <= CLEAR * error or lately <= LATELY * lately_error:
         return None
     return symptom.explained(
         f". The learning rate came down from {window.top_rate:.3g} to {window.rate:.3g} while the loss still fell",
         evidence={
-            "rate over the highest": {"value": window.rate / window.top_rate, "threshold": OVER},
+            "rate over the highest": {"value": window.rate / window.top_rate, "threshold": RESTING},
             "fall of the loss while the rate was alive": {"value": fall, "threshold": CLEAR * error},
         },
     )
-
-
-def _fall(blocks: Sequence[Block]) -> tuple[float, float]:
-    """Give how far the loss fell from the first half of some blocks to the second, and the standard error of that."""
-    half = len(blocks) // 2
-    (before, error_before), (after, error_after) = mean_of(blocks[:half]), mean_of(blocks[half:])
-    return before - after, math.hypot(error_before, error_after)
 
 
 def lengthen(window: Window, attempt: int) -> Cure:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from itertools import islice
 
 from thalweg.watch.symptom import FIRST_STEPS, Symptom
-from thalweg.watch.window import FIRST, MIN_LOSSES, Window
+from thalweg.watch.window import FEW_EXAMPLES, FIRST, MIN_LOSSES, Window
 
 GROWTH = 2.0  # times the best smoothed loss: more is abnormal
 SUSTAINED = 8  # abnormal steps among the last ten
 NOISE = 5 * 0.23  # five standard deviations of the smoothed loss, each 0.23 of a single loss's
 FAR, FAR_STEPS = 100.0, 3  # losses beyond FAR times the start, so many in a row, are diagnosed at once
 JUMP, SEVERAL = 1.5, 3  # times the start and all losses later, in so many of the first steps in a row
-ENOUGH = 8  # examples of a batch whose loss is compared with the first one's
 EXPLODED = 1e6  # times the initial loss within the first steps, at once: two more such steps would overflow
 
 
@@ -53,7 +52,7 @@ def _jumped(window: Window) -> Symptom | None:
     """See losses that jumped in the first steps, several in a row, above all those of the steps after; of very few examples
     single ones always do."""
     losses = window.first_losses
-    if window.examples < ENOUGH or len(losses) < FIRST:
+    if window.examples < FEW_EXAMPLES or len(losses) < FIRST:
         return None
     start = max(losses[0], window.initial_loss or 0.0)
     limit = JUMP * max(start, *losses[FIRST // 2 :])

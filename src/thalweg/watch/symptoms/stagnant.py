@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from thalweg.watch.symptom import BEST_LENGTH, Symptom
-from thalweg.watch.window import RESTING, Window, mean_of
+from thalweg.watch.window import RESTING, Window, fall_of
 
 EVERY = 16  # steps between looks
 LEAST_STEPS, LEAST_SHARE = 96, 0.05  # that the loss must have stood still for, and of the whole run
@@ -59,9 +59,7 @@ def _stands(window: Window, start: float) -> Symptom | None:
     if window.count < steps or len(blocks) < 4:
         return None
     level = min(start, window.constant_loss) if window.constant_loss is not None else start
-    half = len(blocks) // 2
-    (before, error_before), (after, error_after) = mean_of(blocks[:half]), mean_of(blocks[half:])
-    fall, error = before - after, math.hypot(error_before, error_after)
+    fall, error, after = fall_of(blocks)
     if after <= LEARNT * level or level <= 0 or fall > SMALL * level or fall > CLEAR * error > 0:
         return None
     return Symptom(
