@@ -256,6 +256,19 @@ def test_steps_in_parts_are_one_step_with_the_mean_of_their_losses():
         assert watch._monitor.window.step == 1
 
 
+def test_the_examples_of_a_step_in_parts_are_those_of_all_its_parts():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tw.Watch(model, optimizer) as watch:
+        for _ in range(2):
+            for part in range(3):
+                F.cross_entropy(model(data()[0][:4]), data()[1][:4]).backward()
+                if part == 2:
+                    optimizer.step()
+                watch.step(1.0)
+            assert watch._monitor.window.examples == 12
+
+
 def test_after_going_back_weights_and_the_optimisers_state_are_those_of_the_snapshot():
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -237,9 +237,7 @@ class Watch:
         if recorder is None:
             return ()
         if closure is None:
-            raise ArgumentError(
-                "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
-            )
+            raise ArgumentError(NEEDS_BATCH)
         generator = torch.Generator().manual_seed(recorder.count)
         with self._probe.unchanged(weights=False):
             restarted = restart_layers(recorder.model, closure, layers, generator)
@@ -283,8 +281,9 @@ class Watch:
                 return []
             lost = StepFigures(recorder.count + 1, loss, math.nan, math.nan, terms=terms)
             return monitor.observe(lost, self._probe)
-        figures = figures._replace(examples=self._probe.size, terms=_means(self._terms))
+        figures = figures._replace(examples=sum(self._sizes), terms=_means(self._terms))
         self._losses.clear()
+        self._sizes.clear()
         self._terms.clear()
         if is_gradient_due(figures.step, len(figures.terms)) and math.isfinite(figures.loss):
             self.term_gradients = self._probe.term_gradients() or self.term_gradients
