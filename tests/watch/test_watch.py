@@ -84,7 +84,7 @@ def test_a_rate_far_too_low_is_named_and_raised_as_far_as_the_steps_allow(whose)
     model, bare = mlp(), mlp()
     found, cured = loop(model, OURS[whose](model.parameters(), lr=1e-6), 500, cured=True)
     assert found[0].name == "learning-rate-too-low"
-    assert found[0].cure.code == "watch.change(rate_factor=10)"
+    assert found[0].cure.code == "watch.change(rate_factor=30)"
     _, left = loop(bare, OURS[whose](bare.parameters(), lr=1e-6), 500)
     assert cured < 0.5 * left
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from thalweg.descent.beginning import begin_again, can_begin_again
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import not_put_back
@@ -54,9 +55,13 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures, prob
 
 
 def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagnosis:
-    """Give a diagnosis whose cure can be applied here: what goes back for a warm-up, or to start layers anew, only where there is
-    a snapshot, and layers only where the network does not look trained."""
+    """Give a diagnosis whose cure can be applied here: what begins again only where that can be, what goes back for a warm-up or
+    to start layers anew only where there is a snapshot, and layers only where the network does not look trained."""
     cure = found.cure
+    if cure is not None and cure.begin_again:
+        again = can_begin_again(descent)
+        action = f"{cure.action} The run begins again with that." if again else cure.action
+        return replace(found, cure=replace(cure, action=action, rollback=again, begin_again=again))
     if cure is None or not (cure.restart or cure.warmup) or cure.forget:
         return found
     if cure.restart and descent.snapshot is not None and _has_learnt(descent):
@@ -157,15 +162,21 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
             f"Step {step}: {found.cause} {descent.monitor.attempts - 1} attempts with lower rates and clipping did not help."
             f" Look at the data and the loss with `thalweg check`, or start with a far smaller learning rate."
         )
-    descent.change(descent.changes.with_cure(found.cure, descent.snapshot["loop"]["step"], descent.total_steps))
+    to = 0 if found.cure.begin_again else descent.snapshot["loop"]["step"]
+    descent.change(descent.changes.with_cure(found.cure, to, descent.total_steps))
     draw = descent.last_draw
-    _restore_snapshot(descent, recorder)
+    if found.cure.begin_again:
+        begin_again(descent)
+        recorder.supersede(0)
+    else:
+        _restore_snapshot(descent, recorder)
     if found.cure.forget:
         forget(descent.optimizer, descent.model.modules())
         descent.take_snapshot()
     restarted = _restart(descent, recorder, found.cure, draw, step) if draw is not None else ()
     changes = descent.changes
     settings = f"with a rate of {descent.plan.learning_rate * changes.rate_factor:.3g}"
+    settings += f", {changes.decay_factor:.3g} times the weight decay" if found.cure.decay_factor != 1 else ""
     settings += ", running means begun anew" if found.cure.forget else ""
     settings += f", reached over {found.cure.warmup} steps" if found.cure.warmup else ""
     settings += "" if changes.clip_norm is None else f" and gradients clipped at {changes.clip_norm:.3g}"
@@ -186,7 +197,11 @@ def _restart(descent: Descent, recorder: Recorder, cure: Cure, draw: Draw, step:
     try:
         with untouched(descent), objective.gradient_mode():
             restarted = restart_layers(
-                descent.model, lambda: objective.loss(descent.model, part), cure.restart, generator
+                descent.model,
+                lambda: objective.loss(descent.model, part),
+                cure.restart,
+                generator,
+                variance=cure.restart_variance,
             )
     except NotMeasuredError as reason:
         recorder.event(descent.step, "note", f"No layer was started anew: {reason}.")

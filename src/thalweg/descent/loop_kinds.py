@@ -35,7 +35,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
     "step": count,
     "batches": record({"epoch": count, "within": count, "begun": flag}),
     "schedule": table(anything),
-    "accumulate": count,
+    **dict.fromkeys(("accumulate", "repeated"), count),
     "scale": record({"value": number, "good": count}),
     "monitor": record(
         {
@@ -43,7 +43,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
             "attempts": count,
             **dict.fromkeys(("failed_at", "undone_at"), optional(number)),
             **dict.fromkeys(("raises", "recovering"), count),
-            **dict.fromkeys(("noted_at", "asked_at"), table(whole)),
+            **dict.fromkeys(("noted_at", "restarted_at", "asked_at"), table(whole)),
             "pending": optional(table(anything)),
             "causes": table(record({"above": listing(whole)})),
             "dismissed": listing(text),

@@ -69,7 +69,8 @@ class Descent:
     only reduce-on-plateau has.
 
     Changed when a step failed: `changes`, what cures have changed; `skipped_batches`, the positions
-    of batches that are not used again; `consecutive_skips`; `accumulate`, the micro-batches per step.
+    of batches that are not used again; `consecutive_skips`; `accumulate`, the micro-batches per step; `repeated`, how many steps
+    were undone by going back to the beginning.
 
     `compiled` is the compiled forward pass, where the plan asks for one.
 
@@ -124,7 +125,7 @@ class Descent:
         self.step = 0
         self.changes = Changes(clip_norm=plan.clip_norm)
         self.skipped_batches: list[tuple[int, int]] = []
-        self.consecutive_skips = 0
+        self.consecutive_skips = self.repeated = 0
         self.last_position: tuple[int, int] = (0, 0)
         self.last_draw: Draw | None = None
         self.terms: dict[str, float] = {}
@@ -220,7 +221,7 @@ class Descent:
         places = zip(earlier.values(), self.parameters, strict=False)
         self.earlier = [tensor.to(parameter.device, copy=True) for tensor, parameter in places] or None
         if not rollback:
-            self.accumulate = loop["accumulate"]
+            self.accumulate, self.repeated = loop["accumulate"], loop.get("repeated", 0)
             self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]
             self.best_validation = loop["leading"] and dict(loop["leading"])
         self.change(self.changes if rollback else Changes.from_dict(loop["cures"]))
@@ -412,6 +413,7 @@ class Descent:
             "stale": self.validations_since_best,
             "start": dict(self.initial_validation),
             "last": dict(self.last_validation),
+            **({"repeated": self.repeated} if self.repeated else {}),
             **({"moving": sorted(self.moving)} if self.moving else {}),
             **({"adopted": [list(names) for names in self.adopted]} if self.adopted else {}),
         }

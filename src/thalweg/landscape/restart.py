@@ -1,4 +1,4 @@
-"""Starting layers of a network anew, so that each unit's signal has mean zero and variance one on a batch.
+"""Starting layers of a network anew, so that each unit's signal has mean zero and variance one, or another, on a batch.
 
 Layer by layer, in the order of a forward pass, as Mishkin and Matas 2015 (arXiv:1511.06422) scale whole layers, but unit by unit
 and with the mean taken out, as Salimans and Kingma 2016 (arXiv:1602.07868, section 3) and Krähenbühl et al. 2015
@@ -21,16 +21,23 @@ STILL = 1e-4  # of the layer's usual deviation: a unit that varies less says not
 
 
 def restart_layers(
-    model: nn.Module, call: Callable[[], Any], names: Collection[str], generator: torch.Generator
+    model: nn.Module,
+    call: Callable[[], Any],
+    names: Collection[str],
+    generator: torch.Generator,
+    *,
+    variance: float = 1.0,
 ) -> tuple[str, ...]:
     """Start layers anew, and give the names of those that were.
 
     Arguments:
         model: the network, whose weights are changed in place.
         call: calls it on a batch, of at least two examples; its own buffers and modes are the caller's business.
-        names: of layers, linear ones, convolutions and normalisations; others stay as they are, and so do those that are frozen,
-            share their weights with another layer, or have weights of zero.
+        names: of layers, linear ones, convolutions, normalisations and recurrent ones, which are drawn as PyTorch draws them;
+            others stay as they are, and so do those that are frozen, share their weights with another layer, or have weights of
+            zero.
         generator: of the new weights.
+        variance: of each unit's signal, of linear layers and convolutions.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     >>> x = torch.randn(64, 2)
@@ -42,6 +49,9 @@ def restart_layers(
     handles, restarted = list[Any](), list[str]()
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for name, module in model.named_modules():
+        if name in names and isinstance(module, nn.RNNBase) and _are_its_own(module, owners):
+            _draw_anew(module, generator)
+            restarted.append(name)
         weight = getattr(module, "weight", None)
         if name not in names or not isinstance(weight, nn.Parameter) or not weight.requires_grad:
             continue
@@ -59,7 +69,7 @@ def restart_layers(
                 if name in restarted:
                     return output
                 restarted.append(name)
-                _standardise(module, given[0] if given else keywords["input"], output, generator)
+                _standardise(module, given[0] if given else keywords["input"], output, generator, variance**0.5)
                 return type(module).forward(module, *given, **keywords)
 
             handles.append(module.register_forward_hook(restart, with_kwargs=True))
@@ -72,6 +82,19 @@ def restart_layers(
     return tuple(restarted)
 
 
+def _are_its_own(module: nn.Module, owners: Counter[int]) -> bool:
+    own = list(module.parameters(recurse=False))
+    return bool(own) and all(p.requires_grad and owners[id(p)] == 1 for p in own)
+
+
+def _draw_anew(module: nn.RNNBase, generator: torch.Generator) -> None:
+    """Draw weights and biases uniformly within 1 / sqrt(hidden_size), as PyTorch's recurrent layers begin."""
+    bound = module.hidden_size**-0.5
+    with torch.no_grad():
+        for p in module.parameters(recurse=False):
+            p.copy_(torch.empty(p.shape).uniform_(-bound, bound, generator=generator))
+
+
 def forget(optimizer: torch.optim.Optimizer, modules: Iterable[nn.Module]) -> None:
     """Let an optimiser begin anew with the modules' weights, counts of steps included."""
     for module in modules:
@@ -79,7 +102,7 @@ def forget(optimizer: torch.optim.Optimizer, modules: Iterable[nn.Module]) -> No
             optimizer.state.pop(parameter, None)
 
 
-def _standardise(module: Any, given: Tensor, output: Tensor, generator: torch.Generator) -> None:
+def _standardise(module: Any, given: Tensor, output: Tensor, generator: torch.Generator, target: float) -> None:
     mean, deviation = _figures(module, output)
     usual = deviation.median()
     still = ~(deviation > STILL * usual) | ~deviation.isfinite()
@@ -90,7 +113,7 @@ def _standardise(module: Any, given: Tensor, output: Tensor, generator: torch.Ge
         if module.bias is not None:
             module.bias[still] = 0.0
         mean, deviation = _figures(module, type(module).forward(module, given))
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    deviation = torch.where(deviation > 0, deviation / target, torch.ones_like(deviation))
     module.weight.div_(deviation.view(-1, *[1] * (module.weight.dim() - 1)).to(module.weight.dtype))
     if module.bias is not None:
         module.bias.sub_(mean.to(module.bias.dtype)).div_(deviation.to(module.bias.dtype))

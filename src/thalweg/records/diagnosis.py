@@ -19,6 +19,7 @@ class Cure:
     Arguments:
         action: what to do in one sentence, for a person.
         rollback: go back to the last good snapshot first.
+        begin_again: go back to where the run began instead, where that costs little of it and loses nothing that was learnt.
         skip_batch: leave this step's batch out.
         rate_factor: multiplies the learning rate from here on, above 0.
         clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
@@ -27,12 +28,14 @@ class Cure:
         anneal: from here on the learning rate is at least this share of its highest, falling in a line to zero at the end of the
             run; 0: what the schedule gives.
         forget: the optimiser begins anew with its running means.
-        restart: names of layers that are started anew, so that each unit's signal has mean zero and variance one.
+        restart: names of layers that are started anew, so that each unit's signal has mean zero and the variance
+            `restart_variance`.
         code: what to write in a training loop of one's own, in one line; empty where there is no such line.
     """
 
     action: str
     rollback: bool = False
+    begin_again: bool = False
     skip_batch: bool = False
     rate_factor: float = 1.0
     clip_norm: float | None = None
@@ -41,6 +44,7 @@ class Cure:
     anneal: float = 0.0
     forget: bool = False
     restart: tuple[str, ...] = ()
+    restart_variance: float = 1.0
     code: str = ""
 
 
@@ -112,11 +116,12 @@ def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
 _CURE: Mapping[str, Kind] = {
     "action": text,
     "rollback": flag,
+    "begin_again": flag,
     "skip_batch": flag,
     "forget": flag,
     "rate_factor": number,
     "clip_norm": optional(number),
-    **dict.fromkeys(("decay_factor", "anneal"), number),
+    **dict.fromkeys(("decay_factor", "anneal", "restart_variance"), number),
     "warmup": whole,
     "restart": listing(text),
     "code": text,

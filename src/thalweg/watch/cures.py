@@ -35,9 +35,10 @@ def back(window: Window, factor: float) -> Cure:
 
 
 def raise_rate(window: Window, factor: float) -> Cure:
-    """Raise the learning rate from here on."""
+    """Raise the learning rate, from the beginning of the run where it is near: little was learnt since."""
     return Cure(
         action=f"Raise the learning rate from {window.rate:.3g} by a factor of {factor:g}.",
+        begin_again=True,
         rate_factor=factor,
         code=f"watch.change(rate_factor={factor:g})",
     )
@@ -45,23 +46,25 @@ def raise_rate(window: Window, factor: float) -> Cure:
 
 def matrices(window: Window) -> list[str]:
     """Give the names of all layers with a matrix or kernel."""
-    return [
-        place.name.removesuffix(".weight")
-        for place in sorted(window.places, key=lambda place: place.depth)
-        if len(place.shape) > 1 and place.name.endswith(".weight")
-    ]
+    places = sorted(window.places, key=lambda place: place.depth)
+    names = [place.name.rpartition(".") for place in places if len(place.shape) > 1]
+    return list(dict.fromkeys(layer for layer, _, weight in names if layer and weight.startswith("weight")))
 
 
-def restart(layers: Collection[str], advice: str) -> Cure:
+def restart(layers: Collection[str], advice: str, *, variance: float = 1.0) -> Cure:
     """Go back, and start layers anew.
 
     Arguments:
         layers: their names. `advice`: what else helps, a sentence.
+        variance: of each unit's signal then. One carries signals on; less keeps those that grew where functions are near a line.
     """
     names = tuple(dict.fromkeys(layers))
+    of = "" if variance == 1.0 else f", variance={variance:g}"
     return Cure(
-        action=f"Go back, and start {few(names)} anew so that each unit's signal has mean zero and variance one. {advice}",
+        action=f"Go back, and start {few(names)} anew so that each unit's signal has mean zero and variance {variance:g}."
+        f" {advice}",
         rollback=True,
         restart=names,
-        code=f"watch.go_back(); watch.restart({list(names)})",
+        restart_variance=variance,
+        code=f"watch.go_back(); watch.restart({list(names)}{of})",
     )

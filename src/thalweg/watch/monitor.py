@@ -62,6 +62,7 @@ class Monitor:
         self.raises = 0
         self.recovering = 0  # steps after going back of which it is tried whether they still go too far
         self.noted_at: dict[str, int] = {}  # cause -> last step of a diagnosis whose cure changes nothing
+        self.restarted_at: dict[str, int] = {}  # cause -> step at which layers or the optimiser began anew for it
         self.asked_at: dict[str, int] = {}  # lasting symptom -> step at which its causes were asked last
         self._marked: dict[str, Any] | None = None
         self.pending: Symptom | None = None  # whose causes are asked after the next step, of which the update is kept
@@ -217,7 +218,7 @@ class Monitor:
             cause = causes[diagnosis.name]
             if diagnosis.cure is None and cause.cure is not None:
                 diagnosis = replace(diagnosis, cure=self._cure(cause, figures.step))
-            if _begins_anew(diagnosis.cure) and diagnosis.cure is not None and diagnosis.name in self.noted_at:
+            if _begins_anew(diagnosis.cure) and diagnosis.cure is not None and diagnosis.name in self.restarted_at:
                 once = replace(diagnosis.cure, rollback=False, restart=(), forget=False, warmup=0)
                 diagnosis = replace(diagnosis, cure=once)
             if intervenes(diagnosis.cure):
@@ -244,7 +245,7 @@ class Monitor:
         cure = diagnosis.cure
         skips = cure is not None and cure.skip_batch  # a bad batch says nothing about the rate
         if _begins_anew(cure):
-            self.noted_at[diagnosis.name] = step
+            self.restarted_at[diagnosis.name] = self.noted_at[diagnosis.name] = step
             return
         self.attempts = self._attempts_at(step) + (0 if skips else 1)
         if not skips:
@@ -295,6 +296,14 @@ class Monitor:
         mean, deviation = window.mean_and_deviation() or (window.start, 0.0)
         return loss <= max(window.start, *window.losses, mean + MOST_DEVIATIONS * deviation)
 
+    def began_again(self, initial_loss: float | None) -> None:
+        """Watch a run that went back to its beginning: what lasted is asked about anew, layers may be started anew."""
+        self.window.initial_loss = initial_loss
+        self.asked_at.clear()
+        self.noted_at.clear()
+        self.restarted_at.clear()
+        self.undone_at, self.recovering = -1, 0
+
     @property
     def exhausted(self) -> bool:
         """Whether the most attempts were made for this failure."""
@@ -320,6 +329,7 @@ class Monitor:
             "raises": self.raises,
             "recovering": self.recovering,
             "noted_at": dict(self.noted_at),
+            "restarted_at": dict(self.restarted_at),
             "asked_at": dict(self.asked_at),
             "pending": None if self.pending is None else asdict(self.pending),
             "causes": {cause.name: detector.state_dict() for cause, detector in self.detectors},
@@ -341,6 +351,7 @@ class Monitor:
             self.attempts, self.failed_at = state["attempts"], state["failed_at"]
             self.undone_at = state.get("undone_at", -1)
             self.noted_at, self.asked_at = dict(state.get("noted_at", {})), dict(state.get("asked_at", {}))
+            self.restarted_at = dict(state.get("restarted_at", {}))
             self.raises, self.recovering = state.get("raises", 0), state.get("recovering", 0)
 
 

@@ -20,12 +20,13 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.terminal import warn
 from thalweg.watch.loop_probe import LoopProbe
 from thalweg.watch.monitor import Monitor
-from thalweg.watch.step_recorder import StepRecorder
+from thalweg.watch.step_recorder import Snapshot, StepRecorder
 from thalweg.watch.window import FEW_EXAMPLES
 
 Action = Literal["report", "warn", "raise"]
 ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
+BEGINNING, BEGINNING_SHARE = 200, 0.3  # steps, or their share of `total`, for which the first weights are kept
 NEEDS_BATCH = "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
 SAME_STEPS = 100  # in which a diagnosis is not given again where nothing was done about it
 
@@ -80,8 +81,10 @@ class Watch:
         self._sizes = list[int]()  # of their batches
         self._terms = list[Mapping[str, float]]()  # of each
         self._snapshot_at = 0
+        self._first: Snapshot | None = None  # kept as long as beginning again costs little
         if snapshot_every:
             self._take_snapshot()
+            self._first = self._recorder.snapshot
         self.diagnoses: list[Diagnosis] = []
         """All that was found so far."""
         self.term_gradients: Mapping[str, float] = {}
@@ -164,10 +167,14 @@ class Watch:
                 raise ArgumentError(NEEDS_BATCH)
             if cure.rollback:
                 self.go_back()
+            elif cure.begin_again and cure.decay_factor < 1 and self._first is not None:
+                # Weights that shrank do not come back by themselves. What was learnt at too low a rate is kept, little as it is:
+                # the loop gives no step back.
+                self.begin_again()
             if cure.forget and self._recorder is not None:
                 forget(self._recorder.optimizer, self._recorder.model.modules())
             if cure.restart:
-                self.restart(cure.restart)
+                self.restart(cure.restart, variance=cure.restart_variance)
             self._apply(cure)
 
     def _leave_out(self) -> None:
@@ -192,6 +199,21 @@ class Watch:
         self._told.clear()
         self._monitor.went_back()
         self.change(rate_factor=rate_factor, clip_norm=clip_norm)
+
+    def begin_again(self) -> None:
+        """Restore weights, buffers and the optimiser's state as they were when the watch began; the loop goes on where it is.
+
+        Raises ArgumentError where they are not kept any more: they are for 200 steps, or 0.3 of `total`.
+        """
+        recorder = self._recorder
+        if recorder is None or self._first is None:
+            raise ArgumentError(
+                "The weights that the watch began with are not kept any more. Make model and optimiser anew, and begin the loop"
+                " again."
+            )
+        recorder.go_back(self._first)
+        self._told.clear()
+        self._monitor.began_again(self._monitor.window.initial_loss)
 
     def change(
         self,
@@ -224,12 +246,14 @@ class Watch:
             )
         )
 
-    def restart(self, layers: Collection[str]) -> tuple[str, ...]:
+    def restart(self, layers: Collection[str], *, variance: float = 1.0) -> tuple[str, ...]:
         """Start layers anew, so that each unit's signal has mean zero and variance one on the last batch; the optimiser forgets
-        them. Gives the names of those that were: linear layers, convolutions and normalisations can be.
+        them. Gives the names of those that were: linear layers, convolutions, normalisations and recurrent ones can be, of which
+        the last are drawn as PyTorch draws them.
 
         Arguments:
             layers: their names in the model.
+            variance: of each unit's signal, in place of one.
 
         Raises ArgumentError where the last step was given no `closure`.
         """
@@ -240,11 +264,12 @@ class Watch:
             raise ArgumentError(NEEDS_BATCH)
         generator = torch.Generator().manual_seed(recorder.count)
         with self._probe.unchanged(weights=False):
-            restarted = restart_layers(recorder.model, closure, layers, generator)
+            restarted = restart_layers(recorder.model, closure, layers, generator, variance=variance)
         forget(recorder.optimizer, (recorder.model.get_submodule(name) for name in restarted))
         recorder.before = recorder.earlier = None  # of weights that are no more
         if self._every:
             self._take_snapshot()
+            self._first = self._first and recorder.snapshot
         return restarted
 
     def _apply(self, cure: Cure) -> None:
@@ -293,6 +318,8 @@ class Watch:
             window = monitor.window
             window.places, window.not_stepped, window.frozen = recorder.places, recorder.not_stepped, recorder.frozen
         found = monitor.observe(figures, self._probe)
+        if figures.step > (BEGINNING if monitor.window.total is None else BEGINNING_SHARE * monitor.window.total):
+            self._first = None
         if self._every and figures.step % self._every == 0 and not found and monitor.healthy and monitor.trusts(loss):
             self._take_snapshot()
         return found

@@ -62,7 +62,7 @@ def _starts_large(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis |
         f". At the start the loss was {format_number(first)}, and is {format_number(zero)} with an output of zero: signals"
         " grow on their way through the network, and gradients with them",
         evidence={"loss at the start over that of an output of zero": {"value": first / zero, "threshold": LARGE}},
-        cure=restart(matrices(window)[:-1], "Clip the gradient's norm, or normalise between layers."),
+        cure=restart(matrices(window)[:-1], "Clip the gradient's norm, or normalise between layers.", variance=0.25),
     )
 
 

@@ -20,8 +20,9 @@ from thalweg.watch.window import Window
 
 FAR = 200.0  # times the update, and the batch's loss is still lower: about the best rate has 1 to 16
 USUAL = 3.0  # times the step, which lowers the loss of other examples most at a good rate
+AIMED = 1.5  # what is aimed at when the rate is raised
 TRIES = 2  # steps whose length was tried on the next batch, that all say so
-MOST = 10.0  # that the rate is raised by at once
+MOST = 30.0  # that the rate is raised by at once
 SHORT = 100  # steps below which a run may be too short rather than its rate too low
 
 
@@ -45,7 +46,7 @@ def could_go_further(symptom: Symptom, window: Window, probe: Probe) -> Diagnosi
         f". Steps {best:,.3g} times as long would lower the loss most: the learning rate of {format_number(window.rate)} is far"
         " too low",
         evidence=evidence,
-        cure=raise_rate(window, min(MOST, max(2.0, round(best / USUAL)))),
+        cure=raise_rate(window, min(MOST, max(2.0, round(best / AIMED)))),
     )
 
 

@@ -24,7 +24,11 @@ def are_at_bounds(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis |
         evidence={
             f"share saturated after {layer.name}": {"value": layer.saturated, "threshold": MANY} for layer in layers
         },
-        cure=restart([layer.module for layer in layers], "Smaller weights or inputs keep them between their bounds."),
+        cure=restart(
+            [layer.module for layer in layers],
+            "Smaller weights or inputs keep them between their bounds.",
+            variance=0.25,
+        ),
     )
 
 

@@ -41,6 +41,7 @@ def lengthen(window: Window, attempt: int) -> Cure:
     until = f"step {window.total:,}" if window.total else "the end"
     return Cure(
         f"Go on at {ANNEAL:g} of the highest learning rate, {window.top_rate:.3g}, and let it come down to zero at {until}.",
+        begin_again=True,
         anneal=ANNEAL,
         code=f"watch.change(anneal={ANNEAL:g})",
     )

@@ -16,6 +16,8 @@ from thalweg.watch.window import Window
 COUPLED, SHRUNK = 0.25, 0.8
 # Of one that is a step of its own: its pull over the whole update. About 1 where it holds the gradient in balance, healthy 0.01.
 DECOUPLED = 0.5
+FAINT = 0.01  # of the first gradient, which a decay that is part of it is lowered to
+RUNS = 3.0  # over which a decay that is a step of its own then takes a weight down
 
 
 def outweighs(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
@@ -53,16 +55,29 @@ def outweighs(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | Non
     )
 
 
+def _first_pull(window: Window) -> float:
+    """Give the pull of a decay that is part of the gradient, over that, as both were in the first step."""
+    weights, gradients = window.first_weight_norms, window.first_by_parameter
+    decays = np.array([place.weight_decay for place in window.places])
+    if weights is None or gradients is None or not len(weights) == len(gradients) == len(decays):
+        return math.nan
+    against = float(np.linalg.norm(np.nan_to_num(np.asarray(gradients))[decays > 0]))
+    return float(np.linalg.norm(decays * weights)) / against if against > 0 else math.inf
+
+
 def lower_decay(window: Window, attempt: int) -> Cure:
-    """Lower the decay, to where it takes a weight down over the whole run rather than over some steps."""
+    """Lower the decay: one that is a step of its own to where it takes a weight down over several runs rather than some steps,
+    one that is part of the gradient to a small part of what that was at first."""
     most = max((place.weight_decay for place in window.places), default=0.0)
-    factor = 0.03
-    if not all(place.couples for place in window.places if place.weight_decay > 0) and window.rate * most > 0:
-        factor = min(0.1, 1 / (window.rate * most * (window.total or 10 * window.step)))
+    if all(place.couples for place in window.places if place.weight_decay > 0):
+        factor = min(0.03, FAINT / max(_first_pull(window), 1e-30))
+    else:
+        factor = min(0.1, 1 / max(RUNS * window.rate * most * (window.total or 10 * window.step), 1e-30))
     return Cure(
         f"Lower the weight decay from {most:.3g} by a factor of {factor:.3g}.",
+        begin_again=True,
         decay_factor=factor,
-        code=f"watch.change(decay_factor={factor:.3g})",
+        code=f"watch.begin_again(); watch.change(decay_factor={factor:.3g})",
     )
 
 
