@@ -96,10 +96,11 @@ def low(**knobs: object) -> tw.Plan:
 
 def test_a_rate_far_too_low_is_raised_and_the_run_learns() -> None:
     run, left = tw.train(classes(), low()), tw.train(classes(), low(watch=False))
-    assert [found.name for found in run.diagnoses] == ["learning-rate-too-low"] * len(run.diagnoses)
-    assert 1 < run.summary["cures"]["rate_factor"] <= 1000
+    assert {found.name for found in run.diagnoses} <= {"learning-rate-too-low", "overfitting"}
+    assert run.diagnoses[0].name == "learning-rate-too-low"
+    assert 1 < run.summary["cures"]["rate_factor"] <= 30**3
     assert run.metrics["loss"] < 0.95 * left.metrics["loss"]
-    assert any(event.kind == "cure" for event in run.events)
+    assert any("to step 0" in event.message for event in run.events if event.kind == "rollback")
 
 
 @pytest.mark.parametrize("stop_at", [12, 13, 14, 32, 33, 130])

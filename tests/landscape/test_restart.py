@@ -99,3 +99,27 @@ def test_the_optimiser_forgets_these_weights_and_no_others():
     forget(optimizer, [model[0]])
     assert model[0].weight not in optimizer.state
     assert optimizer.state[model[1].weight]["exp_avg"].any()
+
+
+def test_recurrent_layers_begin_as_pytorch_begins_them():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"gru": nn.GRU(5, 16), "head": nn.Linear(16, 2)})
+    with torch.no_grad():
+        model["gru"].weight_hh_l0.mul_(50)
+    x = torch.randn(7, 10, 5)
+
+    def call():
+        return model["head"](model["gru"](x)[0])
+
+    head = model["head"].weight.clone()
+    assert restart_layers(model, call, ["gru"], torch.Generator().manual_seed(0)) == ("gru",)
+    assert all(0.2 < p.abs().max() <= 0.25 for p in model["gru"].parameters())
+    assert torch.equal(model["head"].weight, head)
+    model["gru"].weight_hh_l0.requires_grad_(False)
+    assert restart_layers(model, call, ["gru"], torch.Generator().manual_seed(0)) == ()
+
+
+def test_another_variance_may_be_asked_for():
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), torch.randn(200, 6)
+    restart_layers(model, lambda: model(x), ["0"], torch.Generator().manual_seed(0), variance=0.25)
+    assert torch.allclose(model[0](x).var(0, correction=0), torch.full((8,), 0.25), atol=1e-3)

@@ -258,7 +258,7 @@ def test_followed_the_advice_on_clipping_shortens_outliers_only(rule, rate, clip
     [("momentum", 0.03, 5.0), ("gradient_descent", 0.03, None), ("adamw", 3e-3, 0.1), ("gradient_descent", 0.1, 0.03)],
 )
 def test_nothing_is_said_of_clipping_that_is_rare_or_does_not_matter(rule, rate, clip):
-    plan = tw.Plan(rule=rule, learning_rate=rate, clip_norm=clip, schedule=schedule.linear(warmup=0.1))
+    plan = tw.Plan(rule=rule, learning_rate=rate, clip_norm=clip, schedule=schedule.linear(warmup=0.1), watch=False)
     assert "shortened" not in said(tw.train(digits.task(), plan, epochs=5))
 
 
@@ -454,6 +454,7 @@ def test_a_rate_beyond_the_edge_of_the_search_is_better_where_it_is_advised(seed
         **DESCENT,
         "clip_norm": 2e-4,
         "weight_decay": 0.0,
+        "watch": False,  # which would raise the rate itself
     }  # so that only rates beyond the range make steps long enough
     run = tw.fit(line(), epochs=10, seed=seed, effort=4, fixed=fixed)
     said_of_it = re.search(r"was the highest that was tried: one beyond it, such as ([\d,.e+]+), may", said(run))

@@ -626,3 +626,96 @@ def test_gradients_that_grew_are_told_from_steps_that_were_too_long(jumps, name)
         assert found[0].name == name
         watch.apply(found[0])
         assert bool(optimizer.state) != (name == "stale-second-moment")
+
+
+def descended(optimizer_of, batches, change=None, *, at=0):
+    """Train by a loop that says after how many batches something is changed; gives model and watch, not closed."""
+    model = mlp()
+    optimizer = optimizer_of(model.parameters())
+    watch, (x, y) = tw.Watch(model, optimizer), data()
+    for number, rows in enumerate(batches):
+        if number == at and change:
+            watch.change(**change)
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+        watch.step(F.cross_entropy(model(x[rows]), y[rows]))
+        optimizer.zero_grad()
+    return model, watch
+
+
+@pytest.mark.parametrize("optimizer_of", [
+    lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+    lambda p: torch.optim.AdamW(p, 1e-2),
+    lambda p: tw.optim.SGD(p, 0.1, momentum=0.9),
+    lambda p: tw.optim.AdamW(p, 1e-2),
+])  # fmt: skip
+def test_several_batches_that_make_up_a_step_are_one_larger_batch(optimizer_of):
+    rows = torch.randperm(1024)[:960]
+    small, watch = descended(optimizer_of, rows.split(16), {"accumulate": 4})
+    assert watch._recorder.count == 60  # steps are counted by batches, as the loop counts them
+    large, _ = descended(optimizer_of, rows.split(64))
+    assert torch.allclose(weights(small), weights(large), atol=1e-5)
+
+
+def test_gradients_are_the_loops_own_while_batches_are_put_together():
+    model, x = mlp(), data()[0][:8]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with tw.Watch(model, optimizer) as watch:
+        watch.change(accumulate=2)
+        before = weights(model)
+        for number in range(2):
+            model(x).sum().backward()
+            own = [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            assert all(torch.equal(p.grad, one) for p, one in zip(model.parameters(), own, strict=True))
+            assert torch.equal(weights(model), before) == (number == 0)
+            optimizer.zero_grad()
+
+
+def test_an_average_of_the_weights_is_that_of_the_closed_form_and_is_given_back():
+    seen = []
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x, y = data()
+    with tw.Watch(model, optimizer) as watch:
+        with pytest.raises(tw.errors.ArgumentError, match="No average"), watch.averaged():
+            pass
+        watch.change(ema=0.8)
+        for rows in torch.randperm(1024).split(64):
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.step(1.0)
+            seen.append(weights(model).double())
+        own = weights(model)
+        with watch.averaged():
+            shares = torch.tensor([0.8 ** (len(seen) - 1 - k) for k in range(len(seen))], dtype=torch.double)
+            expected = (shares[:, None] * torch.stack(seen)).sum(0) / shares.sum()
+            assert torch.allclose(weights(model).double(), expected, atol=1e-6)
+        assert torch.equal(weights(model), own)
+
+
+def test_the_first_weights_come_back_as_long_as_that_costs_little():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    first, (x, y) = weights(model), data()
+    with tw.Watch(model, optimizer, total=100) as watch:
+        for number, rows in enumerate(torch.randint(1024, (40, 32))):
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            watch.step(1.0)
+            if number == 20:
+                watch.begin_again()
+                assert torch.equal(weights(model), first)
+                assert not optimizer.state
+        with pytest.raises(tw.errors.ArgumentError, match="not kept any more"):
+            watch.begin_again()
+
+
+def test_a_decay_that_has_taken_the_weights_down_is_cured_from_the_first_weights():
+    model, left = mlp(), mlp()
+    found, cured = loop(model, torch.optim.Adam(model.parameters(), 1e-2, weight_decay=1.0), 300, cured=True, total=300)
+    assert [each.name for each in found] == ["weight-decay-too-high"]
+    assert "watch.begin_again()" in found[0].cure.code
+    _, uncured = loop(left, torch.optim.Adam(left.parameters(), 1e-2, weight_decay=1.0), 300)
+    assert cured < 0.5 * uncured

@@ -12,7 +12,7 @@ from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import not_put_back
 from thalweg.descent.untouched import untouched
-from thalweg.errors import DivergedError, NonFiniteError
+from thalweg.errors import DivergedError, NonFiniteError, few
 from thalweg.formatting import capitalized
 from thalweg.landscape.restart import forget, restart_layers
 from thalweg.landscape.trained_weights import has_learnt
@@ -32,6 +32,7 @@ LOOKS_TRAINED = (
 )
 RESTART_SEED = 7919  # tells the random numbers of layers started anew from a run's others
 STILL = 1e-6  # of the weights' norm: a move of less changes no loss by much
+MOST_LEFT_OUT = 0.05  # of the examples, that single ones may be left out of
 MOST_BAD_BATCHES = 10  # likewise, of batches that hold NaN or infinity: a few such rows hit three in a row by chance
 
 
@@ -62,6 +63,9 @@ def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diag
         again = can_begin_again(descent)
         action = f"{cure.action} The run begins again with that." if again else cure.action
         return replace(found, cure=replace(cure, action=action, rollback=again, begin_again=again))
+    if cure is not None and cure.ema is not None and not descent.can_average:
+        cure = replace(cure, ema=None)
+        found = replace(found, cure=cure)
     if cure is None or not (cure.restart or cure.warmup) or cure.forget:
         return found
     if cure.restart and descent.snapshot is not None and _has_learnt(descent):
@@ -90,6 +94,8 @@ def apply(descent: Descent, recorder: Recorder, figures: StepFigures, found: Dia
         return
     recorder.add_diagnosis(found)
     recorder.event(figures.step, found.name, f"Step {figures.step:,}: {found.cause}", found.to_dict())
+    if cure is not None and cure.leave_out:
+        leave_examples_out(descent, recorder, found)
     if cure is not None and cure.rollback:
         roll_back(descent, recorder, figures, found)
     elif cure is not None:
@@ -115,7 +121,7 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
     reason = f"{batch.fault(rows, replayed=rolls_back)}{which}"
     if found is not None and not figures.skipped:
         rolls_back, reason = True, capitalized(found.cause)
-    descent.skipped_batches.append(descent.last_position)
+    descent.skipped_batches += descent.last_positions
     descent.consecutive_skips += int(figures.skipped)
     if found is not None:
         recorder.add_diagnosis(found)
@@ -141,6 +147,28 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
             f" {reason} Mend the data, or plan with snapshot_every=50, so that there is a state to go back to."
         )
     _restore_snapshot(descent, recorder)
+
+
+def leave_examples_out(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:
+    """Leave the examples out that a diagnosis and earlier ones of its name list, where they are few of all."""
+    draw, batches = descent.last_draw, descent.batches
+    if draw is None or not batches.can_leave_out:
+        return
+    numbers = {number for one in (*recorder.diagnoses, found) if one.name == found.name for number in one.examples}
+    indices = (
+        numbers if draw.rows is None else (number for number, row in enumerate(draw.rows.tolist()) if row in numbers)
+    )
+    left_out = sorted({*batches.left_out, *indices})
+    if left_out == batches.left_out:
+        return
+    if len(left_out) > MOST_LEFT_OUT * (descent.problem.count or 0):
+        recorder.event(
+            descent.step, "note", "No more examples are left out: they would be more than a few of the data."
+        )
+        return
+    batches.leave_out(left_out)
+    message = f"{len(left_out):,} training examples are left out from here on: {few(sorted(numbers), 20)}."
+    recorder.event(descent.step, "cure", message, {"left_out": sorted(numbers)})
 
 
 def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found: Diagnosis) -> None:

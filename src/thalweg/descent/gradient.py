@@ -17,7 +17,7 @@ from thalweg.descent.state import Descent
 from thalweg.descent.user_errors import naming_errors
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import Losses, make_gradients_dense
-from thalweg.sampling import Draw, mix
+from thalweg.sampling import Draw, joined, mix
 from thalweg.sampling.sources import seed_all, to_device
 
 CALLED = {
@@ -50,15 +50,21 @@ def compute_gradient(descent: Descent, recorder: Recorder) -> tuple[float, int]:
 
 
 def draw(descent: Descent) -> Draw:
-    """Draw the next batch that is not one of the skipped, and remember it and its position."""
-    batches = descent.batches
-    while True:
+    """Draw the next batch that is not one of the skipped, or several where cures put them together to one step, and remember them
+    and their positions."""
+    batches, drawn, positions = descent.batches, list[Draw](), list[tuple[int, int]]()
+    count = descent.batches_ahead
+    while len(drawn) < count:
         position = batches.epoch, batches.within
         batch = batches.draw()
         if position not in descent.skipped_batches:
-            descent.last_position, descent.last_draw = position, batch
-            return batch
-        descent.consecutive_skips += 1
+            drawn.append(batch)
+            positions.append(position)
+        else:
+            descent.consecutive_skips += 1
+    descent.last_position, descent.last_positions = positions[0], positions
+    descent.last_draw = joined(drawn)
+    return descent.last_draw
 
 
 def backward(

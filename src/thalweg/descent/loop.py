@@ -66,21 +66,23 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     recorder.event(descent.step + 1, "note", message)
                     continue
                 seconds = time.perf_counter() - started
-                figures = step_figures(descent.step + 1, loss, rate, examples, seconds, taken)._replace(**beside)
+                step = descent.step + len(descent.last_positions)
+                figures = step_figures(step, loss, rate, examples, seconds, taken)._replace(**beside)
                 if figures.step % MEMORY_EVERY == 0 and figures.step > settled:
                     figures = figures._replace(memory=memory_in_use(descent.problem.device))
                 if not accept_step(descent, recorder, figures, probe):
                     continue
                 descent.consecutive_skips = 0
-                descent.step = step = figures.step
+                last, descent.step = descent.step, step
                 probe.keep()
                 recorder.step(figures)
                 if descent.frozen:
                     train_unfrozen(descent, recorder)
-                if step % every == 0 or step == descent.total_steps:
+                if step // every > last // every or step == descent.total_steps:
                     validate_and_select(descent, recorder)
                     watch_weights(descent, recorder)
-                if plan.digest_every and (step % plan.digest_every == 0 or step == descent.total_steps):
+                digests = plan.digest_every and step // plan.digest_every > last // plan.digest_every
+                if digests or (plan.digest_every and step == descent.total_steps):
                     recorder.history.digest(step, descent.digest())
                 recorder.checkpoint_when_due(descent)
             if descent.is_over:

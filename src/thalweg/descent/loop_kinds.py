@@ -52,11 +52,13 @@ LOOP_KINDS: Mapping[str, Kind] = {
     "cures": record(
         {
             **dict.fromkeys(("rate_factor", "decay_factor"), number),
-            "clip_norm": optional(number),
+            **dict.fromkeys(("clip_norm", "ema"), optional(number)),
+            "accumulate": count,
             **dict.fromkeys(("warmup", "anneal"), optional(listing(number))),
         }
     ),
     "left_out": listing(lambda position: listing(count)(position) and len(position) == 2),
+    "left_out_examples": listing(count),
     "leading": optional(record({"value": number, "step": count}, ("value", "step"))),
     "skipped_in_row": count,
     "stale": count,

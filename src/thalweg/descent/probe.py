@@ -41,7 +41,7 @@ class DescentProbe(Probe):
     def prepare(self) -> None:
         """Before a step is taken, keep what will be asked for after it: now and then norms of weights and updates, and copies of
         the weights."""
-        descent, step = self.descent, self.descent.step + 1
+        descent, step = self.descent, self.descent.step + len(self.descent.last_positions)
         if is_measured(step):
             descent.optimizer.measure = True
         wanted = descent.monitor.wants_update(step)

@@ -29,10 +29,10 @@ NOTICEABLE = 0.01  # of a figure: validations that differ by less may do so for 
 
 def validate_and_select(descent: Descent, recorder: Recorder) -> None:
     """Validate, keep the weights where they are the best so far, and record an early stop where the plan's patience ends."""
-    task, step, plan = descent.problem.task, descent.step, descent.plan
+    task, step = descent.problem.task, descent.step
     better = figures = _measure_and_compare(descent, average=descent.evaluates_average_only and step > 0)
     row = {f"validation/{name}": value for name, value in figures.items()}
-    if plan.ema is not None and step > 0:
+    if descent.optimizer.ema is not None and step > 0:
         ema = _measure_and_compare(descent, average=True)
         row |= {f"ema/{name}": value for name, value in ema.items()}
         better = min(figures, ema, key=lambda figures: _cost(task, figures))
@@ -137,7 +137,7 @@ def keep_last(descent: Descent, recorder: Recorder) -> None:
 def _measure_and_keep(descent: Descent, carried: Mapping[str, Any]) -> None:
     task, average_only = descent.problem.task, descent.evaluates_average_only
     figures = {} if average_only else measure(descent)
-    if average_only or descent.plan.ema is not None:
+    if average_only or descent.optimizer.ema is not None:
         with averaged(descent):
             average_figures = measure(descent)
             if average_only or _cost(task, average_figures) < _cost(task, figures):

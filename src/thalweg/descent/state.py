@@ -37,11 +37,11 @@ from thalweg.records.weights import (
 )
 from thalweg.sampling import Batches, Draw
 from thalweg.sampling.opening import first_batch
-from thalweg.sampling.sources import checksum
+from thalweg.sampling.sources import StreamSource, checksum
 from thalweg.schedule import Schedule
 from thalweg.watch.changes import Changes
 from thalweg.watch.monitor import Monitor
-from thalweg.watch.step_recorder import frozen_share
+from thalweg.watch.step_recorder import MEASURE_EVERY, frozen_share
 from thalweg.watch.window import Place
 
 LEAST_FACTOR = 1e-30  # of the rate's schedule: below it nothing moves, and what is divided by it would not be finite
@@ -55,7 +55,8 @@ class Descent:
     `rate_factors` and `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
 
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last,
-    `last_position`, its (epoch, index within the epoch), and `earlier`, the weights before the last step where the next batch
+    `last_position`, its (epoch, index within the epoch) (of several that make up one step: the first), `last_positions`, those
+    of all, and `earlier`, the weights before the last step where the next batch
     will be tried along its update, else None.
 
     Set by the last gradient: `terms`, of its loss by name, each the mean over the step's examples.
@@ -127,6 +128,7 @@ class Descent:
         self.skipped_batches: list[tuple[int, int]] = []
         self.consecutive_skips = self.repeated = 0
         self.last_position: tuple[int, int] = (0, 0)
+        self.last_positions: list[tuple[int, int]] = []
         self.last_draw: Draw | None = None
         self.terms: dict[str, float] = {}
         self.earlier: list[Tensor] | None = None
@@ -170,7 +172,30 @@ class Descent:
         if self.decay_schedule is None and changes.decay_factor != self.changes.decay_factor:
             self._set_decay(changes.decay_factor)
         self.changes, self.optimizer.clip_norm = changes, changes.clip_norm
+        self._set_average(changes)
         self.monitor.window.places = self._places()
+
+    def _set_average(self, changes: Changes) -> None:
+        """Keep the average that cures ask for, where the plan has none."""
+        if self.plan.ema is None:
+            self.optimizer.ema = changes.ema
+
+    @property
+    def can_average(self) -> bool:
+        """Whether an average of the weights can be kept from here on: none is, and its batch statistics could be measured."""
+        source = self.problem.train
+        return not self.optimizer.averages and not (isinstance(source, StreamSource) and gathers_statistics(self.model))
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many batches make up the next step: those that cures ask for, but none beyond an epoch's end, a snapshot or a
+        measurement of weights and updates."""
+        most = self.changes.accumulate
+        if most == 1:
+            return 1
+        every = (MEASURE_EVERY, self.plan.snapshot_every, self.steps_per_epoch)
+        ends = [self.total_steps, *((self.step // each + 1) * each for each in every if each)]
+        return min(most, min(ends) - self.step)
 
     def _set_decay(self, factor: float) -> None:
         for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
@@ -210,6 +235,8 @@ class Descent:
         loop = state["loop"]
         for names in loop.get("adopted", [])[len(self.adopted) :]:
             self.adopt(names)
+        changes = self.changes if rollback else Changes.from_dict(loop["cures"])
+        self._set_average(changes)
         lost = self.load_tensors(state)
         self.step, self.schedule_state = loop["step"], dict(loop["schedule"])
         self.consecutive_skips, self.validations_since_best = loop["skipped_in_row"], loop["stale"]
@@ -223,8 +250,9 @@ class Descent:
         if not rollback:
             self.accumulate, self.repeated = loop["accumulate"], loop.get("repeated", 0)
             self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]
+            self.batches.leave_out(loop.get("left_out_examples", []))
             self.best_validation = loop["leading"] and dict(loop["leading"])
-        self.change(self.changes if rollback else Changes.from_dict(loop["cures"]))
+        self.change(changes)
         self.batches.accumulate = self.accumulate
         with preserve_process_state(), rng_lock:  # a stream is read again up to its place, with seeds of its own
             self.batches.load_state_dict(loop["batches"], is_over=self.is_over)
@@ -408,6 +436,7 @@ class Descent:
             "monitor": self.monitor.state_dict(),
             "cures": self.changes.to_dict(),
             "left_out": [list(position) for position in self.skipped_batches],
+            **({"left_out_examples": list(self.batches.left_out)} if self.batches.left_out else {}),
             "leading": self.best_validation and dict(self.best_validation),
             "skipped_in_row": self.consecutive_skips,
             "stale": self.validations_since_best,

@@ -21,12 +21,15 @@ class Cure:
         rollback: go back to the last good snapshot first.
         begin_again: go back to where the run began instead, where that costs little of it and loses nothing that was learnt.
         skip_batch: leave this step's batch out.
+        leave_out: leave the examples out, from here on, that the diagnosis and earlier ones of its name list.
         rate_factor: multiplies the learning rate from here on, above 0.
         clip_norm: clip the gradient's norm at this from here on; None leaves clipping as it is.
         decay_factor: multiplies the weight decay from here on, at least 0.
         warmup: raise the learning rate over so many steps from here on, in a line; 0: not.
         anneal: from here on the learning rate is at least this share of its highest, falling in a line to zero at the end of the
             run; 0: what the schedule gives.
+        accumulate: batches whose gradients make up one step from here on, on top of how many did before.
+        ema: decay of an average of the weights that is kept, and validated beside them, from here on; None: as it was.
         forget: the optimiser begins anew with its running means.
         restart: names of layers that are started anew, so that each unit's signal has mean zero and the variance
             `restart_variance`.
@@ -37,11 +40,14 @@ class Cure:
     rollback: bool = False
     begin_again: bool = False
     skip_batch: bool = False
+    leave_out: bool = False
     rate_factor: float = 1.0
     clip_norm: float | None = None
     decay_factor: float = 1.0
     warmup: int = 0
     anneal: float = 0.0
+    accumulate: int = 1
+    ema: float | None = None
     forget: bool = False
     restart: tuple[str, ...] = ()
     restart_variance: float = 1.0
@@ -118,11 +124,12 @@ _CURE: Mapping[str, Kind] = {
     "rollback": flag,
     "begin_again": flag,
     "skip_batch": flag,
+    "leave_out": flag,
     "forget": flag,
     "rate_factor": number,
-    "clip_norm": optional(number),
+    **dict.fromkeys(("clip_norm", "ema"), optional(number)),
     **dict.fromkeys(("decay_factor", "anneal", "restart_variance"), number),
-    "warmup": whole,
+    **dict.fromkeys(("warmup", "accumulate"), whole),
     "restart": listing(text),
     "code": text,
 }

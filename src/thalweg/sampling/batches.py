@@ -40,6 +40,19 @@ class Draw(NamedTuple):
         return tuple(indices if self.rows is None else (int(self.rows[index]) for index in indices))
 
 
+def joined(draws: Sequence[Draw]) -> Draw:
+    """Give the examples of several batches as those of one step."""
+    if len(draws) == 1:
+        return draws[0]
+    indices = [draw.indices for draw in draws if draw.indices is not None]
+    return Draw(
+        [part for draw in draws for part in draw.parts],
+        [size for draw in draws for size in draw.sizes],
+        torch.cat(indices) if len(indices) == len(draws) else None,
+        draws[0].rows,
+    )
+
+
 class _Ahead(NamedTuple):
     """The micro-batches of a loader's next step, none at the end of its pass, or what reading them raised; and its state before
     them, at the end of a pass after that end."""
@@ -101,6 +114,7 @@ class Batches:
         )
         self.length_note: str | None = None  # set once, where a stream does not give as many batches as its `len` says
         self._last_epoch = 0  # steps of the epoch of a stream that ended last
+        self.left_out = list[int]()  # indices of examples that are in no batch any more
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
         self._goes_on = False  # from the place that a loader's state has, instead of the start of an epoch
         self._at_end = False  # a loader's state is that of the end of a pass
@@ -127,13 +141,17 @@ class Batches:
         return drawn
 
     def indices(self, epoch: int, within: int) -> Tensor:
-        """Give the indices of one step."""
+        """Give the indices of one step; where all of them are left out, they are there all the same."""
         if self._order is None or self._order[0] != epoch:
             options = {"shuffle": self.shuffle and not self.is_full_batch, "replacement": self.replacement}
             shares = {"weights": self.weights, "rank": self.rank, "world": self.world}
             self._order = (epoch, order(self._length(), self.seed, epoch, **options, **cast(Any, shares)))
         start = within * self.batch_size
-        return self._order[1][start : start + self.batch_size]
+        indices = self._order[1][start : start + self.batch_size]
+        if not self.left_out:
+            return indices
+        kept = indices[~torch.isin(indices, torch.tensor(self.left_out))]
+        return kept if len(kept) else indices
 
     @cached_property
     def is_full_batch(self) -> bool:
@@ -204,6 +222,17 @@ class Batches:
         self.accumulate = accumulate
         self.load_state_dict({"epoch": position[0], "within": position[1]})
 
+    @property
+    def can_leave_out(self) -> bool:
+        """Whether single examples can be left out: they are known by their indices."""
+        return not isinstance(self.source, StreamSource)
+
+    def leave_out(self, indices: Sequence[int]) -> None:
+        """Leave these examples out of the batches from here on, and no others."""
+        if self.left_out != list(indices):
+            self.left_out = list(indices)
+            self._end_pass()  # what was read ahead may hold them
+
     def close(self, *, goes_on: bool = False) -> None:
         """End loader workers. `goes_on`: the position will be asked for, to go on from it."""
         if goes_on and isinstance(self.source, StreamSource) and self.source.stateful:
@@ -265,7 +294,7 @@ class Batches:
         return math.ceil(self.batch_size / self.accumulate)
 
     def _slice(self, source: TensorSource) -> Draw:
-        if self.is_full_batch and self.accumulate == 1:
+        if self.is_full_batch and self.accumulate == 1 and not self.left_out:
             return Draw([source.take(slice(None))], [source.length], None, source.rows)
         indices = self.indices(self.epoch, self.within)
         if self.accumulate == 1:

@@ -20,6 +20,8 @@ class Changes:
         warmup: the rate rises in a line over `steps` steps after step `start`: (start, steps); None: it does not.
         anneal: after step `start` the rate is at least `share` of the highest, falling in a line to zero at step `end`:
             (start, end, share); None: it is the schedule's.
+        accumulate: batches whose gradients make up one step.
+        ema: decay of an average of the weights, which is kept since; None: there is none but the plan's.
     """
 
     rate_factor: float = 1.0
@@ -27,6 +29,8 @@ class Changes:
     decay_factor: float = 1.0
     warmup: tuple[int, int] | None = None
     anneal: tuple[int, int, float] | None = None
+    accumulate: int = 1
+    ema: float | None = None
 
     def rate(self, step: int, scheduled: float, highest: float) -> float:
         """Give the learning rate after so many steps.
@@ -68,6 +72,8 @@ class Changes:
             clip_norm=clip if clip < math.inf else None,
             warmup=(step, cure.warmup) if cure.warmup else self.warmup,
             anneal=(step, end, cure.anneal) if cure.anneal else self.anneal,
+            accumulate=self.accumulate * cure.accumulate,
+            ema=cure.ema if cure.ema is not None else self.ema,
         )
 
     def to_dict(self) -> dict[str, Any]:

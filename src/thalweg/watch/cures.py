@@ -9,6 +9,8 @@ from thalweg.errors import few
 from thalweg.records.diagnosis import Cure
 from thalweg.watch.window import Window
 
+AVERAGE = 0.98  # decay of an average of the weights that takes out the noise of single batches: of fifty steps
+
 
 def lower_rate_and_clip(window: Window, attempt: int) -> Cure:
     """Go back, lower the learning rate and clip.
@@ -22,8 +24,7 @@ def lower_rate_and_clip(window: Window, attempt: int) -> Cure:
 
 def back(window: Window, factor: float) -> Cure:
     """Go back, multiply the learning rate by a factor, and clip as `lower_rate_and_clip` does."""
-    finite = sorted(n for n in window.gradient_norms if math.isfinite(n) and n > 0)
-    clip = finite[int(0.9 * (len(finite) - 1))] if len(finite) >= 20 else 1.0
+    clip = usual_norm(window)
     return Cure(
         action=f"Go back to the last good snapshot, lower the rate from {window.rate:.3g} by a factor of {factor:.3g}, and clip"
         f" the gradient's norm at {clip:.3g}.",
@@ -32,6 +33,12 @@ def back(window: Window, factor: float) -> Cure:
         clip_norm=clip,
         code=f"watch.go_back(rate_factor={factor:.3g}, clip_norm={clip:.3g})",
     )
+
+
+def usual_norm(window: Window) -> float:
+    """Give the 90th percentile of the recent gradient norms, 1.0 where there are fewer than twenty."""
+    finite = sorted(n for n in window.gradient_norms if math.isfinite(n) and n > 0)
+    return finite[int(0.9 * (len(finite) - 1))] if len(finite) >= 20 else 1.0
 
 
 def raise_rate(window: Window, factor: float) -> Cure:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from thalweg import rules
 from thalweg.optim.optimizer import Optimizer, StepRecord
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.changes import Changes
+from thalweg.watch.probe import write
 from thalweg.watch.window import Place
 
 MEASURE_EVERY = 50  # steps between measurements of weights and updates, for which weights are copied
@@ -98,7 +100,9 @@ class StepRecorder:
       since; `before`: copies of the weights before the last step, where `wants` asked for them; `earlier`: before the
       step before it.
     - `changes` are those of cures, which hold within the optimiser's step only: the groups, and whatever schedule writes into
-      them, stay the person's. With `guards` a step whose gradient is not finite moves nothing.
+      them, stay the person's. With `guards` a step whose gradient is not finite moves nothing. Where several batches make up a
+      step, the optimiser's step moves nothing until the last of them, whose gradient is then the mean of all.
+    - `average`: that of the weights which `changes` ask for, after the last step; None: there is none yet.
     - `snapshot`: the last that was taken.
 
     Arguments:
@@ -118,7 +122,11 @@ class StepRecorder:
         self.earlier: list[Tensor] | None = None
         self.snapshot: Snapshot | None = None
         self.changes, self.guards = Changes(), False
+        self.average: list[Tensor] | None = None
+        self._averaged = 0  # steps that are in it
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
+        self._held: list[list[Tensor | None]] = []  # gradients of batches that are part of a step to come
+        self._holds = False  # in this step
         self._names = {id(tensor): name for name, tensor in model.named_parameters()}
         self._depths = {id(tensor): depth for depth, tensor in enumerate(model.parameters())}
         self._taken: _Taken | None = None
@@ -159,6 +167,29 @@ class StepRecorder:
         """The share of the model's weights that want no gradient."""
         return frozen_share(self.model)
 
+    def _move_average(self, decay: float) -> None:
+        """Take the present weights into their average, from which the bias to its beginning is taken."""
+        weights = [tensor.detach() for tensor in self.parameters]
+        if self.average is None or len(self.average) != len(weights):
+            self.average, self._averaged = [tensor.clone() for tensor in weights], 1
+            return
+        self._averaged += 1
+        share = (1 - decay) / (1 - decay**self._averaged)
+        for average, now in zip(self.average, weights, strict=True):
+            average.lerp_(now, share)
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """Within, the parameters hold their average; afterwards their own values again."""
+        parameters, averages = self.parameters, self.average
+        assert averages is not None
+        now = [tensor.detach().clone() for tensor in parameters]
+        write(parameters, averages)
+        try:
+            yield
+        finally:
+            write(parameters, now)
+
     @property
     def held(self) -> list[Tensor]:
         """The tensors of the model, and those that are stepped beside it."""
@@ -178,7 +209,8 @@ class StepRecorder:
             for tensor, value in zip(self.held, snapshot.tensors, strict=True):
                 tensor.copy_(value)
         self.optimizer.load_state_dict(copy.deepcopy(snapshot.optimizer))
-        self.before = self.earlier = None  # they are of steps that are undone
+        self.before = self.earlier = self.average = None  # they are of steps that are undone
+        self._held = []
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             if rate is not None:
                 group["lr"] = rate
@@ -208,6 +240,9 @@ class StepRecorder:
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         self._give_back()  # of a step that failed
+        self._holds = self.changes.accumulate > 1 and not _has_closure(arguments, keywords) and not self._gather()
+        if self._holds:
+            return
         step, own, parameters = self.count + 1, isinstance(optimizer, Optimizer), self.parameters
         measures = is_measured(step)
         if own and measures:
@@ -218,13 +253,34 @@ class StepRecorder:
         self.earlier, self.before = self.before, [tensor.detach().clone() for tensor in parameters] if keeps else None
         if self.guards and self._given_norms is not None and not self._given_norms.are_finite:
             # PyTorch's optimisers leave parameters without a gradient, and their state, as they are.
-            self._withheld = [(tensor, tensor.grad) for tensor in parameters]
-            for tensor, _ in self._withheld:
-                tensor.grad = None
+            self._withhold(parameters)
         elif self.changes.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.changes.clip_norm)
         for number, group in enumerate(optimizer.param_groups):
             self._change(number, group)
+
+    def _withhold(self, parameters: Sequence[Tensor]) -> None:
+        self._withheld = self._withheld or [(tensor, tensor.grad) for tensor in parameters]
+        for tensor, _ in self._withheld:
+            tensor.grad = None
+
+    def _gather(self) -> bool:
+        """Put the gradients of the batches that make up a step together: once they are all there the parameters have their mean,
+        and before none. Tells whether they are all there."""
+        parameters = self.parameters
+        if self._held and len(self._held[0]) != len(parameters):  # a group was added
+            self._held = []
+        if len(self._held) + 1 < self.changes.accumulate:
+            self._held.append([None if p.grad is None else p.grad.detach().clone() for p in parameters])
+            self._withhold(parameters)
+            return False
+        self._withheld = [(tensor, tensor.grad) for tensor in parameters]
+        for number, tensor in enumerate(parameters):
+            found = [each for held in (*self._held, [p.grad for p in parameters]) if (each := held[number]) is not None]
+            if found:
+                tensor.grad = sum(found[1:], found[0]) / (len(self._held) + 1)
+        self._held = []
+        return True
 
     def _change(self, number: int, group: dict[str, Any]) -> None:
         """Set what cures have changed of a group, for this step only."""
@@ -249,25 +305,35 @@ class StepRecorder:
 
     def _after_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         self.count += 1
-        skipped, self._withheld = self._withheld, []
-        for tensor, gradient in skipped:
+        withheld, self._withheld = self._withheld, []
+        skipped = bool(withheld) and all(tensor.grad is None for tensor, _ in withheld)
+        for tensor, gradient in withheld:
             tensor.grad = gradient
+        if self._holds:
+            return
         groups = optimizer.param_groups
         rate = groups[0].get("lr", math.nan) if groups else math.nan
         self._give_back()
+        if self.changes.ema is not None:
+            self._move_average(self.changes.ema)
         if isinstance(optimizer, Optimizer):
             self._taken = _Taken(rate, None, optimizer.last)
             return
         tensors = self.parameters
         # A closure computes the gradient within the step.
-        norms = _norms(tensors) if arguments or keywords.get("closure") is not None else self._given_norms
+        norms = _norms(tensors) if _has_closure(arguments, keywords) else self._given_norms
         weights = updates = None
         if is_measured(self.count) and self.before and len(self.before) == len(tensors):
             weights = torch.stack([tensor.float().norm() for tensor in self.before]).cpu()
             moved = [(now.detach() - was).float().norm() for now, was in zip(tensors, self.before, strict=True)]
             updates = torch.stack(moved).cpu()
         self._given_norms = None
-        self._taken = _Taken(rate, norms, None, weights, updates, bool(skipped))
+        self._taken = _Taken(rate, norms, None, weights, updates, skipped)
+
+
+def _has_closure(arguments: Any, keywords: Any) -> bool:
+    """Tell whether an optimiser's step was given a closure; the first of a hook's arguments is the optimiser."""
+    return len(arguments) > 1 or keywords.get("closure") is not None
 
 
 def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:

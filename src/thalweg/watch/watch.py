@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -223,6 +224,8 @@ class Watch:
         decay_factor: float = 1.0,
         warmup: int = 0,
         anneal: float = 0.0,
+        accumulate: int = 1,
+        ema: float | None = None,
     ) -> None:
         """Change learning rate, clipping and weight decay from the next step on, within the optimiser's steps: its settings, and
         a schedule that writes into them, go on as they were.
@@ -234,6 +237,9 @@ class Watch:
             warmup: the rates rise in a line over so many steps.
             anneal: each rate is at least this share of its highest so far, falling in a line to zero at the end, as `total` says;
                 where that is not known, over as many steps as were taken.
+            accumulate: so many batches make up one step: the optimiser moves nothing until the last of them, and then by the mean
+                of their gradients. It multiplies how many there were before.
+            ema: decay of an average of the weights that is kept from here on, see `averaged`.
         """
         self._apply(
             Cure(
@@ -243,8 +249,30 @@ class Watch:
                 decay_factor=decay_factor,
                 warmup=warmup,
                 anneal=anneal,
+                accumulate=accumulate,
+                ema=ema,
             )
         )
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """Within, the model holds the average of its weights that `change(ema=…)` has asked for; afterwards its own again.
+
+            with watch.averaged():
+                loss = validate(model)
+
+        The running statistics of batch normalisation are those of its own weights; `thalweg.optim.recalibrated` measures the
+        average's.
+
+        Raises ArgumentError where no average is kept.
+        """
+        recorder = self._recorder
+        if recorder is None or recorder.average is None:
+            raise ArgumentError(
+                "No average of the weights is kept: `watch.change(ema=0.99)` begins one, at the next step."
+            )
+        with recorder.averaged():
+            yield
 
     def restart(self, layers: Collection[str], *, variance: float = 1.0) -> tuple[str, ...]:
         """Start layers anew, so that each unit's signal has mean zero and variance one on the last batch; the optimiser forgets

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from thalweg.errors import few
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
+from thalweg.watch.cures import AVERAGE, usual_norm
 from thalweg.watch.probe import ExampleLosses, NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Window
@@ -38,6 +41,7 @@ def outlying_examples(symptom: Symptom, window: Window, probe: Probe) -> Diagnos
             "rows of the batch": {"value": rows},
         },
         ruled_out=("learning-rate-too-high",),
+        cure=leave_out(window, numbers) if symptom.severity != "note" else None,
     )
 
 
@@ -52,7 +56,20 @@ def outliers(found: ExampleLosses) -> tuple[list[int], float]:
     return [row for row, loss in enumerate(found.losses.tolist()) if not loss <= limit], limit
 
 
-def leave_out(window: Window, attempt: int) -> Cure:
+def leave_out(window: Window, examples: Sequence[int]) -> Cure:
+    """Leave them out where that happens again and again, clip so that others of their kind move less, and average the weights."""
+    norm = usual_norm(window)
+    return Cure(
+        f"Look at these examples: their labels, or the inputs, may be wrong. They are left out, the gradient's norm is clipped at"
+        f" {norm:.3g}, and an average of the weights is kept.",
+        leave_out=True,
+        clip_norm=norm,
+        ema=AVERAGE,
+        code=f"watch.change(clip_norm={norm:.3g}, ema={AVERAGE:g})  # and leave out {few(examples) or 'them'}",
+    )
+
+
+def list_them(window: Window, attempt: int) -> Cure:
     """List them; a single spike needs no more."""
     return Cure(
         "Look at these examples: their labels, or the inputs, may be wrong. Clip the gradient so that single ones move less.",
@@ -66,5 +83,5 @@ bad_batch = Cause(
     rank=20,
     symptoms=("spiky",),
     question=outlying_examples,
-    cure=leave_out,
+    cure=list_them,
 )

@@ -7,12 +7,14 @@ from statistics import fmean, median, pstdev
 
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
+from thalweg.watch.cures import AVERAGE
 from thalweg.watch.probe import Probe
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import FEW_EXAMPLES, Window
 
 NOISY = 0.3  # standard deviation of the loss over its mean, from batch to batch
 TRIES = 3  # steps whose length was tried on the next batch
+MORE = 4  # batches that make up one step then
 HARM = 2.0  # multiple of a step that is best for the next batch: more, and steps help others
 
 
@@ -37,13 +39,13 @@ def drowns(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
 
 
 def average_more(window: Window, attempt: int) -> Cure:
-    """Lower the noise: with more examples a step, or shorter steps where that cannot be changed from here."""
-    count = max(2, math.ceil(32 / max(1, window.examples)))
+    """Lower the noise, with more examples a step and an average of the weights."""
     return Cure(
-        f"Take larger batches, or add up the gradients of {count} batches before each step; here the learning rate is lowered"
-        f" from {window.rate:.3g} by a factor of 0.3, which averages over more steps.",
-        rate_factor=0.3,
-        code=f"if (number + 1) % {count} == 0: optimizer.step(); optimizer.zero_grad()  # and (loss / {count}).backward()",
+        f"Take larger batches. From here on the gradients of {MORE} batches make up one step, and an average of the weights is"
+        " kept.",
+        accumulate=MORE,
+        ema=AVERAGE,
+        code=f"watch.change(accumulate={MORE}, ema={AVERAGE:g})",
     )
 
 
