@@ -592,6 +592,123 @@ def test_what_cannot_be_kept_is_named_before_the_run():
     assert any("`loss:noise` is a generator" in note for note in notes)
 
 
+class Link:
+    def __init__(self, value, before=None):
+        self.value, self.before = value, before
+        self.depth = 1 if before is None else before.depth + 1
+
+
+class Relinking(nn.Linear):
+    """Lets its objects hang together in another way from call to call, and its loss go by them."""
+
+    def __init__(self, kind):
+        super().__init__(4, 3)
+        self.kind, self.calls, self.factors = kind, 0, [1.0, 1.1]
+        self.head = self.best = self.sign = None
+        self.low, self.high, self.active, self.kept = Link(1.0), Link(1.1), None, {"a": Link(0.0)}
+
+    def forward(self, x):
+        return super().forward(x) * getattr(self, self.kind)()
+
+    def count(self):
+        self.calls += self.training
+        return self.calls
+
+    def grows(self):
+        if self.training:
+            self.head = Link(1 + 0.01 * self.count(), self.head)
+        return (
+            1
+            if self.head is None
+            else sum(link.value for link in links(self.head)) / self.head.depth + self.head.depth / 50
+        )
+
+    def grows_late(self):
+        if self.training and self.count() > 8:
+            self.head = Link(1 + 0.01 * self.calls, self.head)
+        return 1 if self.head is None else self.head.value * (1 + self.head.depth / 50)
+
+    def switches(self):
+        self.active = (self.low, self.high)[self.count() > 8]
+        return self.active.value
+
+    def keeps_the_best(self):
+        if self.training:
+            self.head = Link(1 + (self.count() * 7 % 10) / 10)
+            self.best = self.head if self.best is None or self.head.value > self.best.value else self.best
+        return 1 if self.best is None else self.best.value
+
+    def another_function(self):
+        self.sign = abs_of if self.count() <= 8 else half_of
+        return self.sign(1.0)
+
+    def goes(self):
+        if self.training and self.count() > 8:
+            self.low = None
+        return 1 if self.low is None else 1.5
+
+    def in_tuples(self):
+        if self.training:
+            self.head = (Link(1 + 0.01 * self.count()), self.head)
+        return 1 if self.head is None else self.head[0].value
+
+    def other_keys(self):
+        if self.training:
+            self.kept = {str(self.count()): Link(self.calls / 10)}
+        (link,) = self.kept.values()
+        return 1 + link.value
+
+
+def abs_of(x):
+    return abs(x)
+
+
+def half_of(x):
+    return x / 2
+
+
+def links(link):
+    while link is not None:
+        yield link
+        link = link.before
+
+
+RELINKING = ("grows", "grows_late", "switches", "keeps_the_best", "another_function", "goes", "in_tuples", "other_keys")
+
+
+@pytest.mark.parametrize("kind", RELINKING)
+def test_objects_that_hang_together_in_another_way_as_the_run_goes_on_are_named_and_nobody_looking_on_changes_them(
+    kind,
+):
+    task = tw.Task(lambda: Relinking(kind), F.cross_entropy, blobs())
+    looked_on = tw.train(task, plan(steps=24, validate_every=3, snapshot_every=5), progress=False)
+    alone = tw.train(task, plan(steps=24, validate_every=24, snapshot_every=0, watch=False), progress=False)
+    assert np.array_equal(looked_on.history["loss"], alone.history["loss"], equal_nan=True)
+    said = [*looked_on.summary["notes"], *(event.message for event in looked_on.events)]
+    assert any("as the run goes on, which no checkpoint holds" in text for text in said)
+    assert sum("as the run goes on" in text for text in said) <= 3
+    assert looked_on.summary["exact"] is False
+
+
+@pytest.mark.parametrize("kind", RELINKING)
+def test_what_hung_together_otherwise_when_a_run_was_stopped_is_put_back_or_leaves_the_resumed_one_not_exact(
+    kind, tmp_path
+):
+    def stop(model, figures):
+        if figures.step == 13:
+            raise KeyboardInterrupt
+
+    task, wanted = (
+        tw.Task(lambda: Relinking(kind), F.cross_entropy, blobs()),
+        plan(steps=20, watch=False, snapshot_every=4),
+    )
+    whole = tw.train(task, wanted, progress=False)
+    with pytest.raises(Interrupted):
+        tw.train(task, wanted, out=tmp_path / "run", progress=False, on_step=stop)
+    run = tw.resume(tmp_path / "run", task, progress=False)
+    assert run.summary["exact"] is False or torch.equal(weights(run.model), weights(whole.model))
+
+
 class Hardest(Sampler):
     """Draws what had a large loss more often."""
 

@@ -55,6 +55,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 rate = descent.rate()
                 descent.set_rate(rate)
                 loss, examples = compute_gradient(descent, recorder)
+                descent.objects.note_links()
                 if before is not None and descent.monitor.trusts(loss) and descent.take_snapshot(before):
                     recorder.checkpoint_snapshot(descent)
                 beside = rare.measure(loss)

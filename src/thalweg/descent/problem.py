@@ -208,10 +208,13 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         notes += [*more, *rehearsal.notes]
         moving = moved_since(unmoved, model)
         objects.read()  # so that what comes and goes from call to call shows in the next reading
+        objects.note_links()
         notes += check_outside_weights(Objective(own, rehearsal.casts), model, batch, rehearsal.loss, task.model)
         before = objects.with_gradient()
         gradient = rehearse_gradient(Objective(own, rehearsal.casts), model, batch, rehearsal.loss)
         check_no_gradient_elsewhere(before, objects.with_gradient())
+        objects.read()
+        objects.forget_links()  # what is made in evaluation goes again in a run
         notes += check_targets(Objective(own, rehearsal.casts), model, whole, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, whole, batch, found)
         unmoved = mark_weights(model)

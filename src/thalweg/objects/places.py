@@ -16,7 +16,8 @@ import threading
 import types
 import weakref
 from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from enum import Enum, EnumType
 from itertools import islice
 from pathlib import Path
@@ -96,6 +97,12 @@ class Place(NamedTuple):
             return getattr(self.holder, self.key)
         return self.holder.cell_contents if self.how == "cell" else self.value
 
+    def has_its_object(self) -> bool:
+        """Tell whether the place still has the object that it was found with; a number or text may be another one."""
+        is_class = isinstance(self.holder, type)  # where a descriptor would give something else
+        now = vars(self.holder).get(self.key) if is_class else self.present()
+        return now is self.value or (type(now) in ATOMS and type(self.value) in ATOMS)
+
     def put(self, value: Any) -> bool:
         """Give the place another object; False where it takes none."""
         if self.how == "item":
@@ -110,6 +117,52 @@ class Place(NamedTuple):
         """Remove an attribute that came to be since."""
         if self.how == "item" and isinstance(self.holder, dict):
             self.holder.pop(self.key, None)
+
+
+class Held(NamedTuple):
+    """The objects that places had, the items of containers of objects, and the names of objects' attributes: to be given again,
+    whatever was put there since."""
+
+    places: list[Place]
+    containers: list[tuple[Any, list[Any]]]
+    names: list[tuple[dict[str, Any], set[str]]]
+
+    def give_again(self) -> None:
+        """Give every place its object again; what the objects carry themselves is left as it is."""
+        for container, items in self.containers:
+            _refill(container, items)
+        for place in self.places:
+            with suppress(Exception):  # what the place was in cannot take it any more
+                if not place.has_its_object():
+                    place.put(place.value)
+        for attributes, names in self.names:
+            for name in attributes.keys() - names:
+                del attributes[name]
+
+
+def items_of(container: Any) -> list[Any]:
+    """Give the items of a container themselves; of a mapping its pairs."""
+    return list(cast("Any", container.items() if isinstance(container, Mapping) else container))
+
+
+def _refill(container: Any, items: list[Any]) -> None:
+    """Give a container of objects these very objects again."""
+    now = items_of(container)
+    if len(now) == len(items) and all(map(_is_same_item, now, items)):
+        return
+    with suppress(Exception):  # of a key of the user's that cannot be hashed any more
+        if isinstance(container, list | deque | set | dict):
+            container.clear()
+        if isinstance(container, list | deque):
+            container.extend(items)
+        elif isinstance(container, set | dict):
+            container.update(items if isinstance(container, set) else dict(items))
+
+
+def _is_same_item(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2:  # a pair of a mapping
+        return one is other or all(map(operator.is_, one, other))
+    return one is other
 
 
 class Still:
@@ -246,7 +299,9 @@ class Finder:
         classes: is given the classes of named tuples and enumerations that are met, by name.
 
     `holders` are, once `places` is through, the objects with attributes, and the modules with globals, by the beginning of their
-    paths; `of_objects` the places of containers that hold objects; `optimizers` those that were found.
+    paths; `of_objects` the places of containers that hold objects; `optimizers` those that were found. `links` tells, by path,
+    which objects, functions and classes of the user's hang together how: of each its kind, and the path under which the same
+    one was found before.
     """
 
     def __init__(
@@ -263,6 +318,9 @@ class Finder:
         self.holders: dict[str, Holder] = {}
         self.of_objects: list[Place] = []
         self.optimizers: list[Optimizer] = []
+        self.links: dict[str, list[tuple[str, str]]] = {}
+        self._linked: dict[int, str] = {}  # the first paths of these, by identity
+        self._ends: dict[str, tuple[int, int, int, int]] = {}  # how much had been found once a root was through
         self._paths: dict[str, list[tuple[int, Any]]] = {}
         self._seen = set[int]()
         self._first_paths: dict[int, str] = {}  # of tensors, arrays and containers of plain values, by identity
@@ -273,19 +331,42 @@ class Finder:
 
     def places(self) -> list[Place]:
         """Give every place that holds state, each object's once, in the same order every time."""
-        left = [Place(name, root, None, None, "") for name, root in reversed(list(self.roots.items()))]
-        while left:  # no recursion: a linked list may have any length
-            self._look(left.pop())
-            left += reversed(self._next)
-            self._next.clear()
+        if self._ends:
+            return self._found
+        for name, root in self.roots.items():
+            left = [Place(name, root, None, None, "")]
+            while left:  # no recursion: a linked list may have any length
+                self._look(left.pop())
+                left += reversed(self._next)
+                self._next.clear()
+            self._ends[name] = len(self._found), len(self._visited), len(self.of_objects), len(self.holders)
         return self._found
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether there were more objects than are looked at."""
+        return len(self._seen) > MOST_OBJECTS
+
+    def hold(self, only: Collection[str] = ()) -> Held:
+        """Give, once `places` is through, what all places have now, or those first reached from the roots `only`."""
+        held, before = Held([], [], []), (0, 0, 0, 0)
+        holders = list(self.holders.values())
+        for name, after in self._ends.items():
+            found, visited, containers, attributes = map(slice, before, after)
+            before = after
+            if only and name not in only:
+                continue
+            held.places.extend(place for place in (*self._found[found], *self._visited[visited]) if place.how)
+            held.containers.extend((place.value, items_of(place.value)) for place in self.of_objects[containers])
+            held.names.extend((h.attributes, {*h.attributes}) for h in holders[attributes] if h.names is None)
+        return held
 
     def bearers(self) -> list[Place]:
         """Give the places, once `places` is through, whose value is an object that is no state by itself, but may bear some.
 
         None are given where there were more objects than are looked at.
         """
-        if len(self._seen) > MOST_OBJECTS:
+        if self.is_cut_short:
             return []
         found = {(id(place.holder), place.key) for place in self._found}
         return [place for place in self._visited if (id(place.holder), place.key) not in found]
@@ -327,13 +408,21 @@ class Finder:
             return
         if isinstance(value, type):
             note_class(value, self.classes)
+            self._link(place, value.__qualname__)
             self._class(value)
             return
-        if id(value) in self.known or len(self._seen) > MOST_OBJECTS:
+        if self.is_cut_short:
+            return
+        if id(value) in self.known:
+            self._link(place, "weight")
             return
         if id(value) in self._seen:
+            if id(value) in self._linked:
+                self._link(place, self._kind(value))
             self._add_again(place)
             return
+        if kind_of_link := self._kind(value):
+            self._link(place, kind_of_link)
         self._seen.add(id(value))
         if len(place.path) > LONGEST_PATH:
             start = f"{place.path[:30]}…"  # said once of all that lies there
@@ -369,6 +458,20 @@ class Finder:
             self._add(self._marked(place))
             if isinstance(value, Optimizer):  # its state_dict has all but the weights that it moves
                 self._optimizer(value, place.path)
+
+    def _link(self, place: Place, kind: str) -> None:
+        """Note what hangs at a place; of what a library's module registers itself that it was there."""
+        first = self._linked.setdefault(id(place.value), place.path)
+        self.links.setdefault(place.path, []).append((kind, "" if first == place.path else first))
+
+    @staticmethod
+    def _kind(value: Any) -> str:
+        """Give the kind of an object that hangs together with others by what refers to it; "" of any other."""
+        if isinstance(value, types.FunctionType | types.MethodType):
+            return str(value.__qualname__)
+        if isinstance(value, nn.Module | Optimizer) or not is_library(type(value).__module__):
+            return type(value).__qualname__
+        return ""
 
     def _optimizer(self, optimizer: Optimizer, path: str) -> None:
         """Visit the weights that an optimiser of the user's moves: they may stand nowhere else."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import marshal
-import operator
 import re
-from collections import deque
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -31,6 +29,10 @@ LARGEST = (
     1 << 22
 )  # elements of a tensor that is made anew at every call, such as outputs that a model keeps to be looked at
 MOST_KEPT = 1 << 24  # bytes of tensors and arrays that are copied before they have changed
+_MADE = "an object that is made as the run goes on"
+_GONE = "a place whose object goes as the run goes on"
+_EXCHANGED = "a place that is given another object as the run goes on"
+_CONTAINER = "a container in which objects come and go, or hang together in another way, as the run goes on"
 
 
 class ObjectState:
@@ -60,7 +62,8 @@ class ObjectState:
         ] = {}  # tensors and arrays that containers among them held then, by position
         self._last: dict[str, Any] = {}  # the marks when the state was read last
         self._last_bearers = set[str]()  # the places then whose object is no state by itself
-        self._last_of_objects: list[tuple[Place, list[Any]]] = []  # then the containers of objects, with their items
+        self._links: dict[str, Any] | None = None  # how the user's objects hung together once they had been called
+        self._relinked = set[str]()  # places of objects that have been found to hang together in another way since
         self._holders: dict[str, Any] = {}  # what the places were in at the beginning
         self._changed = set[str]()
         self._lengths: dict[str, int] = {}  # of containers with objects, when they were seen first
@@ -146,9 +149,30 @@ class ObjectState:
 
         Of a container that is the first one "kept" are the positions of the tensors and arrays that it held then already.
         """
+        return self._read(self._look())
+
+    def note_links(self) -> None:
+        """Note, once, how the objects hang together after a first call: what that makes, it makes in a resumed run too.
+
+        What is made, or given to another place, after that is found by `read` and named: no state by paths holds it.
+        """
+        if self._links is None:
+            finder = self._look()
+            self._links = {} if finder.is_cut_short else finder.links
+
+    def forget_links(self) -> None:
+        """Name nothing more of what is made from here on."""
+        self._links = {}
+
+    def _look(self) -> Finder:
+        """Go through the objects."""
+        finder = self._finder(self.roots, self._still, self._buffers)
+        finder.places()
+        return finder
+
+    def _read(self, finder: Finder) -> dict[str, Any]:
         state: dict[str, Any] = {}
         self._last = {}
-        finder = self._finder(self.roots, self._still, self._buffers)
         for place in finder.places():
             if place.problem:
                 self.problems.setdefault(place.path, place.problem)
@@ -175,11 +199,28 @@ class ObjectState:
                 except Exception as error:  # also of a `state_dict` of the user's
                     self.problems[path] = str(error)
         self._last_bearers = {place.path for place in finder.bearers()}
-        self._last_of_objects = [(place, _items(place.value)) for place in finder.of_objects]
-        for place, items in self._last_of_objects:
-            if self._lengths.setdefault(place.path, len(items)) != len(items):
+        for place in finder.of_objects:
+            if self._lengths.setdefault(place.path, len(place.value)) != len(place.value):
                 self.problems.setdefault(place.path, "a container in which objects of your own come and go")
-        return state
+        self._compare_links(finder)
+        # By these a process that goes on knows it, too: it finds no object there to join the place with.
+        return {**{path: {"value": _alias(""), "same": False} for path in self._relinked}, **state}
+
+    def _compare_links(self, finder: Finder) -> None:
+        """Name what has been made, exchanged or taken away since the objects' links were noted; of what lies below it nothing."""
+        if not self._links or finder.is_cut_short or self._links == finder.links:
+            return
+        for path in dict.fromkeys((*finder.links, *self._links)):
+            before, now = self._links.get(path), finder.links.get(path)
+            # What was not there at the beginning goes again by itself.
+            if before == now or (now is None and path not in self._first_bearers):
+                continue
+            what = _MADE if before is None else _GONE if now is None else _EXCHANGED
+            if "[" in path:  # of a container whose items come and go each would be named
+                path, what = path.partition("[")[0], _CONTAINER
+            if not any(_lies_in(path, other) for other in self.problems):
+                self.problems[path] = what
+                self._relinked.add(path)
 
     def write(
         self,
@@ -316,42 +357,14 @@ class ObjectState:
 
         Gives their state, as `read` does.
         """
-        before, marks, bearers, of_objects = self.read(), self._last, self._last_bearers, self._last_of_objects
+        finder = self._look()
+        before, marks, bearers = self._read(finder), self._last, self._last_bearers
+        held = finder.hold(only)
         try:
             yield before
         finally:
-            for place, items in of_objects:
-                _give_again(place, items)
+            held.give_again()
             self.write(before, only or None, since=marks, bearers=bearers)
-
-
-def _items(container: Any) -> list[Any]:
-    """Give the items of a container themselves; of a mapping its pairs."""
-    return list(cast("Any", container.items() if isinstance(container, Mapping) else container))
-
-
-def _give_again(place: Place, items: list[Any]) -> None:
-    """Give a place the container of objects that it had, with these very objects in it."""
-    container = place.value
-    with suppress(Exception):  # the place is no longer there, or is in one that is not
-        if place.how and place.present() is not container:
-            place.put(container)
-    now = _items(container)
-    if len(now) == len(items) and all(map(_is_same_item, now, items)):
-        return
-    with suppress(Exception):  # of a key of the user's that cannot be hashed any more
-        if isinstance(container, list | deque | set | dict):
-            container.clear()
-        if isinstance(container, list | deque):
-            container.extend(items)
-        elif isinstance(container, set | dict):
-            container.update(items if isinstance(container, set) else dict(items))
-
-
-def _is_same_item(one: Any, other: Any) -> bool:
-    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2:  # a pair of a mapping
-        return one is other or all(map(operator.is_, one, other))
-    return one is other
 
 
 def _alias(path: str) -> dict[str, Any]:
@@ -385,7 +398,12 @@ def _identities(place: Place) -> set[tuple[int, Any]]:
 
 def _has_of(state: Mapping[str, Any], path: str) -> bool:
     """Tell whether a state has something of what a place holds."""
-    return any(other.startswith(path) and other[len(path) :][:1] in ("", ".", ":", "[", "(") for other in state)
+    return any(_lies_in(other, path) for other in state)
+
+
+def _lies_in(path: str, other: str) -> bool:
+    """Tell whether a path is another one, or leads on from it."""
+    return path.startswith(other) and path[len(other) :][:1] in ("", ".", ":", "[", "(")
 
 
 def _is_entry(entry: Any) -> bool:
