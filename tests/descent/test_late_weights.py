@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import blobs, plan
+from small import blobs, plan, weights
 from torch import nn
+from torch.nn.utils import prune
 
 import thalweg as tw
 from thalweg.errors import Interrupted
@@ -154,14 +155,16 @@ class Adapted(nn.Module):
 
 
 class Adapting(nn.Module):
-    """Wraps its body where it is validated."""
+    """Wraps its body after some steps, or where it is validated."""
 
-    def __init__(self):
+    def __init__(self, in_validation=False):
         super().__init__()
-        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.body, self.head, self.calls, self.in_validation = nn.Linear(4, 8), nn.Linear(8, 3), 0, in_validation
 
     def forward(self, x):
-        if not self.training and not isinstance(self.body, Adapted):
+        self.calls += self.training
+        due = not self.training if self.in_validation else self.calls > 7
+        if due and not isinstance(self.body, Adapted):
             self.body = Adapted(self.body)
         return self.head(self.body(x).tanh())
 
@@ -171,6 +174,41 @@ def test_a_layer_that_wraps_another_keeps_all_that_both_have():
     body = run.model.body
     assert (body.rank, body.base.training, body.base.in_features) == (2, False, 4)
     assert any("nobody trains" in event.message for event in run.events)
+
+
+def test_a_layer_that_is_wrapped_in_a_validation_is_the_bare_one_again_after_it():
+    seen = []
+    run = tw.train(
+        task(lambda: Adapting(True)),
+        plan(steps=20, keep="last", validate_every=5),
+        progress=False,
+        on_step=lambda model, figures: seen.append(type(model.body)),
+    )
+    assert {*seen, type(run.model.body)} == {nn.Linear}
+
+
+@pytest.mark.parametrize("kind", ["l1", "random"])
+def test_a_network_that_prunes_itself_on_the_way_is_trained_to_the_same_bits_whoever_looks_on(kind):
+    class Pruned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), 0
+
+        def forward(self, x):
+            self.calls += self.training
+            if self.training and self.calls in (10, 12, 14):
+                cut = prune.l1_unstructured if kind == "l1" else prune.random_unstructured
+                cut(self.body, "weight", amount=0.2)
+            return self.head(self.body(x).tanh())
+
+    of = tw.Task(Pruned, F.cross_entropy, blobs(), validation=blobs(30))
+    looked_on = tw.train(of, plan(steps=24, validate_every=3, snapshot_every=4, keep="last"), progress=False)
+    alone = tw.train(of, plan(steps=24, validate_every=24, snapshot_every=0, watch=False, keep="last"), progress=False)
+    assert torch.equal(weights(looked_on.model), weights(alone.model))
+    assert looked_on.summary["exact"] is False
+    assert any(
+        "`model.body` is a module whose weights come, go or get other names" in e.message for e in looked_on.events
+    )
 
 
 def test_weights_that_the_users_own_code_trains_are_left_to_it():

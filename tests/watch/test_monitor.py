@@ -11,7 +11,7 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, each_step
 from thalweg.watch.monitor import MOST_ATTEMPTS, Monitor
-from thalweg.watch.probe import NotMeasuredError
+from thalweg.watch.probe import NotMeasuredError, Probe
 
 
 def taken(step, loss, norm, rate, skipped):
@@ -322,3 +322,25 @@ def test_what_a_finding_explains_is_named_as_its_consequence():
     for step in range(1, 200):
         found += monitor.observe(taken(step, 90.0 if step in (80, 110, 140) else 1.0 + step % 2 / 10, 1.0, 0.1, False))
     assert [(each.name, each.severity, each.consequences) for each in found][-1] == ("cause", "warning", ("effect",))
+
+
+@pytest.mark.parametrize("what", ["others_along", "fixed_answer"])
+def test_an_error_of_the_users_code_in_a_measurement_beside_the_steps_ends_nothing(what):
+    asked = []
+
+    class Failing(Probe):
+        def others_along(self):
+            asked.append("others_along")
+            if what == "others_along":
+                raise AttributeError("no `weight_mask`")
+            return lambda multiple: 1.0 - multiple / 100
+
+        def fixed_answer(self):
+            asked.append("fixed_answer")
+            raise AttributeError("no `weight_mask`")
+
+    monitor = Monitor()
+    for step in range(1, 61):
+        monitor.observe(taken(step, 1 / step, 1.0, 0.1, False), Failing())
+    assert what in asked
+    assert [*monitor.window.fixed_answers] == []

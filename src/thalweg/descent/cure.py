@@ -23,7 +23,7 @@ from thalweg.sampling.sources import to_device
 from thalweg.watch.changes import Changes
 from thalweg.watch.lost_terms import lost_terms
 from thalweg.watch.monitor import intervenes
-from thalweg.watch.probe import NotMeasuredError, Probe
+from thalweg.watch.probe import NotMeasuredError, Probe, measured_or_not
 from thalweg.watch.replay import Batch
 
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
@@ -223,7 +223,7 @@ def _restart(descent: Descent, recorder: Recorder, cure: Cure, draw: Draw, step:
     objective, device = descent.problem.objective, descent.problem.device
     part = to_device(draw.parts[0], device)
     try:
-        with untouched(descent), objective.gradient_mode():
+        with measured_or_not(), untouched(descent), objective.gradient_mode():
             restarted = restart_layers(
                 descent.model,
                 lambda: objective.loss(descent.model, part),
@@ -232,6 +232,8 @@ def _restart(descent: Descent, recorder: Recorder, cure: Cure, draw: Draw, step:
                 variance=cure.restart_variance,
             )
     except NotMeasuredError as reason:
+        if descent.snapshot is not None:  # some may have been, where it failed on the way
+            descent.load_weights(descent.snapshot["model"])
         recorder.event(descent.step, "note", f"No layer was started anew: {reason}.")
         return ()
     forget(descent.optimizer, (descent.model.get_submodule(name) for name in restarted))

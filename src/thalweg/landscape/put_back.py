@@ -1,4 +1,4 @@
-"""Calling a model without leaving a trace in its tensors."""
+"""Calling a model without leaving a trace in its tensors, and in which it has."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from thalweg.objects.modules import Structure
+
 
 @contextmanager
 def buffers_put_back(model: nn.Module, more: Iterable[Tensor] = ()) -> Generator[None]:
-    """Within, a model may be called; afterwards its buffers are the same tensors with the same values, and so are `more`."""
+    """Within, a model may be called; afterwards its buffers are the same tensors with the same values, and so are `more`; and its
+    modules have the parameters, buffers, submodules and hooks that they had."""
     tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *more)]
-    places = [(module, dict(module._buffers)) for module in model.modules()]
+    structure = Structure(
+        model.modules()
+    )  # a model may give itself another tensor in the place of one, or a further one
     try:
         yield
     finally:
-        for module, own in places:  # a model may give itself another tensor in the place of one, or a further one
-            if [*map(id, own.values())] != [*map(id, module._buffers.values())]:
-                module._buffers.clear()
-                module._buffers.update(own)
+        structure.give_again()
         with torch.no_grad():
             for tensor, before in tensors:
                 tensor.copy_(before)

@@ -30,6 +30,7 @@ from torch.distributions.utils import lazy_property
 from torch.optim import Optimizer
 
 from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
+from thalweg.objects.modules import Structure
 from thalweg.objects.standard_kinds import (
     is_constant,
     is_memory,
@@ -57,6 +58,7 @@ MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large progra
 MOST_ITEMS_IN_ALL = 1_000_000  # of containers, that are looked at each time; of those beyond only some are
 LONGEST_PATH = 1_000  # characters: what lies deeper is not looked at
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
+WEIGHTS = "._parameters"  # ends the paths under which names of modules' weights are among links
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _BAGS = (
     types.SimpleNamespace,
@@ -120,12 +122,13 @@ class Place(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The objects that places had, the items of containers of objects, and the names of objects' attributes: to be given again,
-    whatever was put there since."""
+    """The objects that places had, the items of containers of objects, the names of objects' attributes, and what modules
+    consisted of: to be given again, whatever was put there since."""
 
     places: list[Place]
     containers: list[tuple[Any, list[Any]]]
     names: list[tuple[dict[str, Any], set[str]]]
+    structures: list[Structure]
 
     def give_again(self) -> None:
         """Give every place its object again; what the objects carry themselves is left as it is."""
@@ -138,6 +141,8 @@ class Held(NamedTuple):
         for attributes, names in self.names:
             for name in attributes.keys() - names:
                 del attributes[name]
+        for structure in self.structures:
+            structure.give_again()
 
 
 def items_of(container: Any) -> list[Any]:
@@ -349,7 +354,7 @@ class Finder:
 
     def hold(self, only: Collection[str] = ()) -> Held:
         """Give, once `places` is through, what all places have now, or those first reached from the roots `only`."""
-        held, before = Held([], [], []), (0, 0, 0, 0)
+        held, before = Held([], [], [], []), (0, 0, 0, 0)
         holders = list(self.holders.values())
         for name, after in self._ends.items():
             found, visited, containers, attributes = map(slice, before, after)
@@ -359,6 +364,8 @@ class Finder:
             held.places.extend(place for place in (*self._found[found], *self._visited[visited]) if place.how)
             held.containers.extend((place.value, items_of(place.value)) for place in self.of_objects[containers])
             held.names.extend((h.attributes, {*h.attributes}) for h in holders[attributes] if h.names is None)
+            modules = [h.owner for h in holders[attributes] if isinstance(h.owner, nn.Module)]
+            held.structures.append(Structure(modules, buffers=False))
         return held
 
     def bearers(self) -> list[Place]:
@@ -414,7 +421,8 @@ class Finder:
         if self.is_cut_short:
             return
         if id(value) in self.known:
-            self._link(place, "weight")
+            if place.how:
+                self.links.setdefault(place.path, []).append(("weight", str(id(value))))
             return
         if id(value) in self._seen:
             if id(value) in self._linked:
@@ -460,7 +468,7 @@ class Finder:
                 self._optimizer(value, place.path)
 
     def _link(self, place: Place, kind: str) -> None:
-        """Note what hangs at a place; of what a library's module registers itself that it was there."""
+        """Note what hangs at a place."""
         first = self._linked.setdefault(id(place.value), place.path)
         self.links.setdefault(place.path, []).append((kind, "" if first == place.path else first))
 
@@ -525,6 +533,8 @@ class Finder:
     def _module(self, place: Place) -> None:
         module, path = cast("nn.Module", place.value), place.path
         self.holders[f"{path}."] = Holder(module.__dict__, module)
+        if names := " ".join(module._parameters.keys()):  # of compiled code only the keys can be listed
+            self.links[f"{path}{WEIGHTS}"] = [("names", names)]
         if not self.still.get(id(module), _never).holds(module):
             self._module_itself(module, path)
         for name, child in module._modules.items():

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from thalweg.objects.places import Finder, Place, Still, still_modules
+from thalweg.objects.places import WEIGHTS, Finder, Place, Still, still_modules
 from thalweg.objects.values import (
     ATOMS,
     Classes,
@@ -32,6 +32,7 @@ MOST_KEPT = 1 << 24  # bytes of tensors and arrays that are copied before they h
 _MADE = "an object that is made as the run goes on"
 _GONE = "a place whose object goes as the run goes on"
 _EXCHANGED = "a place that is given another object as the run goes on"
+_RENAMED = "a module whose weights come, go or get other names as the run goes on"
 _CONTAINER = "a container in which objects come and go, or hang together in another way, as the run goes on"
 
 
@@ -216,7 +217,9 @@ class ObjectState:
             if before == now or (now is None and path not in self._first_bearers):
                 continue
             what = _MADE if before is None else _GONE if now is None else _EXCHANGED
-            if "[" in path:  # of a container whose items come and go each would be named
+            if path.endswith(WEIGHTS):
+                path, what = path.removesuffix(WEIGHTS), _RENAMED
+            elif "[" in path:  # of a container whose items come and go each would be named
                 path, what = path.partition("[")[0], _CONTAINER
             if not any(_lies_in(path, other) for other in self.problems):
                 self.problems[path] = what

@@ -15,7 +15,7 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, Detector, check_diagnosis, warn_of_failure
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import ranked, with_consequences
-from thalweg.watch.probe import NotMeasuredError, Probe
+from thalweg.watch.probe import NotMeasuredError, Probe, measured_or_not
 from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, Symptom
 from thalweg.watch.symptoms import SYMPTOMS
 from thalweg.watch.symptoms.diverging import begins_to_diverge
@@ -179,7 +179,7 @@ class Monitor:
         window = self.window
         if not (window.is_finite and window.is_steady):
             return
-        with probe.measuring(), suppress(NotMeasuredError):
+        with suppress(NotMeasuredError), measured_or_not(), probe.measuring():
             window.lengths.append((step, best_multiple(probe.others_along())))
             if not window.has_few_examples:
                 window.fixed_answers.append(probe.fixed_answer().loss)
@@ -193,7 +193,8 @@ class Monitor:
         if not self.window.is_finite or "diverging" in self.dismissed:
             return None
         try:
-            found = critical_step(probe.loss_along())
+            with measured_or_not(), probe.measuring():
+                found = critical_step(probe.loss_along())
         except NotMeasuredError:
             self.recovering = 0
             return None

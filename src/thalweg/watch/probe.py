@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,17 @@ class FixedAnswer(NamedTuple):
 
 class NotMeasuredError(Exception):
     """A measurement that cannot be made here; the message says what it would need."""
+
+
+@contextmanager
+def measured_or_not() -> Generator[None]:
+    """Within, an error of the user's code, which is called once more than the training does, becomes a NotMeasuredError."""
+    try:
+        yield
+    except (NotMeasuredError, ThalwegError):
+        raise
+    except Exception as error:
+        raise NotMeasuredError(f"the loss once more, which failed: {error_text(error)}") from error
 
 
 def along(
