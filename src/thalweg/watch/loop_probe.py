@@ -59,6 +59,10 @@ class LoopProbe(Probe):
     @property
     def size(self) -> int:
         """How many examples the model was called on last; 0 where that is not known."""
+        if self.inputs is not None and self.inputs[0]:  # most models are called on one tensor
+            first = self.inputs[0][0]
+            if isinstance(first, Tensor) and first.dim():
+                return len(first)
         return next((len(each) for each in leaves(self.inputs) if each.dim()), 0)
 
     def batch(self) -> Batch:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -200,7 +200,7 @@ class StepRecorder:
     def take_snapshot(self) -> None:
         """Copy the state, to go back to."""
         tensors = [tensor.detach().clone() for tensor in self.held]
-        self.snapshot = Snapshot(tensors, copy.deepcopy(self.optimizer.state_dict()))
+        self.snapshot = Snapshot(tensors, _copied(self.optimizer.state_dict()))
 
     def go_back(self, snapshot: Snapshot) -> None:
         """Restore the state of a snapshot; learning rates stay those that the schedule has come to."""
@@ -208,7 +208,7 @@ class StepRecorder:
         with torch.no_grad():
             for tensor, value in zip(self.held, snapshot.tensors, strict=True):
                 tensor.copy_(value)
-        self.optimizer.load_state_dict(copy.deepcopy(snapshot.optimizer))
+        self.optimizer.load_state_dict(_copied(snapshot.optimizer))
         self.before = self.earlier = self.average = None  # they are of steps that are undone
         self._held = []
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -221,21 +221,25 @@ class StepRecorder:
             handle.remove()
         self._handles = []
 
-    def figures(self, loss: float) -> StepFigures | None:
-        """Give the figures of the last step with its loss; None where no step was taken since the last call."""
+    def figures(self, loss: float, examples: int = 0, terms: Mapping[str, float] | None = None) -> StepFigures | None:
+        """Give the figures of the last step with its loss, its examples and terms; None where no step was taken since the last
+        call."""
         taken, self._taken = self._taken, None
         if taken is None:
             return None
         rate = float(taken.rate)
         if taken.record is not None:
-            return step_figures(self.count, loss, rate, 0, 0.0, taken.record.on_host())
+            return step_figures(self.count, loss, rate, examples, 0.0, taken.record.on_host())._replace(terms=terms or {})
         norms: Sequence[float] = () if taken.norms is None else taken.norms.values.tolist()
-        present = [] if taken.norms is None else [norms[number] for number in taken.norms.present]
-        bad = sum(not math.isfinite(norm) for norm in present)
-        total = math.hypot(*present) if not bad else math.nan
+        present = norms
+        if taken.norms is not None and len(taken.norms.present) < len(norms):
+            present = [norms[number] for number in taken.norms.present]
+        total = math.hypot(*present)
+        bad = 0 if math.isfinite(total) else sum(not math.isfinite(norm) for norm in present)
+        total = math.nan if bad else total
         return StepFigures(
             self.count, loss, rate, total, skipped=taken.skipped, nonfinite=bad, gradient_norms=norms,
-            weight_norms=taken.weight_norms, update_norms=taken.update_norms,
+            weight_norms=taken.weight_norms, update_norms=taken.update_norms, examples=examples, terms=terms or {},
         )  # fmt: skip
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
@@ -331,6 +335,17 @@ class StepRecorder:
         self._taken = _Taken(rate, norms, None, weights, updates, skipped)
 
 
+def _copied(value: Any) -> Any:
+    """Copy an optimiser's state; ten times as fast as `deepcopy`, which looks each tensor's storage up."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in cast("dict[Any, Any]", value).items()}
+    if type(value) is list:
+        return [_copied(each) for each in cast("list[Any]", value)]
+    return value if isinstance(value, int | float | str | None) else copy.deepcopy(value)
+
+
 def _has_closure(arguments: Any, keywords: Any) -> bool:
     """Tell whether an optimiser's step was given a closure; the first of a hook's arguments is the optimiser."""
     return len(arguments) > 1 or keywords.get("closure") is not None
@@ -346,19 +361,26 @@ def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bo
 
 def _norms(parameters: Sequence[Tensor]) -> _Norms:
     """Measure the norms of the parameters' gradients, without reading them back from an accelerator."""
-    gradients = [
-        (number, p.grad.coalesce().values() if p.grad.is_sparse else p.grad.detach())
-        for number, p in enumerate(parameters)
-        if p.grad is not None
-    ]
-    present = [number for number, _ in gradients]
-    norms = torch.full((len(parameters),), math.nan)
-    if gradients:
-        device = gradients[0][1].device
-        found = torch._foreach_norm([gradient for _, gradient in gradients])  # pyright: ignore[reportPrivateImportUsage]
-        values = torch.stack([norm.to(device, torch.float32) for norm in found])
-        if len(gradients) == len(parameters):
-            return _Norms(values, present)
-        norms = norms.to(device)
-        norms[present] = values
+    gradients = [p.grad for p in parameters]
+    if any(gradient is None or gradient.is_sparse for gradient in gradients):
+        return _norms_of_some(gradients)
+    return _Norms(_stacked(cast("list[Tensor]", gradients)), range(len(gradients)))
+
+
+def _norms_of_some(gradients: Sequence[Tensor | None]) -> _Norms:
+    values = [None if g is None else g.coalesce().values() if g.is_sparse else g for g in gradients]
+    present = [number for number, value in enumerate(values) if value is not None]
+    norms = torch.full((len(values),), math.nan)
+    if present:
+        found = _stacked([value for value in values if value is not None])
+        norms = norms.to(found.device)
+        norms[present] = found
     return _Norms(norms, present)
+
+
+def _stacked(gradients: Sequence[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateImportUsage]
+    first = norms[0]
+    if any(norm.dtype is not torch.float32 or norm.device != first.device for norm in norms):
+        norms = [norm.to(first.device, torch.float32) for norm in norms]
+    return torch.stack(norms)

@@ -328,13 +328,12 @@ class Watch:
         self._losses.append(loss)
         self._sizes.append(self._probe.size)
         self._terms.append(terms)
-        figures = recorder.figures(math.fsum(self._losses) / len(self._losses))
+        figures = recorder.figures(math.fsum(self._losses) / len(self._losses), sum(self._sizes), _means(self._terms))
         if figures is None:
             if math.isfinite(loss) or len(self._losses) > 1:
                 return []
             lost = StepFigures(recorder.count + 1, loss, math.nan, math.nan, terms=terms)
             return monitor.observe(lost, self._probe)
-        figures = figures._replace(examples=sum(self._sizes), terms=_means(self._terms))
         self._losses.clear()
         self._sizes.clear()
         self._terms.clear()
@@ -425,5 +424,7 @@ def _number(loss: Any, name: str = "`loss`") -> float:
 
 def _means(terms: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Give the mean of each term over the batches of a step; one that a batch lacks adds nothing there."""
+    if not any(terms):
+        return {}
     names = dict.fromkeys(name for each in terms for name in each)
     return {name: sum(each.get(name, 0.0) for each in terms) / len(terms) for name in names}
