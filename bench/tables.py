@@ -568,11 +568,17 @@ def watch_cost(result: dict[str, Any]) -> list[str]:
                 [s["value"] for s in chosen(of, what=each)] for each in (what, f"{what.partition(',')[0]}, off")
             )
             added = statistics.median(value / base for value, base in zip(values, bases, strict=True)) - 1
-            rows.append([MODELS[model], what, spread(values), "" if what.endswith("off") else f"{added:+.1%}"])
+            firsts, others = (
+                [s["first"] for s in chosen(of, what=each)] for each in (what, f"{what.partition(',')[0]}, off")
+            )
+            once = statistics.median(first - other for first, other in zip(firsts, others, strict=True))
+            more = ["", ""] if what.endswith("off") else [f"{added:+.1%}", f"{once:+,.0f}"]
+            rows.append([MODELS[model], what, spread(values), *more])
     return [
-        f"CPU time per step on one thread, in microseconds; medians of {result['settings']['rounds']} rounds.",
+        f"CPU time on one thread, medians of {result['settings']['rounds']} rounds: of a step after the first 200, and what these"
+        " take more together.",
         "",
-        *grid(("model", "loop", "us per step", "more than without"), rows),
+        *grid(("model", "loop", "us per step", "more than without", "ms more, once"), rows),
     ]
 
 

@@ -1,8 +1,9 @@
 """What the watch costs per step: `python bench/watch/cost.py`.
 
-CPU time on one thread, in rounds in which all take turns; medians over rounds. Per step, after the first 200 steps, as the ratio to the
-same loop without it; and what the first 200 steps take more, once: in them the watch looks oftener than later. In `tw.train` with the watch on and off; in a loop with torch.optim's AdamW given the loss alone, given a closure and indices too,
-and, for comparison, under `torch.autograd.set_detect_anomaly`.
+CPU time on one thread, in rounds in which all take turns; medians over rounds. Per step after the first 200, as the ratio to the
+same loop without it; and what the first 200 steps take more, once: in them the watch looks oftener than later. In `tw.train` with
+the watch on and off; in a loop with AdamW of PyTorch given the loss alone, given a closure and indices too, and, to compare,
+under `torch.autograd.set_detect_anomaly`.
 """
 
 from __future__ import annotations

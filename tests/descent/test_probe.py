@@ -1,6 +1,7 @@
 """Probes of a descent: what they measure, that nothing is changed by it, and what the watch makes of it in a run."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,21 @@ def test_a_run_whose_rate_was_raised_goes_on_bit_for_bit(tmp_path: Path, stop_at
     with pytest.raises(tw.Interrupted):
         tw.train(classes(model=noisy_network), low(steps=200), out=tmp_path / "run", on_step=stop)
     resumed = tw.resume(tmp_path / "run", classes(model=noisy_network))
+    assert same_bits(whole.model, resumed.model)
+    assert [found.step for found in whole.diagnoses] == [found.step for found in resumed.diagnoses]
+
+
+@pytest.mark.parametrize("at", [9, 13, 17])
+def test_a_run_that_was_killed_after_a_snapshots_checkpoint_goes_on_bit_for_bit(tmp_path: Path, at: int) -> None:
+    def keep(model: nn.Module, figures: StepFigures) -> None:
+        if figures.step == at:  # as a process that is killed now leaves it
+            shutil.copytree(tmp_path / "run", tmp_path / "killed", dirs_exist_ok=True)
+
+    made = low(steps=60, snapshot_every=4, checkpoint_seconds=0.0)
+    whole = tw.train(classes(), made, out=tmp_path / "run", on_step=keep)
+    assert whole.diagnoses[0].name == "learning-rate-too-low"
+    resumed = tw.resume(tmp_path / "killed", classes())
+    assert any(event.kind == "resume" for event in resumed.events)
     assert same_bits(whole.model, resumed.model)
     assert [found.step for found in whole.diagnoses] == [found.step for found in resumed.diagnoses]
 

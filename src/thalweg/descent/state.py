@@ -223,8 +223,11 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Give the sections of a checkpoint. Tensors are not copied: they change with the next step."""
-        earlier = {} if self.earlier is None else {"earlier": {str(n): tensor for n, tensor in enumerate(self.earlier)}}
-        return {**self._tensors(), **earlier, "objects": self.objects.read(), "loop": self._loop_state()}
+        return {**self._tensors(), **self.earlier_state(), "objects": self.objects.read(), "loop": self._loop_state()}
+
+    def earlier_state(self) -> dict[str, Any]:
+        """Give the section of a checkpoint that holds `earlier`, if there is one."""
+        return {} if self.earlier is None else {"earlier": {str(n): tensor for n, tensor in enumerate(self.earlier)}}
 
     def load_state_dict(self, state: Mapping[str, Any], *, rollback: bool = False) -> list[str]:
         """Go to a state that `state_dict` gave; its tensors are copied. Gives the paths of objects that could not be put back.

@@ -229,7 +229,9 @@ class StepRecorder:
             return None
         rate = float(taken.rate)
         if taken.record is not None:
-            return step_figures(self.count, loss, rate, examples, 0.0, taken.record.on_host())._replace(terms=terms or {})
+            return step_figures(self.count, loss, rate, examples, 0.0, taken.record.on_host())._replace(
+                terms=terms or {}
+            )
         norms: Sequence[float] = () if taken.norms is None else taken.norms.values.tolist()
         present = norms
         if taken.norms is not None and len(taken.norms.present) < len(norms):
