@@ -123,3 +123,12 @@ def test_another_variance_may_be_asked_for():
     model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), torch.randn(200, 6)
     restart_layers(model, lambda: model(x), ["0"], torch.Generator().manual_seed(0), variance=0.25)
     assert torch.allclose(model[0](x).var(0, correction=0), torch.full((8,), 0.25), atol=1e-3)
+
+
+def test_a_batch_that_is_not_finite_changes_no_layer():
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), torch.randn(200, 6)
+    before = model[0].weight.clone()
+    x[3, 2] = float("nan")
+    restart_layers(model, lambda: model(x), ["0"], torch.Generator().manual_seed(0))
+    assert torch.equal(model[0].weight, before)
+    assert model[0].bias.isfinite().all()

@@ -719,3 +719,45 @@ def test_a_decay_that_has_taken_the_weights_down_is_cured_from_the_first_weights
     assert "watch.begin_again()" in found[0].cure.code
     _, uncured = loop(left, torch.optim.Adam(left.parameters(), 1e-2, weight_decay=1.0), 300)
     assert cured < 0.5 * uncured
+
+
+def test_batch_statistics_that_a_spoilt_batch_has_made_nan_are_restored():
+    model = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5))
+    optimizer, (x, y) = torch.optim.SGD(model.parameters(), 0.1), data()
+    with tw.Watch(model, optimizer) as watch:
+        for number, rows in enumerate(torch.randint(1024, (12, 32))):
+            given = x[rows].clone()
+            if number in (4, 8):
+                given[3] = math.nan
+            loss = F.cross_entropy(model(given), y[rows])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            for found in watch.step(
+                loss, closure=lambda given=given, rows=rows: F.cross_entropy(model(given), y[rows])
+            ):
+                assert found.name == "bad-data"
+                watch.apply(found)
+            assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_what_is_asked_at_the_sixteenth_step_waits_for_one_that_is_finite():
+    def run(spoilt):
+        model = mlp()
+        with torch.no_grad():
+            model[0].bias.fill_(-50.0)
+        optimizer, (x, y) = torch.optim.Adam(model.parameters(), 1e-3), data()
+        with tw.Watch(model, optimizer) as watch:
+            for number, rows in enumerate(torch.randint(1024, (30, 32)), 1):
+                given = x[rows] * (math.nan if number in spoilt else 1.0)
+                again = lambda given=given, rows=rows: F.cross_entropy(model(given), y[rows])  # noqa: E731
+                loss = again()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                for found in watch.step(loss, closure=again):
+                    watch.apply(found)
+            return [(each.name, each.step) for each in watch.diagnoses if each.name == "dead-units"]
+
+    assert run(()) == [("dead-units", 16)]
+    assert run((1, 15, 16, 17)) == [("dead-units", 18)]

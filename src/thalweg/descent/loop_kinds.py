@@ -42,7 +42,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
             "window": record(_WINDOW),
             "attempts": count,
             **dict.fromkeys(("failed_at", "undone_at"), optional(number)),
-            **dict.fromkeys(("raises", "recovering"), count),
+            **dict.fromkeys(("raises", "recovering", "early_looks"), count),
             **dict.fromkeys(("noted_at", "restarted_at", "asked_at"), table(whole)),
             "pending": optional(table(anything)),
             "causes": table(record({"above": listing(whole)})),

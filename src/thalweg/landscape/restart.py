@@ -104,6 +104,8 @@ def forget(optimizer: torch.optim.Optimizer, modules: Iterable[nn.Module]) -> No
 
 def _standardise(module: Any, given: Tensor, output: Tensor, generator: torch.Generator, target: float) -> None:
     mean, deviation = _figures(module, output)
+    if not output.isfinite().all():  # of such a batch nothing is learnt of a layer
+        return
     usual = deviation.median()
     still = ~(deviation > STILL * usual) | ~deviation.isfinite()
     if still.any():

@@ -37,6 +37,7 @@ RECOVERING = 4  # steps that are tried after the rate was lowered
 OVERSHOOTS = 0.5  # times the step that already raise the loss
 MOST_RECOVERIES = 3  # attempts after which that is tried
 EARLY = (16, 51)  # steps at which causes that show themselves from the beginning are asked without a symptom
+LATE = 32  # steps by which that may be put off, until one is finite
 
 
 class Monitor:
@@ -60,6 +61,7 @@ class Monitor:
         self.undone_at = -1  # the latest step that was undone for its rate
         self.dismissed = list[str]()  # symptoms that are no fault of this run
         self.raises = 0
+        self.early_looks = 0  # of those at `EARLY` steps, that were made
         self.recovering = 0  # steps after going back of which it is tried whether they still go too far
         self.noted_at: dict[str, int] = {}  # cause -> last step of a diagnosis whose cure changes nothing
         self.restarted_at: dict[str, int] = {}  # cause -> step at which layers or the optimiser began anew for it
@@ -105,9 +107,11 @@ class Monitor:
             self._try_length(figures.step - 1, probe)
         if self.recovering and (still := self._still_overshoots(probe)) is not None:
             found += self._explained(still, probe)
-        if figures.step in EARLY:
-            with probe.measuring():
-                found += self._explained(_early(figures.step), probe, early=figures.step)
+        if window.is_finite and self.early_looks < len(EARLY) and figures.step >= (early := EARLY[self.early_looks]):
+            self.early_looks += 1
+            if figures.step < early + LATE:  # a watch that begins later saw no beginning
+                with probe.measuring():
+                    found += self._explained(_early(figures.step), probe, early=early)
         for look in SYMPTOMS if not found else ():
             symptom = look(window)
             if symptom is None or symptom.name in self.dismissed or not self._is_due(symptom):
@@ -329,6 +333,7 @@ class Monitor:
             "undone_at": self.undone_at,
             "raises": self.raises,
             "recovering": self.recovering,
+            "early_looks": self.early_looks,
             "noted_at": dict(self.noted_at),
             "restarted_at": dict(self.restarted_at),
             "asked_at": dict(self.asked_at),
@@ -340,6 +345,7 @@ class Monitor:
     def load_state_dict(self, state: dict[str, Any], *, keep_attempts: bool = False) -> None:
         """Restore `state_dict`'s values; after a rollback the attempts, and what was noted and dismissed, are kept."""
         self.window.load_state_dict(state["window"])
+        self.early_looks = state.get("early_looks", sum(step <= self.window.step for step in EARLY))
         causes = state.get("causes", {})
         pending = state.get("pending")
         self.pending = None if pending is None or keep_attempts else Symptom(**pending)

@@ -215,6 +215,16 @@ class StepRecorder:
             if rate is not None:
                 group["lr"] = rate
 
+    def mend_buffers(self) -> None:
+        """Restore the buffers of the last snapshot that have become NaN or infinite since, as batch statistics do."""
+        if self.snapshot is None:
+            return
+        buffers = {id(buffer) for buffer in self.model.buffers()}
+        with torch.no_grad():
+            for tensor, value in zip(self.held, self.snapshot.tensors, strict=False):
+                if id(tensor) in buffers and bool((value.isfinite() & ~tensor.isfinite()).any()):
+                    tensor.copy_(value)
+
     def close(self) -> None:
         """Take the hooks out."""
         for handle in self._handles:

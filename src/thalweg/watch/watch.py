@@ -184,6 +184,8 @@ class Watch:
         if self._recorder is not None:
             if not self._monitor.window.skipped:
                 self.go_back()
+            else:
+                self._recorder.mend_buffers()
             self._recorder.guards = True
 
     def go_back(self, *, rate_factor: float = 1.0, clip_norm: float | None = None) -> None:
