@@ -186,6 +186,86 @@ def test_the_examples_of_a_spike_are_named(given):
     assert named == {5}
 
 
+@pytest.mark.parametrize("kind", ["targets", "inputs of a batch normalisation"])
+def test_bad_examples_that_come_in_every_epoch_are_a_warning_and_named(kind):
+    x, _ = data()
+    bad = torch.arange(0, 1024, 128) + 50  # one in every fourth batch
+    torch.manual_seed(0)
+    if kind == "targets":
+        y = x @ torch.randn(20, 1) / 4
+        y[bad] += 300
+        model, criterion = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 1)), F.mse_loss
+    else:
+        x[bad] *= 300
+        y, criterion = data()[1], F.cross_entropy
+        model = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    with tw.Watch(model, optimizer) as watch:
+        for step in range(256):
+            rows = torch.arange(1024)[32 * step % 1024 :][:32]
+            loss = criterion(model(x[rows]), y[rows])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.step(loss, closure=lambda rows=rows: criterion(model(x[rows]), y[rows]), indices=rows)
+    first = watch.diagnoses[0]
+    assert (first.name, first.severity) == ("bad-batch", "warning")
+    named = {example for each in watch.diagnoses if each.name == "bad-batch" for example in each.examples}
+    assert named
+    assert named <= set(bad.tolist())
+
+
+def test_wrong_labels_that_a_trained_network_is_sure_of_are_no_fault_of_the_rate():
+    x, y = data()
+    model = mlp()
+    loop(model, torch.optim.AdamW(model.parameters(), lr=3e-3), 400)
+    y = y.clone()
+    y[::100] = (y[::100] + 1) % 5  # some wrong labels, which a trained network is very sure about
+    found, _ = loop(model, torch.optim.SGD(model.parameters(), lr=1e-3), 200, x=x, y=y)
+    assert {each.name for each in found if each.severity != "note"} <= {"bad-batch"}
+    assert all(example % 100 == 0 for each in found for example in each.examples)
+
+
+def test_a_logarithm_that_is_not_finite_everywhere_is_told_from_steps_that_ran_away():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    x = torch.randn(512, 4)
+    with torch.no_grad():
+        model.weight.fill_(0.01)
+        model.bias.fill_(0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    criterion = lambda out: (out.log() + 3).square().mean()  # noqa: E731  # the outputs come near to zero, and below it
+    with tw.Watch(model, optimizer) as watch:
+        for step in range(400):
+            rows = torch.arange(512)[32 * step % 512 :][:32]
+            loss = criterion(model(x[rows]))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if watch.step(loss, closure=lambda rows=rows: criterion(model(x[rows]))):
+                break
+    (found,) = watch.diagnoses
+    assert found.name == "loss-overflow"
+    assert "all at once" in found.cause
+
+
+def test_units_that_the_first_steps_put_off_are_a_consequence_of_the_rate():
+    model = mlp(depth=3)
+    x, y = data()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with tw.Watch(model, optimizer) as watch:
+        for _ in range(16):
+            loss = F.cross_entropy(model(x[:32]), y[:32])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                model[2].bias -= 1.0  # as long steps do
+            watch.step(loss, closure=lambda: F.cross_entropy(model(x[:32]), y[:32]))
+    assert watch.diagnoses[0].name == "learning-rate-too-high"
+    assert "dead-units" not in {each.name for each in watch.diagnoses}
+
+
 def test_weights_that_no_optimiser_steps_are_named():
     model = mlp()
     found, _ = loop(model, torch.optim.AdamW(model[2].parameters(), lr=1e-9), 200)

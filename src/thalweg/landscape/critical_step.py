@@ -78,6 +78,33 @@ def critical_step(loss_at: Callable[[float], float], passes: int = PASSES) -> Cr
     return CriticalStep(lowers, raises, passes - left + 1)
 
 
+class LengthTry(NamedTuple):
+    """What multiples of an update do to a loss that it was not made for.
+
+    `best` is as `best_multiple` gives it; `whole` and `quarter` are how the update, and a quarter of it, change the loss, as a
+    share of it: below zero where they lower it.
+    """
+
+    best: float
+    whole: float
+    quarter: float
+
+
+def try_lengths(loss_at: Callable[[float], float]) -> LengthTry:
+    """Try an update, a quarter of it, and multiples of it, in three forward passes or more; `loss_at` is as of `best_multiple`.
+
+    An update that goes to the far side of a valley: a quarter of it gets nearer to the bottom.
+
+    >>> try_lengths(lambda multiple: (1 - 2.5 * multiple) ** 2)
+    LengthTry(best=0.5, whole=1.25, quarter=-0.859375)
+    """
+    known = {multiple: loss_at(multiple) for multiple in (0.0, 1.0, 0.25)}
+    before = known[0.0]
+    best = best_multiple(lambda multiple: known[multiple] if multiple in known else loss_at(multiple))
+    size = abs(before) or math.inf
+    return LengthTry(best, (known[1.0] - before) / size, (known[0.25] - before) / size)
+
+
 def best_multiple(loss_at: Callable[[float], float], most: float = 1024.0) -> float:
     """Find which of 1, 4, 16, … times an update lowers a loss most; 0.5 where not even the update itself lowers it.
 

@@ -181,6 +181,12 @@ class LoopProbe(Probe):
         """Give that of the optimiser."""
         return second_moment_memory(self.recorder.optimizer)
 
+    def loss_at_snapshot(self) -> float:
+        """Give that of the closure."""
+        self._closure()
+        with self._at_snapshot():
+            return self._loss()
+
     def gradient_at_snapshot(self) -> float:
         """Give it, of the closure."""
         closure = self._closure()

@@ -9,14 +9,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from thalweg.errors import ThalwegError
-from thalweg.landscape.critical_step import best_multiple, critical_step
+from thalweg.landscape.critical_step import critical_step, try_lengths
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.cause import Cause, Detector, check_diagnosis, warn_of_failure
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import ranked, with_consequences
 from thalweg.watch.probe import NotMeasuredError, Probe, measured_or_not
-from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, Symptom
+from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, QUARTER, Symptom
 from thalweg.watch.symptoms import SYMPTOMS
 from thalweg.watch.symptoms.diverging import begins_to_diverge
 from thalweg.watch.window import Place, Validated, Window
@@ -116,7 +116,7 @@ class Monitor:
             symptom = look(window)
             if symptom is None or symptom.name in self.dismissed or not self._is_due(symptom):
                 continue
-            if symptom.name == "stagnant" and BEST_LENGTH not in symptom.evidence:
+            if symptom.name == "stagnant" and symptom.evidence.keys().isdisjoint((BEST_LENGTH, QUARTER)):
                 self.pending = symptom  # its causes are told apart by the update, which is kept of the next step
             else:
                 found += self._explained(symptom, probe)
@@ -184,7 +184,9 @@ class Monitor:
         if not (window.is_finite and window.is_steady):
             return
         with suppress(NotMeasuredError), measured_or_not(), probe.measuring():
-            window.lengths.append((step, best_multiple(probe.others_along())))
+            tried = try_lengths(probe.others_along())
+            window.lengths.append((step, tried.best))
+            window.parts.append((tried.whole, tried.quarter))
             if not window.has_few_examples:
                 window.fixed_answers.append(probe.fixed_answer().loss)
 
@@ -268,6 +270,7 @@ class Monitor:
         self.noted_at[diagnosis.name] = step
         if diagnosis.cure is not None and diagnosis.cure.rate_factor > 1:
             self.window.lengths.clear()  # they were of another rate
+            self.window.parts.clear()
             self.asked_at.pop(diagnosis.symptom, None)
             self.raises += 1
             return self.raises <= MOST_RAISES

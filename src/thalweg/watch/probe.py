@@ -139,6 +139,13 @@ class Probe:
         """Give over how many steps the rule averages squared gradients; 0 where it does not."""
         raise NotMeasuredError("the rule's running means")
 
+    def loss_at_snapshot(self) -> float:
+        """Give the loss of the step's batch at the last snapshot's weights, which tells a loss that rises by itself.
+
+        A descent tells that otherwise: it goes back, and sees whether the loss rises again where hardly any weight moves.
+        """
+        raise NotMeasuredError("the loss at weights from before")
+
     def gradient_at_snapshot(self) -> float:
         """Give the norm of the gradient of the step's batch at the last snapshot's weights."""
         raise NotMeasuredError("the gradient at weights from before")

@@ -11,6 +11,7 @@ from thalweg.records.diagnosis import Cure, Diagnosis, Severity
 # Names in evidence.
 CRITICAL_STEP = "critical step"
 FIRST_STEPS = "largest loss of the first steps over that at the start"
+QUARTER = "how a quarter of a step changes the next batch's loss, over its standard error"
 BEST_LENGTH = "multiple of a step that is best for the next batch"
 
 

@@ -27,6 +27,9 @@ LOSS_SPIKE = 3.0  # likewise, of a spike: 0 to 0.4 in a thousand healthy steps
 NORM_SPIKE = 2.0  # the same of a gradient's norm
 SOON_ARMED = 16  # steps from which on one FAR_OUT times as far above them is a spike already
 FAR_OUT = 4.0
+# A loss so many times the median, and above the last few, may be of a batch with bad examples, which is looked at: at most once
+# in so many steps, and in a sixteenth of those so far. Examples that come again are among the largest losses of a window.
+ODD, ODD_LAST, ODD_EVERY = 3.0, 4, 16
 LATEST = 16  # spikes, and other rare figures, that are kept
 BY_PARAMETER = 8  # steps whose gradients are kept parameter by parameter
 BLOCKS = 64  # means of the losses since the beginning; of as many every two become one, so that they reach back to it
@@ -38,6 +41,7 @@ FEW_EXAMPLES = 8  # of a batch: with fewer, its loss, its mean output and its id
 FIRST = 16  # steps in which a rate too high shows itself
 STEADY = 4  # steps for which it must not have risen, to be judged
 FRESH = 0.85  # of the loss of one fixed answer for all: what starts below that has learnt before
+FEWEST_TRIES = 6  # of quartered steps
 FIXED = 4  # losses of one fixed answer, each of one batch, that are averaged
 
 Norms = npt.NDArray[np.float64]
@@ -102,6 +106,10 @@ class Trend:
                 self.length *= 2
                 self.blocks = [_joined(one, two) for one, two in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
 
+    def since(self, step: float) -> list[Block]:
+        """Give the blocks that end after a step."""
+        return [block for block in self.blocks if block.step > step]
+
     def state_dict(self) -> dict[str, Any]:
         """Give the state as built-in types."""
         return {"blocks": [list(block) for block in self.blocks], "length": self.length, "open": list(self._open)}
@@ -137,6 +145,15 @@ def fall_of(blocks: Sequence[Block]) -> Fall:
     return Fall(before - after, math.hypot(error_before, error_after), after)
 
 
+class Shortened(NamedTuple):
+    """What steps and quarters of them do to the next batch's loss, as shares of it: the mean change by a whole step and by a
+    quarter, and the standard error of the latter."""
+
+    whole: float
+    quarter: float
+    error: float
+
+
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Give both, in floats: `statistics.pstdev` calculates in fractions, a hundred times as long."""
     mean = sum(values) / len(values)
@@ -165,10 +182,12 @@ class Window:
       `began_trained`: whether the weights looked trained at the start; `by_parameter`: the norms of the last steps'
       gradients, `first_by_parameter` the first's; `weight_norms`, `update_norms`, `gradient_ratios`: the last that were measured,
       and `first_weight_norms` the first.
-    - `spikes`: the steps of the last spikes; `upset`: the first step at which something was abnormal, and what.
+    - `spikes`: the steps of the last spikes; `is_odd`: the last loss is far above the usual one, and it is time to look at single
+      examples; `upset`: the first step at which something was abnormal, and what.
     - `first`: the first loss; `first_losses`: the first 16; `alive_at`: the last step at which the rate was above 0.3 of its
       highest; `rests_since`: the step from which on it is below a hundredth of that.
     - `lengths`: the steps whose length was tried on the next batch, and which multiple of it lowers that batch's loss most;
+      `parts`: how much such a step, and a quarter of it, change the loss, as shares;
       `fixed_answers`: losses of one fixed answer for all examples of such a batch.
     - `validations`: the last ones.
     - `terms`: of the last step's loss, by name, where it has some; `lost_terms`: which of them are not finite, and since when.
@@ -210,8 +229,11 @@ class Window:
         self.update_norms: Norms | None = None
         self.gradient_ratios: deque[tuple[int, Norms]] = deque(maxlen=LATEST)
         self.spikes: deque[int] = deque(maxlen=LATEST)
+        self.is_odd = False
+        self.odd_at = 0  # the last step at which it was so
         self.upset: tuple[int, str] | None = None
         self.lengths: deque[tuple[int, float]] = deque(maxlen=LATEST)
+        self.parts: deque[tuple[float, float]] = deque(maxlen=LATEST)
         self.fixed_answers: deque[float] = deque(maxlen=FIXED)
         self.rose_at = 0  # the last step at which the rate was higher than before
         self.rests_since: int | None = None  # the step from which on it is next to nothing
@@ -250,6 +272,9 @@ class Window:
             self.first_losses.append(loss)
         self.is_finite = finite_loss and (finite_norm or not self.knows_gradient) and not skipped
         self.loss_excess = self.norm_excess = 0.0
+        self.is_odd = finite_loss and self._is_odd(loss)
+        if self.is_odd:
+            self.odd_at = self.step
         if finite_loss:
             after_outlier = self.was_outlier
             self.loss_excess = _excess(loss, self.losses)
@@ -268,6 +293,14 @@ class Window:
         if figures.weight_norms is not None:
             self._measured(figures)
         self._note_upsets(figures)
+
+    def _is_odd(self, loss: float) -> bool:
+        losses = self.losses
+        if len(losses) < ODD_LAST or (self.odd_at and self.step < self.odd_at + max(ODD_EVERY, self.step // ODD_EVERY)):
+            return False
+        if loss <= max(losses[k] for k in range(-ODD_LAST, 0)):
+            return False
+        return loss > ODD * statistics.median(losses) > 0
 
     def _measured(self, figures: StepFigures) -> None:
         assert figures.weight_norms is not None
@@ -331,6 +364,15 @@ class Window:
             return True
         return self.start is not None and self.constant_loss is not None and self.start < FRESH * self.constant_loss
 
+    def shortened(self, last: int = LATEST) -> Shortened | None:
+        """Give what the last tries of whole and quartered steps say; None of fewer than six."""
+        tried = [pair for pair in self.parts if math.isfinite(pair[0]) and math.isfinite(pair[1])][-last:]
+        if len(tried) < FEWEST_TRIES:
+            return None
+        quarter, deviation = _mean_and_deviation([quarter for _, quarter in tried])
+        whole = sum(whole for whole, _ in tried) / len(tried)
+        return Shortened(whole, quarter, deviation / math.sqrt(len(tried) - 1))
+
     def _add(self, loss: float) -> None:
         self.count += 1
         self.losses.append(loss)
@@ -367,8 +409,10 @@ class Window:
             "weights": [_listed(norms) for norms in (self.first_weight_norms, self.weight_norms, self.update_norms)],
             "ratios": [[step, norms.tolist()] for step, norms in self.gradient_ratios],
             "spikes": list(self.spikes),
+            "odd_at": self.odd_at,
             "upset": None if self.upset is None else list(self.upset),
             "lengths": [list(tried) for tried in self.lengths],
+            "parts": [list(pair) for pair in self.parts],
             "fixed_answers": list(self.fixed_answers),
             "rate": self.rate,
             "rests_since": self.rests_since,
@@ -401,9 +445,11 @@ class Window:
         ratios = [(int(step), np.array(values)) for step, values in state.get("ratios", [])]
         self.gradient_ratios = deque(ratios, maxlen=LATEST)
         self.spikes = deque(state.get("spikes", []), maxlen=LATEST)
+        self.odd_at = int(state.get("odd_at", 0))
         upset = state.get("upset")
         self.upset = None if upset is None else (int(upset[0]), str(upset[1]))
         self.lengths = deque([(int(step), multiple) for step, multiple in state.get("lengths", [])], maxlen=LATEST)
+        self.parts = deque([(whole, quarter) for whole, quarter in state.get("parts", [])], maxlen=LATEST)
         self.fixed_answers = deque(state.get("fixed_answers", []), maxlen=FIXED)
         self.rests_since, self.first, self.alive_at = (
             state.get("rests_since"),

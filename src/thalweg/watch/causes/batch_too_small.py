@@ -9,31 +9,29 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.cures import AVERAGE
 from thalweg.watch.probe import Probe
-from thalweg.watch.symptom import Symptom
+from thalweg.watch.symptom import BEST_LENGTH, Symptom
 from thalweg.watch.window import FEW_EXAMPLES, Window
 
-NOISY = 0.3  # standard deviation of the loss over its mean, from batch to batch
-TRIES = 3  # steps whose length was tried on the next batch
+NOISY = 0.3  # standard deviation of the loss over its mean, from batch to batch: of less, a swing is none of noise
 MORE = 4  # batches that make up one step then
 HARM = 2.0  # multiple of a step that is best for the next batch: more, and steps help others
 
 
 def drowns(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
-    """Diagnose a loss that stands at batches of very few examples, where it varies widely from batch to batch and steps do not
-    help the next batch."""
-    if not window.has_few_examples or len(window.losses) < 16:
+    """Diagnose a loss that stands at batches of very few examples, where steps do not help the next batch."""
+    if not window.has_few_examples or len(window.losses) < 16 or BEST_LENGTH in symptom.evidence:
         return None
     losses = list(window.losses)
     spread = pstdev(losses) / abs(fmean(losses)) if fmean(losses) else math.inf
-    lengths = [multiple for _, multiple in window.lengths][-TRIES:]
-    if spread < NOISY or not lengths or median(lengths) > HARM:
+    lengths = [multiple for _, multiple in window.lengths]
+    if not lengths or median(lengths) > HARM or (symptom.name == "oscillating" and spread < NOISY):
         return None
     return symptom.explained(
         f". Each step sees {window.examples} examples, and the loss varies by {spread:.0%} from batch to batch: their noise"
         " drowns the slope",
         evidence={
             "examples of a batch": {"value": window.examples, "threshold": FEW_EXAMPLES},
-            "standard deviation of the loss over its mean": {"value": spread, "threshold": NOISY},
+            "standard deviation of the loss over its mean": {"value": spread, "threshold": None},
         },
     )
 

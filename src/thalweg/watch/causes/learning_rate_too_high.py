@@ -13,12 +13,14 @@ from thalweg.watch.cause import Cause
 from thalweg.watch.cures import back, lower_rate_and_clip
 from thalweg.watch.finished import FinishedHistory
 from thalweg.watch.probe import NotMeasuredError, Probe
-from thalweg.watch.symptom import CRITICAL_STEP, Symptom
-from thalweg.watch.window import Window
+from thalweg.watch.symptom import CRITICAL_STEP, FIRST_STEPS, QUARTER, Symptom
+from thalweg.watch.window import FEW_EXAMPLES, FIRST, Window
 
 LEAST_FACTOR = 1 / 64  # by which the rate is lowered at once
 ABOVE = 1.05  # times the loss at the start: no cause but steps too long leaves it there
 SPOILT = 0.5  # of a layer's units off, or of its outputs at their bounds
+NEARLY = 0.85  # likewise, where the loss shows nothing
+SAME = 1.5  # times the loss of the batch at weights from before: with less it is not the steps that raised it
 ONSET = 50  # steps from the beginning within which what was abnormal shows a rate too high
 
 
@@ -33,6 +35,8 @@ def overshoots(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | No
         factor = max(LEAST_FACTOR, symptom.evidence[CRITICAL_STEP]["value"] / 2)
         return symptom.explained(f", at a learning rate of {rate}", cure=back(window, factor))
     if symptom.name == "diverging":
+        if FIRST_STEPS not in symptom.evidence and _was_so_before(window, probe):
+            return None
         return symptom.explained(f": at a learning rate of {rate} each step overshoots")
     if symptom.name == "non-finite":
         return symptom.explained(f". Steps at a learning rate of {rate} led there")
@@ -40,19 +44,29 @@ def overshoots(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | No
         return symptom.explained(
             f": at a learning rate of {rate} each step goes from one side of the valley to the other"
         )
+    if QUARTER in symptom.evidence:
+        return symptom.explained(
+            f". A quarter of each step lowers the loss of the next batch, the whole step does not: the learning rate of {rate}"
+            " is too high",
+            cure=_quartered(window),
+        )
     start = window.start or math.inf
     is_early = window.upset is not None and window.upset[0] <= ONSET
-    if not is_early and window.smoothed <= ABOVE * start and not window.faded:
+    is_above = window.smoothed > ABOVE * start or bool(window.faded)
+    if symptom.step > FIRST and not is_early and not is_above:
         return None
-    spoilt = [layer for layer in probe.unit_activity() if _is_spoilt(layer)]
-    if not spoilt or _were_spoilt(probe, len(spoilt)):
+    shows = is_early or is_above
+    spoilt = [layer for layer in probe.unit_activity() if _is_spoilt(layer, SPOILT if shows else NEARLY)]
+    if not spoilt or _were_spoilt(probe, len(spoilt), unknown=not shows):
         return None
     when, what = window.upset or (window.step, f"the loss is {window.smoothed / start:.3g} times that at the start")
     if not is_early and window.faded:
         what = f"{len(window.faded)} parameters have no gradient any more, as they had at the first step"
+    elif not shows:
+        when, what = 1, "they were not so"
     names = ", ".join(f"{layer.kind} after {layer.name}" for layer in spoilt[:3])
     return symptom.explained(
-        f". At step {when:,} {what}, and most units of {names} are off or at their bounds: the first steps, at a"
+        f". Most units of {names} are off or at their bounds; at step {when:,} {what}: the first steps, at a"
         f" learning rate of up to {format_number(window.top_rate)}, were far too long",
         severity="critical",
         cure=back(window, 0.25),  # to where nothing was spoilt yet: no snapshot was taken since
@@ -60,16 +74,36 @@ def overshoots(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | No
     )
 
 
-def _is_spoilt(layer: Layer) -> bool:
-    return layer.dead > SPOILT * layer.units or layer.saturated > SPOILT
+def _was_so_before(window: Window, probe: Probe) -> bool:
+    """Tell whether the batch has about this loss at weights from before too: then the data raise it, not the steps."""
+    try:
+        before = probe.loss_at_snapshot()
+    except NotMeasuredError:
+        return False
+    return math.isfinite(before) and 0 < window.loss <= SAME * before
 
 
-def _were_spoilt(probe: Probe, count: int) -> bool:
-    """Tell whether as many layers were so before: then it is not the steps that spoilt them."""
+def _is_spoilt(layer: Layer, share: float = SPOILT) -> bool:
+    if layer.examples < FEW_EXAMPLES:
+        return False
+    return layer.dead > share * layer.units or layer.saturated > share
+
+
+def _were_spoilt(probe: Probe, count: int, *, unknown: bool) -> bool:
+    """Tell whether as many layers were so before: then it is not the steps that spoilt them. `unknown`: what is taken for true
+    where it cannot be measured."""
     try:
         return sum(map(_is_spoilt, probe.unit_activity(at_snapshot=True))) >= count
     except NotMeasuredError:
-        return False
+        return unknown
+
+
+def _quartered(window: Window) -> Cure:
+    return Cure(
+        f"Lower the learning rate from {window.rate:.3g} by a factor of 0.25.",
+        rate_factor=0.25,
+        code="watch.change(rate_factor=0.25)",
+    )
 
 
 def halved(window: Window) -> Cure:

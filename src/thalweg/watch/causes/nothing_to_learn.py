@@ -9,20 +9,28 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause, finding
 from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
-from thalweg.watch.window import Window
+from thalweg.watch.symptoms.overfitting import carries_nothing_over
+from thalweg.watch.window import FEWEST_TRIES, Window
 
 AT_CONSTANT = 0.02  # of the loss of one fixed answer: a loss so near it says that the inputs are not used
+HELPS = 2.0  # standard errors, by which steps in their direction lower the loss of the next batch
+BY_HEART = 0.5  # of it: with less left of the training loss, the examples may be few rather than their targets wrong
 FROZEN = 0.9  # of the weights
 ON_BATCH = 0.05  # the same on the batch that was just learnt from
 GENERALISED = 0.98  # of the constant predictor's loss on examples not learnt from: less is better than a constant
 
 
 def stands_at_constant(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
-    """Diagnose a loss that stands where one fixed answer for all examples would be, with gradients and steps of a usual size."""
+    """Diagnose a loss that stands where one fixed answer for all examples would be, with gradients and steps of a usual size; and
+    a training loss below that, of which nothing carries over to validation."""
+    if symptom.name == "overfitting":
+        return _by_heart(symptom, window)
     if window.has_few_examples:
         raise NotMeasuredError("batches of at least eight examples")
     if window.frozen > FROZEN:
         raise NotMeasuredError("a network that may move: nearly all weights are frozen")
+    if (tried := window.shortened(FEWEST_TRIES)) is not None and tried.quarter < -HELPS * tried.error:
+        return None  # steps help other examples, as before late learning
     constant, of_model = probe.fixed_answer()
     usual = constant if window.constant_loss is None else window.constant_loss
     on_batch, on_average = abs(of_model - constant) / abs(constant), abs(window.smoothed - usual) / abs(usual)
@@ -33,6 +41,21 @@ def stands_at_constant(symptom: Symptom, window: Window, probe: Probe) -> Diagno
         evidence={"loss of one fixed answer": {"value": constant}},
         cure=Cure(
             "Check that labels belong to their examples and were not shuffled apart, and that the model sees its inputs."
+        ),
+    )
+
+
+def _by_heart(symptom: Symptom, window: Window) -> Diagnosis | None:
+    """Diagnose single examples that are learnt by heart; where little is left of their loss, they may only be too few."""
+    constant = window.constant_loss
+    if constant is None or not carries_nothing_over(window) or window.smoothed < BY_HEART * constant:
+        return None
+    return symptom.explained(
+        f". One fixed answer for all examples gives {constant:.4g}: what is learnt of the training examples says nothing about"
+        " others",
+        evidence={"loss of one fixed answer": {"value": constant}},
+        cure=Cure(
+            "Check that labels belong to their examples and were not shuffled apart; a hard task may only need far more examples."
         ),
     )
 
@@ -71,9 +94,10 @@ def uninformative_targets(figures: InitialFigures) -> Iterator[Diagnosis]:
 nothing_to_learn = Cause(
     name="nothing-to-learn",
     meaning="the targets say nothing that could be learnt from the inputs",
-    rank=80,
-    symptoms=("stagnant",),
+    rank=69,
+    symptoms=("stagnant", "overfitting"),
     question=stands_at_constant,
     before=uninformative_targets,
+    explains=("overfitting",),
     refutable=("nothing carries over",),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 
 from thalweg.watch.symptom import Symptom
 from thalweg.watch.window import Validated, Window
@@ -11,6 +11,8 @@ from thalweg.watch.window import Validated, Window
 LASTING = 3  # validations in a row
 CLEAR = 3.0  # standard deviations of a validation around its neighbours
 RELEVANT = 0.1  # of the best validation loss
+# Of the loss of one fixed answer for all: where validation never was clearly below it and ends there, and training gets below it.
+NEVER, NOT_NOW, BELOW = 0.9, 0.98, 0.95
 MEMORISED, LEFT = 0.1, 0.2  # training loss over validation loss, and the latter over the loss at the start
 
 
@@ -23,7 +25,7 @@ def overfitting(window: Window) -> Symptom | None:
     after = validations[-LASTING:]
     limit = best.loss + max(CLEAR * _noise([each.loss for each in validations]), RELEVANT * abs(best.loss))
     worse = best not in after and all(each.loss > limit for each in after) and after[-1].training < best.training
-    if not worse and not _memorised(window, best, after):
+    if not worse and not _memorised(window, best, after) and not carries_nothing_over(window):
         return None
     last = after[-1]
     return Symptom(
@@ -46,6 +48,19 @@ def _memorised(window: Window, best: Validated, after: Sequence[Validated]) -> b
     stands = best not in after and all(each.loss >= best.loss for each in after)
     left = window.start is not None and best.loss > LEFT * window.start > 0
     return stands and left and after[-1].training < MEMORISED * best.loss
+
+
+def carries_nothing_over(window: Window) -> bool:
+    """Tell whether training gets below the loss of one fixed answer for all examples, and validation does not."""
+    constant, validations = window.constant_loss, list(window.validations)
+    if constant is None or constant <= 0 or len(validations) <= LASTING or window.starts_trained:
+        return False
+    after = validations[-LASTING:]
+    return (
+        min(each.loss for each in validations) > NEVER * constant
+        and fmean(each.loss for each in after) > NOT_NOW * constant
+        and all(each.training < BELOW * constant for each in after[1:])
+    )
 
 
 def _noise(losses: Sequence[float]) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
-from thalweg.watch.symptom import BEST_LENGTH, Symptom
-from thalweg.watch.window import RESTING, Window, fall_of
+from thalweg.watch.symptom import BEST_LENGTH, QUARTER, Symptom
+from thalweg.watch.window import FEW_EXAMPLES, RESTING, Window, fall_of
 
 EVERY = 16  # steps between looks
 LEAST_STEPS, LEAST_SHARE = 96, 0.05  # that the loss must have stood still for, and of the whole run
+MOST_SHARE = 2 / 3  # of the whole run, where batches are of few examples
 ABOVE, SOON = 1.1, 48  # times the start, above which a loss that jumped up has to stand for so many steps only
 SMALL = 0.01  # of what there is to gain: a smaller fall is none
+NOISY = 2 / 3  # of all steps: where noise hides a fall, as many are looked at; the first ones fall in any run
 CLEAR = 2.0  # standard errors: a fall by more is one, however small
 REST = 0.1  # of the run: a schedule that comes down to zero spends less at a hundredth of its height
 LEARNT = 0.5  # of the loss at the start, or of one fixed answer for all: with less, much was learnt, and standing is no fault
@@ -18,7 +20,11 @@ LITTLE = 0.6  # of the loss at the start: with less, the steps get on well enoug
 # Of the last so many tries, the geometric mean of the multiple of a step that lowers the next batch's loss most; and the first
 # step and share of the run at which that is asked: in a long run there is time. About the best rate of six networks under three
 # rules has means of 0.5 to 6, a tenth of it 10 to 40.
-TRIES = ((2, 64.0, 12, 0.01), (3, 12.0, 64, 0.1))
+# The last number: the loss that must be left, as a share of that at the start or of one fixed answer for all.
+TRIES = ((2, 64.0, 12, 0.01, LITTLE), (3, 12.0, 64, 0.1, LITTLE), (6, 8.0, 64, 0.1, 0.25))
+# A quarter of the step lowers the next batch's loss by so many standard errors, and the whole step by less than so much of that,
+# where on a slope it would be four times as much.
+SURE, WHOLE = 4.0, 0.25
 UNKNOWN = 2_000  # steps that a run is taken to have where nobody knows
 
 
@@ -31,7 +37,9 @@ def stagnant(window: Window) -> Symptom | None:
     if window.start is None or not window.is_finite:
         return None
     looks = window.step % EVERY == 0
-    return (_rests(window) or _stands(window, window.start) if looks else None) or _creeps(window)
+    return (
+        (_rests(window) or _stands(window, window.start) if looks else None) or _creeps(window) or _overshoots(window)
+    )
 
 
 def _rests(window: Window) -> Symptom | None:
@@ -54,13 +62,21 @@ def _rests(window: Window) -> Symptom | None:
 
 def _stands(window: Window, start: float) -> Symptom | None:
     is_above = window.upset is not None and window.smoothed > ABOVE * start
-    steps = SOON if is_above else max(LEAST_STEPS, LEAST_SHARE * (window.total or 0))
-    blocks = [block for block in window.trend.blocks if block.step > window.step - steps]
-    if window.count < steps or len(blocks) < 4:
-        return None
+    steps = SOON if is_above and not window.has_few_examples else max(LEAST_STEPS, LEAST_SHARE * (window.total or 0))
+    if window.has_few_examples:  # which say as much only in more steps
+        most = MOST_SHARE * window.total if window.total is not None else math.inf
+        steps = max(steps, min(steps * FEW_EXAMPLES / window.examples, most))
     level = min(start, window.constant_loss) if window.constant_loss is not None else start
+    blocks = window.trend.since(window.step - steps)
+    if window.count < steps or len(blocks) < 4 or level <= 0:
+        return None
     fall, error, after = fall_of(blocks)
-    if after <= LEARNT * level or level <= 0 or fall > SMALL * level or fall > CLEAR * error > 0:
+    if (
+        after <= LEARNT * level
+        or fall > SMALL * level
+        or fall > CLEAR * error > 0
+        or _fell_in_noise(window, steps, level)
+    ):
         return None
     return Symptom(
         name="stagnant",
@@ -75,13 +91,24 @@ def _stands(window: Window, start: float) -> Symptom | None:
     )
 
 
+def _fell_in_noise(window: Window, steps: float, level: float) -> bool:
+    """Tell whether over more of the last steps, up to two thirds of all, a fall shows that the noise of fewer hides."""
+    error = math.inf
+    while error > SMALL * level and (steps := 2 * steps) <= NOISY * window.step:
+        fall, error, _ = fall_of(window.trend.since(window.step - steps))
+        if fall > SMALL * level and fall > CLEAR * error:
+            return True
+    return False
+
+
 def _creeps(window: Window) -> Symptom | None:
     if not window.lengths or window.lengths[-1][0] != window.step - 1 or not window.is_steady:
         return None
-    level = min(window.start or math.inf, window.constant_loss or math.inf)
-    if window.smoothed < LITTLE * level or window.starts_trained:
+    if window.starts_trained:
         return None
-    for count, far, first, share in TRIES:
+    for count, far, first, share, left in TRIES:
+        if window.smoothed < left * _level(window):
+            continue
         last = [*window.lengths][-count:]
         mean = math.exp(sum(math.log(multiple) for _, multiple in last) / len(last))
         if len(last) == count and mean >= far and window.step > max(first, share * (window.total or UNKNOWN)):
@@ -93,3 +120,28 @@ def _creeps(window: Window) -> Symptom | None:
                 evidence={BEST_LENGTH: {"value": mean, "threshold": far}},
             )
     return None
+
+
+def _overshoots(window: Window) -> Symptom | None:
+    """See that a quarter of each step would lower the next batch's loss and the whole step does not: it goes too far."""
+    if not window.lengths or window.lengths[-1][0] != window.step - 1 or not window.is_steady:
+        return None
+    tried = window.shortened()
+    if tried is None or window.smoothed < LITTLE * _level(window):
+        return None
+    if tried.whole < WHOLE * tried.quarter or not tried.quarter < -SURE * tried.error:
+        return None
+    return Symptom(
+        name="stagnant",
+        step=window.step,
+        since=window.lengths[0][0],
+        text=f"the loss falls slower than it could: it is {window.smoothed:.4g}, after {window.start:.4g} at the start",
+        evidence={
+            QUARTER: {"value": tried.quarter / tried.error if tried.error else -math.inf, "threshold": -SURE},
+            "how a step changes the next batch's loss": {"value": tried.whole, "threshold": WHOLE * tried.quarter},
+        },
+    )
+
+
+def _level(window: Window) -> float:
+    return min(window.start or math.inf, window.constant_loss or math.inf)
