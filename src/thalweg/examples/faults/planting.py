@@ -408,7 +408,10 @@ def halved(recipe: Recipe, base: Base) -> Planted:
 
 
 def rounded(recipe: Recipe, base: Base) -> Planted:
-    """Keep weights in bfloat16 and train at a low rate: most steps are smaller than half the distance to the next number."""
+    """Keep weights in bfloat16 and train at a low rate: most steps are smaller than half the distance to the next number.
+
+    That the rate is a tenth of the usual one is as true: at ten times the rate steps would not be rounded away.
+    """
     slow = replace(recipe, learning_rate=0.1 * recipe.learning_rate)
     return replace(slow, model=lambda: Coarse(base.make(), torch.bfloat16)), slow
 
@@ -506,7 +509,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("batch-too-small", "one", batch_of(1, 0.3), tuple(n for n in ALL if "cnn" not in n)),
     Fault("batch-too-small", "two", batch_of(2, 0.3), ALL[::2]),
     Fault("low-precision", "float16", halved, ALL, ("adamw", "adam"), own_loop_only=True),
-    Fault("low-precision", "bfloat16", rounded, ALL, ("momentum", "adamw")),
+    Fault("low-precision", "bfloat16", rounded, ALL, ("momentum", "adamw"), also=("learning-rate-too-low",)),
     Fault(
         "overfitting",
         "few",

@@ -111,7 +111,7 @@ def outliers(found: ExampleLosses) -> tuple[list[int], float]:
 def far_apart(losses: Tensor, level: float) -> tuple[list[int], float]:
     """Give the few rows whose loss is ten times that of all others and ten times a level, and the loss from which on that is so.
 
-    Squared errors spread over so many decades that quartiles do not tell.
+    Squared errors spread over so many decades that quartiles do not tell. There may be no such rows.
 
     >>> far_apart(torch.tensor([0.01, 900.0, 2.0, 0.3]), 1.0)
     ([1], 20.0)

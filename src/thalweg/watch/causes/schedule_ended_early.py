@@ -6,6 +6,7 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.watch.cause import Cause
 from thalweg.watch.probe import Probe
 from thalweg.watch.symptom import Symptom
+from thalweg.watch.symptoms.stagnant import LEAST_STEPS
 from thalweg.watch.window import ALIVE, RESTING, Window, fall_of
 
 LATELY = 0.5  # standard errors: of the last two thirds of it
@@ -15,7 +16,8 @@ LEFT = 0.1  # of the run: with less left, a rate of next to nothing is what a sc
 
 
 def is_over(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
-    """Diagnose a learning rate of next to nothing, long before the end, where the loss fell as long as it was alive."""
+    """Diagnose a learning rate of next to nothing, long before the end, where the loss fell as long as it was alive, or it was so
+    for too few steps to tell."""
     if not 0 <= window.rate < RESTING * window.top_rate:
         return None
     if window.total is not None and window.total - window.step < LEFT * window.total:
@@ -25,10 +27,14 @@ def is_over(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | None:
         return None
     fall, error, _ = fall_of(alive)
     lately, lately_error, _ = fall_of(alive[len(alive) // 3 :])  # some schedules follow a loss that stands
-    if fall <= CLEAR * error or lately <= LATELY * lately_error:
+    still_fell = fall > CLEAR * error and lately > LATELY * lately_error
+    if not still_fell and window.alive_at >= LEAST_STEPS:
         return None
+    when = (
+        "while the loss still fell" if still_fell else f"after {window.alive_at} steps, too few for the loss to stand"
+    )
     return symptom.explained(
-        f". The learning rate came down from {window.top_rate:.3g} to {window.rate:.3g} while the loss still fell",
+        f". The learning rate came down from {window.top_rate:.3g} to {window.rate:.3g} {when}",
         evidence={
             "rate over the highest": {"value": window.rate / window.top_rate, "threshold": RESTING},
             "fall of the loss while the rate was alive": {"value": fall, "threshold": CLEAR * error},
