@@ -186,7 +186,7 @@ class Monitor:
         with suppress(NotMeasuredError), measured_or_not(), probe.measuring():
             tried = try_lengths(probe.others_along())
             window.lengths.append((step, tried.best))
-            window.parts.append((tried.whole, tried.quarter))
+            window.parts.append((step, tried.whole, tried.quarter))
             if not window.has_few_examples:
                 window.fixed_answers.append(probe.fixed_answer().loss)
 

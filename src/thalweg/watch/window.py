@@ -187,7 +187,7 @@ class Window:
     - `first`: the first loss; `first_losses`: the first 16; `alive_at`: the last step at which the rate was above 0.3 of its
       highest; `rests_since`: the step from which on it is below a hundredth of that.
     - `lengths`: the steps whose length was tried on the next batch, and which multiple of it lowers that batch's loss most;
-      `parts`: how much such a step, and a quarter of it, change the loss, as shares;
+      `parts`: likewise, how much such a step, and a quarter of it, change the loss, as shares;
       `fixed_answers`: losses of one fixed answer for all examples of such a batch.
     - `validations`: the last ones.
     - `terms`: of the last step's loss, by name, where it has some; `lost_terms`: which of them are not finite, and since when.
@@ -233,7 +233,7 @@ class Window:
         self.odd_at = 0  # the last step at which it was so
         self.upset: tuple[int, str] | None = None
         self.lengths: deque[tuple[int, float]] = deque(maxlen=LATEST)
-        self.parts: deque[tuple[float, float]] = deque(maxlen=LATEST)
+        self.parts: deque[tuple[int, float, float]] = deque(maxlen=LATEST)
         self.fixed_answers: deque[float] = deque(maxlen=FIXED)
         self.rose_at = 0  # the last step at which the rate was higher than before
         self.rests_since: int | None = None  # the step from which on it is next to nothing
@@ -364,9 +364,10 @@ class Window:
             return True
         return self.start is not None and self.constant_loss is not None and self.start < FRESH * self.constant_loss
 
-    def shortened(self, last: int = LATEST) -> Shortened | None:
-        """Give what the last tries of whole and quartered steps say; None of fewer than six."""
-        tried = [pair for pair in self.parts if math.isfinite(pair[0]) and math.isfinite(pair[1])][-last:]
+    def shortened(self, last: int = LATEST, since: float = 0) -> Shortened | None:
+        """Give what the last tries of whole and quartered steps say, from a step on; None of fewer than six."""
+        known = [(whole, quarter) for step, whole, quarter in self.parts if step >= since]
+        tried = [pair for pair in known if math.isfinite(pair[0]) and math.isfinite(pair[1])][-last:]
         if len(tried) < FEWEST_TRIES:
             return None
         quarter, deviation = _mean_and_deviation([quarter for _, quarter in tried])
@@ -412,7 +413,7 @@ class Window:
             "odd_at": self.odd_at,
             "upset": None if self.upset is None else list(self.upset),
             "lengths": [list(tried) for tried in self.lengths],
-            "parts": [list(pair) for pair in self.parts],
+            "parts": [list(tried) for tried in self.parts],
             "fixed_answers": list(self.fixed_answers),
             "rate": self.rate,
             "rests_since": self.rests_since,
@@ -449,7 +450,7 @@ class Window:
         upset = state.get("upset")
         self.upset = None if upset is None else (int(upset[0]), str(upset[1]))
         self.lengths = deque([(int(step), multiple) for step, multiple in state.get("lengths", [])], maxlen=LATEST)
-        self.parts = deque([(whole, quarter) for whole, quarter in state.get("parts", [])], maxlen=LATEST)
+        self.parts = deque([(int(step), *changes) for step, *changes in state.get("parts", [])], maxlen=LATEST)
         self.fixed_answers = deque(state.get("fixed_answers", []), maxlen=FIXED)
         self.rests_since, self.first, self.alive_at = (
             state.get("rests_since"),

@@ -24,7 +24,10 @@ def overfitting(window: Window) -> Symptom | None:
     best = min(validations, key=lambda each: each.loss)
     after = validations[-LASTING:]
     limit = best.loss + max(CLEAR * _noise([each.loss for each in validations]), RELEVANT * abs(best.loss))
-    worse = best not in after and all(each.loss > limit for each in after) and after[-1].training < best.training
+    learns = window.constant_loss is None or after[-1].training < BELOW * abs(window.constant_loss)
+    worse = (
+        learns and best not in after and all(each.loss > limit for each in after) and after[-1].training < best.training
+    )
     if not worse and not _memorised(window, best, after) and not carries_nothing_over(window):
         return None
     last = after[-1]

@@ -25,6 +25,9 @@ TRIES = ((2, 64.0, 12, 0.01, LITTLE), (3, 12.0, 64, 0.1, LITTLE), (6, 8.0, 64, 0
 # A quarter of the step lowers the next batch's loss by so many standard errors, and the whole step by less than so much of that,
 # where on a slope it would be four times as much.
 SURE, WHOLE = 4.0, 0.25
+BEGINNING = (
+    0.02  # of the run: what many tries say must not be of its beginning alone, where steps differ from the later ones
+)
 UNKNOWN = 2_000  # steps that a run is taken to have where nobody knows
 
 
@@ -110,6 +113,8 @@ def _creeps(window: Window) -> Symptom | None:
         if window.smoothed < left * _level(window):
             continue
         last = [*window.lengths][-count:]
+        if count > 3 and last[0][0] < BEGINNING * (window.total or UNKNOWN):
+            continue
         mean = math.exp(sum(math.log(multiple) for _, multiple in last) / len(last))
         if len(last) == count and mean >= far and window.step > max(first, share * (window.total or UNKNOWN)):
             return Symptom(
@@ -126,7 +131,7 @@ def _overshoots(window: Window) -> Symptom | None:
     """See that a quarter of each step would lower the next batch's loss and the whole step does not: it goes too far."""
     if not window.lengths or window.lengths[-1][0] != window.step - 1 or not window.is_steady:
         return None
-    tried = window.shortened()
+    tried = window.shortened(since=BEGINNING * (window.total or UNKNOWN))
     if tried is None or window.smoothed < LITTLE * _level(window):
         return None
     if tried.whole < WHOLE * tried.quarter or not tried.quarter < -SURE * tried.error:
