@@ -530,12 +530,12 @@ def watch(result: dict[str, Any]) -> list[str]:
     rows = list[list[str]]()
     for s in result["samples"]:
         false = f"{s['false']} of {s['healthy']}"
-        shares = [percentage(s[name]) for name in ("named", "planted", "repaired")]
+        shares = [percentage(s.get(name)) for name in ("named", "planted", "repaired", "mended")]
         steps = "" if s["steps"] is None else f"{s['steps']:g}"
         worse = "" if s["repaired"] is None else str(len(s["worse"]))
         rows.append([s["half"], MODES[s["mode"]], str(s["faulty"]), *shares, steps, false, worse])
     heads = (
-        *("half", "how", "faulty", "true cause first", "planted one first", "repaired"),
+        *("half", "how", "faulty", "true cause first", "planted one first", "repaired", "of the mendable"),
         *("steps until named", "false alarms", "healthy made worse"),
     )
     lines = grid(heads, rows)

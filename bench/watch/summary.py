@@ -3,7 +3,8 @@
 By half of the suite and by mode. "Named": the share of faulty programs of which a true cause is the first diagnosis of severity
 warning or above, or, where there is none of those, the first of all. "Planted": the share of which it is the very one that was
 planted. "Repaired": the share that ends, watched and cured, with a final loss at most 10 % above the healthy twin's, or no
-higher than the twin's highest over seeds. "Closed": the median share of the way from the unwatched final loss to the twin's
+higher than the twin's highest over seeds; "mended": the same, of the programs whose cause a cure can take away (not labels, data
+or a network that are as they are). "Closed": the median share of the way from the unwatched final loss to the twin's
 that the cure makes, in logarithms. "Steps": the median step at which a true cause was named.
 False alarms: healthy programs with a diagnosis of severity warning or above; "made worse": healthy programs that were cured of
 something and end more than 10 % above where they do unwatched. Programs that a mode refuses are left out there.
@@ -30,6 +31,7 @@ from watch.runs import file_of, twin_of
 WATCHED = ("train", "cured", "closure", "bare")
 CURED = ("train", "cured")
 CLOSE = 1.1  # times the twin's final loss
+UNMENDABLE = ("no-gradient", "nothing-to-learn", "overfitting", "low-precision")  # the person's to set right
 WORST = 100.0  # times the twin's: more counts no more
 Line = dict[str, Any]
 
@@ -146,6 +148,9 @@ def figures(mode: str, pairs: Sequence[tuple[Program, Line]]) -> dict[str, Any]:
         "named": share(is_named(*pair) for pair in pairs),
         "planted": share(first_name(line) == program.planted for program, line in pairs),
         "repaired": share(is_repaired(mode, *pair) for pair in pairs) if mode in CURED else None,
+        "mended": share(is_repaired(mode, *p) for p in pairs if p[0].planted not in UNMENDABLE)
+        if mode in CURED
+        else None,
         "closed": statistics.median(ways) if ways else None,
         "steps": statistics.median(steps) if steps else None,
     }
@@ -160,7 +165,8 @@ def show(made: dict[str, Any]) -> None:
         f"\n{made['half']}, {made['mode']}: {made['faulty']} faulty, {made['healthy']} healthy, {made['refused']} refused"
     )
     print(
-        f"  named {percent(made['named'])}, planted {percent(made['planted'])}, repaired {percent(made['repaired'])},",
+        f"  named {percent(made['named'])}, planted {percent(made['planted'])}, repaired {percent(made['repaired'])}"
+        f" ({percent(made['mended'])} of the mendable),",
         end=" ",
     )
     print(f"after {made['steps']} steps; false alarms in {made['false']}, made worse {len(made['worse'])}")

@@ -93,7 +93,7 @@ def test_a_run_does_not_begin_again_where_that_costs_much_or_cannot_be(cure: Cal
     def begun_again(run: tw.Run) -> bool:
         return any(event.kind == "rollback" for event in run.events)
 
-    cure(25, CURES["begin again"])
+    cure(30, CURES["begin again"])
     late = tw.train(classes(), made())
     assert not begun_again(late)
     assert late.summary["cures"]["rate_factor"] == 2.0  # the cure holds from there

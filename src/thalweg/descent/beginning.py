@@ -5,7 +5,7 @@ from __future__ import annotations
 from thalweg.descent.state import Descent
 from thalweg.sampling.sources import StreamSource
 
-NEAR = 0.3  # of a run's steps, after which it does not go back to its beginning any more
+NEAR = 0.4  # of a run's steps, after which it does not go back to its beginning any more
 MOST_REPEATED = 0.5  # of them, that are taken once more for having gone back
 
 

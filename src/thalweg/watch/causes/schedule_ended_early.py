@@ -11,7 +11,6 @@ from thalweg.watch.window import ALIVE, RESTING, Window, fall_of
 
 LATELY = 0.5  # standard errors: of the last two thirds of it
 CLEAR = 2.0  # standard errors: the fall then was no chance
-ANNEAL = 0.7  # of the highest rate, from which it comes down again
 LEFT = 0.1  # of the run: with less left, a rate of next to nothing is what a schedule ends with
 
 
@@ -46,10 +45,10 @@ def lengthen(window: Window, attempt: int) -> Cure:
     """Let the rate come down over the rest of the run."""
     until = f"step {window.total:,}" if window.total else "the end"
     return Cure(
-        f"Go on at {ANNEAL:g} of the highest learning rate, {window.top_rate:.3g}, and let it come down to zero at {until}.",
+        f"Go on at the highest learning rate, {window.top_rate:.3g}, and let it come down to zero at {until}.",
         begin_again=True,
-        anneal=ANNEAL,
-        code=f"watch.change(anneal={ANNEAL:g})",
+        anneal=1.0,
+        code="watch.change(anneal=1.0)",
     )
 
 
