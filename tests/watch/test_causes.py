@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from thalweg.sampling import Draw
 from thalweg.watch import causes
 from thalweg.watch.cause import Cause
+from thalweg.watch.causes.bad_batch import large_rows
+from thalweg.watch.replay import Batch
 
 CAUSE = '''
 """Is the loss tall?"""
@@ -141,6 +145,33 @@ def test_an_entry_point_that_gives_no_new_cause_is_left_out_with_a_warning(value
             assert causes.all_causes() == tuple(causes.CAUSES.values())
     finally:
         causes.all_causes.cache_clear()
+
+
+def batch_of(*tensors):
+    return Batch(Draw([tensors], [len(tensors[0])], None), 0, 0)
+
+
+@pytest.mark.parametrize(("which", "factor"), [("inputs", 300.0), ("targets", 1e4)])
+def test_rows_of_another_size_are_found_in_inputs_and_targets(which, factor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, 6, generator=generator), torch.randn(32, generator=generator)
+    assert large_rows(batch_of(x, y)) == ([], 0.0)
+    for row in (3, 17):
+        (x if which == "inputs" else y)[row] = factor
+    rows, times = large_rows(batch_of(x, y))
+    assert rows == [3, 17]
+    assert times > 100
+
+
+def test_numbers_that_are_distributed_as_incomes_hold_no_bad_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(32, 4, generator=generator).mul(1.5).exp() for _ in range(200)]
+    assert sum(bool(large_rows(batch_of(x))[0]) for x in drawn) <= 2
+
+
+def test_numbers_that_are_not_finite_zeros_and_integers_have_no_size() -> None:
+    for x in (torch.zeros(32, 4), torch.full((32, 4), torch.nan), torch.arange(32), torch.empty(32, 0)):
+        assert large_rows(batch_of(x)) == ([], 0.0)
 
 
 def test_names_are_those_of_the_files() -> None:

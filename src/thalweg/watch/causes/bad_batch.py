@@ -108,40 +108,38 @@ def outliers(found: ExampleLosses) -> tuple[list[int], float]:
     return [row for row, loss in enumerate(found.losses.tolist()) if not loss <= limit], limit
 
 
-def far_apart(losses: Tensor, level: float) -> tuple[list[int], float]:
-    """Give the few rows whose loss is ten times that of all others and ten times a level, and the loss from which on that is so.
+def far_apart(values: Tensor, level: float, times: float = APART) -> tuple[list[int], float]:
+    """Give the few rows whose value is ten times that of all others, and so many times a level, and the value from which on that
+    is so.
 
-    Squared errors spread over so many decades that quartiles do not tell. There may be no such rows.
+    Squared errors, and what is distributed as incomes are, spread over so many decades that quartiles do not tell. There may be
+    no such rows.
 
     >>> far_apart(torch.tensor([0.01, 900.0, 2.0, 0.3]), 1.0)
     ([1], 20.0)
     """
-    ordered, order = losses.double().nan_to_num(torch.inf, torch.inf).sort(descending=True)
-    for count in range(1, int(FEW * len(losses)) + 1):
-        least = APART * max(float(ordered[count]), level)
+    ordered, order = values.double().nan_to_num(torch.inf, torch.inf).sort(descending=True)
+    for count in range(1, int(FEW * len(values)) + 1):
+        least = max(APART * float(ordered[count]), times * level)
         if float(ordered[count - 1]) > least > 0:
             return sorted(order[:count].tolist()), least
     return [], 0.0
 
 
 def large_rows(batch: Batch) -> tuple[list[int], float]:
-    """Give the few rows of a batch whose inputs or targets are far larger than the others', and how many times as large as the
+    """Give the few rows of a batch whose inputs or targets are far larger than all others', and how many times as large as the
     usual ones they are at most."""
     found, most, begin = set[int](), 0.0, 0
     for part, size in zip(batch.draw.parts, batch.draw.sizes, strict=True):
         for leaf in leaves(part):
-            if not leaf.is_floating_point() or leaf.dim() < 1 or len(leaf) != size or size < FEWEST:
+            if not leaf.is_floating_point() or leaf.dim() < 1 or len(leaf) != size or size < FEWEST or not leaf.numel():
                 continue
-            sizes = (
-                leaf.detach().double().flatten(1).square().mean(1).sqrt()
-                if leaf.dim() > 1
-                else leaf.detach().double().abs()
-            )
-            times = sizes / sizes.median()
-            rows = torch.nonzero(times > LARGE).flatten().tolist()
-            if rows and len(rows) <= FEW * size and bool(torch.isfinite(times).all()):
+            sizes = leaf.detach().double().reshape(size, -1).square().mean(1).sqrt()
+            usual = float(sizes.median())
+            rows, _ = far_apart(sizes, usual, LARGE)
+            if rows and 0 < usual < math.inf and math.isfinite(float(sizes.max())):
                 found |= {begin + row for row in rows}
-                most = max(most, float(times.max()))
+                most = max(most, float(sizes.max()) / usual)
         begin += size
     return sorted(found), most
 
