@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import blobs, plan, weights
+from small import blobs, plan
 from torch import nn
-from torch.nn.utils import prune
 
 import thalweg as tw
 from thalweg.errors import Interrupted
@@ -185,30 +184,6 @@ def test_a_layer_that_is_wrapped_in_a_validation_is_the_bare_one_again_after_it(
         on_step=lambda model, figures: seen.append(type(model.body)),
     )
     assert {*seen, type(run.model.body)} == {nn.Linear}
-
-
-@pytest.mark.parametrize("kind", ["l1", "random"])
-def test_a_network_that_prunes_itself_on_the_way_is_trained_to_the_same_bits_whoever_looks_on(kind):
-    class Pruned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), 0
-
-        def forward(self, x):
-            self.calls += self.training
-            if self.training and self.calls in (10, 12, 14):
-                cut = prune.l1_unstructured if kind == "l1" else prune.random_unstructured
-                cut(self.body, "weight", amount=0.2)
-            return self.head(self.body(x).tanh())
-
-    of = tw.Task(Pruned, F.cross_entropy, blobs(), validation=blobs(30))
-    looked_on = tw.train(of, plan(steps=24, validate_every=3, snapshot_every=4, keep="last"), progress=False)
-    alone = tw.train(of, plan(steps=24, validate_every=24, snapshot_every=0, watch=False, keep="last"), progress=False)
-    assert torch.equal(weights(looked_on.model), weights(alone.model))
-    assert looked_on.summary["exact"] is False
-    assert any(
-        "`model.body` is a module whose weights come, go or get other names" in e.message for e in looked_on.events
-    )
 
 
 def test_weights_that_the_users_own_code_trains_are_left_to_it():

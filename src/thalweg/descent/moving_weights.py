@@ -58,6 +58,19 @@ def put_back(model: nn.Module, names: Collection[str]) -> Generator[None]:
                 weight.copy_(before[name])
 
 
+@contextmanager
+def all_put_back(model: nn.Module) -> Generator[None]:
+    """Within, a model may be called; afterwards its parameters are as before, also those that it moves at some calls only."""
+    before = [(weight, weight.detach().clone()) for weight in model.parameters() if _is_plain(weight)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, values in before:
+                if not torch.equal(weight, values):
+                    weight.copy_(values)
+
+
 def _is_plain(weight: Tensor) -> bool:
     return type(weight) is nn.Parameter and weight.layout is torch.strided and weight.numel() > 0
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from thalweg.descent.gradient import STEP_SEED
-from thalweg.descent.moving_weights import put_back
+from thalweg.descent.moving_weights import all_put_back, put_back
 from thalweg.descent.process_state import rng_lock
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import STEPPING
@@ -45,6 +45,7 @@ def untouched(descent: Descent) -> Generator[None]:
             rng_lock,
             _without_compiling(),
             nullcontext() if is_inner else descent.objects.unchanged(*STEPPING),
+            nullcontext() if is_inner else all_put_back(descent.model),
             put_back(descent.model, descent.moving),
             buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
         ):

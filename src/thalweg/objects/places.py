@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.utils import lazy_property
 from torch.optim import Optimizer
 
 from thalweg.objects.code import TASK_FILES, cells_of, is_library, names_in
-from thalweg.objects.modules import Structure
+from thalweg.objects.modules import Structure, hooks_of
 from thalweg.objects.standard_kinds import (
     is_constant,
     is_memory,
@@ -58,6 +59,7 @@ MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large progra
 MOST_ITEMS_IN_ALL = 1_000_000  # of containers, that are looked at each time; of those beyond only some are
 LONGEST_PATH = 1_000  # characters: what lies deeper is not looked at
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
+_FUNCTIONS = (types.FunctionType, classmethod, staticmethod, property)
 WEIGHTS = "._parameters"  # ends the paths under which names of modules' weights are among links
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 _BAGS = (
@@ -69,6 +71,8 @@ _BAGS = (
     queue.Queue,
     threading.local,
     weakref.WeakKeyDictionary,
+    weakref.WeakValueDictionary,
+    weakref.WeakSet,
     Distribution,
     Transform,
 )  # of Python and PyTorch that hold what one puts in
@@ -122,27 +126,44 @@ class Place(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The objects that places had, the items of containers of objects, the names of objects' attributes, and what modules
-    consisted of: to be given again, whatever was put there since."""
+    """The objects that places had, the items of containers of objects, the names of objects' attributes, what modules
+    consisted of, and the functions of classes: to be given again, whatever was put there since."""
 
     places: list[Place]
     containers: list[tuple[Any, list[Any]]]
     names: list[tuple[dict[str, Any], set[str]]]
     structures: list[Structure]
+    classes: list[tuple[type, dict[str, Any]]]
 
     def give_again(self) -> None:
         """Give every place its object again; what the objects carry themselves is left as it is."""
         for container, items in self.containers:
             _refill(container, items)
         for place in self.places:
+            _, value, holder, key, how, *_ = place
+            if how == "item" and type(holder) is dict and holder.get(key) is value:  # as most are
+                continue
             with suppress(Exception):  # what the place was in cannot take it any more
                 if not place.has_its_object():
-                    place.put(place.value)
+                    place.put(value)
         for attributes, names in self.names:
             for name in attributes.keys() - names:
                 del attributes[name]
         for structure in self.structures:
             structure.give_again()
+        for kind, functions in self.classes:
+            now = _functions_of(kind)
+            with suppress(Exception):  # of a class that takes no attributes
+                for name in now.keys() - functions.keys():
+                    delattr(kind, name)
+                for name, function in functions.items():
+                    if now.get(name) is not function:
+                        setattr(kind, name, function)
+
+
+def _functions_of(kind: type) -> dict[str, Any]:
+    """Give what a class has that is called: functions, class and static methods, properties."""
+    return {name: part for name, part in vars(kind).items() if isinstance(part, _FUNCTIONS)}
 
 
 def items_of(container: Any) -> list[Any]:
@@ -183,9 +204,11 @@ class Still:
         self.buffers = list(module._buffers.values())
 
     def holds(self, module: nn.Module) -> bool:
-        """Tell whether the module still holds the same objects."""
+        """Tell whether the module still holds the same objects, and nothing was hooked in or hung on its weights."""
         return (
-            _are(self.values, module.__dict__.values())
+            not any(map(module.__dict__.get, _HOOKS))
+            and not any(vars(p) or hooks_of(p) for p in self.parameters if p is not None)
+            and _are(self.values, module.__dict__.values())
             and _are(self.parameters, module._parameters.values())
             and _are(self.buffers, module._buffers.values())
             and self.flags == [parameter is not None and parameter.requires_grad for parameter in self.parameters]
@@ -233,19 +256,10 @@ def still_modules(roots: Mapping[str, Any], known: set[int]) -> dict[int, Still]
             if (
                 is_library(type(module).__module__)
                 and all(type(v) in ATOMS or (n[:1] == "_" and not (n in _HOOKS and v)) for n, v in vars(module).items())
-                and all(tensor is None or (id(tensor) in known and not _hooks_of(tensor)) for tensor in tensors)
+                and all(tensor is None or (id(tensor) in known and not hooks_of(tensor)) for tensor in tensors)
             ):
                 found[id(module)] = Still(module)
     return found
-
-
-def _hooks_of(tensor: Tensor) -> list[Any]:
-    """Give the functions that a backward pass calls with a tensor's gradient."""
-    return [
-        hook
-        for hooks in (tensor._backward_hooks, tensor._post_accumulate_grad_hooks)
-        for hook in (hooks or {}).values()
-    ]
 
 
 class Holder(NamedTuple):
@@ -323,9 +337,10 @@ class Finder:
         self.holders: dict[str, Holder] = {}
         self.of_objects: list[Place] = []
         self.optimizers: list[Optimizer] = []
+        self._classes: list[type] = []  # of the user's, that objects are of
         self.links: dict[str, list[tuple[str, str]]] = {}
         self._linked: dict[int, str] = {}  # the first paths of these, by identity
-        self._ends: dict[str, tuple[int, int, int, int]] = {}  # how much had been found once a root was through
+        self._ends: dict[str, tuple[int, ...]] = {}  # how much had been found once a root was through
         self._paths: dict[str, list[tuple[int, Any]]] = {}
         self._seen = set[int]()
         self._first_paths: dict[int, str] = {}  # of tensors, arrays and containers of plain values, by identity
@@ -344,7 +359,8 @@ class Finder:
                 self._look(left.pop())
                 left += reversed(self._next)
                 self._next.clear()
-            self._ends[name] = len(self._found), len(self._visited), len(self.of_objects), len(self.holders)
+            parts = (self._found, self._visited, self.of_objects, self.holders, self._classes)
+            self._ends[name] = tuple(map(len, parts))
         return self._found
 
     @property
@@ -354,10 +370,10 @@ class Finder:
 
     def hold(self, only: Collection[str] = ()) -> Held:
         """Give, once `places` is through, what all places have now, or those first reached from the roots `only`."""
-        held, before = Held([], [], [], []), (0, 0, 0, 0)
+        held, before = Held([], [], [], [], []), (0, 0, 0, 0, 0)
         holders = list(self.holders.values())
         for name, after in self._ends.items():
-            found, visited, containers, attributes = map(slice, before, after)
+            found, visited, containers, attributes, classes = map(slice, before, after)
             before = after
             if only and name not in only:
                 continue
@@ -366,6 +382,7 @@ class Finder:
             held.names.extend((h.attributes, {*h.attributes}) for h in holders[attributes] if h.names is None)
             modules = [h.owner for h in holders[attributes] if isinstance(h.owner, nn.Module)]
             held.structures.append(Structure(modules, buffers=False))
+            held.classes.extend((kind, _functions_of(kind)) for kind in self._classes[classes])
         return held
 
     def bearers(self) -> list[Place]:
@@ -439,8 +456,21 @@ class Finder:
             self._add(self._marked(place))
             if isinstance(value, np.ndarray) and value.dtype.kind == "O":
                 self._array_of_objects(value, place.path)
-            if isinstance(value, Tensor) and value.is_leaf and value.requires_grad:  # which may add up over steps
-                self._visit(Place(f"{place.path}.grad", value.grad, value, "grad", "attribute"))
+            if isinstance(value, Tensor):
+                self._attributes_of(value, place.path)
+                if value.is_leaf and value.requires_grad:  # which may add up over steps
+                    self._visit(Place(f"{place.path}.grad", value.grad, value, "grad", "attribute"))
+                elif value.retains_grad:
+                    self._add(
+                        Place(
+                            f"{place.path}.grad",
+                            None,
+                            None,
+                            None,
+                            "",
+                            problem="the gradient of a tensor that was computed",
+                        )
+                    )
         elif is_container(value):
             self._container(place)
         elif isinstance(value, nn.Module):
@@ -480,6 +510,13 @@ class Finder:
         if isinstance(value, nn.Module | Optimizer) or not is_library(type(value).__module__):
             return type(value).__qualname__
         return ""
+
+    def _attributes_of(self, tensor: Tensor, path: str) -> None:
+        """Visit what the user's code has hung on a tensor."""
+        if attributes := vars(tensor):
+            self.holders[f"{path}."] = Holder(attributes, tensor)
+            for name in [name for name in attributes if not name.startswith("_")]:
+                self._entry(f"{path}.{name}", attributes, name)
 
     def _optimizer(self, optimizer: Optimizer, path: str) -> None:
         """Visit the weights that an optimiser of the user's moves: they may stand nowhere else."""
@@ -533,8 +570,8 @@ class Finder:
     def _module(self, place: Place) -> None:
         module, path = cast("nn.Module", place.value), place.path
         self.holders[f"{path}."] = Holder(module.__dict__, module)
-        if names := " ".join(module._parameters.keys()):  # of compiled code only the keys can be listed
-            self.links[f"{path}{WEIGHTS}"] = [("names", names)]
+        if not isinstance(module, torch.jit.ScriptModule) and module._parameters:
+            self.links[f"{path}{WEIGHTS}"] = [(name, str(id(weight))) for name, weight in module._parameters.items()]
         if not self.still.get(id(module), _never).holds(module):
             self._module_itself(module, path)
         for name, child in module._modules.items():
@@ -554,9 +591,11 @@ class Finder:
                 flag = parameter.requires_grad
                 where = f"{path}.{name}.requires_grad"
                 self._add(Place(where, flag, parameter, "requires_grad", "attribute", flag))
-                for number, hook in enumerate(_hooks_of(parameter)):
+                for number, hook in enumerate(hooks_of(parameter)):
                     self._visit(Place(f"{path}.{name}.hooks[{number}]", hook, None, None, ""))
                 self._visit(Place(f"{path}.{name}", parameter, None, None, ""))
+                self.holders[f"{path}.{name}."] = Holder(vars(parameter), parameter)
+                self._attributes_of(parameter, f"{path}.{name}")
         for name, buffer in module._buffers.items():
             where = f"{path}.{name}"
             if id(buffer) in self.known:
@@ -593,6 +632,7 @@ class Finder:
             if is_library(base.__module__) or id(base) in self._seen or isinstance(base, EnumType):
                 continue
             self._seen.add(id(base))
+            self._classes.append(base)
             for name, part in list(vars(base).items()):
                 function = getattr(part, "__func__", getattr(part, "fget", part))
                 if isinstance(function, types.FunctionType):

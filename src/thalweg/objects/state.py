@@ -29,10 +29,11 @@ LARGEST = (
     1 << 22
 )  # elements of a tensor that is made anew at every call, such as outputs that a model keeps to be looked at
 MOST_KEPT = 1 << 24  # bytes of tensors and arrays that are copied before they have changed
+LOST = "(lost)"  # in a state, beside paths: of which places it does not have all
 _MADE = "an object that is made as the run goes on"
 _GONE = "a place whose object goes as the run goes on"
 _EXCHANGED = "a place that is given another object as the run goes on"
-_RENAMED = "a module whose weights come, go or get other names as the run goes on"
+_RENAMED = "a module whose weights come, go, are tied or get other names as the run goes on"
 _CONTAINER = "a container in which objects come and go, or hang together in another way, as the run goes on"
 
 
@@ -64,7 +65,9 @@ class ObjectState:
         self._last: dict[str, Any] = {}  # the marks when the state was read last
         self._last_bearers = set[str]()  # the places then whose object is no state by itself
         self._links: dict[str, Any] | None = None  # how the user's objects hung together once they had been called
-        self._relinked = set[str]()  # places of objects that have been found to hang together in another way since
+        self._lost = set[
+            str
+        ]()  # paths that `read` says of that their state is not all there: a process that goes on knows it too
         self._holders: dict[str, Any] = {}  # what the places were in at the beginning
         self._changed = set[str]()
         self._lengths: dict[str, int] = {}  # of containers with objects, when they were seen first
@@ -137,6 +140,7 @@ class ObjectState:
     def give_up(self, paths: Collection[str]) -> None:
         """Note that what these places held is lost, which somebody was told."""
         self.problems.update(dict.fromkeys(paths, "what could not be put back"))
+        self._lost.update(paths)
         self.told.update(paths)
 
     def shared_with(self, other: ObjectState) -> list[str]:
@@ -203,9 +207,11 @@ class ObjectState:
         for place in finder.of_objects:
             if self._lengths.setdefault(place.path, len(place.value)) != len(place.value):
                 self.problems.setdefault(place.path, "a container in which objects of your own come and go")
+                self._lost.add(place.path)
         self._compare_links(finder)
-        # By these a process that goes on knows it, too: it finds no object there to join the place with.
-        return {**{path: {"value": _alias(""), "same": False} for path in self._relinked}, **state}
+        if self._lost:
+            state[LOST] = {"value": encode(sorted(self._lost)), "same": False}
+        return state
 
     def _compare_links(self, finder: Finder) -> None:
         """Name what has been made, exchanged or taken away since the objects' links were noted; of what lies below it nothing."""
@@ -223,7 +229,7 @@ class ObjectState:
                 path, what = path.partition("[")[0], _CONTAINER
             if not any(_lies_in(path, other) for other in self.problems):
                 self.problems[path] = what
-                self._relinked.add(path)
+                self._lost.add(path)
 
     def write(
         self,
@@ -246,6 +252,7 @@ class ObjectState:
         """
         if not isinstance(state, Mapping) or not all(isinstance(path, str) for path in state):
             raise TypeError("what the objects carry is no table by their paths")
+        lost, state = _lost_in(state), {path: entry for path, entry in state.items() if path != LOST}
         finder = self._finder(self.roots if only is None else self._first(only), buffers=self._buffers)
         found = (place for place in finder.places() if not attributes_of or place.path.startswith(f"{attributes_of}."))
         places = {place.path: place for place in found}
@@ -282,7 +289,7 @@ class ObjectState:
             joined = _join(places | late, path, first)
             missing += [path] if not joined and path in state and only is None else []
         self._changed |= state.keys()
-        return sorted(missing)
+        return sorted({*missing, *lost} if only is None else missing)
 
     def _put_away(self, place: Place) -> bool:
         """Put back the value that was in the place of an object made since; False where that is not kept."""
@@ -368,6 +375,14 @@ class ObjectState:
         finally:
             held.give_again()
             self.write(before, only or None, since=marks, bearers=bearers)
+
+
+def _lost_in(state: Mapping[str, Any]) -> list[str]:
+    """Give the paths of which a state says that it does not have all."""
+    entry: Any = state.get(LOST)
+    value = entry["value"] if _is_entry(entry) else None
+    items = cast("Mapping[str, Any]", value).get("items") if isinstance(value, Mapping) else None
+    return [path for path in cast("list[Any]", items) if isinstance(path, str)] if isinstance(items, list) else []
 
 
 def _alias(path: str) -> dict[str, Any]:
