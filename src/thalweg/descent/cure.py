@@ -223,7 +223,7 @@ def _restart(descent: Descent, recorder: Recorder, cure: Cure, draw: Draw, step:
     objective, device = descent.problem.objective, descent.problem.device
     part = to_device(draw.parts[0], device)
     try:
-        with measured_or_not(), untouched(descent), objective.gradient_mode():
+        with measured_or_not(), untouched(descent, weights=False), objective.gradient_mode():
             restarted = restart_layers(
                 descent.model,
                 lambda: objective.loss(descent.model, part),

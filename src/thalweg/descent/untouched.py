@@ -28,11 +28,12 @@ def _without_compiling() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def untouched(descent: Descent) -> Generator[None]:
+def untouched(descent: Descent, *, weights: bool = True) -> Generator[None]:
     """Within, the model may be called and gradients taken; its buffers, weights that it moves itself, gradients and the user's
     objects are as before afterwards. Random numbers are those of the step; each step seeds its own.
 
-    Within another one the user's objects are put back by that: comparing them takes a while.
+    Within another one the user's objects and the weights are put back by that: comparing them takes a while. `weights`: whether
+    they are put back; else only those that the model is known to move.
 
     Raises NotMeasuredError where something that the code carries could not be put back, such as a place in an iterator: to
     call it would change the run.
@@ -45,11 +46,11 @@ def untouched(descent: Descent) -> Generator[None]:
             rng_lock,
             _without_compiling(),
             nullcontext() if is_inner else descent.objects.unchanged(*STEPPING),
-            nullcontext() if is_inner else all_put_back(descent.model),
+            all_put_back(descent.model) if weights and not is_inner else nullcontext(),
             put_back(descent.model, descent.moving),
             buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
         ):
-            for path in descent.objects.problems:
+            for path in descent.objects.irrevocable:
                 raise NotMeasuredError(f"the step once more would change `{path}` for good")
             seed_all(mix(descent.plan.seed, STEP_SEED, *descent.last_position))
             try:

@@ -35,6 +35,7 @@ _GONE = "a place whose object goes as the run goes on"
 _EXCHANGED = "a place that is given another object as the run goes on"
 _RENAMED = "a module whose weights come, go, are tied or get other names as the run goes on"
 _CONTAINER = "a container in which objects come and go, or hang together in another way, as the run goes on"
+_LINKS = {_MADE, _GONE, _EXCHANGED, _RENAMED, _CONTAINER}
 
 
 class ObjectState:
@@ -136,6 +137,11 @@ class ObjectState:
         }
         groups = [group for optimizer in finder.optimizers for group in optimizer.param_groups]
         return moved | {id(parameter) for group in groups for parameter in group["params"]}
+
+    @property
+    def irrevocable(self) -> list[str]:
+        """The paths of what a call changes for good: not even `unchanged`, which has the objects, could put it back."""
+        return [path for path, text in self.problems.items() if text not in _LINKS]
 
     def give_up(self, paths: Collection[str]) -> None:
         """Note that what these places held is lost, which somebody was told."""
