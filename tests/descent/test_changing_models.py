@@ -108,7 +108,7 @@ def train(change, **knobs):
         patch.setattr(Activation, "forward", Activation.forward)
         parts = {name: knobs.pop(name) for name in ("out", "on_step") if name in knobs}
         task = tw.Task(lambda: Changing(change), F.cross_entropy, blobs(), validation=blobs(30))
-        return tw.train(task, plan(steps=24, keep="last", **knobs), progress=False, **parts)
+        return tw.train(task, plan(steps=24, learning_rate=0.1, keep="last", **knobs), progress=False, **parts)
 
 
 @pytest.mark.parametrize("change", KEPT + NAMED + REFUSED)
@@ -116,6 +116,7 @@ def test_looking_on_changes_nothing_of_a_model_that_changes_itself(change):
     looked_on = train(change, validate_every=3, snapshot_every=4)
     alone = train(change, validate_every=24, snapshot_every=0, watch=False)
     assert torch.equal(weights(looked_on.model), weights(alone.model))
+    assert looked_on.diagnoses == ()
 
 
 @pytest.mark.parametrize("change", KEPT + NAMED)

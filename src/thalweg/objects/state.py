@@ -212,8 +212,9 @@ class ObjectState:
         self._last_bearers = {place.path for place in finder.bearers()}
         for place in finder.of_objects:
             if self._lengths.setdefault(place.path, len(place.value)) != len(place.value):
-                self.problems.setdefault(place.path, "a container in which objects of your own come and go")
-                self._lost.add(place.path)
+                path = _outermost(place.path)
+                self.problems.setdefault(path, "a container in which objects of your own come and go")
+                self._lost.add(path)
         self._compare_links(finder)
         if self._lost:
             state[LOST] = {"value": encode(sorted(self._lost)), "same": False}
@@ -231,8 +232,8 @@ class ObjectState:
             what = _MADE if before is None else _GONE if now is None else _EXCHANGED
             if path.endswith(WEIGHTS):
                 path, what = path.removesuffix(WEIGHTS), _RENAMED
-            elif "[" in path:  # of a container whose items come and go each would be named
-                path, what = path.partition("[")[0], _CONTAINER
+            elif (container := _outermost(path)) != path:  # whose items would be named one by one
+                path, what = container, _CONTAINER
             if not any(_lies_in(path, other) for other in self.problems):
                 self.problems[path] = what
                 self._lost.add(path)
@@ -381,6 +382,11 @@ class ObjectState:
         finally:
             held.give_again()
             self.write(before, only or None, since=marks, bearers=bearers)
+
+
+def _outermost(path: str) -> str:
+    """Give the path of the outermost container that a path leads through; of one that leads through none itself."""
+    return re.match(r"(metrics\[.*?\])?[^\[]*", path, re.DOTALL).group()  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _lost_in(state: Mapping[str, Any]) -> list[str]:
