@@ -14,12 +14,13 @@ from thalweg.descent.precision import autocast
 from thalweg.descent.replay import SnapshotReplay
 from thalweg.descent.state import Descent, clone_into
 from thalweg.descent.untouched import untouched
+from thalweg.errors import CheckpointError
 from thalweg.landscape.constant_output import constant_output_loss, zero_output_loss
 from thalweg.landscape.first_nonfinite import first_nonfinite
 from thalweg.landscape.normalisation import Normalisation, normalisations
 from thalweg.landscape.per_example import per_example_losses
 from thalweg.landscape.unit_activity import Layer, unit_activity
-from thalweg.records.weights import load_model_state, model_state
+from thalweg.records.weights import model_state
 from thalweg.sampling import Draw
 from thalweg.sampling.sources import to_device
 from thalweg.watch.lost_terms import gradients_text
@@ -102,11 +103,15 @@ class DescentProbe(Probe):
         if descent.snapshot is None:
             raise NotMeasuredError("weights from before the step, of which snapshots are off")
         now = clone_into(None, model_state(descent.model))
-        load_model_state(descent.model, descent.snapshot["model"])
+        try:
+            descent.load_weights(descent.snapshot["model"])  # without buffers that were made since
+        except CheckpointError as error:
+            raise NotMeasuredError("weights from before the step, which has given them other names") from error
         try:
             yield
         finally:
-            load_model_state(descent.model, now)
+            with suppress(CheckpointError):  # names that the call itself has changed are put back with the weights
+                descent.load_weights(now)
 
     def example_losses(self) -> ExampleLosses:
         """Give the loss of each example at the last snapshot's weights: those now have moved by it."""
