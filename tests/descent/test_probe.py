@@ -138,7 +138,7 @@ def test_where_nothing_is_wrong_the_watch_changes_no_bit(rule: str) -> None:
     task = classes(model=noisy_network)
     made = plan(rule=rule, steps=150, learning_rate=0.03 if rule == "momentum" else 1e-2)
     on, off = tw.train(task, made), tw.train(task, made.replace(watch=False))
-    assert on.diagnoses == ()
+    assert [found for found in on.diagnoses if found.severity != "note"] == []
     assert same_bits(on.model, off.model)
 
 

@@ -519,7 +519,7 @@ def test_callbacks_go_on_where_they_were_and_no_rollback_undoes_what_they_saw(tm
 
     task = tw.Task(linear, F.cross_entropy, blobs())
     with pytest.raises(Interrupted):
-        tw.train(task, plan(), out=tmp_path / "run", progress=False, on_step=Patience())
+        tw.train(task, plan(learning_rate=0.3), out=tmp_path / "run", progress=False, on_step=Patience())
     later = Patience()
     tw.resume(tmp_path / "run", task, progress=False, on_step=later)
     assert later.seen == list(range(1, 31))

@@ -708,50 +708,6 @@ def test_gradients_that_grew_are_told_from_steps_that_were_too_long(jumps, name)
         assert bool(optimizer.state) != (name == "stale-second-moment")
 
 
-def descended(optimizer_of, batches, change=None, *, at=0):
-    """Train by a loop that says after how many batches something is changed; gives model and watch, not closed."""
-    model = mlp()
-    optimizer = optimizer_of(model.parameters())
-    watch, (x, y) = tw.Watch(model, optimizer), data()
-    for number, rows in enumerate(batches):
-        if number == at and change:
-            watch.change(**change)
-        F.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-        watch.step(F.cross_entropy(model(x[rows]), y[rows]))
-        optimizer.zero_grad()
-    return model, watch
-
-
-@pytest.mark.parametrize("optimizer_of", [
-    lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
-    lambda p: torch.optim.AdamW(p, 1e-2),
-    lambda p: tw.optim.SGD(p, 0.1, momentum=0.9),
-    lambda p: tw.optim.AdamW(p, 1e-2),
-])  # fmt: skip
-def test_several_batches_that_make_up_a_step_are_one_larger_batch(optimizer_of):
-    rows = torch.randperm(1024)[:960]
-    small, watch = descended(optimizer_of, rows.split(16), {"accumulate": 4})
-    assert watch._recorder.count == 60  # steps are counted by batches, as the loop counts them
-    large, _ = descended(optimizer_of, rows.split(64))
-    assert torch.allclose(weights(small), weights(large), atol=1e-5)
-
-
-def test_gradients_are_the_loops_own_while_batches_are_put_together():
-    model, x = mlp(), data()[0][:8]
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with tw.Watch(model, optimizer) as watch:
-        watch.change(accumulate=2)
-        before = weights(model)
-        for number in range(2):
-            model(x).sum().backward()
-            own = [p.grad.clone() for p in model.parameters()]
-            optimizer.step()
-            assert all(torch.equal(p.grad, one) for p, one in zip(model.parameters(), own, strict=True))
-            assert torch.equal(weights(model), before) == (number == 0)
-            optimizer.zero_grad()
-
-
 def test_an_average_of_the_weights_is_that_of_the_closed_form_and_is_given_back():
     seen = []
     model = mlp()
@@ -841,3 +797,52 @@ def test_what_is_asked_at_the_sixteenth_step_waits_for_one_that_is_finite():
 
     assert run(()) == [("dead-units", 16)]
     assert run((1, 15, 16, 17)) == [("dead-units", 18)]
+
+
+def test_after_beginning_again_what_was_seen_before_counts_no_more():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=20.0)
+    found, _ = loop(model, optimizer, 200, cured=True, total=400)
+    assert [(each.name, each.step) for each in found if each.name == "weight-decay-too-high"][1:] == []
+    first, (x, y) = weights(model), data()
+    with tw.Watch(model, optimizer, total=400) as watch:
+        for rows in torch.randint(1024, (70, 32)):
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            watch.step(1.0)
+        watch.begin_again()
+        F.cross_entropy(model(x[:32]), y[:32]).backward()
+        optimizer.step()
+        watch.step(1.0)
+        watch.go_back()
+        assert torch.equal(weights(model), first)  # not those of step 50, which was undone
+
+
+def test_an_average_is_of_the_parameters_that_were_there_and_wide_enough_for_sixteen_bits():
+    model = nn.Linear(4, 4).to(torch.bfloat16)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    optimizer = torch.optim.SGD([model.weight], 0.0)
+    with tw.Watch(model, optimizer) as watch:
+        watch.change(ema=0.99)
+        with watch.averaged():  # before any step: its own
+            assert (model.weight == 1).all()
+        for number in range(300):
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+            watch.step(1.0)
+            with torch.no_grad():
+                model.weight.fill_(1.125 if number else 1.0)
+        optimizer.add_param_group({"params": [model.bias]})
+        own = model.bias.clone()
+        with watch.averaged():
+            assert (model.weight > 1.1).all()
+            assert torch.equal(model.bias, own)
+        assert (model.weight == 1.125).all()
+        with pytest.raises(tw.errors.ArgumentError, match=r"`ema` is 1\.0"):
+            watch.change(ema=1.0)
+        with pytest.raises(tw.errors.ArgumentError, match="`rate_factor` is 0"):
+            watch.change(rate_factor=0)
+    with watch.averaged():  # a watch that stands aside ends no training
+        assert (model.weight == 1.125).all()

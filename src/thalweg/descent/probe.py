@@ -51,7 +51,7 @@ class DescentProbe(Probe):
     def keep(self) -> None:
         """After a step was accepted, keep what the next one will be asked for."""
         descent = self.descent
-        descent.earlier = self.before if descent.monitor.tries(descent.step) else None
+        descent.earlier = self.before if descent.monitor.trying else None
 
     @contextmanager
     def measuring(self) -> Generator[None]:

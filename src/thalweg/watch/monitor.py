@@ -67,6 +67,7 @@ class Monitor:
         self.restarted_at: dict[str, int] = {}  # cause -> step at which layers or the optimiser began anew for it
         self.asked_at: dict[str, int] = {}  # lasting symptom -> step at which its causes were asked last
         self._marked: dict[str, Any] | None = None
+        self.trying = False  # the length of the last step on the next batch
         self.pending: Symptom | None = None  # whose causes are asked after the next step, of which the update is kept
         known = list(all_causes() if causes is None else causes)
         self.causes = sorted((cause for cause in known if cause.question is not None), key=lambda each: each.rank)
@@ -85,14 +86,17 @@ class Monitor:
 
     def wants_update(self, step: int) -> bool:
         """Tell whether a probe of this step will be asked for the loss along its update, for which weights are to be kept."""
-        return self.pending is not None or self.recovering > 0 or self.tries(step) or self.tries(step - 1)
+        return self.pending is not None or self.recovering > 0 or self.trying or self._tries(step)
 
-    def tries(self, step: int) -> bool:
-        """Tell whether the length of this step is tried on the next batch."""
+    def _tries(self, step: int) -> bool:
+        """Tell whether the length of this step is tried on the next batch: it comes to where that is done, or past it."""
         if self.window.finds_rate:
             return False
+        last = min(self.window.step, step - 1)
+        if step <= FIRST_TRIES[-1]:
+            return any(last < each <= step for each in FIRST_TRIES)
         every = round(max(TRY_EVERY, ASK_SHARE * (self.window.total or 0)))
-        return step in FIRST_TRIES or (step > FIRST_TRIES[-1] and step % every == 0)
+        return step // every > last // every
 
     def observe(self, figures: StepFigures, probe: Probe | None = None) -> list[Diagnosis]:
         """Add one step to the window, and give what the causes find, gravest first.
@@ -100,11 +104,12 @@ class Monitor:
         `probe` makes the rare measurements that causes ask for; it is used only where something is seen.
         """
         window, probe = self.window, probe or Probe()
+        tried, self.trying = self.trying, self._tries(figures.step)
         window.push(figures)
         found = self._detected(window)
         pending, self.pending = self.pending, None
-        if self.tries(figures.step - 1):
-            self._try_length(figures.step - 1, probe)
+        if tried:
+            self._try_length(probe)
         if self.recovering and (still := self._still_overshoots(probe)) is not None:
             found += self._explained(still, probe)
         if window.is_finite and self.early_looks < len(EARLY) and figures.step >= (early := EARLY[self.early_looks]):
@@ -140,10 +145,11 @@ class Monitor:
         """Tell whether a symptom's causes are asked now: those of a lasting one are so now and then only."""
         if symptom.name not in LASTING:
             return True
-        last = self.asked_at.get(symptom.name)
+        name = _by_severity(symptom.name, symptom.severity)
+        last = self.asked_at.get(name)
         if last is not None and symptom.step < last + max(ASK_EVERY, ASK_SHARE * (self.window.total or 0)):
             return False
-        self.asked_at[symptom.name] = symptom.step
+        self.asked_at[name] = symptom.step
         return True
 
     def _explained(self, symptom: Symptom, probe: Probe, *, early: int = 0) -> list[tuple[Cause, Diagnosis]]:
@@ -178,9 +184,9 @@ class Monitor:
             for cause, each in found
         ]
 
-    def _try_length(self, step: int, probe: Probe) -> None:
+    def _try_length(self, probe: Probe) -> None:
         """Try which multiple of the step before would have lowered this batch's loss most."""
-        window = self.window
+        window, step = self.window, self.window.step - 1
         if not (window.is_finite and window.is_steady):
             return
         with suppress(NotMeasuredError), measured_or_not(), probe.measuring():
@@ -266,8 +272,9 @@ class Monitor:
 
         A learning rate is raised a few times, in steps.
         """
-        last = self.noted_at.get(diagnosis.name)
-        self.noted_at[diagnosis.name] = step
+        name = _by_severity(diagnosis.name, diagnosis.severity) if diagnosis.symptom in LASTING else diagnosis.name
+        last = self.noted_at.get(name)
+        self.noted_at[name] = step
         if diagnosis.cure is not None and diagnosis.cure.rate_factor > 1:
             self.window.lengths.clear()  # they were of another rate
             self.window.parts.clear()
@@ -337,6 +344,7 @@ class Monitor:
             "raises": self.raises,
             "recovering": self.recovering,
             "early_looks": self.early_looks,
+            "trying": self.trying,
             "noted_at": dict(self.noted_at),
             "restarted_at": dict(self.restarted_at),
             "asked_at": dict(self.asked_at),
@@ -363,11 +371,17 @@ class Monitor:
             self.noted_at, self.asked_at = dict(state.get("noted_at", {})), dict(state.get("asked_at", {}))
             self.restarted_at = dict(state.get("restarted_at", {}))
             self.raises, self.recovering = state.get("raises", 0), state.get("recovering", 0)
+            self.trying = state.get("trying", False)
 
 
 def _early(step: int) -> Symptom:
     """Give what is asked about in the first steps, whatever the loss does: faults that slow learning without stopping it."""
     return Symptom("stagnant", step, 1, "a part of the network cannot learn")
+
+
+def _by_severity(name: str, severity: str) -> str:
+    """Give the name by which something that lasts is remembered: after a mere note of it a warning is still news."""
+    return f"{name} (note)" if severity == "note" else name
 
 
 def _begins_anew(cure: Cure | None) -> bool:

@@ -100,9 +100,8 @@ class StepRecorder:
       since; `before`: copies of the weights before the last step, where `wants` asked for them; `earlier`: before the
       step before it.
     - `changes` are those of cures, which hold within the optimiser's step only: the groups, and whatever schedule writes into
-      them, stay the person's. With `guards` a step whose gradient is not finite moves nothing. Where several batches make up a
-      step, the optimiser's step moves nothing until the last of them, whose gradient is then the mean of all.
-    - `average`: that of the weights which `changes` ask for, after the last step; None: there is none yet.
+      them, stay the person's. With `guards` a step whose gradient is not finite moves nothing.
+    - `average`: that of each weight which `changes` ask for, after the last step.
     - `snapshot`: the last that was taken.
 
     Arguments:
@@ -122,11 +121,9 @@ class StepRecorder:
         self.earlier: list[Tensor] | None = None
         self.snapshot: Snapshot | None = None
         self.changes, self.guards = Changes(), False
-        self.average: list[Tensor] | None = None
+        self.average: dict[Tensor, Tensor] = {}
         self._averaged = 0  # steps that are in it
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
-        self._held: list[list[Tensor | None]] = []  # gradients of batches that are part of a step to come
-        self._holds = False  # in this step
         self._names = {id(tensor): name for name, tensor in model.named_parameters()}
         self._depths = {id(tensor): depth for depth, tensor in enumerate(model.parameters())}
         self._taken: _Taken | None = None
@@ -169,26 +166,26 @@ class StepRecorder:
 
     def _move_average(self, decay: float) -> None:
         """Take the present weights into their average, from which the bias to its beginning is taken."""
-        weights = [tensor.detach() for tensor in self.parameters]
-        if self.average is None or len(self.average) != len(weights):
-            self.average, self._averaged = [tensor.clone() for tensor in weights], 1
-            return
-        self._averaged += 1
+        self._averaged = self._averaged + 1 if self.average else 1
         share = (1 - decay) / (1 - decay**self._averaged)
-        for average, now in zip(self.average, weights, strict=True):
-            average.lerp_(now, share)
+        for parameter in self.parameters:
+            now, average = parameter.detach(), self.average.get(parameter)
+            if average is None or average.shape != now.shape:
+                wide = torch.float32 if now.dtype in (torch.float16, torch.bfloat16) else now.dtype
+                self.average[parameter] = now.to(wide, copy=True)
+            else:
+                average.lerp_(now.to(average.dtype), share)
 
     @contextmanager
     def averaged(self) -> Generator[None]:
-        """Within, the parameters hold their average; afterwards their own values again."""
-        parameters, averages = self.parameters, self.average
-        assert averages is not None
-        now = [tensor.detach().clone() for tensor in parameters]
-        write(parameters, averages)
+        """Within, the parameters that have an average hold it; afterwards their own values again."""
+        parameters, averages = [*self.average], [*self.average.values()]
+        own = [parameter.detach().clone() for parameter in parameters]
         try:
+            write(parameters, averages)
             yield
         finally:
-            write(parameters, now)
+            write(parameters, own)
 
     @property
     def held(self) -> list[Tensor]:
@@ -209,8 +206,8 @@ class StepRecorder:
             for tensor, value in zip(self.held, snapshot.tensors, strict=True):
                 tensor.copy_(value)
         self.optimizer.load_state_dict(_copied(snapshot.optimizer))
-        self.before = self.earlier = self.average = None  # they are of steps that are undone
-        self._held = []
+        self.before = self.earlier = None  # they are of steps that are undone
+        self.average = {}
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             if rate is not None:
                 group["lr"] = rate
@@ -226,7 +223,9 @@ class StepRecorder:
                     tensor.copy_(value)
 
     def close(self) -> None:
-        """Take the hooks out."""
+        """Take the hooks out, and let go of all copies."""
+        self.snapshot = self.before = self.earlier = None
+        self.average = {}
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -256,9 +255,6 @@ class StepRecorder:
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         self._give_back()  # of a step that failed
-        self._holds = self.changes.accumulate > 1 and not _has_closure(arguments, keywords) and not self._gather()
-        if self._holds:
-            return
         step, own, parameters = self.count + 1, isinstance(optimizer, Optimizer), self.parameters
         measures = is_measured(step)
         if own and measures:
@@ -269,34 +265,13 @@ class StepRecorder:
         self.earlier, self.before = self.before, [tensor.detach().clone() for tensor in parameters] if keeps else None
         if self.guards and self._given_norms is not None and not self._given_norms.are_finite:
             # PyTorch's optimisers leave parameters without a gradient, and their state, as they are.
-            self._withhold(parameters)
+            self._withheld = [(tensor, tensor.grad) for tensor in parameters]
+            for tensor, _ in self._withheld:
+                tensor.grad = None
         elif self.changes.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.changes.clip_norm)
         for number, group in enumerate(optimizer.param_groups):
             self._change(number, group)
-
-    def _withhold(self, parameters: Sequence[Tensor]) -> None:
-        self._withheld = self._withheld or [(tensor, tensor.grad) for tensor in parameters]
-        for tensor, _ in self._withheld:
-            tensor.grad = None
-
-    def _gather(self) -> bool:
-        """Put the gradients of the batches that make up a step together: once they are all there the parameters have their mean,
-        and before none. Tells whether they are all there."""
-        parameters = self.parameters
-        if self._held and len(self._held[0]) != len(parameters):  # a group was added
-            self._held = []
-        if len(self._held) + 1 < self.changes.accumulate:
-            self._held.append([None if p.grad is None else p.grad.detach().clone() for p in parameters])
-            self._withhold(parameters)
-            return False
-        self._withheld = [(tensor, tensor.grad) for tensor in parameters]
-        for number, tensor in enumerate(parameters):
-            found = [each for held in (*self._held, [p.grad for p in parameters]) if (each := held[number]) is not None]
-            if found:
-                tensor.grad = sum(found[1:], found[0]) / (len(self._held) + 1)
-        self._held = []
-        return True
 
     def _change(self, number: int, group: dict[str, Any]) -> None:
         """Set what cures have changed of a group, for this step only."""
@@ -321,12 +296,9 @@ class StepRecorder:
 
     def _after_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         self.count += 1
-        withheld, self._withheld = self._withheld, []
-        skipped = bool(withheld) and all(tensor.grad is None for tensor, _ in withheld)
-        for tensor, gradient in withheld:
+        skipped, self._withheld = self._withheld, []
+        for tensor, gradient in skipped:
             tensor.grad = gradient
-        if self._holds:
-            return
         groups = optimizer.param_groups
         rate = groups[0].get("lr", math.nan) if groups else math.nan
         self._give_back()
@@ -344,7 +316,7 @@ class StepRecorder:
             moved = [(now.detach() - was).float().norm() for now, was in zip(tensors, self.before, strict=True)]
             updates = torch.stack(moved).cpu()
         self._given_norms = None
-        self._taken = _Taken(rate, norms, None, weights, updates, skipped)
+        self._taken = _Taken(rate, norms, None, weights, updates, bool(skipped))
 
 
 def _copied(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -27,7 +28,10 @@ from thalweg.watch.window import FEW_EXAMPLES
 Action = Literal["report", "warn", "raise"]
 ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
-BEGINNING, BEGINNING_SHARE = 200, 0.3  # steps, or their share of `total`, for which the first weights are kept
+BEGINNING, BEGINNING_SHARE = (
+    200,
+    0.3,
+)  # steps, or their share of a shorter `total`, for which the first weights are kept
 NEEDS_BATCH = "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
 SAME_STEPS = 100  # in which a diagnosis is not given again where nothing was done about it
 
@@ -83,6 +87,8 @@ class Watch:
         self._terms = list[Mapping[str, float]]()  # of each
         self._snapshot_at = 0
         self._first: Snapshot | None = None  # kept as long as beginning again costs little
+        self._first_state = self._monitor.state_dict()
+        self._averages = False  # as was asked for
         if snapshot_every:
             self._take_snapshot()
             self._first = self._recorder.snapshot
@@ -204,19 +210,24 @@ class Watch:
         self.change(rate_factor=rate_factor, clip_norm=clip_norm)
 
     def begin_again(self) -> None:
-        """Restore weights, buffers and the optimiser's state as they were when the watch began; the loop goes on where it is.
+        """Restore weights, buffers and the optimiser's state as they were when the watch began, or when layers were started anew
+        since; the loop goes on where it is.
 
-        Raises ArgumentError where they are not kept any more: they are for 200 steps, or 0.3 of `total`.
+        Raises ArgumentError where they are not kept: they are for 200 steps, or 0.3 of a shorter `total`, unless `snapshot_every`
+        is 0.
         """
-        recorder = self._recorder
+        recorder, initial_loss = self._recorder, self._monitor.window.initial_loss
         if recorder is None or self._first is None:
             raise ArgumentError(
-                "The weights that the watch began with are not kept any more. Make model and optimiser anew, and begin the loop"
-                " again."
+                "The weights that the watch began with are not kept any more, or never were. Make model and optimiser anew, and"
+                " begin the loop again."
             )
         recorder.go_back(self._first)
+        recorder.snapshot, self._snapshot_at = self._first, 0
         self._told.clear()
-        self._monitor.began_again(self._monitor.window.initial_loss)
+        self._monitor.load_state_dict(self._first_state, keep_attempts=True)
+        self._monitor.began_again(initial_loss)
+        self._monitor.mark()
 
     def change(
         self,
@@ -226,7 +237,6 @@ class Watch:
         decay_factor: float = 1.0,
         warmup: int = 0,
         anneal: float = 0.0,
-        accumulate: int = 1,
         ema: float | None = None,
     ) -> None:
         """Change learning rate, clipping and weight decay from the next step on, within the optimiser's steps: its settings, and
@@ -239,10 +249,15 @@ class Watch:
             warmup: the rates rise in a line over so many steps.
             anneal: each rate is at least this share of its highest so far, falling in a line to zero at the end, as `total` says;
                 where that is not known, over as many steps as were taken.
-            accumulate: so many batches make up one step: the optimiser moves nothing until the last of them, and then by the mean
-                of their gradients. It multiplies how many there were before.
             ema: decay of an average of the weights that is kept from here on, see `averaged`.
+
+        Raises ArgumentError for values that are none of these.
         """
+        _check_change(rate_factor=rate_factor, decay_factor=decay_factor, warmup=warmup, anneal=anneal)
+        if clip_norm is not None:
+            _check_change(clip_norm=clip_norm)
+        if ema is not None and not 0 <= ema < 1:
+            raise ArgumentError(f"`ema` is {ema}, but the decay of an average is at least 0 and below 1, such as 0.99.")
         self._apply(
             Cure(
                 "",
@@ -251,7 +266,6 @@ class Watch:
                 decay_factor=decay_factor,
                 warmup=warmup,
                 anneal=anneal,
-                accumulate=accumulate,
                 ema=ema,
             )
         )
@@ -266,13 +280,18 @@ class Watch:
         The running statistics of batch normalisation are those of its own weights; `thalweg.optim.recalibrated` measures the
         average's.
 
-        Raises ArgumentError where no average is kept.
+        Until a step was taken since, after a rollback, and where the watch stands aside, these are its own.
+
+        Raises ArgumentError where none was asked for.
         """
         recorder = self._recorder
-        if recorder is None or recorder.average is None:
+        if not self._averages:
             raise ArgumentError(
                 "No average of the weights is kept: `watch.change(ema=0.99)` begins one, at the next step."
             )
+        if recorder is None:
+            yield
+            return
         with recorder.averaged():
             yield
 
@@ -307,6 +326,8 @@ class Watch:
         if self._recorder is not None:
             count = self._recorder.count
             end = self._monitor.window.total or 2 * count
+            self._averages |= cure.ema is not None
+            cure = replace(cure, accumulate=1)  # batches are the loop's own
             self._recorder.changes = self._recorder.changes.with_cure(cure, count, end)
 
     def close(self) -> None:
@@ -314,7 +335,7 @@ class Watch:
         if self._recorder is not None:
             self._recorder.close()
             self._hook.remove()
-            self._recorder = None
+            self._recorder = self._first = None
 
     def __enter__(self) -> Self:
         return self
@@ -347,7 +368,7 @@ class Watch:
             window = monitor.window
             window.places, window.not_stepped, window.frozen = recorder.places, recorder.not_stepped, recorder.frozen
         found = monitor.observe(figures, self._probe)
-        if figures.step > (BEGINNING if monitor.window.total is None else BEGINNING_SHARE * monitor.window.total):
+        if figures.step > min(BEGINNING, BEGINNING_SHARE * (monitor.window.total or math.inf)):
             self._first = None
         if self._every and figures.step % self._every == 0 and not found and monitor.healthy and monitor.trusts(loss):
             self._take_snapshot()
@@ -391,6 +412,15 @@ class Watch:
             raise ArgumentError(
                 f"None of the {len(stepped)} parameters that the optimiser steps is the model's. Make the optimiser from"
                 f" `model.parameters()`, after the model was copied, moved to a device or given new layers."
+            )
+
+
+def _check_change(**values: float) -> None:
+    for name, value in values.items():
+        least = name in ("rate_factor", "clip_norm")  # above zero
+        if not math.isfinite(value) or value < 0 or (least and value == 0):
+            raise ArgumentError(
+                f"`{name}` is {value}, but it is a finite number {'above' if least else 'of at least'} 0."
             )
 
 

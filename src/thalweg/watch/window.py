@@ -392,6 +392,7 @@ class Window:
     def state_dict(self) -> dict[str, Any]:
         """Give the state as built-in types."""
         return {
+            "step": self.step,
             "expected": self.initial_loss,
             "start": self.start,
             "losses": list(self.losses),
@@ -430,6 +431,7 @@ class Window:
         """Restore `state_dict`'s values; those that a checkpoint of an earlier version does not hold begin anew."""
         self.start, self.best, self._sum, self._weight = state["start"], state["best"], state["sum"], state["weight"]
         self.initial_loss, self.count, self.was_outlier = state["expected"], state["seen"], state["stood_out"]
+        self.step = state.get("step", self.step)
         self._norm_stood_out = state.get("norm_stood_out", False)
         self.losses = deque(state["losses"], maxlen=LENGTH)
         self.gradient_norms = deque(state["norms"], maxlen=LENGTH)

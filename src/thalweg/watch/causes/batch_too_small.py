@@ -43,7 +43,7 @@ def average_more(window: Window, attempt: int) -> Cure:
         " kept.",
         accumulate=MORE,
         ema=AVERAGE,
-        code=f"watch.change(accumulate={MORE}, ema={AVERAGE:g})",
+        code=f"if (number + 1) % {MORE} == 0: optimizer.step(); optimizer.zero_grad()  # of (loss / {MORE}).backward()",
     )
 
 

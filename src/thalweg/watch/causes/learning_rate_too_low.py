@@ -46,8 +46,18 @@ def could_go_further(symptom: Symptom, window: Window, probe: Probe) -> Diagnosi
         f". Steps {best:,.3g} times as long would lower the loss most: the learning rate of {format_number(window.rate)} is far"
         " too low",
         evidence=evidence,
-        cure=raise_rate(window, min(MOST, max(2.0, round(best / AIMED)))),
+        cure=_for_another_run(window, best) if symptom.severity == "note" else raise_rate(window, _factor(best)),
     )
+
+
+def _factor(best: float) -> float:
+    return min(MOST, max(2.0, round(best / AIMED)))
+
+
+def _for_another_run(window: Window, best: float) -> Cure:
+    """Leave a run that gets on well as it is."""
+    higher = format_number(window.rate * _factor(best))
+    return Cure(f"The run goes on as it is; another one may do better with a rate of up to {higher}.")
 
 
 def hardly_moved(history: FinishedHistory) -> Iterator[Diagnosis]:

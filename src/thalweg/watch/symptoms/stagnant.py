@@ -123,6 +123,7 @@ def _creeps(window: Window) -> Symptom | None:
                 since=last[0][0],
                 text=f"the loss falls slower than it could: it is {window.smoothed:.4g}, after {window.start:.4g} at the start",
                 evidence={BEST_LENGTH: {"value": mean, "threshold": far}},
+                severity="note" if window.smoothed < LITTLE * _level(window) else "warning",  # it gets on well enough
             )
     return None
 
