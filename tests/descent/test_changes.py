@@ -1,5 +1,6 @@
 """What cures change of a run: from where on it holds, what it comes to, and that a resumed run has it too."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from small import blobs, classes, network, plan, same_bits, started, walk, weigh
 from torch import nn
 
 import thalweg as tw
+from thalweg.descent.cure import leave_batch_out
+from thalweg.descent.gradient import compute_gradient, draw
+from thalweg.descent.state import Descent
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch import monitor
@@ -126,6 +130,85 @@ def test_several_batches_make_up_one_step_from_then_on(cure: Callable[..., None]
             for parameter in descent.model.parameters():
                 parameter -= RATE * parameter.grad
     assert torch.allclose(weights(run.model), weights(descent.model), atol=1e-6)
+
+
+def test_several_batches_of_a_loss_that_is_a_sum_are_averaged(cure: Callable[..., None]) -> None:
+    def step(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"fit": F.cross_entropy(model(batch[0]), batch[1], reduction="sum")}
+
+    cure(12, CURES["several batches"])
+    task = classes(loss=None, step=step, metrics={}, validation=None)
+    knobs = {"rule": "sgd", "steps": 20, "snapshot_every": 0, "learning_rate": RATE}
+    run = tw.train(task, made(**knobs))
+    descent, recorder = started(task, made(**knobs, watch=False))
+    walk(descent, recorder, until=12)
+    x, y = blobs()
+    losses = [F.cross_entropy(descent.model(x[r]), y[r], reduction="sum") for r in _next_rows(descent, 4)]
+    mean = torch.stack(losses).mean()
+    value = pytest.approx(mean.item(), rel=1e-6)
+    assert run.history["loss"][13] == value
+    assert run.history["term/fit"][13] == value
+    descent.model.zero_grad()
+    mean.backward()
+    norm = sum(float(p.grad.square().sum()) for p in descent.model.parameters() if p.grad is not None) ** 0.5
+    assert run.history["gradient_norm"][13] == pytest.approx(norm, rel=1e-5)
+
+
+def _next_rows(descent: Descent, count: int) -> list[torch.Tensor]:
+    rows = [descent.batches.draw().indices for _ in range(count)]
+    return [one for one in rows if one is not None]
+
+
+@pytest.mark.parametrize("by", ["data", "loss"])
+def test_of_several_batches_that_make_up_a_step_only_the_bad_ones_are_left_out(
+    cure: Callable[..., None], by: str
+) -> None:
+    """Two bad batches, in steps of several batches, are two bad batches: the run goes on, and no good one is lost."""
+
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network(nn.BatchNorm1d(12))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.net(x)
+            return out * math.inf if self.training and bool((x[:, 0] > 50).any()) else out
+
+    x, y = blobs(960)
+    x[[20 * 16 + 1, 25 * 16 + 1]] = torch.tensor([math.nan if by == "data" else 60.0, 0, 0, 0])
+    drawn: list[tuple[int, int]] = []
+    cure(8, CURES["several batches"])
+    data = list(zip(x, y, strict=True)) if by == "data" else (x, y)
+    task = classes(model=Overflowing, data=data, metrics={}, validation=blobs(60, seed=1))
+    descent, recorder = started(task, made(rule="sgd", steps=58, snapshot_every=50, shuffle=False))
+    accepted = recorder.step
+
+    def note(figures: StepFigures, *, taken: bool = True) -> None:
+        accepted(figures, taken=taken)
+        if taken:
+            drawn.extend(descent.last_positions)
+
+    recorder.step = note
+    walk(descent, recorder)
+    assert descent.skipped_batches == [(0, 20), (0, 25)]
+    assert {(0, n) for n in range(60)} - set(drawn) <= {(0, 20), (0, 25)}
+
+
+def test_several_batches_none_of_which_fails_by_itself_count_as_one_step(cure: Callable[..., None]) -> None:
+    cure(8, CURES["several batches"])
+    task = classes(data=blobs(960), metrics={}, validation=None)
+    descent, recorder = started(task, made(rule="sgd", steps=40, snapshot_every=50))
+    walk(descent, recorder, until=20)
+    compute_gradient(descent, recorder)
+    positions = list(descent.last_positions)
+    assert len(positions) == 4
+    leave_batch_out(descent, recorder, StepFigures(24, math.nan, RATE, math.nan, skipped=True), None)
+    assert descent.skipped_batches == positions
+    assert descent.consecutive_skips == 1
+    assert descent.load_state_dict(descent.snapshot or {}, rollback=True) == []
+    for _ in range(8):
+        draw(descent)
+    assert descent.consecutive_skips == 1
 
 
 def test_an_average_of_the_weights_is_validated_from_then_on_and_kept_where_it_is_better(

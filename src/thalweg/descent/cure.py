@@ -8,17 +8,18 @@ from dataclasses import replace
 import torch
 
 from thalweg.descent.beginning import begin_again, can_begin_again
+from thalweg.descent.gradient import backward, squared_norm
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import not_put_back
 from thalweg.descent.untouched import untouched
-from thalweg.errors import DivergedError, NonFiniteError, few
+from thalweg.errors import DivergedError, NonFiniteError, ThalwegError, few
 from thalweg.formatting import capitalized
 from thalweg.landscape.restart import forget, restart_layers
 from thalweg.landscape.trained_weights import has_learnt
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.step_figures import StepFigures
-from thalweg.sampling import Draw, mix
+from thalweg.sampling import Draw, StreamSource, joined, mix
 from thalweg.sampling.sources import to_device
 from thalweg.watch.changes import Changes
 from thalweg.watch.lost_terms import lost_terms
@@ -109,11 +110,14 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
     this batch, where the step was taken, where the batch was replayed, so that the model holds the snapshot's weights, and where
     the forward pass has put NaN into running statistics (batch normalisation).
 
-    Raises NonFiniteError after three batches in a row (ten where their data hold NaN or infinity), or where running
+    Of several batches that make up one step those alone are left out that are not finite by themselves, where that can be told.
+
+    Raises NonFiniteError after three steps in a row (ten where their data hold NaN or infinity), or where running
     statistics are NaN and there is no snapshot; DivergedError after three in a row that were finite.
     """
     assert descent.last_draw is not None
-    step, batch = figures.step, Batch(descent.last_draw, *descent.last_position)
+    bad = _bad_batches(descent, figures)
+    step, batch = figures.step, Batch(joined([draw for _, draw in bad]), *bad[0][0])
     rows = batch.nonfinite_rows()
     rolls_back = found is not None and found.cure is not None and found.cure.rollback
     lost = lost_terms(step, figures.terms, None)
@@ -121,13 +125,16 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
     reason = f"{batch.fault(rows, replayed=rolls_back)}{which}"
     if found is not None and not figures.skipped:
         rolls_back, reason = True, capitalized(found.cause)
-    descent.skipped_batches += descent.last_positions
+    positions = [position for position, _ in bad]
+    descent.skipped_batches += positions
+    descent.skipped_together += positions[1:]
     descent.consecutive_skips += int(figures.skipped)
     if found is not None:
         recorder.add_diagnosis(found)
     kind = "nonfinite" if found is None else found.name
     data = {"epoch": batch.epoch, "batch": batch.index_in_epoch, "rows": rows}
-    recorder.event(step, kind, f"Step {step}: the batch ({batch.label}) was left out. {reason}", data)
+    label = batch.label if len(bad) == 1 else f"{batch.label}, and {len(bad) - 1} more of that step"
+    recorder.event(step, kind, f"Step {step}: the batch ({label}) was left out. {reason}", data)
     many = descent.consecutive_skips >= (MOST_BAD_BATCHES if rows else MOST_SKIPS)
     if many and not figures.skipped:
         raise DivergedError(
@@ -140,13 +147,38 @@ def leave_batch_out(descent: Descent, recorder: Recorder, figures: StepFigures, 
             f" data."
         )
     if not rolls_back and not _has_lost_statistics(descent):
+        if len(bad) < len(descent.last_positions) and not isinstance(descent.problem.train, StreamSource):
+            descent.batches.split(descent.accumulate, descent.last_position)  # the others of that step are drawn again
         return
     if descent.snapshot is None:
         raise NonFiniteError(
-            f"Step {step}: a batch ({batch.label}) put NaN into running statistics of the model, such as batch normalisation's."
+            f"Step {step}: a batch ({label}) put NaN into running statistics of the model, such as batch normalisation's."
             f" {reason} Mend the data, or plan with snapshot_every=50, so that there is a state to go back to."
         )
     _restore_snapshot(descent, recorder)
+
+
+def _bad_batches(descent: Descent, figures: StepFigures) -> list[tuple[tuple[int, int], Draw]]:
+    """Give the batches of a step, by their positions, for which it fails: those with data, a loss or a gradient that are not
+    finite, where these are some of them."""
+    drawn = list(zip(descent.last_positions, descent.last_draws, strict=True))
+    if len(drawn) == 1 or not figures.skipped:
+        return drawn
+    bad = [(position, draw) for position, draw in drawn if Batch(draw, *position).nonfinite_rows()]
+    if bad and not descent.problem.takes_nonfinite:
+        return bad
+    try:
+        with measured_or_not(), untouched(descent):
+            bad = [(position, draw) for position, draw in drawn if not _is_finite(descent, draw, position)]
+    except (NotMeasuredError, ThalwegError):
+        return drawn
+    return bad or drawn
+
+
+def _is_finite(descent: Descent, draw: Draw, position: tuple[int, int]) -> bool:
+    """Tell whether loss and gradient of a batch are finite, at the weights of the moment."""
+    loss = backward(descent, draw, position)
+    return math.isfinite(loss) and math.isfinite(squared_norm(p.grad for p in descent.parameters))
 
 
 def leave_examples_out(descent: Descent, recorder: Recorder, found: Diagnosis) -> None:

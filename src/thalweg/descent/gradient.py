@@ -56,13 +56,15 @@ def draw(descent: Descent) -> Draw:
     count = descent.batches_ahead
     while len(drawn) < count:
         position = batches.epoch, batches.within
+        if drawn and position[0] != positions[0][0]:  # batches that are skipped have brought it to the epoch's end
+            break
         batch = batches.draw()
         if position not in descent.skipped_batches:
             drawn.append(batch)
             positions.append(position)
-        else:
+        elif position not in descent.skipped_together:
             descent.consecutive_skips += 1
-    descent.last_position, descent.last_positions = positions[0], positions
+    descent.last_position, descent.last_positions, descent.last_draws = positions[0], positions, drawn
     descent.last_draw = joined(drawn)
     return descent.last_draw
 
@@ -73,7 +75,8 @@ def backward(
     """Accumulate the gradient over the micro-batches, each with its weight in the mean over the step's examples.
 
     `position` is the batch's epoch and its index within it; None: those of the last one drawn. Where the task's `step` returns
-    a weight, that counts instead of the number of examples; a loss that is a sum over examples is summed over the parts too.
+    a weight, that counts instead of the number of examples; a loss that is a sum over examples is summed over the parts of a
+    batch too, and of several batches the mean of their sums is taken.
     Gives the mean loss; it is NaN, and there is no gradient, where nothing counts: every target is one that the loss ignores, or
     the weights are zero. The terms of the loss, where it has some, are left in `descent.terms`; to one that a part lacks that
     part adds nothing.
@@ -118,7 +121,7 @@ def backward(
         for name, each in terms.items():
             weighted_terms[name] = weighted_terms.get(name, 0.0) + each.item() * weight
     if objective.reduction.kind == "sum":
-        weights = 1.0
+        weights = float(batch.batches)
     if weights == 0:
         descent.terms = {}
         return math.nan

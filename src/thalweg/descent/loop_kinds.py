@@ -58,7 +58,9 @@ LOOP_KINDS: Mapping[str, Kind] = {
             **dict.fromkeys(("warmup", "anneal"), optional(listing(number))),
         }
     ),
-    "left_out": listing(lambda position: listing(count)(position) and len(position) == 2),
+    **dict.fromkeys(
+        ("left_out", "left_out_together"), listing(lambda position: listing(count)(position) and len(position) == 2)
+    ),
     "left_out_examples": listing(count),
     "leading": optional(record({"value": number, "step": count}, ("value", "step"))),
     "skipped_in_row": count,

@@ -200,6 +200,8 @@ class DescentProbe(Probe):
             loss = self._loss_of(part)
             weight = objective.weight(part, size)
             losses, weights = losses + loss * weight, weights + weight
+        if objective.reduction.kind == "sum":  # as in a step
+            weights = float(draw.batches)
         return losses / weights if weights else float("nan")
 
     def _loss_of(self, part: object) -> float:

@@ -55,9 +55,9 @@ class Descent:
     `rate_factors` and `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
 
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last,
-    `last_position`, its (epoch, index within the epoch) (of several that make up one step: the first), `last_positions`, those
-    of all, and `earlier`, the weights before the last step where the next batch
-    will be tried along its update, else None.
+    `last_position`, its (epoch, index within the epoch) (of several that make up one step: the first), `last_positions` and
+    `last_draws`, those of all, and `earlier`, the weights before the last step where the next batch will be tried along its
+    update, else None.
 
     Set by the last gradient: `terms`, of its loss by name, each the mean over the step's examples.
 
@@ -70,7 +70,8 @@ class Descent:
     only reduce-on-plateau has.
 
     Changed when a step failed: `changes`, what cures have changed; `skipped_batches`, the positions
-    of batches that are not used again; `consecutive_skips`; `accumulate`, the micro-batches per step; `repeated`, how many steps
+    of batches that are not used again, and of these `skipped_together`, which were skipped with the one before, in one step;
+    `consecutive_skips`, the steps in a row that were skipped; `accumulate`, the micro-batches per step; `repeated`, how many steps
     were undone by going back to the beginning.
 
     `compiled` is the compiled forward pass, where the plan asks for one.
@@ -126,9 +127,11 @@ class Descent:
         self.step = 0
         self.changes = Changes(clip_norm=plan.clip_norm)
         self.skipped_batches: list[tuple[int, int]] = []
+        self.skipped_together: list[tuple[int, int]] = []
         self.consecutive_skips = self.repeated = 0
         self.last_position: tuple[int, int] = (0, 0)
         self.last_positions: list[tuple[int, int]] = []
+        self.last_draws: list[Draw] = []
         self.last_draw: Draw | None = None
         self.terms: dict[str, float] = {}
         self.earlier: list[Tensor] | None = None
@@ -253,6 +256,7 @@ class Descent:
         if not rollback:
             self.accumulate, self.repeated = loop["accumulate"], loop.get("repeated", 0)
             self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]
+            self.skipped_together = [(epoch, index) for epoch, index in loop.get("left_out_together", [])]
             self.batches.leave_out(loop.get("left_out_examples", []))
             self.best_validation = loop["leading"] and dict(loop["leading"])
         self.change(changes)
@@ -439,6 +443,7 @@ class Descent:
             "monitor": self.monitor.state_dict(),
             "cures": self.changes.to_dict(),
             "left_out": [list(position) for position in self.skipped_batches],
+            **({"left_out_together": [list(one) for one in self.skipped_together]} if self.skipped_together else {}),
             **({"left_out_examples": list(self.batches.left_out)} if self.batches.left_out else {}),
             "leading": self.best_validation and dict(self.best_validation),
             "skipped_in_row": self.consecutive_skips,

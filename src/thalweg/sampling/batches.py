@@ -24,13 +24,15 @@ MOST_BYTES = 1 << 28  # of a stream's batches that are kept
 class Draw(NamedTuple):
     """The examples of one step: its micro-batches, the number of examples in each, and the indices of all, except of a stream.
 
-    `rows`: where these count within a part of the user's data, the number of each example of that part there.
+    `rows`: where these count within a part of the user's data, the number of each example of that part there. `batches`: how many
+    batches these examples are, where cures put several together.
     """
 
     parts: list[Any]
     sizes: list[int]
     indices: Tensor | None
     rows: Tensor | None = None
+    batches: int = 1
 
     def numbers(self, positions: Sequence[int]) -> tuple[int, ...]:
         """Give the numbers in the user's data of some examples of the step, by their positions in it; of a stream nothing."""
@@ -50,6 +52,7 @@ def joined(draws: Sequence[Draw]) -> Draw:
         [size for draw in draws for size in draw.sizes],
         torch.cat(indices) if len(indices) == len(draws) else None,
         draws[0].rows,
+        sum(draw.batches for draw in draws),
     )
 
 
