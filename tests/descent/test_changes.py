@@ -11,6 +11,7 @@ from small import blobs, classes, network, plan, same_bits, started, walk, weigh
 from torch import nn
 
 import thalweg as tw
+from thalweg.descent.averages import averaged
 from thalweg.descent.cure import leave_batch_out
 from thalweg.descent.gradient import compute_gradient, draw
 from thalweg.descent.state import Descent
@@ -89,6 +90,87 @@ def test_a_run_that_began_again_is_the_one_with_the_cure_from_the_start(cure: Ca
     assert run.metrics == other.metrics
 
 
+def test_what_was_best_before_a_run_began_again_is_not_kept(cure: Callable[..., None]) -> None:
+    """Noisy labels: each validation is worse than the one before, so what was undone is better than all that comes."""
+    torch.manual_seed(0)
+    x, y = torch.randn(96, 4), torch.randint(3, (96,))
+    task = classes(data=(x, y), validation=(torch.randn(60, 4), torch.randint(3, (60,))))
+    knobs = {"rule": "adamw", "patience": 4, "validate_every": 3}
+    again = Cure("Begin again.", begin_again=True, rate_factor=30.0)
+    cure(12, again)
+    run = tw.train(task, made(**knobs))
+    assert any(event.kind == "rollback" for event in run.events)
+    cure(99, again)
+    other = tw.train(task, made(**knobs, learning_rate=30 * RATE))
+    assert same_bits(run.model, other.model)
+    assert run.metrics == other.metrics
+    assert run.history["step"].tolist() == other.history["step"].tolist()
+
+
+def test_a_loss_with_buffers_is_at_its_beginning_too_where_a_run_begins_again(cure: Callable[..., None]) -> None:
+    class Counting(nn.Module):
+        calls: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return F.cross_entropy(outputs, targets) / (1 + 0.01 * self.calls)
+
+    cure(12, CURES["begin again"])
+    run = tw.train(classes(loss=Counting(), metrics={}, validation=None), made(rule="sgd"))
+    assert any(event.kind == "rollback" for event in run.events)
+    cure(99, CURES["begin again"])
+    other = tw.train(classes(loss=Counting(), metrics={}, validation=None), made(rule="sgd", learning_rate=2 * RATE))
+    assert same_bits(run.model, other.model)
+    assert run.history["loss"].tolist()[1:] == other.history["loss"].tolist()[1:]
+
+
+def test_a_beginning_that_cannot_be_made_again_lets_the_cure_hold_from_there(cure: Callable[..., None]) -> None:
+    def maker() -> nn.Module:
+        if trains:
+            raise MemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return network()
+
+    trains: list[int] = []
+    cure(12, CURES["begin again"])
+    run = tw.train(classes(model=maker), made(), on_step=lambda model, figures: trains.append(figures.step))
+    assert trains == list(range(1, 61))
+    assert run.history["learning_rate"].tolist()[12:14] == [RATE, 2 * RATE]
+    assert any("could not be made once more" in event.message for event in run.events if event.kind == "note")
+
+
+def test_a_rate_that_comes_down_from_its_height_keeps_the_warm_up_of_the_schedule(cure: Callable[..., None]) -> None:
+    schedule = tw.schedule.step(warmup=6, milestones=[8], gamma=0.001)
+
+    def question(window: Window) -> Diagnosis | None:
+        if window.step != 12 or asked:
+            return None
+        asked.append(1)
+        again = Cure("Begin again.", begin_again=True, anneal=0.7)
+        return Diagnosis("odd", "It is odd.", "warning", 12, name="odd", cure=again)
+
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor, "all_causes", lambda: (Cause("odd", "a test", during=each_step(question)),))
+        run = tw.train(classes(), made(schedule=schedule))
+    (event,) = [event for event in run.events if event.kind == "rollback"]
+    assert "at least 0.7 of its height" in event.message
+    rates = run.history["learning_rate"].tolist()[1:]
+    assert rates[:6] == pytest.approx([RATE * (n + 1) / 7 for n in range(6)])
+    assert rates[6:8] == pytest.approx([RATE, RATE])
+    assert rates[20] == pytest.approx(0.7 * RATE * (60 - 20) / (60 - 6))
+
+
+def test_a_run_that_begins_again_counts_failures_anew() -> None:
+    watching = monitor.Monitor(total=60)
+    watching.attempts, watching.failed_at = 3, 40
+    watching.began_again(1.0)
+    assert watching._attempts_at(5) == 0  # pyright: ignore[reportPrivateUsage]
+
+
 def test_a_run_does_not_begin_again_where_that_costs_much_or_cannot_be(cure: Callable[..., None]) -> None:
     def counting(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         seen.append(1)
@@ -130,6 +212,36 @@ def test_several_batches_make_up_one_step_from_then_on(cure: Callable[..., None]
             for parameter in descent.model.parameters():
                 parameter -= RATE * parameter.grad
     assert torch.allclose(weights(run.model), weights(descent.model), atol=1e-6)
+
+
+def test_no_step_of_several_batches_goes_beyond_an_epoch_where_a_batch_was_left_out(cure: Callable[..., None]) -> None:
+    cure(12, CURES["several batches"])
+    descent, recorder = started(classes(), made(steps=40, snapshot_every=0))
+    descent.skipped_batches = [(2, 1)]
+    seen: list[list[tuple[int, int]]] = []
+    accepted = recorder.step
+
+    def note(figures: StepFigures, *, taken: bool = True) -> None:
+        accepted(figures, taken=taken)
+        seen.append(list(descent.last_positions))
+
+    recorder.step = note
+    walk(descent, recorder)
+    assert [(2, 0), (2, 2), (2, 3), (2, 4)] in seen
+    assert [(3, 0), (3, 1), (3, 2), (3, 3)] in seen
+    assert all(len({epoch for epoch, _ in positions}) == 1 for positions in seen)
+
+
+@pytest.mark.parametrize("knobs", [{"batch_size": 96}, {"snapshot_every": 1}])
+def test_where_no_step_can_be_made_of_several_batches_that_is_said(
+    cure: Callable[..., None], knobs: dict[str, int]
+) -> None:
+    cure(12, CURES["several batches"])
+    run = tw.train(classes(), made(**knobs))
+    assert run.history["step"].tolist() == list(range(61))
+    (found,) = run.diagnoses
+    assert found.cure is not None and "No step is made of several here" in found.cure.action
+    assert "accumulate" not in run.summary["cures"]
 
 
 def test_several_batches_of_a_loss_that_is_a_sum_are_averaged(cure: Callable[..., None]) -> None:
@@ -255,6 +367,35 @@ def test_examples_that_are_left_out_come_no_more(cure: Callable[..., None]) -> N
     seen = {index for batch in after for index in batch}
     assert seen == set(range(96)) - {3, 5}
     assert any("2 training examples are left out from here on: 3, 5." in event.message for event in run.events)
+
+
+def test_batches_all_of_whose_examples_are_left_out_are_passed(cure: Callable[..., None]) -> None:
+    cure(12, CURES["leave out"], (3, 5))
+    descent, recorder = started(classes(), made(batch_size=1, steps=200, snapshot_every=0))
+    seen: list[int] = []
+    accepted = recorder.step
+
+    def note(figures: StepFigures, *, taken: bool = True) -> None:
+        accepted(figures, taken=taken)
+        assert descent.last_draw is not None and descent.last_draw.indices is not None
+        seen.extend(descent.last_draw.indices.tolist())
+
+    recorder.step = note
+    walk(descent, recorder)
+    assert {3, 5}.isdisjoint(seen[12:])
+    assert set(seen[12:]) == set(range(96)) - {3, 5}
+
+
+def test_batch_statistics_of_an_average_are_of_no_example_that_is_left_out(cure: Callable[..., None]) -> None:
+    x, y = blobs()
+    x[[3, 5]] = 1e3
+    task = classes(model=lambda: network(nn.BatchNorm1d(12)), data=(x, y))
+    cure(12, Cure("Leave out.", leave_out=True, ema=0.9), (3, 5))
+    descent, recorder = started(task, made(rule="sgd", steps=40, snapshot_every=0))
+    walk(descent, recorder)
+    with averaged(descent):
+        variance = descent.model.get_buffer("1.running_var").max()
+    assert variance < 100
 
 
 def test_no_more_than_a_few_examples_are_left_out(cure: Callable[..., None]) -> None:

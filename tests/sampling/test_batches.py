@@ -694,3 +694,13 @@ def test_random_generators_of_a_data_set_are_seeded_for_each_example(workers):
     assert draw(resumed, 5) == whole[4:]
     resumed.close()
     assert draw(Batches(open_source(OwnGenerators()), 5, seed=4), 9) != whole
+
+
+@pytest.mark.parametrize("kind", ["tensors", "items"])
+def test_batches_all_of_whose_examples_are_left_out_are_passed(kind):
+    batches = Batches(open_source(KINDS[kind]()), 1, seed=0)
+    batches.leave_out([2, 5, 7])
+    drawn = [batches.draw().indices.tolist()[0] for _ in range(2 * (N - 3))]
+    assert sorted(drawn[: N - 3]) == sorted(drawn[N - 3 :]) == sorted(set(range(N)) - {2, 5, 7})
+    batches.leave_out(range(N))  # with nothing left they are drawn all the same
+    assert len({batches.draw().indices.tolist()[0] for _ in range(N)}) == N

@@ -81,6 +81,7 @@ def _micro_batches(descent: Descent) -> Iterator[Any]:
         weights=descent.problem.weights,
         drop_last=True,
     )
+    batches.leave_out(descent.batches.left_out)
     try:
         for _ in range(batches.steps_per_epoch or 0):
             yield from batches.draw().parts

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from thalweg.descent.beginning import begin_again, can_begin_again
+from thalweg.descent.beginning import begin_again, can_begin_again, first_state
 from thalweg.descent.gradient import backward, squared_norm
+from thalweg.descent.out_of_memory import release
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import not_put_back
 from thalweg.descent.untouched import untouched
-from thalweg.errors import DivergedError, NonFiniteError, ThalwegError, few
+from thalweg.errors import DivergedError, NonFiniteError, ThalwegError, error_text, few
 from thalweg.formatting import capitalized
 from thalweg.landscape.restart import forget, restart_layers
 from thalweg.landscape.trained_weights import has_learnt
@@ -53,6 +54,7 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures, prob
         leave_batch_out(descent, recorder, figures, None)
     for diagnosis in found:
         apply(descent, recorder, figures, diagnosis)
+    descent.beginning = None
     return accepted
 
 
@@ -61,11 +63,17 @@ def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diag
     to start layers anew only where there is a snapshot, and layers only where the network does not look trained."""
     cure = found.cure
     if cure is not None and cure.begin_again:
-        again = can_begin_again(descent)
+        again = _makes_beginning(descent, recorder)
         action = f"{cure.action} The run begins again with that." if again else cure.action
         return replace(found, cure=replace(cure, action=action, rollback=again, begin_again=again))
     if cure is not None and cure.ema is not None and not descent.can_average:
-        cure = replace(cure, ema=None)
+        kept = "An average is kept already." if descent.optimizer.averages else "Of a stream no average is kept here."
+        cure = replace(cure, ema=None, action=f"{cure.action} {kept}")
+        found = replace(found, cure=cure)
+    if cure is not None and cure.accumulate > 1 and (why := descent.why_not_together):
+        average = " An average of the weights is kept from here on." if cure.ema is not None else ""
+        action = f"Take larger batches. No step is made of several here, as {why}.{average}"
+        cure = replace(cure, accumulate=1, action=action)
         found = replace(found, cure=cure)
     if cure is None or not (cure.restart or cure.warmup) or cure.forget:
         return found
@@ -74,6 +82,23 @@ def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diag
     elif descent.snapshot is not None:
         return found
     return replace(found, cure=replace(cure, rollback=False, restart=()))
+
+
+def _makes_beginning(descent: Descent, recorder: Recorder) -> bool:
+    """Tell whether the run begins again: it may, and its first state could be made once more, which is kept until then."""
+    if not can_begin_again(descent):
+        return False
+    if descent.beginning is None:
+        reason = None
+        try:
+            descent.beginning = first_state(descent)
+        except Exception as error:  # there may be no memory for a second model
+            reason = error_text(error)
+        if reason is not None:
+            release(descent.problem.device)
+            message = f"The run does not begin again, as its first weights could not be made once more: {reason}"
+            recorder.event(descent.step, "note", message)
+    return descent.beginning is not None
 
 
 def _has_learnt(descent: Descent) -> bool:
@@ -223,10 +248,14 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
             f" Look at the data and the loss with `thalweg check`, or start with a far smaller learning rate."
         )
     to = 0 if found.cure.begin_again else descent.snapshot["loop"]["step"]
-    descent.change(descent.changes.with_cure(found.cure, to, descent.total_steps))
+    changes = descent.changes.with_cure(found.cure, to, descent.total_steps)
+    if found.cure.begin_again and changes.anneal is not None and found.cure.anneal:
+        changes = replace(changes, anneal=(descent.height_of_schedule(), *changes.anneal[1:]))
+    descent.change(changes)
     draw = descent.last_draw
     if found.cure.begin_again:
-        begin_again(descent)
+        assert descent.beginning is not None
+        begin_again(descent, descent.beginning)
         recorder.supersede(0)
     else:
         _restore_snapshot(descent, recorder)
@@ -237,6 +266,9 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     changes = descent.changes
     settings = f"with a rate of {descent.plan.learning_rate * changes.rate_factor:.3g}"
     settings += f", {changes.decay_factor:.3g} times the weight decay" if found.cure.decay_factor != 1 else ""
+    if found.cure.anneal and changes.anneal is not None:
+        start, end, share = changes.anneal
+        settings += f", which from step {start:,} on is at least {share:.2g} of its height, in a line to zero at step {end:,}"
     settings += ", running means begun anew" if found.cure.forget else ""
     settings += f", reached over {found.cure.warmup} steps" if found.cure.warmup else ""
     settings += "" if changes.clip_norm is None else f" and gradients clipped at {changes.clip_norm:.3g}"

@@ -55,6 +55,7 @@ def draw(descent: Descent) -> Draw:
     batches, drawn, positions = descent.batches, list[Draw](), list[tuple[int, int]]()
     count = descent.batches_ahead
     while len(drawn) < count:
+        batches.pass_left_out()
         position = batches.epoch, batches.within
         if drawn and position[0] != positions[0][0]:  # batches that are skipped have brought it to the epoch's end
             break

@@ -51,7 +51,7 @@ RECENT_STEPS = 10  # of a stream: their batches stay in memory, to measure the b
 class Descent:
     """A descent in progress. `step` counts the updates done.
 
-    Never changed: `problem`, `plan`, `schedule`, `decay_schedule` (None: that of the rate), `total_steps`, `steps_per_epoch`,
+    Never changed: `problem`, with its own copies of a loss and metrics that have a state, and `opened`, without; `plan`, `schedule`, `decay_schedule` (None: that of the rate), `total_steps`, `steps_per_epoch`,
     `rate_factors` and `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
 
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last,
@@ -79,13 +79,15 @@ class Descent:
     `objects` is what the user's own code carries from step to step: attributes of the model's and the loss's modules, counters of
     functions, random generators of their own.
 
-    `snapshot` is a copy of all this to go back to when a step fails, taken at steps that the plan fixes.
+    `snapshot` is a copy of all this to go back to when a step fails, taken at steps that the plan fixes; `beginning` the state
+    before the first step, while a cure that begins again is decided on and applied.
     """
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
         if plan.steps is None:
             raise PlanError("The plan has no budget. Give epochs=, steps= or seconds=.")
-        self.problem, self.plan, self.total_steps = problem.with_own_loss(), plan, plan.steps
+        self.opened, self.problem = problem, problem.with_own_loss()
+        self.plan, self.total_steps = plan, plan.steps
         with preserve_process_state(), rng_lock:
             self.model = start_model(problem, plan.seed)
         self._first_buffers = {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
@@ -142,6 +144,7 @@ class Descent:
         self.initial_validation: dict[str, float] = {}
         self.last_validation: dict[str, float] = {}
         self.snapshot: dict[str, Any] | None = None
+        self.beginning: dict[str, Any] | None = None
         self.moving = set(problem.moving)  # weights that the forward pass changes
         self.objects = objects_of(self.problem.objective.task, self.model)
 
@@ -196,9 +199,23 @@ class Descent:
         most = self.changes.accumulate
         if most == 1:
             return 1
-        every = (MEASURE_EVERY, self.plan.snapshot_every, self.steps_per_epoch)
-        ends = [self.total_steps, *((self.step // each + 1) * each for each in every if each)]
-        return min(most, min(ends) - self.step)
+        every = (MEASURE_EVERY, self.plan.snapshot_every)
+        left = [self.total_steps - self.step, *(each - self.step % each for each in every if each)]
+        if self.steps_per_epoch:  # batches that were left out are none of the steps, but are of the epoch
+            left.append(self.steps_per_epoch - self.batches.within % self.steps_per_epoch)
+        return min(most, *left)
+
+    @property
+    def why_not_together(self) -> str:
+        """Why no step can be made of several batches; an empty text where some can."""
+        if self.steps_per_epoch == 1:
+            return "an epoch is one batch"
+        return "snapshots are taken after every batch" if self.plan.snapshot_every == 1 else ""
+
+    def height_of_schedule(self) -> int:
+        """Give the first step at which the schedule has its height so far."""
+        begun = self.schedule.initial_state() or None
+        return max(range(self.step + 1), key=lambda step: self.schedule.factor(step, begun))
 
     def _set_decay(self, factor: float) -> None:
         for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):

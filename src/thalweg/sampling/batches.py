@@ -129,6 +129,7 @@ class Batches:
 
     def draw(self) -> Draw:
         """Give the next step's examples."""
+        self.pass_left_out()
         if isinstance(self.source, TensorSource):
             drawn = self._slice(self.source)
         elif isinstance(self.source, ItemSource):
@@ -143,18 +144,37 @@ class Batches:
             self.epoch, self.within = self.epoch + 1, 0
         return drawn
 
+    def pass_left_out(self) -> None:
+        """Go on to the next batch of which not all examples are left out."""
+        if self.left_out and not isinstance(self.source, StreamSource):
+            self.epoch, self.within = self._next_position(self.epoch, self.within)
+
+    def _next_position(self, epoch: int, within: int) -> tuple[int, int]:
+        """Give the first position from here on of which not all examples are left out; where a whole epoch's are, this one."""
+        at, per_epoch = (epoch, within), self.steps_per_epoch or 1
+        for _ in range(per_epoch if self.left_out else 0):
+            if len(self._kept(*at)):
+                return at
+            at = (at[0], at[1] + 1) if at[1] + 1 < per_epoch else (at[0] + 1, 0)
+        return epoch, within
+
     def indices(self, epoch: int, within: int) -> Tensor:
         """Give the indices of one step; where all of them are left out, they are there all the same."""
+        kept = self._kept(epoch, within)
+        return kept if len(kept) else self._drawn(epoch, within)
+
+    def _drawn(self, epoch: int, within: int) -> Tensor:
+        """Give the indices of one step, those that are left out too."""
         if self._order is None or self._order[0] != epoch:
             options = {"shuffle": self.shuffle and not self.is_full_batch, "replacement": self.replacement}
             shares = {"weights": self.weights, "rank": self.rank, "world": self.world}
             self._order = (epoch, order(self._length(), self.seed, epoch, **options, **cast(Any, shares)))
         start = within * self.batch_size
-        indices = self._order[1][start : start + self.batch_size]
-        if not self.left_out:
-            return indices
-        kept = indices[~torch.isin(indices, torch.tensor(self.left_out))]
-        return kept if len(kept) else indices
+        return self._order[1][start : start + self.batch_size]
+
+    def _kept(self, epoch: int, within: int) -> Tensor:
+        indices = self._drawn(epoch, within)
+        return indices[~torch.isin(indices, torch.tensor(self.left_out))] if self.left_out else indices
 
     @cached_property
     def is_full_batch(self) -> bool:
@@ -318,6 +338,7 @@ class Batches:
         # caches one epoch's order, and caching a later one here would have the training compute its own again at each step.
         ahead = copy.copy(self)
         while True:
+            epoch, within = ahead._next_position(epoch, within)
             for part in ahead.indices(epoch, within).split(self.micro_batch_size):
                 yield [(epoch, index) for index in part.tolist()]
             within += 1

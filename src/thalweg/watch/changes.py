@@ -18,7 +18,7 @@ class Changes:
         rate_factor: multiplies the learning rate. `decay_factor`: the weight decay.
         clip_norm: the largest norm of all gradients together; None: as they are.
         warmup: the rate rises in a line over `steps` steps after step `start`: (start, steps); None: it does not.
-        anneal: after step `start` the rate is at least `share` of the highest, falling in a line to zero at step `end`:
+        anneal: from step `start` on the rate is at least `share` of the highest, falling in a line to zero at step `end`:
             (start, end, share); None: it is the schedule's.
         accumulate: batches whose gradients make up one step.
         ema: decay of an average of the weights, which is kept since; None: there is none but the plan's.
@@ -44,7 +44,7 @@ class Changes:
         0.025
         """
         rate = scheduled
-        if self.anneal is not None:
+        if self.anneal is not None and step >= self.anneal[0]:
             start, end, share = self.anneal
             left = (end - step) / max(1, end - start)
             rate = max(rate, highest * share * min(1.0, max(0.0, left)))

@@ -317,7 +317,7 @@ class Monitor:
         self.asked_at.clear()
         self.noted_at.clear()
         self.restarted_at.clear()
-        self.undone_at, self.recovering = -1, 0
+        self.attempts, self.failed_at, self.undone_at, self.recovering = 0, -1, -1, 0
 
     @property
     def exhausted(self) -> bool:
