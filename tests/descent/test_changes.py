@@ -240,7 +240,8 @@ def test_where_no_step_can_be_made_of_several_batches_that_is_said(
     run = tw.train(classes(), made(**knobs))
     assert run.history["step"].tolist() == list(range(61))
     (found,) = run.diagnoses
-    assert found.cure is not None and "No step is made of several here" in found.cure.action
+    assert found.cure is not None
+    assert "No step is made of several here" in found.cure.action
     assert "accumulate" not in run.summary["cures"]
 
 
@@ -377,7 +378,8 @@ def test_batches_all_of_whose_examples_are_left_out_are_passed(cure: Callable[..
 
     def note(figures: StepFigures, *, taken: bool = True) -> None:
         accepted(figures, taken=taken)
-        assert descent.last_draw is not None and descent.last_draw.indices is not None
+        assert descent.last_draw is not None
+        assert descent.last_draw.indices is not None
         seen.extend(descent.last_draw.indices.tolist())
 
     recorder.step = note

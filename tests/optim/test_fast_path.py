@@ -389,6 +389,11 @@ def _a_copy_steps(weights, optimizer):
     copy.copy(optimizer).step()
 
 
+def _average_begins_anew(weights, optimizer):
+    for entry in optimizer.state.values():
+        entry.pop("ema", None)
+
+
 def _other_decay_of_the_average(weights, optimizer):
     optimizer.ema = 0.5
 
@@ -422,7 +427,14 @@ EVENTS = [
     *(_keys_of_state_exchanged, _state_is_a_plain_dict, _state_of_another_rule, _groups_reversed, _parameters_reversed),
     *(_parameter_in_another_group, _parameter_left_out, _parameter_replaced, _parameters_of_no_weights),
     *(_double_weights, _weights_in_shared_memory, _weights_made_in_inference_mode, _longer_memory, _a_copy_steps),
-    *(_other_decay_of_the_average, _clip_norm_below_zero, _clip_norm_is_a_text, _average_beyond_one, _decay_is_none),
+    *(
+        _other_decay_of_the_average,
+        _average_begins_anew,
+        _clip_norm_below_zero,
+        _clip_norm_is_a_text,
+        _average_beyond_one,
+        _decay_is_none,
+    ),
     *(_constants_out_of_range, _constants_gone),
     *(_gradient_of_subclass, _gradient_with_sign_turned, _gradient_in_a_larger_tensor, _gradient_is_the_weights),
     *(_gradient_is_other_weights, _gradient_is_moved_weights, _gradient_is_whole_other_weights, _gradient_is_state),

@@ -292,6 +292,38 @@ def test_averaged_needs_room_for_one_tensor_at_a_time():
         assert all(torch.equal(optimizer.state[p]["ema"], w) for p, w in zip(params, own, strict=True))
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adamw", "lion", "rmsprop", "muon"])
+@pytest.mark.parametrize("engine", ["auto", "tensors"])
+@pytest.mark.parametrize("reloaded_at", [None, 6, 14])
+def test_an_average_that_begins_on_the_way_counts_from_there(rule, engine, reloaded_at):
+    def made(values):
+        params = [torch.nn.Parameter(v.detach().clone()) for v in values]
+        return params, optim.build(rule, params, lr=0.05, engine=engine)
+
+    generator = torch.Generator().manual_seed(0)
+    params, optimizer = made(torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (3, 600))
+    after = []
+    for step in range(20):
+        if step == reloaded_at:
+            saved, ema = copy.deepcopy(optimizer.state_dict()), optimizer.ema
+            params, optimizer = made(params)
+            optimizer.load_state_dict(saved)
+            optimizer.ema = ema
+        if step == 9:
+            optimizer.ema = 0.9
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        optimizer.step()
+        if step >= 9:
+            after.append([p.detach().clone() for p in params])
+    powers = [0.9 ** (len(after) - 1 - n) for n in range(len(after))]
+    with optimizer.averaged() as averages:
+        for place, p in enumerate(params):
+            expected = sum(power * w[place] for power, w in zip(powers, after, strict=True)) / sum(powers)
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-9, atol=1e-9)
+        assert len(averages) == 2
+
+
 def test_averaged_without_ema_says_what_to_do():
     with pytest.raises(RuleError, match=r"give the optimiser ema=0\.999"), optim.SGD(weights()).averaged():
         pass

@@ -40,7 +40,8 @@ def begin_again(descent: Descent, first: dict[str, Any]) -> None:
     `first`: from `first_state`. The best weights are those at the start, as they are where a run begins.
     """
     initial, loss = dict(descent.initial_validation), descent.monitor.window.initial_loss
-    descent.repeated += descent.step
+    if descent.step:  # else another cure of the same step has gone back already
+        descent.repeated += descent.step + len(descent.last_positions)
     loop = {**first["loop"], "start": initial, "last": initial}
     descent.load_state_dict({**first, "loop": loop}, rollback=True)
     _forget_best(descent, initial)

@@ -268,7 +268,9 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     settings += f", {changes.decay_factor:.3g} times the weight decay" if found.cure.decay_factor != 1 else ""
     if found.cure.anneal and changes.anneal is not None:
         start, end, share = changes.anneal
-        settings += f", which from step {start:,} on is at least {share:.2g} of its height, in a line to zero at step {end:,}"
+        settings += (
+            f", which from step {start:,} on is at least {share:.2g} of its height, in a line to zero at step {end:,}"
+        )
     settings += ", running means begun anew" if found.cure.forget else ""
     settings += f", reached over {found.cure.warmup} steps" if found.cure.warmup else ""
     settings += "" if changes.clip_norm is None else f" and gradients clipped at {changes.clip_norm:.3g}"

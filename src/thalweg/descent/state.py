@@ -51,8 +51,9 @@ RECENT_STEPS = 10  # of a stream: their batches stay in memory, to measure the b
 class Descent:
     """A descent in progress. `step` counts the updates done.
 
-    Never changed: `problem`, with its own copies of a loss and metrics that have a state, and `opened`, without; `plan`, `schedule`, `decay_schedule` (None: that of the rate), `total_steps`, `steps_per_epoch`,
-    `rate_factors` and `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
+    Never changed: `problem`, with its own copies of a loss and metrics that have a state, and `opened`, without; `plan`,
+    `schedule`, `decay_schedule` (None: that of the rate), `total_steps`, `steps_per_epoch`, `rate_factors` and
+    `decays` (each parameter group's factor on the learning rate, and its weight decay without a schedule).
 
     Changed at every step: `model`, `optimizer`, `batches`, `loss_scale`, `monitor`; `last_draw`, the batch drawn last,
     `last_position`, its (epoch, index within the epoch) (of several that make up one step: the first), `last_positions` and
@@ -71,8 +72,8 @@ class Descent:
 
     Changed when a step failed: `changes`, what cures have changed; `skipped_batches`, the positions
     of batches that are not used again, and of these `skipped_together`, which were skipped with the one before, in one step;
-    `consecutive_skips`, the steps in a row that were skipped; `accumulate`, the micro-batches per step; `repeated`, how many steps
-    were undone by going back to the beginning.
+    `consecutive_skips`, the steps in a row that were skipped; `accumulate`, the micro-batches per step; `repeated`, how many
+    steps were undone by going back to the beginning.
 
     `compiled` is the compiled forward pass, where the plan asks for one.
 
@@ -211,6 +212,11 @@ class Descent:
         if self.steps_per_epoch == 1:
             return "an epoch is one batch"
         return "snapshots are taken after every batch" if self.plan.snapshot_every == 1 else ""
+
+    @property
+    def steps_taken(self) -> int:
+        """The steps that it cost to come here, with those that were undone by going back to the beginning."""
+        return self.step + self.repeated
 
     def height_of_schedule(self) -> int:
         """Give the first step at which the schedule has its height so far."""

@@ -147,6 +147,7 @@ class Suspended:
         self.step: int = loop["step"]
         self.last_validation: dict[str, float] = dict(loop["last"])
         self.changes = Changes.from_dict(loop["cures"])
+        self.repeated: int = loop.get("repeated", 0)
         self.lost = list[str]()
 
     @staticmethod
@@ -193,6 +194,12 @@ class Suspended:
     def best(self) -> BestWeights | None:
         """The weights that validated best so far, where the plan keeps those."""
         return self._best
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether its steps are others than those of a run of another length: how much of a run may be undone to begin again, and
+        which batches make up a step together, follow from where the run ends."""
+        return self.repeated > 0 or self.changes.accumulate > 1
 
     def resumed(self, problem: Problem) -> Descent:
         """Give the descent as it was, to go on with."""

@@ -124,7 +124,7 @@ class FastPath:
         ):  # who set this is told on the general path
             return None
         numbers = self.group.rule.numbers(block.next_step, block.read_carried(), self.group.constants, lr)
-        ema_weight = None if ema is None else ema_weight_at(ema, block.steps_taken + 1)
+        ema_weight = None if ema is None else ema_weight_at(ema, block.averaged_steps)
         block.update(BoundRule(self.group, numbers, scale, None, ema_weight), self.decays)
         block.advance(numbers)
         return total, scale, each

@@ -279,9 +279,10 @@ class Optimizer(torch.optim.Optimizer):
         them may look useless; `recalibrated` estimates the average's own. Without batch normalisation it does nothing.
 
         Gives parameter -> average, valid within, for parameters that have taken a step. The EMA after t steps is
-        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Weights and average are swapped one
-        tensor after another, so that no further copy of an EMA is needed. Meanwhile the optimiser can neither step, nor save or
-        load its state.
+        `Σ ema^(t-s) w_s / Σ ema^(t-s)` over s = 1 … t: without the weights at the start. Where `ema` was set on the way, s begins
+        with the first step since, under every rule, and the state has the steps before as `ema_since`. Weights and average are
+        swapped one tensor after another, so that no further copy of an EMA is needed. Meanwhile the optimiser can neither step,
+        nor save or load its state.
 
         Raises RuleError where `ema` is off and the rule keeps no average, or a parameter and its average do not fit any more.
         """

@@ -74,10 +74,10 @@ class Candidate:
             return self._figures()
         with as_found(self.problem.task):
             descent, history, diagnoses = self._begin()
-            paid = self.steps_paid - descent.step
+            paid = self.steps_paid - descent.steps_taken
 
             def save() -> None:
-                self._save(Suspended.of(descent, recorder, history, copied=False), paid + descent.step)
+                self._save(Suspended.of(descent, recorder, history, copied=False), paid + descent.steps_taken)
 
             recorder = _Recorder(history, diagnoses, self._alive, save if self._files else None, self.progress)
             recorder.shown_plan = self.plan.replace(steps=step)
@@ -85,9 +85,9 @@ class Candidate:
                 descend(descent, recorder, step)
             except DivergedError:
                 self.failed, self.suspended = True, None
-                self.steps_paid = paid + descent.step
+                self.steps_paid = paid + descent.steps_taken
                 return {}
-            self.suspended, self.steps_paid = Suspended.of(descent, recorder, history), paid + descent.step
+            self.suspended, self.steps_paid = Suspended.of(descent, recorder, history), paid + descent.steps_taken
             self._save(self.suspended, self.steps_paid)
             recorder.stop_request.check("Interrupted in the search.")
         return self._figures()
@@ -132,13 +132,13 @@ class Candidate:
                 self._is_from_file, self.suspended = False, None
                 self.advance(at)
                 return self.cooled(length)
-            recorder = _Recorder(alive=self._alive)
+            recorder, before = _Recorder(alive=self._alive), descent.steps_taken
             try:
                 descend(descent, recorder)
             except DivergedError:
                 return {}
             finally:
-                self.steps_paid += descent.step - at
+                self.steps_paid += descent.steps_taken - before
             recorder.stop_request.check("Interrupted in the search.")
             return dict(descent.last_validation)
 

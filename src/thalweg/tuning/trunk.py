@@ -1,7 +1,8 @@
 """The run of an open length: a trunk at the stable rate, from which finished runs of several lengths are branched.
 
 A finished run of so many steps leaves the trunk where its schedule's decay begins, and is bit for bit the run of a plan of that
-length from its start: warm-up, rate, decay of the weights and all else are as they were for the shortest one.
+length from its start: warm-up, rate, decay of the weights and all else are as they were for the shortest one. Where the watch had
+the trunk begin again or put batches together, which it does by how long a run is, finished runs go from their own start.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ class Trunk(Candidate):
             return self.judged_at(step, min(length, self.shortest.steps - step))
         started, run = time.perf_counter(), self.finished_run(step)
         figures = {} if self.failed else run.advance(step)
-        self.steps_paid += max(0, run.steps_paid - branching_step(self.shortest, step))
+        shared = 0 if self._depends_on_length else branching_step(self.shortest, step)
+        self.steps_paid += max(0, run.steps_paid - shared)
         self.finished[step] = run
         is_race = step == self.shortest.steps
         outcome = outcome_of(self.problem.task, step, figures, is_race and run.rate_was_lowered)
@@ -132,7 +134,7 @@ class Trunk(Candidate):
     def finished_run(self, steps: int, *, anew: bool = True) -> Candidate:
         """Give the finished run of so many steps, as far as it is there.
 
-        `anew`: it is taken at least until it leaves the trunk, unless that fails.
+        `anew`: it is taken at least until it leaves the trunk, unless that fails, or the trunk is no part of it.
         """
         if steps in self.finished:
             return self.finished[steps]
@@ -140,12 +142,17 @@ class Trunk(Candidate):
         run = Candidate(self.problem, plan, self._files, self._alive, self._say)
         run.progress = self.progress
         branching = branching_step(self.shortest, steps)
-        if run.suspended is None and anew and branching:
+        if run.suspended is None and anew and branching and not self._depends_on_length:
             self.advance(branching)
-            if self.suspended is not None:
+            if self.suspended is not None and not self._depends_on_length:
                 run.suspended = self.suspended.forked(plan)
                 run.steps_paid = run.step
         return run
+
+    @property
+    def _depends_on_length(self) -> bool:
+        """Whether finished runs are trained from their own start, as cures of the trunk would be others there."""
+        return self.suspended is not None and self.suspended.depends_on_length
 
     def drop(self, steps: int) -> None:
         """Let go of a finished run."""

@@ -26,6 +26,7 @@ from thalweg.optim.engines.validate import OWN_MEMORY
 from thalweg.rules.rule import Rule, State
 
 EMA = State("ema", "ema", "weights")
+EMA_SINCE = "ema_since"  # in a parameter's state, where its average began on the way: the steps taken before
 
 FLOAT32_EXACT = 1 << 24
 """From so many steps on a float32 `step` cannot count one by one, so the block goes by its own count."""
@@ -59,6 +60,7 @@ class Block:
         # taken (its gradient may not have been finite), and the host need not synchronise with it to find out.
         self.is_device_resident = not uses_numpy(self.device)
         self.steps_taken: Any = self._on_device(np.zeros((), np.float64)) if self.is_device_resident else 0
+        self.ema_since = 0  # steps taken before the average began
         self.past_first_step: Any = self._on_device(np.zeros((), np.float64)) if self.is_device_resident else False
         counts = group.rule.counts_steps or self.has_ema
         self.step_counts: Any = self._on_device(np.zeros(len(parameters), np.float32)) if counts else None
@@ -129,6 +131,7 @@ class Block:
             return
         self.owns_state = True
         past_first_step = has_rule_state(state.get(self.parameters[0], {}), self.states)
+        self.begin_average(state)
         for i, (parameter, items) in enumerate(zip(self.parameters, self.state_items, strict=True)):
             if not items:  # plain descent has no state, and makes no entry for it
                 continue
@@ -152,6 +155,14 @@ class Block:
         else:
             self.past_first_step = past_first_step
             self.have_same_step_count()
+
+    def begin_average(self, state: StateOf) -> None:
+        """Read after how many steps the average of the weights began; where it is about to, on the way, write that down."""
+        if not self.has_ema:
+            return
+        self.ema_since = ema_since(state.get(self.parameters[0], {}))
+        for parameter in self.parameters if self.ema_since else ():
+            state.setdefault(parameter, {})[EMA_SINCE] = self.ema_since
 
     def release_gradients(self) -> None:
         """Keep no reference to the step's gradients."""
@@ -180,6 +191,11 @@ class Block:
                 [torch.as_tensor(numbers[n], dtype=dtype, device=self.device) for n in self.carried_names]
             )
             self.carried_values.copy_(new if finite is None else torch.where(finite, new, self.carried_values))
+
+    @property
+    def averaged_steps(self) -> Any:
+        """How many steps the average of the weights holds after the next one."""
+        return self.steps_taken + 1 - self.ema_since
 
     @property
     def next_step(self) -> Any:
@@ -233,6 +249,15 @@ def step_count(entry: Mapping[str, Any]) -> int:
     """Read the step count of a parameter's state, a tensor or a number; 0 where there is none yet."""
     value = entry.get("step")
     return 0 if value is None else int(value)
+
+
+def ema_since(entry: Mapping[str, Any]) -> int:
+    """Give how many steps were taken before the average of the weights began; where there is none yet it begins with the next.
+
+    >>> ema_since({"step": 12}), ema_since({"step": 12, "ema": 0.0}), ema_since({"step": 12, "ema": 0.0, "ema_since": 7})
+    (12, 0, 7)
+    """
+    return step_count(entry) if entry.get("ema") is None else int(entry.get(EMA_SINCE) or 0)
 
 
 def has_rule_state(entry: Mapping[str, Any], states: Iterable[State]) -> bool:

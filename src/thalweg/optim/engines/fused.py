@@ -149,6 +149,7 @@ class FusedBlock(Block):
         if self.owns_state:
             return
         past_first_step = has_rule_state(state.get(self.parameters[0], {}), self.states)
+        self.begin_average(state)  # before there is one
         found = [state.get(p, {}).get(spec.key) for spec in self.states for p in self.parameters]
         if not are_apart([*self.parameters, *(t for t in found if isinstance(t, Tensor) and id(t) in self.reusable)]):
             self.reusable = {}

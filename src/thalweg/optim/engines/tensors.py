@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thalweg.optim.engines import blocks, foreach
 from thalweg.optim.engines.arithmetic import as_real, count_nonfinite, exact_norm
-from thalweg.optim.engines.blocks import EMA, PerTensorNorms, progress
+from thalweg.optim.engines.blocks import EMA, PerTensorNorms, ema_since, progress
 from thalweg.optim.engines.bound_rule import BoundRule, ema_weight_at
 from thalweg.optim.engines.chunked import ChunkedBlock
 from thalweg.optim.engines.flattened import FlattenedBlock
@@ -116,7 +116,7 @@ class TensorEngine:
             self._entries = [*map(id, state.values())]
         for one, numbers in zip(block_steps, _numbers_of_blocks(block_steps, scale, clip_value), strict=True):
             block = one.block
-            ema_weight = None if ema is None else ema_weight_at(ema, block.steps_taken + 1)
+            ema_weight = None if ema is None else ema_weight_at(ema, block.averaged_steps)
             bound = BoundRule(one.group, numbers, scale, clip_value, ema_weight, record_norms, finite)
             block_norms = block.update(bound, one.decays)
             block.advance(numbers, finite)
@@ -199,7 +199,9 @@ class TensorEngine:
             validate(parameter, group.gradients[i], state.get(parameter, {}), states)
             kind = self._block_type(parameter, group.rule)
             if kind in (FlattenedBlock, FusedBlock, foreach.ForeachBlock):
-                key = kind, parameter.device, parameter.dtype, progress(state.get(parameter, {}), group.rule)
+                entry = state.get(parameter, {})
+                since = ema_since(entry) if states and states[-1] is EMA else 0
+                key = kind, parameter.device, parameter.dtype, since, progress(entry, group.rule)
             else:
                 key = kind, i
             together.setdefault(key, []).append(i)

@@ -150,12 +150,13 @@ def _layout_problem(parameter: Tensor) -> str | None:
 
 
 def _state_problem(parameter: Tensor, entry: Mapping[str, Any], states: Sequence[State]) -> str | None:
-    if not _is_count(step := entry.get("step", 0)):
-        shown = repr(step).replace("{", "{{").replace("}", "}}")  # the message is a format string
-        return (
-            f"the step count of {{name}} has become {shown}, which must be a number from 0 up: load its state "
-            "anew. No weight has moved."
-        )
+    for key, what in (("step", "step count"), ("ema_since", "count of the steps before its average")):
+        if not _is_count(count := entry.get(key, 0)):
+            shown = repr(count).replace("{", "{{").replace("}", "}}")  # the message is a format string
+            return (
+                f"the {what} of {{name}} has become {shown}, which must be a number from 0 up: load its state anew. No weight has"
+                " moved."
+            )
     for state in states:
         value = entry.get(state.key)
         if not isinstance(value, Tensor):
