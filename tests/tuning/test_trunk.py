@@ -66,7 +66,7 @@ SCHEDULES = {"wsd": tw.schedule.wsd(warmup=1, decay=1), "constant": tw.schedule.
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(
-    "at, what", [(25, Cure("Begin again.", begin_again=True, rate_factor=2.0)), (12, Cure("More.", accumulate=4))]
+    ("at", "what"), [(25, Cure("Begin again.", begin_again=True, rate_factor=2.0)), (12, Cure("More.", accumulate=4))]
 )
 def test_a_finished_run_is_that_of_its_plan_also_where_cures_go_by_the_length(
     cure: Callable[[int, Cure], None], taken: list[int], at: int, what: Cure, schedule: str

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from thalweg.descent.state import BestWeights, Descent, clone_into
+from thalweg.objects.state import LOST
 from thalweg.records.weights import model_state
 from thalweg.sampling.sources import StreamSource
 
@@ -21,7 +22,7 @@ def can_begin_again(descent: Descent) -> bool:
         and descent.step <= NEAR * descent.total_steps
         and descent.repeated + descent.step <= MOST_REPEATED * descent.total_steps
         and not isinstance(descent.problem.train, StreamSource)
-        and not descent.objects.read()
+        and not descent.objects.read().keys() - {LOST}
         and not descent.adopted
     )
 
