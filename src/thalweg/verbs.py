@@ -69,9 +69,10 @@ def fit(
 
     Arguments:
         task: what to descend.
-        epochs, steps, seconds: the budget, one of them; `seconds` includes the search. epochs="auto" (or steps="auto", the same
-            for data whose epochs have no known length) goes on until it no longer pays; `seconds` beside it is then the most that
-            all of it may take.
+        epochs, steps, seconds: the budget, one of them; `seconds` includes the search, but not the steps (half of the run's at
+            most) that are taken once more where the watch has the run begin again. epochs="auto" (or steps="auto", the same for
+            data whose epochs have no known length) goes on until it no longer pays; `seconds` beside it is then the most that all
+            of it may take.
         pays: with "auto", the share of the criterion that twice the steps must be projected to gain; None: 0.05.
         most: with "auto", the epochs (with steps="auto" the steps) of the run at most; None: 100 epochs, or 20,000 steps where
             these are more or epochs have no known length; no limit beside that of `seconds` where those are given.
