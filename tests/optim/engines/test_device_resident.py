@@ -34,13 +34,15 @@ def weights(shapes=SHAPES):
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
-def descended(rule, nonfinite=(), steps=8, **options):
+def descended(rule, nonfinite=(), steps=8, begin_average_at=None, **options):
     parameters = weights()
     if RULES[rule].average is not None:
         options.pop("ema", None)
         options.pop("cautious", None)
     optimizer = Optimizer(parameters, rule, engine="tensors", **{"lr": 0.01, "weight_decay": 0.1, **options})
     for step in range(steps):
+        if step == begin_average_at:
+            optimizer.ema = 0.9
         for i, p in enumerate(parameters):
             p.grad = (p.detach() * (i + 1)).sin() + 0.3
             if step in nonfinite and i == 3:
@@ -72,6 +74,17 @@ def test_it_takes_the_steps_of_the_host_and_a_nonfinite_one_leaves_no_trace(rule
             else {"rtol": 1e-9, "atol": 1e-12}
         )
         torch.testing.assert_close(other, one, **rough)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adamw"])
+@pytest.mark.parametrize("mode", ["device_resident_on_cpu", "compiling"])
+def test_an_average_that_begins_on_the_way_is_that_of_the_host(rule, mode, request):
+    """Also where it begins with a step that is not taken."""
+    _, host_optimizer = descended(rule, nonfinite=(1, 4), begin_average_at=4)
+    request.getfixturevalue(mode)
+    _, device_optimizer = descended(rule, nonfinite=(1, 4), begin_average_at=4)
+    for one, other in zip(state_of(host_optimizer), state_of(device_optimizer), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
 COMPILED = [{"clip_norm": 1.0, "ema": 0.9}, {"clip_value": 0.5, "clip_norm": 1.0, "cautious": True, "maximize": True}]
