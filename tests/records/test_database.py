@@ -40,6 +40,34 @@ def test_what_is_written_is_read_while_and_after_it_is_open(tmp_path):
     assert os.listdir(tmp_path / "new") == ["shelf"]
 
 
+ENDLESS = "WITH RECURSIVE r(a, b) AS (SELECT 1, 2 UNION ALL SELECT a, b FROM r) SELECT a AS {}, b AS value FROM r"
+
+
+@pytest.mark.parametrize("table", ["book", "meta"])
+def test_what_is_planted_in_the_place_of_a_table_is_not_computed(tmp_path, table):
+    writer = opened(tmp_path / "shelf")
+    writer.execute(f"DROP TABLE {table}")
+    writer.execute(f"CREATE VIEW {table} AS {ENDLESS.format('key' if table == 'meta' else 'title')}")
+    writer.close()
+    with pytest.raises(RunError, match="a view or a trigger in the place of a table"):
+        read(tmp_path / "shelf")
+
+
+def test_a_planted_trigger_does_nothing_and_a_view_of_ones_own_is_left(tmp_path):
+    writer = opened(tmp_path / "shelf")
+    add(writer, "Valleys")
+    writer.execute("CREATE VIEW mine AS SELECT title FROM book")
+    writer.close()
+    writer = opened(tmp_path / "shelf")
+    add(writer, "Hills")
+    assert titles(writer) == ["Valleys", "Hills"]
+    writer.execute("CREATE TRIGGER planted AFTER INSERT ON book BEGIN DELETE FROM book; END")
+    with pytest.raises(sqlite3.Error, match=r"not authorized|prohibited"):
+        add(writer, "Rivers")
+    assert titles(writer) == ["Valleys", "Hills"]
+    writer.close()
+
+
 def test_a_transaction_that_fails_leaves_nothing(tmp_path):
     writer = opened(tmp_path / "shelf")
 

@@ -2,6 +2,9 @@
 
 A writer uses write-ahead mode: readers never wait for it, and a process killed at any moment loses at most its last
 transaction. A reader opens the file for one query at a time and never changes it, also on a disk where it may not write.
+
+A file may come from elsewhere. What a view or a trigger in it would compute, without end perhaps, is not what was asked for: no
+statement goes through one.
 """
 
 from __future__ import annotations
@@ -67,6 +70,7 @@ def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds
         connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
         with explain_errors(path):
+            connection.set_authorizer(_tables_only)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             with transaction(connection):
@@ -165,11 +169,17 @@ def _connect(path: Path, options: str, busy_seconds: float) -> sqlite3.Connectio
     address = f"{path.absolute().as_uri()}?{options}"
     connection = sqlite3.connect(address, uri=True, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
+        connection.set_authorizer(_tables_only)
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _tables_only(action: int, first: str | None, second: str | None, base: str | None, through: str | None) -> int:
+    """Allow a statement all but what a view or a trigger does in its place, `through` being its name."""
+    return sqlite3.SQLITE_OK if through is None else sqlite3.SQLITE_DENY
 
 
 def _file_state(path: Path, kind: str) -> tuple[int, int, bool]:
@@ -225,6 +235,8 @@ def _error_message(path: Path, error: sqlite3.Error) -> str:
         "SQLITE_LOCKED": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
         "SQLITE_READONLY": f"{path} cannot be written: give this user permission to write there, or choose another folder.",
         "SQLITE_CANTOPEN": f"{path} cannot be opened: see that its folder exists, with permission to read and write there.",
+        "SQLITE_AUTH": f"{path} is not as it was written: it has a view or a trigger in the place of a table. Save what is left"
+        f" with: sqlite3 {path.name} .dump",
         "SQLITE_NOTADB": f"{path} is not a database: it is another kind of file. Give the folder of a run.",
         "SQLITE_CORRUPT": f"{path} is damaged. Save what is left with: sqlite3 {path.name} .recover",
         "SQLITE_IOERR": f"the disk that holds {path} does not read or write ({error}): check its space and its health.",
