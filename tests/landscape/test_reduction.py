@@ -29,6 +29,15 @@ def over_rated(output, target):
     return ((output - target).square() * rated).sum() / rated.sum()
 
 
+def over_rises(output, target):
+    """A mean over targets that a condition chooses."""
+    return (output - target)[target > 0].square().mean()
+
+
+def over_rises_if_any(output, target):
+    return ((output - target).square() * (target > 0)).sum() / (target > 0).sum().clamp(min=1)
+
+
 def over_all(output, target):
     return torch.where(torch.isnan(target), 0.0, (output - target.nan_to_num()).square()).mean()
 
@@ -85,6 +94,14 @@ CASES = {
     "a sum over pixels, mean over examples": (lambda o, t: (o - t).square().sum(1).mean(), SCORES, NUMBERS, "examples", None),
     "missing targets": (over_present, SCORES, NUMBERS, "targets", math.nan),
     "zero is missing": (over_rated, SCORES, NUMBERS, "targets", 0),
+    "targets that a condition chooses": (over_rises, SCORES[:, :1], NUMBERS[:, :1], "batch", None),
+    "targets that a condition chooses, or none": (over_rises_if_any, SCORES[:, :1], NUMBERS[:, :1], "batch", None),
+    "a sum over targets that a condition chooses": (
+        lambda o, t: ((o - t).square() * (t > 0)).sum(), SCORES[:, :1], NUMBERS[:, :1], "sum", None
+    ),
+    "a mean of losses of which some are zero": (
+        lambda o, t: (1 - o * t.sign()).relu().mean(), SCORES[:, :1], NUMBERS[:, :1], "examples", None
+    ),
     "missing targets count": (over_all, SCORES, NUMBERS, "examples", None),
     "a contrastive loss": (contrastive, SCORES, NUMBERS, "batch", None),
     "the root of a mean": (lambda o, t: F.mse_loss(o, t).sqrt(), SCORES, NUMBERS, "batch", None),
@@ -190,6 +207,9 @@ def test_the_reduction_of_a_step_follows_from_losses_alone():
     assert compare_parts([2.0, 2.0], [1.0, 3.0], [3.0, 5.0], [3, 5]).kind == "batch"
     assert compare_parts([2.0, 2.0], [1.0, 3.0], [1.0, 3.0], [3, 5]).kind == "misweighted"
     assert compare_parts([2.0, 2.1], [1.0, 3.0], [None, None], [2, 2]).kind == "unknown"
+    assert (
+        compare_parts([3.0, 3.0], [0.0, 3.0], [None, None], [3, 5]).kind == "unknown"
+    )  # a mean of the second part, or a sum
     assert compare_parts([math.nan, math.nan], [1.0, 3.0], [None, None], [2, 2]).kind == "unknown"
 
 

@@ -130,13 +130,15 @@ def _unlike_examples(count: int, measured: Callable[..., list[_Measured]]) -> li
     """Give examples from all over the data, which may lie sorted, in the order of their losses.
 
     So two parts of them have unlike losses, and it shows which weights they have in the mean of the whole. Those without a loss,
-    whose targets are ignored, come before the last one, so that either part has one that has a loss.
+    or with one of zero, whose targets may be ignored, come before the last one, so that either part has one that has a loss.
     """
     examples = torch.linspace(0, count - 1, sum(SIZES)).round().long().tolist()
     try:
         losses = [one.loss for one in measured(*([example] for example in examples))]
     except Exception:
         return examples  # this loss takes no single example
-    counting = sorted((loss, example) for loss, example in zip(losses, examples, strict=True) if math.isfinite(loss))
+    counting = sorted(
+        (loss, example) for loss, example in zip(losses, examples, strict=True) if loss and math.isfinite(loss)
+    )
     ordered = [example for _, example in counting]
     return [*ordered[:-1], *(example for example in examples if example not in ordered), *ordered[-1:]]

@@ -159,18 +159,25 @@ def measure_reduction(
 def _measure(
     loss: Callable[[Any, Any], Any], output: Any, target: Any, stated: Reduction, *, rows_are_examples: bool
 ) -> Reduction:
-    output, target = _sorted_by_loss(loss, output, target)
+    output, target, without = _sorted_by_loss(loss, output, target)
     known = [stated] if stated.kind == "targets" else []
     for candidate in chain(known, _possible(loss, output, target)):
         for tried in (_telling(target, candidate), target):
             found = _compare(loss, output, tried, candidate)
-            if found == candidate:
+            if found == candidate and _counts_none_of(candidate, without):
                 return candidate
             if found.kind != "unknown":
                 break
     # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
     found = _compare(loss, output, target, Reduction() if rows_are_examples else Reduction("targets"))
+    if found.splits_exactly and not _counts_none_of(found, without):
+        return Reduction("batch")  # a mean over targets that the loss itself chooses, by a condition say
     return stated if found.kind == "unknown" and stated.kind in ("targets", "sum") else found
+
+
+def _counts_none_of(candidate: Reduction, without: Sequence[Any]) -> bool:
+    """Tell whether rows that have no loss, so that they do not count in the mean, weigh nothing under a candidate either."""
+    return candidate.kind == "sum" or not any(candidate.weight(target, 1) for target in without)
 
 
 def _possible(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> Iterator[Reduction]:
@@ -240,7 +247,10 @@ def _agreeing(
         return Reduction("unknown")  # equal losses have the same mean whatever they weigh
     if _close(_average(parts, weights), whole[0], parts):
         return candidate
-    return Reduction("sum" if _close(sum(parts), whole[0], parts) else "batch")
+    if not _close(sum(parts), whole[0], parts):
+        return Reduction("batch")
+    # Where one part's loss is zero, it may be none of the mean as well as a summand.
+    return Reduction("sum" if min(map(abs, parts)) > TOLERANCE * max(map(abs, parts)) else "unknown")
 
 
 def _average(values: Sequence[float], weights: Sequence[float]) -> float:
@@ -265,25 +275,33 @@ def _in_single_precision(leaf: Any) -> Any:
     return leaf.detach().float() if leaf.dtype in (torch.bfloat16, torch.float16) else leaf.detach()
 
 
-def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> tuple[Any, Any]:
+def _sorted_by_loss(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> tuple[Any, Any, list[Any]]:
     """Sort rows by their losses, so that the parts have different ones: else the root of a mean would pass for a mean.
 
-    Rows whose targets are all ignored, so that they have no loss, are left out. Where that loss is zero, as of a sum, they come
-    last: a part of such rows alone tells nothing.
+    Rows whose targets are all ignored, so that they have no loss, are left out; the targets of those that are finite are given
+    beside. Where that loss is zero, as of a sum, they come before the last row, so that no part consists of such rows alone: it
+    would tell nothing.
     """
     rows = len(leaves(target)[0])
     if sum(leaf.numel() for leaf in leaves(output)) > MOST_NUMBERS:
-        return output, target
+        return output, target, []
     try:
         with torch.no_grad():
             singles = [float(loss(_rows(output, slice(i, i + 1)), _rows(target, slice(i, i + 1)))) for i in range(rows)]
     except Exception:
-        return output, target  # this loss takes no single row
-    finite = [row for row in range(rows) if math.isfinite(singles[row])]
-    places = sorted(finite, key=lambda row: (singles[row] == 0, singles[row]))
+        return output, target, []  # this loss takes no single row
+    finite = sorted((row for row in range(rows) if math.isfinite(singles[row])), key=lambda row: singles[row])
+    others, zero = [row for row in finite if singles[row]], [row for row in finite if not singles[row]]
+    places = [*others[:-1], *zero, *others[-1:]]
     if len(places) < 3:
-        return output, target
-    return _taken(output, places), _taken(target, places)
+        return output, target, []
+    lost = [slice(row, row + 1) for row in range(rows) if not math.isfinite(singles[row])]
+    without = [_rows(target, row) for row in lost if _is_finite(_rows(output, row)) and _is_finite(_rows(target, row))]
+    return _taken(output, places), _taken(target, places), without
+
+
+def _is_finite(nest: Any) -> bool:
+    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves(nest))
 
 
 def _taken(nest: Any, places: list[int]) -> Any:
