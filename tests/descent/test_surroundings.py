@@ -9,13 +9,14 @@ from thalweg.descent.surroundings import VARIABLES, differences, surroundings
 from thalweg.errors import Interrupted
 
 
-def stopped(folder):
-    def stop(model, figures):
-        if figures.step == 3:
-            raise KeyboardInterrupt
+def stop(model, figures):
+    if figures.step in (3, 5):
+        raise KeyboardInterrupt
 
+
+def stopped(folder):
     with pytest.raises(Interrupted):
-        tw.train(classes(), plan(steps=6), out=folder, progress=False, on_step=stop)
+        tw.train(classes(), plan(steps=8), out=folder, progress=False, on_step=stop)
 
 
 def told(folder):
@@ -47,6 +48,16 @@ def test_other_settings_are_named(tmp_path, monkeypatch):
         "MKL_CBWR was None and is COMPATIBLE",
     ):
         assert text in message
+
+
+def test_a_run_that_went_on_in_another_process_is_never_again_said_to_be_exact(tmp_path, monkeypatch):
+    stopped(tmp_path / "run")
+    assert tw.Run.open(tmp_path / "run").summary["exact"] is True
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    with pytest.warns(UserWarning, match="in a process unlike"), pytest.raises(Interrupted):
+        tw.resume(tmp_path / "run", classes(), progress=False, on_step=stop)
+    assert tw.Run.open(tmp_path / "run").summary["exact"] is False
+    assert tw.resume(tmp_path / "run", classes(), progress=False).summary["exact"] is False
 
 
 def test_a_default_dtype_that_changed_is_among_them():

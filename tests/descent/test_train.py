@@ -462,6 +462,7 @@ def test_a_task_that_was_edited_is_said_when_it_goes_on(
     with pytest.warns(UserWarning, match=rf"The task has changed since the run was stopped: .*{told}.*From step 20 on"):
         run = tw.resume(tmp_path / "r", begun(**edited))
     assert [event.step for event in run.events if event.kind == "warning"] == [20]
+    assert run.summary["exact"] is False
     assert tw.Run.open(tmp_path / "r").events == run.events
 
 

@@ -69,6 +69,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
     "last": table(number),
     "moving": listing(text),
     "diagnoses": listing(table(anything)),
+    "differs": flag,
 }
 BEST_KINDS: Mapping[str, Kind] = {"value": number, "step": count, "figures": table(number), "averaged": flag}
 STATED = ("value", "step", "figures", "averaged")

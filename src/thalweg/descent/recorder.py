@@ -110,6 +110,9 @@ class Recorder:
         self.stop_request = StopRequest()
         self._checkpoints = None if folder is None else CheckpointWriter(folder, inputs)
         self._place = None if folder is None else Place(folder)
+        self.differs = (
+            False  # whether the run went on by another task, or in a process unlike the one it was stopped in
+        )
         self._is_put_off = False  # whether the last checkpoint that was due could not be written
         self._process = os.getpid()
 
@@ -283,6 +286,8 @@ class Recorder:
         """Give a state to write, with what the recorder itself goes on with."""
         diagnoses = [diagnosis.to_dict() for diagnosis in self.diagnoses]
         loop = {**state["loop"], "diagnoses": diagnoses, "process": surroundings(descent.problem.device)}
+        if self.differs:
+            loop["differs"] = True
         return {**state, "loop": loop, "callbacks": self.callbacks.objects.read()}
 
     def _write(self, descent: Descent, state: dict[str, Any]) -> None:
@@ -317,6 +322,7 @@ class Recorder:
             self.warn(loaded.step, not_put_back(lost))
             descent.objects.give_up(lost)
         as_it_was = not self._compare_process(descent, loaded)
+        self.differs = bool(loaded.state["loop"].get("differs", False)) or not as_it_was
         self.diagnoses = [Diagnosis.from_dict(entries) for entries in loaded.state["loop"].get("diagnoses", [])]
         if "snapshot" in loaded.state:
             descent.snapshot = clone_into(None, loaded.state["snapshot"])

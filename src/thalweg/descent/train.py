@@ -270,6 +270,7 @@ def _tell_changes(changed: Sequence[str], descent: Descent, recorder: Recorder) 
     )
     if descent.best_validation is not None:
         message += compare_anew(descent)
+    recorder.differs = True
     recorder.warn(descent.step, message)
 
 
@@ -440,7 +441,8 @@ def _is_exact(descent: Descent, recorder: Recorder) -> bool:
     """Whether nothing is known by which the run, where it is resumed, may differ from the uninterrupted one."""
     states = descent.objects.problems, recorder.callbacks.objects.problems, descent.batches.unkept
     data = None if recorder.inputs is None else recorder.inputs.task.data
-    return descent.problem.is_exact and not any(states) and not (data is not None and data.unlike)
+    as_begun = descent.problem.is_exact and not recorder.differs
+    return as_begun and not any(states) and not (data is not None and data.unlike)
 
 
 def _summarize(descent: Descent, recorder: Recorder, status: str, seconds: float) -> dict[str, Any]:
