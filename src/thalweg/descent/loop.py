@@ -67,7 +67,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                     recorder.event(descent.step + 1, "note", message)
                     continue
                 seconds = time.perf_counter() - started
-                step = descent.step + len(descent.last_positions)
+                step = descent.next_step
                 figures = step_figures(step, loss, rate, examples, seconds, taken)._replace(**beside)
                 if figures.step % MEMORY_EVERY == 0 and figures.step > settled:
                     figures = figures._replace(memory=memory_in_use(descent.problem.device))
@@ -79,11 +79,10 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 recorder.step(figures)
                 if descent.frozen:
                     train_unfrozen(descent, recorder)
-                if step // every > last // every or step == descent.total_steps:
+                if _is_due(every, last, step, descent.total_steps):
                     validate_and_select(descent, recorder)
                     watch_weights(descent, recorder)
-                digests = plan.digest_every and step // plan.digest_every > last // plan.digest_every
-                if digests or (plan.digest_every and step == descent.total_steps):
+                if plan.digest_every and _is_due(plan.digest_every, last, step, descent.total_steps):
                     recorder.history.digest(step, descent.digest())
                 recorder.checkpoint_when_due(descent)
             if descent.is_over:
@@ -92,6 +91,11 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     finally:
         descent.batches.close(goes_on=not descent.is_over)
         recorder.end()
+
+
+def _is_due(every: int, last: int, step: int, total: int) -> bool:
+    """Tell whether what is done every so many steps, and at the end, is due at a step that may be of several batches."""
+    return step // every > last // every or step == total
 
 
 def settled_step(descent: Descent) -> int:

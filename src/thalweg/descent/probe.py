@@ -42,7 +42,7 @@ class DescentProbe(Probe):
     def prepare(self) -> None:
         """Before a step is taken, keep what will be asked for after it: now and then norms of weights and updates, and copies of
         the weights."""
-        descent, step = self.descent, self.descent.step + len(self.descent.last_positions)
+        descent, step = self.descent, self.descent.next_step
         if is_measured(step):
             descent.optimizer.measure = True
         wanted = descent.monitor.wants_update(step)

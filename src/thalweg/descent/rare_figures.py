@@ -40,7 +40,7 @@ class RareFigures:
 
         Raises TaskError where the steps so far had too many different terms.
         """
-        descent, step = self.descent, self.descent.step + len(self.descent.last_positions)
+        descent, step = self.descent, self.descent.next_step
         found: dict[str, Any] = {"terms": descent.terms} if descent.terms else {}
         if descent.terms.keys() - self._names:
             self._note_names(step)

@@ -214,6 +214,11 @@ class Descent:
         return "snapshots are taken after every batch" if self.plan.snapshot_every == 1 else ""
 
     @property
+    def next_step(self) -> int:
+        """The number of the step whose batches were drawn last, before it is accepted: steps are counted by batches."""
+        return self.step + len(self.last_positions)
+
+    @property
     def steps_taken(self) -> int:
         """The steps that it cost to come here, with those that were undone by going back to the beginning."""
         return self.step + self.repeated

@@ -28,10 +28,7 @@ from thalweg.watch.window import FEW_EXAMPLES
 Action = Literal["report", "warn", "raise"]
 ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
-BEGINNING, BEGINNING_SHARE = (
-    200,
-    0.3,
-)  # steps, or their share of a shorter `total`, for which the first weights are kept
+BEGINNING, BEGINNING_SHARE = 200, 0.3  # steps, or share of a shorter `total`, for which the first weights are kept
 NEEDS_BATCH = "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
 SAME_STEPS = 100  # in which a diagnosis is not given again where nothing was done about it
 

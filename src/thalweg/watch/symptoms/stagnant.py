@@ -25,9 +25,7 @@ TRIES = ((2, 64.0, 12, 0.01, LITTLE), (3, 12.0, 64, 0.1, LITTLE), (6, 8.0, 64, 0
 # A quarter of the step lowers the next batch's loss by so many standard errors, and the whole step by less than so much of that,
 # where on a slope it would be four times as much.
 SURE, WHOLE = 4.0, 0.25
-BEGINNING = (
-    0.02  # of the run: what many tries say must not be of its beginning alone, where steps differ from the later ones
-)
+BEGINNING = 0.02  # of the run, whose steps differ from the later ones: many tries must not be of it alone
 UNKNOWN = 2_000  # steps that a run is taken to have where nobody knows
 
 
@@ -105,9 +103,7 @@ def _fell_in_noise(window: Window, steps: float, level: float) -> bool:
 
 
 def _creeps(window: Window) -> Symptom | None:
-    if not window.lengths or window.lengths[-1][0] != window.step - 1 or not window.is_steady:
-        return None
-    if window.starts_trained:
+    if not _was_tried(window) or window.starts_trained:
         return None
     for count, far, first, share, left in TRIES:
         if window.smoothed < left * _level(window):
@@ -121,7 +117,7 @@ def _creeps(window: Window) -> Symptom | None:
                 name="stagnant",
                 step=window.step,
                 since=last[0][0],
-                text=f"the loss falls slower than it could: it is {window.smoothed:.4g}, after {window.start:.4g} at the start",
+                text=_slower(window),
                 evidence={BEST_LENGTH: {"value": mean, "threshold": far}},
                 severity="note" if window.smoothed < LITTLE * _level(window) else "warning",  # it gets on well enough
             )
@@ -130,7 +126,7 @@ def _creeps(window: Window) -> Symptom | None:
 
 def _overshoots(window: Window) -> Symptom | None:
     """See that a quarter of each step would lower the next batch's loss and the whole step does not: it goes too far."""
-    if not window.lengths or window.lengths[-1][0] != window.step - 1 or not window.is_steady:
+    if not _was_tried(window):
         return None
     tried = window.shortened(since=BEGINNING * (window.total or UNKNOWN))
     if tried is None or window.smoothed < LITTLE * _level(window):
@@ -141,12 +137,21 @@ def _overshoots(window: Window) -> Symptom | None:
         name="stagnant",
         step=window.step,
         since=window.lengths[0][0],
-        text=f"the loss falls slower than it could: it is {window.smoothed:.4g}, after {window.start:.4g} at the start",
+        text=_slower(window),
         evidence={
             QUARTER: {"value": tried.quarter / tried.error if tried.error else -math.inf, "threshold": -SURE},
             "how a step changes the next batch's loss": {"value": tried.whole, "threshold": WHOLE * tried.quarter},
         },
     )
+
+
+def _was_tried(window: Window) -> bool:
+    """Tell whether the length of the step before was tried on this batch, at a rate that is steady."""
+    return bool(window.lengths) and window.lengths[-1][0] == window.step - 1 and window.is_steady
+
+
+def _slower(window: Window) -> str:
+    return f"the loss falls slower than it could: it is {window.smoothed:.4g}, after {window.start:.4g} at the start"
 
 
 def _level(window: Window) -> float:
