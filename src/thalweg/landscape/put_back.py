@@ -16,9 +16,7 @@ def buffers_put_back(model: nn.Module, more: Iterable[Tensor] = ()) -> Generator
     """Within, a model may be called; afterwards its buffers are the same tensors with the same values, and so are `more`; and its
     modules have the parameters, buffers, submodules and hooks that they had."""
     tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *more)]
-    structure = Structure(
-        model.modules()
-    )  # a model may give itself another tensor in the place of one, or a further one
+    structure = Structure(model.modules())  # a model may give itself another tensor in place of one, or a further one
     try:
         yield
     finally:

@@ -118,6 +118,7 @@ class Batches:
         self.length_note: str | None = None  # set once, where a stream does not give as many batches as its `len` says
         self._last_epoch = 0  # steps of the epoch of a stream that ended last
         self.left_out = list[int]()  # indices of examples that are in no batch any more
+        self._left_out = torch.empty(0, dtype=torch.long)  # the same
         self._order: tuple[int, Tensor] | None = None  # (epoch, its indices)
         self._goes_on = False  # from the place that a loader's state has, instead of the start of an epoch
         self._at_end = False  # a loader's state is that of the end of a pass
@@ -146,7 +147,7 @@ class Batches:
 
     def pass_left_out(self) -> None:
         """Go on to the next batch of which not all examples are left out."""
-        if self.left_out and not isinstance(self.source, StreamSource):
+        if self.left_out and self.can_leave_out:
             self.epoch, self.within = self._next_position(self.epoch, self.within)
 
     def _next_position(self, epoch: int, within: int) -> tuple[int, int]:
@@ -174,7 +175,7 @@ class Batches:
 
     def _kept(self, epoch: int, within: int) -> Tensor:
         indices = self._drawn(epoch, within)
-        return indices[~torch.isin(indices, torch.tensor(self.left_out))] if self.left_out else indices
+        return indices[~torch.isin(indices, self._left_out)] if self.left_out else indices
 
     @cached_property
     def is_full_batch(self) -> bool:
@@ -253,7 +254,7 @@ class Batches:
     def leave_out(self, indices: Sequence[int]) -> None:
         """Leave these examples out of the batches from here on, and no others."""
         if self.left_out != list(indices):
-            self.left_out = list(indices)
+            self.left_out, self._left_out = list(indices), torch.tensor(list(indices), dtype=torch.long)
             self._end_pass()  # what was read ahead may hold them
 
     def close(self, *, goes_on: bool = False) -> None:
