@@ -136,7 +136,7 @@ def main() -> None:
             print(f"{model:5} {what:26} {each:10.1f} us {ratio - 1:+8.1%}, once {more:+8.1f} ms", flush=True)
     if options.write:
         write_table(
-            "watch_cost", {"rounds": options.rounds, "models": list(options.only)}, samples, time.perf_counter() - began
+            "watch_cost", {"threads": 1, "rounds": options.rounds, "models": list(options.only)}, samples, time.perf_counter() - began
         )
 
 
