@@ -205,3 +205,27 @@ def test_a_sum_whose_memory_runs_out_takes_the_steps_of_one_whose_does_not() -> 
     assert [event.kind for event in found.events].count("out_of_memory") == 2
     assert torch.allclose(weights(found.model), weights(fits.model), rtol=1e-4, atol=1e-6)
     assert found.metrics["loss"] == pytest.approx(fits.metrics["loss"], rel=1e-4)
+
+
+def rarely_high() -> tuple[Tensor, Tensor]:
+    inputs = torch.randn(400, 2, generator=torch.Generator().manual_seed(3))
+    targets = inputs.sum(1, keepdim=True).clamp(max=1.0)
+    targets[6::40] = 2.0  # none of them among the few examples that are compared first
+    return inputs, targets
+
+
+def below_a_bound(output: Tensor, target: Tensor) -> Tensor:
+    counts = target < 1.8
+    return ((output - target).square() * counts).sum() / counts.sum()
+
+
+@pytest.mark.parametrize("way", ["loss", "step"])
+def test_a_mean_over_targets_that_a_rare_condition_chooses_is_taken_for_none_over_the_examples(way: str) -> None:
+    given: dict[str, Any] = (
+        {"loss": below_a_bound}
+        if way == "loss"
+        else {"step": lambda model, batch: below_a_bound(model(batch[0]), batch[1])}
+    )
+    task = tw.Task(model=lambda: nn.Linear(2, 1), data=rarely_high(), **given)
+    descent, _ = started(task, plan(batch_size=160))
+    assert descent.problem.objective.reduction.kind == "batch"

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import multiprocessing
+import multiprocessing.heap
 import queue
 import random
 import threading
@@ -31,6 +32,12 @@ from thalweg.errors import Interrupted
 
 TEMPERATURE = {"value": 1.0}
 CALLS = 0
+
+
+@pytest.fixture(autouse=True)
+def shared_memory_of_its_own(monkeypatch):
+    """`multiprocessing` keeps what it shared until the process ends, and searches share no work where anything is shared."""
+    monkeypatch.setattr(multiprocessing.heap.BufferWrapper, "_heap", multiprocessing.heap.Heap())
 
 
 class Counting(nn.Module):

@@ -38,6 +38,10 @@ def over_rises_if_any(output, target):
     return ((output - target).square() * (target > 0)).sum() / (target > 0).sum().clamp(min=1)
 
 
+def below(bound):
+    return lambda output, target: ((output - target).square() * (target < bound)).sum() / (target < bound).sum()
+
+
 def over_all(output, target):
     return torch.where(torch.isnan(target), 0.0, (output - target.nan_to_num()).square()).mean()
 
@@ -70,6 +74,7 @@ def over_mean_target(output, target):
     return F.l1_loss(output, target) / target.abs().mean()
 
 
+RARELY_HIGH = SCORES.repeat(2, 1)[:, :1], torch.cat([NUMBERS[:, :1].clamp(max=1), 2 * torch.ones(32, 1)])
 FLAGS = (NUMBERS > 0).float()
 
 CASES = {
@@ -96,6 +101,24 @@ CASES = {
     "zero is missing": (over_rated, SCORES, NUMBERS, "targets", 0),
     "targets that a condition chooses": (over_rises, SCORES[:, :1], NUMBERS[:, :1], "batch", None),
     "targets that a condition chooses, or none": (over_rises_if_any, SCORES[:, :1], NUMBERS[:, :1], "batch", None),
+    "targets below a bound that few exceed": (below(1.8), RARELY_HIGH[0], RARELY_HIGH[1], "batch", None),
+    "targets below a bound that none exceeds": (below(50), SCORES[:, :1], NUMBERS[:, :1], "batch", None),
+    "targets above a bound": (lambda o, t: (o - t)[t > -50].abs().mean(), SCORES[:, :1], NUMBERS[:, :1], "batch", None),
+    "outputs below a bound": (
+        lambda o, t: ((o - t).square() * (o < 50)).sum() / (o < 50).sum(), SCORES[:, :1], NUMBERS[:, :1], "batch", None
+    ),
+    "classes that are not negative": (
+        lambda o, t: F.cross_entropy(o, t.clamp(min=0), reduction="none")[t >= 0].mean(), SCORES, LABELS, "batch", None
+    ),
+    "a mean of which a bound makes losses zero": (
+        lambda o, t: ((o - t).square() * (t < 50)).mean(), SCORES[:, :1], NUMBERS[:, :1], "examples", None
+    ),
+    "huber": (F.smooth_l1_loss, SCORES, NUMBERS, "examples", None),
+    "a bounded loss": (lambda o, t: (o - t).tanh().square().mean(), SCORES, NUMBERS, "examples", None),
+    "cosine": (lambda o, t: (1 - F.cosine_similarity(o, t)).mean(), SCORES, NUMBERS, "examples", None),
+    "poisson": (lambda o, t: F.poisson_nll_loss(o, t.abs().round()), SCORES, NUMBERS, "examples", None),
+    "a quantile": (lambda o, t: torch.maximum(0.9 * (t - o), -0.1 * (t - o)).mean(), SCORES, NUMBERS, "examples", None),
+    "triplets": (lambda o, t: F.triplet_margin_loss(o, t, t.flip(1)), SCORES, NUMBERS, "examples", None),
     "a sum over targets that a condition chooses": (
         lambda o, t: ((o - t).square() * (t > 0)).sum(), SCORES[:, :1], NUMBERS[:, :1], "sum", None
     ),

@@ -1,19 +1,17 @@
 """A forked process reads files at places of its own, and takes no answers that are meant for its parent."""
 
-import gc
-import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import warnings
 import weakref
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from thalweg.sampling.inherited import part_from_parent, shares_memory
+from thalweg.sampling.inherited import part_from_parent
 from thalweg.sampling.opening import open_data
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is for forked processes, on Linux")
@@ -144,34 +142,36 @@ def test_workers_that_no_loader_of_the_persons_asked_for_do_not_share_a_connecti
                 served.recv(1000)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "array", "value"])
+SHARED_MEMORY = """
+import gc, multiprocessing, os, sys
+import numpy as np, torch
+from thalweg.sampling.inherited import shares_memory
+
+lock = multiprocessing.Lock()
+np.memmap("read", "f4", "w+", shape=(4,)).flush()
+read = np.memmap("read", "f4", "r", shape=(4,))
+assert not shares_memory()
+{made}
+assert shares_memory()
+"""
+
+MADE = {
+    "tensor": "shared = torch.zeros(4).share_memory_()",
+    "array": "shared = np.memmap('written', 'f4', 'w+', shape=(4,))",
+    "value": "shared = multiprocessing.Value('d', 0.0)",
+    "tensor that nobody holds any more": """gc.disable()
+cycle = [torch.ones(5000).share_memory_()]
+cycle.append(cycle)
+assert shares_memory()
+del cycle
+assert not shares_memory()
+shared = torch.zeros(4).share_memory_()""",
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
 def test_memory_that_a_child_would_share_is_seen(kind, tmp_path):
-    assert in_child(lambda: not shares_memory()) == 0, "something else in this process shares memory"
-
-    def work():
-        lock = multiprocessing.Lock()
-        np.memmap(tmp_path / "read", "f4", "w+", shape=(4,)).flush()
-        read = np.memmap(tmp_path / "read", "f4", "r", shape=(4,))
-        if shares_memory():
-            return False
-        shared = {
-            "tensor": lambda: torch.zeros(4).share_memory_(),
-            "array": lambda: np.memmap(tmp_path / "written", "f4", "w+", shape=(4,)),
-            "value": lambda: multiprocessing.Value("d", 0.0),
-        }[kind]()
-        return shares_memory() and len([lock, read, shared]) == 3
-
-    assert in_child(work) == 0
-
-
-def test_shared_memory_that_nobody_holds_any_more_is_not_shared():
-    gc.collect()
-    gc.disable()
-    try:
-        cycle = [torch.ones(5000).share_memory_()]
-        cycle.append(cycle)
-        assert shares_memory()
-        del cycle
-        assert not shares_memory()
-    finally:
-        gc.enable()
+    """In a process of its own: that of the tests keeps what `multiprocessing` once shared until it ends."""
+    program = SHARED_MEMORY.format(made=MADE[kind])
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

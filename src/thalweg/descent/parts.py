@@ -50,7 +50,7 @@ def training_reduction(
         function = Objective(task, rehearsal.casts).loss
     model.eval()  # without dropout, and without batch normalisation, which makes examples depend on each other
     try:
-        return function_reduction(function, model, train, device)
+        return function_reduction(function, model, train, device, count_examples(batch))
     finally:
         model.train()
 
@@ -62,11 +62,16 @@ def _stated_by_calls(calls: Sequence[LossCall]) -> Reduction | None:
 
 
 def function_reduction(
-    function: Callable[[nn.Module, Any], Any], model: nn.Module, source: Source, device: torch.device
+    function: Callable[[nn.Module, Any], Any],
+    model: nn.Module,
+    source: Source,
+    device: torch.device,
+    most: int = sum(SIZES),
 ) -> Reduction:
     """Find the reduction of a task's own `step` or `evaluate`: "unknown" where it fails on a part.
 
-    Of a stream it is that of the rows of a first batch; "unknown" where that cannot be cut.
+    Of a stream it is that of the rows of a first batch; "unknown" where that cannot be cut. What a few examples show is tried on
+    `most` of them, as many as memory holds: so a mean over targets that a condition chooses shows where one of those is left out.
     """
     examples = _rows(source, device) if isinstance(source, StreamSource) else source
     if examples is None or len(examples) < sum(SIZES):
@@ -87,6 +92,8 @@ def function_reduction(
         if found.kind == "unknown":
             with _moved_weights(model):
                 found = _measure(len(examples), measured)
+        if found.splits_exactly and _fails_on_more(min(most, len(examples)), len(examples), measured):
+            return Reduction("batch")
         return found
 
 
@@ -124,6 +131,20 @@ def _measure(count: int, measured: Callable[..., list[_Measured]]) -> Reduction:
         return Reduction("unknown")
     losses, weights, called = zip(*parts, strict=True)
     return compare_parts([whole.loss, again.loss], losses, weights, SIZES, called)
+
+
+def _fails_on_more(most: int, count: int, measured: Callable[..., list[_Measured]]) -> bool:
+    """Tell whether the losses of two parts of more examples do not make up that of all, as those of a few did."""
+    if most <= sum(SIZES):
+        return False
+    examples = torch.linspace(0, count - 1, most).round().long().tolist()
+    sizes = [most // 3, most - most // 3]
+    try:
+        whole, again, *parts = measured(examples, examples, examples[: sizes[0]], examples[sizes[0] :])
+    except Exception:
+        return False
+    losses, weights, called = zip(*parts, strict=True)
+    return compare_parts([whole.loss, again.loss], losses, weights, sizes, called).depends_on_size
 
 
 def _unlike_examples(count: int, measured: Callable[..., list[_Measured]]) -> list[int]:

@@ -30,6 +30,7 @@ TOLERANCE = 1e-5  # relative difference of two losses that count as equal; float
 ALIKE = 1e-3  # relative difference of parts' losses below which their weights do not show
 IGNORED = (-100, -1, 0, 255)  # targets that losses are often told to leave out
 MOST_ROWS = 16  # that are compared
+FAR = 100.0  # how many times the largest number a value is that lies beyond any bound on targets or outputs
 MOST_NUMBERS = 1 << 22  # of their outputs, beyond which rows are not looked at one by one
 CLASS_LOSSES = (nn.functional.cross_entropy, nn.functional.nll_loss)
 CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -151,9 +152,14 @@ def measure_reduction(
         return stated if stated.kind in ("targets", "sum") else Reduction("unknown")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a part makes the user's loss warn of says nothing of training
-        some = slice(0, min(rows, MOST_ROWS))
-        output, target = _rows(tree_map(_in_single_precision, output), some), _rows(target, some)
-        return _measure(loss, output, target, stated, rows_are_examples=rows == count)
+        output, some = tree_map(_in_single_precision, output), slice(0, min(rows, MOST_ROWS))
+        few = _rows(output, some), _rows(target, some)
+        found = _measure(loss, *few, stated, rows_are_examples=rows == count)
+        if found.kind in ("examples", "targets") and (
+            _chooses_rows(loss, *few, found) or _fails_on_all(loss, output, target, found)
+        ):
+            return Reduction("batch")  # a mean over what the loss itself chooses, by a condition that these rows meet
+        return found
 
 
 def _measure(
@@ -173,6 +179,62 @@ def _measure(
     if found.splits_exactly and not _counts_none_of(found, without):
         return Reduction("batch")  # a mean over targets that the loss itself chooses, by a condition say
     return stated if found.kind == "unknown" and stated.kind in ("targets", "sum") else found
+
+
+def _chooses_rows(loss: Callable[[Any, Any], Any], output: Any, target: Any, found: Reduction) -> bool:
+    """Tell whether there are values with which a row no longer counts in the mean, though it does by what was found.
+
+    As where only targets below a bound count, or outputs above one. A row whose loss is zero counts still.
+    """
+    row, others = slice(0, 1), slice(1, None)
+    # On the CPU, where a target out of range raises an error; on an accelerator it would break the process's context.
+    output, target = tree_map(_on_cpu, output), tree_map(_on_cpu, target)
+    if sum(leaf.numel() for leaf in leaves(output)) > MOST_NUMBERS:
+        return False
+
+    def value(output: Any, target: Any) -> float:
+        try:
+            with torch.no_grad():
+                return float(loss(output, target))
+        except Exception:
+            return math.nan
+
+    rest = value(_rows(output, others), _rows(target, others))
+    if not math.isfinite(rest) or _close(value(output, target), rest, ()):
+        return False  # this row's loss is that of the others, so that it does not show whether it counts
+    changed = [(moved, target) for moved in _with_first_row_far_off(output)]
+    changed += [(output, moved) for moved in _with_first_row_far_off(target)]
+    return any(_close(value(*pair), rest, ()) and found.weight(_rows(pair[1], row), 1) != 0 for pair in changed)
+
+
+def _with_first_row_far_off(nest: Any) -> Iterator[Any]:
+    """Give copies whose first row, of one tensor at a time, is far above all numbers, far below, zero, or ignored elsewhere.
+
+    Not -100, which PyTorch's losses on classes leave out, whether targets have it or not.
+    """
+    for leaf in leaves(nest):
+        if leaf.dtype == torch.bool or leaf.is_complex() or leaf.layout is not torch.strided or not leaf.numel():
+            continue
+        if leaf.is_floating_point():
+            far = FAR * (1 + float(leaf.nan_to_num(0.0, 0.0, 0.0).abs().max()))
+            values = [far, -far, 0.0]
+        else:
+            values = [number for number in _integers(leaf.dtype) if number != IGNORED[0]]
+        for number in values:
+            moved = leaf.clone(memory_format=torch.contiguous_format)
+            moved[0] = number
+            yield tree_map(lambda other, leaf=leaf, moved=moved: moved if other is leaf else other, nest)
+
+
+def _fails_on_all(loss: Callable[[Any, Any], Any], output: Any, target: Any, found: Reduction) -> bool:
+    """Tell whether the losses of two parts of the whole batch do not make up its own, though those of a few rows did."""
+    if sum(leaf.numel() for leaf in leaves(output)) > MOST_NUMBERS:
+        return False
+    return _compare(loss, output, target, found).kind in ("batch", "sum")
+
+
+def _on_cpu(leaf: Any) -> Any:
+    return leaf.cpu() if isinstance(leaf, Tensor) else leaf
 
 
 def _counts_none_of(candidate: Reduction, without: Sequence[Any]) -> bool:
