@@ -92,9 +92,9 @@ def function_reduction(
         if found.kind == "unknown":
             with _moved_weights(model):
                 found = _measure(len(examples), measured)
-        if found.splits_exactly and _fails_on_more(min(most, len(examples)), len(examples), measured):
-            return Reduction("batch")
-        return found
+        if not found.splits_exactly or found.kind == "sum":
+            return found
+        return Reduction("batch") if _fails_on_more(min(most, len(examples)), len(examples), measured) else found
 
 
 def _rows(stream: StreamSource, device: torch.device) -> TensorSource | None:
