@@ -229,3 +229,42 @@ def test_a_mean_over_targets_that_a_rare_condition_chooses_is_taken_for_none_ove
     task = tw.Task(model=lambda: nn.Linear(2, 1), data=rarely_high(), **given)
     descent, _ = started(task, plan(batch_size=160))
     assert descent.problem.objective.reduction.kind == "batch"
+
+
+def without_sevens(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output[target != 7], target[target != 7])
+
+
+def zero_for_twos(output: Tensor, target: Tensor) -> Tensor:
+    return (F.cross_entropy(output, target, reduction="none") * (target != 2)).mean()
+
+
+@pytest.mark.parametrize("way", ["loss", "step"])
+@pytest.mark.parametrize(
+    ("loss", "rare", "kind"),
+    [
+        (without_sevens, 7, "calls"),
+        (lambda output, target: F.cross_entropy(output, target, ignore_index=2), 2, "calls"),
+        (lambda output, target: F.cross_entropy(output, target, reduction="sum"), 2, "sum"),
+        (zero_for_twos, 2, "examples"),
+    ],
+)
+def test_rows_that_only_some_batches_have_are_weighed_as_the_loss_weighs_them(
+    loss: Any, rare: int, kind: str, way: str
+) -> None:
+    inputs, labels = blobs(400)
+    labels %= 2
+    labels[207::40] = rare  # none of them in the first batch, or among the few examples that are compared first
+    given: dict[str, Any] = (
+        {"loss": loss} if way == "loss" else {"step": lambda model, batch: loss(model(batch[0]), batch[1])}
+    )
+    descent, _ = started(tw.Task(model=network, data=(inputs, labels), **given), plan(batch_size=50))
+    assert descent.problem.objective.reduction.kind == kind
+
+
+def test_what_rows_far_off_show_of_a_loss_stands_though_no_examples_show_it() -> None:
+    inputs, targets = rarely_high()
+    targets = targets.clamp(max=1.0)
+    task = tw.Task(model=lambda: nn.Linear(2, 1), loss=below_a_bound, data=(inputs, targets))
+    descent, _ = started(task, plan(batch_size=160))
+    assert descent.problem.objective.reduction.kind == "batch"

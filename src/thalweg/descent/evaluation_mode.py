@@ -90,7 +90,7 @@ def rehearse_evaluation(
         if found is not None:
             notes.append(f"{found.text}. The loss is finite all the same, so they stay as they are.")
         own = task.evaluate or task.step
-        reduction = None if own is None else function_reduction(own, model, source, device)
+        reduction = None if own is None else function_reduction(own, model, source, device, count)
         return Evaluation(rehearsal.casts, needs_gradient, reduction, found is not None, notes)
     finally:
         model.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,12 +15,20 @@ from thalweg.descent.rehearsal import Rehearsal
 from thalweg.landscape.loss_calls import LossCalls
 from thalweg.landscape.loss_contracts import LossCall
 from thalweg.landscape.objective import Objective, losses_of
-from thalweg.landscape.reduction import Reduction, called_reduction, called_weight, compare_parts, measure_reduction
+from thalweg.landscape.reduction import (
+    Reduction,
+    called_reduction,
+    called_weight,
+    compare_parts,
+    is_class_loss,
+    measure_reduction,
+)
 from thalweg.records.task import Task
 from thalweg.sampling import Source, StreamSource, TensorSource, count_examples
 from thalweg.sampling.opening import first_batch, in_parts
 from thalweg.sampling.sources import leaves, seed_all, tree_map
 
+SETS = 4  # of as many examples as a batch has, on which is tried what a few show
 SIZES = [3, 5]  # examples of two unequal parts, so that a mean of the parts' means shows
 NOISE = 0.1  # standard deviation of what moves weights
 
@@ -41,18 +49,24 @@ def training_reduction(
     So too where the outputs of a batch cannot be cut into those of its examples. The model is in training mode, and is left so.
     """
     function: Callable[[nn.Module, Any], Any] | None = task.step
+    found: Reduction | None = None
     if function is None:
         assert task.loss is not None
         stated = _stated_by_calls(rehearsal.calls)
         found = measure_reduction(task.loss, rehearsal.output, rehearsal.target, count_examples(batch), stated)
-        if found.kind not in ("unknown", "batch"):
+        # What a function of the user's own gives PyTorch's loss on classes may be less than all: rows without some label, say.
+        if found.kind not in ("unknown", "batch") and (stated is None or is_class_loss(task.loss)):
             return found
         function = Objective(task, rehearsal.casts).loss
     model.eval()  # without dropout, and without batch normalisation, which makes examples depend on each other
     try:
-        return function_reduction(function, model, train, device, count_examples(batch))
+        whole = function_reduction(function, model, train, device, count_examples(batch))
     finally:
         model.train()
+    if found is None or found.kind == "unknown" or whole.kind == "calls":
+        return whole
+    # That examples look like a plain mean says nothing against a condition that leaves none of them out.
+    return found if found.kind != "batch" or (found.chosen and whole.kind == "examples") else whole
 
 
 def _stated_by_calls(calls: Sequence[LossCall]) -> Reduction | None:
@@ -71,7 +85,7 @@ def function_reduction(
     """Find the reduction of a task's own `step` or `evaluate`: "unknown" where it fails on a part.
 
     Of a stream it is that of the rows of a first batch; "unknown" where that cannot be cut. What a few examples show is tried on
-    `most` of them, as many as memory holds: so a mean over targets that a condition chooses shows where one of those is left out.
+    some sets of `most`, as many as memory holds: so a mean over targets that a condition chooses shows where one is left out.
     """
     examples = _rows(source, device) if isinstance(source, StreamSource) else source
     if examples is None or len(examples) < sum(SIZES):
@@ -92,9 +106,12 @@ def function_reduction(
         if found.kind == "unknown":
             with _moved_weights(model):
                 found = _measure(len(examples), measured)
-        if not found.splits_exactly or found.kind == "sum":
+        if not found.splits_exactly:
             return found
-        return Reduction("batch") if _fails_on_more(min(most, len(examples)), len(examples), measured) else found
+        for more in _measure_more(min(most, len(examples)), len(examples), measured):
+            if more.depends_on_size or (found.kind, more.kind) == ("examples", "calls"):
+                return more
+        return found
 
 
 def _rows(stream: StreamSource, device: torch.device) -> TensorSource | None:
@@ -133,18 +150,18 @@ def _measure(count: int, measured: Callable[..., list[_Measured]]) -> Reduction:
     return compare_parts([whole.loss, again.loss], losses, weights, SIZES, called)
 
 
-def _fails_on_more(most: int, count: int, measured: Callable[..., list[_Measured]]) -> bool:
-    """Tell whether the losses of two parts of more examples do not make up that of all, as those of a few did."""
+def _measure_more(most: int, count: int, measured: Callable[..., list[_Measured]]) -> Iterator[Reduction]:
+    """Find by two parts of more examples, some sets of them, what a few may hide: that a condition leaves some of them out."""
     if most <= sum(SIZES):
-        return False
-    examples = torch.linspace(0, count - 1, most).round().long().tolist()
-    sizes = [most // 3, most - most // 3]
-    try:
-        whole, again, *parts = measured(examples, examples, examples[: sizes[0]], examples[sizes[0] :])
-    except Exception:
-        return False
-    losses, weights, called = zip(*parts, strict=True)
-    return compare_parts([whole.loss, again.loss], losses, weights, sizes, called).depends_on_size
+        return
+    sets, first = max(1, min(SETS, count // most)), most // 3
+    for examples in torch.linspace(0, count - 1, most * sets).round().long().reshape(most, sets).T.tolist():
+        try:
+            whole, *parts = measured(examples, examples[:first], examples[first:])
+        except Exception:
+            return
+        losses, weights, called = zip(*parts, strict=True)
+        yield compare_parts([whole.loss, whole.loss], losses, weights, [first, most - first], called)
 
 
 def _unlike_examples(count: int, measured: Callable[..., list[_Measured]]) -> list[int]:

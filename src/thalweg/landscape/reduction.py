@@ -45,12 +45,15 @@ class Reduction:
         ignored: targets of this value do not count; NaN where missing targets are NaN. None: all count.
         class_weights: of a loss on classes: a target counts as much as its class weighs.
         part: of a target of several tensors the number of the one that weighs the others, such as a mask: its sum counts.
+        chosen: of "batch": a mean over what the loss itself chooses, by a condition that most examples meet, so that some of them
+            look like a plain mean.
     """
 
     kind: Kind = "examples"
     ignored: float | None = None
     class_weights: Tensor | None = None
     part: int | None = None
+    chosen: bool = False
 
     def weight(self, target: Any, size: int) -> float:
         """Give the weight of a part of `size` examples; 0 where all its targets are ignored, so that it has no mean.
@@ -158,7 +161,7 @@ def measure_reduction(
         if found.kind in ("examples", "targets") and (
             _chooses_rows(loss, *few, found) or _fails_on_all(loss, output, target, found)
         ):
-            return Reduction("batch")  # a mean over what the loss itself chooses, by a condition that these rows meet
+            return Reduction("batch", chosen=True)  # by a condition that these rows meet
         return found
 
 
@@ -177,7 +180,7 @@ def _measure(
     # Where a row is not an example but a time step, say, of which examples have more or fewer, the rows are what counts.
     found = _compare(loss, output, target, Reduction() if rows_are_examples else Reduction("targets"))
     if found.splits_exactly and not _counts_none_of(found, without):
-        return Reduction("batch")  # a mean over targets that the loss itself chooses, by a condition say
+        return Reduction("batch", chosen=True)  # rows that it leaves out count by what was found
     return stated if found.kind == "unknown" and stated.kind in ("targets", "sum") else found
 
 
