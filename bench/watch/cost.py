@@ -135,9 +135,8 @@ def main() -> None:
             each = statistics.median(sample["value"] for sample in own)
             print(f"{model:5} {what:26} {each:10.1f} us {ratio - 1:+8.1%}, once {more:+8.1f} ms", flush=True)
     if options.write:
-        write_table(
-            "watch_cost", {"threads": 1, "rounds": options.rounds, "models": list(options.only)}, samples, time.perf_counter() - began
-        )
+        settings = {"threads": 1, "rounds": options.rounds, "models": list(options.only)}
+        write_table("watch_cost", settings, samples, time.perf_counter() - began)
 
 
 if __name__ == "__main__":
