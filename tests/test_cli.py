@@ -2,9 +2,10 @@ import inspect
 import io
 import os
 import re
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,24 @@ def test_fit_chooses_trains_and_reports(capsys):
     assert cli.main(["diagnose", "größe 1/run"]) == 0
     assert cli.main(["report", "größe 1/run", "--out", "r.html"]) == 0
     assert Path("r.html").exists()
+
+
+def test_a_diagnosis_says_which_figures_are_damaged_and_left_out(capsys, folder):
+    assert cli.main(["train", "mine.py", "--steps", "80", "--out", "run", "--quiet"]) == 0
+    with closing(sqlite3.connect("run/history.sqlite")) as history, history:
+        number = history.execute("SELECT id FROM name WHERE name = 'loss'").fetchone()[0]
+        history.execute(f"UPDATE figures SET c{number} = 7.0 WHERE step = 70")
+    capsys.readouterr()
+    said = "The figures of steps 64 to 127 in history.sqlite are damaged and left out."
+    cli.main(["diagnose", "run"])
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert "No failure was noticed." not in shown
+    with pytest.warns(UserWarning, match=re.escape(said)) as warned:
+        found = verbs.diagnose("run")
+    assert [Path(warning.filename) for warning in warned] == [Path(__file__)]
+    run = Run.open("run")
+    assert (run.left_out, verbs.diagnose(run)) == ([said], found)  # told by the run's events already
 
 
 def test_a_dry_run_says_the_price_and_writes_nothing(capsys, folder):

@@ -719,7 +719,10 @@ def run_diagnose(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         tell("The run is still running, or its process was killed.")
     elif status != "finished":
         tell(f"The run ended early ({status}) at step {run.summary.get('steps', 0):,} of {run.plan.steps or 0:,}.")
-    exit_status = _print_diagnoses(verbs.diagnose(run), "No failure was noticed.", treatments(run))
+    for text in run.left_out:
+        tell(f"{text} What follows goes by the others.")
+    none_found = "No failure was noticed in the others." if run.left_out else "No failure was noticed."
+    exit_status = _print_diagnoses(verbs.diagnose(run), none_found, treatments(run))
     for line in next_steps(run, repeat_diagnoses=False):
         tell(f"next: {line}")
     return exit_status

@@ -27,7 +27,7 @@ from thalweg.records.request import Request
 from thalweg.records.run import Run
 from thalweg.records.run_folder import PLAN, RunFolder, check_writable
 from thalweg.records.task import Task, checked_task
-from thalweg.terminal import tell_error
+from thalweg.terminal import tell_error, warn
 
 CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
@@ -593,7 +593,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
     Of another program's steps it gives what the figures show: a CSV file (also with tabs or semicolons), JSON lines, or
     TensorBoard's event file, or the folder of one training's, with a column or tag of the training loss; the step, the learning
     rate, the gradient norm and the validation loss are used where they are there, under their usual names. What more would help
-    is in each diagnosis's `not_measured`.
+    is in each diagnosis's `not_measured`. Where figures of a folder are damaged or lost it warns, and goes by the others.
 
     Arguments:
         run: the run, its folder, or the file or folder of another program.
@@ -605,7 +605,10 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Diagnosis]:
 
     if not isinstance(run, Run) and is_foreign(path := as_path(run, "a run's folder", "runs/mine", RunError)):
         return diagnose_history(read_history(path))
-    return diagnose_run(_opened(run))
+    opened = _opened(run)
+    for text in [] if opened is run else opened.left_out:
+        warn(text, stacklevel=3)
+    return diagnose_run(opened)
 
 
 @verb

@@ -151,10 +151,15 @@ class Run:
         _put_back(model, loaded)
         return model.eval()
 
+    @property
+    def left_out(self) -> list[str]:
+        """What of figures and events was damaged or lost when the run was opened, and is not among them: a sentence each."""
+        return [event.message for event in self.events if event.data.get("left_out") is True]
+
     @staticmethod
     def open(folder: str | os.PathLike[str], task: Task | None = None, *, trust: bool = False) -> Run:
         """Open a run's folder, finished or still being written. No code that the folder names is run by that. Figures and events
-        that are damaged are left out, and the last events say so.
+        that are damaged are left out, and `left_out` and the last events say so.
 
         Only `model`, `predict` and what else needs the task make it again, where `task` is None, by running the file or module
         that the folder names. For a run that you did not make on this machine they do so only with `trust`.
@@ -167,7 +172,7 @@ class Run:
         with files.open_history(readonly=True) as history:
             figures, events = HistoryColumns(history.columns()), history.events()
             faults = history.damage() + history.lost(_reached(files, status))
-            events += [Event(0, "warning", text, {}, 0, False) for text in faults]
+            events += [Event(0, "warning", text, {"left_out": True}, 0, False) for text in faults]
         return Run(
             plan=files.read_plan(),
             history=figures,
