@@ -240,3 +240,70 @@ def test_tensors_without_values_are_told():
         DataError, match=r"`data` has no values \(its device is 'meta'\)\. Give tensors that hold the data"
     ):
         as_tensor(torch.zeros(4, 3, device="meta"), torch.float32, "data")
+
+
+class Dated:
+    """A frame as polars gives it: of dates beside numbers, `to_numpy` makes numbers of days."""
+
+    class Date:
+        def is_temporal(self):
+            return True
+
+    columns = ("when", "x")
+    dtypes = (Date(), object())
+    days = np.array(["2024-01-01", "2024-01-03"], "datetime64[D]")
+
+    def to_numpy(self):
+        return np.stack([self.days.astype(np.float64), [0.5, 1.5]], 1)
+
+    def __getitem__(self, name):
+        return self.days if name == "when" else np.array([0.5, 1.5])
+
+
+class Table(Dated):
+    """A table as pyarrow gives it: `columns` are arrays, and columns without a common type make no NumPy array."""
+
+    column_names = ("when", "x")
+    columns = (np.array([1, 2]), np.array([3, 4]))
+    dtypes = ()
+
+    def to_numpy(self):
+        raise TypeError("no common DType")
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("no common DType")
+
+
+class Column:
+    """An array as pyarrow gives it: `to_numpy` refuses to copy, which gaps, words and dates need."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+
+    def to_numpy(self):
+        raise ValueError("Needed to copy 1 chunks with 1 nulls, but zero_copy_only was True")
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+@pytest.mark.parametrize("frame", [Dated(), Table()])
+def test_dates_in_a_frame_of_any_kind_are_no_numbers(frame):
+    with pytest.raises(DataError, match=r"no number in columns \['when'\] \(2024-01-01 in row 0 of 'when'\)"):
+        as_tensor(frame, torch.float32, "data")
+
+
+def test_an_array_that_has_to_be_copied_is_read_or_refused_for_what_it_holds():
+    read = as_tensor(Column([1.0, np.nan]), torch.float32, "data")
+    assert (float(read[0]), read.isnan().tolist()) == (1.0, [False, True])
+    with pytest.raises(DataError, match=r"holds what is no number \('cat' in row 0\). Code labels"):
+        as_tensor(Column(np.array(["cat", "dog"], object)), torch.float32, "data")
+
+
+def test_a_frame_that_has_not_been_computed_is_refused():
+    class LazyFrame:
+        def collect(self):
+            raise AssertionError
+
+    with pytest.raises(DataError, match=r"`data` is a LazyFrame, which has not been computed. Give .collect\(\)"):
+        as_tensor(LazyFrame(), torch.float32, "data")

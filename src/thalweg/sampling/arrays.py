@@ -52,14 +52,18 @@ def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
     if np.ma.is_masked(value):
         value = value.astype(np.float64).filled(np.nan)  # NaN, as missing values are in pandas
     try:
-        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+        array = _to_numpy(value)
     except ValueError as error:
         raise DataError(_UNEQUAL.format(name=name)) from error
+    except TypeError as error:  # a table whose columns have no type in common
+        raise DataError(no_numbers(value, np.empty(0, object), name)) from error
+    if array.ndim == 0 and callable(getattr(value, "collect", None)):
+        raise DataError(f"`{name}` is a {type(value).__name__}, which has not been computed. Give .collect().")
     if array.ndim == 0:
         raise DataError(f"`{name}` is the single value {array}. The first dimension counts examples.")
     if array.dtype == object or array.dtype.kind in "US":
         array = _from_objects(array, value, name)
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind not in "biufc" or (array.ndim == 2 and _has_dates(value)):
         raise DataError(no_numbers(value, array, name))
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
@@ -67,6 +71,23 @@ def _as_array(value: Any, name: str) -> np.ndarray[Any, Any]:
         array = array.astype(np.float64)
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return array if array.flags.writeable else array.copy()
+
+
+def _to_numpy(value: Any) -> np.ndarray[Any, Any]:
+    if not hasattr(value, "to_numpy"):
+        return np.asarray(value)
+    try:
+        return value.to_numpy()
+    except (
+        TypeError,
+        ValueError,
+    ):  # of pyarrow, whose arrays with gaps, words or dates are no NumPy array without a copy
+        return np.asarray(value)
+
+
+def _has_dates(frame: Any) -> bool:
+    """Tell whether a frame has columns of dates or durations, of which polars makes numbers where others are beside them."""
+    return any(dtype.is_temporal() for dtype in getattr(frame, "dtypes", ()) if hasattr(dtype, "is_temporal"))
 
 
 def _from_objects(array: np.ndarray[Any, Any], value: Any, name: str) -> np.ndarray[Any, Any]:

@@ -47,7 +47,7 @@ def no_numbers(value: Any, array: Array, name: str) -> str:
             f"`{name}` is an array of records with the fields {list(array.dtype.names)}. Give one column for each:"
             f" numpy.lib.recfunctions.structured_to_unstructured(x)."
         )
-    columns = getattr(value, "columns", None)
+    columns = getattr(value, "column_names", getattr(value, "columns", None))  # those of pyarrow are the arrays
     if columns is None and array.ndim == 2:
         return _of_array(array, name)
     if columns is None:
