@@ -24,7 +24,11 @@ def like_a_networks(size=300, seed=0):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(-50, 50).map(lambda n: n / 10), min_size=1, max_size=20), st.integers(0, 100), st.sampled_from([1e-6, 1.0, 1e6]))
+@given(
+    st.lists(st.integers(-50, 50).map(lambda n: n / 10), min_size=1, max_size=20),
+    st.integers(0, 100),
+    st.sampled_from([1e-6, 1.0, 1e6]),
+)
 def test_of_a_small_matrix_all_eigenvalues_are_right_also_those_that_coincide(values, seed, scale):
     made = matrix([value * scale for value in values], seed)
     found = eigenpairs(lambda v: made @ v, torch.zeros(len(values), dtype=torch.float64), top=3, bottom=3)
@@ -69,7 +73,9 @@ def test_a_matrix_of_zeros_has_zeros():
 def test_the_interval_of_a_trace_holds_it_in_95_of_100():
     made = matrix(like_a_networks(200))
     exact = float(made.diagonal().sum())
-    found = [trace(lambda v: made @ v, torch.zeros(200, dtype=torch.float64), seed=seed, most=20) for seed in range(100)]
+    found = [
+        trace(lambda v: made @ v, torch.zeros(200, dtype=torch.float64), seed=seed, most=20) for seed in range(100)
+    ]
     assert sum(abs(each.value - exact) <= each.error for each in found) >= 90
     assert all(each.products <= 40 for each in found)
 
@@ -89,7 +95,9 @@ def test_the_density_has_the_shares_of_the_dense_spectrum_within_its_error():
     at = np.array([-0.1, 0.0, 0.1, 0.9])
     exact = (values[:, None] < at).mean(0)
     for seed in range(20):
-        found = spectral_density(lambda v: made @ v, torch.zeros(400, dtype=torch.float64), probes=8, steps=40, seed=seed)
+        found = spectral_density(
+            lambda v: made @ v, torch.zeros(400, dtype=torch.float64), probes=8, steps=40, seed=seed
+        )
         shares, errors = found.share_below(at)
         assert found.weights.sum(1) == pytest.approx(np.ones(8))
         inside += int((np.abs(shares - exact) <= 2.4 * errors + 0.01).sum())  # Student's, of 8 directions

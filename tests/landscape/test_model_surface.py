@@ -26,7 +26,8 @@ def surface_of(model, loss=None, batches=3, dtype=torch.float64, step=None):
     inputs = inputs.to(dtype)
     task = Task(model=model, loss=None if step else loss or nn.CrossEntropyLoss(), data=(inputs, labels), step=step)
     parts = [
-        Part((x, y), len(x) / 30) for x, y in zip(inputs.tensor_split(batches), labels.tensor_split(batches), strict=True)
+        Part((x, y), len(x) / 30)
+        for x, y in zip(inputs.tensor_split(batches), labels.tensor_split(batches), strict=True)
     ]
     return ModelSurface(model, Objective(task), parts)
 
@@ -81,9 +82,17 @@ def test_gauss_newton_products_are_those_of_the_jacobian():
 def test_products_are_those_of_curvlinops():
     curvlinops = pytest.importorskip("curvlinops", reason="it comes with the packages of `make test-all`")
     surface = surface_of(network(torch.float32), dtype=torch.float32)
-    given = surface.model, nn.CrossEntropyLoss(), list(surface.model.parameters()), [part.batch for part in surface.parts]
+    given = (
+        surface.model,
+        nn.CrossEntropyLoss(),
+        list(surface.model.parameters()),
+        [part.batch for part in surface.parts],
+    )
     vector = torch.randn(surface.size, generator=torch.Generator().manual_seed(1))
-    for matrix, other in (("hessian", curvlinops.HessianLinearOperator), ("gauss-newton", curvlinops.GGNLinearOperator)):
+    for matrix, other in (
+        ("hessian", curvlinops.HessianLinearOperator),
+        ("gauss-newton", curvlinops.GGNLinearOperator),
+    ):
         found = surface.multiplied(matrix, surface.point)(vector)
         torch.testing.assert_close(found, other(*given) @ vector, rtol=1e-4, atol=1e-6)
 
@@ -148,7 +157,10 @@ def test_attention_and_recurrent_layers_have_products():
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner, self.gru = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), nn.GRU(4, 3, batch_first=True)
+            self.inner, self.gru = (
+                nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+                nn.GRU(4, 3, batch_first=True),
+            )
 
         def forward(self, x):
             return self.gru(self.inner(x[:, None].expand(-1, 3, -1)))[0][:, -1]

@@ -147,9 +147,7 @@ class ModelSurface:
     def _gradient(self, loss: Tensor, *, graph: bool = False) -> tuple[Tensor, ...]:
         if not loss.requires_grad:
             return tuple(torch.zeros_like(p) for p in self.parameters)
-        return torch.autograd.grad(
-            loss, self.parameters, create_graph=graph, allow_unused=True, materialize_grads=True
-        )
+        return torch.autograd.grad(loss, self.parameters, create_graph=graph, allow_unused=True, materialize_grads=True)
 
     def hessian(self, point: Tensor) -> Product:
         return self.multiplied("hessian", point)
@@ -164,7 +162,9 @@ class ModelSurface:
         """
         self.move_to(point)
         if matrix == "gauss-newton" and self.objective.task.step is not None:
-            raise TaskError("The Gauss-Newton matrix needs outputs and a loss apart, and this task has a `step` of its own.")
+            raise TaskError(
+                "The Gauss-Newton matrix needs outputs and a loss apart, and this task has a `step` of its own."
+            )
         graphs: dict[int, _Graph] = {}
         kept = _Budget(KEPT_BYTES)
 
@@ -194,7 +194,12 @@ class ModelSurface:
         return product
 
     def _graph(self, matrix: Matrix, number: int, part: Part, kept: _Budget) -> _Graph:
-        with torch.enable_grad(), kept.counting(), sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        with (
+            torch.enable_grad(),
+            kept.counting(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.cudnn.flags(enabled=False),
+        ):
             if matrix == "hessian":
                 loss = self._loss_of(number, part)
                 return _HessianGraph(self.parameters, self._gradient(loss, graph=True))
@@ -292,7 +297,9 @@ class _GaussNewtonGraph(_Graph):
 
     def __init__(self, parameters: list[nn.Parameter], outputs: list[Tensor], loss: Tensor) -> None:
         self.parameters, self.outputs = parameters, outputs
-        self.loss_gradient = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True, allow_unused=True)
+        self.loss_gradient = torch.autograd.grad(
+            loss, outputs, create_graph=True, materialize_grads=True, allow_unused=True
+        )
         self.direction = [torch.zeros_like(output, requires_grad=True) for output in outputs]
         self.transposed = torch.autograd.grad(
             outputs, parameters, self.direction, create_graph=True, allow_unused=True, materialize_grads=True
