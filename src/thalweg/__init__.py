@@ -27,8 +27,9 @@ from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.forecast import Estimate, Forecast
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.run import Run
+from thalweg.records.survey import Survey
 from thalweg.records.task import Task
-from thalweg.verbs import check, diagnose, evaluate, fit, forecast, report, resume, train, tune
+from thalweg.verbs import check, diagnose, evaluate, fit, forecast, report, resume, survey, train, tune
 from thalweg.watch.watch import Watch
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "RunError",
     "ScheduleError",
     "StudyError",
+    "Survey",
     "Task",
     "TaskError",
     "ThalwegError",
@@ -67,6 +69,7 @@ __all__ = [
     "report",
     "resume",
     "schedule",
+    "survey",
     "train",
     "tune",
 ]

@@ -137,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(verbs)
     _add_forecast(verbs)
     _add_diagnose(verbs)
+    _add_survey(verbs)
     _add_report(verbs)
     _add_examples(verbs)
     return parser
@@ -226,6 +227,20 @@ def _add_forecast(verbs: Any) -> None:
     forecast.add_argument("folder", help="the run's folder; the run may be under way")
     forecast.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
     _add_trust(forecast)
+
+
+def _add_survey(verbs: Any) -> None:
+    survey = _verb(verbs, "survey", run_survey, "say what kind of place a run's descent reached, and draw it")
+    survey.add_argument("folder", help="the run's folder")
+    survey.add_argument("--examples", type=int, default=2048, help="training examples that are looked at; default: 2048")
+    survey.add_argument("--no-slices", action="store_true", help="leave out the losses along lines and over a plane")
+    survey.add_argument("--figure", metavar="FILE", help="draw the slices into a file: .svg, .png or .pdf (needs matplotlib)")
+    survey.add_argument("--arrays", metavar="FILE", help="write coordinates and losses as NumPy arrays: .npz")
+    survey.add_argument("--json", action="store_true", help="print the figures as JSON")
+    survey.add_argument("--seed", type=int, default=0, help="of the sample and of random directions")
+    survey.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
+    _add_trust(survey)
+    _add_quiet(survey)
 
 
 def _add_diagnose(verbs: Any) -> None:
@@ -700,6 +715,28 @@ def run_forecast(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     from thalweg import verbs
 
     tell(str(verbs.forecast(options.folder, device=options.device, trust=options.trust)))
+    return STATUSES["well"]
+
+
+def run_survey(options: argparse.Namespace, task_words: Sequence[str]) -> int:
+    """`thalweg survey`."""
+    from thalweg import verbs
+
+    quiet = options.quiet or options.json
+    found = verbs.survey(
+        options.folder,
+        examples=options.examples,
+        slices=not options.no_slices,
+        seed=options.seed,
+        device=options.device,
+        trust=options.trust,
+        say=None if quiet else tell,
+    )
+    tell(found.to_json() if options.json else str(found))
+    if options.arrays is not None:
+        found.save_arrays(options.arrays)
+    if options.figure is not None:
+        found.figure(options.figure)
     return STATUSES["well"]
 
 

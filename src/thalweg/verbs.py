@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
     from thalweg.records.forecast import Forecast
+    from thalweg.records.survey import Survey
     from thalweg.tuning.search import SearchPlace
     from thalweg.tuning.tune import Chosen
 
@@ -655,6 +656,61 @@ def forecast(
     made = opened.find_task() if task is None else checked_task(task)
     with interruptible(), without_inference_mode():
         return forecast_run(opened, folder, _open(made, device, opened.plan.to_hold_out))
+
+
+@verb
+def survey(
+    run: Run | str | os.PathLike[str],
+    task: Task | None = None,
+    *,
+    examples: int = 2048,
+    slices: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    trust: bool = False,
+    say: Say | None = None,
+) -> Survey:
+    """Say where a run's descent ended on the loss surface: what kind of place, how curved, and how it looks around it.
+
+    The training loss is looked at, without weight decay, in evaluation mode, at the weights of `run.model`. A run in a folder gets
+    the survey as `survey.json`, and its report a section with it.
+
+    Arguments:
+        run: the run, or its folder.
+        task: as for `resume`, of which the run is one.
+        examples: of the training data that are looked at, where there are more.
+        slices: whether losses are measured along lines and over a plane too.
+        seed: of the sample and of random directions.
+        device, trust: as for `resume`.
+        say: called with a sentence about each stage; None: not told.
+
+    Raises RunError where the run has no model, its loss is not finite, or it is not yours; TaskError where the loss differs between
+    two calls; ArgumentError for a number of examples that is none; `Interrupted` at a Ctrl-C: what was measured until then is in
+    the run's folder, and `survey` of the error.
+    """
+    from thalweg.descent.process_state import interruptible, without_inference_mode
+    from thalweg.descent.survey import survey_run
+
+    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+        raise ArgumentError(f"`examples` is {shown(examples, 80)}, but it is a whole number, at least 1.")
+    opened = _opened(run, task, trust)
+    if task is not None or trust:
+        opened = replace(opened, task=opened.task if task is None else checked_task(task), trust=trust or opened.trust)
+    show = _Shown(False, say)
+    folder = None if opened.folder is None else RunFolder(opened.folder)
+    with interruptible(), without_inference_mode():
+        problem = _open(opened.find_task(), device, opened.plan.to_hold_out)
+        try:
+            found = survey_run(opened, problem, examples=examples, slices=slices, seed=seed, say=show.say)
+        except Interrupted as stopped:
+            partial = getattr(stopped, "survey", None)
+            if folder is not None and partial is not None and partial.kind:
+                folder.write_survey(partial)
+            raise
+    if folder is not None:
+        folder.write_survey(found)
+        _reported(opened)
+    return found
 
 
 @verb

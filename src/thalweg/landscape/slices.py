@@ -21,6 +21,7 @@ from torch import Tensor
 Array = npt.NDArray[np.float64]
 COARSE = 9  # lines of the first picture
 TOLERANCE = 0.01  # of the range of the losses: how far a predicted loss may be off
+SAFETY = 0.5  # of the tolerance: elsewhere a prediction may be off by more than where it was tried
 TRIED = 9  # points of a line between two others at which the prediction is tried
 
 
@@ -103,11 +104,11 @@ def measured_plane(
                     continue
                 middle = (low + high) // 2
                 off = known.off(grid, axis, middle, _spread(others))
-                if off > tolerance:
+                if off > SAFETY * tolerance:
                     more.append(middle)
                 else:
                     done.add((low, high))
-                error = max(error, min(off, tolerance) if off > tolerance else off)
+                    error = max(error, off)
         if not more_columns and not more_rows:
             return known.grid(columns, rows, error)
         columns, rows = sorted({*columns, *more_columns}), sorted({*rows, *more_rows})

@@ -11,6 +11,7 @@
 | `history.sqlite` | figures and events, see `records/history.py` | while it trains |
 | `checkpoints/` | states to resume from and the best weights, see `records/checkpoint.py` | while it trains |
 | `report.html` | the report, see `see/report.py` | when somebody asks for it |
+| `survey.json` | the survey, see `records/survey.py` | when somebody asks for it |
 | `.lock` | nothing; it is locked by the process that writes | |
 """
 
@@ -36,10 +37,12 @@ from thalweg.records.paths import as_path, typed
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run_inputs import RunInputs, TaskSums, in_words, plan_changes
+from thalweg.records.survey import Survey
 from thalweg.records.task import Source, Task
 from thalweg.records.trust import is_sealed, missing_key, seal
 
 PLAN, TASK, REQUEST, STATUS, REPORT = "plan.toml", "task.toml", "request.json", "run.json", "report.html"
+SURVEY = "survey.json"
 CHECKPOINTS, BEST = "checkpoints", "best"
 STUDY, CANDIDATES = "study.sqlite", "candidates"
 TUNED = f"{Path(PLAN).stem}."  # before the names of what `tune` keeps beside a plan
@@ -263,6 +266,19 @@ class RunFolder:
     def discard_candidates(self) -> None:
         """Remove the states of a search's candidates: the run has begun."""
         checkpoint.remove(self.candidates_path)
+
+    @property
+    def survey_path(self) -> Path:
+        """Where the descent ended."""
+        return self.path / SURVEY
+
+    def write_survey(self, survey: Survey) -> None:
+        """Write `survey.json`. Raises RunError where that fails."""
+        self._write(self.survey_path, survey.to_json())
+
+    def read_survey(self) -> Survey | None:
+        """Read the survey; None where there is none. Raises RunError where the file is damaged."""
+        return Survey.load(self.survey_path) if self.survey_path.exists() else None
 
     def write_status(self, status: Mapping[str, Any]) -> None:
         """Write `run.json`. Raises RunError where that fails."""

@@ -1,0 +1,328 @@
+"""A survey of where a run's descent ended: curvature, kind of place and slices of the training loss around the run's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thalweg.descent.problem import Problem, start_model
+from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.descent.their_objects import as_found
+from thalweg.descent.validation import evaluating
+from thalweg.errors import CheckpointError, DataError, Interrupted, RuleError, RunError
+from thalweg.formatting import format_count, format_seconds
+from thalweg.landscape.directions import random_directions
+from thalweg.landscape.lanczos import Eigenpairs, eigenpairs
+from thalweg.landscape.model_surface import ModelSurface, Part
+from thalweg.landscape.place import find_place
+from thalweg.landscape.slices import Grid, line, plane
+from thalweg.landscape.spectral_density import spectral_density
+from thalweg.landscape.surface import Slope
+from thalweg.landscape.trace import trace
+from thalweg.records import checkpoint
+from thalweg.records.run import Run
+from thalweg.records.run_folder import RunFolder
+from thalweg.records.survey import Slice, Survey
+from thalweg.sampling import StreamSource, hold, iterate_once, mix
+from thalweg.sampling.sources import seed_all, to_device
+from thalweg.theory import stable_edge
+from thalweg.watch.finished import FinishedHistory
+
+EXAMPLES = 2048  # that are looked at, where there are more
+LARGEST_PART = 256  # examples of a batch
+PARTS = 8  # batches at least, so that the gradient's sampling error is known
+POINTS = 51  # of a line, and of each side of a plane
+BASIS_BYTES = 1 << 30  # of vectors that are kept for eigenvalues
+MOST_LAYERS = 12
+_SURVEY = 6  # mixed into the seeds of what model and data draw
+
+Say = Callable[[str], None]
+
+
+def survey_run(
+    run: Run, problem: Problem, *, examples: int = EXAMPLES, slices: bool = True, seed: int = 0, say: Say = lambda text: None
+) -> Survey:
+    """Survey the weights of a run's model; see `verbs.survey`.
+
+    Raises RunError where the weights or the loss there are not finite, TaskError where the loss has no surface; `Interrupted`, whose
+    `survey` is what was measured until then.
+    """
+    survey = _Surveyor(run, problem, examples, slices, seed, say)
+    try:
+        survey.measure()
+    except KeyboardInterrupt as stopped:
+        error = Interrupted("Interrupted: the survey has what was measured until then.")
+        error.survey = replace(survey.found, complete=False)  # pyright: ignore[reportAttributeAccessIssue]
+        raise error from stopped
+    return survey.found
+
+
+class _Surveyor:
+    """Measures one thing after the other; `found` has what is known so far."""
+
+    def __init__(self, run: Run, problem: Problem, examples: int, slices: bool, seed: int, say: Say) -> None:
+        self.run, self.problem, self.examples, self.slices, self.seed, self.say = (
+            run,
+            problem.with_own_loss(),
+            examples,
+            slices,
+            seed,
+            say,
+        )
+        self.found = Survey(step=_step_of(run), noise=_noise(run))
+        self.began = time.perf_counter()
+
+    def measure(self) -> None:
+        """Measure all."""
+        model = self.run.model.to(self.problem.device)
+        with preserve_process_state(), rng_lock, as_found(self.problem.task), _surveyed(model, self.problem):
+            parts, shown, total = self._parts()
+            share = 1.0 if total is None else min(1.0, shown / total)
+            surface = ModelSurface(
+                model, self.problem.objective, parts, share_of_data=share, seed_for=lambda n: seed_all(mix(self.seed, _SURVEY, n))
+            )
+            self._add(parameters=surface.size, examples=shown, total=total)
+            self._note_modes(model)
+            with surface.put_back():
+                self._measure(surface)
+
+    def _measure(self, surface: ModelSurface) -> None:
+        surface.check_repeats()
+        point = surface.point
+        self.say(
+            f"The survey looks at {format_count(surface.size, 'weight')} on {format_count(self.found.examples, 'example')}"
+            f" in evaluation mode, and takes about {self._vectors(surface) * surface.size * 4 / 1e6:,.0f} MB for vectors."
+        )
+        began = time.perf_counter()
+        slope = surface.slope(point)
+        each = time.perf_counter() - began
+        if not math.isfinite(slope.loss) or not bool(torch.isfinite(slope.gradient).all()):
+            raise RunError(
+                f"The training loss is {slope.loss:.4g} at the run's weights, or its gradient not finite, so there is nothing to"
+                f" survey. See `thalweg diagnose`."
+            )
+        norm = float(slope.gradient.double().norm())
+        self._add(loss=slope.loss, gradient_norm=norm, gradient_error=math.sqrt(slope.squared_error))
+        self.say(f"Eigenvalues: up to {self._vectors(surface)} products, about {format_seconds(3 * each * self._vectors(surface))}.")
+        product = surface.hessian(point)
+        pairs = eigenpairs(product, point, most=self._vectors(surface), seed=self.seed)
+        self._add(
+            eigenvalues=(*pairs.top, *reversed(pairs.bottom)),
+            residuals=(*pairs.top_residuals, *reversed(pairs.bottom_residuals)),
+            largest=len(pairs.top),
+        )
+        if surface.differences:
+            self._note(f"Products are differences of gradients, as {surface.differences}.")
+        if not pairs.known:
+            self._note(f"Not all eigenvalues are known after {pairs.products} products: `residuals` says how far each may be off.")
+        self._add(along=_along(surface, point, slope))
+        self._place(surface, point, slope, pairs)
+        self.say(f"{self.found.kind}. {self.found.reason}")
+        if self.slices:
+            self._slices(surface, point, pairs)
+        self._spectrum(surface, point, pairs)
+        self._layers(surface, point)
+
+    def _place(self, surface: ModelSurface, point: Tensor, slope: Slope, pairs: Eigenpairs) -> None:
+        start = self._start_loss()
+        left = slope.loss if slope.loss > 0 else None
+        scale = left if start is None or left is None else min(left, max(start - slope.loss, 0.0)) or left
+        edge = self._edge(pairs)
+        place = find_place(surface, point, slope, pairs, scale=scale, edge=edge)
+        self._add(
+            kind=place.kind,
+            reason=place.reason,
+            index=place.index,
+            index_is_exact=place.index_is_exact,
+            figures=place.figures,
+            thresholds=place.thresholds,
+        )
+
+    def _start_loss(self) -> float | None:
+        losses = FinishedHistory.of(self.run).recorded("loss")[1]
+        losses = losses[np.isfinite(losses)]
+        return float(losses[0]) if len(losses) else None
+
+    def _edge(self, pairs: Eigenpairs) -> tuple[float, float] | None:
+        """Give the largest curvature and that at which the rule becomes unstable; None where its own measure of it is not known."""
+        steps, rates = FinishedHistory.of(self.run).recorded("learning_rate")
+        before = rates[steps <= self.found.step]
+        if not len(before) or not before[-1] > 0:
+            return None
+        try:
+            edge = stable_edge(self.run.plan.rule, self.run.plan.constants, lr=float(before[-1]))
+        except RuleError:
+            return None
+        if edge.curvature is None or not math.isfinite(edge.curvature):
+            return None
+        self._add(edge=edge.curvature)
+        if edge.scales:
+            self._note("The rule's stable edge is one of the curvature divided by the usual size of each gradient: not compared.")
+            return None
+        if _is_noisy(self.run):
+            return None  # mini-batches leave the full loss's curvature below the edge, and hover there by noise
+        return pairs.largest, edge.curvature
+
+    def _spectrum(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> None:
+        product = surface.hessian(point)
+        known = torch.cat([pairs.top_vectors, pairs.bottom_vectors])
+        self.say("Sum and spread of all eigenvalues.")
+        found = trace(product, point, known if pairs.known else None, seed=self.seed)
+        self._add(trace=found.value, trace_error=found.error)
+        steps = min(40, self._vectors(surface))
+        spread = spectral_density(product, point, steps=steps, probes=3, seed=self.seed)
+        order = np.argsort(spread.values, axis=None)
+        shares = (spread.weights / len(spread.weights)).ravel()[order]
+        self._add(density=(tuple(spread.values.ravel()[order].tolist()), tuple(shares.tolist())))
+
+    def _layers(self, surface: ModelSurface, point: Tensor) -> None:
+        """Measure the largest eigenvalue within the weights of each of the largest layers."""
+        spans = list(zip(surface.names, surface.sizes, itertools.accumulate(surface.sizes, initial=0), strict=False))
+        spans = [(name, size, first) for (name, size, first), p in zip(spans, surface.parameters, strict=True) if p.dim() > 1]
+        product, layers = surface.hessian(point), dict[str, float]()
+        for name, size, first in sorted(spans, key=lambda span: -span[1])[:MOST_LAYERS]:
+
+            def within(vector: Tensor, first: int = first, size: int = size) -> Tensor:
+                whole = torch.zeros_like(point)
+                whole[first : first + size] = vector
+                return product(whole)[first : first + size]
+
+            pairs = eigenpairs(within, point[first : first + size], top=1, bottom=0, tolerance=0.02, most=20, seed=self.seed)
+            layers[name] = pairs.top[0]
+            self._add(layers=dict(layers))
+
+    def _slices(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> None:
+        at = np.linspace(-1, 1, POINTS)
+        first, second = random_directions([p.detach() for p in surface.parameters], 2, self.seed)
+        surface.move_to(point)
+        length = float(first.norm()) or float(point.norm()) or 1.0
+        self.say("Slices along random directions, and along the most and the least curved one.")
+
+        def grown(grid: Grid) -> None:
+            self._keep(_plane_slice("random directions", ("random, by filters", "another"), grid))
+
+        grid = plane(surface, point, (first, second), at, at, grown=grown)
+        self._keep(_plane_slice("random directions", ("random, by filters", "another"), grid))
+        named = [("largest curvature", pairs.top_vectors, pairs.top), ("smallest curvature", pairs.bottom_vectors, pairs.bottom)]
+        for name, vectors, values in named:
+            if values:
+                losses = line(surface, point, length * vectors[0], at.tolist())
+                self._keep(Slice(name, (f"along the eigenvector of {values[0]:.3g}",), at, np.zeros(0), losses, len(at)))
+
+    def _keep(self, made: Slice) -> None:
+        self._add(slices=(*(each for each in self.found.slices if each.name != made.name), made))
+
+    def _parts(self) -> tuple[list[Part], int, int | None]:
+        """Give the batches, how many examples they hold, and how many there are."""
+        problem, reduction = self.problem, self.problem.objective.reduction
+        if not reduction.splits_exactly:
+            self._note("The loss of a batch is no mean over its examples: it is averaged over batches of the run's size.")
+        total = problem.count
+        wanted = min(self.examples, total or self.examples)
+        size = max(1, min(LARGEST_PART, math.ceil(wanted / PARTS)))
+        if not reduction.splits_exactly:
+            size = min(wanted, self.run.plan.batch_size or size)
+        batches = list[tuple[Any, int]]()
+        with rng_lock:
+            seed_all(mix(self.seed, _SURVEY))
+            source = problem.train
+            drawn: Iterator[tuple[Any, int]]
+            if isinstance(source, StreamSource):
+                drawn = iter(hold(source, size, wanted))
+            else:
+                drawn = iterate_once(source, size, own=False, shuffle=True)
+            for batch, count in drawn:
+                batches.append((to_device(batch, problem.device), count))
+                if sum(number for _, number in batches) >= wanted:
+                    break
+        if not batches:
+            raise DataError("The training data gave no batch to survey.")
+        objective, weights = problem.objective, list[float]()
+        for batch, count in batches:
+            with objective.noting() as noted, torch.no_grad() if not objective.needs_gradient else torch.enable_grad():
+                own = objective.loss(self.run.model, batch)[1]
+            weights.append(1.0 if not reduction.splits_exactly else objective.weight_of(own, batch, count, noted))
+        whole = sum(weights)
+        if not whole > 0:
+            raise DataError("No example that was looked at has a target that counts. Give --examples a larger number.")
+        shown = sum(count for _, count in batches)
+        kept = [Part(batch, weight / whole) for (batch, _), weight in zip(batches, weights, strict=True) if weight]
+        return kept, shown, total
+
+    def _vectors(self, surface: ModelSurface) -> int:
+        return int(max(12, min(100, surface.size, BASIS_BYTES // (4 * surface.size))))
+
+    def _note_modes(self, model: nn.Module) -> None:
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):  # pyright: ignore[reportPrivateUsage]
+            self._note("Batch normalisation has the statistics that training left, frozen; they are not measured anew elsewhere.")
+
+    def _note(self, text: str) -> None:
+        self._add(notes=(*self.found.notes, text))
+
+    def _add(self, **fields: Any) -> None:
+        self.found = dataclasses.replace(self.found, seconds=time.perf_counter() - self.began, **fields)
+
+
+@contextmanager
+def _surveyed(model: nn.Module, problem: Problem) -> Iterator[None]:
+    """Within, the model is in evaluation mode, with gradients, and has its own modes, buffers and gradients afterwards."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model, problem.objective))
+        stack.enter_context(torch.enable_grad())
+        try:
+            yield
+        finally:
+            for p, gradient in gradients:
+                p.grad = gradient
+            for p, needs in frozen:
+                p.requires_grad_(needs)
+
+
+def _plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:
+    return Slice(name, axes, grid.x, grid.y, grid.losses, int(grid.is_measured.sum()), grid.error if math.isfinite(grid.error) else 1.0)
+
+
+def _along(surface: ModelSurface, point: Tensor, slope: Slope) -> dict[str, float]:
+    norm2 = float(slope.gradient.double().square().sum())
+    if not norm2 > 0:
+        return {}
+    along = surface.hessian(point)(slope.gradient)
+    return {"gradient": float((along.double() * slope.gradient).sum()) / norm2}
+
+
+def _step_of(run: Run) -> int:
+    weights = run.summary.get("weights")
+    step = weights.get("step") if isinstance(weights, Mapping) else None
+    return int(step if isinstance(step, int) else run.summary.get("steps") or 0)
+
+
+def _is_noisy(run: Run) -> bool:
+    size, count = run.plan.batch_size, run.summary.get("examples")
+    return size is None or not isinstance(count, int) or size < count
+
+
+def _noise(run: Run) -> dict[str, float]:
+    """Give the noise scale of the last tenth of the run, in examples, and what the noise's temperature is then, per squared noise."""
+    history = FinishedHistory.of(run)
+    steps, traces = history.recorded("noise/trace")
+    _, squares = history.recorded("noise/squared_gradient")
+    last = steps >= 0.9 * (steps[-1] if len(steps) else 0)
+    if len(traces) != len(squares) or not last.any():
+        return {}
+    noise, gradient = float(traces[last].mean()), float(squares[last].mean())
+    found = {"trace": noise, "squared gradient": gradient}
+    if gradient > 0:
+        found["scale"] = noise / gradient
+    return found

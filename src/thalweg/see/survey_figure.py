@@ -1,0 +1,78 @@
+"""The slices of a survey as a matplotlib figure, for papers: nothing else here needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+from thalweg.errors import RunError
+from thalweg.records.paths import as_path
+from thalweg.records.survey import Slice, Survey
+
+LEVELS = 24  # contours of a plane
+
+
+def draw(survey: Survey, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw the slices of a survey; see `Survey.figure`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RunError("figure() needs matplotlib: pip install matplotlib. The report draws the same without it.") from error
+    if not survey.slices:
+        raise RunError("This survey has no slices to draw. Make it with slices=True (without --no-slices).")
+    planes, lines = [s for s in survey.slices if len(s.y)], [s for s in survey.slices if not len(s.y)]
+    panels = len(planes) + bool(lines)
+    figure = Figure(figsize=(5.2 * panels, 4.4), layout="constrained")
+    axes: Any = figure.subplots(1, panels, squeeze=False)[0]
+    for axis, each in zip(axes, planes, strict=False):
+        _draw_plane(figure, axis, each)
+    if lines:
+        for each in lines:
+            axes[-1].plot(each.x, np.where(np.isfinite(each.losses), each.losses, np.nan), label=each.name)
+        axes[-1].axvline(0, color="0.7", lw=0.8, zorder=0)
+        axes[-1].set(xlabel="distance along the direction", ylabel="training loss")
+        axes[-1].legend(frameon=False)
+    figure.suptitle(f"After step {survey.step:,}: {survey.kind}", x=0.01, ha="left")
+    figure._repr_png_ = lambda: _png(figure)  # pyright: ignore[reportAttributeAccessIssue] # by which a notebook shows it
+    if path is not None:
+        _write(figure, path)
+    return figure
+
+
+def levels(each: Slice, count: int = LEVELS) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Give the losses at which contours are drawn: evenly spaced in the logarithm of the height above the lowest."""
+    finite = each.losses[np.isfinite(each.losses)]
+    low, high = float(finite.min()), float(finite.max())
+    if not high > low:
+        return np.array([low])
+    return low + (high - low) * np.geomspace(1e-3, 1, count)
+
+
+def _draw_plane(figure: Any, axis: Any, each: Slice) -> None:
+    finite = each.losses[np.isfinite(each.losses)]
+    if len(finite):
+        shown = np.where(np.isfinite(each.losses), each.losses, finite.max())
+        drawn = axis.contourf(each.x, each.y, shown, levels(each), cmap="viridis", extend="both")
+        axis.contour(each.x, each.y, shown, levels(each)[::2], colors="white", linewidths=0.4)
+        figure.colorbar(drawn, ax=axis, label="training loss", format="%.3g")
+    if len(each.path):
+        axis.plot(each.path[:, 0], each.path[:, 1], "-o", color="tab:red", ms=2.5, lw=1)
+    axis.plot(0, 0, marker="+", color="white", ms=10, mew=2)
+    axis.set(xlabel=each.axes[0], ylabel=each.axes[-1], title=each.name)
+
+
+def _write(figure: Any, path: str | os.PathLike[str]) -> None:
+    target = as_path(path, "the file of a figure", "slice.svg", RunError)
+    try:
+        figure.savefig(target)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{target} cannot be written: {error}. Give a path that ends in .svg, .png or .pdf.") from error
+
+
+def _png(figure: Any) -> bytes:
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=100)
+    return written.getvalue()
