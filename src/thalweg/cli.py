@@ -232,9 +232,13 @@ def _add_forecast(verbs: Any) -> None:
 def _add_survey(verbs: Any) -> None:
     survey = _verb(verbs, "survey", run_survey, "say what kind of place a run's descent reached, and draw it")
     survey.add_argument("folder", help="the run's folder")
-    survey.add_argument("--examples", type=int, default=2048, help="training examples that are looked at; default: 2048")
+    survey.add_argument(
+        "--examples", type=int, default=2048, help="training examples that are looked at; default: 2048"
+    )
     survey.add_argument("--no-slices", action="store_true", help="leave out the losses along lines and over a plane")
-    survey.add_argument("--figure", metavar="FILE", help="draw the slices into a file: .svg, .png or .pdf (needs matplotlib)")
+    survey.add_argument(
+        "--figure", metavar="FILE", help="draw the slices into a file: .svg, .png or .pdf (needs matplotlib)"
+    )
     survey.add_argument("--arrays", metavar="FILE", help="write coordinates and losses as NumPy arrays: .npz")
     survey.add_argument("--json", action="store_true", help="print the figures as JSON")
     survey.add_argument("--seed", type=int, default=0, help="of the sample and of random directions")

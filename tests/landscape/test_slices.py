@@ -92,6 +92,8 @@ def test_directions_have_the_lengths_of_the_filters_and_leave_biases():
         if weight.dim() < 2:
             assert not part.any()
         else:
-            assert part.view(len(weight), -1).norm(dim=1).tolist() == pytest.approx(weight.flatten(1).norm(dim=1).tolist())
+            assert part.view(len(weight), -1).norm(dim=1).tolist() == pytest.approx(
+                weight.flatten(1).norm(dim=1).tolist()
+            )
     assert torch.equal(direction, random_directions(weights, 1)[0])
     assert not torch.equal(direction, random_directions(weights, 1, seed=1)[0])

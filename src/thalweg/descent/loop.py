@@ -43,6 +43,8 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 if descent.accumulate > 1 and (text := inexact_parts(descent)):
                     recorder.event(0, "note", f"Steps go in {descent.accumulate} parts.{text}")
                 validate_and_select(descent, recorder)
+            if descent.step == 0:
+                descent.trail.keep(-1, 0, descent.model)
             if plan.snapshot_every and descent.snapshot is None:
                 descent.take_snapshot()
             if compiles_first_step(descent.problem.device):
@@ -76,6 +78,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
                 descent.consecutive_skips = 0
                 last, descent.step = descent.step, step
                 probe.keep()
+                descent.trail.keep(last, step, descent.model)
                 recorder.step(figures)
                 if descent.frozen:
                     train_unfrozen(descent, recorder)

@@ -214,7 +214,7 @@ class Recorder:
         """Write the snapshot just taken as the checkpoint, where one is due: both then need one copy and one file."""
         if self._checkpoints is not None and self._checkpoints.is_due(descent.plan.checkpoint_seconds):
             assert descent.snapshot is not None
-            self._write_or_put_off(descent, {**descent.snapshot, **descent.earlier_state()})
+            self._write_or_put_off(descent, {**descent.snapshot, **descent.state_beside()})
 
     def checkpoint(self, descent: Descent) -> None:
         """Write the present state, the best weights where they changed, and the snapshot where it is another state.

@@ -21,6 +21,7 @@ from thalweg.descent.precision import LossScale
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import objects_of
+from thalweg.descent.trail import Trail
 from thalweg.descent.validation import hold_sample
 from thalweg.errors import CheckpointError, PlanError, nearest
 from thalweg.landscape.trained_weights import look_trained
@@ -148,6 +149,7 @@ class Descent:
         self.beginning: dict[str, Any] | None = None
         self.moving = set(problem.moving)  # weights that the forward pass changes
         self.objects = objects_of(self.problem.objective.task, self.model)
+        self.trail = Trail(self.model, self.total_steps)
 
     def hand_over_model(self) -> nn.Module:
         """Give the model as its maker would have it: in its own memory format, and called in the ordinary way."""
@@ -254,11 +256,12 @@ class Descent:
 
     def state_dict(self) -> dict[str, Any]:
         """Give the sections of a checkpoint. Tensors are not copied: they change with the next step."""
-        return {**self._tensors(), **self.earlier_state(), "objects": self.objects.read(), "loop": self._loop_state()}
+        return {**self._tensors(), **self.state_beside(), "objects": self.objects.read(), "loop": self._loop_state()}
 
-    def earlier_state(self) -> dict[str, Any]:
-        """Give the section of a checkpoint that holds `earlier`, if there is one."""
-        return {} if self.earlier is None else {"earlier": {str(n): tensor for n, tensor in enumerate(self.earlier)}}
+    def state_beside(self) -> dict[str, Any]:
+        """Give the sections of a checkpoint that hold weights of steps before: `earlier`, if there are any, and the trail."""
+        earlier = {} if self.earlier is None else {"earlier": {str(n): tensor for n, tensor in enumerate(self.earlier)}}
+        return {**earlier, **self.trail.state()}
 
     def load_state_dict(self, state: Mapping[str, Any], *, rollback: bool = False) -> list[str]:
         """Go to a state that `state_dict` gave; its tensors are copied. Gives the paths of objects that could not be put back.
@@ -281,6 +284,10 @@ class Descent:
         earlier = {} if rollback else state.get("earlier", {})
         places = zip(earlier.values(), self.parameters, strict=False)
         self.earlier = [tensor.to(parameter.device, copy=True) for tensor, parameter in places] or None
+        if rollback:
+            self.trail.forget(self.step)
+        else:
+            self.trail.load(state)
         if not rollback:
             self.accumulate, self.repeated = loop["accumulate"], loop.get("repeated", 0)
             self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]

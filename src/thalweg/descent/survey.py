@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from thalweg.descent.problem import Problem, start_model
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import as_found
+from thalweg.descent.trail import points_of, trained_part
 from thalweg.descent.validation import evaluating
 from thalweg.errors import CheckpointError, DataError, Interrupted, RuleError, RunError
 from thalweg.formatting import format_count, format_seconds
 from thalweg.landscape.directions import random_directions
 from thalweg.landscape.lanczos import Eigenpairs, eigenpairs
 from thalweg.landscape.model_surface import ModelSurface, Part
+from thalweg.landscape.path import Array, principal_plane
 from thalweg.landscape.place import find_place
 from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
@@ -44,13 +46,20 @@ PARTS = 8  # batches at least, so that the gradient's sampling error is known
 POINTS = 51  # of a line, and of each side of a plane
 BASIS_BYTES = 1 << 30  # of vectors that are kept for eigenvalues
 MOST_LAYERS = 12
+MARGIN = 0.2  # of the path's extent, around it
 _SURVEY = 6  # mixed into the seeds of what model and data draw
 
 Say = Callable[[str], None]
 
 
 def survey_run(
-    run: Run, problem: Problem, *, examples: int = EXAMPLES, slices: bool = True, seed: int = 0, say: Say = lambda text: None
+    run: Run,
+    problem: Problem,
+    *,
+    examples: int = EXAMPLES,
+    slices: bool = True,
+    seed: int = 0,
+    say: Say = lambda text: None,
 ) -> Survey:
     """Survey the weights of a run's model; see `verbs.survey`.
 
@@ -81,16 +90,27 @@ class _Surveyor:
         )
         self.found = Survey(step=_step_of(run), noise=_noise(run))
         self.began = time.perf_counter()
+        self.surface: ModelSurface | None = None
 
     def measure(self) -> None:
         """Measure all."""
         model = self.run.model.to(self.problem.device)
-        with preserve_process_state(), rng_lock, as_found(self.problem.task), _surveyed(model, self.problem):
+        with (
+            preserve_process_state(self.run.plan.threads),
+            rng_lock,
+            as_found(self.problem.task),
+            _surveyed(model, self.problem),
+        ):
             parts, shown, total = self._parts()
             share = 1.0 if total is None else min(1.0, shown / total)
             surface = ModelSurface(
-                model, self.problem.objective, parts, share_of_data=share, seed_for=lambda n: seed_all(mix(self.seed, _SURVEY, n))
+                model,
+                self.problem.objective,
+                parts,
+                share_of_data=share,
+                seed_for=lambda n: seed_all(mix(self.seed, _SURVEY, n)),
             )
+            self.surface = surface
             self._add(parameters=surface.size, examples=shown, total=total)
             self._note_modes(model)
             with surface.put_back():
@@ -113,7 +133,9 @@ class _Surveyor:
             )
         norm = float(slope.gradient.double().norm())
         self._add(loss=slope.loss, gradient_norm=norm, gradient_error=math.sqrt(slope.squared_error))
-        self.say(f"Eigenvalues: up to {self._vectors(surface)} products, about {format_seconds(3 * each * self._vectors(surface))}.")
+        self.say(
+            f"Eigenvalues: up to {self._vectors(surface)} products, about {format_seconds(3 * each * self._vectors(surface))}."
+        )
         product = surface.hessian(point)
         pairs = eigenpairs(product, point, most=self._vectors(surface), seed=self.seed)
         self._add(
@@ -124,12 +146,15 @@ class _Surveyor:
         if surface.differences:
             self._note(f"Products are differences of gradients, as {surface.differences}.")
         if not pairs.known:
-            self._note(f"Not all eigenvalues are known after {pairs.products} products: `residuals` says how far each may be off.")
+            self._note(
+                f"Not all eigenvalues are known after {pairs.products} products: `residuals` says how far each may be off."
+            )
         self._add(along=_along(surface, point, slope))
         self._place(surface, point, slope, pairs)
         self.say(f"{self.found.kind}. {self.found.reason}")
         if self.slices:
             self._slices(surface, point, pairs)
+            self._path(surface, point)
         self._spectrum(surface, point, pairs)
         self._layers(surface, point)
 
@@ -167,7 +192,9 @@ class _Surveyor:
             return None
         self._add(edge=edge.curvature)
         if edge.scales:
-            self._note("The rule's stable edge is one of the curvature divided by the usual size of each gradient: not compared.")
+            self._note(
+                "The rule's stable edge is one of the curvature divided by the usual size of each gradient: not compared."
+            )
             return None
         if _is_noisy(self.run):
             return None  # mini-batches leave the full loss's curvature below the edge, and hover there by noise
@@ -188,7 +215,9 @@ class _Surveyor:
     def _layers(self, surface: ModelSurface, point: Tensor) -> None:
         """Measure the largest eigenvalue within the weights of each of the largest layers."""
         spans = list(zip(surface.names, surface.sizes, itertools.accumulate(surface.sizes, initial=0), strict=False))
-        spans = [(name, size, first) for (name, size, first), p in zip(spans, surface.parameters, strict=True) if p.dim() > 1]
+        spans = [
+            (name, size, first) for (name, size, first), p in zip(spans, surface.parameters, strict=True) if p.dim() > 1
+        ]
         product, layers = surface.hessian(point), dict[str, float]()
         for name, size, first in sorted(spans, key=lambda span: -span[1])[:MOST_LAYERS]:
 
@@ -197,7 +226,9 @@ class _Surveyor:
                 whole[first : first + size] = vector
                 return product(whole)[first : first + size]
 
-            pairs = eigenpairs(within, point[first : first + size], top=1, bottom=0, tolerance=0.02, most=20, seed=self.seed)
+            pairs = eigenpairs(
+                within, point[first : first + size], top=1, bottom=0, tolerance=0.02, most=20, seed=self.seed
+            )
             layers[name] = pairs.top[0]
             self._add(layers=dict(layers))
 
@@ -213,11 +244,61 @@ class _Surveyor:
 
         grid = plane(surface, point, (first, second), at, at, grown=grown)
         self._keep(_plane_slice("random directions", ("random, by filters", "another"), grid))
-        named = [("largest curvature", pairs.top_vectors, pairs.top), ("smallest curvature", pairs.bottom_vectors, pairs.bottom)]
+        named = [
+            ("largest curvature", pairs.top_vectors, pairs.top),
+            ("smallest curvature", pairs.bottom_vectors, pairs.bottom),
+        ]
+        rise = max(self._start_loss() or 0.0, 2 * abs(self.found.loss))  # a parabola as curved as the first reaches it at the ends
+        reach = min(length, math.sqrt(2 * rise / max(pairs.largest, 1e-12)))
         for name, vectors, values in named:
             if values:
-                losses = line(surface, point, length * vectors[0], at.tolist())
-                self._keep(Slice(name, (f"along the eigenvector of {values[0]:.3g}",), at, np.zeros(0), losses, len(at)))
+                reach = min(
+                    length,
+                    math.sqrt(
+                        2 * max(self._start_loss() or 0.0, 2 * abs(self.found.loss)) / max(abs(values[0]), 1e-12)
+                    ),
+                )
+                losses = line(surface, point, reach * vectors[0], at.tolist())
+                self._keep(
+                    Slice(name, (f"along the eigenvector of {values[0]:.3g}",), at, np.zeros(0), losses, len(at))
+                )
+
+    def _path(self, surface: ModelSurface, point: Tensor) -> None:
+        """Draw the loss over the plane in which the path lies as far as a plane holds it."""
+        kept = {
+            step: trained_part(each, surface.model)
+            for step, each in _trail(self.run).items()
+            if step <= self.found.step
+        }
+        points = {
+            step: each for step, each in sorted(kept.items()) if each is not None and each.numel() == surface.size
+        }
+        if len(points) < 3:
+            self._note(
+                "The path is not drawn: fewer than three points of it were kept, as of a large model or a short run."
+            )
+            return
+        try:
+            found = principal_plane([each.to(surface.device, surface.dtype) for each in points.values()], point)
+        except ValueError as error:
+            self._note(f"The path is not drawn: {str(error).rstrip('.').lower()}.")
+            return
+        x, y = (_around(found.coordinates[:, axis]) for axis in range(2))
+        axes = tuple(
+            f"{name} principal direction, {share:.0%}"
+            for name, share in zip(("first", "second"), found.shares, strict=True)
+        )
+
+        def made(grid: Grid) -> Slice:
+            drawn = _plane_slice("path of the descent", (axes[0], axes[1]), grid)
+            return replace(drawn, path=found.coordinates, path_steps=tuple(points), shares=found.shares)
+
+        self.say("The path of the descent, in the plane that holds most of it.")
+        self._keep(made(plane(surface, point, found.directions, x, y, grown=lambda grid: self._keep(made(grid)))))
+        self._note(
+            f"The plane holds {sum(found.shares):.0%} of the path's variance; the losses are those in the plane, which differ from those"
+            f" along the path away from its end."
+        )
 
     def _keep(self, made: Slice) -> None:
         self._add(slices=(*(each for each in self.found.slices if each.name != made.name), made))
@@ -226,7 +307,9 @@ class _Surveyor:
         """Give the batches, how many examples they hold, and how many there are."""
         problem, reduction = self.problem, self.problem.objective.reduction
         if not reduction.splits_exactly:
-            self._note("The loss of a batch is no mean over its examples: it is averaged over batches of the run's size.")
+            self._note(
+                "The loss of a batch is no mean over its examples: it is averaged over batches of the run's size."
+            )
         total = problem.count
         wanted = min(self.examples, total or self.examples)
         size = max(1, min(LARGEST_PART, math.ceil(wanted / PARTS)))
@@ -264,13 +347,18 @@ class _Surveyor:
 
     def _note_modes(self, model: nn.Module) -> None:
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):  # pyright: ignore[reportPrivateUsage]
-            self._note("Batch normalisation has the statistics that training left, frozen; they are not measured anew elsewhere.")
+            self._note(
+                "Batch normalisation has the statistics that training left, frozen; they are not measured anew elsewhere."
+            )
 
     def _note(self, text: str) -> None:
         self._add(notes=(*self.found.notes, text))
 
     def _add(self, **fields: Any) -> None:
-        self.found = dataclasses.replace(self.found, seconds=time.perf_counter() - self.began, **fields)
+        counted: dict[str, Any] = {}
+        if self.surface is not None:
+            counted = {name: getattr(self.surface, name) for name in ("gradients", "products", "evaluations")}
+        self.found = dataclasses.replace(self.found, seconds=time.perf_counter() - self.began, **counted, **fields)
 
 
 @contextmanager
@@ -291,7 +379,15 @@ def _surveyed(model: nn.Module, problem: Problem) -> Iterator[None]:
 
 
 def _plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:
-    return Slice(name, axes, grid.x, grid.y, grid.losses, int(grid.is_measured.sum()), grid.error if math.isfinite(grid.error) else 1.0)
+    return Slice(
+        name,
+        axes,
+        grid.x,
+        grid.y,
+        grid.losses,
+        int(grid.is_measured.sum()),
+        grid.error if math.isfinite(grid.error) else 1.0,
+    )
 
 
 def _along(surface: ModelSurface, point: Tensor, slope: Slope) -> dict[str, float]:
@@ -300,6 +396,23 @@ def _along(surface: ModelSurface, point: Tensor, slope: Slope) -> dict[str, floa
         return {}
     along = surface.hessian(point)(slope.gradient)
     return {"gradient": float((along.double() * slope.gradient).sum()) / norm2}
+
+
+def _around(coordinates: Array) -> Array:
+    """Give coordinates of a grid around a path and its end, with a margin."""
+    low, high = min(0.0, float(coordinates.min())), max(0.0, float(coordinates.max()))
+    margin = MARGIN * (high - low)
+    return np.linspace(low - margin, high + margin, POINTS)
+
+
+def _trail(run: Run) -> Mapping[int, Tensor]:
+    """Give the run's weights after some steps, from memory or from its newest checkpoint."""
+    if run.trail or run.folder is None:
+        return run.trail
+    try:
+        return points_of(checkpoint.load(RunFolder(run.folder).checkpoints_path).state)
+    except CheckpointError:
+        return {}
 
 
 def _step_of(run: Run) -> int:

@@ -417,6 +417,7 @@ def _run(descent: Descent, recorder: Recorder, summary: dict[str, Any]) -> Run:
         folder=recorder.folder.path if recorder.folder else None,
         task=descent.problem.task,
         trained=descent.hand_over_model().eval(),
+        trail=descent.trail.points,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from thalweg.errors import CheckpointError, RunError, nearest
 from thalweg.formatting import format_count
@@ -58,7 +58,7 @@ class Run:
     `metrics` are the final figures of `model` ("loss" is the validation loss where there are validation data). `summary` says
     how the run went: status, steps, seconds, which weights `model` has, the figures at the start, and as "training" the loss and
     metrics on the training data (the first 4,096 examples at most), where the task has metrics. `trained` is the model of a run
-    that this process trained. `trust` allows a run that somebody else made to run the code that makes its task.
+    that this process trained, `trail` its weights after some steps. `trust` allows a run that somebody else made to run the code that makes its task.
     """
 
     plan: Plan
@@ -71,6 +71,7 @@ class Run:
     task: Task | None = None
     trained: nn.Module | None = field(default=None, repr=False)
     trust: bool = field(default=False, repr=False)
+    trail: Mapping[int, Tensor] = field(default_factory=dict[int, "Tensor"], repr=False)
 
     def __repr__(self) -> str:
         words = [str(self.summary.get("status", "")), format_count(self.summary.get("steps", 0), "step")]

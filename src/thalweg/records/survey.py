@@ -163,7 +163,9 @@ class Survey:
 
     def __str__(self) -> str:
         """Say in some lines what was found."""
-        lines = [f"After step {self.step:,}: {self.kind or 'stopped before the kind was known'}. {self.reason}".rstrip()]
+        lines = [
+            f"After step {self.step:,}: {self.kind or 'stopped before the kind was known'}. {self.reason}".rstrip()
+        ]
         of = "" if self.total is None or self.total == self.examples else f" of {self.total:,}"
         lines.append(
             f"loss {self.loss:.4g}, gradient norm {self.gradient_norm:.3g}"
@@ -215,7 +217,9 @@ class Survey:
         try:
             files.replace(target, self.to_json().encode())
         except OSError as error:
-            raise RunError(f"{target} cannot be written: {error.strerror}. Free some space or give another path.") from error
+            raise RunError(
+                f"{target} cannot be written: {error.strerror}. Free some space or give another path."
+            ) from error
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Survey:
@@ -226,7 +230,9 @@ class Survey:
         except FileNotFoundError as error:
             raise RunError(f"There is no survey at {source}. Make one: thalweg survey RUN.") from error
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise RunError(f"{source} cannot be read as a survey ({error}). Make it again: thalweg survey RUN.") from error
+            raise RunError(
+                f"{source} cannot be read as a survey ({error}). Make it again: thalweg survey RUN."
+            ) from error
 
     def save_arrays(self, path: str | os.PathLike[str]) -> None:
         """Write coordinates and losses of the slices, the path and the eigenvalues as a NumPy `.npz` file.
@@ -245,7 +251,9 @@ class Survey:
         try:
             np.savez_compressed(target, **arrays)
         except OSError as error:
-            raise RunError(f"{target} cannot be written: {error.strerror}. Free some space or give another path.") from error
+            raise RunError(
+                f"{target} cannot be written: {error.strerror}. Free some space or give another path."
+            ) from error
 
     def figure(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw the slices as a matplotlib `Figure`, which a notebook shows; with a path, write it there (.svg, .png, .pdf).

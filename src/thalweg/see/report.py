@@ -13,7 +13,7 @@ from thalweg.errors import RunError
 from thalweg.records import files
 from thalweg.records.run import Run
 from thalweg.records.run_folder import REPORT, is_in_run
-from thalweg.see import report_sections, run_text
+from thalweg.see import report_sections, run_text, survey_section
 
 TITLE_END = ": thalweg report</title>"  # by which a report is known
 HEAD_BYTES = 1 << 16  # in which a report's title ends
@@ -85,6 +85,7 @@ def render(run: Run) -> str:
             report_sections.advice,
             report_sections.charts,
             report_sections.temperature,
+            survey_section.survey,
             report_sections.plan,
             report_sections.events,
             report_sections.diagnoses,

@@ -20,7 +20,9 @@ def draw(survey: Survey, path: str | os.PathLike[str] | None = None) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RunError("figure() needs matplotlib: pip install matplotlib. The report draws the same without it.") from error
+        raise RunError(
+            "figure() needs matplotlib: pip install matplotlib. The report draws the same without it."
+        ) from error
     if not survey.slices:
         raise RunError("This survey has no slices to draw. Make it with slices=True (without --no-slices).")
     planes, lines = [s for s in survey.slices if len(s.y)], [s for s in survey.slices if not len(s.y)]
