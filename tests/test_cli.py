@@ -59,7 +59,7 @@ def test_nothing_shows_the_help(capsys):
 
 
 def test_every_verb_has_help(capsys):
-    for verb in ("fit", "tune", "train", "check", "resume", "evaluate", "forecast", "diagnose", "report", "examples"):
+    for verb in ("fit", "tune", "train", "check", "resume", "evaluate", "forecast", "diagnose", "survey", "report"):
         with pytest.raises(SystemExit) as left:
             cli.main([verb, "--help"])
         assert left.value.code == 0

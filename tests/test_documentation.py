@@ -32,7 +32,7 @@ def test_examples_in_docstrings_give_what_they_say(name):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/forecast.md", "docs/search.md", "docs/speed.md", "docs/your-data.md"]
+    "page", ["README.md", "docs/forecast.md", "docs/search.md", "docs/speed.md", "docs/survey.md", "docs/your-data.md"]
 )
 def test_python_on_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

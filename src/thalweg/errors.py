@@ -84,12 +84,13 @@ class Interrupted(KeyboardInterrupt):
         message: what was saved, and how to go on.
         signal: the signal's number, SIGINT or SIGTERM.
         run: the `Run` that was trained until then, with its model; None where training had not begun.
+        survey: what a `survey` had measured until then; None elsewhere.
     """
 
-    def __init__(self, message: str = "", *, signal: int = signal.SIGINT, run: Any = None) -> None:
+    def __init__(self, message: str = "", *, signal: int = signal.SIGINT, run: Any = None, survey: Any = None) -> None:
         super().__init__(message)
         self.signal = int(signal)
-        self.run = run
+        self.run, self.survey = run, survey
 
     @property
     def exit_status(self) -> int:

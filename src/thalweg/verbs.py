@@ -672,8 +672,8 @@ def survey(
 ) -> Survey:
     """Say where a run's descent ended on the loss surface: what kind of place, how curved, and how it looks around it.
 
-    The training loss is looked at, without weight decay, in evaluation mode, at the weights of `run.model`. A run in a folder gets
-    the survey as `survey.json`, and its report a section with it.
+    The training loss is looked at, without weight decay, in evaluation mode, at the weights of `run.model`. A run in a folder
+    gets the survey as `survey.json`, and its report a section with it.
 
     Arguments:
         run: the run, or its folder.
@@ -684,9 +684,9 @@ def survey(
         device, trust: as for `resume`.
         say: called with a sentence about each stage; None: not told.
 
-    Raises RunError where the run has no model, its loss is not finite, or it is not yours; TaskError where the loss differs between
-    two calls; ArgumentError for a number of examples that is none; `Interrupted` at a Ctrl-C: what was measured until then is in
-    the run's folder, and `survey` of the error.
+    Raises RunError where the run has no model, its loss is not finite, or it is not yours; TaskError where the loss differs
+    between two calls; ArgumentError for a number of examples that is none; `Interrupted` at a Ctrl-C: what was measured until
+    then is in the run's folder, and `survey` of the error.
     """
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.survey import survey_run
@@ -703,9 +703,8 @@ def survey(
         try:
             found = survey_run(opened, problem, examples=examples, slices=slices, seed=seed, say=show.say)
         except Interrupted as stopped:
-            partial = getattr(stopped, "survey", None)
-            if folder is not None and partial is not None and partial.kind:
-                folder.write_survey(partial)
+            if folder is not None and stopped.survey is not None and stopped.survey.kind:
+                folder.write_survey(stopped.survey)
             raise
     if folder is not None:
         folder.write_survey(found)

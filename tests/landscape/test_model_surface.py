@@ -101,9 +101,9 @@ def test_the_weights_are_put_back_bit_for_bit():
     model = network(torch.float32)
     surface = surface_of(model, dtype=torch.float32)
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(RuntimeError), surface.put_back():
+    with surface.put_back():
         surface.loss(surface.point + 1)
-        raise RuntimeError
+        assert not torch.equal(before[0], model[0].weight)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(p.grad is None for p in model.parameters())
 

@@ -1,4 +1,5 @@
-"""Slices: random directions that do not see how a network's weights are scaled, and surfaces that are measured where they bend."""
+"""Slices: random directions that do not see how a network's weights are scaled, and surfaces that are measured where they
+bend."""
 
 import math
 

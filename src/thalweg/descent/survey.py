@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thalweg.descent.problem import Problem, start_model
+from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.trail import points_of, trained_part
@@ -31,6 +31,7 @@ from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
 from thalweg.landscape.surface import Slope
 from thalweg.landscape.trace import trace
+from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records import checkpoint
 from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
@@ -63,16 +64,17 @@ def survey_run(
 ) -> Survey:
     """Survey the weights of a run's model; see `verbs.survey`.
 
-    Raises RunError where the weights or the loss there are not finite, TaskError where the loss has no surface; `Interrupted`, whose
-    `survey` is what was measured until then.
+    Raises RunError where the weights or the loss there are not finite, TaskError where the loss has no surface; `Interrupted`,
+    whose `survey` is what was measured until then.
     """
     survey = _Surveyor(run, problem, examples, slices, seed, say)
     try:
         survey.measure()
     except KeyboardInterrupt as stopped:
-        error = Interrupted("Interrupted: the survey has what was measured until then.")
-        error.survey = replace(survey.found, complete=False)  # pyright: ignore[reportAttributeAccessIssue]
-        raise error from stopped
+        kept = replace(survey.found, complete=False)
+        number = stopped.signal if isinstance(stopped, Interrupted) else Interrupted().signal
+        message = "Interrupted: the survey has what was measured until then."
+        raise Interrupted(message, signal=number, survey=kept) from stopped
     return survey.found
 
 
@@ -179,7 +181,8 @@ class _Surveyor:
         return float(losses[0]) if len(losses) else None
 
     def _edge(self, pairs: Eigenpairs) -> tuple[float, float] | None:
-        """Give the largest curvature and that at which the rule becomes unstable; None where its own measure of it is not known."""
+        """Give the largest curvature and that at which the rule becomes unstable; None where its own measure of it is not
+        known."""
         steps, rates = FinishedHistory.of(self.run).recorded("learning_rate")
         before = rates[steps <= self.found.step]
         if not len(before) or not before[-1] > 0:
@@ -248,7 +251,8 @@ class _Surveyor:
             ("largest curvature", pairs.top_vectors, pairs.top),
             ("smallest curvature", pairs.bottom_vectors, pairs.bottom),
         ]
-        rise = max(self._start_loss() or 0.0, 2 * abs(self.found.loss))  # a parabola as curved as the first reaches it at the ends
+        # A parabola as curved as the first one rises by as much at the ends.
+        rise = max(self._start_loss() or 0.0, 2 * abs(self.found.loss))
         reach = min(length, math.sqrt(2 * rise / max(pairs.largest, 1e-12)))
         for name, vectors, values in named:
             if values:
@@ -296,8 +300,8 @@ class _Surveyor:
         self.say("The path of the descent, in the plane that holds most of it.")
         self._keep(made(plane(surface, point, found.directions, x, y, grown=lambda grid: self._keep(made(grid)))))
         self._note(
-            f"The plane holds {sum(found.shares):.0%} of the path's variance; the losses are those in the plane, which differ from those"
-            f" along the path away from its end."
+            f"The plane holds {sum(found.shares):.0%} of the path's variance; the losses are those in the plane, which"
+            f" differ from those along the path away from its end."
         )
 
     def _keep(self, made: Slice) -> None:
@@ -346,7 +350,7 @@ class _Surveyor:
         return int(max(12, min(100, surface.size, BASIS_BYTES // (4 * surface.size))))
 
     def _note_modes(self, model: nn.Module) -> None:
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):  # pyright: ignore[reportPrivateUsage]
+        if gathers_statistics(model):
             self._note(
                 "Batch normalisation has the statistics that training left, frozen; they are not measured anew elsewhere."
             )
@@ -362,7 +366,7 @@ class _Surveyor:
 
 
 @contextmanager
-def _surveyed(model: nn.Module, problem: Problem) -> Iterator[None]:
+def _surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
     """Within, the model is in evaluation mode, with gradients, and has its own modes, buffers and gradients afterwards."""
     gradients = [(p, p.grad) for p in model.parameters()]
     frozen = [(p, p.requires_grad) for p in model.parameters()]
@@ -427,7 +431,8 @@ def _is_noisy(run: Run) -> bool:
 
 
 def _noise(run: Run) -> dict[str, float]:
-    """Give the noise scale of the last tenth of the run, in examples, and what the noise's temperature is then, per squared noise."""
+    """Give the noise scale of the last tenth of the run, in examples, and what the noise's temperature is then, per squared
+    noise."""
     history = FinishedHistory.of(run)
     steps, traces = history.recorded("noise/trace")
     _, squares = history.recorded("noise/squared_gradient")

@@ -19,8 +19,8 @@ POWER = 1.5  # early steps go further, so more of the points are early
 class Trail:
     """Keeps all floating-point weights of a model, end to end, after some of the steps of a run.
 
-    As many points are kept as fit into 16 MB or twice the model's size, 40 at most; in bfloat16 where those do not fit. Nothing is
-    kept of a model so small or a run so short that there would be fewer than three.
+    As many points are kept as fit into 16 MB or twice the model's size, 40 at most; in bfloat16 where those do not fit.
+    Nothing is kept of a model so small or a run so short that there would be fewer than three.
 
     Arguments:
         model: whose weights are kept.
@@ -40,7 +40,8 @@ class Trail:
         self.points: dict[int, Tensor] = {}
 
     def keep(self, last: int, step: int, model: nn.Module) -> None:
-        """Keep the weights after a step where they are due; `last`: the step before, further back where several batches make one."""
+        """Keep the weights after a step where they are due; `last`: the step before, further back where several batches make
+        one."""
         if step in self.due or (step - last > 1 and any(last < due <= step for due in self.due)):
             self.points[step] = torch.cat([p.detach().reshape(-1).to("cpu", self.dtype) for p in _weights(model)])
 

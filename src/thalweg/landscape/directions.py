@@ -1,7 +1,7 @@
 """Directions in the space of weights along which slices of the loss are drawn.
 
-A random direction is made as long, filter by filter, as the weights are there, so that slices of networks that compute the same with
-weights of other sizes look the same. Biases and the weights of normalisations stay as they are.
+A random direction is made as long, filter by filter, as the weights are there, so that slices of networks that compute the
+same with weights of other sizes look the same. Biases and the weights of normalisations stay as they are.
 
 Source: Li, Xu, Taylor, Studer and Goldstein 2018, arXiv:1712.09913.
 """

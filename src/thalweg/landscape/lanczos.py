@@ -1,9 +1,10 @@
 """The largest and smallest eigenvalues of a symmetric matrix that is known by its products with vectors only.
 
 One Lanczos run gives both ends. Every new vector is made orthogonal to all before it, twice, so no eigenvalue comes up again as a
-copy of itself. A value is known once its residual |A v - theta v|, which bounds the distance to an eigenvalue, is small beside it.
-Where the vectors span an invariant subspace a new random one is taken, orthogonal to it: so eigenvalues that coincide are found as
-often as they are there.
+copy of itself. A value is known once its residual |A v - theta v|, which bounds the distance to an eigenvalue, is small beside
+it.
+Where the vectors span an invariant subspace a new random one is taken, orthogonal to it: so eigenvalues that coincide are
+found as often as they are there.
 
 Sources: Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, 1980, chapter 13; Kuczynski and Wozniakowski 1992 for the chance
 that a random start hides a direction.

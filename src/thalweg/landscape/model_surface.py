@@ -32,8 +32,8 @@ class ModelSurface:
     """The loss of a model over given batches.
 
     The model must be in the mode in which the loss is to be measured; `seed_for(number)` is called before batch `number`, so that
-    what draws random numbers draws the same at every point. Weights are written into the model: within `put_back` only, which gives
-    it those that it had.
+    what draws random numbers draws the same at every point. Weights are written into the model: within `put_back` only, which
+    gives it those that it had.
 
     Arguments:
         model: its floating-point parameters that require a gradient are the point. One that is shared counts once.
@@ -43,8 +43,8 @@ class ModelSurface:
         seed_for: see above.
 
     Attributes:
-        products: how often a Hessian or Gauss-Newton matrix was multiplied with a vector; `gradients`, `evaluations`: how often the
-            gradient, or only the loss, was computed, over all batches.
+        products: how often a Hessian or Gauss-Newton matrix was multiplied with a vector; `gradients`, `evaluations`: how
+            often the gradient, or only the loss, was computed, over all batches.
         differences: why products are differences of gradients, where an operation has no second derivative; else empty.
 
     Raises TaskError where there is nothing trained, or the loss differs between two calls at the same weights.
@@ -74,6 +74,7 @@ class ModelSurface:
 
     @property
     def point(self) -> Tensor:
+        """The model's weights as they are now. A copy."""
         return self.flat(p.detach() for p in self.parameters)
 
     def flat(self, tensors: Any) -> Tensor:
@@ -111,6 +112,7 @@ class ModelSurface:
             )
 
     def loss(self, point: Tensor) -> float:
+        """Give the loss at a point, which the model has from then on."""
         self.move_to(point)
         self.evaluations += 1
         total = 0.0
@@ -120,9 +122,11 @@ class ModelSurface:
         return total
 
     def losses(self, points: Sequence[Tensor]) -> list[float]:
+        """Give the losses at several points."""
         return [self.loss(point) for point in points]
 
     def slope(self, point: Tensor) -> Slope:
+        """Give the gradient at a point, which the model has from then on; the error is from the spread over the batches."""
         self.move_to(point)
         self.gradients += 1
         loss, squares = 0.0, 0.0
@@ -150,6 +154,7 @@ class ModelSurface:
         return torch.autograd.grad(loss, self.parameters, create_graph=graph, allow_unused=True, materialize_grads=True)
 
     def hessian(self, point: Tensor) -> Product:
+        """Give the function that multiplies the Hessian at a point with a vector, see `multiplied`."""
         return self.multiplied("hessian", point)
 
     def multiplied(self, matrix: Matrix, point: Tensor) -> Product:
@@ -211,8 +216,8 @@ class ModelSurface:
     def _hides_second_derivative(self, graph: _Graph) -> bool:
         """Note that a function of the user's says it can be differentiated once only, if one does.
 
-        Its gradient ends in a node that raises an error, which autograd leaves out, as it does not lead to the weights: the product
-        would lack what goes through there.
+        Its gradient ends in a node that raises an error, which autograd leaves out, as it does not lead to the weights: the
+        product would lack what goes through there.
         """
         assert isinstance(graph, _HessianGraph)
         seen, waiting = set[Any](), [g.grad_fn for g in graph.gradient]
@@ -291,8 +296,8 @@ class _HessianGraph(_Graph):
 class _GaussNewtonGraph(_Graph):
     """J' H J of one batch: J is the derivative of the outputs by the weights, H the loss's second derivative by the outputs.
 
-    J v comes from differentiating J' u, which is linear in u, along v (Townsend 2017, "A new trick for calculating Jacobian vector
-    products").
+    J v comes from differentiating J' u, which is linear in u, along v (Townsend 2017, "A new trick for calculating Jacobian
+    vector products").
     """
 
     def __init__(self, parameters: list[nn.Parameter], outputs: list[Tensor], loss: Tensor) -> None:

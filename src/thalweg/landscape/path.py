@@ -1,6 +1,7 @@
 """The plane in which a descent's path lies as far as a plane can hold it: the first two principal directions of its points.
 
-Source: Li et al. 2018, arXiv:1712.09913, section 7; computed from the products of the points with each other, of which there are few.
+Source: Li et al. 2018, arXiv:1712.09913, section 7; computed from the products of the points with each other, of which there
+are few.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What kind of place a point of the loss surface is: minimum, saddle point, plateau, slope, or the edge of stability.
 
-First it is asked whether the point is critical at all: whether a step along the gradient would still lower the loss by an amount that
-matters, and whether the gradient stands out of its own sampling error. Then eigenvalues say where to look, and evaluations decide: along
-each direction of negative or of no curvature the loss is followed, both ways, to the first distance at which its change shows. So kinks,
-and points where the second derivative vanishes, are judged by the loss itself.
+First it is asked whether the point is critical at all: whether a step along the gradient would still lower the loss by an
+amount that matters, and whether the gradient stands out of its own sampling error. Then eigenvalues say where to look, and
+evaluations decide: along each direction of negative or of no curvature the loss is followed, both ways, to the first distance
+at which its change shows. So kinks, and points where the second derivative vanishes, are judged by the loss itself.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def find_place(
     Arguments:
         surface, point: the loss, and where it is looked at; a vector of shape (size,).
         slope, pairs: its gradient and the ends of its Hessian's spectrum there.
-        scale: a change of the loss that matters is a thousandth of it: the loss that is left, say. None: taken from the surface, as
-            the change over the distance at which the curvature is another.
+        scale: a change of the loss that matters is a thousandth of it: the loss that is left, say. None: taken from the
+            surface, as the change over the distance at which the curvature is another.
         began: loss and largest curvature where the descent began, beside which a plateau is flat.
         edge: the curvature in the descent's own measure (for Adam preconditioned), and that at which its rule becomes unstable.
     """
@@ -85,8 +85,8 @@ def find_place(
         figures["curvature"], thresholds["curvature"] = edge
         if edge[0] >= EDGE * edge[1] > 0:
             reason = (
-                f"The curvature, {edge[0]:.3g}, is {edge[0] / edge[1]:.2g} of that at which the rule becomes unstable: steps go to"
-                f" and fro across the valley."
+                f"The curvature, {edge[0]:.3g}, is {edge[0] / edge[1]:.2g} of that at which the rule becomes unstable: steps"
+                f" go to and fro across the valley."
             )
             return Place("edge of stability", reason, None, False, figures, thresholds)
     verdict = judge.slope()
@@ -97,8 +97,8 @@ def find_place(
         figures["largest curvature"], thresholds["largest curvature"] = pairs.largest, FLAT * began[1]
         if slope.loss > DESCENDED * began[0] and pairs.largest < FLAT * began[1]:
             reason = (
-                f"Neither gradient nor curvature lead anywhere: the curvature is {pairs.largest / began[1]:.1g} of that at the start,"
-                f" and the loss still {slope.loss / began[0]:.0%} of it."
+                f"Neither gradient nor curvature lead anywhere: the curvature is {pairs.largest / began[1]:.1g} of that at"
+                f" the start, and the loss still {slope.loss / began[0]:.0%} of it."
             )
             return Place("plateau", reason, None, False, figures, thresholds)
     return judge.critical()
@@ -132,8 +132,8 @@ class _Judge:
             return None
         if self.norm2 < NOISE[1] * error:
             reason = (
-                f"The gradient, {math.sqrt(self.norm2):.3g}, is only {math.sqrt(self.norm2 / error):.2g} times its sampling error:"
-                f" more examples would tell whether it still leads downhill."
+                f"The gradient, {math.sqrt(self.norm2):.3g}, is only {math.sqrt(self.norm2 / error):.2g} times its sampling"
+                f" error: more examples would tell whether it still leads downhill."
             )
             return Place("cannot tell", reason, None, False, self.figures, self.thresholds)
         of = "" if self.scale is None else f", {gain / self.scale:.1%} of what is left"
@@ -165,8 +165,8 @@ class _Judge:
         if best is not None and best[0] > (GAIN * self.scale if self.scale is not None else 0):
             more = "" if is_exact else "at least "
             reason = (
-                f"The loss curves downwards in {more}{index} direction{'s' if index > 1 else ''}, most by {min(values):.3g}; along"
-                f" the best of them it falls by {best[0]:.3g}."
+                f"The loss curves downwards in {more}{index} direction{'s' if index > 1 else ''}, most by {min(values):.3g};"
+                f" along the best of them it falls by {best[0]:.3g}."
             )
             return Place("saddle point", reason, index, is_exact, self.figures, self.thresholds, best[1], best[0])
         if unclear and not pairs.known:
@@ -232,8 +232,8 @@ class _Judge:
         return max(0.0, self.found.loss - ahead) if math.isfinite(ahead) else 0.0
 
     def _reach(self) -> float:
-        """Give the distance along the most curved direction at which its curvature is another by half; infinite where it is the same
-        everywhere."""
+        """Give the distance along the most curved direction at which its curvature is another by half; infinite where it is
+        the same everywhere."""
         pairs = self.pairs
         if not pairs.largest > 0:
             return math.inf

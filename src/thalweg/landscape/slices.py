@@ -1,7 +1,8 @@
 """Slices of a loss surface: the loss along a line, or over a plane, through a point.
 
-A plane is measured on few lines first. Between two neighbouring ones the loss is predicted from the others by cubic splines and compared
-with what it is; where it bends more than that, lines are added. So a smooth surface takes a fraction of the points of its grid.
+A plane is measured on few lines first. Between two neighbouring ones the loss is predicted from the others by cubic splines
+and compared with what it is; where it bends more than that, lines are added. So a smooth surface takes a fraction of the
+points of its grid.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import RectBivariateSpline
+from torch import Tensor
 
 from thalweg.landscape.surface import Surface
-from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 COARSE = 9  # lines of the first picture

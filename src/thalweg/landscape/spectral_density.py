@@ -1,7 +1,8 @@
 """How the eigenvalues of a symmetric matrix are spread, from its products only: stochastic Lanczos quadrature.
 
 From a random direction, some Lanczos steps give the values and weights of a quadrature whose mean over directions is the share of
-eigenvalues near each value. Values beyond the known ends cannot come up; how much a share differs between directions is its error.
+eigenvalues near each value. Values beyond the known ends cannot come up; how much a share differs between directions is its
+error.
 
 Sources: Golub and Welsch 1969; Lin, Saad and Yang 2016, arXiv:1308.5467; Ghorbani, Krishnan and Xiao 2019, arXiv:1901.10159.
 """

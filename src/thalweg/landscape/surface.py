@@ -15,8 +15,8 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Slope(NamedTuple):
-    """A gradient at a point, of shape (size,), the loss there, and the square of the gradient's sampling error: the expected squared
-    distance to the gradient over all data, 0 where it is over all of them."""
+    """A gradient at a point, of shape (size,), the loss there, and the square of the gradient's sampling error: the expected
+    squared distance to the gradient over all data, 0 where it is over all of them."""
 
     loss: float
     gradient: Tensor
@@ -65,16 +65,20 @@ class FunctionSurface:
 
     @property
     def point(self) -> Tensor:
+        """Where it is looked at. A copy."""
         return self._point.clone()
 
     def loss(self, point: Tensor) -> float:
+        """Give the function's value."""
         with torch.no_grad():
             return float(self._function(point))
 
     def losses(self, points: Sequence[Tensor]) -> list[float]:
+        """Give the values at several points."""
         return [self.loss(point) for point in points]
 
     def slope(self, point: Tensor) -> Slope:
+        """Give the gradient, with the value."""
         weights = point.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             loss = self._function(weights)
@@ -82,6 +86,7 @@ class FunctionSurface:
         return Slope(float(loss.detach()), torch.zeros_like(weights.detach()) if gradient is None else gradient)
 
     def hessian(self, point: Tensor) -> Product:
+        """Give the function that multiplies the Hessian with a vector; zeros of a linear function."""
         weights = point.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(

@@ -58,7 +58,8 @@ class Run:
     `metrics` are the final figures of `model` ("loss" is the validation loss where there are validation data). `summary` says
     how the run went: status, steps, seconds, which weights `model` has, the figures at the start, and as "training" the loss and
     metrics on the training data (the first 4,096 examples at most), where the task has metrics. `trained` is the model of a run
-    that this process trained, `trail` its weights after some steps. `trust` allows a run that somebody else made to run the code that makes its task.
+    that this process trained, `trail` its weights after some steps. `trust` allows a run that somebody else made to run the
+    code that makes its task.
     """
 
     plan: Plan

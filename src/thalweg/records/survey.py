@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,11 +103,12 @@ SLICE = {
 class Survey:
     """What kind of place a descent reached, and what it looks like around it.
 
-    All figures are of the training loss, without weight decay, in evaluation mode, over `examples` of the `total` training examples.
+    All figures are of the training loss, without weight decay, in evaluation mode, over `examples` of the `total` training
+    examples.
 
     Attributes:
-        kind: "minimum", "saddle point", "maximum", "plateau", "slope", "edge of stability" or "cannot tell"; empty where the survey was
-            stopped before that.
+        kind: "minimum", "saddle point", "maximum", "plateau", "slope", "edge of stability" or "cannot tell"; empty where the
+            survey was stopped before that.
         reason: a sentence with the figures that decided.
         step: after which the weights are those of this place.
         loss, gradient_norm: there. `gradient_error` is the gradient's sampling error; 0 over all examples.
@@ -245,9 +244,9 @@ class Survey:
             "residuals": np.array(self.residuals),
             "density": np.array(self.density),
         }
-        for number, each in enumerate(self.slices):
-            arrays |= {f"slice{number}/{name}": getattr(each, name) for name in ("x", "y", "losses", "path")}
-            arrays[f"slice{number}/path_steps"] = np.array(each.path_steps, np.int64)
+        for place, each in enumerate(self.slices):
+            arrays |= {f"slice{place}/{name}": getattr(each, name) for name in ("x", "y", "losses", "path")}
+            arrays[f"slice{place}/path_steps"] = np.array(each.path_steps, np.int64)
         try:
             np.savez_compressed(target, **arrays)
         except OSError as error:

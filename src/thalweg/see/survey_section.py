@@ -50,7 +50,7 @@ def _figures(found: Survey) -> dict[str, object]:
         "norm of the gradient": found.gradient_norm,
         "its sampling error": found.gradient_error or "none: all examples",
         "examples": f"{found.examples:,}{of}",
-        "directions downwards": "not asked" if found.index is None else f"{'' if found.index_is_exact else 'at least '}{found.index}",
+        "directions downwards": _index(found),
     }
     if found.eigenvalues:
         figures["largest eigenvalues"] = ", ".join(f"{value:.3g}" for value in found.eigenvalues[: found.largest])
@@ -64,6 +64,12 @@ def _figures(found: Survey) -> dict[str, object]:
     if "scale" in found.noise:
         figures["gradient noise scale, in examples"] = found.noise["scale"]
     return figures
+
+
+def _index(found: Survey) -> str:
+    if found.index is None:
+        return "not counted: it is no critical point"
+    return f"{'' if found.index_is_exact else 'at least '}{found.index}"
 
 
 def _layers(found: Survey) -> str:
@@ -87,7 +93,9 @@ def _lines(lines: list[Slice]) -> str:
         for each, colour in zip(lines, colours, strict=False)
     ]
     note = "; ".join(f"{each.name}: {each.axes[0]}" for each in lines)
-    return chart("Loss along directions", series, note=f"The run ended at 0. {note}.", x_name="distance", y_name="training loss")
+    return chart(
+        "Loss along directions", series, note=f"The run ended at 0. {note}.", x_name="distance", y_name="training loss"
+    )
 
 
 def _density(found: Survey) -> str:
@@ -129,7 +137,9 @@ def _plane(each: Slice) -> str:
         path = f'<polyline points="{joined}"/>{dots}'
     x, y = place(0.0, 0.0)
     cross = f'<path d="M{x - 1:.2f} {y:.2f}h2M{x:.2f} {y - 1:.2f}v2"/>'
-    predicted = f", {each.measured:,} of {each.losses.size:,} losses measured" if each.measured < each.losses.size else ""
+    predicted = (
+        f", {each.measured:,} of {each.losses.size:,} losses measured" if each.measured < each.losses.size else ""
+    )
     steps = f" The path goes from step {each.path_steps[0]:,} to {each.path_steps[-1]:,}." if each.path_steps else ""
     note = f"Loss from {low:.3g} (dark) to {high:.3g}{predicted}. The cross is where the run ended.{steps}"
     title = f"Loss over the plane of {'its path' if len(each.path) else each.name}"

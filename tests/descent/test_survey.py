@@ -1,0 +1,281 @@
+"""A survey of a run: what it says of real small descents, that it leaves everything as it was, and that it is kept."""
+
+import copy
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small import blobs, classes, network, plan, weights
+from torch import nn
+from torch.func import functional_call
+
+import thalweg as tw
+from thalweg import cli
+from thalweg.errors import Interrupted, RunError, TaskError
+
+TASK = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+import thalweg as tw
+
+def task() -> tw.Task:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 4, generator=draw)
+    model = lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    return tw.Task(model=model, loss=F.cross_entropy, data=(x, x[:, :3].argmax(1)))
+"""
+
+
+@pytest.fixture(scope="module")
+def run():
+    return tw.train(classes(), plan(steps=60))
+
+
+@pytest.fixture(scope="module")
+def surveyed(run):
+    return tw.survey(run)
+
+
+def test_its_figures_are_those_of_the_dense_hessian_of_the_training_loss(run, surveyed):
+    model = copy.deepcopy(run.model).double()
+    inputs, labels = blobs()
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()]).double()
+
+    def loss(point):
+        parts = point.split([shape.numel() for shape in shapes])
+        given = {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        return F.cross_entropy(functional_call(model, given, (inputs.double(),)), labels)
+
+    hessian = torch.autograd.functional.hessian(loss, flat)
+    exact = torch.linalg.eigvalsh(hessian).flip(0)
+    gradient = torch.func.grad(loss)(flat)
+    assert surveyed.total == surveyed.examples == 96
+    assert surveyed.loss == pytest.approx(float(loss(flat)), rel=1e-5)
+    assert surveyed.gradient_norm == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert surveyed.gradient_error == 0
+    top, bottom = surveyed.eigenvalues[: surveyed.largest], surveyed.eigenvalues[surveyed.largest :]
+    assert top == pytest.approx(exact[:5].tolist(), rel=2e-3)
+    assert bottom == pytest.approx(exact[-5:].tolist(), abs=2e-4 * float(exact[0]))
+    assert abs(surveyed.trace - float(exact.sum())) <= surveyed.trace_error + 1e-4 * float(exact.sum())
+    first = hessian[:48, :48]
+    assert surveyed.layers["0.weight"] == pytest.approx(float(torch.linalg.eigvalsh(first)[-1]), rel=0.05)
+    curvature = float(gradient @ hessian @ gradient / gradient.square().sum())
+    assert surveyed.along["gradient"] == pytest.approx(curvature, rel=1e-3)
+    assert surveyed.kind == "slope"
+
+
+def test_slices_have_the_loss_of_the_run_at_their_centre_and_the_path_its_points(run, surveyed):
+    plane, *lines, path = surveyed.slices
+    assert [each.name for each in surveyed.slices] == [
+        "random directions", "largest curvature", "smallest curvature", "path of the descent"
+    ]  # fmt: skip
+    for each in lines:
+        assert each.losses[len(each.x) // 2] == pytest.approx(surveyed.loss, rel=1e-5)
+    middle = len(plane.x) // 2
+    assert plane.losses[middle, middle] == pytest.approx(surveyed.loss, rel=0.02)
+    assert path.path_steps[0] == 0
+    assert path.path_steps == tuple(sorted(path.path_steps))
+    assert len(path.path) == len(path.path_steps) >= 20
+    assert 0.5 < sum(path.shares) <= 1
+    start = torch.cat(
+        [p.detach().flatten() for p in tw.train(classes(), plan(steps=1, learning_rate=1e-30)).model.parameters()]
+    )
+    end = weights(run.model)
+    kept = run.trail[0]
+    torch.testing.assert_close(kept, start)
+    inside = float(((path.path[0] ** 2).sum()) ** 0.5)
+    assert inside <= float((kept - end).norm()) * (1 + 1e-5)
+    assert inside == pytest.approx(float((kept - end).norm()), rel=0.1)
+
+
+def test_model_gradients_modes_and_process_are_left_as_they_were(run):
+    model = run.model
+    before, modes = weights(model).clone(), [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    first = tw.survey(run, slices=False)
+    assert torch.equal(weights(model), before)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    model[0].weight.grad = None
+    assert torch.equal(torch.get_rng_state(), state)
+    second = tw.survey(run, slices=False)
+    assert first.eigenvalues == second.eigenvalues
+    assert not first.slices
+
+
+def test_dropout_and_batch_normalisation_are_measured_in_evaluation_mode():
+    found = tw.survey(
+        tw.train(classes(model=lambda: network(nn.BatchNorm1d(12), nn.Dropout(0.5))), plan()), slices=False
+    )
+    assert found.kind
+    assert any("Batch normalisation has the statistics" in note for note in found.notes)
+
+
+def test_full_batch_gradient_descent_ends_at_the_edge_of_stability_and_small_rates_do_not():
+    """Cohen et al. 2021: the sharpness rises to 2 / rate and stays there."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 5, generator=draw)
+    targets = torch.sin(2 * inputs[:, :1]) + inputs[:, 1:2] * inputs[:, 2:3]
+
+    def model():
+        return nn.Sequential(nn.Linear(5, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1))
+
+    kinds = {}
+    for rate, steps in ((0.2, 1500), (0.01, 300)):
+        made = tw.Plan(
+            rule="gradient_descent", learning_rate=rate, batch_size=60, steps=steps, weight_decay=0, clip_norm=None, watch=False,
+            schedule="constant", keep="last", seed=1,
+        )  # fmt: skip
+        task = tw.Task(model=model, loss=nn.MSELoss(), data=(inputs, targets), validation=(inputs, targets))
+        found = tw.survey(tw.train(task, made), slices=False)
+        assert found.edge == pytest.approx(2 / rate)
+        kinds[rate] = found.kind, found.eigenvalues[0] * rate / 2
+    assert kinds[0.2][0] == "edge of stability"
+    assert 0.9 < kinds[0.2][1] < 1.3
+    assert kinds[0.01][0] != "edge of stability"
+    assert kinds[0.01][1] < 0.5
+
+
+def test_a_network_of_zeros_is_on_no_minimum():
+    class Zeros(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.zeros(3, 3))
+
+        def forward(self, x):
+            return x @ self.first @ self.second
+
+    task = tw.Task(model=Zeros, loss=nn.MSELoss(), data=(blobs()[0], blobs()[0][:, :3]))
+    found = tw.survey(tw.train(task, plan(rule="gradient_descent", steps=5, weight_decay=0)), slices=False)
+    assert (found.kind, found.index) == ("saddle point", 9 if found.index_is_exact else found.index)
+    assert found.index
+
+
+def test_a_run_in_a_folder_keeps_its_survey_and_its_report_shows_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(TASK)
+    assert cli.main(["train", "mine.py", "--steps", "40", "--out", "run", "--quiet"]) == 0
+    assert cli.main(["survey", "run", "--figure", "slice.svg", "--arrays", "slices.npz"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"After step \d+: (slope|minimum|saddle point)", told)
+    assert Path("slice.svg").read_text().lstrip().startswith("<?xml")
+    arrays = np.load("slices.npz")
+    assert arrays["slice0/losses"].shape == (51, 51)
+    report = Path("run/report.html").read_text()
+    assert "Where it ended" in report
+    assert 'class="walk"' in report
+    assert cli.main(["survey", "run", "--json", "--no-slices"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 67
+    found = tw.Survey.load("run/survey.json")
+    assert found.slices == ()
+    found.save("again.json")
+    assert tw.Survey.load("again.json") == found
+    Path("run/survey.json").write_text(
+        Path("run/survey.json").read_text().replace('"parameters": 67', '"parameters": 68')
+    )
+    with pytest.raises(RunError, match="cannot be read as a survey"):
+        tw.Survey.load("run/survey.json")
+    tw.report("run")
+    assert "cannot be read as a survey" in Path("run/report.html").read_text()
+    with pytest.raises(RunError, match="There is no survey"):
+        tw.Survey.load("nothing.json")
+
+
+def test_a_survey_with_planes_is_the_same_after_it_was_written(surveyed, tmp_path):
+    surveyed.save(tmp_path / "survey.json")
+    found = tw.Survey.load(tmp_path / "survey.json")
+    assert found.to_json() == surveyed.to_json()
+    assert np.array_equal(found.slices[-1].path, surveyed.slices[-1].path)
+
+
+def test_a_stopped_survey_keeps_what_it_has(tmp_path):
+    run = tw.train(classes(), plan(), out=tmp_path / "run")
+
+    def stop(text):
+        if text.startswith("Slices"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        tw.survey(run, say=stop)
+    assert not stopped.value.survey.complete
+    kept = tw.Survey.load(tmp_path / "run" / "survey.json")
+    assert kept.kind == stopped.value.survey.kind != ""
+    assert math.isnan(kept.trace)
+
+
+def test_the_trail_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path):
+    whole = tw.train(classes(), plan())
+
+    def stop(model, figures):
+        if figures.step == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        tw.train(classes(), plan(), out=tmp_path / "run", on_step=stop)
+    resumed = tw.resume(tmp_path / "run", classes())
+    assert sorted(resumed.trail) == sorted(whole.trail)
+    assert all(torch.equal(resumed.trail[step], point) for step, point in whole.trail.items())
+    opened = tw.Run.open(tmp_path / "run", classes())
+    assert tw.survey(opened).slices[-1].path_steps == tuple(sorted(whole.trail))
+
+
+def test_of_more_examples_than_are_looked_at_the_sampling_error_is_said():
+    task = classes(data=blobs(900), validation=None, metrics={})
+    run = tw.train(task, plan())
+    found = tw.survey(run, examples=128, slices=False)
+    assert (found.examples, found.total) == (128, 900)
+    assert found.gradient_error > 0
+    assert "of 900 training examples" in str(found)
+
+
+def test_a_task_with_its_own_step_and_one_that_compares_examples_have_surveys():
+    def step(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    plain = tw.survey(tw.train(classes(), plan()), slices=False)
+    own = tw.survey(tw.train(classes(loss=None, step=step, metrics={}), plan()), slices=False)
+    assert own.loss == pytest.approx(plain.loss, rel=1e-4)
+
+    def contrastive(model, batch):
+        outputs = F.normalize(model(batch[0]), dim=1)
+        return F.cross_entropy(5 * outputs @ outputs.T, torch.arange(len(outputs)))
+
+    found = tw.survey(tw.train(classes(loss=None, step=contrastive, metrics={}), plan()), slices=False)
+    assert any("no mean over its examples" in note for note in found.notes)
+
+
+def test_what_has_no_survey_is_refused_in_a_sentence(run, tmp_path):
+    with pytest.raises(tw.ArgumentError, match="at least 1"):
+        tw.survey(run, examples=0)
+    with pytest.raises(RunError, match="no run"):
+        tw.survey(tmp_path)
+    broken = tw.train(classes(), plan())
+    with torch.no_grad():
+        broken.model[0].weight.fill_(math.nan)
+    with pytest.raises(RunError, match="not finite"):
+        tw.survey(broken)
+    assert bool(broken.model[0].weight.isnan().all())
+
+    class Counting(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            Counting.calls += 1
+            return self.inner(x) * (1 + Counting.calls / 1000)
+
+    counting = tw.train(classes(model=Counting), plan())
+    with pytest.raises(TaskError, match="differs between two calls"):
+        tw.survey(counting)
