@@ -279,3 +279,25 @@ def test_what_has_no_survey_is_refused_in_a_sentence(run, tmp_path):
     counting = tw.train(classes(model=Counting), plan())
     with pytest.raises(TaskError, match="differs between two calls"):
         tw.survey(counting)
+
+
+def test_adam_is_judged_by_its_preconditioned_curvature(tmp_path):
+    """Cohen et al. 2022: under full-batch Adam it hovers at 38 / rate."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 5, generator=draw)
+    targets = torch.sin(2 * inputs[:, :1]) + inputs[:, 1:2] * inputs[:, 2:3]
+
+    def model():
+        return nn.Sequential(nn.Linear(5, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 1))
+
+    made = tw.Plan(
+        rule="adam", learning_rate=5e-3, batch_size=60, steps=1500, weight_decay=0, clip_norm=None, watch=False,
+        schedule="constant", keep="last", seed=1,
+    )  # fmt: skip
+    task = tw.Task(model=model, loss=nn.MSELoss(), data=(inputs, targets), validation=(inputs, targets))
+    run = tw.train(task, made, out=tmp_path / "run")
+    found = tw.survey(run, slices=False)
+    assert found.edge == pytest.approx(38 / 5e-3, rel=1e-3)
+    assert 0.7 < found.along["preconditioned"] / found.edge < 1.3
+    in_memory = tw.survey(tw.train(task, made.replace(steps=20)), slices=False)
+    assert any("That is not known here" in note for note in in_memory.notes)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
 from thalweg.landscape.surface import Slope
 from thalweg.landscape.trace import trace
+from thalweg.optim.preconditioner import preconditioner
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records import checkpoint
 from thalweg.records.run import Run
@@ -164,7 +165,7 @@ class _Surveyor:
         start = self._start_loss()
         left = slope.loss if slope.loss > 0 else None
         scale = left if start is None or left is None else min(left, max(start - slope.loss, 0.0)) or left
-        edge = self._edge(pairs)
+        edge = self._edge(surface, point, pairs)
         place = find_place(surface, point, slope, pairs, scale=scale, edge=edge)
         self._add(
             kind=place.kind,
@@ -180,7 +181,7 @@ class _Surveyor:
         losses = losses[np.isfinite(losses)]
         return float(losses[0]) if len(losses) else None
 
-    def _edge(self, pairs: Eigenpairs) -> tuple[float, float] | None:
+    def _edge(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> tuple[float, float] | None:
         """Give the largest curvature and that at which the rule becomes unstable; None where its own measure of it is not
         known."""
         steps, rates = FinishedHistory.of(self.run).recorded("learning_rate")
@@ -194,14 +195,45 @@ class _Surveyor:
         if edge.curvature is None or not math.isfinite(edge.curvature):
             return None
         self._add(edge=edge.curvature)
+        curvature = pairs.largest
         if edge.scales:
-            self._note(
-                "The rule's stable edge is one of the curvature divided by the usual size of each gradient: not compared."
-            )
-            return None
+            found = self._preconditioned(surface, point)
+            if found is None:
+                self._note(
+                    "The rule becomes unstable by the curvature divided by the usual size of each gradient. That is not"
+                    " known here: the run keeps it with its last checkpoint only, in a folder."
+                )
+                return None
+            curvature = found
+            self._add(along={**self.found.along, "preconditioned": curvature})
         if _is_noisy(self.run):
             return None  # mini-batches leave the full loss's curvature below the edge, and hover there by noise
-        return pairs.largest, edge.curvature
+        return curvature, edge.curvature
+
+    def _preconditioned(self, surface: ModelSurface, point: Tensor) -> float | None:
+        """Give the largest curvature in the rule's own measure, from the state of the optimiser after the surveyed step."""
+        if self.run.folder is None:
+            return None
+        try:
+            loaded = checkpoint.load(RunFolder(self.run.folder).checkpoints_path)
+        except CheckpointError:
+            return None
+        states = loaded.state.get("optimizer")
+        if loaded.step != self.found.step or not isinstance(states, Mapping):
+            return None
+        plan, parts = self.run.plan, list[Tensor]()
+        for name, parameter in zip(surface.names, surface.parameters, strict=True):
+            state = cast("Mapping[str, Any]", states.get(name) or {})
+            part = preconditioner(plan.rule, plan.constants, state)
+            if part is None or part.shape != parameter.shape:
+                return None
+            parts.append(part)
+        root, product = surface.flat(parts).sqrt(), surface.hessian(point)
+        most = self._vectors(surface)
+        found = eigenpairs(
+            lambda v: root * product(root * v), point, top=1, bottom=0, tolerance=0.01, most=most, seed=self.seed
+        )
+        return found.top[0]
 
     def _spectrum(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> None:
         product = surface.hessian(point)

@@ -60,7 +60,7 @@ def trace(
     known = torch.empty(0, size, dtype=start.dtype, device=start.device) if subspace is None else subspace
     products, sketched = 0, list[Tensor]()
     for _ in range(min(sketch, size - len(known))):
-        sketched.append(product(_signs(start, generator)))
+        sketched.append(product(torch.randn(size, generator=generator).to(start)))
         products += 1
     basis = _orthonormal(torch.cat([known, torch.stack(sketched)]) if sketched else known)
     exact = 0.0

@@ -118,7 +118,8 @@ class Survey:
         trace, trace_error: the sum of all eigenvalues, and the half-width of its interval of 95 %; NaN where not measured.
         density: eigenvalues and the share of each, from random directions, as two lists.
         layers: the largest eigenvalue within each layer's own weights, by name.
-        along: curvature along certain directions, by name ("gradient").
+        along: curvature along certain directions, by name: "gradient", and "preconditioned" for the largest one of the curvature
+            divided by the usual size of each gradient, of a rule that does so.
         edge: the curvature at which the rule would have become unstable, at the rate of that step; NaN where there is none.
         slices: lines and planes.
         figures, thresholds: by which the kind was decided.
@@ -180,7 +181,9 @@ class Survey:
                 words.append(f"sum of all {self.trace:.3g}{error}")
             lines.append(f"eigenvalues of the Hessian: {'; '.join(words)}")
         if math.isfinite(self.edge):
-            lines.append(f"the rule becomes unstable at a curvature of {self.edge:.3g}")
+            own = self.along.get("preconditioned")
+            measure = "" if own is None else f" in its own measure, in which the largest is {own:.3g}"
+            lines.append(f"the rule becomes unstable at a curvature of {self.edge:.3g}{measure}")
         if self.layers:
             sharpest = sorted(self.layers.items(), key=lambda item: -item[1])[:3]
             lines.append(f"sharpest layers: {', '.join(f'{name} {value:.3g}' for name, value in sharpest)}")

@@ -59,6 +59,8 @@ def _figures(found: Survey) -> dict[str, object]:
         figures["sum of all eigenvalues"] = f"{found.trace:.3g} ± {found.trace_error:.1g}"
     if "gradient" in found.along:
         figures["curvature along the gradient"] = found.along["gradient"]
+    if "preconditioned" in found.along:
+        figures["largest curvature in the rule's own measure"] = found.along["preconditioned"]
     if math.isfinite(found.edge):
         figures["the rule becomes unstable at"] = found.edge
     if "scale" in found.noise:
