@@ -77,6 +77,7 @@ CALLS = {
     "Group": lambda task, plan, run, folder: tw.Group(weight_decay_factor=0),
     "Plan": lambda task, plan, run, folder: tw.Plan(),
     "Run": lambda task, plan, run, folder: tw.Run.open(run.folder, task).model,
+    "Survey": lambda task, plan, run, folder: tw.Survey.from_json(tw.Survey(kind="slope").to_json()),
     "Task": lambda task, plan, run, folder: task.make_model(),
     "Watch": lambda task, plan, run, folder: tw.Watch(run.model, torch.optim.SGD(run.model.parameters())).close(),
     "check": lambda task, plan, run, folder: tw.check(task),
@@ -84,6 +85,7 @@ CALLS = {
     "diagnose": lambda task, plan, run, folder: tw.diagnose(run) + tw.diagnose(run.folder),
     "fit": lambda task, plan, run, folder: tw.fit(task, steps=20, effort=1),
     "forecast": lambda task, plan, run, folder: tw.forecast(run),
+    "survey": lambda task, plan, run, folder: tw.survey(run, slices=False).to_json(),
     "report": lambda task, plan, run, folder: tw.report(run).stat(),
     "resume": lambda task, plan, run, folder: tw.resume(run.folder, task),
     "train": lambda task, plan, run, folder: tw.train(task, plan, out=run.folder),
@@ -110,7 +112,7 @@ def test_every_name_of_the_package_does_something(name, done):
 def test_no_module_hides_a_verb():
     for name in MODULES:
         importlib.import_module(name)
-    for verb in ("check", "diagnose", "fit", "forecast", "report", "resume", "train", "tune"):
+    for verb in ("check", "diagnose", "fit", "forecast", "report", "resume", "survey", "train", "tune"):
         assert isinstance(getattr(tw, verb), types.FunctionType)
 
 

@@ -31,7 +31,7 @@ class Trail:
         size = sum(p.numel() for p in _weights(model))
         room = max(BYTES, 8 * size)
         self.dtype = torch.float32 if MOST_POINTS * 4 * size <= room else torch.bfloat16
-        points = min(MOST_POINTS, total + 1, room // max(1, size * self.dtype.itemsize))
+        points = 0 if not size else min(MOST_POINTS, total + 1, room // (size * self.dtype.itemsize))
         self.due = (
             frozenset(round(total * (i / (points - 1)) ** POWER) for i in range(points))
             if points >= FEWEST_POINTS

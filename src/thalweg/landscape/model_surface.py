@@ -64,7 +64,7 @@ class ModelSurface:
         self.parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
         self.names = [n for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
         if not self.parameters:
-            raise TaskError("The model has no weights that are trained, so it has no loss surface.")
+            raise TaskError("The model trains no weights that are real numbers, so it has no loss surface.")
         self.sizes = [p.numel() for p in self.parameters]
         self.size = sum(self.sizes)
         self.dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
