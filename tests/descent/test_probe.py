@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import thalweg as tw
 from thalweg.descent.gradient import compute_gradient
-from thalweg.descent.loop import take_step
 from thalweg.descent.probe import DescentProbe
+from thalweg.descent.stepping import take_step
 from thalweg.records.step_figures import StepFigures
 from thalweg.see.advice import next_steps
 from thalweg.see.events import event_sentences

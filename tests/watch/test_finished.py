@@ -48,7 +48,7 @@ def test_overfitting_is_said_and_a_run_of_the_steps_that_were_enough_is_no_worse
 
 NOT_OVERFITTING = {
     "as many examples as there are": (digits.task, tw.Plan(learning_rate=3e-3, schedule=LINEAR), 3),
-    "momentum at 30": (digits.task, tw.Plan(rule="momentum", learning_rate=30.0), 20),
+    "momentum at 30": (digits.task, tw.Plan(rule="momentum", learning_rate=30.0, watch=False), 20),
     "steps that swing": (digits.task, tw.Plan(rule="momentum", learning_rate=1.0), 6),
     "descent that swings": (digits.task, tw.Plan(rule="gradient_descent", learning_rate=3.0), 6),
     "a few steps at a high rate": (digits.task, tw.Plan(learning_rate=0.03), 1),
@@ -93,10 +93,9 @@ def test_the_wild_run_is_told_that_its_rate_was_too_high_and_learns_at_the_rate_
     run = tw.train(digits.task(), plan, epochs=20, seed=seed)
     text = "\n".join(next_steps(run))
     assert "The rate of 30 was too high for this descent" in text
-    rate = float(re.findall(r"around a third of it: `learning_rate=([\d.]+)`", text)[0])
+    rate = float(re.findall(r"Plan anew with that: `learning_rate=([\d.]+)`", text)[0])
     assert run.metrics["accuracy"] > 0.5  # after all that was spent on the way to that rate
-    clip = float(re.findall(r"`clip_norm=([\d.]+)`", text)[0])
-    told = tw.train(digits.task(), plan.replace(learning_rate=rate, clip_norm=clip), epochs=20, seed=seed)
+    told = tw.train(digits.task(), plan.replace(learning_rate=rate), epochs=20, seed=seed)
     assert told.metrics["accuracy"] > 0.9
 
 

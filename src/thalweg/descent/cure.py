@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 
 from thalweg.descent.beginning import begin_again, can_begin_again, first_state
+from thalweg.descent.courses import BETWEEN, Courses
 from thalweg.descent.gradient import backward, squared_norm
 from thalweg.descent.out_of_memory import release
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.state import Descent
 from thalweg.descent.their_objects import not_put_back
 from thalweg.descent.untouched import untouched
-from thalweg.errors import DivergedError, NonFiniteError, ThalwegError, error_text, few
+from thalweg.errors import DivergedError, Interrupted, NonFiniteError, ThalwegError, error_text, few
 from thalweg.formatting import capitalized
 from thalweg.landscape.restart import forget, restart_layers
 from thalweg.landscape.trained_weights import has_learnt
@@ -28,6 +29,7 @@ from thalweg.watch.monitor import intervenes
 from thalweg.watch.probe import NotMeasuredError, Probe, measured_or_not
 from thalweg.watch.replay import Batch
 
+FAR = 4.0  # times the rate that gets furthest, or a quarter of it: such a rate is far off
 MOST_SKIPS = 3  # batches in a row without a finite gradient before giving up
 LOOKS_TRAINED = (
     "No layer was started anew: the network's weights look trained, and what they have learnt would be lost."
@@ -44,6 +46,9 @@ def accept_step(descent: Descent, recorder: Recorder, figures: StepFigures, prob
     Raises NonFiniteError after several batches in a row that are not finite, DivergedError where no cure is left.
     """
     found = descent.monitor.observe(figures, probe) if descent.plan.watch else []
+    if not found and not figures.skipped:
+        return True
+    found = [each for one in found if (each := _by_courses(descent, recorder, one)) is not None]
     if not found and not figures.skipped:
         return True
     found = [_as_possible(descent, recorder, each) for each in found]
@@ -82,6 +87,63 @@ def _as_possible(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diag
     elif descent.snapshot is not None:
         return found
     return replace(found, cure=replace(cure, rollback=False, restart=()))
+
+
+def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagnosis | None:
+    """Give a diagnosis whose cure sets the rate by courses from the beginning, where they can be taken: the run begins again with
+    the best one. Where that is the present one, a rate that was to be raised, or that only seemed too high, stays.
+
+    A mere suspicion, which is a note, is dropped where no course gets further or none can be taken.
+    """
+    cure = found.cure
+    if cure is None or not cure.by_courses:
+        return found
+    is_guess = found.severity == "note"
+    unproven = None if is_guess else found
+    if not recorder.tries_rates or not can_begin_again(descent):
+        return unproven
+    courses, step, rate = Courses(descent, recorder), descent.step, descent.plan.learning_rate
+    try:
+        best = courses.best(cure.rate_factor, has_failed=found.severity == "critical")
+        if best is None and is_guess and cure.rate_factor < 1:
+            best = courses.best(BETWEEN**2)  # few tries may be wrong about the side
+    except Interrupted:
+        raise
+    except Exception as error:  # there may be no memory for a second model
+        release(descent.problem.device)
+        recorder.event(step, "note", f"Other learning rates could not be tried from the beginning: {error_text(error)}")
+        return unproven
+    if not courses.losses:
+        return unproven
+    descent.monitor.settle_rate()
+    rate *= descent.changes.rate_factor
+    ends = {rate * factor: courses.end(factor) for factor in sorted(courses.losses)}
+    told = ", ".join(f"{one:.3g} comes to a loss of {end:.4g}" for one, end in ends.items())
+    message = f"Tried learning rates on the first {courses.steps} steps, beside the run: {told}."
+    recorder.event(step, "note", message, {"rates": list(ends), "losses": list(ends.values()), "tried": descent.tried})
+    if best is not None:
+        text = f"Set the learning rate to {rate * best:.3g}, {best:.3g} times what it was: of those tried it gets furthest."
+        cure = replace(cure, action=text, rollback=True, begin_again=True, rate_factor=best, clip_norm=None)
+        is_far = not 1 / FAR < best < FAR
+        severity = "critical" if found.severity == "critical" else "warning" if is_far else "note"
+        found = replace(found, severity=severity, cure=cure)
+        return _by_what_came_of_it(found, rate, best, courses) if is_guess else found
+    if cure.rollback or is_guess:
+        return unproven
+    kept = Cure(f"The run goes on as it is: none of the rates that were tried gets further than {rate:.3g}.")
+    return replace(found, severity="note", cure=kept)
+
+
+def _by_what_came_of_it(found: Diagnosis, rate: float, best: float, courses: Courses) -> Diagnosis:
+    """Give a diagnosis that was a guess, of which courses have shown more than the signs for it, on whichever side."""
+    side = "low" if best > 1 else "high"
+    ends = courses.end(best), courses.end(1.0)
+    cause = (
+        f"The learning rate of {rate:.3g} is too {side}: on the first {courses.steps} steps of the run it comes to a loss of"
+        f" {ends[1]:.4g}, and {rate * best:.3g} to {ends[0]:.4g}."
+    )
+    evidence = {f"loss after {courses.steps} steps at another rate": {"value": ends[0], "threshold": ends[1]}}
+    return replace(found, name=f"learning-rate-too-{side}", cause=cause, evidence={**found.evidence, **evidence})
 
 
 def _makes_beginning(descent: Descent, recorder: Recorder) -> bool:
@@ -277,7 +339,8 @@ def roll_back(descent: Descent, recorder: Recorder, figures: StepFigures, found:
     settings += f", and with {', '.join(restarted)} started anew" if restarted else ""
     message = f"Went back from step {step:,} to step {descent.step:,}, {settings}."
     anew = {**({"restarted": list(restarted)} if restarted else {}), **({"forgot": True} if found.cure.forget else {})}
-    data = {"from": step, "to": descent.step, **changes.to_dict(), **anew}
+    tried = {"by_courses": True} if found.cure.begin_again and found.cure.by_courses else {}
+    data = {"from": step, "to": descent.step, **changes.to_dict(), **anew, **tried}
     recorder.event(descent.step, "rollback", message, data)
 
 

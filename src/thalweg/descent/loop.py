@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 from thalweg.descent.cure import accept_step
@@ -15,15 +14,14 @@ from thalweg.descent.rare_figures import RareFigures
 from thalweg.descent.recorder import Recorder
 from thalweg.descent.selection import end_with_weights, validate_and_select
 from thalweg.descent.state import Descent, default_validate_every
+from thalweg.descent.stepping import take_step
 from thalweg.optim.engines import compiles_first_step
-from thalweg.optim.optimizer import StepRecord
 from thalweg.sampling.sources import TensorSource
 from thalweg.watch.step_recorder import step_figures
 
 COMPILES = "The first step compiles the update rule for this accelerator: that may take some minutes, once per process."
 MEMORY_EVERY = 50  # steps between readings of the memory in use
 SETTLED, SETTLED_OF_STREAM = 100, 1000  # steps until what is set up once is there
-NOT_TAKEN = StepRecord(math.nan, 1.0, True, 0, ())  # no gradient norm, not clipped, skipped, nothing counted
 
 
 def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> None:
@@ -36,6 +34,7 @@ def descend(descent: Descent, recorder: Recorder, until: int | None = None) -> N
     every = plan.validate_every or default_validate_every(descent.total_steps, descent.steps_per_epoch)
     end = min(descent.total_steps, until or descent.total_steps)
     settled, probe, rare = settled_step(descent), DescentProbe(descent), RareFigures(descent, recorder)
+    descent.monitor.try_rates(recorder.tries_rates)
     recorder.begin(descent)
     try:
         with preserve_process_state(plan.threads), recorder.stop_request.listening():
@@ -106,11 +105,3 @@ def settled_step(descent: Descent) -> int:
     if isinstance(descent.batches.source, TensorSource):
         return descent.step + SETTLED
     return descent.step + max(SETTLED, descent.steps_per_epoch or SETTLED_OF_STREAM)
-
-
-def take_step(descent: Descent, loss: float) -> StepRecord:
-    """Update the weights, unless the loss is not finite; the optimiser skips a gradient that is not finite itself."""
-    if not math.isfinite(loss):
-        return NOT_TAKEN
-    descent.optimizer.step()
-    return (descent.optimizer.last or NOT_TAKEN).on_host()

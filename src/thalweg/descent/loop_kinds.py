@@ -35,7 +35,7 @@ LOOP_KINDS: Mapping[str, Kind] = {
     "step": count,
     "batches": record({"epoch": count, "within": count, "begun": flag}),
     "schedule": table(anything),
-    **dict.fromkeys(("accumulate", "repeated"), count),
+    **dict.fromkeys(("accumulate", "repeated", "tried"), count),
     "scale": record({"value": number, "good": count}),
     "monitor": record(
         {

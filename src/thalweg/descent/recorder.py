@@ -113,6 +113,7 @@ class Recorder:
         self.differs = (
             False  # whether the run went on by another task, or in a process unlike the one it was stopped in
         )
+        self.tries_rates = False  # whether cures may take courses beside the run
         self._is_put_off = False  # whether the last checkpoint that was due could not be written
         self._process = os.getpid()
 

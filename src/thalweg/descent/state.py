@@ -74,7 +74,7 @@ class Descent:
     Changed when a step failed: `changes`, what cures have changed; `skipped_batches`, the positions
     of batches that are not used again, and of these `skipped_together`, which were skipped with the one before, in one step;
     `consecutive_skips`, the steps in a row that were skipped; `accumulate`, the micro-batches per step; `repeated`, how many
-    steps were undone by going back to the beginning.
+    steps were undone by going back to the beginning, and `tried`, how many were taken beside the run to try other rates.
 
     `compiled` is the compiled forward pass, where the plan asks for one.
 
@@ -132,7 +132,7 @@ class Descent:
         self.changes = Changes(clip_norm=plan.clip_norm)
         self.skipped_batches: list[tuple[int, int]] = []
         self.skipped_together: list[tuple[int, int]] = []
-        self.consecutive_skips = self.repeated = 0
+        self.consecutive_skips = self.repeated = self.tried = 0
         self.last_position: tuple[int, int] = (0, 0)
         self.last_positions: list[tuple[int, int]] = []
         self.last_draws: list[Draw] = []
@@ -290,6 +290,7 @@ class Descent:
             self.trail.load(state)
         if not rollback:
             self.accumulate, self.repeated = loop["accumulate"], loop.get("repeated", 0)
+            self.tried = loop.get("tried", 0)
             self.skipped_batches = [(epoch, index) for epoch, index in loop["left_out"]]
             self.skipped_together = [(epoch, index) for epoch, index in loop.get("left_out_together", [])]
             self.batches.leave_out(loop.get("left_out_examples", []))
@@ -486,6 +487,7 @@ class Descent:
             "start": dict(self.initial_validation),
             "last": dict(self.last_validation),
             **({"repeated": self.repeated} if self.repeated else {}),
+            **({"tried": self.tried} if self.tried else {}),
             **({"moving": sorted(self.moving)} if self.moving else {}),
             **({"adopted": [list(names) for names in self.adopted]} if self.adopted else {}),
         }

@@ -336,6 +336,8 @@ def _train(descent: Descent, recorder: Recorder, earlier_seconds: float = 0.0, b
             started -= _go_on_with(begun, descent, recorder)
         if recorder.folder is not None:
             recorder.folder.discard_candidates()
+        # A search tries rates itself, and the run of a plan that one has found is to be the one that it took.
+        recorder.tries_rates = all(why.source != "searched" for why in descent.plan.evidence.values())
         descend(descent, recorder)
         recorder.tell_not_kept(descent)
     except BaseException as error:

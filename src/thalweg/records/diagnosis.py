@@ -20,6 +20,8 @@ class Cure:
         action: what to do in one sentence, for a person.
         rollback: go back to the last good snapshot first.
         begin_again: go back to where the run began instead, where that costs little of it and loses nothing that was learnt.
+        by_courses: set the rate, up or down as `rate_factor` says, where courses of some steps from the run's beginning get
+            furthest, and change nothing where none gets further. Where they cannot be taken, the rest holds as it stands.
         skip_batch: leave this step's batch out.
         leave_out: leave the examples out, from here on, that the diagnosis and earlier ones of its name list.
         rate_factor: multiplies the learning rate from here on, above 0.
@@ -39,6 +41,7 @@ class Cure:
     action: str
     rollback: bool = False
     begin_again: bool = False
+    by_courses: bool = False
     skip_batch: bool = False
     leave_out: bool = False
     rate_factor: float = 1.0
@@ -123,6 +126,7 @@ _CURE: Mapping[str, Kind] = {
     "action": text,
     "rollback": flag,
     "begin_again": flag,
+    "by_courses": flag,
     "skip_batch": flag,
     "leave_out": flag,
     "forget": flag,

@@ -130,6 +130,11 @@ def _changed_rate(run: Run, history: FinishedHistory) -> list[str]:
     if not _halved_the_loss(run, history):
         far_lower = _how_to_set("learning_rate", f"{planned / 100:.3g}")
         return [f"{went}, which was too high as well: less than half of the loss is gone. Start with {far_lower}."]
+    if any(event.data.get("by_courses") for event in run.events if event.kind == "rollback"):
+        with_it = _how_to_set("learning_rate", f"{lowered:.3g}")
+        return [
+            f"{went}, which got furthest of those that were tried on its first steps. Plan anew with that: {with_it}."
+        ]
     clip = (run.summary.get("cures") or {}).get("clip_norm")
     clipped = f" It was clipped too: set `clip_norm={clip:.3g}` as well." if clip and clip != run.plan.clip_norm else ""
     third = _how_to_set("learning_rate", f"{lowered / 3:.3g}")

@@ -29,6 +29,7 @@ def back(window: Window, factor: float) -> Cure:
         action=f"Go back to the last good snapshot, lower the rate from {window.rate:.3g} by a factor of {factor:.3g}, and clip"
         f" the gradient's norm at {clip:.3g}.",
         rollback=True,
+        by_courses=True,
         rate_factor=factor,
         clip_norm=clip,
         code=f"watch.go_back(rate_factor={factor:.3g}, clip_norm={clip:.3g})",
@@ -46,6 +47,7 @@ def raise_rate(window: Window, factor: float) -> Cure:
     return Cure(
         action=f"Raise the learning rate from {window.rate:.3g} by a factor of {factor:g}.",
         begin_again=True,
+        by_courses=True,
         rate_factor=factor,
         code=f"watch.change(rate_factor={factor:g})",
     )

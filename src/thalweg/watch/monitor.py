@@ -16,7 +16,7 @@ from thalweg.watch.cause import Cause, Detector, check_diagnosis, warn_of_failur
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import ranked, with_consequences
 from thalweg.watch.probe import NotMeasuredError, Probe, measured_or_not
-from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, QUARTER, Symptom
+from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, LIKELY_LENGTH, QUARTER, Symptom
 from thalweg.watch.symptoms import SYMPTOMS
 from thalweg.watch.symptoms.diverging import begins_to_diverge
 from thalweg.watch.window import Place, Validated, Window
@@ -121,7 +121,7 @@ class Monitor:
             symptom = look(window)
             if symptom is None or symptom.name in self.dismissed or not self._is_due(symptom):
                 continue
-            if symptom.name == "stagnant" and symptom.evidence.keys().isdisjoint((BEST_LENGTH, QUARTER)):
+            if symptom.name == "stagnant" and symptom.evidence.keys().isdisjoint((BEST_LENGTH, LIKELY_LENGTH, QUARTER)):
                 self.pending = symptom  # its causes are told apart by the update, which is kept of the next step
             else:
                 found += self._explained(symptom, probe)
@@ -158,6 +158,8 @@ class Monitor:
         ruled_out, not_measured = list[str](), list[str]()
         for cause in self.causes:
             if symptom.name not in cause.symptoms or cause.question is None or (early and cause.early != early):
+                continue
+            if symptom.asked and cause.name not in symptom.asked:
                 continue
             try:
                 diagnosis = cause.question(symptom, self.window, probe)
@@ -289,6 +291,15 @@ class Monitor:
         """Look for a symptom no more: it is no fault of this run."""
         self.dismissed.append(symptom)
         self.attempts, self.failed_at, self.undone_at = 0, -1, -1
+
+    def try_rates(self, can: bool) -> None:
+        """Let it be known whether other rates can be tried on the run's first steps: then a suspicion is enough, once."""
+        self.window.tries_rates = can and self.raises < MOST_RAISES
+
+    def settle_rate(self) -> None:
+        """Raise the learning rate no more: it is known which one gets furthest."""
+        self.raises = MOST_RAISES
+        self.window.tries_rates = False
 
     def mark(self) -> None:
         """Remember the present figures, to which `went_back` returns."""

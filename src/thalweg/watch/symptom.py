@@ -13,6 +13,7 @@ CRITICAL_STEP = "critical step"
 FIRST_STEPS = "largest loss of the first steps over that at the start"
 QUARTER = "how a quarter of a step changes the next batch's loss, over its standard error"
 BEST_LENGTH = "multiple of a step that is best for the next batch"
+LIKELY_LENGTH = "the same, by few tries"  # too few to say it of a rate that cannot be tried
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Symptom:
         text: what is seen, as the beginning of a sentence, without a full stop.
         evidence: figures with their thresholds, as in a `Diagnosis`.
         severity: of a diagnosis that explains it: "note" where it may pass by itself.
+        asked: names of the causes that are asked; empty: all.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Symptom:
     text: str
     evidence: Mapping[str, Any] = field(default_factory=dict[str, Any])
     severity: Severity = "warning"
+    asked: tuple[str, ...] = ()
 
     def explained(
         self, why: str, *, cure: Cure | None = None, severity: Severity | None = None, **more: Any

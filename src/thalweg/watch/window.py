@@ -39,6 +39,7 @@ ALIVE = 0.3  # of it: with more the rate is alive
 RESTING = 0.01  # of it: with less the descent stands still
 FEW_EXAMPLES = 8  # of a batch: with fewer, its loss, its mean output and its idle units say little of the others
 FIRST = 16  # steps in which a rate too high shows itself
+COURSE = 48  # steps by which one rate is compared with another
 STEADY = 4  # steps for which it must not have risen, to be judged
 FRESH = 0.85  # of the loss of one fixed answer for all: what starts below that has learnt before
 FEWEST_TRIES = 6  # of quartered steps
@@ -221,6 +222,7 @@ class Window:
         self.not_stepped: tuple[str, ...] = ()
         self.frozen = 0.0
         self.finds_rate = False
+        self.tries_rates = False  # whether other rates can be tried from the beginning of the run
         self.began_trained = False
         self.by_parameter: deque[Sequence[float]] = deque(maxlen=BY_PARAMETER)
         self.first_by_parameter: Sequence[float] | None = None
@@ -238,7 +240,7 @@ class Window:
         self.rose_at = 0  # the last step at which the rate was higher than before
         self.rests_since: int | None = None  # the step from which on it is next to nothing
         self.first: float | None = None  # the first loss
-        self.first_losses = list[float]()  # of the first steps
+        self.first_losses = list[float]()  # of the first steps, as far as a course goes
         self.alive_at = 0  # the last step at which the rate was well above that
         self.validations: deque[Validated] = deque(maxlen=BLOCKS)
         self.terms: Mapping[str, float] = {}
@@ -268,7 +270,7 @@ class Window:
             self.rests_since = self.step
         finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
         self.first = loss if self.first is None else self.first
-        if figures.step <= FIRST and finite_loss:
+        if figures.step <= COURSE and finite_loss:
             self.first_losses.append(loss)
         self.is_finite = finite_loss and (finite_norm or not self.knows_gradient) and not skipped
         self.loss_excess = self.norm_excess = 0.0

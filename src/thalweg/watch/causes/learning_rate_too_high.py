@@ -13,7 +13,7 @@ from thalweg.watch.cause import Cause
 from thalweg.watch.cures import back, lower_rate_and_clip
 from thalweg.watch.finished import FinishedHistory
 from thalweg.watch.probe import NotMeasuredError, Probe
-from thalweg.watch.symptom import CRITICAL_STEP, FIRST_STEPS, QUARTER, Symptom
+from thalweg.watch.symptom import CRITICAL_STEP, FIRST_STEPS, LIKELY_LENGTH, QUARTER, Symptom
 from thalweg.watch.window import FEW_EXAMPLES, FIRST, Window
 
 LEAST_FACTOR = 1 / 64  # by which the rate is lowered at once
@@ -49,6 +49,10 @@ def overshoots(symptom: Symptom, window: Window, probe: Probe) -> Diagnosis | No
             f". A quarter of each step lowers the loss of the next batch, the whole step does not: the learning rate of {rate}"
             " is too high",
             cure=_quartered(window),
+        )
+    if LIKELY_LENGTH in symptom.evidence:
+        return symptom.explained(
+            f". Steps at a learning rate of {rate} hardly lower the loss of the next batch", cure=_quartered(window)
         )
     start = window.start or math.inf
     is_early = window.upset is not None and window.upset[0] <= ONSET
@@ -101,6 +105,7 @@ def _were_spoilt(probe: Probe, count: int, *, unknown: bool) -> bool:
 def _quartered(window: Window) -> Cure:
     return Cure(
         f"Lower the learning rate from {window.rate:.3g} by a factor of 0.25.",
+        by_courses=True,
         rate_factor=0.25,
         code="watch.change(rate_factor=0.25)",
     )

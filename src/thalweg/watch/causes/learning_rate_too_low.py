@@ -15,7 +15,7 @@ from thalweg.watch.cause import Cause
 from thalweg.watch.cures import raise_rate
 from thalweg.watch.finished import SMALL_FALL, FinishedHistory
 from thalweg.watch.probe import Probe
-from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, Symptom
+from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, LIKELY_LENGTH, Symptom
 from thalweg.watch.window import Window
 
 FAR = 200.0  # times the update, and the batch's loss is still lower: about the best rate has 1 to 16
@@ -34,7 +34,7 @@ def could_go_further(symptom: Symptom, window: Window, probe: Probe) -> Diagnosi
     """
     if window.finds_rate or not window.is_steady or window.has_few_examples:
         return None
-    best = symptom.evidence.get(BEST_LENGTH, {}).get("value")
+    best = symptom.evidence.get(BEST_LENGTH, symptom.evidence.get(LIKELY_LENGTH, {})).get("value")
     evidence = dict[str, Any]()
     if best is None:
         found, lengths = critical_step(probe.loss_along()), [multiple for _, multiple in window.lengths][-TRIES:]
@@ -46,7 +46,9 @@ def could_go_further(symptom: Symptom, window: Window, probe: Probe) -> Diagnosi
         f". Steps {best:,.3g} times as long would lower the loss most: the learning rate of {format_number(window.rate)} is far"
         " too low",
         evidence=evidence,
-        cure=_for_another_run(window, best) if symptom.severity == "note" else raise_rate(window, _factor(best)),
+        cure=_for_another_run(window, best)
+        if symptom.severity == "note" and not window.tries_rates
+        else raise_rate(window, _factor(best)),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from thalweg.watch.symptom import BEST_LENGTH, QUARTER, Symptom
-from thalweg.watch.window import FEW_EXAMPLES, RESTING, Window, fall_of
+from thalweg.watch.symptom import BEST_LENGTH, LIKELY_LENGTH, QUARTER, Symptom
+from thalweg.watch.window import COURSE, FEW_EXAMPLES, RESTING, Window, fall_of
 
 EVERY = 16  # steps between looks
 LEAST_STEPS, LEAST_SHARE = 96, 0.05  # that the loss must have stood still for, and of the whole run
@@ -22,6 +22,9 @@ LITTLE = 0.6  # of the loss at the start: with less, the steps get on well enoug
 # rules has means of 0.5 to 6, a tenth of it 10 to 40.
 # The last number: the loss that must be left, as a share of that at the start or of one fixed answer for all.
 TRIES = ((2, 64.0, 12, 0.01, LITTLE), (3, 12.0, 64, 0.1, LITTLE), (6, 8.0, 64, 0.1, 0.25))
+# Where rates can be tried on the first steps, fewer tries of less are worth that, if these steps are a good part of the run.
+LIKELY_TRIES, LIKELY_FAR, LIKELY_NEAR, LIKELY_AFTER = 3, 6.0, 0.9, 64
+GOOD_PART = 0.05
 # A quarter of the step lowers the next batch's loss by so many standard errors, and the whole step by less than so much of that,
 # where on a slope it would be four times as much.
 SURE, WHOLE = 4.0, 0.25
@@ -39,7 +42,10 @@ def stagnant(window: Window) -> Symptom | None:
         return None
     looks = window.step % EVERY == 0
     return (
-        (_rests(window) or _stands(window, window.start) if looks else None) or _creeps(window) or _overshoots(window)
+        (_rests(window) or _stands(window, window.start) if looks else None)
+        or _creeps(window)
+        or _overshoots(window)
+        or _may_be_far_off(window)
     )
 
 
@@ -142,6 +148,30 @@ def _overshoots(window: Window) -> Symptom | None:
             QUARTER: {"value": tried.quarter / tried.error if tried.error else -math.inf, "threshold": -SURE},
             "how a step changes the next batch's loss": {"value": tried.whole, "threshold": WHOLE * tried.quarter},
         },
+    )
+
+
+def _may_be_far_off(window: Window) -> Symptom | None:
+    """See, where other rates can be tried, that few tries speak for far longer or for shorter steps."""
+    if not window.tries_rates or window.total is None or GOOD_PART * window.total > COURSE:
+        return None
+    if window.step <= LIKELY_AFTER or window.has_few_examples or not _was_tried(window) or window.began_trained:
+        return None
+    last = [multiple for _, multiple in window.lengths][-LIKELY_TRIES:]
+    mean = math.exp(sum(map(math.log, last)) / len(last))
+    is_far = mean >= LIKELY_FAR and not window.starts_trained and window.smoothed > TRIES[-1][-1] * _level(window)
+    is_near = mean <= LIKELY_NEAR and window.smoothed > LITTLE * _level(window)
+    if len(last) < LIKELY_TRIES or not (is_far or is_near):
+        return None
+    threshold, cause = (LIKELY_FAR, "learning-rate-too-low") if is_far else (LIKELY_NEAR, "learning-rate-too-high")
+    return Symptom(
+        name="stagnant",
+        step=window.step,
+        since=window.lengths[-LIKELY_TRIES][0],
+        text=_slower(window),
+        evidence={LIKELY_LENGTH: {"value": mean, "threshold": threshold}},
+        severity="note",
+        asked=(cause,),
     )
 
 
