@@ -9,7 +9,7 @@ import pytest
 from thalweg.records.step_figures import StepFigures
 from thalweg.watch.causes import CAUSES
 from thalweg.watch.probe import Probe
-from thalweg.watch.symptom import QUARTER
+from thalweg.watch.symptom import LIKELY_LENGTH, QUARTER
 from thalweg.watch.symptoms import SYMPTOMS
 from thalweg.watch.symptoms.oscillating import oscillating
 from thalweg.watch.symptoms.overfitting import overfitting
@@ -101,6 +101,35 @@ def test_steps_too_short_are_told_by_the_next_batch_and_by_how_much_time_there_i
     window.lengths.extend(zip((64, 80, 96), map(float, multiples), strict=True))
     window.fixed_answers.append(2.3)
     assert (stagnant(window) is not None) == seen
+
+
+@pytest.mark.parametrize(
+    ("multiples", "total", "loss", "can_try", "lowered_at", "severity"),
+    [
+        ((4, 8, 8), 300, 2.0, True, -1, "note"),
+        ((4, 8, 8), 300, 0.3, True, -1, None),  # nearly all is learnt
+        ((4, 8, 8), 2_000, 2.0, True, -1, None),  # the first steps are too small a part of the run
+        ((4, 8, 8), 300, 2.0, False, -1, None),
+        ((4, 8, 8), 300, 2.0, False, 20, None),  # a rate that was lowered is not raised by so little
+        ((0.5, 0.5, 1), 300, 2.0, True, -1, "note"),
+        ((0.5, 0.5, 1), 300, 1.0, True, -1, None),  # much is learnt
+        ((0.5, 0.5, 1), 300, 2.0, False, -1, None),
+        ((0.5, 0.5, 1), 2_000, 2.0, False, 20, "warning"),
+        ((0.5, 0.5, 1), 300, 2.0, False, 70, None),  # one of them was at the rate before
+        ((1, 1, 1), 300, 2.0, True, 20, None),
+    ],
+)
+def test_few_tries_are_enough_where_rates_can_be_tried_or_the_rate_was_lowered(
+    multiples, total, loss, can_try, lowered_at, severity
+):
+    window = Window()
+    window.total, window.tries_rates, window.lowered_at = total, can_try, lowered_at
+    for step in range(1, 98):
+        window.push(StepFigures(step, loss if step > 16 else 2.3, 0.1, 1.0))
+    window.lengths.extend(zip((64, 80, 96), map(float, multiples), strict=True))
+    found = stagnant(window)
+    found = None if found is None or LIKELY_LENGTH not in found.evidence else found
+    assert (None if found is None else found.severity) == severity
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient norm"])

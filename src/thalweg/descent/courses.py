@@ -154,7 +154,7 @@ class Courses:
             silent, losses = Recorder(history=MemoryHistory()), list[float]()
             try:
                 while len(losses) < self.steps and course.step < course.total_steps:
-                    self.stop.check("Interrupted while other learning rates were tried; it goes on from before that.")
+                    self.stop.check("Interrupted while other learning rates were tried.")
                     course.set_rate(course.rate())
                     loss, _ = compute_gradient(course, silent)
                     taken = take_step(course, loss)

@@ -103,19 +103,23 @@ def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagn
     if not recorder.tries_rates or not can_begin_again(descent):
         return unproven
     courses, step, rate = Courses(descent, recorder), descent.step, descent.plan.learning_rate
+    recorder.show(step, "note", f"Trying other learning rates on the first {courses.steps} steps, beside the run.")
     try:
         best = courses.best(cure.rate_factor, has_failed=found.severity == "critical")
         if best is None and is_guess and cure.rate_factor < 1:
             best = courses.best(BETWEEN**2)  # few tries may be wrong about the side
-    except Interrupted:
-        raise
+    except Interrupted as stopped:
+        message = f"Interrupted at step {step}, while other learning rates were tried: {recorder.how_to_go_on(descent)}"
+        recorder.event(step, "interrupt", message)
+        raise Interrupted(message, signal=stopped.signal) from stopped
     except Exception as error:  # there may be no memory for a second model
         release(descent.problem.device)
         recorder.event(step, "note", f"Other learning rates could not be tried from the beginning: {error_text(error)}")
         return unproven
     if not courses.losses:
         return unproven
-    descent.monitor.settle_rate()
+    if best is not None or not cure.rollback:
+        descent.monitor.settle_rate()
     rate *= descent.changes.rate_factor
     ends = {rate * factor: courses.end(factor) for factor in sorted(courses.losses)}
     told = ", ".join(f"{one:.3g} comes to a loss of {end:.4g}" for one, end in ends.items())
@@ -130,7 +134,9 @@ def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagn
         return _by_what_came_of_it(found, rate, best, courses) if is_guess else found
     if cure.rollback or is_guess:
         return unproven
-    kept = Cure(f"The run goes on as it is: none of the rates that were tried gets further than {rate:.3g}.")
+    kept = Cure(
+        f"The run goes on as it is: no rate that was tried brings it clearly further by its end than {rate:.3g}."
+    )
     return replace(found, severity="note", cure=kept)
 
 

@@ -391,6 +391,13 @@ class Recorder:
             self.event(descent.step, "interrupt", message)
             raise Interrupted(message, signal=getattr(stop, "signal", self.stop_request.signal)) from stop
 
+    def how_to_go_on(self, descent: Descent) -> str:
+        """Say how to go on with a run that is stopped amid a step, of which no checkpoint can be written."""
+        if self.folder is None:
+            return "it has no folder; what was trained is the exception's `run`"
+        again = how_to_resume(self.folder.path, descent.problem.task.source)
+        return f"it goes on from its last checkpoint, or its beginning, with: {again}"
+
     def _save(self, descent: Descent) -> str:
         """Write a checkpoint, and say what became of the run."""
         if self.folder is None:

@@ -106,6 +106,7 @@ class Monitor:
         window, probe = self.window, probe or Probe()
         tried, self.trying = self.trying, self._tries(figures.step)
         window.push(figures)
+        window.lowered_at = self.undone_at
         found = self._detected(window)
         pending, self.pending = self.pending, None
         if tried:

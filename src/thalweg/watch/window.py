@@ -222,6 +222,7 @@ class Window:
         self.not_stepped: tuple[str, ...] = ()
         self.frozen = 0.0
         self.finds_rate = False
+        self.lowered_at = -1  # the latest step that was undone for a rate too high
         self.tries_rates = False  # whether other rates can be tried from the beginning of the run
         self.began_trained = False
         self.by_parameter: deque[Sequence[float]] = deque(maxlen=BY_PARAMETER)

@@ -152,16 +152,20 @@ def _overshoots(window: Window) -> Symptom | None:
 
 
 def _may_be_far_off(window: Window) -> Symptom | None:
-    """See, where other rates can be tried, that few tries speak for far longer or for shorter steps."""
-    if not window.tries_rates or window.total is None or GOOD_PART * window.total > COURSE:
+    """See that few tries speak for far longer or for shorter steps: where other rates can be tried; or for shorter ones where the
+    rate was lowered before, which is then often too high still."""
+    if window.has_few_examples or not _was_tried(window) or window.began_trained:
         return None
-    if window.step <= LIKELY_AFTER or window.has_few_examples or not _was_tried(window) or window.began_trained:
+    was_lowered = window.lowered_at >= 0
+    can_try = window.tries_rates and GOOD_PART * (window.total or UNKNOWN) <= COURSE and window.step > LIKELY_AFTER
+    last = [multiple for step, multiple in window.lengths if step > window.lowered_at][-LIKELY_TRIES:]
+    if len(last) < LIKELY_TRIES or not (can_try or was_lowered):
         return None
-    last = [multiple for _, multiple in window.lengths][-LIKELY_TRIES:]
     mean = math.exp(sum(map(math.log, last)) / len(last))
-    is_far = mean >= LIKELY_FAR and not window.starts_trained and window.smoothed > TRIES[-1][-1] * _level(window)
+    is_far = can_try and mean >= LIKELY_FAR and not window.starts_trained
+    is_far = is_far and window.smoothed > TRIES[-1][-1] * _level(window)
     is_near = mean <= LIKELY_NEAR and window.smoothed > LITTLE * _level(window)
-    if len(last) < LIKELY_TRIES or not (is_far or is_near):
+    if not (is_far or is_near):
         return None
     threshold, cause = (LIKELY_FAR, "learning-rate-too-low") if is_far else (LIKELY_NEAR, "learning-rate-too-high")
     return Symptom(
@@ -170,7 +174,7 @@ def _may_be_far_off(window: Window) -> Symptom | None:
         since=window.lengths[-LIKELY_TRIES][0],
         text=_slower(window),
         evidence={LIKELY_LENGTH: {"value": mean, "threshold": threshold}},
-        severity="note",
+        severity="note" if can_try else "warning",
         asked=(cause,),
     )
 
