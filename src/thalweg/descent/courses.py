@@ -74,12 +74,12 @@ class Courses:
         """
         search = rise(guess, self.gain)
         if guess < 1:
-            search = fall(self.gain, self.learns_nothing if has_failed else self.runs_away)
+            search = fall(self.gain, self.learns_nothing if has_failed else self.runs_away, is_patient=has_failed)
         found = 1.0
         with suppress(_SpentError):
             if guess > 1:
-                if 2 * guess <= self.catches_up:
-                    return None
+                if guess <= min(self.catches_up, BETWEEN**2):
+                    return None  # the run will come as far by its end; a higher guess may be of a rate lower still
                 self._of(self.catches_up)  # as without it no rate is raised
             for factor in search:
                 self._of(factor)
@@ -189,17 +189,20 @@ def rise(guess: float, gain: Callable[[float, float], float]) -> Iterator[float]
         yield factor
 
 
-def fall(gain: Callable[[float, float], float], has_failed: Callable[[float], bool]) -> Iterator[float]:
+def fall(
+    gain: Callable[[float, float], float], has_failed: Callable[[float], bool], *, is_patient: bool = True
+) -> Iterator[float]:
     """Give ever better factors, each a quarter of the one before; those that fail are passed.
 
-    Of a rate far too high a quarter may be as bad, so a first step down that does not help is followed by a second one.
+    Of a rate far too high a quarter may be as bad: where `is_patient`, a first step down that does not help is followed by a
+    second one.
     """
     best, factor = 1.0, 1 / BETWEEN
     while factor >= 1 / FARTHEST:
         if has_failed(best) or gain(factor, best) > SURE:
             best = factor
             yield factor
-        elif best < 1.0 or factor < 1 / BETWEEN:
+        elif best < 1.0 or factor < 1 / BETWEEN or not is_patient:
             return
         factor /= BETWEEN
 

@@ -116,15 +116,16 @@ def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagn
         release(descent.problem.device)
         recorder.event(step, "note", f"Other learning rates could not be tried from the beginning: {error_text(error)}")
         return unproven
-    if not courses.losses:
-        return unproven
     if best is not None or not cure.rollback:
         descent.monitor.settle_rate()
     rate *= descent.changes.rate_factor
     ends = {rate * factor: courses.end(factor) for factor in sorted(courses.losses)}
     told = ", ".join(f"{one:.3g} comes to a loss of {end:.4g}" for one, end in ends.items())
     message = f"Tried learning rates on the first {courses.steps} steps, beside the run: {told}."
-    recorder.event(step, "note", message, {"rates": list(ends), "losses": list(ends.values()), "tried": descent.tried})
+    if len(ends) > 1:
+        recorder.event(
+            step, "note", message, {"rates": list(ends), "losses": list(ends.values()), "tried": descent.tried}
+        )
     if best is not None:
         text = f"Set the learning rate to {rate * best:.3g}, {best:.3g} times what it was: of those tried it gets furthest."
         cure = replace(cure, action=text, rollback=True, begin_again=True, rate_factor=best, clip_norm=None)
