@@ -211,7 +211,7 @@ def paired_gain(one: Sequence[float], other: Sequence[float], steps: int) -> flo
     """Give by how many standard errors the last losses of one course are below those of another; infinity where only the other
     one ran away.
 
-    >>> paired_gain([4.0, 3.0, 1.0, 1.0, 1.5, 1.0], [4.0, 3.0, 2.0, 2.0, 2.0, 2.5], 6) > 2
+    >>> paired_gain([4.0, 3.0, 1.0, 1.0, 1.5, 1.0], [4.0, 3.0, 2.0, 2.0, 2.5, 2.5], 6) > 2
     True
     """
     if len(one) < steps or len(other) < steps:
