@@ -69,6 +69,8 @@ def done(tmp_path_factory):
 
 
 CALLS = {
+    "Comparison": lambda task, plan, run, folder: str(tw.Comparison(("a",), (1.0,), (2.0,), ((0.0,),), ((0.0,),))),
+    "compare": lambda task, plan, run, folder: tw.compare([run, run]).to_json(),
     "Cure": lambda task, plan, run, folder: tw.Cure("Wait."),
     "Diagnosis": lambda task, plan, run, folder: tw.Diagnosis("flat", "nothing moves."),
     "Estimate": lambda task, plan, run, folder: tw.Estimate(0.5, 0.1).text("loss"),
@@ -112,7 +114,7 @@ def test_every_name_of_the_package_does_something(name, done):
 def test_no_module_hides_a_verb():
     for name in MODULES:
         importlib.import_module(name)
-    for verb in ("check", "diagnose", "fit", "forecast", "report", "resume", "survey", "train", "tune"):
+    for verb in ("check", "compare", "diagnose", "fit", "forecast", "report", "resume", "survey", "train", "tune"):
         assert isinstance(getattr(tw, verb), types.FunctionType)
 
 

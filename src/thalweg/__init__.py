@@ -23,13 +23,14 @@ from thalweg.errors import (
     TaskError,
     ThalwegError,
 )
+from thalweg.records.comparison import Comparison
 from thalweg.records.diagnosis import Cure, Diagnosis
 from thalweg.records.forecast import Estimate, Forecast
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.run import Run
 from thalweg.records.survey import Survey
 from thalweg.records.task import Task
-from thalweg.verbs import check, diagnose, evaluate, fit, forecast, report, resume, survey, train, tune
+from thalweg.verbs import check, compare, diagnose, evaluate, fit, forecast, report, resume, survey, train, tune
 from thalweg.watch.watch import Watch
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "ArgumentError",
     "CallbackError",
     "CheckpointError",
+    "Comparison",
     "Cure",
     "DataError",
     "Diagnosis",
@@ -61,6 +63,7 @@ __all__ = [
     "ThalwegError",
     "Watch",
     "check",
+    "compare",
     "diagnose",
     "evaluate",
     "fit",

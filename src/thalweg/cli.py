@@ -18,7 +18,16 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, NoReturn, cast
 
-from thalweg.errors import DivergedError, Interrupted, PlanError, RunError, TaskError, ThalwegError, nearest
+from thalweg.errors import (
+    ArgumentError,
+    DivergedError,
+    Interrupted,
+    PlanError,
+    RunError,
+    TaskError,
+    ThalwegError,
+    nearest,
+)
 from thalweg.formatting import format_count, format_metric, printable
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.knob import knobs
@@ -231,7 +240,9 @@ def _add_forecast(verbs: Any) -> None:
 
 def _add_survey(verbs: Any) -> None:
     survey = _verb(verbs, "survey", run_survey, "say what kind of place a run's descent reached, and draw it")
-    survey.add_argument("folder", help="the run's folder")
+    survey.add_argument(
+        "folders", nargs="+", metavar="folder", help="the run's folder; of two or more, ends and paths are compared"
+    )
     survey.add_argument(
         "--examples", type=int, default=2048, help="training examples that are looked at; default: 2048"
     )
@@ -727,8 +738,10 @@ def run_survey(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     from thalweg import verbs
 
     quiet = options.quiet or options.json
+    if len(options.folders) > 1:
+        return _compare(options, None if quiet else tell)
     found = verbs.survey(
-        options.folder,
+        options.folders[0],
         examples=options.examples,
         slices=not options.no_slices,
         seed=options.seed,
@@ -739,6 +752,27 @@ def run_survey(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     tell(found.to_json() if options.json else str(found))
     if options.arrays is not None:
         found.save_arrays(options.arrays)
+    if options.figure is not None:
+        found.figure(options.figure)
+    return STATUSES["well"]
+
+
+def _compare(options: argparse.Namespace, say: Callable[[str], None] | None) -> int:
+    """`thalweg survey` of several runs."""
+    from thalweg import verbs
+
+    for name, given in (("--arrays", options.arrays is not None), ("--no-slices", options.no_slices)):
+        if given:
+            raise ArgumentError(f"{name} is for the survey of one run.")
+    found = verbs.compare(
+        options.folders,
+        examples=options.examples,
+        seed=options.seed,
+        device=options.device,
+        trust=options.trust,
+        say=say,
+    )
+    tell(found.to_json() if options.json else str(found))
     if options.figure is not None:
         found.figure(options.figure)
     return STATUSES["well"]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from thalweg.descent.callbacks import Callbacks, OnStep, OnValidation
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
+    from thalweg.records.comparison import Comparison
     from thalweg.records.forecast import Forecast
     from thalweg.records.survey import Survey
     from thalweg.tuning.search import SearchPlace
@@ -581,10 +582,7 @@ def evaluate(
 
     if isinstance(what, Task):
         return evaluate(what, data, device)
-    run = _opened(what, task, trust)
-    if task is not None or trust:
-        run = replace(run, task=run.task if task is None else checked_task(task), trust=trust or run.trust)
-    return evaluate(run, data, device)
+    return evaluate(_with_task(what, task, trust), data, device)
 
 
 @verb
@@ -691,11 +689,8 @@ def survey(
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.survey import survey_run
 
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-        raise ArgumentError(f"`examples` is {shown(examples, 80)}, but it is a whole number, at least 1.")
-    opened = _opened(run, task, trust)
-    if task is not None or trust:
-        opened = replace(opened, task=opened.task if task is None else checked_task(task), trust=trust or opened.trust)
+    _check_examples(examples)
+    opened = _with_task(run, task, trust)
     show = _Shown(False, say)
     folder = None if opened.folder is None else RunFolder(opened.folder)
     with interruptible(), without_inference_mode():
@@ -710,6 +705,55 @@ def survey(
         folder.write_survey(found)
         _reported(opened)
     return found
+
+
+@verb
+def compare(
+    runs: Sequence[Run | str | os.PathLike[str]],
+    task: Task | None = None,
+    *,
+    examples: int = 2048,
+    seed: int = 0,
+    device: str = "auto",
+    trust: bool = False,
+    say: Say | None = None,
+) -> Comparison:
+    """Put several runs of one model on one loss surface: how flat each one's end is, whether a barrier lies between two ends, and
+    the paths of all in one plane.
+
+    The surface is that of the first run's task. Nothing of the runs is changed, and nothing written.
+
+    Arguments:
+        runs: two or more runs, or their folders.
+        task: as for `resume`; None: the first run's.
+        examples, seed, device, trust, say: as for `survey`.
+
+    Raises RunError where the models have other weights, or as `survey` does; ArgumentError for fewer than two runs.
+    """
+    from thalweg.descent.comparison import compare_runs
+    from thalweg.descent.process_state import interruptible, without_inference_mode
+
+    if isinstance(runs, Run | str | os.PathLike) or len(runs) < 2:
+        raise ArgumentError("`runs` are two or more: thalweg.compare(['runs/a', 'runs/b']).")
+    _check_examples(examples)
+    opened = [_with_task(run, task, trust) for run in runs]
+    show = _Shown(False, say)
+    with interruptible(), without_inference_mode():
+        problem = _open(opened[0].find_task(), device, opened[0].plan.to_hold_out)
+        return compare_runs(opened, problem, examples=examples, seed=seed, say=show.say)
+
+
+def _check_examples(examples: int) -> None:
+    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+        raise ArgumentError(f"`examples` is {shown(examples, 80)}, but it is a whole number, at least 1.")
+
+
+def _with_task(run: Run | str | os.PathLike[str], task: Task | None, trust: bool) -> Run:
+    """Open a run, with the task that was given and the trust, where they were."""
+    opened = _opened(run, task, trust)
+    if task is None and not trust:
+        return opened
+    return replace(opened, task=opened.task if task is None else checked_task(task), trust=trust or opened.trust)
 
 
 @verb

@@ -81,9 +81,10 @@ def test_slices_have_the_loss_of_the_run_at_their_centre_and_the_path_its_points
         assert each.losses[len(each.x) // 2] == pytest.approx(surveyed.loss, rel=1e-5)
     middle = len(plane.x) // 2
     assert plane.losses[middle, middle] == pytest.approx(surveyed.loss, rel=0.02)
-    assert path.path_steps[0] == 0
-    assert path.path_steps == tuple(sorted(path.path_steps))
-    assert len(path.path) == len(path.path_steps) >= 20
+    (walk,) = path.walks
+    assert walk.steps[0] == 0
+    assert walk.steps == tuple(sorted(walk.steps))
+    assert len(walk.points) == len(walk.steps) >= 20
     assert 0.5 < sum(path.shares) <= 1
     start = torch.cat(
         [p.detach().flatten() for p in tw.train(classes(), plan(steps=1, learning_rate=1e-30)).model.parameters()]
@@ -91,7 +92,7 @@ def test_slices_have_the_loss_of_the_run_at_their_centre_and_the_path_its_points
     end = weights(run.model)
     kept = run.trail[0]
     torch.testing.assert_close(kept, start)
-    inside = float(((path.path[0] ** 2).sum()) ** 0.5)
+    inside = float(((walk.points[0] ** 2).sum()) ** 0.5)
     assert inside <= float((kept - end).norm()) * (1 + 1e-5)
     assert inside == pytest.approx(float((kept - end).norm()), rel=0.1)
 
@@ -172,7 +173,7 @@ def test_a_run_in_a_folder_keeps_its_survey_and_its_report_shows_it(tmp_path, mo
     assert arrays["slice0/losses"].shape == (51, 51)
     report = Path("run/report.html").read_text()
     assert "Where it ended" in report
-    assert 'class="walk"' in report
+    assert "<polyline" in report
     assert cli.main(["survey", "run", "--json", "--no-slices"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == 67
     found = tw.Survey.load("run/survey.json")
@@ -194,7 +195,7 @@ def test_a_survey_with_planes_is_the_same_after_it_was_written(surveyed, tmp_pat
     surveyed.save(tmp_path / "survey.json")
     found = tw.Survey.load(tmp_path / "survey.json")
     assert found.to_json() == surveyed.to_json()
-    assert np.array_equal(found.slices[-1].path, surveyed.slices[-1].path)
+    assert np.array_equal(found.slices[-1].walks[0].points, surveyed.slices[-1].walks[0].points)
 
 
 def test_a_stopped_survey_keeps_what_it_has(tmp_path):
@@ -225,7 +226,7 @@ def test_the_trail_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path):
     assert sorted(resumed.trail) == sorted(whole.trail)
     assert all(torch.equal(resumed.trail[step], point) for step, point in whole.trail.items())
     opened = tw.Run.open(tmp_path / "run", classes())
-    assert tw.survey(opened).slices[-1].path_steps == tuple(sorted(whole.trail))
+    assert tw.survey(opened).slices[-1].walks[0].steps == tuple(sorted(whole.trail))
 
 
 def test_of_more_examples_than_are_looked_at_the_sampling_error_is_said():
@@ -301,3 +302,53 @@ def test_adam_is_judged_by_its_preconditioned_curvature(tmp_path):
     assert 0.7 < found.along["preconditioned"] / found.edge < 1.3
     in_memory = tw.survey(tw.train(task, made.replace(steps=20)), slices=False)
     assert any("That is not known here" in note for note in in_memory.notes)
+
+
+def test_runs_are_compared_on_one_surface(tmp_path, monkeypatch, capsys):
+    """One start and two rules end in one basin; another start in another one."""
+    monkeypatch.chdir(tmp_path)
+    wide = lambda: nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3))  # noqa: E731
+    runs = [
+        tw.train(classes(model=wide), plan(steps=150, **knobs), out=name)
+        for name, knobs in (
+            ("adamw", {}),
+            ("momentum", {"rule": "momentum", "learning_rate": 0.1}),
+            ("other", {"seed": 7}),
+        )
+    ]
+    found = tw.compare(runs)
+    assert found.names == ("adamw", "momentum", "other")
+    assert found.losses == pytest.approx([tw.survey(run, slices=False).loss for run in runs], rel=1e-5)
+    assert found.sharpness[0] == pytest.approx(tw.survey(runs[0], slices=False).eigenvalues[0], rel=0.02)
+    barriers = np.array(found.barriers)
+    assert np.array_equal(barriers, barriers.T)
+    assert barriers[0, 2] > 3 * barriers[0, 1]
+    assert found.distances[0][2] > found.distances[0][1] > 0
+    plane = found.slices[-1]
+    assert [walk.name for walk in plane.walks] == ["adamw", "momentum", "other"]
+    assert plane.walks[0].points[-1] == pytest.approx([0, 0], abs=1e-6)
+    assert plane.walks[0].points[0] == pytest.approx(plane.walks[1].points[0], abs=1e-6)
+    assert plane.walks[0].points[0] != pytest.approx(plane.walks[2].points[0], abs=1e-3)
+    assert tw.Comparison.from_json(found.to_json()).to_json() == found.to_json()
+    found.figure("two.svg")
+    assert Path("two.svg").stat().st_size > 1000
+
+
+def test_runs_of_different_models_or_too_few_are_refused_in_a_sentence(run):
+    other = tw.train(classes(model=lambda: nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3))), plan(steps=2))
+    with pytest.raises(RunError, match="runs of different models"):
+        tw.compare([run, other])
+    for few in ([run], [], run):
+        with pytest.raises(tw.ArgumentError, match="two or more"):
+            tw.compare(few)
+
+
+def test_batch_normalisation_has_statistics_of_its_own_at_every_point_between_runs():
+    model = lambda: network(nn.BatchNorm1d(12))  # noqa: E731
+    runs = [tw.train(classes(model=model), plan(seed=seed, steps=60)) for seed in (0, 3)]
+    before = [runs[0].model[1].running_mean.clone(), runs[0].model[1].running_var.clone()]
+    found = tw.compare(runs)
+    assert any("estimated anew at every point" in note for note in found.notes)
+    assert torch.equal(before[0], runs[0].model[1].running_mean)
+    assert torch.equal(before[1], runs[0].model[1].running_var)
+    assert found.losses[1] == pytest.approx(tw.survey(runs[1], slices=False).loss, rel=0.1)

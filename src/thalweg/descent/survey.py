@@ -36,7 +36,7 @@ from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records import checkpoint
 from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
-from thalweg.records.survey import Slice, Survey
+from thalweg.records.survey import Slice, Survey, Walk
 from thalweg.sampling import StreamSource, hold, iterate_once, mix
 from thalweg.sampling.sources import seed_all, to_device
 from thalweg.theory import stable_edge
@@ -102,7 +102,7 @@ class _Surveyor:
             preserve_process_state(self.run.plan.threads),
             rng_lock,
             as_found(self.problem.task),
-            _surveyed(model, self.problem),
+            surveyed(model, self.problem),
         ):
             parts, shown, total = self._parts()
             share = 1.0 if total is None else min(1.0, shown / total)
@@ -111,7 +111,7 @@ class _Surveyor:
                 self.problem.objective,
                 parts,
                 share_of_data=share,
-                seed_for=lambda n: seed_all(mix(self.seed, _SURVEY, n)),
+                seed_for=seeded(self.seed),
             )
             self.surface = surface
             self._add(parameters=surface.size, examples=shown, total=total)
@@ -275,10 +275,10 @@ class _Surveyor:
         self.say("Slices along random directions, and along the most and the least curved one.")
 
         def grown(grid: Grid) -> None:
-            self._keep(_plane_slice("random directions", ("random, by filters", "another"), grid))
+            self._keep(plane_slice("random directions", ("random, by filters", "another"), grid))
 
         grid = plane(surface, point, (first, second), at, at, grown=grown)
-        self._keep(_plane_slice("random directions", ("random, by filters", "another"), grid))
+        self._keep(plane_slice("random directions", ("random, by filters", "another"), grid))
         named = [
             ("largest curvature", pairs.top_vectors, pairs.top),
             ("smallest curvature", pairs.bottom_vectors, pairs.bottom),
@@ -303,7 +303,7 @@ class _Surveyor:
         """Draw the loss over the plane in which the path lies as far as a plane holds it."""
         kept = {
             step: trained_part(each, surface.model)
-            for step, each in _trail(self.run).items()
+            for step, each in trail_of(self.run).items()
             if step <= self.found.step
         }
         points = {
@@ -319,15 +319,16 @@ class _Surveyor:
         except ValueError as error:
             self._note(f"The path is not drawn: {str(error).rstrip('.').lower()}.")
             return
-        x, y = (_around(found.coordinates[:, axis]) for axis in range(2))
+        x, y = (around(found.coordinates[:, axis]) for axis in range(2))
         axes = tuple(
             f"{name} principal direction, {share:.0%}"
             for name, share in zip(("first", "second"), found.shares, strict=True)
         )
 
         def made(grid: Grid) -> Slice:
-            drawn = _plane_slice("path of the descent", (axes[0], axes[1]), grid)
-            return replace(drawn, path=found.coordinates, path_steps=tuple(points), shares=found.shares)
+            drawn = plane_slice("path of the descent", (axes[0], axes[1]), grid)
+            walk = Walk(str(self.run.summary.get("name") or "run"), found.coordinates, tuple(points))
+            return replace(drawn, walks=(walk,), shares=found.shares)
 
         self.say("The path of the descent, in the plane that holds most of it.")
         self._keep(made(plane(surface, point, found.directions, x, y, grown=lambda grid: self._keep(made(grid)))))
@@ -340,43 +341,11 @@ class _Surveyor:
         self._add(slices=(*(each for each in self.found.slices if each.name != made.name), made))
 
     def _parts(self) -> tuple[list[Part], int, int | None]:
-        """Give the batches, how many examples they hold, and how many there are."""
-        problem, reduction = self.problem, self.problem.objective.reduction
-        if not reduction.splits_exactly:
+        if not self.problem.objective.reduction.splits_exactly:
             self._note(
                 "The loss of a batch is no mean over its examples: it is averaged over batches of the run's size."
             )
-        total = problem.count
-        wanted = min(self.examples, total or self.examples)
-        size = max(1, min(LARGEST_PART, math.ceil(wanted / PARTS)))
-        if not reduction.splits_exactly:
-            size = min(wanted, self.run.plan.batch_size or size)
-        batches = list[tuple[Any, int]]()
-        with rng_lock:
-            seed_all(mix(self.seed, _SURVEY))
-            source = problem.train
-            drawn: Iterator[tuple[Any, int]]
-            if isinstance(source, StreamSource):
-                drawn = iter(hold(source, size, wanted))
-            else:
-                drawn = iterate_once(source, size, own=False, shuffle=True)
-            for batch, count in drawn:
-                batches.append((to_device(batch, problem.device), count))
-                if sum(number for _, number in batches) >= wanted:
-                    break
-        if not batches:
-            raise DataError("The training data gave no batch to survey.")
-        objective, weights = problem.objective, list[float]()
-        for batch, count in batches:
-            with objective.noting() as noted, torch.no_grad() if not objective.needs_gradient else torch.enable_grad():
-                own = objective.loss(self.run.model, batch)[1]
-            weights.append(1.0 if not reduction.splits_exactly else objective.weight_of(own, batch, count, noted))
-        whole = sum(weights)
-        if not whole > 0:
-            raise DataError("No example that was looked at has a target that counts. Give --examples a larger number.")
-        shown = sum(count for _, count in batches)
-        kept = [Part(batch, weight / whole) for (batch, _), weight in zip(batches, weights, strict=True) if weight]
-        return kept, shown, total
+        return sample(self.problem, self.run, self.examples, self.seed)
 
     def _vectors(self, surface: ModelSurface) -> int:
         return int(max(12, min(100, surface.size, BASIS_BYTES // (4 * surface.size))))
@@ -397,8 +366,46 @@ class _Surveyor:
         self.found = dataclasses.replace(self.found, seconds=time.perf_counter() - self.began, **counted, **fields)
 
 
+def sample(problem: Problem, run: Run, examples: int, seed: int) -> tuple[list[Part], int, int | None]:
+    """Give batches of training examples from all over the data, how many examples they hold, and how many there are.
+
+    Raises DataError where there are none.
+    """
+    reduction, total, source = problem.objective.reduction, problem.count, problem.train
+    wanted = min(examples, total or examples)
+    size = max(1, min(LARGEST_PART, math.ceil(wanted / PARTS)))
+    if not reduction.splits_exactly:
+        size = min(wanted, run.plan.batch_size or size)
+    batches, shown = list[tuple[Any, int]](), 0
+    seed_all(mix(seed, _SURVEY))
+    if isinstance(source, StreamSource):
+        drawn: Iterator[tuple[Any, int]] = iter(hold(source, size, wanted))
+    else:
+        drawn = iterate_once(source, size, own=False, shuffle=True)
+    for batch, count in drawn:
+        batches.append((to_device(batch, problem.device), count))
+        shown += count
+        if shown >= wanted:
+            break
+    objective, weights = problem.objective, list[float]()
+    for batch, count in batches:
+        with objective.noting() as noted, objective.gradient_mode():
+            own = objective.loss(run.model, batch)[1]
+        weights.append(objective.weight_of(own, batch, count, noted) if reduction.splits_exactly else 1.0)
+    whole = sum(weights)
+    if not whole > 0:
+        raise DataError("No training example that was looked at has a target that counts. Look at more of them.")
+    parts = [Part(batch, weight / whole) for (batch, _), weight in zip(batches, weights, strict=True) if weight]
+    return parts, shown, total
+
+
+def seeded(seed: int) -> Callable[[int], None]:
+    """Give what seeds the random numbers before each batch."""
+    return lambda number: seed_all(mix(seed, _SURVEY, number))
+
+
 @contextmanager
-def _surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
+def surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
     """Within, the model is in evaluation mode, with gradients, and has its own modes, buffers and gradients afterwards."""
     gradients = [(p, p.grad) for p in model.parameters()]
     frozen = [(p, p.requires_grad) for p in model.parameters()]
@@ -414,7 +421,8 @@ def _surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
                 p.requires_grad_(needs)
 
 
-def _plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:
+def plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:
+    """Make the record of a plane."""
     return Slice(
         name,
         axes,
@@ -434,14 +442,14 @@ def _along(surface: ModelSurface, point: Tensor, slope: Slope) -> dict[str, floa
     return {"gradient": float((along.double() * slope.gradient).sum()) / norm2}
 
 
-def _around(coordinates: Array) -> Array:
+def around(coordinates: Array) -> Array:
     """Give coordinates of a grid around a path and its end, with a margin."""
     low, high = min(0.0, float(coordinates.min())), max(0.0, float(coordinates.max()))
     margin = MARGIN * (high - low)
     return np.linspace(low - margin, high + margin, POINTS)
 
 
-def _trail(run: Run) -> Mapping[int, Tensor]:
+def trail_of(run: Run) -> Mapping[int, Tensor]:
     """Give the run's weights after some steps, from memory or from its newest checkpoint."""
     if run.trail or run.folder is None:
         return run.trail

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thalweg.errors import TaskError
 from thalweg.landscape.objective import Objective
 from thalweg.landscape.surface import Product, Slope
+from thalweg.optim.recalibration import recalibrated
 from thalweg.sampling.sources import leaves
 
 KEPT_BYTES = 512 << 20  # of graphs that are kept from one product to the next
@@ -41,6 +42,8 @@ class ModelSurface:
         parts: the batches.
         is_sample: the share of all data that they are, for the gradient's sampling error: 1 where they are all.
         seed_for: see above.
+        recalibrate: whether a loss at another point is measured with batch normalisation's statistics estimated anew there,
+            from the same batches. Gradients and products have those of the model as it is.
 
     Attributes:
         products: how often a Hessian or Gauss-Newton matrix was multiplied with a vector; `gradients`, `evaluations`: how
@@ -58,9 +61,10 @@ class ModelSurface:
         *,
         share_of_data: float = 1.0,
         seed_for: Callable[[int], None] = lambda number: None,
+        recalibrate: bool = False,
     ) -> None:
         self.model, self.objective, self.parts = model, objective, list(parts)
-        self.share_of_data, self._seed_for = share_of_data, seed_for
+        self.share_of_data, self._seed_for, self.recalibrate = share_of_data, seed_for, recalibrate
         self.parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
         self.names = [n for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
         if not self.parameters:
@@ -116,7 +120,8 @@ class ModelSurface:
         self.move_to(point)
         self.evaluations += 1
         total = 0.0
-        with self.objective.gradient_mode():
+        anew = recalibrated(self.model, self.parts, self._forward) if self.recalibrate else nullcontext()
+        with anew, self.objective.gradient_mode():
             for number, part in enumerate(self.parts):
                 total += part.share * float(self._loss_of(number, part).detach())
         return total
@@ -143,6 +148,9 @@ class ModelSurface:
         spread = max(0.0, squares - float(total.double().square().sum()))
         error = spread / (count - 1) if count > 1 else 0.0
         return Slope(loss, total, error * (1 - self.share_of_data))
+
+    def _forward(self, model: nn.Module, part: Part) -> Any:
+        return self.objective.loss(model, part.batch)
 
     def _loss_of(self, number: int, part: Part) -> Tensor:
         self._seed_for(number)

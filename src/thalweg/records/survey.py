@@ -23,6 +23,37 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Walk:
+    """Where a descent was in a plane.
+
+    Attributes:
+        name: of the run.
+        points: of shape (count, 2): coordinates in the plane, in the order of the steps.
+        steps: after which the weights were there.
+    """
+
+    name: str
+    points: Array
+    steps: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as values of JSON."""
+        return {"name": self.name, "points": self.points.tolist(), "steps": list(self.steps)}
+
+    @staticmethod
+    def from_dict(entries: Mapping[str, Any]) -> Walk:
+        """Read what `to_dict` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        check(entries, WALK, tuple(WALK))
+        points = np.array(entries["points"], np.float64).reshape(-1, 2)
+        if len(points) != len(entries["steps"]):
+            raise ValueError(f"a path has {len(points)} points and {len(entries['steps'])} steps")
+        return Walk(entries["name"], points, tuple(entries["steps"]))
+
+
+WALK = {"name": text, "points": listing(listing(number)), "steps": listing(count)}
+
+
+@dataclass(frozen=True)
 class Slice:
     """Losses along a line, or over a plane, through the point where the descent ended, which is at 0.
 
@@ -33,8 +64,8 @@ class Slice:
         losses: of shape (len(x),) or (len(y), len(x)); infinite where the loss is no number.
         measured: how many of them were measured; the others are predicted from these.
         error: of predicted losses, relative to their range.
-        path, path_steps: where the descent was, of shape (points, 2), and after which step; empty where that is not drawn.
-        shares: of the path's variance, that each axis explains.
+        walks: where descents were in the plane; empty where that is not drawn.
+        shares: of the variance of their points, that each axis explains.
     """
 
     name: str
@@ -44,8 +75,7 @@ class Slice:
     losses: Array
     measured: int
     error: float = 0.0
-    path: Array = field(default_factory=lambda: np.zeros((0, 2)))
-    path_steps: tuple[int, ...] = ()
+    walks: tuple[Walk, ...] = ()
     shares: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,15 +88,14 @@ class Slice:
             "losses": self.losses.tolist(),
             "measured": self.measured,
             "error": self.error,
-            "path": self.path.tolist(),
-            "path_steps": list(self.path_steps),
+            "walks": [each.to_dict() for each in self.walks],
             "shares": list(self.shares),
         }
 
     @staticmethod
     def from_dict(entries: Mapping[str, Any]) -> Slice:
         """Read what `to_dict` gave. Raises ValueError, TypeError or KeyError for anything else."""
-        check(entries, SLICE)
+        check(entries, SLICE, tuple(SLICE))
         x, y = np.array(entries["x"], np.float64), np.array(entries["y"], np.float64)
         losses = np.array(entries["losses"], np.float64)
         if losses.shape != ((len(y), len(x)) if len(y) else (len(x),)):
@@ -79,8 +108,7 @@ class Slice:
             losses,
             entries["measured"],
             entries["error"],
-            np.array(entries["path"], np.float64).reshape(-1, 2),
-            tuple(entries["path_steps"]),
+            tuple(Walk.from_dict(each) for each in entries["walks"]),
             tuple(entries["shares"]),
         )
 
@@ -93,8 +121,7 @@ SLICE = {
     "losses": listing(anything),
     "measured": count,
     "error": number,
-    "path": listing(listing(number)),
-    "path_steps": listing(count),
+    "walks": listing(table(anything)),
     "shares": listing(number),
 }
 
@@ -248,8 +275,10 @@ class Survey:
             "density": np.array(self.density),
         }
         for place, each in enumerate(self.slices):
-            arrays |= {f"slice{place}/{name}": getattr(each, name) for name in ("x", "y", "losses", "path")}
-            arrays[f"slice{place}/path_steps"] = np.array(each.path_steps, np.int64)
+            arrays |= {f"slice{place}/{name}": getattr(each, name) for name in ("x", "y", "losses")}
+            for number_of_walk, walk in enumerate(each.walks):
+                arrays[f"slice{place}/walk{number_of_walk}"] = walk.points
+                arrays[f"slice{place}/walk{number_of_walk}/steps"] = np.array(walk.steps, np.int64)
         try:
             np.savez_compressed(target, **arrays)
         except OSError as error:

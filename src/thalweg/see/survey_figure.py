@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from thalweg.errors import RunError
+from thalweg.records.comparison import Comparison
 from thalweg.records.paths import as_path
 from thalweg.records.survey import Slice, Survey
 
+COLOURS = ["tab:red", "tab:orange", "tab:pink", "tab:cyan", "white", "tab:brown"]  # of paths
 LEVELS = 24  # contours of a plane
 
 
@@ -35,10 +37,20 @@ def draw(survey: Survey, path: str | os.PathLike[str] | None = None) -> Any:
         for each in lines:
             axes[-1].plot(each.x, np.where(np.isfinite(each.losses), each.losses, np.nan), label=each.name)
         axes[-1].axvline(0, color="0.7", lw=0.8, zorder=0)
-        axes[-1].set(xlabel="distance along the direction", ylabel="training loss")
-        axes[-1].legend(frameon=False)
+        axes[-1].set(xlabel=_x_name(lines), ylabel="training loss")
+        axes[-1].legend(fontsize="small", framealpha=0.7)
     figure.suptitle(f"After step {survey.step:,}: {survey.kind}", x=0.01, ha="left")
     figure._repr_png_ = lambda: _png(figure)  # pyright: ignore[reportAttributeAccessIssue] # by which a notebook shows it
+    if path is not None:
+        _write(figure, path)
+    return figure
+
+
+def draw_comparison(found: Comparison, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw a comparison; see `Comparison.figure`."""
+    picture = Survey(kind=", ".join(found.names), slices=found.slices)
+    figure = draw(picture)
+    figure.suptitle(f"{len(found.names)} runs on one surface", x=0.01, ha="left")
     if path is not None:
         _write(figure, path)
     return figure
@@ -53,6 +65,12 @@ def levels(each: Slice, count: int = LEVELS) -> np.ndarray[Any, np.dtype[np.floa
     return low + (high - low) * np.geomspace(1e-3, 1, count)
 
 
+def _x_name(lines: list[Slice]) -> str:
+    """Give what the lines have in common."""
+    names = {each.axes[0] for each in lines}
+    return names.pop() if len(names) == 1 else "distance along the direction"
+
+
 def _draw_plane(figure: Any, axis: Any, each: Slice) -> None:
     finite = each.losses[np.isfinite(each.losses)]
     if len(finite):
@@ -60,8 +78,10 @@ def _draw_plane(figure: Any, axis: Any, each: Slice) -> None:
         drawn = axis.contourf(each.x, each.y, shown, levels(each), cmap="viridis", extend="both")
         axis.contour(each.x, each.y, shown, levels(each)[::2], colors="white", linewidths=0.4)
         figure.colorbar(drawn, ax=axis, label="training loss", format="%.3g")
-    if len(each.path):
-        axis.plot(each.path[:, 0], each.path[:, 1], "-o", color="tab:red", ms=2.5, lw=1)
+    for walk, colour in zip(each.walks, COLOURS * len(each.walks), strict=False):
+        axis.plot(walk.points[:, 0], walk.points[:, 1], "-o", color=colour, ms=2.5, lw=1, label=walk.name)
+    if len(each.walks) > 1:
+        axis.legend(fontsize="small", framealpha=0.7)
     axis.plot(0, 0, marker="+", color="white", ms=10, mew=2)
     axis.set(xlabel=each.axes[0], ylabel=each.axes[-1], title=each.name)
 

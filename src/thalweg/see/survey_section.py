@@ -16,7 +16,7 @@ from thalweg.see.charts import Series, chart
 from thalweg.see.report_sections import figures_table, safe, section
 
 LEVELS = 14  # shades of a plane
-RANGE = 3.0  # times the highest loss of the path, or of the middle of the plane: beyond it all is one shade
+COLOURS = ["validation", "limit", "ema", "t3", "t4", "t6"]  # of paths, as the style sheet names them
 
 
 def survey(run: Run) -> str:
@@ -131,25 +131,35 @@ def _plane(each: Slice) -> str:
         across = (x - each.x[0]) / (each.x[-1] - each.x[0]) * (width - 1) + 0.5
         return across, height - 0.5 - (y - each.y[0]) / (each.y[-1] - each.y[0]) * (height - 1)
 
-    points = [place(x, y) for x, y in each.path.tolist()]
-    path = ""
-    if points:
+    walks = ""
+    for walk, colour in zip(each.walks, COLOURS * len(each.walks), strict=False):
+        points = [place(x, y) for x, y in walk.points.tolist()]
         joined = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
         dots = "".join(f'<circle cx="{x:.2f}" cy="{y:.2f}" r=".35"/>' for x, y in points)
-        path = f'<polyline points="{joined}"/>{dots}'
+        walks += f'<g class="{colour}"><polyline points="{joined}"/>{dots}</g>'
     x, y = place(0.0, 0.0)
     cross = f'<path d="M{x - 1:.2f} {y:.2f}h2M{x:.2f} {y - 1:.2f}v2"/>'
     predicted = (
         f", {each.measured:,} of {each.losses.size:,} losses measured" if each.measured < each.losses.size else ""
     )
-    steps = f" The path goes from step {each.path_steps[0]:,} to {each.path_steps[-1]:,}." if each.path_steps else ""
+    several = len(each.walks) > 1
+    steps = "".join(
+        f" The path{f' of {walk.name}' if several else ''} goes from step {walk.steps[0]:,} to {walk.steps[-1]:,}."
+        for walk in each.walks
+        if walk.steps
+    )
     note = f"Loss from {low:.3g} (dark) to {high:.3g}{predicted}. The cross is where the run ended.{steps}"
-    title = f"Loss over the plane of {'its path' if len(each.path) else each.name}"
+    title = f"Loss over the plane of {each.name}"
     label = f"{title}. {note}"
+    legend = "".join(
+        f'<span class="key {colour}">{safe(printable(walk.name))}</span>'
+        for walk, colour in zip(each.walks, COLOURS * len(each.walks), strict=False)
+    )
+    legend = f'<span class="legend">{legend}</span>' if several else ""
     return (
-        f'<figure class="plane"><figcaption><b>{escape(title)}</b></figcaption><p class="note">{escape(note)}</p>'
+        f'<figure class="plane"><figcaption><b>{escape(title)}</b>{legend}</figcaption><p class="note">{escape(note)}</p>'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"><g class="shades">{rects}</g>'
-        f'<g class="walk">{path}</g><g class="end">{cross}</g></svg>'
+        f'<g class="walk">{walks}</g><g class="end">{cross}</g></svg>'
         f'<p class="note">→ {escape(each.axes[0])}, {each.x[0]:.3g} to {each.x[-1]:.3g};'
         f" ↑ {escape(each.axes[-1])}, {each.y[0]:.3g} to {each.y[-1]:.3g}</p></figure>"
     )

@@ -1,0 +1,64 @@
+"""The barrier between two points of a loss surface, on the straight way.
+
+Source: Frankle, Dziugaite, Roy and Carbin 2020, arXiv:1912.05671: how far the loss rises above the straight line between the
+losses at both ends.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from thalweg.landscape.surface import Surface
+
+POINTS = 21  # of the way, at first
+FINEST = 1 / 320  # of the way, between points at the top
+
+
+class Barrier(NamedTuple):
+    """`height` above the straight line between both ends' losses, 0 where it rises nowhere; the shares of the way at which
+    losses were measured, ascending, and the losses."""
+
+    height: float
+    shares: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+
+
+def barrier(surface: Surface, first: Tensor, second: Tensor) -> Barrier:
+    """Follow the straight way from one point to another, and look closer where the loss is highest above the line.
+
+    >>> import torch
+    >>> from thalweg.landscape.surface import FunctionSurface
+    >>> hill = FunctionSurface(lambda w: 1 - (w * w).sum(), torch.tensor([0.0]))
+    >>> round(barrier(hill, torch.tensor([-1.0]), torch.tensor([1.0])).height, 6)
+    1.0
+    """
+    losses = {share: _loss(surface, first, second, share) for share in np.linspace(0, 1, POINTS).tolist()}
+    step = 1 / (POINTS - 1)
+    while step > FINEST:
+        step /= 2
+        top = max(losses, key=lambda share: _above(losses, share))
+        for share in (top - step, top + step):
+            if 0 < share < 1 and share not in losses:
+                losses[share] = _loss(surface, first, second, share)
+    shares = sorted(losses)
+    height = max(0.0, max(_above(losses, share) for share in shares))
+    return Barrier(height, np.array(shares), np.array([losses[share] for share in shares]))
+
+
+def _above(losses: dict[float, float], share: float) -> float:
+    return losses[share] - (1 - share) * losses[0.0] - share * losses[1.0]
+
+
+def _loss(surface: Surface, first: Tensor, second: Tensor, share: float) -> float:
+    loss = surface.loss(between(first, second, share))
+    return loss if math.isfinite(loss) else math.inf
+
+
+def between(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Give the point at a share of the way; the ends exactly."""
+    return first if share == 0 else second if share == 1 else first + share * (second - first)
