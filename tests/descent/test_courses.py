@@ -219,3 +219,10 @@ def test_the_plan_of_a_search_takes_no_courses(cure: Callable[..., None]) -> Non
     run = tw.train(classes(), searched)
     assert not any(event.message.startswith("Tried") for event in run.events)
     assert [event.data["rate_factor"] for event in run.events if event.kind == "rollback"] == [16.0]
+
+
+def test_a_loss_that_swings_lowers_no_rate_whose_quarter_gets_less_far(cure: Callable[..., None]) -> None:
+    cure(Cure("Go back.", rollback=True, by_courses=True, rate_factor=0.5))
+    run = tw.train(classes(), made(0.3))
+    assert not any(event.kind == "rollback" for event in run.events)
+    assert same_bits(run.model, tw.train(classes(), made(0.3, watch=False)).model)

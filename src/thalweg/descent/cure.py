@@ -116,7 +116,7 @@ def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagn
         release(descent.problem.device)
         recorder.event(step, "note", f"Other learning rates could not be tried from the beginning: {error_text(error)}")
         return unproven
-    if best is not None or not cure.rollback:
+    if best is not None or found.severity != "critical":
         descent.monitor.settle_rate()
     rate *= descent.changes.rate_factor
     ends = {rate * factor: courses.end(factor) for factor in sorted(courses.losses)}
@@ -133,7 +133,7 @@ def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagn
         severity = "critical" if found.severity == "critical" else "warning" if is_far else "note"
         found = replace(found, severity=severity, cure=cure)
         return _by_what_came_of_it(found, rate, best, courses) if is_guess else found
-    if cure.rollback or is_guess:
+    if found.severity == "critical" or is_guess:
         return unproven
     kept = Cure(
         f"The run goes on as it is: no rate that was tried brings it clearly further by its end than {rate:.3g}."
