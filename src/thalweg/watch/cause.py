@@ -56,6 +56,7 @@ class Cause:
             50 steps weights and updates have been measured.
         during: makes a detector that asks after every step, for what shows itself in no symptom; `each_step` makes one of a
             function without state.
+        only_memory: whether that looks at nothing but readings of memory, so that it need not be asked after steps without one.
         after: the question asked of a finished run's history.
         cure: the cure for what was found during training, from the recent steps and how often it was tried here.
         summary: says the finding in one short sentence, from its evidence, for lists of events; None: the diagnosis's own.
@@ -72,6 +73,7 @@ class Cause:
     question: Question | None = None
     early: int = 0
     during: Callable[[], Detector] | None = None
+    only_memory: bool = False
     after: Callable[[FinishedHistory], Iterable[Diagnosis]] | None = None
     cure: Callable[[Window, int], Cure] | None = None
     summary: Callable[[Mapping[str, Any]], str] | None = None

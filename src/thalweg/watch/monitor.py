@@ -19,6 +19,7 @@ from thalweg.watch.probe import NotMeasuredError, Probe, measured_or_not
 from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, LIKELY_LENGTH, QUARTER, Symptom
 from thalweg.watch.symptoms import SYMPTOMS
 from thalweg.watch.symptoms.diverging import begins_to_diverge
+from thalweg.watch.usual import EVERY, Usual, usual_after
 from thalweg.watch.window import Place, Validated, Window
 
 MOST_ATTEMPTS = 8
@@ -45,6 +46,9 @@ class Monitor:
 
     `attempts` counts the rollbacks for one failure; one at most ten steps after the latest failed step is the same failure.
 
+    After the first 200 steps those that cannot show anything (`Usual`) come into the window some steps later, together, or as soon
+    as somebody asks for it: what is found, and when, is the same.
+
     Arguments:
         causes: the causes to ask; None: all, third parties' included.
         places: the parameters, in the order of all norms, as far as they are known.
@@ -54,8 +58,10 @@ class Monitor:
     def __init__(
         self, causes: Iterable[Cause] | None = None, places: Iterable[Place] = (), total: int | None = None
     ) -> None:
-        self.window = Window()
-        self.window.places, self.window.total = tuple(places), total
+        self._window = Window()
+        self._window.places, self._window.total = tuple(places), total
+        self._usual: Usual | None = None  # what the next steps must be like to come into the window later
+        self._later: list[StepFigures] = []  # such steps
         self.attempts = 0
         self.failed_at = -1
         self.undone_at = -1  # the latest step that was undone for its rate
@@ -74,6 +80,18 @@ class Monitor:
         asked = [cause for cause in known if cause.during is not None]
         self.detectors: list[tuple[Cause, Detector]] = [(cause, cause.during()) for cause in asked if cause.during]
 
+    @property
+    def window(self) -> Window:
+        """The figures of all steps so far. Who asks for it may change it, so the next step is looked at whatever it is like."""
+        self._catch_up()
+        self._usual = None
+        return self._window
+
+    def _catch_up(self) -> None:
+        for figures in self._later:
+            self._window.push(figures, is_usual=True)
+        self._later.clear()
+
     def expect(self, loss: float) -> None:
         """Set the loss before the first step, measured on many examples: less noisy than the first batch's loss."""
         if math.isfinite(loss):
@@ -81,29 +99,39 @@ class Monitor:
 
     def validated(self, step: int, loss: float) -> None:
         """Take in a validation loss."""
-        if math.isfinite(loss) and math.isfinite(self.window.smoothed):
-            self.window.validations.append(Validated(step, loss, self.window.smoothed))
+        window = self.window
+        if math.isfinite(loss) and math.isfinite(window.smoothed):
+            window.validations.append(Validated(step, loss, window.smoothed))
 
     def wants_update(self, step: int) -> bool:
         """Tell whether a probe of this step will be asked for the loss along its update, for which weights are to be kept."""
+        if self._usual is not None and step < self._usual.before:
+            return False
         return self.pending is not None or self.recovering > 0 or self.trying or self._tries(step)
 
     def _tries(self, step: int) -> bool:
         """Tell whether the length of this step is tried on the next batch: it comes to where that is done, or past it."""
-        if self.window.finds_rate:
+        if self._window.finds_rate:
             return False
-        last = min(self.window.step, step - 1)
+        last = min(self._later[-1].step if self._later else self._window.step, step - 1)
         if step <= FIRST_TRIES[-1]:
             return any(last < each <= step for each in FIRST_TRIES)
-        every = round(max(TRY_EVERY, ASK_SHARE * (self.window.total or 0)))
-        return step // every > last // every
+        return step // self._tries_every > last // self._tries_every
+
+    @property
+    def _tries_every(self) -> int:
+        return round(max(TRY_EVERY, ASK_SHARE * (self._window.total or 0)))
 
     def observe(self, figures: StepFigures, probe: Probe | None = None) -> list[Diagnosis]:
         """Add one step to the window, and give what the causes find, gravest first.
 
         `probe` makes the rare measurements that causes ask for; it is used only where something is seen.
         """
-        window, probe = self.window, probe or Probe()
+        if self._usual is not None and self._usual.includes(figures):
+            self._later.append(figures)
+            return []
+        self._catch_up()
+        window, probe = self._window, probe or Probe()
         tried, self.trying = self.trying, self._tries(figures.step)
         window.push(figures)
         window.lowered_at = self.undone_at
@@ -128,7 +156,23 @@ class Monitor:
                 found += self._explained(symptom, probe)
         if pending is not None and self.pending is None and window.is_finite:
             found += self._explained(replace(pending, step=figures.step), probe)
+        self._usual = None if found else self._what_is_usual()
         return self._with_cures(ranked(found), figures) if found else []
+
+    def _what_is_usual(self) -> Usual | None:
+        """Give what the next steps must be like to come into the window later: until the next look at what lasts, or the next try
+        of a step's length; None in the beginning, and while something is asked or tried."""
+        step = self._window.step
+        if self.pending is not None or self.recovering or self.trying or step < FIRST_TRIES[-1]:
+            return None
+        if self.early_looks < len(EARLY) or not all(cause.only_memory for cause, _ in self.detectors):
+            return None
+        if self._usual is not None and step < self._usual.before:
+            return self._usual
+        before = step - step % EVERY + EVERY
+        if not self._window.finds_rate:
+            before = min(before, step - step % self._tries_every + self._tries_every)
+        return usual_after(self._window, before)
 
     def _detected(self, window: Window) -> list[tuple[Cause, Diagnosis]]:
         found: list[tuple[Cause, Diagnosis]] = []
@@ -148,7 +192,7 @@ class Monitor:
             return True
         name = _by_severity(symptom.name, symptom.severity)
         last = self.asked_at.get(name)
-        if last is not None and symptom.step < last + max(ASK_EVERY, ASK_SHARE * (self.window.total or 0)):
+        if last is not None and symptom.step < last + max(ASK_EVERY, ASK_SHARE * (self._window.total or 0)):
             return False
         self.asked_at[name] = symptom.step
         return True
@@ -163,7 +207,7 @@ class Monitor:
             if symptom.asked and cause.name not in symptom.asked:
                 continue
             try:
-                diagnosis = cause.question(symptom, self.window, probe)
+                diagnosis = cause.question(symptom, self._window, probe)
                 if diagnosis is None:
                     ruled_out.append(cause.name)
                 else:
@@ -189,7 +233,7 @@ class Monitor:
 
     def _try_length(self, probe: Probe) -> None:
         """Try which multiple of the step before would have lowered this batch's loss most."""
-        window, step = self.window, self.window.step - 1
+        window, step = self._window, self._window.step - 1
         if not (window.is_finite and window.is_steady):
             return
         with suppress(NotMeasuredError), measured_or_not(), probe.measuring():
@@ -205,7 +249,7 @@ class Monitor:
         In a healthy run such steps occur too; after a failure they say how much too high the rate still is.
         """
         self.recovering -= 1
-        if not self.window.is_finite or "diverging" in self.dismissed:
+        if not self._window.is_finite or "diverging" in self.dismissed:
             return None
         try:
             with measured_or_not(), probe.measuring():
@@ -217,8 +261,8 @@ class Monitor:
             return None
         return Symptom(
             name="diverging",
-            step=self.window.step,
-            since=self.window.step,
+            step=self._window.step,
+            since=self._window.step,
             text=f"after the rate was lowered a step is still {1 / found.raises:.3g} times as long as one that raises the loss of"
             " its batch",
             evidence={CRITICAL_STEP: {"value": found.multiple or found.raises, "threshold": OVERSHOOTS}},
@@ -249,7 +293,7 @@ class Monitor:
     def _cure(self, cause: Cause, step: int) -> Cure | None:
         assert cause.cure is not None
         try:
-            return cause.cure(self.window, self._attempts_at(step) + 1)
+            return cause.cure(self._window, self._attempts_at(step) + 1)
         except Exception as error:
             warn_of_failure(cause, error, "proposes no cure")
             return None
@@ -279,8 +323,8 @@ class Monitor:
         last = self.noted_at.get(name)
         self.noted_at[name] = step
         if diagnosis.cure is not None and diagnosis.cure.rate_factor > 1:
-            self.window.lengths.clear()  # they were of another rate
-            self.window.parts.clear()
+            self._window.lengths.clear()  # they were of another rate
+            self._window.parts.clear()
             self.asked_at.pop(diagnosis.symptom, None)
             self.raises += 1
             return self.raises <= MOST_RAISES
@@ -367,8 +411,9 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, Any], *, keep_attempts: bool = False) -> None:
         """Restore `state_dict`'s values; after a rollback the attempts, and what was noted and dismissed, are kept."""
+        self._later.clear()  # steps that are undone
         self.window.load_state_dict(state["window"])
-        self.early_looks = state.get("early_looks", sum(step <= self.window.step for step in EARLY))
+        self.early_looks = state.get("early_looks", sum(step <= self._window.step for step in EARLY))
         causes = state.get("causes", {})
         pending = state.get("pending")
         self.pending = None if pending is None or keep_attempts else Symptom(**pending)

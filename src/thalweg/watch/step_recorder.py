@@ -9,6 +9,8 @@ import copy
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,6 +24,9 @@ from thalweg.watch.probe import write
 from thalweg.watch.window import Place
 
 MEASURE_EVERY = 50  # steps between measurements of weights and updates, for which weights are copied
+FEW = 64  # tensors that are read back one by one from the CPU sooner than stacked
+
+_GRADIENT, _LAYOUT, _NUMBER = attrgetter("grad"), attrgetter("layout"), Tensor.item
 
 
 def is_measured(step: int) -> bool:
@@ -73,13 +78,21 @@ class Snapshot(NamedTuple):
 class _Norms(NamedTuple):
     """The norm of each parameter's gradient, NaN where it has none, and the numbers of those that have one."""
 
-    values: Tensor
-    present: Sequence[int]
+    values: Tensor | Sequence[Tensor]
+    present: Sequence[int] | None = None  # None: of all
+
+    def read(self) -> list[float]:
+        """Read the norms back."""
+        return self.values.tolist() if isinstance(self.values, Tensor) else [*map(_NUMBER, self.values)]
+
+    def of_present(self, norms: list[float]) -> Sequence[float]:
+        """Give those of the norms that were read that are of a gradient."""
+        return norms if self.present is None else [norms[number] for number in self.present]
 
     @property
     def are_finite(self) -> bool:
         """Whether all that are there are."""
-        return bool(torch.isfinite(self.values[[*self.present]]).all())
+        return all(map(math.isfinite, self.of_present(self.read())))
 
 
 class _Taken(NamedTuple):
@@ -87,7 +100,7 @@ class _Taken(NamedTuple):
 
     rate: float | Tensor
     norms: _Norms | None
-    record: StepRecord | None
+    record: StepRecord | None = None
     weight_norms: Tensor | None = None
     update_norms: Tensor | None = None
     skipped: bool = False
@@ -97,7 +110,7 @@ class StepRecorder:
     """Has hooks in an optimiser, and gives the figures of its last step.
 
     - `parameters` are the tensors that it steps, in the order of its groups, as all norms are; `count` are the steps it has taken
-      since; `before`: copies of the weights before the last step, where `wants` asked for them; `earlier`: before the
+      since; `stepped`: how many parameters the last had; `before`: copies of the weights before the last step, where `wants` asked for them; `earlier`: before the
       step before it.
     - `changes` are those of cures, which hold within the optimiser's step only: the groups, and whatever schedule writes into
       them, stay the person's. With `guards` a step whose gradient is not finite moves nothing.
@@ -117,6 +130,7 @@ class StepRecorder:
         wants: Callable[[int], bool],
     ) -> None:
         self.model, self.optimizer, self.wants, self.count = model, optimizer, wants, 0
+        self.is_own, self.stepped = isinstance(optimizer, Optimizer), -1
         self.before: list[Tensor] | None = None
         self.earlier: list[Tensor] | None = None
         self.snapshot: Snapshot | None = None
@@ -136,9 +150,15 @@ class StepRecorder:
         ]
 
     @property
+    def took_step(self) -> bool:
+        """Whether a step was taken whose figures were not given yet."""
+        return self._taken is not None
+
+    @property
     def parameters(self) -> list[Tensor]:
         """The parameters that are stepped: groups may be added at any time."""
-        return [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+        groups = self.optimizer.param_groups
+        return [*groups[0]["params"]] if len(groups) == 1 else [p for group in groups for p in group["params"]]
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -241,10 +261,8 @@ class StepRecorder:
             return step_figures(self.count, loss, rate, examples, 0.0, taken.record.on_host())._replace(
                 terms=terms or {}
             )
-        norms: Sequence[float] = () if taken.norms is None else taken.norms.values.tolist()
-        present = norms
-        if taken.norms is not None and len(taken.norms.present) < len(norms):
-            present = [norms[number] for number in taken.norms.present]
+        norms = [] if taken.norms is None else taken.norms.read()
+        present = norms if taken.norms is None else taken.norms.of_present(norms)
         total = math.hypot(*present)
         bad = 0 if math.isfinite(total) else sum(not math.isfinite(norm) for norm in present)
         total = math.nan if bad else total
@@ -254,37 +272,41 @@ class StepRecorder:
         )  # fmt: skip
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
-        self._give_back()  # of a step that failed
-        step, own, parameters = self.count + 1, isinstance(optimizer, Optimizer), self.parameters
-        measures = is_measured(step)
-        if own and measures:
+        if self._given:
+            self._give_back()  # of a step that failed
+        step, parameters = self.count + 1, self.parameters
+        self.stepped, measures = len(parameters), is_measured(step)
+        if self.is_own and measures:
             optimizer.measure = True
-        if not own:
+        if not self.is_own:
             self._given_norms = _norms(parameters)
-        keeps = self.wants(step) or (measures and not own)
+        keeps = self.wants(step) or (measures and not self.is_own)
         self.earlier, self.before = self.before, [tensor.detach().clone() for tensor in parameters] if keeps else None
+        changes = self.changes
         if self.guards and self._given_norms is not None and not self._given_norms.are_finite:
             # PyTorch's optimisers leave parameters without a gradient, and their state, as they are.
             self._withheld = [(tensor, tensor.grad) for tensor in parameters]
             for tensor, _ in self._withheld:
                 tensor.grad = None
-        elif self.changes.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.changes.clip_norm)
+        elif changes.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, changes.clip_norm)
         for number, group in enumerate(optimizer.param_groups):
-            self._change(number, group)
+            rate = group.get("lr")
+            if isinstance(rate, float | int):  # a tensor's is not read without need
+                self._highest[number] = max(self._highest.get(number, 0.0), rate)
+        if changes.moves_rate or changes.decay_factor != 1.0:
+            for number, group in enumerate(optimizer.param_groups):
+                self._change(number, group)
 
     def _change(self, number: int, group: dict[str, Any]) -> None:
         """Set what cures have changed of a group, for this step only."""
         rate, decay, changes = group.get("lr"), group.get("weight_decay"), self.changes
         given: dict[str, Any] = {}
         self._given.append(given)
-        if isinstance(rate, float | int) or (
-            rate is not None and changes.moves_rate
-        ):  # a tensor's is not read without need
+        if rate is not None and changes.moves_rate:
             self._highest[number] = highest = max(self._highest.get(number, 0.0), float(rate))
-            if changes.moves_rate:
-                given["lr"], changed = rate, changes.rate(self.count, float(rate), highest)
-                group["lr"] = torch.full_like(rate, changed) if isinstance(rate, Tensor) else changed
+            given["lr"], changed = rate, changes.rate(self.count, float(rate), highest)
+            group["lr"] = torch.full_like(rate, changed) if isinstance(rate, Tensor) else changed
         if decay is not None and changes.decay_factor != 1.0:
             given["weight_decay"] = decay
             group["weight_decay"] = decay * changes.decay_factor
@@ -301,22 +323,25 @@ class StepRecorder:
             tensor.grad = gradient
         groups = optimizer.param_groups
         rate = groups[0].get("lr", math.nan) if groups else math.nan
-        self._give_back()
+        if self._given:
+            self._give_back()
         if self.changes.ema is not None:
             self._move_average(self.changes.ema)
-        if isinstance(optimizer, Optimizer):
+        if self.is_own:
             self._taken = _Taken(rate, None, optimizer.last)
             return
-        tensors = self.parameters
         # A closure computes the gradient within the step.
-        norms = _norms(tensors) if _has_closure(arguments, keywords) else self._given_norms
-        weights = updates = None
-        if is_measured(self.count) and self.before and len(self.before) == len(tensors):
-            weights = torch.stack([tensor.float().norm() for tensor in self.before]).cpu()
-            moved = [(now.detach() - was).float().norm() for now, was in zip(tensors, self.before, strict=True)]
-            updates = torch.stack(moved).cpu()
+        norms = _norms(self.parameters) if _has_closure(arguments, keywords) else self._given_norms
         self._given_norms = None
-        self._taken = _Taken(rate, norms, None, weights, updates, bool(skipped))
+        self._taken = _Taken(rate, norms, None, *self._moved(), bool(skipped))
+
+    def _moved(self) -> tuple[Tensor | None, Tensor | None]:
+        """Give the norms of the weights before the step and of how far they moved, where they are measured."""
+        if self.before is None or not is_measured(self.count) or len(self.before) != len(tensors := self.parameters):
+            return None, None
+        weights = torch.stack([tensor.float().norm() for tensor in self.before]).cpu()
+        moved = [(now.detach() - was).float().norm() for now, was in zip(tensors, self.before, strict=True)]
+        return weights, torch.stack(moved).cpu()
 
 
 def _copied(value: Any) -> Any:
@@ -345,10 +370,11 @@ def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bo
 
 def _norms(parameters: Sequence[Tensor]) -> _Norms:
     """Measure the norms of the parameters' gradients, without reading them back from an accelerator."""
-    gradients = [p.grad for p in parameters]
-    if any(gradient is None or gradient.is_sparse for gradient in gradients):
+    gradients = [*map(_GRADIENT, parameters)]
+    if any(map(is_, gradients, repeat(None))) or not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
         return _norms_of_some(gradients)
-    return _Norms(_stacked(cast("list[Tensor]", gradients)), range(len(gradients)))
+    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
+    return _Norms(norms if len(norms) <= FEW and norms[0].device.type == "cpu" else _stacked(norms))
 
 
 def _norms_of_some(gradients: Sequence[Tensor | None]) -> _Norms:
@@ -356,15 +382,14 @@ def _norms_of_some(gradients: Sequence[Tensor | None]) -> _Norms:
     present = [number for number, value in enumerate(values) if value is not None]
     norms = torch.full((len(values),), math.nan)
     if present:
-        found = _stacked([value for value in values if value is not None])
+        found = _stacked(torch._foreach_norm([value for value in values if value is not None]))  # pyright: ignore[reportPrivateImportUsage]
         norms = norms.to(found.device)
         norms[present] = found
     return _Norms(norms, present)
 
 
-def _stacked(gradients: Sequence[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateImportUsage]
+def _stacked(norms: Sequence[Tensor]) -> Tensor:
     first = norms[0]
     if any(norm.dtype is not torch.float32 or norm.device != first.device for norm in norms):
         norms = [norm.to(first.device, torch.float32) for norm in norms]
-    return torch.stack(norms)
+    return torch.stack([*norms])

@@ -86,6 +86,8 @@ class Watch:
         self._first: Snapshot | None = None  # kept as long as beginning again costs little
         self._first_state = self._monitor.state_dict()
         self._averages = False  # as was asked for
+        self._expects = True  # no loss is known yet
+        self._known = -1  # parameters whose places the window has
         if snapshot_every:
             self._take_snapshot()
             self._first = self._recorder.snapshot
@@ -127,6 +129,8 @@ class Watch:
             self.close()
             warn(f"The watch failed and stands aside: {type(error).__name__}: {error}.", RuntimeWarning, stacklevel=2)
             return []
+        if not found:
+            return found
         found = [diagnosis for diagnosis in found if self._is_news(diagnosis)]
         self.diagnoses += found
         for diagnosis in found:
@@ -204,6 +208,7 @@ class Watch:
         recorder.go_back(recorder.snapshot)
         self._told.clear()
         self._monitor.went_back()
+        self._expects = True
         self.change(rate_factor=rate_factor, clip_norm=clip_norm)
 
     def begin_again(self) -> None:
@@ -224,6 +229,7 @@ class Watch:
         self._told.clear()
         self._monitor.load_state_dict(self._first_state, keep_attempts=True)
         self._monitor.began_again(initial_loss)
+        self._expects = True
         self._monitor.mark()
 
     def change(
@@ -345,31 +351,44 @@ class Watch:
     def _observe(self, loss: float, terms: Mapping[str, float]) -> list[Diagnosis]:
         recorder, monitor = self._recorder, self._monitor
         assert recorder is not None
-        self._losses.append(loss)
-        self._sizes.append(self._probe.size)
-        self._terms.append(terms)
-        figures = recorder.figures(math.fsum(self._losses) / len(self._losses), sum(self._sizes), _means(self._terms))
-        if figures is None:
+        size = self._probe.size
+        if not recorder.took_step:
+            self._losses.append(loss)
+            self._sizes.append(size)
+            self._terms.append(terms)
             if math.isfinite(loss) or len(self._losses) > 1:
                 return []
             lost = StepFigures(recorder.count + 1, loss, math.nan, math.nan, terms=terms)
             return monitor.observe(lost, self._probe)
-        self._losses.clear()
-        self._sizes.clear()
-        self._terms.clear()
-        if is_gradient_due(figures.step, len(figures.terms)) and math.isfinite(figures.loss):
+        last = loss
+        if self._losses:
+            loss, size, terms = self._together(loss, size, terms)
+        figures = recorder.figures(loss, size, terms)
+        assert figures is not None
+        if terms and is_gradient_due(figures.step, len(terms)) and math.isfinite(figures.loss):
             self.term_gradients = self._probe.term_gradients() or self.term_gradients
-        if monitor.window.count == 0 and monitor.window.initial_loss is None and self._probe.size >= FEW_EXAMPLES:
-            monitor.expect(figures.loss)
-        if len(monitor.window.places) != len(recorder.parameters):
-            window = monitor.window
+        if self._expects:
+            window, self._expects = monitor.window, monitor.window.count == 0
+            if self._expects and window.initial_loss is None and self._probe.size >= FEW_EXAMPLES:
+                monitor.expect(figures.loss)
+        if self._known != recorder.stepped:
+            self._known, window = recorder.stepped, monitor.window
             window.places, window.not_stepped, window.frozen = recorder.places, recorder.not_stepped, recorder.frozen
         found = monitor.observe(figures, self._probe)
-        if figures.step > min(BEGINNING, BEGINNING_SHARE * (monitor.window.total or math.inf)):
+        if self._first and figures.step > min(BEGINNING, BEGINNING_SHARE * (monitor.window.total or math.inf)):
             self._first = None
-        if self._every and figures.step % self._every == 0 and not found and monitor.healthy and monitor.trusts(loss):
+        if self._every and figures.step % self._every == 0 and not found and monitor.healthy and monitor.trusts(last):
             self._take_snapshot()
         return found
+
+    def _together(
+        self, loss: float, size: int, terms: Mapping[str, float]
+    ) -> tuple[float, int, Mapping[str, float]]:
+        """Give loss, size and terms of a step of several batches, of which these are the last."""
+        losses, sizes, all_terms = [*self._losses, loss], [*self._sizes, size], [*self._terms, terms]
+        for kept in (self._losses, self._sizes, self._terms):
+            kept.clear()
+        return math.fsum(losses) / len(losses), sum(sizes), _means(all_terms)
 
     def _take_snapshot(self) -> None:
         assert self._recorder is not None
@@ -423,7 +442,7 @@ def _check_change(**values: float) -> None:
 
 def _read(loss: Any) -> tuple[float, Mapping[str, float]]:
     """Give a loss as a number, and its terms where it is given as such. Raises ArgumentError where one is no number."""
-    if not isinstance(loss, Mapping):
+    if isinstance(loss, Tensor) or not isinstance(loss, Mapping):
         return _number(loss), {}
     if not loss:
         raise ArgumentError("`loss` is an empty dict. Give the terms by name, {'kl': kl}, or the loss, one number.")
@@ -446,7 +465,7 @@ def _number(loss: Any, name: str = "`loss`") -> float:
             f" `loss.mean()`."
         )
     try:
-        return float(loss.detach() if isinstance(loss, Tensor) else loss)
+        return float(loss.item() if isinstance(loss, Tensor) else loss)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(f"{name} is {loss!r:.60}, but the watch takes one number a step: {error}.") from error
 

@@ -250,8 +250,8 @@ class Window:
         self._sum = 0.0
         self._weight = 0.0
 
-    def push(self, figures: StepFigures) -> None:
-        """Add one step."""
+    def push(self, figures: StepFigures, *, is_usual: bool = False) -> None:
+        """Add one step; `is_usual`: it is known that it is taken and finite, and neither loss nor norm stands out."""
         loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
         if figures.learning_rate > self.rate:
             self.rose_at = figures.step
@@ -269,6 +269,12 @@ class Window:
             self.rests_since = None
         elif self.rests_since is None:
             self.rests_since = self.step
+        if is_usual:
+            self.loss_excess = self.norm_excess = 0.0
+            self.is_finite, self.is_odd, self.was_outlier, self._norm_stood_out = True, False, False, False
+            self._add(loss)
+            self._add_norm(figures)
+            return
         finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
         self.first = loss if self.first is None else self.first
         if figures.step <= COURSE and finite_loss:
@@ -288,11 +294,7 @@ class Window:
             after_outlier = self._norm_stood_out
             self.norm_excess = _excess(gradient_norm, self.gradient_norms)
             self._norm_stood_out = self.norm_excess > OUTLIER
-            if after_outlier or not self._norm_stood_out:
-                self.gradient_norms.append(gradient_norm)
-            if len(figures.gradient_norms):
-                self.by_parameter.append(figures.gradient_norms)
-                self.first_by_parameter = self.first_by_parameter or figures.gradient_norms
+            self._add_norm(figures, counts=after_outlier or not self._norm_stood_out)
         if figures.weight_norms is not None:
             self._measured(figures)
         self._note_upsets(figures)
@@ -391,6 +393,13 @@ class Window:
             self.start = self.best = statistics.fmean(self.losses)
         elif self.count >= MIN_LOSSES:
             self.best = min(self.best, self.smoothed)
+
+    def _add_norm(self, figures: StepFigures, *, counts: bool = True) -> None:
+        if counts:
+            self.gradient_norms.append(figures.gradient_norm)
+        if len(figures.gradient_norms):
+            self.by_parameter.append(figures.gradient_norms)
+            self.first_by_parameter = self.first_by_parameter or figures.gradient_norms
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state as built-in types."""

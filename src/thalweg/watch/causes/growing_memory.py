@@ -105,5 +105,6 @@ growing_memory = Cause(
     meaning="memory in use grows from step to step, so that a longer run would end for want of it",
     rank=60,
     during=GrowingMemory,
+    only_memory=True,
     summary=summarise,
 )
