@@ -62,7 +62,7 @@ class LoopProbe(Probe):
         if self.inputs is not None and self.inputs[0]:  # most models are called on one tensor
             first = self.inputs[0][0]
             if isinstance(first, Tensor) and first.dim():
-                return len(first)
+                return first.size(0)
         return next((len(each) for each in leaves(self.inputs) if each.dim()), 0)
 
     def batch(self) -> Batch:

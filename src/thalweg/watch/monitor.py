@@ -61,7 +61,7 @@ class Monitor:
         self._window = Window()
         self._window.places, self._window.total = tuple(places), total
         self._usual: Usual | None = None  # what the next steps must be like to come into the window later
-        self._later: list[StepFigures] = []  # such steps
+        self._later: list[tuple[Any, ...]] = []  # the figures of such steps, as far as these have some
         self.attempts = 0
         self.failed_at = -1
         self.undone_at = -1  # the latest step that was undone for its rate
@@ -89,7 +89,7 @@ class Monitor:
 
     def _catch_up(self) -> None:
         for figures in self._later:
-            self._window.push(figures, is_usual=True)
+            self._window.push(StepFigures(*figures), is_usual=True)
         self._later.clear()
 
     def expect(self, loss: float) -> None:
@@ -105,7 +105,7 @@ class Monitor:
 
     def wants_update(self, step: int) -> bool:
         """Tell whether a probe of this step will be asked for the loss along its update, for which weights are to be kept."""
-        if self._usual is not None and step < self._usual.before:
+        if step < self.usual_before:
             return False
         return self.pending is not None or self.recovering > 0 or self.trying or self._tries(step)
 
@@ -113,7 +113,7 @@ class Monitor:
         """Tell whether the length of this step is tried on the next batch: it comes to where that is done, or past it."""
         if self._window.finds_rate:
             return False
-        last = min(self._later[-1].step if self._later else self._window.step, step - 1)
+        last = min(self._later[-1][0] if self._later else self._window.step, step - 1)
         if step <= FIRST_TRIES[-1]:
             return any(last < each <= step for each in FIRST_TRIES)
         return step // self._tries_every > last // self._tries_every
@@ -122,13 +122,31 @@ class Monitor:
     def _tries_every(self) -> int:
         return round(max(TRY_EVERY, ASK_SHARE * (self._window.total or 0)))
 
+    @property
+    def usual_before(self) -> int:
+        """The number below which usual steps come into the window later; 0 where the next step is looked at whatever it is like."""
+        return 0 if self._usual is None else self._usual.before
+
+    def takes_later(self, figures: tuple[Any, ...]) -> bool:
+        """Add a step that was taken, to be looked at later, where it cannot show anything; else give False.
+
+        `figures` are the first ones of its `StepFigures`, in their order: none of weights or of memory.
+        """
+        usual = self._usual
+        if usual is None:
+            return False
+        before, loss, norm = usual
+        if figures[0] >= before or not (-math.inf < figures[1] <= loss and 0.0 <= figures[3] <= norm):
+            return False
+        self._later.append(figures)
+        return True
+
     def observe(self, figures: StepFigures, probe: Probe | None = None) -> list[Diagnosis]:
         """Add one step to the window, and give what the causes find, gravest first.
 
         `probe` makes the rare measurements that causes ask for; it is used only where something is seen.
         """
-        if self._usual is not None and self._usual.includes(figures):
-            self._later.append(figures)
+        if figures.weight_norms is None and not (figures.skipped or figures.memory) and self.takes_later(figures):
             return []
         self._catch_up()
         window, probe = self._window, probe or Probe()

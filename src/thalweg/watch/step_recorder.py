@@ -26,6 +26,7 @@ from thalweg.watch.window import Place
 MEASURE_EVERY = 50  # steps between measurements of weights and updates, for which weights are copied
 FEW = 64  # tensors that are read back one by one from the CPU sooner than stacked
 
+UNCHANGED = Changes()
 _GRADIENT, _LAYOUT, _NUMBER = attrgetter("grad"), attrgetter("layout"), Tensor.item
 
 
@@ -114,6 +115,8 @@ class StepRecorder:
       step before it.
     - `changes` are those of cures, which hold within the optimiser's step only: the groups, and whatever schedule writes into
       them, stay the person's. With `guards` a step whose gradient is not finite moves nothing.
+    - `plain_before`: steps below this number are recorded by their learning rate and their gradients' norms alone, where that can
+      be done in few calls: `plain` are those of the last step, None where it was recorded in full. `is_near`: whether it can.
     - `average`: that of each weight which `changes` ask for, after the last step.
     - `snapshot`: the last that was taken.
 
@@ -134,7 +137,10 @@ class StepRecorder:
         self.before: list[Tensor] | None = None
         self.earlier: list[Tensor] | None = None
         self.snapshot: Snapshot | None = None
-        self.changes, self.guards = Changes(), False
+        self.changes, self.guards = UNCHANGED, False
+        self.plain_before, self.is_near = 0, False
+        self.plain: tuple[float, Sequence[Tensor]] | None = None
+        self._began: tuple[float, Sequence[Tensor]] | None = None  # the plain step that is being taken
         self.average: dict[Tensor, Tensor] = {}
         self._averaged = 0  # steps that are in it
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
@@ -152,7 +158,7 @@ class StepRecorder:
     @property
     def took_step(self) -> bool:
         """Whether a step was taken whose figures were not given yet."""
-        return self._taken is not None
+        return self._taken is not None or self.plain is not None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -254,6 +260,8 @@ class StepRecorder:
         """Give the figures of the last step with its loss, its examples and terms; None where no step was taken since the last
         call."""
         taken, self._taken = self._taken, None
+        if self.plain is not None:
+            taken, self.plain = _Taken(self.plain[0], _Norms(self.plain[1])), None
         if taken is None:
             return None
         rate = float(taken.rate)
@@ -272,10 +280,29 @@ class StepRecorder:
         )  # fmt: skip
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        # Of a small model every call counts: what is not at hand between two steps is read from far.
+        if self.count + 1 < self.plain_before and len(arguments) == 1 and not keywords:
+            groups = optimizer.param_groups
+            parameters = groups[0]["params"] if len(groups) == 1 else self.parameters
+            rate = groups[0]["lr"]
+            changes = self.changes is not UNCHANGED or self.guards
+            if len(parameters) == self.stepped and rate <= self._highest[0] and not changes:
+                try:
+                    norms = torch._foreach_norm([p.grad for p in parameters])  # pyright: ignore[reportPrivateImportUsage]
+                    self._began, self.earlier, self.before = (rate, norms), None, None
+                    return
+                except (TypeError, RuntimeError):  # one has no gradient any more
+                    pass
+        self._began = None
+        self._before_any_step(optimizer)
+
+    def _before_any_step(self, optimizer: Any) -> None:
+        step, parameters = self.count + 1, self.parameters
+        self.stepped = len(parameters)
+        self._note_rates(optimizer)
         if self._given:
             self._give_back()  # of a step that failed
-        step, parameters = self.count + 1, self.parameters
-        self.stepped, measures = len(parameters), is_measured(step)
+        measures = is_measured(step)
         if self.is_own and measures:
             optimizer.measure = True
         if not self.is_own:
@@ -290,13 +317,16 @@ class StepRecorder:
                 tensor.grad = None
         elif changes.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, changes.clip_norm)
-        for number, group in enumerate(optimizer.param_groups):
-            rate = group.get("lr")
-            if isinstance(rate, float | int):  # a tensor's is not read without need
-                self._highest[number] = max(self._highest.get(number, 0.0), rate)
         if changes.moves_rate or changes.decay_factor != 1.0:
             for number, group in enumerate(optimizer.param_groups):
                 self._change(number, group)
+
+    def _note_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        highest = self._highest
+        for number, group in enumerate(optimizer.param_groups):
+            rate = group.get("lr")
+            if isinstance(rate, float | int):  # a tensor's is not read without need
+                highest[number] = max(highest.get(number, 0.0), rate)
 
     def _change(self, number: int, group: dict[str, Any]) -> None:
         """Set what cures have changed of a group, for this step only."""
@@ -318,11 +348,15 @@ class StepRecorder:
 
     def _after_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         self.count += 1
+        self.plain = self._began
+        if self._began is not None:
+            self._began = None
+            return
+        groups = optimizer.param_groups
+        rate = groups[0].get("lr", math.nan) if groups else math.nan
         skipped, self._withheld = self._withheld, []
         for tensor, gradient in skipped:
             tensor.grad = gradient
-        groups = optimizer.param_groups
-        rate = groups[0].get("lr", math.nan) if groups else math.nan
         if self._given:
             self._give_back()
         if self.changes.ema is not None:
@@ -333,6 +367,8 @@ class StepRecorder:
         # A closure computes the gradient within the step.
         norms = _norms(self.parameters) if _has_closure(arguments, keywords) else self._given_norms
         self._given_norms = None
+        all_near = norms is not None and norms.present is None and not isinstance(norms.values, Tensor)
+        self.is_near = all_near and len(self._highest) == len(groups)
         self._taken = _Taken(rate, norms, None, *self._moved(), bool(skipped))
 
     def _moved(self) -> tuple[Tensor | None, Tensor | None]:

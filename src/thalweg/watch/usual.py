@@ -11,7 +11,6 @@ from collections.abc import Collection
 from itertools import islice
 from typing import NamedTuple
 
-from thalweg.records.step_figures import StepFigures
 from thalweg.watch.window import LENGTH, MIN_LOSSES, ODD, Window
 
 EVERY = 16
@@ -26,17 +25,6 @@ class Usual(NamedTuple):
     before: int
     loss: float
     norm: float
-
-    def includes(self, figures: StepFigures) -> bool:
-        """Tell whether a step shows nothing."""
-        return (
-            figures.step < self.before
-            and -math.inf < figures.loss <= self.loss
-            and 0.0 <= figures.gradient_norm <= self.norm
-            and not figures.skipped
-            and figures.weight_norms is None
-            and not figures.memory
-        )
 
 
 def usual_after(window: Window, before: int) -> Usual | None:

@@ -22,7 +22,7 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.terminal import warn
 from thalweg.watch.loop_probe import LoopProbe
 from thalweg.watch.monitor import Monitor
-from thalweg.watch.step_recorder import Snapshot, StepRecorder
+from thalweg.watch.step_recorder import MEASURE_EVERY, Snapshot, StepRecorder
 from thalweg.watch.window import FEW_EXAMPLES
 
 Action = Literal["report", "warn", "raise"]
@@ -119,6 +119,9 @@ class Watch:
 
         Raises ArgumentError where the loss or a term is no single number, or there is none, and as `action` says.
         """
+        if type(loss) is Tensor and per_example is None and self._takes_later(loss):
+            self._probe.closure, self._probe.indices = closure, indices
+            return []
         value, terms = _read(loss)
         if self._recorder is None:
             return []
@@ -129,13 +132,26 @@ class Watch:
             self.close()
             warn(f"The watch failed and stands aside: {type(error).__name__}: {error}.", RuntimeWarning, stacklevel=2)
             return []
-        if not found:
-            return found
         found = [diagnosis for diagnosis in found if self._is_news(diagnosis)]
         self.diagnoses += found
         for diagnosis in found:
             self._act(diagnosis)
         return found
+
+    def _takes_later(self, loss: Tensor) -> bool:
+        """Take in a step that can show nothing, of which hardly more is read than loss and gradient; else give False."""
+        recorder, probe = self._recorder, self._probe
+        if recorder is None or recorder.plain is None or self._losses or probe.per_example is not None:
+            return False
+        if loss.numel() != 1 or not loss.is_floating_point():
+            return False
+        rate, norms = recorder.plain
+        norms = [*map(Tensor.item, norms)]
+        figures = recorder.count, loss.item(), rate, math.hypot(*norms), 1.0, False, 0, probe.size, 0.0, norms
+        if not self._monitor.takes_later(figures):
+            return False
+        recorder.plain = None
+        return True
 
     def _is_news(self, diagnosis: Diagnosis) -> bool:
         """Tell whether a diagnosis was not given in the last steps already, at which nothing was done about it."""
@@ -379,7 +395,16 @@ class Watch:
             self._first = None
         if self._every and figures.step % self._every == 0 and not found and monitor.healthy and monitor.trusts(last):
             self._take_snapshot()
+        self._set_plain()
         return found
+
+    def _set_plain(self) -> None:
+        """Let the recorder do as little as can be up to the next step of which more may be asked."""
+        recorder, before = self._recorder, self._monitor.usual_before
+        assert recorder is not None
+        due = [every for every in (MEASURE_EVERY, self._every) if every]
+        before = min([before, *(recorder.count - recorder.count % every + every for every in due)])
+        recorder.plain_before = before if recorder.is_near and self._known == recorder.stepped else 0
 
     def _together(
         self, loss: float, size: int, terms: Mapping[str, float]
