@@ -17,7 +17,7 @@ from thalweg.descent.state import Descent
 from thalweg.descent.untouched import untouched
 from thalweg.errors import TaskError, few
 from thalweg.landscape.loss_terms import MOST_TERMS, is_gradient_due
-from thalweg.landscape.noise_scale import COMPARABLE, is_noise_due, of_part_and_whole
+from thalweg.landscape.noise_scale import COMPARABLE, noise_every, of_part_and_whole
 from thalweg.sampling import Draw, ItemSource, TensorSource
 from thalweg.sampling.sources import tree_map
 
@@ -34,6 +34,7 @@ class RareFigures:
         self.descent, self.recorder = descent, recorder
         self._failed = set[str]()
         self._names = set[str]()  # of the terms so far
+        self._noise_every = noise_every(descent.total_steps)
 
     def measure(self, loss: float) -> dict[str, Any]:
         """Give what is due of the step whose gradient was just computed, as fields of its `StepFigures`.
@@ -46,9 +47,9 @@ class RareFigures:
             self._note_names(step)
         if not descent.plan.watch or not math.isfinite(loss):
             return found
-        if is_gradient_due(step, len(descent.terms), descent.total_steps):
+        if descent.terms and is_gradient_due(step, len(descent.terms), descent.total_steps):
             found["term_gradients"] = self._tried("the gradient of each term", self._term_gradients) or {}
-        if is_noise_due(step, descent.total_steps) and descent.problem.objective.reduction.kind in MEANS:
+        if step % self._noise_every == 0 and descent.problem.objective.reduction.kind in MEANS:
             found["noise"] = self._tried("the noise of the gradient", self._noise)
         return found
 

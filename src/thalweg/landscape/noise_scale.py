@@ -30,13 +30,18 @@ POINTS = 50  # measurements of a run between the two
 STRETCHES, PER_STRETCH = 10, 10  # into which a run is divided, at most, and measurements in each, at least
 
 
+def noise_every(total: int) -> int:
+    """Give every how many steps of a run of so many the noise of the gradient is measured beside one."""
+    return min(max(EVERY[0], total // POINTS), EVERY[1])
+
+
 def is_noise_due(step: int, total: int) -> bool:
     """Tell whether the noise of the gradient is measured beside a step of a run of so many, by its number from 1.
 
     >>> [step for step in range(1, 1001) if is_noise_due(step, 20_000)]
     [400, 800]
     """
-    return step % min(max(EVERY[0], total // POINTS), EVERY[1]) == 0
+    return step % noise_every(total) == 0
 
 
 class GradientNorms(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 from thalweg.optim.engines.bound_rule import BoundRule, ema_weight_at
 from thalweg.optim.engines.fused import FusedBlock
 from thalweg.optim.engines.metadata_guards import STORAGE, STORAGE_BYTES, GradientsApart, MetadataGuard
-from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep
+from thalweg.optim.engines.tensors import UNDERFLOW, BlockStep, norms_tensor
 
 _ADDRESS, _OFFSET, _VALUES = Tensor.data_ptr, Tensor.storage_offset, dict[str, Any].values
 _GRADIENT = attrgetter("grad")
@@ -29,8 +29,9 @@ _PLAIN = frozenset({*_NUMBERS, type(None)})
 _NOT_COMPARED = ("params", "param_names", "lr", "initial_lr", "weight_decay")
 
 
-FastStep = tuple[float, float, Sequence[float]]
-"""What is recorded of a step: the gradients' norm, what they were multiplied by, and each one's norm."""
+FastStep = tuple[float, float, Sequence[float], Sequence[Tensor]]
+"""What is recorded of a step: the gradients' norm, what they were multiplied by, and each one's norm; and where the optimiser
+measures, the norms of weights and updates, and the gradients' ratios."""
 
 
 class SteppedOptimizer(Protocol):
@@ -53,7 +54,7 @@ class FastPath:
     """What a step on the general path found, to compare the next ones with, and what these need.
 
     Steps take the fast path where one fused block holds all parameters, all have gradients, and the optimiser does nothing rare:
-    neither a cautious step nor clipping by value or measuring.
+    neither a cautious step nor clipping by value.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class FastPath:
     def step(self, optimizer: SteppedOptimizer) -> FastStep | None:
         """Take a step; None, with nothing changed, where it must take the general path."""
         block, ema, groups = self.block, optimizer.ema, optimizer.param_groups
-        rare = optimizer.cautious or optimizer.measure or optimizer.clip_value is not None
+        rare = optimizer.cautious or optimizer.clip_value is not None
         if type(ema) not in _PLAIN or type(optimizer.clip_norm) not in _PLAIN:
             return None
         if rare or (ema is not None) is not block.has_ema or len(groups) != len(self.options):
@@ -125,9 +126,9 @@ class FastPath:
             return None
         numbers = self.group.rule.numbers(block.next_step, block.read_carried(), self.group.constants, lr)
         ema_weight = None if ema is None else ema_weight_at(ema, block.averaged_steps)
-        block.update(BoundRule(self.group, numbers, scale, None, ema_weight), self.decays)
+        measured = block.update(BoundRule(self.group, numbers, scale, None, ema_weight, optimizer.measure), self.decays)
         block.advance(numbers)
-        return total, scale, each
+        return total, scale, each, () if measured is None else [*map(norms_tensor, measured)]
 
     def _unchanged_groups(
         self, groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Any]]

@@ -240,8 +240,11 @@ class Optimizer(torch.optim.Optimizer):
         if self._averaged:
             self._refuse_averaged("A step", "move the average, not the weights")
         if self._fast_path is not None and (fast := self._fast_path.step(self)) is not None:
-            total, scale, each = fast
-            self.skips, self._general_steps, self.last = 0, 0, StepRecord(total, scale, False, 0, each)
+            total, scale, each, norms_of_update = fast
+            self.skips, self._general_steps = 0, 0
+            self.last = StepRecord(total, scale, False, 0, each, *norms_of_update)
+            if norms_of_update:
+                self.measure = False
             return loss
         self._fast_path = None  # it holds the memory that the weights had, and they may have moved
         with torch.no_grad():

@@ -16,6 +16,7 @@ from thalweg.watch.cause import Cause, Detector, check_diagnosis, warn_of_failur
 from thalweg.watch.causes import all_causes
 from thalweg.watch.findings import ranked, with_consequences
 from thalweg.watch.probe import NotMeasuredError, Probe, measured_or_not
+from thalweg.watch.step_recorder import MEASURE_EVERY
 from thalweg.watch.symptom import BEST_LENGTH, CRITICAL_STEP, LIKELY_LENGTH, QUARTER, Symptom
 from thalweg.watch.symptoms import SYMPTOMS
 from thalweg.watch.symptoms.diverging import begins_to_diverge
@@ -124,7 +125,8 @@ class Monitor:
 
     @property
     def usual_before(self) -> int:
-        """The number below which usual steps come into the window later; 0 where the next step is looked at whatever it is like."""
+        """The number of the next step of which more is asked than loss and gradient, 0 where that may be the next one: of steps
+        below it neither update nor weights need be kept."""
         return 0 if self._usual is None else self._usual.before
 
     def takes_later(self, figures: tuple[Any, ...]) -> bool:
@@ -178,8 +180,8 @@ class Monitor:
         return self._with_cures(ranked(found), figures) if found else []
 
     def _what_is_usual(self) -> Usual | None:
-        """Give what the next steps must be like to come into the window later: until the next look at what lasts, or the next try
-        of a step's length; None in the beginning, and while something is asked or tried."""
+        """Give what the next steps must be like to come into the window later: until the next look at what lasts, the next measured
+        weights or the next try of a step's length; None in the beginning, and while something is asked or tried."""
         step = self._window.step
         if self.pending is not None or self.recovering or self.trying or step < FIRST_TRIES[-1]:
             return None
@@ -187,10 +189,8 @@ class Monitor:
             return None
         if self._usual is not None and step < self._usual.before:
             return self._usual
-        before = step - step % EVERY + EVERY
-        if not self._window.finds_rate:
-            before = min(before, step - step % self._tries_every + self._tries_every)
-        return usual_after(self._window, before)
+        tries = MEASURE_EVERY if self._window.finds_rate else self._tries_every
+        return usual_after(self._window, min(step - step % every + every for every in (EVERY, MEASURE_EVERY, tries)))
 
     def _detected(self, window: Window) -> list[tuple[Cause, Diagnosis]]:
         found: list[tuple[Cause, Diagnosis]] = []

@@ -22,7 +22,7 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.terminal import warn
 from thalweg.watch.loop_probe import LoopProbe
 from thalweg.watch.monitor import Monitor
-from thalweg.watch.step_recorder import MEASURE_EVERY, Snapshot, StepRecorder
+from thalweg.watch.step_recorder import Snapshot, StepRecorder
 from thalweg.watch.window import FEW_EXAMPLES
 
 Action = Literal["report", "warn", "raise"]
@@ -402,8 +402,8 @@ class Watch:
         """Let the recorder do as little as can be up to the next step of which more may be asked."""
         recorder, before = self._recorder, self._monitor.usual_before
         assert recorder is not None
-        due = [every for every in (MEASURE_EVERY, self._every) if every]
-        before = min([before, *(recorder.count - recorder.count % every + every for every in due)])
+        if self._every:
+            before = min(before, recorder.count - recorder.count % self._every + self._every)
         recorder.plain_before = before if recorder.is_near and self._known == recorder.stepped else 0
 
     def _together(

@@ -417,9 +417,14 @@ def _stacked(norms: Sequence[Sequence[Any]], block_steps: Sequence[BlockStep], c
     ordered = _in_order(norms, block_steps, count)
     devices = {n.device for n in ordered if isinstance(n, Tensor)}
     if not devices:
-        return torch.tensor(ordered, dtype=torch.float32, device="cpu")
+        return norms_tensor(ordered)
     device = devices.pop() if len(devices) == 1 else torch.device("cpu")
     return torch.stack([torch.as_tensor(n, device=device, dtype=torch.float32) for n in ordered])
+
+
+def norms_tensor(norms: Sequence[float]) -> Tensor:
+    """Make a tensor of norms, on the CPU."""
+    return torch.tensor(norms, dtype=torch.float32, device="cpu")
 
 
 def _measure_in_float64(gradients: Sequence[Tensor], clip_value: float | None) -> Norms:
