@@ -31,17 +31,12 @@ STRETCHES, PER_STRETCH = 10, 10  # into which a run is divided, at most, and mea
 
 
 def noise_every(total: int) -> int:
-    """Give every how many steps of a run of so many the noise of the gradient is measured beside one."""
-    return min(max(EVERY[0], total // POINTS), EVERY[1])
+    """Give every how many steps of a run of so many the noise of the gradient is measured beside one.
 
-
-def is_noise_due(step: int, total: int) -> bool:
-    """Tell whether the noise of the gradient is measured beside a step of a run of so many, by its number from 1.
-
-    >>> [step for step in range(1, 1001) if is_noise_due(step, 20_000)]
-    [400, 800]
+    >>> noise_every(1_000), noise_every(20_000)
+    (100, 400)
     """
-    return step % noise_every(total) == 0
+    return min(max(EVERY[0], total // POINTS), EVERY[1])
 
 
 class GradientNorms(NamedTuple):

@@ -21,6 +21,8 @@ from thalweg.objects.values import (
     has_state_dict,
     is_container,
     is_random,
+    mark,
+    mark_container,
     put_into,
     weigh,
 )
@@ -381,7 +383,26 @@ class ObjectState:
             yield before
         finally:
             held.give_again()
-            self.write(before, only or None, since=marks, bearers=bearers)
+            if not all(map(self._is_as_found, finder.places())):  # which costs a tenth of going through all objects again
+                self.write(before, only or None, since=marks, bearers=bearers)
+
+    def _is_as_found(self, place: Place) -> bool:
+        """Tell whether a place is sure to have the value with which it was found."""
+        if place.problem or place.alias:
+            return True
+        try:
+            value = place.present() if place.how else place.value
+            if type(value) in ATOMS:
+                return not _differs(place.marked, value)
+            if value is not place.value:
+                return False
+            if isinstance(value, Tensor | np.ndarray):
+                return not _differs(place.marked, mark(value))
+            if is_container(value):
+                return not _differs(place.marked, mark_container(value, known=self.known, weight=weigh(value)))
+        except Exception:  # it is gone, or holds other kinds of objects now
+            pass
+        return False
 
 
 def _outermost(path: str) -> str:
