@@ -324,7 +324,7 @@ def test_what_a_finding_explains_is_named_as_its_consequence():
     assert [(each.name, each.severity, each.consequences) for each in found][-1] == ("cause", "warning", ("effect",))
 
 
-@pytest.mark.parametrize("what", ["others_along", "fixed_answer"])
+@pytest.mark.parametrize("what", ["others_along", "constant_loss"])
 def test_an_error_of_the_users_code_in_a_measurement_beside_the_steps_ends_nothing(what):
     asked = []
 
@@ -335,8 +335,8 @@ def test_an_error_of_the_users_code_in_a_measurement_beside_the_steps_ends_nothi
                 raise AttributeError("no `weight_mask`")
             return lambda multiple: 1.0 - multiple / 100
 
-        def fixed_answer(self):
-            asked.append("fixed_answer")
+        def constant_loss(self):
+            asked.append("constant_loss")
             raise AttributeError("no `weight_mask`")
 
     monitor = Monitor()

@@ -173,13 +173,16 @@ class DescentProbe(Probe):
 
     def fixed_answer(self) -> FixedAnswer:
         """Give that of the step's batch."""
+        constant, draw = self.constant_loss(), self._draw()
+        with untouched(self.descent):
+            return FixedAnswer(constant, self._loss(draw))
+
+    def constant_loss(self) -> float:
+        """Give that of the step's batch."""
         draw = self._draw()
         with untouched(self.descent):
             loss = constant_output_loss(self.descent.model, lambda: self._loss(draw))
-        if loss is None:
-            return super().fixed_answer()
-        with untouched(self.descent):
-            return FixedAnswer(loss, self._loss(draw))
+        return super().constant_loss() if loss is None else loss
 
     def _draw(self) -> Draw:
         if self.descent.last_draw is None:

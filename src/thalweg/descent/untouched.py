@@ -47,7 +47,7 @@ def untouched(descent: Descent, *, weights: bool = True) -> Generator[None]:
             _without_compiling(),
             nullcontext() if is_inner else descent.objects.unchanged(*STEPPING),
             all_put_back(descent.model) if weights and not is_inner else nullcontext(),
-            put_back(descent.model, descent.moving),
+            put_back(descent.model, descent.moving) if descent.moving else nullcontext(),
             buffers_put_back(descent.model, descent.problem.objective.loss_buffers.values()),
         ):
             for path in descent.objects.irrevocable:

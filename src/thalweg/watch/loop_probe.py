@@ -213,9 +213,13 @@ class LoopProbe(Probe):
 
     def fixed_answer(self) -> FixedAnswer:
         """Give that of the closure."""
+        return FixedAnswer(self.constant_loss(), self._loss())
+
+    def constant_loss(self) -> float:
+        """Give that of the closure."""
         self._closure()
         loss = constant_output_loss(self.model, self._loss)
-        return super().fixed_answer() if loss is None else FixedAnswer(loss, self._loss())
+        return super().constant_loss() if loss is None else loss
 
     def replay(self) -> Replay:
         """Give a replay of this one batch at the weights of the last snapshot, of which only the loss is known."""

@@ -259,7 +259,7 @@ class Monitor:
             window.lengths.append((step, tried.best))
             window.parts.append((step, tried.whole, tried.quarter))
             if not window.has_few_examples:
-                window.fixed_answers.append(probe.fixed_answer().loss)
+                window.fixed_answers.append(probe.constant_loss())
 
     def _still_overshoots(self, probe: Probe) -> Symptom | None:
         """See, in the first steps after the rate was lowered, a step far beyond the longest that lowers the loss of its batch.

@@ -163,7 +163,11 @@ class Probe:
         raise NotMeasuredError("which term's gradient it is")
 
     def fixed_answer(self) -> FixedAnswer:
-        """Give the loss of the batch where the model says the same of every example."""
+        """Give the loss of the batch where the model says the same of every example, and that of its own answers."""
+        raise NotMeasuredError("the loss of one fixed answer for all examples")
+
+    def constant_loss(self) -> float:
+        """Give the former alone."""
         raise NotMeasuredError("the loss of one fixed answer for all examples")
 
     def replay(self) -> Replay:

@@ -417,8 +417,9 @@ class Watch:
 
     def _take_snapshot(self) -> None:
         assert self._recorder is not None
-        self._snapshot_at = self._recorder.count
-        self._recorder.take_snapshot()
+        recorder = self._recorder
+        self._snapshot_at = recorder.count
+        recorder.take_snapshot(over_last=recorder.snapshot is not self._first)
         self._monitor.mark()
 
     def _keep_inputs(self, module: nn.Module, arguments: Any, keywords: Any) -> None:
