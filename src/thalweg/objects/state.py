@@ -383,7 +383,9 @@ class ObjectState:
             yield before
         finally:
             held.give_again()
-            if not all(map(self._is_as_found, finder.places())):  # which costs a tenth of going through all objects again
+            if not all(
+                map(self._is_as_found, finder.places())
+            ):  # which costs a tenth of going through all objects again
                 self.write(before, only or None, since=marks, bearers=bearers)
 
     def _is_as_found(self, place: Place) -> bool:

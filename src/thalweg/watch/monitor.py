@@ -84,14 +84,14 @@ class Monitor:
     @property
     def window(self) -> Window:
         """The figures of all steps so far. Who asks for it may change it, so the next step is looked at whatever it is like."""
-        self._catch_up()
         self._usual = None
-        return self._window
+        return self._caught_up()
 
-    def _catch_up(self) -> None:
+    def _caught_up(self) -> Window:
         for figures in self._later:
             self._window.push(StepFigures(*figures), is_usual=True)
         self._later.clear()
+        return self._window
 
     def expect(self, loss: float) -> None:
         """Set the loss before the first step, measured on many examples: less noisy than the first batch's loss."""
@@ -129,16 +129,22 @@ class Monitor:
         below it neither update nor weights need be kept."""
         return 0 if self._usual is None else self._usual.before
 
+    def most_usual(self, number: int) -> float:
+        """Give the largest norm that the gradient of a parameter had in the last steps that measured it, 0 where none is known."""
+        norms = [each[number] for each in self._window.by_parameter if number < len(each)]
+        return max(norms, default=0.0)
+
     def takes_later(self, figures: tuple[Any, ...]) -> bool:
         """Add a step that was taken, to be looked at later, where it cannot show anything; else give False.
 
-        `figures` are the first ones of its `StepFigures`, in their order: none of weights or of memory.
+        `figures` are the first ones of its `StepFigures`, in their order: none of weights or of memory. Where the norm of its
+        gradient is NaN it was not measured.
         """
         usual = self._usual
         if usual is None:
             return False
         before, loss, norm = usual
-        if figures[0] >= before or not (-math.inf < figures[1] <= loss and 0.0 <= figures[3] <= norm):
+        if figures[0] >= before or not -math.inf < figures[1] <= loss or figures[3] > norm:
             return False
         self._later.append(figures)
         return True
@@ -148,10 +154,10 @@ class Monitor:
 
         `probe` makes the rare measurements that causes ask for; it is used only where something is seen.
         """
-        if figures.weight_norms is None and not (figures.skipped or figures.memory) and self.takes_later(figures):
-            return []
-        self._catch_up()
-        window, probe = self._window, probe or Probe()
+        if figures.gradient_norm >= 0.0 and figures.weight_norms is None and not (figures.skipped or figures.memory):
+            if self.takes_later(figures):
+                return []
+        window, probe = self._caught_up(), probe or Probe()
         tried, self.trying = self.trying, self._tries(figures.step)
         window.push(figures)
         window.lowered_at = self.undone_at
@@ -376,7 +382,7 @@ class Monitor:
     def trusts(self, loss: float) -> bool:
         """Whether weights that gave this loss are worth a snapshot: it is finite and within the usual range, and no parameter has
         lost its gradient; after something was abnormal, only once the loss is clearly lower than at the start."""
-        window = self.window
+        window = self._caught_up()
         if not math.isfinite(loss) or window.start is None:
             return math.isfinite(loss)
         rises = "diverging" in self.dismissed
@@ -401,7 +407,7 @@ class Monitor:
     @property
     def healthy(self) -> bool:
         """Whether this state is worth a snapshot: no recent step was abnormal, and none had to be undone for some time."""
-        window = self.window
+        window = self._caught_up()
         if self.undone_at >= 0 and window.step <= self.undone_at + CONVALESCENCE:
             return False
         if window.skipped or ("diverging" not in self.dismissed and begins_to_diverge(window)):
@@ -411,7 +417,7 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """Give the state as built-in types."""
         return {
-            "window": self.window.state_dict(),
+            "window": self._caught_up().state_dict(),
             "attempts": self.attempts,
             "failed_at": self.failed_at,
             "undone_at": self.undone_at,

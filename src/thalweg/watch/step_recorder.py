@@ -24,9 +24,10 @@ from thalweg.watch.probe import write
 from thalweg.watch.window import Place
 
 MEASURE_EVERY = 50  # steps between measurements of weights and updates, for which weights are copied
-FEW = 64  # tensors that are read back one by one from the CPU sooner than stacked
+FEW = 64  # norms on the CPU that are read one by one sooner than stacked
 
 UNCHANGED = Changes()
+PlainStep = tuple[float, list[Any]]  # learning rate and gradients
 _GRADIENT, _LAYOUT, _NUMBER = attrgetter("grad"), attrgetter("layout"), Tensor.item
 
 
@@ -84,7 +85,7 @@ class _Norms(NamedTuple):
 
     def read(self) -> list[float]:
         """Read the norms back."""
-        return self.values.tolist() if isinstance(self.values, Tensor) else [*map(_NUMBER, self.values)]
+        return self.values.tolist() if isinstance(self.values, Tensor) else numbers(self.values)
 
     def of_present(self, norms: list[float]) -> Sequence[float]:
         """Give those of the norms that were read that are of a gradient."""
@@ -115,8 +116,9 @@ class StepRecorder:
       step before it.
     - `changes` are those of cures, which hold within the optimiser's step only: the groups, and whatever schedule writes into
       them, stay the person's. With `guards` a step whose gradient is not finite moves nothing.
-    - `plain_before`: steps below this number are recorded by their learning rate and their gradients' norms alone, where that can
-      be done in few calls: `plain` are those of the last step, None where it was recorded in full. `is_near`: whether it can.
+    - `plain_before`: steps below this number are recorded by their learning rate and their gradients alone: `plain` are those of
+      the last step until its figures are given, None where it was recorded in full. `can_be_plain`: whether that is possible, as
+      where the gradients lie on the CPU and stay as they are until then.
     - `average`: that of each weight which `changes` ask for, after the last step.
     - `snapshot`: the last that was taken.
 
@@ -138,9 +140,11 @@ class StepRecorder:
         self.earlier: list[Tensor] | None = None
         self.snapshot: Snapshot | None = None
         self.changes, self.guards = UNCHANGED, False
-        self.plain_before, self.is_near = 0, False
-        self.plain: tuple[float, Sequence[Tensor]] | None = None
-        self._began: tuple[float, Sequence[Tensor]] | None = None  # the plain step that is being taken
+        self.plain_before, self.can_be_plain = 0, False
+        self.plain: PlainStep | None = None
+        self._began: PlainStep | None = None  # that is being taken
+        self._gradients: list[Tensor | None] = []  # of a step that is recorded in full
+        self._versions: list[int] = []
         self.average: dict[Tensor, Tensor] = {}
         self._averaged = 0  # steps that are in it
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
@@ -176,6 +180,12 @@ class StepRecorder:
                 name = self._names.get(id(tensor), f"parameter {len(found)}")
                 found.append(Place.of(name, tensor, self._depths.get(id(tensor), len(found)), decay, couples))
         return tuple(found)
+
+    @property
+    def first_in_model(self) -> int:
+        """The number of the parameter that comes first in the model, which the gradients of all others lead to."""
+        depths = [self._depths.get(id(tensor), math.inf) for tensor in self.parameters]
+        return depths.index(min(depths))
 
     @property
     def not_stepped(self) -> tuple[str, ...]:
@@ -266,9 +276,11 @@ class StepRecorder:
         call."""
         taken, self._taken = self._taken, None
         if self.plain is not None:
-            taken, self.plain = _Taken(self.plain[0], _Norms(self.plain[1])), None
+            taken, self.plain = _Taken(self.plain[0], _norms(self.plain[1])), None
         if taken is None:
             return None
+        if self._gradients:
+            self._see_whether_plain(taken)
         rate = float(taken.rate)
         if taken.record is not None:
             return step_figures(self.count, loss, rate, examples, 0.0, taken.record.on_host())._replace(
@@ -284,20 +296,24 @@ class StepRecorder:
             weight_norms=taken.weight_norms, update_norms=taken.update_norms, examples=examples, terms=terms or {},
         )  # fmt: skip
 
+    def _see_whether_plain(self, taken: _Taken) -> None:
+        """See whether the gradients of a step that was recorded in full could have been measured now."""
+        gradients, self._gradients = self._gradients, []
+        norms = taken.norms
+        near = norms is not None and norms.present is None and not isinstance(norms.values, Tensor)
+        stay = near and [-1 if g is None else g._version for g in gradients] == self._versions
+        self.can_be_plain = stay and len(self._highest) == len(self.optimizer.param_groups)
+
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
-        # Of a small model every call counts: what is not at hand between two steps is read from far.
+        # Of a small model every call counts: between two steps the processor's caches have lost what it needs.
         if self.count + 1 < self.plain_before and len(arguments) == 1 and not keywords:
             groups = optimizer.param_groups
             parameters = groups[0]["params"] if len(groups) == 1 else self.parameters
             rate = groups[0]["lr"]
             changes = self.changes is not UNCHANGED or self.guards
             if len(parameters) == self.stepped and rate <= self._highest[0] and not changes:
-                try:
-                    norms = torch._foreach_norm([p.grad for p in parameters])  # pyright: ignore[reportPrivateImportUsage]
-                    self._began, self.earlier, self.before = (rate, norms), None, None
-                    return
-                except (TypeError, RuntimeError):  # one has no gradient any more
-                    pass
+                self._began, self.earlier, self.before = (rate, [p.grad for p in parameters]), None, None
+                return
         self._began = None
         self._before_any_step(optimizer)
 
@@ -311,7 +327,9 @@ class StepRecorder:
         if self.is_own and measures:
             optimizer.measure = True
         if not self.is_own:
-            self._given_norms = _norms(parameters)
+            self._gradients = [*map(_GRADIENT, parameters)]
+            self._versions = [-1 if g is None else g._version for g in self._gradients]
+            self._given_norms = _norms(self._gradients)
         keeps = self.wants(step) or (measures and not self.is_own)
         self.earlier, self.before = self.before, [tensor.detach().clone() for tensor in parameters] if keeps else None
         changes = self.changes
@@ -370,10 +388,9 @@ class StepRecorder:
             self._taken = _Taken(rate, None, optimizer.last)
             return
         # A closure computes the gradient within the step.
-        norms = _norms(self.parameters) if _has_closure(arguments, keywords) else self._given_norms
+        has_closure = _has_closure(arguments, keywords)
+        norms = _norms([*map(_GRADIENT, self.parameters)]) if has_closure else self._given_norms
         self._given_norms = None
-        all_near = norms is not None and norms.present is None and not isinstance(norms.values, Tensor)
-        self.is_near = all_near and len(self._highest) == len(groups)
         self._taken = _Taken(rate, norms, None, *self._moved(), bool(skipped))
 
     def _moved(self) -> tuple[Tensor | None, Tensor | None]:
@@ -402,7 +419,9 @@ def _copied(value: Any, into: Any = None, copies: list[tuple[Tensor, Tensor]] | 
         return {key: _copied(each, last.get(key), copies) for key, each in found.items()}
     if type(value) is list:
         items = cast("list[Any]", value)
-        earlier = cast("list[Any]", into) if type(into) is list and len(into) == len(items) else repeat(None, len(items))
+        earlier = (
+            cast("list[Any]", into) if type(into) is list and len(into) == len(items) else repeat(None, len(items))
+        )
         return [_copied(each, one, copies) for each, one in zip(items, earlier, strict=True)]
     return value if isinstance(value, int | float | str | None) else copy.deepcopy(value)
 
@@ -432,13 +451,17 @@ def _is_decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bo
     return type(optimizer).__name__ in ("AdamW", "Muon") or bool(group.get("decoupled_weight_decay"))
 
 
-def _norms(parameters: Sequence[Tensor]) -> _Norms:
+def numbers(norms: Sequence[Tensor]) -> list[float]:
+    """Read norms from the CPU."""
+    return [*map(_NUMBER, norms)] if len(norms) <= FEW else _stacked(norms).tolist()
+
+
+def _norms(gradients: Sequence[Any]) -> _Norms:
     """Measure the norms of the parameters' gradients, without reading them back from an accelerator."""
-    gradients = [*map(_GRADIENT, parameters)]
     if any(map(is_, gradients, repeat(None))) or not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
         return _norms_of_some(gradients)
     norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
-    return _Norms(norms if len(norms) <= FEW and norms[0].device.type == "cpu" else _stacked(norms))
+    return _Norms(norms if norms[0].device.type == "cpu" else _stacked(norms))
 
 
 def _norms_of_some(gradients: Sequence[Tensor | None]) -> _Norms:

@@ -35,7 +35,11 @@ def usual_after(window: Window, before: int) -> Usual | None:
     stay in the window till then, as outliers and spikes are; nor is the loss so far above the least that their median can become.
     """
     losses, norms = _staying(window.losses), _staying(window.gradient_norms)
-    if window.start is None or not window.is_finite or min(len(losses), len(norms), window.count) < max(FEWEST, MIN_LOSSES):
+    if (
+        window.start is None
+        or not window.is_finite
+        or min(len(losses), len(norms), window.count) < max(FEWEST, MIN_LOSSES)
+    ):
         return None
     ordered = sorted(losses)
     middle = (len(ordered) + EVERY - 2) // 2

@@ -22,9 +22,10 @@ from thalweg.records.step_figures import StepFigures
 from thalweg.terminal import warn
 from thalweg.watch.loop_probe import LoopProbe
 from thalweg.watch.monitor import Monitor
-from thalweg.watch.step_recorder import Snapshot, StepRecorder
+from thalweg.watch.step_recorder import Snapshot, StepRecorder, numbers
 from thalweg.watch.window import FEW_EXAMPLES
 
+_vector_norm: Callable[[Tensor], Tensor] = torch.linalg.vector_norm
 Action = Literal["report", "warn", "raise"]
 ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
@@ -88,6 +89,7 @@ class Watch:
         self._averages = False  # as was asked for
         self._expects = True  # no loss is known yet
         self._known = -1  # parameters whose places the window has
+        self._guard, self._guard_norm = 0, 0.0  # the model's first one, and how large its gradient usually is
         if snapshot_every:
             self._take_snapshot()
             self._first = self._recorder.snapshot
@@ -145,13 +147,24 @@ class Watch:
             return False
         if loss.numel() != 1 or not loss.is_floating_point():
             return False
-        rate, norms = recorder.plain
-        norms = [*map(Tensor.item, norms)]
-        figures = recorder.count, loss.item(), rate, math.hypot(*norms), 1.0, False, 0, probe.size, 0.0, norms
+        try:
+            figures = self._few_figures(loss, *recorder.plain)
+        except (TypeError, RuntimeError):  # a gradient is not there any more, or of another kind
+            return False
         if not self._monitor.takes_later(figures):
             return False
         recorder.plain = None
         return True
+
+    def _few_figures(self, loss: Tensor, rate: float, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Give the first ones of a step's `StepFigures`. Of three steps in four only the gradient of the model's first parameter is
+        measured: all others lead to it. Where its norm is above those of the last steps, or NaN, all are."""
+        count, norms, total = self._recorder.count, (), math.nan
+        if not (count & 3 and _vector_norm(gradients[self._guard]).item() <= self._guard_norm):
+            norms = numbers(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
+            total = math.hypot(*norms)
+            total = total if total >= 0.0 else math.inf  # NaN says that it was not measured
+        return count, loss.item(), rate, total, 1.0, False, 0, self._probe.size, 0.0, norms
 
     def _is_news(self, diagnosis: Diagnosis) -> bool:
         """Tell whether a diagnosis was not given in the last steps already, at which nothing was done about it."""
@@ -389,6 +402,7 @@ class Watch:
                 monitor.expect(figures.loss)
         if self._known != recorder.stepped:
             self._known, window = recorder.stepped, monitor.window
+            self._guard = recorder.first_in_model
             window.places, window.not_stepped, window.frozen = recorder.places, recorder.not_stepped, recorder.frozen
         found = monitor.observe(figures, self._probe)
         if self._first and figures.step > min(BEGINNING, BEGINNING_SHARE * (monitor.window.total or math.inf)):
@@ -404,11 +418,11 @@ class Watch:
         assert recorder is not None
         if self._every:
             before = min(before, recorder.count - recorder.count % self._every + self._every)
-        recorder.plain_before = before if recorder.is_near and self._known == recorder.stepped else 0
+        recorder.plain_before = before if recorder.can_be_plain and self._known == recorder.stepped else 0
+        if recorder.plain_before:
+            self._guard_norm = self._monitor.most_usual(self._guard)
 
-    def _together(
-        self, loss: float, size: int, terms: Mapping[str, float]
-    ) -> tuple[float, int, Mapping[str, float]]:
+    def _together(self, loss: float, size: int, terms: Mapping[str, float]) -> tuple[float, int, Mapping[str, float]]:
         """Give loss, size and terms of a step of several batches, of which these are the last."""
         losses, sizes, all_terms = [*self._losses, loss], [*self._sizes, size], [*self._terms, terms]
         for kept in (self._losses, self._sizes, self._terms):

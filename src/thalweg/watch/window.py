@@ -251,12 +251,13 @@ class Window:
         self._weight = 0.0
 
     def push(self, figures: StepFigures, *, is_usual: bool = False) -> None:
-        """Add one step; `is_usual`: it is known that it is taken and finite, and neither loss nor norm stands out."""
+        """Add one step; `is_usual`: it is known that it is taken and finite, and neither loss nor norm stands out;
+        the norm may not have been measured then, and is NaN."""
         loss, gradient_norm, skipped = figures.loss, figures.gradient_norm, figures.skipped
         if figures.learning_rate > self.rate:
             self.rose_at = figures.step
         self.step, self.rate = figures.step, figures.learning_rate
-        self.loss, self.gradient_norm, self.skipped = loss, gradient_norm, skipped
+        self.loss, self.skipped = loss, skipped
         self.memory, self.examples = figures.memory, figures.examples
         self.terms = figures.terms
         if figures.terms:
@@ -273,8 +274,11 @@ class Window:
             self.loss_excess = self.norm_excess = 0.0
             self.is_finite, self.is_odd, self.was_outlier, self._norm_stood_out = True, False, False, False
             self._add(loss)
-            self._add_norm(figures)
+            if gradient_norm >= 0.0:
+                self.gradient_norm = gradient_norm
+                self._add_norm(figures)
             return
+        self.gradient_norm = gradient_norm
         finite_loss, finite_norm = math.isfinite(loss), math.isfinite(gradient_norm)
         self.first = loss if self.first is None else self.first
         if figures.step <= COURSE and finite_loss:
