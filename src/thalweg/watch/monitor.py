@@ -47,8 +47,8 @@ class Monitor:
 
     `attempts` counts the rollbacks for one failure; one at most ten steps after the latest failed step is the same failure.
 
-    After the first 200 steps those that cannot show anything (`Usual`) come into the window some steps later, together, or as soon
-    as somebody asks for it: what is found, and when, is the same.
+    After the first 200 steps those that cannot show anything (`Usual`) come into the window some steps later, together, or as
+    soon as somebody asks for it: what is found, and when, is the same.
 
     Arguments:
         causes: the causes to ask; None: all, third parties' included.
@@ -129,8 +129,13 @@ class Monitor:
         below it neither update nor weights need be kept."""
         return 0 if self._usual is None else self._usual.before
 
+    @property
+    def usual_norm(self) -> float:
+        """The largest gradient norm of a step that may come into the window later."""
+        return 0.0 if self._usual is None else self._usual.norm
+
     def most_usual(self, number: int) -> float:
-        """Give the largest norm that the gradient of a parameter had in the last steps that measured it, 0 where none is known."""
+        """Give the largest norm that the gradient of a parameter had in the last steps that measured it; 0 of none."""
         norms = [each[number] for each in self._window.by_parameter if number < len(each)]
         return max(norms, default=0.0)
 
@@ -154,9 +159,9 @@ class Monitor:
 
         `probe` makes the rare measurements that causes ask for; it is used only where something is seen.
         """
-        if figures.gradient_norm >= 0.0 and figures.weight_norms is None and not (figures.skipped or figures.memory):
-            if self.takes_later(figures):
-                return []
+        is_more = figures.weight_norms is not None or figures.skipped or figures.memory
+        if figures.gradient_norm >= 0.0 and not is_more and self.takes_later(figures):
+            return []
         window, probe = self._caught_up(), probe or Probe()
         tried, self.trying = self.trying, self._tries(figures.step)
         window.push(figures)
@@ -186,8 +191,8 @@ class Monitor:
         return self._with_cures(ranked(found), figures) if found else []
 
     def _what_is_usual(self) -> Usual | None:
-        """Give what the next steps must be like to come into the window later: until the next look at what lasts, the next measured
-        weights or the next try of a step's length; None in the beginning, and while something is asked or tried."""
+        """Give what the next steps must be like to come into the window later, up to the next look at what lasts, measurement of
+        weights or try of a step's length; None in the beginning, and while something is asked or tried."""
         step = self._window.step
         if self.pending is not None or self.recovering or self.trying or step < FIRST_TRIES[-1]:
             return None

@@ -112,8 +112,8 @@ class StepRecorder:
     """Has hooks in an optimiser, and gives the figures of its last step.
 
     - `parameters` are the tensors that it steps, in the order of its groups, as all norms are; `count` are the steps it has taken
-      since; `stepped`: how many parameters the last had; `before`: copies of the weights before the last step, where `wants` asked for them; `earlier`: before the
-      step before it.
+      since; `stepped`: how many parameters the last had; `before`: copies of the weights before the last step, where `wants`
+      asked for them; `earlier`: before the step before it.
     - `changes` are those of cures, which hold within the optimiser's step only: the groups, and whatever schedule writes into
       them, stay the person's. With `guards` a step whose gradient is not finite moves nothing.
     - `plain_before`: steps below this number are recorded by their learning rate and their gradients alone: `plain` are those of
@@ -456,7 +456,7 @@ def numbers(norms: Sequence[Tensor]) -> list[float]:
     return [*map(_NUMBER, norms)] if len(norms) <= FEW else _stacked(norms).tolist()
 
 
-def _norms(gradients: Sequence[Any]) -> _Norms:
+def _norms(gradients: list[Any]) -> _Norms:
     """Measure the norms of the parameters' gradients, without reading them back from an accelerator."""
     if any(map(is_, gradients, repeat(None))) or not all(map(is_, map(_LAYOUT, gradients), repeat(torch.strided))):
         return _norms_of_some(gradients)

@@ -148,23 +148,30 @@ class Watch:
         if loss.numel() != 1 or not loss.is_floating_point():
             return False
         try:
-            figures = self._few_figures(loss, *recorder.plain)
+            norms, total = self._few_norms(recorder.count, recorder.plain[1])
         except (TypeError, RuntimeError):  # a gradient is not there any more, or of another kind
             return False
+        figures = recorder.count, loss.item(), recorder.plain[0], total, 1.0, False, 0, probe.size, 0.0, norms
         if not self._monitor.takes_later(figures):
             return False
         recorder.plain = None
         return True
 
-    def _few_figures(self, loss: Tensor, rate: float, gradients: Sequence[Tensor]) -> tuple[Any, ...]:
-        """Give the first ones of a step's `StepFigures`. Of three steps in four only the gradient of the model's first parameter is
-        measured: all others lead to it. Where its norm is above those of the last steps, or NaN, all are."""
-        count, norms, total = self._recorder.count, (), math.nan
-        if not (count & 3 and _vector_norm(gradients[self._guard]).item() <= self._guard_norm):
-            norms = numbers(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
-            total = math.hypot(*norms)
-            total = total if total >= 0.0 else math.inf  # NaN says that it was not measured
-        return count, loss.item(), rate, total, 1.0, False, 0, self._probe.size, 0.0, norms
+    def _few_norms(self, count: int, gradients: list[Tensor]) -> tuple[Sequence[float], float]:
+        """Measure a step's gradients and give their norms and that of all, infinite where it is not finite; mostly none, and NaN.
+
+        Of three steps in four only the gradient of the model's first parameter is measured, which those of all others lead to.
+        Where its norm is above those of the last steps all are; but they are given only where that of all is unusual too, else
+        the larger ones would be given more often than others.
+        """
+        is_due = count & 3 == 0
+        if not is_due and _vector_norm(gradients[self._guard]).item() <= self._guard_norm:
+            return (), math.nan
+        norms = numbers(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
+        total = math.hypot(*norms)
+        if not math.isfinite(total):
+            return norms, math.inf
+        return (norms, total) if is_due or total > self._monitor.usual_norm else ((), math.nan)
 
     def _is_news(self, diagnosis: Diagnosis) -> bool:
         """Tell whether a diagnosis was not given in the last steps already, at which nothing was done about it."""
