@@ -43,7 +43,7 @@ class DescentProbe(Probe):
         """Before a step is taken, keep what will be asked for after it: now and then norms of weights and updates, and copies of
         the weights."""
         descent, step = self.descent, self.descent.next_step
-        if step < descent.monitor.usual_before:
+        if step < descent.monitor.usual_before:  # as in most steps
             self.before = None
             return
         if is_measured(step):

@@ -25,7 +25,8 @@ CONFIDENCE = 0.9  # of the interval
 SUMS = ("weight", "weight2", "noise", "gradient", "noise2", "gradient2", "both")
 FEWEST = 4  # measurements that an interval can be made of
 COMPARABLE = ("examples", "targets", "calls", "sum", "weighted", "unknown")  # reductions in which parts make up a whole
-EVERY = 100, 400  # steps between measurements beside a run: the least, and the most
+EVERY = 200, 400  # steps between measurements beside a run: the least, and the most
+SHORT, EVERY_OF_SHORT = 1_000, 100  # steps of a short run, and between measurements beside it
 POINTS = 50  # measurements of a run between the two
 STRETCHES, PER_STRETCH = 10, 10  # into which a run is divided, at most, and measurements in each, at least
 
@@ -33,10 +34,12 @@ STRETCHES, PER_STRETCH = 10, 10  # into which a run is divided, at most, and mea
 def noise_every(total: int) -> int:
     """Give every how many steps of a run of so many the noise of the gradient is measured beside one.
 
-    >>> noise_every(1_000), noise_every(20_000)
-    (100, 400)
+    In a small model one takes the time of three steps: up to 3 % of a short run, and half of that of a longer one.
+
+    >>> noise_every(1_000), noise_every(5_000), noise_every(20_000)
+    (100, 200, 400)
     """
-    return min(max(EVERY[0], total // POINTS), EVERY[1])
+    return EVERY_OF_SHORT if total <= SHORT else min(max(EVERY[0], total // POINTS), EVERY[1])
 
 
 class GradientNorms(NamedTuple):

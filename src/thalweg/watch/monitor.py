@@ -48,7 +48,8 @@ class Monitor:
     `attempts` counts the rollbacks for one failure; one at most ten steps after the latest failed step is the same failure.
 
     After the first 200 steps those that cannot show anything (`Usual`) come into the window some steps later, together, or as
-    soon as somebody asks for it: what is found, and when, is the same.
+    soon as somebody asks for it: what is found, and when, is the same. Of steps below `usual_before` neither update nor weights
+    need be kept.
 
     Arguments:
         causes: the causes to ask; None: all, third parties' included.
@@ -61,7 +62,7 @@ class Monitor:
     ) -> None:
         self._window = Window()
         self._window.places, self._window.total = tuple(places), total
-        self._usual: Usual | None = None  # what the next steps must be like to come into the window later
+        self._set_usual(None)
         self._later: list[tuple[Any, ...]] = []  # the figures of such steps, as far as these have some
         self.attempts = 0
         self.failed_at = -1
@@ -84,8 +85,12 @@ class Monitor:
     @property
     def window(self) -> Window:
         """The figures of all steps so far. Who asks for it may change it, so the next step is looked at whatever it is like."""
-        self._usual = None
+        self._set_usual(None)
         return self._caught_up()
+
+    def _set_usual(self, usual: Usual | None) -> None:
+        self._usual = usual  # what the next steps must be like to come into the window later
+        self.usual_before = 0 if usual is None else usual.before
 
     def _caught_up(self) -> Window:
         for figures in self._later:
@@ -122,12 +127,6 @@ class Monitor:
     @property
     def _tries_every(self) -> int:
         return round(max(TRY_EVERY, ASK_SHARE * (self._window.total or 0)))
-
-    @property
-    def usual_before(self) -> int:
-        """The number of the next step of which more is asked than loss and gradient, 0 where that may be the next one: of steps
-        below it neither update nor weights need be kept."""
-        return 0 if self._usual is None else self._usual.before
 
     @property
     def usual_norm(self) -> float:
@@ -187,7 +186,7 @@ class Monitor:
                 found += self._explained(symptom, probe)
         if pending is not None and self.pending is None and window.is_finite:
             found += self._explained(replace(pending, step=figures.step), probe)
-        self._usual = None if found else self._what_is_usual()
+        self._set_usual(None if found else self._what_is_usual())
         return self._with_cures(ranked(found), figures) if found else []
 
     def _what_is_usual(self) -> Usual | None:
