@@ -151,4 +151,4 @@ def test_gradients_are_let_go_of_once_the_watch_has_looked() -> None:
     assert watch._recorder is not None
     assert watch._recorder.plain_before > 301
     assert watch._recorder.plain is None
-    assert watch._recorder._gradients == []
+    assert watch._recorder._gradient is None

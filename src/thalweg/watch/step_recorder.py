@@ -92,6 +92,11 @@ class _Norms(NamedTuple):
         return norms if self.present is None else [norms[number] for number in self.present]
 
     @property
+    def is_near(self) -> bool:
+        """Whether all parameters have a gradient, and on the CPU."""
+        return self.present is None and not isinstance(self.values, Tensor)
+
+    @property
     def are_finite(self) -> bool:
         """Whether all that are there are."""
         return all(map(math.isfinite, self.of_present(self.read())))
@@ -143,8 +148,9 @@ class StepRecorder:
         self.plain_before, self.can_be_plain = 0, False
         self.plain: PlainStep | None = None
         self._began: PlainStep | None = None  # that is being taken
-        self._gradients: list[Tensor | None] = []  # of a step that is recorded in full
-        self._versions: list[int] = []
+        self._gradient: tuple[Tensor, int] | None = (
+            None  # of one parameter in a step that is recorded in full, and its version
+        )
         self.average: dict[Tensor, Tensor] = {}
         self._averaged = 0  # steps that are in it
         self._withheld: list[tuple[Tensor, Tensor | None]] = []
@@ -277,10 +283,14 @@ class StepRecorder:
         taken, self._taken = self._taken, None
         if self.plain is not None:
             taken, self.plain = _Taken(self.plain[0], _norms(self.plain[1])), None
+        elif taken is not None:
+            gradient, self._gradient = self._gradient, None
+            stays = (
+                gradient is not None and gradient[0]._version == gradient[1]
+            )  # nobody has filled it with zeros since
+            self.can_be_plain = stays and len(self._highest) == len(self.optimizer.param_groups)
         if taken is None:
             return None
-        if self._gradients:
-            self._see_whether_plain(taken)
         rate = float(taken.rate)
         if taken.record is not None:
             return step_figures(self.count, loss, rate, examples, 0.0, taken.record.on_host())._replace(
@@ -295,14 +305,6 @@ class StepRecorder:
             self.count, loss, rate, total, skipped=taken.skipped, nonfinite=bad, gradient_norms=norms,
             weight_norms=taken.weight_norms, update_norms=taken.update_norms, examples=examples, terms=terms or {},
         )  # fmt: skip
-
-    def _see_whether_plain(self, taken: _Taken) -> None:
-        """See whether the gradients of a step that was recorded in full could have been measured now."""
-        gradients, self._gradients = self._gradients, []
-        norms = taken.norms
-        near = norms is not None and norms.present is None and not isinstance(norms.values, Tensor)
-        stay = near and [-1 if g is None else g._version for g in gradients] == self._versions
-        self.can_be_plain = stay and len(self._highest) == len(self.optimizer.param_groups)
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
         # Of a small model every call counts: between two steps the processor's caches have lost what it needs.
@@ -327,9 +329,9 @@ class StepRecorder:
         if self.is_own and measures:
             optimizer.measure = True
         if not self.is_own:
-            self._gradients = [*map(_GRADIENT, parameters)]
-            self._versions = [-1 if g is None else g._version for g in self._gradients]
-            self._given_norms = _norms(self._gradients)
+            gradients = [*map(_GRADIENT, parameters)]
+            self._given_norms = _norms(gradients)
+            self._gradient = (gradients[0], gradients[0]._version) if self._given_norms.is_near else None
         keeps = self.wants(step) or (measures and not self.is_own)
         self.earlier, self.before = self.before, [tensor.detach().clone() for tensor in parameters] if keeps else None
         changes = self.changes

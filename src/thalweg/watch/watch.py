@@ -31,6 +31,7 @@ ACTIONS = ("report", "warn", "raise")
 SNAPSHOT_EVERY = 50  # steps
 BEGINNING, BEGINNING_SHARE = 200, 0.3  # steps, or share of a shorter `total`, for which the first weights are kept
 NEEDS_BATCH = "Layers are started anew on a batch: give `step` the `closure=` that recomputes its loss."
+ALL_EVERY = 4  # steps between measurements of all gradients, where nothing is unusual
 SAME_STEPS = 100  # in which a diagnosis is not given again where nothing was done about it
 
 
@@ -121,9 +122,12 @@ class Watch:
 
         Raises ArgumentError where the loss or a term is no single number, or there is none, and as `action` says.
         """
-        if type(loss) is Tensor and per_example is None and self._takes_later(loss):
-            self._probe.closure, self._probe.indices = closure, indices
-            return []
+        try:
+            if type(loss) is Tensor and per_example is None and self._takes_later(loss):
+                self._probe.closure, self._probe.indices = closure, indices
+                return []
+        except Exception as error:
+            self._stand_aside(error)
         value, terms = _read(loss)
         if self._recorder is None:
             return []
@@ -131,14 +135,17 @@ class Watch:
             self._probe.given(closure, indices, per_example)
             found = self._observe(value, terms)
         except Exception as error:
-            self.close()
-            warn(f"The watch failed and stands aside: {type(error).__name__}: {error}.", RuntimeWarning, stacklevel=2)
+            self._stand_aside(error)
             return []
         found = [diagnosis for diagnosis in found if self._is_news(diagnosis)]
         self.diagnoses += found
         for diagnosis in found:
             self._act(diagnosis)
         return found
+
+    def _stand_aside(self, error: Exception) -> None:
+        self.close()
+        warn(f"The watch failed and stands aside: {type(error).__name__}: {error}.", RuntimeWarning, stacklevel=3)
 
     def _takes_later(self, loss: Tensor) -> bool:
         """Take in a step that can show nothing, of which hardly more is read than loss and gradient; else give False."""
@@ -160,11 +167,11 @@ class Watch:
     def _few_norms(self, count: int, gradients: list[Tensor]) -> tuple[Sequence[float], float]:
         """Measure a step's gradients and give their norms and that of all, infinite where it is not finite; mostly none, and NaN.
 
-        Of three steps in four only the gradient of the model's first parameter is measured, which those of all others lead to.
-        Where its norm is above those of the last steps all are; but they are given only where that of all is unusual too, else
-        the larger ones would be given more often than others.
+        Of all steps but every fourth only the gradient of the model's first parameter is measured, to which those of the others
+        lead. Where its norm is above those of the last steps all are; but they are given only where that of all is unusual too,
+        else the larger ones would be given more often than others.
         """
-        is_due = count & 3 == 0
+        is_due = count % ALL_EVERY == 0
         if not is_due and _vector_norm(gradients[self._guard]).item() <= self._guard_norm:
             return (), math.nan
         norms = numbers(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage]
