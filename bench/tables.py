@@ -561,8 +561,10 @@ def watch(result: dict[str, Any]) -> list[str]:
 
 def watch_cost(result: dict[str, Any]) -> list[str]:
     samples, rows = result["samples"], list[list[str]]()
+    rounds = list[str]()
     for model in result["settings"]["models"]:
         of = chosen(samples, model=model)
+        rounds.append(f"{len({s['round'] for s in of})} ({MODELS[model]})")
         for what in dict.fromkeys(s["what"] for s in of):
             values, bases = (
                 [s["value"] for s in chosen(of, what=each)] for each in (what, f"{what.partition(',')[0]}, off")
@@ -575,8 +577,8 @@ def watch_cost(result: dict[str, Any]) -> list[str]:
             more = ["", ""] if what.endswith("off") else [f"{added:+.1%}", f"{once:+,.0f}"]
             rows.append([MODELS[model], what, spread(values), *more])
     return [
-        f"CPU time on one thread, medians of {result['settings']['rounds']} rounds: of a step after the first 200, and what these"
-        " take more together.",
+        f"CPU time on one thread, medians of rounds, {' and '.join(rounds)}: of a step after the first 200, and what these take more"
+        " together.",
         "",
         *grid(("model", "loop", "us per step", "more than without", "ms more, once"), rows),
     ]

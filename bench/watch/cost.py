@@ -9,6 +9,7 @@ under `torch.autograd.set_detect_anomaly`.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -27,8 +28,9 @@ import thalweg as tw
 from runs import plan_of
 from tuning.lines import write_table
 
+RAW = Path(__file__).parents[1] / "raw" / "watch_cost.json"
 MODELS = ("mlp", "11m")
-STEPS = {"mlp": 1200, "11m": 300}  # of a round
+STEPS, ROUNDS = {"mlp": 1200, "11m": 400}, {"mlp": 5, "11m": 2}  # of a round, and rounds
 FIRST = 200  # steps in which the watch looks oftener; rare measurements every 50 and 200 steps are among the others
 
 
@@ -102,30 +104,34 @@ def _loss(network: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="of a round; default: 1,200 of the small model, 300 of the large")
+    parser.add_argument("--rounds", type=int, help="default: 5 of the small model, 2 of the large")
+    parser.add_argument("--steps", type=int, help="of a round; default: 1,200 of the small model, 400 of the large")
     parser.add_argument("--only", nargs="*", default=MODELS)
     parser.add_argument(
-        "--write", action="store_true", help="keep the figures in bench/raw/watch_cost.json, for the README"
+        "--write",
+        action="store_true",
+        help="keep the figures in bench/raw/watch_cost.json, for the README; those there of a model that `--only` leaves out stay",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
     samples, began = list[dict[str, Any]](), time.perf_counter()
     models.stamp = float  # the watch calls the model besides: steps are counted as they are taken
     for model in options.only:
-        steps = options.steps or STEPS[model]
+        steps, rounds = options.steps or STEPS[model], options.rounds or ROUNDS[model]
         ways: dict[str, Callable[[], Cost]] = {
             "train, off": partial(in_train, model, steps, False),
             "train, watch": partial(in_train, model, steps, True),
         }
         kinds = ("off", "watch", "watch with closure", "anomaly")
         ways |= {f"loop, {kind}": partial(in_loop, model, steps, kind) for kind in kinds}
-        for number in range(-1, options.rounds):
+        if model == "mlp":  # of which the first steps of a process are no small part
+            for measure in ways.values():
+                measure()
+        for number in range(rounds):
             for what, measure in ways.items():
                 cost = measure()
-                if number >= 0:
-                    figures = {"value": round(cost.each, 2), "first": round(cost.first, 2)}
-                    samples.append({"model": model, "what": what, "round": number, **figures})
+                figures = {"value": round(cost.each, 2), "first": round(cost.first, 2)}
+                samples.append({"model": model, "what": what, "round": number, **figures})
         for what in ways:
             off = f"{what.partition(',')[0]}, off"
             own = [s for s in samples if (s["model"], s["what"]) == (model, what)]
@@ -135,8 +141,11 @@ def main() -> None:
             each = statistics.median(sample["value"] for sample in own)
             print(f"{model:5} {what:26} {each:10.1f} us {ratio - 1:+8.1%}, once {more:+8.1f} ms", flush=True)
     if options.write:
-        settings = {"threads": 1, "rounds": options.rounds, "models": list(options.only)}
-        write_table("watch_cost", settings, samples, time.perf_counter() - began)
+        earlier = json.loads(RAW.read_text())["samples"] if RAW.is_file() else []
+        samples += [sample for sample in earlier if sample["model"] not in options.only]
+        samples.sort(key=lambda sample: MODELS.index(sample["model"]))
+        found = list(dict.fromkeys(sample["model"] for sample in samples))
+        write_table("watch_cost", {"threads": 1, "models": found}, samples, time.perf_counter() - began)
 
 
 if __name__ == "__main__":
