@@ -577,8 +577,8 @@ def watch_cost(result: dict[str, Any]) -> list[str]:
             more = ["", ""] if what.endswith("off") else [f"{added:+.1%}", f"{once:+,.0f}"]
             rows.append([MODELS[model], what, spread(values), *more])
     return [
-        f"CPU time on one thread, medians of rounds, {' and '.join(rounds)}: of a step after the first 200, and what these take more"
-        " together.",
+        f"CPU time on one thread, medians of rounds, {' and '.join(rounds)}: of a step after the first 200, and what these take"
+        " more together.",
         "",
         *grid(("model", "loop", "us per step", "more than without", "ms more, once"), rows),
     ]

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument(
         "--write",
         action="store_true",
-        help="keep the figures in bench/raw/watch_cost.json, for the README; those there of a model that `--only` leaves out stay",
+        help="keep the figures in bench/raw/watch_cost.json, for the README; those of a model that --only leaves out stay",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
