@@ -141,6 +141,16 @@ def test_attempts_at_one_place_grow_bolder_and_end():
     assert factors == [0.5**n for n in range(1, MOST_ATTEMPTS + 2)]
 
 
+def test_a_step_that_stands_after_all_is_no_attempt_and_looks_for_no_other_rate_after_it():
+    monitor = Monitor()
+    for step in (40, 41):
+        (found,) = monitor.observe(taken(step, math.nan, 1.0, 0.1, False))
+        assert found.cure.rate_factor == 0.5
+        assert monitor.recovering > 0
+        monitor.stands(step)
+        assert (monitor.attempts, monitor.recovering, monitor.failed_at, monitor.undone_at) == (0, 0, -1, -1)
+
+
 def test_another_place_starts_anew():
     monitor = Monitor()
     for _ in range(3):

@@ -135,6 +135,8 @@ def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagn
         return _by_what_came_of_it(found, rate, best, courses) if is_guess else found
     if found.severity == "critical" or is_guess:
         return unproven
+    if cure.rollback:
+        descent.monitor.stands(found.step or descent.next_step)
     kept = Cure(
         f"The run goes on as it is: no rate that was tried brings it clearly further by its end than {rate:.3g}."
     )

@@ -374,6 +374,14 @@ class Monitor:
         self.raises = MOST_RAISES
         self.window.tries_rates = False
 
+    def stands(self, step: int) -> None:
+        """Take back that a step was to be undone for its rate, where that is not done after all."""
+        if self.failed_at == step:
+            self.attempts = max(0, self.attempts - 1)
+        self.failed_at = -1 if self.failed_at == step else self.failed_at
+        self.undone_at = -1 if self.undone_at == step else self.undone_at
+        self.recovering = 0
+
     def mark(self) -> None:
         """Remember the present figures, to which `went_back` returns."""
         self._marked = self.state_dict()
