@@ -82,6 +82,9 @@ bench-watch: $(BENCH_READY) ## what the watch names, cures and costs, on program
 	OMP_NUM_THREADS=1 $(BIN)/python bench/watch/cost.py --write
 	$(BIN)/python bench/tables.py
 
+bench-landscape: $(BENCH_READY) ## eigenvalues, surfaces and densities beside other libraries
+	OMP_NUM_THREADS=1 $(BIN)/python bench/run.py landscape
+
 bench-resume: $(BENCH_READY) ## restart time and bytes of a checkpoint
 	$(BIN)/python bench/run.py resume
 
@@ -91,4 +94,4 @@ bench-check: $(READY) ## fail where bench/README.md differs from the raw figures
 clean: ## remove what the other targets made
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test test-all lint format tables docs bench bench-step bench-tune bench-watch bench-resume bench-check clean
+.PHONY: help setup demo test test-all lint format tables docs bench bench-step bench-tune bench-watch bench-landscape bench-resume bench-check clean

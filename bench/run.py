@@ -1,4 +1,5 @@
-"""Measure and write the tables: `python bench/run.py loop speed step rules resume cost memory learning holdout`.
+"""Measure and write the tables: `python bench/run.py loop speed step rules resume cost memory learning holdout
+landscape`.
 
 --only NAME     only these peers (loop, step), models (speed, step), rules or examples (learning): printed, not written
 --rounds N      this number of rounds instead of the benchmark's own
@@ -17,7 +18,7 @@ from typing import Any
 import tables
 from machine import PACKAGES, facts
 
-BENCHMARKS = ("loop", "speed", "step", "rules", "resume", "cost", "memory", "learning", "holdout")
+BENCHMARKS = ("loop", "speed", "step", "rules", "resume", "cost", "memory", "learning", "holdout", "landscape")
 
 
 def main() -> None:

@@ -615,6 +615,48 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
+LANDSCAPE = {
+    "eigenvalues": "five largest eigenvalues",
+    "product": "product, of a gradient",
+    "surface": "51 x 51 losses",
+    "density": "density",
+}
+
+
+def landscape(result: dict[str, Any]) -> list[str]:
+    settings, samples = result["settings"], result["samples"]
+    lines = [
+        f"CPU time on one thread, medians of {settings['rounds']} rounds; ratios are of two times of one round. Eigenvalues"
+        f" to a residual of {settings['tolerance']:g}; of a surface ours measures some points and predicts the others.",
+        "",
+        "| work | model | thalweg, ms | accuracy | beside it |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for work, what in LANDSCAPE.items():
+        for model in settings["models"]:
+            of = [s for s in samples if s["work"] == work and s["model"] == model]
+            ours = {s["round"]: s for s in of if s["who"] == "thalweg"}
+            beside = list[str]()
+            for who in dict.fromkeys(s["who"] for s in of if s["who"] != "thalweg"):
+                theirs = [s for s in of if s["who"] == who]
+                ratio = statistics.median(ours[s["round"]]["value"] / s["value"] for s in theirs)
+                reached = f" (residual {max(s['off'] for s in theirs):.1g})" if "off" in theirs[0] else ""
+                beside.append(f"{ratio:.2f} of {who}{reached}")
+            one = next(iter(ours.values()))
+            accuracy = ""
+            if work == "eigenvalues":
+                accuracy = f"residual {max(s['off'] for s in ours.values()):.1g}"
+            if work == "surface":
+                first = statistics.median(s["first"] for s in ours.values())
+                theirs = statistics.median(s["value"] for s in of if s["who"] != "thalweg")
+                off = f"the others at most {one['off']:.2%} of the range off"
+                accuracy = f"{one['measured']:,} measured, {off}; first picture {first / theirs:.1%}"
+            value = statistics.median(s["value"] for s in ours.values())
+            per = 10 if work == "product" else 1
+            lines.append(f"| {what} | {model} | {1000 * value / per:,.1f} | {accuracy} | {', '.join(beside)} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loop": loop,
     "speed": speed,
@@ -632,6 +674,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "refinements": refinements,
     "watch": watch,
     "watch_cost": watch_cost,
+    "landscape": landscape,
 }
 
 
