@@ -254,6 +254,23 @@ def test_a_task_with_its_own_step_and_one_that_compares_examples_have_surveys():
     assert any("no mean over its examples" in note for note in found.notes)
 
 
+def test_sparse_embeddings_and_summed_losses_have_the_survey_of_their_dense_and_mean_twins():
+    ids = torch.arange(240).reshape(60, 4) * 7 % 20
+    found = {}
+    for sparse in (False, True):
+        torch.manual_seed(2)
+        words = nn.Sequential(nn.Embedding(20, 3, sparse=sparse), nn.Flatten(), nn.Linear(12, 2))
+        task = tw.Task(model=words, loss=nn.CrossEntropyLoss(), data=(ids, (ids.sum(1) > 38).long()))
+        run = tw.train(task, plan(rule="gradient_descent", batch_size=12))
+        found[sparse] = tw.survey(run, slices=False)
+        assert run.model[0].sparse is sparse
+    assert found[True].eigenvalues == pytest.approx(found[False].eigenvalues, rel=1e-3, abs=1e-5)
+    summed = classes(loss=nn.CrossEntropyLoss(reduction="sum"), validation=None, metrics={})
+    run = tw.train(summed, plan())
+    mean = float(F.cross_entropy(run.model(blobs()[0]), blobs()[1]).detach())
+    assert tw.survey(run, slices=False).loss == pytest.approx(16 * mean, rel=1e-4)
+
+
 def test_what_has_no_survey_is_refused_in_a_sentence(run, tmp_path):
     with pytest.raises(tw.ArgumentError, match="at least 1"):
         tw.survey(run, examples=0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.survey import around, plane_slice, sample, seeded, surveyed, trail_of
+from thalweg.descent.survey import around, on_device, plane_slice, sample, seeded, surveyed, trail_of
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.trail import trained_part
 from thalweg.errors import RunError
@@ -36,14 +36,20 @@ def compare_runs(
     Raises RunError where the runs' models have other weights.
     """
     names = _names(runs)
-    models = [run.model.to(problem.device) for run in runs]
+    models = [run.model for run in runs]
     _check_alike(names, models)
     problem, notes = problem.with_own_loss(), list[str]()
     first = models[0]
     anew = gathers_statistics(first)
     if anew:
         notes.append("Batch normalisation's statistics were estimated anew at every point, from the same examples.")
-    with preserve_process_state(runs[0].plan.threads), rng_lock, as_found(problem.task), surveyed(first, problem):
+    with (
+        on_device(first, problem.device),
+        preserve_process_state(runs[0].plan.threads),
+        rng_lock,
+        as_found(problem.task),
+        surveyed(first, problem),
+    ):
         parts, shown, _ = sample(problem, runs[0], examples, seed)
         surface = ModelSurface(first, problem.objective, parts, seed_for=seeded(seed), recalibrate=anew)
         ends = [surface.flat(_trained(model, first)) for model in models]

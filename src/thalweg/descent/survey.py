@@ -374,7 +374,7 @@ def sample(problem: Problem, run: Run, examples: int, seed: int) -> tuple[list[P
     reduction, total, source = problem.objective.reduction, problem.count, problem.train
     wanted = min(examples, total or examples)
     size = max(1, min(LARGEST_PART, math.ceil(wanted / PARTS)))
-    if not reduction.splits_exactly:
+    if not reduction.splits_exactly or reduction.depends_on_size:
         size = min(wanted, run.plan.batch_size or size)
     batches, shown = list[tuple[Any, int]](), 0
     seed_all(mix(seed, _SURVEY))
@@ -405,16 +405,35 @@ def seeded(seed: int) -> Callable[[int], None]:
 
 
 @contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Generator[None]:
+    """Within, a model is on a device; afterwards where it was."""
+    before = next((p.device for p in model.parameters()), device)
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)
+
+
+@contextmanager
 def surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
     """Within, the model is in evaluation mode, with gradients, and has its own modes, buffers and gradients afterwards."""
     gradients = [(p, p.grad) for p in model.parameters()]
     frozen = [(p, p.requires_grad) for p in model.parameters()]
+    # A sparse gradient has no second derivative; the dense one is the same.
+    sparse = [
+        module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    ]
     with ExitStack() as stack:
         stack.enter_context(evaluating(model, problem.objective))
         stack.enter_context(torch.enable_grad())
+        for module in sparse:
+            module.sparse = False
         try:
             yield
         finally:
+            for module in sparse:
+                module.sparse = True
             for p, gradient in gradients:
                 p.grad = gradient
             for p, needs in frozen:
