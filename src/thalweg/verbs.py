@@ -728,7 +728,8 @@ def compare(
         task: as for `resume`; None: the first run's.
         examples, seed, device, trust, say: as for `survey`.
 
-    Raises RunError where the models have other weights, or as `survey` does; ArgumentError for fewer than two runs.
+    Raises RunError where the models have other weights, or differ in what is not trained, or as `survey` does; ArgumentError for
+    fewer than two runs.
     """
     from thalweg.descent.comparison import compare_runs
     from thalweg.descent.process_state import interruptible, without_inference_mode

@@ -360,6 +360,73 @@ def test_runs_of_different_models_or_too_few_are_refused_in_a_sentence(run):
             tw.compare(few)
 
 
+@pytest.mark.parametrize("where", ["frozen", "buffer", "attribute"])
+def test_runs_whose_models_differ_in_what_is_not_trained_are_refused(where):
+    class Features(nn.Module):
+        """Random features, and a trained layer upon them."""
+
+        def __init__(self):
+            super().__init__()
+            drawn = torch.randn(4, 12)
+            if where == "frozen":
+                self.features = nn.Parameter(drawn, requires_grad=False)
+            elif where == "buffer":
+                self.register_buffer("features", drawn)
+            else:
+                self.features = drawn
+            self.last = nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.last(torch.tanh(x @ self.features))
+
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append(Features())
+    runs = [tw.train(classes(model=model), plan(steps=30)) for model in models]
+    with pytest.raises(RunError, match="differ in more than their trained weights"):
+        tw.compare(runs)
+    again = tw.train(classes(model=models[0]), plan(steps=30, seed=5))
+    found = tw.compare([runs[0], again])
+    assert found.losses == pytest.approx([tw.survey(run, slices=False).loss for run in (runs[0], again)], rel=1e-5)
+
+
+class Counting(nn.Module):
+    """Counts its calls in attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls, self.seen = network(), 0, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen.append(len(x))
+        return self.inner(x)
+
+
+def test_what_a_model_counts_in_its_attributes_is_left_as_it_was():
+    runs = [tw.train(classes(model=Counting), plan(steps=4, seed=seed)) for seed in (0, 1)]
+    before = [(run.model.calls, [*run.model.seen]) for run in runs]
+    tw.survey(runs[0], slices=False)
+    tw.compare(runs)
+    assert [(run.model.calls, run.model.seen) for run in runs] == before
+
+
+def test_complex_weights_are_said_and_a_lazy_module_that_was_handed_over_has_a_survey():
+    class Phases(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turned, self.last = nn.Parameter(torch.randn(4, 5, dtype=torch.complex64)), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.last((x.to(torch.complex64) @ self.turned).abs())
+
+    notes = tw.survey(tw.train(classes(model=Phases), plan(steps=4)), slices=False).notes
+    assert any("turned" in note and "real ones only" in note for note in notes)
+    lazy = nn.Sequential(nn.LazyLinear(5), nn.Tanh(), nn.LazyLinear(3))
+    assert math.isfinite(tw.survey(tw.train(classes(model=lazy), plan(steps=4)), slices=False).loss)
+
+
 def test_batch_normalisation_has_statistics_of_its_own_at_every_point_between_runs():
     model = lambda: network(nn.BatchNorm1d(12))  # noqa: E731
     runs = [tw.train(classes(model=model), plan(seed=seed, steps=60)) for seed in (0, 3)]

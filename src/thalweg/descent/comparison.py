@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.survey import around, on_device, plane_slice, sample, seeded, surveyed, trail_of
+from thalweg.descent.survey import (
+    around,
+    complex_weights,
+    on_device,
+    plane_slice,
+    sample,
+    seeded,
+    surveyed,
+    trail_of,
+)
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.trail import trained_part
 from thalweg.errors import RunError
@@ -33,7 +43,7 @@ def compare_runs(
 ) -> Comparison:
     """Compare the ends and paths of runs; see `verbs.compare`.
 
-    Raises RunError where the runs' models have other weights.
+    Raises RunError where the runs' models have other weights, or differ in more than what is trained.
     """
     names = _names(runs)
     models = [run.model for run in runs]
@@ -43,6 +53,8 @@ def compare_runs(
     anew = gathers_statistics(first)
     if anew:
         notes.append("Batch normalisation's statistics were estimated anew at every point, from the same examples.")
+    if others := complex_weights(first):
+        notes.append(f"Complex weights are not compared: {', '.join(others)}.")
     with (
         on_device(first, problem.device),
         preserve_process_state(runs[0].plan.threads),
@@ -56,6 +68,8 @@ def compare_runs(
         with surface.put_back():
             surface.check_repeats()
             losses = tuple(surface.loss(end) for end in ends)
+        _check_only_weights_differ(surface, names, models, losses, problem)
+        with surface.put_back():
             say("Largest curvature at each end.")
             sharpness = tuple(
                 eigenpairs(
@@ -92,6 +106,26 @@ def _trained(model: nn.Module, first: nn.Module) -> list[Tensor]:
     """Give the weights of a model that the first one trains."""
     of = dict(model.named_parameters())
     return [of[name].detach() for name, p in first.named_parameters() if p.requires_grad and p.is_floating_point()]
+
+
+def _check_only_weights_differ(
+    surface: ModelSurface, names: Sequence[str], models: Sequence[nn.Module], losses: Sequence[float], problem: Problem
+) -> None:
+    """Raise RunError where a model's own loss is another than at its trained weights in the first model, as where what is not
+    trained (frozen layers drawn by the seed, buffers, tensors in attributes) differs: that is no point of the same surface."""
+    for name, model, there in zip(names[1:], models[1:], losses[1:], strict=True):
+        with on_device(model, problem.device), surveyed(model, problem):
+            for own, first in zip(model.parameters(), surface.model.parameters(), strict=True):
+                own.requires_grad_(first.requires_grad)
+            itself = surface.of(model)
+            with itself.put_back():
+                loss = itself.loss(itself.point)
+        if not math.isclose(loss, there, rel_tol=1e-3, abs_tol=1e-6) and not math.isnan(loss):
+            raise RunError(
+                f"The models of {names[0]} and {name} differ in more than their trained weights: with its own frozen weights,"
+                f" buffers and attributes {name} has a loss of {loss:.4g}, with those of {names[0]} {there:.4g}. So they are on"
+                f" no common surface. Survey each alone."
+            )
 
 
 def _plane(surface: ModelSurface, runs: Sequence[Run], names: Sequence[str], ends: Sequence[Tensor]) -> Slice | None:

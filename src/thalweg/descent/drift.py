@@ -28,8 +28,8 @@ def drift_from(start: Any, model: nn.Module) -> dict[str, Any]:
         if (
             first is None
             or not after.requires_grad
+            or isinstance(first, nn.UninitializedParameter)  # which has no shape to ask for
             or first.shape != after.shape
-            or isinstance(first, nn.UninitializedParameter)
         ):
             continue
         difference, own = _square_of_difference(first.detach(), after.detach()), _square(first.detach())

@@ -31,6 +31,7 @@ from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
 from thalweg.landscape.surface import Slope
 from thalweg.landscape.trace import trace
+from thalweg.objects.state import ObjectState
 from thalweg.optim.preconditioner import preconditioner
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records import checkpoint
@@ -351,6 +352,11 @@ class _Surveyor:
         return int(max(12, min(100, surface.size, BASIS_BYTES // (4 * surface.size))))
 
     def _note_modes(self, model: nn.Module) -> None:
+        if others := complex_weights(model):
+            self._note(
+                f"Complex weights stay as they are ({', '.join(others[:3])}{', …' if len(others) > 3 else ''}): kind, gradient"
+                f" and curvature are those of the real ones only."
+            )
         if gathers_statistics(model):
             self._note(
                 "Batch normalisation has the statistics that training left, frozen; they are not measured anew elsewhere."
@@ -417,14 +423,17 @@ def on_device(model: nn.Module, device: torch.device) -> Generator[None]:
 
 @contextmanager
 def surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
-    """Within, the model is in evaluation mode, with gradients, and has its own modes, buffers and gradients afterwards."""
+    """Within, the model is in evaluation mode, with gradients; afterwards it has its own modes, buffers, gradients, and
+    attributes in which it counts its calls."""
     gradients = [(p, p.grad) for p in model.parameters()]
     frozen = [(p, p.requires_grad) for p in model.parameters()]
     # A sparse gradient has no second derivative; the dense one is the same.
     sparse = [
         module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
     ]
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     with ExitStack() as stack:
+        stack.enter_context(ObjectState({"model": model}, known).unchanged())
         stack.enter_context(evaluating(model, problem.objective))
         stack.enter_context(torch.enable_grad())
         for module in sparse:
@@ -438,6 +447,11 @@ def surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
                 p.grad = gradient
             for p, needs in frozen:
                 p.requires_grad_(needs)
+
+
+def complex_weights(model: nn.Module) -> list[str]:
+    """Name the trained weights that are complex numbers, along which a surface does not go."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and p.is_complex()]
 
 
 def plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:

@@ -76,6 +76,17 @@ class ModelSurface:
         self.products = self.gradients = self.evaluations = 0
         self.differences = ""
 
+    def of(self, model: nn.Module) -> ModelSurface:
+        """Give the loss surface of another model over the same batches."""
+        return ModelSurface(
+            model,
+            self.objective,
+            self.parts,
+            share_of_data=self.share_of_data,
+            seed_for=self._seed_for,
+            recalibrate=self.recalibrate,
+        )
+
     @property
     def point(self) -> Tensor:
         """The model's weights as they are now. A copy."""
