@@ -504,8 +504,7 @@ def _is_noisy(run: Run) -> bool:
 
 
 def _noise(run: Run) -> dict[str, float]:
-    """Give the noise scale of the last tenth of the run, in examples, and what the noise's temperature is then, per squared
-    noise."""
+    """Give the noise of the gradient in the last tenth of the run."""
     history = FinishedHistory.of(run)
     steps, traces = history.recorded("noise/trace")
     _, squares = history.recorded("noise/squared_gradient")
