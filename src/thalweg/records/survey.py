@@ -150,8 +150,8 @@ class Survey:
         edge: the curvature at which the rule would have become unstable, at the rate of that step; NaN where there is none.
         slices: lines and planes.
         figures, thresholds: by which the kind was decided.
-        noise: of the gradient in the run's last tenth: "trace" of the covariance of single examples' gradients, "squared gradient",
-            and "scale", the first by the second, in examples, where the second is above zero.
+        noise: of the gradient in the run's last tenth: "trace" of the covariance of single examples' gradients, "squared
+            gradient", and "scale", the first by the second, in examples, where the second is above zero.
         parameters, examples, total: how many; `total` is None for a stream.
         gradients, products, evaluations, seconds: what it cost.
         notes: sentences on what is to be known of it.
