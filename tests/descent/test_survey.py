@@ -17,6 +17,7 @@ from torch.func import functional_call
 import thalweg as tw
 from thalweg import cli
 from thalweg.errors import Interrupted, RunError, TaskError
+from thalweg.records import sealed_json
 
 TASK = """
 import torch
@@ -196,6 +197,21 @@ def test_a_survey_with_planes_is_the_same_after_it_was_written(surveyed, tmp_pat
     found = tw.Survey.load(tmp_path / "survey.json")
     assert found.to_json() == surveyed.to_json()
     assert np.array_equal(found.slices[-1].walks[0].points, surveyed.slices[-1].walks[0].points)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda e: {"density": [[1.0, 2.0], [1.0]]},
+        lambda e: {"slices": [{**e["slices"][0], "axes": []}]},
+        lambda e: {"slices": [{**e["slices"][0], "x": [], "y": [], "losses": [], "axes": ["a"]}]},
+    ],
+)
+def test_a_survey_with_a_right_sum_and_lists_that_do_not_fit_is_refused_in_a_sentence(surveyed, tmp_path, changed):
+    entries = sealed_json.load(surveyed.to_json())
+    (tmp_path / "survey.json").write_text(sealed_json.dump({**entries, **changed(entries)}))
+    with pytest.raises(RunError, match="cannot be read as a survey"):
+        tw.Survey.load(tmp_path / "survey.json")
 
 
 def test_a_stopped_survey_keeps_what_it_has(tmp_path):

@@ -98,6 +98,8 @@ class Slice:
         check(entries, SLICE, tuple(SLICE))
         x, y = np.array(entries["x"], np.float64), np.array(entries["y"], np.float64)
         losses = np.array(entries["losses"], np.float64)
+        if not len(x) or len(entries["axes"]) != (2 if len(y) else 1):
+            raise ValueError(f"a slice has {len(entries['axes'])} axes for {len(x)} by {len(y)} coordinates")
         if losses.shape != ((len(y), len(x)) if len(y) else (len(x),)):
             raise ValueError(f"a slice has {losses.shape} losses for {len(x)} by {len(y)} coordinates")
         return Slice(
@@ -238,6 +240,8 @@ class Survey:
         known |= {name: tuple(known[name]) for name in lists if name in known}
         if "density" in known:
             values, shares = known["density"]
+            if len(values) != len(shares):
+                raise ValueError(f"`density` has {len(values)} eigenvalues and {len(shares)} shares")
             known["density"] = (tuple(values), tuple(shares))
         return Survey(**known, slices=slices)
 
