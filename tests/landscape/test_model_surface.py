@@ -188,3 +188,40 @@ def test_the_sampling_error_of_the_gradient_is_that_of_other_samples():
         estimates.append(slope.squared_error)
         distances.append(float((slope.gradient - exact).square().sum()))
     assert sum(estimates) / 200 == pytest.approx(sum(distances) / 200, rel=0.15)
+
+
+def test_a_second_derivative_that_is_wrong_is_differenced_and_named():
+    """That of PyTorch's weight normalisation is, in silence."""
+    torch.manual_seed(0)
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)).double()
+    model = nn.Sequential(normed, nn.Tanh(), nn.Linear(5, 3).double())
+
+    class ByHand(nn.Module):
+        def __init__(self):
+            super().__init__()
+            parts = normed.parametrizations.weight
+            self.bias, self.length, self.direction = normed.bias, parts.original0, parts.original1
+
+        def forward(self, x):
+            return x @ (self.length * self.direction / self.direction.norm(dim=1, keepdim=True)).T + self.bias
+
+    surface, by_hand = surface_of(model), surface_of(nn.Sequential(ByHand(), nn.Tanh(), model[2]))
+    surface.check_symmetric()
+    by_hand.check_symmetric()
+    vector = torch.linspace(-1, 1, surface.size, dtype=torch.float64)
+    assert "not symmetric" in surface.differences
+    assert not by_hand.differences
+    assert [p.shape for p in surface.parameters] == [p.shape for p in by_hand.parameters]
+    found, exact = surface.hessian(surface.point)(vector), by_hand.hessian(by_hand.point)(vector)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ReLU, nn.GELU, nn.Softplus, nn.SiLU, lambda: nn.LayerNorm(5), lambda: nn.BatchNorm1d(5)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_second_derivative_that_is_right_is_kept(layer, dtype):
+    torch.manual_seed(0)
+    surface = surface_of(nn.Sequential(nn.Linear(4, 5), layer(), nn.Linear(5, 3)).to(dtype).eval(), dtype=dtype)
+    surface.check_symmetric()
+    assert not surface.differences

@@ -67,6 +67,7 @@ def compare_runs(
         ends = [surface.flat(_trained(model, first)) for model in models]
         with surface.put_back():
             surface.check_repeats()
+            surface.check_symmetric()
             losses = tuple(surface.loss(end) for end in ends)
         _check_only_weights_differ(surface, names, models, losses, problem)
         with surface.put_back():

@@ -122,6 +122,7 @@ class _Surveyor:
 
     def _measure(self, surface: ModelSurface) -> None:
         surface.check_repeats()
+        surface.check_symmetric()
         point = surface.point
         self.say(
             f"The survey looks at {format_count(surface.size, 'weight')} on {format_count(self.found.examples, 'example')}"

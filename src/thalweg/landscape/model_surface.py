@@ -18,6 +18,7 @@ from thalweg.optim.recalibration import recalibrated
 from thalweg.sampling.sources import leaves
 
 KEPT_BYTES = 512 << 20  # of graphs that are kept from one product to the next
+ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-7}  # of a product: beyond round-off
 STEP = 1e-3  # of a finite difference, relative to the length of the weights
 Matrix = Literal["hessian", "gauss-newton"]
 
@@ -125,6 +126,21 @@ class ModelSurface:
                 f"The loss differs between two calls with the same weights and examples ({first:.9g}, {second:.9g}), so it has no"
                 f" surface. Take what draws random numbers, or remembers calls, out of evaluation mode."
             )
+
+    def check_symmetric(self) -> None:
+        """Multiply by differences of gradients from here on, and say so in `differences`, where the Hessian that differentiating
+        twice gives is not symmetric: the second derivative of some operation is wrong then, as PyTorch's of weight normalisation is.
+        """
+        if self.differences or any(p.dtype not in ASYMMETRY for p in self.parameters):
+            return
+        generator = torch.Generator().manual_seed(0)
+        one, other = (torch.randn(self.size, generator=generator).to(self.device, self.dtype) for _ in range(2))
+        product = self.hessian(self.point)
+        first, second = product(one).double(), product(other).double()
+        apart = abs(float(torch.dot(first, other.double())) - float(torch.dot(second, one.double())))
+        scale = float(first.norm()) + float(second.norm())
+        if apart > ASYMMETRY[self.dtype] * scale and not self.differences:
+            self.differences = "the second derivative of an operation is wrong (the Hessian is not symmetric by it)"
 
     def loss(self, point: Tensor) -> float:
         """Give the loss at a point, which the model has from then on."""
