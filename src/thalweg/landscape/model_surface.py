@@ -129,7 +129,8 @@ class ModelSurface:
 
     def check_symmetric(self) -> None:
         """Multiply by differences of gradients from here on, and say so in `differences`, where the Hessian that differentiating
-        twice gives is not symmetric: the second derivative of some operation is wrong then, as PyTorch's of weight normalisation is.
+        twice gives is not symmetric: the second derivative of some operation is wrong then, as PyTorch's of weight
+        normalisation is.
         """
         if self.differences or any(p.dtype not in ASYMMETRY for p in self.parameters):
             return
