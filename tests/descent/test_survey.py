@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 import thalweg as tw
 from thalweg import cli
+from thalweg.descent.trail import points_of
 from thalweg.errors import Interrupted, RunError, TaskError
 from thalweg.records import sealed_json
 
@@ -452,3 +453,11 @@ def test_batch_normalisation_has_statistics_of_its_own_at_every_point_between_ru
     assert torch.equal(before[0], runs[0].model[1].running_mean)
     assert torch.equal(before[1], runs[0].model[1].running_var)
     assert found.losses[1] == pytest.approx(tw.survey(runs[1], slices=False).loss, rel=0.1)
+
+
+def test_of_a_planted_trail_only_points_are_taken():
+    good = torch.ones(3)
+    planted = {"7": good, "²": good, "9" * 5000: good, "-1": good, "8": good / 0}
+    planted |= {"9": good.to(torch.complex64), "10": good[None], "11": 3}
+    assert list(points_of({"trail": planted})) == [7]
+    assert points_of({"trail": [1]}) == points_of({}) == {}

@@ -6,13 +6,14 @@ They go with every checkpoint, so a resumed run has all of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 MOST_POINTS, FEWEST_POINTS = 40, 3
 BYTES = 16 << 20  # of all points; of a large model two copies of its weights
+LONGEST_STEP = 16  # digits
 POWER = 1.5  # early steps go further, so more of the points are early
 
 
@@ -63,7 +64,16 @@ def points_of(state: Mapping[str, Any]) -> dict[int, Tensor]:
     section = state.get("trail")
     if not isinstance(section, Mapping):
         return {}
-    return {int(step): point for step, point in section.items() if str(step).isdigit() and isinstance(point, Tensor)}
+    named = cast("Mapping[Any, Any]", section)
+    return {int(step): point for step, point in named.items() if _is_step(step) and _is_point(point)}
+
+
+def _is_step(step: Any) -> bool:
+    return isinstance(step, str) and step.isascii() and step.isdigit() and len(step) < LONGEST_STEP
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, Tensor) and point.is_floating_point() and point.dim() == 1 and bool(point.isfinite().all())
 
 
 def trained_part(point: Tensor, model: nn.Module) -> Tensor | None:
