@@ -14,16 +14,16 @@ from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.survey import (
     around,
+    axis_names,
     complex_weights,
     on_device,
     plane_slice,
+    points_on,
     sample,
     seeded,
     surveyed,
-    trail_of,
 )
 from thalweg.descent.their_objects import as_found
-from thalweg.descent.trail import trained_part
 from thalweg.errors import RunError
 from thalweg.landscape.barrier import barrier
 from thalweg.landscape.lanczos import eigenpairs
@@ -134,30 +134,21 @@ def _plane(surface: ModelSurface, runs: Sequence[Run], names: Sequence[str], end
     walks = list[tuple[str, list[int]]]()
     points = list[Tensor]()
     for run, name, end in zip(runs, names, ends, strict=True):
-        kept = {step: trained_part(point, surface.model) for step, point in sorted(trail_of(run).items())}
-        steps = [step for step, point in kept.items() if point is not None and point.numel() == surface.size]
-        points += [
-            point.to(surface.device, surface.dtype)
-            for step, point in kept.items()
-            if step in steps and point is not None
-        ]
+        kept = points_on(surface, run)
+        points += kept.values()
         points.append(end)
-        walks.append((name, [*steps, int(run.summary.get("steps") or (steps[-1] if steps else 0))]))
+        walks.append((name, [*kept, int(run.summary.get("steps") or max(kept, default=0))]))
     try:
         found = principal_plane(points, ends[0])
     except ValueError:
         return None
     x, y = (around(found.coordinates[:, axis]) for axis in range(2))
-    axes = [
-        f"{name} principal direction, {share:.0%}"
-        for name, share in zip(("first", "second"), found.shares, strict=True)
-    ]
     grid = plane(surface, ends[0], found.directions, x, y)
     drawn, first = list[Walk](), 0
     for name, steps in walks:
         drawn.append(Walk(name, found.coordinates[first : first + len(steps)], tuple(steps)))
         first += len(steps)
-    return replace(plane_slice("the paths", (axes[0], axes[1]), grid), walks=tuple(drawn), shares=found.shares)
+    return replace(plane_slice("the paths", axis_names(found.shares), grid), walks=tuple(drawn), shares=found.shares)
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from thalweg.landscape.path import Array, principal_plane
 from thalweg.landscape.place import find_place
 from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
-from thalweg.landscape.surface import Slope
+from thalweg.landscape.surface import Product, Slope
 from thalweg.landscape.trace import trace
 from thalweg.objects.state import ObjectState
 from thalweg.optim.preconditioner import preconditioner
@@ -98,8 +98,9 @@ class _Surveyor:
 
     def measure(self) -> None:
         """Measure all."""
-        model = self.run.model.to(self.problem.device)
+        model = self.run.model
         with (
+            on_device(model, self.problem.device),
             preserve_process_state(self.run.plan.threads),
             rng_lock,
             as_found(self.problem.task),
@@ -154,20 +155,20 @@ class _Surveyor:
             self._note(
                 f"Not all eigenvalues are known after {pairs.products} products: `residuals` says how far each may be off."
             )
-        self._add(along=_along(surface, point, slope))
-        self._place(surface, point, slope, pairs)
+        self._add(along=_along(product, slope))
+        self._place(surface, product, point, slope, pairs)
         self.say(f"{self.found.kind}. {self.found.reason}")
         if self.slices:
             self._slices(surface, point, pairs)
             self._path(surface, point)
-        self._spectrum(surface, point, pairs)
-        self._layers(surface, point)
+        self._spectrum(surface, product, point, pairs)
+        self._layers(surface, product, point)
 
-    def _place(self, surface: ModelSurface, point: Tensor, slope: Slope, pairs: Eigenpairs) -> None:
+    def _place(self, surface: ModelSurface, product: Product, point: Tensor, slope: Slope, pairs: Eigenpairs) -> None:
         start = self._start_loss()
         left = slope.loss if slope.loss > 0 else None
         scale = left if start is None or left is None else min(left, max(start - slope.loss, 0.0)) or left
-        edge = self._edge(surface, point, pairs)
+        edge = self._edge(surface, product, point, pairs)
         place = find_place(surface, point, slope, pairs, scale=scale, edge=edge)
         self._add(
             kind=place.kind,
@@ -183,7 +184,9 @@ class _Surveyor:
         losses = losses[np.isfinite(losses)]
         return float(losses[0]) if len(losses) else None
 
-    def _edge(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> tuple[float, float] | None:
+    def _edge(
+        self, surface: ModelSurface, product: Product, point: Tensor, pairs: Eigenpairs
+    ) -> tuple[float, float] | None:
         """Give the largest curvature and that at which the rule becomes unstable; None where its own measure of it is not
         known."""
         steps, rates = FinishedHistory.of(self.run).recorded("learning_rate")
@@ -199,7 +202,7 @@ class _Surveyor:
         self._add(edge=edge.curvature)
         curvature = pairs.largest
         if edge.scales:
-            found = self._preconditioned(surface, point)
+            found = self._preconditioned(surface, product, point)
             if found is None:
                 self._note(
                     "The rule becomes unstable by the curvature divided by the usual size of each gradient. That is not"
@@ -212,7 +215,7 @@ class _Surveyor:
             return None  # mini-batches leave the full loss's curvature below the edge, and hover there by noise
         return curvature, edge.curvature
 
-    def _preconditioned(self, surface: ModelSurface, point: Tensor) -> float | None:
+    def _preconditioned(self, surface: ModelSurface, product: Product, point: Tensor) -> float | None:
         """Give the largest curvature in the rule's own measure, from the state of the optimiser after the surveyed step."""
         if self.run.folder is None:
             return None
@@ -230,15 +233,14 @@ class _Surveyor:
             if part is None or part.shape != parameter.shape:
                 return None
             parts.append(part)
-        root, product = surface.flat(parts).sqrt(), surface.hessian(point)
+        root = surface.flat(parts).sqrt()
         most = self._vectors(surface)
         found = eigenpairs(
             lambda v: root * product(root * v), point, top=1, bottom=0, tolerance=0.01, most=most, seed=self.seed
         )
         return found.top[0]
 
-    def _spectrum(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> None:
-        product = surface.hessian(point)
+    def _spectrum(self, surface: ModelSurface, product: Product, point: Tensor, pairs: Eigenpairs) -> None:
         known = torch.cat([pairs.top_vectors, pairs.bottom_vectors])
         self.say("Sum and spread of all eigenvalues.")
         found = trace(product, point, known if pairs.known else None, seed=self.seed)
@@ -249,13 +251,13 @@ class _Surveyor:
         shares = (spread.weights / len(spread.weights)).ravel()[order]
         self._add(density=(tuple(spread.values.ravel()[order].tolist()), tuple(shares.tolist())))
 
-    def _layers(self, surface: ModelSurface, point: Tensor) -> None:
+    def _layers(self, surface: ModelSurface, product: Product, point: Tensor) -> None:
         """Measure the largest eigenvalue within the weights of each of the largest layers."""
         spans = list(zip(surface.names, surface.sizes, itertools.accumulate(surface.sizes, initial=0), strict=False))
         spans = [
             (name, size, first) for (name, size, first), p in zip(spans, surface.parameters, strict=True) if p.dim() > 1
         ]
-        product, layers = surface.hessian(point), dict[str, float]()
+        layers = dict[str, float]()
         for name, size, first in sorted(spans, key=lambda span: -span[1])[:MOST_LAYERS]:
 
             def within(vector: Tensor, first: int = first, size: int = size) -> Tensor:
@@ -290,12 +292,6 @@ class _Surveyor:
         reach = min(length, math.sqrt(2 * rise / max(pairs.largest, 1e-12)))
         for name, vectors, values in named:
             if values:
-                reach = min(
-                    length,
-                    math.sqrt(
-                        2 * max(self._start_loss() or 0.0, 2 * abs(self.found.loss)) / max(abs(values[0]), 1e-12)
-                    ),
-                )
                 losses = line(surface, point, reach * vectors[0], at.tolist())
                 self._keep(
                     Slice(name, (f"along the eigenvector of {values[0]:.3g}",), at, np.zeros(0), losses, len(at))
@@ -303,32 +299,22 @@ class _Surveyor:
 
     def _path(self, surface: ModelSurface, point: Tensor) -> None:
         """Draw the loss over the plane in which the path lies as far as a plane holds it."""
-        kept = {
-            step: trained_part(each, surface.model)
-            for step, each in trail_of(self.run).items()
-            if step <= self.found.step
-        }
-        points = {
-            step: each for step, each in sorted(kept.items()) if each is not None and each.numel() == surface.size
-        }
+        points = {step: each for step, each in points_on(surface, self.run).items() if step <= self.found.step}
         if len(points) < 3:
             self._note(
                 "The path is not drawn: fewer than three points of it were kept, as of a large model or a short run."
             )
             return
         try:
-            found = principal_plane([each.to(surface.device, surface.dtype) for each in points.values()], point)
+            found = principal_plane(list(points.values()), point)
         except ValueError as error:
             self._note(f"The path is not drawn: {str(error).rstrip('.').lower()}.")
             return
         x, y = (around(found.coordinates[:, axis]) for axis in range(2))
-        axes = tuple(
-            f"{name} principal direction, {share:.0%}"
-            for name, share in zip(("first", "second"), found.shares, strict=True)
-        )
+        axes = axis_names(found.shares)
 
         def made(grid: Grid) -> Slice:
-            drawn = plane_slice("path of the descent", (axes[0], axes[1]), grid)
+            drawn = plane_slice("path of the descent", axes, grid)
             walk = Walk(str(self.run.summary.get("name") or "run"), found.coordinates, tuple(points))
             return replace(drawn, walks=(walk,), shares=found.shares)
 
@@ -468,12 +454,11 @@ def plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:
     )
 
 
-def _along(surface: ModelSurface, point: Tensor, slope: Slope) -> dict[str, float]:
+def _along(product: Product, slope: Slope) -> dict[str, float]:
     norm2 = float(slope.gradient.double().square().sum())
     if not norm2 > 0:
         return {}
-    along = surface.hessian(point)(slope.gradient)
-    return {"gradient": float((along.double() * slope.gradient).sum()) / norm2}
+    return {"gradient": float((product(slope.gradient).double() * slope.gradient).sum()) / norm2}
 
 
 def around(coordinates: Array) -> Array:
@@ -483,7 +468,22 @@ def around(coordinates: Array) -> Array:
     return np.linspace(low - margin, high + margin, POINTS)
 
 
-def trail_of(run: Run) -> Mapping[int, Tensor]:
+def points_on(surface: ModelSurface, run: Run) -> dict[int, Tensor]:
+    """Give the points of a run's trail that lie on a surface, by step, ascending."""
+    kept = {step: trained_part(each, surface.model) for step, each in sorted(_trail_of(run).items())}
+    return {
+        step: each.to(surface.device, surface.dtype)
+        for step, each in kept.items()
+        if each is not None and each.numel() == surface.size
+    }
+
+
+def axis_names(shares: tuple[float, float]) -> tuple[str, str]:
+    """Name the axes of a principal plane, each with its share of the variance."""
+    return f"first principal direction, {shares[0]:.0%}", f"second principal direction, {shares[1]:.0%}"
+
+
+def _trail_of(run: Run) -> Mapping[int, Tensor]:
     """Give the run's weights after some steps, from memory or from its newest checkpoint."""
     if run.trail or run.folder is None:
         return run.trail

@@ -159,7 +159,7 @@ class _Judge:
             )
         best: tuple[float, Tensor] | None = None
         for i in sorted(negative, key=lambda i: values[i]):
-            drop, direction = self._followed(vectors[i], values[i])
+            drop, direction = self._followed(vectors[i])
             if best is None or drop > best[0]:
                 best = drop, direction
         if best is not None and best[0] > (GAIN * self.scale if self.scale is not None else 0):
@@ -271,7 +271,7 @@ class _Judge:
                 return change if math.isfinite(change) else math.inf
         return 0.0
 
-    def _followed(self, direction: Tensor, curvature: float) -> tuple[float, Tensor]:
+    def _followed(self, direction: Tensor) -> tuple[float, Tensor]:
         """Give by how much the loss falls along a direction of negative curvature, on the better side, and that direction.
 
         It is 0 where it rises at the first distance at which a change shows.
