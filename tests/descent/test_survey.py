@@ -19,6 +19,7 @@ from thalweg import cli
 from thalweg.descent.trail import points_of
 from thalweg.errors import Interrupted, RunError, TaskError
 from thalweg.records import sealed_json
+from thalweg.see.noise import stretches
 
 TASK = """
 import torch
@@ -461,3 +462,11 @@ def test_of_a_planted_trail_only_points_are_taken():
     planted |= {"9": good.to(torch.complex64), "10": good[None], "11": 3}
     assert list(points_of({"trail": planted})) == [7]
     assert points_of({"trail": [1]}) == points_of({}) == {}
+
+
+def test_the_noise_scale_is_the_one_that_the_report_draws():
+    run = tw.train(classes(data=blobs(960), validation=None, metrics={}), plan(steps=500, snapshot_every=0))
+    last = stretches(run)[-1].scale
+    found = tw.survey(run, slices=False, examples=64).noise
+    assert found["low"] == last.low
+    assert ("scale" in found) == last.is_known

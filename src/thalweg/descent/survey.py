@@ -505,15 +505,9 @@ def _is_noisy(run: Run) -> bool:
 
 
 def _noise(run: Run) -> dict[str, float]:
-    """Give the noise of the gradient in the last tenth of the run."""
-    history = FinishedHistory.of(run)
-    steps, traces = history.recorded("noise/trace")
-    _, squares = history.recorded("noise/squared_gradient")
-    last = steps >= 0.9 * (steps[-1] if len(steps) else 0)
-    if len(traces) != len(squares) or not last.any():
+    """Give the gradient noise scale at the end of the run, in examples, and its interval, as far as they are known."""
+    stretches = FinishedHistory.of(run).noise_scales()
+    if not stretches:
         return {}
-    noise, gradient = float(traces[last].mean()), float(squares[last].mean())
-    found = {"trace": noise, "squared gradient": gradient}
-    if gradient > 0:
-        found["scale"] = noise / gradient
-    return found
+    scale = stretches[-1].scale
+    return {"scale": scale.value, "low": scale.low, "high": scale.high} if scale.is_known else {"low": scale.low}

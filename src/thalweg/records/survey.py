@@ -152,8 +152,8 @@ class Survey:
         edge: the curvature at which the rule would have become unstable, at the rate of that step; NaN where there is none.
         slices: lines and planes.
         figures, thresholds: by which the kind was decided.
-        noise: of the gradient in the run's last tenth: "trace" of the covariance of single examples' gradients, "squared
-            gradient", and "scale", the first by the second, in examples, where the second is above zero.
+        noise: the gradient noise scale at the end, in examples: "scale" with "low" and "high", its interval of 90 %, or
+            "low" alone where it is too large to tell; empty where it was hardly measured.
         parameters, examples, total: how many; `total` is None for a stream.
         gradients, products, evaluations, seconds: what it cost.
         notes: sentences on what is to be known of it.

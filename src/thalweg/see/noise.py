@@ -9,7 +9,7 @@ import numpy as np
 from thalweg import rules
 from thalweg.errors import RuleError
 from thalweg.formatting import format_count, format_number
-from thalweg.landscape.noise_scale import EVERY, FEWEST, Stretch, noise_scales
+from thalweg.landscape.noise_scale import EVERY, FEWEST, Stretch
 from thalweg.records.run import Run
 from thalweg.records.step_figures import NOISE
 from thalweg.see.axes import Values
@@ -111,9 +111,7 @@ def temperature_note(run: Run, found: Temperature) -> str:
 
 def stretches(run: Run) -> list[Stretch]:
     """Give the noise scale over the run, from what was measured beside its steps."""
-    history = FinishedHistory.of(run)
-    columns = [history.column(name) for name in ("step", *NOISE)]
-    return noise_scales(*(column.tolist() for column in columns)) if all(map(len, columns)) else []
+    return FinishedHistory.of(run).noise_scales()
 
 
 def measured(run: Run) -> int:

@@ -65,6 +65,8 @@ def _figures(found: Survey) -> dict[str, object]:
         figures["the rule becomes unstable at"] = found.edge
     if "scale" in found.noise:
         figures["gradient noise scale, in examples"] = found.noise["scale"]
+    elif found.noise.get("low", 0) > 0:
+        figures["gradient noise scale, in examples"] = f"larger than {found.noise['low']:.3g}"
     return figures
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thalweg.formatting import format_metric, printable
+from thalweg.landscape.noise_scale import Stretch, noise_scales
 from thalweg.records.history import Event
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
-from thalweg.records.step_figures import TERM
+from thalweg.records.step_figures import NOISE, TERM
 
 Values = npt.NDArray[np.float64]
 LATE_SHARE = 0.8  # of the run: steps after this share of it are late
@@ -105,6 +106,11 @@ class FinishedHistory:
         """Give a column as float64, empty where there is none."""
         values = self.columns.get(name)
         return np.zeros(0) if values is None else np.asarray(values, np.float64)
+
+    def noise_scales(self) -> list[Stretch]:
+        """Give the gradient noise scale over the run, from what was measured beside its steps."""
+        columns = [self.column(name) for name in ("step", *NOISE)]
+        return noise_scales(*(column.tolist() for column in columns)) if all(map(len, columns)) else []
 
     def recorded(self, name: str) -> tuple[Values, Values]:
         """Give the steps and values of a figure where it was recorded, values that are not finite included."""
