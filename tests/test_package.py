@@ -73,6 +73,7 @@ CALLS = {
     "compare": lambda task, plan, run, folder: tw.compare([run, run]).to_json(),
     "Cure": lambda task, plan, run, folder: tw.Cure("Wait."),
     "Diagnosis": lambda task, plan, run, folder: tw.Diagnosis("flat", "nothing moves."),
+    "Escape": lambda task, plan, run, folder: str(tw.Escape("slope", "", "loss", "min", True, 1.0, 1.0, 20)),
     "Estimate": lambda task, plan, run, folder: tw.Estimate(0.5, 0.1).text("loss"),
     "Evidence": lambda task, plan, run, folder: tw.Evidence("given"),
     "Forecast": lambda task, plan, run, folder: str(tw.Forecast(1, 2, False, {}, {})),
@@ -87,6 +88,7 @@ CALLS = {
     "diagnose": lambda task, plan, run, folder: tw.diagnose(run) + tw.diagnose(run.folder),
     "fit": lambda task, plan, run, folder: tw.fit(task, steps=20, effort=1),
     "forecast": lambda task, plan, run, folder: tw.forecast(run),
+    "escape": lambda task, plan, run, folder: tw.escape(run, steps=20).to_json(),
     "survey": lambda task, plan, run, folder: tw.survey(run, slices=False).to_json(),
     "report": lambda task, plan, run, folder: tw.report(run).stat(),
     "resume": lambda task, plan, run, folder: tw.resume(run.folder, task),
@@ -114,7 +116,19 @@ def test_every_name_of_the_package_does_something(name, done):
 def test_no_module_hides_a_verb():
     for name in MODULES:
         importlib.import_module(name)
-    for verb in ("check", "compare", "diagnose", "fit", "forecast", "report", "resume", "survey", "train", "tune"):
+    for verb in (
+        "check",
+        "compare",
+        "diagnose",
+        "escape",
+        "fit",
+        "forecast",
+        "report",
+        "resume",
+        "survey",
+        "train",
+        "tune",
+    ):
         assert isinstance(getattr(tw, verb), types.FunctionType)
 
 

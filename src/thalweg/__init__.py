@@ -25,12 +25,13 @@ from thalweg.errors import (
 )
 from thalweg.records.comparison import Comparison
 from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.escape import Escape
 from thalweg.records.forecast import Estimate, Forecast
 from thalweg.records.plan import Evidence, Group, Plan
 from thalweg.records.run import Run
 from thalweg.records.survey import Survey
 from thalweg.records.task import Task
-from thalweg.verbs import check, compare, diagnose, evaluate, fit, forecast, report, resume, survey, train, tune
+from thalweg.verbs import check, compare, diagnose, escape, evaluate, fit, forecast, report, resume, survey, train, tune
 from thalweg.watch.watch import Watch
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "DataError",
     "Diagnosis",
     "DivergedError",
+    "Escape",
     "Estimate",
     "Evidence",
     "Forecast",
@@ -65,6 +67,7 @@ __all__ = [
     "check",
     "compare",
     "diagnose",
+    "escape",
     "evaluate",
     "fit",
     "forecast",

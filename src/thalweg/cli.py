@@ -147,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_forecast(verbs)
     _add_diagnose(verbs)
     _add_survey(verbs)
+    _add_escape(verbs)
     _add_report(verbs)
     _add_examples(verbs)
     return parser
@@ -256,6 +257,23 @@ def _add_survey(verbs: Any) -> None:
     survey.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
     _add_trust(survey)
     _add_quiet(survey)
+
+
+def _add_escape(verbs: Any) -> None:
+    escape = _verb(verbs, "escape", run_escape, "try to leave the place where a run ended for a better one")
+    escape.add_argument("folder", help="the run's folder")
+    escape.add_argument("--steps", type=int, help="of each of four to eight attempts; default: a tenth of the run's")
+    escape.add_argument(
+        "--examples", type=int, default=2048, help="training examples by which losses are measured; default: 2048"
+    )
+    escape.add_argument(
+        "--out", metavar="FOLDER", help="where each attempt is kept as a run; default: the run's folder with -escape"
+    )
+    escape.add_argument("--json", action="store_true", help="print the figures as JSON")
+    escape.add_argument("--seed", type=int, default=0, help="of the sample and of the attempts")
+    escape.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
+    _add_trust(escape)
+    _add_quiet(escape)
 
 
 def _add_diagnose(verbs: Any) -> None:
@@ -775,6 +793,27 @@ def _compare(options: argparse.Namespace, say: Callable[[str], None] | None) -> 
     tell(found.to_json() if options.json else str(found))
     if options.figure is not None:
         found.figure(options.figure)
+    return STATUSES["well"]
+
+
+def run_escape(options: argparse.Namespace, task_words: Sequence[str]) -> int:
+    """`thalweg escape`."""
+    from thalweg import verbs
+
+    folder = Path(options.folder).absolute()
+    found = verbs.escape(
+        options.folder,
+        steps=options.steps,
+        examples=options.examples,
+        seed=options.seed,
+        device=options.device,
+        trust=options.trust,
+        out=folder.with_name(f"{folder.name}-escape") if options.out is None else options.out,
+        say=None if options.quiet or options.json else tell,
+    )
+    tell(found.to_json() if options.json else str(found))
+    if found.run is not None and found.run.folder is not None and not options.json:
+        tell(f"The best attempt is the run in {found.run.folder}.")
     return STATUSES["well"]
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
     from thalweg.records.comparison import Comparison
+    from thalweg.records.escape import Escape
     from thalweg.records.forecast import Forecast
     from thalweg.records.survey import Survey
     from thalweg.tuning.search import SearchPlace
@@ -689,7 +690,7 @@ def survey(
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.survey import survey_run
 
-    _check_examples(examples)
+    _check_whole("examples", examples)
     opened = _with_task(run, task, trust)
     show = _Shown(False, say)
     folder = None if opened.folder is None else RunFolder(opened.folder)
@@ -736,7 +737,7 @@ def compare(
 
     if isinstance(runs, Run | str | os.PathLike) or len(runs) < 2:
         raise ArgumentError("`runs` are two or more: thalweg.compare(['runs/a', 'runs/b']).")
-    _check_examples(examples)
+    _check_whole("examples", examples)
     opened = [_with_task(run, task, trust) for run in runs]
     show = _Shown(False, say)
     with interruptible(), without_inference_mode():
@@ -744,9 +745,57 @@ def compare(
         return compare_runs(opened, problem, examples=examples, seed=seed, say=show.say)
 
 
-def _check_examples(examples: int) -> None:
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-        raise ArgumentError(f"`examples` is {shown(examples, 80)}, but it is a whole number, at least 1.")
+@verb
+def escape(
+    run: Run | str | os.PathLike[str],
+    task: Task | None = None,
+    *,
+    steps: int | None = None,
+    examples: int = 2048,
+    seed: int = 0,
+    device: str = "auto",
+    trust: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    say: Say | None = None,
+) -> Escape:
+    """Try to leave the place where a run ended for a better one: along negative curvature where the loss falls along it, and, but
+    from a saddle point, by noise at three higher temperatures, as of a higher learning rate, or of smaller batches where they
+    held all examples.
+
+    Each way takes some steps from the run's weights, at a constant rate that then falls to zero, and is compared with as many
+    steps at the run's last rates. The best way counts only if it ends better with each of three orders of the batches. Nothing of
+    the run is changed.
+
+    Arguments:
+        run: the run, or its folder.
+        task: as for `resume`, of which the run is one.
+        steps: of each attempt; None: a tenth of the run's, at least 20. Four to eight attempts are made.
+        examples: of the training data by which the kind of place and losses are measured, where there are more.
+        seed: of the sample and of the attempts.
+        device, trust: as for `resume`.
+        out: a folder in which each attempt is kept as a run, so that what was interrupted goes on; None: in memory.
+        say: called with a sentence about each stage; None: not told.
+
+    Raises RunError where the run has no model, its loss is not finite, or it is not yours; TaskError where the loss differs
+    between two calls; ArgumentError for a number of steps or examples that is none; `Interrupted` at a Ctrl-C.
+    """
+    from thalweg.descent.escape import escape_run
+    from thalweg.descent.process_state import interruptible, without_inference_mode
+
+    _check_whole("examples", examples)
+    if steps is not None:
+        _check_whole("steps", steps)
+    folder = None if out is None else as_path(out, "the folder of the attempts", "runs/escape", RunError)
+    opened = _with_task(run, task, trust)
+    show = _Shown(False, say)
+    with interruptible(), without_inference_mode():
+        problem = _open(opened.find_task(), device, opened.plan.to_hold_out)
+        return escape_run(opened, problem, steps=steps, examples=examples, seed=seed, out=folder, say=show.say)
+
+
+def _check_whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"`{name}` is {shown(value, 80)}, but it is a whole number, at least 1.")
 
 
 def _with_task(run: Run | str | os.PathLike[str], task: Task | None, trust: bool) -> Run:

@@ -211,7 +211,7 @@ class _Surveyor:
                 return None
             curvature = found
             self._add(along={**self.found.along, "preconditioned": curvature})
-        if _is_noisy(self.run):
+        if is_noisy(self.run):
             return None  # mini-batches leave the full loss's curvature below the edge, and hover there by noise
         return curvature, edge.curvature
 
@@ -499,7 +499,8 @@ def _step_of(run: Run) -> int:
     return int(step if isinstance(step, int) else run.summary.get("steps") or 0)
 
 
-def _is_noisy(run: Run) -> bool:
+def is_noisy(run: Run) -> bool:
+    """Tell whether a run's batches are but a part of the examples."""
     size, count = run.plan.batch_size, run.summary.get("examples")
     return size is None or not isinstance(count, int) or size < count
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.errors import TaskError
+from thalweg.landscape.affine_maps import AffineMaps
 from thalweg.landscape.objective import Objective
-from thalweg.landscape.surface import Product, Slope
-from thalweg.optim.recalibration import recalibrated
+from thalweg.landscape.surface import LossAt, Product, Slope, along
+from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling.sources import leaves
 
 KEPT_BYTES = 512 << 20  # of graphs that are kept from one product to the next
 ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-7}  # of a product: beyond round-off
+SAME = {torch.float32: 1e-4, torch.float64: 1e-10}  # of the loss: beyond round-off
 STEP = 1e-3  # of a finite difference, relative to the length of the weights
 Matrix = Literal["hessian", "gauss-newton"]
 
@@ -76,6 +78,7 @@ class ModelSurface:
         self.device = self.parameters[0].device
         self.products = self.gradients = self.evaluations = 0
         self.differences = ""
+        self._affine: AffineMaps | None = None
 
     def of(self, model: nn.Module) -> ModelSurface:
         """Give the loss surface of another model over the same batches."""
@@ -158,6 +161,55 @@ class ModelSurface:
         """Give the losses at several points."""
         return [self.loss(point) for point in points]
 
+    @contextmanager
+    def over(self, point: Tensor, directions: Sequence[Tensor]) -> Generator[LossAt]:
+        """Within, give the loss at a point plus multiples of some directions; layers that see only the data are multiplied once.
+
+        That gives the same losses: it is tried at two points, and left if they differ.
+        """
+
+        def loss_at(*coordinates: float) -> float:
+            return self.loss(along(point, directions, coordinates))
+
+        maps = self._maps(point, directions)
+        if maps is None:
+            yield loss_at
+            return
+
+        def mapped(*coordinates: float) -> float:
+            maps.coordinates = coordinates
+            return loss_at(*coordinates)
+
+        ends = [(1.0,) * len(directions), (-0.5,) * len(directions)]
+        plain = [loss_at(*end) for end in ends]
+        self._affine = maps
+        try:
+            with maps.in_place():
+                same = all(
+                    math.isclose(mapped(*end), loss, rel_tol=SAME[self.dtype]) or not math.isfinite(loss)
+                    for end, loss in zip(ends, plain, strict=True)
+                )
+                if same:
+                    yield mapped
+        finally:
+            self._affine = None
+        if not same:
+            yield loss_at
+
+    def _maps(self, point: Tensor, directions: Sequence[Tensor]) -> AffineMaps | None:
+        """Give the layers whose outputs are known over a plane; None where there are none."""
+        if self.recalibrate and gathers_statistics(self.model):
+            return None
+        shaped = [self.shaped(direction) for direction in directions]
+        shares = {id(p): [s[place].to(p.dtype) for s in shaped] for place, p in enumerate(self.parameters)}
+        maps = AffineMaps(self.model, shares)
+        self.move_to(point)
+        self.evaluations += 1
+        for number, part in enumerate(self.parts):
+            with torch.enable_grad(), maps.noting(number):
+                self._loss_of(number, part)
+        return None if maps.is_empty else maps
+
     def slope(self, point: Tensor) -> Slope:
         """Give the gradient at a point, which the model has from then on; the error is from the spread over the batches."""
         self.move_to(point)
@@ -182,6 +234,8 @@ class ModelSurface:
 
     def _loss_of(self, number: int, part: Part) -> Tensor:
         self._seed_for(number)
+        if self._affine is not None:
+            self._affine.batch = number
         return self.objective.loss(self.model, part.batch)[0]
 
     def _gradient(self, loss: Tensor, *, graph: bool = False) -> tuple[Tensor, ...]:

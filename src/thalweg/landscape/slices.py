@@ -46,7 +46,8 @@ class Grid:
 
 def line(surface: Surface, point: Tensor, direction: Tensor, at: Sequence[float]) -> Array:
     """Give the losses at `point + a * direction` for each a; infinite where the loss is no number."""
-    return _finite(np.array([surface.loss(point + a * direction) for a in at], dtype=np.float64))
+    with surface.over(point, (direction,)) as loss_at:
+        return _finite(np.array([loss_at(a) for a in at], dtype=np.float64))
 
 
 def plane(
@@ -68,12 +69,8 @@ def plane(
         tolerance: how far predicted losses may be off, relative to the range of the losses; 0 measures all.
         grown: called with the picture so far, first with that of 9 x 9 lines, and after each refinement.
     """
-    first, second = directions
-
-    def loss_at(a: float, b: float) -> float:
-        return surface.loss(point + a * first + b * second)
-
-    return measured_plane(loss_at, x, y, tolerance=tolerance, grown=grown)
+    with surface.over(point, directions) as loss_at:
+        return measured_plane(loss_at, x, y, tolerance=tolerance, grown=grown)
 
 
 def measured_plane(

@@ -5,13 +5,16 @@ What measures a landscape asks a `Surface` for losses, gradients and products of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
+LossAt = Callable[..., float]
+"""The loss at multiples of some directions, one number for each."""
 
 
 class Slope(NamedTuple):
@@ -37,6 +40,10 @@ class Surface(Protocol):
 
     def losses(self, points: Sequence[Tensor]) -> list[float]:
         """Give the losses at several points."""
+        ...
+
+    def over(self, point: Tensor, directions: Sequence[Tensor]) -> AbstractContextManager[LossAt]:
+        """Within, give the loss at a point plus multiples of some directions: as `loss` would, and faster where it can."""
         ...
 
     def slope(self, point: Tensor) -> Slope:
@@ -77,6 +84,11 @@ class FunctionSurface:
         """Give the values at several points."""
         return [self.loss(point) for point in points]
 
+    @contextmanager
+    def over(self, point: Tensor, directions: Sequence[Tensor]) -> Generator[LossAt]:
+        """Within, give the value at a point plus multiples of some directions."""
+        yield lambda *coordinates: self.loss(along(point, directions, coordinates))
+
     def slope(self, point: Tensor) -> Slope:
         """Give the gradient, with the value."""
         weights = point.detach().clone().requires_grad_(True)
@@ -102,3 +114,10 @@ class FunctionSurface:
             return found
 
         return product
+
+
+def along(point: Tensor, directions: Sequence[Tensor], coordinates: Sequence[float]) -> Tensor:
+    """Give a point plus multiples of some directions."""
+    for coordinate, direction in zip(coordinates, directions, strict=True):
+        point = torch.add(point, direction, alpha=coordinate)
+    return point
