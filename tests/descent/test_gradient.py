@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import blobs, classes, network, plan, started, walk, weights
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 import thalweg as tw
 from thalweg.descent.gradient import backward, compute_gradient
@@ -268,3 +268,49 @@ def test_what_rows_far_off_show_of_a_loss_stands_though_no_examples_show_it() ->
     task = tw.Task(model=lambda: nn.Linear(2, 1), loss=below_a_bound, data=(inputs, targets))
     descent, _ = started(task, plan(batch_size=160))
     assert descent.problem.objective.reduction.kind == "batch"
+
+
+class Read(Dataset[tuple[Tensor, Tensor]]):
+    """Examples that are read one by one."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, index: int) -> Any:
+        return tuple(tensor[index] for tensor in self.tensors)
+
+
+def without_a_number(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output[target != -9999], target[target != -9999])
+
+
+def above_a_number(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output[target > -9000], target[target > -9000])
+
+
+@pytest.mark.parametrize("made", [lambda *tensors: tensors, Read])
+@pytest.mark.parametrize(("loss", "kind"), [(without_a_number, "targets"), (above_a_number, "batch")])
+def test_a_number_for_missing_targets_that_only_validation_has_counts_there_as_the_loss_counts_it(
+    loss: Any, kind: str, made: Any
+) -> None:
+    inputs = torch.randn(2000, 2, generator=torch.Generator().manual_seed(3))
+    targets = inputs.sum(1, keepdim=True)
+    missing = targets.clone()
+    missing[:1024][torch.arange(1024) % 4 > 0] = -9999.0
+    task = tw.Task(
+        model=lambda: nn.Linear(2, 1),
+        loss=loss,
+        data=made(inputs[:100], targets[:100]),
+        validation=made(inputs, missing),
+    )
+    run = tw.train(task, plan(batch_size=20, accumulate=3, steps=3))
+    if kind == "batch":
+        assert any("no mean over its examples" in note for note in run.summary["notes"])
+        return
+    with torch.no_grad():
+        assert run.metrics["loss"] == pytest.approx(float(loss(run.model(inputs), missing)), rel=1e-5)
+    whole = tw.train(task, plan(batch_size=20, steps=3))
+    assert torch.allclose(weights(run.model), weights(whole.model), atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +20,13 @@ from thalweg.landscape.reduction import (
     called_reduction,
     called_weight,
     compare_parts,
+    extremes_of,
     is_class_loss,
     measure_reduction,
 )
 from thalweg.records.task import Task
-from thalweg.sampling import Source, StreamSource, TensorSource, count_examples
-from thalweg.sampling.opening import first_batch, in_parts
+from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, count_examples
+from thalweg.sampling.opening import first_batch, in_parts, spread_batch
 from thalweg.sampling.sources import leaves, seed_all, tree_map
 
 SETS = 4  # of as many examples as a batch has, on which is tried what a few show
@@ -42,18 +43,28 @@ class _Measured(NamedTuple):
 
 
 def training_reduction(
-    task: Task, model: nn.Module, rehearsal: Rehearsal, batch: Any, train: Source, device: torch.device
+    task: Task,
+    model: nn.Module,
+    rehearsal: Rehearsal,
+    batch: Any,
+    train: Source,
+    device: torch.device,
+    validation: Source | None = None,
 ) -> Reduction:
     """Find the reduction of a task's training loss: from the rehearsed batch or, of its own `step`, from some examples.
 
     So too where the outputs of a batch cannot be cut into those of its examples. The model is in training mode, and is left so.
+    Targets of the validation data, of which the loss will be called too, are looked at.
     """
     function: Callable[[nn.Module, Any], Any] | None = task.step
     found: Reduction | None = None
     if function is None:
         assert task.loss is not None
         stated = _stated_by_calls(rehearsal.calls)
-        found = measure_reduction(task.loss, rehearsal.output, rehearsal.target, count_examples(batch), stated)
+        extremes = extremes_of([rehearsal.target, *_targets(task, train, device), *_targets(task, validation, device)])
+        found = measure_reduction(
+            task.loss, rehearsal.output, rehearsal.target, count_examples(batch), stated, extremes
+        )
         # What a function of the user's own gives PyTorch's loss on classes may be less than all: rows without some label, say.
         if found.kind not in ("unknown", "batch") and (stated is None or is_class_loss(task.loss)):
             return found
@@ -67,6 +78,15 @@ def training_reduction(
         return whole
     # That examples look like a plain mean says nothing against a condition that leaves none of them out.
     return found if found.kind != "batch" or (found.chosen and whole.kind == "examples") else whole
+
+
+def _targets(task: Task, source: Source | None, device: torch.device) -> Iterator[Any]:
+    """Give the targets of all data in memory; of those that are read one by one some, from all over; of a stream none."""
+    if isinstance(source, TensorSource):
+        yield Objective(task).split(source.nest)[2]
+    elif isinstance(source, ItemSource):
+        with suppress(Exception):  # an example that cannot be read is told where it is needed
+            yield Objective(task).split(spread_batch(source, device))[2]
 
 
 def _stated_by_calls(calls: Sequence[LossCall]) -> Reduction | None:

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, Literal
 
 import torch
@@ -140,12 +140,20 @@ def called_weight(calls: Sequence[LossCall]) -> float | None:
 
 
 def measure_reduction(
-    loss: Callable[[Any, Any], Any], output: Any, target: Any, count: int, stated: Reduction | None = None
+    loss: Callable[[Any, Any], Any],
+    output: Any,
+    target: Any,
+    count: int,
+    stated: Reduction | None = None,
+    extremes: Sequence[Sequence[float]] = (),
 ) -> Reduction:
     """Find a loss's reduction by calling it on a batch of `count` examples and on parts of it.
 
     What the loss says of itself (`stated`; None: see `stated_reduction`) is kept where it agrees with that. "unknown" where
     outputs or targets cannot be cut, the loss draws random numbers, or it fails on a part.
+
+    `extremes`: for each tensor of the target values at the ends of what the data hold there; see `extremes_of`. A number that
+    stands for a missing target is one of them, also where this batch has none.
     """
     stated = stated or stated_reduction(loss, target)
     if not isinstance(target, Tensor) and stated.kind != "sum":
@@ -157,20 +165,45 @@ def measure_reduction(
         warnings.simplefilter("ignore")  # what a part makes the user's loss warn of says nothing of training
         output, some = tree_map(_in_single_precision, output), slice(0, min(rows, MOST_ROWS))
         few = _rows(output, some), _rows(target, some)
-        found = _measure(loss, *few, stated, rows_are_examples=rows == count)
+        found = _measure(loss, *few, stated, extremes, rows_are_examples=rows == count)
         if found.kind in ("examples", "targets") and (
-            _chooses_rows(loss, *few, found) or _fails_on_all(loss, output, target, found)
+            _chooses_rows(loss, *few, found, extremes) or _fails_on_all(loss, output, target, found)
         ):
             return Reduction("batch", chosen=True)  # by a condition that these rows meet
         return found
 
 
+def extremes_of(targets: Iterable[Any]) -> list[tuple[float, ...]]:
+    """Give for each tensor of the targets the smallest and the largest finite number that it holds in any of the data.
+
+    >>> extremes_of([torch.tensor([1.0, -999.0, math.nan]), torch.tensor([2.0, 3.0])])
+    [(-999.0, 1.0, 2.0, 3.0)]
+    """
+    return [tuple(sorted({end for leaf in each for end in _ends(leaf)})) for each in zip(*map(leaves, targets))]
+
+
+def _ends(leaf: Tensor) -> tuple[float, ...]:
+    if leaf.dtype == torch.bool or leaf.is_complex() or leaf.layout is not torch.strided or not leaf.numel():
+        return ()
+    ends = [float(end) for end in torch.aminmax(leaf)]
+    if not all(map(math.isfinite, ends)):
+        finite = leaf[torch.isfinite(leaf)]
+        ends = [float(end) for end in torch.aminmax(finite)] if finite.numel() else []
+    return tuple(ends)
+
+
 def _measure(
-    loss: Callable[[Any, Any], Any], output: Any, target: Any, stated: Reduction, *, rows_are_examples: bool
+    loss: Callable[[Any, Any], Any],
+    output: Any,
+    target: Any,
+    stated: Reduction,
+    extremes: Sequence[Sequence[float]],
+    *,
+    rows_are_examples: bool,
 ) -> Reduction:
     output, target, without = _sorted_by_loss(loss, output, target)
     known = [stated] if stated.kind == "targets" else []
-    for candidate in chain(known, _possible(loss, output, target)):
+    for candidate in chain(known, _possible(loss, output, target, extremes)):
         for tried in (_telling(target, candidate), target):
             found = _compare(loss, output, tried, candidate)
             if found == candidate and _counts_none_of(candidate, without):
@@ -184,7 +217,13 @@ def _measure(
     return stated if found.kind == "unknown" and stated.kind in ("targets", "sum") else found
 
 
-def _chooses_rows(loss: Callable[[Any, Any], Any], output: Any, target: Any, found: Reduction) -> bool:
+def _chooses_rows(
+    loss: Callable[[Any, Any], Any],
+    output: Any,
+    target: Any,
+    found: Reduction,
+    extremes: Sequence[Sequence[float]],
+) -> bool:
     """Tell whether there are values with which a row no longer counts in the mean, though it does by what was found.
 
     As where only targets below a bound count, or outputs above one. A row whose loss is zero counts still.
@@ -206,23 +245,30 @@ def _chooses_rows(loss: Callable[[Any, Any], Any], output: Any, target: Any, fou
     if not math.isfinite(rest) or _close(value(output, target), rest, ()):
         return False  # this row's loss is that of the others, so that it does not show whether it counts
     changed = [(moved, target) for moved in _with_first_row_far_off(output)]
-    changed += [(output, moved) for moved in _with_first_row_far_off(target)]
+    changed += [(output, moved) for moved in _with_first_row_far_off(target, extremes)]
     return any(_close(value(*pair), rest, ()) and found.weight(_rows(pair[1], row), 1) != 0 for pair in changed)
 
 
-def _with_first_row_far_off(nest: Any) -> Iterator[Any]:
-    """Give copies whose first row, of one tensor at a time, is far above all numbers, far below, zero, or ignored elsewhere.
+def _with_first_row_far_off(nest: Any, extremes: Sequence[Sequence[float]] = ()) -> Iterator[Any]:
+    """Give copies whose first row, of one tensor at a time, is far above all numbers, far below, zero, ignored elsewhere, or one
+    of the extremes of that tensor.
 
     Not -100, which PyTorch's losses on classes leave out, whether targets have it or not.
     """
-    for leaf in leaves(nest):
-        if leaf.dtype == torch.bool or leaf.is_complex() or leaf.layout is not torch.strided or not leaf.numel():
+    for leaf, ends in zip_longest(leaves(nest), extremes, fillvalue=()):
+        if (
+            not isinstance(leaf, Tensor)
+            or leaf.dtype == torch.bool
+            or leaf.is_complex()
+            or leaf.layout is not torch.strided
+            or not leaf.numel()
+        ):
             continue
         if leaf.is_floating_point():
             far = FAR * (1 + float(leaf.nan_to_num(0.0, 0.0, 0.0).abs().max()))
-            values = [far, -far, 0.0]
+            values = [far, -far, 0.0, *ends]
         else:
-            values = [number for number in _integers(leaf.dtype) if number != IGNORED[0]]
+            values = [number for number in {*_integers(leaf.dtype), *ends} if number != IGNORED[0]]
         for number in values:
             moved = leaf.clone(memory_format=torch.contiguous_format)
             moved[0] = number
@@ -245,11 +291,13 @@ def _counts_none_of(candidate: Reduction, without: Sequence[Any]) -> bool:
     return candidate.kind == "sum" or not any(candidate.weight(target, 1) for target in without)
 
 
-def _possible(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> Iterator[Reduction]:
+def _possible(
+    loss: Callable[[Any, Any], Any], output: Any, target: Any, extremes: Sequence[Sequence[float]]
+) -> Iterator[Reduction]:
     """Give means over some of the targets that this loss may take: without ignored ones, or weighed by a part of the target."""
     parts = leaves(target)
     if len(parts) < 2:
-        yield from (Reduction("targets", value) for value in _find_ignored(loss, output, target))
+        yield from (Reduction("targets", value) for value in _find_ignored(loss, output, target, *extremes[:1]))
     else:
         yield from (Reduction("targets", part=number) for number, leaf in enumerate(parts) if _may_weigh(leaf))
 
@@ -400,7 +448,9 @@ def _telling(target: Any, candidate: Reduction) -> Any:
     return tree_map(lambda leaf: changed if leaf is chosen else leaf, target)
 
 
-def _find_ignored(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> list[float]:
+def _find_ignored(
+    loss: Callable[[Any, Any], Any], output: Any, target: Any, extremes: Sequence[float] = ()
+) -> list[float]:
     """Find values of targets that the loss may leave out: with them, it no longer depends on the output there."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or not output.is_floating_point():
         return []
@@ -408,6 +458,7 @@ def _find_ignored(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> 
     if output[:rows].numel() > MOST_NUMBERS or rows < 2 or target.is_complex():
         return []
     candidates = [math.nan, *IGNORED] if target.is_floating_point() else _integers(target.dtype)
+    candidates += [value for value in extremes if value not in candidates]
     # On the CPU, where a target out of range raises an error; on an accelerator it would break the process's context.
     output, target = output[:rows].cpu(), target[:rows].cpu()
     return [value for value in candidates if _is_ignored(loss, output, target, value)]
