@@ -179,7 +179,10 @@ def extremes_of(targets: Iterable[Any]) -> list[tuple[float, ...]]:
     >>> extremes_of([torch.tensor([1.0, -999.0, math.nan]), torch.tensor([2.0, 3.0])])
     [(-999.0, 1.0, 2.0, 3.0)]
     """
-    return [tuple(sorted({end for leaf in each for end in _ends(leaf)})) for each in zip(*map(leaves, targets))]
+    return [
+        tuple(sorted({end for leaf in each for end in _ends(leaf)}))
+        for each in zip(*map(leaves, targets), strict=False)
+    ]
 
 
 def _ends(leaf: Tensor) -> tuple[float, ...]:
