@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.course import CourseMeter, chosen, edge_at, rate_at
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.trail import points_of, trained_part
 from thalweg.descent.validation import evaluating
-from thalweg.errors import CheckpointError, DataError, Interrupted, RuleError, RunError
+from thalweg.errors import CheckpointError, DataError, Interrupted, RunError
 from thalweg.formatting import format_count, format_seconds
 from thalweg.landscape.directions import random_directions
 from thalweg.landscape.lanczos import Eigenpairs, eigenpairs
@@ -40,7 +41,6 @@ from thalweg.records.run_folder import RunFolder
 from thalweg.records.survey import Slice, Survey, Walk
 from thalweg.sampling import StreamSource, hold, iterate_once, mix
 from thalweg.sampling.sources import seed_all, to_device
-from thalweg.theory import stable_edge
 from thalweg.watch.finished import FinishedHistory
 
 EXAMPLES = 2048  # that are looked at, where there are more
@@ -158,9 +158,11 @@ class _Surveyor:
         self._add(along=_along(product, slope))
         self._place(surface, product, point, slope, pairs)
         self.say(f"{self.found.kind}. {self.found.reason}")
+        points = {step: each for step, each in points_on(surface, self.run).items() if step <= self.found.step}
+        self._course(surface, point, points)
         if self.slices:
             self._slices(surface, point, pairs)
-            self._path(surface, point)
+            self._path(surface, point, points)
         self._spectrum(surface, product, point, pairs)
         self._layers(surface, product, point)
 
@@ -189,15 +191,8 @@ class _Surveyor:
     ) -> tuple[float, float] | None:
         """Give the largest curvature and that at which the rule becomes unstable; None where its own measure of it is not
         known."""
-        steps, rates = FinishedHistory.of(self.run).recorded("learning_rate")
-        before = rates[steps <= self.found.step]
-        if not len(before) or not before[-1] > 0:
-            return None
-        try:
-            edge = stable_edge(self.run.plan.rule, self.run.plan.constants, lr=float(before[-1]))
-        except RuleError:
-            return None
-        if edge.curvature is None or not math.isfinite(edge.curvature):
+        edge = edge_at(self.run, rate_at(self.run, self.found.step))
+        if edge is None or edge.curvature is None:
             return None
         self._add(edge=edge.curvature)
         curvature = pairs.largest
@@ -297,9 +292,27 @@ class _Surveyor:
                     Slice(name, (f"along the eigenvector of {values[0]:.3g}",), at, np.zeros(0), losses, len(at))
                 )
 
-    def _path(self, surface: ModelSurface, point: Tensor) -> None:
+    def _course(self, surface: ModelSurface, point: Tensor, points: Mapping[int, Tensor]) -> None:
+        """Measure how sharp it was at some points of the trail, and last where the run ended."""
+        if not points:
+            return
+        meter = CourseMeter(surface, self.run, seed=self.seed)
+        points = {**points, self.found.step: point}
+        steps = chosen(sorted(points))
+        self.say(f"Sharpness at {format_count(len(steps), 'point')} of the run.")
+        for step in steps:
+            meter.add(step, points[step])
+            self._add(course=meter.course)
+        if meter.course.scaled:
+            self._note(
+                "Sharpness along the run is that of the loss. The rule becomes unstable by the curvature divided by the usual size"
+                " of each gradient, which the run did not keep on the way."
+            )
+        if self.run.plan.ema is not None and _is_average(self.run):
+            self._note("The weights that are surveyed are an average: the last point of the course is not on the way.")
+
+    def _path(self, surface: ModelSurface, point: Tensor, points: Mapping[int, Tensor]) -> None:
         """Draw the loss over the plane in which the path lies as far as a plane holds it."""
-        points = {step: each for step, each in points_on(surface, self.run).items() if step <= self.found.step}
         if len(points) < 3:
             self._note(
                 "The path is not drawn: fewer than three points of it were kept, as of a large model or a short run."
@@ -503,6 +516,11 @@ def is_noisy(run: Run) -> bool:
     """Tell whether a run's batches are but a part of the examples."""
     size, count = run.plan.batch_size, run.summary.get("examples")
     return size is None or not isinstance(count, int) or size < count
+
+
+def _is_average(run: Run) -> bool:
+    weights = run.summary.get("weights")
+    return isinstance(weights, Mapping) and bool(cast("Mapping[str, Any]", weights).get("averaged"))
 
 
 def _noise(run: Run) -> dict[str, float]:

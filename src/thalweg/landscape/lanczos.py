@@ -5,15 +5,19 @@ copy of itself. A value is known once its residual |A v - theta v|, which bounds
 it.
 Where the vectors span an invariant subspace a new random one is taken, orthogonal to it: so eigenvalues that coincide are
 found as often as they are there.
+Where more vectors are needed than memory holds, the best combinations of those that there are take their place, and the run goes
+on from there: a thick restart.
 
 Sources: Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, 1980, chapter 13; Kuczynski and Wozniakowski 1992 for the chance
-that a random start hides a direction.
+that a random start hides a direction; Wu and Simon 2000, doi:10.1137/S0895479898334605, for restarts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +29,9 @@ TOLERANCE = 1e-3
 SMALL = 1e-2  # of the largest eigenvalue: one that is smaller is known to the tolerance of such a one
 INVARIANT = 1e-10  # of the largest eigenvalue: the rest of a product beyond which there is none, in float64
 CHECK_EVERY = 4  # products between looks at the eigenvalues
+SPARE = 3  # vectors beside those that are asked for: with fewer a restart has nothing to go on with
+MIXED = 0.3  # of a guess's length: the random part of the first vector, so that a guess hides no direction
+COLUMNS = 1 << 18  # entries of each vector that are combined at once
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,10 @@ def eigenpairs(
     bottom: int = 5,
     tolerance: float = TOLERANCE,
     most: int = MOST_PRODUCTS,
+    vectors: int | None = None,
+    guess: Tensor | None = None,
     seed: int = 0,
+    done: Callable[[int], None] = lambda products: None,
 ) -> Eigenpairs:
     """Find the eigenvalues at both ends of the spectrum of a symmetric matrix.
 
@@ -73,9 +83,13 @@ def eigenpairs(
         start: a vector of shape (size,), whose dtype and device are those of all others; its values are not used.
         top, bottom: how many of each end; together at most `size`, else fewer of the bottom.
         tolerance: residual relative to the value, or to a hundredth of the largest where the value is smaller.
-        most: products. Where they do not suffice, `known` is false and the residuals say how well each is known. Each keeps one
-            vector in memory.
+        most: products. Where they do not suffice, `known` is false and the residuals say how well each is known.
+        vectors: that are kept in memory, at least three more than eigenvalues are asked for; None: one for each product. With
+            fewer it takes more products.
+        guess: a vector of shape (size,) near the eigenvectors that are looked for, such as that of a matrix that is nearly the
+            same; None: a random one.
         seed: of the first vector.
+        done: called after each product with how many were made.
 
     >>> found = eigenpairs(lambda v: torch.tensor([4.0, 2.0, -1.0]) * v, torch.zeros(3), top=1, bottom=1)
     >>> round(found.top[0], 4), round(found.bottom[0], 4), found.complete
@@ -86,78 +100,122 @@ def eigenpairs(
     bottom = wanted - top
     generator = torch.Generator().manual_seed(seed)
     steps = min(most, size)
-    basis = torch.empty(steps, size, dtype=start.dtype, device=start.device)
-    diagonal, off = list[float](), list[float]()
-    scale, values, vectors, residuals = 0.0, torch.empty(0), torch.empty(0, 0), torch.empty(0)
-    count, is_known = 0, False
-    vector: Tensor | None = None
-    while count < steps:
+    room = steps if vectors is None else min(steps, size, max(vectors, wanted + SPARE))
+    basis = torch.empty(room, size, dtype=start.dtype, device=start.device)
+    # The matrix between the vectors of the basis: of three diagonals, and of a full row after a restart.
+    projected = torch.zeros(room, room, dtype=torch.float64)
+    ritz: _Ritz | None = None
+    count, products, scale, length = 0, 0, 0.0, 0.0
+    is_known = was_invariant = False
+    vector = None if guess is None else _near(guess, start, generator)
+    while products < steps:
+        if ritz is not None and count == room:
+            kept = _to_keep(count, top, bottom)
+            _combine(basis, ritz.vectors[:, kept])
+            projected.zero_()
+            count = len(kept)
+            projected[:count, :count] = torch.diag(ritz.values[kept])
+            projected[count, :count] = projected[:count, count] = length * ritz.vectors[-1, kept]
         if vector is None:
             vector = _orthogonal(_random_like(start, generator), basis[:count])
             if vector is None:
                 break
         basis[count] = vector
-        applied = product(basis[count])
+        del vector
+        rest = product(basis[count])
+        products += 1
+        done(products)
+        projected[count, count] = _dot(basis[count], rest)
+        rest = rest - float(projected[count, count]) * basis[count]
         count += 1
-        diagonal.append(_dot(basis[count - 1], applied))
-        rest = applied - diagonal[-1] * basis[count - 1]
-        if off and off[-1]:
-            rest -= off[-1] * basis[count - 2]
         for _ in range(2):
-            rest -= basis[:count].T @ (basis[:count] @ rest)
+            rest.addmv_(basis[:count].T, basis[:count] @ rest, alpha=-1)
         length = math.sqrt(max(0.0, _dot(rest, rest)))
-        scale = max(scale, abs(diagonal[-1]), length)
+        scale = max(scale, abs(float(projected[count - 1, count - 1])), length)
         is_invariant = length <= _smallest(start.dtype) * scale
-        off.append(0.0 if is_invariant else length)
-        vector = None if is_invariant else rest / length
-        if count == steps or (count >= wanted and count % CHECK_EVERY == 0):
-            values, vectors, residuals = _ritz(diagonal, off)
-            is_known = _are_known(values, residuals, top, bottom, tolerance)
+        length = 0.0 if is_invariant else length
+        vector = None if is_invariant else rest.div_(length)
+        del rest
+        if count < room:
+            projected[count, count - 1] = projected[count - 1, count] = length
+        ritz = None
+        is_last = count == room or products == steps
+        if is_last or (count >= wanted and products % CHECK_EVERY == 0):
+            ritz = _ritz(projected[:count, :count], length)
+            is_known = ritz.are_known(top, bottom, tolerance)
             # After an invariant subspace all residuals are zero, though a copy of a value may still be missing outside it.
-            if is_known and not (is_invariant or 0.0 in off[:-1]):
+            if is_known and not (is_invariant or was_invariant):
                 break
-    if len(values) != count:
-        values, vectors, residuals = _ritz(diagonal, off)
-        is_known = _are_known(values, residuals, top, bottom, tolerance)
+        was_invariant = was_invariant or is_invariant
+    del vector
+    if ritz is None:
+        ritz = _ritz(projected[:count, :count], length)
+        is_known = ritz.are_known(top, bottom, tolerance)
     order = torch.arange(count)
     chosen_top = order.flip(0)[: min(top, count)]
     chosen_bottom = order[: max(0, min(bottom, count - len(chosen_top)))]
-
-    def of(chosen: Tensor) -> tuple[list[float], Tensor, list[float]]:
-        combined = vectors[:, chosen].T.to(basis.dtype).to(basis.device) @ basis[:count]
-        return values[chosen].tolist(), combined, residuals[chosen].tolist()
-
-    top_values, top_vectors, top_residuals = of(chosen_top)
-    bottom_values, bottom_vectors, bottom_residuals = of(chosen_bottom)
+    chosen = torch.cat([chosen_top, chosen_bottom])
+    _combine(basis, ritz.vectors[:, chosen])
+    found = basis[: len(chosen)]
+    found = found.clone() if 2 * len(chosen) < room else found  # else a copy would take more memory than it sets free
+    is_complete = products == count == size
     return Eigenpairs(
-        top_values,
-        bottom_values,
-        top_vectors,
-        bottom_vectors,
-        top_residuals,
-        bottom_residuals,
-        count,
-        is_known or count == size,
-        count == size,
+        ritz.values[chosen_top].tolist(),
+        ritz.values[chosen_bottom].tolist(),
+        found[: len(chosen_top)],
+        found[len(chosen_top) :],
+        ritz.residuals[chosen_top].tolist(),
+        ritz.residuals[chosen_bottom].tolist(),
+        products,
+        is_known or is_complete,
+        is_complete,
     )
 
 
-def _ritz(diagonal: list[float], off: list[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the eigenvalues of the tridiagonal matrix, ascending, its eigenvectors as columns, and their residuals."""
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    between = torch.tensor(off[:-1], dtype=torch.float64)
-    matrix += torch.diag(between, 1) + torch.diag(between, -1)
-    values, vectors = torch.linalg.eigh(matrix)
-    return values, vectors, abs(off[-1]) * vectors[-1].abs()
+class _Ritz(NamedTuple):
+    """Eigenvalues of a projected matrix, ascending, its eigenvectors as columns, and their residuals."""
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+
+    def are_known(self, top: int, bottom: int, tolerance: float) -> bool:
+        count = len(self.values)
+        if count < top + bottom:
+            return False
+        floor = SMALL * float(self.values.abs().max())
+        small_enough = self.residuals <= tolerance * self.values.abs().clamp(min=floor)
+        return bool(torch.cat([small_enough[count - top :], small_enough[:bottom]]).all())
 
 
-def _are_known(values: Tensor, residuals: Tensor, top: int, bottom: int, tolerance: float) -> bool:
-    if len(values) < top + bottom:
-        return False
-    floor = SMALL * float(values.abs().max())
-    small_enough = residuals <= tolerance * values.abs().clamp(min=floor)
-    ends = torch.cat([small_enough[len(values) - top :], small_enough[:bottom]])
-    return bool(ends.all())
+def _ritz(projected: Tensor, length: float) -> _Ritz:
+    values, vectors = torch.linalg.eigh(projected)
+    return _Ritz(values, vectors, length * vectors[-1].abs())
+
+
+def _to_keep(count: int, top: int, bottom: int) -> Tensor:
+    """Choose the combinations that a restart keeps: those that are asked for, and half as many more as there is room for."""
+    more = (count - top - bottom) // 2
+    of_top = more * top // (top + bottom)
+    return torch.cat([torch.arange(bottom + more - of_top), torch.arange(count - top - of_top, count)])
+
+
+def _combine(basis: Tensor, coefficients: Tensor) -> None:
+    """Replace the first rows of a basis by combinations of its rows, whose coefficients are columns, without a copy of it."""
+    used, made = coefficients.shape
+    mixing = coefficients.T.to(basis)
+    for first in range(0, basis.shape[1], COLUMNS):
+        part = slice(first, first + COLUMNS)
+        basis[:made, part] = mixing @ basis[:used, part]
+
+
+def _near(guess: Tensor, start: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Give a vector of length 1 near a guess; None where the guess is no direction."""
+    length, drawn = math.sqrt(_dot(guess, guess)), _random_like(start, generator)
+    if not 0 < length < math.inf:
+        return None
+    mixed = guess.to(start) / length + (MIXED / math.sqrt(_dot(drawn, drawn))) * drawn
+    return mixed / math.sqrt(_dot(mixed, mixed))
 
 
 def _random_like(start: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -213,21 +213,25 @@ class ModelSurface:
     def slope(self, point: Tensor) -> Slope:
         """Give the gradient at a point, which the model has from then on; the error is from the spread over the batches."""
         self.move_to(point)
-        self.gradients += 1
         loss, squares = 0.0, 0.0
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        for number, part in enumerate(self.parts):
-            with torch.enable_grad():
-                value = self._loss_of(number, part)
-                gradient = self._gradient(value)
-            loss += part.share * float(value.detach())
-            own = self.flat(gradient)
+        for part, value, own in self.gradients_of_parts():
+            loss += part.share * value
             squares += part.share * float(own.double().square().sum())
             total.add_(own, alpha=part.share)
         count = len(self.parts)
         spread = max(0.0, squares - float(total.double().square().sum()))
         error = spread / (count - 1) if count > 1 else 0.0
         return Slope(loss, total, error * (1 - self.share_of_data))
+
+    def gradients_of_parts(self) -> Iterator[tuple[Part, float, Tensor]]:
+        """Give each batch with its loss and its gradient, of shape (size,), at the weights that the model has."""
+        self.gradients += 1
+        for number, part in enumerate(self.parts):
+            with torch.enable_grad():
+                value = self._loss_of(number, part)
+                gradient = self._gradient(value)
+            yield part, float(value.detach()), self.flat(gradient)
 
     def _forward(self, model: nn.Module, part: Part) -> Any:
         return self.objective.loss(model, part.batch)

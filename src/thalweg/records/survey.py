@@ -129,6 +129,75 @@ SLICE = {
 
 
 @dataclass(frozen=True)
+class Course:
+    """What the loss surface was like at some points of a run, with one value for each.
+
+    Attributes:
+        steps: after which the weights were there, ascending.
+        losses: there.
+        sharpness: the largest eigenvalue of the Hessian. `residuals`: how far each may be off.
+        rates: the learning rate of the step that led there, at the start of the first one; NaN where it is not known.
+        edges: the curvature at which the rule becomes unstable at that rate; NaN where there is none.
+        preconditioned: the largest curvature in the measure of a rule that divides gradients by their usual size: the curvature
+            divided likewise. NaN where it is not known.
+        temperatures: what rule, rate and batch make of the gradients' noise: the rate times `temperature_gain` over the examples
+            of a step; 0 where each step saw all examples, NaN where the rule has none.
+        scaled: whether the rule is of that kind: then `edges` are of `preconditioned`, else of `sharpness`.
+    """
+
+    steps: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+    sharpness: tuple[float, ...] = ()
+    residuals: tuple[float, ...] = ()
+    rates: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+    preconditioned: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = ()
+    scaled: bool = False
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def with_point(self, scaled: bool, *values: float) -> Course:
+        """Give the course with one point more: its values in the order of the attributes."""
+        columns: dict[str, Any] = {
+            name: (*column, value) for (name, column), value in zip(self.columns.items(), values, strict=True)
+        }
+        return Course(**columns, scaled=scaled)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """All lists, by name."""
+        return {name: getattr(self, name) for name in COURSE if name != "scaled"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as values of JSON."""
+        return {name: list(column) for name, column in self.columns.items()} | {"scaled": self.scaled}
+
+    @staticmethod
+    def from_dict(entries: Mapping[str, Any]) -> Course:
+        """Read what `to_dict` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        check(entries, COURSE, tuple(COURSE))
+        columns = {name: tuple(entries[name]) for name in COURSE if name != "scaled"}
+        if len({len(column) for column in columns.values()}) > 1:
+            raise ValueError("a course has another number of points in each of its lists")
+        return Course(**columns, scaled=entries["scaled"])
+
+
+COURSE = {
+    "steps": listing(count),
+    "losses": listing(number),
+    "sharpness": listing(number),
+    "residuals": listing(number),
+    "rates": listing(number),
+    "edges": listing(number),
+    "preconditioned": listing(number),
+    "temperatures": listing(number),
+    "scaled": flag,
+}
+
+
+@dataclass(frozen=True)
 class Survey:
     """What kind of place a descent reached, and what it looks like around it.
 
@@ -150,6 +219,7 @@ class Survey:
         along: curvature along certain directions, by name: "gradient", and "preconditioned" for the largest one of the curvature
             divided by the usual size of each gradient, of a rule that does so.
         edge: the curvature at which the rule would have become unstable, at the rate of that step; NaN where there is none.
+        course: how sharp it was on the way; without points where the run kept none of its weights.
         slices: lines and planes.
         figures, thresholds: by which the kind was decided.
         noise: the gradient noise scale at the end, in examples: "scale" with "low" and "high", its interval of 90 %, or
@@ -177,6 +247,7 @@ class Survey:
     layers: Mapping[str, float] = field(default_factory=dict[str, float])
     along: Mapping[str, float] = field(default_factory=dict[str, float])
     edge: float = math.nan
+    course: Course = field(default_factory=Course)
     slices: tuple[Slice, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -243,6 +314,8 @@ class Survey:
             if len(values) != len(shares):
                 raise ValueError(f"`density` has {len(values)} eigenvalues and {len(shares)} shares")
             known["density"] = (tuple(values), tuple(shares))
+        if "course" in known:
+            known["course"] = Course.from_dict(known["course"])
         return Survey(**known, slices=slices)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -279,6 +352,7 @@ class Survey:
             "residuals": np.array(self.residuals),
             "density": np.array(self.density),
         }
+        arrays |= {f"course/{name}": np.array(column) for name, column in self.course.columns.items()}
         for place, each in enumerate(self.slices):
             arrays |= {f"slice{place}/{name}": getattr(each, name) for name in ("x", "y", "losses")}
             for number_of_walk, walk in enumerate(each.walks):
@@ -300,6 +374,8 @@ class Survey:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Course):
+        return value.to_dict()
     if isinstance(value, Mapping):
         return dict(value)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -325,6 +401,7 @@ KINDS = {
     "layers": table(number),
     "along": table(number),
     "edge": number,
+    "course": table(anything),
     "figures": table(number),
     "thresholds": table(number),
     "noise": table(number),

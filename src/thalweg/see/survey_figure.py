@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from thalweg.errors import RunError
 from thalweg.records.comparison import Comparison
 from thalweg.records.paths import as_path
-from thalweg.records.survey import Slice, Survey
+from thalweg.records.survey import Course, Slice, Survey
 
 COLOURS = ["tab:red", "tab:orange", "tab:pink", "tab:cyan", "white", "tab:brown"]  # of paths
 LEVELS = 24  # contours of a plane
@@ -28,17 +29,20 @@ def draw(survey: Survey, path: str | os.PathLike[str] | None = None) -> Any:
     if not survey.slices:
         raise RunError("This survey has no slices to draw. Make it with slices=True (without --no-slices).")
     planes, lines = [s for s in survey.slices if len(s.y)], [s for s in survey.slices if not len(s.y)]
-    panels = len(planes) + bool(lines)
+    panels = len(planes) + bool(lines) + (len(survey.course) > 1)
     figure = Figure(figsize=(5.2 * panels, 4.4), layout="constrained")
     axes: Any = figure.subplots(1, panels, squeeze=False)[0]
     for axis, each in zip(axes, planes, strict=False):
         _draw_plane(figure, axis, each)
     if lines:
+        axis = axes[len(planes)]
         for each in lines:
-            axes[-1].plot(each.x, np.where(np.isfinite(each.losses), each.losses, np.nan), label=each.name)
-        axes[-1].axvline(0, color="0.7", lw=0.8, zorder=0)
-        axes[-1].set(xlabel=_x_name(lines), ylabel="training loss")
-        axes[-1].legend(fontsize="small", framealpha=0.7)
+            axis.plot(each.x, np.where(np.isfinite(each.losses), each.losses, np.nan), label=each.name)
+        axis.axvline(0, color="0.7", lw=0.8, zorder=0)
+        axis.set(xlabel=_x_name(lines), ylabel="training loss")
+        axis.legend(fontsize="small", framealpha=0.7)
+    if len(survey.course) > 1:
+        _draw_course(axes[-1], survey.course)
     figure.suptitle(f"After step {survey.step:,}: {survey.kind}", x=0.01, ha="left")
     figure._repr_png_ = lambda: _png(figure)  # pyright: ignore[reportAttributeAccessIssue] # by which a notebook shows it
     if path is not None:
@@ -84,6 +88,23 @@ def _draw_plane(figure: Any, axis: Any, each: Slice) -> None:
         axis.legend(fontsize="small", framealpha=0.7)
     axis.plot(0, 0, marker="+", color="white", ms=10, mew=2)
     axis.set(xlabel=each.axes[0], ylabel=each.axes[-1], title=each.name)
+
+
+def _draw_course(axis: Any, course: Course) -> None:
+    """Draw sharpness over the steps, in the rule's own measure where it has one and that is known."""
+    own = course.scaled and any(map(math.isfinite, course.preconditioned))
+    axis.plot(course.steps, course.preconditioned if own else course.sharpness, "-o", ms=3, label="largest curvature")
+    if own or not course.scaled:
+        edges = np.array(course.edges)
+        axis.plot(
+            course.steps,
+            np.where(np.isfinite(edges), edges, np.nan),
+            "--",
+            color="tab:red",
+            label="unstable from here on",
+        )
+    axis.set(xlabel="step", ylabel=f"largest curvature{', in the measure of the rule' * own}", yscale="log")
+    axis.legend(fontsize="small", framealpha=0.7)
 
 
 def _write(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -37,6 +37,7 @@ def _inside(found: Survey) -> str:
     drawn = [_plane(each) for each in found.slices if len(each.y)]
     drawn.append(_lines([each for each in found.slices if not len(each.y)]))
     drawn.append(_density(found))
+    drawn += _course(found)
     parts.append(f'<div class="pair">{"".join(each for each in drawn if each)}</div>')
     parts += [f'<p class="note">{safe(note)}</p>' for note in found.notes]
     return "".join(parts)
@@ -100,6 +101,33 @@ def _lines(lines: list[Slice]) -> str:
     return chart(
         "Loss along directions", series, note=f"The run ended at 0. {note}.", x_name="distance", y_name="training loss"
     )
+
+
+def _course(found: Survey) -> list[str]:
+    """Draw how sharp it was on the way, and from which curvature on the rule diverges."""
+    course = found.course
+    if len(course) < 2:
+        return []
+    steps = np.array(course.steps, np.float64)
+    sharpness, edges = np.array(course.sharpness), np.array(course.edges)
+    own = np.array(course.preconditioned)
+    edge = Series("unstable from here on", steps, edges, "limit", dashed=True, secondary=True)
+    charts = [
+        chart(
+            "Sharpness along the run",
+            [Series("largest curvature", steps, sharpness, "train"), *([] if course.scaled else [edge])],
+            note="The largest eigenvalue of the Hessian at some points of the run.",
+        )
+    ]
+    if course.scaled and np.isfinite(own).any():
+        charts.append(
+            chart(
+                "Sharpness in the rule's own measure",
+                [Series("largest curvature", steps, own, "train"), edge],
+                note="The curvature divided by the usual size of each gradient, as the rule divides its steps.",
+            )
+        )
+    return charts
 
 
 def _density(found: Survey) -> str:
