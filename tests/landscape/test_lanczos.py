@@ -110,3 +110,67 @@ def test_the_density_has_the_shares_of_the_dense_spectrum_within_its_error():
     line = np.linspace(-1, 11, 2001)
     density, _ = found.density(line, 0.05)
     assert np.trapezoid(density, line) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("top", "bottom", "vectors"), [(1, 0, 4), (5, 0, 8), (2, 2, 7), (5, 5, 15), (5, 5, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_few_vectors_give_the_same_ends_by_more_products(top, bottom, vectors, dtype):
+    made = matrix(like_a_networks())
+    exact, given_matrix = torch.linalg.eigvalsh(made), made.to(dtype)
+    kept = []
+
+    def product(vector):
+        kept.append(vector.untyped_storage().nbytes() // vector.element_size() // 300)  # rows of the basis
+        return given_matrix @ vector
+
+    found = eigenpairs(product, torch.zeros(300, dtype=dtype), top=top, bottom=bottom, vectors=vectors, most=300)
+    assert max(kept) == vectors
+    assert found.known
+    assert not found.complete
+    assert found.products < 200
+    assert found.top == pytest.approx(exact.flip(0)[:top].tolist(), rel=1e-5)
+    assert found.bottom == pytest.approx(exact[:bottom].tolist(), rel=1e-3)
+    values, vectors_found = [*found.top, *found.bottom], torch.cat([found.top_vectors, found.bottom_vectors]).double()
+    for value, vector, residual in zip(
+        values, vectors_found, [*found.top_residuals, *found.bottom_residuals], strict=True
+    ):
+        assert float((made @ vector - value * vector).norm()) <= residual + 1e-4 * abs(value) + 1e-5
+    assert torch.allclose(vectors_found @ vectors_found.T, torch.eye(top + bottom, dtype=torch.float64), atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(-50, 50).map(lambda n: n / 10), min_size=1, max_size=20),
+    st.integers(0, 100),
+    st.integers(1, 20),
+)
+def test_no_number_of_vectors_breaks_it(values, seed, vectors):
+    """Also of spectra in which all coincide, and spaces smaller than what is kept: a value found is one of the matrix."""
+    made = matrix(values, seed)
+    found = eigenpairs(
+        lambda v: made @ v, torch.zeros(len(values), dtype=torch.float64), top=2, bottom=1, vectors=vectors, most=60
+    )
+    exact = torch.linalg.eigvalsh(made)
+    size = max(1e-9, float(exact.abs().max()))
+    assert found.top[0] == pytest.approx(float(exact[-1]), abs=max(1e-9 * size, found.top_residuals[0]) + 1e-9)
+    for value, residual in zip(
+        [*found.top, *found.bottom], [*found.top_residuals, *found.bottom_residuals], strict=True
+    ):
+        assert float((exact - value).abs().min()) <= residual + 1e-8 * size
+
+
+def test_a_guess_spares_products_and_hides_no_direction():
+    """Also one that is the eigenvector of what was largest before, and is no more."""
+    values = [3.0, 2.0, *np.linspace(-0.1, 0.5, 298)]
+    made = matrix(values)
+    start = torch.zeros(300, dtype=torch.float64)
+    cold = eigenpairs(lambda v: made @ v, start, top=1, bottom=0, most=60)
+    warm = eigenpairs(lambda v: made @ v, start, top=1, bottom=0, most=60, guess=cold.top_vectors[0])
+    assert warm.products <= cold.products
+    assert warm.top == pytest.approx([3.0], rel=1e-6)
+    vectors = torch.linalg.eigh(made).eigenvectors
+    second = vectors[:, -2]
+    hidden = eigenpairs(lambda v: made @ v, start, top=1, bottom=0, tolerance=0.05, vectors=6, guess=second)
+    assert hidden.top == pytest.approx([3.0], rel=0.05)
+    for none in (torch.zeros(300), torch.full((300,), float("nan"))):
+        assert eigenpairs(lambda v: made @ v, start, top=1, bottom=0, guess=none).top == pytest.approx([3.0])

@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
+from thalweg.descent.second_moments import SecondMoments
 from thalweg.errors import RuleError
 from thalweg.landscape.lanczos import eigenpairs
 from thalweg.landscape.model_surface import ModelSurface
+from thalweg.landscape.surface import Product
 from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.records.run import Run
 from thalweg.records.survey import Course
@@ -36,6 +38,7 @@ class CourseMeter:
     Arguments:
         surface: the loss. Batch normalisation has statistics that are estimated anew at each point, from the surface's batches.
         run: whose rates, rule and batches say what was stable, and how hot it was.
+        moments: of a rule that divides gradients by their usual size: what that was at each point. None: not known.
         seed: of the first direction.
         done: called after each product with how many were made at this point.
 
@@ -44,45 +47,74 @@ class CourseMeter:
     """
 
     def __init__(
-        self, surface: ModelSurface, run: Run, *, seed: int = 0, done: Callable[[int], None] = lambda products: None
+        self,
+        surface: ModelSurface,
+        run: Run,
+        moments: SecondMoments | None = None,
+        *,
+        seed: int = 0,
+        done: Callable[[int], None] = lambda products: None,
     ) -> None:
-        self.surface, self.run, self.seed, self.done = surface, run, seed, done
+        self.surface, self.run, self.moments, self.seed, self.done = surface, run, moments, seed, done
         self.course = Course()
         self._heat = temperature(run)
-        self._direction: Tensor | None = None
+        self._clipped = FinishedHistory.of(run).recorded("clip_scale")
+        self._directions: dict[str, Tensor] = {}
+
+    def pass_by(self, step: int, point: Tensor) -> None:
+        """Follow the run to the point where it was after a step, and measure only the usual size of gradients there."""
+        if self.moments is not None:
+            with self._statistics_of(point):
+                self.moments.go_to(step, point, _latest(*self._clipped, step) or 1.0)
 
     def add(self, step: int, point: Tensor) -> None:
         """Measure the point where the run was after a step; one whose loss is no number is left out."""
-        surface = self.surface
-        surface.move_to(point)
-        with self._with_its_statistics():
+        self.pass_by(step, point)
+        surface, own = self.surface, None
+        with self._statistics_of(point):
             loss = surface.loss(point)
             if not math.isfinite(loss):
                 return
-            found = eigenpairs(
-                surface.hessian(point), point, top=1, bottom=0, tolerance=TOLERANCE, most=MOST_PRODUCTS, vectors=VECTORS,
-                guess=self._direction, seed=self.seed, done=self.done,
-            )  # fmt: skip
-        self._direction = found.top_vectors[0].clone()
+            product = surface.hessian(point)
+            sharpness, residual = self._largest("loss", product, point)
+            divided = None if self.moments is None else self.moments.preconditioner()
+            if divided is not None:
+                root = divided.sqrt_()
+                own = self._largest("rule", lambda v: root * product(root * v), point)[0]
         rate = rate_at(self.run, step)
         edge = edge_at(self.run, rate)
-        scaled = self.course.scaled or bool(edge and edge.scales)
-        curvature = math.nan if edge is None or edge.curvature is None else edge.curvature
         self.course = self.course.with_point(
-            scaled, step, loss, found.top[0], found.top_residuals[0], rate, curvature, math.nan, self._temperature(step)
+            self.course.scaled or bool(edge and edge.scales),
+            step,
+            loss,
+            sharpness,
+            residual,
+            rate,
+            None if edge is None else edge.curvature,
+            own,
+            self._temperature(step),
         )
 
-    def _with_its_statistics(self) -> AbstractContextManager[Any]:
+    def _largest(self, of: str, product: Product, point: Tensor) -> tuple[float, float]:
+        found = eigenpairs(
+            product, point, top=1, bottom=0, tolerance=TOLERANCE, most=MOST_PRODUCTS, vectors=VECTORS,
+            guess=self._directions.get(of), seed=self.seed, done=self.done,
+        )  # fmt: skip
+        self._directions[of] = found.top_vectors[0].clone()
+        return found.top[0], found.top_residuals[0]
+
+    def _statistics_of(self, point: Tensor) -> AbstractContextManager[Any]:
         surface = self.surface
+        surface.move_to(point)
         if not gathers_statistics(surface.model):
             return nullcontext()
         return recalibrated(surface.model, surface.parts, lambda model, part: surface.objective.loss(model, part.batch))
 
-    def _temperature(self, step: int) -> float:
+    def _temperature(self, step: int) -> float | None:
         if is_without_noise(self.run):
             return 0.0
         heat = self._heat
-        return math.nan if heat is None or heat.gain is None else _latest(heat.steps, heat.values, step)
+        return None if heat is None or heat.gain is None else _latest(heat.steps, heat.values, step)
 
 
 def chosen(steps: Sequence[int]) -> list[int]:
@@ -97,15 +129,15 @@ def chosen(steps: Sequence[int]) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
-def rate_at(run: Run, step: int) -> float:
-    """Give the learning rate of the step that led to where a run was after one, at its start that of the first; NaN where it is
-    not known."""
+def rate_at(run: Run, step: int) -> float | None:
+    """Give the learning rate of the step that led to where a run was after one, at its start that of the first; None where it
+    is not known."""
     return _latest(*FinishedHistory.of(run).recorded("learning_rate"), step)
 
 
-def edge_at(run: Run, rate: float) -> Edge | None:
+def edge_at(run: Run, rate: float | None) -> Edge | None:
     """Give the curvature at which a run's rule becomes unstable at a rate; None where there is none."""
-    if not 0 < rate < math.inf:
+    if rate is None or not 0 < rate < math.inf:
         return None
     try:
         edge = stable_edge(run.plan.rule, run.plan.constants, lr=rate)
@@ -114,6 +146,6 @@ def edge_at(run: Run, rate: float) -> Edge | None:
     return edge if edge.curvature is not None and math.isfinite(edge.curvature) else None
 
 
-def _latest(steps: Values, values: Values, step: int) -> float:
+def _latest(steps: Values, values: Values, step: int) -> float | None:
     before = values[steps <= step] if len(steps) and steps[0] <= step else values[:1]
-    return float(before[-1]) if len(before) else math.nan
+    return float(before[-1]) if len(before) else None

@@ -81,6 +81,7 @@ class SecondMoments:
     ) -> None:
         self.rule, self.constants, self.followed, self.surface = rule, constants, followed, surface
         of_part = shown / len(surface.parts)
+        self.sampled = 1.0 if not examples else max(0.0, 1 - shown / examples)  # of the spread is in the mean of all
         self.noise_left = 1.0 if not batch else of_part * (1 / batch - 1 / max(batch, examples or math.inf))
         self.step = 0
         self.value, self._squares = torch.zeros(0), torch.zeros(0)
@@ -115,6 +116,7 @@ class SecondMoments:
             squares.addcmul_(own, own, value=part.share)
         if count < 2:
             return mean.square_()
-        # Of independent batches: the squared gradient of all of them has a share of their spread in it.
         spread = (squares - mean.square()).clamp_(min=0).mul_(count / (count - 1))
-        return mean.square_().add_(spread, alpha=-1 / count).clamp_(min=0).add_(spread, alpha=self.noise_left)
+        return (
+            mean.square_().add_(spread, alpha=-self.sampled / count).clamp_(min=0).add_(spread, alpha=self.noise_left)
+        )

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from thalweg.descent.course import CourseMeter, chosen, edge_at, rate_at
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.descent.second_moments import SecondMoments, recursion
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.trail import points_of, trained_part
 from thalweg.descent.validation import evaluating
 from thalweg.errors import CheckpointError, DataError, Interrupted, RunError
 from thalweg.formatting import format_count, format_seconds
 from thalweg.landscape.directions import random_directions
-from thalweg.landscape.lanczos import Eigenpairs, eigenpairs
+from thalweg.landscape.lanczos import MOST_PRODUCTS, Eigenpairs, eigenpairs
 from thalweg.landscape.model_surface import ModelSurface, Part
 from thalweg.landscape.path import Array, principal_plane
 from thalweg.landscape.place import find_place
@@ -38,16 +39,19 @@ from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records import checkpoint
 from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
-from thalweg.records.survey import Slice, Survey, Walk
+from thalweg.records.survey import Course, Slice, Survey, Walk
 from thalweg.sampling import StreamSource, hold, iterate_once, mix
 from thalweg.sampling.sources import seed_all, to_device
 from thalweg.watch.finished import FinishedHistory
+from thalweg.watch.temperature import batch_size
 
 EXAMPLES = 2048  # that are looked at, where there are more
 LARGEST_PART = 256  # examples of a batch
 PARTS = 8  # batches at least, so that the gradient's sampling error is known
+MOMENT_PARTS = 32  # that squared gradients are measured on: their spread is known to a quarter
 POINTS = 51  # of a line, and of each side of a plane
 BASIS_BYTES = 1 << 30  # of vectors that are kept for eigenvalues
+FEWEST_VECTORS = 15  # of them, for five at each end
 MOST_LAYERS = 12
 MARGIN = 0.2  # of the path's extent, around it
 _SURVEY = 6  # mixed into the seeds of what model and data draw
@@ -125,9 +129,10 @@ class _Surveyor:
         surface.check_repeats()
         surface.check_symmetric()
         point = surface.point
+        megabytes = self._vectors(surface) * surface.size * surface.dtype.itemsize / 1e6
         self.say(
             f"The survey looks at {format_count(surface.size, 'weight')} on {format_count(self.found.examples, 'example')}"
-            f" in evaluation mode, and takes about {self._vectors(surface) * surface.size * 4 / 1e6:,.0f} MB for vectors."
+            f" in evaluation mode, and takes about {megabytes:,.0f} MB for vectors."
         )
         began = time.perf_counter()
         slope = surface.slope(point)
@@ -139,11 +144,10 @@ class _Surveyor:
             )
         norm = float(slope.gradient.double().norm())
         self._add(loss=slope.loss, gradient_norm=norm, gradient_error=math.sqrt(slope.squared_error))
-        self.say(
-            f"Eigenvalues: up to {self._vectors(surface)} products, about {format_seconds(3 * each * self._vectors(surface))}."
-        )
+        most = min(MOST_PRODUCTS, surface.size)
+        self.say(f"Eigenvalues: up to {most} products, about {format_seconds(3 * each * most)}.")
         product = surface.hessian(point)
-        pairs = eigenpairs(product, point, most=self._vectors(surface), seed=self.seed)
+        pairs = eigenpairs(product, point, most=most, vectors=self._vectors(surface), seed=self.seed)
         self._add(
             eigenvalues=(*pairs.top, *reversed(pairs.bottom)),
             residuals=(*pairs.top_residuals, *reversed(pairs.bottom_residuals)),
@@ -229,10 +233,10 @@ class _Surveyor:
                 return None
             parts.append(part)
         root = surface.flat(parts).sqrt()
-        most = self._vectors(surface)
         found = eigenpairs(
-            lambda v: root * product(root * v), point, top=1, bottom=0, tolerance=0.01, most=most, seed=self.seed
-        )
+            lambda v: root * product(root * v), point, top=1, bottom=0, tolerance=0.01, vectors=self._vectors(surface),
+            seed=self.seed,
+        )  # fmt: skip
         return found.top[0]
 
     def _spectrum(self, surface: ModelSurface, product: Product, point: Tensor, pairs: Eigenpairs) -> None:
@@ -296,20 +300,41 @@ class _Surveyor:
         """Measure how sharp it was at some points of the trail, and last where the run ended."""
         if not points:
             return
-        meter = CourseMeter(surface, self.run, seed=self.seed)
-        points = {**points, self.found.step: point}
-        steps = chosen(sorted(points))
-        self.say(f"Sharpness at {format_count(len(steps), 'point')} of the run.")
-        for step in steps:
-            meter.add(step, points[step])
-            self._add(course=meter.course)
+        points = dict(sorted({**points, self.found.step: point}.items()))
+        measured = chosen(list(points))
+        self.say(f"Sharpness at {format_count(len(measured), 'point')} of the run.")
+        meter = CourseMeter(surface, self.run, self._moments(surface), seed=self.seed)
+        for step, each in points.items():
+            if step in measured:
+                meter.add(step, each)
+                self._add(course=meter.course)
+            else:
+                meter.pass_by(step, each)
         if meter.course.scaled:
-            self._note(
-                "Sharpness along the run is that of the loss. The rule becomes unstable by the curvature divided by the usual size"
-                " of each gradient, which the run did not keep on the way."
-            )
+            self._note(self._measure_of(meter.course))
         if self.run.plan.ema is not None and _is_average(self.run):
             self._note("The weights that are surveyed are an average: the last point of the course is not on the way.")
+
+    def _moments(self, surface: ModelSurface) -> SecondMoments | None:
+        """Give what follows the usual size of gradients along the trail, for a rule that divides by it."""
+        plan = self.run.plan
+        followed = recursion(plan.rule, plan.constants)
+        if followed is None:
+            return None
+        parts, shown, total = sample(self.problem, self.run, self.examples, self.seed, parts=MOMENT_PARTS)
+        fine = ModelSurface(surface.model, self.problem.objective, parts, seed_for=seeded(self.seed))
+        return SecondMoments(
+            plan.rule, plan.constants, followed, fine, batch=batch_size(self.run), examples=total, shown=shown
+        )
+
+    def _measure_of(self, course: Course) -> str:
+        """Say which curvature the rule's edge is of, and how well the usual size of gradients is known on the way."""
+        text = "The rule becomes unstable by the curvature divided by the usual size of each gradient."
+        estimate, known = course.preconditioned[-1], self.found.along.get("preconditioned")
+        if estimate is None:
+            return f"{text} That is not known along the run."
+        text += " Along the run that size is estimated from gradients at the points that were kept"
+        return f"{text}; at the end it gives {estimate:.3g} for {known:.3g}." if known else f"{text}."
 
     def _path(self, surface: ModelSurface, point: Tensor, points: Mapping[int, Tensor]) -> None:
         """Draw the loss over the plane in which the path lies as far as a plane holds it."""
@@ -349,7 +374,9 @@ class _Surveyor:
         return sample(self.problem, self.run, self.examples, self.seed)
 
     def _vectors(self, surface: ModelSurface) -> int:
-        return int(max(12, min(100, surface.size, BASIS_BYTES // (4 * surface.size))))
+        """Give how many vectors are kept for eigenvalues."""
+        bytes_of_one = surface.size * surface.dtype.itemsize
+        return max(FEWEST_VECTORS, min(MOST_PRODUCTS, surface.size, BASIS_BYTES // bytes_of_one))
 
     def _note_modes(self, model: nn.Module) -> None:
         if others := complex_weights(model):
@@ -372,14 +399,17 @@ class _Surveyor:
         self.found = dataclasses.replace(self.found, seconds=time.perf_counter() - self.began, **counted, **fields)
 
 
-def sample(problem: Problem, run: Run, examples: int, seed: int) -> tuple[list[Part], int, int | None]:
-    """Give batches of training examples from all over the data, how many examples they hold, and how many there are.
+def sample(
+    problem: Problem, run: Run, examples: int, seed: int, *, parts: int = PARTS
+) -> tuple[list[Part], int, int | None]:
+    """Give batches of training examples from all over the data, how many examples they hold, and how many there are: so many
+    batches at least, where the loss of a batch is a mean over its examples.
 
     Raises DataError where there are none.
     """
     reduction, total, source = problem.objective.reduction, problem.count, problem.train
     wanted = min(examples, total or examples)
-    size = max(1, min(LARGEST_PART, math.ceil(wanted / PARTS)))
+    size = max(1, min(LARGEST_PART, math.ceil(wanted / parts)))
     if not reduction.splits_exactly or reduction.depends_on_size:
         size = min(wanted, run.plan.batch_size or size)
     batches, shown = list[tuple[Any, int]](), 0
@@ -401,8 +431,8 @@ def sample(problem: Problem, run: Run, examples: int, seed: int) -> tuple[list[P
     whole = sum(weights)
     if not whole > 0:
         raise DataError("No training example that was looked at has a target that counts. Look at more of them.")
-    parts = [Part(batch, weight / whole) for (batch, _), weight in zip(batches, weights, strict=True) if weight]
-    return parts, shown, total
+    found = [Part(batch, weight / whole) for (batch, _), weight in zip(batches, weights, strict=True) if weight]
+    return found, shown, total
 
 
 def seeded(seed: int) -> Callable[[int], None]:

@@ -136,12 +136,12 @@ class Course:
         steps: after which the weights were there, ascending.
         losses: there.
         sharpness: the largest eigenvalue of the Hessian. `residuals`: how far each may be off.
-        rates: the learning rate of the step that led there, at the start of the first one; NaN where it is not known.
-        edges: the curvature at which the rule becomes unstable at that rate; NaN where there is none.
+        rates: the learning rate of the step that led there, at the start of the first one; None where it is not known.
+        edges: the curvature at which the rule becomes unstable at that rate; None where there is none.
         preconditioned: the largest curvature in the measure of a rule that divides gradients by their usual size: the curvature
-            divided likewise. NaN where it is not known.
+            divided likewise. None where it is not known.
         temperatures: what rule, rate and batch make of the gradients' noise: the rate times `temperature_gain` over the examples
-            of a step; 0 where each step saw all examples, NaN where the rule has none.
+            of a step; 0 where each step saw all examples, None where the rule has none.
         scaled: whether the rule is of that kind: then `edges` are of `preconditioned`, else of `sharpness`.
     """
 
@@ -149,16 +149,16 @@ class Course:
     losses: tuple[float, ...] = ()
     sharpness: tuple[float, ...] = ()
     residuals: tuple[float, ...] = ()
-    rates: tuple[float, ...] = ()
-    edges: tuple[float, ...] = ()
-    preconditioned: tuple[float, ...] = ()
-    temperatures: tuple[float, ...] = ()
+    rates: tuple[float | None, ...] = ()
+    edges: tuple[float | None, ...] = ()
+    preconditioned: tuple[float | None, ...] = ()
+    temperatures: tuple[float | None, ...] = ()
     scaled: bool = False
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def with_point(self, scaled: bool, *values: float) -> Course:
+    def with_point(self, scaled: bool, *values: float | None) -> Course:
         """Give the course with one point more: its values in the order of the attributes."""
         columns: dict[str, Any] = {
             name: (*column, value) for (name, column), value in zip(self.columns.items(), values, strict=True)
@@ -189,10 +189,10 @@ COURSE = {
     "losses": listing(number),
     "sharpness": listing(number),
     "residuals": listing(number),
-    "rates": listing(number),
-    "edges": listing(number),
-    "preconditioned": listing(number),
-    "temperatures": listing(number),
+    "rates": listing(optional(number)),
+    "edges": listing(optional(number)),
+    "preconditioned": listing(optional(number)),
+    "temperatures": listing(optional(number)),
     "scaled": flag,
 }
 
@@ -352,7 +352,7 @@ class Survey:
             "residuals": np.array(self.residuals),
             "density": np.array(self.density),
         }
-        arrays |= {f"course/{name}": np.array(column) for name, column in self.course.columns.items()}
+        arrays |= {f"course/{name}": np.array(column, np.float64) for name, column in self.course.columns.items()}
         for place, each in enumerate(self.slices):
             arrays |= {f"slice{place}/{name}": getattr(each, name) for name in ("x", "y", "losses")}
             for number_of_walk, walk in enumerate(each.walks):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 from typing import Any
 
@@ -92,8 +91,9 @@ def _draw_plane(figure: Any, axis: Any, each: Slice) -> None:
 
 def _draw_course(axis: Any, course: Course) -> None:
     """Draw sharpness over the steps, in the rule's own measure where it has one and that is known."""
-    own = course.scaled and any(map(math.isfinite, course.preconditioned))
-    axis.plot(course.steps, course.preconditioned if own else course.sharpness, "-o", ms=3, label="largest curvature")
+    own = course.scaled and any(each is not None for each in course.preconditioned)
+    curvatures = np.array(course.preconditioned if own else course.sharpness, np.float64)
+    axis.plot(course.steps, curvatures, "-o", ms=3, label="largest curvature")
     if own or not course.scaled:
         edges = np.array(course.edges)
         axis.plot(

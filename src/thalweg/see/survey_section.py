@@ -109,8 +109,9 @@ def _course(found: Survey) -> list[str]:
     if len(course) < 2:
         return []
     steps = np.array(course.steps, np.float64)
-    sharpness, edges = np.array(course.sharpness), np.array(course.edges)
-    own = np.array(course.preconditioned)
+    sharpness, edges, own = (
+        np.array(each, np.float64) for each in (course.sharpness, course.edges, course.preconditioned)
+    )
     edge = Series("unstable from here on", steps, edges, "limit", dashed=True, secondary=True)
     charts = [
         chart(
