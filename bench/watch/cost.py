@@ -31,6 +31,7 @@ from tuning.lines import write_table
 RAW = Path(__file__).parents[1] / "raw" / "watch_cost.json"
 MODELS = ("mlp", "11m")
 STEPS, ROUNDS = {"mlp": 1200, "11m": 400}, {"mlp": 5, "11m": 2}  # of a round, and rounds
+RATE = {"mlp": 1e-3, "11m": 1e-4}  # at which the run is a healthy one: of another, the search for a cure would be timed
 FIRST = 200  # steps in which the watch looks oftener; rare measurements every 50 and 200 steps are among the others
 
 
@@ -59,7 +60,7 @@ def in_train(model: str, steps: int, watch: bool) -> Cost:
     case = models.CASES[model]
     task = tw.Task(model=case.make, loss=F.cross_entropy, data=models.data(case))
     clock = Clock()
-    plan = plan_of(steps, watch=watch, ema=None, clip_norm=None)
+    plan = plan_of(steps, watch=watch, ema=None, clip_norm=None, learning_rate=RATE[model])
 
     def tick(model: torch.nn.Module, figures: object) -> None:
         if len(clock.times) == 1:
@@ -76,7 +77,7 @@ def in_loop(model: str, steps: int, kind: str) -> Cost:
     x, y = models.data(case)
     torch.manual_seed(0)
     network = case.make()
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), RATE[model])
     watch = tw.Watch(network, optimizer, total=steps) if kind.startswith("watch") else None
     generator = torch.Generator().manual_seed(0)
     clock = Clock()
