@@ -640,12 +640,16 @@ def landscape(result: dict[str, Any]) -> list[str]:
             for who in dict.fromkeys(s["who"] for s in of if s["who"] != "thalweg"):
                 theirs = [s for s in of if s["who"] == who]
                 ratio = statistics.median(ours[s["round"]]["value"] / s["value"] for s in theirs)
-                reached = f" (residual {max(s['off'] for s in theirs):.1g})" if "off" in theirs[0] else ""
+                off = max((s["off"] for s in theirs if "off" in s), default=None)
+                kind = "shares off by" if work == "density" else "residual"
+                reached = f" ({kind} {off:.1g})" if off is not None else ""
                 beside.append(f"{ratio:.2f} of {who}{reached}")
             one = next(iter(ours.values()))
             accuracy = ""
             if work == "eigenvalues":
                 accuracy = f"residual {max(s['off'] for s in ours.values()):.1g}"
+            if work == "density" and "off" in one:
+                accuracy = f"shares off by at most {max(s['off'] for s in ours.values()):.1g}"
             if work == "surface":
                 first = statistics.median(s["first"] for s in ours.values())
                 theirs = statistics.median(s["value"] for s in of if s["who"] != "thalweg")

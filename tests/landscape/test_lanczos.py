@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 
 from thalweg.landscape.lanczos import eigenpairs
 from thalweg.landscape.spectral_density import spectral_density
@@ -100,7 +101,7 @@ def test_the_density_has_the_shares_of_the_dense_spectrum_within_its_error():
     exact = (values[:, None] < at).mean(0)
     for seed in range(20):
         found = spectral_density(
-            lambda v: made @ v, torch.zeros(400, dtype=torch.float64), probes=8, steps=40, seed=seed
+            lambda v: made @ v, torch.zeros(400, dtype=torch.float64), probes=8, steps=40, tolerance=0, seed=seed
         )
         shares, errors = found.share_below(at)
         assert found.weights.sum(1) == pytest.approx(np.ones(8))
@@ -174,3 +175,30 @@ def test_a_guess_spares_products_and_hides_no_direction():
     assert hidden.top == pytest.approx([3.0], rel=0.05)
     for none in (torch.zeros(300), torch.full((300,), float("nan"))):
         assert eigenpairs(lambda v: made @ v, start, top=1, bottom=0, guess=none).top == pytest.approx([3.0])
+
+
+def test_a_density_stops_when_more_steps_would_not_move_it():
+    made, start = matrix(like_a_networks(400)), torch.zeros(400, dtype=torch.float64)
+    full, stopped = (
+        spectral_density(lambda v: made @ v, start, probes=4, steps=100, tolerance=tolerance, seed=3)
+        for tolerance in (0, 0.005)
+    )
+    assert full.products == 400
+    assert stopped.products <= 160
+    at = np.linspace(-1, 11, 500)
+    one, other = (
+        np.array([(ndtr((x - found.values) / 0.03) * found.weights).sum() / 4 for x in at]) for found in (full, stopped)
+    )
+    assert np.abs(one - other).max() < 0.01
+    assert stopped.weights.sum(1) == pytest.approx(np.ones(4))
+
+
+@pytest.mark.parametrize("rank", [1, 5, 30])
+def test_more_steps_than_a_matrix_has_eigenvalues_in_float32_make_no_others(rank):
+    made = matrix([*np.geomspace(20, 0.1, rank), *[0.0] * (300 - rank)]).float()
+    found = spectral_density(lambda v: made @ v, torch.zeros(300), probes=3, steps=200, tolerance=0)
+    assert np.isfinite(found.values).all()
+    assert found.values.min() > -0.01
+    assert found.values.max() < 20.01
+    near_zero = (found.weights * (np.abs(found.values) < 0.05)).sum(1)
+    assert near_zero == pytest.approx(np.full(3, 1 - rank / 300), abs=0.1)
