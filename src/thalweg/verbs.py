@@ -776,8 +776,9 @@ def escape(
         out: a folder in which each attempt is kept as a run, so that what was interrupted goes on; None: in memory.
         say: called with a sentence about each stage; None: not told.
 
-    Raises RunError where the run has no model, its loss is not finite, or it is not yours; TaskError where the loss differs
-    between two calls; ArgumentError for a number of steps or examples that is none; `Interrupted` at a Ctrl-C.
+    Raises RunError where the run has no model, its loss is not finite, or it is not yours, and where `out` cannot be written or
+    holds attempts of another request; TaskError where the loss differs between two calls; ArgumentError for a number of steps or
+    examples that is none; `Interrupted` at a Ctrl-C.
     """
     from thalweg.descent.escape import escape_run
     from thalweg.descent.process_state import interruptible, without_inference_mode

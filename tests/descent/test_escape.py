@@ -116,6 +116,22 @@ def test_attempts_are_kept_as_runs_and_not_made_twice(tmp_path):
     assert stamps == {name: (tmp_path / "tried" / name / "run.json").stat().st_mtime_ns for name in folders}
 
 
+def test_a_folder_of_other_attempts_or_of_something_else_is_refused_and_left(tmp_path):
+    run = tw.train(classes(), plan(steps=40), progress=False)
+    tw.escape(run, steps=20, out=tmp_path / "tried")
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file() and each.name != ".lock"}
+    for changed in ({"steps": 24}, {"seed": 3}):
+        with pytest.raises(RunError, match="out="):
+            tw.escape(run, **{"steps": 20, **changed}, out=tmp_path / "tried")
+    with pytest.raises(RunError, match="other weights"):
+        tw.escape(tw.train(classes(), plan(steps=44), progress=False), steps=20, out=tmp_path / "tried")
+    assert all(each.read_bytes() == text for each, text in before.items())
+    (tmp_path / "a file").write_text("mine")
+    with pytest.raises(RunError, match="a file"):
+        tw.escape(run, steps=20, out=tmp_path / "a file")
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
 def test_an_attempt_that_runs_away_is_said_and_not_taken():
     def steep(outputs: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
         return (10 * (outputs - 1) ** 4 + pull * outputs).mean()

@@ -24,7 +24,7 @@ from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.survey import is_noisy, on_device, sample, seeded, surveyed
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.train import train_plan
-from thalweg.errors import Interrupted, RuleError, RunError, ThalwegError
+from thalweg.errors import Interrupted, PlanError, RuleError, RunError, ThalwegError
 from thalweg.formatting import format_count, format_seconds
 from thalweg.landscape.barrier import barrier
 from thalweg.landscape.lanczos import Eigenpairs, eigenpairs
@@ -34,6 +34,7 @@ from thalweg.landscape.place import GAIN, Place, find_place
 from thalweg.records.escape import STAY, Attempt, Escape
 from thalweg.records.plan import Plan
 from thalweg.records.run import Run
+from thalweg.records.run_folder import RunFolder
 from thalweg.theory import stable_edge
 from thalweg.watch.finished import FinishedHistory
 
@@ -73,7 +74,8 @@ def escape_run(
 ) -> Escape:
     """Try to leave the place where a run ended; see `verbs.escape`.
 
-    Raises RunError where the weights or the loss there are not finite, or the model trains nothing; Interrupted.
+    Raises RunError where the weights or the loss there are not finite, or the model trains nothing, and where attempts cannot be
+    kept in `out`, as where it holds those of another request; Interrupted.
     """
     return _Escape(run, problem, steps, examples, seed, out, say).made()
 
@@ -252,7 +254,13 @@ class _Escape:
         except Interrupted:
             raise
         except ThalwegError as error:
-            self.attempts.append(replace(attempt, failure=str(error).split(". ")[0].rstrip(".") + "."))
+            why = str(error).split(". ")[0].rstrip(".") + "."
+            if out is not None and _is_of_folder(error, out):  # nothing was tried, so nothing is known of this way
+                raise RunError(
+                    f"An attempt cannot be kept in {out}, or taken from there: {why} Attempts of another request, or from other"
+                    f" weights, need a folder of their own: give one with out= (--out)."
+                ) from error
+            self.attempts.append(replace(attempt, failure=why))
             return
         assert self.point is not None
         with self._surface(made.model) as surface:
@@ -302,6 +310,11 @@ def _lowest_by_curvature(
     sides = [(lowest_along(surface, point, sign * direction), sign * direction) for sign in (1.0, -1.0)]
     (distance, lowest), way = min(sides, key=lambda side: side[0][1])
     return point + distance * way if loss - lowest > least else None
+
+
+def _is_of_folder(error: ThalwegError, folder: Path) -> bool:
+    """Tell whether an error is about the folder, or the run that it holds, rather than about the steps."""
+    return isinstance(error, RunError) or (isinstance(error, PlanError) and RunFolder(folder).holds_run)
 
 
 def _from(problem: Problem, model: nn.Module) -> Problem:

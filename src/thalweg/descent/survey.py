@@ -340,7 +340,8 @@ class _Surveyor:
         """Draw the loss over the plane in which the path lies as far as a plane holds it."""
         if len(points) < 3:
             self._note(
-                "The path is not drawn: fewer than three points of it were kept, as of a large model or a short run."
+                "The path is not drawn: fewer than three points of it are at hand, as of a large model, a short run, or a last"
+                " checkpoint that is lost or damaged."
             )
             return
         try:
