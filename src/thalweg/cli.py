@@ -160,6 +160,7 @@ def _add_fit(verbs: Any) -> None:
     fit.add_argument("--dry-run", action="store_true", help="say what it would cost, and stop")
     _add_rule(fit)
     fit.add_argument("--out", help="folder of the run; default: runs/NAME")
+    fit.add_argument("--no-survey", action="store_true", help="do not look at where the descent ended")
     _add_quiet(fit)
     _add_device_and_seed(fit)
     _describe_knobs(fit)
@@ -188,6 +189,7 @@ def _add_train(verbs: Any) -> None:
     _add_knobs(train, "--set", "--fix", "change a knob of the plan; may be given often")
     _add_rule(train)
     train.add_argument("--out", help="folder of the run; default: runs/NAME")
+    train.add_argument("--survey", action="store_true", help="look briefly at where the descent ended, as fit does")
     _add_quiet(train)
     _add_device_and_seed(train)
     _describe_knobs(train)
@@ -649,6 +651,7 @@ def run_fit(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         out=_run_folder(options, task),
         storage=options.storage,
         study=options.study,
+        survey=not options.no_survey,
         **_shown(options),
     )
     print_summary(run)
@@ -708,6 +711,7 @@ def run_train(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         seed=options.seed,
         device=options.device,
         out=_run_folder(options, task),
+        survey=options.survey,
         progress=not options.quiet,
     )
     _print_if_already_finished(run)

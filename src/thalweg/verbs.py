@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError, shown
+from thalweg.errors import ArgumentError, Interrupted, PlanError, RunError, ThalwegError, error_text, shown
 from thalweg.formatting import format_count
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.holdout import Holdout
 from thalweg.records.names import verb
 from thalweg.records.open_length import Auto, asked_length
-from thalweg.records.paths import as_path
+from thalweg.records.paths import as_path, typed
 from thalweg.records.plan import Plan
 from thalweg.records.request import Request
 from thalweg.records.run import Run
@@ -63,12 +63,13 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     storage: str | os.PathLike[str] | None = None,
     study: str | None = None,
+    survey: bool = True,
     progress: bool | Progress | None = None,
     say: Say | None = None,
     on_step: OnStep | None = None,
     on_validation: OnValidation | None = None,
 ) -> Run:
-    """Do everything: check the task, choose a plan, train with the watch on, and report.
+    """Do everything: check the task, choose a plan, train with the watch on, survey where it ended, and report.
 
     Arguments:
         task: what to descend.
@@ -90,6 +91,8 @@ def fit(
         storage: where the search's trials are kept, by Optuna: a URL such as "postgresql://host/name", or the path of an SQLite
             file; None: `study.sqlite` in the run's folder, in memory where there is none.
         study: the study's name in the storage; None: one by the task's name and what is asked for.
+        survey: whether to look briefly at where the descent ended, in 6 % of the training's time: `run.survey`. The run is the
+            same with it and without, also where it fails, which is said, or is interrupted.
         progress: None shows a line that updates where there is a terminal or a notebook, and nothing elsewhere; False shows
             nothing; True shows lines of text where there is neither; or a display of your own, see `descent/recorder.py`.
         say: called with a sentence about each stage; None: the sentences are shown where the progress is.
@@ -112,7 +115,7 @@ def fit(
     request.check_budget()
     folder = None if out is None else RunFolder.at(out)
     show = _Shown(progress, say, on_step, on_validation)
-    return _fit(checked_task(task), request, folder, show)
+    return _fit(checked_task(task), request, folder, show, survey)
 
 
 class _Shown:
@@ -158,7 +161,7 @@ class _Shown:
             self.say(note)
 
 
-def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -> Run:
+def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown, survey: bool) -> Run:
     from thalweg.descent.pretraining import SECONDS, check_task, findings_on_opening
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.recorder import how_to_resume
@@ -180,8 +183,34 @@ def _fit(task: Task, request: Request, folder: RunFolder | None, show: _Shown) -
             problem, chosen, found = _choose(task, request, place, show, check)
         with _reporting():
             if folder is None:
-                return train_plan(problem, chosen.plan, None, show.display, found, show.callbacks, chosen.begun)
-            return _reported(train_in(folder, problem, chosen.plan, show.display, found, show.callbacks, chosen.begun))
+                run = train_plan(problem, chosen.plan, None, show.display, found, show.callbacks, chosen.begun)
+            else:
+                run = train_in(folder, problem, chosen.plan, show.display, found, show.callbacks, chosen.begun)
+            return _reported(_surveyed(run, problem, show) if survey else run)
+
+
+def _surveyed(run: Run, problem: Problem, show: _Shown) -> Run:
+    """Give the run with a brief survey of where it ended. What goes wrong is said; raises Interrupted, with the run."""
+    from thalweg.descent.brief_survey import brief_survey
+
+    if run.trained is None:  # it had finished before
+        return run
+    closer = f"thalweg survey {typed(run.folder)}" if run.folder is not None else "thalweg.survey(run)"
+    try:
+        found = brief_survey(run, problem)
+        if found is None:
+            show.say(f"The training was too short for a survey of where it ended in its time: `{closer}` makes one.")
+            return run
+        if run.folder is not None:
+            RunFolder(run.folder).write_survey(found)
+    except KeyboardInterrupt as stopped:
+        message = f"Interrupted after the training, which is finished and kept: only the survey is missing. `{closer}` makes it."
+        raise Interrupted(message, signal=_signal(stopped), run=run) from stopped
+    except Exception as error:
+        show.say(f"There is no survey of where the descent ended: {error_text(error)}")
+        return run
+    show.say(f"Where it ended: {found.kind or 'not known'}. {found.reason} `{closer}` looks closer.")
+    return replace(run, surveyed=found)
 
 
 def _choose(
@@ -387,12 +416,15 @@ def train(
     seed: int | None = None,
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
+    survey: bool = False,
     progress: bool | Progress | None = None,
     say: Say | None = None,
     on_step: OnStep | None = None,
     on_validation: OnValidation | None = None,
 ) -> Run:
     """Train a plan; a budget or seed given here is written into the run's plan. With `out`, a report is written there.
+
+    `survey` looks briefly at where the descent ended, as `fit` does.
 
     On an existing `out` the same request is resumed where it is unfinished, and opened where it is finished. One with another
     plan, data, model, loss, metrics or criterion is refused, with what differs. Arguments and errors as for `fit`.
@@ -413,7 +445,7 @@ def train(
     show = _Shown(progress, say, on_step, on_validation)
     task, folder = checked_task(task), None if out is None else RunFolder.at(out)
     if is_open and (folder is None or not folder.holds_run):
-        return _fit(task, request, folder, show)
+        return _fit(task, request, folder, show, survey)
     if is_open and folder is not None:
         plan, request = folder.with_found_length(plan), replace(request, open=None, seconds=None, plan=None)
     if folder is not None and not folder.holds_run:
@@ -428,7 +460,8 @@ def train(
 
     def train_prepared(prepared: tuple[Problem, Plan, list[Diagnosis]]) -> Run:
         problem, plan, found = prepared
-        return train_plan(problem, plan, folder and folder.path, show.display, found, show.callbacks)
+        run = train_plan(problem, plan, folder and folder.path, show.display, found, show.callbacks)
+        return _surveyed(run, problem, show) if survey else run
 
     return _train(prepare, train_prepared)
 
@@ -455,6 +488,7 @@ def resume(
     changes: Mapping[str, Any] | None = None,
     device: str = "auto",
     trust: bool = False,
+    survey: bool | None = None,
     progress: bool | Progress | None = None,
     say: Say | None = None,
     on_step: OnStep | None = None,
@@ -474,6 +508,7 @@ def resume(
             knobs, which are refused: rule, seed, batch size and order, groups, average.
         trust: make the task of a run that you did not make on this machine too, which runs the file or module that its folder
             names, and write to the storage that its search names. From then on the run is yours.
+        survey: as for `fit`; None: only of a `fit` whose plan is still searched for.
         device, progress, say, on_step, on_validation: as for `fit`.
 
     Raises RunError where the folder holds no run, or does not record how its task is made, or is not yours, where the data are
@@ -496,7 +531,7 @@ def resume(
             )
         request = folder.read_request(trust=trust)
         request = request if device == "auto" else replace(request, device=device)
-        return _fit(task or folder.read_task(trust=trust), request, folder, show)
+        return _fit(task or folder.read_task(trust=trust), request, folder, show, survey is not False)
     folder.check_holds_run()
     plan = folder.read_plan()
     if changes:
@@ -508,7 +543,8 @@ def resume(
 
     def resume_prepared(prepared: tuple[Problem, Task | None]) -> Run:
         problem, adopted = prepared
-        return resume_run(folder, problem, changes, show.display, show.callbacks, adopted)
+        run = resume_run(folder, problem, changes, show.display, show.callbacks, adopted)
+        return _surveyed(run, problem, show) if survey else run
 
     return _train(prepare, resume_prepared)
 

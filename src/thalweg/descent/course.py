@@ -8,7 +8,7 @@ products.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,7 +40,6 @@ class CourseMeter:
         run: whose rates, rule and batches say what was stable, and how hot it was.
         moments: of a rule that divides gradients by their usual size: what that was at each point. None: not known.
         seed: of the first direction.
-        done: called after each product with how many were made at this point.
 
     Attributes:
         course: what is known so far.
@@ -53,9 +52,8 @@ class CourseMeter:
         moments: SecondMoments | None = None,
         *,
         seed: int = 0,
-        done: Callable[[int], None] = lambda products: None,
     ) -> None:
-        self.surface, self.run, self.moments, self.seed, self.done = surface, run, moments, seed, done
+        self.surface, self.run, self.moments, self.seed = surface, run, moments, seed
         self.course = Course()
         self._heat = temperature(run)
         self._clipped = FinishedHistory.of(run).recorded("clip_scale")
@@ -98,7 +96,7 @@ class CourseMeter:
     def _largest(self, of: str, product: Product, point: Tensor) -> tuple[float, float]:
         found = eigenpairs(
             product, point, top=1, bottom=0, tolerance=TOLERANCE, most=MOST_PRODUCTS, vectors=VECTORS,
-            guess=self._directions.get(of), seed=self.seed, done=self.done,
+            guess=self._directions.get(of), seed=self.seed,
         )  # fmt: skip
         self._directions[of] = found.top_vectors[0].clone()
         return found.top[0], found.top_residuals[0]

@@ -96,7 +96,7 @@ class _Surveyor:
             seed,
             say,
         )
-        self.found = Survey(step=_step_of(run), noise=_noise(run))
+        self.found = Survey(step=step_of(run), noise=noise_of(run))
         self.began = time.perf_counter()
         self.surface: ModelSurface | None = None
 
@@ -171,9 +171,7 @@ class _Surveyor:
         self._layers(surface, product, point)
 
     def _place(self, surface: ModelSurface, product: Product, point: Tensor, slope: Slope, pairs: Eigenpairs) -> None:
-        start = self._start_loss()
-        left = slope.loss if slope.loss > 0 else None
-        scale = left if start is None or left is None else min(left, max(start - slope.loss, 0.0)) or left
+        scale = scale_of(self.run, slope.loss)
         edge = self._edge(surface, product, point, pairs)
         place = find_place(surface, point, slope, pairs, scale=scale, edge=edge)
         self._add(
@@ -184,11 +182,6 @@ class _Surveyor:
             figures=place.figures,
             thresholds=place.thresholds,
         )
-
-    def _start_loss(self) -> float | None:
-        losses = FinishedHistory.of(self.run).recorded("loss")[1]
-        losses = losses[np.isfinite(losses)]
-        return float(losses[0]) if len(losses) else None
 
     def _edge(
         self, surface: ModelSurface, product: Product, point: Tensor, pairs: Eigenpairs
@@ -287,7 +280,7 @@ class _Surveyor:
             ("smallest curvature", pairs.bottom_vectors, pairs.bottom),
         ]
         # A parabola as curved as the first one rises by as much at the ends.
-        rise = max(self._start_loss() or 0.0, 2 * abs(self.found.loss))
+        rise = max(start_loss(self.run) or 0.0, 2 * abs(self.found.loss))
         reach = min(length, math.sqrt(2 * rise / max(pairs.largest, 1e-12)))
         for name, vectors, values in named:
             if values:
@@ -401,7 +394,7 @@ class _Surveyor:
 
 
 def sample(
-    problem: Problem, run: Run, examples: int, seed: int, *, parts: int = PARTS
+    problem: Problem, run: Run, examples: int, seed: int, *, parts: int = PARTS, largest: int = LARGEST_PART
 ) -> tuple[list[Part], int, int | None]:
     """Give batches of training examples from all over the data, how many examples they hold, and how many there are: so many
     batches at least, where the loss of a batch is a mean over its examples.
@@ -410,7 +403,7 @@ def sample(
     """
     reduction, total, source = problem.objective.reduction, problem.count, problem.train
     wanted = min(examples, total or examples)
-    size = max(1, min(LARGEST_PART, math.ceil(wanted / parts)))
+    size = max(1, min(largest, math.ceil(wanted / parts)))
     if not reduction.splits_exactly or reduction.depends_on_size:
         size = min(wanted, run.plan.batch_size or size)
     batches, shown = list[tuple[Any, int]](), 0
@@ -537,7 +530,23 @@ def _trail_of(run: Run) -> Mapping[int, Tensor]:
         return {}
 
 
-def _step_of(run: Run) -> int:
+def start_loss(run: Run) -> float | None:
+    """Give the first training loss of a run that was a number."""
+    losses = FinishedHistory.of(run).recorded("loss")[1]
+    losses = losses[np.isfinite(losses)]
+    return float(losses[0]) if len(losses) else None
+
+
+def scale_of(run: Run, loss: float) -> float | None:
+    """Give a change of the loss that a thousandth of matters, at the loss where a run ended: that which is left, or that by which
+    it has fallen where this is less."""
+    start = start_loss(run)
+    left = loss if loss > 0 else None
+    return left if start is None or left is None else min(left, max(start - loss, 0.0)) or left
+
+
+def step_of(run: Run) -> int:
+    """Give the step after which a run had the weights that it ended with."""
     weights = run.summary.get("weights")
     step = weights.get("step") if isinstance(weights, Mapping) else None
     return int(step if isinstance(step, int) else run.summary.get("steps") or 0)
@@ -554,7 +563,7 @@ def _is_average(run: Run) -> bool:
     return isinstance(weights, Mapping) and bool(cast("Mapping[str, Any]", weights).get("averaged"))
 
 
-def _noise(run: Run) -> dict[str, float]:
+def noise_of(run: Run) -> dict[str, float]:
     """Give the gradient noise scale at the end of the run, in examples, and its interval, as far as they are known."""
     stretches = FinishedHistory.of(run).noise_scales()
     if not stretches:

@@ -74,7 +74,7 @@ def eigenpairs(
     vectors: int | None = None,
     guess: Tensor | None = None,
     seed: int = 0,
-    done: Callable[[int], None] = lambda products: None,
+    enough: Callable[[int], bool] = lambda products: False,
 ) -> Eigenpairs:
     """Find the eigenvalues at both ends of the spectrum of a symmetric matrix.
 
@@ -89,7 +89,7 @@ def eigenpairs(
         guess: a vector of shape (size,) near the eigenvectors that are looked for, such as that of a matrix that is nearly the
             same; None: a random one.
         seed: of the first vector.
-        done: called after each product with how many were made.
+        enough: called after each product with how many were made, gives whether to end with what is known then.
 
     >>> found = eigenpairs(lambda v: torch.tensor([4.0, 2.0, -1.0]) * v, torch.zeros(3), top=1, bottom=1)
     >>> round(found.top[0], 4), round(found.bottom[0], 4), found.complete
@@ -124,7 +124,7 @@ def eigenpairs(
         del vector
         rest = product(basis[count])
         products += 1
-        done(products)
+        is_stopped = enough(products)
         projected[count, count] = _dot(basis[count], rest)
         rest = rest - float(projected[count, count]) * basis[count]
         count += 1
@@ -139,12 +139,12 @@ def eigenpairs(
         if count < room:
             projected[count, count - 1] = projected[count - 1, count] = length
         ritz = None
-        is_last = count == room or products == steps
+        is_last = count == room or products == steps or is_stopped
         if is_last or (count >= wanted and products % CHECK_EVERY == 0):
             ritz = _ritz(projected[:count, :count], length)
             is_known = ritz.are_known(top, bottom, tolerance)
             # After an invariant subspace all residuals are zero, though a copy of a value may still be missing outside it.
-            if is_known and not (is_invariant or was_invariant):
+            if is_stopped or (is_known and not (is_invariant or was_invariant)):
                 break
         was_invariant = was_invariant or is_invariant
     del vector

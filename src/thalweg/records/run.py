@@ -22,6 +22,7 @@ from thalweg.records.history import Event
 from thalweg.records.names import verb
 from thalweg.records.plan import Plan
 from thalweg.records.run_folder import RunFolder
+from thalweg.records.survey import Survey
 from thalweg.records.task import Task, checked_task
 from thalweg.records.weights import load_model_state, make_late_buffers, make_writable
 from thalweg.terminal import warn
@@ -58,8 +59,8 @@ class Run:
     `metrics` are the final figures of `model` ("loss" is the validation loss where there are validation data). `summary` says
     how the run went: status, steps, seconds, which weights `model` has, the figures at the start, and as "training" the loss and
     metrics on the training data (the first 4,096 examples at most), where the task has metrics. `trained` is the model of a run
-    that this process trained, `trail` its weights after some steps. `trust` allows a run that somebody else made to run the
-    code that makes its task.
+    that this process trained, `trail` its weights after some steps, `surveyed` the brief survey after it. `trust` allows a run
+    that somebody else made to run the code that makes its task.
     """
 
     plan: Plan
@@ -73,6 +74,7 @@ class Run:
     trained: nn.Module | None = field(default=None, repr=False)
     trust: bool = field(default=False, repr=False)
     trail: Mapping[int, Tensor] = field(default_factory=dict[int, "Tensor"], repr=False)
+    surveyed: Survey | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         words = [str(self.summary.get("status", "")), format_count(self.summary.get("steps", 0), "step")]
@@ -94,6 +96,14 @@ class Run:
             object.__setattr__(self, "trained", self._rebuild())
         assert self.trained is not None
         return self.trained
+
+    @property
+    def survey(self) -> Survey | None:
+        """The survey of where the descent ended: the newest in the run's folder, else the one that `fit` made; None without.
+
+        Raises RunError where the file is damaged.
+        """
+        return (RunFolder(self.folder).read_survey() if self.folder is not None else None) or self.surveyed
 
     @verb
     def predict(self, inputs: Any, *, batch_size: int | None = None) -> Any:

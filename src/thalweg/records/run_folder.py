@@ -11,7 +11,7 @@
 | `history.sqlite` | figures and events, see `records/history.py` | while it trains |
 | `checkpoints/` | states to resume from and the best weights, see `records/checkpoint.py` | while it trains |
 | `report.html` | the report, see `see/report.py` | when somebody asks for it |
-| `survey.json` | the survey, see `records/survey.py` | when somebody asks for it |
+| `survey.json` | the survey, see `records/survey.py` | at the end of `fit`, and when somebody asks for it |
 | `.lock` | nothing; it is locked by the process that writes | |
 """
 
