@@ -448,9 +448,7 @@ class Descent:
         return {name: dict(by_index[i]) for i, name in enumerate(self._parameter_names()) if i in by_index}
 
     def _load_optimizer_state(self, named: Mapping[str, Any]) -> None:
-        full = self.optimizer.state_dict()
-        full["state"] = {i: dict(named[name]) for i, name in enumerate(self._parameter_names()) if name in named}
-        self.optimizer.load_state_dict(copy.deepcopy(full))
+        load_named_state(self.optimizer, named)
 
     def _parameter_names(self) -> list[str]:
         return [name for group in self.optimizer.param_groups for name in group["param_names"]]
@@ -530,6 +528,14 @@ class BestWeights:
         assert loop is not None
         figures, model, objects = dict(loop["figures"]), dict(state["model"]), state.get("objects")
         return BestWeights(loop["value"], loop["step"], figures, loop["averaged"], model, objects)
+
+
+def load_named_state(optimizer: optim.Optimizer, named: Mapping[str, Any]) -> None:
+    """Give an optimiser the states that a checkpoint holds by the names of its parameters. They are copied."""
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    full = optimizer.state_dict()
+    full["state"] = {i: dict(named[name]) for i, name in enumerate(names) if name in named}
+    optimizer.load_state_dict(copy.deepcopy(full))
 
 
 def build_optimizer(model: nn.Module, plan: Plan) -> tuple[optim.Optimizer, list[float]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.descent.course import CourseMeter, chosen, edge_at, rate_at
+from thalweg.descent.last_step import last_directions, optimizer_state
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.second_moments import SecondMoments, recursion
@@ -159,7 +160,8 @@ class _Surveyor:
             self._note(
                 f"Not all eigenvalues are known after {pairs.products} products: `residuals` says how far each may be off."
             )
-        self._add(along=_along(product, slope))
+        along = {"gradient": slope.gradient, **last_directions(self.run, self.found.step, surface, slope.gradient)}
+        self._add(along=_along(product, along))
         self._place(surface, product, point, slope, pairs)
         self.say(f"{self.found.kind}. {self.found.reason}")
         points = {step: each for step, each in points_on(surface, self.run).items() if step <= self.found.step}
@@ -209,19 +211,12 @@ class _Surveyor:
 
     def _preconditioned(self, surface: ModelSurface, product: Product, point: Tensor) -> float | None:
         """Give the largest curvature in the rule's own measure, from the state of the optimiser after the surveyed step."""
-        if self.run.folder is None:
-            return None
-        try:
-            loaded = checkpoint.load(RunFolder(self.run.folder).checkpoints_path)
-        except CheckpointError:
-            return None
-        states = loaded.state.get("optimizer")
-        if loaded.step != self.found.step or not isinstance(states, Mapping):
+        states = optimizer_state(self.run, self.found.step)
+        if states is None:
             return None
         plan, parts = self.run.plan, list[Tensor]()
         for name, parameter in zip(surface.names, surface.parameters, strict=True):
-            state = cast("Mapping[str, Any]", states.get(name) or {})
-            part = preconditioner(plan.rule, plan.constants, state)
+            part = preconditioner(plan.rule, plan.constants, states.get(name) or {})
             if part is None or part.shape != parameter.shape:
                 return None
             parts.append(part)
@@ -491,11 +486,14 @@ def plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:
     )
 
 
-def _along(product: Product, slope: Slope) -> dict[str, float]:
-    norm2 = float(slope.gradient.double().square().sum())
-    if not norm2 > 0:
-        return {}
-    return {"gradient": float((product(slope.gradient).double() * slope.gradient).sum()) / norm2}
+def _along(product: Product, directions: Mapping[str, Tensor]) -> dict[str, float]:
+    """Give the curvature along each direction that leads anywhere."""
+    found = dict[str, float]()
+    for name, direction in directions.items():
+        norm2 = float(direction.double().square().sum())
+        if norm2 > 0:
+            found[name] = float((product(direction).double() * direction).sum()) / norm2
+    return found
 
 
 def around(coordinates: Array) -> Array:

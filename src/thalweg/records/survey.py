@@ -216,8 +216,9 @@ class Survey:
         trace, trace_error: the sum of all eigenvalues, and the half-width of its interval of 95 %; NaN where not measured.
         density: eigenvalues and the share of each, from random directions, as two lists.
         layers: the largest eigenvalue within each layer's own weights, by name.
-        along: curvature along certain directions, by name: "gradient", and "preconditioned" for the largest one of the curvature
-            divided by the usual size of each gradient, of a rule that does so.
+        along: curvature along certain directions, by name: "gradient"; "momentum" and "update", the rule's mean of gradients and
+            the step that it would take next, where the run's last checkpoint is of this step; "preconditioned": the largest of
+            the curvature divided by the usual size of each gradient, of a rule that divides so.
         edge: the curvature at which the rule would have become unstable, at the rate of that step; NaN where there is none.
         course: how sharp it was on the way; without points where the run kept none of its weights.
         slices: lines and planes.
@@ -281,6 +282,8 @@ class Survey:
                 error = f" ± {self.trace_error:.1g}" if self.trace_error > 0 else ""
                 words.append(f"sum of all {self.trace:.3g}{error}")
             lines.append(f"eigenvalues of the Hessian: {'; '.join(words)}")
+        if ways := {name: value for name, value in self.along.items() if name != "preconditioned"}:
+            lines.append(f"curvature along the {', the '.join(f'{name} {value:.3g}' for name, value in ways.items())}")
         if math.isfinite(self.edge):
             own = self.along.get("preconditioned")
             measure = "" if own is None else f" in its own measure, in which the largest is {own:.3g}"
