@@ -29,6 +29,7 @@ from thalweg.errors import (
     nearest,
 )
 from thalweg.formatting import format_count, format_metric, printable
+from thalweg.records.comparison import Comparison
 from thalweg.records.diagnosis import Diagnosis
 from thalweg.records.knob import knobs
 from thalweg.records.names import right_word
@@ -250,6 +251,7 @@ def _add_survey(verbs: Any) -> None:
         "--examples", type=int, default=2048, help="training examples that are looked at; default: 2048"
     )
     survey.add_argument("--no-slices", action="store_true", help="leave out the losses along lines and over a plane")
+    survey.add_argument("--no-curves", action="store_true", help="of several runs: train no low curve between two ends")
     survey.add_argument(
         "--figure", metavar="FILE", help="draw the slices into a file: .svg, .png or .pdf (needs matplotlib)"
     )
@@ -762,6 +764,8 @@ def run_survey(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     quiet = options.quiet or options.json
     if len(options.folders) > 1:
         return _compare(options, None if quiet else tell)
+    if options.no_curves:
+        raise ArgumentError("--no-curves is for the survey of several runs.")
     found = verbs.survey(
         options.folders[0],
         examples=options.examples,
@@ -786,18 +790,28 @@ def _compare(options: argparse.Namespace, say: Callable[[str], None] | None) -> 
     for name, given in (("--arrays", options.arrays is not None), ("--no-slices", options.no_slices)):
         if given:
             raise ArgumentError(f"{name} is for the survey of one run.")
-    found = verbs.compare(
-        options.folders,
-        examples=options.examples,
-        seed=options.seed,
-        device=options.device,
-        trust=options.trust,
-        say=say,
-    )
+    try:
+        found = verbs.compare(
+            options.folders,
+            examples=options.examples,
+            curves=not options.no_curves,
+            seed=options.seed,
+            device=options.device,
+            trust=options.trust,
+            say=say,
+        )
+    except Interrupted as stopped:
+        if stopped.comparison is not None:
+            _show_comparison(stopped.comparison, options)
+        raise
+    _show_comparison(found, options)
+    return STATUSES["well"]
+
+
+def _show_comparison(found: Comparison, options: argparse.Namespace) -> None:
     tell(found.to_json() if options.json else str(found))
     if options.figure is not None:
         found.figure(options.figure)
-    return STATUSES["well"]
 
 
 def run_escape(options: argparse.Namespace, task_words: Sequence[str]) -> int:

@@ -85,12 +85,21 @@ class Interrupted(KeyboardInterrupt):
         signal: the signal's number, SIGINT or SIGTERM.
         run: the `Run` that was trained until then, with its model; None where training had not begun.
         survey: what a `survey` had measured until then; None elsewhere.
+        comparison: what a `compare` had, if it had more than the ends; None elsewhere.
     """
 
-    def __init__(self, message: str = "", *, signal: int = signal.SIGINT, run: Any = None, survey: Any = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        signal: int = signal.SIGINT,
+        run: Any = None,
+        survey: Any = None,
+        comparison: Any = None,
+    ) -> None:
         super().__init__(message)
         self.signal = int(signal)
-        self.run, self.survey = run, survey
+        self.run, self.survey, self.comparison = run, survey, comparison
 
     @property
     def exit_status(self) -> int:

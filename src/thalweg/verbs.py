@@ -750,23 +750,28 @@ def compare(
     task: Task | None = None,
     *,
     examples: int = 2048,
+    curves: bool = True,
     seed: int = 0,
     device: str = "auto",
     trust: bool = False,
     say: Say | None = None,
 ) -> Comparison:
-    """Put several runs of one model on one loss surface: how flat each one's end is, whether a barrier lies between two ends, and
-    the paths of all in one plane.
+    """Put several runs of one model on one loss surface: how flat each one's end is, how two ends are connected, and the paths
+    of all in one plane.
+
+    Between two ends the straight way is followed; where it has a barrier, once more with the hidden units of the second in
+    the order that is nearest to the first's; where that has one too, along a curve that is trained to be low.
 
     The surface is that of the first run's task. Nothing of the runs is changed, and nothing written.
 
     Arguments:
         runs: two or more runs, or their folders.
         task: as for `resume`; None: the first run's.
+        curves: whether curves are trained, of 200 gradients each, which is most of the work.
         examples, seed, device, trust, say: as for `survey`.
 
     Raises RunError where the models have other weights, or differ in what is not trained, or as `survey` does; ArgumentError for
-    fewer than two runs.
+    fewer than two runs; `Interrupted` at a Ctrl-C: what was measured until then is `comparison` of the error.
     """
     from thalweg.descent.comparison import compare_runs
     from thalweg.descent.process_state import interruptible, without_inference_mode
@@ -778,7 +783,7 @@ def compare(
     show = _Shown(False, say)
     with interruptible(), without_inference_mode():
         problem = _open(opened[0].find_task(), device, opened[0].plan.to_hold_out)
-        return compare_runs(opened, problem, examples=examples, seed=seed, say=show.say)
+        return compare_runs(opened, problem, examples=examples, curves=curves, seed=seed, say=show.say)
 
 
 @verb

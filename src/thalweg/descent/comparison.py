@@ -1,11 +1,14 @@
-"""Several runs of one model beside each other: their ends, the barriers between these, and their paths on one surface."""
+"""Several runs of one model beside each other: their ends, the ways between these, and their paths on one surface."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,83 +27,231 @@ from thalweg.descent.survey import (
     surveyed,
 )
 from thalweg.descent.their_objects import as_found
-from thalweg.errors import RunError
-from thalweg.landscape.barrier import barrier
+from thalweg.errors import Interrupted, RunError
+from thalweg.formatting import format_count, format_seconds
+from thalweg.landscape.barrier import Barrier, barrier
+from thalweg.landscape.curve import GRADIENTS, curve_length, on_curve, trained_bend
+from thalweg.landscape.hidden_units import hidden_units, permuted
 from thalweg.landscape.lanczos import eigenpairs
 from thalweg.landscape.model_surface import ModelSurface
 from thalweg.landscape.path import principal_plane
 from thalweg.landscape.slices import plane
-from thalweg.optim.recalibration import gathers_statistics
-from thalweg.records.comparison import Comparison
+from thalweg.landscape.surface import Slope
+from thalweg.landscape.weight_matching import matched_orders
+from thalweg.optim.recalibration import batch_statistics, gathers_statistics
+from thalweg.records.comparison import CURVED, MATCHED, STRAIGHT, Comparison, Way
 from thalweg.records.run import Run
 from thalweg.records.survey import Slice, Walk
 
 MOST_PRODUCTS = 40
+FEW = 16  # examples by which hidden units are found
+LOSSES_OF_WAY = 30  # about as many of each way
+
+
+Say = Callable[[str], None]
 
 
 def compare_runs(
-    runs: Sequence[Run], problem: Problem, *, examples: int, seed: int, say: Callable[[str], None] = lambda text: None
+    runs: Sequence[Run],
+    problem: Problem,
+    *,
+    examples: int,
+    curves: bool = True,
+    seed: int,
+    say: Say = lambda text: None,
 ) -> Comparison:
     """Compare the ends and paths of runs; see `verbs.compare`.
 
-    Raises RunError where the runs' models have other weights, or differ in more than what is trained.
+    Raises RunError where the runs' models have other weights, or differ in more than what is trained; `Interrupted`, whose
+    `comparison` is what was measured until then.
     """
-    names = _names(runs)
-    models = [run.model for run in runs]
-    _check_alike(names, models)
-    problem, notes = problem.with_own_loss(), list[str]()
-    first = models[0]
-    anew = gathers_statistics(first)
-    if anew:
-        notes.append("Batch normalisation's statistics were estimated anew at every point, from the same examples.")
-    if others := complex_weights(first):
-        notes.append(f"Complex weights are not compared: {', '.join(others)}.")
-    with (
-        on_device(first, problem.device),
-        preserve_process_state(runs[0].plan.threads),
-        rng_lock,
-        as_found(problem.task),
-        surveyed(first, problem),
-    ):
-        parts, shown, _ = sample(problem, runs[0], examples, seed)
-        surface = ModelSurface(first, problem.objective, parts, seed_for=seeded(seed), recalibrate=anew)
-        ends = [surface.flat(_trained(model, first)) for model in models]
-        with surface.put_back():
-            surface.check_repeats()
-            surface.check_symmetric()
-            losses = tuple(surface.loss(end) for end in ends)
-        _check_only_weights_differ(surface, names, models, losses, problem)
-        with surface.put_back():
-            say("Largest curvature at each end.")
-            sharpness = tuple(
+    comparison = _Comparison(runs, problem, examples, curves, seed, say)
+    try:
+        comparison.measure()
+    except KeyboardInterrupt as stopped:
+        kept = None if comparison.found is None else replace(comparison.found, complete=False)
+        number = stopped.signal if isinstance(stopped, Interrupted) else Interrupted().signal
+        message = "Interrupted: the comparison has what was measured until then."
+        raise Interrupted(message, signal=number, comparison=kept) from stopped
+    assert comparison.found is not None
+    return comparison.found
+
+
+class _Comparison:
+    """Measures one thing after the other; `found` has what is known so far."""
+
+    def __init__(self, runs: Sequence[Run], problem: Problem, examples: int, curves: bool, seed: int, say: Say) -> None:
+        self.runs, self.problem, self.examples, self.curves = runs, problem.with_own_loss(), examples, curves
+        self.seed, self.say = seed, say
+        self.names = _names(runs)
+        self.models = [run.model for run in runs]
+        self.pairs = list(itertools.combinations(range(len(runs)), 2))
+        self.found: Comparison | None = None
+
+    def measure(self) -> None:
+        """Measure all."""
+        _check_alike(self.names, self.models)
+        first = self.models[0]
+        with (
+            on_device(first, self.problem.device),
+            preserve_process_state(self.runs[0].plan.threads),
+            rng_lock,
+            as_found(self.problem.task),
+            surveyed(first, self.problem),
+        ):
+            anew = gathers_statistics(first)
+            parts, shown, _ = sample(self.problem, self.runs[0], self.examples, self.seed)
+            surface = ModelSurface(first, self.problem.objective, parts, seed_for=seeded(self.seed), recalibrate=anew)
+            ends = [surface.flat(_trained(model, first)) for model in self.models]
+            with surface.put_back():
+                surface.check_repeats()
+                surface.check_symmetric()
+                began = time.perf_counter()
+                losses = tuple(surface.loss(end) for end in ends)
+                each = (time.perf_counter() - began) / len(ends)
+            _check_only_weights_differ(surface, self.names, self.models, losses, self.problem)
+            count = range(len(ends))
+            self.found = Comparison(
+                self.names,
+                losses,
+                (math.nan,) * len(ends),
+                tuple(tuple(float((ends[a] - ends[b]).double().norm()) for b in count) for a in count),
+                tuple(tuple(0.0 if a == b else math.nan for b in count) for a in count),
+                examples=shown,
+            )
+            if anew:
+                self._note(
+                    "Batch normalisation's statistics were estimated anew at every point, from the same examples."
+                )
+            if others := complex_weights(first):
+                self._note(f"Complex weights are not compared: {', '.join(others)}.")
+            with surface.put_back():
+                self._measure(surface, ends, each)
+
+    def _measure(self, surface: ModelSurface, ends: Sequence[Tensor], each: float) -> None:
+        self.say("Largest curvature at each end.")
+        self._add(
+            sharpness=tuple(
                 eigenpairs(
-                    surface.hessian(end), end, top=1, bottom=0, tolerance=0.01, most=MOST_PRODUCTS, seed=seed
+                    surface.hessian(end), end, top=1, bottom=0, tolerance=0.01, most=MOST_PRODUCTS, seed=self.seed
                 ).top[0]
                 for end in ends
             )
-            ways, slices = dict[tuple[int, int], float](), list[Slice]()
-            for one, other in itertools.combinations(range(len(runs)), 2):
-                say(f"The straight way from {names[one]} to {names[other]}.")
-                found = barrier(surface, ends[one], ends[other])
-                ways[one, other] = ways[other, one] = found.height
-                name, axis = f"{names[one]} to {names[other]}", "share of the straight way"
-                slices.append(Slice(name, (axis,), found.shares, found.shares[:0], found.losses, len(found.losses)))
-            say("All paths in the plane that holds most of them.")
-            drawn = _plane(surface, runs, names, ends)
-            slices += [drawn] if drawn is not None else []
-            if drawn is None:
-                notes.append("The paths are not drawn: too few points of them were kept, or they lie on one line.")
-    count = range(len(runs))
-    return Comparison(
-        names,
-        losses,
-        sharpness,
-        tuple(tuple(float((ends[a] - ends[b]).double().norm()) for b in count) for a in count),
-        tuple(tuple(ways.get((a, b), 0.0) for b in count) for a in count),
-        tuple(slices),
-        shown,
-        tuple(notes),
-    )
+        )
+        self.say(
+            f"The straight way between {format_count(len(self.pairs), 'pair')} of ends:"
+            f" about {format_seconds(LOSSES_OF_WAY * each * len(self.pairs))}."
+        )
+        for one, other in self.pairs:
+            way = barrier(surface, ends[one], ends[other])
+            self._keep(one, other, STRAIGHT, way, self.known.distances[one][other])
+        self.say("All paths in the plane that holds most of them.")
+        drawn = _plane(surface, self.runs, self.names, ends)
+        if drawn is not None:
+            self._add(slices=(drawn,))
+        else:
+            self._note("The paths are not drawn: too few points of them were kept, or they lie on one line.")
+        if any(not self.known.same_basin(*pair) for pair in self.pairs):
+            self._match(surface, ends, each)
+        if self.curves:
+            self._curves(surface, ends, each)
+
+    def _match(self, surface: ModelSurface, ends: Sequence[Tensor], each: float) -> None:
+        """Follow the straight way again where it has a barrier, with the second run's hidden units in the order that is nearest
+        to the first's."""
+        apart = [pair for pair in self.pairs if not self.known.same_basin(*pair)]
+        self.say(
+            f"Hidden units are matched, and the straight way is followed again:"
+            f" about {format_seconds(LOSSES_OF_WAY * each * len(apart))} for losses."
+        )
+        surface.move_to(ends[0])
+        units = hidden_units(surface.model, self._call(surface.model), seed=self.seed)
+        self._add(matched_units=sum(group.units for group in units.groups), left=units.left)
+        if not units.groups:
+            self._note("Hidden units were not matched: none were found that could be exchanged for each other.")
+            return
+        if units.left:
+            named = f"{', '.join(units.left[:4])}{', …' if len(units.left) > 4 else ''}"
+            self._note(f"Not all hidden units could be matched: those of {named} keep their order.")
+        for one, other in apart:
+            to, weights = (
+                dict(zip(surface.names, surface.shaped(ends[number]), strict=True)) for number in (one, other)
+            )
+            moved = permuted(weights, units.groups, matched_orders(to, weights, units.groups, seed=self.seed))
+            end = surface.flat(moved[name] for name in surface.names)
+            loss = surface.loss(end)
+            if not math.isclose(loss, self.known.losses[other], rel_tol=1e-3, abs_tol=1e-6):
+                self._note(
+                    f"{self.names[other]} has another loss on this surface with its hidden units in another order ({loss:.4g}),"
+                    f" so it was not matched."
+                )
+                continue
+            way = barrier(surface, ends[one], end)
+            self._keep(one, other, MATCHED, way, float((end - ends[one]).double().norm()))
+
+    def _call(self, model: nn.Module) -> Callable[[], Any]:
+        """Give what calls the model on a few examples, always the same."""
+        objective = self.problem.objective
+        few = sample(self.problem, self.runs[0], FEW, self.seed)[0][0].batch
+        seed_for = seeded(self.seed)
+
+        def call() -> Any:
+            seed_for(0)
+            if objective.task.step is not None:
+                return objective.loss(model, few)[0]
+            return objective.outputs(model, few)[0]
+
+        return call
+
+    def _curves(self, surface: ModelSurface, ends: Sequence[Tensor], each: float) -> None:
+        """Train a curve where nothing straight is low."""
+        apart = [pair for pair in self.pairs if self.known.connection(*pair) == "apart"]
+        for number, (one, other) in enumerate(apart, 1):
+            name = f"{self.names[one]} to {self.names[other]}"
+            began = time.perf_counter()
+
+            def done(count: int, name: str = name, began: float = began, number: int = number) -> None:
+                left = (time.perf_counter() - began) / count * (GRADIENTS * (len(apart) - number + 1) - count)
+                self.say(f"A curve from {name}: {count} of {GRADIENTS} gradients, about {format_seconds(left)} left.")
+
+            first, second = ends[one], ends[other]
+            bend = trained_bend(surface, first, second, slope=_slope(surface), seed=self.seed, say=done)
+
+            def at(share: float, first: Tensor = first, bend: Tensor = bend, second: Tensor = second) -> Tensor:
+                return on_curve(first, bend, second, share)
+
+            way = barrier(surface, first, second, at)
+            self._keep(one, other, CURVED, way, curve_length(first, bend, second))
+
+    @property
+    def known(self) -> Comparison:
+        """What is known so far."""
+        assert self.found is not None
+        return self.found
+
+    def _keep(self, one: int, other: int, kind: str, way: Barrier, length: float) -> None:
+        made = Way(one, other, kind, way.height, length, way.shares, way.losses)
+        self._add(ways=(*self.known.ways, made))
+        if kind == STRAIGHT:
+            rows = [list(row) for row in self.known.barriers]
+            rows[one][other] = rows[other][one] = way.height
+            self._add(barriers=tuple(map(tuple, rows)))
+
+    def _note(self, text: str) -> None:
+        self._add(notes=(*self.known.notes, text))
+
+    def _add(self, **fields: Any) -> None:
+        self.found = replace(self.known, **fields)
+
+
+def _slope(surface: ModelSurface) -> Callable[[Tensor], Slope]:
+    """Give the gradient at a point, with batch normalisation's statistics as functions of the weights."""
+
+    def slope(point: Tensor) -> Slope:
+        with batch_statistics(surface.model) if surface.recalibrate else nullcontext():
+            return surface.slope(point)
+
+    return slope
 
 
 def _trained(model: nn.Module, first: nn.Module) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The barrier between two points of a loss surface, on the straight way.
+"""The barrier between two points of a loss surface, on the straight way or another one.
 
 Source: Frankle, Dziugaite, Roy and Carbin 2020, arXiv:1912.05671: how far the loss rises above the straight line between the
 losses at both ends.
@@ -7,6 +7,7 @@ losses at both ends.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +29,10 @@ class Barrier(NamedTuple):
     losses: npt.NDArray[np.float64]
 
 
-def barrier(surface: Surface, first: Tensor, second: Tensor) -> Barrier:
-    """Follow the straight way from one point to another, and look closer where the loss is highest above the line.
+def barrier(surface: Surface, first: Tensor, second: Tensor, at: Callable[[float], Tensor] | None = None) -> Barrier:
+    """Follow a way from one point to another, and look closer where the loss is highest above the line.
+
+    `at` gives the point at a share of the way; default: the straight one.
 
     >>> import torch
     >>> from thalweg.landscape.surface import FunctionSurface
@@ -37,14 +40,15 @@ def barrier(surface: Surface, first: Tensor, second: Tensor) -> Barrier:
     >>> round(barrier(hill, torch.tensor([-1.0]), torch.tensor([1.0])).height, 6)
     1.0
     """
-    losses = {share: _loss(surface, first, second, share) for share in np.linspace(0, 1, POINTS).tolist()}
+    point = at or (lambda share: between(first, second, share))
+    losses = {share: _loss(surface, point(share)) for share in np.linspace(0, 1, POINTS).tolist()}
     step = 1 / (POINTS - 1)
     while step > FINEST:
         step /= 2
         top = max(losses, key=lambda share: _above(losses, share))
         for share in (top - step, top + step):
             if 0 < share < 1 and share not in losses:
-                losses[share] = _loss(surface, first, second, share)
+                losses[share] = _loss(surface, point(share))
     shares = sorted(losses)
     height = max(0.0, max(_above(losses, share) for share in shares))
     return Barrier(height, np.array(shares), np.array([losses[share] for share in shares]))
@@ -54,8 +58,8 @@ def _above(losses: dict[float, float], share: float) -> float:
     return losses[share] - (1 - share) * losses[0.0] - share * losses[1.0]
 
 
-def _loss(surface: Surface, first: Tensor, second: Tensor, share: float) -> float:
-    loss = surface.loss(between(first, second, share))
+def _loss(surface: Surface, point: Tensor) -> float:
+    loss = surface.loss(point)
     return loss if math.isfinite(loss) else math.inf
 
 

@@ -26,6 +26,26 @@ def gathers_statistics(model: nn.Module) -> bool:
 
 
 @contextmanager
+def batch_statistics(model: nn.Module) -> Generator[None]:
+    """Within, batch normalisation takes the statistics of each batch, and gathers none; afterwards it is as before, bit for bit.
+
+    So a gradient knows that they depend on the weights.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(layer, layer.training, [buffer.clone() for buffer in layer.buffers(recurse=False)]) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = True
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, training, own in before:
+                layer.training = training
+                for buffer, values in zip(layer.buffers(recurse=False), own, strict=True):
+                    buffer.copy_(values)
+
+
+@contextmanager
 def recalibrated(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> Generator[int]:
     """Within, batch normalisation has the statistics of the model's present weights; afterwards its own again, bit for bit.
 

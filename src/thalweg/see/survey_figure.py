@@ -9,27 +9,23 @@ from typing import Any
 import numpy as np
 
 from thalweg.errors import RunError
-from thalweg.records.comparison import Comparison
+from thalweg.records.comparison import CURVED, MATCHED, STRAIGHT, Comparison
 from thalweg.records.paths import as_path
 from thalweg.records.survey import Course, Slice, Survey
 
 COLOURS = ["tab:red", "tab:orange", "tab:pink", "tab:cyan", "white", "tab:brown"]  # of paths
+WAYS = {STRAIGHT: "tab:gray", MATCHED: "tab:blue", CURVED: "tab:green"}
 LEVELS = 24  # contours of a plane
 
 
 def draw(survey: Survey, path: str | os.PathLike[str] | None = None) -> Any:
     """Draw the slices of a survey; see `Survey.figure`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RunError(
-            "figure() needs matplotlib: pip install matplotlib. The report draws the same without it."
-        ) from error
+    figure_class = _figure_class()
     if not survey.slices:
         raise RunError("This survey has no slices to draw. Make it with slices=True (without --no-slices).")
     planes, lines = [s for s in survey.slices if len(s.y)], [s for s in survey.slices if not len(s.y)]
     panels = len(planes) + bool(lines) + (len(survey.course) > 1)
-    figure = Figure(figsize=(5.2 * panels, 4.4), layout="constrained")
+    figure = figure_class(figsize=(5.2 * panels, 4.4), layout="constrained")
     axes: Any = figure.subplots(1, panels, squeeze=False)[0]
     for axis, each in zip(axes, planes, strict=False):
         _draw_plane(figure, axis, each)
@@ -50,13 +46,49 @@ def draw(survey: Survey, path: str | os.PathLike[str] | None = None) -> Any:
 
 
 def draw_comparison(found: Comparison, path: str | os.PathLike[str] | None = None) -> Any:
-    """Draw a comparison; see `Comparison.figure`."""
-    picture = Survey(kind=", ".join(found.names), slices=found.slices)
-    figure = draw(picture)
+    """Draw a comparison: planes, and the losses on the ways between each pair of ends; see `Comparison.figure`."""
+    figure_class = _figure_class()
+    pairs = sorted({(way.first, way.second) for way in found.ways})
+    planes = [each for each in found.slices if len(each.y)]
+    panels = len(planes) + len(pairs)
+    if not panels:
+        raise RunError("This comparison was stopped before there was anything to draw.")
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure = figure_class(figsize=(5.2 * columns, 4.4 * rows), layout="constrained")
+    axes: Any = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, each in zip(axes, planes, strict=False):
+        _draw_plane(figure, axis, each)
+    for axis, pair in zip(axes[len(planes) :], pairs, strict=False):
+        _draw_ways(axis, found, *pair)
+    for axis in axes[panels:]:
+        axis.set_axis_off()
     figure.suptitle(f"{len(found.names)} runs on one surface", x=0.01, ha="left")
+    figure._repr_png_ = lambda: _png(figure)  # pyright: ignore[reportAttributeAccessIssue] # by which a notebook shows it
     if path is not None:
         _write(figure, path)
     return figure
+
+
+def _draw_ways(axis: Any, found: Comparison, first: int, second: int) -> None:
+    for kind, colour in WAYS.items():
+        way = found.way(first, second, kind)
+        if way is not None:
+            finite = np.where(np.isfinite(way.losses), way.losses, np.nan)
+            axis.plot(way.shares, finite, "-", color=colour, label=f"{kind}: {way.height:.3g}")
+    names = found.names
+    axis.set(xlabel="share of the way", ylabel="training loss", title=f"{names[first]} to {names[second]}")
+    axis.legend(fontsize="small", framealpha=0.7, title="barrier", title_fontsize="small")
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RunError(
+            "figure() needs matplotlib: pip install matplotlib. The report draws the same without it."
+        ) from error
+    return Figure
 
 
 def levels(each: Slice, count: int = LEVELS) -> np.ndarray[Any, np.dtype[np.float64]]:
