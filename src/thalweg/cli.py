@@ -258,6 +258,11 @@ def _add_survey(verbs: Any) -> None:
     survey.add_argument("--arrays", metavar="FILE", help="write coordinates and losses as NumPy arrays: .npz")
     survey.add_argument("--json", action="store_true", help="print the figures as JSON")
     survey.add_argument("--seed", type=int, default=0, help="of the sample and of random directions")
+    survey.add_argument(
+        "--parallel",
+        action="store_true",
+        help="share the examples between the processes that torchrun has started: torchrun … -m thalweg survey FOLDER --parallel",
+    )
     survey.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, …")
     _add_trust(survey)
     _add_quiet(survey)
@@ -759,13 +764,40 @@ def run_forecast(options: argparse.Namespace, task_words: Sequence[str]) -> int:
 
 def run_survey(options: argparse.Namespace, task_words: Sequence[str]) -> int:
     """`thalweg survey`."""
-    from thalweg import verbs
-
     quiet = options.quiet or options.json
     if len(options.folders) > 1:
         return _compare(options, None if quiet else tell)
     if options.no_curves:
         raise ArgumentError("--no-curves is for the survey of several runs.")
+    if options.parallel:
+        return _survey_in_parallel(options)
+    return _survey(options, None if quiet else tell)
+
+
+def _survey_in_parallel(options: argparse.Namespace) -> int:
+    """`thalweg survey --parallel` in one of the processes that torchrun has started. The first one tells what was found."""
+    import torch
+    import torch.distributed as dist
+
+    if "RANK" not in os.environ:
+        raise ArgumentError(
+            "--parallel needs torchrun: torchrun --nproc-per-node 2 -m thalweg survey FOLDER --parallel."
+        )
+    dist.init_process_group()
+    try:
+        if options.device == "auto" and torch.cuda.is_available():
+            options.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        if dist.get_rank() == 0:
+            return _survey(options, None if options.quiet or options.json else tell)
+        options.arrays = options.figure = None
+        return _survey(options, None, is_told=False)
+    finally:
+        dist.destroy_process_group()
+
+
+def _survey(options: argparse.Namespace, say: Callable[[str], None] | None, *, is_told: bool = True) -> int:
+    from thalweg import verbs
+
     found = verbs.survey(
         options.folders[0],
         examples=options.examples,
@@ -773,9 +805,11 @@ def run_survey(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         seed=options.seed,
         device=options.device,
         trust=options.trust,
-        say=None if quiet else tell,
+        parallel=options.parallel,
+        say=say,
     )
-    tell(found.to_json() if options.json else str(found))
+    if is_told:
+        tell(found.to_json() if options.json else str(found))
     if options.arrays is not None:
         found.save_arrays(options.arrays)
     if options.figure is not None:
@@ -787,7 +821,8 @@ def _compare(options: argparse.Namespace, say: Callable[[str], None] | None) -> 
     """`thalweg survey` of several runs."""
     from thalweg import verbs
 
-    for name, given in (("--arrays", options.arrays is not None), ("--no-slices", options.no_slices)):
+    alone = {"--arrays": options.arrays is not None, "--no-slices": options.no_slices, "--parallel": options.parallel}
+    for name, given in alone.items():
         if given:
             raise ArgumentError(f"{name} is for the survey of one run.")
     try:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from thalweg.descent.callbacks import Callbacks, OnStep, OnValidation
     from thalweg.descent.problem import Problem
     from thalweg.descent.recorder import Progress
+    from thalweg.landscape.processes import Processes
     from thalweg.records.comparison import Comparison
     from thalweg.records.escape import Escape
     from thalweg.records.forecast import Forecast
@@ -703,6 +704,7 @@ def survey(
     seed: int = 0,
     device: str = "auto",
     trust: bool = False,
+    parallel: bool = False,
     say: Say | None = None,
 ) -> Survey:
     """Say where a run's descent ended on the loss surface: what kind of place, how curved, and how it looks around it.
@@ -717,23 +719,30 @@ def survey(
         slices: whether losses are measured along lines and over a plane too.
         seed: of the sample and of random directions.
         device, trust: as for `resume`.
+        parallel: whether all processes of `torch.distributed`'s default group have called this with the same arguments, and share
+            the examples. All get the survey, and the first one writes it.
         say: called with a sentence about each stage; None: not told.
 
     Raises RunError where the run has no model, its loss is not finite, or it is not yours; TaskError where the loss differs
-    between two calls; ArgumentError for a number of examples that is none; `Interrupted` at a Ctrl-C: what was measured until
-    then is in the run's folder, and `survey` of the error.
+    between two calls; ArgumentError for a number of examples that is none, or `parallel` without a process group; `Interrupted`
+    at a Ctrl-C: what was measured until then is in the run's folder, and `survey` of the error.
     """
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.survey import survey_run
 
     _check_whole("examples", examples)
+    processes = _processes() if parallel else None
     opened = _with_task(run, task, trust)
     show = _Shown(False, say)
-    folder = None if opened.folder is None else RunFolder(opened.folder)
+    is_first = processes is None or processes.rank == 0
+    folder = RunFolder(opened.folder) if opened.folder is not None and is_first else None
     with interruptible(), without_inference_mode():
         problem = _open(opened.find_task(), device, opened.plan.to_hold_out)
         try:
-            found = survey_run(opened, problem, examples=examples, slices=slices, seed=seed, say=show.say)
+            found = survey_run(
+                opened, problem, examples=examples, slices=slices, seed=seed, say=show.say, processes=processes,
+                keep=(lambda found: None) if folder is None else folder.write_survey,
+            )  # fmt: skip
         except Interrupted as stopped:
             if folder is not None and stopped.survey is not None and stopped.survey.kind:
                 folder.write_survey(stopped.survey)
@@ -742,6 +751,20 @@ def survey(
         folder.write_survey(found)
         _reported(opened)
     return found
+
+
+def _processes() -> Processes:
+    """Give the processes of the default group. Raises ArgumentError where there is none."""
+    import torch.distributed as dist
+
+    from thalweg.landscape.processes import Processes
+
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ArgumentError(
+            "`parallel` is for processes that torch.distributed has joined, and it has not: call"
+            " torch.distributed.init_process_group() in each first, or leave `parallel` out."
+        )
+    return Processes()
 
 
 @verb

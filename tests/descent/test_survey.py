@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.func import functional_call
 import thalweg as tw
 from thalweg import cli
 from thalweg.descent.trail import points_of
-from thalweg.errors import Interrupted, RunError, TaskError
+from thalweg.errors import ArgumentError, Interrupted, RunError, TaskError
 from thalweg.records import sealed_json
 from thalweg.see.noise import stretches
 
@@ -470,3 +472,44 @@ def test_the_noise_scale_is_the_one_that_the_report_draws():
     found = tw.survey(run, slices=False, examples=64).noise
     assert found["low"] == last.low
     assert ("scale" in found) == last.is_known
+
+
+def test_what_is_known_is_kept_while_it_is_measured(tmp_path, monkeypatch):
+    """So that a survey that is killed leaves it."""
+    import thalweg.descent.survey as module
+
+    monkeypatch.setattr(module, "KEEP_EVERY", 0.0)
+    run = tw.train(classes(), plan(steps=30), out=tmp_path / "run", progress=False)
+    seen = list[tw.Survey]()
+
+    def say(text: str) -> None:
+        path = tmp_path / "run" / "survey.json"
+        if path.exists():
+            seen.append(tw.Survey.load(path))
+
+    found = tw.survey(run, say=say)
+    assert seen
+    assert not any(each.complete for each in seen)
+    assert seen[0].kind == found.kind
+    assert len(seen[0].slices) < len(found.slices)
+    assert tw.Survey.load(tmp_path / "run" / "survey.json").complete
+
+
+def test_processes_that_are_not_joined_are_refused(run):
+    with pytest.raises(ArgumentError, match="init_process_group"):
+        tw.survey(run, parallel=True)
+
+
+@pytest.mark.heavy
+def test_two_processes_survey_a_run_together(tmp_path):
+    (tmp_path / "task.py").write_text(TASK)
+    folder = tmp_path / "run"
+    assert cli.main(["train", str(tmp_path / "task.py"), "--steps", "30", "--out", str(folder), "--quiet"]) == 0
+    alone = tw.survey(folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "thalweg"]
+    done = subprocess.run([*command, "survey", str(folder), "--parallel"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("After step") == 1
+    found = tw.Survey.load(folder / "survey.json")
+    assert found.kind == alone.kind
+    assert found.eigenvalues == pytest.approx(alone.eigenvalues, rel=1e-2, abs=1e-4)

@@ -30,6 +30,7 @@ from thalweg.landscape.lanczos import MOST_PRODUCTS, Eigenpairs, eigenpairs
 from thalweg.landscape.model_surface import ModelSurface, Part
 from thalweg.landscape.path import Array, principal_plane
 from thalweg.landscape.place import find_place
+from thalweg.landscape.processes import Processes
 from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
 from thalweg.landscape.surface import Product, Slope
@@ -57,7 +58,10 @@ MOST_LAYERS = 12
 MARGIN = 0.2  # of the path's extent, around it
 _SURVEY = 6  # mixed into the seeds of what model and data draw
 
+KEEP_EVERY = 2.0  # seconds, after which what is known is kept
+
 Say = Callable[[str], None]
+Keep = Callable[[Survey], None]
 
 
 def survey_run(
@@ -68,13 +72,17 @@ def survey_run(
     slices: bool = True,
     seed: int = 0,
     say: Say = lambda text: None,
+    keep: Keep = lambda found: None,
+    processes: Processes | None = None,
 ) -> Survey:
     """Survey the weights of a run's model; see `verbs.survey`.
+
+    `keep` is called now and then with what is known so far; `processes` share the examples.
 
     Raises RunError where the weights or the loss there are not finite, TaskError where the loss has no surface; `Interrupted`,
     whose `survey` is what was measured until then.
     """
-    survey = _Surveyor(run, problem, examples, slices, seed, say)
+    survey = _Surveyor(run, problem, examples, slices, seed, say, keep, processes)
     try:
         survey.measure()
     except KeyboardInterrupt as stopped:
@@ -88,15 +96,20 @@ def survey_run(
 class _Surveyor:
     """Measures one thing after the other; `found` has what is known so far."""
 
-    def __init__(self, run: Run, problem: Problem, examples: int, slices: bool, seed: int, say: Say) -> None:
-        self.run, self.problem, self.examples, self.slices, self.seed, self.say = (
-            run,
-            problem.with_own_loss(),
-            examples,
-            slices,
-            seed,
-            say,
-        )
+    def __init__(
+        self,
+        run: Run,
+        problem: Problem,
+        examples: int,
+        slices: bool,
+        seed: int,
+        say: Say,
+        keep: Keep = lambda found: None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.run, self.problem, self.examples, self.slices = run, problem.with_own_loss(), examples, slices
+        self.seed, self.say, self.keep, self.processes = seed, say, keep, processes
+        self.kept_at = time.perf_counter()
         self.found = Survey(step=step_of(run), noise=noise_of(run))
         self.began = time.perf_counter()
         self.surface: ModelSurface | None = None
@@ -119,6 +132,7 @@ class _Surveyor:
                 parts,
                 share_of_data=share,
                 seed_for=seeded(self.seed),
+                processes=self.processes,
             )
             self.surface = surface
             self._add(parameters=surface.size, examples=shown, total=total)
@@ -386,6 +400,9 @@ class _Surveyor:
         if self.surface is not None:
             counted = {name: getattr(self.surface, name) for name in ("gradients", "products", "evaluations")}
         self.found = dataclasses.replace(self.found, seconds=time.perf_counter() - self.began, **counted, **fields)
+        if self.found.kind and time.perf_counter() - self.kept_at > KEEP_EVERY:
+            self.keep(replace(self.found, complete=False))
+            self.kept_at = time.perf_counter()
 
 
 def sample(

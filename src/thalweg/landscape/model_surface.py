@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thalweg.errors import TaskError
 from thalweg.landscape.affine_maps import AffineMaps
 from thalweg.landscape.objective import Objective
+from thalweg.landscape.processes import OneProcess, Processes
 from thalweg.landscape.surface import LossAt, Product, Slope, along
 from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling.sources import leaves
@@ -47,6 +48,8 @@ class ModelSurface:
         seed_for: see above.
         recalibrate: whether a loss at another point is measured with batch normalisation's statistics estimated anew there,
             from the same batches. Gradients and products have those of the model as it is.
+        processes: that share the batches: each has the same model and all batches, and calls the same functions. None: all of
+            them are this process's.
 
     Attributes:
         products: how often a Hessian or Gauss-Newton matrix was multiplied with a vector; `gradients`, `evaluations`: how
@@ -65,9 +68,11 @@ class ModelSurface:
         share_of_data: float = 1.0,
         seed_for: Callable[[int], None] = lambda number: None,
         recalibrate: bool = False,
+        processes: Processes | OneProcess | None = None,
     ) -> None:
         self.model, self.objective, self.parts = model, objective, list(parts)
         self.share_of_data, self._seed_for, self.recalibrate = share_of_data, seed_for, recalibrate
+        self.processes = OneProcess() if processes is None else processes
         self.parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
         self.names = [n for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()]
         if not self.parameters:
@@ -89,6 +94,7 @@ class ModelSurface:
             share_of_data=self.share_of_data,
             seed_for=self._seed_for,
             recalibrate=self.recalibrate,
+            processes=self.processes,
         )
 
     @property
@@ -153,9 +159,14 @@ class ModelSurface:
         total = 0.0
         anew = recalibrated(self.model, self.parts, self._forward) if self.recalibrate else nullcontext()
         with anew, self.objective.gradient_mode():
-            for number, part in enumerate(self.parts):
+            for number, part in self._own:
                 total += part.share * float(self._loss_of(number, part).detach())
-        return total
+        return self.processes.sum_numbers([total], self.device)[0]
+
+    @property
+    def _own(self) -> Iterator[tuple[int, Part]]:
+        """The batches that are this process's."""
+        return self.processes.own(self.parts)
 
     def losses(self, points: Sequence[Tensor]) -> list[float]:
         """Give the losses at several points."""
@@ -205,10 +216,11 @@ class ModelSurface:
         maps = AffineMaps(self.model, shares)
         self.move_to(point)
         self.evaluations += 1
-        for number, part in enumerate(self.parts):
+        for number, part in self._own:
             with torch.enable_grad(), maps.noting(number):
                 self._loss_of(number, part)
-        return None if maps.is_empty else maps
+        usable = self.processes.any_text("" if maps.is_empty else "usable")  # all have to take the same way
+        return maps if usable else None
 
     def slope(self, point: Tensor) -> Slope:
         """Give the gradient at a point, which the model has from then on; the error is from the spread over the batches."""
@@ -219,15 +231,17 @@ class ModelSurface:
             loss += part.share * value
             squares += part.share * float(own.double().square().sum())
             total.add_(own, alpha=part.share)
+        total = self.processes.sum(total)
+        loss, squares = self.processes.sum_numbers([loss, squares], self.device)
         count = len(self.parts)
         spread = max(0.0, squares - float(total.double().square().sum()))
         error = spread / (count - 1) if count > 1 else 0.0
         return Slope(loss, total, error * (1 - self.share_of_data))
 
     def gradients_of_parts(self) -> Iterator[tuple[Part, float, Tensor]]:
-        """Give each batch with its loss and its gradient, of shape (size,), at the weights that the model has."""
+        """Give each batch of this process with its loss and its gradient, of shape (size,), at the weights that the model has."""
         self.gradients += 1
-        for number, part in enumerate(self.parts):
+        for number, part in self._own:
             with torch.enable_grad():
                 value = self._loss_of(number, part)
                 gradient = self._gradient(value)
@@ -266,31 +280,43 @@ class ModelSurface:
             )
         graphs: dict[int, _Graph] = {}
         kept = _Budget(KEPT_BYTES)
+        is_checked = False
 
         def product(vector: Tensor) -> Tensor:
+            nonlocal is_checked
             self.products += 1
             if self.differences:
                 return self._difference(point, vector)
-            total, shaped = torch.zeros_like(vector), self.shaped(vector)
             self.move_to(point)
-            for number, part in enumerate(self.parts):
-                graph = graphs.get(number)
-                if graph is None:
-                    graph = self._graph(matrix, number, part, kept)
-                    if number == 0 and matrix == "hessian" and self._hides_second_derivative(graph):
-                        return self._difference(point, vector)
-                    if kept.left > 0:
-                        graphs[number] = graph
-                try:
-                    found = graph.product(shaped, keep=number in graphs)
-                except RuntimeError as error:
-                    if matrix != "hessian" or not self._has_no_second_derivative(error):
-                        raise
-                    return self._difference(point, vector)
-                total.add_(self.flat(found), alpha=part.share)
-            return total
+            total = self._own_product(matrix, vector, graphs, kept)
+            if not is_checked:
+                self.differences = self.processes.any_text(self.differences)
+                is_checked = True
+            if self.differences or total is None:
+                return self._difference(point, vector)
+            return self.processes.sum(total)
 
         return product
+
+    def _own_product(self, matrix: Matrix, vector: Tensor, graphs: dict[int, _Graph], kept: _Budget) -> Tensor | None:
+        """Multiply for the batches of this process; None where an operation has no second derivative, which is noted."""
+        total, shaped = torch.zeros_like(vector), self.shaped(vector)
+        for place, (number, part) in enumerate(self._own):
+            graph = graphs.get(number)
+            if graph is None:
+                graph = self._graph(matrix, number, part, kept)
+                if place == 0 and matrix == "hessian" and self._hides_second_derivative(graph):
+                    return None
+                if kept.left > 0:
+                    graphs[number] = graph
+            try:
+                found = graph.product(shaped, keep=number in graphs)
+            except RuntimeError as error:
+                if matrix != "hessian" or not self._has_no_second_derivative(error):
+                    raise
+                return None
+            total.add_(self.flat(found), alpha=part.share)
+        return total
 
     def _graph(self, matrix: Matrix, number: int, part: Part, kept: _Budget) -> _Graph:
         with (
