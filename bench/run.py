@@ -1,5 +1,5 @@
 """Measure and write the tables: `python bench/run.py loop speed step rules resume cost memory learning holdout
-landscape`.
+landscape basins`.
 
 --only NAME     only these peers (loop, step), models (speed, step), rules or examples (learning): printed, not written
 --rounds N      this number of rounds instead of the benchmark's own
@@ -18,7 +18,19 @@ from typing import Any
 import tables
 from machine import PACKAGES, facts
 
-BENCHMARKS = ("loop", "speed", "step", "rules", "resume", "cost", "memory", "learning", "holdout", "landscape")
+BENCHMARKS = (
+    "loop",
+    "speed",
+    "step",
+    "rules",
+    "resume",
+    "cost",
+    "memory",
+    "learning",
+    "holdout",
+    "landscape",
+    "basins",
+)
 
 
 def main() -> None:

@@ -661,6 +661,33 @@ def landscape(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+BASINS = {
+    "batch": "sharpness at equal training loss, batches of {of}",
+    "schedule": "sharpness at the end, rate {of}",
+    "loss": "training loss at the end, over seeds",
+    "barrier": "height of the {of} way between two seeds",
+}
+
+
+def basins(result: dict[str, Any]) -> list[str]:
+    settings, samples = result["settings"], result["samples"]
+    rows = list[list[str]]()
+    for what, words in BASINS.items():
+        for of in dict.fromkeys(s["of"] for s in samples if s["what"] == what):
+            cells = [
+                spread(
+                    [s["value"] for s in chosen(samples, what=what, of=of, model=model)], 4 if what == "loss" else None
+                )
+                for model in settings["models"]
+            ]
+            rows.append([words.format(of=f"{of:,}" if isinstance(of, int) else of), *cells])
+    return [
+        f"Median (least to most) over {settings['seeds']} seeds, or all pairs of them.",
+        "",
+        *grid(["", *settings["models"]], rows),
+    ]
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loop": loop,
     "speed": speed,
@@ -679,6 +706,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "watch": watch,
     "watch_cost": watch_cost,
     "landscape": landscape,
+    "basins": basins,
 }
 
 
