@@ -255,6 +255,9 @@ def _add_survey(verbs: Any) -> None:
     survey.add_argument(
         "--figure", metavar="FILE", help="draw the slices into a file: .svg, .png or .pdf (needs matplotlib)"
     )
+    survey.add_argument(
+        "--report", metavar="FILE", help="of several runs: write a page with figures and pictures: .html"
+    )
     survey.add_argument("--arrays", metavar="FILE", help="write coordinates and losses as NumPy arrays: .npz")
     survey.add_argument("--json", action="store_true", help="print the figures as JSON")
     survey.add_argument("--seed", type=int, default=0, help="of the sample and of random directions")
@@ -769,6 +772,8 @@ def run_survey(options: argparse.Namespace, task_words: Sequence[str]) -> int:
         return _compare(options, None if quiet else tell)
     if options.no_curves:
         raise ArgumentError("--no-curves is for the survey of several runs.")
+    if options.report is not None:
+        raise ArgumentError("--report is for the survey of several runs: one run's own report has its survey.")
     if options.parallel:
         return _survey_in_parallel(options)
     return _survey(options, None if quiet else tell)
@@ -847,6 +852,8 @@ def _show_comparison(found: Comparison, options: argparse.Namespace) -> None:
     tell(found.to_json() if options.json else str(found))
     if options.figure is not None:
         found.figure(options.figure)
+    if options.report is not None:
+        found.report(options.report)
 
 
 def run_escape(options: argparse.Namespace, task_words: Sequence[str]) -> int:

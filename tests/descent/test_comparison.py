@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import thalweg as tw
+from thalweg.cli import main
 from thalweg.landscape.hidden_units import hidden_units, permuted
 
 
@@ -80,6 +82,64 @@ def test_two_seeds_have_a_barrier_and_a_curve_without_one(monkeypatch):
     few = tw.compare(runs, curves=False)
     assert few.way(0, 1, "curved") is None
     assert few.way(0, 1, "matched").height == matched.height
+
+
+def test_the_page_and_the_figure_have_all_ways_and_paths(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    knobs = {
+        "adamw": {},
+        "<other>": {"seed": 3},
+        "momentum": {"rule": "momentum", "learning_rate": 0.1},
+    }
+    made = task()
+    runs = [tw.train(made, plan(**fields), out=name) for name, fields in knobs.items()]
+    found = tw.compare(runs, made)
+    paths, *curves = found.slices
+    assert paths.shares[0] >= paths.shares[1]
+    for each in found.slices:  # of one scale on both axes
+        assert np.ptp(each.x) == pytest.approx(np.ptp(each.y))
+        assert np.isfinite(each.losses).all()
+        for walk in each.walks:
+            assert each.x[0] < walk.points[:, 0].min()
+            assert walk.points[:, 0].max() < each.x[-1]
+    assert paths.walks[0].points[-1] == pytest.approx([0, 0], abs=1e-5)
+    assert paths.walks[0].points[0] == pytest.approx(paths.walks[2].points[0], abs=1e-4)
+    assert len(curves) == len([way for way in found.ways if way.kind == "curved"]) > 0
+    for each in curves:
+        straight, curve = each.walks
+        assert straight.points[[0, -1]] == pytest.approx(curve.points[[0, -1]], abs=1e-5)
+    for course, run in zip(found.courses, runs, strict=True):
+        assert course.steps[0] == 0
+        assert course.steps[-1] == run.summary["weights"]["step"]
+        assert course.sharpness[-1] == pytest.approx(found.sharpness[runs.index(run)], rel=0.1)
+    page = found.report("compared.html").read_text()
+    assert page.count("<figure") == len(found.slices) + len([way for way in found.ways if way.kind == "straight"]) + 2
+    assert "<other>" not in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert found.report("compared.html").exists(), "an old page is replaced"
+    (tmp_path / "mine.html").write_text("mine")
+    with pytest.raises(tw.RunError, match="not overwritten"):
+        found.report("mine.html")
+    found.figure("compared.svg")
+    assert Path("compared.svg").stat().st_size > 10_000
+    again = tw.Comparison.from_json(found.to_json())
+    assert again.to_json() == found.to_json()
+    assert len(again.courses) == 3
+
+
+def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        made = ["train", "digits", "--set", "steps=20", "--set", "learning_rate=0.003", "--set", f"seed={seed}"]
+        assert main([*made, "--out", f"{seed}"]) == 0
+    capsys.readouterr()
+    assert main(["survey", "0", "1", "--examples", "256", "--no-curves", "--report", "compared.html"]) == 0
+    said = capsys.readouterr().out
+    assert "0 and 1: " in said
+    assert "along a curve" not in said
+    assert "2 runs on one surface" in Path("compared.html").read_text()
+    assert main(["survey", "0", "--report", "one.html"]) != 0
+    assert "several runs" in capsys.readouterr().err
 
 
 def test_an_interrupted_comparison_keeps_what_was_measured():

@@ -10,13 +10,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thalweg.descent.course import CourseMeter
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.survey import (
-    around,
+    MARGIN,
+    POINTS,
     axis_names,
     complex_weights,
     on_device,
@@ -24,6 +27,7 @@ from thalweg.descent.survey import (
     points_on,
     sample,
     seeded,
+    step_of,
     surveyed,
 )
 from thalweg.descent.their_objects import as_found
@@ -34,8 +38,8 @@ from thalweg.landscape.curve import GRADIENTS, curve_length, on_curve, trained_b
 from thalweg.landscape.hidden_units import hidden_units, permuted
 from thalweg.landscape.lanczos import eigenpairs
 from thalweg.landscape.model_surface import ModelSurface
-from thalweg.landscape.path import principal_plane
-from thalweg.landscape.slices import plane
+from thalweg.landscape.path import Array, principal_plane
+from thalweg.landscape.slices import Grid, plane
 from thalweg.landscape.surface import Slope
 from thalweg.landscape.weight_matching import matched_orders
 from thalweg.optim.recalibration import batch_statistics, gathers_statistics
@@ -45,6 +49,9 @@ from thalweg.records.survey import Slice, Walk
 
 MOST_PRODUCTS = 40
 FEW = 16  # examples by which hidden units are found
+POINTS_OF_CURVE = 33  # that are drawn
+PLANE_TOLERANCE = 0.02  # of the range of losses, in the plane of a curve
+MOST_POINTS = 7  # of a run at which sharpness is measured
 LOSSES_OF_WAY = 30  # about as many of each way
 
 
@@ -153,6 +160,7 @@ class _Comparison:
             self._note("The paths are not drawn: too few points of them were kept, or they lie on one line.")
         if any(not self.known.same_basin(*pair) for pair in self.pairs):
             self._match(surface, ends, each)
+        self._courses(surface, ends)
         if self.curves:
             self._curves(surface, ends, each)
 
@@ -177,7 +185,10 @@ class _Comparison:
             to, weights = (
                 dict(zip(surface.names, surface.shaped(ends[number]), strict=True)) for number in (one, other)
             )
-            moved = permuted(weights, units.groups, matched_orders(to, weights, units.groups, seed=self.seed))
+            orders = matched_orders(to, weights, units.groups, seed=self.seed)
+            if all(np.array_equal(order, np.sort(order)) for order in orders):
+                continue  # they are in the nearest order as they are
+            moved = permuted(weights, units.groups, orders)
             end = surface.flat(moved[name] for name in surface.names)
             loss = surface.loss(end)
             if not math.isclose(loss, self.known.losses[other], rel_tol=1e-3, abs_tol=1e-6):
@@ -188,6 +199,19 @@ class _Comparison:
                 continue
             way = barrier(surface, ends[one], end)
             self._keep(one, other, MATCHED, way, float((end - ends[one]).double().norm()))
+
+    def _courses(self, surface: ModelSurface, ends: Sequence[Tensor]) -> None:
+        """Measure how sharp it was on the way of each run, at a few points."""
+        began = time.perf_counter()
+        for number, (run, name, end) in enumerate(zip(self.runs, self.names, ends, strict=True)):
+            points = _points(surface, run, end)
+            meter, measured = CourseMeter(surface, run, None, seed=self.seed), _few(list(points))
+            left = (time.perf_counter() - began) / max(number, 1) * (len(ends) - number)
+            told = f", about {format_seconds(left)} left" if number else ""
+            self.say(f"Sharpness along {name}, at {format_count(len(measured), 'point')}{told}.")
+            for step in measured:
+                meter.add(step, points[step])
+            self._add(courses=(*self.known.courses, meter.course))
 
     def _call(self, model: nn.Module) -> Callable[[], Any]:
         """Give what calls the model on a few examples, always the same."""
@@ -222,6 +246,10 @@ class _Comparison:
 
             way = barrier(surface, first, second, at)
             self._keep(one, other, CURVED, way, curve_length(first, bend, second))
+            self.say(f"The plane through {self.names[one]}, {self.names[other]} and the curve.")
+            drawn = _plane_of_curve(surface, first, bend, second, (self.names[one], self.names[other]))
+            if drawn is not None:
+                self._add(slices=(*self.known.slices, drawn))
 
     @property
     def known(self) -> Comparison:
@@ -283,23 +311,77 @@ def _check_only_weights_differ(
 def _plane(surface: ModelSurface, runs: Sequence[Run], names: Sequence[str], ends: Sequence[Tensor]) -> Slice | None:
     """Draw all paths in one plane with the loss under them; its origin is the first run's end."""
     walks = list[tuple[str, list[int]]]()
-    points = list[Tensor]()
+    points, weights = list[Tensor](), list[float]()
     for run, name, end in zip(runs, names, ends, strict=True):
-        kept = points_on(surface, run)
+        kept = _points(surface, run, end)
+        away = sum(float((each - ends[0]).double().square().sum()) for each in kept.values())
+        # A short path counts as much as a long one, or it would lie across the plane.
+        weights += [1 / math.sqrt(away) if away > 0 else 1.0] * len(kept)
         points += kept.values()
-        points.append(end)
-        walks.append((name, [*kept, int(run.summary.get("steps") or max(kept, default=0))]))
+        walks.append((name, list(kept)))
     try:
-        found = principal_plane(points, ends[0])
+        found = principal_plane(points, ends[0], weights)
     except ValueError:
         return None
-    x, y = (around(found.coordinates[:, axis]) for axis in range(2))
-    grid = plane(surface, ends[0], found.directions, x, y)
+    x, y = _square(found.coordinates)
+    grid = _with_floor(plane(surface, ends[0], found.directions, x, y))
     drawn, first = list[Walk](), 0
     for name, steps in walks:
         drawn.append(Walk(name, found.coordinates[first : first + len(steps)], tuple(steps)))
         first += len(steps)
     return replace(plane_slice("the paths", axis_names(found.shares), grid), walks=tuple(drawn), shares=found.shares)
+
+
+def _points(surface: ModelSurface, run: Run, end: Tensor) -> dict[int, Tensor]:
+    """Give the points of a run's path that were kept, by step; the last is its end, which may be before its last step."""
+    last = step_of(run)
+    return {step: each for step, each in points_on(surface, run).items() if step < last} | {last: end}
+
+
+def _plane_of_curve(
+    surface: ModelSurface, first: Tensor, bend: Tensor, second: Tensor, names: tuple[str, str]
+) -> Slice | None:
+    """Draw the plane in which the curve lies, with the first end at the origin; None where it is straight."""
+    length = float((second - first).double().norm())
+    if not length > 0:
+        return None
+    across = (second - first) / length
+    towards = bend - first
+    shift = float((towards.double() * across).sum())
+    towards = towards - shift * across
+    height = float(towards.double().norm())
+    if not height > 1e-6 * length:
+        return None
+    towards = towards / height
+    t = np.linspace(0, 1, POINTS_OF_CURVE)
+    curve = np.stack([2 * t * (1 - t) * shift + t**2 * length, 2 * t * (1 - t) * height], 1)
+    straight = np.array([[0.0, 0.0], [length, 0.0]])
+    x, y = _square(np.concatenate([curve, straight]))
+    grid = _with_floor(plane(surface, first, (across, towards), x, y, tolerance=PLANE_TOLERANCE))
+    axes = (f"from {names[0]} to {names[1]}", "towards the curve")
+    walks = (Walk("straight way", straight, (0, 1)), Walk("curve", curve, tuple(range(len(curve)))))
+    return replace(plane_slice(f"the curve from {names[0]} to {names[1]}", axes, grid), walks=walks)
+
+
+def _with_floor(grid: Grid) -> Grid:
+    """Give a grid whose predicted losses are no lower than the lowest that was measured."""
+    return replace(grid, losses=np.maximum(grid.losses, grid.losses[grid.is_measured].min()))
+
+
+def _square(coordinates: Array) -> tuple[Array, Array]:
+    """Give the lines of a grid around points and the origin, of one scale on both axes."""
+    low = np.minimum(coordinates.min(0), 0.0)
+    high = np.maximum(coordinates.max(0), 0.0)
+    half = (0.5 + MARGIN) * float((high - low).max())
+    x, y = (np.linspace(middle - half, middle + half, POINTS) for middle in ((low + high) / 2).tolist())
+    return x, y
+
+
+def _few(steps: Sequence[int]) -> list[int]:
+    """Choose at most some of the steps of a trail, the first and the last among them."""
+    if len(steps) <= MOST_POINTS:
+        return list(steps)
+    return [steps[round(number * (len(steps) - 1) / (MOST_POINTS - 1))] for number in range(MOST_POINTS)]
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -34,12 +34,13 @@ class PrincipalPlane:
     distances: Array
 
 
-def principal_plane(points: Sequence[Tensor], end: Tensor) -> PrincipalPlane:
+def principal_plane(points: Sequence[Tensor], end: Tensor, weights: Sequence[float] | None = None) -> PrincipalPlane:
     """Find the plane through the end of a path that holds most of it.
 
     Arguments:
         points: at least three vectors of shape (size,), the last of which is the end or near it.
         end: the point (0, 0) of the plane.
+        weights: by which the distance of each point counts in the choice of the plane; default: all alike.
 
     Raises ValueError where the points lie on one line, or there are too few.
     """
@@ -47,20 +48,23 @@ def principal_plane(points: Sequence[Tensor], end: Tensor) -> PrincipalPlane:
         raise ValueError(f"{len(points)} points have no plane of their own. Three do.")
     away = [point.to(end) - end for point in points]
     gram = np.array([[float(torch.dot(a.double(), b.double())) for b in away] for a in away])
-    values, vectors = np.linalg.eigh(gram)
+    weight = np.ones(len(points)) if weights is None else np.array(weights, np.float64)
+    values, vectors = np.linalg.eigh(gram * np.outer(weight, weight))
     order = np.argsort(values)[::-1]
     total = float(np.trace(gram))
-    if not total > 0 or values[order[1]] <= 1e-12 * total:
+    if not total > 0 or values[order[1]] <= 1e-12 * values.sum():
         raise ValueError("The points lie on one line.")
     directions = list[Tensor]()
     for number in order[:2]:
         direction = torch.zeros_like(end)
-        for weight, point in zip(vectors[:, number], away, strict=True):
-            direction += float(weight) * point
+        for share, point in zip(vectors[:, number] * weight, away, strict=True):
+            direction += float(share) * point
         for other in directions:
             direction -= torch.dot(direction, other) * other
         directions.append(direction / direction.norm())
     coordinates = np.array([[float(torch.dot(p.double(), d.double())) for d in directions] for p in away])
+    if (coordinates[:, 0] ** 2).sum() < (coordinates[:, 1] ** 2).sum():  # as weights may have it
+        directions, coordinates = directions[::-1], coordinates[:, ::-1]
     inside = (coordinates**2).sum(1)
     shares = tuple(float((coordinates[:, axis] ** 2).sum()) / total for axis in range(2))
     distances = np.sqrt(np.maximum(0.0, np.diag(gram) - inside))

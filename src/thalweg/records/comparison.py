@@ -7,14 +7,17 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from thalweg.errors import RunError
 from thalweg.formatting import format_count
 from thalweg.records import sealed_json
 from thalweg.records.kinds import anything, check, count, flag, listing, number, table, text
-from thalweg.records.survey import Array, Slice
+from thalweg.records.paths import as_path
+from thalweg.records.survey import Array, Course, Slice
 
 SAME_BASIN = 0.05  # of the higher end's loss: a barrier that is lower hardly shows
 STRAIGHT, MATCHED, CURVED = "straight", "matched", "curved"
@@ -88,6 +91,7 @@ class Comparison:
         notes: sentences on what is to be known of it.
         ways: the losses on the ways between two ends, of each kind that was looked at.
         matched_units: how many hidden units may change their order.
+        courses: how sharp it was at some points of each run, and the learning rate there.
         left: the weights of hidden units that were left as they are, as they could not be matched.
         complete: whether all that was asked for was measured.
     """
@@ -104,6 +108,7 @@ class Comparison:
     matched_units: int = 0
     left: tuple[str, ...] = ()
     complete: bool = True
+    courses: tuple[Course, ...] = ()
 
     def same_basin(self, first: int, second: int) -> bool:
         """Tell whether two runs ended in one basin: no barrier worth a twentieth of the higher end's loss lies between them."""
@@ -180,6 +185,7 @@ class Comparison:
                 "left": list(self.left),
                 "complete": self.complete,
                 "ways": [{**way.to_dict(), "connection": self.connection(way.first, way.second)} for way in self.ways],
+                "courses": [course.to_dict() for course in self.courses],
                 "slices": [s.to_dict() for s in self.slices],
             }
         )
@@ -207,11 +213,20 @@ class Comparison:
             entries["matched_units"],
             tuple(entries["left"]),
             entries["complete"],
+            tuple(Course.from_dict(each) for each in entries["courses"]),
         )
 
     def figure(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw it as a matplotlib `Figure`, as `Survey.figure` does."""
         return importlib.import_module("thalweg.see.survey_figure").draw_comparison(self, path)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as one self-contained HTML page, with its pictures, and give the path.
+
+        Raises RunError where the disk refuses, or another kind of file is there.
+        """
+        target = as_path(path, "the file of the page", "compared.html", RunError)
+        return importlib.import_module("thalweg.see.comparison_page").write(self, target)
 
 
 WORDS = {STRAIGHT: "on the straight way", MATCHED: "after matching", CURVED: "along a curve"}
@@ -229,4 +244,5 @@ KINDS: Mapping[str, Any] = {
     "matched_units": count,
     "left": listing(text),
     "complete": flag,
+    "courses": listing(table(anything)),
 }

@@ -31,17 +31,29 @@ def write_report(run: Run, path: str | os.PathLike[str] | None = None) -> Path:
     target = Path(path) if path is not None else Path(run.folder or ".") / REPORT
     if path is not None:
         _check_target(target)
-    content = render(run).encode("utf-8", "replace")
+    _write(target, render(run), is_ours=path is None)
+    return target
+
+
+def write_page(path: str | os.PathLike[str], html: str) -> Path:
+    """Write a page of `page` as `write_report` does a report."""
+    target = Path(path)
+    _check_target(target)
+    _write(target, html, is_ours=False)
+    return target
+
+
+def _write(target: Path, html: str, *, is_ours: bool) -> None:
+    """Write a page; under a name of ours what is no report is moved aside."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path is None and os.path.lexists(target) and not (files.is_regular(target) and _is_report(target)):
+        if is_ours and os.path.lexists(target) and not (files.is_regular(target) and _is_report(target)):
             files.set_aside(target)
-        files.replace(target, content)
+        files.replace(target, html.encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(
             f"{target} cannot be written: {error.strerror}. Free some space or give another path."
         ) from error
-    return target
 
 
 def _check_target(target: Path) -> None:
@@ -69,14 +81,7 @@ def _is_report(path: Path) -> bool:
 
 
 def render(run: Run) -> str:
-    """Give the report's HTML.
-
-    Nothing is loaded from elsewhere, and the content security policy lets the browser run no script but our own, known by
-    its hash: a text that were left unescaped by mistake would not be executed.
-    """
-    style, script = _read_asset("report.css"), _read_asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    """Give the report's HTML."""
     body = "\n".join(
         make(run)
         for make in (
@@ -93,6 +98,18 @@ def render(run: Run) -> str:
             report_sections.environment,
         )
     )
+    return page(run_text.name(run), body)
+
+
+def page(title: str, body: str) -> str:
+    """Give a whole HTML page.
+
+    Nothing is loaded from elsewhere, and the content security policy lets the browser run no script but our own, known by
+    its hash: a text that were left unescaped by mistake would not be executed.
+    """
+    style, script = _read_asset("report.css"), _read_asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -100,7 +117,7 @@ def render(run: Run) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{report_sections.safe(run_text.name(run))}{TITLE_END}
+<title>{report_sections.safe(title)}{TITLE_END}
 <style>
 {style}</style>
 </head>

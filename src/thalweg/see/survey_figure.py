@@ -46,21 +46,26 @@ def draw(survey: Survey, path: str | os.PathLike[str] | None = None) -> Any:
 
 
 def draw_comparison(found: Comparison, path: str | os.PathLike[str] | None = None) -> Any:
-    """Draw a comparison: planes, and the losses on the ways between each pair of ends; see `Comparison.figure`."""
+    """Draw a comparison: planes, the losses on the ways between each pair of ends, and the sharpness along the runs; see
+    `Comparison.figure`."""
     figure_class = _figure_class()
     pairs = sorted({(way.first, way.second) for way in found.ways})
     planes = [each for each in found.slices if len(each.y)]
-    panels = len(planes) + len(pairs)
+    courses = [course for course in found.courses if len(course) > 1]
+    panels = len(planes) + len(pairs) + bool(courses)
     if not panels:
         raise RunError("This comparison was stopped before there was anything to draw.")
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    figure = figure_class(figsize=(5.2 * columns, 4.4 * rows), layout="constrained")
+    figure = figure_class(figsize=(5.4 * columns, 4.8 * rows), layout="constrained")
     axes: Any = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, each in zip(axes, planes, strict=False):
         _draw_plane(figure, axis, each)
+        axis.set_aspect("equal")
     for axis, pair in zip(axes[len(planes) :], pairs, strict=False):
         _draw_ways(axis, found, *pair)
+    if courses:
+        _draw_courses(axes[panels - 1], found)
     for axis in axes[panels:]:
         axis.set_axis_off()
     figure.suptitle(f"{len(found.names)} runs on one surface", x=0.01, ha="left")
@@ -68,6 +73,13 @@ def draw_comparison(found: Comparison, path: str | os.PathLike[str] | None = Non
     if path is not None:
         _write(figure, path)
     return figure
+
+
+def _draw_courses(axis: Any, found: Comparison) -> None:
+    for name, course in zip(found.names, found.courses, strict=False):
+        axis.plot(course.steps, course.sharpness, "-o", ms=3, label=name)
+    axis.set(xlabel="step", ylabel="largest curvature", title="sharpness along the runs", yscale="log")
+    axis.legend(fontsize="small", framealpha=0.7)
 
 
 def _draw_ways(axis: Any, found: Comparison, first: int, second: int) -> None:
@@ -113,11 +125,17 @@ def _draw_plane(figure: Any, axis: Any, each: Slice) -> None:
         drawn = axis.contourf(each.x, each.y, shown, levels(each), cmap="viridis", extend="both")
         axis.contour(each.x, each.y, shown, levels(each)[::2], colors="white", linewidths=0.4)
         figure.colorbar(drawn, ax=axis, label="training loss", format="%.3g")
-    for walk, colour in zip(each.walks, COLOURS * len(each.walks), strict=False):
+    colours = COLOURS if each.shares else ["tab:cyan", "tab:red"]  # of a straight way and a curve
+    for walk, colour in zip(each.walks, colours * len(each.walks), strict=False):
         axis.plot(walk.points[:, 0], walk.points[:, 1], "-o", color=colour, ms=2.5, lw=1, label=walk.name)
+        if len(each.walks) > 1:
+            axis.plot(*walk.points[0], marker="o", color=colour, mfc="none", ms=8, mew=1.5)
+            axis.plot(*walk.points[-1], marker="o", color=colour, mec="black", mew=0.8, ms=7, zorder=3)
     if len(each.walks) > 1:
-        axis.legend(fontsize="small", framealpha=0.7)
-    axis.plot(0, 0, marker="+", color="white", ms=10, mew=2)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": min(3, len(each.walks))}
+        axis.legend(fontsize="small", **below)
+    else:
+        axis.plot(0, 0, marker="+", color="white", ms=10, mew=2)
     axis.set(xlabel=each.axes[0], ylabel=each.axes[-1], title=each.name)
 
 

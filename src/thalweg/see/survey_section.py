@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from html import escape
 
 import numpy as np
 
@@ -13,10 +12,8 @@ from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
 from thalweg.records.survey import Slice, Survey
 from thalweg.see.charts import Series, chart
+from thalweg.see.loss_plane import plane
 from thalweg.see.report_sections import figures_table, safe, section
-
-LEVELS = 14  # shades of a plane
-COLOURS = ["validation", "limit", "ema", "t3", "t4", "t6"]  # of paths, as the style sheet names them
 
 
 def survey(run: Run) -> str:
@@ -34,7 +31,7 @@ def _inside(found: Survey) -> str:
     kind = found.kind or "the survey was stopped before the kind of place was known"
     parts = [f'<p class="lead"><b>{safe(kind)}</b>. {safe(found.reason)}</p>']
     parts.append(f'<div class="pair">{figures_table(_figures(found))}{_layers(found)}</div>')
-    drawn = [_plane(each) for each in found.slices if len(each.y)]
+    drawn = [plane(each) for each in found.slices if len(each.y)]
     drawn.append(_lines([each for each in found.slices if not len(each.y)]))
     drawn.append(_density(found))
     drawn += _course(found)
@@ -146,70 +143,3 @@ def _density(found: Survey) -> str:
         log_y=False,
         zero=True,
     )
-
-
-def _plane(each: Slice) -> str:
-    """Draw the loss over a plane: the darker, the lower; the path, where it is known, and a cross where the run ended."""
-    finite = each.losses[np.isfinite(each.losses)]
-    if not len(finite):
-        return ""
-    low, high = float(finite.min()), float(finite.max())
-    shades = _shades(each.losses, low, high)
-    width, height = len(each.x), len(each.y)
-    rects = "".join(_row(row, height - 1 - number) for number, row in enumerate(shades))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - each.x[0]) / (each.x[-1] - each.x[0]) * (width - 1) + 0.5
-        return across, height - 0.5 - (y - each.y[0]) / (each.y[-1] - each.y[0]) * (height - 1)
-
-    walks = ""
-    for walk, colour in zip(each.walks, COLOURS * len(each.walks), strict=False):
-        points = [place(x, y) for x, y in walk.points.tolist()]
-        joined = " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
-        dots = "".join(f'<circle cx="{x:.2f}" cy="{y:.2f}" r=".35"/>' for x, y in points)
-        walks += f'<g class="{colour}"><polyline points="{joined}"/>{dots}</g>'
-    x, y = place(0.0, 0.0)
-    cross = f'<path d="M{x - 1:.2f} {y:.2f}h2M{x:.2f} {y - 1:.2f}v2"/>'
-    predicted = (
-        f", {each.measured:,} of {each.losses.size:,} losses measured" if each.measured < each.losses.size else ""
-    )
-    several = len(each.walks) > 1
-    steps = "".join(
-        f" The path{f' of {walk.name}' if several else ''} goes from step {walk.steps[0]:,} to {walk.steps[-1]:,}."
-        for walk in each.walks
-        if walk.steps
-    )
-    note = f"Loss from {low:.3g} (dark) to {high:.3g}{predicted}. The cross is where the run ended.{steps}"
-    title = f"Loss over the plane of {each.name}"
-    label = f"{title}. {note}"
-    legend = "".join(
-        f'<span class="key {colour}">{safe(printable(walk.name))}</span>'
-        for walk, colour in zip(each.walks, COLOURS * len(each.walks), strict=False)
-    )
-    legend = f'<span class="legend">{legend}</span>' if several else ""
-    return (
-        f'<figure class="plane"><figcaption><b>{escape(title)}</b>{legend}</figcaption><p class="note">{escape(note)}</p>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"><g class="shades">{rects}</g>'
-        f'<g class="walk">{walks}</g><g class="end">{cross}</g></svg>'
-        f'<p class="note">→ {escape(each.axes[0])}, {each.x[0]:.3g} to {each.x[-1]:.3g};'
-        f" ↑ {escape(each.axes[-1])}, {each.y[0]:.3g} to {each.y[-1]:.3g}</p></figure>"
-    )
-
-
-def _shades(losses: np.ndarray[tuple[int, ...], np.dtype[np.float64]], low: float, high: float) -> list[list[int]]:
-    """Give the shade of each loss, evenly spaced in the logarithm of its height above the lowest: 0 is the lowest."""
-    if not high > low:
-        return [[0] * losses.shape[1] for _ in range(losses.shape[0])]
-    height = np.clip((np.where(np.isfinite(losses), losses, high) - low) / (high - low), 1e-4, 1.0)
-    return np.minimum(LEVELS - 1, ((np.log10(height) / 4 + 1) * LEVELS).astype(int)).tolist()
-
-
-def _row(shades: list[int], y: int) -> str:
-    """Draw a row, neighbours of one shade together."""
-    drawn, start = list[str](), 0
-    for x in range(1, len(shades) + 1):
-        if x == len(shades) or shades[x] != shades[start]:
-            opacity = 0.95 * (1 - shades[start] / (LEVELS - 1)) + 0.02
-            drawn.append(f'<rect x="{start}" y="{y}" width="{x - start}" height="1" opacity="{opacity:.2f}"/>')
-            start = x
-    return "".join(drawn)
