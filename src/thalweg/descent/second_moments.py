@@ -57,6 +57,16 @@ def recursion(rule: str, constants: Mapping[str, Any]) -> Recursion | None:
     return Recursion(known.state[places[0]].key, kept, added)
 
 
+def noise_left(of_part: float, batch: int | None, examples: int | None) -> float:
+    """Give how much of the variance of gradients of `of_part` examples each those of a run's batches have, drawn without
+    replacement from so many examples; a batch or number that is None is not known.
+
+    >>> noise_left(8, 16, None), noise_left(8, 16, 16), noise_left(8, None, None)
+    (0.5, 0.0, 1.0)
+    """
+    return 1.0 if not batch else of_part * (1 / batch - 1 / max(batch, examples or math.inf))
+
+
 class SecondMoments:
     """Follows a rule's mean of squared gradients along a trail.
 
@@ -80,9 +90,8 @@ class SecondMoments:
         shown: int,
     ) -> None:
         self.rule, self.constants, self.followed, self.surface = rule, constants, followed, surface
-        of_part = shown / len(surface.parts)
         self.sampled = 1.0 if not examples else max(0.0, 1 - shown / examples)  # of the spread is in the mean of all
-        self.noise_left = 1.0 if not batch else of_part * (1 / batch - 1 / max(batch, examples or math.inf))
+        self.noise_left = noise_left(shown / len(surface.parts), batch, examples)
         self.step = 0
         self.value, self._squares = torch.zeros(0), torch.zeros(0)
 

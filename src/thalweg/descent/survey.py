@@ -19,33 +19,36 @@ from thalweg.descent.course import CourseMeter, chosen, edge_at, rate_at
 from thalweg.descent.last_step import last_directions, optimizer_state
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.second_moments import SecondMoments, recursion
+from thalweg.descent.second_moments import SecondMoments, noise_left, recursion
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.trail import points_of, trained_part
 from thalweg.descent.validation import evaluating
 from thalweg.errors import CheckpointError, DataError, Interrupted, RunError
 from thalweg.formatting import format_count, format_seconds
+from thalweg.landscape.basin_width import half_width
 from thalweg.landscape.directions import random_directions
+from thalweg.landscape.dots import dot, length
 from thalweg.landscape.lanczos import MOST_PRODUCTS, Eigenpairs, eigenpairs
 from thalweg.landscape.model_surface import ModelSurface, Part
+from thalweg.landscape.noise_along import Variance, variances_along
 from thalweg.landscape.path import Array, principal_plane
 from thalweg.landscape.place import find_place
 from thalweg.landscape.processes import Processes
 from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
 from thalweg.landscape.surface import Product, Slope
-from thalweg.landscape.trace import trace
+from thalweg.landscape.trace import SKETCH, trace
 from thalweg.objects.state import ObjectState
 from thalweg.optim.preconditioner import preconditioner
 from thalweg.optim.recalibration import gathers_statistics
 from thalweg.records import checkpoint
 from thalweg.records.run import Run
 from thalweg.records.run_folder import RunFolder
-from thalweg.records.survey import Course, Slice, Survey, Walk
+from thalweg.records.survey import Basin, Course, Slice, Survey, Walk
 from thalweg.sampling import StreamSource, hold, iterate_once, mix
 from thalweg.sampling.sources import seed_all, to_device
 from thalweg.watch.finished import FinishedHistory
-from thalweg.watch.temperature import batch_size
+from thalweg.watch.temperature import batch_size, is_without_noise, temperature
 
 EXAMPLES = 2048  # that are looked at, where there are more
 LARGEST_PART = 256  # examples of a batch
@@ -54,7 +57,12 @@ MOMENT_PARTS = 32  # that squared gradients are measured on: their spread is kno
 POINTS = 51  # of a line, and of each side of a plane
 BASIS_BYTES = 1 << 30  # of vectors that are kept for eigenvalues
 FEWEST_VECTORS = 15  # of them, for five at each end
+COPIES = 9  # of the weights, beside these vectors: of the point, the gradient, and within a product
 MOST_LAYERS = 12
+RISE = 0.1  # of what the run lowered the loss by: the height at which a basin's width is measured
+WIDTHS, FARTHEST = 6, 16.0  # random directions for it, and how many lengths of the weights are gone at most
+LATE = 0.9  # of the run: from there on is the way that it came last
+HOTTER = 1.5  # times: a temperature that was higher than at the end by more is said too
 MARGIN = 0.2  # of the path's extent, around it
 _SURVEY = 6  # mixed into the seeds of what model and data draw
 
@@ -113,6 +121,8 @@ class _Surveyor:
         self.found = Survey(step=step_of(run), noise=noise_of(run))
         self.began = time.perf_counter()
         self.surface: ModelSurface | None = None
+        self._fine: tuple[list[Part], int, int | None] | None = None
+        self._estimated: Tensor | None = None
 
     def measure(self) -> None:
         """Measure all."""
@@ -144,10 +154,10 @@ class _Surveyor:
         surface.check_repeats()
         surface.check_symmetric()
         point = surface.point
-        megabytes = self._vectors(surface) * surface.size * surface.dtype.itemsize / 1e6
+        megabytes = (self._vectors(surface) + COPIES) * surface.size * surface.dtype.itemsize / 1e6
         self.say(
             f"The survey looks at {format_count(surface.size, 'weight')} on {format_count(self.found.examples, 'example')}"
-            f" in evaluation mode, and takes about {megabytes:,.0f} MB for vectors."
+            f" in evaluation mode, and takes about {megabytes:,.0f} MB beside them."
         )
         began = time.perf_counter()
         slope = surface.slope(point)
@@ -157,8 +167,7 @@ class _Surveyor:
                 f"The training loss is {slope.loss:.4g} at the run's weights, or its gradient not finite, so there is nothing to"
                 f" survey. See `thalweg diagnose`."
             )
-        norm = float(slope.gradient.double().norm())
-        self._add(loss=slope.loss, gradient_norm=norm, gradient_error=math.sqrt(slope.squared_error))
+        self._add(loss=slope.loss, gradient_norm=length(slope.gradient), gradient_error=math.sqrt(slope.squared_error))
         most = min(MOST_PRODUCTS, surface.size)
         self.say(f"Eigenvalues: up to {most} products, about {format_seconds(3 * each * most)}.")
         product = surface.hessian(point)
@@ -180,10 +189,17 @@ class _Surveyor:
         self.say(f"{self.found.kind}. {self.found.reason}")
         points = {step: each for step, each in points_on(surface, self.run).items() if step <= self.found.step}
         self._course(surface, point, points)
+        self._basin(surface, point, pairs)
+        self._barriers(surface, point, pairs, points)
         if self.slices:
             self._slices(surface, point, pairs)
             self._path(surface, point, points)
-        self._spectrum(surface, product, point, pairs)
+        # Where there is room for few vectors, those that are known are no longer held.
+        known = (
+            torch.cat([pairs.top_vectors, pairs.bottom_vectors]) if pairs.known and self._has_room(surface) else None
+        )
+        del pairs
+        self._spectrum(surface, product, point, known)
         self._layers(surface, product, point)
 
     def _place(self, surface: ModelSurface, product: Product, point: Tensor, slope: Slope, pairs: Eigenpairs) -> None:
@@ -225,6 +241,22 @@ class _Surveyor:
 
     def _preconditioned(self, surface: ModelSurface, product: Product, point: Tensor) -> float | None:
         """Give the largest curvature in the rule's own measure, from the state of the optimiser after the surveyed step."""
+        divided = self._known_preconditioner(surface)
+        if divided is None:
+            return None
+        root = divided.sqrt_()
+        found = eigenpairs(
+            lambda v: root * product(root * v), point, top=1, bottom=0, tolerance=0.01, vectors=self._vectors(surface),
+            seed=self.seed,
+        )  # fmt: skip
+        return found.top[0]
+
+    def _preconditioner(self, surface: ModelSurface) -> Tensor | None:
+        """Give by what the rule divides gradients: as it was kept, else as it was estimated along the run."""
+        known = self._known_preconditioner(surface)
+        return self._estimated if known is None else known
+
+    def _known_preconditioner(self, surface: ModelSurface) -> Tensor | None:
         states = optimizer_state(self.run, self.found.step)
         if states is None:
             return None
@@ -234,17 +266,11 @@ class _Surveyor:
             if part is None or part.shape != parameter.shape:
                 return None
             parts.append(part)
-        root = surface.flat(parts).sqrt()
-        found = eigenpairs(
-            lambda v: root * product(root * v), point, top=1, bottom=0, tolerance=0.01, vectors=self._vectors(surface),
-            seed=self.seed,
-        )  # fmt: skip
-        return found.top[0]
+        return surface.flat(parts)
 
-    def _spectrum(self, surface: ModelSurface, product: Product, point: Tensor, pairs: Eigenpairs) -> None:
-        known = torch.cat([pairs.top_vectors, pairs.bottom_vectors])
+    def _spectrum(self, surface: ModelSurface, product: Product, point: Tensor, known: Tensor | None) -> None:
         self.say("Sum and spread of all eigenvalues.")
-        found = trace(product, point, known if pairs.known else None, seed=self.seed)
+        found = trace(product, point, known, sketch=SKETCH if self._has_room(surface) else 0, seed=self.seed)
         self._add(trace=found.value, trace_error=found.error)
         steps = min(40, self._vectors(surface))
         spread = spectral_density(product, point, steps=steps, probes=3, seed=self.seed)
@@ -267,7 +293,14 @@ class _Surveyor:
                 return product(whole)[first : first + size]
 
             pairs = eigenpairs(
-                within, point[first : first + size], top=1, bottom=0, tolerance=0.02, most=20, seed=self.seed
+                within,
+                point[first : first + size],
+                top=1,
+                bottom=0,
+                tolerance=0.02,
+                most=20,
+                vectors=self._vectors(surface),
+                seed=self.seed,
             )
             layers[name] = pairs.top[0]
             self._add(layers=dict(layers))
@@ -276,7 +309,7 @@ class _Surveyor:
         at = np.linspace(-1, 1, POINTS)
         first, second = random_directions([p.detach() for p in surface.parameters], 2, self.seed)
         surface.move_to(point)
-        length = float(first.norm()) or float(point.norm()) or 1.0
+        extent = length(first) or length(point) or 1.0
         self.say("Slices along random directions, and along the most and the least curved one.")
 
         def grown(grid: Grid) -> None:
@@ -290,7 +323,7 @@ class _Surveyor:
         ]
         # A parabola as curved as the first one rises by as much at the ends.
         rise = max(start_loss(self.run) or 0.0, 2 * abs(self.found.loss))
-        reach = min(length, math.sqrt(2 * rise / max(pairs.largest, 1e-12)))
+        reach = min(extent, math.sqrt(2 * rise / max(pairs.largest, 1e-12)))
         for name, vectors, values in named:
             if values:
                 losses = line(surface, point, reach * vectors[0], at.tolist())
@@ -312,10 +345,81 @@ class _Surveyor:
                 self._add(course=meter.course)
             else:
                 meter.pass_by(step, each)
+        self._estimated = None if meter.moments is None else meter.moments.preconditioner()
         if meter.course.scaled:
             self._note(self._measure_of(meter.course))
         if self.run.plan.ema is not None and _is_average(self.run):
             self._note("The weights that are surveyed are an average: the last point of the course is not on the way.")
+
+    def _basin(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> None:
+        """Measure how far it is, in several directions, until the loss has risen by a tenth of what the run lowered it by."""
+        course = self.found.course
+        start = course.losses[0] if course.steps[:1] == (0,) else start_loss(self.run)
+        fallen = (start or 0.0) - self.found.loss
+        rise = RISE * (fallen if fallen > 0 else abs(self.found.loss))
+        if not 0 < rise < math.inf:
+            return
+        self.say(f"How far it is until the loss has risen by {rise:.3g}.")
+        level, random, curved = self.found.loss + rise, list[float](), list[float]()
+
+        def both_ways(direction: Tensor, guess: float) -> list[float]:
+            found = list[float]()
+            with surface.over(point, [direction]) as loss_at:
+                for sign in (1.0, -1.0):
+                    guess = found[-1] if found and 0 < found[-1] < math.inf else guess
+                    found.append(half_width(lambda a, sign=sign: loss_at(sign * a), level, guess, FARTHEST))
+            return found
+
+        surface.move_to(point)
+        weights = [p.detach().clone() for p in surface.parameters]
+        for number in range(WIDTHS):
+            (direction,) = random_directions(weights, 1, mix(self.seed, _SURVEY, number))
+            if not bool(direction.any()):  # of a model without matrices: all weights alike
+                direction = torch.randn(surface.size, generator=torch.Generator().manual_seed(number)).to(point)
+                direction *= length(point) / length(direction)
+            last = random[-1] if random and 0 < random[-1] < math.inf else 0.25
+            random += both_ways(direction, last)
+        whole = length(point)
+        if pairs.top and pairs.top[0] > 0 and whole > 0:
+            curved = both_ways(whole * pairs.top_vectors[0], math.sqrt(2 * rise / pairs.top[0]) / whole)
+        self._add(basin=Basin(rise, tuple(random), tuple(curved)))
+
+    def _barriers(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs, points: Mapping[int, Tensor]) -> None:
+        """Measure what barrier the noise of a step is worth, along the most curved direction and the way that it came last."""
+        heat, size = temperature(self.run), batch_size(self.run)
+        rate = rate_at(self.run, self.found.step)
+        if heat is None or size is None or rate is None or is_without_noise(self.run):
+            return
+        unknown = "What barrier the noise of a step is worth is not known"
+        if heat.gain is None:
+            self._note(f"{unknown} of a rule whose steps have a length of their own.")
+            return
+        parts, shown, total = self._fine_parts()
+        divided = self._preconditioner(surface) if heat.scaled else None
+        if len(parts) < 2 or (heat.scaled and divided is None):
+            self._note(f"{unknown}: that takes several batches, and the size of gradients that the rule keeps.")
+            return
+        named = {"along the most curved direction": pairs.top_vectors[0]} if pairs.top else {}
+        before = [step for step in points if step <= LATE * self.found.step]
+        if before and bool((way := point - points[before[-1]]).any()):
+            named["along the way it came last"] = way / length(way)
+        fine = ModelSurface(surface.model, self.problem.objective, parts, seed_for=seeded(self.seed))
+        left = noise_left(shown / len(parts), size, total)
+        variances = variances_along(fine, point, list(named.values()))
+        now, hottest = heat.gain * rate / size, float(np.nanmax(heat.values))
+        worth = dict[str, Variance]()
+        for (name, direction), seen in zip(named.items(), variances, strict=True):
+            measure = 1.0 if divided is None else dot(direction, direction / divided)
+            worth[name] = seen.times(heat.gain * rate * left / (2 * measure))
+        if hottest > HOTTER * now > 0:
+            worth |= {f"{name}, at the highest rate": each.times(hottest / now) for name, each in worth.items()}
+        self._add(barriers={name: (each.value, each.low, each.high) for name, each in worth.items()})
+
+    def _fine_parts(self) -> tuple[list[Part], int, int | None]:
+        """Give batches whose gradients' spread tells that of the run's."""
+        if self._fine is None:
+            self._fine = sample(self.problem, self.run, self.examples, self.seed, parts=MOMENT_PARTS)
+        return self._fine
 
     def _moments(self, surface: ModelSurface) -> SecondMoments | None:
         """Give what follows the usual size of gradients along the trail, for a rule that divides by it."""
@@ -323,7 +427,7 @@ class _Surveyor:
         followed = recursion(plan.rule, plan.constants)
         if followed is None:
             return None
-        parts, shown, total = sample(self.problem, self.run, self.examples, self.seed, parts=MOMENT_PARTS)
+        parts, shown, total = self._fine_parts()
         fine = ModelSurface(surface.model, self.problem.objective, parts, seed_for=seeded(self.seed))
         return SecondMoments(
             plan.rule, plan.constants, followed, fine, batch=batch_size(self.run), examples=total, shown=shown
@@ -375,6 +479,10 @@ class _Surveyor:
                 "The loss of a batch is no mean over its examples: it is averaged over batches of the run's size."
             )
         return sample(self.problem, self.run, self.examples, self.seed)
+
+    def _has_room(self, surface: ModelSurface) -> bool:
+        """Tell whether a vector is kept for every product."""
+        return self._vectors(surface) >= min(MOST_PRODUCTS, surface.size)
 
     def _vectors(self, surface: ModelSurface) -> int:
         """Give how many vectors are kept for eigenvalues."""

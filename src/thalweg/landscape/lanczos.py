@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from thalweg.landscape.dots import dot
+from thalweg.landscape.dots import length as norm
 from thalweg.landscape.surface import Product
 
 MOST_PRODUCTS = 100
@@ -125,12 +127,12 @@ def eigenpairs(
         rest = product(basis[count])
         products += 1
         is_stopped = enough(products)
-        projected[count, count] = _dot(basis[count], rest)
-        rest = rest - float(projected[count, count]) * basis[count]
+        projected[count, count] = dot(basis[count], rest)
+        rest = rest.add(basis[count], alpha=-float(projected[count, count]))
         count += 1
         for _ in range(2):
             rest.addmv_(basis[:count].T, basis[:count] @ rest, alpha=-1)
-        length = math.sqrt(max(0.0, _dot(rest, rest)))
+        length = norm(rest)
         scale = max(scale, abs(float(projected[count - 1, count - 1])), length)
         is_invariant = length <= _smallest(start.dtype) * scale
         length = 0.0 if is_invariant else length
@@ -211,11 +213,11 @@ def _combine(basis: Tensor, coefficients: Tensor) -> None:
 
 def _near(guess: Tensor, start: Tensor, generator: torch.Generator) -> Tensor | None:
     """Give a vector of length 1 near a guess; None where the guess is no direction."""
-    length, drawn = math.sqrt(_dot(guess, guess)), _random_like(start, generator)
+    length, drawn = norm(guess), _random_like(start, generator)
     if not 0 < length < math.inf:
         return None
-    mixed = guess.to(start) / length + (MIXED / math.sqrt(_dot(drawn, drawn))) * drawn
-    return mixed / math.sqrt(_dot(mixed, mixed))
+    mixed = guess.to(start) / length + (MIXED / norm(drawn)) * drawn
+    return mixed / norm(mixed)
 
 
 def _random_like(start: Tensor, generator: torch.Generator) -> Tensor:
@@ -224,15 +226,11 @@ def _random_like(start: Tensor, generator: torch.Generator) -> Tensor:
 
 def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor | None:
     """Give the part of a vector that is orthogonal to all of a basis, of length 1; None where there is none."""
-    before = math.sqrt(_dot(vector, vector))
+    before = norm(vector)
     for _ in range(2):
         vector = vector - basis.T @ (basis @ vector)
-    length = math.sqrt(_dot(vector, vector))
+    length = norm(vector)
     return vector / length if length > 1e-4 * before else None
-
-
-def _dot(first: Tensor, second: Tensor) -> float:
-    return float(torch.dot(first, second)) if first.dtype == torch.float64 else float((first.double() * second).sum())
 
 
 def _smallest(dtype: torch.dtype) -> float:

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.errors import TaskError
 from thalweg.landscape.affine_maps import AffineMaps
+from thalweg.landscape.dots import dot, length
 from thalweg.landscape.objective import Objective
 from thalweg.landscape.processes import OneProcess, Processes
 from thalweg.landscape.surface import LossAt, Product, Slope, along
@@ -146,9 +147,9 @@ class ModelSurface:
         generator = torch.Generator().manual_seed(0)
         one, other = (torch.randn(self.size, generator=generator).to(self.device, self.dtype) for _ in range(2))
         product = self.hessian(self.point)
-        first, second = product(one).double(), product(other).double()
-        apart = abs(float(torch.dot(first, other.double())) - float(torch.dot(second, one.double())))
-        scale = float(first.norm()) + float(second.norm())
+        first, second = product(one), product(other)
+        apart = abs(dot(first, other) - dot(second, one))
+        scale = length(first) + length(second)
         if apart > ASYMMETRY[self.dtype] * scale and not self.differences:
             self.differences = "the second derivative of an operation is wrong (the Hessian is not symmetric by it)"
 
@@ -229,12 +230,12 @@ class ModelSurface:
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for part, value, own in self.gradients_of_parts():
             loss += part.share * value
-            squares += part.share * float(own.double().square().sum())
+            squares += part.share * dot(own, own)
             total.add_(own, alpha=part.share)
         total = self.processes.sum(total)
         loss, squares = self.processes.sum_numbers([loss, squares], self.device)
         count = len(self.parts)
-        spread = max(0.0, squares - float(total.double().square().sum()))
+        spread = max(0.0, squares - dot(total, total))
         error = spread / (count - 1) if count > 1 else 0.0
         return Slope(loss, total, error * (1 - self.share_of_data))
 
@@ -307,6 +308,7 @@ class ModelSurface:
                 graph = self._graph(matrix, number, part, kept)
                 if place == 0 and matrix == "hessian" and self._hides_second_derivative(graph):
                     return None
+                kept.left -= self.size * self.dtype.itemsize  # of the gradient, which begins the graph
                 if kept.left > 0:
                     graphs[number] = graph
             try:
@@ -362,10 +364,10 @@ class ModelSurface:
 
     def _difference(self, point: Tensor, vector: Tensor) -> Tensor:
         """Multiply the Hessian with a vector by the difference of two gradients."""
-        length = float(vector.double().norm())
-        if not length > 0:
+        size = length(vector)
+        if not size > 0:
             return torch.zeros_like(vector)
-        step = STEP * max(1.0, float(point.double().norm())) / length
+        step = STEP * max(1.0, length(point)) / size
         ahead, behind = self.slope(point + step * vector).gradient, self.slope(point - step * vector).gradient
         self.move_to(point)
         return (ahead - behind) / (2 * step)

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from thalweg.landscape.dots import dot, length
 from thalweg.landscape.lanczos import Eigenpairs
 from thalweg.landscape.surface import Slope, Surface
 
@@ -109,7 +110,7 @@ class _Judge:
         self.surface, self.point, self.found, self.pairs = surface, point, slope, pairs
         self.zero = ZERO.get(point.dtype, 1e-5) * pairs.largest
         self.resolution = RESOLUTION.get(point.dtype, 2e-6)
-        self.norm2 = float(slope.gradient.double().square().sum())
+        self.norm2 = dot(slope.gradient, slope.gradient)
         self.scale = scale
         self.reach = self._reach()
         self.figures: dict[str, float] = {"gradient norm": math.sqrt(self.norm2)}
@@ -221,10 +222,10 @@ class _Judge:
         if not self.norm2 > 0:
             return 0.0
         along = self.surface.hessian(self.point)(self.found.gradient)
-        curvature = float((along.double() * self.found.gradient).sum()) / self.norm2
+        curvature = dot(along, self.found.gradient) / self.norm2
         curvature = curvature if curvature > self.zero else self.pairs.largest
         if not curvature > 0:
-            return math.sqrt(self.norm2) * max(1.0, float(self.point.double().norm()))
+            return math.sqrt(self.norm2) * max(1.0, length(self.point))
         predicted = self.norm2 / (2 * curvature)
         if predicted <= self.resolution * abs(self.found.loss):
             return predicted
@@ -237,15 +238,15 @@ class _Judge:
         pairs = self.pairs
         if not pairs.largest > 0:
             return math.inf
-        values, vectors = [*pairs.top, *pairs.bottom], torch.cat([pairs.top_vectors, pairs.bottom_vectors])
+        values, vectors = [*pairs.top, *pairs.bottom], [*pairs.top_vectors, *pairs.bottom_vectors]
         most = max(range(len(values)), key=lambda i: abs(values[i]))
 
         def differs(distance: float) -> bool:
             ahead = self.surface.slope(self.point + distance * vectors[most]).gradient - self.found.gradient
-            curvature = float((ahead.double() * vectors[most]).sum()) / distance
+            curvature = dot(ahead, vectors[most]) / distance
             return not abs(curvature - values[most]) < abs(values[most]) / 2
 
-        distance = 0.1 * (float(self.point.double().norm()) or 1.0)
+        distance = 0.1 * (length(self.point) or 1.0)
         if differs(distance):
             for _ in range(DOUBLINGS):
                 distance /= 2
@@ -259,7 +260,7 @@ class _Judge:
         return math.inf
 
     def _radii(self) -> Iterable[float]:
-        largest = self.reach if math.isfinite(self.reach) else (float(self.point.double().norm()) or 1.0)
+        largest = self.reach if math.isfinite(self.reach) else (length(self.point) or 1.0)
         return (largest * 2.0**-k for k in range(20, -1, -1))
 
     def _first_change(self, direction: Tensor) -> float:

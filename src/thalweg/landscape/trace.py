@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from thalweg.landscape.dots import dot
 from thalweg.landscape.surface import Product
 
-LEAST_PROBES, MOST_PROBES = 8, 60
+LEAST_PROBES, MOST_PROBES, SKETCH = 8, 60, 8
 TOLERANCE = 0.05
 # Two-sided 95 % quantiles of Student's distribution, by degrees of freedom.
 STUDENT = {7: 2.365, 10: 2.228, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.0}
@@ -37,7 +38,7 @@ def trace(
     subspace: Tensor | None = None,
     *,
     tolerance: float = TOLERANCE,
-    sketch: int = 8,
+    sketch: int = SKETCH,
     most: int = MOST_PROBES,
     seed: int = 0,
 ) -> Trace:
@@ -65,7 +66,7 @@ def trace(
     basis = _orthonormal(torch.cat([known, torch.stack(sketched)]) if sketched else known)
     exact = 0.0
     for vector in basis:
-        exact += float(torch.dot(vector.double(), product(vector).double()))
+        exact += dot(vector, product(vector))
         products += 1
     if len(basis) >= size:
         return Trace(exact, 0.0, products)
@@ -73,7 +74,7 @@ def trace(
     while len(found) < most:
         probe = _signs(start, generator)
         probe = probe - basis.T @ (basis @ probe)
-        found.append(float(torch.dot(probe.double(), product(probe).double())))
+        found.append(dot(probe, product(probe)))
         products += 1
         if len(found) >= LEAST_PROBES and _half_width(found) <= tolerance * abs(exact + statistics.fmean(found)):
             break

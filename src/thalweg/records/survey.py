@@ -198,6 +198,42 @@ COURSE = {
 
 
 @dataclass(frozen=True)
+class Basin:
+    """How far one can go from where the descent ended before the loss has risen by an amount.
+
+    Attributes:
+        rise: that amount.
+        random: distances along random directions, both ways along each, in lengths of the weights, filter by filter; infinite
+            where it rises by less.
+        curved: distances along the most curved direction, both ways, in lengths of all weights.
+    """
+
+    rise: float
+    random: tuple[float, ...]
+    curved: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as values of JSON."""
+        return {"rise": self.rise, "random": list(self.random), "curved": list(self.curved)}
+
+    @staticmethod
+    def from_dict(entries: Mapping[str, Any]) -> Basin:
+        """Read what `to_dict` gave. Raises TypeError for anything else."""
+        check(entries, BASIN, tuple(BASIN))
+        return Basin(entries["rise"], tuple(entries["random"]), tuple(entries["curved"]))
+
+    def __str__(self) -> str:
+        """Say it in half a sentence."""
+        middle, low, high = float(np.median(self.random)), min(self.random), max(self.random)
+        text = f"the loss rises by {self.rise:.3g} at {middle:.2g} of the weights' length along random directions"
+        text += f" ({low:.2g} to {high:.2g})"
+        return f"{text}, at {min(self.curved):.2g} along the most curved one" if self.curved else text
+
+
+BASIN = {"rise": number, "random": listing(number), "curved": listing(number)}
+
+
+@dataclass(frozen=True)
 class Survey:
     """What kind of place a descent reached, and what it looks like around it.
 
@@ -221,6 +257,9 @@ class Survey:
             the curvature divided by the usual size of each gradient, of a rule that divides so.
         edge: the curvature at which the rule would have become unstable, at the rate of that step; NaN where there is none.
         course: how sharp it was on the way; without points where the run kept none of its weights.
+        basin: how wide the basin is at a tenth of the way back up; None where that was not measured.
+        barriers: the height of the barrier that the noise of a step is worth, with its interval of 90 %, in units of the loss, by
+            direction and rate: how likely it is crossed falls like exp(-height / this). Empty where it is not known.
         slices: lines and planes.
         figures, thresholds: by which the kind was decided.
         noise: the gradient noise scale at the end, in examples: "scale" with "low" and "high", its interval of 90 %, or
@@ -249,6 +288,8 @@ class Survey:
     along: Mapping[str, float] = field(default_factory=dict[str, float])
     edge: float = math.nan
     course: Course = field(default_factory=Course)
+    basin: Basin | None = None
+    barriers: Mapping[str, tuple[float, float, float]] = field(default_factory=dict[str, "tuple[float, float, float]"])
     slices: tuple[Slice, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -291,6 +332,13 @@ class Survey:
         if self.layers:
             sharpest = sorted(self.layers.items(), key=lambda item: -item[1])[:3]
             lines.append(f"sharpest layers: {', '.join(f'{name} {value:.3g}' for name, value in sharpest)}")
+        if self.basin is not None:
+            lines.append(f"basin: {self.basin}")
+        if self.barriers:
+            worth = "; ".join(
+                f"{value:.2g} ({low:.2g} to {high:.2g}) {name}" for name, (value, low, high) in self.barriers.items()
+            )
+            lines.append(f"at this batch size the noise is worth a barrier of about {worth}")
         lines += self.notes
         return "\n".join(lines)
 
@@ -319,6 +367,11 @@ class Survey:
             known["density"] = (tuple(values), tuple(shares))
         if "course" in known:
             known["course"] = Course.from_dict(known["course"])
+        if known.get("basin") is not None:
+            known["basin"] = Basin.from_dict(known["basin"])
+        if any(len(each) != 3 for each in known.get("barriers", {}).values()):
+            raise ValueError("`barriers` has one that is no value with an interval")
+        known |= {"barriers": {name: tuple(each) for name, each in known.get("barriers", {}).items()}}
         return Survey(**known, slices=slices)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -377,10 +430,10 @@ class Survey:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Course):
+    if isinstance(value, Course | Basin):
         return value.to_dict()
     if isinstance(value, Mapping):
-        return dict(value)  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+        return {name: _plain(each) for name, each in value.items()}  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
     return value
@@ -405,6 +458,8 @@ KINDS = {
     "along": table(number),
     "edge": number,
     "course": table(anything),
+    "basin": optional(table(anything)),
+    "barriers": table(listing(number)),
     "figures": table(number),
     "thresholds": table(number),
     "noise": table(number),

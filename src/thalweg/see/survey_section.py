@@ -61,6 +61,15 @@ def _figures(found: Survey) -> dict[str, object]:
         figures["largest curvature in the rule's own measure"] = found.along["preconditioned"]
     if math.isfinite(found.edge):
         figures["the rule becomes unstable at"] = found.edge
+    if found.basin is not None:
+        random = found.basin.random
+        figures[f"the loss has risen by {found.basin.rise:.3g}, along random directions, at"] = (
+            f"{float(np.median(random)):.2g} of the weights' length ({min(random):.2g} to {max(random):.2g})"
+        )
+        if found.basin.curved:
+            figures["and along the most curved one at"] = f"{min(found.basin.curved):.2g} of it"
+    for name, (value, low, high) in found.barriers.items():
+        figures[f"barrier that a step's noise is worth {name}"] = f"{value:.2g} ({low:.2g} to {high:.2g})"
     if "scale" in found.noise:
         figures["gradient noise scale, in examples"] = found.noise["scale"]
     elif found.noise.get("low", 0) > 0:
