@@ -55,6 +55,49 @@ class Recurrent(nn.Module):
         return self.out(hidden[-1])
 
 
+class Cells(nn.Module):
+    """A recurrent cell, called again and again."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(6, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        state = None
+        for _ in range(3):
+            state = self.cell(x, state)
+        return self.out(state)
+
+
+class Packed(nn.Module):
+    """A recurrent layer on sequences of several lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 2)
+
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([4, 3, 1]), batch_first=True)
+        return self.out(self.layer(packed)[1][0][-1])
+
+
+class Language(nn.Module):
+    """A block with attention of its own, and one matrix for embedding and output."""
+
+    def __init__(self, width=12, heads=3):
+        super().__init__()
+        self.heads, self.embedding = heads, nn.Embedding(9, width)
+        self.norm, self.all, self.back = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.into, self.out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        x = self.embedding(x)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.all(self.norm(x)).chunk(3, -1))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.back(attended)
+        return F.linear(x + self.out(F.gelu(self.into(x))), self.embedding.weight)
+
+
 class Joined(nn.Module):
     """Channels side by side with the data's own, one convolution for each channel, and a flattened picture."""
 
@@ -105,6 +148,9 @@ NETWORKS = {
     "residual": (Residual, lambda: torch.randn(4, 1, 8, 8), [6, 8, 12]),
     "gated": (Gated, lambda: torch.randn(4, 6), [10]),
     "recurrent": (Recurrent, lambda: torch.randn(4, 6), [7, 9]),
+    "cells": (Cells, lambda: torch.randn(4, 6), [7]),
+    "packed": (Packed, lambda: torch.randn(3, 4, 3), [5]),
+    "language": (Language, lambda: torch.randint(0, 9, (3, 6)), [3, 12, 48]),
     "joined": (Joined, lambda: torch.randn(3, 1, 8, 8), [5]),
     "transformer": (Transformer, lambda: torch.randint(0, 11, (3, 5)), [2, 2, 16, 24, 24]),
 }
@@ -215,6 +261,33 @@ def test_units_with_frozen_weights_and_those_that_are_told_apart_keep_their_orde
     weighed = Weighed()
     found = hidden_units(weighed, lambda: weighed(x))
     assert (found.groups, found.left) == ((), ("a.weight",))
+
+
+def test_units_that_a_normalisation_of_one_s_own_mixes_and_weights_that_are_computed_are_left_and_named():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.scale, self.b = nn.Linear(4, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(torch.relu(x / x.std(-1, keepdim=True) * self.scale))
+
+    net, x = Normed(), torch.randn(4, 4)
+    assert hidden_units(net, lambda: net(x)).groups == ()
+    computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 2))
+    found = hidden_units(computed, lambda: computed(x))
+    assert found.groups == ()
+    assert any("original1" in name for name in found.left)
+
+
+def test_no_random_number_of_the_process_is_drawn_and_nothing_of_the_model_moves():
+    net, x, _ = made("residual")
+    before, state = tensors_of(net), torch.get_rng_state()
+    hidden_units(net, lambda: net(x))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_a_model_that_cannot_be_followed_has_no_groups():

@@ -11,6 +11,7 @@ with noise on its weights, gives the same outputs after a random permutation of 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import defaultdict
@@ -31,6 +32,8 @@ from thalweg.sampling.sources import leaves
 Indices = npt.NDArray[np.int64]
 Key = tuple[str, int]
 """A parameter or buffer by its name, and one of its axes."""
+_Arrived = dict[tuple[int, int], npt.NDArray[np.bool_]]
+"""By operation and input, which of its places a change reaches."""
 
 LOW, HIGH, CHANGE = (
     0.3,
@@ -174,12 +177,13 @@ class _Trace:
         self.edges = list[tuple[Indices, Indices]]()
         self.anchors = list[Indices]()
         self.made = list[Indices]()
+        self.raw = list[str]()
         self.output_units = list[Indices]()
 
     def follow(self) -> None:
         """Run the passes, and note which places belong together."""
         generator = torch.Generator().manual_seed(0)
-        raw = self._record(generator)
+        raw = self.raw = self._record(generator)
         base = self._run(None)
         for number, site in enumerate(self.sites):
             self._tie_site(number, site)
@@ -206,25 +210,29 @@ class _Trace:
         used |= {name for site in self.sites for each in site.inputs for name, _ in each.keys}
         return [n for n, p in self.model.named_parameters() if n not in used and p.is_floating_point()]
 
-    def _run(self, flag: _Flag | None) -> _Pass:
-        parameter = None if flag is None or flag.key is None else self.tensors[flag.key[0]]
+    def _run(self, flag: _Flag | None, sites: Sequence[int] | None = None) -> _Pass:
+        """Call the model with its operations replaced, as far as the last of some sites; default: to its end."""
+        key = None if flag is None else flag.key
+        parameter = None if key is None else self.tensors[key[0]]
         before = None if parameter is None else parameter.detach().clone()
-        if parameter is not None and flag is not None and flag.key is not None:
+        if flag is not None and key is not None and parameter is not None:
             with torch.no_grad():
-                change = (
-                    parameter * CHANGE / LOW
-                )  # differs along all other axes, as what is the same everywhere may cancel
-                parameter.add_(change * _along(flag.mask.to(parameter), flag.key[1], parameter.dim()))
+                # Another change at each place along the other axes, as what is the same everywhere may cancel.
+                change = parameter * CHANGE / LOW
+                parameter.add_(change * _along(flag.mask.to(parameter), key[1], parameter.dim()))
+        seen, output = _Replaying(self, flag, sites=sites), []
         try:
-            with torch.enable_grad(), _Replaying(self, flag) as seen:
-                output = self.call()
+            with torch.enable_grad(), seen:
+                output = leaves(self.call())
+        except _EnoughSeen:
+            return _Pass(seen.given, [])
         finally:
             if parameter is not None and before is not None:
                 with torch.no_grad():
                     parameter.copy_(before)
         if len(seen.given) != len(self.sites):
             raise ValueError("The model takes another way with other numbers.")
-        return _Pass(seen.given, [leaf.detach().clone() for leaf in leaves(output)])
+        return _Pass(seen.given, [leaf.detach().clone() for leaf in output])
 
     def _span(self, key: Any, size: int) -> tuple[int, int]:
         if key not in self.spans:
@@ -276,11 +284,11 @@ class _Trace:
         units = np.arange(span[0], span[0] + size)
         self.made.append(units)
 
-        def arrived(mask: Indices) -> tuple[dict[tuple[int, int], npt.NDArray[np.bool_]], bool]:
-            seen = self._run(_Flag(site, key, torch.from_numpy(mask.astype(np.float32))))
-            found = dict[tuple[int, int], npt.NDArray[np.bool_]]()
-            for number, (now, before) in enumerate(zip(seen.given, base.given, strict=True)):
-                for slot, (one, other) in enumerate(zip(now, before, strict=True)):
+        def arrived(mask: Indices, sites: Sequence[int] | None = None) -> tuple[_Arrived, bool]:
+            seen = self._run(_Flag(site, key, torch.from_numpy(mask.astype(np.float32))), sites)
+            found: _Arrived = {}
+            for number, (now, before) in enumerate(zip(seen.given, base.given, strict=False)):
+                for slot, (one, other) in enumerate(zip(now, before, strict=False)):
                     found[number, slot] = _changed(one, other, self.sites[number].inputs[slot].axis)
             same_output = len(seen.output) == len(base.output) and all(
                 one.shape == other.shape and not bool(_differs(one, other).any())
@@ -299,8 +307,11 @@ class _Trace:
                 self.anchors.append(units)
             return
         digits = max(1, math.ceil(math.log2(size)))
-        numbers = np.arange(size)
-        passes = [(arrived(numbers >> digit & 1)[0], arrived(1 - (numbers >> digit & 1))[0]) for digit in range(digits)]
+        numbers, sites = np.arange(size), sorted({number for number, _ in reached})
+        passes = [
+            (arrived(numbers >> digit & 1, sites)[0], arrived(1 - (numbers >> digit & 1), sites)[0])
+            for digit in range(digits)
+        ]
         several = False
         for place in reached:
             ones = np.array([one[place] for one, _ in passes])
@@ -321,11 +332,11 @@ class _Trace:
         site: int,
         units: Indices,
         reached: list[tuple[int, int]],
-        arrived: Callable[[Indices], tuple[dict[tuple[int, int], npt.NDArray[np.bool_]], bool]],
+        arrived: Callable[..., tuple[_Arrived, bool]],
     ) -> None:
         """Join units of which several arrive at one place: the halves of a gate, those of an attention head, or all of them,
         where they are summed up or normalised together. One unit shows the places, and these, by their gradient, all units."""
-        waiting, blocks = np.ones(len(units), np.bool_), 0
+        waiting, blocks, sites = np.ones(len(units), np.bool_), 0, sorted({number for number, _ in reached})
         while waiting.any():
             blocks += 1
             if blocks > MOST_BLOCKS:
@@ -333,8 +344,8 @@ class _Trace:
                 return
             one = np.zeros(len(units), np.int64)
             one[int(np.argmax(waiting))] = 1
-            found = arrived(one)[0]
-            together = one.astype(np.bool_) | self._behind(site, {place: found[place] for place in reached})
+            found = arrived(one, sites)[0]
+            together = one.astype(np.bool_) | self._behind(site, {place: found[place] for place in reached}, sites)
             for place in reached:
                 at = self._ids(("input", *place))[found[place]]
                 self._join(np.full(len(at), units[int(np.argmax(one))]), at)
@@ -342,9 +353,10 @@ class _Trace:
             self._join(others[:-1], others[1:])
             waiting &= ~together
 
-    def _behind(self, site: int, places: Mapping[tuple[int, int], npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
+    def _behind(self, site: int, places: _Arrived, sites: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Tell which units of an operation some places depend on."""
-        with torch.enable_grad(), _Replaying(self, None, differentiated=site) as seen:
+        seen = _Replaying(self, None, sites=sites, differentiated=site)
+        with contextlib.suppress(_EnoughSeen), torch.enable_grad(), seen:
             self.call()
         total = torch.zeros(())
         for (number, slot), at in places.items():
@@ -389,14 +401,16 @@ class _Trace:
 
     def _name(self, unit: Mapping[Key, Any]) -> str:
         """Name the first weights that make a unit."""
-        made = [key for site in self.sites for key, _ in site.made if key in unit] or sorted(unit)
+        made = [key for site in self.sites for key, _ in site.made if key in unit]
+        made = made or [key for key in sorted(unit) if key[0] in self.raw] or sorted(unit)
         return next((name for name, _ in made if self.tensors[name].dim() > 1), made[0][0])
 
     def _left(self, labels: Indices, found: list[UnitGroup]) -> list[str]:
-        """Name the weights whose units are neither in a group nor the output."""
+        """Name the weights whose units are neither in a group nor the output, and those that belong to no known operation."""
         moved = {key for group in found for key in group.places}
         ends = set(labels[np.concatenate(self.output_units)].tolist()) if self.output_units else set[int]()
-        left = list[str]()
+        names = {name for name, _ in moved}
+        left = [name for name in self.raw if self.tensors[name].dim() > 1 and name not in names]
         for site in self.sites:
             left += site.inside
             for key, _ in site.made:
@@ -404,6 +418,10 @@ class _Trace:
                 if hidden and key not in moved and self.tensors[key[0]].dim() > 1:
                     left.append(key[0])
         return left
+
+
+class _EnoughSeen(BaseException):
+    """Ends a pass: no later operation is asked about. No model takes it for an error of its own."""
 
 
 class _Recording(TorchFunctionMode):
@@ -430,9 +448,18 @@ class _Recording(TorchFunctionMode):
 class _Replaying(TorchFunctionMode):
     """Within, operations with weights give the numbers that were noted, changed in some units."""
 
-    def __init__(self, trace: _Trace, flag: _Flag | None, *, differentiated: int | None = None) -> None:
+    def __init__(
+        self,
+        trace: _Trace,
+        flag: _Flag | None,
+        *,
+        sites: Sequence[int] | None = None,
+        differentiated: int | None = None,
+    ) -> None:
         super().__init__()
         self.trace, self.flag, self.differentiated = trace, flag, differentiated
+        self.sites = None if sites is None else frozenset(sites)
+        self.last = None if sites is None else max(sites)
         self.given = list[list[Tensor]]()
         self.leaf: Tensor | None = None
 
@@ -446,10 +473,9 @@ class _Replaying(TorchFunctionMode):
         number = len(self.given)
         if number >= len(self.trace.sites) or self.trace.sites[number].made != site.made:
             raise ValueError("The model takes another way with other numbers.")
-        kept = [
-            each.tensor if self.differentiated is not None else each.tensor.detach().clone() for each in site.inputs
-        ]
-        self.given.append(kept)
+        self.given.append(self._kept(number, site))
+        if number == self.last:
+            raise _EnoughSeen
         fixed = self.trace.fixed[number]
         if number == self.differentiated:
             self.leaf = fixed[0].clone().requires_grad_(True)
@@ -461,9 +487,16 @@ class _Replaying(TorchFunctionMode):
             ]
         return _like(func, fixed)
 
+    def _kept(self, number: int, site: _Operation) -> list[Tensor]:
+        if self.sites is not None and number not in self.sites:
+            return []
+        if self.differentiated is not None:
+            return [each.tensor for each in site.inputs]
+        return [each.tensor.detach().clone() for each in site.inputs]
+
 
 # What gives several tensors: the second of attention is its weights, which are asked for or None.
-_TUPLES = {"lstm", "gru", "rnn_tanh", "rnn_relu", "multi_head_attention_forward"}
+_TUPLES = {"lstm_cell", "lstm", "gru", "rnn_tanh", "rnn_relu", "multi_head_attention_forward"}
 
 
 def _like(func: Any, fixed: list[Tensor]) -> Any:
@@ -497,7 +530,8 @@ def _along(mask: Tensor, axis: int, dimensions: int) -> Tensor:
 def _differs(one: Tensor, other: Tensor) -> Tensor:
     if not one.is_floating_point():
         return one != other
-    return ~torch.isclose(one, other, rtol=CHANGED, atol=CHANGED * CHANGE, equal_nan=True)
+    # What is no number in both is no change.
+    return ((one - other).abs() > CHANGED * (CHANGE + other.abs())) | (one.isnan() != other.isnan())
 
 
 def _changed(one: Tensor, other: Tensor, axis: int) -> npt.NDArray[np.bool_]:
@@ -531,6 +565,9 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
         *("bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias"),
     ),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), ("input", "hx", "weights")),
+    **dict.fromkeys(
+        ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), ("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh")
+    ),
 }
 _ATTENDED = ("query", "key", "value")
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -545,6 +582,8 @@ def _operation(
     if name not in _ARGUMENTS:
         return None
     given = {**dict(zip(_ARGUMENTS[name], args, strict=False)), **kwargs}
+    if name in _GATES and len(args) > 3 and isinstance(args[3], Sequence):  # packed: data and batch sizes come first
+        given |= {"hx": args[2], "weights": args[3]}
 
     def key(argument: str, axis: int) -> tuple[Key, ...]:
         own = names.get(id(given.get(argument)))
@@ -577,6 +616,14 @@ def _operation(
         )
     if name in _GATES:
         return _recurrent(name, given, names)
+    if name.endswith("_cell"):
+        state = given["hx"][0] if name == "lstm_cell" else given["hx"]
+        times = _GATES[name.removesuffix("_cell")]
+        return _Operation(
+            (_Input(given["input"], -1, key("w_ih", 1)), _Input(state, -1, key("w_hh", 1))),
+            (*made(key("w_ih", 0), key("w_hh", 0), key("b_ih", 0), key("b_hh", 0), times=times),),
+            known=bool(key("w_ih", 0)),
+        )
     assert isinstance(inputs, Tensor)
     if name in _NORMS:
         return _normalising(name, given, key, made)

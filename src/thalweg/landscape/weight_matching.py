@@ -11,6 +11,7 @@ back to its own permuted copy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from thalweg.landscape.hidden_units import Indices, UnitGroup, index_of, permuted
 
 STARTS = 4
+MOST_UNITS = 512  # of a group, for which it is begun from random orders too
 MOST_ROUNDS = 50
 
 
@@ -40,13 +42,17 @@ def matched_orders(
     random = np.random.default_rng(seed)
     as_they_are = [np.arange(group.units) for group in groups]
     begun = [_settled(first, second, groups), as_they_are]
-    begun += [[random.permutation(group.units) for group in groups] for _ in range(STARTS - len(begun))]
+    if all(group.units <= MOST_UNITS for group in groups):
+        begun += [[random.permutation(group.units) for group in groups] for _ in range(STARTS - len(begun))]
+    lengths = [math.sqrt(sum(float(t.double().square().sum()) for t in each.values())) for each in (first, second)]
     best, most = as_they_are, _product(first, second, groups, as_they_are)
     for start in begun:
         orders = _improved(first, second, groups, start, random)
         product = _product(first, second, groups, orders)
         if product > most * (1 + 1e-12 if most > 0 else 1 - 1e-12):
             best, most = orders, product
+        if most >= math.prod(lengths) * (1 - 1e-12):
+            break  # none is nearer than a copy
     return best
 
 
