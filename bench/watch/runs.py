@@ -35,7 +35,7 @@ from tuning.lines import append_line, read_lines
 
 RAW = Path(__file__).parents[1] / "raw" / "watch"
 MODES = ("off", "twins", "train", "cured", "closure", "bare")
-SEEDS = 3  # of those that are not watched
+SEEDS = 3
 
 
 def file_of(mode: str) -> Path:
@@ -82,7 +82,8 @@ def in_train(program: Program, *, watch: bool = True) -> dict[str, Any]:
     except ThalwegError as caught:
         loss, error = math.inf, error or str(caught)
     cures = [event.kind for event in run.events if event.kind in ("cure", "rollback")]
-    return {"loss": loss, "found": found_by(run.diagnoses), "error": error, "cures": len(cures)}
+    tried = max((int((event.data or {}).get("tried", 0)) for event in run.events), default=0)
+    return {"loss": loss, "found": found_by(run.diagnoses), "error": error, "cures": len(cures), "tried": tried}
 
 
 def in_loop(program: Program, *, watch: bool, measures: bool = False, cures: bool = False) -> dict[str, Any]:
@@ -134,8 +135,6 @@ def jobs(mode: str, half: str | None, seeds: int) -> list[Program]:
         chosen = [each for each in chosen if not each.causes]
         chosen = list({each.name: each for each in (*map(twin_of, faulty), *chosen)}.values())
         chosen += faulty if mode == "off" else []
-    else:
-        seeds = 1
     if mode in ("train", "twins"):
         chosen = [each for each in chosen if not each.own_loop_only]
     random.Random(0).shuffle(chosen)  # so that the first runs speak for all
@@ -146,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modes", nargs="*", default=MODES, help=f"of {', '.join(MODES)}; default: all")
     parser.add_argument("--half", choices=("development", "held out"), help="default: both")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the modes without the watch")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of each program")
     parser.add_argument("--only", default="", help="names that hold this")
     options = parser.parse_args()
     torch.set_num_threads(1)

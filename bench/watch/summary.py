@@ -124,7 +124,7 @@ def row(half: str, mode: str) -> dict[str, Any] | None:
             **figures(mode, chosen),
             "first": dict(Counter(first_name(line) for _, line in chosen).most_common()),
         }
-    false = {program.name: alarms(line) for program, line in healthy if alarms(line)}
+    false = {f"{program.name}, seed {line['seed']}": alarms(line) for program, line in healthy if alarms(line)}
     return {
         "half": half,
         "mode": mode,

@@ -36,6 +36,7 @@ AHEAD = 1.25  # times the way that the present rate came: less is not worth anot
 LOWER = 0.1  # of the validation loss that the run will come to, by which that of a higher rate must be lower
 MOST_POINTS = 1000  # of the schedule, by which its mean is taken
 MOST_TRIED = 1.0  # of the run's steps, that all courses take together
+GUESSED = 0.25, 3  # of them, and courses at least, on a mere suspicion that none has borne out yet
 
 
 class _SpentError(Exception):
@@ -48,10 +49,11 @@ class Courses:
     Arguments:
         descent: the run, which stays as it is; the steps of the courses are added to its `tried`.
         recorder: tells when somebody asks to stop.
+        is_guess: whether a mere suspicion is looked into: fewer courses are taken as long as none gets further than the run.
     """
 
-    def __init__(self, descent: Descent, recorder: Recorder) -> None:
-        self.descent, self.stop = descent, recorder.stop_request
+    def __init__(self, descent: Descent, recorder: Recorder, *, is_guess: bool = False) -> None:
+        self.descent, self.stop, self.is_guess = descent, recorder.stop_request, is_guess
         self.steps = max(2, min(COURSE, round(SHARE * descent.total_steps)))
         constant, start = constant_predictor_loss(descent.problem), descent.monitor.window.start or math.inf
         self.level, self.nearly = (start, 1.0) if constant is None else (min(start, constant[0]), NEARLY)
@@ -141,9 +143,16 @@ class Courses:
             self.losses[factor] = self._take(factor)
         return self.losses[factor]
 
+    @property
+    def _most_tried(self) -> float:
+        total = self.descent.total_steps
+        if not self.is_guess or any(self.end(factor) < self.end(1.0) for factor in self.losses if 1.0 in self.losses):
+            return MOST_TRIED * total
+        return min(MOST_TRIED * total, max(GUESSED[0] * total, GUESSED[1] * self.steps))
+
     def _take(self, factor: float) -> list[float]:
         descent = self.descent
-        if descent.tried + self.steps > MOST_TRIED * descent.total_steps:
+        if descent.tried + self.steps > self._most_tried:
             raise _SpentError
         with preserve_process_state(), as_found(descent.opened.task):
             course = Descent(descent.opened, descent.plan.replace(watch=False, compile=False))

@@ -102,7 +102,8 @@ def _by_courses(descent: Descent, recorder: Recorder, found: Diagnosis) -> Diagn
     unproven = None if is_guess else found
     if not recorder.tries_rates or not can_begin_again(descent):
         return unproven
-    courses, step, rate = Courses(descent, recorder), descent.step, descent.plan.learning_rate
+    courses = Courses(descent, recorder, is_guess=is_guess)
+    step, rate = descent.step, descent.plan.learning_rate
     recorder.show(step, "note", f"Trying other learning rates on the first {courses.steps} steps, beside the run.")
     try:
         best = courses.best(cure.rate_factor, has_failed=found.severity == "critical")

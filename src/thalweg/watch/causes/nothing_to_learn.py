@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from thalweg.landscape.initial_figures import InitialFigures
-from thalweg.records.diagnosis import Cure, Diagnosis
+from thalweg.records.diagnosis import Cure, Diagnosis, Severity
 from thalweg.watch.cause import Cause, finding
 from thalweg.watch.probe import NotMeasuredError, Probe
 from thalweg.watch.symptom import Symptom
@@ -16,7 +16,7 @@ AT_CONSTANT = 0.02  # of the loss of one fixed answer: a loss so near it says th
 HELPS = 2.0  # standard errors, by which steps in their direction lower the loss of the next batch
 BY_HEART = 0.5  # of it: with less left of the training loss, the examples may be few rather than their targets wrong
 FROZEN = 0.9  # of the weights
-EARLY = 0.5  # of the run: what stands until then may still begin to learn, as recurrent networks do, and is only noted
+EARLY = 0.8  # of the run: what stands until then may still begin to learn, as recurrent networks do, and is only noted
 ON_BATCH = 0.05  # the same on the batch that was just learnt from
 GENERALISED = 0.98  # of the constant predictor's loss on examples not learnt from: less is better than a constant
 
@@ -39,12 +39,17 @@ def stands_at_constant(symptom: Symptom, window: Window, probe: Probe) -> Diagno
         return None
     return symptom.explained(
         f". One fixed answer for all examples gives {constant:.4g}: nothing about the single examples is learnt",
-        severity="note" if window.step < EARLY * (window.total or 0) else None,
+        severity=_severity(window),
         evidence={"loss of one fixed answer": {"value": constant}},
         cure=Cure(
             "Check that labels belong to their examples and were not shuffled apart, and that the model sees its inputs."
         ),
     )
+
+
+def _severity(window: Window) -> Severity | None:
+    """Note what may still change; None, the symptom's own severity, near the end of the run or where its length is not known."""
+    return "note" if window.step < EARLY * (window.total or 0) else None
 
 
 def _by_heart(symptom: Symptom, window: Window) -> Diagnosis | None:
@@ -55,6 +60,7 @@ def _by_heart(symptom: Symptom, window: Window) -> Diagnosis | None:
     return symptom.explained(
         f". One fixed answer for all examples gives {constant:.4g}: what is learnt of the training examples says nothing about"
         " others",
+        severity=_severity(window),
         evidence={"loss of one fixed answer": {"value": constant}},
         cure=Cure(
             "Check that labels belong to their examples and were not shuffled apart; a hard task may only need far more examples."
