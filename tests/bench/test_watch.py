@@ -72,7 +72,9 @@ def test_a_loop_that_is_watched_without_cures_ends_where_the_unwatched_one_does(
     assert watched["loss"] == runs.RUN["off"](program)["loss"]
 
 
-def test_seeds_are_for_what_is_not_watched():
-    assert {each.seed for each in runs.jobs("off", "development", 2)} == {0, 1}
-    assert {each.seed for each in runs.jobs("cured", "development", 2)} == {0}
+def test_each_program_runs_with_each_seed_and_those_of_a_seed_come_together():
+    for mode in ("off", "cured"):
+        seeds = [each.seed for each in runs.jobs(mode, "development", 2)]
+        assert seeds == sorted(seeds)
+        assert set(seeds) == {0, 1}
     assert not any(each.own_loop_only for each in runs.jobs("train", None, 1))
