@@ -83,7 +83,7 @@ bench-watch: $(BENCH_READY) ## what the watch names, cures and costs, on program
 	$(BIN)/python bench/tables.py
 
 bench-landscape: $(BENCH_READY) ## eigenvalues, surfaces and densities beside other libraries
-	OMP_NUM_THREADS=1 $(BIN)/python bench/run.py landscape basins
+	OMP_NUM_THREADS=1 $(BIN)/python bench/run.py landscape basins fit_survey
 
 bench-resume: $(BENCH_READY) ## restart time and bytes of a checkpoint
 	$(BIN)/python bench/run.py resume

@@ -1,5 +1,5 @@
 """Measure and write the tables: `python bench/run.py loop speed step rules resume cost memory learning holdout
-landscape basins`.
+landscape basins fit_survey`.
 
 --only NAME     only these peers (loop, step), models (speed, step), rules or examples (learning): printed, not written
 --rounds N      this number of rounds instead of the benchmark's own
@@ -30,6 +30,7 @@ BENCHMARKS = (
     "holdout",
     "landscape",
     "basins",
+    "fit_survey",
 )
 
 

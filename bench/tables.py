@@ -688,6 +688,25 @@ def basins(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def fit_survey(result: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Wall-clock time on one thread, medians of {result['settings']['rounds']} rounds.",
+        "",
+        "| training | seconds | its survey, ms | share of the training (least to most) | examples | products |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for work in dict.fromkeys(s["work"] for s in result["samples"]):
+        of = [s for s in result["samples"] if s["work"] == work]
+        shares = [s["value"] / s["training"] for s in of]
+        middle = {
+            name: statistics.median(s[name] for s in of) for name in ("training", "value", "examples", "products")
+        }
+        share = f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+        counts = f"{middle['examples']:.0f} | {middle['products']:.0f}" if middle["examples"] else "none: too short |"
+        lines.append(f"| {work} | {middle['training']:.2f} | {1000 * middle['value']:.0f} | {share} | {counts} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "loop": loop,
     "speed": speed,
@@ -707,6 +726,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "watch_cost": watch_cost,
     "landscape": landscape,
     "basins": basins,
+    "fit_survey": fit_survey,
 }
 
 

@@ -811,7 +811,7 @@ def _survey(options: argparse.Namespace, say: Callable[[str], None] | None, *, i
         device=options.device,
         trust=options.trust,
         parallel=options.parallel,
-        say=say,
+        progress=say is not None,
     )
     if is_told:
         tell(found.to_json() if options.json else str(found))

@@ -27,7 +27,7 @@ from thalweg.records.request import Request
 from thalweg.records.run import Run
 from thalweg.records.run_folder import PLAN, RunFolder, check_writable
 from thalweg.records.task import Task, checked_task
-from thalweg.terminal import tell_error, warn
+from thalweg.terminal import standard_output, tell_error, warn
 
 CHECK_SHARE = 0.05  # of `seconds=`, for each part of the checks before training
 
@@ -705,6 +705,7 @@ def survey(
     device: str = "auto",
     trust: bool = False,
     parallel: bool = False,
+    progress: bool | None = None,
     say: Say | None = None,
 ) -> Survey:
     """Say where a run's descent ended on the loss surface: what kind of place, how curved, and how it looks around it.
@@ -721,7 +722,9 @@ def survey(
         device, trust: as for `resume`.
         parallel: whether all processes of `torch.distributed`'s default group have called this with the same arguments, and share
             the examples. All get the survey, and the first one writes it.
-        say: called with a sentence about each stage; None: not told.
+        progress: whether to show how much of each stage is done and how long the rest takes at most; None: where the standard
+            output is a terminal.
+        say: called with a sentence about each stage; None: told beside the progress, where that is shown.
 
     Raises RunError where the run has no model, its loss is not finite, or it is not yours; TaskError where the loss differs
     between two calls; ArgumentError for a number of examples that is none, or `parallel` without a process group; `Interrupted`
@@ -729,24 +732,31 @@ def survey(
     """
     from thalweg.descent.process_state import interruptible, without_inference_mode
     from thalweg.descent.survey import survey_run
+    from thalweg.see.survey_progress import SurveyProgress
 
     _check_whole("examples", examples)
     processes = _processes() if parallel else None
     opened = _with_task(run, task, trust)
-    show = _Shown(False, say)
     is_first = processes is None or processes.rank == 0
+    shown_progress = SurveyProgress() if progress or (progress is None and standard_output().isatty()) else None
+    shown_progress = shown_progress if is_first else None
+    show = _Shown(False, shown_progress.say if say is None and shown_progress is not None else say)
     folder = RunFolder(opened.folder) if opened.folder is not None and is_first else None
     with interruptible(), without_inference_mode():
         problem = _open(opened.find_task(), device, opened.plan.to_hold_out)
         try:
             found = survey_run(
                 opened, problem, examples=examples, slices=slices, seed=seed, say=show.say, processes=processes,
+                count=(lambda stage, done, most: None) if shown_progress is None else shown_progress,
                 keep=(lambda found: None) if folder is None else folder.write_survey,
             )  # fmt: skip
         except Interrupted as stopped:
             if folder is not None and stopped.survey is not None and stopped.survey.kind:
                 folder.write_survey(stopped.survey)
             raise
+        finally:
+            if shown_progress is not None:
+                shown_progress.clear()
     if folder is not None:
         folder.write_survey(found)
         _reported(opened)

@@ -37,7 +37,7 @@ from thalweg.landscape.processes import Processes
 from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
 from thalweg.landscape.surface import Product, Slope
-from thalweg.landscape.trace import SKETCH, trace
+from thalweg.landscape.trace import MOST_PROBES, SKETCH, trace
 from thalweg.objects.state import ObjectState
 from thalweg.optim.preconditioner import preconditioner
 from thalweg.optim.recalibration import gathers_statistics
@@ -58,7 +58,7 @@ POINTS = 51  # of a line, and of each side of a plane
 BASIS_BYTES = 1 << 30  # of vectors that are kept for eigenvalues
 FEWEST_VECTORS = 15  # of them, for five at each end
 COPIES = 9  # of the weights, beside these vectors: of the point, the gradient, and within a product
-MOST_LAYERS = 12
+MOST_LAYERS, DENSITY_PROBES = 12, 3
 RISE = 0.1  # of what the run lowered the loss by: the height at which a basin's width is measured
 WIDTHS, FARTHEST = 6, 16.0  # random directions for it, and how many lengths of the weights are gone at most
 LATE = 0.9  # of the run: from there on is the way that it came last
@@ -69,6 +69,7 @@ _SURVEY = 6  # mixed into the seeds of what model and data draw
 KEEP_EVERY = 2.0  # seconds, after which what is known is kept
 
 Say = Callable[[str], None]
+Count = Callable[[str, int, int], None]
 Keep = Callable[[Survey], None]
 
 
@@ -82,15 +83,17 @@ def survey_run(
     say: Say = lambda text: None,
     keep: Keep = lambda found: None,
     processes: Processes | None = None,
+    count: Count = lambda stage, done, most: None,
 ) -> Survey:
     """Survey the weights of a run's model; see `verbs.survey`.
 
-    `keep` is called now and then with what is known so far; `processes` share the examples.
+    `count` is called with how much of a stage is done, of how much at most; `keep` now and then with what is known so far;
+    `processes` share the examples.
 
     Raises RunError where the weights or the loss there are not finite, TaskError where the loss has no surface; `Interrupted`,
     whose `survey` is what was measured until then.
     """
-    survey = _Surveyor(run, problem, examples, slices, seed, say, keep, processes)
+    survey = _Surveyor(run, problem, examples, slices, seed, say, keep, processes, count)
     try:
         survey.measure()
     except KeyboardInterrupt as stopped:
@@ -114,7 +117,9 @@ class _Surveyor:
         say: Say,
         keep: Keep = lambda found: None,
         processes: Processes | None = None,
+        count: Count = lambda stage, done, most: None,
     ) -> None:
+        self.count = count
         self.run, self.problem, self.examples, self.slices = run, problem.with_own_loss(), examples, slices
         self.seed, self.say, self.keep, self.processes = seed, say, keep, processes
         self.kept_at = time.perf_counter()
@@ -171,7 +176,12 @@ class _Surveyor:
         most = min(MOST_PRODUCTS, surface.size)
         self.say(f"Eigenvalues: up to {most} products, about {format_seconds(3 * each * most)}.")
         product = surface.hessian(point)
-        pairs = eigenpairs(product, point, most=most, vectors=self._vectors(surface), seed=self.seed)
+
+        def counted(products: int) -> bool:
+            self.count("Eigenvalues: products", products, most)
+            return False
+
+        pairs = eigenpairs(product, point, most=most, vectors=self._vectors(surface), seed=self.seed, enough=counted)
         self._add(
             eigenvalues=(*pairs.top, *reversed(pairs.bottom)),
             residuals=(*pairs.top_residuals, *reversed(pairs.bottom_residuals)),
@@ -270,10 +280,18 @@ class _Surveyor:
 
     def _spectrum(self, surface: ModelSurface, product: Product, point: Tensor, known: Tensor | None) -> None:
         self.say("Sum and spread of all eigenvalues.")
-        found = trace(product, point, known, sketch=SKETCH if self._has_room(surface) else 0, seed=self.seed)
+        steps, sketch = min(40, self._vectors(surface)), SKETCH if self._has_room(surface) else 0
+        most, done = 2 * sketch + (0 if known is None else len(known)) + MOST_PROBES + DENSITY_PROBES * steps, 0
+
+        def counted(vector: Tensor) -> Tensor:
+            nonlocal done
+            self.count("Sum and spread: products", done, most)
+            done += 1
+            return product(vector)
+
+        found = trace(counted, point, known, sketch=sketch, seed=self.seed)
         self._add(trace=found.value, trace_error=found.error)
-        steps = min(40, self._vectors(surface))
-        spread = spectral_density(product, point, steps=steps, probes=3, seed=self.seed)
+        spread = spectral_density(counted, point, steps=steps, probes=DENSITY_PROBES, seed=self.seed)
         order = np.argsort(spread.values, axis=None)
         shares = (spread.weights / len(spread.weights)).ravel()[order]
         self._add(density=(tuple(spread.values.ravel()[order].tolist()), tuple(shares.tolist())))
@@ -285,7 +303,9 @@ class _Surveyor:
             (name, size, first) for (name, size, first), p in zip(spans, surface.parameters, strict=True) if p.dim() > 1
         ]
         layers = dict[str, float]()
-        for name, size, first in sorted(spans, key=lambda span: -span[1])[:MOST_LAYERS]:
+        largest = sorted(spans, key=lambda span: -span[1])[:MOST_LAYERS]
+        for number, (name, size, first) in enumerate(largest):
+            self.count("Sharpest layers: layers", number, len(largest))
 
             def within(vector: Tensor, first: int = first, size: int = size) -> Tensor:
                 whole = torch.zeros_like(point)
@@ -313,6 +333,7 @@ class _Surveyor:
         self.say("Slices along random directions, and along the most and the least curved one.")
 
         def grown(grid: Grid) -> None:
+            self.count("Random directions: losses", int(grid.is_measured.sum()), grid.losses.size)
             self._keep(plane_slice("random directions", ("random, by filters", "another"), grid))
 
         grid = plane(surface, point, (first, second), at, at, grown=grown)
@@ -339,7 +360,8 @@ class _Surveyor:
         measured = chosen(list(points))
         self.say(f"Sharpness at {format_count(len(measured), 'point')} of the run.")
         meter = CourseMeter(surface, self.run, self._moments(surface), seed=self.seed)
-        for step, each in points.items():
+        for number, (step, each) in enumerate(points.items()):
+            self.count("Sharpness along the run: points", number, len(points))
             if step in measured:
                 meter.add(step, each)
                 self._add(course=meter.course)
@@ -373,6 +395,7 @@ class _Surveyor:
         surface.move_to(point)
         weights = [p.detach().clone() for p in surface.parameters]
         for number in range(WIDTHS):
+            self.count("Width of the basin: directions", number, WIDTHS)
             (direction,) = random_directions(weights, 1, mix(self.seed, _SURVEY, number))
             if not bool(direction.any()):  # of a model without matrices: all weights alike
                 direction = torch.randn(surface.size, generator=torch.Generator().manual_seed(number)).to(point)
