@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,10 @@ from thalweg.optim.recalibration import gathers_statistics, recalibrated
 from thalweg.sampling.sources import leaves
 
 KEPT_BYTES = 512 << 20  # of graphs that are kept from one product to the next
+# What PyTorch imports, with all of sympy, when a gradient is first differentiated along a vector: it takes half a second. The
+# derivative of the sum of their products is the same, bit for bit, without that.
+IMPORTED_BY_PRODUCTS = "torch.fx.experimental.symbolic_shapes"
+FEW_WEIGHTS = 1_000_000  # for which the products themselves take no memory to speak of
 ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-7}  # of a product: beyond round-off
 SAME = {torch.float32: 1e-4, torch.float64: 1e-10}  # of the loss: beyond round-off
 STEP = 1e-3  # of a finite difference, relative to the length of the weights
@@ -409,6 +414,12 @@ class _HessianGraph(_Graph):
         pairs = [(g, v.to(g.dtype)) for g, v in zip(self.gradient, vector, strict=True) if g.requires_grad]
         if not pairs:  # of a loss that is linear in all weights
             return [torch.zeros_like(p) for p in self.parameters]
+        if IMPORTED_BY_PRODUCTS not in sys.modules and sum(g.numel() for g, _ in pairs) <= FEW_WEIGHTS:
+            with torch.enable_grad():
+                inner = torch.stack([(g * v).sum() for g, v in pairs if g.numel()]).sum()
+            return torch.autograd.grad(
+                inner, self.parameters, retain_graph=keep, allow_unused=True, materialize_grads=True
+            )
         gradients, along = zip(*pairs, strict=True)
         return torch.autograd.grad(
             gradients, self.parameters, along, retain_graph=keep, allow_unused=True, materialize_grads=True
