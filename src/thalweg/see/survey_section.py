@@ -118,7 +118,8 @@ def _course(found: Survey) -> list[str]:
     sharpness, edges, own = (
         np.array(each, np.float64) for each in (course.sharpness, course.edges, course.preconditioned)
     )
-    edge = Series("unstable from here on", steps, edges, "limit", dashed=True, secondary=True)
+    has_edge = np.isfinite(edges)
+    edge = Series("unstable from here on", steps[has_edge], edges[has_edge], "limit", dashed=True, secondary=True)
     charts = [
         chart(
             "Sharpness along the run",
@@ -126,11 +127,12 @@ def _course(found: Survey) -> list[str]:
             note="The largest eigenvalue of the Hessian at some points of the run.",
         )
     ]
-    if course.scaled and np.isfinite(own).any():
+    known = np.isfinite(own)
+    if course.scaled and known.any():
         charts.append(
             chart(
                 "Sharpness in the rule's own measure",
-                [Series("largest curvature", steps, own, "train"), edge],
+                [Series("largest curvature", steps[known], own[known], "train"), edge],
                 note="The curvature divided by the usual size of each gradient, as the rule divides its steps.",
             )
         )
