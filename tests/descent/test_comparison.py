@@ -92,7 +92,7 @@ def test_the_page_and_the_figure_have_all_ways_and_paths(tmp_path, monkeypatch, 
         "momentum": {"rule": "momentum", "learning_rate": 0.1},
     }
     made = task()
-    runs = [tw.train(made, plan(**fields), out=name) for name, fields in knobs.items()]
+    runs = [tw.train(made, plan(steps=120, **fields), out=name) for name, fields in knobs.items()]
     found = tw.compare(runs, made)
     paths, *curves = found.slices
     assert paths.shares[0] >= paths.shares[1]
@@ -140,6 +140,19 @@ def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
     assert "2 runs on one surface" in Path("compared.html").read_text()
     assert main(["survey", "0", "--report", "one.html"]) != 0
     assert "several runs" in capsys.readouterr().err
+
+
+def test_the_command_prints_what_an_interrupted_comparison_has(monkeypatch, capsys):
+    known = tw.Comparison(("a", "b"), (1.0, 2.0), (3.0, 4.0), ((0.0, 1.0),) * 2, ((0.0, 0.0),) * 2, complete=False)
+
+    def stopped(*given, **options):
+        raise tw.Interrupted("Interrupted: the comparison has what was measured until then.", comparison=known)
+
+    monkeypatch.setattr("thalweg.verbs.compare", stopped)
+    assert main(["survey", "a", "b"]) == 130
+    said = capsys.readouterr()
+    assert "a  loss 1, largest curvature 3" in said.out
+    assert "until then" in said.err
 
 
 def test_an_interrupted_comparison_keeps_what_was_measured():

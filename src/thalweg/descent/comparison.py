@@ -210,6 +210,7 @@ class _Comparison:
             told = f", about {format_seconds(left)} left" if number else ""
             self.say(f"Sharpness along {name}, at {format_count(len(measured), 'point')}{told}.")
             for step in measured:
+                meter.forget()
                 meter.add(step, points[step])
             self._add(courses=(*self.known.courses, meter.course))
 

@@ -93,6 +93,10 @@ class CourseMeter:
             self._temperature(step),
         )
 
+    def forget(self) -> None:
+        """Search the next point from random directions: near the second eigenvector the last point's may hide the first."""
+        self._directions.clear()
+
     def _largest(self, of: str, product: Product, point: Tensor) -> tuple[float, float]:
         found = eigenpairs(
             product, point, top=1, bottom=0, tolerance=TOLERANCE, most=MOST_PRODUCTS, vectors=VECTORS,
