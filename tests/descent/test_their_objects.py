@@ -369,6 +369,34 @@ class LateBuffer(nn.Module):
         return self.layer(x - self.layer.mean + self.last) * self.fade
 
 
+class Scripted(nn.Module):
+    """Is compiled by TorchScript, attributes included: of a list or a dict it gives Python a copy each time."""
+
+    seen: list[float]
+    last: dict[str, float]
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls, self.mean, self.ring = nn.Linear(4, 3), 0, torch.zeros(3), torch.zeros(4)
+        self.seen, self.last = [], {}
+
+    def forward(self, x):
+        output = self.layer(x)
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * output.detach().mean(0)
+        self.ring[self.calls % 4] = float(x.mean())
+        self.seen.append(float(x.mean()))
+        self.last[str(self.calls % 3)] = float(output.mean())
+        total = 0.01 * len(self.seen) + self.calls / 50 + float(self.ring.sum())
+        for value in self.last.values():
+            total += 0.1 * value
+        return output * (1 + total) - self.mean
+
+
+def scripted():
+    return torch.jit.script(Scripted())
+
+
 def normed():
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
 
@@ -395,6 +423,10 @@ def kinds():
         "values of Python's library": lambda: tw.Task(OfPythonsLibrary, F.cross_entropy, blobs(), blobs(30, seed=1)),
         "buffers made by calls": lambda: tw.Task(LateBuffer, F.cross_entropy, blobs(90), blobs(30, seed=1)),
         "scripted": lambda: tw.Task(lambda: torch.jit.script(normed()), F.cross_entropy, blobs(), blobs(30, seed=1)),
+        "scripted, with attributes": lambda: tw.Task(scripted, F.cross_entropy, blobs(), blobs(30, seed=1)),
+        "scripted within": lambda: tw.Task(
+            lambda: nn.Sequential(scripted(), nn.Linear(3, 3)), F.cross_entropy, blobs(), blobs(30, seed=1)
+        ),
         "made at the first call": lambda: tw.Task(normed, step=Late(), data=blobs(), validation=blobs(30, seed=1)),
         "replay memory": lambda: tw.Task(linear, step=Remembering(), data=blobs()),
         "values of libraries": lambda: tw.Task(OfLibraries, F.cross_entropy, blobs(), blobs(30, seed=1)),
@@ -807,7 +839,8 @@ def test_a_plain_task_is_told_nothing():
     assert descent.state_dict()["objects"] == {}
 
 
-@pytest.mark.parametrize("kind", ["model, validated", "extra state"])
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["model, validated", "extra state", "scripted, with attributes"])
 def test_an_opened_model_has_what_the_trained_one_carries(kind, tmp_path):
     run = tw.train(fresh(kind), plan(steps=12), out=tmp_path / "run", progress=False)
     opened = tw.Run.open(tmp_path / "run", fresh(kind))

@@ -59,6 +59,7 @@ MOST_OBJECTS = 20_000  # that are looked at: what is reached from a large progra
 MOST_ITEMS_IN_ALL = 1_000_000  # of containers, that are looked at each time; of those beyond only some are
 LONGEST_PATH = 1_000  # characters: what lies deeper is not looked at
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}  # nn.Module's
+_OF_SCRIPTED = {"training", "_is_full_backward_hook"}  # that a module of TorchScript holds in its compiled part
 _FUNCTIONS = (types.FunctionType, classmethod, staticmethod, property)
 WEIGHTS = "._parameters"  # ends the paths under which names of modules' weights are among links
 _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
@@ -81,7 +82,8 @@ _BAGS = (
 class Place(NamedTuple):
     """A place that holds a value: `holder` is what it is in, and `how` by what it is set.
 
-    `how` is "item" (holder[key] = value), "attribute" (setattr), "cell", or "" where it cannot be given another object. `marked`
+    `how` is "item" (holder[key] = value), "attribute" (setattr), "scripted" (setattr too, of a module of TorchScript, which gives
+    a copy of a list or dict each time), "cell", or "" where it cannot be given another object. `marked`
     is the value's mark, and `problem` says why it has none: its state cannot be kept. `alias` is the path under which the same
     object was found before.
     """
@@ -99,7 +101,7 @@ class Place(NamedTuple):
         """Give the object that the place has now."""
         if self.how == "item":
             return self.holder[self.key]
-        if self.how == "attribute":
+        if self.how in ("attribute", "scripted"):
             return getattr(self.holder, self.key)
         return self.holder.cell_contents if self.how == "cell" else self.value
 
@@ -113,7 +115,7 @@ class Place(NamedTuple):
         """Give the place another object; False where it takes none."""
         if self.how == "item":
             self.holder[self.key] = value
-        elif self.how == "attribute":
+        elif self.how in ("attribute", "scripted"):
             setattr(self.holder, self.key, value)
         elif self.how == "cell":
             self.holder.cell_contents = value
@@ -255,6 +257,7 @@ def still_modules(roots: Mapping[str, Any], known: set[int]) -> dict[int, Still]
             tensors = (*module._parameters.values(), *module._buffers.values())
             if (
                 is_library(type(module).__module__)
+                and not _scripted_names(module)
                 and all(type(v) in ATOMS or (n[:1] == "_" and not (n in _HOOKS and v)) for n, v in vars(module).items())
                 and all(tensor is None or (id(tensor) in known and not hooks_of(tensor)) for tensor in tensors)
             ):
@@ -586,6 +589,8 @@ class Finder:
                     self._visit(Place(f"{path}.{name}[{number}]", hook, None, None, ""))
             elif name not in _OWN and not name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called")):
                 self._entry(f"{path}.{name}", module.__dict__, name)
+        for name in _scripted_names(module):
+            self._visit(Place(f"{path}.{name}", getattr(module, name), module, name, "scripted"))
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 flag = parameter.requires_grad
@@ -687,6 +692,14 @@ class Finder:
 
     def _global(self, scope: dict[str, Any], name: str) -> Place:
         return Place(f"{_label(scope)}:{name}", scope[name], scope, name, "item")
+
+
+def _scripted_names(module: nn.Module) -> list[str]:
+    """Give the names of what a module of TorchScript holds in its compiled part besides weights, buffers and submodules."""
+    if not isinstance(module, torch.jit.ScriptModule) or "_concrete_type" not in vars(module):
+        return []
+    kinds = cast("Any", module)._concrete_type
+    return sorted(name for name in kinds.get_attributes() if name not in _OF_SCRIPTED and hasattr(module, name))
 
 
 def _key(key: Any, number: int) -> str:

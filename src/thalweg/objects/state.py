@@ -360,7 +360,8 @@ class ObjectState:
                 return put_into(place.value, value, None, self._classes)
             if not place.how and place.path not in self._objects:  # a weight of a module made since, say
                 return put_into(place.value, value, None, self._classes)
-            if same and type(first) not in ATOMS:
+            is_copy = place.how == "scripted" and is_container(place.value)
+            if same and type(first) not in ATOMS and not is_copy:
                 if place.value is not first and place.how:
                     place.put(first)
                 keep = {i: arrays[i] for i in kept if i in arrays}
