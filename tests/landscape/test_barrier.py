@@ -30,5 +30,13 @@ def test_the_line_between_unequal_ends_is_no_barrier():
     assert way(lambda w: (w * w + 3 * w).sum()).height == 0
 
 
+def test_a_way_that_falls_slowly_first_has_no_barrier_and_a_hill_counts_from_the_higher_end():
+    assert way(lambda w: -((w + 1) ** 2).sum()).height == 0
+    hill = way(lambda w: (torch.exp(-8 * w * w) - w).sum())
+    line = np.linspace(-1, 1, 100_001)
+    assert hill.height == pytest.approx((np.exp(-8 * line**2) - line).max() - (math.exp(-8) + 1), rel=5e-3)
+    assert hill.height > 0
+
+
 def test_a_loss_that_is_no_number_on_the_way_is_a_barrier_without_end():
     assert math.isinf(way(lambda w: torch.sqrt(w.abs() - 0.2).sum()).height)

@@ -1,7 +1,7 @@
 """The barrier between two points of a loss surface, on the straight way or another one.
 
-Source: Frankle, Dziugaite, Roy and Carbin 2020, arXiv:1912.05671: how far the loss rises above the straight line between the
-losses at both ends.
+It is how far the loss rises above that of the higher end, so that a way that only falls has none. Frankle, Dziugaite, Roy and
+Carbin 2020, arXiv:1912.05671, measure from the line between both ends' losses instead, which for ends of one height is the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FINEST = 1 / 320  # of the way, between points at the top
 
 
 class Barrier(NamedTuple):
-    """`height` above the straight line between both ends' losses, 0 where it rises nowhere; the shares of the way at which
-    losses were measured, ascending, and the losses."""
+    """`height` above the loss of the higher end, 0 where it rises nowhere; the shares of the way at which losses were measured,
+    ascending, and the losses."""
 
     height: float
     shares: npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ class Barrier(NamedTuple):
 
 
 def barrier(surface: Surface, first: Tensor, second: Tensor, at: Callable[[float], Tensor] | None = None) -> Barrier:
-    """Follow a way from one point to another, and look closer where the loss is highest above the line.
+    """Follow a way from one point to another, and look closer where the loss is highest.
 
     `at` gives the point at a share of the way; default: the straight one.
 
@@ -45,17 +45,14 @@ def barrier(surface: Surface, first: Tensor, second: Tensor, at: Callable[[float
     step = 1 / (POINTS - 1)
     while step > FINEST:
         step /= 2
-        top = max(losses, key=lambda share: _above(losses, share))
+        top = max(losses, key=lambda share: losses[share])
         for share in (top - step, top + step):
             if 0 < share < 1 and share not in losses:
                 losses[share] = _loss(surface, point(share))
     shares = sorted(losses)
-    height = max(0.0, max(_above(losses, share) for share in shares))
+    top, higher = max(losses.values()), max(losses[0.0], losses[1.0])
+    height = top - higher if top > higher else 0.0
     return Barrier(height, np.array(shares), np.array([losses[share] for share in shares]))
-
-
-def _above(losses: dict[float, float], share: float) -> float:
-    return losses[share] - (1 - share) * losses[0.0] - share * losses[1.0]
 
 
 def _loss(surface: Surface, point: Tensor) -> float:

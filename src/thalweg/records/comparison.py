@@ -31,7 +31,7 @@ class Way:
         first, second: numbers of the runs.
         kind: "straight" between the weights as they are, "matched" where the second's hidden units are first brought into the
             order that is nearest to the first's, or "curved" along a curve that was trained to be low.
-        height: how far the loss rises above the straight line from one end's loss to the other's; 0 where it rises nowhere,
+        height: how far the loss rises above that of the higher end; 0 where it rises nowhere,
             infinite where the loss is no number.
         length: in the space of weights.
         shares: of the way, from 0 to 1, ascending, at which losses were measured.
@@ -84,8 +84,8 @@ class Comparison:
         losses: at their ends.
         sharpness: the largest eigenvalue of the Hessian there.
         distances: between their ends, by pairs.
-        barriers: how high the loss rises above the straight line from one end's loss to the other's, on the straight way
-            between their weights, by pairs; 0 where it does nowhere, infinite where the loss is no number.
+        barriers: how far the loss rises above that of the higher end, on the straight way between their weights, by pairs; 0
+            where it does nowhere, infinite where the loss is no number.
         slices: the loss over the plane of all paths, and over planes through two ends and the bend of the curve between them.
         examples: how many were looked at.
         notes: sentences on what is to be known of it.

@@ -59,8 +59,8 @@ class Escape:
         attempts: in the order in which they were made.
         way: that came furthest, and was tried with all seeds; empty where none was left.
         found: whether it ended better than where the run was, and than the steps as before, with every seed.
-        barrier: how far the training loss rises above the straight line between the run's end and the best attempt's; NaN where
-            that was not measured.
+        barrier: how far the training loss rises on the straight way from the run's end to the best attempt's, above that of the
+            higher end; NaN where that was not measured.
         run: the best attempt, where it is better than where the run was; else None.
         notes: sentences on what is to be known of it.
     """

@@ -91,7 +91,7 @@ def _connections(found: Comparison) -> str:
     head = "".join(f"<th scope=col>{title}</th>" for title in titles)
     table = f'<div class="wide"><table class="figures rows"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     note = (
-        '<p class="note">Barriers: how far the loss rises above the straight line between both ends\' losses, and in brackets how'
+        '<p class="note">Barriers: how far the loss rises above that of the higher end, and in brackets how'
         " long the way is. Below a twentieth of the higher end's loss a barrier counts for none.</p>"
     )
     drawn = [(_ways(found, *pair), _curve(found, *pair)) for pair in pairs]
