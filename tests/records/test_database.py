@@ -53,6 +53,20 @@ def test_what_is_planted_in_the_place_of_a_table_is_not_computed(tmp_path, table
         read(tmp_path / "shelf")
 
 
+def test_an_error_of_a_signals_handler_is_not_taken_for_what_was_planted(tmp_path, monkeypatch):
+    add(opened(tmp_path / "shelf"), "Valleys")
+
+    def interrupted(*what):  # as one that a handler raises at the beginning of a function
+        raise TimeoutError
+
+    monkeypatch.setattr(database, "_tables_only", interrupted)
+    for use in (read, opened):
+        with pytest.raises(RunError, match="a signal's handler raised an error"):
+            use(tmp_path / "shelf")
+    monkeypatch.undo()
+    assert read(tmp_path / "shelf") == ["Valleys"]
+
+
 def test_a_planted_trigger_does_nothing_and_a_view_of_ones_own_is_left(tmp_path):
     writer = opened(tmp_path / "shelf")
     add(writer, "Valleys")

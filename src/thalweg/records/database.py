@@ -227,8 +227,21 @@ def _is_write_ahead(path: Path) -> bool:
     return len(header) > READ_VERSION_OFFSET and header[READ_VERSION_OFFSET] == WRITE_AHEAD
 
 
+def _has_views(path: Path) -> bool:
+    """Tell whether a file has a view or a trigger at all, by its table of contents alone."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("SELECT count(*) FROM sqlite_master WHERE type IN ('view', 'trigger')")
+            return bool(found.fetchone()[0])
+    except sqlite3.Error:  # which the statement that failed would have told
+        return True
+
+
 def _error_message(path: Path, error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "") or ""
+    if name == "SQLITE_AUTH" and not _has_views(path):
+        # SQLite takes an error in `_tables_only` for a refusal, and does not say which one it was.
+        return f"{path} was being used when a signal's handler raised an error, which is lost. Try again."
     reasons = {
         "SQLITE_FULL": f"the disk that holds {path} is full: free some space and resume the run.",
         "SQLITE_BUSY": f"{path} is locked: another process is writing it. Stop that one, or give another folder.",
