@@ -440,6 +440,44 @@ def test_memory_that_runs_out_in_validation_halves_only_what_can_be_cut() -> Non
         tw.train(tw.Task(lambda: Large(3, 4), contrastive, (X, Z), validation=validation), plan(), steps=2)
 
 
+class WorstGroup:
+    """A mean of the means of two groups, whose weights follow their losses from call to call."""
+
+    def __init__(self) -> None:
+        self.weights = [0.5, 0.5]
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        losses = (output - target).square().mean(1)
+        first = target[:, 0] > 0.3
+        means = [losses[part].mean() if part.any() else losses.sum() * 0 for part in (first, ~first)]
+        if torch.is_grad_enabled():
+            self.weights = [
+                w * math.exp(0.05 * float(mean.detach())) for w, mean in zip(self.weights, means, strict=True)
+            ]
+            self.weights = [w / sum(self.weights) for w in self.weights]
+        return sum(w * mean for w, mean in zip(self.weights, means, strict=True))
+
+
+@pytest.mark.parametrize("own_step", [False, True])
+def test_a_loss_that_is_no_mean_is_named_also_where_it_moves_from_call_to_call(own_step: bool) -> None:
+    loss = WorstGroup()
+    parts = {"step": lambda m, b: loss(m(b[0]), b[1])} if own_step else {"loss": loss}
+    run = tw.train(tw.Task(linear, data=(X, Z), validation=(X, Z), **parts), plan(), steps=2)
+    assert any("no mean over its examples" in note for note in run.summary["notes"])
+
+
+def test_of_a_mean_that_moves_from_call_to_call_nothing_is_said_and_no_parts_are_called_exact() -> None:
+    calls = [0]
+
+    def fading(output: Tensor, target: Tensor) -> Tensor:
+        calls[0] += 1
+        return F.mse_loss(output, target) * (1 + 1 / calls[0])
+
+    run = tw.train(tw.Task(linear, fading, (X, Z)), plan(accumulate=2), steps=2)
+    assert not any("no mean over its examples" in note for note in run.summary["notes"])
+    assert any("could not be tested" in event.message for event in run.events)
+
+
 SUMMED: dict[str, dict[str, Any]] = {
     "function": {"loss": lambda o, t: (o - t).square().sum()},
     "module": {"loss": nn.MSELoss(reduction="sum")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from thalweg.descent.metrics import rehearse_figure_metrics, rehearse_metrics
 from thalweg.descent.out_of_memory import out_of_memory, release
-from thalweg.descent.parts import function_reduction
+from thalweg.descent.parts import Unchanged, function_reduction
 from thalweg.descent.rehearsal import VALIDATION, Rehearsal, rehearse, wants_gradient
 from thalweg.descent.target_check import check_targets
 from thalweg.errors import DataError, TaskError
@@ -42,6 +43,7 @@ def rehearse_evaluation(
     validation: Source | None,
     device: torch.device,
     count: int,
+    unchanged: Unchanged = nullcontext,
 ) -> Evaluation:
     """Evaluate a first batch as validation will: in evaluation mode, without gradients unless model or loss take some.
 
@@ -53,6 +55,7 @@ def rehearse_evaluation(
             training data is looked at with these.
         device: of the model.
         count: examples of the batch, where no user's loader has decided on it.
+        unchanged: see `function_reduction`.
 
     Raises TaskError where that fails; it names `evaluate` where training mode takes the same batch.
     """
@@ -90,7 +93,7 @@ def rehearse_evaluation(
         if found is not None:
             notes.append(f"{found.text}. The loss is finite all the same, so they stay as they are.")
         own = task.evaluate or task.step
-        reduction = None if own is None else function_reduction(own, model, source, device, count)
+        reduction = None if own is None else function_reduction(own, model, source, device, count, unchanged)
         return Evaluation(rehearsal.casts, needs_gradient, reduction, found is not None, notes)
     finally:
         model.train()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ from thalweg.sampling import ItemSource, Source, StreamSource, TensorSource, cou
 from thalweg.sampling.opening import first_batch, in_parts, spread_batch
 from thalweg.sampling.sources import leaves, seed_all, tree_map
 
+Unchanged = Callable[[], AbstractContextManager[Any]]
+
 SETS = 4  # of as many examples as a batch has, on which is tried what a few show
 SIZES = [3, 5]  # examples of two unequal parts, so that a mean of the parts' means shows
 NOISE = 0.1  # standard deviation of what moves weights
@@ -50,11 +53,12 @@ def training_reduction(
     train: Source,
     device: torch.device,
     validation: Source | None = None,
+    unchanged: Unchanged = nullcontext,
 ) -> Reduction:
     """Find the reduction of a task's training loss: from the rehearsed batch or, of its own `step`, from some examples.
 
     So too where the outputs of a batch cannot be cut into those of its examples. The model is in training mode, and is left so.
-    Targets of the validation data, of which the loss will be called too, are looked at.
+    Targets of the validation data, of which the loss will be called too, are looked at. `unchanged`: see `function_reduction`.
     """
     function: Callable[[nn.Module, Any], Any] | None = task.step
     found: Reduction | None = None
@@ -71,7 +75,7 @@ def training_reduction(
         function = Objective(task, rehearsal.casts).loss
     model.eval()  # without dropout, and without batch normalisation, which makes examples depend on each other
     try:
-        whole = function_reduction(function, model, train, device, count_examples(batch))
+        whole = function_reduction(function, model, train, device, count_examples(batch), unchanged)
     finally:
         model.train()
     if found is None or found.kind == "unknown" or whole.kind == "calls":
@@ -101,21 +105,27 @@ def function_reduction(
     source: Source,
     device: torch.device,
     most: int = sum(SIZES),
+    unchanged: Unchanged = nullcontext,
 ) -> Reduction:
     """Find the reduction of a task's own `step` or `evaluate`: "unknown" where it fails on a part.
 
     Of a stream it is that of the rows of a first batch; "unknown" where that cannot be cut. What a few examples show is tried on
     some sets of `most`, as many as memory holds: so a mean over targets that a condition chooses shows where one is left out.
+
+    `unchanged`: after which what the user's code carries is as before. With it is tried whether a loss that moves with each call
+    (weights of groups that follow their losses, say) would be no mean if it stood still. Where it would be one it stays
+    "unknown", as each part moves it.
     """
     examples = _rows(source, device) if isinstance(source, StreamSource) else source
     if examples is None or len(examples) < sum(SIZES):
         return Reduction("unknown")
 
-    def measured(*parts: Sequence[int]) -> list[_Measured]:
+    def measured(*parts: Sequence[int], within: Unchanged = nullcontext, alike: bool = False) -> list[_Measured]:
         results: list[_Measured] = []
         for number, batch in enumerate(in_parts(examples, parts, device)):
-            seed_all(number)  # other random numbers each time, so that it shows where the loss depends on them
-            with LossCalls() as noted:
+            # Other random numbers each time, so that it shows where the loss depends on them.
+            seed_all(0 if alike else number)
+            with within(), LossCalls() as noted:
                 loss, weight = losses_of(function(model, batch), "step")[:2]
             results.append(_Measured(float(loss.detach()), weight, called_weight(noted.calls)))
         return results
@@ -126,6 +136,9 @@ def function_reduction(
         if found.kind == "unknown":
             with _moved_weights(model):
                 found = _measure(len(examples), measured)
+                if found.kind == "unknown" and unchanged is not nullcontext and _moves_on(len(examples), measured):
+                    still = _measure(len(examples), functools.partial(measured, within=unchanged))
+                    found = still if still.depends_on_size else found
         if not found.splits_exactly:
             return found
         for more in _measure_more(min(most, len(examples)), len(examples), measured):
@@ -168,6 +181,16 @@ def _measure(count: int, measured: Callable[..., list[_Measured]]) -> Reduction:
         return Reduction("unknown")
     losses, weights, called = zip(*parts, strict=True)
     return compare_parts([whole.loss, again.loss], losses, weights, SIZES, called)
+
+
+def _moves_on(count: int, measured: Callable[..., list[_Measured]]) -> bool:
+    """Tell whether the same examples have another loss the second time, with the same random numbers."""
+    examples = torch.linspace(0, count - 1, sum(SIZES)).round().long().tolist()
+    try:
+        once, again = measured(examples, examples, alike=True)
+    except Exception:
+        return False
+    return math.isfinite(once.loss) and once.loss != again.loss
 
 
 def _measure_more(most: int, count: int, measured: Callable[..., list[_Measured]]) -> Iterator[Reduction]:

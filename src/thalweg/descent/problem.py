@@ -218,9 +218,13 @@ def open_task(task: Task, device: str | torch.device = "auto", to_hold_out: Hold
         notes += check_targets(Objective(own, rehearsal.casts), model, whole, rehearsal.calls, count)
         nonfinite = _check_nonfinite(own, model, rehearsal.casts, whole, batch, found)
         unmoved = mark_weights(model)
-        evaluation = rehearse_evaluation(own, model, rehearsal, train, validation, chosen_device, count)
+        evaluation = rehearse_evaluation(
+            own, model, rehearsal, train, validation, chosen_device, count, objects.unchanged
+        )
         moving |= moved_since(unmoved, model)
-        reduction = training_reduction(own, model, rehearsal, batch, whole, chosen_device, validation)
+        reduction = training_reduction(
+            own, model, rehearsal, batch, whole, chosen_device, validation, objects.unchanged
+        )
         measured = evaluation.reduction or reduction
         notes += [*nonfinite, *evaluation.notes, *_incomparable(measured, train, validation)]
         needs_two_examples = _needs_two_examples(Objective(own, rehearsal.casts), model, train, chosen_device)
