@@ -361,7 +361,7 @@ def test_runs_are_compared_on_one_surface(tmp_path, monkeypatch, capsys):
     assert np.array_equal(barriers, barriers.T)
     assert barriers[0, 2] > 3 * barriers[0, 1]
     assert found.distances[0][2] > found.distances[0][1] > 0
-    plane = found.slices[-1]
+    plane = next(each for each in found.slices if each.name == "the paths")
     assert [walk.name for walk in plane.walks] == ["adamw", "momentum", "other"]
     assert plane.walks[0].points[-1] == pytest.approx([0, 0], abs=1e-6)
     assert plane.walks[0].points[0] == pytest.approx(plane.walks[1].points[0], abs=1e-6)
@@ -513,3 +513,20 @@ def test_two_processes_survey_a_run_together(tmp_path):
     found = tw.Survey.load(folder / "survey.json")
     assert found.kind == alone.kind
     assert found.eigenvalues == pytest.approx(alone.eigenvalues, rel=1e-2, abs=1e-4)
+
+
+def test_where_gradient_and_curvature_have_vanished_and_the_loss_has_not_it_is_a_plateau():
+    """Beside the curvature where the run began, which its trail has."""
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    task = tw.Task(
+        model=lambda: nn.Sequential(nn.Linear(3, 1), nn.Sigmoid()), loss=F.mse_loss, data=(x, torch.ones(64, 1))
+    )
+    run = tw.train(task, plan(steps=2, learning_rate=1e-3, keep="last", watch=False), progress=False)
+    with torch.no_grad():
+        run.model[0].bias.fill_(-16.0)
+    found = tw.survey(run, slices=False)
+    assert found.kind == "plateau"
+    assert found.figures["largest curvature"] < 1e-3 * found.course.sharpness[0]
+    with torch.no_grad():
+        run.model[0].bias.fill_(-1.0)
+    assert tw.survey(run, slices=False).kind == "slope"

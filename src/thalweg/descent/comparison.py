@@ -39,7 +39,7 @@ from thalweg.landscape.hidden_units import hidden_units, permuted
 from thalweg.landscape.lanczos import eigenpairs
 from thalweg.landscape.model_surface import ModelSurface
 from thalweg.landscape.path import Array, principal_plane
-from thalweg.landscape.slices import Grid, plane
+from thalweg.landscape.slices import plane
 from thalweg.landscape.surface import Slope
 from thalweg.landscape.weight_matching import matched_orders
 from thalweg.optim.recalibration import batch_statistics, gathers_statistics
@@ -210,7 +210,6 @@ class _Comparison:
             told = f", about {format_seconds(left)} left" if number else ""
             self.say(f"Sharpness along {name}, at {format_count(len(measured), 'point')}{told}.")
             for step in measured:
-                meter.forget()
                 meter.add(step, points[step])
             self._add(courses=(*self.known.courses, meter.course))
 
@@ -325,7 +324,7 @@ def _plane(surface: ModelSurface, runs: Sequence[Run], names: Sequence[str], end
     except ValueError:
         return None
     x, y = _square(found.coordinates)
-    grid = _with_floor(plane(surface, ends[0], found.directions, x, y))
+    grid = plane(surface, ends[0], found.directions, x, y)
     drawn, first = list[Walk](), 0
     for name, steps in walks:
         drawn.append(Walk(name, found.coordinates[first : first + len(steps)], tuple(steps)))
@@ -358,15 +357,10 @@ def _plane_of_curve(
     curve = np.stack([2 * t * (1 - t) * shift + t**2 * length, 2 * t * (1 - t) * height], 1)
     straight = np.array([[0.0, 0.0], [length, 0.0]])
     x, y = _square(np.concatenate([curve, straight]))
-    grid = _with_floor(plane(surface, first, (across, towards), x, y, tolerance=PLANE_TOLERANCE))
+    grid = plane(surface, first, (across, towards), x, y, tolerance=PLANE_TOLERANCE)
     axes = (f"from {names[0]} to {names[1]}", "towards the curve")
     walks = (Walk("straight way", straight, (0, 1)), Walk("curve", curve, tuple(range(len(curve)))))
     return replace(plane_slice(f"the curve from {names[0]} to {names[1]}", axes, grid), walks=walks)
-
-
-def _with_floor(grid: Grid) -> Grid:
-    """Give a grid whose predicted losses are no lower than the lowest that was measured."""
-    return replace(grid, losses=np.maximum(grid.losses, grid.losses[grid.is_measured].min()))
 
 
 def _square(coordinates: Array) -> tuple[Array, Array]:

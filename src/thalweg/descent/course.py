@@ -1,8 +1,7 @@
 """What the loss surface was like on the way: how sharp it was at some points of a run's trail, beside the sharpness from which
 on its rule diverges.
 
-Each point's largest eigenvalue is looked for from the eigenvector of the point before, to which its own is near: that takes few
-products.
+Each point's largest eigenvalue is looked for afresh: from the eigenvector of the point before one may end at the second one.
 """
 
 from __future__ import annotations
@@ -57,7 +56,6 @@ class CourseMeter:
         self.course = Course()
         self._heat = temperature(run)
         self._clipped = FinishedHistory.of(run).recorded("clip_scale")
-        self._directions: dict[str, Tensor] = {}
 
     def pass_by(self, step: int, point: Tensor) -> None:
         """Follow the run to the point where it was after a step, and measure only the usual size of gradients there."""
@@ -74,11 +72,11 @@ class CourseMeter:
             if not math.isfinite(loss):
                 return
             product = surface.hessian(point)
-            sharpness, residual = self._largest("loss", product, point)
+            sharpness, residual = self._largest(product, point)
             divided = None if self.moments is None else self.moments.preconditioner()
             if divided is not None:
                 root = divided.sqrt_()
-                own = self._largest("rule", lambda v: root * product(root * v), point)[0]
+                own = self._largest(lambda v: root * product(root * v), point)[0]
         rate = rate_at(self.run, step)
         edge = edge_at(self.run, rate)
         self.course = self.course.with_point(
@@ -93,16 +91,11 @@ class CourseMeter:
             self._temperature(step),
         )
 
-    def forget(self) -> None:
-        """Search the next point from random directions: near the second eigenvector the last point's may hide the first."""
-        self._directions.clear()
-
-    def _largest(self, of: str, product: Product, point: Tensor) -> tuple[float, float]:
+    def _largest(self, product: Product, point: Tensor) -> tuple[float, float]:
         found = eigenpairs(
             product, point, top=1, bottom=0, tolerance=TOLERANCE, most=MOST_PRODUCTS, vectors=VECTORS,
-            guess=self._directions.get(of), seed=self.seed,
+            seed=self.seed,
         )  # fmt: skip
-        self._directions[of] = found.top_vectors[0].clone()
         return found.top[0], found.top_residuals[0]
 
     def _statistics_of(self, point: Tensor) -> AbstractContextManager[Any]:

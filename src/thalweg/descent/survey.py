@@ -32,7 +32,7 @@ from thalweg.landscape.lanczos import MOST_PRODUCTS, Eigenpairs, eigenpairs
 from thalweg.landscape.model_surface import ModelSurface, Part
 from thalweg.landscape.noise_along import Variance, variances_along
 from thalweg.landscape.path import Array, principal_plane
-from thalweg.landscape.place import find_place
+from thalweg.landscape.place import DESCENDED, find_place
 from thalweg.landscape.processes import Processes
 from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
@@ -195,9 +195,9 @@ class _Surveyor:
             )
         along = {"gradient": slope.gradient, **last_directions(self.run, self.found.step, surface, slope.gradient)}
         self._add(along=_along(product, along))
-        self._place(surface, product, point, slope, pairs)
-        self.say(f"{self.found.kind}. {self.found.reason}")
         points = {step: each for step, each in points_on(surface, self.run).items() if step <= self.found.step}
+        self._place(surface, product, point, slope, pairs, self._start(surface, slope.loss, points))
+        self.say(f"{self.found.kind}. {self.found.reason}")
         self._course(surface, point, points)
         self._basin(surface, point, pairs)
         self._barriers(surface, point, pairs, points)
@@ -212,10 +212,28 @@ class _Surveyor:
         self._spectrum(surface, product, point, known)
         self._layers(surface, product, point)
 
-    def _place(self, surface: ModelSurface, product: Product, point: Tensor, slope: Slope, pairs: Eigenpairs) -> None:
+    def _start(self, surface: ModelSurface, loss: float, points: Mapping[int, Tensor]) -> tuple[float, float] | None:
+        """Give loss and largest curvature where the run began, where it has come so little down that it may be on a plateau."""
+        first = points.get(0)
+        if first is None or not loss > DESCENDED * (start_loss(self.run) or math.inf):
+            return None
+        with surface.put_back():
+            began = surface.loss(first)
+            pairs = eigenpairs(surface.hessian(first), first, top=1, bottom=0, tolerance=0.1, most=20, seed=self.seed)
+        return (began, pairs.largest) if math.isfinite(began) else None
+
+    def _place(
+        self,
+        surface: ModelSurface,
+        product: Product,
+        point: Tensor,
+        slope: Slope,
+        pairs: Eigenpairs,
+        began: tuple[float, float] | None,
+    ) -> None:
         scale = scale_of(self.run, slope.loss)
         edge = self._edge(surface, product, point, pairs)
-        place = find_place(surface, point, slope, pairs, scale=scale, edge=edge)
+        place = find_place(surface, point, slope, pairs, scale=scale, began=began, edge=edge)
         self._add(
             kind=place.kind,
             reason=place.reason,

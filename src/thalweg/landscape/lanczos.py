@@ -14,7 +14,6 @@ that a random start hides a direction; Wu and Simon 2000, doi:10.1137/S089547989
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,9 +29,9 @@ MOST_PRODUCTS = 100
 TOLERANCE = 1e-3
 SMALL = 1e-2  # of the largest eigenvalue: one that is smaller is known to the tolerance of such a one
 INVARIANT = 1e-10  # of the largest eigenvalue: the rest of a product beyond which there is none, in float64
-CHECK_EVERY = 4  # products between looks at the eigenvalues
+CHECK_EVERY = 2  # products between looks at the eigenvalues
+FEWEST = 12  # products: with fewer, a loose tolerance may be met by a second eigenvector before the first one shows
 SPARE = 3  # vectors beside those that are asked for: with fewer a restart has nothing to go on with
-MIXED = 0.3  # of a guess's length: the random part of the first vector, so that a guess hides no direction
 COLUMNS = 1 << 18  # entries of each vector that are combined at once
 
 
@@ -74,7 +73,6 @@ def eigenpairs(
     tolerance: float = TOLERANCE,
     most: int = MOST_PRODUCTS,
     vectors: int | None = None,
-    guess: Tensor | None = None,
     seed: int = 0,
     enough: Callable[[int], bool] = lambda products: False,
 ) -> Eigenpairs:
@@ -88,8 +86,6 @@ def eigenpairs(
         most: products. Where they do not suffice, `known` is false and the residuals say how well each is known.
         vectors: that are kept in memory, at least three more than eigenvalues are asked for; None: one for each product. With
             fewer it takes more products.
-        guess: a vector of shape (size,) near the eigenvectors that are looked for, such as that of a matrix that is nearly the
-            same; None: a random one.
         seed: of the first vector.
         enough: called after each product with how many were made, gives whether to end with what is known then.
 
@@ -109,7 +105,7 @@ def eigenpairs(
     ritz: _Ritz | None = None
     count, products, scale, length = 0, 0, 0.0, 0.0
     is_known = was_invariant = False
-    vector = None if guess is None else _near(guess, start, generator)
+    vector: Tensor | None = None
     while products < steps:
         if ritz is not None and count == room:
             kept = _to_keep(count, top, bottom)
@@ -146,7 +142,7 @@ def eigenpairs(
             ritz = _ritz(projected[:count, :count], length)
             is_known = ritz.are_known(top, bottom, tolerance)
             # After an invariant subspace all residuals are zero, though a copy of a value may still be missing outside it.
-            if is_stopped or (is_known and not (is_invariant or was_invariant)):
+            if is_stopped or (is_known and products >= FEWEST and not (is_invariant or was_invariant)):
                 break
         was_invariant = was_invariant or is_invariant
     del vector
@@ -209,15 +205,6 @@ def _combine(basis: Tensor, coefficients: Tensor) -> None:
     for first in range(0, basis.shape[1], COLUMNS):
         part = slice(first, first + COLUMNS)
         basis[:made, part] = mixing @ basis[:used, part]
-
-
-def _near(guess: Tensor, start: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Give a vector of length 1 near a guess; None where the guess is no direction."""
-    length, drawn = norm(guess), _random_like(start, generator)
-    if not 0 < length < math.inf:
-        return None
-    mixed = guess.to(start) / length + (MIXED / norm(drawn)) * drawn
-    return mixed / norm(mixed)
 
 
 def _random_like(start: Tensor, generator: torch.Generator) -> Tensor:

@@ -139,7 +139,8 @@ class _Known:
             filled = np.where(np.isfinite(lines), lines, finite.max() if len(finite) else 0.0)
             degree = min(3, len(rows) - 1), min(3, len(columns) - 1)
             spline = RectBivariateSpline(self.y[rows], self.x[columns], filled, kx=degree[0], ky=degree[1])
-            predicted = np.asarray(spline(self.y, self.x), np.float64)
+            # A spline swings below what it goes through, and a loss below all that were measured would draw a minimum.
+            predicted = np.maximum(np.asarray(spline(self.y, self.x), np.float64), filled.min())
         is_measured = ~np.isnan(self.losses)
         return Grid(self.x, self.y, np.where(is_measured, self.losses, predicted), is_measured, error)
 
