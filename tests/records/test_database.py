@@ -82,6 +82,24 @@ def test_a_planted_trigger_does_nothing_and_a_view_of_ones_own_is_left(tmp_path)
     writer.close()
 
 
+def test_a_copy_by_hard_links_is_not_written_to(tmp_path):
+    writer = opened(tmp_path / "shelf")
+    add(writer, "Valleys")
+    for name in ("shelf", "shelf-wal"):  # as of a run that was killed: nothing is in the file itself yet
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        os.link(tmp_path / name, tmp_path / "copy" / name)
+    held = {name: (tmp_path / name).read_bytes() for name in ("shelf", "shelf-wal")}
+    copied = opened(tmp_path / "copy" / "shelf")
+    add(copied, "Hills")
+    assert titles(copied) == ["Valleys", "Hills"]
+    assert titles(writer) == ["Valleys"]
+    assert {name: (tmp_path / name).read_bytes() for name in held} == held
+    copied.close()
+    writer.close()
+    assert read(tmp_path / "shelf") == ["Valleys"]
+    assert sorted(os.listdir(tmp_path / "copy")) == ["shelf"]
+
+
 def test_a_transaction_that_fails_leaves_nothing(tmp_path):
     writer = opened(tmp_path / "shelf")
 

@@ -67,6 +67,8 @@ def open_writer(path: Path, *, kind: str, format: int, schema: str, busy_seconds
     with explain_errors(path):
         for name in beside(path):
             files.set_aside_unless_regular(name)
+        for name in (*beside(path), path):
+            files.make_own(name)
         connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
         with explain_errors(path):

@@ -131,6 +131,25 @@ def set_aside(path: Path, name: Path | None = None) -> Path:
     return free
 
 
+def make_own(path: Path) -> None:
+    """Give a name a file of its own where it shares one with other names, as in a copy by hard links, so that what is written to
+    it is written under no other name. Raises OSError, and then the file is as it was.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if status.st_nlink < 2 or not stat.S_ISREG(status.st_mode):
+        return
+    draft = _draft(path.parent)
+    with open(path, "rb", opener=_without_waiting) as file:
+        create(draft, iter(lambda: file.read(CHUNK), b""))
+    with _removed_on_failure(draft):
+        os.chmod(draft, stat.S_IMODE(status.st_mode))
+        _rename_over(draft, path)
+    sync_folder(path.parent)
+
+
 def name_before_aside(name: str) -> str | None:
     """Give the name that a file had before `set_aside`; None where this is no name that it gives.
 
