@@ -16,7 +16,7 @@ from torch import Tensor
 from thalweg.descent.course import edge_at, rate_at
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.survey import (
+from thalweg.descent.run_surface import (
     EXAMPLES,
     LARGEST_PART,
     is_noisy,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from thalweg.descent.course import CourseMeter
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.survey import (
+from thalweg.descent.run_surface import (
     MARGIN,
     POINTS,
     axis_names,

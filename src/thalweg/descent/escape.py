@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from thalweg import schedule as shapes
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.survey import is_noisy, on_device, sample, seeded, surveyed
+from thalweg.descent.run_surface import is_noisy, on_device, sample, seeded, surveyed
 from thalweg.descent.their_objects import as_found
 from thalweg.descent.train import train_plan
 from thalweg.errors import Interrupted, PlanError, RuleError, RunError, ThalwegError

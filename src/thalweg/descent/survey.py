@@ -6,10 +6,9 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +18,29 @@ from thalweg.descent.course import CourseMeter, chosen, edge_at, rate_at
 from thalweg.descent.last_step import last_directions, optimizer_state
 from thalweg.descent.problem import Problem
 from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.descent.run_surface import (
+    EXAMPLES,
+    POINTS,
+    SURVEY,
+    around,
+    axis_names,
+    complex_weights,
+    is_average,
+    is_noisy,
+    noise_of,
+    on_device,
+    plane_slice,
+    points_on,
+    sample,
+    scale_of,
+    seeded,
+    start_loss,
+    step_of,
+    surveyed,
+)
 from thalweg.descent.second_moments import SecondMoments, noise_left, recursion
 from thalweg.descent.their_objects import as_found
-from thalweg.descent.trail import points_of, trained_part
-from thalweg.descent.validation import evaluating
-from thalweg.errors import CheckpointError, DataError, Interrupted, RunError
+from thalweg.errors import Interrupted, RunError
 from thalweg.formatting import format_count, format_seconds
 from thalweg.landscape.basin_width import half_width
 from thalweg.landscape.directions import random_directions
@@ -31,30 +48,21 @@ from thalweg.landscape.dots import dot, length
 from thalweg.landscape.lanczos import MOST_PRODUCTS, Eigenpairs, eigenpairs
 from thalweg.landscape.model_surface import ModelSurface, Part
 from thalweg.landscape.noise_along import Variance, variances_along
-from thalweg.landscape.path import Array, principal_plane
+from thalweg.landscape.path import principal_plane
 from thalweg.landscape.place import DESCENDED, find_place
 from thalweg.landscape.processes import Processes
 from thalweg.landscape.slices import Grid, line, plane
 from thalweg.landscape.spectral_density import spectral_density
 from thalweg.landscape.surface import Product, Slope
 from thalweg.landscape.trace import MOST_PROBES, SKETCH, trace
-from thalweg.objects.state import ObjectState
 from thalweg.optim.preconditioner import preconditioner
 from thalweg.optim.recalibration import gathers_statistics
-from thalweg.records import checkpoint
 from thalweg.records.run import Run
-from thalweg.records.run_folder import RunFolder
 from thalweg.records.survey import Basin, Course, Slice, Survey, Walk
-from thalweg.sampling import StreamSource, hold, iterate_once, mix
-from thalweg.sampling.sources import seed_all, to_device
-from thalweg.watch.finished import FinishedHistory
+from thalweg.sampling import mix
 from thalweg.watch.temperature import batch_size, is_without_noise, temperature
 
-EXAMPLES = 2048  # that are looked at, where there are more
-LARGEST_PART = 256  # examples of a batch
-PARTS = 8  # batches at least, so that the gradient's sampling error is known
 MOMENT_PARTS = 32  # that squared gradients are measured on: their spread is known to a quarter
-POINTS = 51  # of a line, and of each side of a plane
 BASIS_BYTES = 1 << 30  # of vectors that are kept for eigenvalues
 FEWEST_VECTORS = 15  # of them, for five at each end
 COPIES = 9  # of the weights, beside these vectors: of the point, the gradient, and within a product
@@ -63,8 +71,6 @@ RISE = 0.1  # of what the run lowered the loss by: the height at which a basin's
 WIDTHS, FARTHEST = 6, 16.0  # random directions for it, and how many lengths of the weights are gone at most
 LATE = 0.9  # of the run: from there on is the way that it came last
 HOTTER = 1.5  # times: a temperature that was higher than at the end by more is said too
-MARGIN = 0.2  # of the path's extent, around it
-_SURVEY = 6  # mixed into the seeds of what model and data draw
 
 KEEP_EVERY = 2.0  # seconds, after which what is known is kept
 
@@ -388,7 +394,7 @@ class _Surveyor:
         self._estimated = None if meter.moments is None else meter.moments.preconditioner()
         if meter.course.scaled:
             self._note(self._measure_of(meter.course))
-        if self.run.plan.ema is not None and _is_average(self.run):
+        if self.run.plan.ema is not None and is_average(self.run):
             self._note("The weights that are surveyed are an average: the last point of the course is not on the way.")
 
     def _basin(self, surface: ModelSurface, point: Tensor, pairs: Eigenpairs) -> None:
@@ -414,7 +420,7 @@ class _Surveyor:
         weights = [p.detach().clone() for p in surface.parameters]
         for number in range(WIDTHS):
             self.count("Width of the basin: directions", number, WIDTHS)
-            (direction,) = random_directions(weights, 1, mix(self.seed, _SURVEY, number))
+            (direction,) = random_directions(weights, 1, mix(self.seed, SURVEY, number))
             if not bool(direction.any()):  # of a model without matrices: all weights alike
                 direction = torch.randn(surface.size, generator=torch.Generator().manual_seed(number)).to(point)
                 direction *= length(point) / length(direction)
@@ -554,104 +560,6 @@ class _Surveyor:
             self.kept_at = time.perf_counter()
 
 
-def sample(
-    problem: Problem, run: Run, examples: int, seed: int, *, parts: int = PARTS, largest: int = LARGEST_PART
-) -> tuple[list[Part], int, int | None]:
-    """Give batches of training examples from all over the data, how many examples they hold, and how many there are: so many
-    batches at least, where the loss of a batch is a mean over its examples.
-
-    Raises DataError where there are none.
-    """
-    reduction, total, source = problem.objective.reduction, problem.count, problem.train
-    wanted = min(examples, total or examples)
-    size = max(1, min(largest, math.ceil(wanted / parts)))
-    if not reduction.splits_exactly or reduction.depends_on_size:
-        size = min(wanted, run.plan.batch_size or size)
-    batches, shown = list[tuple[Any, int]](), 0
-    seed_all(mix(seed, _SURVEY))
-    if isinstance(source, StreamSource):
-        drawn: Iterator[tuple[Any, int]] = iter(hold(source, size, wanted))
-    else:
-        drawn = iterate_once(source, size, own=False, shuffle=True)
-    for batch, count in drawn:
-        batches.append((to_device(batch, problem.device), count))
-        shown += count
-        if shown >= wanted:
-            break
-    objective, weights = problem.objective, list[float]()
-    for batch, count in batches:
-        with objective.noting() as noted, objective.gradient_mode():
-            own = objective.loss(run.model, batch)[1]
-        weights.append(objective.weight_of(own, batch, count, noted) if reduction.splits_exactly else 1.0)
-    whole = sum(weights)
-    if not whole > 0:
-        raise DataError("No training example that was looked at has a target that counts. Look at more of them.")
-    found = [Part(batch, weight / whole) for (batch, _), weight in zip(batches, weights, strict=True) if weight]
-    return found, shown, total
-
-
-def seeded(seed: int) -> Callable[[int], None]:
-    """Give what seeds the random numbers before each batch."""
-    return lambda number: seed_all(mix(seed, _SURVEY, number))
-
-
-@contextmanager
-def on_device(model: nn.Module, device: torch.device) -> Generator[None]:
-    """Within, a model is on a device; afterwards where it was."""
-    before = next((p.device for p in model.parameters()), device)
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(before)
-
-
-@contextmanager
-def surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
-    """Within, the model is in evaluation mode, with gradients; afterwards it has its own modes, buffers, gradients, and
-    attributes in which it counts its calls."""
-    gradients = [(p, p.grad) for p in model.parameters()]
-    frozen = [(p, p.requires_grad) for p in model.parameters()]
-    # A sparse gradient has no second derivative; the dense one is the same.
-    sparse = [
-        module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
-    ]
-    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    with ExitStack() as stack:
-        stack.enter_context(ObjectState({"model": model}, known).unchanged())
-        stack.enter_context(evaluating(model, problem.objective))
-        stack.enter_context(torch.enable_grad())
-        for module in sparse:
-            module.sparse = False
-        try:
-            yield
-        finally:
-            for module in sparse:
-                module.sparse = True
-            for p, gradient in gradients:
-                p.grad = gradient
-            for p, needs in frozen:
-                p.requires_grad_(needs)
-
-
-def complex_weights(model: nn.Module) -> list[str]:
-    """Name the trained weights that are complex numbers, along which a surface does not go."""
-    return [name for name, p in model.named_parameters() if p.requires_grad and p.is_complex()]
-
-
-def plane_slice(name: str, axes: tuple[str, str], grid: Grid) -> Slice:
-    """Make the record of a plane."""
-    return Slice(
-        name,
-        axes,
-        grid.x,
-        grid.y,
-        grid.losses,
-        int(grid.is_measured.sum()),
-        grid.error if math.isfinite(grid.error) else 1.0,
-    )
-
-
 def _along(product: Product, directions: Mapping[str, Tensor]) -> dict[str, float]:
     """Give the curvature along each direction that leads anywhere."""
     found = dict[str, float]()
@@ -660,77 +568,3 @@ def _along(product: Product, directions: Mapping[str, Tensor]) -> dict[str, floa
         if norm2 > 0:
             found[name] = float((product(direction).double() * direction).sum()) / norm2
     return found
-
-
-def around(coordinates: Array) -> Array:
-    """Give coordinates of a grid around a path and its end, with a margin."""
-    low, high = min(0.0, float(coordinates.min())), max(0.0, float(coordinates.max()))
-    margin = MARGIN * (high - low)
-    return np.linspace(low - margin, high + margin, POINTS)
-
-
-def points_on(surface: ModelSurface, run: Run) -> dict[int, Tensor]:
-    """Give the points of a run's trail that lie on a surface, by step, ascending."""
-    kept = {step: trained_part(each, surface.model) for step, each in sorted(_trail_of(run).items())}
-    return {
-        step: each.to(surface.device, surface.dtype)
-        for step, each in kept.items()
-        if each is not None and each.numel() == surface.size
-    }
-
-
-def axis_names(shares: tuple[float, float]) -> tuple[str, str]:
-    """Name the axes of a principal plane, each with its share of the variance."""
-    return f"first principal direction, {shares[0]:.0%}", f"second principal direction, {shares[1]:.0%}"
-
-
-def _trail_of(run: Run) -> Mapping[int, Tensor]:
-    """Give the run's weights after some steps, from memory or from its newest checkpoint."""
-    if run.trail or run.folder is None:
-        return run.trail
-    try:
-        return points_of(checkpoint.load(RunFolder(run.folder).checkpoints_path).state)
-    except CheckpointError:
-        return {}
-
-
-def start_loss(run: Run) -> float | None:
-    """Give the first training loss of a run that was a number."""
-    losses = FinishedHistory.of(run).recorded("loss")[1]
-    losses = losses[np.isfinite(losses)]
-    return float(losses[0]) if len(losses) else None
-
-
-def scale_of(run: Run, loss: float) -> float | None:
-    """Give a change of the loss that a thousandth of matters, at the loss where a run ended: that which is left, or that by which
-    it has fallen where this is less."""
-    start = start_loss(run)
-    left = loss if loss > 0 else None
-    return left if start is None or left is None else min(left, max(start - loss, 0.0)) or left
-
-
-def step_of(run: Run) -> int:
-    """Give the step after which a run had the weights that it ended with."""
-    weights = run.summary.get("weights")
-    step = weights.get("step") if isinstance(weights, Mapping) else None
-    return int(step if isinstance(step, int) else run.summary.get("steps") or 0)
-
-
-def is_noisy(run: Run) -> bool:
-    """Tell whether a run's batches are but a part of the examples."""
-    size, count = run.plan.batch_size, run.summary.get("examples")
-    return size is None or not isinstance(count, int) or size < count
-
-
-def _is_average(run: Run) -> bool:
-    weights = run.summary.get("weights")
-    return isinstance(weights, Mapping) and bool(cast("Mapping[str, Any]", weights).get("averaged"))
-
-
-def noise_of(run: Run) -> dict[str, float]:
-    """Give the gradient noise scale at the end of the run, in examples, and its interval, as far as they are known."""
-    stretches = FinishedHistory.of(run).noise_scales()
-    if not stretches:
-        return {}
-    scale = stretches[-1].scale
-    return {"scale": scale.value, "low": scale.low, "high": scale.high} if scale.is_known else {"low": scale.low}
