@@ -11,7 +11,7 @@ vector: the
 the rest;
   how far a predicted loss is off is measured on the full grid, relative to the range.
 - density: stochastic Lanczos quadrature from one direction; PyHessian takes its usual 100 steps, ours stops by its own rule. How
-far the share of eigenvalues below some value is off is measured by ten directions of 100 steps, smoothed by a five-hundredth of
+far the share of eigenvalues below some value is off is measured by three directions of 100 steps, smoothed by a five-hundredth of
 the range.
 """
 
@@ -39,7 +39,7 @@ from thalweg.records.task import Task
 PACKAGES = ("torch", "numpy", "scipy", "PyHessian", "curvlinops-for-pytorch", "hessian_eigenthings", "loss_landscapes")
 MODELS = ("mlp", "cnn")
 ROUNDS, TRAINED = 3, 150
-TOLERANCE, TOP, STEPS, DIRECTIONS = 1e-3, 5, 100, 10
+TOLERANCE, TOP, STEPS, DIRECTIONS = 1e-3, 5, 100, 3
 SMOOTHED = 0.002  # of the range of the eigenvalues
 Way = Callable[[], Any]
 
