@@ -15,20 +15,17 @@ from torch import Tensor
 
 from thalweg.descent.course import edge_at, rate_at
 from thalweg.descent.problem import Problem
-from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.run_surface import (
     EXAMPLES,
     LARGEST_PART,
     is_noisy,
+    looked_at,
     noise_of,
-    on_device,
     sample,
     scale_of,
     seeded,
     step_of,
-    surveyed,
 )
-from thalweg.descent.their_objects import as_found
 from thalweg.landscape.lanczos import Eigenpairs, eigenpairs
 from thalweg.landscape.model_surface import ModelSurface
 from thalweg.landscape.place import Place, find_place
@@ -72,13 +69,7 @@ def brief_survey(run: Run, problem: Problem) -> Survey | None:
     if allowed < LEAST_SECONDS or not math.isfinite(allowed):
         return None
     began, model, problem = time.perf_counter(), run.model, problem.with_own_loss()
-    with (
-        on_device(model, problem.device),
-        preserve_process_state(run.plan.threads),
-        rng_lock,
-        as_found(problem.task),
-        surveyed(model, problem),
-    ):
+    with looked_at(model, problem, run.plan.threads):
         parts, shown, total = sample(problem, run, _examples(run), 0, parts=PARTS, largest=_largest_part(run))
         share = 1.0 if total is None else min(1.0, shown / total)
         surface = _TimedSurface(model, problem.objective, parts, share_of_data=share, seed_for=seeded(0))

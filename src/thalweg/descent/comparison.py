@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from thalweg.descent.course import CourseMeter
 from thalweg.descent.problem import Problem
-from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.run_surface import (
     MARGIN,
     POINTS,
     axis_names,
     complex_weights,
+    looked_at,
     on_device,
     plane_slice,
     points_on,
@@ -30,7 +30,6 @@ from thalweg.descent.run_surface import (
     step_of,
     surveyed,
 )
-from thalweg.descent.their_objects import as_found
 from thalweg.errors import Interrupted, RunError
 from thalweg.formatting import format_count, format_seconds
 from thalweg.landscape.barrier import Barrier, barrier
@@ -99,13 +98,7 @@ class _Comparison:
         """Measure all."""
         _check_alike(self.names, self.models)
         first = self.models[0]
-        with (
-            on_device(first, self.problem.device),
-            preserve_process_state(self.runs[0].plan.threads),
-            rng_lock,
-            as_found(self.problem.task),
-            surveyed(first, self.problem),
-        ):
+        with looked_at(first, self.problem, self.runs[0].plan.threads):
             anew = gathers_statistics(first)
             parts, shown, _ = sample(self.problem, self.runs[0], self.examples, self.seed)
             surface = ModelSurface(first, self.problem.objective, parts, seed_for=seeded(self.seed), recalibrate=anew)

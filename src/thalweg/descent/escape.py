@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from thalweg import schedule as shapes
 from thalweg.descent.problem import Problem
-from thalweg.descent.process_state import preserve_process_state, rng_lock
-from thalweg.descent.run_surface import is_noisy, on_device, sample, seeded, surveyed
-from thalweg.descent.their_objects import as_found
+from thalweg.descent.run_surface import is_noisy, looked_at, on_device, sample, seeded
 from thalweg.descent.train import train_plan
 from thalweg.errors import Interrupted, PlanError, RuleError, RunError, ThalwegError
 from thalweg.formatting import format_count, format_seconds
@@ -281,13 +279,7 @@ class _Escape:
     def _surface(self, model: nn.Module | None = None) -> Generator[ModelSurface]:
         """Within, a model (None: the run's) is in evaluation mode, and its loss surface is given."""
         model = self.run.model if model is None else model
-        with (
-            on_device(model, self.problem.device),
-            preserve_process_state(self.run.plan.threads),
-            rng_lock,
-            as_found(self.problem.task),
-            surveyed(model, self.problem),
-        ):
+        with looked_at(model, self.problem, self.run.plan.threads):
             surface = self._surface_of(model)
             with surface.put_back():
                 yield surface

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.descent.problem import Problem
+from thalweg.descent.process_state import preserve_process_state, rng_lock
+from thalweg.descent.their_objects import as_found
 from thalweg.descent.trail import points_of, trained_part
 from thalweg.descent.validation import evaluating
 from thalweg.errors import CheckpointError, DataError
@@ -114,6 +116,20 @@ def surveyed(model: nn.Module, problem: Problem) -> Generator[None]:
                 p.grad = gradient
             for p, needs in frozen:
                 p.requires_grad_(needs)
+
+
+@contextmanager
+def looked_at(model: nn.Module, problem: Problem, threads: int | None) -> Generator[None]:
+    """Within, a run's model is on the problem's device and can be surveyed; afterwards it, the task's objects and the process are
+    as they were. `threads`: of the run's plan."""
+    with (
+        on_device(model, problem.device),
+        preserve_process_state(threads),
+        rng_lock,
+        as_found(problem.task),
+        surveyed(model, problem),
+    ):
+        yield
 
 
 def complex_weights(model: nn.Module) -> list[str]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from thalweg.descent.course import CourseMeter, chosen, edge_at, rate_at
 from thalweg.descent.last_step import last_directions, optimizer_state
 from thalweg.descent.problem import Problem
-from thalweg.descent.process_state import preserve_process_state, rng_lock
 from thalweg.descent.run_surface import (
     EXAMPLES,
     POINTS,
@@ -27,8 +26,8 @@ from thalweg.descent.run_surface import (
     complex_weights,
     is_average,
     is_noisy,
+    looked_at,
     noise_of,
-    on_device,
     plane_slice,
     points_on,
     sample,
@@ -36,10 +35,8 @@ from thalweg.descent.run_surface import (
     seeded,
     start_loss,
     step_of,
-    surveyed,
 )
 from thalweg.descent.second_moments import SecondMoments, noise_left, recursion
-from thalweg.descent.their_objects import as_found
 from thalweg.errors import Interrupted, RunError
 from thalweg.formatting import format_count, format_seconds
 from thalweg.landscape.basin_width import half_width
@@ -138,13 +135,7 @@ class _Surveyor:
     def measure(self) -> None:
         """Measure all."""
         model = self.run.model
-        with (
-            on_device(model, self.problem.device),
-            preserve_process_state(self.run.plan.threads),
-            rng_lock,
-            as_found(self.problem.task),
-            surveyed(model, self.problem),
-        ):
+        with looked_at(model, self.problem, self.run.plan.threads):
             parts, shown, total = self._parts()
             share = 1.0 if total is None else min(1.0, shown / total)
             surface = ModelSurface(
